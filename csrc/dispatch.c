@@ -1,0 +1,50 @@
+/* CPU features -> one table of kernels, chosen once. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* Best first. */
+static const qk_kernels *const tables[] = {
+#if defined(__x86_64__)
+    &qk_kernels_avx512vnni,
+    &qk_kernels_avx2,
+#endif
+    &qk_kernels_scalar,
+};
+
+static int cpu_has(const qk_kernels *k)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (k == &qk_kernels_avx512vnni)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
+    if (k == &qk_kernels_avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+    return k == &qk_kernels_scalar;
+}
+
+static const qk_kernels *active;
+
+const qk_kernels *qk_find(const char *name)
+{
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        if (cpu_has(tables[i]) && (!name || strcmp(name, tables[i]->name) == 0)) return tables[i];
+    return NULL;
+}
+
+const qk_kernels *qk_active(void)
+{
+    if (!active) {
+        const char *name = getenv("QKERNELS_ISA");
+        active = qk_find(name && *name ? name : NULL);
+        if (!active) active = qk_find(NULL);
+    }
+    return active;
+}
+
+void qk_activate(const qk_kernels *k) { active = k; }
+
+const char *qk_name(const qk_kernels *k) { return k->name; }

@@ -1,0 +1,476 @@
+/* The elementwise loops and the epilogues of products, compiled once per instruction set: ordinary C that
+ * the compiler vectorizes. The including file sets its target, NR (columns of a tile) and HAVE_FMA.
+ *
+ * Float results have equal bits everywhere: each operation is written out, rounded once and never
+ * contracted; where a fused multiply-add is meant it is called by name (numerics 9). */
+#include <math.h>
+#include <string.h>
+
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
+
+static inline int32_t bits_of(float v)
+{
+    int32_t i;
+    memcpy(&i, &v, sizeof i);
+    return i;
+}
+
+static inline float float_of(int32_t i)
+{
+    float v;
+    memcpy(&v, &i, sizeof v);
+    return v;
+}
+
+static inline float at_least(float lo, float v) { return lo > v ? lo : v; }  /* NaN stays NaN */
+static inline float at_most(float hi, float v) { return hi < v ? hi : v; }
+static inline float clamp(float v, float lo, float hi) { return at_most(hi, at_least(lo, v)); }
+static inline float nan_to_zero(float v) { return v == v ? v : 0.0f; }
+
+/* |v| < 2^22 */
+static inline int32_t round_to_int(float v, int half_away)
+{
+    float shifted = v + ROUNDER;
+    int32_t n = bits_of(shifted) - bits_of(ROUNDER);
+    if (half_away) {
+        float rest = v - (shifted - ROUNDER); /* exact */
+        n += (rest == 0.5f) & (v > 0);
+        n -= (rest == -0.5f) & (v < 0);
+    }
+    return n;
+}
+
+/* ---- quantize (numerics 3) ---- */
+
+/* x / scale, within [v_lo, v_hi] up to rounding; NaN is 0. `divide` is a constant where this is inlined. */
+static inline float quotient(float x, const qk_affine *p, int divide)
+{
+    if (divide) return clamp(nan_to_zero(x / p->scale), p->v_lo, p->v_hi);
+    x = clamp(nan_to_zero(x), p->x_lo, p->x_hi);
+    float q = x * p->reciprocal;
+    return __builtin_fmaf(__builtin_fmaf(-q, p->scale, x), p->reciprocal, q);
+}
+
+static inline int must_divide(const qk_affine *p) { return !HAVE_FMA || p->reciprocal == 0; }
+
+static inline void quantize_run(const float *restrict x, void *restrict q, int bytes, size_t n, const qk_affine *given,
+                                int divide, int half_away)
+{
+    const qk_affine p = *given; /* a copy that stores to q cannot change */
+    uint8_t *restrict q8 = q;
+    uint16_t *restrict q16 = q;
+    for (size_t i = 0; i < n; i++) {
+        int32_t code = round_to_int(quotient(x[i], &p, divide), half_away) + p.zero_point;
+        if (bytes == 1)
+            q8[i] = (uint8_t)code;
+        else
+            q16[i] = (uint16_t)code;
+    }
+}
+
+static inline void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
+{
+    if (p->half_away)
+        quantize_run(x, q, bytes, n, p, 1, 1);
+    else if (must_divide(p))
+        quantize_run(x, q, bytes, n, p, 1, 0);
+    else
+        quantize_run(x, q, bytes, n, p, 0, 0);
+}
+
+static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 1, n, p); }
+static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
+
+static inline void quantize_columns(const float *restrict x, void *restrict q, int bytes, size_t n,
+                                    const qk_affine_columns *p, int half_away)
+{
+    const float *restrict scale = p->scale;
+    const int32_t *restrict zero_point = p->zero_point;
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    uint8_t *restrict q8 = q;
+    uint16_t *restrict q16 = q;
+    for (size_t i = 0; i < n; i++) {
+        int32_t z = zero_point[i];
+        float v = clamp(nan_to_zero(x[i] / scale[i]), (float)(qmin - z), (float)(qmax - z));
+        int32_t code = round_to_int(v, half_away) + z;
+        if (bytes == 1)
+            q8[i] = (uint8_t)code;
+        else
+            q16[i] = (uint16_t)code;
+    }
+}
+
+static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
+{
+    if (p->half_away)
+        quantize_columns(x, q, 1, n, p, 1);
+    else
+        quantize_columns(x, q, 1, n, p, 0);
+}
+
+static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p)
+{
+    if (p->half_away)
+        quantize_columns(x, q, 2, n, p, 1);
+    else
+        quantize_columns(x, q, 2, n, p, 0);
+}
+
+/* ---- dequantize (numerics 4) ---- */
+
+static inline int32_t code_at(const void *q, qk_dtype from, size_t i)
+{
+    switch (from) {
+    case QK_I8: return ((const int8_t *)q)[i];
+    case QK_U8: return ((const uint8_t *)q)[i];
+    case QK_I16: return ((const int16_t *)q)[i];
+    case QK_U16: return ((const uint16_t *)q)[i];
+    default: return ((const int32_t *)q)[i];
+    }
+}
+
+/* int32 codes wrap, so the difference is taken modulo 2^32 */
+static inline float difference(int32_t code, int32_t zero_point) { return (float)(int32_t)((uint32_t)code - (uint32_t)zero_point); }
+
+static inline void dequantize_run(const void *restrict q, qk_dtype from, float *restrict y, size_t n,
+                                  const qk_affine *p)
+{
+    const float scale = p->scale;
+    const int32_t zero_point = p->zero_point;
+    for (size_t i = 0; i < n; i++) y[i] = difference(code_at(q, from, i), zero_point) * scale;
+}
+
+static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
+{
+    switch (from) {
+    case QK_I8: dequantize_run(q, QK_I8, y, n, p); break;
+    case QK_U8: dequantize_run(q, QK_U8, y, n, p); break;
+    case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
+    case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
+    default: dequantize_run(q, QK_I32, y, n, p); break;
+    }
+}
+
+static inline void dequantize_columns_run(const void *restrict q, qk_dtype from, float *restrict y, size_t n,
+                                          const qk_affine_columns *p)
+{
+    const float *restrict scale = p->scale;
+    const int32_t *restrict zero_point = p->zero_point;
+    for (size_t i = 0; i < n; i++) y[i] = difference(code_at(q, from, i), zero_point[i]) * scale[i];
+}
+
+static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p)
+{
+    switch (from) {
+    case QK_I8: dequantize_columns_run(q, QK_I8, y, n, p); break;
+    case QK_U8: dequantize_columns_run(q, QK_U8, y, n, p); break;
+    case QK_I16: dequantize_columns_run(q, QK_I16, y, n, p); break;
+    case QK_U16: dequantize_columns_run(q, QK_U16, y, n, p); break;
+    default: dequantize_columns_run(q, QK_I32, y, n, p); break;
+    }
+}
+
+static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *given, int divide)
+{
+    const qk_affine p = *given;
+    for (size_t i = 0; i < n; i++) y[i] = ((quotient(x[i], &p, divide) + ROUNDER) - ROUNDER) * p.scale;
+}
+
+static void fake_quantize_f32(const float *x, float *y, size_t n, const qk_affine *p)
+{
+    if (must_divide(p))
+        fake_quantize_run(x, y, n, p, 1);
+    else
+        fake_quantize_run(x, y, n, p, 0);
+}
+
+static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const qk_affine_columns *p)
+{
+    const float *scale = p->scale;
+    const int32_t *zero_point = p->zero_point;
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    for (size_t i = 0; i < n; i++) {
+        float v = clamp(nan_to_zero(x[i] / scale[i]), (float)(qmin - zero_point[i]), (float)(qmax - zero_point[i]));
+        y[i] = ((v + ROUNDER) - ROUNDER) * scale[i];
+    }
+}
+
+/* ---- bounds (numerics 2) ---- */
+
+/* An int32 in the order of the floats: 0 for 0.0f, beyond infinity for NaN. Its own inverse. */
+static inline int32_t ordered_bits(int32_t i) { return i ^ ((i >> 31) & 0x7fffffff); }
+
+static void minmax_f32(const float *x, size_t n, int32_t *lo_out, int32_t *hi_out)
+{
+    int32_t lo = 0, hi = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t v = ordered_bits(bits_of(x[i]));
+        lo = v < lo ? v : lo;
+        hi = v > hi ? v : hi;
+    }
+    *lo_out = lo;
+    *hi_out = hi;
+}
+
+/* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
+
+static void f16_to_f32(const uint16_t *restrict x, float *restrict y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        int32_t sign = (int32_t)(x[i] & 0x8000) << 16, magnitude = x[i] & 0x7fff;
+        /* The exponent bias differs by 112; the product also normalises subnormals. */
+        float scaled = float_of(magnitude << 13) * 0x1p112f;
+        int32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;
+        y[i] = float_of(sign | bits_of(scaled) | special);
+    }
+}
+
+static void f32_to_f16(const float *restrict x, uint16_t *restrict y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits = bits_of(x[i]), magnitude = bits & 0x7fffffff, sign = (bits >> 16) & 0x8000;
+        int32_t normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+        /* Below 2^-14 the last bit is 2^-24: adding 1/2 leaves it at the end of the mantissa. */
+        int32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+        int32_t half = magnitude < (113 << 23) ? subnormal : normal;
+        half = magnitude >= 0x47800000 ? 0x7c00 : half;
+        half = magnitude > 0x7f800000 ? 0x7e00 : half;
+        y[i] = (uint16_t)(sign | half);
+    }
+}
+
+static void bf16_to_f32(const uint16_t *restrict x, float *restrict y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = float_of((int32_t)((uint32_t)x[i] << 16));
+}
+
+static void f32_to_bf16(const float *restrict x, uint16_t *restrict y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)bits_of(x[i]), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        y[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+    }
+}
+
+/* ---- elementary functions (numerics 9) ---- */
+
+static inline float exp_f32(float x)
+{
+    x = clamp(x, -87.33f, 88.37f);
+    float shifted = __builtin_fmaf(x, 1.44269504f, ROUNDER), n = shifted - ROUNDER;
+    float r = __builtin_fmaf(n, -6.93145752e-1f, x);
+    r = __builtin_fmaf(n, -1.42860677e-6f, r);
+    float p = 1.394656138e-3f;
+    p = __builtin_fmaf(p, r, 8.369223215e-3f);
+    p = __builtin_fmaf(p, r, 4.166626185e-2f);
+    p = __builtin_fmaf(p, r, 1.666651517e-1f);
+    p = __builtin_fmaf(p, r, 5.000000000e-1f);
+    p = __builtin_fmaf(p * r, r, r) + 1.0f;
+    return p * float_of((bits_of(shifted) - bits_of(ROUNDER) + 127) << 23);
+}
+
+/* gelu(x) = max(x, 0) - g(|x|) with g(u) = u/2 erfc(u / sqrt 2), a polynomial in t = u / 2.7 - 1 on [0, 5.4] */
+static inline float gelu_f32(float x)
+{
+    static const float c[17] = {
+        -1.357188635e-02f, 2.404971514e-03f, 8.338505775e-02f, -4.689817131e-02f, -2.080026269e-01f,
+        2.312611490e-01f, 1.925221980e-01f, -4.977933466e-01f, 2.069105655e-01f, 3.780476451e-01f,
+        -6.127207875e-01f, 3.031818271e-01f, 1.411833912e-01f, -3.035947084e-01f, 2.009332925e-01f,
+        -6.660935283e-02f, 9.360852651e-03f,
+    };
+    float t = at_most(1.0f, __builtin_fmaf(float_of(bits_of(x) & 0x7fffffff), 1.0f / 2.7f, -1.0f));
+    float g = c[0];
+    for (int i = 1; i < 17; i++) g = __builtin_fmaf(g, t, c[i]);
+    return at_least(0.0f, x) - g;
+}
+
+/* The bound keeps the quotient at 0 where exp_f32 stops growing. */
+static inline float silu_f32(float x) { return at_least(-88.37f, x) / (1.0f + exp_f32(-x)); }
+
+static inline void activate(float *restrict y, qk_activation activation)
+{
+    if (activation == QK_RELU)
+        for (int j = 0; j < NR; j++) y[j] = at_least(0.0f, y[j]);
+    else if (activation == QK_GELU)
+        for (int j = 0; j < NR; j++) y[j] = gelu_f32(y[j]);
+    else if (activation == QK_SILU)
+        for (int j = 0; j < NR; j++) y[j] = silu_f32(y[j]);
+}
+
+/* ---- requantize (numerics 7) ---- */
+
+static inline int32_t saturate(int64_t v, int32_t lo, int32_t hi) { return (int32_t)(v < lo ? lo : v > hi ? hi : v); }
+
+/* Half the doubled product's high part, rounded half away from zero, then a shift rounded likewise. */
+static inline int32_t multiply_gemmlowp(int32_t acc, int32_t mantissa, int32_t shift)
+{
+    int64_t scaled = saturate((int64_t)acc * ((int64_t)1 << (shift > 0 ? shift : 0)), INT32_MIN, INT32_MAX);
+    int64_t product = scaled * mantissa;
+    int32_t high = (int32_t)((product + (product >= 0 ? 1 << 30 : 1 - (1 << 30))) / ((int64_t)1 << 31));
+    int32_t right = shift < 0 ? -shift : 0;
+    int32_t mask = (int32_t)(((int64_t)1 << right) - 1), rest = high & mask;
+    return (high >> right) + (rest > (mask >> 1) + (high < 0));
+}
+
+static inline int64_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shift)
+{
+    return ((int64_t)acc * mantissa + ((int64_t)1 << (30 - shift))) >> (31 - shift);
+}
+
+static inline int32_t multiply_fixed_point(int32_t acc, int32_t mantissa, int32_t shift, const qk_requant *r)
+{
+    int64_t v = r->rounding == QK_GEMMLOWP ? multiply_gemmlowp(acc, mantissa, shift)
+                                           : multiply_tflite(acc, mantissa, shift);
+    return saturate(v + r->zero_point, r->qmin, r->qmax);
+}
+
+static inline int32_t scale_to_code(float v, float lo, float hi, int32_t zero_point, int half_away)
+{
+    return round_to_int(clamp(v, lo, hi), half_away) + zero_point;
+}
+
+static inline void requantize_run(const int32_t *restrict acc, const int32_t *restrict bias, uint16_t *restrict q,
+                                  size_t n, const qk_requant *r, int half_away)
+{
+    const float *restrict multiplier = r->multiplier;
+    const int32_t zero_point = r->zero_point;
+    const float lo = (float)(r->qmin - zero_point), hi = (float)(r->qmax - zero_point);
+    for (size_t i = 0; i < n; i++) {
+        float v = (float)(int32_t)((uint32_t)acc[i] + (uint32_t)bias[i]) * multiplier[i];
+        q[i] = (uint16_t)scale_to_code(v, lo, hi, zero_point, half_away);
+    }
+}
+
+/* The pointers of r are those of the first of the n columns. */
+static void requantize_i32(const int32_t *acc, const int32_t *bias, void *q, int bytes, size_t n, const qk_requant *r)
+{
+    uint16_t codes[256];
+    qk_requant part = *r;
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < 256 ? n - done : 256;
+        if (r->rounding == QK_HALF_EVEN)
+            requantize_run(acc + done, bias + done, codes, count, &part, 0);
+        else if (r->rounding == QK_HALF_AWAY)
+            requantize_run(acc + done, bias + done, codes, count, &part, 1);
+        else
+            for (size_t i = 0; i < count; i++)
+                codes[i] = (uint16_t)multiply_fixed_point((int32_t)((uint32_t)acc[done + i] + (uint32_t)bias[done + i]),
+                                                          r->mantissa[done + i], r->shift[done + i], r);
+        if (bytes == 2)
+            memcpy((uint16_t *)q + done, codes, count * sizeof *codes);
+        else
+            for (size_t i = 0; i < count; i++) ((uint8_t *)q)[done + i] = (uint8_t)codes[i];
+        if (part.multiplier) part.multiplier += count;
+    }
+}
+
+/* ---- products: a' and epilogues (numerics 6 to 8) ---- */
+
+static inline int32_t pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        to[i] = a[i] ^ flip;
+        sum += to[i];
+    }
+    memset(to + n, 0, n_pad - n);
+    return sum;
+}
+
+static inline int32_t pack_row_words(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        to[i] = a[i] ^ flip;
+        sum += to[i];
+    }
+    memset(to + n, 0, (n_pad - n) * sizeof *to);
+    return sum;
+}
+
+/* The sums of one row without what zero points add to them; modulo 2^32. */
+static inline void correct_row(int32_t *acc_row, const qk_tile *t, int row)
+{
+    uint32_t *restrict acc = (uint32_t *)acc_row;
+    if (t->row_zero) {
+        const uint32_t zero = (uint32_t)t->row_zero[row];
+        for (int j = 0; j < NR; j++) acc[j] -= zero * (uint32_t)t->colsum[j];
+    }
+    if (t->row_term) {
+        const uint32_t term = (uint32_t)t->row_term[row];
+        for (int j = 0; j < NR; j++) acc[j] -= term * (uint32_t)t->col_zero[j];
+    }
+}
+
+static void tile_to_int32(int32_t *acc, const qk_tile *t)
+{
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        correct_row(acc, t, row);
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, acc, (size_t)t->cols * sizeof *acc);
+    }
+}
+
+static inline void scale_row(const int32_t *restrict acc, float *restrict y, const qk_tile *t, int row)
+{
+    const float *restrict col_scale = t->col_scale, *restrict bias = t->bias;
+    if (t->row_scale) {
+        const float row_scale = t->row_scale[row];
+        for (int j = 0; j < NR; j++) y[j] = (float)acc[j] * (row_scale * col_scale[j]) + bias[j];
+    } else {
+        for (int j = 0; j < NR; j++) y[j] = (float)acc[j] * col_scale[j] + bias[j];
+    }
+    activate(y, t->activation);
+}
+
+static void tile_to_float(int32_t *acc, const qk_tile *t)
+{
+    float y[NR];
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
+        correct_row(acc, t, row);
+        if (t->cols == NR) {
+            scale_row(acc, dst, t, row);
+        } else {
+            scale_row(acc, y, t, row);
+            memcpy(dst, y, (size_t)t->cols * sizeof *y);
+        }
+    }
+}
+
+static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
+{
+    const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
+    const int32_t zero_point = t->requant->zero_point;
+    const float hi = (float)(t->requant->qmax - zero_point);
+    const float lo = t->activation == QK_RELU ? at_least(0.0f, (float)(t->requant->qmin - zero_point))
+                                              : (float)(t->requant->qmin - zero_point);
+    for (int j = 0; j < NR; j++)
+        q[j] = (uint8_t)scale_to_code((float)acc[j] * multiplier[j] + bias[j], lo, hi, zero_point, half_away);
+}
+
+static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t)
+{
+    qk_requant r = *t->requant;
+    if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
+    for (int j = 0; j < NR; j++) q[j] = (uint8_t)multiply_fixed_point(acc[j], t->mantissa[j], t->shift[j], &r);
+}
+
+static void tile_to_codes(int32_t *acc, const qk_tile *t)
+{
+    uint8_t q[NR];
+    float y[NR];
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        correct_row(acc, t, row);
+        if (t->activation > QK_RELU) {
+            scale_row(acc, y, t, row);
+            quantize_f32_8(y, q, NR, &t->out);
+        } else if (t->requant->rounding == QK_HALF_EVEN) {
+            multiply_row(acc, q, t, 0);
+        } else if (t->requant->rounding == QK_HALF_AWAY) {
+            multiply_row(acc, q, t, 1);
+        } else {
+            fixed_point_row(acc, q, t);
+        }
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, q, (size_t)t->cols);
+    }
+}

@@ -1,0 +1,347 @@
+/* Integer products: packing, blocking, threads. The inner tile and the epilogues belong to the instruction set.
+ *
+ * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of k), for
+ * each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the epilogue
+ * turns each finished tile into its output while it is in the L1 cache. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+enum { A_BLOCK_BYTES = 192 * 1024, MAX_ROWS = 480, MAX_NR = 64, MAX_MR = 16 };
+
+static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+/* ---- packing of b ---- */
+
+void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+{
+    *p = (qk_packed){.kernels = kernels, .k = k, .n = n, .flipped = b_unsigned};
+    p->k_pad = round_up(k, (size_t)kernels->kr);
+    p->n_pad = round_up(n, (size_t)kernels->nr);
+}
+
+typedef struct {
+    qk_packed *p;
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;
+    const int32_t *zero_point;
+    int64_t bound;
+} pack_job;
+
+/* Codes of one step (kr rows) and one panel (nr columns), interleaved; absent ones are 0. */
+static void pack_step(const pack_job *job, size_t row, size_t col, int8_t *to)
+{
+    const qk_packed *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    const size_t rows = p->k - row < kr ? p->k - row : kr, cols = p->n - col < nr ? p->n - col : nr;
+    const uint8_t flip = p->flipped ? 0x80 : 0;
+    const uint8_t *b = job->b + (ptrdiff_t)row * job->row_stride + (ptrdiff_t)col * job->col_stride;
+    if (rows < kr || cols < nr) memset(to, 0, nr * kr);
+    if (job->row_stride == 1 && rows == 4 && kr == 4) {
+        for (size_t j = 0; j < cols; j++) {
+            uint32_t four;
+            memcpy(&four, b + (ptrdiff_t)j * job->col_stride, 4);
+            four ^= flip * 0x01010101u;
+            memcpy(to + 4 * j, &four, 4);
+        }
+        return;
+    }
+    for (size_t i = 0; i < rows; i++) {
+        const uint8_t *line = b + (ptrdiff_t)i * job->row_stride;
+        for (size_t j = 0; j < cols; j++) to[j * kr + i] = (int8_t)(line[(ptrdiff_t)j * job->col_stride] ^ flip);
+    }
+}
+
+/* Column sums and the bound of the panel's columns, from the packed codes: 64-bit, as nobody bounds k. */
+static int64_t sum_panel(const pack_job *job, const int8_t *panel, size_t col)
+{
+    const qk_packed *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    int32_t zero[MAX_NR] = {0};
+    int64_t sum[MAX_NR] = {0}, size[MAX_NR] = {0}, bound = 0;
+    for (size_t j = 0; j < nr; j++) {
+        if (job->zero_point && col + j < p->n) zero[j] = job->zero_point[col + j];
+        zero[j] -= p->flipped ? 128 : 0;
+    }
+    const size_t block = 4096; /* of k: |b - zero| <= 255 + 128, so 32 bits hold a block's sums */
+    for (size_t row = 0; row < p->k; row += block) {
+        int32_t part[MAX_NR] = {0}, part_size[MAX_NR] = {0};
+        const size_t end = row + block < p->k ? row + block : p->k;
+        for (size_t i = row; i < end; i++) {
+            const int8_t *line = panel + i / kr * (nr * kr) + i % kr;
+            for (size_t j = 0; j < nr; j++) {
+                const int32_t code = line[j * kr];
+                part[j] += code;
+                part_size[j] += abs(code - zero[j]);
+            }
+        }
+        for (size_t j = 0; j < nr; j++) sum[j] += part[j], size[j] += part_size[j];
+    }
+    for (size_t j = 0; j < nr; j++) {
+        p->colsum[col + j] = (int32_t)(uint32_t)sum[j];
+        if (col + j < p->n && size[j] > bound) bound = size[j];
+    }
+    return bound;
+}
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_packed *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    int64_t bound = 0;
+    for (size_t panel = begin; panel < end; panel++) {
+        int8_t *to = p->panels + panel * nr * p->k_pad;
+        for (size_t row = 0; row < p->k; row += kr) pack_step(job, row, panel * nr, to + row * nr);
+        const int64_t size = sum_panel(job, to, panel * nr);
+        if (size > bound) bound = size;
+    }
+    int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
+    while (bound > seen && !__atomic_compare_exchange_n(&job->bound, &seen, bound, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+}
+
+int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
+{
+    pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
+    qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
+    return job.bound;
+}
+
+void qk_unpack(const qk_packed *p, void *b)
+{
+    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    const uint8_t flip = p->flipped ? 0x80 : 0;
+    uint8_t *to = b;
+    for (size_t row = 0; row < p->k; row++)
+        for (size_t col = 0; col < p->n; col++) {
+            const int8_t *panel = p->panels + col / nr * nr * p->k_pad;
+            to[row * p->n + col] = (uint8_t)panel[(row / kr * nr + col % nr) * kr + row % kr] ^ flip;
+        }
+}
+
+/* ---- the product ---- */
+
+typedef struct {
+    const qk_left *left;
+    const qk_packed *b;
+    const qk_right *right;
+    size_t block_rows, row_blocks;  /* rows of a that a task takes */
+    size_t col_chunks;              /* parts of the panels that a task takes: 1 unless rows are few */
+    const int32_t *init;            /* starting sums, n_pad of them */
+    const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
+    int32_t a_shift;                /* a' = a + a_shift */
+    int in_place, needs_row_sums;
+    int failure;
+} product;
+
+/* What a task knows of its block of rows. */
+typedef struct {
+    const char *a;
+    size_t lda; /* in bytes */
+    char *buffer;
+    int32_t zero[MAX_ROWS], term[MAX_ROWS];
+    float scale[MAX_ROWS];
+} row_block;
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
+
+static int32_t quantize_row(const float *x, size_t n, uint8_t *q, float *scale, int32_t *zero)
+{
+    const qk_kernels *k = qk_active();
+    float lo, hi;
+    if (!qk_minmax(x, n, &lo, &hi)) return 0;
+    qk_choose(lo, hi, 0, 255, 0, scale, zero);
+    const qk_affine p = qk_affine_of(*scale, *zero, 0, 255, QK_HALF_EVEN);
+    k->quantize_f32_8(x, q, n, &p);
+    return 1;
+}
+
+/* Rows of a as the tile wants them. Returns 0 where a value is not finite. */
+static int pack_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_left *left = g->left;
+    const qk_kernels *k = g->b->kernels;
+    const uint8_t flip = g->a_shift && left->type == QK_CODES_I8 ? 0x80 : 0;
+    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->block_rows; /* one row, before widening */
+    for (size_t i = 0; i < rows; i++) {
+        const char *source = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        void *to = block->buffer + i * block->lda;
+        int32_t zero = 0;
+        if (left->type == QK_FLOATS) {
+            uint8_t *q = k->a_bytes == 1 && !g->b_zero ? to : codes;
+            if (!quantize_row((const float *)source, g->b->k, q, block->scale + i, &zero)) return 0;
+            if (q == to) memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
+            source = (const char *)q;
+        } else if (left->zero_point) {
+            zero = left->zero_point[left->zero_point_per_row ? first + i : 0];
+        }
+        block->zero[i] = zero + g->a_shift;
+        int32_t sum = source == to ? 0 : k->gemm_pack_row((const uint8_t *)source, g->b->k, g->b->k_pad, flip, to);
+        block->term[i] = (int32_t)((uint32_t)sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+    }
+    return 1;
+}
+
+/* Where the rows stay in place, only their sums are wanted, and seldom. */
+static void describe_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_left *left = g->left;
+    for (size_t i = 0; i < rows; i++) {
+        const uint8_t *a = (const uint8_t *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        uint32_t sum = 0;
+        if (g->b_zero)
+            for (size_t j = 0; j < g->b->k; j++) sum += a[j];
+        block->zero[i] = left->zero_point ? left->zero_point[left->zero_point_per_row ? first + i : 0] : 0;
+        block->term[i] = (int32_t)(sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+    }
+}
+
+static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
+                       int32_t *acc)
+{
+    const qk_right *right = g->right;
+    const qk_kernels *k = g->b->kernels;
+    const size_t nr = (size_t)k->nr, size = right->type == QK_TO_CODES ? 1 : 4;
+    const int per_row = g->left->type == QK_FLOATS || g->left->zero_point_per_row;
+    qk_tile t = {
+        .rows = (int)rows,
+        .cols = (int)(g->b->n - col < nr ? g->b->n - col : nr),
+        .row_zero = per_row ? block->zero + row_in_block : NULL,
+        .colsum = g->b->colsum + col,
+        .row_term = g->b_zero ? block->term + row_in_block : NULL,
+        .col_zero = g->b_zero ? g->b_zero + col : NULL,
+        .row_scale = g->left->type == QK_FLOATS ? block->scale + row_in_block : NULL,
+        .activation = right->activation,
+        .requant = &right->requant,
+        .dst = (char *)right->out + row * right->row_stride + col * size,
+        .row_stride = right->row_stride,
+    };
+    if (right->col_scale) t.col_scale = right->col_scale + col;
+    if (right->float_bias) t.bias = right->float_bias + col;
+    if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
+    if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
+    if (right->type == QK_TO_INT32) {
+        k->tile_to_int32(acc, &t);
+    } else if (right->type == QK_TO_FLOAT) {
+        k->tile_to_float(acc, &t);
+    } else {
+        if (right->activation > QK_RELU)
+            t.out = qk_affine_of(right->out_scale, right->requant.zero_point, right->requant.qmin, right->requant.qmax,
+                                 right->requant.rounding);
+        k->tile_to_codes(acc, &t);
+    }
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
+{
+    const qk_packed *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
+    const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+        const int8_t *codes = b->panels + panel * nr * b->k_pad;
+        const size_t col = panel * nr;
+        for (size_t i = 0; i < rows; i += mr) {
+            const size_t count = rows - i < mr ? rows - i : mr;
+            const char *a = block->a + i * block->lda;
+            if (plain && col + nr <= b->n) {
+                int32_t *c = (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col;
+                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, g->right->row_stride / 4);
+            } else {
+                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, acc, nr);
+                store_tile(g, block, first + i, i, count, col, acc);
+            }
+        }
+    }
+}
+
+static void run_tasks(void *context, size_t begin, size_t end)
+{
+    product *g = context;
+    const qk_packed *b = g->b;
+    const size_t panels = b->n_pad / (size_t)b->kernels->nr;
+    const size_t lda = round_up(b->k_pad * (size_t)b->kernels->a_bytes, 64);
+    row_block block;
+    block.buffer = NULL;
+    if (!g->in_place) {
+        block.buffer = aligned_alloc(64, lda * g->block_rows + round_up(b->k_pad, 64) + 64);
+        if (!block.buffer) {
+            fail(g, -1);
+            return;
+        }
+    }
+    size_t packed = SIZE_MAX; /* the block of rows that the buffer holds */
+    for (size_t task = begin; task < end; task++) {
+        const size_t first = task / g->col_chunks * g->block_rows, chunk = task % g->col_chunks;
+        const size_t rows = g->left->m - first < g->block_rows ? g->left->m - first : g->block_rows;
+        if (first != packed) {
+            block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
+            block.a = g->in_place ? (const char *)g->left->a + (ptrdiff_t)first * g->left->row_stride : block.buffer;
+            if (g->in_place) {
+                if (g->left->zero_point_per_row || g->b_zero) describe_rows(g, &block, first, rows);
+            } else if (!pack_rows(g, &block, first, rows)) {
+                fail(g, -2);
+                break;
+            }
+            packed = first;
+        }
+        multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
+    }
+    free(block.buffer);
+}
+
+/* Blocks of rows that fit the L2 cache and that the threads can share evenly. */
+static void choose_blocks(product *g, int threads)
+{
+    const qk_packed *b = g->b;
+    const size_t m = g->left->m, mr = (size_t)b->kernels->mr;
+    size_t most = A_BLOCK_BYTES / (b->k_pad * (size_t)b->kernels->a_bytes + 1);
+    most = most < mr ? mr : most > MAX_ROWS ? MAX_ROWS : most / mr * mr;
+    size_t blocks = (m + most - 1) / most;
+    const size_t team = (size_t)threads;
+    if (blocks < team && m >= team * 4 * mr) blocks = team;
+    if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
+    g->block_rows = round_up((m + blocks - 1) / blocks, mr);
+    g->row_blocks = (m + g->block_rows - 1) / g->block_rows;
+    const size_t panels = b->n_pad / (size_t)b->kernels->nr;
+    g->col_chunks = g->row_blocks >= team ? 1 : team;
+    if (g->col_chunks > panels) g->col_chunks = panels;
+}
+
+int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
+{
+    if (left->m == 0 || b->n == 0) return 1;
+    const qk_kernels *k = b->kernels;
+    product g = {.left = left, .b = b, .right = right};
+    g.a_shift = left->type == QK_CODES_I8 ? 128 : 0;
+    g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
+
+    /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
+    int32_t small[2 * 512];
+    int32_t *columns = b->n_pad <= 512 ? small : malloc(2 * b->n_pad * sizeof *columns);
+    if (!columns) return -1;
+    int32_t *init = columns, *b_zero = columns + b->n_pad;
+    const int one_zero = left->type != QK_FLOATS && !left->zero_point_per_row;
+    const uint32_t a_zero = one_zero ? (uint32_t)g.a_shift + (uint32_t)(left->zero_point ? left->zero_point[0] : 0) : 0;
+    uint32_t any_zero = 0;
+    for (size_t j = 0; j < b->n_pad; j++) {
+        init[j] = (int32_t)((right->int_bias ? (uint32_t)right->int_bias[j] : 0) - a_zero * (uint32_t)b->colsum[j]);
+        b_zero[j] = (right->b_zero ? right->b_zero[j] : 0) - (b->flipped ? 128 : 0);
+        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
+    }
+    g.init = init;
+    g.b_zero = any_zero ? b_zero : NULL;
+
+    const double work = (double)left->m * (double)b->n * (double)b->k / 128;
+    const int threads = qk_threads_for(SIZE_MAX, work);
+    choose_blocks(&g, threads);
+    qk_parallel_for(g.row_blocks * g.col_chunks, work, run_tasks, &g);
+    if (columns != small) free(columns);
+    return g.failure ? g.failure : 1;
+}

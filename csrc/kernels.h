@@ -1,0 +1,77 @@
+/* What an instruction set provides: one struct of functions and tile sizes. */
+#ifndef QK_KERNELS_H
+#define QK_KERNELS_H
+
+#include "qkernels.h"
+
+/* One scale and zero point, with what quantization derives from them (numerics 3). */
+typedef struct {
+    float scale, reciprocal;      /* reciprocal 0: divide */
+    float x_lo, x_hi;             /* bounds of x before the product with the reciprocal */
+    float v_lo, v_hi;             /* bounds of the quotient: qmin - zero_point, qmax - zero_point */
+    int32_t zero_point;
+    int half_away;
+} qk_affine;
+
+/* Parameters of consecutive elements that all differ: the last axis. */
+typedef struct {
+    const float *scale;
+    const int32_t *zero_point;
+    int32_t qmin, qmax;
+    int half_away;
+} qk_affine_columns;
+
+/* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
+typedef struct {
+    int rows, cols;                        /* valid ones; column arrays hold nr entries all the same */
+    const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; NULL: nothing */
+    const int32_t *row_term, *col_zero;    /* subtract row_term[m] * col_zero[n]; NULL: nothing */
+    const float *row_scale, *col_scale, *bias;   /* row_scale NULL: 1 */
+    qk_activation activation;
+    const qk_requant *requant;             /* its column pointers are not moved: use the three below */
+    const float *multiplier;
+    const int32_t *mantissa, *shift;
+    qk_affine out;                         /* of codes, after an activation on real values */
+    void *dst;
+    size_t row_stride;
+} qk_tile;
+
+struct qk_kernels {
+    const char *name;
+
+    /* Products. a' is uint8, widened to a_bytes; b' is int8 in panels of nr columns x kr codes of k. */
+    int mr, nr, kr, a_bytes;
+    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. */
+    void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                      int32_t *c, size_t ldc);
+    /* a codes -> a' (a ^ flip), and zeros up to n_pad; returns the sum of a'. */
+    int32_t (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
+    void (*tile_to_float)(int32_t *acc, const qk_tile *t);
+    void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+
+    /* Elementwise. Codes are stored by their low 8 or 16 bits. */
+    void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);
+    void (*quantize_f32_16)(const float *x, uint16_t *q, size_t n, const qk_affine *p);
+    void (*quantize_columns_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p);
+    void (*quantize_columns_f32_16)(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p);
+    void (*dequantize_f32)(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p);
+    void (*dequantize_columns_f32)(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p);
+    void (*fake_quantize_f32)(const float *x, float *y, size_t n, const qk_affine *p);
+    void (*fake_quantize_columns_f32)(const float *x, float *y, size_t n, const qk_affine_columns *p);
+    void (*requantize_i32)(const int32_t *acc, const int32_t *bias, void *q, int bytes, size_t n, const qk_requant *r);
+    /* Bounds of x and 0 as ordered integers (ordered_bits in elementwise.inc.h). */
+    void (*minmax_f32)(const float *x, size_t n, int32_t *lo, int32_t *hi);
+    void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
+    void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
+    void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);
+    void (*f32_to_bf16)(const float *x, uint16_t *y, size_t n);
+};
+
+extern const qk_kernels qk_kernels_scalar;
+extern const qk_kernels qk_kernels_avx2;
+extern const qk_kernels qk_kernels_avx512vnni;
+
+qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
+
+#endif

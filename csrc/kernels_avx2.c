@@ -1,0 +1,108 @@
+/* AVX2 with FMA (Haswell, Zen 1 and later; no VNNI).
+ *
+ * vpmaddwd: 8 lanes x (2 by 2 int16) summed to int32, exact here (numerics 6), then vpaddd: 16 products for two
+ * instructions. vpmaddubsw would do twice that and saturate.
+ *
+ * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, widened from int8 by vpmovsxbw as it is loaded, 1 the
+ * broadcast of a (widened once per block of rows), 1 the products: all 16 registers.
+ *
+ *          b0 (8 columns)   b1 (8 columns)
+ *     a0   c00              c01
+ *     ..   ..               ..
+ *     a5   c50              c51
+ */
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#define NR 16
+#define HAVE_FMA 1
+#include "elementwise.inc.h"
+
+enum { MR = 6, KR = 2 };
+
+static inline __m256i broadcast2(const int16_t *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm256_set1_epi32(codes);
+}
+
+static inline __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+
+/* c + a * b. The empty asm pins the sum to its register and its place: gcc would otherwise reassociate integer sums
+ * across steps and spill. */
+static inline __attribute__((always_inline)) __m256i multiply_add(__m256i c, __m256i a, __m256i b)
+{
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+    __asm__("" : "+x"(c));
+    return c;
+}
+
+static inline __attribute__((always_inline)) void store(int32_t *c, __m256i left, __m256i right)
+{
+    _mm256_storeu_si256((__m256i *)c, left);
+    _mm256_storeu_si256((__m256i *)(c + 8), right);
+}
+
+/* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. */
+static inline __attribute__((always_inline)) void tile(const int rows, size_t steps, const int16_t *a, size_t lda,
+                                                       const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+{
+    const int16_t *a3 = a + 3 * lda;
+    __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
+    __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00, c51 = c01;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+        const __m256i b0 = widen(panel), b1 = widen(panel + 16);
+        __m256i v = broadcast2(a);
+        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+    }
+    store(c, c00, c01);
+    if (rows > 1) c += ldc, store(c, c10, c11);
+    if (rows > 2) c += ldc, store(c, c20, c21);
+    if (rows > 3) c += ldc, store(c, c30, c31);
+    if (rows > 4) c += ldc, store(c, c40, c41);
+    if (rows > 5) c += ldc, store(c, c50, c51);
+}
+
+static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                      int32_t *c, size_t ldc)
+{
+    lda /= sizeof(int16_t);
+    switch (rows) {
+    case 1: tile(1, steps, a, lda, panel, init, c, ldc); break;
+    case 2: tile(2, steps, a, lda, panel, init, c, ldc); break;
+    case 3: tile(3, steps, a, lda, panel, init, c, ldc); break;
+    case 4: tile(4, steps, a, lda, panel, init, c, ldc); break;
+    case 5: tile(5, steps, a, lda, panel, init, c, ldc); break;
+    default: tile(6, steps, a, lda, panel, init, c, ldc); break;
+    }
+}
+
+static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+{
+    return pack_row_words(a, n, n_pad, flip, to);
+}
+
+const qk_kernels qk_kernels_avx2 = {
+    .name = "avx2",
+    .mr = MR, .nr = NR, .kr = KR, .a_bytes = 2,
+    .gemm_tile = gemm_tile,
+    .gemm_pack_row = gemm_pack_row,
+#include "elementwise_table.inc.h"
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif

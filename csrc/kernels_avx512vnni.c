@@ -1,0 +1,96 @@
+/* AVX-512 with VNNI (Ice Lake, Sapphire Rapids, Zen 4 and later).
+ *
+ * vpdpbusd: 16 lanes x (4 unsigned by 4 signed bytes) added to int32, no saturation (numerics 6).
+ * Zen 4 issues one 512-bit vpdpbusd a cycle (latency 4), Zen 5 two: 64 or 128 products a cycle.
+ *
+ * Tile: 6 rows x 32 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a. One step takes 4 codes
+ * of k: 2 loads of b, 6 broadcasts of a, 12 vpdpbusd, so loads (2 a cycle) are never the limit.
+ *
+ *          b0 (16 columns)  b1 (16 columns)
+ *     a0   c00              c01
+ *     a1   c10              c11
+ *     ..   ..               ..
+ *     a5   c50              c51
+ */
+#include "kernels.h"
+
+#ifdef QK_SIMDE
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#else
+#include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,prefer-vector-width=512"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,prefer-vector-width=512")
+#endif
+#endif
+
+#define NR 32
+#define HAVE_FMA 1
+#include "elementwise.inc.h"
+
+enum { MR = 6, KR = 4 };
+
+static inline __m512i broadcast4(const uint8_t *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm512_set1_epi32(codes);
+}
+
+/* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
+ * since gcc keeps arrays of them in memory. */
+static inline __attribute__((always_inline)) void tile(const int rows, size_t steps, const uint8_t *a, size_t lda,
+                                                       const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+{
+    const uint8_t *a3 = a + 3 * lda;
+    __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16);
+    __m512i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00, c51 = c01;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+        const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
+        __m512i v = broadcast4(a);
+        c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
+        if (rows > 1) v = broadcast4(a + lda), c10 = _mm512_dpbusd_epi32(c10, v, b0), c11 = _mm512_dpbusd_epi32(c11, v, b1);
+        if (rows > 2) v = broadcast4(a + 2 * lda), c20 = _mm512_dpbusd_epi32(c20, v, b0), c21 = _mm512_dpbusd_epi32(c21, v, b1);
+        if (rows > 3) v = broadcast4(a3), c30 = _mm512_dpbusd_epi32(c30, v, b0), c31 = _mm512_dpbusd_epi32(c31, v, b1);
+        if (rows > 4) v = broadcast4(a3 + lda), c40 = _mm512_dpbusd_epi32(c40, v, b0), c41 = _mm512_dpbusd_epi32(c41, v, b1);
+        if (rows > 5) v = broadcast4(a3 + 2 * lda), c50 = _mm512_dpbusd_epi32(c50, v, b0), c51 = _mm512_dpbusd_epi32(c51, v, b1);
+    }
+    _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
+    if (rows > 1) c += ldc, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
+    if (rows > 2) c += ldc, _mm512_storeu_si512(c, c20), _mm512_storeu_si512(c + 16, c21);
+    if (rows > 3) c += ldc, _mm512_storeu_si512(c, c30), _mm512_storeu_si512(c + 16, c31);
+    if (rows > 4) c += ldc, _mm512_storeu_si512(c, c40), _mm512_storeu_si512(c + 16, c41);
+    if (rows > 5) c += ldc, _mm512_storeu_si512(c, c50), _mm512_storeu_si512(c + 16, c51);
+}
+
+static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                      int32_t *c, size_t ldc)
+{
+    switch (rows) {
+    case 1: tile(1, steps, a, lda, panel, init, c, ldc); break;
+    case 2: tile(2, steps, a, lda, panel, init, c, ldc); break;
+    case 3: tile(3, steps, a, lda, panel, init, c, ldc); break;
+    case 4: tile(4, steps, a, lda, panel, init, c, ldc); break;
+    case 5: tile(5, steps, a, lda, panel, init, c, ldc); break;
+    default: tile(6, steps, a, lda, panel, init, c, ldc); break;
+    }
+}
+
+static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+{
+    return pack_row_bytes(a, n, n_pad, flip, to);
+}
+
+const qk_kernels qk_kernels_avx512vnni = {
+    .name = "avx512vnni",
+    .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
+    .gemm_tile = gemm_tile,
+    .gemm_pack_row = gemm_pack_row,
+#include "elementwise_table.inc.h"
+};
+
+#if defined(__clang__) && !defined(QK_SIMDE)
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,105 @@
+/* The C API of qkernels: what embedders include.
+ *
+ * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here:
+ * the Python layer has validated its arguments, other callers validate theirs. Formulas and bounds:
+ * docs/numerics.md, cited as "numerics N". */
+#ifndef QKERNELS_H
+#define QKERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct qk_kernels qk_kernels;  /* one instruction set; see kernels.h */
+
+typedef enum { QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32 } qk_dtype;
+typedef enum { QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE } qk_rounding;
+typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
+
+/* ---- instruction set and threads ---- */
+
+const qk_kernels *qk_active(void);              /* chosen on first use: QKERNELS_ISA, else the best */
+const qk_kernels *qk_find(const char *name);    /* NULL where not built or the CPU lacks it */
+const char *qk_name(const qk_kernels *k);
+void qk_activate(const qk_kernels *k);          /* for tests: what later calls use */
+void qk_set_num_threads(int n);
+int qk_get_num_threads(void);
+
+/* ---- elementwise ---- */
+
+/* Which scale an element has. The array is seen as (outer, length, inner) around the axis;
+ * the scales as (), (length,) or (outer, ceil(length / block), inner). */
+typedef struct {
+    enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } kind;
+    size_t outer, length, inner, block;
+    const float *scale;
+    const int32_t *zero_point;
+    int32_t qmin, qmax;
+} qk_params;
+
+void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
+void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
+void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
+
+/* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
+int qk_minmax(const float *x, size_t n, float *lo, float *hi);
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point);
+/* One scale and zero point a row. Returns 0 where x holds NaN or infinity. */
+int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
+                     int symmetric, float *scale, int32_t *zero_point);
+
+/* Multipliers of int32 sums, one per column (numerics 7): float ones, or mantissa and shift. */
+typedef struct {
+    qk_rounding rounding;
+    const float *multiplier;
+    const int32_t *mantissa, *shift;
+    int32_t zero_point, qmin, qmax;
+} qk_requant;
+
+void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
+void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                   const qk_requant *r);
+
+/* ---- integer products ---- */
+
+/* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, k_pad, n_pad;
+    int flipped;            /* b was uint8 and is stored as b - 128 */
+    int8_t *panels;         /* k_pad * n_pad bytes, aligned to 64 */
+    int32_t *colsum;        /* of the stored codes */
+} qk_packed;
+
+void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
+/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6). */
+int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
+void qk_unpack(const qk_packed *p, void *b);
+
+/* Where a comes from: codes with zero points, or floats that each row quantizes on the fly. */
+typedef struct {
+    size_t m;
+    const void *a;
+    ptrdiff_t row_stride;            /* in bytes; unit stride along k */
+    enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
+    const int32_t *zero_point;       /* of codes: NULL for 0 */
+    int zero_point_per_row;
+} qk_left;
+
+/* What becomes of a sum. Column arrays have n_pad entries. */
+typedef struct {
+    enum { QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES } type;
+    void *out;
+    size_t row_stride;               /* in bytes */
+    const int32_t *b_zero;           /* zero points of b as given, or NULL for 0 */
+    const int32_t *int_bias;         /* added to the sum, or NULL */
+    const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
+    const float *float_bias;         /* added after scaling, zeros if there is none */
+    qk_activation activation;
+    qk_requant requant;              /* codes; multiplier, mantissa and shift per column */
+    float out_scale;                 /* codes, with an activation that needs real values */
+} qk_right;
+
+/* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
+int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
+
+#endif

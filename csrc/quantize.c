@@ -1,0 +1,427 @@
+/* Drivers of the elementwise operations: which scale an element has, conversion of the float types, threads. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+enum { CHUNK = 1024 };  /* elements that are converted at a time: fits the L1 cache */
+enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time */
+
+static size_t size_of(qk_dtype t)
+{
+    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4};
+    return sizes[t];
+}
+
+/* numerics 3: outside these scales the product with the reciprocal is not the quotient */
+qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
+{
+    qk_affine p = {.scale = scale, .zero_point = zero_point, .half_away = rounding == QK_HALF_AWAY};
+    p.v_lo = (float)(qmin - zero_point);
+    p.v_hi = (float)(qmax - zero_point);
+    p.x_lo = p.v_lo * scale;
+    p.x_hi = p.v_hi * scale;
+    p.reciprocal = scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f;
+    return p;
+}
+
+/* ---- runs: consecutive elements with one scale, or with consecutive scales ---- */
+
+typedef struct {
+    size_t rows, length;   /* rows of `length` elements; the last of a group may be shorter */
+    int by_column;         /* element i has scale first + i, else all have scale `first` */
+    const qk_params *p;
+} runs;
+
+typedef struct {
+    size_t start, count, first;
+} run;
+
+static runs runs_of(const qk_params *p)
+{
+    size_t total = p->outer * p->length * p->inner;
+    if (p->kind == QK_PER_TENSOR) return (runs){total > 0, total, 0, p};
+    if (p->inner > 1) return (runs){p->outer * p->length, p->inner, p->kind == QK_PER_BLOCK, p};
+    if (p->kind == QK_PER_AXIS) return (runs){p->outer, p->length, 1, p};
+    size_t blocks = (p->length + p->block - 1) / p->block;
+    return (runs){p->outer * blocks, p->block, 0, p};
+}
+
+static run run_at(const runs *r, size_t row)
+{
+    const qk_params *p = r->p;
+    if (p->kind == QK_PER_TENSOR) return (run){0, r->length, 0};
+    if (p->kind == QK_PER_AXIS) return (run){row * r->length, r->length, p->inner > 1 ? row % p->length : 0};
+    size_t blocks = (p->length + p->block - 1) / p->block;
+    if (p->inner > 1) {
+        size_t block = (row / p->length) * blocks + (row % p->length) / p->block;
+        return (run){row * r->length, r->length, block * p->inner};
+    }
+    size_t begin = (row % blocks) * p->block, left = p->length - begin;
+    return (run){(row / blocks) * p->length + begin, left < p->block ? left : p->block, row};
+}
+
+/* Applies an operation to n elements that share the affine map, or whose maps are columns. */
+typedef struct operation operation;
+struct operation {
+    void (*apply)(const operation *op, const void *in, void *out, size_t n, const qk_affine *one,
+                  const qk_affine_columns *columns);
+    const qk_kernels *k;
+    qk_dtype from, to;
+    qk_rounding rounding;
+    const char *in;
+    char *out;
+    runs r;
+    size_t pieces; /* of each row */
+};
+
+static void apply_range(void *context, size_t begin, size_t end)
+{
+    const operation *op = context;
+    const qk_params *p = op->r.p;
+    const size_t in_size = size_of(op->from), out_size = size_of(op->to);
+    for (size_t item = begin; item < end; item++) {
+        const run whole = run_at(&op->r, item / op->pieces);
+        const size_t skip = item % op->pieces * PIECE;
+        if (skip >= whole.count) continue;
+        const size_t start = whole.start + skip;
+        const size_t n = whole.count - skip < PIECE ? whole.count - skip : PIECE;
+        const void *in = op->in + start * in_size;
+        void *out = op->out + start * out_size;
+        if (op->r.by_column) {
+            const size_t first = whole.first + skip;
+            const qk_affine_columns columns = {p->scale + first, p->zero_point + first, p->qmin, p->qmax,
+                                               op->rounding == QK_HALF_AWAY};
+            op->apply(op, in, out, n, NULL, &columns);
+        } else {
+            const qk_affine one = qk_affine_of(p->scale[whole.first], p->zero_point[whole.first], p->qmin, p->qmax,
+                                               op->rounding);
+            op->apply(op, in, out, n, &one, NULL);
+        }
+    }
+}
+
+static void apply_all(operation *op, const qk_params *p)
+{
+    op->k = qk_active();
+    op->r = runs_of(p);
+    op->pieces = (op->r.length + PIECE - 1) / PIECE;
+    double work = 0.15 * (double)(p->outer * p->length * p->inner);
+    qk_parallel_for(op->r.rows * op->pieces, work, apply_range, op);
+}
+
+/* ---- float64: the same formulas in double ---- */
+
+static double quotient_f64(double x, double scale, double lo, double hi)
+{
+    double v = x / scale;
+    return v != v ? 0.0 : v < lo ? lo : v > hi ? hi : v;
+}
+
+static double round_f64(double v, int half_away) { return half_away ? round(v) : (v + 0x1.8p52) - 0x1.8p52; }
+
+static void affine_at(const qk_affine *one, const qk_affine_columns *columns, size_t i, double *scale, double *zero,
+                      double *lo, double *hi)
+{
+    *scale = one ? one->scale : columns->scale[i];
+    *zero = one ? one->zero_point : columns->zero_point[i];
+    *lo = one ? one->v_lo : (double)columns->qmin - *zero;
+    *hi = one ? one->v_hi : (double)columns->qmax - *zero;
+}
+
+static void quantize_f64(const double *x, void *q, qk_dtype to, size_t n, int half_away, const qk_affine *one,
+                         const qk_affine_columns *columns)
+{
+    for (size_t i = 0; i < n; i++) {
+        double scale, zero, lo, hi;
+        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
+        int32_t code = (int32_t)(round_f64(quotient_f64(x[i], scale, lo, hi), half_away) + zero);
+        if (size_of(to) == 1)
+            ((uint8_t *)q)[i] = (uint8_t)code;
+        else
+            ((uint16_t *)q)[i] = (uint16_t)code;
+    }
+}
+
+static void fake_quantize_f64(const double *x, double *y, size_t n, const qk_affine *one, const qk_affine_columns *columns)
+{
+    for (size_t i = 0; i < n; i++) {
+        double scale, zero, lo, hi;
+        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
+        y[i] = round_f64(quotient_f64(x[i], scale, lo, hi), 0) * scale;
+    }
+}
+
+static int32_t code_of(const void *q, qk_dtype from, size_t i)
+{
+    switch (from) {
+    case QK_I8: return ((const int8_t *)q)[i];
+    case QK_U8: return ((const uint8_t *)q)[i];
+    case QK_I16: return ((const int16_t *)q)[i];
+    case QK_U16: return ((const uint16_t *)q)[i];
+    default: return ((const int32_t *)q)[i];
+    }
+}
+
+static void dequantize_f64(const void *q, qk_dtype from, double *y, size_t n, const qk_affine *one,
+                           const qk_affine_columns *columns)
+{
+    for (size_t i = 0; i < n; i++) {
+        double scale, zero, lo, hi;
+        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
+        uint32_t difference = (uint32_t)code_of(q, from, i) - (uint32_t)(int32_t)zero;
+        y[i] = (double)(int32_t)difference * scale;
+    }
+}
+
+/* ---- conversion of a chunk to and from float32 ---- */
+
+static const float *to_f32(const qk_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
+{
+    if (from == QK_F32) return x;
+    if (from == QK_F16)
+        k->f16_to_f32(x, buffer, n);
+    else
+        k->bf16_to_f32(x, buffer, n);
+    return buffer;
+}
+
+static void from_f32(const qk_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
+{
+    if (to == QK_F16)
+        k->f32_to_f16(x, y, n);
+    else if (to == QK_BF16)
+        k->f32_to_bf16(x, y, n);
+}
+
+static size_t chunk_at(size_t done, size_t n) { return n - done < CHUNK ? n - done : CHUNK; }
+
+static void advance(qk_affine_columns *columns, size_t n)
+{
+    columns->scale += n;
+    columns->zero_point += n;
+}
+
+/* ---- quantize ---- */
+
+static void quantize_f32(const operation *op, const float *x, void *q, size_t n, const qk_affine *one,
+                         const qk_affine_columns *columns)
+{
+    const qk_kernels *k = op->k;
+    if (size_of(op->to) == 1)
+        one ? k->quantize_f32_8(x, q, n, one) : k->quantize_columns_f32_8(x, q, n, columns);
+    else
+        one ? k->quantize_f32_16(x, q, n, one) : k->quantize_columns_f32_16(x, q, n, columns);
+}
+
+static void apply_quantize(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
+                           const qk_affine_columns *columns)
+{
+    if (op->from == QK_F32) {
+        quantize_f32(op, x, q, n, one, columns);
+        return;
+    }
+    if (op->from == QK_F64) {
+        quantize_f64(x, q, op->to, n, op->rounding == QK_HALF_AWAY, one, columns);
+        return;
+    }
+    float buffer[CHUNK];
+    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
+    for (size_t done = 0, count; done < n; done += count) {
+        count = chunk_at(done, n);
+        const float *part = to_f32(op->k, (const uint16_t *)x + done, op->from, buffer, count);
+        quantize_f32(op, part, (char *)q + done * size_of(op->to), count, one, &rest);
+        advance(&rest, count);
+    }
+}
+
+void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+{
+    operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
+    apply_all(&op, p);
+}
+
+/* ---- dequantize ---- */
+
+static void apply_dequantize(const operation *op, const void *q, void *y, size_t n, const qk_affine *one,
+                             const qk_affine_columns *columns)
+{
+    const qk_kernels *k = op->k;
+    if (op->to == QK_F64) {
+        dequantize_f64(q, op->from, y, n, one, columns);
+        return;
+    }
+    float buffer[CHUNK];
+    const size_t step = op->to == QK_F32 ? n : CHUNK;
+    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < step ? n - done : step;
+        const char *part = (const char *)q + done * size_of(op->from);
+        float *to = op->to == QK_F32 ? (float *)y : buffer;
+        if (one)
+            k->dequantize_f32(part, op->from, to, count, one);
+        else
+            k->dequantize_columns_f32(part, op->from, to, count, &rest);
+        from_f32(k, buffer, (uint16_t *)y + done, op->to, count);
+        advance(&rest, count);
+    }
+}
+
+void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
+{
+    operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
+    apply_all(&op, p);
+}
+
+/* ---- fake quantize ---- */
+
+static void apply_fake_quantize(const operation *op, const void *x, void *y, size_t n, const qk_affine *one,
+                                const qk_affine_columns *columns)
+{
+    const qk_kernels *k = op->k;
+    if (op->from == QK_F64) {
+        fake_quantize_f64(x, y, n, one, columns);
+        return;
+    }
+    float buffer[CHUNK];
+    const size_t step = op->from == QK_F32 ? n : CHUNK;
+    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
+    for (size_t done = 0, count; done < n; done += count) {
+        count = n - done < step ? n - done : step;
+        const float *part = to_f32(k, (const char *)x + done * size_of(op->from), op->from, buffer, count);
+        float *to = op->from == QK_F32 ? (float *)y : buffer;
+        if (one)
+            k->fake_quantize_f32(part, to, count, one);
+        else
+            k->fake_quantize_columns_f32(part, to, count, &rest);
+        from_f32(k, buffer, (uint16_t *)y + done, op->from, count);
+        advance(&rest, count);
+    }
+}
+
+void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
+{
+    operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
+    apply_all(&op, p);
+}
+
+/* ---- choosing parameters (numerics 2) ---- */
+
+static float float_in_order(int32_t ordered)
+{
+    int32_t bits = ordered ^ ((ordered >> 31) & 0x7fffffff);
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+{
+    int32_t low, high;
+    qk_active()->minmax_f32(x, n, &low, &high);
+    *lo = float_in_order(low);
+    *hi = float_in_order(high);
+    return isfinite(*lo) && isfinite(*hi);
+}
+
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+{
+    const float levels = (float)(qmax - qmin);
+    const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
+    float s;
+    if (symmetric) {
+        float above = hi / (float)(qmax - middle), below = lo / (float)(qmin - middle);
+        s = above > below ? above : below;
+    } else {
+        s = (hi - lo) / levels;
+        if (!isfinite(s)) s = hi / levels - lo / levels;
+    }
+    if (lo == hi) s = 1.0f;
+    if (s < FLT_MIN) s = FLT_MIN;
+    *scale = s;
+    if (symmetric) {
+        *zero_point = middle;
+        return;
+    }
+    float zero = (float)qmin - lo / s;
+    zero = zero < (float)qmin ? (float)qmin : zero > (float)qmax ? (float)qmax : zero;
+    *zero_point = (int32_t)rintf(zero);
+}
+
+typedef struct {
+    const float *x;
+    size_t cols;
+    char *q;
+    size_t q_size;
+    int32_t qmin, qmax;
+    int symmetric;
+    float *scale;
+    int32_t *zero_point;
+    int not_finite;
+} rows_job;
+
+static void quantize_some_rows(void *context, size_t begin, size_t end)
+{
+    rows_job *job = context;
+    const qk_kernels *k = qk_active();
+    for (size_t row = begin; row < end; row++) {
+        const float *x = job->x + row * job->cols;
+        char *q = job->q + row * job->cols * job->q_size;
+        float lo, hi;
+        if (!qk_minmax(x, job->cols, &lo, &hi)) {
+            __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+            return;
+        }
+        qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, job->scale + row, job->zero_point + row);
+        qk_affine p = qk_affine_of(job->scale[row], job->zero_point[row], job->qmin, job->qmax, QK_HALF_EVEN);
+        if (job->q_size == 1)
+            k->quantize_f32_8(x, (uint8_t *)q, job->cols, &p);
+        else
+            k->quantize_f32_16(x, (uint16_t *)q, job->cols, &p);
+    }
+}
+
+int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
+                     int symmetric, float *scale, int32_t *zero_point)
+{
+    rows_job job = {x, cols, q, size_of(to), qmin, qmax, symmetric, scale, zero_point, 0};
+    qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job);
+    return !job.not_finite;
+}
+
+/* ---- requantize (numerics 7) ---- */
+
+void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+{
+    int exponent;
+    int64_t q = (int64_t)round(frexp(m, &exponent) * 0x1p31);
+    if (q == (int64_t)1 << 31) q /= 2, exponent++;
+    if (exponent < -31) q = 0, exponent = 0;
+    if (exponent > 30) q = INT32_MAX, exponent = 30;
+    *mantissa = (int32_t)q;
+    *shift = exponent;
+}
+
+typedef struct {
+    const int32_t *acc, *bias;
+    char *q;
+    size_t q_size, cols;
+    const qk_requant *r;
+} requantize_job;
+
+static void requantize_some_rows(void *context, size_t begin, size_t end)
+{
+    const requantize_job *job = context;
+    for (size_t row = begin; row < end; row++)
+        qk_active()->requantize_i32(job->acc + row * job->cols, job->bias, job->q + row * job->cols * job->q_size,
+                                    (int)job->q_size, job->cols, job->r);
+}
+
+void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                   const qk_requant *r)
+{
+    requantize_job job = {acc, bias, q, size_of(to), cols, r};
+    qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, requantize_some_rows, &job);
+}

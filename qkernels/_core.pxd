@@ -1,0 +1,86 @@
+"""The C API (csrc/qkernels.h) as Cython sees it."""
+
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+
+cdef extern from "qkernels.h" nogil:
+    ctypedef struct qk_kernels:
+        pass
+    ctypedef enum qk_dtype:
+        QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32
+    ctypedef enum qk_rounding:
+        QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE
+    ctypedef enum qk_activation:
+        QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU
+    ctypedef enum qk_kind "int":
+        QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
+    ctypedef enum qk_left_type "int":
+        QK_CODES_U8, QK_CODES_I8, QK_FLOATS
+    ctypedef enum qk_right_type "int":
+        QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES
+
+    const qk_kernels *qk_active()
+    const qk_kernels *qk_find(const char *name)
+    const char *qk_name(const qk_kernels *k)
+    void qk_activate(const qk_kernels *k)
+    void qk_set_num_threads(int n)
+    int qk_get_num_threads()
+
+    ctypedef struct qk_params:
+        qk_kind kind
+        size_t outer, length, inner, block
+        const float *scale
+        const int32_t *zero_point
+        int32_t qmin, qmax
+
+    void qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+    void qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p)
+    void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
+    int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+    void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+    int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
+                         int symmetric, float *scale, int32_t *zero_point)
+
+    ctypedef struct qk_requant:
+        qk_rounding rounding
+        const float *multiplier
+        const int32_t *mantissa
+        const int32_t *shift
+        int32_t zero_point, qmin, qmax
+
+    void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+    void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                       const qk_requant *r)
+
+    ctypedef struct qk_packed:
+        const qk_kernels *kernels
+        size_t k, n, k_pad, n_pad
+        int flipped
+        int8_t *panels
+        int32_t *colsum
+
+    void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+    int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
+    void qk_unpack(const qk_packed *p, void *b)
+
+    ctypedef struct qk_left:
+        size_t m
+        const void *a
+        ptrdiff_t row_stride
+        qk_left_type type
+        const int32_t *zero_point
+        int zero_point_per_row
+
+    ctypedef struct qk_right:
+        qk_right_type type
+        void *out
+        size_t row_stride
+        const int32_t *b_zero
+        const int32_t *int_bias
+        const float *col_scale
+        const float *float_bias
+        qk_activation activation
+        qk_requant requant
+        float out_scale
+
+    int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
