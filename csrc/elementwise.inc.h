@@ -297,6 +297,124 @@ static inline void activate(float *restrict y, qk_activation activation)
         for (int j = 0; j < NR; j++) y[j] = silu_f32(y[j]);
 }
 
+/* ---- layer norm (numerics 10) ---- */
+
+/* Sixteen partial sums, whatever the width of a register: sums are taken in the same order everywhere. */
+typedef float lanes __attribute__((vector_size(64)));
+enum { LANES = 16 };
+
+static inline lanes load_lanes(const float *x)
+{
+    lanes v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+static inline void store_lanes(float *x, const lanes *v) { memcpy(x, v, sizeof *v); }
+
+/* Lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
+static inline float sum_of_lanes(const lanes *v)
+{
+    float s[LANES];
+    memcpy(s, v, sizeof s);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+/* The last n % 16 values run in a buffer padded with zeros. */
+static void layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                           float *y)
+{
+    const size_t whole = n / LANES * LANES, rest = n - whole;
+    float tail[LANES] = {0};
+    lanes sum = {0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        lanes v = load_lanes(x + i);
+        if (residual) v += load_lanes(residual + i);
+        store_lanes(y + i, &v);
+        sum += v;
+    }
+    for (size_t i = 0; i < rest; i++) tail[i] = residual ? x[whole + i] + residual[whole + i] : x[whole + i];
+    sum += load_lanes(tail);
+    const float mean = sum_of_lanes(&sum) / (float)n;
+
+    lanes squares = {0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        const lanes d = load_lanes(y + i) - mean;
+        store_lanes(y + i, &d);
+        squares += d * d;
+    }
+    for (size_t i = 0; i < rest; i++) tail[i] -= mean;
+    squares += load_lanes(tail) * load_lanes(tail);
+    const float inverse = 1.0f / sqrtf(sum_of_lanes(&squares) / (float)n + eps);
+
+    for (size_t i = 0; i < whole; i++) y[i] = y[i] * inverse * weight[i] + bias[i];
+    for (size_t i = 0; i < rest; i++) y[whole + i] = tail[i] * inverse * weight[whole + i] + bias[whole + i];
+}
+
+/* ---- attention (numerics 11) ---- */
+
+/* Largest magnitude of a block of rows, as bits: above those of FLT_MAX where a value is not finite. */
+static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t cols)
+{
+    int32_t most = 0;
+    for (size_t i = 0; i < rows; i++, x += stride)
+        for (size_t j = 0; j < cols; j++) {
+            const int32_t magnitude = bits_of(x[j]) & 0x7fffffff;
+            most = magnitude > most ? magnitude : most;
+        }
+    return most;
+}
+
+/* rne(x * inverse) ^ flip, rows of q being ldq apart; |x * inverse| < 128. */
+static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
+                                uint8_t *q, size_t ldq)
+{
+    for (size_t i = 0; i < rows; i++, x += stride, q += ldq) {
+        const float *restrict from = x;
+        uint8_t *restrict to = q;
+        for (size_t j = 0; j < cols; j++) to[j] = (uint8_t)bits_of(from[j] * inverse + ROUNDER) ^ flip;
+    }
+}
+
+/* One step of a panel: `kr` rows of codes, interleaved. */
+static void interleave_rows(const uint8_t *restrict q, size_t ldq, int kr, size_t cols, int8_t *to)
+{
+    uint32_t *restrict fours = (uint32_t *)to;
+    uint16_t *restrict twos = (uint16_t *)to;
+    const uint8_t *restrict q1 = q + ldq, *restrict q2 = q1 + ldq, *restrict q3 = q2 + ldq;
+    if (kr == 4)
+        for (size_t j = 0; j < cols; j++)
+            fours[j] = q[j] | (uint32_t)q1[j] << 8 | (uint32_t)q2[j] << 16 | (uint32_t)q3[j] << 24;
+    else
+        for (size_t j = 0; j < cols; j++) twos[j] = (uint16_t)(q[j] | q1[j] << 8);
+}
+
+/* 255 * 2^x rounded to an integer, for x <= 0: a cubic in the fraction, off by less than 0.02 before rounding. */
+static inline int32_t weight_code(float x)
+{
+    x = at_least(-20.0f, x);
+    const float shifted = x + ROUNDER, r = x - (shifted - ROUNDER);
+    float p = __builtin_fmaf(14.0687752f, r, 61.8658371f);
+    p = __builtin_fmaf(p, r, 176.781555f);
+    p = __builtin_fmaf(p, r, 254.981659f);
+    return bits_of(float_of(bits_of(p) + (int32_t)((uint32_t)bits_of(shifted) << 23)) + ROUNDER) - bits_of(ROUNDER);
+}
+
+/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum. */
+static int32_t attention_weights(const int32_t *restrict score, size_t n, float factor, uint8_t *restrict w)
+{
+    int32_t most = INT32_MIN, sum = 0;
+    for (size_t j = 0; j < n; j++) most = score[j] > most ? score[j] : most;
+    for (size_t j = 0; j < n; j++) {
+        const int32_t code = weight_code((float)(score[j] - most) * factor);
+        w[j] = (uint8_t)code;
+        sum += code;
+    }
+    return sum;
+}
+
 /* ---- requantize (numerics 7) ---- */
 
 static inline int32_t saturate(int64_t v, int32_t lo, int32_t hi) { return (int32_t)(v < lo ? lo : v > hi ? hi : v); }
