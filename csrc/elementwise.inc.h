@@ -296,57 +296,50 @@ static inline void activate(float *restrict y, qk_activation activation)
 
 /* ---- layer norm (numerics 10) ---- */
 
-/* Sixteen partial sums, whatever the width of a register: sums are taken in the same order everywhere. */
-typedef float lanes __attribute__((vector_size(64)));
+/* Sixteen partial sums in two halves, whatever the width of a register: sums are taken in the same order everywhere. */
+typedef float half_lanes __attribute__((vector_size(32), aligned(4), may_alias));
 enum { LANES = 16 };
 
-static inline lanes load_lanes(const float *x)
-{
-    lanes v;
-    memcpy(&v, x, sizeof v);
-    return v;
-}
-
-static inline void store_lanes(float *x, const lanes *v) { memcpy(x, v, sizeof *v); }
+static inline half_lanes *halves(float *x) { return (half_lanes *)x; }
+static inline const half_lanes *halves_of(const float *x) { return (const half_lanes *)x; }
 
 /* Lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
-static inline float sum_of_lanes(const lanes *v)
+static inline float sum_of_lanes(float *sums)
 {
-    float s[LANES];
-    memcpy(s, v, sizeof s);
     for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
 }
 
-/* The last n % 16 values run in a buffer padded with zeros. */
+/* Three visits of a row, which stays in the L1 cache. Its last n % 16 values run in a buffer padded with zeros. */
 static void layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
                            float *y)
 {
     const size_t whole = n / LANES * LANES, rest = n - whole;
-    float tail[LANES] = {0};
-    lanes sum = {0};
+    float tail[LANES] = {0}, sums[LANES];
+    half_lanes low = {0}, high = {0};
     for (size_t i = 0; i < whole; i += LANES) {
-        lanes v = load_lanes(x + i);
-        if (residual) v += load_lanes(residual + i);
-        store_lanes(y + i, &v);
-        sum += v;
+        half_lanes a = halves_of(x + i)[0], b = halves_of(x + i)[1];
+        if (residual) a += halves_of(residual + i)[0], b += halves_of(residual + i)[1];
+        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a, high += b;
     }
     for (size_t i = 0; i < rest; i++) tail[i] = residual ? x[whole + i] + residual[whole + i] : x[whole + i];
-    sum += load_lanes(tail);
-    const float mean = sum_of_lanes(&sum) / (float)n;
+    halves(sums)[0] = low + halves(tail)[0], halves(sums)[1] = high + halves(tail)[1];
+    const float mean = sum_of_lanes(sums) / (float)n;
 
-    lanes squares = {0};
+    low = high = (half_lanes){0};
     for (size_t i = 0; i < whole; i += LANES) {
-        const lanes d = load_lanes(y + i) - mean;
-        store_lanes(y + i, &d);
-        squares += d * d;
+        const half_lanes a = halves(y + i)[0] - mean, b = halves(y + i)[1] - mean;
+        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a * a, high += b * b;
     }
     for (size_t i = 0; i < rest; i++) tail[i] -= mean;
-    squares += load_lanes(tail) * load_lanes(tail);
-    const float inverse = 1.0f / sqrtf(sum_of_lanes(&squares) / (float)n + eps);
+    halves(sums)[0] = low + halves(tail)[0] * halves(tail)[0], halves(sums)[1] = high + halves(tail)[1] * halves(tail)[1];
+    const float inverse = 1.0f / sqrtf(sum_of_lanes(sums) / (float)n + eps);
 
-    for (size_t i = 0; i < whole; i++) y[i] = y[i] * inverse * weight[i] + bias[i];
+    for (size_t i = 0; i < whole; i += LANES / 2)
+        *halves(y + i) = *halves(y + i) * inverse * *halves_of(weight + i) + *halves_of(bias + i);
     for (size_t i = 0; i < rest; i++) y[whole + i] = tail[i] * inverse * weight[whole + i] + bias[whole + i];
 }
 
