@@ -115,26 +115,42 @@ static inline qk_affine_columns columns_from(const qk_affine_columns *p, size_t 
     return rest;
 }
 
+#ifdef GROUP
+/* Where the group after the one at i begins: the last one overlaps its neighbour instead of leaving a tail. */
+static inline size_t next_group(size_t i, size_t n)
+{
+    i += GROUP;
+    return i < n && n - i < GROUP ? n - GROUP : i;
+}
+#endif
+
 static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
 {
-    size_t done = 0;
 #ifdef GROUP
-    if (!p->half_away && !must_divide(p))
-        for (; n - done >= GROUP; done += GROUP)
-            if (!quantize_group(x + done, q + done, p)) quantize_any(x + done, q + done, 1, GROUP, p);
+    if (n >= GROUP && !p->half_away && !must_divide(p)) {
+        const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
+        for (size_t i = 0; i < n; i = next_group(i, n))
+            if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        return;
+    }
 #endif
-    quantize_any(x + done, q + done, 1, n - done, p);
+    quantize_any(x, q, 1, n, p);
 }
 
 static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
 {
-    qk_affine_columns rest = *p;
 #ifdef GROUP
-    if (!p->half_away && p->reciprocal)
-        for (; n >= GROUP; n -= GROUP, x += GROUP, q += GROUP, rest = columns_from(&rest, GROUP))
-            if (!quantize_group_columns(x, q, &rest)) quantize_columns_any(x, q, 1, GROUP, &rest);
+    if (n >= GROUP && !p->half_away && p->reciprocal) {
+        const qk_affine_columns fixed = *p;
+        for (size_t i = 0; i < n; i = next_group(i, n)) {
+            if (quantize_group_columns(x + i, q + i, &fixed, i)) continue;
+            const qk_affine_columns group = columns_from(p, i);
+            quantize_columns_any(x + i, q + i, 1, GROUP, &group);
+        }
+        return;
+    }
 #endif
-    quantize_columns_any(x, q, 1, n, &rest);
+    quantize_columns_any(x, q, 1, n, p);
 }
 
 static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }

@@ -99,29 +99,39 @@ struct operation {
     size_t pieces; /* of each row */
 };
 
+/* Elements before the float operand reaches a cache line: a vector that straddles two costs twice. */
+static size_t misaligned(const operation *op, const void *in, const void *out, size_t n)
+{
+    const size_t size = size_of(op->from) > size_of(op->to) ? size_of(op->from) : size_of(op->to);
+    const uintptr_t address = (uintptr_t)(size_of(op->from) == size ? in : out);
+    return n < 1024 ? 0 : (-address & 63) / size;
+}
+
+static void apply_part(const operation *op, const run *whole, size_t skip, size_t n)
+{
+    const qk_params *p = op->r.p;
+    const char *in = op->in + (whole->start + skip) * size_of(op->from);
+    char *out = op->out + (whole->start + skip) * size_of(op->to);
+    if (op->r.by_column) {
+        const size_t first = whole->first + skip;
+        const qk_affine_columns columns = {p->scale + first, p->reciprocal ? p->reciprocal + first : NULL,
+                                           p->zero_point + first, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY};
+        op->apply(op, in, out, n, NULL, &columns);
+        return;
+    }
+    const qk_affine one = qk_affine_of(p->scale[whole->first], p->zero_point[whole->first], p->qmin, p->qmax, op->rounding);
+    const size_t head = misaligned(op, in, out, n);
+    if (head) op->apply(op, in, out, head, &one, NULL);
+    op->apply(op, in + head * size_of(op->from), out + head * size_of(op->to), n - head, &one, NULL);
+}
+
 static void apply_range(void *context, size_t begin, size_t end)
 {
     const operation *op = context;
-    const qk_params *p = op->r.p;
-    const size_t in_size = size_of(op->from), out_size = size_of(op->to);
     for (size_t item = begin; item < end; item++) {
         const run whole = run_at(&op->r, item / op->pieces);
         const size_t skip = item % op->pieces * PIECE;
-        if (skip >= whole.count) continue;
-        const size_t start = whole.start + skip;
-        const size_t n = whole.count - skip < PIECE ? whole.count - skip : PIECE;
-        const void *in = op->in + start * in_size;
-        void *out = op->out + start * out_size;
-        if (op->r.by_column) {
-            const size_t first = whole.first + skip;
-            const qk_affine_columns columns = {p->scale + first, p->reciprocal ? p->reciprocal + first : NULL,
-                                               p->zero_point + first, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY};
-            op->apply(op, in, out, n, NULL, &columns);
-        } else {
-            const qk_affine one = qk_affine_of(p->scale[whole.first], p->zero_point[whole.first], p->qmin, p->qmax,
-                                               op->rounding);
-            op->apply(op, in, out, n, &one, NULL);
-        }
+        if (skip < whole.count) apply_part(op, &whole, skip, whole.count - skip < PIECE ? whole.count - skip : PIECE);
     }
 }
 
