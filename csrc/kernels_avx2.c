@@ -61,22 +61,27 @@ static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
     return store32(q, n0, n1, zero, zero, p->qmin, p->qmax);
 }
 
-static inline __m256i quotient16_columns(const float *x, const float *scale, const float *reciprocal)
-{
-    return _mm256_packs_epi32(quotient8(x, _mm256_loadu_ps(scale), _mm256_loadu_ps(reciprocal)),
-                              quotient8(x + 8, _mm256_loadu_ps(scale + 8), _mm256_loadu_ps(reciprocal + 8)));
-}
-
 static inline __m256i zero16(const int32_t *zero)
 {
     return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero), _mm256_loadu_si256((const __m256i *)(zero + 8)));
 }
 
-static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i)
+/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one that
+ * store32 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
 {
-    return store32(q, quotient16_columns(x, p->scale + i, p->reciprocal + i),
-                   quotient16_columns(x + 16, p->scale + i + 16, p->reciprocal + i + 16), zero16(p->zero_point + i),
-                   zero16(p->zero_point + i + 16), p->qmin, p->qmax);
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16), s3 = _mm256_loadu_ps(s + 24);
+    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16), r3 = _mm256_loadu_ps(r + 24);
+    const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m256i n0 = _mm256_packs_epi32(quotient8(x, s0, r0), quotient8(x + 8, s1, r1));
+        const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, s2, r2), quotient8(x + 24, s3, r3));
+        if (!store32(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
 }
 
 #define NR 16

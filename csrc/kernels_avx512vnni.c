@@ -73,19 +73,24 @@ static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
     return store64(q, n0, n1, zero, zero, p->qmin, p->qmax);
 }
 
-static inline __m512i quotient32_columns(const float *x, const float *scale, const float *reciprocal)
+/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one that
+ * store64 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
 {
-    return _mm512_packs_epi32(quotient16(x, _mm512_loadu_ps(scale), _mm512_loadu_ps(reciprocal)),
-                              quotient16(x + 16, _mm512_loadu_ps(scale + 16), _mm512_loadu_ps(reciprocal + 16)));
-}
-
-static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i)
-{
-    const int32_t *zero = p->zero_point + i;
-    return store64(q, quotient32_columns(x, p->scale + i, p->reciprocal + i),
-                   quotient32_columns(x + 32, p->scale + i + 32, p->reciprocal + i + 32),
-                   _mm512_packs_epi32(_mm512_loadu_si512(zero), _mm512_loadu_si512(zero + 16)),
-                   _mm512_packs_epi32(_mm512_loadu_si512(zero + 32), _mm512_loadu_si512(zero + 48)), p->qmin, p->qmax);
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const int32_t *z = p->zero_point + i;
+    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32), s3 = _mm512_loadu_ps(s + 48);
+    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32), r3 = _mm512_loadu_ps(r + 48);
+    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 16));
+    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 32), _mm512_loadu_si512(z + 48));
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m512i n0 = _mm512_packs_epi32(quotient16(x, s0, r0), quotient16(x + 16, s1, r1));
+        const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, s2, r2), quotient16(x + 48, s3, r3));
+        if (!store64(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
 }
 
 #define NR 32
