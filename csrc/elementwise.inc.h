@@ -1,5 +1,6 @@
 /* The elementwise loops and the epilogues of products, compiled once per instruction set: ordinary C that
- * the compiler vectorizes. The including file sets its target, NR (columns of a tile) and HAVE_FMA.
+ * the compiler vectorizes. The including file sets its target, NR (columns of a tile), HAVE_FMA and, where intrinsics do
+ * better, GROUP: then it has quantize_group and quantize_group_columns, which see GROUP elements at a time.
  *
  * Float results have equal bits everywhere: each operation is written out, rounded once and never
  * contracted; where a fused multiply-add is meant it is called by name (numerics 9). */
@@ -68,7 +69,7 @@ static inline void quantize_run(const float *restrict x, void *restrict q, int b
     }
 }
 
-static inline void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
+static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
 {
     if (p->half_away)
         quantize_run(x, q, bytes, n, p, 1, 1);
@@ -78,11 +79,8 @@ static inline void quantize_any(const float *x, void *q, int bytes, size_t n, co
         quantize_run(x, q, bytes, n, p, 0, 0);
 }
 
-static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 1, n, p); }
-static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
-
-static inline void quantize_columns(const float *restrict x, void *restrict q, int bytes, size_t n,
-                                    const qk_affine_columns *p, int half_away)
+static inline void quantize_row(const float *restrict x, void *restrict q, int bytes, size_t n, const qk_affine_columns *p,
+                                int half_away)
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
@@ -100,20 +98,69 @@ static inline void quantize_columns(const float *restrict x, void *restrict q, i
     }
 }
 
+static void quantize_rows(const float *x, void *q, int bytes, size_t n, const qk_affine_columns *p)
+{
+    for (size_t row = 0; row < p->rows; row++) {
+        const float *from = x + row * p->stride;
+        char *to = (char *)q + row * p->stride * (size_t)bytes;
+        if (p->half_away)
+            quantize_row(from, to, bytes, n, p, 1);
+        else
+            quantize_row(from, to, bytes, n, p, 0);
+    }
+}
+
+#ifdef GROUP
+/* Where the group after the one at i begins: the last one overlaps its neighbour instead of leaving a tail. */
+static inline size_t next_group(size_t i, size_t n)
+{
+    i += GROUP;
+    return i < n && n - i < GROUP ? n - GROUP : i;
+}
+#endif
+
+static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
+{
+#ifdef GROUP
+    if (n >= GROUP && !p->half_away && !must_divide(p)) {
+        const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
+        for (size_t i = 0; i < n; i = next_group(i, n))
+            if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        return;
+    }
+#endif
+    quantize_any(x, q, 1, n, p);
+}
+
+#ifdef GROUP
+/* GROUP columns of all rows; those with NaN or huge values take the slow way one by one. */
+static void quantize_column_group(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i)
+{
+    for (size_t row = 0; row < p->rows; row++) {
+        row += quantize_group_columns(x + row * p->stride, q + row * p->stride, p, i, p->rows - row);
+        if (row == p->rows) return;
+        const qk_affine_columns one = {p->scale + i, NULL, p->zero_point + i, p->qmin, p->qmax, 0, 1, 0};
+        quantize_rows(x + row * p->stride, q + row * p->stride, 1, GROUP, &one);
+    }
+}
+#endif
+
 static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
 {
-    if (p->half_away)
-        quantize_columns(x, q, 1, n, p, 1);
-    else
-        quantize_columns(x, q, 1, n, p, 0);
+#ifdef GROUP
+    if (n >= GROUP && !p->half_away && p->reciprocal) {
+        for (size_t i = 0; i < n; i = next_group(i, n)) quantize_column_group(x + i, q + i, p, i);
+        return;
+    }
+#endif
+    quantize_rows(x, q, 1, n, p);
 }
+
+static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
 
 static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p)
 {
-    if (p->half_away)
-        quantize_columns(x, q, 2, n, p, 1);
-    else
-        quantize_columns(x, q, 2, n, p, 0);
+    quantize_rows(x, q, 2, n, p);
 }
 
 /* ---- dequantize (numerics 4) ---- */
@@ -149,7 +196,9 @@ static inline void dequantize_columns_run(const void *restrict q, qk_dtype from,
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
-    for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point[i]) * scale[i];
+    for (size_t row = 0; row < p->rows; row++)
+        for (size_t i = 0, at = row * p->stride; i < n; i++, at++)
+            y[at] = difference(qk_code_at(q, from, at), zero_point[i]) * scale[i];
 }
 
 static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p)
@@ -186,27 +235,29 @@ static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const 
     const float *scale = p->scale;
     const int32_t *zero_point = p->zero_point;
     const int32_t qmin = p->qmin, qmax = p->qmax;
-    for (size_t i = 0; i < n; i++) {
-        float v = clamp(nan_to_zero(x[i] / scale[i]), (float)(qmin - zero_point[i]), (float)(qmax - zero_point[i]));
-        y[i] = ((v + ROUNDER) - ROUNDER) * scale[i];
-    }
+    for (size_t row = 0; row < p->rows; row++)
+        for (size_t i = 0, at = row * p->stride; i < n; i++, at++) {
+            float lo = (float)(qmin - zero_point[i]), hi = (float)(qmax - zero_point[i]);
+            float v = clamp(nan_to_zero(x[at] / scale[i]), lo, hi);
+            y[at] = ((v + ROUNDER) - ROUNDER) * scale[i];
+        }
 }
 
 /* ---- bounds (numerics 2) ---- */
 
-/* An int32 in the order of the floats: 0 for 0.0f, beyond infinity for NaN. Its own inverse. */
-static inline int32_t ordered_bits(int32_t i) { return i ^ ((i >> 31) & 0x7fffffff); }
-
-static void minmax_f32(const float *x, size_t n, int32_t *lo_out, int32_t *hi_out)
+/* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative floats lie
+ * below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
+static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 {
-    int32_t lo = 0, hi = 0;
+    int32_t highest = 0;
+    uint32_t lowest = 0x80000000u;
     for (size_t i = 0; i < n; i++) {
-        int32_t v = ordered_bits(bits_of(x[i]));
-        lo = v < lo ? v : lo;
-        hi = v > hi ? v : hi;
+        int32_t bits = bits_of(x[i]);
+        highest = bits > highest ? bits : highest;
+        lowest = (uint32_t)bits > lowest ? (uint32_t)bits : lowest;
     }
-    *lo_out = lo;
-    *hi_out = hi;
+    *lo = float_of((int32_t)lowest);
+    *hi = float_of(highest);
 }
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
