@@ -84,12 +84,13 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
+#define MR 6
 #define NR 16
+#define KR 2
 #define HAVE_FMA 1
 #define GROUP 32
 #include "elementwise.inc.h"
-
-enum { MR = 6, KR = 2 };
+#include "products.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {

@@ -93,12 +93,13 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
+#define MR 6
 #define NR 32
+#define KR 4
 #define HAVE_FMA 1
 #define GROUP 64
 #include "elementwise.inc.h"
-
-enum { MR = 6, KR = 4 };
+#include "products.inc.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
 {
