@@ -20,5 +20,4 @@
     .layer_norm_f32 = layer_norm_f32,
     .absmax_f32 = absmax_f32,
     .symmetric_codes_f32 = symmetric_codes_f32,
-    .interleave_rows = interleave_rows,
     .attention_weights = attention_weights,

@@ -102,7 +102,6 @@ struct qk_kernels {
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);
-    void (*interleave_rows)(const uint8_t *q, size_t ldq, int kr, size_t cols, int8_t *to);
     int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
 };
 

@@ -56,6 +56,7 @@ typedef struct {
     char *q, *weights;              /* n rows of size_steps codes, mr rows of n_steps: as the tile reads them */
     int8_t *keys, *values;          /* panels */
     int32_t *init, *score;          /* starting sums of the scores; mr rows of n_cols */
+    int32_t *unused;                /* sums of the columns of v */
     float q_scale, k_scale, v_scale;
 } operands;
 
@@ -72,13 +73,14 @@ static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
     const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, mr = (size_t)job->k->mr, bytes = (size_t)job->k->a_bytes;
     const size_t size = job->args->size, size_steps = round_up(size, kr), n_steps = round_up(n, kr);
     *o = (operands){.n = n, .size_steps = size_steps, .size_cols = round_up(size, nr), .n_steps = n_steps, .n_cols = round_up(n, nr)};
-    o->codes = carve(&at, n_steps * (size_steps > mr ? size_steps : mr) + size_steps);
+    o->codes = carve(&at, n_steps * (size_steps > mr ? size_steps : mr));
     o->q = carve(&at, n * size_steps * bytes);
-    o->weights = carve(&at, mr * (size_steps > n_steps ? size_steps : n_steps) * bytes);
+    o->weights = carve(&at, mr * n_steps * bytes);
     o->keys = carve(&at, o->n_cols * size_steps);
     o->values = carve(&at, o->size_cols * n_steps);
     o->init = carve(&at, o->n_cols * sizeof *o->init);
     o->score = carve(&at, mr * o->n_cols * sizeof *o->score);
+    o->unused = carve(&at, o->size_cols * sizeof *o->unused);
     return at;
 }
 
@@ -117,40 +119,33 @@ static int pack_queries(const attention_job *job, operands *o, const float *q)
     return 1;
 }
 
-/* A row of k is a column of the right operand. The sums start from -128 times a column's sum: less what a row of 128 gives. */
+/* Panels of `rows` x `cols` codes, and the sums of their columns. */
+static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
+                        ptrdiff_t col_stride, size_t panel_rows, int8_t *panels, int32_t *colsum)
+{
+    const size_t nr = (size_t)k->nr;
+    for (size_t col = 0; col < cols; col += nr) {
+        const qk_panel_source s = {
+            .b = codes + (ptrdiff_t)col * col_stride, .row_stride = row_stride, .col_stride = col_stride, .k = rows, .zero = zeros,
+        };
+        k->gemm_pack_panel(&s, cols - col < nr ? cols - col : nr, panels + col * panel_rows, colsum + col);
+    }
+}
+
+/* A row of k is a column of the right operand. The scores' sums start from -128 times a column's sum. */
 static int pack_keys(const attention_job *job, operands *o, const float *keys)
 {
-    const qk_kernels *k = job->k;
-    const size_t kr = (size_t)k->kr, nr = (size_t)k->nr, steps = o->size_steps / kr, whole = o->n / nr * nr;
     if (!quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &o->k_scale)) return 0;
-    memset(o->keys + whole * o->size_steps, 0, (o->n_cols - whole) * o->size_steps);
-    for (size_t i = 0; i < o->n; i++) {
-        const uint8_t *code = o->codes + i * o->size_steps;
-        int8_t *to = o->keys + (i / nr * steps * nr + i % nr) * kr;
-        if (kr == 4)
-            for (size_t s = 0; s < steps; s++, code += 4, to += 4 * nr) memcpy(to, code, 4);
-        else
-            for (size_t s = 0; s < steps; s++, code += kr, to += kr * nr) memcpy(to, code, kr);
-    }
-    memset(o->codes, 128, o->size_steps);
-    widen_rows(k, o->codes, 1, o->size_steps, o->weights);
-    for (size_t col = 0; col < o->n_cols; col += nr)
-        k->gemm_tile(1, steps, o->weights, 0, o->keys + col * o->size_steps, zeros, o->init + col, nr);
-    for (size_t col = 0; col < o->n_cols; col++) o->init[col] = -o->init[col];
+    pack_panels(job->k, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys, o->init);
+    for (size_t col = 0; col < o->n_cols; col++) o->init[col] *= -128;
     return 1;
 }
 
-/* A row of v is a row of the right operand. */
+/* A row of v is a row of the right operand; no correction needs the sums of its columns. */
 static int pack_values(const attention_job *job, operands *o, const float *values)
 {
-    const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, size = job->args->size, ld = o->size_steps;
     if (!quantize_head(job, o, values, job->args->v_stride, 0, o->codes, &o->v_scale)) return 0;
-    memset(o->codes + o->n * ld, 0, (o->n_steps - o->n) * ld);
-    if (size < o->size_cols) memset(o->values, 0, o->size_cols * o->n_steps);
-    for (size_t col = 0; col < size; col += nr)
-        for (size_t i = 0; i < o->n_steps; i += kr)
-            job->k->interleave_rows(o->codes + i * ld + col, ld, (int)kr, size - col < nr ? size - col : nr,
-                                    o->values + col * o->n_steps + i * nr);
+    pack_panels(job->k, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values, o->unused);
     return 1;
 }
 
@@ -181,7 +176,7 @@ static void average(const attention_job *job, operands *o, size_t count, const f
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
-            .rows = (int)count, .cols = (int)(size - col < nr ? size - col : nr), .row_scale = unit, .col_scale = ones,
+            .rows = (int)count, .cols = (int)(size - col < nr ? size - col : nr), .colsum = zeros, .row_scale = unit, .col_scale = ones,
             .bias = no_bias, .dst = out + col, .row_stride = job->args->out_stride * sizeof *out,
         };
         k->gemm_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
