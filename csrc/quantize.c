@@ -51,7 +51,8 @@ typedef struct {
 static runs runs_of(const qk_params *p)
 {
     size_t total = p->outer * p->length * p->inner;
-    if (p->kind == QK_PER_TENSOR) return (runs){total > 0, total, 0, p};
+    if (total == 0) return (runs){0, 0, 0, p};
+    if (p->kind == QK_PER_TENSOR) return (runs){1, total, 0, p};
     if (p->inner > 1) return (runs){p->outer * p->length, p->inner, p->kind == QK_PER_BLOCK, p};
     if (p->kind == QK_PER_AXIS) return (runs){p->outer, p->length, 1, p};
     size_t blocks = (p->length + p->block - 1) / p->block;

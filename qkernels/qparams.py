@@ -9,6 +9,7 @@ from . import _core
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
 INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
                                  ml_dtypes.int2, ml_dtypes.uint2)))
+MAX_NDIM = 64  # of NumPy's arrays
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -66,6 +67,8 @@ class QParams(_core.Params):
             raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size must be at least 1, got {block_size}")
+        if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
+            raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
         scale = _checked_scale(scale, axis, block_size)
         qmin, qmax = code_range(dtype, narrow_range)
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
@@ -132,7 +135,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     Raises
     ------
     ValueError
-        Where x holds NaN or infinity (how many, and where the first is), or spans more than float32 can scale.
+        Where x holds NaN or infinity (how many, and where the first is), or reaches beyond the range of float32.
     TypeError
         Where x is not a float array.
 
@@ -161,8 +164,6 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
         scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
-    if not np.all(np.isfinite(scale)):
-        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], more than a float32 scale can hold")
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
@@ -230,7 +231,10 @@ def _bounds(x, axis, block_size):
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
         _core.raise_not_finite(x)
     with np.errstate(over="ignore"):
-        return _outward(lo, -np.inf), _outward(hi, np.inf)
+        bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    if not np.all(np.isfinite(bounds)):
+        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
+    return bounds
 
 
 def _reduce(ufunc, x, axis, block_size):
@@ -290,7 +294,8 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
         raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
     if given.shape != shape:
         raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
-    given = given.astype(np.int64)
+    if given.dtype in INT_CODES:
+        given = given.astype(np.int32)
     if dtype in FLOAT_CODES:
         qmin = qmax = 0
     bad = (given < qmin) | (given > qmax)
