@@ -50,14 +50,14 @@ static void random_ints(int32_t *to, size_t n)
         to[i] = random32() % 4 == 0 ? extremes[random32() % 6] : (int32_t)random32() >> random32() % 32;
 }
 
-/* Multiples of scale / 2, where roundings differ, and their neighbours; any bits at all; extremes. */
-static void random_floats(float *to, size_t n, float scale)
+/* Halves of scale, where roundings differ, and their neighbours; and if `wild` any bits at all, and extremes. */
+static void random_floats(float *to, size_t n, float scale, int wild)
 {
     static const float extremes[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX, FLT_MIN, FLT_TRUE_MIN};
     for (size_t i = 0; i < n; i++) {
-        const uint32_t kind = random32() % 8;
+        const uint32_t kind = wild ? random32() % 8 : 2 + random32() % 6;
         float tie = ((float)((int32_t)random32() >> (14 + random32() % 16)) + 0.5f) * scale;
-        to[i] = kind == 0 ? extremes[random32() % 9] : kind == 1 ? of_bits(random32()) : kind == 2 ? nextafterf(tie, 1e30f) : tie;
+        to[i] = kind == 0 ? extremes[random32() % 9] : kind == 1 ? of_bits(random32()) : kind == 2 ? nextafterf(tie, random32() % 2 ? 1e38f : -1e38f) : tie;
     }
 }
 
@@ -80,23 +80,25 @@ static void check(const void *got, const void *want, size_t bytes, size_t n)
 /* ---- elementwise ---- */
 
 typedef struct {
-    float x[LENGTHS], scale[LENGTHS], multiplier[LENGTHS];
+    float x[LENGTHS], scale[LENGTHS], reciprocal[LENGTHS], multiplier[LENGTHS];
     int32_t codes[LENGTHS], zero_point[LENGTHS], bias[LENGTHS], mantissa[LENGTHS], shift[LENGTHS];
     char got[4 * LENGTHS + MARGIN], want[4 * LENGTHS + MARGIN];
 } arrays;
 
-static void test_floats_to_codes(arrays *a, size_t n, int half_away, int32_t qmin, int32_t qmax)
+static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, int32_t qmin, int32_t qmax)
 {
     const float scale = random_scale();
     const int32_t zero_point = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     const qk_affine one = qk_affine_of(scale, zero_point, qmin, qmax, half_away ? QK_HALF_AWAY : QK_HALF_EVEN);
-    const qk_affine_columns columns = {a->scale, a->zero_point, qmin, qmax, half_away};
-    random_floats(a->x, n, scale);
+    random_floats(a->x, n, scale, wild);
     for (size_t i = 0; i < n; i++) {
-        a->scale[i] = random32() % 2 ? scale : random_scale();
+        a->scale[i] = random32() % 2 ? scale : wild ? random_scale() : ldexpf(scale, (int)(random32() % 3) - 1);
         a->zero_point[i] = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     }
-    for (int wide = 0; wide < 2; wide++)
+    const int multiply = qk_reciprocals(a->scale, n, a->reciprocal);
+    const qk_affine_columns columns = {.scale = a->scale, .reciprocal = multiply ? a->reciprocal : NULL,
+                                       .zero_point = a->zero_point, .qmin = qmin, .qmax = qmax, .half_away = half_away};
+    for (int wide = qmax - qmin > 255; wide < 2; wide++)
         for (int by_column = 0; by_column < 2; by_column++) {
             const size_t bytes = n << wide;
             void *to[2] = {a->got, a->want};
@@ -133,7 +135,7 @@ static void test_codes_to_floats(arrays *a, size_t n)
     static const qk_dtype from[] = {QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2};
     for (size_t i = 0; i < n; i++) a->zero_point[i] = (int32_t)random32() >> 16, a->scale[i] = random_scale();
     const qk_affine one = {.scale = random_scale(), .zero_point = (int32_t)random32() >> 16};
-    const qk_affine_columns columns = {a->scale, a->zero_point, 0, 0, 0};
+    const qk_affine_columns columns = {.scale = a->scale, .zero_point = a->zero_point};
     random_ints(a->codes, n);
     for (int i = 0; i < 9; i++) {
         what = "dequantize_f32";
@@ -171,7 +173,7 @@ static void test_conversions(arrays *a, size_t n)
 {
     uint16_t half[LENGTHS];
     random_bytes(half, sizeof half);
-    random_floats(a->x, n, 0x1p-14f);
+    random_floats(a->x, n, 0x1p-14f, 1);
     void (*widen[2][2])(const uint16_t *, float *, size_t) = {{simde->f16_to_f32, scalar->f16_to_f32},
                                                               {simde->bf16_to_f32, scalar->bf16_to_f32}};
     void (*narrow[2][2])(const float *, uint16_t *, size_t) = {{simde->f32_to_f16, scalar->f32_to_f16},
@@ -187,7 +189,7 @@ static void test_conversions(arrays *a, size_t n)
         check(a->got, a->want, 2 * n, n);
     }
     what = "minmax_f32";
-    int32_t *got = (int32_t *)a->got, *want = (int32_t *)a->want;
+    float *got = (float *)a->got, *want = (float *)a->want;
     clear(got, 8), clear(want, 8);
     simde->minmax_f32(a->x, n, got, got + 1);
     scalar->minmax_f32(a->x, n, want, want + 1);
@@ -269,10 +271,11 @@ int main(void)
     static arrays a;
     for (int round = 0; round < 4; round++)
         for (size_t n = 0; n < LENGTHS; n++) {
-            for (int half_away = 0; half_away < 2; half_away++) {
-                test_floats_to_codes(&a, n, half_away, -128, 127);
-                test_floats_to_codes(&a, n, half_away, 0, 65535);
-                test_floats_to_codes(&a, n, half_away, -2, 1);
+            for (int i = 0; i < 4; i++) {
+                test_floats_to_codes(&a, n, i & 1, i >> 1, -128, 127);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, 0, 255);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, 0, 65535);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, -2, 1);
             }
             test_codes_to_floats(&a, n);
             for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++) test_requantize(&a, n, (qk_rounding)rounding);
