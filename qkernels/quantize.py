@@ -188,7 +188,18 @@ def _quantize_to_floats(x, params, rounding, out):
         quotient = np.clip(wide / _per_element(params.scale, params, x.shape), params.qmin, params.qmax)
     if params.dtype.name == "float4_e2m1fn":
         quotient = np.where(np.isnan(quotient), 0, quotient)
-    return _core.store(out, quotient.astype(params.dtype), x, "x")
+    return _core.store(out, _to_odd(quotient).astype(params.dtype), x, "x")
+
+
+def _to_odd(v):
+    """v as float32, where float64 that does not fit is rounded to odd: a second rounding then is that of v itself. (ml_dtypes
+    converts float64 by way of float32.)"""
+    v = np.asarray(v)
+    near = v.astype(np.float32)
+    if v.dtype == np.float32:
+        return near
+    bits = near.view(np.int32) - (np.abs(near) > np.abs(v))
+    return np.asarray(bits | (near != v), np.int32).view(np.float32)
 
 
 def _dequantize_floats(q, params, dtype, out):
