@@ -234,7 +234,7 @@ cdef class Params:
         if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), reciprocal):
             self.c.reciprocal = reciprocal
         if block_size is not None:
-            self.c.block = min(block_size, 2**62)  # beyond any axis
+            self.c.block = block_size
 
     def check_shape(self, shape):
         """Raise unless the scales fit data of this shape."""

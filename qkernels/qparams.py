@@ -62,13 +62,7 @@ class QParams(_core.Params):
 
     def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
         dtype = code_dtype(dtype)
-        axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
-        if block_size is not None and axis is None:
-            raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}")
-        if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
-            raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
+        axis, block_size = _checked_blocks(axis, block_size)
         scale = _checked_scale(scale, axis, block_size)
         qmin, qmax = code_range(dtype, narrow_range)
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
@@ -155,7 +149,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     if options:
         raise TypeError(f"method 'minmax' takes no option {next(iter(options))!r}")
     dtype, x = code_dtype(dtype), float_array(x)
-    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    axis, block_size = _checked_blocks(axis, block_size)
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
@@ -242,8 +236,6 @@ def _reduce(ufunc, x, axis, block_size):
         return ufunc.reduce(x, axis=None, initial=0)
     if block_size is None:
         return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis % x.ndim), initial=0)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
     if x.size == 0:
         shape = list(x.shape)
         shape[axis] = -(-shape[axis] // block_size)
@@ -267,6 +259,17 @@ def _optional_int(value, name):
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer or None, got {value!r}")
     return int(value)
+
+
+def _checked_blocks(axis, block_size):
+    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
+        raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
+    if block_size is not None and axis is None:
+        raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
+    if block_size is not None and not 1 <= block_size < 2**63:
+        raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
+    return axis, block_size
 
 
 def _checked_scale(scale, axis, block_size):

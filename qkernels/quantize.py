@@ -111,7 +111,7 @@ def fake_quantize(x, params, *, out=None):
     """
     if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
         x = float_array(x)
-        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype, out)
+        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), out)
     return _core.fake_quantize(x, params, out)
 
 
