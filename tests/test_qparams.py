@@ -196,7 +196,7 @@ def test_the_scale_is_the_smallest_that_does(drawn):
         assert codes.max() - codes.min() > params.qmax - params.qmin
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data(INT_CODES + FLOAT_CODES), st.data())
 def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
     x, dtype, symmetric = drawn
