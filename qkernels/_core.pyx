@@ -267,7 +267,6 @@ cdef class Params:
         p.length = <size_t>cnp.PyArray_DIM(x, axis)
         for i in range(axis + 1, ndim):
             p.inner *= <size_t>cnp.PyArray_DIM(x, i)
-        p.block = min(p.block, max(p.length, <size_t>1))
         return 0
 
 

@@ -15,7 +15,7 @@
 #error "compile without AVX-512, so that SIMDe's portable code runs"
 #endif
 
-enum { LENGTHS = 131, MARGIN = 64, NR = 32 };
+enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64, NR = 32 };
 
 static const qk_kernels *const simde = &qk_kernels_avx512vnni, *const scalar = &qk_kernels_scalar;
 static const char *what = "";
@@ -80,9 +80,9 @@ static void check(const void *got, const void *want, size_t bytes, size_t n)
 /* ---- elementwise ---- */
 
 typedef struct {
-    float x[LENGTHS], scale[LENGTHS], reciprocal[LENGTHS], multiplier[LENGTHS];
-    int32_t codes[LENGTHS], zero_point[LENGTHS], bias[LENGTHS], mantissa[LENGTHS], shift[LENGTHS];
-    char got[4 * LENGTHS + MARGIN], want[4 * LENGTHS + MARGIN];
+    float x[MOST], scale[LENGTHS], reciprocal[LENGTHS], multiplier[LENGTHS];
+    int32_t codes[MOST], zero_point[LENGTHS], bias[LENGTHS], mantissa[LENGTHS], shift[LENGTHS];
+    char got[4 * MOST + MARGIN], want[4 * MOST + MARGIN];
 } arrays;
 
 static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, int32_t qmin, int32_t qmax)
@@ -90,17 +90,19 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
     const float scale = random_scale();
     const int32_t zero_point = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     const qk_affine one = qk_affine_of(scale, zero_point, qmin, qmax, half_away ? QK_HALF_AWAY : QK_HALF_EVEN);
-    random_floats(a->x, n, scale, wild);
+    const size_t stride = n + random32() % 6, size = ROWS * stride;
+    random_floats(a->x, size, scale, wild);
     for (size_t i = 0; i < n; i++) {
         a->scale[i] = random32() % 2 ? scale : wild ? random_scale() : ldexpf(scale, (int)(random32() % 3) - 1);
         a->zero_point[i] = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     }
     const int multiply = qk_reciprocals(a->scale, n, a->reciprocal);
     const qk_affine_columns columns = {.scale = a->scale, .reciprocal = multiply ? a->reciprocal : NULL,
-                                       .zero_point = a->zero_point, .qmin = qmin, .qmax = qmax, .half_away = half_away};
+                                       .zero_point = a->zero_point, .qmin = qmin, .qmax = qmax, .half_away = half_away,
+                                       .rows = ROWS, .stride = stride};
     for (int wide = qmax - qmin > 255; wide < 2; wide++)
         for (int by_column = 0; by_column < 2; by_column++) {
-            const size_t bytes = n << wide;
+            const size_t bytes = size << wide;
             void *to[2] = {a->got, a->want};
             const qk_kernels *k[2] = {simde, scalar};
             what = wide ? by_column ? "quantize_columns_f32_16" : "quantize_f32_16"
@@ -124,10 +126,10 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
     scalar->fake_quantize_f32(a->x, (float *)a->want, n, &one);
     check(a->got, a->want, 4 * n, n);
     what = "fake_quantize_columns_f32";
-    clear(a->got, 4 * n), clear(a->want, 4 * n);
+    clear(a->got, 4 * size), clear(a->want, 4 * size);
     simde->fake_quantize_columns_f32(a->x, (float *)a->got, n, &columns);
     scalar->fake_quantize_columns_f32(a->x, (float *)a->want, n, &columns);
-    check(a->got, a->want, 4 * n, n);
+    check(a->got, a->want, 4 * size, n);
 }
 
 static void test_codes_to_floats(arrays *a, size_t n)
@@ -135,8 +137,9 @@ static void test_codes_to_floats(arrays *a, size_t n)
     static const qk_dtype from[] = {QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2};
     for (size_t i = 0; i < n; i++) a->zero_point[i] = (int32_t)random32() >> 16, a->scale[i] = random_scale();
     const qk_affine one = {.scale = random_scale(), .zero_point = (int32_t)random32() >> 16};
-    const qk_affine_columns columns = {.scale = a->scale, .zero_point = a->zero_point};
-    random_ints(a->codes, n);
+    const size_t stride = n + random32() % 6, size = ROWS * stride;
+    const qk_affine_columns columns = {.scale = a->scale, .zero_point = a->zero_point, .rows = ROWS, .stride = stride};
+    random_ints(a->codes, size);
     for (int i = 0; i < 9; i++) {
         what = "dequantize_f32";
         clear(a->got, 4 * n), clear(a->want, 4 * n);
@@ -144,10 +147,10 @@ static void test_codes_to_floats(arrays *a, size_t n)
         scalar->dequantize_f32(a->codes, from[i], (float *)a->want, n, &one);
         check(a->got, a->want, 4 * n, n);
         what = "dequantize_columns_f32";
-        clear(a->got, 4 * n), clear(a->want, 4 * n);
+        clear(a->got, 4 * size), clear(a->want, 4 * size);
         simde->dequantize_columns_f32(a->codes, from[i], (float *)a->got, n, &columns);
         scalar->dequantize_columns_f32(a->codes, from[i], (float *)a->want, n, &columns);
-        check(a->got, a->want, 4 * n, n);
+        check(a->got, a->want, 4 * size, n);
     }
 }
 
@@ -216,9 +219,9 @@ static void test_pack_row(size_t n)
 /* The scalar kernels' tiles are 16 columns wide: two of them make one of 32. */
 static void test_gemm_tile(int rows, size_t steps)
 {
-    enum { MOST = 300 };
-    static uint8_t a[6 * (4 * MOST + 4)];
-    static int8_t panel[4 * NR * MOST], half[2][4 * 16 * MOST];
+    enum { STEPS = 300 };
+    static uint8_t a[6 * (4 * STEPS + 4)];
+    static int8_t panel[4 * NR * STEPS], half[2][4 * 16 * STEPS];
     int32_t init[NR], got[6 * 40 + MARGIN / 4], want[6 * 40 + MARGIN / 4];
     const size_t lda = 4 * steps + random32() % 5, ldc = NR + random32() % 8;
     random_bytes(a, sizeof a), random_bytes(panel, sizeof panel), random_ints(init, NR);
@@ -229,6 +232,35 @@ static void test_gemm_tile(int rows, size_t steps)
     simde->gemm_tile(rows, steps, a, lda, panel, init, got, ldc);
     for (int h = 0; h < 2; h++) scalar->gemm_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+}
+
+static void test_pack_panel(size_t k, size_t cols)
+{
+    static uint8_t b[LENGTHS * NR];
+    static int8_t got[(LENGTHS + 3) * NR + MARGIN], half[(LENGTHS + 3) * 16 + MARGIN], want[sizeof got];
+    const size_t k_pad = (k + 3) / 4 * 4;
+    int32_t zero[NR];
+    random_bytes(b, sizeof b);
+    for (int j = 0; j < NR; j++) zero[j] = (int32_t)random32() >> 24;
+    for (int by_row = 0; by_row < 2; by_row++) {
+        qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k, k, random32() % 2 ? 0x80 : 0, zero};
+        int32_t colsum[2][NR + MARGIN / 4];
+        what = "gemm_pack_panel";
+        clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
+        const int64_t bound = simde->gemm_pack_panel(&s, cols, got, colsum[0]);
+        int64_t largest = 0;
+        for (size_t h = 0; h < 2; h++) {
+            qk_panel_source part = s;
+            part.b += (ptrdiff_t)(16 * h) * s.col_stride, part.zero += 16 * h;
+            const size_t here = cols <= 16 * h ? 0 : cols - 16 * h < 16 ? cols - 16 * h : 16;
+            const int64_t size = scalar->gemm_pack_panel(&part, here, half, colsum[1] + 16 * h);
+            if (size > largest) largest = size;
+            for (size_t step = 0; step < k_pad / 4; step++) memcpy(want + 128 * step + 64 * h, half + 64 * step, 64);
+        }
+        check(got, want, k_pad * NR, k * cols);
+        check(colsum[0], colsum[1], 4 * cols, cols);
+        if (bound != largest) printf("gemm_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
+    }
 }
 
 static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
@@ -282,6 +314,8 @@ int main(void)
             test_conversions(&a, n);
             test_pack_row(n);
         }
+    for (size_t k = 0; k < LENGTHS; k++)
+        for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
     for (int rows = 1; rows <= 6; rows++) {
         for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
         test_gemm_tile(rows, 300);
