@@ -431,6 +431,8 @@ def test_any_number_of_threads_gives_the_same_bits(layout, isas):
     params = qk.QParams(rng.uniform(0.01, 0.02, few), rng.integers(0, 256, few), "uint8", **where)
     x = rng.normal(0, 2, shape).astype(np.float32)
     codes, reals = exact_codes(x, params), exact_reals(exact_codes(x, params), params, np.float32)
+    others = [x.astype(of) for of in FLOATS[1:]]
+    codes_of_others = [exact_codes(other, params) for other in others]
     chosen = qk.choose_qparams(x, "uint8", axis=0)
     dynamic = exact_codes(x, chosen)
     for isa in isas():
@@ -439,6 +441,9 @@ def test_any_number_of_threads_gives_the_same_bits(layout, isas):
                 assert_same_bits(qk.quantize(x, params), codes, isa)
                 assert_same_bits(qk.dequantize(codes, params), reals, isa)
                 assert_same_bits(qk.fake_quantize(x, params), reals, isa)
+                for other, want in zip(others, codes_of_others):
+                    assert_same_bits(qk.quantize(other, params), want, isa)
+                    assert_same_bits(qk.dequantize(codes, params, dtype=other.dtype), exact_reals(codes, params, other.dtype), isa)
                 q, got = qk.dynamic_quantize(x, axis=0)
                 assert got == chosen
                 assert_same_bits(q, dynamic, isa)
