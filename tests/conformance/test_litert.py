@@ -68,7 +68,8 @@ def fully_connected(x, px, w, pw, py, bias=None, relu=False):
 
 
 def qlinear(x, px, w, pw, py, bias=None, relu=False):
-    packed = qk.pack(w.T, qk.QParams(*pw, axis=1 if np.ndim(pw[0]) else None))
+    scale, zero_point = pw
+    packed = qk.pack(w.T, qk.QParams(scale, np.full(np.shape(scale), zero_point), axis=1 if np.ndim(scale) else None))
     return qk.qlinear(x, qk.QParams(*px), packed, qk.QParams(*py), bias,
                       activation="relu" if relu else None, rounding="tflite")
 
