@@ -176,12 +176,11 @@ def test_ties(rounding, expected, isas):
 
 
 def test_gemmlowp_rounds_twice(isas):
-    """-6/4 is a tie of the second rounding, which goes away from zero; 13/8 = 1.625 is 2 at once, and 7/4 = 1.75 too;
-    87/128 * 16/32 ... sums of which the first rounding makes a tie go further than one rounding would."""
+    """A tie of the second rounding goes away from zero, also where it is the first rounding that made the tie."""
     for isa in isas():
         assert_array_equal(qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="gemmlowp"), [-2, 2], err_msg=isa)
         assert_array_equal(qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="tflite"), [-1, 2], err_msg=isa)
-        # 5 * 0.7 / 8 = 0.4375: 4 after the first rounding (3.5), and 4 / 8 rounds up.
+        # 5 * 0.7 / 8 = 0.4375: first 3.5 to 4, then 4 / 8 to 1.
         assert_array_equal(qk.requantize(np.int32([5]), 0.7 / 8, qk.QParams(1), rounding="gemmlowp"), [1], err_msg=isa)
         assert_array_equal(qk.requantize(np.int32([5]), 0.7 / 8, qk.QParams(1), rounding="tflite"), [0], err_msg=isa)
 

@@ -1,4 +1,4 @@
-"""LiteRT's answers on two million values of each fixed-point rounding, on every instruction set.
+"""LiteRT's answers on 9 million values of `tflite` and 3 million of `gemmlowp`: not one differs, on any instruction set.
 
 `tflite`: its reference FULLY_CONNECTED kernel, which multiplies sums by input_scale * filter_scale / output_scale in
 double and rounds once. 31 bits of that multiplier give the same code but where the product comes within one part in
@@ -120,19 +120,22 @@ def test_tflite(per_column, with_bias, relu, limit, isas):
 
 
 @pytest.mark.parametrize("per_column", [False, True])
-def test_tflite_on_every_pair_of_codes(per_column, isas):
-    """1.3 million outputs from nearly all sums of up to 16 bits: enough to tell a multiplier rounded to float, or a product
-    of scales in float, from the one in double."""
+def test_tflite_near_ties(per_column, isas):
+    """3.9 million outputs each time: all pairs of codes, with scales for which one sum in each column comes as close to a tie as float32
+    scales allow. That tells a multiplier from float, or from a product of scales in float, from the one in double."""
     rng = np.random.default_rng(1)
     x = np.stack(np.divmod(np.arange(65536), 256), axis=1).astype(np.uint8).view(np.int8)
-    for n in (1, 9):
-        w = np.concatenate([[[127, 1]], random_codes(rng, (n - 1, 2))]).astype(np.int8)
-        for _ in range(10 // n):
-            px, pw = (random_scale(rng), 0), (random_scale(rng, n if per_column else ()), 0)
-            py = px[0] * np.max(pw[0]) * np.float32(rng.uniform(127, 140)), 0
-            want = fully_connected(x, px, w, pw, py)
-            for isa in isas():
-                assert_array_equal(qlinear(x, px, w, pw, py), want, err_msg=isa, strict=True)
+    for _ in range(30):
+        w = np.array([[127, 1], [-128, 3]], np.int8)
+        column_sum, code = rng.integers(9000, 16000, 2), rng.integers(40, 127, 2) + 0.5
+        px, pw = random_scale(rng), random_scale(rng)
+        py = np.float32(px * np.float64(pw) * column_sum[0] / code[0])
+        if per_column:
+            pw = (py * code / (px * column_sum.astype(np.float64))).astype(np.float32)
+        px, pw, py = (px, 0), (pw, 0), (py, 0)
+        want = fully_connected(x, px, w, pw, py)
+        for isa in isas():
+            assert_array_equal(qlinear(x, px, w, pw, py), want, err_msg=isa, strict=True)
 
 
 def test_tflite_ties(isas):
@@ -153,7 +156,7 @@ def test_tflite_ties(isas):
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 @pytest.mark.parametrize("powers_of_two", [False, True])
 def test_gemmlowp(dtype, powers_of_two, isas):
-    """2.4 million sums in all by multipliers from 2**-31 to 2**7; half of the sums near the code's range, half anywhere."""
+    """3.1 million sums in all by multipliers from 2**-31 to 2**7; half of the sums near the code's range, half anywhere."""
     rng = np.random.default_rng(3)
     n, codes = 20_011, np.iinfo(dtype)
     for exponent in range(-31, 8):
