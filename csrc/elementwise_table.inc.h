@@ -1,3 +1,4 @@
+    .gemm_pack_panel = gemm_pack_panel,
     .tile_to_int32 = tile_to_int32,
     .tile_to_float = tile_to_float,
     .tile_to_codes = tile_to_codes,

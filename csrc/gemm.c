@@ -24,79 +24,26 @@ void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n,
 }
 
 typedef struct {
-    qk_packed *p;
+    const qk_packed *p;
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride;
     const int32_t *zero_point;
     int64_t bound;
 } pack_job;
 
-/* Codes of one step (kr rows) and one panel (nr columns), interleaved; absent ones are 0. */
-static void pack_step(const pack_job *job, size_t row, size_t col, int8_t *to)
-{
-    const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
-    const size_t rows = p->k - row < kr ? p->k - row : kr, cols = p->n - col < nr ? p->n - col : nr;
-    const uint8_t flip = p->flipped ? 0x80 : 0;
-    const uint8_t *b = job->b + (ptrdiff_t)row * job->row_stride + (ptrdiff_t)col * job->col_stride;
-    if (rows < kr || cols < nr) memset(to, 0, nr * kr);
-    if (job->row_stride == 1 && rows == 4 && kr == 4) {
-        for (size_t j = 0; j < cols; j++) {
-            uint32_t four;
-            memcpy(&four, b + (ptrdiff_t)j * job->col_stride, 4);
-            four ^= flip * 0x01010101u;
-            memcpy(to + 4 * j, &four, 4);
-        }
-        return;
-    }
-    for (size_t i = 0; i < rows; i++) {
-        const uint8_t *line = b + (ptrdiff_t)i * job->row_stride;
-        for (size_t j = 0; j < cols; j++) to[j * kr + i] = (int8_t)(line[(ptrdiff_t)j * job->col_stride] ^ flip);
-    }
-}
-
-/* Column sums and the bound of the panel's columns, from the packed codes: 64-bit, as nobody bounds k. */
-static int64_t sum_panel(const pack_job *job, const int8_t *panel, size_t col)
-{
-    const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
-    int32_t zero[MAX_NR] = {0};
-    int64_t sum[MAX_NR] = {0}, size[MAX_NR] = {0}, bound = 0;
-    for (size_t j = 0; j < nr; j++) {
-        if (job->zero_point && col + j < p->n) zero[j] = job->zero_point[col + j];
-        zero[j] -= p->flipped ? 128 : 0;
-    }
-    const size_t block = 4096; /* of k: |b - zero| <= 255 + 128, so 32 bits hold a block's sums */
-    for (size_t row = 0; row < p->k; row += block) {
-        int32_t part[MAX_NR] = {0}, part_size[MAX_NR] = {0};
-        const size_t end = row + block < p->k ? row + block : p->k;
-        for (size_t i = row; i < end; i++) {
-            const int8_t *line = panel + i / kr * (nr * kr) + i % kr;
-            for (size_t j = 0; j < nr; j++) {
-                const int32_t code = line[j * kr];
-                part[j] += code;
-                part_size[j] += abs(code - zero[j]);
-            }
-        }
-        for (size_t j = 0; j < nr; j++) sum[j] += part[j], size[j] += part_size[j];
-    }
-    for (size_t j = 0; j < nr; j++) {
-        p->colsum[col + j] = (int32_t)(uint32_t)sum[j];
-        if (col + j < p->n && size[j] > bound) bound = size[j];
-    }
-    return bound;
-}
-
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
     const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    const size_t nr = (size_t)p->kernels->nr;
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
-        int8_t *to = p->panels + panel * nr * p->k_pad;
-        for (size_t row = 0; row < p->k; row += kr) pack_step(job, row, panel * nr, to + row * nr);
-        const int64_t size = sum_panel(job, to, panel * nr);
+        const size_t col = panel * nr, cols = p->n - col < nr ? p->n - col : nr;
+        int32_t zero[MAX_NR];
+        for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
+        const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
+                                        p->flipped ? 0x80 : 0, zero};
+        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + col * p->k_pad, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);

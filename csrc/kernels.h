@@ -13,12 +13,13 @@ typedef struct {
     int half_away;
 } qk_affine;
 
-/* Parameters of consecutive elements that all differ: the last axis. */
+/* Parameters of consecutive elements that all differ, shared by rows that lie `stride` elements apart. */
 typedef struct {
     const float *scale, *reciprocal;  /* reciprocal NULL: divide */
     const int32_t *zero_point;
     int32_t qmin, qmax;
     int half_away;
+    size_t rows, stride;
 } qk_affine_columns;
 
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
@@ -35,6 +36,15 @@ typedef struct {
     void *dst;
     size_t row_stride;
 } qk_tile;
+
+/* The columns of b that become a panel. */
+typedef struct {
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;  /* in bytes */
+    size_t k;
+    uint8_t flip;                      /* code ^ flip is stored */
+    const int32_t *zero;               /* zero points of the stored codes */
+} qk_panel_source;
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
@@ -60,6 +70,8 @@ struct qk_kernels {
     /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. */
     void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc);
+    /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
+    int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; returns the sum of a'. */
     int32_t (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);

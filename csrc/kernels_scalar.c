@@ -1,11 +1,12 @@
 /* The reference: plain C that runs anywhere. Every other instruction set gives the same bits. */
 #include "kernels.h"
 
+#define MR 4
 #define NR 16
+#define KR 4
 #define HAVE_FMA 0
 #include "elementwise.inc.h"
-
-enum { MR = 4, KR = 4 };
+#include "products.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)
