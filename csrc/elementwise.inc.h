@@ -265,7 +265,7 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 static void f16_to_f32(const uint16_t *restrict x, float *restrict y, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        int32_t sign = (int32_t)(x[i] & 0x8000) << 16, magnitude = x[i] & 0x7fff;
+        int32_t sign = (int32_t)((uint32_t)(x[i] & 0x8000) << 16), magnitude = x[i] & 0x7fff;
         /* The exponent bias differs by 112; the product also normalises subnormals. */
         float scaled = float_of(magnitude << 13) * 0x1p112f;
         int32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;

@@ -146,6 +146,23 @@ def test_longest_sums_that_fit_without_zero_points(a_dtype, b_dtype):
 
 
 @every_pair
+@pytest.mark.parametrize("of_a", ["none", "one", "per row"])
+@pytest.mark.parametrize("of_b", ["none", "one", "per column"])
+def test_every_kind_of_zero_point(a_dtype, b_dtype, of_a, of_b, isas):
+    """With rows that are read in place and rows that must be padded, few and many."""
+    rng = np.random.default_rng(0)
+    for m, k, n in [(7, 128, 35), (7, 129, 35), (500, 64, 70), (500, 67, 70)]:
+        a, b, zero = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype), {}
+        if of_a != "none":
+            zero["a_zero_point"] = random_codes(rng, m if of_a == "per row" else (), a_dtype)
+        if of_b != "none":
+            zero["b_zero_point"] = random_codes(rng, n if of_b == "per column" else (), b_dtype)
+        want = wrapped(exact(a, b, **zero))
+        for isa in isas():
+            assert_array_equal(qk.matmul(a, b, **zero), want, err_msg=isa, strict=True)
+
+
+@every_pair
 @pytest.mark.parametrize(("m", "k", "n"), [(301, 401, 203), (3, 2049, 1543), (2003, 129, 33), (1, 4096, 2048)])
 def test_equal_bits_at_any_thread_count(a_dtype, b_dtype, m, k, n, variants):
     """Shapes that threads share by rows, by columns, and by both."""
