@@ -25,7 +25,7 @@ typedef struct {
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
     int rows, cols;                        /* valid ones; column arrays hold nr entries all the same */
-    const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; NULL: nothing */
+    const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; row_zero NULL: nothing */
     const int32_t *row_term, *col_zero;    /* subtract row_term[m] * col_zero[n]; NULL: nothing */
     const float *row_scale, *col_scale, *bias;   /* row_scale NULL: 1 */
     qk_activation activation;
@@ -72,8 +72,9 @@ struct qk_kernels {
                       int32_t *c, size_t ldc);
     /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
-    /* a codes -> a' (a ^ flip), and zeros up to n_pad; returns the sum of a'. */
-    int32_t (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
+    void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);

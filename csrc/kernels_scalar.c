@@ -22,9 +22,9 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
-    return pack_row_bytes(a, n, n_pad, flip, to);
+    pack_row_bytes(a, n, n_pad, flip, to);
 }
 
 const qk_kernels qk_kernels_scalar = {
