@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 
 from arrays import aligned_empty
+from race import Contender
 
 # name in limits.c: (how it is printed, products a step, who must have it)
 PEAKS = {
@@ -57,6 +58,24 @@ def traffic(read_bytes, written_bytes):
     ratio = read_bytes / written_bytes if written_bytes else float("inf")
     reads, writes = (8, 0) if ratio > 8 else (4, 1) if ratio > 2 else (1, 1) if ratio > 0.5 else (1, 4)
     return stream(reads, writes, max(1, (read_bytes + written_bytes) // ((reads + writes) * LINE)))
+
+
+# ---- what binds an operation: contenders that run in turn with it ----
+
+
+def moving(read_bytes, written_bytes):
+    return Contender("stream", traffic(read_bytes, written_bytes))
+
+
+def multiplying(isa, macs, threads):
+    """Empty where the instruction set has no such loop here."""
+    if isa not in PEAK_OF_ISA:
+        return []
+    call, done = multiply_adds(PEAK_OF_ISA[isa], min(macs, 20_000_000))
+    return [Contender("peak", call, scale=macs / done / threads)]
+
+
+# ---- for the header ----
 
 
 def best_seconds(call, turns=50):

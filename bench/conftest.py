@@ -1,0 +1,84 @@
+"""Benchmarks: pytest bench. One pinned core and one thread (QKERNELS_NUM_THREADS asks for more), every library held to
+the instruction set of QKERNELS_ISA where it can be. The environment comes first: libraries read it as they load."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+THREADS = int(os.environ.setdefault("QKERNELS_NUM_THREADS", "1"))
+ISA_ASKED = os.environ.get("QKERNELS_ISA") or None
+
+# Overrides that would slow OpenBLAS, and what holds each library to AVX2.
+OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
+HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def set_environment():
+    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | (HOLD_TO_AVX2 if ISA_ASKED == "avx2" else {})
+    changed = [name for name, value in wanted.items() if os.environ.get(name) != value]
+    if changed and "numpy" in sys.modules:
+        raise pytest.UsageError(f"numpy was loaded before bench/conftest.py could set {', '.join(changed)}: run pytest with "
+                                + " ".join(f"{name}={wanted[name] or ''}" for name in changed))
+    for name in changed:
+        os.environ.pop(name, None)
+        if wanted[name]:
+            os.environ[name] = wanted[name]
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(THREADS)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+set_environment()
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: the suites share modules
+collect_ignore = ["arrays.py", "limits.py", "peers.py", "promises.py", "race.py", "report.py"]
+
+ROWS, ENVIRONMENT = pytest.StashKey(), pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.stash[ROWS] = []
+    config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON works as ever
+    config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
+
+
+@pytest.fixture(scope="session")
+def isa(request):
+    """The instruction set of this run, with every peer settled before it is used."""
+    import peers
+
+    from qkernels import _core
+
+    isa, best = _core.get_isa(), _core.available_isas()[0]
+    peers.settle(isa, best, THREADS)
+    request.config.stash[ENVIRONMENT] = (isa, best)
+    return isa
+
+
+@pytest.fixture
+def race(benchmark, isa, request):
+    """Checks every contender against the exact answer, times them in turns, and records the row of the table."""
+    from race import EXACT, Row, run_race
+
+    def check_and_run(case, ours, peers, check, limits, work, unit):
+        for contender in [ours, *peers]:
+            contender.call()
+            contender.note = (contender.check or check)(contender.read())
+        assert ours.note == EXACT or ours.check, f"{case}: our own result is not exact"
+        row = Row(request.module.__name__.rpartition("test_")[2], case, work, unit, ours, peers, limits)
+        if benchmark.disabled:
+            benchmark(ours.call)
+            return
+        run_race(benchmark, row)
+        request.config.stash[ROWS].append(row)
+
+    return check_and_run
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if rows := config.stash[ROWS]:
+        from report import print_report
+
+        print_report(rows, *config.stash[ENVIRONMENT], THREADS)
