@@ -26,6 +26,8 @@ static int cpu_has(const qk_kernels *k)
     return k == &qk_kernels_scalar;
 }
 
+const char *qk_built(size_t i) { return i < sizeof tables / sizeof *tables ? tables[i]->name : NULL; }
+
 static const qk_kernels *active;
 
 const qk_kernels *qk_find(const char *name)

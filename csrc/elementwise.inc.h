@@ -118,17 +118,6 @@ static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const
 
 /* ---- dequantize (numerics 4) ---- */
 
-static inline int32_t code_at(const void *q, qk_dtype from, size_t i)
-{
-    switch (from) {
-    case QK_I8: return ((const int8_t *)q)[i];
-    case QK_U8: return ((const uint8_t *)q)[i];
-    case QK_I16: return ((const int16_t *)q)[i];
-    case QK_U16: return ((const uint16_t *)q)[i];
-    default: return ((const int32_t *)q)[i];
-    }
-}
-
 /* int32 codes wrap, so the difference is taken modulo 2^32 */
 static inline float difference(int32_t code, int32_t zero_point) { return (float)(int32_t)((uint32_t)code - (uint32_t)zero_point); }
 
@@ -137,7 +126,7 @@ static inline void dequantize_run(const void *restrict q, qk_dtype from, float *
 {
     const float scale = p->scale;
     const int32_t zero_point = p->zero_point;
-    for (size_t i = 0; i < n; i++) y[i] = difference(code_at(q, from, i), zero_point) * scale;
+    for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point) * scale;
 }
 
 static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
@@ -147,6 +136,10 @@ static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, con
     case QK_U8: dequantize_run(q, QK_U8, y, n, p); break;
     case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
     case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
+    case QK_I4: dequantize_run(q, QK_I4, y, n, p); break;
+    case QK_U4: dequantize_run(q, QK_U4, y, n, p); break;
+    case QK_I2: dequantize_run(q, QK_I2, y, n, p); break;
+    case QK_U2: dequantize_run(q, QK_U2, y, n, p); break;
     default: dequantize_run(q, QK_I32, y, n, p); break;
     }
 }
@@ -156,7 +149,7 @@ static inline void dequantize_columns_run(const void *restrict q, qk_dtype from,
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
-    for (size_t i = 0; i < n; i++) y[i] = difference(code_at(q, from, i), zero_point[i]) * scale[i];
+    for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point[i]) * scale[i];
 }
 
 static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p)
@@ -166,6 +159,10 @@ static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_
     case QK_U8: dequantize_columns_run(q, QK_U8, y, n, p); break;
     case QK_I16: dequantize_columns_run(q, QK_I16, y, n, p); break;
     case QK_U16: dequantize_columns_run(q, QK_U16, y, n, p); break;
+    case QK_I4: dequantize_columns_run(q, QK_I4, y, n, p); break;
+    case QK_U4: dequantize_columns_run(q, QK_U4, y, n, p); break;
+    case QK_I2: dequantize_columns_run(q, QK_I2, y, n, p); break;
+    case QK_U2: dequantize_columns_run(q, QK_U2, y, n, p); break;
     default: dequantize_columns_run(q, QK_I32, y, n, p); break;
     }
 }

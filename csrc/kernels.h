@@ -36,6 +36,22 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+/* The value of code i. `from` is a constant where this is inlined into a loop. */
+static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
+{
+    switch (from) {
+    case QK_I8: return ((const int8_t *)q)[i];
+    case QK_U8: return ((const uint8_t *)q)[i];
+    case QK_I16: return ((const int16_t *)q)[i];
+    case QK_U16: return ((const uint16_t *)q)[i];
+    case QK_I4: return ((((const uint8_t *)q)[i] & 15) ^ 8) - 8;
+    case QK_U4: return ((const uint8_t *)q)[i] & 15;
+    case QK_I2: return ((((const uint8_t *)q)[i] & 3) ^ 2) - 2;
+    case QK_U2: return ((const uint8_t *)q)[i] & 3;
+    default: return ((const int32_t *)q)[i];
+    }
+}
+
 struct qk_kernels {
     const char *name;
 

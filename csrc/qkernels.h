@@ -11,7 +11,10 @@
 
 typedef struct qk_kernels qk_kernels;  /* one instruction set; see kernels.h */
 
-typedef enum { QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32 } qk_dtype;
+/* Codes of 4 and 2 bits stand alone in the low bits of a byte, the others of which are written as 0. */
+typedef enum {
+    QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2
+} qk_dtype;
 typedef enum { QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE } qk_rounding;
 typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
 
@@ -20,6 +23,7 @@ typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
 const qk_kernels *qk_active(void);              /* chosen on first use: QKERNELS_ISA, else the best */
 const qk_kernels *qk_find(const char *name);    /* NULL where not built or the CPU lacks it */
 const char *qk_name(const qk_kernels *k);
+const char *qk_built(size_t i);                 /* names of all that are built, best first, then NULL */
 void qk_activate(const qk_kernels *k);          /* for tests: what later calls use */
 void qk_set_num_threads(int n);
 int qk_get_num_threads(void);

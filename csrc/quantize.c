@@ -11,8 +11,17 @@ enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time 
 
 static size_t size_of(qk_dtype t)
 {
-    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4};
+    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4, 1, 1, 1, 1};
     return sizes[t];
+}
+
+/* Clears what lies above the code in a byte. */
+static void keep_bits(void *q, qk_dtype to, size_t n)
+{
+    if (to < QK_I4) return;
+    const uint8_t mask = to <= QK_U4 ? 15 : 3;
+    uint8_t *bytes = q;
+    for (size_t i = 0; i < n; i++) bytes[i] &= mask;
 }
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
@@ -154,24 +163,13 @@ static void fake_quantize_f64(const double *x, double *y, size_t n, const qk_aff
     }
 }
 
-static int32_t code_of(const void *q, qk_dtype from, size_t i)
-{
-    switch (from) {
-    case QK_I8: return ((const int8_t *)q)[i];
-    case QK_U8: return ((const uint8_t *)q)[i];
-    case QK_I16: return ((const int16_t *)q)[i];
-    case QK_U16: return ((const uint16_t *)q)[i];
-    default: return ((const int32_t *)q)[i];
-    }
-}
-
 static void dequantize_f64(const void *q, qk_dtype from, double *y, size_t n, const qk_affine *one,
                            const qk_affine_columns *columns)
 {
     for (size_t i = 0; i < n; i++) {
         double scale, zero, lo, hi;
         affine_at(one, columns, i, &scale, &zero, &lo, &hi);
-        uint32_t difference = (uint32_t)code_of(q, from, i) - (uint32_t)(int32_t)zero;
+        uint32_t difference = (uint32_t)qk_code_at(q, from, i) - (uint32_t)(int32_t)zero;
         y[i] = (double)(int32_t)difference * scale;
     }
 }
@@ -216,8 +214,8 @@ static void quantize_f32(const operation *op, const float *x, void *q, size_t n,
         one ? k->quantize_f32_16(x, q, n, one) : k->quantize_columns_f32_16(x, q, n, columns);
 }
 
-static void apply_quantize(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
-                           const qk_affine_columns *columns)
+static void quantize_any_float(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
+                               const qk_affine_columns *columns)
 {
     if (op->from == QK_F32) {
         quantize_f32(op, x, q, n, one, columns);
@@ -235,6 +233,13 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
         quantize_f32(op, part, (char *)q + done * size_of(op->to), count, one, &rest);
         advance(&rest, count);
     }
+}
+
+static void apply_quantize(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
+                           const qk_affine_columns *columns)
+{
+    quantize_any_float(op, x, q, n, one, columns);
+    keep_bits(q, op->to, n);
 }
 
 void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
@@ -354,7 +359,7 @@ typedef struct {
     const float *x;
     size_t cols;
     char *q;
-    size_t q_size;
+    qk_dtype to;
     int32_t qmin, qmax;
     int symmetric;
     float *scale;
@@ -368,7 +373,7 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
     const qk_kernels *k = qk_active();
     for (size_t row = begin; row < end; row++) {
         const float *x = job->x + row * job->cols;
-        char *q = job->q + row * job->cols * job->q_size;
+        char *q = job->q + row * job->cols * size_of(job->to);
         float lo, hi;
         if (!qk_minmax(x, job->cols, &lo, &hi)) {
             __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
@@ -376,17 +381,18 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
         }
         qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, job->scale + row, job->zero_point + row);
         qk_affine p = qk_affine_of(job->scale[row], job->zero_point[row], job->qmin, job->qmax, QK_HALF_EVEN);
-        if (job->q_size == 1)
+        if (size_of(job->to) == 1)
             k->quantize_f32_8(x, (uint8_t *)q, job->cols, &p);
         else
             k->quantize_f32_16(x, (uint16_t *)q, job->cols, &p);
+        keep_bits(q, job->to, job->cols);
     }
 }
 
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point)
 {
-    rows_job job = {x, cols, q, size_of(to), qmin, qmax, symmetric, scale, zero_point, 0};
+    rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0};
     qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job);
     return !job.not_finite;
 }
@@ -407,21 +413,25 @@ void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
 typedef struct {
     const int32_t *acc, *bias;
     char *q;
-    size_t q_size, cols;
+    qk_dtype to;
+    size_t cols;
     const qk_requant *r;
 } requantize_job;
 
 static void requantize_some_rows(void *context, size_t begin, size_t end)
 {
     const requantize_job *job = context;
-    for (size_t row = begin; row < end; row++)
-        qk_active()->requantize_i32(job->acc + row * job->cols, job->bias, job->q + row * job->cols * job->q_size,
-                                    (int)job->q_size, job->cols, job->r);
+    const size_t size = size_of(job->to);
+    for (size_t row = begin; row < end; row++) {
+        char *q = job->q + row * job->cols * size;
+        qk_active()->requantize_i32(job->acc + row * job->cols, job->bias, q, (int)size, job->cols, job->r);
+        keep_bits(q, job->to, job->cols);
+    }
 }
 
 void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
                    const qk_requant *r)
 {
-    requantize_job job = {acc, bias, q, size_of(to), cols, r};
+    requantize_job job = {acc, bias, q, to, cols, r};
     qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, requantize_some_rows, &job);
 }

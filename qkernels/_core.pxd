@@ -7,7 +7,7 @@ cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
-        QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32
+        QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2
     ctypedef enum qk_rounding:
         QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE
     ctypedef enum qk_activation:
@@ -22,6 +22,7 @@ cdef extern from "qkernels.h" nogil:
     const qk_kernels *qk_active()
     const qk_kernels *qk_find(const char *name)
     const char *qk_name(const qk_kernels *k)
+    const char *qk_built(size_t i)
     void qk_activate(const qk_kernels *k)
     void qk_set_num_threads(int n)
     int qk_get_num_threads()

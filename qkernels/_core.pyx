@@ -21,23 +21,55 @@ cnp.import_array()
 cdef extern from "numpy/arrayobject.h":
     int PyArray_ISCARRAY_RO(cnp.ndarray a)
     int PyArray_ISCARRAY(cnp.ndarray a)
-    object PyArray_DESCR(cnp.ndarray a)
     int PyArray_TYPE(cnp.ndarray a)
 
+cdef extern from *:
+    """
+    #if defined(__clang__)
+    #define QK_COMPILER "clang " __clang_version__
+    #else
+    #define QK_COMPILER "gcc " __VERSION__
+    #endif
+    static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+    """
+    const char *QK_COMPILER
+    PyObject *descr_of(cnp.ndarray a)   # borrowed
+
+INT32 = np.dtype(np.int32)
+FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 cdef int BF16_NUM = BFLOAT16.num
 
+CODE_TYPES = {
+    np.dtype(np.int8): QK_I8, np.dtype(np.uint8): QK_U8, np.dtype(np.int16): QK_I16, np.dtype(np.uint16): QK_U16,
+    np.dtype(ml_dtypes.int4): QK_I4, np.dtype(ml_dtypes.uint4): QK_U4, np.dtype(ml_dtypes.int2): QK_I2,
+    np.dtype(ml_dtypes.uint2): QK_U2,
+}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
-ACTIVATIONS = {None: QK_IDENTITY, "relu": QK_RELU, "gelu": QK_GELU, "silu": QK_SILU}
+ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "silu": QK_SILU}
 
 
 # ---- instruction sets and threads ----
 
 
+def built_isas():
+    """Names of the instruction sets that are built, best first."""
+    cdef size_t i = 0
+    names = []
+    while qk_built(i) != NULL:
+        names.append(qk_built(i).decode())
+        i += 1
+    return names
+
+
 def available_isas():
-    """Names of the instruction sets that are built and that this CPU has, best first."""
-    return [name for name in ("avx512vnni", "avx2", "neon", "scalar") if qk_find(name.encode()) != NULL]
+    """Those that this CPU has."""
+    return [name for name in built_isas() if qk_find(name.encode()) != NULL]
+
+
+def compiler():
+    return QK_COMPILER.decode()
 
 
 def get_isa():
@@ -117,14 +149,27 @@ cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
     if out is None:
         return np.empty((<object>like).shape, dtype)
     if not (isinstance(out, np.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out)
-            and PyArray_DESCR(<cnp.ndarray>out) is dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like)):
+            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like)):
         check_out(out, (<object>like).shape, dtype)
     return <cnp.ndarray>out
 
 
-cdef refuse_overlap(cnp.ndarray out, cnp.ndarray x, name):
-    if overlap(out, x):
+cdef int refuse_overlap(cnp.ndarray out, x, name) except -1:
+    """x is what the caller gave: a copy of it overlaps nothing."""
+    if isinstance(x, np.ndarray) and (overlap(out, <cnp.ndarray>x) if PyArray_ISCARRAY_RO(<cnp.ndarray>x)
+                                      else np.may_share_memory(out, x)):
         raise ValueError(f"out must not overlap {name}")
+    return 0
+
+
+def store(out, cnp.ndarray value, x, name):
+    """`value`, copied to `out` where it is given."""
+    if out is None:
+        return value
+    check_out(out, (<object>value).shape, value.dtype)
+    refuse_overlap(out, x, name)
+    out[...] = value
+    return out
 
 
 cdef int rounding_code(rounding, int most) except -1:
@@ -136,11 +181,12 @@ cdef int rounding_code(rounding, int most) except -1:
     return code
 
 
-def check_activation(activation):
-    try:
-        return ACTIVATIONS[activation]
-    except (KeyError, TypeError):
-        raise ValueError(f"activation must be one of None, 'relu', 'gelu', 'silu', got {activation!r}") from None
+cdef int activation_code(activation) except -1:
+    if activation is None: return QK_IDENTITY
+    code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
+    if code is None:
+        raise ValueError(f"activation must be one of None, 'relu', 'gelu', 'silu', got {activation!r}")
+    return code
 
 
 def raise_not_finite(x, name="x"):
@@ -155,32 +201,51 @@ def raise_not_finite(x, name="x"):
 
 
 cdef class Params:
-    """What C reads of a QParams: set once by qparams.py."""
+    """QParams (qparams.py), which has checked the arguments, as C reads them."""
 
     cdef qk_params c
     cdef qk_dtype storage
-    cdef readonly object dtype, scale, zero_point
-    cdef int axis, ndim
-    cdef object per_block_shape
+    cdef readonly object scale, zero_point, dtype, axis, block_size, qmin, qmax
+    cdef int c_axis
+    cdef float one_scale
+    cdef int32_t one_zero_point
 
-    def __init__(self, scale, zero_point, dtype, int qmin, int qmax, axis, block_size):
-        self.scale = np.ascontiguousarray(scale, np.float32)
-        self.zero_point = np.ascontiguousarray(zero_point, np.int32)
-        self.dtype = dtype
-        cdef bint signed = qmin < 0
-        if dtype.itemsize == 1:
-            self.storage = QK_I8 if signed else QK_U8
-        else:
-            self.storage = QK_I16 if signed else QK_U16
-        self.c.qmin, self.c.qmax = qmin, qmax
-        self.c.scale = <const float *>cnp.PyArray_DATA(self.scale)
-        self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
+    def __cinit__(self, scale, zero_point, dtype, qmin, qmax, axis, block_size):
+        self.dtype, self.qmin, self.qmax, self.axis, self.block_size = dtype, qmin, qmax, axis, block_size
+        self.c.scale = <const float *>cnp.PyArray_DATA(scale)
+        self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(zero_point)
         self.c.outer = self.c.length = self.c.inner = self.c.block = 1
         self.c.kind = QK_PER_TENSOR if axis is None else QK_PER_AXIS if block_size is None else QK_PER_BLOCK
-        if axis is not None:
-            self.axis = axis
+        if dtype in CODE_TYPES:
+            self.storage = CODE_TYPES[dtype]
+            self.c.qmin, self.c.qmax = qmin, qmax
+        if axis is None:
+            self.one_scale, self.one_zero_point = scale, zero_point
+            self.c.scale, self.c.zero_point = &self.one_scale, &self.one_zero_point
+            self.scale, self.zero_point = scale[()], zero_point[()]
+            return
+        scale.setflags(write=False)
+        zero_point.setflags(write=False)
+        self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
         if block_size is not None:
             self.c.block = block_size
+
+    def check_shape(self, shape):
+        """Raise unless the scales fit data of this shape."""
+        if self.axis is None:
+            return
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"axis {self.axis} is out of range for x with shape {tuple(shape)}")
+        expected, axis, what = tuple(shape), self.axis % len(shape), f"axis {self.axis}"
+        if self.block_size is None:
+            expected = expected[axis : axis + 1]
+        else:
+            blocks = -(-expected[axis] // self.block_size)
+            expected = expected[:axis] + (blocks,) + expected[axis + 1 :]
+            what = f"blocks of {self.block_size} along axis {self.axis}"
+        if self.scale.shape != expected:
+            raise ValueError(f"scale must have shape {expected} to match {what} of x with shape {tuple(shape)}, "
+                             f"got {self.scale.shape}")
 
     cdef int lay_over(self, cnp.ndarray x, qk_params *p) except -1:
         """The C parameters for an array of the shape of x."""
@@ -189,78 +254,79 @@ cdef class Params:
         if p.kind == QK_PER_TENSOR:
             p.length = <size_t>cnp.PyArray_SIZE(x)
             return 0
-        axis = self.axis + ndim if self.axis < 0 else self.axis
-        if not 0 <= axis < ndim:
-            raise ValueError(f"axis {self.axis} is out of range for x with shape {(<object>x).shape}")
+        self.check_shape((<object>x).shape)
+        axis = self.c_axis + ndim if self.c_axis < 0 else self.c_axis
         for i in range(axis):
             p.outer *= <size_t>cnp.PyArray_DIM(x, i)
         p.length = <size_t>cnp.PyArray_DIM(x, axis)
         for i in range(axis + 1, ndim):
             p.inner *= <size_t>cnp.PyArray_DIM(x, i)
-        expected = list((<object>x).shape)
-        if p.kind == QK_PER_AXIS:
-            expected = [expected[axis]]
-            what = f"axis {self.axis}"
-        else:
-            expected[axis] = (expected[axis] + p.block - 1) // p.block
-            what = f"blocks of {p.block} along axis {self.axis}"
-        if self.scale.shape != tuple(expected):
-            raise ValueError(f"scale must have shape {tuple(expected)} to match {what} of x with shape "
-                             f"{(<object>x).shape}, got {self.scale.shape}")
         return 0
 
 
-def quantize(x, Params params, rounding, out):
+cdef Params params_of(params):
+    if not isinstance(params, Params):
+        raise TypeError(f"params must be QParams, got {type(params).__name__}")
+    return <Params>params
+
+
+def quantize(x, params, rounding, out):
+    cdef Params to = params_of(params)
     cdef cnp.ndarray a = contiguous(x)
     cdef qk_dtype from_ = <qk_dtype>float_type(a)
     cdef qk_rounding how = <qk_rounding>rounding_code(rounding, QK_HALF_AWAY)
     cdef qk_params p
-    params.lay_over(a, &p)
-    cdef cnp.ndarray q = result_array(out, a, params.dtype)
+    to.lay_over(a, &p)
+    cdef cnp.ndarray q = result_array(out, a, to.dtype)
     if out is not None:
-        refuse_overlap(q, a, "x")
+        refuse_overlap(q, x, "x")
     cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *to = cnp.PyArray_DATA(q)
+    cdef void *target = cnp.PyArray_DATA(q)
     with nogil:
-        qk_quantize(source, from_, to, params.storage, &p, how)
+        qk_quantize(source, from_, target, to.storage, &p, how)
     return q
 
 
-def dequantize(q, Params params, dtype, out):
+def dequantize(q, params, dtype, out):
+    cdef Params of = params_of(params)
     cdef cnp.ndarray a = contiguous(q)
-    cdef qk_dtype from_ = params.storage
+    cdef qk_dtype from_ = of.storage
     if PyArray_TYPE(a) == cnp.NPY_INT32:
         from_ = QK_I32
-    elif PyArray_DESCR(a) is not params.dtype and a.dtype != params.dtype:
-        raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {a.dtype}")
-    dtype = np.dtype(dtype)
-    if dtype not in FLOATS:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    elif descr_of(a) != <PyObject *>of.dtype and a.dtype != of.dtype:
+        raise TypeError(f"q must have dtype {of.dtype} (as params) or int32, got {a.dtype}")
+    if dtype is not np.float32:
+        dtype = np.dtype(dtype)
+        if dtype not in FLOATS:
+            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    else:
+        dtype = FLOAT32
     cdef qk_params p
-    params.lay_over(a, &p)
+    of.lay_over(a, &p)
     cdef cnp.ndarray y = result_array(out, a, dtype)
-    cdef qk_dtype to_type = <qk_dtype>float_type(y)
+    cdef qk_dtype to = <qk_dtype>float_type(y)
     if out is not None:
-        refuse_overlap(y, a, "q")
+        refuse_overlap(y, q, "q")
     cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *to = cnp.PyArray_DATA(y)
+    cdef void *target = cnp.PyArray_DATA(y)
     with nogil:
-        qk_dequantize(source, from_, to, to_type, &p)
+        qk_dequantize(source, from_, target, to, &p)
     return y
 
 
-def fake_quantize(x, Params params, out):
+def fake_quantize(x, params, out):
+    cdef Params by = params_of(params)
     cdef cnp.ndarray a = contiguous(x)
     cdef qk_dtype type = <qk_dtype>float_type(a)
     cdef qk_params p
-    params.lay_over(a, &p)
-    cdef cnp.ndarray y = result_array(out, a, PyArray_DESCR(a))
+    by.lay_over(a, &p)
+    cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
     cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *to = cnp.PyArray_DATA(y)
-    if out is not None and source != to:
-        refuse_overlap(y, a, "x")
+    cdef void *target = cnp.PyArray_DATA(y)
+    if out is not None and source != target:
+        refuse_overlap(y, x, "x")
     with nogil:
-        qk_fake_quantize(source, to, type, &p)
+        qk_fake_quantize(source, target, type, &p)
     return y
 
 
@@ -275,84 +341,117 @@ def minmax(cnp.ndarray x):
     return (lo, hi) if finite else None
 
 
-def quantize_rows(cnp.ndarray x, size_t rows, cnp.ndarray q, int qmin, int qmax, bint symmetric):
-    """Contiguous float32 x seen as rows, each quantized by its own scale: (scale, zero_point)."""
+def choose(lo, hi, int qmin, int qmax, bint symmetric):
+    """scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
+    cdef cnp.ndarray low = contiguous(lo), high = contiguous(hi)
+    scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
+    cdef const float *l = <const float *>cnp.PyArray_DATA(low)
+    cdef const float *h = <const float *>cnp.PyArray_DATA(high)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(low)):
+        qk_choose(l[i], h[i], qmin, qmax, symmetric, s + i, z + i)
+    return scale, zero_point
+
+
+def quantize_rows(x, size_t rows, dtype, int qmin, int qmax, bint symmetric):
+    """float32 x seen as rows, each quantized by its own scale: (q, scale, zero_point)."""
+    cdef cnp.ndarray a = contiguous(x)
+    cdef cnp.ndarray q = np.empty((<object>a).shape, dtype)
     scale, zero_point = np.empty(rows, np.float32), np.empty(rows, np.int32)
     cdef float *s = <float *>cnp.PyArray_DATA(scale)
     cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
-    cdef const float *data = <const float *>cnp.PyArray_DATA(x)
-    cdef void *to = cnp.PyArray_DATA(q)
-    cdef size_t cols = <size_t>cnp.PyArray_SIZE(x) // rows if rows else 0
-    cdef qk_dtype type = (QK_I8 if qmin < 0 else QK_U8) if cnp.PyArray_ITEMSIZE(q) == 1 else (QK_I16 if qmin < 0 else QK_U16)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(a)
+    cdef void *target = cnp.PyArray_DATA(q)
+    cdef size_t cols = <size_t>cnp.PyArray_SIZE(a) // rows
+    cdef qk_dtype to = CODE_TYPES[dtype]
     cdef int finite
     with nogil:
-        finite = qk_quantize_rows(data, rows, cols, to, type, qmin, qmax, symmetric, s, z)
+        finite = qk_quantize_rows(source, rows, cols, target, to, qmin, qmax, symmetric, s, z)
     if not finite:
         raise_not_finite(x)
-    return scale, zero_point
+    return q, scale, zero_point
 
 
 # ---- requantize ----
 
 
-def quantize_multiplier(double m):
-    cdef int32_t mantissa, shift
-    qk_quantize_multiplier(m, &mantissa, &shift)
+def quantize_multiplier(cnp.ndarray m):
+    """Mantissas and shifts of a contiguous float64 array (n,)."""
+    mantissa, shift = np.empty((<object>m).shape, np.int32), np.empty((<object>m).shape, np.int32)
+    cdef const double *source = <const double *>cnp.PyArray_DATA(m)
+    cdef int32_t *a = <int32_t *>cnp.PyArray_DATA(mantissa)
+    cdef int32_t *b = <int32_t *>cnp.PyArray_DATA(shift)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(m)):
+        qk_quantize_multiplier(source[i], a + i, b + i)
     return mantissa, shift
 
 
-def requantize(cnp.ndarray acc, cnp.ndarray bias, cnp.ndarray q, int zero_point, int qmin, int qmax, rounding,
-               cnp.ndarray multiplier, cnp.ndarray mantissa, cnp.ndarray shift):
-    """Contiguous int32 acc (rows, n); bias and the multipliers have n entries."""
+def requantize(acc, cnp.ndarray bias, params, rounding, multiplier, mantissa, shift, out):
+    """int32 acc (..., n); bias and the multipliers are contiguous and have n entries."""
+    cdef Params to = params_of(params)
+    cdef cnp.ndarray a = contiguous(acc)
     cdef qk_requant r
-    memset(&r, 0, sizeof r)
+    memset(&r, 0, sizeof(r))
     r.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
-    r.zero_point, r.qmin, r.qmax = zero_point, qmin, qmax
+    r.zero_point, r.qmin, r.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
     if r.rounding <= QK_HALF_AWAY:
         r.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
     else:
         r.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
         r.shift = <const int32_t *>cnp.PyArray_DATA(shift)
+    cdef cnp.ndarray q = result_array(out, a, to.dtype)
+    if out is not None:
+        refuse_overlap(q, acc, "acc")
+        refuse_overlap(q, bias, "bias")
     cdef size_t cols = <size_t>cnp.PyArray_SIZE(bias)
-    cdef size_t rows = <size_t>cnp.PyArray_SIZE(acc) // cols if cols else 0
-    cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(acc)
+    cdef size_t rows = <size_t>cnp.PyArray_SIZE(a) // cols if cols else 0
+    cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
     cdef const int32_t *b = <const int32_t *>cnp.PyArray_DATA(bias)
-    cdef void *to = cnp.PyArray_DATA(q)
-    cdef qk_dtype type = QK_U8 if cnp.PyArray_ITEMSIZE(q) == 1 else QK_U16
+    cdef void *target = cnp.PyArray_DATA(q)
     with nogil:
-        qk_requantize(source, b, to, type, rows, cols, &r)
+        qk_requantize(source, b, target, to.storage, rows, cols, &r)
+    return q
 
 
 # ---- products ----
 
 
 cdef class Packed:
-    """Weights in panels: the C side of PackedMatrix."""
+    """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
+
+    b is (k, n), int8 or uint8, of any strides; without params it has no scales, and zero points are the caller's.
+    """
 
     cdef qk_packed c
-    cdef readonly object panels, colsum, scale, zero_point, zeros
-    cdef readonly int64_t bound      # max over columns of sum |b - zero_point|
-    cdef readonly Py_ssize_t k, n, n_pad
+    cdef readonly object params
+    cdef readonly Py_ssize_t nbytes
+    cdef object panels, colsum, scale, zero_point, zeros
+    cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
-    cdef pack(self, cnp.ndarray b, scale, zero_point):
-        """b (k, n) int8 or uint8 of any strides; scale and zero_point of its columns (or None)."""
+    def __cinit__(self, cnp.ndarray b, params):
+        self.params = params
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         qk_packed_init(&self.c, qk_active(), <size_t>self.k, <size_t>self.n, PyArray_TYPE(b) == cnp.NPY_UINT8)
         self.n_pad = <Py_ssize_t>self.c.n_pad
-        size = self.c.k_pad * self.c.n_pad
-        buffer = np.empty(size + 63, np.uint8)
-        start = -<Py_ssize_t>cnp.PyArray_DATA(buffer) % 64
-        self.panels = buffer[start : start + size]
-        self.colsum = np.empty(self.n_pad, np.int32)
-        self.c.panels = <int8_t *>cnp.PyArray_DATA(self.panels)
+        cdef Py_ssize_t size = <Py_ssize_t>(self.c.k_pad * self.c.n_pad)
+        cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
+        cdef Py_ssize_t start = -<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63
+        self.panels, self.colsum = buffer, np.empty(self.n_pad, np.int32)
+        self.c.panels = <int8_t *>cnp.PyArray_DATA(buffer) + start
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
+        self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
-        if zero_point is not None:
-            self.scale = self.padded(scale, np.float32)
-            self.zero_point = self.padded(zero_point, np.int32)
+        if params is not None:
+            self.scale = self.padded(params.scale, np.float32)
+            self.zero_point = self.padded(params.zero_point, np.int32)
             self.zeros = np.zeros(self.n_pad, np.float32)
             self.has_zero_point = bool(np.any(self.zero_point))
+            self.nbytes += 12 * self.n_pad
             zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
@@ -365,25 +464,17 @@ cdef class Packed:
         result[: self.n] = values
         return result
 
-    def unpack_codes(self):
-        """The codes (k, n) as they were packed."""
+    @property
+    def shape(self):
+        return self.k, self.n
+
+    def unpack(self):
+        """The codes as they were packed: (K, N), of dtype `params.dtype`."""
         codes = np.empty((self.k, self.n), np.uint8 if self.c.flipped else np.int8)
         cdef void *to = cnp.PyArray_DATA(codes)
         with nogil:
             qk_unpack(&self.c, to)
         return codes
-
-
-def pack(Packed packed, b, scale, zero_point):
-    packed.pack(b, scale, zero_point)
-
-
-cdef class Rows:
-    """A left operand as rows of unit stride: the array (to keep it alive) and its description."""
-
-    cdef cnp.ndarray array
-    cdef tuple shape
-    cdef qk_left c
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left) except -1:
@@ -416,7 +507,7 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     """`out` checked, or a new array, of shape a.shape[:-1] + (n,)."""
     cdef int ndim = cnp.PyArray_NDIM(a), i
     if out is not None and isinstance(out, np.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out) \
-            and PyArray_DESCR(<cnp.ndarray>out) is dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
+            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
             and cnp.PyArray_DIM(<cnp.ndarray>out, ndim - 1) == n:
         for i in range(ndim - 1):
             if cnp.PyArray_DIM(<cnp.ndarray>out, i) != cnp.PyArray_DIM(a, i):
@@ -430,12 +521,6 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     return <cnp.ndarray>out
 
 
-cdef int check_no_overlap(out, cnp.ndarray a, name) except -1:
-    if out is not None and (overlap(<cnp.ndarray>out, a) if PyArray_ISCARRAY_RO(a) else np.may_share_memory(out, a)):
-        raise ValueError(f"out must not overlap {name}")
-    return 0
-
-
 cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
     cdef int status
     with nogil:
@@ -445,10 +530,6 @@ cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
     if status == -2:
         raise_not_finite(x)
     return 0
-
-
-INT32 = np.dtype(np.int32)
-FLOAT32 = np.dtype(np.float32)
 
 
 cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
@@ -461,7 +542,7 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
     info = np.iinfo(codes.dtype)
     if given.size and (given.min() < info.min or given.max() > info.max):
         raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {value!r}")
-    return np.ascontiguousarray(given, np.int32)
+    return np.asarray(given, np.int32, order="C")
 
 
 cdef int codes_type(cnp.ndarray a, name) except -1:
@@ -477,8 +558,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef Packed packed
     cdef qk_left left
     cdef qk_right right
-    memset(&left, 0, sizeof left)
-    memset(&right, 0, sizeof right)
+    memset(&left, 0, sizeof(left))
+    memset(&right, 0, sizeof(right))
     left.type = <qk_left_type>codes_type(left_array, "a")
     if isinstance(b, Packed):
         packed = <Packed>b
@@ -493,9 +574,9 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef cnp.ndarray rows = rows_of(left_array, k, "a", &left)
     cdef cnp.ndarray c = product_out(out, left_array, n, INT32)
     if out is not None:
-        check_no_overlap(out, left_array, "a")
+        refuse_overlap(c, left_array, "a")
         if packed is None:
-            check_no_overlap(out, right_array, "b")
+            refuse_overlap(c, right_array, "b")
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = zero_points(a_zero_point, left_array, (<object>left_array).shape[:-1], "a_zero_point")
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
@@ -506,8 +587,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     else:
         bz = None
     if packed is None:
-        packed = Packed()
-        packed.pack(right_array, None, None)
+        packed = Packed(right_array, None)
     if bz is not None:
         bz = packed.padded(bz, np.int32)
         right.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
@@ -518,10 +598,10 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     return c
 
 
-cdef int refuse_overflow(Packed b, int64_t largest) except -1:
-    if b.bound * largest > 0x7FFFFFFF:
-        raise ValueError(f"int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, and |a - zero_point| "
-                         f"can be {largest}; their product exceeds 2**31 - 1")
+cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
+    if b.bound * largest + bias > 0x7FFFFFFF:
+        raise ValueError(f"int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
+                         f"be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds 2**31 - 1")
     return 0
 
 
@@ -541,17 +621,17 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     """float32 x (..., k)."""
     cdef qk_left left
     cdef qk_right right
-    memset(&left, 0, sizeof left)
-    memset(&right, 0, sizeof right)
-    right.activation = <qk_activation>check_activation(activation)
+    memset(&left, 0, sizeof(left))
+    memset(&right, 0, sizeof(right))
+    right.activation = <qk_activation>activation_code(activation)
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
     if out is not None:
-        check_no_overlap(out, x, "x")
+        refuse_overlap(y, x, "x")
         if bias is not None:
-            check_no_overlap(out, bias_array, "bias")
-    refuse_overflow(b, 255)
+            refuse_overlap(y, bias_array, "bias")
+    refuse_overflow(b, 255, 0)
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
     right.out = cnp.PyArray_DATA(y)
@@ -563,36 +643,45 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     return y
 
 
-def qlinear(cnp.ndarray q, int zero_point, int64_t largest, Packed b, cnp.ndarray out, int out_zero_point, float out_scale,
-            int qmin, int qmax, rounding, activation, multiplier, real_scale, mantissa, shift, int_bias, real_bias):
-    """q (..., k) codes; column arrays have n entries. `out` is a checked array."""
+def qlinear(q, params, Packed b, out_params, rounding, activation, multiplier, mantissa, shift, real_scale, int_bias,
+            real_bias, out):
+    """q (..., k) codes; column arrays have n entries; params and out_params are per tensor."""
+    cdef Params of = params_of(params), to = params_of(out_params)
+    cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
     cdef qk_left left
     cdef qk_right right
-    memset(&left, 0, sizeof left)
-    memset(&right, 0, sizeof right)
-    refuse_overflow(b, largest)
-    cdef cnp.ndarray rows = rows_of(q, b.k, "q", &left)
-    cdef int32_t zero = zero_point
-    left.type = <qk_left_type>codes_type(q, "q")
-    left.zero_point = &zero
+    memset(&left, 0, sizeof(left))
+    memset(&right, 0, sizeof(right))
+    left.type = <qk_left_type>codes_type(a, "q")
+    left.zero_point = &of.one_zero_point
     right.type = QK_TO_CODES
-    right.out = cnp.PyArray_DATA(out)
-    right.row_stride = <size_t>b.n
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
-    right.activation = <qk_activation>check_activation(activation)
+    right.activation = <qk_activation>activation_code(activation)
     right.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
-    right.requant.zero_point, right.requant.qmin, right.requant.qmax = out_zero_point, qmin, qmax
-    right.out_scale = out_scale
-    multiplier, real_scale = b.padded(multiplier, np.float32), b.padded(real_scale, np.float32)
-    right.requant.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
-    right.col_scale = <const float *>cnp.PyArray_DATA(real_scale)
-    if mantissa is not None:
+    right.requant.zero_point, right.requant.qmin, right.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    right.out_scale = to.one_scale
+    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
+    cdef cnp.ndarray rows = rows_of(a, b.k, "q", &left)
+    cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
+    if out is not None:
+        refuse_overlap(y, a, "q")
+        refuse_overlap(y, int_bias if int_bias is not None else real_bias, "bias")
+    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
+    cdef int64_t bias_size = 0 if int_bias is None else int(np.abs(int_bias.astype(np.int64)).max(initial=0))
+    refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
+    if mantissa is None:
+        multiplier, real_scale = b.padded(multiplier, np.float32), b.padded(real_scale, np.float32)
+        right.requant.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
+        right.col_scale = <const float *>cnp.PyArray_DATA(real_scale)
+        real_bias = b.zeros if real_bias is None else b.padded(real_bias, np.float32)
+        right.float_bias = <const float *>cnp.PyArray_DATA(real_bias)
+    else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
         right.requant.shift = <const int32_t *>cnp.PyArray_DATA(shift)
     if int_bias is not None:
         int_bias = b.padded(int_bias, np.int32)
         right.int_bias = <const int32_t *>cnp.PyArray_DATA(int_bias)
-    real_bias = b.zeros if real_bias is None else b.padded(real_bias, np.float32)
-    right.float_bias = <const float *>cnp.PyArray_DATA(real_bias)
+    right.out = cnp.PyArray_DATA(y)
+    right.row_stride = <size_t>b.n
     run(&left, &b.c, &right, q)
+    return y

@@ -1,0 +1,106 @@
+"""Threads, instruction sets, and what embedders need to know of the build."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import _core
+
+
+def set_num_threads(n):
+    """Use at most n threads from now on.
+
+    Parameters
+    ----------
+    n : int
+        At least 1. At first it is QKERNELS_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that this process may
+        use. Small work stays on one thread in any case, and results are the same bits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another n.
+
+    Examples
+    --------
+    >>> before = qk.get_num_threads()
+    >>> qk.set_num_threads(1)
+    >>> qk.get_num_threads()
+    1
+    >>> qk.set_num_threads(before)
+    """
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n must be an integer, got {n!r}")
+    if not 1 <= n < 2**31:
+        raise ValueError(f"n must be at least 1, got {n}")
+    _core.set_num_threads(n)
+
+
+def get_num_threads():
+    """The largest number of threads that an operation uses: int, at least 1.
+
+    Examples
+    --------
+    >>> qk.get_num_threads() >= 1
+    True
+    """
+    return _core.get_num_threads()
+
+
+@contextmanager
+def num_threads(n):
+    """A context in which at most n threads are used; the setting is the process's, not the thread's.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Examples
+    --------
+    >>> with qk.num_threads(1):
+    ...     qk.get_num_threads()
+    1
+    """
+    before = get_num_threads()
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
+
+
+def show_config():
+    """Print the version, the compiler, the instruction sets that are built, available and in use, and the threads.
+
+    Examples
+    --------
+    >>> qk.show_config()  # doctest: +ELLIPSIS
+    qkernels ...
+    compiler: ...
+    instruction sets built: ...
+    instruction sets of this CPU: ...
+    in use: ...
+    threads: ...
+    """
+    from . import __version__
+
+    print(f"qkernels {__version__}")
+    print(f"compiler: {_core.compiler()}")
+    print(f"instruction sets built: {', '.join(_core.built_isas())}")
+    print(f"instruction sets of this CPU: {', '.join(_core.available_isas())}")
+    print(f"in use: {_core.get_isa()} (QKERNELS_ISA chooses another)")
+    print(f"threads: {get_num_threads()}")
+
+
+def get_include():
+    """The folder of `qkernels.h`, for a C compiler's ``-I``: str.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.path.exists(os.path.join(qk.get_include(), "qkernels.h"))
+    True
+    """
+    here = Path(__file__).parent
+    installed = here / "include"
+    return str(installed if installed.exists() else here.parent / "csrc")

@@ -1,0 +1,273 @@
+"""Matrix products of 8-bit codes: exact int32 sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8."""
+
+import numpy as np
+
+from . import _core
+from .qparams import FLOAT_CODES, QParams, float_array
+from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
+
+
+def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
+    """Exact integer product ``(a - a_zero_point) @ (b - b_zero_point)``, modulo 2**32.
+
+    Parameters
+    ----------
+    a : uint8 or int8 array of shape (..., M, K), or (K,)
+    b : uint8 or int8 array of shape (K, N), or PackedMatrix
+        Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
+    a_zero_point : int or integer array of shape (..., M)
+        One for each row of a.
+    b_zero_point : int or integer array of shape (N,)
+        One for each column of b.
+    out : int32 array of shape (..., M, N), optional
+        C-contiguous; may not overlap a or b.
+
+    Returns
+    -------
+    int32 array of shape (..., M, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, zero point or `out`, which is then left untouched.
+
+    References
+    ----------
+    ONNX MatMulInteger-10.
+
+    Examples
+    --------
+    >>> qk.matmul(np.uint8([[11, 7, 3]]), np.int8([[1, 4], [2, 5], [3, 6]]), a_zero_point=12)
+    array([[-38, -83]], dtype=int32)
+    """
+    return _core.matmul(a, b, a_zero_point, b_zero_point, out)
+
+
+def pack(b, params, *, scales=None):
+    """Quantized weights in the layout that the products read fastest.
+
+    Parameters
+    ----------
+    b : int8 or uint8 array of shape (K, N)
+        Of any strides, so that ``w.T`` costs no copy.
+    params : QParams
+        Of dtype `b.dtype`, per tensor or per column (``axis=1``).
+    scales : None
+        For codebooks.
+
+    Returns
+    -------
+    PackedMatrix
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shape or axis.
+
+    Examples
+    --------
+    >>> w = np.float32([[0.5, -1], [1, 0.25], [-0.5, 2]])
+    >>> params = qk.choose_qparams(w, "int8", axis=1)
+    >>> qk.pack(qk.quantize(w, params), params).shape
+    (3, 2)
+    """
+    if scales is not None:
+        raise ValueError(f"scales must be None for weights of QParams, got {type(scales).__name__}")
+    return PackedMatrix(b, params)
+
+
+class PackedMatrix(_core.Packed):
+    """Weights as `pack` makes them: read-only, picklable, to be used from any thread.
+
+    Attributes
+    ----------
+    shape : (int, int)
+        (K, N)
+    params : QParams
+    nbytes : int
+        Of the panels and of what is kept for each column.
+
+    Examples
+    --------
+    >>> packed = qk.pack(np.eye(3, 2, dtype=np.int8), qk.QParams(0.5))
+    >>> packed
+    PackedMatrix(shape=(3, 2), params=QParams(scale=0.5, dtype='int8'))
+    >>> qk.PackedMatrix.from_arrays(packed.to_arrays()).unpack()
+    array([[1, 0],
+           [0, 1],
+           [0, 0]], dtype=int8)
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, b, params):
+        b = np.asarray(b)
+        if not isinstance(params, QParams):
+            raise TypeError(f"params must be QParams, got {type(params).__name__}")
+        if b.dtype not in (np.int8, np.uint8):
+            raise TypeError(f"b must be int8 or uint8, got {b.dtype}")
+        if b.dtype != params.dtype:
+            raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
+        if b.ndim != 2:
+            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+        if params.axis not in (None, 1, -1) or params.block_size is not None:
+            raise ValueError(f"params must be per tensor or per column (axis=1), got axis={params.axis}, "
+                             f"block_size={params.block_size}")
+        params.check_shape(b.shape)
+        return super().__new__(cls, b, params)
+
+    def __repr__(self):
+        return f"PackedMatrix(shape={self.shape}, params={self.params})"
+
+    def __reduce__(self):
+        return PackedMatrix, (self.unpack(), self.params)
+
+    def to_arrays(self):
+        """Plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them anywhere.
+
+        Returns
+        -------
+        dict of str to array
+            ``codes`` (K, N), ``scale`` and ``zero_point`` (() or (N,)), and ``qmin`` ().
+        """
+        return {"codes": self.unpack(), "scale": np.array(self.params.scale), "zero_point": np.array(self.params.zero_point),
+                "qmin": np.array(self.params.qmin, np.int32)}
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """The matrix whose `to_arrays` gave `arrays`, packed for this machine."""
+        missing = {"codes", "scale", "zero_point", "qmin"} - arrays.keys()
+        if missing:
+            raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
+        codes, scale = np.asarray(arrays["codes"]), np.asarray(arrays["scale"])
+        lowest = np.iinfo(codes.dtype).min
+        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None,
+                         narrow_range=int(arrays["qmin"]) != lowest)
+        return cls(codes, params)
+
+
+def linear(x, packed, bias=None, *, activation=None, out=None):
+    """A dense layer: ``activation(x @ w + bias)``, floats in and out, with integer products.
+
+    Each row of x is quantized to uint8 by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that
+    one scale for all rows loses.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16, shape (..., K)
+        Finite; used as float32.
+    packed : PackedMatrix of shape (K, N)
+    bias : float array of shape (N,), optional
+    activation : {None, "relu", "gelu", "silu"}
+        GELU is the exact form, by erf.
+    out : float32 array of shape (..., N), optional
+        C-contiguous; may not overlap x or bias.
+
+    Returns
+    -------
+    float32 array of shape (..., N)
+
+    Raises
+    ------
+    ValueError
+        Where x holds NaN or infinity, shapes do not match, or the weights are such that an int32 sum could overflow.
+    TypeError
+        For a wrong dtype or `out`, which is left untouched after each error.
+
+    References
+    ----------
+    docs/numerics.md, section 8; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+
+    Examples
+    --------
+    >>> w = np.float32([[0.5, -1], [1, 0.25], [-0.5, 2]])
+    >>> params = qk.choose_qparams(w, "int8", axis=1)
+    >>> qk.linear(np.float32([[1, 2, 3]]), qk.pack(qk.quantize(w, params), params)).round(2)
+    array([[0.99, 5.5 ]], dtype=float32)
+    """
+    if not isinstance(packed, PackedMatrix):
+        raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
+    if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
+        x = float_array(x).astype(np.float32, copy=False)
+    return _core.linear(x, packed, bias, activation, out)
+
+
+def qlinear(q, params, packed, out_params, bias=None, *, activation=None, rounding="half_even", out=None):
+    """A dense layer of codes: the integer product, requantized by `out_params`.
+
+    Parameters
+    ----------
+    q : uint8 or int8 array of shape (..., K)
+        Codes of dtype `params.dtype`.
+    params : QParams
+        Of q, per tensor.
+    packed : PackedMatrix of shape (K, N)
+    out_params : QParams
+        Of the result, per tensor; uint8 or int8.
+    bias : int32 or float array of shape (N,), optional
+        int32 is in units of scale(q) * scale(b) and added to the sums; floats are real values.
+    activation : {None, "relu", "gelu", "silu"}
+    rounding : {"half_even", "half_away", "gemmlowp", "tflite"}
+        As in `requantize`; the fixed-point ones take an int32 bias and no activation but relu.
+    out : array of dtype `out_params.dtype` and shape (..., N), optional
+        C-contiguous; may not overlap q or bias.
+
+    Returns
+    -------
+    array of dtype `out_params.dtype` and shape (..., N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, rounding or `out`, which is then left untouched, and for weights with which an int32 sum
+        could overflow.
+
+    References
+    ----------
+    ONNX QLinearMatMul-21; TensorFlow Lite, `reference_integer_ops::FullyConnected`.
+
+    Examples
+    --------
+    >>> packed = qk.pack(np.int8([[1, 2], [3, -4]]), qk.QParams(0.5))
+    >>> qk.qlinear(np.uint8([[130, 126]]), qk.QParams(0.1, 128, "uint8"), packed, qk.QParams(0.2))
+    array([[-1,  3]], dtype=int8)
+    """
+    if not isinstance(packed, PackedMatrix):
+        raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
+    check_params(params, "params")
+    check_params(out_params, "out_params")
+    for name, given in (("params", params), ("out_params", out_params)):
+        if given.dtype not in (np.int8, np.uint8):
+            raise TypeError(f"{name} must have dtype int8 or uint8, got {given.dtype.name}")
+    if getattr(q, "dtype", params.dtype) != params.dtype:
+        raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
+    int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
+    if rounding in FIXED_POINT:
+        if activation not in (None, "relu"):
+            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
+        exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
+        _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
+        return _core.qlinear(q, params, packed, out_params, rounding, activation, None, mantissa, shift, None, int_bias,
+                             None, out)
+    real_scale = params.scale * packed.params.scale
+    multiplier, _, _ = multiplier_arrays(real_scale / out_params.scale, rounding)
+    if real_bias is not None and activation in (None, "relu"):
+        real_bias = real_bias / out_params.scale
+    return _core.qlinear(q, params, packed, out_params, rounding, activation, multiplier, None, None, real_scale, int_bias,
+                         real_bias, out)
+
+
+def _split_bias(bias, n, rounding):
+    """(int bias, float bias): one of them, or neither."""
+    if bias is None:
+        return None, None
+    bias = np.asarray(bias)
+    if bias.shape != (n,):
+        raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
+    if bias.dtype.kind in "iu":
+        return checked_int_bias(bias, n), None
+    if bias.dtype not in _core.FLOATS:
+        raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
+    if rounding in FIXED_POINT:
+        raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
+    return None, bias.astype(np.float32, copy=False)

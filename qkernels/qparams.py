@@ -1,0 +1,303 @@
+"""Quantization parameters: `QParams`, and how to choose them from data. Formulas: docs/numerics.md, sections 1 and 2."""
+
+import ml_dtypes
+import numpy as np
+
+from . import _core
+
+# Codes that are small floats have no zero point and a largest value instead of a range of integers.
+FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
+INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
+                                 ml_dtypes.int2, ml_dtypes.uint2)))
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+class QParams(_core.Params):
+    """Parameters of the affine map ``real = (code - zero_point) * scale``: validated once, frozen, used many times.
+
+    Parameters
+    ----------
+    scale : float or array of floats
+        Kept as float32; positive, finite and not subnormal. A scalar is per tensor. With `axis`, shape (n,): one entry per
+        index of that axis of the data. With `axis` and `block_size`, the shape of the data with `axis`
+        shortened to ``ceil(n / block_size)`` (ONNX blocked layout).
+    zero_point : int or array of ints of the shape of `scale`, optional
+        Codes that stand for 0.0. None is 0 everywhere: symmetric. Codes that are floats have none.
+    dtype : str or dtype
+        ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float4_e2m1fn``; those that NumPy lacks
+        are dtypes of `ml_dtypes`.
+    axis, block_size : int, optional
+    narrow_range : bool
+        Leave the lowest code out, as in [-127, 127].
+
+    Attributes
+    ----------
+    scale : float32 scalar or read-only array
+    zero_point : int32 scalar or read-only array of the same shape
+    dtype : numpy.dtype
+    axis, block_size : int or None
+    qmin, qmax : int
+        Range of the codes (floats for codes that are floats).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not as above; the message names the argument and its value.
+
+    References
+    ----------
+    ONNX QuantizeLinear-25; Jacob et al., *Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference*, 2018, equation 1.
+
+    Examples
+    --------
+    >>> qk.QParams(0.1, 3, "uint8")
+    QParams(scale=0.1, zero_point=3, dtype='uint8')
+    >>> qk.QParams([0.5, 0.25], axis=1).zero_point
+    array([0, 0], dtype=int32)
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
+        dtype = code_dtype(dtype)
+        axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+        if block_size is not None and axis is None:
+            raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        scale = _checked_scale(scale, axis, block_size)
+        qmin, qmax = code_range(dtype, narrow_range)
+        zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
+        return super().__new__(cls, scale, zero_point, dtype, qmin, qmax, axis, block_size)
+
+    def __repr__(self):
+        parts = [f"scale={_brief(self.scale)}"]
+        if np.any(self.zero_point):
+            parts.append(f"zero_point={_brief(self.zero_point)}")
+        parts.append(f"dtype={self.dtype.name!r}")
+        parts += [f"{name}={value}" for name, value in (("axis", self.axis), ("block_size", self.block_size)) if value is not None]
+        if self._narrow_range:
+            parts.append("narrow_range=True")
+        return f"QParams({', '.join(parts)})"
+
+    def __eq__(self, other):
+        if not isinstance(other, QParams):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __reduce__(self):
+        return _rebuild, (self.scale, self.zero_point, self.dtype.name, self.axis, self.block_size, self._narrow_range)
+
+    @property
+    def _narrow_range(self):
+        return self.qmin != code_range(self.dtype, False)[0]
+
+    def _key(self):
+        return (np.shape(self.scale), self.scale.tobytes(), self.zero_point.tobytes(), self.dtype.name, self.axis,
+                self.block_size, self.qmin)
+
+
+def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
+    return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+
+
+def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax",
+                   **options):
+    """Parameters that represent the values of x well.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        Finite. Empty lines give a scale of 1.
+    dtype : str or dtype
+        As for `QParams`.
+    axis, block_size : int, optional
+        One scale per index of `axis`, or per block of `block_size` along it; without them one for all of x.
+    symmetric : bool, optional
+        Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
+    narrow_range : bool, optional
+        Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
+    method : {"minmax"}
+        `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates.
+
+    Returns
+    -------
+    QParams
+        Not subnormal: values that would need a smaller scale than 2**-126 share that one.
+
+    Raises
+    ------
+    ValueError
+        Where x holds NaN or infinity (how many, and where the first is), or spans more than float32 can scale.
+    TypeError
+        Where x is not a float array.
+
+    References
+    ----------
+    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; docs/numerics.md, section 2.
+
+    Examples
+    --------
+    >>> qk.choose_qparams(np.float32([-1, 0, 3]), "uint8")
+    QParams(scale=0.015686275, zero_point=64, dtype='uint8')
+    >>> qk.choose_qparams(np.float32([[-1, 0], [2.54, 1]]), axis=0).scale
+    array([0.00787402, 0.02      ], dtype=float32)
+    """
+    if method != "minmax":
+        raise ValueError(f"method must be 'minmax', got {method!r}")
+    if options:
+        raise TypeError(f"method 'minmax' takes no option {next(iter(options))!r}")
+    dtype, x = code_dtype(dtype), float_array(x)
+    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
+    symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
+    lo, hi = _bounds(x, axis, block_size)
+    if dtype in FLOAT_CODES:
+        scale, zero_point = float_code_scale(lo, hi, dtype), None
+    else:
+        scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+    if not np.all(np.isfinite(scale)):
+        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], more than a float32 scale can hold")
+    return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+
+
+# ---- what the other modules share ----
+
+
+def code_dtype(dtype):
+    """The dtype of codes that is called `dtype`."""
+    try:
+        found = np.dtype(getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype)
+    except TypeError:
+        found = None
+    if found not in INT_CODES + FLOAT_CODES:
+        names = ", ".join(t.name for t in INT_CODES + FLOAT_CODES)
+        raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
+    return found
+
+
+def code_range(dtype, narrow_range=False):
+    """(qmin, qmax) of the codes of `dtype`."""
+    if dtype in FLOAT_CODES:
+        if narrow_range:
+            raise ValueError(f"narrow_range is for integer codes, got dtype {dtype.name}")
+        largest = float(ml_dtypes.finfo(dtype).max)
+        return -largest, largest
+    info = ml_dtypes.iinfo(dtype)
+    return int(info.min) + bool(narrow_range), int(info.max)
+
+
+def choose_scheme(dtype, symmetric, narrow_range):
+    """(symmetric, narrow_range) with None decided by the dtype."""
+    if dtype in FLOAT_CODES:
+        if symmetric is False:
+            raise ValueError(f"codes of dtype {dtype.name} are symmetric, got symmetric=False")
+        return True, bool(narrow_range)
+    if symmetric is None:
+        symmetric = code_range(dtype)[0] < 0
+    return bool(symmetric), bool(symmetric if narrow_range is None else narrow_range)
+
+
+def float_code_scale(lo, hi, dtype):
+    """absmax / largest code; 1 where all values are 0."""
+    largest = np.maximum(-lo, hi)
+    scale = np.maximum(largest / np.float32(code_range(dtype)[1]), np.float32(SMALLEST_SCALE))
+    return np.where(largest > 0, scale, np.float32(1))
+
+
+def float_array(x):
+    """x as an array of one of the four float types."""
+    x = np.asarray(x)
+    if x.dtype.newbyteorder("=") not in _core.FLOATS:
+        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    return x
+
+
+def _bounds(x, axis, block_size):
+    """Smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
+    if axis is None and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        bounds = _core.minmax(x)
+        if bounds is None:
+            _core.raise_not_finite(x)
+        return np.float32(bounds[0]), np.float32(bounds[1])
+    wide = x if x.dtype.itemsize == 8 else x.astype(np.float32, copy=False)
+    lo, hi = (_reduce(f, wide, axis, block_size) for f in (np.minimum, np.maximum))
+    if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
+        _core.raise_not_finite(x)
+    with np.errstate(over="ignore"):
+        return _outward(lo, -np.inf), _outward(hi, np.inf)
+
+
+def _reduce(ufunc, x, axis, block_size):
+    if axis is None:
+        return ufunc.reduce(x, axis=None, initial=0)
+    if block_size is None:
+        return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis % x.ndim), initial=0)
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    if x.size == 0:
+        shape = list(x.shape)
+        shape[axis] = -(-shape[axis] // block_size)
+        return np.zeros(shape, x.dtype)
+    return ufunc(ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis), 0)
+
+
+def _outward(bound, direction):
+    """bound as float32, moved outward where the conversion moved it inward."""
+    near = np.float32(bound)
+    inward = near > bound if direction < 0 else near < bound
+    return np.where(inward, np.nextafter(near, np.float32(direction)), near)
+
+
+# ---- checks of QParams ----
+
+
+def _optional_int(value, name):
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer or None, got {value!r}")
+    return int(value)
+
+
+def _checked_scale(scale, axis, block_size):
+    given = np.asarray(scale)
+    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
+        raise TypeError(f"scale must be a float or an array of floats, got {scale!r}")
+    with np.errstate(over="ignore", under="ignore"):
+        kept = np.array(given, np.float32)
+    bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
+    if bad.any():
+        raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")
+    if axis is None and kept.ndim:
+        raise ValueError(f"scale must be a scalar unless axis is given, got shape {kept.shape}")
+    if axis is not None and (kept.ndim == 0 or (block_size is None and kept.ndim != 1)):
+        expected = "shape (n,)" if block_size is None else "the shape of the blocks"
+        raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {kept.shape}")
+    return kept
+
+
+def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
+    if zero_point is None:
+        return np.zeros(shape, np.int32)
+    given = np.asarray(zero_point)
+    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
+        raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
+    if given.shape != shape:
+        raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
+    given = given.astype(np.int64)
+    if dtype in FLOAT_CODES:
+        qmin = qmax = 0
+    bad = (given < qmin) | (given > qmax)
+    if bad.any():
+        raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
+    return given.astype(np.int32)
+
+
+def _brief(value):
+    return str(value) if np.ndim(value) == 0 else f"<{value.dtype} array of shape {value.shape}>"

@@ -1,0 +1,308 @@
+"""Elementwise operations: floats to codes and back, and the dense form of sub-byte codes. Formulas: docs/numerics.md,
+sections 3 to 5."""
+
+import numpy as np
+
+from . import _core
+from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array
+
+
+def quantize(x, params, *, rounding="half_even", out=None):
+    """Codes of x: ``saturate(round(x / scale) + zero_point)``.
+
+    The division is a true one, rounded once, as in ONNX QuantizeLinear. NaN becomes the zero point; infinities saturate.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        Any shape that `params` fits.
+    params : QParams
+    rounding : {"half_even", "half_away"}
+        Of ties. Codes that are floats round to the nearest, ties to even, and keep NaN where their format has one.
+    out : array of dtype `params.dtype` and the shape of x, optional
+        C-contiguous; may not overlap x.
+
+    Returns
+    -------
+    array of dtype `params.dtype`
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, axis, rounding or `out`, which is then left untouched.
+
+    References
+    ----------
+    ONNX QuantizeLinear-25.
+
+    Examples
+    --------
+    >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
+    array([  1,   3,   5, 203], dtype=uint8)
+    """
+    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+        return _quantize_to_floats(x, params, rounding, out)
+    return _core.quantize(x, params, rounding, out)
+
+
+def dequantize(q, params, *, dtype=np.float32, out=None):
+    """Real values of codes: ``(q - zero_point) * scale``.
+
+    Parameters
+    ----------
+    q : array of dtype `params.dtype`, or int32
+        int32 holds sums of products; the difference is then taken modulo 2**32.
+    params : QParams
+    dtype : {float32, float64, float16, bfloat16}
+        Of the result. float64 is exact; the others are the float32 product, rounded.
+    out : array of `dtype` and the shape of q, optional
+
+    Returns
+    -------
+    array of `dtype`
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, axis or `out`, which is then left untouched.
+
+    References
+    ----------
+    ONNX DequantizeLinear-25.
+
+    Examples
+    --------
+    >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
+    array([-1.,  0.,  1.], dtype=float32)
+    """
+    if isinstance(params, QParams) and params.dtype in FLOAT_CODES and getattr(q, "dtype", None) != np.int32:
+        return _dequantize_floats(q, params, dtype, out)
+    return _core.dequantize(q, params, dtype, out)
+
+
+def fake_quantize(x, params, *, out=None):
+    """What remains of x after `quantize` and `dequantize`, in one pass: NaN becomes 0.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+    params : QParams
+    out : array of the dtype and shape of x, optional
+        May be x itself; may not overlap it otherwise.
+
+    Returns
+    -------
+    array of the dtype and shape of x
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, axis or `out`, which is then left untouched.
+
+    References
+    ----------
+    Jacob et al. 2018, equation 12.
+
+    Examples
+    --------
+    >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
+    array([-1. ,  0.5,  3.5], dtype=float32)
+    """
+    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+        x = float_array(x)
+        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype, out)
+    return _core.fake_quantize(x, params, out)
+
+
+def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
+    """Codes of x with parameters chosen from x itself, by the range of its values.
+
+    With uint8 and no axis this is ONNX DynamicQuantizeLinear, bit for bit.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        Finite.
+    dtype : str or dtype
+        As for `QParams`.
+    axis : int, optional
+        One scale per index of this axis: ``axis=0`` on a matrix is one a row.
+    symmetric : bool, optional
+        None: True for signed codes, False for unsigned ones.
+
+    Returns
+    -------
+    q : array of `dtype` and the shape of x
+    params : QParams
+
+    Raises
+    ------
+    ValueError
+        Where x holds NaN or infinity (how many, and where the first is).
+
+    References
+    ----------
+    ONNX DynamicQuantizeLinear-11.
+
+    Examples
+    --------
+    >>> q, params = qk.dynamic_quantize(np.float32([0, 2, -3, -2.5, 1.34, 0.5]))
+    >>> q
+    array([153, 255,   0,  26, 221, 179], dtype=uint8)
+    >>> params
+    QParams(scale=0.019607844, zero_point=153, dtype='uint8')
+    """
+    x, dtype = float_array(x), code_dtype(dtype)
+    in_rows = axis is None or (x.ndim > 0 and axis in (0, -x.ndim))
+    if not in_rows or dtype in FLOAT_CODES or x.dtype != np.float32 or x.size == 0:
+        params = choose_qparams(x, dtype, axis=axis, symmetric=symmetric)
+        return quantize(x, params), params
+    symmetric, narrow_range = choose_scheme(dtype, symmetric, None)
+    rows = 1 if axis is None else x.shape[0]
+    q, scale, zero_point = _core.quantize_rows(x, rows, dtype, *code_range(dtype, narrow_range), symmetric)
+    if axis is None:
+        scale, zero_point = scale[0], zero_point[0]
+    return q, QParams(scale, zero_point, dtype, axis=axis, narrow_range=narrow_range)
+
+
+# ---- codes that are floats: the conversions are those of ml_dtypes ----
+
+
+def _per_element(values, params, shape):
+    """The scale of each element, as an array that broadcasts to `shape`."""
+    params.check_shape(shape)
+    if params.axis is None:
+        return values
+    if params.block_size is None:
+        return values.reshape([-1 if i == params.axis % len(shape) else 1 for i in range(len(shape))])
+    repeated = np.repeat(values, params.block_size, axis=params.axis)
+    return np.take(repeated, range(shape[params.axis]), axis=params.axis)
+
+
+def _quantize_to_floats(x, params, rounding, out):
+    if rounding != "half_even":
+        raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {rounding!r}")
+    x = float_array(x)
+    wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        quotient = np.clip(wide / _per_element(params.scale, params, x.shape), params.qmin, params.qmax)
+    if params.dtype.name == "float4_e2m1fn":
+        quotient = np.where(np.isnan(quotient), 0, quotient)
+    return _core.store(out, quotient.astype(params.dtype), x, "x")
+
+
+def _dequantize_floats(q, params, dtype, out):
+    q, dtype = np.asarray(q), np.dtype(dtype)
+    if q.dtype != params.dtype:
+        raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
+    if dtype not in _core.FLOATS:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    wide = q.astype(np.float64 if dtype.itemsize == 8 else np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _core.store(out, (wide * _per_element(params.scale, params, q.shape)).astype(dtype), q, "q")
+
+
+# ---- dense storage ----
+
+
+def pack_bits(codes, bits):
+    """Codes of a few bits, stored densely: the first code in the lowest bits of the first byte.
+
+    Parameters
+    ----------
+    codes : array of integers, any shape
+        One value each, in C order: int8, uint8 or the 2- and 4-bit dtypes of `ml_dtypes`. Each must fit `bits`
+        bits, signed or unsigned.
+    bits : {2, 4, 8}
+
+    Returns
+    -------
+    uint8 array of shape (ceil(codes.size * bits / 8),)
+        Unused bits at the end are 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype or number of bits, or a code that does not fit.
+
+    References
+    ----------
+    ONNX, "Packing of int4": the same order, the first element in the low bits.
+
+    Examples
+    --------
+    >>> qk.pack_bits(np.uint8([1, 2, 15]), 4)
+    array([33, 15], dtype=uint8)
+    """
+    codes = np.asarray(codes)
+    _check_bits(bits)
+    if codes.dtype not in (np.int8, np.uint8) and not (codes.dtype in _SUB_BYTE):
+        raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
+    wide = codes.astype(np.int16).reshape(-1)
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
+    bad = (wide < low) | (wide > high)
+    if bad.any():
+        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wide[bad][0]}")
+    per_byte = 8 // bits
+    fields = np.zeros((-(-wide.size // per_byte), per_byte), np.uint8)
+    fields.reshape(-1)[: wide.size] = wide & ((1 << bits) - 1)
+    return np.bitwise_or.reduce(fields << np.arange(0, 8, bits, dtype=np.uint8), axis=1)
+
+
+def unpack_bits(data, bits, shape, *, dtype=np.uint8):
+    """The codes that `pack_bits` stored.
+
+    Parameters
+    ----------
+    data : uint8 array of shape (ceil(n * bits / 8),)
+        n is the number of elements of `shape`.
+    bits : {2, 4, 8}
+    shape : int or tuple of ints
+    dtype : str or dtype
+        ``uint8`` gives the fields as they stand; a signed dtype, or a 2- or 4-bit dtype of `ml_dtypes`, the values.
+
+    Returns
+    -------
+    array of `dtype` and `shape`
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype or number of bits, or data of another size.
+
+    Examples
+    --------
+    >>> qk.unpack_bits(np.uint8([33, 15]), 4, (3,))
+    array([ 1,  2, 15], dtype=uint8)
+    >>> qk.unpack_bits(np.uint8([33, 15]), 4, 3, dtype="int8")
+    array([ 1,  2, -1], dtype=int8)
+    """
+    data, dtype = np.asarray(data), code_dtype(dtype)
+    _check_bits(bits)
+    if dtype not in (np.int8, np.uint8) and dtype not in _SUB_BYTE:
+        raise TypeError(f"dtype must be int8, uint8, int4, uint4, int2 or uint2, got {dtype}")
+    if data.dtype != np.uint8:
+        raise TypeError(f"data must be uint8, got {data.dtype}")
+    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    count = int(np.prod(shape, dtype=np.int64))
+    expected = (-(-count * bits // 8),)
+    if data.shape != expected:
+        raise ValueError(f"data must have shape {expected} for {count} codes of {bits} bits, got {data.shape}")
+    fields = data[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (fields & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
+    if _signed(dtype):
+        unused = 8 - bits
+        codes = (codes << unused).view(np.int8) >> unused
+    return codes.astype(dtype).reshape(shape)
+
+
+_SUB_BYTE = tuple(code_dtype(name) for name in ("int4", "uint4", "int2", "uint2"))
+
+
+def _signed(dtype):
+    return code_range(dtype)[0] < 0
+
+
+def _check_bits(bits):
+    if bits not in (2, 4, 8):
+        raise ValueError(f"bits must be 2, 4 or 8, got {bits!r}")

@@ -1,0 +1,141 @@
+"""From int32 sums to codes: `requantize`, in floating point or as the fixed-point libraries do. Formulas:
+docs/numerics.md, section 7."""
+
+import numpy as np
+
+from . import _core
+from .qparams import FLOAT_CODES, QParams
+
+FIXED_POINT = ("gemmlowp", "tflite")
+
+
+def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
+    """Codes of int32 sums: ``saturate(round((acc + bias) * multiplier) + zero_point)``.
+
+    Parameters
+    ----------
+    acc : int32 array of shape (..., n)
+    multiplier : float or array of shape (n,)
+        Scale of acc divided by scale of the result: positive and finite. Used as float32, or as `quantize_multiplier`
+        of it in the fixed-point roundings.
+    params : QParams
+        Per tensor; of it only dtype, zero point and range count.
+    bias : int or int32 array of shape (n,), optional
+        Added to acc modulo 2**32.
+    rounding : {"half_even", "half_away", "gemmlowp", "tflite"}
+        ``half_even``: as onnxruntime's QLinearMatMul. ``gemmlowp``: 31-bit fixed-point multiplier and shift, rounded
+        twice. ``tflite``: the same multiplier rounded once, as TFLite has done since 2.20.
+    out : array of dtype `params.dtype` and the shape of acc, optional
+
+    Returns
+    -------
+    array of dtype `params.dtype` and the shape of acc
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, multiplier, rounding or `out`, which is then left untouched.
+
+    References
+    ----------
+    onnxruntime, MlasRequantizeOutput; gemmlowp, `fixedpoint.h`, SaturatingRoundingDoublingHighMul and
+    RoundingDivideByPOT; TensorFlow Lite, `kernels/internal/common.h`, MultiplyByQuantizedMultiplier.
+
+    Examples
+    --------
+    >>> qk.requantize(np.int32([-99, 5, 1000]), 0.5, qk.QParams(1, 10, "uint8"))
+    array([  0,  12, 255], dtype=uint8)
+    >>> qk.requantize(np.int32([-99, 5, 1000]), 0.5, qk.QParams(1, 10, "uint8"), rounding="tflite")
+    array([  0,  13, 255], dtype=uint8)
+    """
+    acc = np.asarray(acc)
+    if acc.dtype != np.int32:
+        raise TypeError(f"acc must be int32, got {acc.dtype}")
+    check_params(params, "params")
+    if params.dtype in FLOAT_CODES:
+        raise TypeError(f"params must have an integer dtype, got {params.dtype.name}")
+    n = acc.shape[-1] if acc.ndim else 1
+    multiplier = checked_multiplier(multiplier, n)
+    bias = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
+    return _core.requantize(acc, bias, params, rounding, *multiplier_arrays(multiplier, rounding), out)
+
+
+def quantize_multiplier(m):
+    """The fixed-point form of a positive multiplier: ``m = mantissa * 2**(shift - 31)``, nearly.
+
+    Parameters
+    ----------
+    m : float or array of floats
+        Finite and not negative.
+
+    Returns
+    -------
+    mantissa, shift : ints, or int32 arrays of the shape of m
+        mantissa is in [2**30, 2**31), or 0 where m < 2**-32.
+
+    Raises
+    ------
+    ValueError
+        For NaN, infinite or negative m.
+
+    References
+    ----------
+    TensorFlow Lite, `kernels/internal/quantization_util.cc`, QuantizeMultiplier.
+
+    Examples
+    --------
+    >>> qk.quantize_multiplier(0.1)
+    (1717986918, -3)
+    """
+    given = np.asarray(m, np.float64)
+    bad = ~((given >= 0) & (given < np.inf))
+    if bad.any():
+        raise ValueError(f"m must be finite and not negative, got {given[bad].flat[0]}")
+    mantissa, shift = _core.quantize_multiplier(np.ascontiguousarray(given).reshape(-1))
+    if given.ndim == 0:
+        return int(mantissa[0]), int(shift[0])
+    return mantissa.reshape(given.shape), shift.reshape(given.shape)
+
+
+# ---- shared with qlinear ----
+
+
+def check_params(params, name):
+    """Raise unless `params` are QParams per tensor."""
+    if not isinstance(params, QParams):
+        raise TypeError(f"{name} must be QParams, got {type(params).__name__}")
+    if params.axis is not None:
+        raise ValueError(f"{name} must be per tensor, got axis {params.axis}")
+
+
+def checked_multiplier(multiplier, n):
+    """multiplier as n float64 values."""
+    given = np.asarray(multiplier)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"multiplier must be a float or an array of floats, got {multiplier!r}")
+    if given.shape not in ((), (n,)):
+        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
+    bad = ~((given > 0) & (given < np.inf))
+    if bad.any():
+        raise ValueError(f"multiplier must be positive and finite, got {given[bad].flat[0]}")
+    return np.broadcast_to(given.astype(np.float64), (n,))
+
+
+def checked_int_bias(bias, n):
+    """bias as n int32 values."""
+    given = np.asarray(bias)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"bias must be int32, got {given.dtype}")
+    if given.shape not in ((), (n,)):
+        raise ValueError(f"bias must be a scalar or have shape {(n,)}, got {given.shape}")
+    if given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
+        raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
+    return np.ascontiguousarray(np.broadcast_to(given, (n,)), np.int32)
+
+
+def multiplier_arrays(multiplier, rounding):
+    """(multiplier, mantissa, shift) as the kernels of this rounding read them; None where they do not."""
+    if rounding in FIXED_POINT:
+        return None, *_core.quantize_multiplier(np.ascontiguousarray(multiplier))
+    with np.errstate(over="ignore", under="ignore"):
+        return np.ascontiguousarray(multiplier, np.float32), None, None
