@@ -1,5 +1,5 @@
 """Benchmarks: pytest bench. One pinned core and one thread (QKERNELS_NUM_THREADS asks for more), every library held to
-the instruction set of QKERNELS_ISA where it can be. The environment comes first: libraries read it as they load."""
+the instruction set of QKERNELS_ISA where it can be."""
 
 import os
 import sys
@@ -7,30 +7,34 @@ from pathlib import Path
 
 import pytest
 
-THREADS = int(os.environ.setdefault("QKERNELS_NUM_THREADS", "1"))
-ISA_ASKED = os.environ.get("QKERNELS_ISA") or None
+THREADS = int(os.environ.get("QKERNELS_NUM_THREADS") or 1)
+THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 
 # Overrides that would slow OpenBLAS, and what holds each library to AVX2.
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
 HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
-def set_environment():
-    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | (HOLD_TO_AVX2 if ISA_ASKED == "avx2" else {})
-    changed = [name for name, value in wanted.items() if os.environ.get(name) != value]
-    if changed and "numpy" in sys.modules:
-        raise pytest.UsageError(f"numpy was loaded before bench/conftest.py could set {', '.join(changed)}: run pytest with "
-                                + " ".join(f"{name}={wanted[name] or ''}" for name in changed))
-    for name in changed:
+def set_environment(config):
+    """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
+    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS))
+    if os.environ.get("QKERNELS_ISA") == "avx2":
+        wanted |= HOLD_TO_AVX2
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    for name, value in wanted.items():
         os.environ.pop(name, None)
-        if wanted[name]:
-            os.environ[name] = wanted[name]
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(THREADS)
+        if value:
+            os.environ[name] = value
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()  # gives stdout back
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def pin():
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 
 
-set_environment()
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: the suites share modules
 collect_ignore = ["arrays.py", "limits.py", "peers.py", "promises.py", "race.py", "report.py"]
 
@@ -39,6 +43,8 @@ ROWS, ENVIRONMENT = pytest.StashKey(), pytest.StashKey()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
+    set_environment(config)
+    pin()
     config.stash[ROWS] = []
     config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON works as ever
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
