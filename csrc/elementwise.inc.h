@@ -1,5 +1,6 @@
 /* The elementwise loops and the epilogues of products, compiled once per instruction set: ordinary C that
- * the compiler vectorizes. The including file sets its target, NR (columns of a tile) and HAVE_FMA.
+ * the compiler vectorizes. The including file sets its target, NR (columns of a tile), HAVE_FMA and, where intrinsics do
+ * better, GROUP: then it has quantize_group and quantize_group_columns, which see GROUP elements at a time.
  *
  * Float results have equal bits everywhere: each operation is written out, rounded once and never
  * contracted; where a fused multiply-add is meant it is called by name (numerics 9). */
@@ -68,7 +69,7 @@ static inline void quantize_run(const float *restrict x, void *restrict q, int b
     }
 }
 
-static inline void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
+static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
 {
     if (p->half_away)
         quantize_run(x, q, bytes, n, p, 1, 1);
@@ -78,11 +79,8 @@ static inline void quantize_any(const float *x, void *q, int bytes, size_t n, co
         quantize_run(x, q, bytes, n, p, 0, 0);
 }
 
-static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 1, n, p); }
-static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
-
-static inline void quantize_columns(const float *restrict x, void *restrict q, int bytes, size_t n,
-                                    const qk_affine_columns *p, int half_away)
+static inline void quantize_columns_run(const float *restrict x, void *restrict q, int bytes, size_t n,
+                                        const qk_affine_columns *p, int half_away)
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
@@ -100,20 +98,50 @@ static inline void quantize_columns(const float *restrict x, void *restrict q, i
     }
 }
 
-static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
+static void quantize_columns_any(const float *x, void *q, int bytes, size_t n, const qk_affine_columns *p)
 {
     if (p->half_away)
-        quantize_columns(x, q, 1, n, p, 1);
+        quantize_columns_run(x, q, bytes, n, p, 1);
     else
-        quantize_columns(x, q, 1, n, p, 0);
+        quantize_columns_run(x, q, bytes, n, p, 0);
 }
+
+static inline qk_affine_columns columns_from(const qk_affine_columns *p, size_t i)
+{
+    qk_affine_columns rest = *p;
+    rest.scale += i;
+    rest.zero_point += i;
+    if (rest.reciprocal) rest.reciprocal += i;
+    return rest;
+}
+
+static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
+{
+    size_t done = 0;
+#ifdef GROUP
+    if (!p->half_away && !must_divide(p))
+        for (; n - done >= GROUP; done += GROUP)
+            if (!quantize_group(x + done, q + done, p)) quantize_any(x + done, q + done, 1, GROUP, p);
+#endif
+    quantize_any(x + done, q + done, 1, n - done, p);
+}
+
+static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
+{
+    qk_affine_columns rest = *p;
+#ifdef GROUP
+    if (!p->half_away && p->reciprocal)
+        for (; n >= GROUP; n -= GROUP, x += GROUP, q += GROUP, rest = columns_from(&rest, GROUP))
+            if (!quantize_group_columns(x, q, &rest)) quantize_columns_any(x, q, 1, GROUP, &rest);
+#endif
+    quantize_columns_any(x, q, 1, n, &rest);
+}
+
+static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
 
 static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p)
 {
-    if (p->half_away)
-        quantize_columns(x, q, 2, n, p, 1);
-    else
-        quantize_columns(x, q, 2, n, p, 0);
+    quantize_columns_any(x, q, 2, n, p);
 }
 
 /* ---- dequantize (numerics 4) ---- */
@@ -194,19 +222,19 @@ static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const 
 
 /* ---- bounds (numerics 2) ---- */
 
-/* An int32 in the order of the floats: 0 for 0.0f, beyond infinity for NaN. Its own inverse. */
-static inline int32_t ordered_bits(int32_t i) { return i ^ ((i >> 31) & 0x7fffffff); }
-
-static void minmax_f32(const float *x, size_t n, int32_t *lo_out, int32_t *hi_out)
+/* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative floats lie
+ * below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
+static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 {
-    int32_t lo = 0, hi = 0;
+    int32_t highest = 0;
+    uint32_t lowest = 0x80000000u;
     for (size_t i = 0; i < n; i++) {
-        int32_t v = ordered_bits(bits_of(x[i]));
-        lo = v < lo ? v : lo;
-        hi = v > hi ? v : hi;
+        int32_t bits = bits_of(x[i]);
+        highest = bits > highest ? bits : highest;
+        lowest = (uint32_t)bits > lowest ? (uint32_t)bits : lowest;
     }
-    *lo_out = lo;
-    *hi_out = hi;
+    *lo = float_of((int32_t)lowest);
+    *hi = float_of(highest);
 }
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */

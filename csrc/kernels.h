@@ -9,13 +9,13 @@ typedef struct {
     float scale, reciprocal;      /* reciprocal 0: divide */
     float x_lo, x_hi;             /* bounds of x before the product with the reciprocal */
     float v_lo, v_hi;             /* bounds of the quotient: qmin - zero_point, qmax - zero_point */
-    int32_t zero_point;
+    int32_t zero_point, qmin, qmax;
     int half_away;
 } qk_affine;
 
 /* Parameters of consecutive elements that all differ: the last axis. */
 typedef struct {
-    const float *scale;
+    const float *scale, *reciprocal;  /* reciprocal NULL: divide */
     const int32_t *zero_point;
     int32_t qmin, qmax;
     int half_away;
@@ -76,8 +76,8 @@ struct qk_kernels {
     void (*fake_quantize_f32)(const float *x, float *y, size_t n, const qk_affine *p);
     void (*fake_quantize_columns_f32)(const float *x, float *y, size_t n, const qk_affine_columns *p);
     void (*requantize_i32)(const int32_t *acc, const int32_t *bias, void *q, int bytes, size_t n, const qk_requant *r);
-    /* Bounds of x and 0 as ordered integers (ordered_bits in elementwise.inc.h). */
-    void (*minmax_f32)(const float *x, size_t n, int32_t *lo, int32_t *hi);
+    /* Bounds of x and 0, lo being -0.0 at most; NaN or infinite where any value is. */
+    void (*minmax_f32)(const float *x, size_t n, float *lo, float *hi);
     void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);

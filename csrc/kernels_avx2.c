@@ -21,8 +21,66 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+/* Rounded quotients (numerics 3), and in `lowest` INT32_MIN where one is NaN or beyond int32. */
+static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal, __m256i *lowest)
+{
+    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
+    const __m256i n = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
+    *lowest = _mm256_min_epi32(*lowest, n);
+    return n;
+}
+
+/* 32 codes of 16 bits, four of each operand in turn, to 8 bits in order; saturated, then within [qmin, qmax]. */
+static inline void store32(uint8_t *q, __m256i low, __m256i high, int32_t qmin, int32_t qmax)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i codes;
+    if (qmin < 0) {
+        codes = _mm256_packs_epi16(low, high);
+        codes = _mm256_min_epi8(_mm256_max_epi8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
+    } else {
+        codes = _mm256_packus_epi16(low, high);
+        codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
+    }
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, order));
+}
+
+static inline int has_special(__m256i lowest)
+{
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi32(lowest, _mm256_set1_epi32(INT32_MIN))) != 0;
+}
+
+/* Returns 0, and stores nothing, where a value is NaN or so large that the slow way must be taken. */
+static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
+{
+    const __m256 scale = _mm256_set1_ps(p->scale), reciprocal = _mm256_set1_ps(p->reciprocal);
+    const __m256i zero = _mm256_set1_epi16((short)p->zero_point);
+    __m256i lowest = _mm256_setzero_si256();
+    const __m256i n0 = quotient8(x, scale, reciprocal, &lowest), n1 = quotient8(x + 8, scale, reciprocal, &lowest);
+    const __m256i n2 = quotient8(x + 16, scale, reciprocal, &lowest), n3 = quotient8(x + 24, scale, reciprocal, &lowest);
+    if (has_special(lowest)) return 0;
+    store32(q, _mm256_adds_epi16(_mm256_packs_epi32(n0, n1), zero), _mm256_adds_epi16(_mm256_packs_epi32(n2, n3), zero),
+            p->qmin, p->qmax);
+    return 1;
+}
+
+static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p)
+{
+    __m256i n[4], lowest = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++)
+        n[i] = quotient8(x + 8 * i, _mm256_loadu_ps(p->scale + 8 * i), _mm256_loadu_ps(p->reciprocal + 8 * i), &lowest);
+    if (has_special(lowest)) return 0;
+    const __m256i *z = (const __m256i *)p->zero_point;
+    const __m256i z0 = _mm256_packs_epi32(_mm256_loadu_si256(z), _mm256_loadu_si256(z + 1));
+    const __m256i z1 = _mm256_packs_epi32(_mm256_loadu_si256(z + 2), _mm256_loadu_si256(z + 3));
+    store32(q, _mm256_adds_epi16(_mm256_packs_epi32(n[0], n[1]), z0), _mm256_adds_epi16(_mm256_packs_epi32(n[2], n[3]), z1),
+            p->qmin, p->qmax);
+    return 1;
+}
+
 #define NR 16
 #define HAVE_FMA 1
+#define GROUP 32
 #include "elementwise.inc.h"
 
 enum { MR = 6, KR = 2 };

@@ -26,8 +26,63 @@
 #endif
 #endif
 
+/* Rounded quotients (numerics 3), and in `lowest` INT32_MIN where one is NaN or beyond int32. */
+static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal, __m512i *lowest)
+{
+    const __m512 v = _mm512_loadu_ps(x), q = _mm512_mul_ps(v, reciprocal);
+    const __m512i n = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
+    *lowest = _mm512_min_epi32(*lowest, n);
+    return n;
+}
+
+/* 64 codes of 16 bits, a quarter of each operand's lanes in turn, to 8 bits in order; saturated, then within [qmin, qmax]. */
+static inline void store64(uint8_t *q, __m512i low, __m512i high, int32_t qmin, int32_t qmax)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i codes;
+    if (qmin < 0) {
+        codes = _mm512_packs_epi16(low, high);
+        codes = _mm512_min_epi8(_mm512_max_epi8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
+    } else {
+        codes = _mm512_packus_epi16(low, high);
+        codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
+    }
+    _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, codes));
+}
+
+static inline int has_special(__m512i lowest) { return _mm512_cmpeq_epi32_mask(lowest, _mm512_set1_epi32(INT32_MIN)) != 0; }
+
+/* Returns 0, and stores nothing, where a value is NaN or so large that the slow way must be taken. */
+static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
+{
+    const __m512 scale = _mm512_set1_ps(p->scale), reciprocal = _mm512_set1_ps(p->reciprocal);
+    const __m512i zero = _mm512_set1_epi16((short)p->zero_point);
+    __m512i lowest = _mm512_setzero_si512();
+    const __m512i n0 = quotient16(x, scale, reciprocal, &lowest), n1 = quotient16(x + 16, scale, reciprocal, &lowest);
+    const __m512i n2 = quotient16(x + 32, scale, reciprocal, &lowest), n3 = quotient16(x + 48, scale, reciprocal, &lowest);
+    if (has_special(lowest)) return 0;
+    store64(q, _mm512_adds_epi16(_mm512_packs_epi32(n0, n1), zero), _mm512_adds_epi16(_mm512_packs_epi32(n2, n3), zero),
+            p->qmin, p->qmax);
+    return 1;
+}
+
+static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p)
+{
+    __m512i n[4], lowest = _mm512_setzero_si512();
+    for (int i = 0; i < 4; i++)
+        n[i] = quotient16(x + 16 * i, _mm512_loadu_ps(p->scale + 16 * i), _mm512_loadu_ps(p->reciprocal + 16 * i), &lowest);
+    if (has_special(lowest)) return 0;
+    const __m512i *z = (const __m512i *)p->zero_point;
+    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 1));
+    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 2), _mm512_loadu_si512(z + 3));
+    store64(q, _mm512_adds_epi16(_mm512_packs_epi32(n[0], n[1]), z0), _mm512_adds_epi16(_mm512_packs_epi32(n[2], n[3]), z1),
+            p->qmin, p->qmax);
+    return 1;
+}
+
 #define NR 32
 #define HAVE_FMA 1
+#define GROUP 64
 #include "elementwise.inc.h"
 
 enum { MR = 6, KR = 4 };

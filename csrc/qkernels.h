@@ -36,10 +36,13 @@ typedef struct {
     enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } kind;
     size_t outer, length, inner, block;
     const float *scale;
+    const float *reciprocal;   /* of the scales, by qk_reciprocals; NULL: divide */
     const int32_t *zero_point;
     int32_t qmin, qmax;
 } qk_params;
 
+/* Returns 0 where a scale is such that quotients need a division (numerics 3). */
+int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
 void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
 void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
 void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);

@@ -25,14 +25,27 @@ static void keep_bits(void *q, qk_dtype to, size_t n)
 }
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
+static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f; }
+
+int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
+{
+    int all = 1;
+    for (size_t i = 0; i < n; i++) {
+        reciprocal[i] = reciprocal_of(scale[i]);
+        all &= reciprocal[i] != 0;
+    }
+    return all;
+}
+
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
 {
-    qk_affine p = {.scale = scale, .zero_point = zero_point, .half_away = rounding == QK_HALF_AWAY};
+    qk_affine p = {.scale = scale, .zero_point = zero_point, .qmin = qmin, .qmax = qmax,
+                   .half_away = rounding == QK_HALF_AWAY};
     p.v_lo = (float)(qmin - zero_point);
     p.v_hi = (float)(qmax - zero_point);
     p.x_lo = p.v_lo * scale;
     p.x_hi = p.v_hi * scale;
-    p.reciprocal = scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f;
+    p.reciprocal = reciprocal_of(scale);
     return p;
 }
 
@@ -101,8 +114,8 @@ static void apply_range(void *context, size_t begin, size_t end)
         void *out = op->out + start * out_size;
         if (op->r.by_column) {
             const size_t first = whole.first + skip;
-            const qk_affine_columns columns = {p->scale + first, p->zero_point + first, p->qmin, p->qmax,
-                                               op->rounding == QK_HALF_AWAY};
+            const qk_affine_columns columns = {p->scale + first, p->reciprocal ? p->reciprocal + first : NULL,
+                                               p->zero_point + first, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY};
             op->apply(op, in, out, n, NULL, &columns);
         } else {
             const qk_affine one = qk_affine_of(p->scale[whole.first], p->zero_point[whole.first], p->qmin, p->qmax,
@@ -200,6 +213,7 @@ static void advance(qk_affine_columns *columns, size_t n)
 {
     columns->scale += n;
     columns->zero_point += n;
+    if (columns->reciprocal) columns->reciprocal += n;
 }
 
 /* ---- quantize ---- */
@@ -314,20 +328,9 @@ void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p
 
 /* ---- choosing parameters (numerics 2) ---- */
 
-static float float_in_order(int32_t ordered)
-{
-    int32_t bits = ordered ^ ((ordered >> 31) & 0x7fffffff);
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
 int qk_minmax(const float *x, size_t n, float *lo, float *hi)
 {
-    int32_t low, high;
-    qk_active()->minmax_f32(x, n, &low, &high);
-    *lo = float_in_order(low);
-    *hi = float_in_order(high);
+    qk_active()->minmax_f32(x, n, lo, hi);
     return isfinite(*lo) && isfinite(*hi);
 }
 

@@ -31,9 +31,11 @@ cdef extern from "qkernels.h" nogil:
         qk_kind kind
         size_t outer, length, inner, block
         const float *scale
+        const float *reciprocal
         const int32_t *zero_point
         int32_t qmin, qmax
 
+    int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
     void qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
     void qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p)
     void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)

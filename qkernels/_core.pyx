@@ -206,6 +206,7 @@ cdef class Params:
     cdef qk_params c
     cdef qk_dtype storage
     cdef readonly object scale, zero_point, dtype, axis, block_size, qmin, qmax
+    cdef object reciprocal
     cdef int c_axis
     cdef float one_scale
     cdef int32_t one_zero_point
@@ -227,6 +228,10 @@ cdef class Params:
         scale.setflags(write=False)
         zero_point.setflags(write=False)
         self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
+        self.reciprocal = np.empty(scale.size, np.float32)
+        cdef float *reciprocal = <float *>cnp.PyArray_DATA(self.reciprocal)
+        if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), reciprocal):
+            self.c.reciprocal = reciprocal
         if block_size is not None:
             self.c.block = block_size
 
