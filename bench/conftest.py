@@ -12,12 +12,14 @@ THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREAD
 
 # Overrides that would slow OpenBLAS, and what holds each library to AVX2.
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
+# Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def set_environment(config):
     """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
-    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS))
+    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
     if os.environ.get("QKERNELS_ISA") == "avx2":
         wanted |= HOLD_TO_AVX2
     if all(os.environ.get(name) == value for name, value in wanted.items()):

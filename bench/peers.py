@@ -121,19 +121,9 @@ def ort_dynamic_quantize(x):
 TORCH_CODES = {"uint8": torch.quint8, "int8": torch.qint8}
 
 
-class Kept:
-    """A call whose last result can be read."""
-
-    def __init__(self, call):
-        self.call, self.result = call, None
-
-    def __call__(self):
-        self.result = self.call()
-
-
 def torch_contender(call, to_numpy=torch.Tensor.numpy, name="torch"):
-    kept = Kept(call)
-    return contender(name, kept, lambda: to_numpy(kept.result))
+    """Results are new tensors, and the last must be gone before the next: it may then take its place in the cache."""
+    return contender(name, call, lambda: to_numpy(call()))
 
 
 def read_codes(tensor):

@@ -89,10 +89,9 @@ def test_dynamic_quantize(race):
     lo, hi = min(x.min(), 0), max(x.max(), 0)
     scale = np.float32(hi - lo) / np.float32(255)
     zero_point = np.uint8(np.rint(-lo / scale))
-    kept = peers.Kept(lambda: qk.dynamic_quantize(x))
     race(
         "dynamic_quantize", work=COUNT * (2 * FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", kept, lambda: kept.result[0]),
+        ours=Contender("qkernels", lambda: qk.dynamic_quantize(x), lambda: qk.dynamic_quantize(x)[0]),
         peers=[peers.ort_dynamic_quantize(x)],
         check=exactly(exact_codes(x, scale, zero_point, None)), limits=[moving(COUNT * 2 * FLOAT, COUNT)],
     )  # fmt: skip
