@@ -79,8 +79,8 @@ static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_
         quantize_run(x, q, bytes, n, p, 0, 0);
 }
 
-static inline void quantize_columns_run(const float *restrict x, void *restrict q, int bytes, size_t n,
-                                        const qk_affine_columns *p, int half_away)
+static inline void quantize_row(const float *restrict x, void *restrict q, int bytes, size_t n, const qk_affine_columns *p,
+                                int half_away)
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
@@ -98,50 +98,69 @@ static inline void quantize_columns_run(const float *restrict x, void *restrict 
     }
 }
 
-static void quantize_columns_any(const float *x, void *q, int bytes, size_t n, const qk_affine_columns *p)
+static void quantize_rows(const float *x, void *q, int bytes, size_t n, const qk_affine_columns *p)
 {
-    if (p->half_away)
-        quantize_columns_run(x, q, bytes, n, p, 1);
-    else
-        quantize_columns_run(x, q, bytes, n, p, 0);
+    for (size_t row = 0; row < p->rows; row++) {
+        const float *from = x + row * p->stride;
+        char *to = (char *)q + row * p->stride * (size_t)bytes;
+        if (p->half_away)
+            quantize_row(from, to, bytes, n, p, 1);
+        else
+            quantize_row(from, to, bytes, n, p, 0);
+    }
 }
 
-static inline qk_affine_columns columns_from(const qk_affine_columns *p, size_t i)
+#ifdef GROUP
+/* Where the group after the one at i begins: the last one overlaps its neighbour instead of leaving a tail. */
+static inline size_t next_group(size_t i, size_t n)
 {
-    qk_affine_columns rest = *p;
-    rest.scale += i;
-    rest.zero_point += i;
-    if (rest.reciprocal) rest.reciprocal += i;
-    return rest;
+    i += GROUP;
+    return i < n && n - i < GROUP ? n - GROUP : i;
 }
+#endif
 
 static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
 {
-    size_t done = 0;
 #ifdef GROUP
-    if (!p->half_away && !must_divide(p))
-        for (; n - done >= GROUP; done += GROUP)
-            if (!quantize_group(x + done, q + done, p)) quantize_any(x + done, q + done, 1, GROUP, p);
+    if (n >= GROUP && !p->half_away && !must_divide(p)) {
+        const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
+        for (size_t i = 0; i < n; i = next_group(i, n))
+            if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        return;
+    }
 #endif
-    quantize_any(x + done, q + done, 1, n - done, p);
+    quantize_any(x, q, 1, n, p);
 }
+
+#ifdef GROUP
+/* GROUP columns of all rows; those with NaN or huge values take the slow way one by one. */
+static void quantize_column_group(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i)
+{
+    for (size_t row = 0; row < p->rows; row++) {
+        row += quantize_group_columns(x + row * p->stride, q + row * p->stride, p, i, p->rows - row);
+        if (row == p->rows) return;
+        const qk_affine_columns one = {p->scale + i, NULL, p->zero_point + i, p->qmin, p->qmax, 0, 1, 0};
+        quantize_rows(x + row * p->stride, q + row * p->stride, 1, GROUP, &one);
+    }
+}
+#endif
 
 static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
 {
-    qk_affine_columns rest = *p;
 #ifdef GROUP
-    if (!p->half_away && p->reciprocal)
-        for (; n >= GROUP; n -= GROUP, x += GROUP, q += GROUP, rest = columns_from(&rest, GROUP))
-            if (!quantize_group_columns(x, q, &rest)) quantize_columns_any(x, q, 1, GROUP, &rest);
+    if (n >= GROUP && !p->half_away && p->reciprocal) {
+        for (size_t i = 0; i < n; i = next_group(i, n)) quantize_column_group(x + i, q + i, p, i);
+        return;
+    }
 #endif
-    quantize_columns_any(x, q, 1, n, &rest);
+    quantize_rows(x, q, 1, n, p);
 }
 
 static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
 
 static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p)
 {
-    quantize_columns_any(x, q, 2, n, p);
+    quantize_rows(x, q, 2, n, p);
 }
 
 /* ---- dequantize (numerics 4) ---- */
@@ -177,7 +196,9 @@ static inline void dequantize_columns_run(const void *restrict q, qk_dtype from,
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
-    for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point[i]) * scale[i];
+    for (size_t row = 0; row < p->rows; row++)
+        for (size_t i = 0, at = row * p->stride; i < n; i++, at++)
+            y[at] = difference(qk_code_at(q, from, at), zero_point[i]) * scale[i];
 }
 
 static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p)
@@ -214,10 +235,12 @@ static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const 
     const float *scale = p->scale;
     const int32_t *zero_point = p->zero_point;
     const int32_t qmin = p->qmin, qmax = p->qmax;
-    for (size_t i = 0; i < n; i++) {
-        float v = clamp(nan_to_zero(x[i] / scale[i]), (float)(qmin - zero_point[i]), (float)(qmax - zero_point[i]));
-        y[i] = ((v + ROUNDER) - ROUNDER) * scale[i];
-    }
+    for (size_t row = 0; row < p->rows; row++)
+        for (size_t i = 0, at = row * p->stride; i < n; i++, at++) {
+            float lo = (float)(qmin - zero_point[i]), hi = (float)(qmax - zero_point[i]);
+            float v = clamp(nan_to_zero(x[at] / scale[i]), lo, hi);
+            y[at] = ((v + ROUNDER) - ROUNDER) * scale[i];
+        }
 }
 
 /* ---- bounds (numerics 2) ---- */

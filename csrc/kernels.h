@@ -13,12 +13,13 @@ typedef struct {
     int half_away;
 } qk_affine;
 
-/* Parameters of consecutive elements that all differ: the last axis. */
+/* Parameters of consecutive elements that all differ, shared by rows that lie `stride` elements apart. */
 typedef struct {
     const float *scale, *reciprocal;  /* reciprocal NULL: divide */
     const int32_t *zero_point;
     int32_t qmin, qmax;
     int half_away;
+    size_t rows, stride;
 } qk_affine_columns;
 
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */

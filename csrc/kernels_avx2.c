@@ -21,61 +21,67 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-/* Rounded quotients (numerics 3), and in `lowest` INT32_MIN where one is NaN or beyond int32. */
-static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal, __m256i *lowest)
+/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
+static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
 {
-    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
-    const __m256i n = _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
-    *lowest = _mm256_min_epi32(*lowest, n);
-    return n;
+    __m256 v = _mm256_loadu_ps(x);
+    __asm__("" : "+x"(v)); /* read once: gcc would rather read again as an operand */
+    const __m256 q = _mm256_mul_ps(v, reciprocal);
+    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
 }
 
-/* 32 codes of 16 bits, four of each operand in turn, to 8 bits in order; saturated, then within [qmin, qmax]. */
-static inline void store32(uint8_t *q, __m256i low, __m256i high, int32_t qmin, int32_t qmax)
+/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7, 12-15, n1
+ * the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
+static inline int store32(uint8_t *q, __m256i n0, __m256i n1, __m256i zero0, __m256i zero1, int32_t qmin, int32_t qmax)
 {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i special = _mm256_cmpeq_epi16(_mm256_min_epi16(n0, n1), _mm256_set1_epi16(INT16_MIN));
+    if (_mm256_movemask_epi8(special)) return 0;
+    n0 = _mm256_adds_epi16(n0, zero0);
+    n1 = _mm256_adds_epi16(n1, zero1);
     __m256i codes;
     if (qmin < 0) {
-        codes = _mm256_packs_epi16(low, high);
+        codes = _mm256_packs_epi16(n0, n1);
         codes = _mm256_min_epi8(_mm256_max_epi8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
     } else {
-        codes = _mm256_packus_epi16(low, high);
-        codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
+        codes = _mm256_packus_epi16(n0, n1);
+        if (qmax - qmin < 255)
+            codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
     }
     _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, order));
+    return 1;
 }
 
-static inline int has_special(__m256i lowest)
-{
-    return _mm256_movemask_epi8(_mm256_cmpeq_epi32(lowest, _mm256_set1_epi32(INT32_MIN))) != 0;
-}
-
-/* Returns 0, and stores nothing, where a value is NaN or so large that the slow way must be taken. */
 static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
 {
     const __m256 scale = _mm256_set1_ps(p->scale), reciprocal = _mm256_set1_ps(p->reciprocal);
     const __m256i zero = _mm256_set1_epi16((short)p->zero_point);
-    __m256i lowest = _mm256_setzero_si256();
-    const __m256i n0 = quotient8(x, scale, reciprocal, &lowest), n1 = quotient8(x + 8, scale, reciprocal, &lowest);
-    const __m256i n2 = quotient8(x + 16, scale, reciprocal, &lowest), n3 = quotient8(x + 24, scale, reciprocal, &lowest);
-    if (has_special(lowest)) return 0;
-    store32(q, _mm256_adds_epi16(_mm256_packs_epi32(n0, n1), zero), _mm256_adds_epi16(_mm256_packs_epi32(n2, n3), zero),
-            p->qmin, p->qmax);
-    return 1;
+    const __m256i n0 = _mm256_packs_epi32(quotient8(x, scale, reciprocal), quotient8(x + 8, scale, reciprocal));
+    const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, scale, reciprocal), quotient8(x + 24, scale, reciprocal));
+    return store32(q, n0, n1, zero, zero, p->qmin, p->qmax);
 }
 
-static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p)
+static inline __m256i zero16(const int32_t *zero)
 {
-    __m256i n[4], lowest = _mm256_setzero_si256();
-    for (int i = 0; i < 4; i++)
-        n[i] = quotient8(x + 8 * i, _mm256_loadu_ps(p->scale + 8 * i), _mm256_loadu_ps(p->reciprocal + 8 * i), &lowest);
-    if (has_special(lowest)) return 0;
-    const __m256i *z = (const __m256i *)p->zero_point;
-    const __m256i z0 = _mm256_packs_epi32(_mm256_loadu_si256(z), _mm256_loadu_si256(z + 1));
-    const __m256i z1 = _mm256_packs_epi32(_mm256_loadu_si256(z + 2), _mm256_loadu_si256(z + 3));
-    store32(q, _mm256_adds_epi16(_mm256_packs_epi32(n[0], n[1]), z0), _mm256_adds_epi16(_mm256_packs_epi32(n[2], n[3]), z1),
-            p->qmin, p->qmax);
-    return 1;
+    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero), _mm256_loadu_si256((const __m256i *)(zero + 8)));
+}
+
+/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one that
+ * store32 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
+{
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16), s3 = _mm256_loadu_ps(s + 24);
+    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16), r3 = _mm256_loadu_ps(r + 24);
+    const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m256i n0 = _mm256_packs_epi32(quotient8(x, s0, r0), quotient8(x + 8, s1, r1));
+        const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, s2, r2), quotient8(x + 24, s3, r3));
+        if (!store32(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
 }
 
 #define NR 16

@@ -26,58 +26,71 @@
 #endif
 #endif
 
-/* Rounded quotients (numerics 3), and in `lowest` INT32_MIN where one is NaN or beyond int32. */
-static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal, __m512i *lowest)
+/* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
+static inline __m512 load_once(const float *x)
 {
-    const __m512 v = _mm512_loadu_ps(x), q = _mm512_mul_ps(v, reciprocal);
-    const __m512i n = _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
-    *lowest = _mm512_min_epi32(*lowest, n);
-    return n;
+    __m512 v = _mm512_loadu_ps(x);
+#ifndef QK_SIMDE
+    __asm__("" : "+v"(v));
+#endif
+    return v;
 }
 
-/* 64 codes of 16 bits, a quarter of each operand's lanes in turn, to 8 bits in order; saturated, then within [qmin, qmax]. */
-static inline void store64(uint8_t *q, __m512i low, __m512i high, int32_t qmin, int32_t qmax)
+/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
+static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal)
+{
+    const __m512 v = load_once(x), q = _mm512_mul_ps(v, reciprocal);
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
+}
+
+/* Adds zero points and stores 64 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 16-19, 4-7, ..., n1
+ * the same from 32 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
+static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
 {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    if (_mm512_cmpeq_epi16_mask(_mm512_min_epi16(n0, n1), _mm512_set1_epi16(INT16_MIN))) return 0;
+    n0 = _mm512_adds_epi16(n0, zero0);
+    n1 = _mm512_adds_epi16(n1, zero1);
     __m512i codes;
     if (qmin < 0) {
-        codes = _mm512_packs_epi16(low, high);
+        codes = _mm512_packs_epi16(n0, n1);
         codes = _mm512_min_epi8(_mm512_max_epi8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
     } else {
-        codes = _mm512_packus_epi16(low, high);
-        codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
+        codes = _mm512_packus_epi16(n0, n1);
+        if (qmax - qmin < 255)
+            codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
     }
     _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, codes));
+    return 1;
 }
 
-static inline int has_special(__m512i lowest) { return _mm512_cmpeq_epi32_mask(lowest, _mm512_set1_epi32(INT32_MIN)) != 0; }
-
-/* Returns 0, and stores nothing, where a value is NaN or so large that the slow way must be taken. */
 static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
 {
     const __m512 scale = _mm512_set1_ps(p->scale), reciprocal = _mm512_set1_ps(p->reciprocal);
     const __m512i zero = _mm512_set1_epi16((short)p->zero_point);
-    __m512i lowest = _mm512_setzero_si512();
-    const __m512i n0 = quotient16(x, scale, reciprocal, &lowest), n1 = quotient16(x + 16, scale, reciprocal, &lowest);
-    const __m512i n2 = quotient16(x + 32, scale, reciprocal, &lowest), n3 = quotient16(x + 48, scale, reciprocal, &lowest);
-    if (has_special(lowest)) return 0;
-    store64(q, _mm512_adds_epi16(_mm512_packs_epi32(n0, n1), zero), _mm512_adds_epi16(_mm512_packs_epi32(n2, n3), zero),
-            p->qmin, p->qmax);
-    return 1;
+    const __m512i n0 = _mm512_packs_epi32(quotient16(x, scale, reciprocal), quotient16(x + 16, scale, reciprocal));
+    const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, scale, reciprocal), quotient16(x + 48, scale, reciprocal));
+    return store64(q, n0, n1, zero, zero, p->qmin, p->qmax);
 }
 
-static inline int quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p)
+/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one that
+ * store64 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
 {
-    __m512i n[4], lowest = _mm512_setzero_si512();
-    for (int i = 0; i < 4; i++)
-        n[i] = quotient16(x + 16 * i, _mm512_loadu_ps(p->scale + 16 * i), _mm512_loadu_ps(p->reciprocal + 16 * i), &lowest);
-    if (has_special(lowest)) return 0;
-    const __m512i *z = (const __m512i *)p->zero_point;
-    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 1));
-    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 2), _mm512_loadu_si512(z + 3));
-    store64(q, _mm512_adds_epi16(_mm512_packs_epi32(n[0], n[1]), z0), _mm512_adds_epi16(_mm512_packs_epi32(n[2], n[3]), z1),
-            p->qmin, p->qmax);
-    return 1;
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const int32_t *z = p->zero_point + i;
+    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32), s3 = _mm512_loadu_ps(s + 48);
+    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32), r3 = _mm512_loadu_ps(r + 48);
+    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 16));
+    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 32), _mm512_loadu_si512(z + 48));
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m512i n0 = _mm512_packs_epi32(quotient16(x, s0, r0), quotient16(x + 16, s1, r1));
+        const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, s2, r2), quotient16(x + 48, s3, r3));
+        if (!store64(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
 }
 
 #define NR 32

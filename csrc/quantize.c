@@ -8,6 +8,7 @@
 
 enum { CHUNK = 1024 };  /* elements that are converted at a time: fits the L1 cache */
 enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time */
+enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */
 
 static size_t size_of(qk_dtype t)
 {
@@ -49,40 +50,48 @@ qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qm
     return p;
 }
 
-/* ---- runs: consecutive elements with one scale, or with consecutive scales ---- */
+/* ---- runs: consecutive elements with one scale, or rows of them with a scale for each column ---- */
 
 typedef struct {
-    size_t rows, length;   /* rows of `length` elements; the last of a group may be shorter */
-    int by_column;         /* element i has scale first + i, else all have scale `first` */
+    size_t items, length;  /* runs, and the elements of each (of a row, where there are rows) */
+    int by_column;
     const qk_params *p;
 } runs;
 
 typedef struct {
-    size_t start, count, first;
+    size_t start, count, rows, first;  /* first: index of the first scale */
 } run;
+
+static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
+static size_t at_most(size_t n, size_t limit) { return n < limit ? n : limit; }
 
 static runs runs_of(const qk_params *p)
 {
-    size_t total = p->outer * p->length * p->inner;
-    if (p->kind == QK_PER_TENSOR) return (runs){total > 0, total, 0, p};
-    if (p->inner > 1) return (runs){p->outer * p->length, p->inner, p->kind == QK_PER_BLOCK, p};
-    if (p->kind == QK_PER_AXIS) return (runs){p->outer, p->length, 1, p};
-    size_t blocks = (p->length + p->block - 1) / p->block;
-    return (runs){p->outer * blocks, p->block, 0, p};
+    if (p->kind == QK_PER_TENSOR) {
+        const size_t total = p->outer * p->length * p->inner;
+        return (runs){total > 0, total, 0, p};
+    }
+    if (p->kind == QK_PER_AXIS) {
+        if (p->inner == 1) return (runs){ceil_div(p->outer, ROWS), p->length, 1, p};
+        return (runs){p->outer * p->length, p->inner, 0, p};
+    }
+    const size_t items = p->outer * ceil_div(p->length, p->block);
+    if (p->inner == 1) return (runs){items, at_most(p->block, p->length), 0, p};
+    return (runs){items, p->inner, 1, p};
 }
 
-static run run_at(const runs *r, size_t row)
+static run run_at(const runs *r, size_t item)
 {
     const qk_params *p = r->p;
-    if (p->kind == QK_PER_TENSOR) return (run){0, r->length, 0};
-    if (p->kind == QK_PER_AXIS) return (run){row * r->length, r->length, p->inner > 1 ? row % p->length : 0};
-    size_t blocks = (p->length + p->block - 1) / p->block;
-    if (p->inner > 1) {
-        size_t block = (row / p->length) * blocks + (row % p->length) / p->block;
-        return (run){row * r->length, r->length, block * p->inner};
+    if (p->kind == QK_PER_TENSOR) return (run){0, r->length, 1, 0};
+    if (p->kind == QK_PER_AXIS) {
+        if (p->inner > 1) return (run){item * p->inner, p->inner, 1, item % p->length};
+        return (run){item * ROWS * p->length, p->length, at_most(p->outer - item * ROWS, ROWS), 0};
     }
-    size_t begin = (row % blocks) * p->block, left = p->length - begin;
-    return (run){(row / blocks) * p->length + begin, left < p->block ? left : p->block, row};
+    const size_t blocks = ceil_div(p->length, p->block), begin = item % blocks * p->block;
+    const size_t start = (item / blocks * p->length + begin) * p->inner, count = at_most(p->length - begin, p->block);
+    if (p->inner == 1) return (run){start, count, 1, item};
+    return (run){start, p->inner, count, item * p->inner};
 }
 
 /* Applies an operation to n elements that share the affine map, or whose maps are columns. */
@@ -96,32 +105,55 @@ struct operation {
     const char *in;
     char *out;
     runs r;
-    size_t pieces; /* of each row */
+    size_t piece, pieces; /* elements of a row at a time, and how many times */
 };
+
+/* Elements before the float operand reaches a cache line: a vector that straddles two costs twice. */
+static size_t misaligned(const operation *op, const void *in, const void *out, size_t n)
+{
+    const size_t in_size = size_of(op->from), out_size = size_of(op->to), size = in_size > out_size ? in_size : out_size;
+    const uintptr_t address = (uintptr_t)(in_size == size ? in : out);
+    return n < 1024 ? 0 : (-address & 63) / size;
+}
+
+static void apply_affine(const operation *op, const char *in, char *out, size_t n, size_t scale)
+{
+    const qk_params *p = op->r.p;
+    const qk_affine one = qk_affine_of(p->scale[scale], p->zero_point[scale], p->qmin, p->qmax, op->rounding);
+    const size_t head = misaligned(op, in, out, n);
+    if (head) op->apply(op, in, out, head, &one, NULL);
+    op->apply(op, in + head * size_of(op->from), out + head * size_of(op->to), n - head, &one, NULL);
+}
+
+/* All rows at once where the operands are float32, whose kernels know rows; else one by one. */
+static void apply_columns(const operation *op, const char *in, char *out, size_t n, size_t scale, size_t rows)
+{
+    const qk_params *p = op->r.p;
+    qk_affine_columns columns = {p->scale + scale, p->reciprocal ? p->reciprocal + scale : NULL, p->zero_point + scale,
+                                 p->qmin, p->qmax, op->rounding == QK_HALF_AWAY, rows, op->r.length};
+    if ((op->from == QK_F32 || op->from >= QK_I8) && (op->to == QK_F32 || op->to >= QK_I8)) {
+        op->apply(op, in, out, n, NULL, &columns);
+        return;
+    }
+    columns.rows = 1;
+    for (size_t row = 0; row < rows; row++, in += op->r.length * size_of(op->from), out += op->r.length * size_of(op->to))
+        op->apply(op, in, out, n, NULL, &columns);
+}
 
 static void apply_range(void *context, size_t begin, size_t end)
 {
     const operation *op = context;
-    const qk_params *p = op->r.p;
-    const size_t in_size = size_of(op->from), out_size = size_of(op->to);
     for (size_t item = begin; item < end; item++) {
-        const run whole = run_at(&op->r, item / op->pieces);
-        const size_t skip = item % op->pieces * PIECE;
-        if (skip >= whole.count) continue;
-        const size_t start = whole.start + skip;
-        const size_t n = whole.count - skip < PIECE ? whole.count - skip : PIECE;
-        const void *in = op->in + start * in_size;
-        void *out = op->out + start * out_size;
-        if (op->r.by_column) {
-            const size_t first = whole.first + skip;
-            const qk_affine_columns columns = {p->scale + first, p->reciprocal ? p->reciprocal + first : NULL,
-                                               p->zero_point + first, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY};
-            op->apply(op, in, out, n, NULL, &columns);
-        } else {
-            const qk_affine one = qk_affine_of(p->scale[whole.first], p->zero_point[whole.first], p->qmin, p->qmax,
-                                               op->rounding);
-            op->apply(op, in, out, n, &one, NULL);
-        }
+        const run part = run_at(&op->r, item / op->pieces);
+        const size_t skip = item % op->pieces * op->piece;
+        if (skip >= part.count) continue;
+        const size_t n = at_most(part.count - skip, op->piece);
+        const char *in = op->in + (part.start + skip) * size_of(op->from);
+        char *out = op->out + (part.start + skip) * size_of(op->to);
+        if (op->r.by_column)
+            apply_columns(op, in, out, n, part.first + skip, part.rows);
+        else
+            apply_affine(op, in, out, n, part.first);
     }
 }
 
@@ -129,9 +161,10 @@ static void apply_all(operation *op, const qk_params *p)
 {
     op->k = qk_active();
     op->r = runs_of(p);
-    op->pieces = (op->r.length + PIECE - 1) / PIECE;
-    double work = 0.15 * (double)(p->outer * p->length * p->inner);
-    qk_parallel_for(op->r.rows * op->pieces, work, apply_range, op);
+    op->piece = op->r.by_column ? COLUMNS : PIECE;
+    op->pieces = ceil_div(op->r.length, op->piece);
+    const double work = 0.15 * (double)(p->outer * p->length * p->inner);
+    qk_parallel_for(op->r.items * op->pieces, work, apply_range, op);
 }
 
 /* ---- float64: the same formulas in double ---- */
@@ -253,7 +286,8 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
                            const qk_affine_columns *columns)
 {
     quantize_any_float(op, x, q, n, one, columns);
-    keep_bits(q, op->to, n);
+    const size_t rows = columns ? columns->rows : 1, stride = columns ? columns->stride : 0;
+    for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
 void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)

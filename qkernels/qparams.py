@@ -9,6 +9,9 @@ from . import _core
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
 INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
                                  ml_dtypes.int2, ml_dtypes.uint2)))
+_RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
+_RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
+_BY_NAME = {t.name: t for t in _RANGES}
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -172,24 +175,20 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
 def code_dtype(dtype):
     """The dtype of codes that is called `dtype`."""
     try:
-        found = np.dtype(getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype)
+        found = _BY_NAME.get(dtype) if isinstance(dtype, str) else np.dtype(dtype)
     except TypeError:
         found = None
-    if found not in INT_CODES + FLOAT_CODES:
-        names = ", ".join(t.name for t in INT_CODES + FLOAT_CODES)
-        raise TypeError(f"dtype must be one of {names}, got {dtype!r}")
+    if found not in _RANGES:
+        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {dtype!r}")
     return found
 
 
 def code_range(dtype, narrow_range=False):
     """(qmin, qmax) of the codes of `dtype`."""
-    if dtype in FLOAT_CODES:
-        if narrow_range:
-            raise ValueError(f"narrow_range is for integer codes, got dtype {dtype.name}")
-        largest = float(ml_dtypes.finfo(dtype).max)
-        return -largest, largest
-    info = ml_dtypes.iinfo(dtype)
-    return int(info.min) + bool(narrow_range), int(info.max)
+    qmin, qmax = _RANGES[dtype]
+    if narrow_range and dtype in FLOAT_CODES:
+        raise ValueError(f"narrow_range is for integer codes, got dtype {dtype.name}")
+    return (qmin + 1 if narrow_range else qmin), qmax
 
 
 def choose_scheme(dtype, symmetric, narrow_range):
@@ -269,16 +268,16 @@ def _checked_scale(scale, axis, block_size):
     given = np.asarray(scale)
     if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
         raise TypeError(f"scale must be a float or an array of floats, got {scale!r}")
+    if axis is None and given.ndim:
+        raise ValueError(f"scale must be a scalar unless axis is given, got shape {given.shape}")
+    if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
+        expected = "shape (n,)" if block_size is None else "the shape of the blocks"
+        raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {given.shape}")
     with np.errstate(over="ignore", under="ignore"):
         kept = np.array(given, np.float32)
     bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
-    if bad.any():
+    if np.count_nonzero(bad):
         raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")
-    if axis is None and kept.ndim:
-        raise ValueError(f"scale must be a scalar unless axis is given, got shape {kept.shape}")
-    if axis is not None and (kept.ndim == 0 or (block_size is None and kept.ndim != 1)):
-        expected = "shape (n,)" if block_size is None else "the shape of the blocks"
-        raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {kept.shape}")
     return kept
 
 
@@ -294,7 +293,7 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     if dtype in FLOAT_CODES:
         qmin = qmax = 0
     bad = (given < qmin) | (given > qmax)
-    if bad.any():
+    if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
     return given.astype(np.int32)
 
