@@ -84,9 +84,20 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
+/* 32 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
+static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
+{
+    for (int i = 0; i < 32; i += 8) {
+        const __m128i codes = _mm_loadl_epi64((const __m128i *)(q + i));
+        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(codes) : _mm256_cvtepu8_epi32(codes);
+        _mm256_storeu_si256((__m256i *)(to + i), wide);
+    }
+}
+
 #define NR 16
 #define HAVE_FMA 1
 #define GROUP 32
+#define HAVE_WIDEN
 #include "elementwise.inc.h"
 
 enum { MR = 6, KR = 2 };
