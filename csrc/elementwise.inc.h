@@ -127,8 +127,10 @@ static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine
 #ifdef GROUP
     if (n >= GROUP && !p->half_away && !must_divide(p)) {
         const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
-        for (size_t i = 0; i < n; i = next_group(i, n))
+        for (size_t i = 0; i + GROUP <= n; i += GROUP)
             if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        x += n - GROUP, q += n - GROUP; /* the last group overlaps its neighbour instead of leaving a tail */
+        if (n % GROUP && !quantize_group(x, q, &fixed)) quantize_any(x, q, 1, GROUP, p);
         return;
     }
 #endif

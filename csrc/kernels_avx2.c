@@ -24,9 +24,7 @@
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
 static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
 {
-    __m256 v = _mm256_loadu_ps(x);
-    __asm__("" : "+x"(v)); /* read once: gcc would rather read again as an operand */
-    const __m256 q = _mm256_mul_ps(v, reciprocal);
+    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
     return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
 }
 
