@@ -7,7 +7,8 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 # No -march: each csrc/kernels_*.c carries its own target pragma. Contraction to FMA
-# would make float results differ between instruction sets.
+# would make float results differ between instruction sets. gcc would also peel the loops over a tile's 16 columns
+# before it vectorizes them, and then fail to.
 core = Extension(
     "qkernels._core",
     sources=["qkernels/_core.pyx", *sorted(glob("csrc/*.c"))],
@@ -15,7 +16,7 @@ core = Extension(
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-                        "-fopenmp", "-fvisibility=hidden"],
+                        "--param=max-completely-peel-times=8", "-fopenmp", "-fvisibility=hidden"],
     extra_link_args=["-fopenmp"],
 )
 

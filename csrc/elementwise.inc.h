@@ -380,6 +380,7 @@ static inline float gelu_f32(float x)
     };
     float t = at_most(1.0f, __builtin_fmaf(float_of(bits_of(x) & 0x7fffffff), 1.0f / 2.7f, -1.0f));
     float g = c[0];
+#pragma GCC unroll 16 /* or the loop around this one is not vectorized */
     for (int i = 1; i < 17; i++) g = __builtin_fmaf(g, t, c[i]);
     return at_least(0.0f, x) - g;
 }
@@ -466,46 +467,49 @@ static void requantize_i32(const int32_t *acc, const int32_t *bias, void *q, int
 
 /* ---- products: a' and epilogues (numerics 6 to 8) ---- */
 
-static inline int32_t pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
+static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
 {
-    int32_t sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        to[i] = a[i] ^ flip;
-        sum += to[i];
-    }
+    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
     memset(to + n, 0, n_pad - n);
-    return sum;
 }
 
-static inline int32_t pack_row_words(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
+static inline void pack_row_words(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
+{
+    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
+    memset(to + n, 0, (n_pad - n) * sizeof *to);
+}
+
+static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
 {
     int32_t sum = 0;
-    for (size_t i = 0; i < n; i++) {
-        to[i] = a[i] ^ flip;
-        sum += to[i];
-    }
-    memset(to + n, 0, (n_pad - n) * sizeof *to);
+    for (size_t i = 0; i < n; i++) sum += a[i] ^ flip;
     return sum;
 }
 
-/* The sums of one row without what zero points add to them; modulo 2^32. */
+/* Takes from the sums of a row what zero points of b add to them; modulo 2^32. */
 static inline void correct_row(int32_t *acc_row, const qk_tile *t, int row)
 {
     uint32_t *restrict acc = (uint32_t *)acc_row;
-    if (t->row_zero) {
-        const uint32_t zero = (uint32_t)t->row_zero[row];
-        for (int j = 0; j < NR; j++) acc[j] -= zero * (uint32_t)t->colsum[j];
-    }
-    if (t->row_term) {
-        const uint32_t term = (uint32_t)t->row_term[row];
-        for (int j = 0; j < NR; j++) acc[j] -= term * (uint32_t)t->col_zero[j];
-    }
+    if (!t->row_term) return;
+    const uint32_t term = (uint32_t)t->row_term[row];
+    for (int j = 0; j < NR; j++) acc[j] -= term * (uint32_t)t->col_zero[j];
+}
+
+/* The zero point of a row of a, whose product with colsum the loops below subtract on their way. */
+static inline uint32_t zero_of_row(const qk_tile *t, int row) { return t->row_zero ? (uint32_t)t->row_zero[row] : 0; }
+
+static inline int32_t without_zero(int32_t acc, uint32_t zero, int32_t colsum)
+{
+    return (int32_t)((uint32_t)acc - zero * (uint32_t)colsum);
 }
 
 static void tile_to_int32(int32_t *acc, const qk_tile *t)
 {
+    const int32_t *restrict colsum = t->colsum;
     for (int row = 0; row < t->rows; row++, acc += NR) {
+        const uint32_t zero = zero_of_row(t, row);
         correct_row(acc, t, row);
+        for (int j = 0; j < NR; j++) acc[j] = without_zero(acc[j], zero, colsum[j]);
         memcpy((char *)t->dst + (size_t)row * t->row_stride, acc, (size_t)t->cols * sizeof *acc);
     }
 }
@@ -513,11 +517,14 @@ static void tile_to_int32(int32_t *acc, const qk_tile *t)
 static inline void scale_row(const int32_t *restrict acc, float *restrict y, const qk_tile *t, int row)
 {
     const float *restrict col_scale = t->col_scale, *restrict bias = t->bias;
+    const int32_t *restrict colsum = t->colsum;
+    const uint32_t zero = zero_of_row(t, row);
     if (t->row_scale) {
         const float row_scale = t->row_scale[row];
-        for (int j = 0; j < NR; j++) y[j] = (float)acc[j] * (row_scale * col_scale[j]) + bias[j];
+        for (int j = 0; j < NR; j++)
+            y[j] = (float)without_zero(acc[j], zero, colsum[j]) * (row_scale * col_scale[j]) + bias[j];
     } else {
-        for (int j = 0; j < NR; j++) y[j] = (float)acc[j] * col_scale[j] + bias[j];
+        for (int j = 0; j < NR; j++) y[j] = (float)without_zero(acc[j], zero, colsum[j]) * col_scale[j] + bias[j];
     }
     activate(y, t->activation);
 }
@@ -537,22 +544,28 @@ static void tile_to_float(int32_t *acc, const qk_tile *t)
     }
 }
 
-static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
+static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row, int half_away)
 {
     const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
+    const int32_t *restrict colsum = t->colsum;
+    const uint32_t zero = zero_of_row(t, row);
     const int32_t zero_point = t->requant->zero_point;
     const float hi = (float)(t->requant->qmax - zero_point);
     const float lo = t->activation == QK_RELU ? at_least(0.0f, (float)(t->requant->qmin - zero_point))
                                               : (float)(t->requant->qmin - zero_point);
-    for (int j = 0; j < NR; j++)
-        q[j] = (uint8_t)scale_to_code((float)acc[j] * multiplier[j] + bias[j], lo, hi, zero_point, half_away);
+    for (int j = 0; j < NR; j++) {
+        const float v = (float)without_zero(acc[j], zero, colsum[j]) * multiplier[j] + bias[j];
+        q[j] = (uint8_t)scale_to_code(v, lo, hi, zero_point, half_away);
+    }
 }
 
-static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t)
+static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row)
 {
+    const uint32_t zero = zero_of_row(t, row);
     qk_requant r = *t->requant;
     if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
-    for (int j = 0; j < NR; j++) q[j] = (uint8_t)multiply_fixed_point(acc[j], t->mantissa[j], t->shift[j], &r);
+    for (int j = 0; j < NR; j++)
+        q[j] = (uint8_t)multiply_fixed_point(without_zero(acc[j], zero, t->colsum[j]), t->mantissa[j], t->shift[j], &r);
 }
 
 static void tile_to_codes(int32_t *acc, const qk_tile *t)
@@ -565,11 +578,11 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t)
             scale_row(acc, y, t, row);
             quantize_f32_8(y, q, NR, &t->out);
         } else if (t->requant->rounding == QK_HALF_EVEN) {
-            multiply_row(acc, q, t, 0);
+            multiply_row(acc, q, t, row, 0);
         } else if (t->requant->rounding == QK_HALF_AWAY) {
-            multiply_row(acc, q, t, 1);
+            multiply_row(acc, q, t, row, 1);
         } else {
-            fixed_point_row(acc, q, t);
+            fixed_point_row(acc, q, t, row);
         }
         memcpy((char *)t->dst + (size_t)row * t->row_stride, q, (size_t)t->cols);
     }

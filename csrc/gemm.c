@@ -24,79 +24,26 @@ void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n,
 }
 
 typedef struct {
-    qk_packed *p;
+    const qk_packed *p;
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride;
     const int32_t *zero_point;
     int64_t bound;
 } pack_job;
 
-/* Codes of one step (kr rows) and one panel (nr columns), interleaved; absent ones are 0. */
-static void pack_step(const pack_job *job, size_t row, size_t col, int8_t *to)
-{
-    const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
-    const size_t rows = p->k - row < kr ? p->k - row : kr, cols = p->n - col < nr ? p->n - col : nr;
-    const uint8_t flip = p->flipped ? 0x80 : 0;
-    const uint8_t *b = job->b + (ptrdiff_t)row * job->row_stride + (ptrdiff_t)col * job->col_stride;
-    if (rows < kr || cols < nr) memset(to, 0, nr * kr);
-    if (job->row_stride == 1 && rows == 4 && kr == 4) {
-        for (size_t j = 0; j < cols; j++) {
-            uint32_t four;
-            memcpy(&four, b + (ptrdiff_t)j * job->col_stride, 4);
-            four ^= flip * 0x01010101u;
-            memcpy(to + 4 * j, &four, 4);
-        }
-        return;
-    }
-    for (size_t i = 0; i < rows; i++) {
-        const uint8_t *line = b + (ptrdiff_t)i * job->row_stride;
-        for (size_t j = 0; j < cols; j++) to[j * kr + i] = (int8_t)(line[(ptrdiff_t)j * job->col_stride] ^ flip);
-    }
-}
-
-/* Column sums and the bound of the panel's columns, from the packed codes: 64-bit, as nobody bounds k. */
-static int64_t sum_panel(const pack_job *job, const int8_t *panel, size_t col)
-{
-    const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
-    int32_t zero[MAX_NR] = {0};
-    int64_t sum[MAX_NR] = {0}, size[MAX_NR] = {0}, bound = 0;
-    for (size_t j = 0; j < nr; j++) {
-        if (job->zero_point && col + j < p->n) zero[j] = job->zero_point[col + j];
-        zero[j] -= p->flipped ? 128 : 0;
-    }
-    const size_t block = 4096; /* of k: |b - zero| <= 255 + 128, so 32 bits hold a block's sums */
-    for (size_t row = 0; row < p->k; row += block) {
-        int32_t part[MAX_NR] = {0}, part_size[MAX_NR] = {0};
-        const size_t end = row + block < p->k ? row + block : p->k;
-        for (size_t i = row; i < end; i++) {
-            const int8_t *line = panel + i / kr * (nr * kr) + i % kr;
-            for (size_t j = 0; j < nr; j++) {
-                const int32_t code = line[j * kr];
-                part[j] += code;
-                part_size[j] += abs(code - zero[j]);
-            }
-        }
-        for (size_t j = 0; j < nr; j++) sum[j] += part[j], size[j] += part_size[j];
-    }
-    for (size_t j = 0; j < nr; j++) {
-        p->colsum[col + j] = (int32_t)(uint32_t)sum[j];
-        if (col + j < p->n && size[j] > bound) bound = size[j];
-    }
-    return bound;
-}
-
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
     const qk_packed *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
+    const size_t nr = (size_t)p->kernels->nr;
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
-        int8_t *to = p->panels + panel * nr * p->k_pad;
-        for (size_t row = 0; row < p->k; row += kr) pack_step(job, row, panel * nr, to + row * nr);
-        const int64_t size = sum_panel(job, to, panel * nr);
+        const size_t col = panel * nr, cols = p->n - col < nr ? p->n - col : nr;
+        int32_t zero[MAX_NR];
+        for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
+        const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
+                                        p->flipped ? 0x80 : 0, zero};
+        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + col * p->k_pad, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
@@ -134,7 +81,7 @@ typedef struct {
     const int32_t *init;            /* starting sums, n_pad of them */
     const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
     int32_t a_shift;                /* a' = a + a_shift */
-    int in_place, needs_row_sums;
+    int in_place;
     int failure;
 } product;
 
@@ -149,55 +96,82 @@ typedef struct {
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
-static int32_t quantize_row(const float *x, size_t n, uint8_t *q, float *scale, int32_t *zero)
+static int quantize_row(const qk_kernels *k, const float *x, size_t n, uint8_t *q, float *scale, int32_t *zero)
 {
-    const qk_kernels *k = qk_active();
     float lo, hi;
-    if (!qk_minmax(x, n, &lo, &hi)) return 0;
+    k->minmax_f32(x, n, &lo, &hi);
+    if (!isfinite(lo) || !isfinite(hi)) return 0;
     qk_choose(lo, hi, 0, 255, 0, scale, zero);
     const qk_affine p = qk_affine_of(*scale, *zero, 0, 255, QK_HALF_EVEN);
     k->quantize_f32_8(x, q, n, &p);
     return 1;
 }
 
-/* Rows of a as the tile wants them. Returns 0 where a value is not finite. */
-static int pack_rows(const product *g, row_block *block, size_t first, size_t rows)
+/* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
+static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
 {
-    const qk_left *left = g->left;
-    const qk_kernels *k = g->b->kernels;
-    const uint8_t flip = g->a_shift && left->type == QK_CODES_I8 ? 0x80 : 0;
-    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->block_rows; /* one row, before widening */
+    block->zero[i] = zero + g->a_shift;
+    if (!g->b_zero) return;
+    const uint32_t sum = (uint32_t)g->b->kernels->sum_codes(a, g->b->k, flip);
+    block->term[i] = (int32_t)(sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+}
+
+static int32_t zero_of_codes(const qk_left *left, size_t row)
+{
+    return left->zero_point ? left->zero_point[left->zero_point_per_row ? row : 0] : 0;
+}
+
+static const char *row_of(const qk_left *left, size_t row) { return (const char *)left->a + (ptrdiff_t)row * left->row_stride; }
+
+/* Rows of codes as the tile wants them. */
+static void pack_codes(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const uint8_t flip = g->a_shift ? 0x80 : 0;
     for (size_t i = 0; i < rows; i++) {
-        const char *source = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
-        void *to = block->buffer + i * block->lda;
-        int32_t zero = 0;
-        if (left->type == QK_FLOATS) {
-            uint8_t *q = k->a_bytes == 1 && !g->b_zero ? to : codes;
-            if (!quantize_row((const float *)source, g->b->k, q, block->scale + i, &zero)) return 0;
-            if (q == to) memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
-            source = (const char *)q;
-        } else if (left->zero_point) {
-            zero = left->zero_point[left->zero_point_per_row ? first + i : 0];
-        }
-        block->zero[i] = zero + g->a_shift;
-        int32_t sum = source == to ? 0 : k->gemm_pack_row((const uint8_t *)source, g->b->k, g->b->k_pad, flip, to);
-        block->term[i] = (int32_t)((uint32_t)sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+        const uint8_t *a = (const uint8_t *)row_of(g->left, first + i);
+        g->b->kernels->gemm_pack_row(a, g->b->k, g->b->k_pad, flip, block->buffer + i * block->lda);
+        describe_row(g, block, i, a, zero_of_codes(g->left, first + i), flip);
+    }
+}
+
+/* The same of floats, quantized on the way. Returns 0 where a value is not finite. */
+static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_kernels *k = g->b->kernels;
+    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->block_rows; /* one row, before it is widened */
+    for (size_t i = 0; i < rows; i++) {
+        char *to = block->buffer + i * block->lda;
+        uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
+        int32_t zero;
+        if (!quantize_row(k, (const float *)row_of(g->left, first + i), g->b->k, q, block->scale + i, &zero)) return 0;
+        if (k->a_bytes == 1)
+            memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
+        else
+            k->gemm_pack_row(q, g->b->k, g->b->k_pad, 0, to);
+        describe_row(g, block, i, q, zero, 0);
     }
     return 1;
 }
 
-/* Where the rows stay in place, only their sums are wanted, and seldom. */
+/* Rows that stay in place. */
 static void describe_rows(const product *g, row_block *block, size_t first, size_t rows)
 {
-    const qk_left *left = g->left;
-    for (size_t i = 0; i < rows; i++) {
-        const uint8_t *a = (const uint8_t *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
-        uint32_t sum = 0;
-        if (g->b_zero)
-            for (size_t j = 0; j < g->b->k; j++) sum += a[j];
-        block->zero[i] = left->zero_point ? left->zero_point[left->zero_point_per_row ? first + i : 0] : 0;
-        block->term[i] = (int32_t)(sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+    for (size_t i = 0; i < rows; i++)
+        describe_row(g, block, i, (const uint8_t *)row_of(g->left, first + i), zero_of_codes(g->left, first + i), 0);
+}
+
+/* Points `block` to rows of a' and to what is known of them. Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    if (g->in_place) {
+        block->a = row_of(g->left, first);
+        if (g->left->zero_point_per_row || g->b_zero) describe_rows(g, block, first, rows);
+        return 1;
     }
+    block->a = block->buffer;
+    if (g->left->type == QK_FLOATS) return pack_floats(g, block, first, rows);
+    pack_codes(g, block, first, rows);
+    return 1;
 }
 
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
@@ -267,8 +241,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     const qk_packed *b = g->b;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
     const size_t lda = round_up(b->k_pad * (size_t)b->kernels->a_bytes, 64);
-    row_block block;
-    block.buffer = NULL;
+    row_block block = {.lda = g->in_place ? (size_t)g->left->row_stride : lda};
     if (!g->in_place) {
         block.buffer = aligned_alloc(64, lda * g->block_rows + round_up(b->k_pad, 64) + 64);
         if (!block.buffer) {
@@ -276,21 +249,15 @@ static void run_tasks(void *context, size_t begin, size_t end)
             return;
         }
     }
-    size_t packed = SIZE_MAX; /* the block of rows that the buffer holds */
+    size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->col_chunks * g->block_rows, chunk = task % g->col_chunks;
         const size_t rows = g->left->m - first < g->block_rows ? g->left->m - first : g->block_rows;
-        if (first != packed) {
-            block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
-            block.a = g->in_place ? (const char *)g->left->a + (ptrdiff_t)first * g->left->row_stride : block.buffer;
-            if (g->in_place) {
-                if (g->left->zero_point_per_row || g->b_zero) describe_rows(g, &block, first, rows);
-            } else if (!pack_rows(g, &block, first, rows)) {
-                fail(g, -2);
-                break;
-            }
-            packed = first;
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
         }
+        taken = first;
         multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
     }
     free(block.buffer);

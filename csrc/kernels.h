@@ -25,7 +25,7 @@ typedef struct {
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
     int rows, cols;                        /* valid ones; column arrays hold nr entries all the same */
-    const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; NULL: nothing */
+    const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; row_zero NULL: nothing */
     const int32_t *row_term, *col_zero;    /* subtract row_term[m] * col_zero[n]; NULL: nothing */
     const float *row_scale, *col_scale, *bias;   /* row_scale NULL: 1 */
     qk_activation activation;
@@ -36,6 +36,15 @@ typedef struct {
     void *dst;
     size_t row_stride;
 } qk_tile;
+
+/* The columns of b that become a panel. */
+typedef struct {
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;  /* in bytes */
+    size_t k;
+    uint8_t flip;                      /* code ^ flip is stored */
+    const int32_t *zero;               /* zero points of the stored codes */
+} qk_panel_source;
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
@@ -61,8 +70,11 @@ struct qk_kernels {
     /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. */
     void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc);
-    /* a codes -> a' (a ^ flip), and zeros up to n_pad; returns the sum of a'. */
-    int32_t (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
+    int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
+    /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
+    void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);

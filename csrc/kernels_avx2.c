@@ -92,13 +92,14 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
     }
 }
 
+#define MR 6
 #define NR 16
+#define KR 2
 #define HAVE_FMA 1
 #define GROUP 32
 #define HAVE_WIDEN
 #include "elementwise.inc.h"
-
-enum { MR = 6, KR = 2 };
+#include "products.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -163,9 +164,9 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
-    return pack_row_words(a, n, n_pad, flip, to);
+    pack_row_words(a, n, n_pad, flip, to);
 }
 
 const qk_kernels qk_kernels_avx2 = {

@@ -20,7 +20,7 @@
 #else
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,prefer-vector-width=512"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,prefer-vector-width=512")
 #endif
@@ -105,12 +105,13 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 }
 #endif
 
+#define MR 6
 #define NR 32
+#define KR 4
 #define HAVE_FMA 1
 #define GROUP 64
 #include "elementwise.inc.h"
-
-enum { MR = 6, KR = 4 };
+#include "products.inc.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
 {
@@ -158,9 +159,9 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
-    return pack_row_bytes(a, n, n_pad, flip, to);
+    pack_row_bytes(a, n, n_pad, flip, to);
 }
 
 const qk_kernels qk_kernels_avx512vnni = {

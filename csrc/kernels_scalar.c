@@ -1,11 +1,12 @@
 /* The reference: plain C that runs anywhere. Every other instruction set gives the same bits. */
 #include "kernels.h"
 
+#define MR 4
 #define NR 16
+#define KR 4
 #define HAVE_FMA 0
 #include "elementwise.inc.h"
-
-enum { MR = 4, KR = 4 };
+#include "products.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)
@@ -21,9 +22,9 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static int32_t gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
-    return pack_row_bytes(a, n, n_pad, flip, to);
+    pack_row_bytes(a, n, n_pad, flip, to);
 }
 
 const qk_kernels qk_kernels_scalar = {
