@@ -28,7 +28,8 @@ def set_environment(config):
         os.environ.pop(name, None)
         if value:
             os.environ[name] = value
-    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()  # gives stdout back
+    if capture := config.pluginmanager.getplugin("capturemanager"):
+        capture.stop_global_capturing()  # gives stdout back
     os.execv(sys.executable, sys.orig_argv)
 
 
@@ -40,7 +41,7 @@ def pin():
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: the suites share modules
 collect_ignore = ["arrays.py", "limits.py", "peers.py", "promises.py", "race.py", "report.py"]
 
-ROWS, ENVIRONMENT = pytest.StashKey(), pytest.StashKey()
+ROWS, ISA = pytest.StashKey(), pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -61,7 +62,7 @@ def isa(request):
 
     isa, best = _core.get_isa(), _core.available_isas()[0]
     peers.settle(isa, best, THREADS)
-    request.config.stash[ENVIRONMENT] = (isa, best)
+    request.config.stash[ISA] = isa
     return isa
 
 
@@ -85,8 +86,8 @@ def race(benchmark, isa, request):
     return check_and_run
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(config):
     if rows := config.stash[ROWS]:
         from report import print_report
 
-        print_report(rows, *config.stash[ENVIRONMENT], THREADS)
+        print_report(rows, config.stash[ISA], THREADS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Promise:
     text: str
     cases: list[str]       # of the table; `figure` gets their rows
-    figure: Callable
+    figure: Callable        # None where it cannot be told
     bound: float
     unit: str = "x"
     isa: str | None = None  # where it holds only there
@@ -16,11 +16,11 @@ class Promise:
 
 
 def to_best_peer(row):
-    return row.best_peer.seconds / row.ours.seconds
+    return row.to_best_peer
 
 
 def to(name):
-    return lambda row: next(peer.seconds for peer in row.peers if peer.name == name) / row.ours.seconds
+    return lambda row: next((peer.seconds / row.ours.seconds for peer in row.peers if peer.name == name and peer.turns), None)
 
 
 def slower_than(row, other):

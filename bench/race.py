@@ -22,7 +22,7 @@ EXACT, CLOSE, WRONG = "", "~", "wrong"
 class Contender:
     name: str
     call: Callable[[], object]
-    read: Callable[[], np.ndarray] | None = None          # the result of the last call
+    read: Callable[[], np.ndarray] | None = None          # the result, of the last call or of one more
     check: Callable[[np.ndarray], str] | None = None      # where the check of the case does not suit
     held: bool = True                                     # to the instruction set that ours is held to
     scale: float = 1.0                                    # calls that make the work of the case
@@ -48,17 +48,15 @@ class Row:
     limits: list[Contender]
 
     @property
-    def best_peer(self):
-        timed = [peer for peer in self.peers if peer.turns and peer.held]
-        return min(timed, key=lambda peer: peer.seconds, default=None)
+    def to_best_peer(self):
+        """Its time in units of ours; None where no peer was right and held."""
+        times = [peer.seconds for peer in self.peers if peer.turns and peer.held]
+        return min(times) / self.ours.seconds if times else None
 
     @property
     def of_limit(self):
         """The slowest limit binds."""
         return max((limit.seconds for limit in self.limits), default=0) / self.ours.seconds
-
-    def ratio_to(self, name):
-        return next(peer.seconds / self.ours.seconds for peer in self.peers if peer.name == name)
 
 
 def timed_turn(contender):

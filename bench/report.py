@@ -16,7 +16,7 @@ multiply-accumulates from registers alone and of streaming a, b and c once; of a
 set of ours, and is left out of the ratio to the best peer."""
 
 
-def print_report(rows, isa, best_isa, threads):
+def print_report(rows, isa, threads):
     console = Console()
     if not console.is_terminal:
         console = Console(width=190)
@@ -59,11 +59,8 @@ def show_time(seconds):
 
 
 def show_ratio(row):
-    best = row.best_peer
-    if best is None:
-        return ""
-    ratio = best.seconds / row.ours.seconds
-    return f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}x[/]"
+    ratio = row.to_best_peer
+    return f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}x[/]" if ratio else ""
 
 
 def show_peer(peer):
@@ -82,7 +79,12 @@ def promise_table(rows, isa):
     for promise in PROMISES:
         if promise.isa in (None, isa) and by_case.keys() >= set(promise.cases):
             figure = promise.figure(*(by_case[case] for case in promise.cases))
-            kept = figure <= promise.bound if promise.at_most else figure >= promise.bound
-            sign, color = "<=" if promise.at_most else ">=", "green" if kept else "red"
-            table.add_row(promise.text, f"{sign} {promise.bound:g} {promise.unit}", f"[{color}]{figure:.2f} {promise.unit}[/]")
+            if figure is not None:
+                table.add_row(promise.text, *show_figure(figure, promise))
     return table
+
+
+def show_figure(figure, promise):
+    kept = figure <= promise.bound if promise.at_most else figure >= promise.bound
+    sign, color = "<=" if promise.at_most else ">=", "green" if kept else "red"
+    return f"{sign} {promise.bound:g} {promise.unit}", f"[{color}]{figure:.2f} {promise.unit}[/]"

@@ -254,7 +254,6 @@ static inline int32_t fake_quantize_block(const float *x, float *y, size_t n, co
 {
     const qk_affine p = *given;
     int32_t seen = 0;
-#pragma GCC ivdep
     for (size_t i = 0; i < n; i++) {
         float shifted = quotient_or_nan(x[i], &p, divide) + ROUNDER;
         seen |= bits_of(shifted);
