@@ -3,14 +3,15 @@
  * vpdpbusd: 16 lanes x (4 unsigned by 4 signed bytes) added to int32, no saturation (numerics 6).
  * Zen 4 issues one 512-bit vpdpbusd a cycle (latency 4), Zen 5 two: 64 or 128 products a cycle.
  *
- * Tile: 6 rows x 32 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a. One step takes 4 codes
- * of k: 2 loads of b, 6 broadcasts of a, 12 vpdpbusd, so loads (2 a cycle) are never the limit.
+ * Tile: 12 rows x 32 columns, 24 accumulators; 2 registers hold b, 1 the broadcast of a: 27 of 32. One step takes 4 codes of
+ * k: 2 loads of b, 12 broadcasts of a, 24 vpdpbusd, so loads (2 a cycle) are never the limit. Half as many rows do as
+ * well from the L1 cache, but at k = 1024 a panel fills it, and is read from L2 once for each tile.
  *
  *          b0 (16 columns)  b1 (16 columns)
  *     a0   c00              c01
  *     a1   c10              c11
  *     ..   ..               ..
- *     a5   c50              c51
+ *     ab   cb0              cb1
  */
 #include "kernels.h"
 
@@ -105,7 +106,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 }
 #endif
 
-#define MR 6
+#define MR 12
 #define NR 32
 #define KR 4
 #define HAVE_FMA 1
@@ -125,10 +126,13 @@ static inline __m512i broadcast4(const uint8_t *p)
 static inline __attribute__((always_inline)) void tile(const int rows, size_t steps, const uint8_t *a, size_t lda,
                                                        const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    const uint8_t *a3 = a + 3 * lda;
-    __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16);
-    __m512i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00, c51 = c01;
-    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+    const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    const __m512i i0 = _mm512_loadu_si512(init), i1 = _mm512_loadu_si512(init + 16);
+    __m512i c00 = i0, c01 = i1, c10 = i0, c11 = i1, c20 = i0, c21 = i1;
+    __m512i c30 = i0, c31 = i1, c40 = i0, c41 = i1, c50 = i0, c51 = i1;
+    __m512i c60 = i0, c61 = i1, c70 = i0, c71 = i1, c80 = i0, c81 = i1;
+    __m512i c90 = i0, c91 = i1, ca0 = i0, ca1 = i1, cb0 = i0, cb1 = i1;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, a6 += KR, a9 += KR, panel += NR * KR) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         __m512i v = broadcast4(a);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
@@ -137,6 +141,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, size_t st
         if (rows > 3) v = broadcast4(a3), c30 = _mm512_dpbusd_epi32(c30, v, b0), c31 = _mm512_dpbusd_epi32(c31, v, b1);
         if (rows > 4) v = broadcast4(a3 + lda), c40 = _mm512_dpbusd_epi32(c40, v, b0), c41 = _mm512_dpbusd_epi32(c41, v, b1);
         if (rows > 5) v = broadcast4(a3 + 2 * lda), c50 = _mm512_dpbusd_epi32(c50, v, b0), c51 = _mm512_dpbusd_epi32(c51, v, b1);
+        if (rows > 6) v = broadcast4(a6), c60 = _mm512_dpbusd_epi32(c60, v, b0), c61 = _mm512_dpbusd_epi32(c61, v, b1);
+        if (rows > 7) v = broadcast4(a6 + lda), c70 = _mm512_dpbusd_epi32(c70, v, b0), c71 = _mm512_dpbusd_epi32(c71, v, b1);
+        if (rows > 8) v = broadcast4(a6 + 2 * lda), c80 = _mm512_dpbusd_epi32(c80, v, b0), c81 = _mm512_dpbusd_epi32(c81, v, b1);
+        if (rows > 9) v = broadcast4(a9), c90 = _mm512_dpbusd_epi32(c90, v, b0), c91 = _mm512_dpbusd_epi32(c91, v, b1);
+        if (rows > 10) v = broadcast4(a9 + lda), ca0 = _mm512_dpbusd_epi32(ca0, v, b0), ca1 = _mm512_dpbusd_epi32(ca1, v, b1);
+        if (rows > 11) v = broadcast4(a9 + 2 * lda), cb0 = _mm512_dpbusd_epi32(cb0, v, b0), cb1 = _mm512_dpbusd_epi32(cb1, v, b1);
     }
     _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
     if (rows > 1) c += ldc, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
@@ -144,6 +154,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, size_t st
     if (rows > 3) c += ldc, _mm512_storeu_si512(c, c30), _mm512_storeu_si512(c + 16, c31);
     if (rows > 4) c += ldc, _mm512_storeu_si512(c, c40), _mm512_storeu_si512(c + 16, c41);
     if (rows > 5) c += ldc, _mm512_storeu_si512(c, c50), _mm512_storeu_si512(c + 16, c51);
+    if (rows > 6) c += ldc, _mm512_storeu_si512(c, c60), _mm512_storeu_si512(c + 16, c61);
+    if (rows > 7) c += ldc, _mm512_storeu_si512(c, c70), _mm512_storeu_si512(c + 16, c71);
+    if (rows > 8) c += ldc, _mm512_storeu_si512(c, c80), _mm512_storeu_si512(c + 16, c81);
+    if (rows > 9) c += ldc, _mm512_storeu_si512(c, c90), _mm512_storeu_si512(c + 16, c91);
+    if (rows > 10) c += ldc, _mm512_storeu_si512(c, ca0), _mm512_storeu_si512(c + 16, ca1);
+    if (rows > 11) c += ldc, _mm512_storeu_si512(c, cb0), _mm512_storeu_si512(c + 16, cb1);
 }
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -155,7 +171,13 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     case 3: tile(3, steps, a, lda, panel, init, c, ldc); break;
     case 4: tile(4, steps, a, lda, panel, init, c, ldc); break;
     case 5: tile(5, steps, a, lda, panel, init, c, ldc); break;
-    default: tile(6, steps, a, lda, panel, init, c, ldc); break;
+    case 6: tile(6, steps, a, lda, panel, init, c, ldc); break;
+    case 7: tile(7, steps, a, lda, panel, init, c, ldc); break;
+    case 8: tile(8, steps, a, lda, panel, init, c, ldc); break;
+    case 9: tile(9, steps, a, lda, panel, init, c, ldc); break;
+    case 10: tile(10, steps, a, lda, panel, init, c, ldc); break;
+    case 11: tile(11, steps, a, lda, panel, init, c, ldc); break;
+    default: tile(12, steps, a, lda, panel, init, c, ldc); break;
     }
 }
 
