@@ -67,10 +67,9 @@ static size_t at_most(size_t n, size_t limit) { return n < limit ? n : limit; }
 
 static runs runs_of(const qk_params *p)
 {
-    if (p->kind == QK_PER_TENSOR) {
-        const size_t total = p->outer * p->length * p->inner;
-        return (runs){total > 0, total, 0, p};
-    }
+    const size_t total = p->outer * p->length * p->inner;
+    if (total == 0) return (runs){0, 0, 0, p};
+    if (p->kind == QK_PER_TENSOR) return (runs){1, total, 0, p};
     if (p->kind == QK_PER_AXIS) {
         if (p->inner == 1) return (runs){ceil_div(p->outer, ROWS), p->length, 1, p};
         return (runs){p->outer * p->length, p->inner, 0, p};

@@ -162,11 +162,12 @@ cdef int refuse_overlap(cnp.ndarray out, x, name) except -1:
     return 0
 
 
-def store(out, cnp.ndarray value, x, name):
-    """`value`, copied to `out` where it is given."""
+def store(out, value, x, name):
+    """`value`, an array or a NumPy scalar, copied to `out` where it is given."""
+    value = np.asarray(value)
     if out is None:
         return value
-    check_out(out, (<object>value).shape, value.dtype)
+    check_out(out, value.shape, value.dtype)
     refuse_overlap(out, x, name)
     out[...] = value
     return out
@@ -193,7 +194,7 @@ def raise_not_finite(x, name="x"):
     """The ValueError that says how many values of x are NaN or infinite, and where the first is."""
     x = np.asarray(x)
     bad = ~np.isfinite(x)
-    where = tuple(int(i[0]) for i in np.nonzero(np.atleast_1d(bad)))
+    where = tuple(map(int, np.unravel_index(np.argmax(bad), bad.shape)))
     raise ValueError(f"{name} has {int(bad.sum())} NaN or infinite values, the first at {where}")
 
 

@@ -9,6 +9,7 @@ from . import _core
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
 INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
                                  ml_dtypes.int2, ml_dtypes.uint2)))
+MAX_NDIM = 64  # of NumPy's arrays
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
@@ -64,11 +65,7 @@ class QParams(_core.Params):
 
     def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
         dtype = code_dtype(dtype)
-        axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
-        if block_size is not None and axis is None:
-            raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {block_size}")
+        axis, block_size = _checked_blocks(axis, block_size)
         scale = _checked_scale(scale, axis, block_size)
         qmin, qmax = code_range(dtype, narrow_range)
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
@@ -135,7 +132,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     Raises
     ------
     ValueError
-        Where x holds NaN or infinity (how many, and where the first is), or spans more than float32 can scale.
+        Where x holds NaN or infinity (how many, and where the first is), or reaches beyond the range of float32.
     TypeError
         Where x is not a float array.
 
@@ -155,7 +152,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     if options:
         raise TypeError(f"method 'minmax' takes no option {next(iter(options))!r}")
     dtype, x = code_dtype(dtype), float_array(x)
-    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    axis, block_size = _checked_blocks(axis, block_size)
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
@@ -164,8 +161,6 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
         scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
-    if not np.all(np.isfinite(scale)):
-        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], more than a float32 scale can hold")
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
@@ -229,7 +224,10 @@ def _bounds(x, axis, block_size):
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
         _core.raise_not_finite(x)
     with np.errstate(over="ignore"):
-        return _outward(lo, -np.inf), _outward(hi, np.inf)
+        bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    if not np.all(np.isfinite(bounds)):
+        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
+    return bounds
 
 
 def _reduce(ufunc, x, axis, block_size):
@@ -237,8 +235,6 @@ def _reduce(ufunc, x, axis, block_size):
         return ufunc.reduce(x, axis=None, initial=0)
     if block_size is None:
         return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis % x.ndim), initial=0)
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
     if x.size == 0:
         shape = list(x.shape)
         shape[axis] = -(-shape[axis] // block_size)
@@ -262,6 +258,17 @@ def _optional_int(value, name):
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer or None, got {value!r}")
     return int(value)
+
+
+def _checked_blocks(axis, block_size):
+    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
+        raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
+    if block_size is not None and axis is None:
+        raise ValueError(f"block_size needs an axis, got block_size={block_size} and axis=None")
+    if block_size is not None and not 1 <= block_size < 2**63:
+        raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
+    return axis, block_size
 
 
 def _checked_scale(scale, axis, block_size):
@@ -289,7 +296,8 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
         raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
     if given.shape != shape:
         raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
-    given = given.astype(np.int64)
+    if given.dtype in INT_CODES:
+        given = given.astype(np.int32)
     if dtype in FLOAT_CODES:
         qmin = qmax = 0
     bad = (given < qmin) | (given > qmax)

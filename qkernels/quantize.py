@@ -1,6 +1,7 @@
 """Elementwise operations: floats to codes and back, and the dense form of sub-byte codes. Formulas: docs/numerics.md,
 sections 3 to 5."""
 
+import ml_dtypes
 import numpy as np
 
 from . import _core
@@ -54,7 +55,7 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
         int32 holds sums of products; the difference is then taken modulo 2**32.
     params : QParams
     dtype : {float32, float64, float16, bfloat16}
-        Of the result. float64 is exact; the others are the float32 product, rounded.
+        Of the result. float64 is the product rounded once (exact but for int32); the others are the float32 product, rounded.
     out : array of `dtype` and the shape of q, optional
 
     Returns
@@ -110,7 +111,7 @@ def fake_quantize(x, params, *, out=None):
     """
     if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
         x = float_array(x)
-        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype, out)
+        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), out)
     return _core.fake_quantize(x, params, out)
 
 
@@ -175,8 +176,7 @@ def _per_element(values, params, shape):
         return values
     if params.block_size is None:
         return values.reshape([-1 if i == params.axis % len(shape) else 1 for i in range(len(shape))])
-    repeated = np.repeat(values, params.block_size, axis=params.axis)
-    return np.take(repeated, range(shape[params.axis]), axis=params.axis)
+    return np.take(values, np.arange(shape[params.axis]) // params.block_size, axis=params.axis)
 
 
 def _quantize_to_floats(x, params, rounding, out):
@@ -188,7 +188,18 @@ def _quantize_to_floats(x, params, rounding, out):
         quotient = np.clip(wide / _per_element(params.scale, params, x.shape), params.qmin, params.qmax)
     if params.dtype.name == "float4_e2m1fn":
         quotient = np.where(np.isnan(quotient), 0, quotient)
-    return _core.store(out, quotient.astype(params.dtype), x, "x")
+    return _core.store(out, _to_odd(quotient).astype(params.dtype), x, "x")
+
+
+def _to_odd(v):
+    """v as float32, where float64 that does not fit is rounded to odd: a second rounding then is that of v itself. (ml_dtypes
+    converts float64 by way of float32.)"""
+    v = np.asarray(v)
+    near = v.astype(np.float32)
+    if v.dtype == np.float32:
+        return near
+    bits = near.view(np.int32) - (np.abs(near) > np.abs(v))
+    return np.asarray(bits | (near != v), np.int32).view(np.float32)
 
 
 def _dequantize_floats(q, params, dtype, out):
@@ -234,8 +245,7 @@ def pack_bits(codes, bits):
     >>> qk.pack_bits(np.uint8([1, 2, 15]), 4)
     array([33, 15], dtype=uint8)
     """
-    codes = np.asarray(codes)
-    _check_bits(bits)
+    codes, bits = np.asarray(codes), _checked_bits(bits)
     if codes.dtype not in (np.int8, np.uint8) and not (codes.dtype in _SUB_BYTE):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
     wide = codes.astype(np.int16).reshape(-1)
@@ -277,13 +287,16 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     >>> qk.unpack_bits(np.uint8([33, 15]), 4, 3, dtype="int8")
     array([ 1,  2, -1], dtype=int8)
     """
-    data, dtype = np.asarray(data), code_dtype(dtype)
-    _check_bits(bits)
+    data, dtype, bits = np.asarray(data), code_dtype(dtype), _checked_bits(bits)
     if dtype not in (np.int8, np.uint8) and dtype not in _SUB_BYTE:
         raise TypeError(f"dtype must be int8, uint8, int4, uint4, int2 or uint2, got {dtype}")
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
+    if bits > ml_dtypes.iinfo(dtype).bits:
+        raise ValueError(f"dtype {dtype.name} cannot hold codes of {bits} bits")
     shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    if any(n < 0 for n in shape):
+        raise ValueError(f"shape must not be negative, got {shape}")
     count = int(np.prod(shape, dtype=np.int64))
     expected = (-(-count * bits // 8),)
     if data.shape != expected:
@@ -303,6 +316,7 @@ def _signed(dtype):
     return code_range(dtype)[0] < 0
 
 
-def _check_bits(bits):
-    if bits not in (2, 4, 8):
+def _checked_bits(bits):
+    if not isinstance(bits, (int, np.integer)) or bits not in (2, 4, 8):
         raise ValueError(f"bits must be 2, 4 or 8, got {bits!r}")
+    return int(bits)

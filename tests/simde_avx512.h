@@ -1,0 +1,40 @@
+/* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
+ * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler, one comparison is missing. */
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <math.h>
+#include <simde/x86/avx512.h>
+
+static inline __m512 fused(__m512 a, __m512 b, __m512 c, float sign)
+{
+    simde__m512_private a_ = simde__m512_to_private(a), b_ = simde__m512_to_private(b), c_ = simde__m512_to_private(c);
+    for (int i = 0; i < 16; i++) c_.f32[i] = fmaf(sign * a_.f32[i], b_.f32[i], c_.f32[i]);
+    return simde__m512_from_private(c_);
+}
+
+static inline __m512i rounded(__m512 a)
+{
+    simde__m512_private a_ = simde__m512_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) {
+        const float v = nearbyintf(a_.f32[i]);
+        n.i32[i] = v >= -0x1p31f && v < 0x1p31f ? (int32_t)v : INT32_MIN;
+    }
+    return simde__m512i_from_private(n);
+}
+
+static inline uint32_t equal_words(__m512i a, __m512i b)
+{
+    simde__m512i_private a_ = simde__m512i_to_private(a), b_ = simde__m512i_to_private(b);
+    uint32_t mask = 0;
+    for (int i = 0; i < 32; i++) mask |= (uint32_t)(a_.i16[i] == b_.i16[i]) << i;
+    return mask;
+}
+
+#undef _mm512_fmadd_ps
+#undef _mm512_fnmadd_ps
+#undef _mm512_cvtps_epi32
+#undef _mm512_cmpeq_epi16_mask
+#define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
+#define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
+#define _mm512_cvtps_epi32(a) rounded(a)
+#define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)

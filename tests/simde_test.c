@@ -1,0 +1,335 @@
+/* AVX-512 on every machine: csrc/kernels_avx512vnni.c compiled against SIMDe (-DQK_SIMDE), whose portable C stands for
+ * each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
+ *
+ * Every function of the table is called at all lengths 0..130 (rows 1..6, columns 1..32 for tiles) on random and
+ * extreme values, and outputs are followed by bytes that must not change. */
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#ifdef __AVX512F__
+#error "compile without AVX-512, so that SIMDe's portable code runs"
+#endif
+
+enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64, NR = 32 };
+
+static const qk_kernels *const simde = &qk_kernels_avx512vnni, *const scalar = &qk_kernels_scalar;
+static const char *what = "";
+static size_t compared;
+
+/* ---- random and extreme values ---- */
+
+static uint64_t state = 88172645463325252u;
+
+static uint32_t random32(void)
+{
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return (uint32_t)(state >> 32);
+}
+
+static float of_bits(uint32_t bits)
+{
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static void random_bytes(void *to, size_t n)
+{
+    for (size_t i = 0; i < n; i++) ((uint8_t *)to)[i] = random32() % 3 ? (uint8_t)random32() : random32() % 2 ? 0xff : 0x80;
+}
+
+static void random_ints(int32_t *to, size_t n)
+{
+    static const int32_t extremes[] = {INT32_MIN, INT32_MAX, 0, -1, 1 << 24, (1 << 24) + 1};
+    for (size_t i = 0; i < n; i++)
+        to[i] = random32() % 4 == 0 ? extremes[random32() % 6] : (int32_t)random32() >> random32() % 32;
+}
+
+/* Halves of scale, where roundings differ, and their neighbours; and if `wild` any bits at all, and extremes. */
+static void random_floats(float *to, size_t n, float scale, int wild)
+{
+    static const float extremes[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, FLT_MAX, -FLT_MAX, FLT_MIN, FLT_TRUE_MIN};
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t kind = wild ? random32() % 8 : 2 + random32() % 6;
+        float tie = ((float)((int32_t)random32() >> (14 + random32() % 16)) + 0.5f) * scale;
+        to[i] = kind == 0 ? extremes[random32() % 9] : kind == 1 ? of_bits(random32()) : kind == 2 ? nextafterf(tie, random32() % 2 ? 1e38f : -1e38f) : tie;
+    }
+}
+
+static float random_scale(void) { return of_bits((64 + random32() % 128) << 23 | random32() >> 9); }
+
+/* ---- outputs: bytes, then bytes that stay as they are ---- */
+
+static void clear(void *y, size_t bytes) { memset(y, 0xa5, bytes + MARGIN); }
+
+static void check(const void *got, const void *want, size_t bytes, size_t n)
+{
+    for (size_t i = 0; i < bytes + MARGIN; i++)
+        if (((const uint8_t *)got)[i] != ((const uint8_t *)want)[i]) {
+            printf("%s: byte %zu of %zu differs at length %zu\n", what, i, bytes, n);
+            exit(1);
+        }
+    compared += n;
+}
+
+/* ---- elementwise ---- */
+
+typedef struct {
+    float x[MOST], scale[LENGTHS], reciprocal[LENGTHS], multiplier[LENGTHS];
+    int32_t codes[MOST], zero_point[LENGTHS], bias[LENGTHS], mantissa[LENGTHS], shift[LENGTHS];
+    char got[4 * MOST + MARGIN], want[4 * MOST + MARGIN];
+} arrays;
+
+static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, int32_t qmin, int32_t qmax)
+{
+    const float scale = random_scale();
+    const int32_t zero_point = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
+    const qk_affine one = qk_affine_of(scale, zero_point, qmin, qmax, half_away ? QK_HALF_AWAY : QK_HALF_EVEN);
+    const size_t stride = n + random32() % 6, size = ROWS * stride;
+    random_floats(a->x, size, scale, wild);
+    for (size_t i = 0; i < n; i++) {
+        a->scale[i] = random32() % 2 ? scale : wild ? random_scale() : ldexpf(scale, (int)(random32() % 3) - 1);
+        a->zero_point[i] = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
+    }
+    const int multiply = qk_reciprocals(a->scale, n, a->reciprocal);
+    const qk_affine_columns columns = {.scale = a->scale, .reciprocal = multiply ? a->reciprocal : NULL,
+                                       .zero_point = a->zero_point, .qmin = qmin, .qmax = qmax, .half_away = half_away,
+                                       .rows = ROWS, .stride = stride};
+    for (int wide = qmax - qmin > 255; wide < 2; wide++)
+        for (int by_column = 0; by_column < 2; by_column++) {
+            const size_t bytes = size << wide;
+            void *to[2] = {a->got, a->want};
+            const qk_kernels *k[2] = {simde, scalar};
+            what = wide ? by_column ? "quantize_columns_f32_16" : "quantize_f32_16"
+                        : by_column ? "quantize_columns_f32_8" : "quantize_f32_8";
+            for (int i = 0; i < 2; i++) {
+                clear(to[i], bytes);
+                if (wide && by_column)
+                    k[i]->quantize_columns_f32_16(a->x, to[i], n, &columns);
+                else if (wide)
+                    k[i]->quantize_f32_16(a->x, to[i], n, &one);
+                else if (by_column)
+                    k[i]->quantize_columns_f32_8(a->x, to[i], n, &columns);
+                else
+                    k[i]->quantize_f32_8(a->x, to[i], n, &one);
+            }
+            check(a->got, a->want, bytes, n);
+        }
+    what = "fake_quantize_f32";
+    clear(a->got, 4 * n), clear(a->want, 4 * n);
+    simde->fake_quantize_f32(a->x, (float *)a->got, n, &one);
+    scalar->fake_quantize_f32(a->x, (float *)a->want, n, &one);
+    check(a->got, a->want, 4 * n, n);
+    what = "fake_quantize_columns_f32";
+    clear(a->got, 4 * size), clear(a->want, 4 * size);
+    simde->fake_quantize_columns_f32(a->x, (float *)a->got, n, &columns);
+    scalar->fake_quantize_columns_f32(a->x, (float *)a->want, n, &columns);
+    check(a->got, a->want, 4 * size, n);
+}
+
+static void test_codes_to_floats(arrays *a, size_t n)
+{
+    static const qk_dtype from[] = {QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2};
+    for (size_t i = 0; i < n; i++) a->zero_point[i] = (int32_t)random32() >> 16, a->scale[i] = random_scale();
+    const qk_affine one = {.scale = random_scale(), .zero_point = (int32_t)random32() >> 16};
+    const size_t stride = n + random32() % 6, size = ROWS * stride;
+    const qk_affine_columns columns = {.scale = a->scale, .zero_point = a->zero_point, .rows = ROWS, .stride = stride};
+    random_ints(a->codes, size);
+    for (int i = 0; i < 9; i++) {
+        what = "dequantize_f32";
+        clear(a->got, 4 * n), clear(a->want, 4 * n);
+        simde->dequantize_f32(a->codes, from[i], (float *)a->got, n, &one);
+        scalar->dequantize_f32(a->codes, from[i], (float *)a->want, n, &one);
+        check(a->got, a->want, 4 * n, n);
+        what = "dequantize_columns_f32";
+        clear(a->got, 4 * size), clear(a->want, 4 * size);
+        simde->dequantize_columns_f32(a->codes, from[i], (float *)a->got, n, &columns);
+        scalar->dequantize_columns_f32(a->codes, from[i], (float *)a->want, n, &columns);
+        check(a->got, a->want, 4 * size, n);
+    }
+}
+
+static void test_requantize(arrays *a, size_t n, qk_rounding rounding)
+{
+    random_ints(a->codes, n), random_ints(a->bias, n);
+    for (size_t i = 0; i < n; i++) {
+        const double multiplier = ldexp(0.5 + random32() / 8589934592.0, (int)(random32() % 44) - 40);
+        a->multiplier[i] = (float)multiplier;
+        qk_quantize_multiplier(multiplier, &a->mantissa[i], &a->shift[i]);
+    }
+    for (int bytes = 1; bytes <= 2; bytes++) {
+        const qk_requant r = {rounding, a->multiplier, a->mantissa, a->shift, 3, bytes == 1 ? -128 : -32768, bytes == 1 ? 127 : 32767};
+        what = "requantize_i32";
+        clear(a->got, n * (size_t)bytes), clear(a->want, n * (size_t)bytes);
+        simde->requantize_i32(a->codes, a->bias, a->got, bytes, n, &r);
+        scalar->requantize_i32(a->codes, a->bias, a->want, bytes, n, &r);
+        check(a->got, a->want, n * (size_t)bytes, n);
+    }
+}
+
+static void test_conversions(arrays *a, size_t n)
+{
+    uint16_t half[LENGTHS];
+    random_bytes(half, sizeof half);
+    random_floats(a->x, n, 0x1p-14f, 1);
+    void (*widen[2][2])(const uint16_t *, float *, size_t) = {{simde->f16_to_f32, scalar->f16_to_f32},
+                                                              {simde->bf16_to_f32, scalar->bf16_to_f32}};
+    void (*narrow[2][2])(const float *, uint16_t *, size_t) = {{simde->f32_to_f16, scalar->f32_to_f16},
+                                                               {simde->f32_to_bf16, scalar->f32_to_bf16}};
+    for (int i = 0; i < 2; i++) {
+        what = i ? "bf16_to_f32" : "f16_to_f32";
+        clear(a->got, 4 * n), clear(a->want, 4 * n);
+        widen[i][0](half, (float *)a->got, n), widen[i][1](half, (float *)a->want, n);
+        check(a->got, a->want, 4 * n, n);
+        what = i ? "f32_to_bf16" : "f32_to_f16";
+        clear(a->got, 2 * n), clear(a->want, 2 * n);
+        narrow[i][0](a->x, (uint16_t *)a->got, n), narrow[i][1](a->x, (uint16_t *)a->want, n);
+        check(a->got, a->want, 2 * n, n);
+    }
+    what = "minmax_f32";
+    float *got = (float *)a->got, *want = (float *)a->want;
+    clear(got, 8), clear(want, 8);
+    simde->minmax_f32(a->x, n, got, got + 1);
+    scalar->minmax_f32(a->x, n, want, want + 1);
+    check(got, want, 8, n);
+}
+
+/* ---- products ---- */
+
+static void test_pack_row(size_t n)
+{
+    uint8_t a[LENGTHS], got[LENGTHS + 4 + MARGIN], want[LENGTHS + 4 + MARGIN];
+    const size_t n_pad = (n + 3) / 4 * 4;
+    random_bytes(a, n);
+    for (int flip = 0; flip <= 0x80; flip += 0x80) {
+        what = "gemm_pack_row";
+        clear(got, n_pad), clear(want, n_pad);
+        const int32_t sums[2] = {simde->gemm_pack_row(a, n, n_pad, (uint8_t)flip, got),
+                                 scalar->gemm_pack_row(a, n, n_pad, (uint8_t)flip, want)};
+        check(got, want, n_pad, n);
+        if (sums[0] != sums[1]) printf("gemm_pack_row: sums %d and %d\n", sums[0], sums[1]), exit(1);
+    }
+}
+
+/* The scalar kernels' tiles are 16 columns wide: two of them make one of 32. */
+static void test_gemm_tile(int rows, size_t steps)
+{
+    enum { STEPS = 300 };
+    static uint8_t a[6 * (4 * STEPS + 4)];
+    static int8_t panel[4 * NR * STEPS], half[2][4 * 16 * STEPS];
+    int32_t init[NR], got[6 * 40 + MARGIN / 4], want[6 * 40 + MARGIN / 4];
+    const size_t lda = 4 * steps + random32() % 5, ldc = NR + random32() % 8;
+    random_bytes(a, sizeof a), random_bytes(panel, sizeof panel), random_ints(init, NR);
+    for (size_t s = 0; s < steps; s++)
+        for (int h = 0; h < 2; h++) memcpy(half[h] + 64 * s, panel + 128 * s + 64 * h, 64);
+    what = "gemm_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->gemm_tile(rows, steps, a, lda, panel, init, got, ldc);
+    for (int h = 0; h < 2; h++) scalar->gemm_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+}
+
+static void test_pack_panel(size_t k, size_t cols)
+{
+    static uint8_t b[LENGTHS * NR];
+    static int8_t got[(LENGTHS + 3) * NR + MARGIN], half[(LENGTHS + 3) * 16 + MARGIN], want[sizeof got];
+    const size_t k_pad = (k + 3) / 4 * 4;
+    int32_t zero[NR];
+    random_bytes(b, sizeof b);
+    for (int j = 0; j < NR; j++) zero[j] = (int32_t)random32() >> 24;
+    for (int by_row = 0; by_row < 2; by_row++) {
+        qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k, k, random32() % 2 ? 0x80 : 0, zero};
+        int32_t colsum[2][NR + MARGIN / 4];
+        what = "gemm_pack_panel";
+        clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
+        const int64_t bound = simde->gemm_pack_panel(&s, cols, got, colsum[0]);
+        int64_t largest = 0;
+        for (size_t h = 0; h < 2; h++) {
+            qk_panel_source part = s;
+            part.b += (ptrdiff_t)(16 * h) * s.col_stride, part.zero += 16 * h;
+            const size_t here = cols <= 16 * h ? 0 : cols - 16 * h < 16 ? cols - 16 * h : 16;
+            const int64_t size = scalar->gemm_pack_panel(&part, here, half, colsum[1] + 16 * h);
+            if (size > largest) largest = size;
+            for (size_t step = 0; step < k_pad / 4; step++) memcpy(want + 128 * step + 64 * h, half + 64 * step, 64);
+        }
+        check(got, want, k_pad * NR, k * cols);
+        check(colsum[0], colsum[1], 4 * cols, cols);
+        if (bound != largest) printf("gemm_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
+    }
+}
+
+static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
+{
+    int32_t acc[6 * NR], half[6 * 16], row_zero[6], row_term[6], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
+    float row_scale[6], col_scale[NR], bias[NR], multiplier[NR];
+    static char got[6 * 4 * 40 + MARGIN], want[6 * 4 * 40 + MARGIN];
+    const size_t size = output == 2 ? 1 : 4, row_stride = 40 * size;
+    random_ints(acc, 6 * NR), random_ints(row_zero, 6), random_ints(row_term, 6), random_ints(colsum, NR), random_ints(col_zero, NR);
+    for (int i = 0; i < 6; i++) row_scale[i] = ldexpf(1.0f + (float)(random32() >> 9) * 0x1p-23f, -10);
+    for (int j = 0; j < NR; j++) {
+        const double m = ldexp(0.5 + random32() / 8589934592.0, (int)(random32() % 30) - 28);
+        multiplier[j] = (float)m, col_scale[j] = (float)(m * 0x1p-6), bias[j] = (float)((int32_t)random32() >> 24) / 2;
+        qk_quantize_multiplier(m, &mantissa[j], &shift[j]);
+    }
+    const qk_requant requant = {.rounding = rounding, .zero_point = 7, .qmin = -128, .qmax = 127};
+    qk_tile t = {.rows = rows, .cols = cols, .row_zero = zeros & 1 ? row_zero : NULL, .colsum = colsum,
+                 .row_term = zeros & 2 ? row_term : NULL, .col_zero = col_zero, .row_scale = scales ? row_scale : NULL,
+                 .col_scale = col_scale, .bias = bias, .activation = activation, .requant = &requant,
+                 .multiplier = multiplier, .mantissa = mantissa, .shift = shift,
+                 .out = qk_affine_of(0.02f, 7, -128, 127, rounding), .dst = got, .row_stride = row_stride};
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    for (int h = 1; h >= 0; h--) { /* before simde, which corrects acc in place */
+        qk_tile part = t;
+        if (cols <= 16 * h) continue;
+        part.cols = cols - 16 * h < 16 ? cols - 16 * h : 16;
+        part.colsum += 16 * h, part.col_zero += 16 * h, part.col_scale += 16 * h, part.bias += 16 * h;
+        part.multiplier += 16 * h, part.mantissa += 16 * h, part.shift += 16 * h;
+        part.dst = want + (size_t)(16 * h) * size;
+        for (int i = 0; i < rows; i++) memcpy(half + 16 * i, acc + NR * i + 16 * h, 64);
+        (output == 0 ? scalar->tile_to_int32 : output == 1 ? scalar->tile_to_float : scalar->tile_to_codes)(half, &part);
+    }
+    what = output == 0 ? "tile_to_int32" : output == 1 ? "tile_to_float" : "tile_to_codes";
+    (output == 0 ? simde->tile_to_int32 : output == 1 ? simde->tile_to_float : simde->tile_to_codes)(acc, &t);
+    check(got, want, sizeof got - MARGIN, (size_t)(rows * cols));
+}
+
+int main(void)
+{
+    static arrays a;
+    for (int round = 0; round < 4; round++)
+        for (size_t n = 0; n < LENGTHS; n++) {
+            for (int i = 0; i < 4; i++) {
+                test_floats_to_codes(&a, n, i & 1, i >> 1, -128, 127);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, 0, 255);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, 0, 65535);
+                test_floats_to_codes(&a, n, i & 1, i >> 1, -2, 1);
+            }
+            test_codes_to_floats(&a, n);
+            for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++) test_requantize(&a, n, (qk_rounding)rounding);
+            test_conversions(&a, n);
+            test_pack_row(n);
+        }
+    for (size_t k = 0; k < LENGTHS; k++)
+        for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
+    for (int rows = 1; rows <= 6; rows++) {
+        for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
+        test_gemm_tile(rows, 300);
+        for (int cols = 1; cols <= NR; cols++)
+            for (int zeros = 0; zeros < 4; zeros++) {
+                test_epilogue(rows, cols, 0, QK_IDENTITY, QK_HALF_EVEN, 0, zeros);
+                for (int activation = QK_IDENTITY; activation <= QK_SILU; activation++) {
+                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 0, zeros);
+                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 1, zeros);
+                    for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++)
+                        test_epilogue(rows, cols, 2, (qk_activation)activation, (qk_rounding)rounding, 0, zeros);
+                }
+            }
+    }
+    printf("%zu values of %s by SIMDe are those of %s\n", compared, simde->name, scalar->name);
+    return 0;
+}

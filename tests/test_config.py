@@ -1,0 +1,259 @@
+"""Threads, instruction sets and what `import qkernels` does. What must be seen in a process of its own runs in one."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import qkernels as qk
+from qkernels import _core
+
+ROOT = Path(qk.__file__).parents[1]
+SETTINGS = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS"
+
+
+def python(code, **settings):
+    """Run code in a new process with these environment variables, and no others of ours."""
+    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env={**env, **settings}, capture_output=True, text=True,
+                          timeout=120)
+
+
+def output(code, **settings):
+    done = python(code, **settings)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ---- threads ----
+
+
+def test_number_of_threads():
+    before = qk.get_num_threads()
+    try:
+        for n in 1, 3, np.int64(2), 2**31 - 1:
+            qk.set_num_threads(n)
+            assert qk.get_num_threads() == n
+            with qk.num_threads(5) as nothing:
+                assert qk.get_num_threads() == 5 and nothing is None
+                with qk.num_threads(1):
+                    assert qk.get_num_threads() == 1
+                assert qk.get_num_threads() == 5
+            assert qk.get_num_threads() == n
+            with pytest.raises(KeyError), qk.num_threads(5):
+                raise KeyError
+            assert qk.get_num_threads() == n
+    finally:
+        qk.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("n", "error", "message"), [
+    (0, ValueError, "n must be at least 1, got 0"),
+    (-2, ValueError, "n must be at least 1, got -2"),
+    (1.0, TypeError, "n must be an integer, got 1.0"),
+    ("2", TypeError, "n must be an integer, got '2'"),
+    (True, TypeError, "n must be an integer, got True"),
+    (None, TypeError, "n must be an integer, got None"),
+])
+def test_numbers_of_threads_that_are_refused(n, error, message):
+    before = qk.get_num_threads()
+    for call in qk.set_num_threads, lambda n: qk.num_threads(n).__enter__():
+        with pytest.raises(error, match=message):
+            call(n)
+    assert qk.get_num_threads() == before
+
+
+def test_environment_sets_the_number_of_threads():
+    code = "import qkernels as qk; print(qk.get_num_threads())"
+    available = str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count())
+    assert output(code) == available
+    assert output(code, OMP_NUM_THREADS="5") == "5"
+    assert output(code, QKERNELS_NUM_THREADS="7", OMP_NUM_THREADS="5") == "7"
+    for nonsense in "", "0", "-3", "many":
+        assert output(code, QKERNELS_NUM_THREADS=nonsense) == available
+        assert output(code, QKERNELS_NUM_THREADS=nonsense, OMP_NUM_THREADS="5,2") == "5"
+
+
+COUNT_THREADS = """
+    import os
+    import numpy as np, qkernels as qk
+    count = lambda: len(os.listdir("/proc/self/task"))
+    before = count()
+    params = qk.QParams(1)
+    qk.quantize(np.zeros(100, np.float32), params)
+    small = count() - before
+    qk.quantize(np.zeros(10**6, np.float32), params)
+    print(small, count() - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are counted as Linux shows them")
+def test_large_work_uses_the_threads_and_small_work_does_not():
+    assert output(COUNT_THREADS, QKERNELS_NUM_THREADS="1") == "0 0"
+    assert output(COUNT_THREADS, QKERNELS_NUM_THREADS="3") == "0 2"
+
+
+WORK = """
+    import os, sys
+    import numpy as np, qkernels as qk
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (600, 700)).astype(np.float32)
+    w = rng.integers(-128, 128, (700, 300), np.int8)
+    packed = qk.pack(w, qk.QParams(0.01))
+
+    def work():
+        q, params = qk.dynamic_quantize(x, axis=0)
+        c = qk.matmul(q, packed)
+        y = qk.linear(x, packed, activation="gelu")
+        return b"".join(a.tobytes() for a in (q, qk.dequantize(q, params), c, y))
+"""
+
+
+def test_a_forked_child_works_after_its_parent_used_threads():
+    """Threads do not survive a fork: a child that waited for them would wait for ever."""
+    code = textwrap.dedent(WORK) + textwrap.dedent("""
+    import signal
+    qk.set_num_threads(3)
+    before = work()
+    for generation in range(3):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(30)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+            same = work() == before
+            if child:
+                same = os.waitpid(child, 0)[1] == 0 and same
+            os._exit(0 if same else 1)
+        assert os.waitpid(pid, 0)[1] == 0, "the child failed or was stopped by its alarm"
+        assert work() == before
+    print("done")
+    """)
+    assert output(code) == "done"
+
+
+def test_multiprocessing_by_fork():
+    code = textwrap.dedent(WORK) + textwrap.dedent("""
+    import multiprocessing
+    qk.set_num_threads(2)
+    before = work()
+    def same(_):
+        return work() == before
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        print(pool.map_async(same, range(6)).get(60))
+    """)
+    assert output(code) == str([True] * 6)
+
+
+def test_calls_from_several_threads_at_once():
+    """The same bits as one after the other, with shared parameters and packed weights."""
+    rng = np.random.default_rng(0)
+    xs = [rng.normal(0, 1, (n, 256)).astype(np.float32) for n in (3, 300, 1100, 1400)]
+    weights = rng.integers(-127, 128, (256, 160), np.int8)
+    packed = qk.pack(weights, qk.QParams(rng.uniform(0.01, 0.02, 160), axis=1))
+    params = qk.QParams(rng.uniform(0.01, 0.02, 256), rng.integers(0, 256, 256), "uint8", axis=1)
+
+    def work(x):
+        q = qk.quantize(x, params)
+        parts = q, qk.dequantize(q, params), qk.fake_quantize(x, params), qk.dynamic_quantize(x)[0], qk.linear(x, packed), qk.matmul(q, packed)
+        return b"".join(part.tobytes() for part in parts)
+
+    with qk.num_threads(2), ThreadPoolExecutor(4) as pool:
+        alone = [work(x) for x in xs]
+        assert list(pool.map(work, xs * 12)) == alone * 12
+
+
+# ---- instruction sets ----
+
+
+@pytest.mark.parametrize("isa", _core.built_isas())
+def test_environment_forces_an_instruction_set(isa):
+    done = python("import qkernels as qk; from qkernels import _core; print(_core.get_isa()); qk.show_config()", QKERNELS_ISA=isa)
+    if isa in _core.available_isas():
+        assert done.stdout.splitlines()[0] == isa
+        assert f"in use: {isa}" in done.stdout
+    else:
+        assert f"RuntimeError: QKERNELS_ISA: instruction set '{isa}' is not available here, only " in done.stderr
+
+
+def test_the_best_instruction_set_is_the_default():
+    code = "from qkernels import _core; print(_core.get_isa())"
+    assert output(code) == output(code, QKERNELS_ISA="") == _core.available_isas()[0]
+    assert _core.available_isas()[-1] == "scalar"
+    assert [isa for isa in _core.built_isas() if isa in _core.available_isas()] == _core.available_isas()
+
+
+@pytest.mark.parametrize("name", ["avx9000", "AVX2", "avx2 "])
+def test_instruction_sets_that_do_not_exist(name):
+    done = python("import qkernels", QKERNELS_ISA=name)
+    expected = f"RuntimeError: QKERNELS_ISA: instruction set {name!r} is not available here, only {', '.join(_core.available_isas())}"
+    assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
+    before = _core.get_isa()
+    with pytest.raises(ValueError, match="instruction set 'avx9000' is not available here, only .*scalar"):
+        _core.set_isa("avx9000")
+    assert _core.get_isa() == before
+
+
+# ---- what embedders and importers see ----
+
+
+def test_show_config(capsys):
+    with qk.num_threads(3):
+        assert qk.show_config() is None
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[1:])
+    assert lines["instruction sets built"].split(", ") == _core.built_isas()
+    assert lines["instruction sets of this CPU"].split(", ") == _core.available_isas()
+    assert lines["in use"].split()[0] == _core.get_isa()
+    assert lines["threads"] == "3"
+    assert lines["compiler"].split()[0] in ("gcc", "clang")
+    done = subprocess.run([sys.executable, "-m", "qkernels"], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.stdout.startswith(f"qkernels {qk.__version__}\n")
+
+
+def test_get_include_compiles(tmp_path):
+    header = Path(qk.get_include()) / "qkernels.h"
+    source = tmp_path / "embedder.c"
+    source.write_text('#include "qkernels.h"\nint main(void) { return (int)sizeof(qk_params) == 0; }\n')
+    compiler = os.environ.get("CC", "cc")
+    done = subprocess.run([compiler, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source],
+                          capture_output=True, text=True)
+    assert header.exists() and done.returncode == 0, done.stderr
+
+
+def test_import_brings_little_more_than_numpy():
+    code = """
+    import sys
+    import numpy, ml_dtypes
+    before = set(sys.modules)
+    import qkernels as qk
+    qk.quantize(numpy.ones(3, "f4"), qk.QParams(1))
+    print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
+    """
+    ours = set(output(code).split())
+    assert "qkernels" in ours and not ours & {"numba", "llvmlite", "scipy", "torch", "onnx", "onnxruntime", "pandas"}
+
+
+def test_import_costs_less_than_numpy_does():
+    """Median of 5 processes; both are imported from files that were just read."""
+    code = """
+    import time
+    start = time.process_time(); import numpy, ml_dtypes
+    numpys = time.process_time(); import qkernels
+    print((time.process_time() - numpys) / (numpys - start))
+    """
+    output(code)
+    assert np.median([float(output(code)) for _ in range(5)]) < 0.5
+
+
+def test_every_public_name_is_listed_and_documented():
+    assert qk.__all__ == sorted(qk.__all__)
+    for name in qk.__all__:
+        thing = getattr(qk, name)
+        assert thing.__doc__ and (">>>" in thing.__doc__), name

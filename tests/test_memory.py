@@ -1,0 +1,215 @@
+"""No kernel touches a byte beyond its arrays: arrays of every tail length, which end at a page that cannot be touched, or
+begin just after one. A touch kills the process, so each sweep runs in one of its own: ``python test_memory.py ISA``."""
+
+import ctypes
+import itertools
+import math
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import as_strided
+
+import qkernels as qk
+from qkernels import _core
+
+LENGTHS = range(131)
+FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+ROUNDINGS = ["half_even", "half_away", "gemmlowp", "tflite"]
+
+
+class Guarded:
+    """Memory between two pages that cannot be touched."""
+
+    PAGES = 40
+
+    def __init__(self):
+        page = mmap.PAGESIZE
+        self.memory = mmap.mmap(-1, (self.PAGES + 2) * page)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+        mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        for at in address, address + (self.PAGES + 1) * page:
+            assert mprotect(at, page, 0) == 0, os.strerror(ctypes.get_errno())
+        self.bytes = np.frombuffer(self.memory, np.uint8)[page:-page]
+
+    def empty(self, shape, dtype, at_end):
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        part = self.bytes[self.bytes.size - size :] if at_end else self.bytes[:size]
+        return part.view(dtype).reshape(shape)
+
+    def copy(self, array, at_end):
+        placed = self.empty(array.shape, array.dtype, at_end)
+        placed[...] = array
+        return placed
+
+
+class Places:
+    """Guarded memory for each argument of a call, at one end of it."""
+
+    memories = [Guarded() for _ in range(4)]
+
+    def __init__(self, at_end):
+        self.at_end, self.free = at_end, iter(self.memories)
+
+    def __call__(self, array):
+        return next(self.free).copy(array, self.at_end)
+
+    def empty(self, shape, dtype):
+        return next(self.free).empty(shape, dtype, self.at_end)
+
+
+def same(got, want):
+    assert got.shape == want.shape and got.tobytes() == want.tobytes()
+
+
+def layouts(n, dtype):
+    """(shape, params) of each way in which n neighbours can share scales."""
+    yield (n,), qk.QParams(0.1, 1, dtype)
+    yield (2, n), qk.QParams(np.linspace(0.1, 0.2, n), np.ones(n, np.int32), dtype, axis=1)
+    yield (2, n), qk.QParams([0.1, 0.2], [0, 1], dtype, axis=0)
+    yield (2, n), qk.QParams(np.full((2, -(-n // 32)), 0.1), dtype=dtype, axis=1, block_size=32)
+    yield (3, n), qk.QParams(np.full((2, n), 0.1), dtype=dtype, axis=0, block_size=2)
+
+
+def sweep_elementwise(n, rng, at_end):
+    for dtype in CODES:
+        for shape, params in layouts(n, dtype):
+            x = rng.normal(0, 5, shape)
+            for of in FLOATS:
+                for rounding in ROUNDINGS[:2]:
+                    place = Places(at_end)
+                    out = place.empty(shape, params.dtype)
+                    qk.quantize(place(x.astype(of)), params, rounding=rounding, out=out)
+                    same(out, qk.quantize(x.astype(of), params, rounding=rounding))
+                place = Places(at_end)
+                out = place.empty(shape, of)
+                qk.fake_quantize(place(x.astype(of)), params, out=out)
+                same(out, qk.fake_quantize(x.astype(of), params))
+            codes = qk.quantize(x, params)
+            for q, of in itertools.product((codes, codes.astype(np.int32)), FLOATS):
+                place = Places(at_end)
+                out = place.empty(shape, of)
+                qk.dequantize(place(q), params, dtype=of, out=out)
+                same(out, qk.dequantize(q, params, dtype=of))
+
+
+def sweep_dynamic_and_requantize(n, rng, at_end):
+    x = rng.normal(0, 5, (3, n)).astype(np.float32)
+    for dtype, axis in itertools.product(CODES, (None, 0)):
+        place = Places(at_end)
+        q, _ = qk.dynamic_quantize(place(x), dtype, axis=axis)
+        same(q, qk.dynamic_quantize(x, dtype, axis=axis)[0])
+    acc, bias = rng.integers(-9999, 9999, (3, n), np.int32), rng.integers(-999, 999, n, np.int32)
+    for dtype, rounding in itertools.product(CODES, ROUNDINGS):
+        params, place = qk.QParams(1, 1, dtype), Places(at_end)
+        out = place.empty(acc.shape, params.dtype)
+        qk.requantize(place(acc), np.full(n, 0.01), params, bias=place(bias), rounding=rounding, out=out)
+        same(out, qk.requantize(acc, 0.01, params, bias=bias, rounding=rounding))
+    for bits in 2, 4, 8:
+        codes = rng.integers(0, 1 << bits, n, np.uint8)
+        dense = qk.pack_bits(Places(at_end)(codes), bits)
+        same(qk.unpack_bits(Places(at_end)(dense), bits, n), codes)
+
+
+def strided_rows(place, a):
+    """a with a gap between its rows, but none after the last."""
+    m, k = a.shape
+    memory = place(np.zeros(max(m * (k + 8) - 8, 0), a.dtype))
+    rows = as_strided(memory, a.shape, ((k + 8) * a.itemsize, a.itemsize))
+    rows[...] = a
+    return rows
+
+
+def sweep_products(m, k, n, rng, at_end):
+    for a_dtype, b_dtype in itertools.product(("uint8", "int8"), repeat=2):
+        a, b = (rng.integers(*((0, 256) if d == "uint8" else (-128, 128)), s, d) for d, s in ((a_dtype, (m, k)), (b_dtype, (k, n))))
+        want = (a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
+        params = qk.QParams(np.full(n, 0.02), dtype=b_dtype, axis=1)
+        place = Places(at_end)
+        packed = qk.pack(place(b), params)
+        same(packed.unpack(), b)
+        same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
+        for right in (b, packed):
+            place = Places(at_end)
+            out = place.empty((m, n), np.int32)
+            qk.matmul(place(a), place(b) if right is b else packed, out=out)
+            same(out, want)
+        place = Places(at_end)
+        zero = rng.integers(0, 100, m, np.int32)
+        got = qk.matmul(strided_rows(place, a) if m and k else a, packed, a_zero_point=place(zero), out=place.empty((m, n), np.int32))
+        same(got, want - np.multiply.outer(zero, b.sum(axis=0, dtype=np.int32)))
+        a_params, out_params = qk.QParams(0.01, 3, a_dtype), qk.QParams(1, 5, a_dtype)
+        bias = rng.integers(-99, 99, n, np.int32)
+        for rounding, activation in [*zip(ROUNDINGS, [None, "gelu", "relu", None]), ("half_even", None)]:
+            place = Places(at_end)
+            out = place.empty((m, n), out_params.dtype)
+            qk.qlinear(place(a), a_params, packed, out_params, place(bias), rounding=rounding, activation=activation, out=out)
+            same(out, qk.qlinear(a, a_params, packed, out_params, bias, rounding=rounding, activation=activation))
+        x = rng.normal(0, 1, (m, k)).astype(np.float32)
+        for activation in None, "relu", "gelu", "silu":
+            place = Places(at_end)
+            out = place.empty((m, n), np.float32)
+            qk.linear(place(x), packed, place(bias.astype(np.float32)), activation=activation, out=out)
+            same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation))
+
+
+def sweep(isa):
+    _core.set_isa(isa)
+    rng = np.random.default_rng(0)
+    for n, at_end in itertools.product(LENGTHS, (True, False)):
+        sweep_elementwise(n, rng, at_end)
+        sweep_dynamic_and_requantize(n, rng, at_end)
+        for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
+            sweep_products(m, k, columns, rng, at_end)
+
+
+def stray(what, at_end):
+    """One call whose arrays claim one element more than they have."""
+    place = Places(at_end)
+    x, out = place.empty((64,), np.float32), place.empty((64,), np.int8)
+    start = {True: 0, False: -1}[at_end]
+    longer = as_strided(x, (65,), (4,)) if what == "read" else np.zeros(65, np.float32)
+    if start and what == "read":
+        longer = np.ndarray((65,), np.float32, buffer=(ctypes.c_float * 65).from_address(x.ctypes.data - 4))
+    target = as_strided(out, (65,), (1,)) if what == "write" else np.empty(65, np.int8)
+    if start and what == "write":
+        target = np.ndarray((65,), np.int8, buffer=(ctypes.c_int8 * 65).from_address(out.ctypes.data - 1))
+    qk.quantize(longer, qk.QParams(1), out=target)
+
+
+def run(*arguments):
+    root = str(Path(qk.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    return subprocess.run([sys.executable, __file__, *arguments], env=env, capture_output=True, text=True, timeout=300)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as Linux has it")
+
+
+@linux
+@pytest.mark.parametrize("at_end", ["end", "start"])
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_stray_touch_is_seen(what, at_end):
+    assert run(what, at_end).returncode == -signal.SIGSEGV
+
+
+@linux
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_no_stray_touch(isa):
+    done = run(isa)
+    assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1] in ("read", "write"):
+        stray(sys.argv[1], sys.argv[2] == "end")
+    else:
+        sweep(sys.argv[1])

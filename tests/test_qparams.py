@@ -1,0 +1,316 @@
+"""QParams as a value, and the laws of parameters that are chosen from data (docs/numerics.md, sections 1 and 2)."""
+
+import copy
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+
+INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
+TINY, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+
+# ---- QParams ----
+
+
+@pytest.mark.parametrize(("dtype", "qmin", "qmax"), [
+    ("int8", -128, 127), ("uint8", 0, 255), ("int16", -32768, 32767), ("uint16", 0, 65535), ("int4", -8, 7), ("uint4", 0, 15),
+    ("int2", -2, 1), ("uint2", 0, 3), ("float8_e4m3fn", -448, 448), ("float8_e5m2", -57344, 57344), ("float4_e2m1fn", -6, 6),
+])
+def test_range_of_codes(dtype, qmin, qmax):
+    params = qk.QParams(0.5, dtype=dtype)
+    assert (params.qmin, params.qmax) == (qmin, qmax)
+    assert params.dtype == qk.QParams(0.5, dtype=params.dtype).dtype
+    if dtype in INT_CODES:
+        narrow = qk.QParams(0.5, qmin + 1, dtype, narrow_range=True)
+        assert (narrow.qmin, narrow.qmax) == (qmin + 1, qmax)
+
+
+def test_fields():
+    one = qk.QParams(0.1)
+    assert (one.scale, one.zero_point, one.dtype, one.axis, one.block_size) == (np.float32(0.1), 0, np.int8, None, None)
+    assert one.scale.dtype == np.float32 and one.zero_point.dtype == np.int32
+    rows = qk.QParams([0.1, 2], [3, 4], "uint4", axis=-1)
+    assert_array_equal(rows.scale, np.float32([0.1, 2]), strict=True)
+    assert_array_equal(rows.zero_point, np.int32([3, 4]), strict=True)
+    assert (rows.dtype, rows.axis, rows.block_size) == (ml_dtypes.uint4, -1, None)
+    blocks = qk.QParams(np.ones((2, 3), ml_dtypes.bfloat16), dtype=np.int16, axis=np.int64(0), block_size=np.int8(5))
+    assert (blocks.scale.shape, blocks.zero_point.shape, blocks.axis, blocks.block_size) == ((2, 3), (2, 3), 0, 5)
+    assert type(blocks.axis) is type(blocks.block_size) is int
+
+
+def test_scales_at_the_ends_are_kept():
+    for scale in TINY, LARGEST, np.float32(TINY), np.longdouble(TINY):
+        assert qk.QParams(scale).scale == np.float32(scale)
+
+
+def test_frozen():
+    scale, zero_point = np.float32([1, 2]), np.int32([3, 4])
+    params = qk.QParams(scale, zero_point, axis=0)
+    for name in "scale", "zero_point", "dtype", "axis", "block_size", "qmin", "qmax", "other":
+        with pytest.raises(AttributeError):
+            setattr(params, name, 1)
+    for array in params.scale, params.zero_point:
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 9
+    scale[:], zero_point[:] = 7, 8  # what it was made from is not what it holds
+    assert_array_equal(params.scale, [1, 2])
+    assert_array_equal(params.zero_point, [3, 4])
+
+
+DIFFERENT = [
+    qk.QParams(0.5), qk.QParams(0.25), qk.QParams(0.5, 1), qk.QParams(0.5, dtype="uint8"), qk.QParams(0.5, dtype="int16"),
+    qk.QParams(0.5, dtype="float8_e4m3fn"), qk.QParams(0.5, dtype="float8_e5m2"), qk.QParams(0.5, narrow_range=True),
+    qk.QParams([0.5], axis=0), qk.QParams([0.5], axis=1), qk.QParams([0.5], axis=-1), qk.QParams([0.5, 0.5], axis=0),
+    qk.QParams([0.5], axis=0, block_size=2), qk.QParams([0.5], axis=0, block_size=3), qk.QParams([[0.5]], axis=0, block_size=3),
+    qk.QParams([0.5, 0.25], [1, 2], "uint4", axis=0, narrow_range=True), qk.QParams([], axis=0),
+]
+
+
+def test_equality_and_hash():
+    for i, a in enumerate(DIFFERENT):
+        for j, b in enumerate(DIFFERENT):
+            assert (a == b) == (i == j) and (a != b) == (i != j)
+    assert len(set(DIFFERENT + [copy.deepcopy(a) for a in DIFFERENT])) == len(DIFFERENT)
+    assert qk.QParams(0.5) != 0.5
+    assert qk.QParams(np.float16(0.5), np.uint8(3), np.uint8) == qk.QParams(0.5, 3, "uint8")
+
+
+@pytest.mark.parametrize("params", DIFFERENT, ids=repr)
+def test_pickle_and_copy(params):
+    for again in copy.copy(params), copy.deepcopy(params), *(pickle.loads(pickle.dumps(params, p)) for p in range(2, 6)):
+        assert again == params and hash(again) == hash(params) and type(again) is qk.QParams
+        assert (again.qmin, again.qmax) == (params.qmin, params.qmax)
+
+
+def test_repr():
+    assert repr(qk.QParams(0.1, 3, "uint8")) == "QParams(scale=0.1, zero_point=3, dtype='uint8')"
+    assert repr(qk.QParams(0.5, dtype="int4", narrow_range=True)) == "QParams(scale=0.5, dtype='int4', narrow_range=True)"
+    assert repr(qk.QParams(np.ones((2, 3)), axis=1, block_size=4)) == (
+        "QParams(scale=<float32 array of shape (2, 3)>, dtype='int8', axis=1, block_size=4)")
+    assert repr(qk.QParams([1, 1], [0, 1], axis=0)) == (
+        "QParams(scale=<float32 array of shape (2,)>, zero_point=<int32 array of shape (2,)>, dtype='int8', axis=0)")
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ({"scale": 0}, ValueError, r"scale must be positive, finite and at least 2\*\*-126 in float32, got 0"),
+    ({"scale": -0.5}, ValueError, "scale must be positive.* got -0.5"),
+    ({"scale": 1e-39}, ValueError, "scale must be positive.* got 1e-39"),
+    ({"scale": np.nextafter(TINY, 0) / 2}, ValueError, "scale must be positive.* got 5.87"),
+    ({"scale": 1e39}, ValueError, r"scale must be positive.* got 1e\+39"),
+    ({"scale": np.inf}, ValueError, "scale must be positive.* got inf"),
+    ({"scale": np.nan}, ValueError, "scale must be positive.* got nan"),
+    ({"scale": [1, 2, -3, 0], "axis": 0}, ValueError, "scale must be positive.* got -3"),
+    ({"scale": "1"}, TypeError, "scale must be a float or an array of floats, got '1'"),
+    ({"scale": None}, TypeError, "scale must be a float or an array of floats, got None"),
+    ({"scale": True}, TypeError, "scale must be a float or an array of floats, got True"),
+    ({"scale": 1j}, TypeError, "scale must be a float or an array of floats, got 1j"),
+    ({"scale": [1, 2]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(2,\)"),
+    ({"scale": 1, "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(\)"),
+    ({"scale": [[1]], "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(1, 1\)"),
+    ({"scale": 1, "axis": 1, "block_size": 2}, ValueError, r"scale must have the shape of the blocks when axis is 1, got shape \(\)"),
+    ({"scale": 1, "block_size": 2}, ValueError, "block_size needs an axis, got block_size=2 and axis=None"),
+    ({"scale": [1], "axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
+    ({"scale": [1], "axis": 0, "block_size": -4}, ValueError, "block_size must be at least 1 and fit 64 bits, got -4"),
+    ({"scale": [1], "axis": 0, "block_size": 2**63}, ValueError, "block_size must be .* got 9223372036854775808"),
+    ({"scale": [1], "axis": 0, "block_size": 2.0}, TypeError, "block_size must be an integer or None, got 2.0"),
+    ({"scale": [1], "axis": "0"}, TypeError, "axis must be an integer or None, got '0'"),
+    ({"scale": [1], "axis": True}, TypeError, "axis must be an integer or None, got True"),
+    ({"scale": [1], "axis": 2**40}, ValueError, r"axis must be within \[-64, 63\], got 1099511627776"),
+    ({"scale": 1, "zero_point": 128}, ValueError, r"zero_point must be within \[-128, 127\] for int8, got 128"),
+    ({"scale": 1, "zero_point": -1, "dtype": "uint8"}, ValueError, r"zero_point must be within \[0, 255\] for uint8, got -1"),
+    ({"scale": 1, "zero_point": np.uint64(2**63)}, ValueError, "zero_point must be within .* got 9223372036854775808"),
+    ({"scale": 1, "zero_point": -128, "narrow_range": True}, ValueError, r"zero_point must be within \[-127, 127\] for int8, got -128"),
+    ({"scale": 1, "zero_point": 8, "dtype": "int4"}, ValueError, r"zero_point must be within \[-8, 7\] for int4, got 8"),
+    ({"scale": 1, "zero_point": 1, "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] for float8_e5m2, got 1"),
+    ({"scale": 1, "zero_point": 0.0}, TypeError, "zero_point must be an integer or an array of integers, got 0.0"),
+    ({"scale": 1, "zero_point": [0]}, ValueError, r"zero_point must have the shape of scale \(\), got \(1,\)"),
+    ({"scale": [1, 2], "zero_point": 0, "axis": 0}, ValueError, r"zero_point must have the shape of scale \(2,\), got \(\)"),
+    ({"scale": 1, "dtype": "float4_e2m1fn", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float4_e2m1fn"),
+    ({"scale": 1, "dtype": "int32"}, TypeError, "dtype must be one of .*int8, uint8, int16, .* got 'int32'"),
+    ({"scale": 1, "dtype": "nonsense"}, TypeError, "dtype must be one of .* got 'nonsense'"),
+    ({"scale": 1, "dtype": None}, TypeError, "dtype must be one of .* got None"),
+    ({"scale": 1, "dtype": np.float32}, TypeError, "dtype must be one of .* got <class 'numpy.float32'>"),
+])
+def test_refusals(arguments, error, message):
+    with pytest.raises(error, match=message):
+        qk.QParams(**arguments)
+
+
+def test_scale_and_zero_point_are_positional_and_the_rest_are_not():
+    assert qk.QParams(0.5, 1, "uint8") == qk.QParams(scale=0.5, zero_point=1, dtype="uint8")
+    with pytest.raises(TypeError):
+        qk.QParams([0.5], None, "uint8", 0)
+
+
+# ---- choose_qparams: laws ----
+
+
+@st.composite
+def data(draw, dtypes=INT_CODES):
+    """(x, dtype, symmetric): values on either or both sides of zero, of any magnitude that has a scale."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    of = draw(st.sampled_from(FLOATS))
+    shape = draw(st.lists(st.integers(0, 40), min_size=1, max_size=3).filter(lambda s: np.prod(s) < 5000))
+    lowest, highest = {2: (-14, 14), 4: (-120, 126), 8: (-120, 126)}[of.itemsize]
+    if of == FLOATS[3]:
+        lowest, highest = -120, 126
+    magnitude = 2.0 ** draw(st.integers(lowest, highest))
+    x = (rng.normal(draw(st.sampled_from([0, 0, -3, 3, 30])), 1, shape).clip(-4, 4) / 4 * magnitude).astype(of)
+    return x, draw(st.sampled_from(dtypes)), draw(st.booleans())
+
+
+@settings(max_examples=300, deadline=None)
+@given(data())
+def test_zero_is_exact_and_nothing_saturates(drawn):
+    """Every value is within half a step, and a hair for the rounding of scale, of its reconstruction; 0 is 0."""
+    x, dtype, symmetric = drawn
+    params = qk.choose_qparams(x, dtype, symmetric=symmetric)
+    assert qk.fake_quantize(np.zeros(1, x.dtype), params)[0] == 0
+    wide, scale = x.astype(np.float64), float(params.scale)
+    assert TINY <= scale < np.inf
+    back = qk.dequantize(qk.quantize(wide, params), params, dtype=np.float64)
+    hair = scale * (params.qmax - params.qmin) * 2.0**-22
+    assert np.all(np.abs(back - wide) <= scale / 2 + hair)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data())
+def test_the_scale_is_the_smallest_that_does(drawn):
+    """With a scale a thousandth smaller the values, or 0, no longer fit the codes."""
+    x, dtype, symmetric = drawn
+    assume(np.any(x != 0))
+    params = qk.choose_qparams(x, dtype, symmetric=symmetric)
+    assume(params.scale > TINY)
+    codes = np.append(x.astype(np.float64), 0) / (float(params.scale) * 0.999)
+    if symmetric:
+        assert (codes + params.zero_point).max() > params.qmax or (codes + params.zero_point).min() < params.qmin
+    else:
+        assert codes.max() - codes.min() > params.qmax - params.qmin
+
+
+@settings(max_examples=80, deadline=None)
+@given(data(INT_CODES + FLOAT_CODES), st.data())
+def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
+    x, dtype, symmetric = drawn
+    symmetric = symmetric or dtype in FLOAT_CODES
+    axis = more.draw(st.integers(-x.ndim, x.ndim - 1))
+    lines = np.moveaxis(x, axis, 0)
+    params = qk.choose_qparams(x, dtype, axis=axis, symmetric=symmetric)
+    of_lines = [qk.choose_qparams(line, dtype, symmetric=symmetric) for line in lines]
+    assert params == qk.QParams([p.scale for p in of_lines], np.array([p.zero_point for p in of_lines], int), dtype, axis=axis,
+                                narrow_range=symmetric and dtype in INT_CODES)
+    block = more.draw(st.integers(1, 50))
+    params = qk.choose_qparams(x, dtype, axis=axis, block_size=block, symmetric=symmetric)
+    blocks = np.moveaxis(params.scale, axis, 0), np.moveaxis(params.zero_point, axis, 0)
+    assert len(blocks[0]) == -(-len(lines) // block) and (params.axis, params.block_size) == (axis, block)
+    for i, (scale, zero_point) in enumerate(zip(*blocks)):
+        part = lines[i * block : (i + 1) * block]
+        for where in np.ndindex(part.shape[1:]):
+            alone = qk.choose_qparams(part[(slice(None), *where)], dtype, symmetric=symmetric)
+            assert (alone.scale, alone.zero_point) == (scale[where], zero_point[where])
+    assert qk.quantize(x, params).shape == x.shape
+
+
+def test_schemes():
+    x = np.float32([-1, 2])
+    for dtype in INT_CODES:
+        signed = dtype.startswith("i")
+        params = qk.choose_qparams(x, dtype)
+        assert params == qk.choose_qparams(x, dtype, symmetric=signed) == qk.choose_qparams(x, dtype, symmetric=signed, narrow_range=signed)
+        assert (params.zero_point == 0) == signed
+        wide = qk.choose_qparams(x, dtype, symmetric=True, narrow_range=False)
+        assert wide.zero_point == (0 if signed else (params.qmax + 1) // 2)
+        assert wide.qmin == qk.QParams(1, dtype=dtype).qmin
+    assert qk.choose_qparams(np.float32([-1, 2.54])).scale == np.float32(2.54) / np.float32(127)
+    assert qk.choose_qparams(np.float32([-3, 2]), "int8", narrow_range=False).scale == np.float32(3) / np.float32(128)
+    for dtype, largest in zip(FLOAT_CODES, (448, 57344, 6)):
+        params = qk.choose_qparams(np.float32([-3, 2]), dtype)
+        assert params == qk.QParams(np.float32(3) / np.float32(largest), dtype=dtype)
+
+
+@pytest.mark.parametrize("of", FLOATS)
+@pytest.mark.parametrize("dtype", INT_CODES + FLOAT_CODES)
+def test_nothing_and_zeros_have_scale_1(dtype, of):
+    for shape in (0,), (3, 0), (0, 3), (5,), ():
+        x = np.zeros(shape, of)
+        assert qk.choose_qparams(x, dtype).scale == 1
+        assert qk.choose_qparams(-x, dtype).scale == 1
+        for axis in range(x.ndim):
+            assert_array_equal(qk.choose_qparams(x, dtype, axis=axis).scale, np.ones(shape[axis]))
+            blocks = tuple(-(-n // 2) if i == axis else n for i, n in enumerate(shape))
+            assert_array_equal(qk.choose_qparams(x, dtype, axis=axis, block_size=2).scale, np.ones(blocks))
+
+
+@pytest.mark.parametrize("dtype", INT_CODES + FLOAT_CODES)
+def test_constants_and_the_smallest_and_largest_values(dtype):
+    for value in 3.0, -3.0, 2.0**-149, -(2.0**-149), TINY, LARGEST, -LARGEST:
+        x = np.full(7, value, np.float32)
+        params = qk.choose_qparams(x, dtype)
+        assert params.scale >= TINY
+        back = qk.dequantize(qk.quantize(x, params), params, dtype=np.float64)
+        assert np.all(np.abs(back - value) <= max(abs(value) * 2.0**-16, TINY / 2)), (value, params)
+    both = np.float32([-LARGEST, LARGEST])
+    for symmetric in (True,) if dtype in FLOAT_CODES else (True, False):
+        params = qk.choose_qparams(both, dtype, symmetric=symmetric)
+        back = qk.dequantize(qk.quantize(both, params), params, dtype=np.float64)
+        assert np.all(np.abs(back - both) <= 0.51 * float(params.scale)), params
+
+
+def test_bounds_of_float64_are_not_cut_off():
+    """A bound between two float32 values counts as the outer one."""
+    x = np.array([1 + 2.0**-40])
+    assert qk.choose_qparams(x).scale == np.nextafter(np.float32(1), np.float32(2)) / np.float32(127)
+    assert qk.choose_qparams(-x).scale == np.nextafter(np.float32(1), np.float32(2)) / np.float32(127)
+    assert qk.choose_qparams(np.array([1e-300])).scale == TINY
+
+
+@pytest.mark.parametrize("where", [{}, {"axis": 0}, {"axis": 1}, {"axis": 1, "block_size": 16}])
+def test_float64_beyond_float32(where):
+    x = np.ones((3, 40))
+    x[1, 2], x[2, 1] = -1e300, 2e39
+    with pytest.raises(ValueError, match=r"x spans \[-1e\+300, 2e\+39\], beyond the range of float32"):
+        qk.choose_qparams(x, "uint8", **where)
+
+
+@pytest.mark.parametrize("where", [{}, {"axis": 0}, {"axis": -1}, {"axis": 1, "block_size": 16}])
+@pytest.mark.parametrize("of", FLOATS)
+def test_values_that_are_not_finite_are_counted_and_found(of, where):
+    for bad in np.nan, -np.nan, np.inf, -np.inf:
+        x = np.ones((3, 40), of)
+        x[1, 37] = x[2, 0] = bad
+        with pytest.raises(ValueError, match=r"x has 2 NaN or infinite values, the first at \(1, 37\)"):
+            qk.choose_qparams(x, **where)
+        with pytest.raises(ValueError, match=r"x has 2 NaN or infinite values, the first at \(0, 2\)"):
+            qk.choose_qparams(x.T)
+    with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(\)"):
+        qk.choose_qparams(np.asarray(np.nan, of))
+
+
+X = np.ones((3, 4), np.float32)
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ({"x": np.int8([1])}, TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
+    ({"x": [1, 2]}, TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
+    ({"dtype": "int32"}, TypeError, "dtype must be one of .* got 'int32'"),
+    ({"axis": 2}, ValueError, r"axis 2 is out of range for x with shape \(3, 4\)"),
+    ({"axis": -3}, ValueError, r"axis -3 is out of range for x with shape \(3, 4\)"),
+    ({"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
+    ({"block_size": 4}, ValueError, "block_size needs an axis, got block_size=4 and axis=None"),
+    ({"axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
+    ({"method": "median"}, ValueError, "method must be 'minmax', got 'median'"),
+    ({"grid": 3}, TypeError, "method 'minmax' takes no option 'grid'"),
+    ({"dtype": "float8_e5m2", "symmetric": False}, ValueError, "codes of dtype float8_e5m2 are symmetric, got symmetric=False"),
+    ({"dtype": "float8_e5m2", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float8_e5m2"),
+])
+def test_choose_refusals(arguments, error, message):
+    with pytest.raises(error, match=message):
+        qk.choose_qparams(**{"x": X, **arguments})

@@ -1,0 +1,560 @@
+"""Elementwise operations against the formulas of docs/numerics.md in exact arithmetic: NumPy's IEEE quotient, then float64,
+which holds every integer and half here. Each is run by every instruction set, at every place that an array can have."""
+
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+from qkernels import _core
+
+INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
+BFLOAT16 = FLOATS[3]
+ROUNDINGS = ["half_even", "half_away"]
+
+# Scales at which kernels change their method, and the ends of the range.
+SCALES = [s for e in (-64.0, 0.0, 64.0) for s in np.nextafter(np.float32(2**e), np.float32([0, 2**e, 1e38]))]
+SCALES += [np.float32(2.0**-126), np.nextafter(np.float32(2.0**-126), np.float32(1)), np.float32(2.0**127), np.finfo(np.float32).max]
+
+
+def bits(x):
+    return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+
+def assert_same_bits(got, want, message=""):
+    assert got.dtype == want.dtype
+    assert_array_equal(bits(got), bits(want), err_msg=message, strict=True)
+
+
+# ---- exact answers ----
+
+
+def per_element(values, params, shape):
+    """The scale or zero point of each element."""
+    if params.axis is None:
+        return np.broadcast_to(values, shape)
+    axis = params.axis % len(shape)
+    if params.block_size is not None:
+        return np.repeat(values, params.block_size, axis=axis)[tuple(slice(n) for n in shape)]
+    return np.broadcast_to(np.reshape(values, [-1 if i == axis else 1 for i in range(len(shape))]), shape)
+
+
+def exact_codes(x, params, rounding="half_even"):
+    wide = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    scale, zero_point = (per_element(v, params, x.shape) for v in (params.scale, params.zero_point))
+    with np.errstate(all="ignore"):
+        v = (wide / scale.astype(wide.dtype)).astype(np.float64)
+    v = np.clip(np.where(np.isnan(v), 0, v), -(2.0**20), 2.0**20)
+    whole = np.trunc(v)
+    away = whole + np.copysign(np.abs(v - whole) >= 0.5, v)
+    code = (np.rint(v) if rounding == "half_even" else away) + zero_point
+    return np.clip(code, params.qmin, params.qmax).astype(np.int32).astype(params.dtype)
+
+
+def exact_reals(q, params, dtype):
+    scale, zero_point = (per_element(v, params, q.shape) for v in (params.scale, params.zero_point))
+    difference = (q.astype(np.int64) - zero_point).astype(np.int32)
+    with np.errstate(all="ignore"):
+        if dtype == np.float64:
+            return difference.astype(np.float64) * scale.astype(np.float64)
+        return (difference.astype(np.float32) * scale).astype(dtype)
+
+
+# ---- values, parameters and places that are drawn ----
+
+
+@st.composite
+def cases(draw, dtypes=INT_CODES, floats=FLOATS, scales=True):
+    """(x, params): values at ties, beside them, extreme and any; scales of all sizes, alone or per axis or block."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    ndim = draw(st.integers(0, 3))
+    shape = [draw(st.integers(0, 9)) for _ in range(ndim)]
+    if ndim:
+        shape[draw(st.integers(0, ndim - 1))] = draw(st.integers(0, 200))
+    dtype, of = draw(st.sampled_from(dtypes)), draw(st.sampled_from(floats))
+    axis = draw(st.none() | st.integers(-ndim, ndim - 1)) if ndim else None
+    few, block = [], None
+    if axis is not None:
+        block = draw(st.none() | st.integers(1, 250))
+        few = [shape[axis]] if block is None else [-(-n // block) if i == axis % ndim else n for i, n in enumerate(shape)]
+    near = rng.choice(SCALES, few) if draw(st.booleans()) else np.float32(1)
+    scale = np.clip(near * 2.0 ** rng.uniform(*draw(st.sampled_from([(0, 0), (-2, 2), (-126, 127)])), few), 2.0**-126, np.finfo(np.float32).max)
+    if dtype in FLOAT_CODES:
+        params = qk.QParams(scale, dtype=dtype, axis=axis, block_size=block)
+        return values(rng, params, tuple(shape), of), params
+    narrow = draw(st.booleans())
+    range_of = qk.QParams(1, 1 if narrow else None, dtype, narrow_range=narrow)
+    zero_point = rng.integers(range_of.qmin, range_of.qmax + 1, few)
+    params = qk.QParams(scale, zero_point, dtype, axis=axis, block_size=block, narrow_range=narrow)
+    return values(rng, params, tuple(shape), of), params
+
+
+def values(rng, params, shape, of):
+    steps = rng.integers(int(2 * params.qmin) - 3, int(2 * params.qmax) + 4, shape) / 2 - per_element(params.zero_point, params, shape)
+    with np.errstate(all="ignore"):
+        x = np.asarray((steps * per_element(params.scale, params, shape).astype(np.float64)).astype(of))
+        raw = rng.integers(0, 256, (*shape, of.itemsize), np.uint8).view(of)[..., 0]
+        extreme = rng.choice([0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-126), 3.4028235e38, -3.4028235e38, 1e300], shape)
+        kind = rng.choice(6, shape, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
+        one = np.asarray(1, of)
+        beside = [np.nextafter(x, s * np.asarray(np.inf, of)).astype(of) for s in (one, -one)]
+        return np.select([kind == i for i in range(6)], [x, *beside, raw, extreme.astype(of), rng.normal(0, 1, shape).astype(of)])
+
+
+def contiguous(x):
+    return x
+
+
+def transposed(x):
+    return x.T.copy().T
+
+
+def reversed_(x):
+    backwards = (..., *[slice(None, None, -1)] * x.ndim)
+    return x[backwards].copy()[backwards]
+
+
+def strided(x):
+    wide = np.zeros([3 * n for n in x.shape], x.dtype)[(..., *[slice(None, None, 3)] * x.ndim)]
+    wide[...] = x
+    return wide
+
+
+def unaligned(x):
+    memory = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    memory[...] = x
+    return memory
+
+
+def byte_swapped(x):
+    return x.astype(x.dtype.newbyteorder()) if x.dtype.isbuiltin == 1 else x
+
+
+def read_only(x):
+    x = x.copy()
+    x.setflags(write=False)
+    return x
+
+
+places = st.sampled_from([contiguous, transposed, reversed_, strided, unaligned, byte_swapped, read_only])
+
+
+@pytest.fixture(scope="module")
+def isas():
+    """As in conftest.py, once for a module: examples of hypothesis share it."""
+    before = _core.get_isa()
+
+    def each():
+        for name in _core.available_isas():
+            _core.set_isa(name)
+            yield name
+
+    yield each
+    _core.set_isa(before)
+
+
+# ---- the formulas ----
+
+
+@settings(max_examples=400, deadline=None)
+@given(case=cases(), rounding=st.sampled_from(ROUNDINGS), place=places)
+def test_quantize(case, rounding, place, isas):
+    x, params = case
+    want = exact_codes(x, params, rounding)
+    for isa in isas():
+        assert_same_bits(qk.quantize(place(x), params, rounding=rounding), want, isa)
+        out = np.empty(x.shape, params.dtype)
+        assert qk.quantize(place(x), params, rounding=rounding, out=out) is out
+        assert_same_bits(out, want, isa)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases(), to=st.sampled_from(FLOATS), sums=st.booleans(), seed=st.integers(0, 2**32), place=places)
+def test_dequantize(case, to, sums, seed, place, isas):
+    x, params = case
+    rng = np.random.default_rng(seed)
+    limits = (-(2**31), 2**31) if sums else (params.qmin, params.qmax + 1)
+    q = rng.integers(*limits, x.shape, np.int64).astype(np.int32 if sums else params.dtype)
+    want = exact_reals(q, params, to)
+    for isa in isas():
+        assert_same_bits(qk.dequantize(place(q), params, dtype=to), want, isa)
+        out = np.empty(q.shape, to)
+        assert qk.dequantize(place(q), params, dtype=to, out=out) is out
+        assert_same_bits(out, want, isa)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases(INT_CODES + FLOAT_CODES), place=places)
+def test_fake_quantize_is_quantize_then_dequantize(case, place, isas):
+    x, params = case
+    with np.errstate(invalid="ignore"):
+        x[np.isnan(x)] = 0  # float codes keep NaN where they have one
+    want = qk.dequantize(qk.quantize(x, params), params, dtype=x.dtype)
+    for isa in isas():
+        assert_same_bits(qk.fake_quantize(place(x), params), want, isa)
+        inplace = x.copy()
+        assert qk.fake_quantize(inplace, params, out=inplace) is inplace
+        assert_same_bits(inplace, want, isa)
+
+
+@pytest.mark.parametrize("of", FLOATS)
+@pytest.mark.parametrize("dtype", INT_CODES)
+def test_nan_is_the_zero_point_and_infinities_saturate(dtype, of, isas):
+    params = qk.QParams([0.5, 2.0**100], [1, 1], dtype, axis=0)
+    x = np.array([[np.nan, np.inf, -np.inf, -np.nan] * 40] * 2, of)
+    for isa in isas():
+        q = qk.quantize(x, params)
+        assert_same_bits(q, np.array([[1, params.qmax, params.qmin, 1] * 40] * 2).astype(params.dtype), isa)
+        assert_same_bits(qk.fake_quantize(x, params), qk.dequantize(q, params, dtype=of), isa)
+
+
+def test_rounding_examples(isas):
+    """Ties, and the floats below one half and above, where adding 1/2 and truncating would go wrong."""
+    x = np.float32([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999997, -0.49999997, 0.50000006, 126.5, 127.5, -128.5])
+    half_even = np.int8([0, 2, 2, 0, -2, -2, 0, 0, 1, 126, 127, -128])
+    half_away = np.int8([1, 2, 3, -1, -2, -3, 0, 0, 1, 127, 127, -128])
+    below_half, beyond_odd = np.float64([0.49999999999999994, -0.49999999999999994]), np.float64([2.5000000000000004, -2.5000000000000004])
+    for isa in isas():
+        for n in 1, 3, 40:  # alone, and within vectors
+            assert_array_equal(qk.quantize(np.tile(x, n), qk.QParams(1)), np.tile(half_even, n), err_msg=isa)
+            assert_array_equal(qk.quantize(np.tile(x, n), qk.QParams(1), rounding="half_away"), np.tile(half_away, n), err_msg=isa)
+        for rounding in ROUNDINGS:
+            assert_array_equal(qk.quantize(below_half, qk.QParams(1), rounding=rounding), [0, 0], err_msg=isa)
+            assert_array_equal(qk.quantize(beyond_odd, qk.QParams(1), rounding=rounding), [3, -3], err_msg=isa)
+
+
+def test_division_by_the_rationals(isas):
+    """The quotient is the rational one, rounded once: where no float lies between it and a tie, no code is the neighbour's."""
+    rng = np.random.default_rng(0)
+    for isa in isas():
+        for scale in rng.uniform(0.5, 2, 20).astype(np.float32):
+            near = (np.arange(-127, 127) + 0.5) * float(scale)
+            x = np.concatenate([np.nextafter(np.float32(near), np.float32(s * np.inf)) for s in (1, -1)])
+            for value, code in zip(x, qk.quantize(x, qk.QParams(scale))):
+                exact = Fraction(float(value)) / Fraction(float(scale))
+                distance = abs(exact - int(code))
+                assert distance <= Fraction(1, 2) + abs(exact) / 2**24, (isa, value, scale)
+
+
+def test_quotients_near_ties(isas):
+    """Six million: random scales, each tie of 8 or 16 bits, and the floats within 2 units of it."""
+    rng = np.random.default_rng(0)
+    for dtype, scales in ("int8", 2000), ("uint16", 8):
+        params = qk.QParams(1, dtype=dtype)
+        ties = np.arange(params.qmin, params.qmax) + 0.5
+        scale = np.ldexp(rng.uniform(1, 2, scales), rng.integers(-64, 64, scales)).astype(np.float32)
+        x = (ties * scale[:, None].astype(np.float64)).astype(np.float32)
+        x = (x[..., None].view(np.int32) + np.arange(-2, 3, dtype=np.int32)).view(np.float32).reshape(scales, -1)
+        params = qk.QParams(scale, dtype=dtype, axis=0)
+        want = exact_codes(x, params)
+        for isa in isas():
+            assert_same_bits(qk.quantize(x, params), want, isa)
+            by_column = qk.QParams(scale, dtype=dtype, axis=1)
+            assert_same_bits(qk.quantize(np.ascontiguousarray(x.T), by_column), np.ascontiguousarray(want.T), isa)
+
+
+# ---- all values of 16 bits ----
+
+ALL_16_BITS = np.arange(65536, dtype=np.uint16)
+
+
+@pytest.mark.parametrize("of", FLOATS[2:])
+def test_every_half_and_bfloat16(of, isas):
+    """Conversions to float32 are exact: each value of 16 bits gets the code of the same float32."""
+    x = ALL_16_BITS.view(of)
+    for scale in 2.0**-126, 2.0**-24, 0.013, 1, 3000, 2.0**120:
+        for dtype in "int8", "uint16", "int2":
+            params = qk.QParams(scale, 1, dtype)
+            want = exact_codes(x, params)
+            for isa in isas():
+                assert_same_bits(qk.quantize(x, params), want, isa)
+
+
+@pytest.mark.parametrize("to", FLOATS[2:])
+def test_rounding_to_half_and_bfloat16(to, isas):
+    """Each midpoint between values with 8 or 11 bits, and the floats beside it, from below the smallest value to infinity."""
+    kept = 8 if to == BFLOAT16 else 11
+    dropped = 24 - kept
+    halves = np.arange(2 ** (kept - 1), 2**kept, dtype=np.int32)[:, None] << dropped | 1 << dropped - 1
+    q = (halves + np.int32([-1, 0, 1])).reshape(-1)
+    for exponent in range(-126, 105) if to == BFLOAT16 else range(-60, -5):
+        scale = np.float32(2.0**exponent)
+        with np.errstate(over="ignore"):
+            want = (q * scale.astype(np.float64)).astype(np.float32).astype(to)
+        for isa in isas():
+            assert_same_bits(qk.dequantize(q, qk.QParams(scale), dtype=to), want, isa)
+
+
+# ---- codes that are floats ----
+
+
+def float_codes(dtype):
+    """Every finite code of one sign and both, ascending, and the midpoints between them."""
+    codes = np.arange(16 if "4_" in dtype else 256, dtype=np.uint8).view(getattr(ml_dtypes, dtype))
+    reals = np.unique(codes.astype(np.float64)[np.isfinite(codes.astype(np.float64))])
+    return reals, (reals[1:] + reals[:-1]) / 2
+
+
+@pytest.mark.parametrize("of", FLOATS)
+@pytest.mark.parametrize("dtype", FLOAT_CODES)
+def test_float_codes_are_the_nearest(dtype, of):
+    """Midpoints go to the even mantissa, which every second code has; the floats beside them to the nearer code."""
+    reals, midpoints = float_codes(dtype)
+    params = qk.QParams(1, dtype=dtype)
+    even = reals.astype(params.dtype).view(np.uint8) % 2 == 0
+    exact = midpoints.astype(of).astype(np.float64) == midpoints
+    above, below = (np.nextafter(midpoints.astype(of), np.asarray(s * np.inf, of)) for s in (1, -1))
+    got = [qk.quantize(x, params).astype(np.float64) for x in (midpoints.astype(of), above, below)]
+    assert_array_equal(got[0][exact], np.where(even[1:], reals[1:], reals[:-1])[exact])
+    assert_array_equal(got[1], reals[1:])
+    assert_array_equal(got[2], reals[:-1])
+    assert exact.sum() > 6
+
+
+@pytest.mark.parametrize("dtype", FLOAT_CODES)
+def test_float_codes_at_the_ends(dtype):
+    params = qk.QParams(0.5, dtype=dtype)
+    largest = params.qmax
+    q = qk.quantize(np.float32([np.inf, -np.inf, 1e30, -1e30, 0.0, -0.0, np.nan]), params).astype(np.float64)
+    assert_array_equal(q[:4], [largest, -largest, largest, -largest])
+    assert_array_equal(np.signbit(q[4:6]), [False, True])
+    assert np.isnan(q[6]) == (dtype != "float4_e2m1fn")
+
+
+@pytest.mark.parametrize("dtype", FLOAT_CODES)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), to=st.sampled_from(FLOATS), place=places)
+def test_float_codes_scale_and_return(dtype, data, to, place):
+    """Codes times their scale quantize to themselves, whatever the layout, and dequantize to the product."""
+    x, like = data.draw(cases([dtype], FLOATS[:1]))
+    params = qk.QParams(np.clip(like.scale, 2.0**-100, 2.0**100), dtype=dtype, axis=like.axis, block_size=like.block_size)
+    reals = float_codes(dtype)[0]
+    q = np.resize(reals, x.shape).astype(params.dtype)
+    scale = per_element(params.scale, params, x.shape)
+    with np.errstate(all="ignore"):
+        want = q.astype(np.float64) * scale if to == np.float64 else (q.astype(np.float32) * scale).astype(to)
+    assert_same_bits(np.asarray(qk.dequantize(place(q), params, dtype=to)), np.asarray(want, to))
+    wide = q.astype(np.float32) * scale
+    assert_same_bits(qk.quantize(place(np.asarray(wide)), params), q)
+
+
+# ---- dynamic ----
+
+
+@settings(max_examples=200, deadline=None)
+@given(case=cases(INT_CODES + FLOAT_CODES), axis=st.integers(0, 2), symmetric=st.none() | st.booleans(), place=places)
+def test_dynamic_quantize_is_choose_then_quantize(case, axis, symmetric, place, isas):
+    x, params = case
+    with np.errstate(invalid="ignore"):
+        x[~(np.abs(x.astype(np.float64)) <= 3e38)] = 1
+    axis = axis if axis < x.ndim else None
+    symmetric = None if params.dtype.name in FLOAT_CODES else symmetric
+    want = qk.choose_qparams(x, params.dtype, axis=axis, symmetric=symmetric)
+    for isa in isas():
+        q, got = qk.dynamic_quantize(place(x), params.dtype, axis=axis, symmetric=symmetric)
+        assert got == want, isa
+        assert_same_bits(q, qk.quantize(x, want), isa)
+
+
+# ---- dense storage ----
+
+
+@given(st.data(), st.sampled_from([2, 4, 8]), st.lists(st.integers(0, 9), max_size=3))
+def test_pack_bits(data, bits_, shape):
+    """The bytes are the digits of one large number whose base is 2**bits, lowest first; `unpack_bits` reads them."""
+    signed = data.draw(st.booleans())
+    names = [f"{'' if signed else 'u'}int{n}" for n in (8, 4, 2) if n >= bits_]
+    dtype = np.dtype(getattr(ml_dtypes, data.draw(st.sampled_from(names)), None) or f"{'' if signed else 'u'}int8")
+    low = -(1 << bits_ - 1) if signed else 0
+    codes = np.random.default_rng(len(shape)).integers(low, low + (1 << bits_), shape).astype(dtype)
+    packed = qk.pack_bits(codes, bits_)
+    digits = [int(c) % (1 << bits_) for c in codes.reshape(-1)]
+    assert packed.dtype == np.uint8 and packed.shape == (-(-len(digits) * bits_ // 8),)
+    assert int.from_bytes(packed.tobytes(), "little") == sum(d << bits_ * i for i, d in enumerate(digits))
+    assert_array_equal(qk.unpack_bits(packed, bits_, shape, dtype=dtype), codes, strict=True)
+    assert_array_equal(qk.unpack_bits(packed, bits_, shape).reshape(-1), digits)
+
+
+# ---- places, sizes, threads ----
+
+
+def test_lists_and_scalars():
+    params = qk.QParams(0.5)
+    assert_array_equal(qk.quantize([[1.0, 2.0], [0.25, -3.0]], params), np.int8([[2, 4], [0, -6]]), strict=True)
+    for dtype in INT_CODES[:2] + FLOAT_CODES:
+        params = qk.QParams(0.5, dtype=dtype)
+        q = qk.quantize(np.float32(3), params)
+        assert q.shape == () and q.dtype == params.dtype and float(q) == 6
+        assert qk.dequantize(q, params) == qk.fake_quantize(np.float32(3), params) == 3
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 5), (3, 5, 0), (3, 0, 5), (0, 5, 3)])
+def test_empty_arrays(shape):
+    """Nothing is read or written, whichever axis has the scales."""
+    ready = np.full(64, 99, np.int8)
+    empty = ready[:0].reshape(shape)
+    for axis in [None, *range(len(shape))]:
+        few = () if axis is None else shape[axis]
+        params = qk.QParams(np.ones(few), axis=axis)
+        x = np.zeros(64, np.float32)[:0].reshape(shape)
+        assert qk.quantize(x, params, out=empty).shape == shape
+        assert qk.dequantize(empty, params).shape == qk.fake_quantize(x, params).shape == shape
+    assert (ready == 99).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_blocks_longer_than_the_axis(dtype):
+    x = np.float32([[1, 2, 3]])
+    for block in 3, 4, 10**6, 2**40, 2**63 - 1:
+        params = qk.QParams([[0.5]], dtype=dtype, axis=1, block_size=block)
+        assert_array_equal(qk.quantize(x, params).astype(np.float32), [[2, 4, 6]])
+
+
+BIG = {"tensor": ((700_001,), ()), "axis": ((7, 90_001), (7,)), "last_axis": ((701, 1001), (1001,)),
+       "block": ((701, 1001), (701, 32)), "block_of_rows": ((701, 1001), (22, 1001))}
+
+
+@pytest.mark.parametrize("layout", BIG)
+def test_any_number_of_threads_gives_the_same_bits(layout, isas):
+    """Arrays so large that 3 threads share them."""
+    rng = np.random.default_rng(0)
+    shape, few = BIG[layout]
+    where = {"tensor": {}, "axis": {"axis": 0}, "last_axis": {"axis": 1}, "block": {"axis": 1, "block_size": 32},
+             "block_of_rows": {"axis": 0, "block_size": 32}}[layout]
+    params = qk.QParams(rng.uniform(0.01, 0.02, few), rng.integers(0, 256, few), "uint8", **where)
+    x = rng.normal(0, 2, shape).astype(np.float32)
+    codes, reals = exact_codes(x, params), exact_reals(exact_codes(x, params), params, np.float32)
+    others = [x.astype(of) for of in FLOATS[1:]]
+    codes_of_others = [exact_codes(other, params) for other in others]
+    chosen = qk.choose_qparams(x, "uint8", axis=0)
+    dynamic = exact_codes(x, chosen)
+    for isa in isas():
+        for threads in 1, 2, 3:
+            with qk.num_threads(threads):
+                assert_same_bits(qk.quantize(x, params), codes, isa)
+                assert_same_bits(qk.dequantize(codes, params), reals, isa)
+                assert_same_bits(qk.fake_quantize(x, params), reals, isa)
+                for other, want in zip(others, codes_of_others):
+                    assert_same_bits(qk.quantize(other, params), want, isa)
+                    assert_same_bits(qk.dequantize(codes, params, dtype=other.dtype), exact_reals(codes, params, other.dtype), isa)
+                q, got = qk.dynamic_quantize(x, axis=0)
+                assert got == chosen
+                assert_same_bits(q, dynamic, isa)
+
+
+# ---- what is refused ----
+
+X, Q = np.float32([1, 2, 3]), np.int8([1, 2, 3])
+PARAMS = qk.QParams(0.5)
+
+
+def readonly_out(dtype):
+    return read_only(np.zeros(3, dtype))
+
+
+REFUSED_OUT = {
+    "list": (lambda t: [0, 0, 0], TypeError, "out must be an ndarray, got list"),
+    "dtype": (lambda t: np.zeros(3, np.uint32), TypeError, "out must have dtype {t}, got uint32"),
+    "byte order": (lambda t: np.zeros(3, np.dtype(np.int32).newbyteorder()), TypeError, "out must have dtype {t}, got >i4"),
+    "shape": (lambda t: np.zeros((1, 3), t), ValueError, r"out must have shape \(3,\), got \(1, 3\)"),
+    "read-only": (readonly_out, ValueError, "out must be writeable, got a read-only array"),
+    "strides": (lambda t: np.zeros(6, t)[::2], ValueError, r"out must be C-contiguous and aligned, got strides \(\d+,\) for shape \(3,\)"),
+}
+
+OPERATIONS = {
+    "quantize": (np.int8, lambda out: qk.quantize(X, PARAMS, out=out)),
+    "quantize to floats": (ml_dtypes.float8_e5m2, lambda out: qk.quantize(X, qk.QParams(1, dtype="float8_e5m2"), out=out)),
+    "dequantize": (np.float64, lambda out: qk.dequantize(Q, PARAMS, dtype=np.float64, out=out)),
+    "dequantize floats": (np.float32, lambda out: qk.dequantize(X.astype(ml_dtypes.float8_e5m2), qk.QParams(1, dtype="float8_e5m2"), out=out)),
+    "fake_quantize": (np.float32, lambda out: qk.fake_quantize(X, PARAMS, out=out)),
+    "fake_quantize by floats": (np.float32, lambda out: qk.fake_quantize(X, qk.QParams(1, dtype="float4_e2m1fn"), out=out)),
+    "requantize": (np.int8, lambda out: qk.requantize(Q.astype(np.int32), 0.5, PARAMS, out=out)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("fault", REFUSED_OUT)
+def test_out_that_is_refused_stays_as_it_is(fault, operation):
+    dtype, call = OPERATIONS[operation]
+    make, error, message = REFUSED_OUT[fault]
+    out = make(dtype)
+    with pytest.raises(error, match=message.format(t=np.dtype(dtype))):
+        call(out)
+    assert_array_equal(np.asarray(out).astype(float), np.zeros(np.shape(out)))
+
+
+def test_out_may_not_overlap():
+    memory = np.arange(64, dtype=np.float32)
+    for call, message in [
+        (lambda: qk.quantize(memory, PARAMS, out=memory.view(np.int8)[:64]), "out must not overlap x"),
+        (lambda: qk.quantize(memory[::2], PARAMS, out=memory.view(np.int8)[:32]), "out must not overlap x"),
+        (lambda: qk.quantize(memory, qk.QParams(1, dtype="float8_e5m2"), out=memory.view(ml_dtypes.float8_e5m2)[:64]), "out must not overlap x"),
+        (lambda: qk.dequantize(memory.view(np.int8)[:16], PARAMS, out=memory[:16]), "out must not overlap q"),
+        (lambda: qk.fake_quantize(memory[:32], PARAMS, out=memory[1:33]), "out must not overlap x"),
+        (lambda: qk.fake_quantize(memory[:32][::-1], PARAMS, out=memory[:32]), "out must not overlap x"),
+        (lambda: qk.requantize(memory.view(np.int32), 0.5, PARAMS, out=memory.view(np.int8)[:64]), "out must not overlap acc"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+        assert_array_equal(memory, np.arange(64))
+
+
+BY_ROW = qk.QParams([1, 1], axis=0)
+FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda out: qk.quantize(Q, PARAMS, out=out), TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
+    (lambda out: qk.quantize(X, 0.5, out=out), TypeError, "params must be QParams, got float"),
+    (lambda out: qk.quantize(X, PARAMS, rounding="up", out=out), ValueError, "rounding must be one of 'half_even', 'half_away', got 'up'"),
+    (lambda out: qk.quantize(X, PARAMS, rounding="tflite", out=out), ValueError, "rounding must be one of 'half_even', 'half_away', got 'tflite'"),
+    (lambda out: qk.quantize(X, PARAMS, rounding=None, out=out), ValueError, "rounding must be .* got None"),
+    (lambda out: qk.quantize(X, qk.QParams(1, dtype="float8_e5m2"), rounding="half_away"), ValueError,
+     "rounding must be 'half_even' for codes of dtype float8_e5m2, got 'half_away'"),
+    (lambda out: qk.quantize(X, BY_ROW, out=out), ValueError,
+     r"scale must have shape \(3,\) to match axis 0 of x with shape \(3,\), got \(2,\)"),
+    (lambda out: qk.quantize(X, FLOAT_BY_ROW), ValueError, r"scale must have shape \(3,\) to match axis 0"),
+    (lambda out: qk.quantize(X, qk.QParams([1, 1], axis=1), out=out), ValueError, r"axis 1 is out of range for x with shape \(3,\)"),
+    (lambda out: qk.quantize(X, qk.QParams([1, 1, 1], axis=0, block_size=2), out=out), ValueError,
+     r"scale must have shape \(2,\) to match blocks of 2 along axis 0 of x with shape \(3,\), got \(3,\)"),
+    (lambda out: qk.dequantize(Q.view(np.uint8), PARAMS), TypeError, r"q must have dtype int8 \(as params\) or int32, got uint8"),
+    (lambda out: qk.dequantize(Q, qk.QParams(1, dtype="float8_e5m2")), TypeError, "q must have dtype float8_e5m2"),
+    (lambda out: qk.dequantize(Q, PARAMS, dtype=np.int32), TypeError, "dtype must be float32, float64, float16 or bfloat16, got int32"),
+    (lambda out: qk.fake_quantize(Q, PARAMS), TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
+    (lambda out: qk.fake_quantize(Q, qk.QParams(1, dtype="float8_e5m2")), TypeError, "x must be float32, .* got int8"),
+    (lambda out: qk.fake_quantize(X, "int8"), TypeError, "params must be QParams, got str"),
+    (lambda out: qk.dynamic_quantize(Q), TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
+    (lambda out: qk.dynamic_quantize(X, "int32"), TypeError, "dtype must be one of .*int8, .* got 'int32'"),
+    (lambda out: qk.dynamic_quantize(X, axis=1), ValueError, r"axis 1 is out of range for x with shape \(3,\)"),
+    (lambda out: qk.pack_bits(X, 4), TypeError, "codes must be int8, uint8, int4, uint4, int2 or uint2, got float32"),
+    (lambda out: qk.pack_bits(Q, 3), ValueError, "bits must be 2, 4 or 8, got 3"),
+    (lambda out: qk.pack_bits(Q, 4.0), ValueError, "bits must be 2, 4 or 8, got 4.0"),
+    (lambda out: qk.pack_bits(np.int8([0, 7, 8]), 4), ValueError, r"codes must be within \[-8, 7\] for 4 bits, got 8"),
+    (lambda out: qk.pack_bits(np.uint8([0, 3, 4]), 2), ValueError, r"codes must be within \[0, 3\] for 2 bits, got 4"),
+    (lambda out: qk.unpack_bits(Q, 4, 3), TypeError, "data must be uint8, got int8"),
+    (lambda out: qk.unpack_bits(np.uint8([1]), 4, 3), ValueError, r"data must have shape \(2,\) for 3 codes of 4 bits, got \(1,\)"),
+    (lambda out: qk.unpack_bits(np.uint8([1]), 4, (-1, -2)), ValueError, r"shape must not be negative, got \(-1, -2\)"),
+    (lambda out: qk.unpack_bits(np.uint8([1]), 4, 2, dtype="int16"), TypeError, "dtype must be int8, uint8, .* got int16"),
+    (lambda out: qk.unpack_bits(np.uint8([1]), 4, 2, dtype="int2"), ValueError, "dtype int2 cannot hold codes of 4 bits"),
+])
+def test_refusals(call, error, message):
+    out = np.full(3, 99, np.int8)
+    with pytest.raises(error, match=message):
+        call(out)
+    assert (out == 99).all()
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("of", FLOATS)
+def test_dynamic_quantize_says_where_values_are_not_finite(of, axis):
+    x = np.ones((5, 40), of)
+    x[3, 37], x[4, 1], x[4, 2] = np.inf, np.nan, -np.inf
+    with pytest.raises(ValueError, match=r"x has 3 NaN or infinite values, the first at \(3, 37\)"):
+        qk.dynamic_quantize(x, axis=axis)

@@ -1,0 +1,38 @@
+"""The AVX-512 kernels on CPUs without AVX-512: simde_test.c, compiled with SIMDe in the place of the instructions."""
+
+import os
+import platform
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
+# As setup.py, without vectors; sums wrap in SIMDe as they do in the instructions.
+FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-fopenmp", "-w"]
+
+
+def simde_include():
+    """The folder that holds simde/x86/avx512.h: of the package simde-py (extra `test`), else of the system."""
+    try:
+        import simde_py
+    except ImportError:
+        system = Path("/usr/include")
+        return system if (system / "simde/x86/avx512.h").exists() else None
+    return simde_py.get_include()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds kernels_avx512vnni.c on x86-64 only")
+@pytest.mark.skipif(simde_include() is None, reason="no SIMDe headers: pip install simde-py, or apt-get install libsimde-dev")
+def test_avx512vnni_by_simde(tmp_path):
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
+    program = tmp_path / "simde_test"
+    command = [compiler, *FLAGS, "-DQK_SIMDE", f"-I{CSRC}", f"-I{HERE}", f"-I{simde_include()}", HERE / "simde_test.c",
+               *sorted(CSRC.glob("*.c")), "-lm", "-o", program]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-5000:]
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stdout
+    assert int(ran.stdout.split()[0]) > 5_000_000
