@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
+#define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
 
 static inline int32_t bits_of(float v)
 {
@@ -43,14 +44,16 @@ static inline int32_t round_to_int(float v, int half_away)
 
 /* ---- quantize (numerics 3) ---- */
 
-/* x / scale, within [v_lo, v_hi] up to rounding; NaN is 0. `divide` is a constant where this is inlined. */
-static inline float quotient(float x, const qk_affine *p, int divide)
+/* x / scale, within [v_lo, v_hi] up to rounding; NaN stays. `divide` is a constant where this is inlined. */
+static inline float quotient_or_nan(float x, const qk_affine *p, int divide)
 {
-    if (divide) return clamp(nan_to_zero(x / p->scale), p->v_lo, p->v_hi);
-    x = clamp(nan_to_zero(x), p->x_lo, p->x_hi);
+    if (divide) return clamp(x / p->scale, p->v_lo, p->v_hi);
+    x = clamp(x, p->x_lo, p->x_hi);
     float q = x * p->reciprocal;
     return __builtin_fmaf(__builtin_fmaf(-q, p->scale, x), p->reciprocal, q);
 }
+
+static inline float quotient(float x, const qk_affine *p, int divide) { return nan_to_zero(quotient_or_nan(x, p, divide)); }
 
 static inline int must_divide(const qk_affine *p) { return !HAVE_FMA || p->reciprocal == 0; }
 
@@ -124,8 +127,10 @@ static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine
 #ifdef GROUP
     if (n >= GROUP && !p->half_away && !must_divide(p)) {
         const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
-        for (size_t i = 0; i < n; i = next_group(i, n))
+        for (size_t i = 0; i + GROUP <= n; i += GROUP)
             if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        x += n - GROUP, q += n - GROUP; /* the last group overlaps its neighbour instead of leaving a tail */
+        if (n % GROUP && !quantize_group(x, q, &fixed)) quantize_any(x, q, 1, GROUP, p);
         return;
     }
 #endif
@@ -176,11 +181,39 @@ static inline void dequantize_run(const void *restrict q, qk_dtype from, float *
     for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point) * scale;
 }
 
+#ifdef HAVE_WIDEN
+/* 8-bit codes, GROUP at a time; the array of codes lives in registers. Returns how many are done. */
+static inline size_t dequantize_groups(const uint8_t *restrict q, int is_signed, float *restrict y, size_t n,
+                                       const qk_affine *p)
+{
+    const float scale = p->scale;
+    const int32_t zero_point = p->zero_point;
+    size_t done = 0;
+    for (; n - done >= GROUP; done += GROUP) {
+        int32_t codes[GROUP];
+        widen_group(q + done, is_signed, codes);
+        for (int j = 0; j < GROUP; j++) y[done + j] = difference(codes[j], zero_point) * scale;
+    }
+    return done;
+}
+#endif
+
+static void dequantize_8(const uint8_t *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
+{
+    size_t done = 0;
+#ifdef HAVE_WIDEN
+    done = from == QK_I8 ? dequantize_groups(q, 1, y, n, p) : dequantize_groups(q, 0, y, n, p);
+#endif
+    if (from == QK_I8)
+        dequantize_run(q + done, QK_I8, y + done, n - done, p);
+    else
+        dequantize_run(q + done, QK_U8, y + done, n - done, p);
+}
+
 static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
 {
     switch (from) {
-    case QK_I8: dequantize_run(q, QK_I8, y, n, p); break;
-    case QK_U8: dequantize_run(q, QK_U8, y, n, p); break;
+    case QK_I8: case QK_U8: dequantize_8(q, from, y, n, p); break;
     case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
     case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
     case QK_I4: dequantize_run(q, QK_I4, y, n, p); break;
@@ -216,10 +249,28 @@ static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_
     }
 }
 
-static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *given, int divide)
+/* Returns the bits of all sums or-ed: those of SPECIAL_BITS are set where, and only where, some x is NaN. x may be y. */
+static inline int32_t fake_quantize_block(const float *x, float *y, size_t n, const qk_affine *given, int divide)
 {
     const qk_affine p = *given;
-    for (size_t i = 0; i < n; i++) y[i] = ((quotient(x[i], &p, divide) + ROUNDER) - ROUNDER) * p.scale;
+    int32_t seen = 0;
+    for (size_t i = 0; i < n; i++) {
+        float shifted = quotient_or_nan(x[i], &p, divide) + ROUNDER;
+        seen |= bits_of(shifted);
+        y[i] = (shifted - ROUNDER) * p.scale;
+    }
+    return seen;
+}
+
+/* NaN is rare: it goes through the loop, and is put right where it was seen. */
+static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *p, int divide)
+{
+    enum { BLOCK = 1024 };
+    for (size_t count; n > 0; x += count, y += count, n -= count) {
+        count = n < BLOCK ? n : BLOCK;
+        if (fake_quantize_block(x, y, count, p, divide) & SPECIAL_BITS)
+            for (size_t i = 0; i < count; i++) y[i] = nan_to_zero(y[i]);
+    }
 }
 
 static void fake_quantize_f32(const float *x, float *y, size_t n, const qk_affine *p)
@@ -317,20 +368,28 @@ static inline float exp_f32(float x)
     return p * float_of((bits_of(shifted) - bits_of(ROUNDER) + 127) << 23);
 }
 
-/* gelu(x) = max(x, 0) - g(|x|) with g(u) = u/2 erfc(u / sqrt 2), a polynomial in t = u / 2.7 - 1 on [0, 5.4] */
+/* gelu(x) = max(x, 0) - u h(u) with u = |x| and h(u) = erfc(u / sqrt 2) / 2, a polynomial in t = u / 2.8 - 1 on [0, 5.6].
+ * Written out, since gcc does not vectorize around a loop over coefficients. */
 static inline float gelu_f32(float x)
 {
-    static const float c[17] = {
-        -1.357188635e-02f, 2.404971514e-03f, 8.338505775e-02f, -4.689817131e-02f, -2.080026269e-01f,
-        2.312611490e-01f, 1.925221980e-01f, -4.977933466e-01f, 2.069105655e-01f, 3.780476451e-01f,
-        -6.127207875e-01f, 3.031818271e-01f, 1.411833912e-01f, -3.035947084e-01f, 2.009332925e-01f,
-        -6.660935283e-02f, 9.360852651e-03f,
-    };
-    float t = at_most(1.0f, __builtin_fmaf(float_of(bits_of(x) & 0x7fffffff), 1.0f / 2.7f, -1.0f));
-    float g = c[0];
-#pragma GCC unroll 16 /* or the loop around this one is not vectorized */
-    for (int i = 1; i < 17; i++) g = __builtin_fmaf(g, t, c[i]);
-    return at_least(0.0f, x) - g;
+    const float u = at_most(5.6f, float_of(bits_of(x) & 0x7fffffff)), t = __builtin_fmaf(u, 1.0f / 2.8f, -1.0f);
+    float h = __builtin_fmaf(3.350354033e-03f, t, -9.743828326e-03f);
+    h = __builtin_fmaf(h, t, -6.163956132e-03f);
+    h = __builtin_fmaf(h, t, 4.740095884e-02f);
+    h = __builtin_fmaf(h, t, -3.045306727e-02f);
+    h = __builtin_fmaf(h, t, -8.045541495e-02f);
+    h = __builtin_fmaf(h, t, 1.369832903e-01f);
+    h = __builtin_fmaf(h, t, -7.294301409e-03f);
+    h = __builtin_fmaf(h, t, -1.892467886e-01f);
+    h = __builtin_fmaf(h, t, 2.183653414e-01f);
+    h = __builtin_fmaf(h, t, -2.863228135e-02f);
+    h = __builtin_fmaf(h, t, -1.980371773e-01f);
+    h = __builtin_fmaf(h, t, 2.747290432e-01f);
+    h = __builtin_fmaf(h, t, -1.980734468e-01f);
+    h = __builtin_fmaf(h, t, 8.687962592e-02f);
+    h = __builtin_fmaf(h, t, -2.216348611e-02f);
+    h = __builtin_fmaf(h, t, 2.555133775e-03f);
+    return __builtin_fmaf(-u, h, at_least(0.0f, x));
 }
 
 /* The bound keeps the quotient at 0 where exp_f32 stops growing. */
@@ -344,6 +403,104 @@ static inline void activate(float *restrict y, qk_activation activation)
         for (int j = 0; j < NR; j++) y[j] = gelu_f32(y[j]);
     else if (activation == QK_SILU)
         for (int j = 0; j < NR; j++) y[j] = silu_f32(y[j]);
+}
+
+/* ---- layer norm (numerics 10) ---- */
+
+/* Sixteen partial sums in two halves, whatever the width of a register: sums are taken in the same order everywhere. */
+typedef float half_lanes __attribute__((vector_size(32), aligned(4), may_alias));
+enum { LANES = 16 };
+
+static inline half_lanes *halves(float *x) { return (half_lanes *)x; }
+static inline const half_lanes *halves_of(const float *x) { return (const half_lanes *)x; }
+
+/* Lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
+static inline float sum_of_lanes(float *sums)
+{
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
+
+/* Three visits of a row, which stays in the L1 cache. Its last n % 16 values run in a buffer padded with zeros. */
+static void layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                           float *y)
+{
+    const size_t whole = n / LANES * LANES, rest = n - whole;
+    float tail[LANES] = {0}, sums[LANES];
+    half_lanes low = {0}, high = {0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        half_lanes a = halves_of(x + i)[0], b = halves_of(x + i)[1];
+        if (residual) a += halves_of(residual + i)[0], b += halves_of(residual + i)[1];
+        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a, high += b;
+    }
+    for (size_t i = 0; i < rest; i++) tail[i] = residual ? x[whole + i] + residual[whole + i] : x[whole + i];
+    halves(sums)[0] = low + halves(tail)[0], halves(sums)[1] = high + halves(tail)[1];
+    const float mean = sum_of_lanes(sums) / (float)n;
+
+    low = high = (half_lanes){0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        const half_lanes a = halves(y + i)[0] - mean, b = halves(y + i)[1] - mean;
+        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a * a, high += b * b;
+    }
+    for (size_t i = 0; i < rest; i++) tail[i] -= mean;
+    halves(sums)[0] = low + halves(tail)[0] * halves(tail)[0], halves(sums)[1] = high + halves(tail)[1] * halves(tail)[1];
+    const float inverse = 1.0f / sqrtf(sum_of_lanes(sums) / (float)n + eps);
+
+    for (size_t i = 0; i < whole; i += LANES / 2)
+        *halves(y + i) = *halves(y + i) * inverse * *halves_of(weight + i) + *halves_of(bias + i);
+    for (size_t i = 0; i < rest; i++) y[whole + i] = tail[i] * inverse * weight[whole + i] + bias[whole + i];
+}
+
+/* ---- attention (numerics 11) ---- */
+
+/* Largest magnitude of a block of rows, as bits: above those of FLT_MAX where a value is not finite. */
+static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t cols)
+{
+    int32_t most = 0;
+    for (size_t i = 0; i < rows; i++, x += stride)
+        for (size_t j = 0; j < cols; j++) {
+            const int32_t magnitude = bits_of(x[j]) & 0x7fffffff;
+            most = magnitude > most ? magnitude : most;
+        }
+    return most;
+}
+
+/* rne(x * inverse) ^ flip, rows of q being ldq apart; |x * inverse| < 128. */
+static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
+                                uint8_t *q, size_t ldq)
+{
+    for (size_t i = 0; i < rows; i++, x += stride, q += ldq) {
+        const float *restrict from = x;
+        uint8_t *restrict to = q;
+        for (size_t j = 0; j < cols; j++) to[j] = (uint8_t)bits_of(from[j] * inverse + ROUNDER) ^ flip;
+    }
+}
+
+/* 255 * 2^x rounded to an integer, for x <= 0: a cubic in the fraction, off by less than 0.02 before rounding. */
+static inline int32_t weight_code(float x)
+{
+    x = at_least(-20.0f, x);
+    const float shifted = x + ROUNDER, r = x - (shifted - ROUNDER);
+    float p = __builtin_fmaf(14.0687752f, r, 61.8658371f);
+    p = __builtin_fmaf(p, r, 176.781555f);
+    p = __builtin_fmaf(p, r, 254.981659f);
+    return bits_of(float_of(bits_of(p) + (int32_t)((uint32_t)bits_of(shifted) << 23)) + ROUNDER) - bits_of(ROUNDER);
+}
+
+/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum. */
+static int32_t attention_weights(const int32_t *restrict score, size_t n, float factor, uint8_t *restrict w)
+{
+    int32_t most = INT32_MIN, sum = 0;
+    for (size_t j = 0; j < n; j++) most = score[j] > most ? score[j] : most;
+    for (size_t j = 0; j < n; j++) {
+        const int32_t code = weight_code((float)(score[j] - most) * factor);
+        w[j] = (uint8_t)code;
+        sum += code;
+    }
+    return sum;
 }
 
 /* ---- requantize (numerics 7) ---- */

@@ -17,3 +17,7 @@
     .f32_to_f16 = f32_to_f16,
     .bf16_to_f32 = bf16_to_f32,
     .f32_to_bf16 = f32_to_bf16,
+    .layer_norm_f32 = layer_norm_f32,
+    .absmax_f32 = absmax_f32,
+    .symmetric_codes_f32 = symmetric_codes_f32,
+    .attention_weights = attention_weights,

@@ -95,6 +95,14 @@ struct qk_kernels {
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);
     void (*f32_to_bf16)(const float *x, uint16_t *y, size_t n);
+
+    /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
+    void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                           float *y);
+    int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
+    void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
+                                uint8_t *q, size_t ldq);
+    int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
 };
 
 extern const qk_kernels qk_kernels_scalar;

@@ -109,4 +109,25 @@ typedef struct {
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 
+/* ---- layers ---- */
+
+/* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
+void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
+                   float eps, float *y);
+
+/* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
+ * Rows hold `heads` heads of `size` values; strides are in elements. */
+typedef struct {
+    const float *q, *k, *v;
+    size_t q_stride, k_stride, v_stride;
+    float *out;
+    size_t out_stride;
+    size_t heads, size, sequences;
+    const int64_t *starts;          /* sequences + 1 of them */
+    float scale;                    /* of the scores, positive */
+} qk_attention_args;
+
+/* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
+int qk_attention(const qk_attention_args *args);
+
 #endif

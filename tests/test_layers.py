@@ -1,0 +1,213 @@
+"""layer_norm and attention against float64, within the bounds of docs/numerics.md, and equal bits everywhere."""
+
+import numpy as np
+import pytest
+
+import qkernels as qk
+from qkernels import _core
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def restore():
+    isa, threads = _core.get_isa(), qk.get_num_threads()
+    yield
+    _core.set_isa(isa)
+    qk.set_num_threads(threads)
+
+
+def everywhere(call):
+    """The result of call(), after checking that every instruction set and thread count gives its bits."""
+    results = []
+    for isa in _core.available_isas():
+        for threads in (1, 2, 3):
+            _core.set_isa(isa)
+            qk.set_num_threads(threads)
+            results.append(call())
+            np.testing.assert_array_equal(results[-1], results[0], err_msg=f"{isa}, {threads} threads")
+    return results[0]
+
+
+def floats(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+# ---- layer_norm ----
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 32, 33, 100, 384, 1000])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_layer_norm_is_within_its_bound(n, with_residual):
+    x, weight, bias = floats(5, 7, n) + 3, floats(n), floats(n)
+    residual = floats(5, 7, n) if with_residual else None
+    y = everywhere(lambda: qk.layer_norm(x, weight, bias, eps=1e-3, residual=residual))
+    s = x.astype(float) + (residual if with_residual else 0)
+    deviation, sigma = s - s.mean(-1, keepdims=True), np.sqrt(s.var(-1, keepdims=True) + 1e-3)
+    exact = deviation / sigma * weight + bias
+    size = np.abs(s).max(-1, keepdims=True) + np.abs(deviation)
+    assert np.all(np.abs(y - exact) <= 2.0**-24 * (np.abs(weight) * (n / 16 + 8) * size / sigma + np.abs(exact) + np.abs(bias)))
+
+
+def test_layer_norm_of_many_rows_uses_threads_with_equal_bits():
+    x = floats(3000, 96)
+    everywhere(lambda: qk.layer_norm(x, np.ones(96, np.float32), np.zeros(96, np.float32)))
+
+
+def test_layer_norm_writes_to_out_which_may_be_an_input():
+    x, residual, ones, zeros = floats(4, 40), floats(4, 40), np.ones(40, np.float32), np.zeros(40, np.float32)
+    expected = qk.layer_norm(x, ones, zeros, residual=residual)
+    for pick in (0, 1):
+        inputs = [x.copy(), residual.copy()]
+        assert qk.layer_norm(inputs[0], ones, zeros, residual=inputs[1], out=inputs[pick]) is inputs[pick]
+        np.testing.assert_array_equal(inputs[pick], expected)
+
+
+def test_layer_norm_takes_strides_and_empty_arrays():
+    x, ones, zeros = floats(6, 20), np.ones(10, np.float32), np.zeros(10, np.float32)
+    np.testing.assert_array_equal(qk.layer_norm(x[::2, ::2], ones, zeros), qk.layer_norm(x[::2, ::2].copy(), ones, zeros))
+    assert qk.layer_norm(np.empty((0, 10), np.float32), ones, zeros).shape == (0, 10)
+    assert qk.layer_norm(np.empty((3, 0), np.float32), ones[:0], zeros[:0]).shape == (3, 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_layer_norm_of_a_row_with_nan_is_nan(bad):
+    x = floats(3, 33)
+    x[1, 32] = bad
+    y = everywhere(lambda: qk.layer_norm(x, np.ones(33, np.float32), np.zeros(33, np.float32)))
+    assert np.isnan(y).tolist() == [[False] * 33, [True] * 33, [False] * 33]
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(x=np.zeros((2, 4))), TypeError, "x must be float32, got float64"),
+    (dict(x=np.float32(1)), ValueError, "x must have at least one axis"),
+    (dict(weight=np.ones(3, np.float32)), ValueError, r"weight must have shape \(4,\) to match the last axis of x, got \(3,\)"),
+    (dict(bias=np.ones(4)), TypeError, "bias must be float32, got float64"),
+    (dict(eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
+    (dict(eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
+    (dict(residual=np.zeros((3, 4), np.float32)), ValueError, r"residual must have shape \(2, 4\) \(as x\), got \(3, 4\)"),
+])
+def test_layer_norm_refuses(change, error, message):
+    out = np.full((2, 4), 7, np.float32)
+    arguments = dict(x=np.ones((2, 4), np.float32), weight=np.ones(4, np.float32), bias=np.zeros(4, np.float32), out=out)
+    with pytest.raises(error, match=message):
+        qk.layer_norm(**(arguments | change))
+    assert np.all(out == 7)
+
+
+def test_layer_norm_refuses_partial_overlap():
+    memory, ones = np.ones(44, np.float32), np.ones(4, np.float32)
+    with pytest.raises(ValueError, match="out must be x itself or not overlap it"):
+        qk.layer_norm(memory[:40].reshape(10, 4), ones, ones, out=memory[4:].reshape(10, 4))
+
+
+# ---- attention ----
+
+
+def exact_attention(q, k, v, heads, starts):
+    """(result, bound on the error) by docs/numerics.md, section 11, in float64."""
+    size = q.shape[1] // heads
+    result, bound = np.zeros(q.shape), np.zeros(q.shape)
+    for begin, end in zip(starts[:-1], starts[1:]):
+        for column in range(0, q.shape[1] if end > begin else 0, size):
+            block = slice(begin, end), slice(column, column + size)
+            qb, kb, vb = (a[block].astype(float) for a in (q, k, v))
+            scores = qb @ kb.T / np.sqrt(size)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            total = weights.sum(axis=1, keepdims=True)
+            result[block] = weights / total @ vb
+            delta = np.sqrt(size) * abs(qb).max() * abs(kb).max() * (1 / 127 + 1 / (4 * 127**2))
+            spread = np.exp(2 * delta)
+            bound[block] = abs(vb).max() * (spread - 1 + 1.04 * (end - begin) * spread / (255 * total) + 1 / 254) + 1e-6
+    return result, bound
+
+
+@pytest.mark.parametrize("heads, size", [(1, 1), (3, 5), (2, 16), (12, 32), (1, 64), (2, 33)])
+@pytest.mark.parametrize("starts", [[0, 1], [0, 16], [0, 3, 3, 70], [0, 33, 34, 162], [0, 0]])
+def test_attention_is_within_its_bound(heads, size, starts):
+    qkv = floats(starts[-1], 3 * heads * size)
+    q, k, v = np.split(qkv, 3, axis=1)
+    y = everywhere(lambda: qk.attention(q, k, v, heads, starts=starts))
+    exact, bound = exact_attention(q, k, v, heads, starts)
+    assert np.all(abs(y - exact) <= bound)
+    if starts[-1] > 60 and size > 15:
+        assert np.abs(y - exact).mean() < 0.01   # what is usual; the bound is the worst case
+
+
+def test_attention_of_equal_scores_is_the_mean():
+    v = floats(50, 8)
+    y = qk.attention(np.zeros_like(v), floats(50, 8), v, 2)
+    np.testing.assert_allclose(y, np.broadcast_to(v.mean(axis=0), y.shape), atol=abs(v).max() / 254 + 1e-6)
+
+
+def test_attention_of_sharp_scores_picks_one_token():
+    q = 100 * np.eye(20, dtype=np.float32)
+    v = floats(20, 20)
+    np.testing.assert_allclose(qk.attention(q, q, v, 1), v, atol=abs(v).max() / 254 + 1e-6)
+
+
+def test_attention_keeps_sequences_apart():
+    q, k, v = floats(3, 40, 24)
+    y = qk.attention(q, k, v, 3, starts=[0, 25, 40])
+    np.testing.assert_array_equal(y[:25], qk.attention(q[:25], k[:25], v[:25], 3))
+    np.testing.assert_array_equal(y[25:], qk.attention(q[25:], k[25:], v[25:], 3))
+
+
+@pytest.mark.parametrize("magnitude", [0, 1e-45, 1e-38, 1e-20, 1e19, 3e38])
+def test_attention_of_extreme_magnitudes_is_finite(magnitude):
+    x = np.clip(floats(30, 16), -1, 1) * np.float32(magnitude)
+    y = everywhere(lambda: qk.attention(x, x, x, 2))
+    assert np.all(np.isfinite(y)) and np.all(abs(y) <= abs(x).max() * 1.0001 + 1e-30)
+
+
+def test_attention_takes_any_strides_and_out():
+    q, k, v = floats(3, 10, 8)
+    expected, out = qk.attention(q, k, v, 2), np.empty((10, 8), np.float32)
+    assert qk.attention(np.asfortranarray(q), k[::-1][::-1], v, 2, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_attention_refuses_values_that_are_not_finite(name):
+    arrays = {"q": floats(5, 4), "k": floats(5, 4), "v": floats(5, 4)}
+    arrays[name][3, 2] = np.nan
+    with pytest.raises(ValueError, match=rf"{name} has 1 NaN or infinite values, the first at \(3, 2\)"):
+        qk.attention(**arrays, heads=2)
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(q=np.ones((6, 4))), TypeError, "q must be float32, got float64"),
+    (dict(v=np.ones(4, np.float32)), ValueError, r"v must have shape \(tokens, width\), got \(4,\)"),
+    (dict(k=np.ones((5, 4), np.float32)), ValueError, r"k must have shape \(6, 4\) \(as q\), got \(5, 4\)"),
+    (dict(heads=3), ValueError, "heads must divide the 4 columns of q .* got 3"),
+    (dict(heads=0), ValueError, "heads must divide the 4 columns of q .* got 0"),
+    (dict(scale=0.0), ValueError, "scale must be positive and finite, got 0.0"),
+    (dict(starts=[0, 4]), ValueError, "starts must begin with 0 and end with the 6 tokens of q, got 0 and 4"),
+    (dict(starts=[0, 5, 3, 6]), ValueError, "starts must ascend by at most 65536, got 5 then 3 at 1"),
+    (dict(starts=[0.0, 6.0]), ValueError, "starts must be a 1-D array of integers"),
+])
+def test_attention_refuses(change, error, message):
+    ones, out = np.ones((6, 4), np.float32), np.full((6, 4), 7, np.float32)
+    with pytest.raises(error, match=message):
+        qk.attention(**(dict(q=ones, k=ones, v=ones, heads=2, out=out) | change))
+    assert np.all(out == 7)
+
+
+def test_attention_refuses_overlapping_out():
+    x = floats(6, 4)
+    with pytest.raises(ValueError, match="out must not overlap k"):
+        qk.attention(x.copy(), x, x.copy(), 2, out=x)
+
+
+# ---- gelu, which linear applies ----
+
+
+def test_gelu_is_within_its_bound():
+    from scipy.special import erfc
+
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    one = qk.pack(np.zeros((1, len(x)), np.int8), qk.QParams(1.0))
+    y = everywhere(lambda: qk.linear(np.zeros((1, 1), np.float32), one, x, activation="gelu"))[0]
+    exact = x.astype(float) / 2 * erfc(-x.astype(float) / np.sqrt(2))
+    assert np.all(abs(y - exact) <= 2.5e-7 + np.maximum(x, 0) * 2.0**-24)
+    assert y[2000] == 0

@@ -1,0 +1,94 @@
+"""The example on a tiny random model of the same structure, so that no download is needed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SPEC = importlib.util.spec_from_file_location("minilm", Path(__file__).parents[1] / "examples" / "minilm.py")
+minilm = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(minilm)
+
+CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.default_rng(0)
+    shapes = {f"embeddings.{name}_embeddings.weight": (rows, 64)
+              for name, rows in (("word", 500), ("position", 40), ("token_type", 2))}
+    shapes |= {f"embeddings.LayerNorm.{kind}": (64,) for kind in ("weight", "bias")}
+    for i in range(CONFIG["num_hidden_layers"]):
+        for name, outputs, inputs in (("attention.self.query", 64, 64), ("attention.self.key", 64, 64),
+                                      ("attention.self.value", 64, 64), ("attention.output.dense", 64, 64),
+                                      ("intermediate.dense", 256, 64), ("output.dense", 64, 256)):
+            shapes |= {f"encoder.layer.{i}.{name}.weight": (outputs, inputs), f"encoder.layer.{i}.{name}.bias": (outputs,)}
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {f"encoder.layer.{i}.{name}.{kind}": (64,) for kind in ("weight", "bias")}
+    values = {name: rng.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[-1])) for name, shape in shapes.items()}
+    return {name: value + 1 if name.endswith("LayerNorm.weight") else value for name, value in values.items()}
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(1)
+    return [rng.integers(0, 500, length) for length in [7, 40, 3, 40, 16, 1, 40, 25]]
+
+
+def embed_all(model, tokens, most):
+    embeddings = np.empty((len(tokens), 64), np.float32)
+    for batch in minilm.make_batches(tokens, most):
+        embeddings[batch.sentences] = model.embed(batch)
+    return embeddings
+
+
+def test_int8_points_where_float32_does(weights, tokens):
+    exact = embed_all(minilm.NumPyFloat32(weights, CONFIG), tokens, 100)
+    int8 = embed_all(minilm.QKernelsInt8(weights, CONFIG), tokens, 100)
+    np.testing.assert_allclose(np.linalg.norm(int8, axis=1), 1, rtol=1e-5)
+    assert (exact * int8).sum(axis=1).min() > 0.995
+
+
+def test_torch_and_numpy_agree(weights, tokens):
+    pytest.importorskip("torch")
+    exact = embed_all(minilm.NumPyFloat32(weights, CONFIG), tokens, 100)
+    np.testing.assert_allclose(embed_all(minilm.TorchFloat32(weights, CONFIG), tokens, 100), exact, atol=2e-5)
+
+
+def test_batches_do_not_change_an_embedding(weights, tokens):
+    model = minilm.QKernelsInt8(weights, CONFIG)
+    np.testing.assert_array_equal(embed_all(model, tokens, 1), embed_all(model, tokens, 1000))
+
+
+def test_linear_weights_are_four_times_smaller(weights):
+    exact, int8 = (kind(weights, CONFIG).linear_bytes for kind in (minilm.NumPyFloat32, minilm.QKernelsInt8))
+    assert exact / int8 > 3.7   # the rest is one scale for each output
+
+
+def test_batches_hold_each_sentence_once_and_no_padding(tokens):
+    batches = minilm.make_batches(tokens, 60)
+    assert sorted(i for batch in batches for i in batch.sentences) == list(range(len(tokens)))
+    for batch in batches:
+        for i, begin, end in zip(batch.sentences, batch.starts[:-1], batch.starts[1:]):
+            np.testing.assert_array_equal(batch.ids[begin:end], tokens[i])
+            np.testing.assert_array_equal(batch.positions[begin:end], np.arange(end - begin))
+
+
+def test_recall_counts_queries_whose_nearest_document_is_their_own():
+    documents = np.eye(4, dtype=np.float32)
+    queries = documents[[0, 1, 3, 2]]
+    assert minilm.recall_at_1(queries, documents) == 0.5
+
+
+def test_docstrings_are_split_after_the_first_sentence():
+    text = "f(x, y=1.0)\n\nReturn 1.5 times\nthe sum. Nothing else.\n\nNotes\n-----\nSome."
+    assert minilm.split_docstring(text) == ("Return 1.5 times the sum.", "Nothing else.\n\nNotes\n-----\nSome.")
+    assert minilm.split_docstring("") == ("", "")
+
+
+def test_docstrings_of_numpy_and_scipy():
+    docstrings = minilm.collect_docstrings()
+    assert len(docstrings) > 1000
+    assert len({d.query for d in docstrings}) == len(docstrings)
+    assert {"numpy.linspace", "scipy.signal.butter"} <= {d.function for d in docstrings}
