@@ -3,11 +3,13 @@ the instruction set of QKERNELS_ISA where it can be."""
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 THREADS = int(os.environ.get("QKERNELS_NUM_THREADS") or 1)
+TIMER = "thread_time" if THREADS == 1 else "perf_counter"
 THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 
 # Overrides that would slow OpenBLAS, and what holds each library to AVX2.
@@ -49,6 +51,7 @@ def pytest_configure(config):
     set_environment(config)
     pin()
     config.stash[ROWS] = []
+    config.option.benchmark_timer = f"time.{TIMER}"
     config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON works as ever
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
 
@@ -57,9 +60,11 @@ def pytest_configure(config):
 def isa(request):
     """The instruction set of this run, with every peer settled before it is used."""
     import peers
+    import race as racing
 
     from qkernels import _core
 
+    racing.timer = getattr(time, TIMER)
     isa, best = _core.get_isa(), _core.available_isas()[0]
     peers.settle(isa, best, THREADS)
     request.config.stash[ISA] = isa
