@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
+#define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
 
 static inline int32_t bits_of(float v)
 {
@@ -43,14 +44,16 @@ static inline int32_t round_to_int(float v, int half_away)
 
 /* ---- quantize (numerics 3) ---- */
 
-/* x / scale, within [v_lo, v_hi] up to rounding; NaN is 0. `divide` is a constant where this is inlined. */
-static inline float quotient(float x, const qk_affine *p, int divide)
+/* x / scale, within [v_lo, v_hi] up to rounding; NaN stays. `divide` is a constant where this is inlined. */
+static inline float quotient_or_nan(float x, const qk_affine *p, int divide)
 {
-    if (divide) return clamp(nan_to_zero(x / p->scale), p->v_lo, p->v_hi);
-    x = clamp(nan_to_zero(x), p->x_lo, p->x_hi);
+    if (divide) return clamp(x / p->scale, p->v_lo, p->v_hi);
+    x = clamp(x, p->x_lo, p->x_hi);
     float q = x * p->reciprocal;
     return __builtin_fmaf(__builtin_fmaf(-q, p->scale, x), p->reciprocal, q);
 }
+
+static inline float quotient(float x, const qk_affine *p, int divide) { return nan_to_zero(quotient_or_nan(x, p, divide)); }
 
 static inline int must_divide(const qk_affine *p) { return !HAVE_FMA || p->reciprocal == 0; }
 
@@ -124,8 +127,10 @@ static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine
 #ifdef GROUP
     if (n >= GROUP && !p->half_away && !must_divide(p)) {
         const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
-        for (size_t i = 0; i < n; i = next_group(i, n))
+        for (size_t i = 0; i + GROUP <= n; i += GROUP)
             if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
+        x += n - GROUP, q += n - GROUP; /* the last group overlaps its neighbour instead of leaving a tail */
+        if (n % GROUP && !quantize_group(x, q, &fixed)) quantize_any(x, q, 1, GROUP, p);
         return;
     }
 #endif
@@ -176,11 +181,39 @@ static inline void dequantize_run(const void *restrict q, qk_dtype from, float *
     for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point) * scale;
 }
 
+#ifdef HAVE_WIDEN
+/* 8-bit codes, GROUP at a time; the array of codes lives in registers. Returns how many are done. */
+static inline size_t dequantize_groups(const uint8_t *restrict q, int is_signed, float *restrict y, size_t n,
+                                       const qk_affine *p)
+{
+    const float scale = p->scale;
+    const int32_t zero_point = p->zero_point;
+    size_t done = 0;
+    for (; n - done >= GROUP; done += GROUP) {
+        int32_t codes[GROUP];
+        widen_group(q + done, is_signed, codes);
+        for (int j = 0; j < GROUP; j++) y[done + j] = difference(codes[j], zero_point) * scale;
+    }
+    return done;
+}
+#endif
+
+static void dequantize_8(const uint8_t *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
+{
+    size_t done = 0;
+#ifdef HAVE_WIDEN
+    done = from == QK_I8 ? dequantize_groups(q, 1, y, n, p) : dequantize_groups(q, 0, y, n, p);
+#endif
+    if (from == QK_I8)
+        dequantize_run(q + done, QK_I8, y + done, n - done, p);
+    else
+        dequantize_run(q + done, QK_U8, y + done, n - done, p);
+}
+
 static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
 {
     switch (from) {
-    case QK_I8: dequantize_run(q, QK_I8, y, n, p); break;
-    case QK_U8: dequantize_run(q, QK_U8, y, n, p); break;
+    case QK_I8: case QK_U8: dequantize_8(q, from, y, n, p); break;
     case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
     case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
     case QK_I4: dequantize_run(q, QK_I4, y, n, p); break;
@@ -216,10 +249,28 @@ static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_
     }
 }
 
-static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *given, int divide)
+/* Returns the bits of all sums or-ed: those of SPECIAL_BITS are set where, and only where, some x is NaN. x may be y. */
+static inline int32_t fake_quantize_block(const float *x, float *y, size_t n, const qk_affine *given, int divide)
 {
     const qk_affine p = *given;
-    for (size_t i = 0; i < n; i++) y[i] = ((quotient(x[i], &p, divide) + ROUNDER) - ROUNDER) * p.scale;
+    int32_t seen = 0;
+    for (size_t i = 0; i < n; i++) {
+        float shifted = quotient_or_nan(x[i], &p, divide) + ROUNDER;
+        seen |= bits_of(shifted);
+        y[i] = (shifted - ROUNDER) * p.scale;
+    }
+    return seen;
+}
+
+/* NaN is rare: it goes through the loop, and is put right where it was seen. */
+static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *p, int divide)
+{
+    enum { BLOCK = 1024 };
+    for (size_t count; n > 0; x += count, y += count, n -= count) {
+        count = n < BLOCK ? n : BLOCK;
+        if (fake_quantize_block(x, y, count, p, divide) & SPECIAL_BITS)
+            for (size_t i = 0; i < count; i++) y[i] = nan_to_zero(y[i]);
+    }
 }
 
 static void fake_quantize_f32(const float *x, float *y, size_t n, const qk_affine *p)

@@ -24,9 +24,7 @@
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
 static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
 {
-    __m256 v = _mm256_loadu_ps(x);
-    __asm__("" : "+x"(v)); /* read once: gcc would rather read again as an operand */
-    const __m256 q = _mm256_mul_ps(v, reciprocal);
+    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
     return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
 }
 
@@ -84,11 +82,22 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
+/* 32 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
+static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
+{
+    for (int i = 0; i < 32; i += 8) {
+        const __m128i codes = _mm_loadl_epi64((const __m128i *)(q + i));
+        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(codes) : _mm256_cvtepu8_epi32(codes);
+        _mm256_storeu_si256((__m256i *)(to + i), wide);
+    }
+}
+
 #define MR 6
 #define NR 16
 #define KR 2
 #define HAVE_FMA 1
 #define GROUP 32
+#define HAVE_WIDEN
 #include "elementwise.inc.h"
 #include "products.inc.h"
 

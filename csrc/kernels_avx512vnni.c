@@ -93,6 +93,18 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
+#ifndef QK_SIMDE /* which lacks these conversions */
+#define HAVE_WIDEN
+/* 64 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
+static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
+{
+    for (int i = 0; i < 64; i += 16) {
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(q + i));
+        _mm512_storeu_si512(to + i, is_signed ? _mm512_cvtepi8_epi32(codes) : _mm512_cvtepu8_epi32(codes));
+    }
+}
+#endif
+
 #define MR 12
 #define NR 32
 #define KR 4

@@ -623,6 +623,16 @@ cdef float_bias(Packed b, bias):
     return b.padded(given, np.float32)
 
 
+cdef bint rows_are_finite(qk_left *left, size_t k) noexcept nogil:
+    """Before anything is written to an `out` that an error must leave untouched."""
+    cdef float lo, hi
+    cdef size_t i
+    for i in range(left.m):
+        if not qk_minmax(<const float *>(<const char *>left.a + <ptrdiff_t>i * left.row_stride), k, &lo, &hi):
+            return False
+    return True
+
+
 def linear(cnp.ndarray x, Packed b, bias, activation, out):
     """float32 x (..., k)."""
     cdef qk_left left
@@ -636,8 +646,10 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     if out is not None:
         refuse_overlap(y, x, "x")
         if bias is not None:
-            refuse_overlap(y, bias_array, "bias")
+            refuse_overlap(y, bias, "bias")
     refuse_overflow(b, 255, 0)
+    if out is not None and not rows_are_finite(&left, <size_t>b.k):
+        raise_not_finite(x)
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
     right.out = cnp.PyArray_DATA(y)
@@ -650,8 +662,9 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
 
 
 def qlinear(q, params, Packed b, out_params, rounding, activation, multiplier, mantissa, shift, real_scale, int_bias,
-            real_bias, out):
-    """q (..., k) codes; column arrays have n entries; params and out_params are per tensor."""
+            real_bias, bias, out):
+    """q (..., k) codes; column arrays have n entries; params and out_params are per tensor. `bias` is int_bias or real_bias
+    as the caller gave it."""
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
     cdef qk_left left
@@ -670,7 +683,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, multiplier, m
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
-        refuse_overlap(y, int_bias if int_bias is not None else real_bias, "bias")
+        refuse_overlap(y, bias, "bias")
     cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
     cdef int64_t bias_size = 0 if int_bias is None else int(np.abs(int_bias.astype(np.int64)).max(initial=0))
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)

@@ -248,13 +248,13 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
         exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
         return _core.qlinear(q, params, packed, out_params, rounding, activation, None, mantissa, shift, None, int_bias,
-                             None, out)
+                             None, bias, out)
     real_scale = params.scale * packed.params.scale
     multiplier, _, _ = multiplier_arrays(real_scale / out_params.scale, rounding)
     if real_bias is not None and activation in (None, "relu"):
         real_bias = real_bias / out_params.scale
     return _core.qlinear(q, params, packed, out_params, rounding, activation, multiplier, None, None, real_scale, int_bias,
-                         real_bias, out)
+                         real_bias, bias, out)
 
 
 def _split_bias(bias, n, rounding):

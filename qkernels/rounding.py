@@ -49,7 +49,7 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     array([  0,  13, 255], dtype=uint8)
     """
     acc = np.asarray(acc)
-    if acc.dtype != np.int32:
+    if acc.dtype.newbyteorder("=") != np.int32:
         raise TypeError(f"acc must be int32, got {acc.dtype}")
     check_params(params, "params")
     if params.dtype in FLOAT_CODES:

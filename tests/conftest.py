@@ -1,6 +1,13 @@
 import pytest
+from hypothesis import HealthCheck, settings
 
+import qkernels as qk
 from qkernels import _core
+
+# `isas` serves every example of a test alike; the same examples in each run, so that a failure is found again.
+settings.register_profile("qkernels", deadline=None, derandomize=True,
+                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.load_profile("qkernels")
 
 
 @pytest.fixture
@@ -15,3 +22,16 @@ def isas():
     before = _core.get_isa()
     yield each
     _core.set_isa(before)
+
+
+@pytest.fixture
+def variants(isas):
+    """Likewise, each instruction set with 1, 2 and 3 threads."""
+
+    def each():
+        for name in isas():
+            for threads in (1, 2, 3):
+                with qk.num_threads(threads):
+                    yield f"{name}, {threads} threads"
+
+    return each

@@ -1,0 +1,109 @@
+"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache).
+
+numkong and OpenBLAS have none of these.
+"""
+
+import numpy as np
+import peers
+import pytest
+from arrays import aligned, aligned_empty, random_codes, random_floats
+from limits import moving
+from race import Contender, exactly, within
+
+import qkernels as qk
+
+SHAPE = (256, 1024)
+COUNT = 256 * 1024
+FLOAT = 4
+AXES = pytest.mark.parametrize("axis", [None, 0, 1], ids=["per tensor", "axis 0", "last axis"])
+
+
+def layout(axis):
+    """scale and zero point, uint8, as arrays that every library takes; and how the case is called."""
+    if axis is None:
+        return np.float32(0.0231), np.uint8(117), ""
+    random = np.random.default_rng(3)
+    scale = random.uniform(0.01, 0.04, SHAPE[axis]).astype(np.float32)
+    return scale, random.integers(100, 150, SHAPE[axis]).astype(np.uint8), " axis 0" if axis == 0 else " last axis"
+
+
+def along(values, axis):
+    """The shape that broadcasts over SHAPE."""
+    return values[:, None] if axis == 0 else values
+
+
+def exact_codes(x, scale, zero_point, axis):
+    codes = np.rint(x / along(scale, axis)) + along(zero_point, axis).astype(np.float32)
+    return np.clip(codes, 0, 255).astype(np.uint8)
+
+
+def exact_values(codes, scale, zero_point, axis):
+    return (codes.astype(np.float32) - along(zero_point, axis)) * along(scale, axis)
+
+
+def onnx_axis(axis):
+    return {} if axis is None else {"axis": axis}
+
+
+@AXES
+def test_quantize(race, axis):
+    x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
+    params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "uint8")
+    race(
+        f"quantize{name}", work=COUNT * (FLOAT + 1), unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.quantize(x, params, out=out), lambda: out),
+        peers=[peers.ort_quantize(x, scale, zero_point, **onnx_axis(axis)), peers.torch_quantize(x, scale, zero_point, axis)],
+        # torch multiplies by the reciprocal
+        check=within(exact_codes(x, scale, zero_point, axis), step=1), limits=[moving(COUNT * FLOAT, COUNT)],
+    )  # fmt: skip
+
+
+@AXES
+def test_dequantize(race, axis):
+    q, (scale, zero_point, name) = random_codes("uint8", *SHAPE), layout(axis)
+    params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "float32")
+    race(
+        f"dequantize{name}", work=COUNT * (1 + FLOAT), unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.dequantize(q, params, out=out), lambda: out),
+        peers=[peers.ort_dequantize(q, scale, zero_point, **onnx_axis(axis)), peers.torch_dequantize(q, scale, zero_point, axis)],
+        check=within(exact_values(q, scale, zero_point, axis), step=1e-6), limits=[moving(COUNT, COUNT * FLOAT)],
+    )  # fmt: skip
+
+
+@AXES
+def test_fake_quantize(race, axis):
+    x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
+    params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "float32")
+    expected = exact_values(exact_codes(x, scale, zero_point, axis), scale, zero_point, axis)
+    race(
+        f"fake_quantize{name}", work=COUNT * 2 * FLOAT, unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.fake_quantize(x, params, out=out), lambda: out),
+        peers=[peers.ort_fake_quantize(x, scale, zero_point, **onnx_axis(axis)), peers.torch_fake_quantize(x, scale, zero_point, axis)],
+        check=within(expected, step=1.01 * np.max(scale)), limits=[moving(COUNT * FLOAT, COUNT * FLOAT)],
+    )  # fmt: skip
+
+
+def test_dynamic_quantize(race):
+    """torch's observers are modules of many calls, left out."""
+    x = random_floats(*SHAPE)
+    lo, hi = min(x.min(), 0), max(x.max(), 0)
+    scale = np.float32(hi - lo) / np.float32(255)
+    zero_point = np.uint8(np.rint(-lo / scale))
+    race(
+        "dynamic_quantize", work=COUNT * (2 * FLOAT + 1), unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.dynamic_quantize(x), lambda: qk.dynamic_quantize(x)[0]),
+        peers=[peers.ort_dynamic_quantize(x)],
+        check=exactly(exact_codes(x, scale, zero_point, None)), limits=[moving(COUNT * 2 * FLOAT, COUNT)],
+    )  # fmt: skip
+
+
+def test_quantize_small(race):
+    """The cost of a call."""
+    x, (scale, zero_point, _) = aligned(random_floats(64)), layout(None)
+    params, out = qk.QParams(scale, zero_point, "uint8"), aligned_empty((64,), "uint8")
+    race(
+        "quantize 64 floats", work=64 * (FLOAT + 1), unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.quantize(x, params, out=out), lambda: out),
+        peers=[peers.ort_quantize(x, scale, zero_point), peers.torch_quantize(x, scale, zero_point)],
+        check=within(exact_codes(x, scale, zero_point, None), step=1, most=0.05), limits=[],
+    )  # fmt: skip

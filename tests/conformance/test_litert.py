@@ -1,0 +1,176 @@
+"""LiteRT's answers on 9 million values of `tflite` and 3 million of `gemmlowp`: not one differs, on any instruction set.
+
+`tflite`: its reference FULLY_CONNECTED kernel, which multiplies sums by input_scale * filter_scale / output_scale in
+double and rounds once. 31 bits of that multiplier give the same code but where the product comes within one part in
+2**32 of a tie; ties themselves, which scales of few bits make, have a test of their own.
+`gemmlowp`: its QUANTIZE kernel from int32, which rounds twice as all its other kernels do; ties and all.
+"""
+
+import flatbuffers
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+
+TYPES = {"int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16, "int32": schema.TensorType.INT32}
+
+
+def tensor(shape, dtype, params=None):
+    """A tensor's description; `params` = (scale or one scale a row, zero point)."""
+    t = schema.TensorT()
+    t.name, t.shape, t.type, t.buffer = b"", list(shape), TYPES[np.dtype(dtype).name], 0
+    if params is not None:
+        t.quantization = schema.QuantizationParametersT()
+        t.quantization.scale = np.atleast_1d(params[0]).astype(np.float32)
+        t.quantization.zeroPoint = np.full(np.size(params[0]), params[1], np.int64)
+        t.quantization.quantizedDimension = 0
+    return t
+
+
+def litert_run(x, operator, options_name, options, tensors, constants):
+    """The last of `tensors` as the reference kernel computes it. The first is x; `constants` are those between, or None
+    for an input that is left out."""
+    model, graph, node, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
+    model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [code], [graph]
+    code.builtinCode = code.deprecatedBuiltinCode = operator
+    code.version = 4
+    for t, constant in zip(tensors[1:], constants):
+        if constant is not None:
+            data = schema.BufferT()
+            data.data = np.frombuffer(np.ascontiguousarray(constant).tobytes(), np.uint8)
+            t.buffer = len(model.buffers)
+            model.buffers.append(data)
+    last = len(tensors) - 1
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [0], [last], [node]
+    node.inputs = [0] + [-1 if constant is None else i for i, constant in enumerate(constants, 1)]
+    node.opcodeIndex, node.outputs = 0, [last]
+    node.builtinOptionsType, node.builtinOptions = getattr(schema.BuiltinOptions, options_name), options
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    interpreter = Interpreter(model_content=bytes(builder.Output()), num_threads=1,
+                              experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+def fully_connected(x, px, w, pw, py, bias=None, relu=False):
+    """int8 codes x (m, k) times weights w (n, k); each p is (scale, zero point)."""
+    options = schema.FullyConnectedOptionsT()
+    options.fusedActivationFunction = getattr(schema.ActivationFunctionType, "RELU" if relu else "NONE")
+    tensors = [tensor(x.shape, x.dtype, px), tensor(w.shape, w.dtype, pw),
+               tensor(w.shape[:1], np.int32, (np.float32(px[0]) * pw[0], 0)), tensor((len(x), len(w)), np.int8, py)]
+    return litert_run(x, schema.BuiltinOperator.FULLY_CONNECTED, "FullyConnectedOptions", options, tensors, [w, bias])
+
+
+def qlinear(x, px, w, pw, py, bias=None, relu=False):
+    scale, zero_point = pw
+    packed = qk.pack(w.T, qk.QParams(scale, np.full(np.shape(scale), zero_point), axis=1 if np.ndim(scale) else None))
+    return qk.qlinear(x, qk.QParams(*px), packed, qk.QParams(*py), bias,
+                      activation="relu" if relu else None, rounding="tflite")
+
+
+def multiplier(px, pw, py):
+    """In double, from scales in float32."""
+    return np.float64(px[0]) * np.float64(pw[0]) / np.float64(py[0])
+
+
+def sums(x, px, w, pw):
+    return (x.astype(np.int64) - px[1]) @ (w.astype(np.int64) - pw[1]).T
+
+
+def random_codes(rng, shape, limit=128):
+    """int8 codes of magnitude up to limit, a third of them at the ends."""
+    ends = rng.choice([-limit, limit - 1], shape)
+    return np.where(rng.random(shape) < 1 / 3, ends, rng.integers(-limit, limit, shape)).astype(np.int8)
+
+
+def random_scale(rng, shape=()):
+    return rng.uniform(0.01, 1, shape).astype(np.float32)
+
+
+SHAPES = [(1027, 67, 33), (4099, 1, 5), (513, 129, 65), (7, 1031, 17), (1, 2, 1)]  # m, k, n
+
+
+@pytest.mark.parametrize("limit", [128, 2], ids=["multiplier_below_1", "multiplier_above_1"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_tflite(per_column, with_bias, relu, limit, isas):
+    """1.4 million outputs in all, spread over all codes, a few of them saturated."""
+    rng = np.random.default_rng(0)
+    for m, k, n in SHAPES:
+        x, w = random_codes(rng, (m, k), limit), random_codes(rng, (n, k), limit)
+        px = random_scale(rng), rng.integers(-limit, limit)
+        pw = random_scale(rng, n if per_column else ()), 0 if per_column else rng.integers(-limit, limit)
+        acc = sums(x, px, w, pw)
+        bias = rng.integers(-limit * limit, limit * limit, n).astype(np.int32) if with_bias else None
+        py = np.float32(px[0] * np.mean(pw[0]) * (acc.std() + limit * limit * with_bias + 1) / 50), rng.integers(-50, 50)
+        want = fully_connected(x, px, w, pw, py, bias, relu)
+        for isa in isas():
+            assert_array_equal(qlinear(x, px, w, pw, py, bias, relu), want, err_msg=isa, strict=True)
+            if not relu:
+                got = qk.requantize(acc.astype(np.int32), multiplier(px, pw, py), qk.QParams(*py), bias=bias,
+                                    rounding="tflite")
+                assert_array_equal(got, want, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("per_column", [False, True])
+def test_tflite_near_ties(per_column, isas):
+    """3.9 million outputs each time: all pairs of codes, with scales for which one sum in each column comes as close to a tie as float32
+    scales allow. That tells a multiplier from float, or from a product of scales in float, from the one in double."""
+    rng = np.random.default_rng(1)
+    x = np.stack(np.divmod(np.arange(65536), 256), axis=1).astype(np.uint8).view(np.int8)
+    for _ in range(30):
+        w = np.array([[127, 1], [-128, 3]], np.int8)
+        column_sum, code = rng.integers(9000, 16000, 2), rng.integers(40, 127, 2) + 0.5
+        px, pw = random_scale(rng), random_scale(rng)
+        py = np.float32(px * np.float64(pw) * column_sum[0] / code[0])
+        if per_column:
+            pw = (py * code / (px * column_sum.astype(np.float64))).astype(np.float32)
+        px, pw, py = (px, 0), (pw, 0), (py, 0)
+        want = fully_connected(x, px, w, pw, py)
+        for isa in isas():
+            assert_array_equal(qlinear(x, px, w, pw, py), want, err_msg=isa, strict=True)
+
+
+def test_tflite_ties(isas):
+    """Where the product is exactly halfway between codes, we round up, as ruy and TFLITE_SINGLE_ROUNDING do (numerics 7);
+    the reference kernel rounds away from zero: one lower where the product is negative, and nowhere else."""
+    rng = np.random.default_rng(2)
+    px, pw, py = (2.0**-5, -1), (2.0**-8, 0), (2.0**-1, 0)
+    for k in (13, 14, 15):
+        x, w = random_codes(rng, (1031, k)), random_codes(rng, (67, k))
+        product = sums(x, px, w, pw) * multiplier(px, pw, py)
+        tie_below_zero = (product < 0) & (product % 1 == 0.5)
+        assert np.abs(product).max() < 127 and tie_below_zero.sum() > 5
+        want = fully_connected(x, px, w, pw, py)
+        for isa in isas():
+            assert_array_equal(qlinear(x, px, w, pw, py) - tie_below_zero.astype(np.int8), want, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16"])
+@pytest.mark.parametrize("powers_of_two", [False, True])
+def test_gemmlowp(dtype, powers_of_two, isas):
+    """3.1 million sums in all by multipliers from 2**-31 to 2**7; half of the sums near the code's range, half anywhere."""
+    rng = np.random.default_rng(3)
+    n, codes = 20_011, np.iinfo(dtype)
+    for exponent in range(-31, 8):
+        scale_in, scale_out = np.float32(2.0**exponent), np.float32(1)
+        if not powers_of_two:
+            scale_in, scale_out = scale_in * np.float32(rng.uniform(0.5, 1)), random_scale(rng)
+        m = np.float64(scale_in) / np.float64(scale_out)
+        largest = int(2**30 / max(2 * m, 1))  # the shifted sum must fit int32, LiteRT lets it wrap
+        near = min(int(codes.max / m) + 1, largest)
+        acc = np.where(rng.random(n) < 0.5, rng.integers(-near, near, n), rng.integers(-largest, largest, n))
+        acc = acc.astype(np.int32)
+        zero_point = rng.integers(-100, 100) if dtype == "int8" else 0
+        tensors = [tensor((n,), np.int32, (scale_in, 0)), tensor((n,), dtype, (scale_out, zero_point))]
+        want = litert_run(acc, schema.BuiltinOperator.QUANTIZE, "QuantizeOptions", schema.QuantizeOptionsT(), tensors, [])
+        params = qk.QParams(1, zero_point, dtype)
+        for isa in isas():
+            assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)

@@ -1,0 +1,719 @@
+"""The products against NumPy in wider types: matmul exactly, linear and qlinear bit for bit by the formulas of
+docs/numerics.md, sections 6 to 8; on every instruction set, at 1, 2 and 3 threads."""
+
+import math
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+
+PAIRS = [(a, b) for a in ("uint8", "int8") for b in ("uint8", "int8")]
+every_pair = pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS)
+
+
+def code_range(dtype):
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
+
+
+def random_codes(rng, shape, dtype):
+    """Codes, a third of which are at the ends of the range, where a kernel that saturates would be wrong."""
+    low, high = code_range(dtype)
+    ends = rng.choice([low, high], shape)
+    return np.where(rng.random(shape) < 1 / 3, ends, rng.integers(low, high + 1, shape)).astype(dtype)
+
+
+def exact(a, b, a_zero_point=0, b_zero_point=0):
+    """The sums as integers in float64, which holds them: K * 510**2 < 2**53."""
+    a_zero_point = np.asarray(a_zero_point, np.float64)
+    left = a.astype(np.float64) - (a_zero_point[..., None] if a_zero_point.ndim else a_zero_point)
+    return left @ (b.astype(np.float64) - b_zero_point)
+
+
+def wrapped(sums):
+    """Modulo 2**32, as int32."""
+    return sums.astype(np.int64).astype(np.int32)
+
+
+# ---- layouts ----
+
+
+def unaligned(x):
+    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def wider(x):
+    """A view of columns of a wider array: unit stride, rows further apart."""
+    padded = np.empty((*x.shape[:-1], x.shape[-1] + 7), x.dtype)
+    padded[..., 3 : 3 + x.shape[-1]] = x
+    return padded[..., 3 : 3 + x.shape[-1]]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "fortran": np.asfortranarray,
+    "wider": wider,
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
+    "columns reversed": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder()),
+}
+layouts = st.sampled_from(list(LAYOUTS.values()))
+sizes = st.one_of(st.integers(0, 200), st.sampled_from([0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 64, 128, 200]))
+
+
+@st.composite
+def products(draw):
+    """a, b and zero points: arguments of matmul."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    k, n = draw(sizes), draw(sizes)
+    rows = draw(st.one_of(sizes.map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 4), st.integers(0, 30)),
+                          st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 9))))
+    a, b = random_codes(rng, (*rows, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    zero = {}
+    if draw(st.booleans()):
+        zero["a_zero_point"] = draw(st.sampled_from([random_codes(rng, (), a_dtype), int(random_codes(rng, (), a_dtype)),
+                                                     random_codes(rng, rows, a_dtype), random_codes(rng, rows, a_dtype).astype(int)]))
+    if draw(st.booleans()):
+        zero["b_zero_point"] = draw(st.sampled_from([random_codes(rng, (), b_dtype), int(random_codes(rng, (), b_dtype)),
+                                                     random_codes(rng, n, b_dtype), random_codes(rng, n, b_dtype).astype(int)]))
+    return draw(layouts)(a), draw(layouts)(b), zero
+
+
+# ---- matmul ----
+
+
+@settings(max_examples=150)
+@given(products(), st.booleans())
+def test_matmul(variants, product, with_out):
+    a, b, zero = product
+    want = wrapped(exact(a, b, **zero))
+    for variant in variants():
+        packed = qk.pack(b, qk.QParams(1, dtype=b.dtype))
+        for right in (b, packed):
+            out = np.full(want.shape, 77, np.int32) if with_out else None
+            got = qk.matmul(a, right, **zero, out=out)
+            assert out is None or got is out
+            assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 63, 64, 65, 1031, 33_025, 65_793, 70_000])
+def test_matmul_worst_cases(a_dtype, b_dtype, k, isas):
+    """Every factor at an end of its range, with zero points at the ends too. Beyond int32 sums wrap, as ONNX MatMulInteger's."""
+    for isa in isas():
+        for left in code_range(a_dtype):
+            for right in code_range(b_dtype):
+                a, b = np.full((7, k), left, a_dtype), np.full((k, 17), right, b_dtype)
+                for zero in [(0, 0), (left, right), (code_range(a_dtype)[0], code_range(b_dtype)[1])]:
+                    want = wrapped(np.full((7, 17), k * (left - zero[0]) * (right - zero[1])))
+                    got = qk.matmul(a, b, a_zero_point=zero[0], b_zero_point=zero[1])
+                    assert_array_equal(got, want, err_msg=f"{isa}, {left}, {right}, {zero}", strict=True)
+
+
+@every_pair
+def test_longest_sums_that_fit_without_zero_points(a_dtype, b_dtype):
+    """K of DESIGN section 2: one more and the extremes no longer fit int32."""
+    k = {("int8", "int8"): 131_071, ("uint8", "int8"): 65_793, ("int8", "uint8"): 65_793, ("uint8", "uint8"): 33_025}[a_dtype, b_dtype]
+    largest = max(abs(l * r) for l in code_range(a_dtype) for r in code_range(b_dtype))
+    assert k * largest <= 2**31 - 1 < (k + 1) * largest
+    for left in code_range(a_dtype):
+        for right in code_range(b_dtype):
+            got = qk.matmul(np.full((1, k), left, a_dtype), np.full((k, 1), right, b_dtype))
+            assert got.item() == k * left * right
+
+
+@every_pair
+@pytest.mark.parametrize("of_a", ["none", "one", "per row"])
+@pytest.mark.parametrize("of_b", ["none", "one", "per column"])
+def test_every_kind_of_zero_point(a_dtype, b_dtype, of_a, of_b, isas):
+    """With rows that are read in place and rows that must be padded, few and many."""
+    rng = np.random.default_rng(0)
+    for m, k, n in [(7, 128, 35), (7, 129, 35), (500, 64, 70), (500, 67, 70)]:
+        a, b, zero = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype), {}
+        if of_a != "none":
+            zero["a_zero_point"] = random_codes(rng, m if of_a == "per row" else (), a_dtype)
+        if of_b != "none":
+            zero["b_zero_point"] = random_codes(rng, n if of_b == "per column" else (), b_dtype)
+        want = wrapped(exact(a, b, **zero))
+        for isa in isas():
+            assert_array_equal(qk.matmul(a, b, **zero), want, err_msg=isa, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize(("m", "k", "n"), [(301, 401, 203), (3, 2049, 1543), (2003, 129, 33), (1, 4096, 2048)])
+def test_equal_bits_at_any_thread_count(a_dtype, b_dtype, m, k, n, variants):
+    """Shapes that threads share by rows, by columns, and by both."""
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    zero = {"a_zero_point": random_codes(rng, m, a_dtype), "b_zero_point": random_codes(rng, n, b_dtype)}
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
+    for variant in variants():
+        assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
+        assert_array_equal(qk.matmul(a, b, **zero), with_zero_points, err_msg=variant, strict=True)
+
+
+def test_lists_and_broadcast_rows():
+    assert_array_equal(qk.matmul(np.broadcast_to(np.uint8([1, 2]), (3, 2)), np.int8([[3, 4], [5, 6]])), [[13, 16]] * 3)
+    assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])
+
+
+# ---- PackedMatrix ----
+
+
+@every_pair
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_gives_back_what_it_was_made_of(a_dtype, b_dtype, layout, isas):
+    rng = np.random.default_rng(0)
+    for k, n in [(0, 0), (0, 5), (5, 0), (1, 1), (3, 17), (130, 67)]:
+        b = random_codes(rng, (k, n), b_dtype)
+        params = qk.QParams(rng.uniform(0.1, 1, n).astype(np.float32), random_codes(rng, n, b_dtype), b_dtype, axis=1)
+        a = random_codes(rng, (4, k), a_dtype)
+        for isa in isas():
+            packed = qk.pack(LAYOUTS[layout](b), params)
+            arrays = packed.to_arrays()
+            assert all(type(value) is np.ndarray for value in arrays.values())
+            for same in (packed, pickle.loads(pickle.dumps(packed)), qk.PackedMatrix.from_arrays(arrays)):
+                assert isinstance(same, qk.PackedMatrix) and same.shape == (k, n) and same.params == params
+                assert_array_equal(same.unpack(), b, err_msg=isa, strict=True)
+                assert_array_equal(qk.matmul(a, same), qk.matmul(a, b), err_msg=isa, strict=True)
+
+
+def test_packed_keeps_nothing_of_its_source():
+    b = np.ones((64, 64), np.int8)
+    packed = qk.pack(b.T, qk.QParams(1))
+    b[:] = 5
+    packed.unpack()[:] = 6
+    packed.to_arrays()["codes"][:] = 7
+    assert_array_equal(packed.unpack(), np.ones((64, 64)))
+
+
+def test_packed_takes_a_quarter_of_float32():
+    for k, n in [(384, 384), (384, 1536), (1536, 384), (1000, 1001)]:
+        packed = qk.pack(np.ones((k, n), np.int8), qk.QParams(np.ones(n), np.zeros(n, int), axis=1))
+        assert k * n <= packed.nbytes <= 1.1 * k * n
+
+
+@pytest.mark.parametrize("attribute", ["params", "shape", "nbytes"])
+def test_packed_is_read_only(attribute):
+    packed = qk.pack(np.ones((2, 3), np.int8), qk.QParams(1))
+    with pytest.raises(AttributeError):
+        setattr(packed, attribute, None)
+
+
+def test_params_per_column_by_a_negative_axis():
+    b = np.int8([[1, 2], [3, 4]])
+    params = qk.QParams([0.5, 2.0], axis=-1)
+    x = np.float32([[1, 2], [-3, 4]])
+    want = qk.linear(x, qk.pack(b, qk.QParams([0.5, 2.0], axis=1)))
+    assert_array_equal(qk.linear(x, qk.pack(b, params)), want)
+
+
+@every_pair
+def test_packed_under_one_instruction_set_and_used_under_another(a_dtype, b_dtype, isas):
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, (37, 131), a_dtype), random_codes(rng, (131, 67), b_dtype)
+    x, bias = rng.normal(0, 1, (37, 131)).astype(np.float32), rng.normal(0, 1, 67).astype(np.float32)
+    params = qk.QParams(0.1, 3, b_dtype)
+    packed = {isa: qk.pack(b, params) for isa in isas()}
+    want = wrapped(exact(a, b))
+    y = qk.linear(x, qk.pack(b, params), bias, activation="gelu")
+    for isa in isas():
+        for origin, matrix in packed.items():
+            assert_array_equal(qk.matmul(a, matrix), want, err_msg=f"{origin}, {isa}", strict=True)
+            assert_array_equal(qk.linear(x, matrix, bias, activation="gelu"), y, err_msg=f"{origin}, {isa}", strict=True)
+
+
+def test_one_matrix_in_many_python_threads():
+    rng = np.random.default_rng(0)
+    b = random_codes(rng, (257, 301), "int8")
+    packed = qk.pack(b, qk.QParams(0.01))
+    lefts = [random_codes(rng, (m, 257), "uint8") for m in (1, 63, 200, 7, 150, 33, 90, 11)]
+    together = Barrier(len(lefts))
+
+    def work(a):
+        together.wait(timeout=60)
+        return [qk.matmul(a, packed) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(lefts)) as pool:
+        for a, results in zip(lefts, pool.map(work, lefts)):
+            want = wrapped(exact(a, b))
+            for result in results:
+                assert_array_equal(result, want, strict=True)
+
+
+# ---- linear ----
+
+
+@st.composite
+def layers(draw):
+    """x, weights, params of the weights and bias."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, n, b_dtype = draw(sizes), draw(sizes), draw(st.sampled_from(["int8", "uint8"]))
+    rows = draw(st.one_of(sizes.map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 20))))
+    x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
+    few = draw(st.sampled_from([(), (n,)]))
+    scale = rng.uniform(0.001, 0.1, few).astype(np.float32)
+    zero_point = draw(st.sampled_from([np.zeros(few, int), random_codes(rng, few, b_dtype)]))
+    params = qk.QParams(scale, zero_point, b_dtype, axis=1 if few else None)
+    bias = draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
+    return x, random_codes(rng, (k, n), b_dtype), params, bias
+
+
+def linear_by_numpy(x, b, params, bias=None):
+    """numerics 8 in float32, one operation after the other; before the activation."""
+    q, of_rows = qk.dynamic_quantize(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), "uint8", axis=0)
+    sums = exact(q, b, of_rows.zero_point, params.zero_point).astype(np.float32)
+    y = sums * (of_rows.scale[:, None] * params.scale)
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], b.shape[1])
+
+
+@settings(max_examples=100)
+@given(layers(), layouts, st.sampled_from([None, "relu"]), st.booleans())
+def test_linear(variants, layer, layout, activation, with_out):
+    x, b, params, bias = layer
+    want = linear_by_numpy(x, b, params, bias)
+    if activation:
+        want = np.maximum(want, np.float32(0))
+    for variant in variants():
+        out = np.full(want.shape, 77, np.float32) if with_out else None
+        got = qk.linear(layout(x), qk.pack(b, params), bias, activation=activation, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+def test_linear_is_near_the_float_product():
+    """The error of each row is that of half a step of x in each factor, and of the weights."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(0, 1, (50, 384)).astype(np.float32), rng.normal(0, 0.05, (384, 200)).astype(np.float32)
+    params = qk.choose_qparams(w, axis=1)
+    y = qk.linear(x, qk.pack(qk.quantize(w, params), params))
+    step = (np.ptp(x, axis=1, keepdims=True)) / 255
+    exact_weights = qk.dequantize(qk.quantize(w, params), params).astype(np.float64)
+    bound = step / 2 * np.abs(exact_weights).sum(0)
+    assert (np.abs(y - x.astype(np.float64) @ exact_weights) <= bound * 1.001).all()
+    want = x.astype(np.float64) @ w
+    assert np.corrcoef(y.ravel(), want.ravel())[0, 1] > 0.9998
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_linear_takes_every_float(dtype, isas):
+    rng = np.random.default_rng(0)
+    x, b = rng.normal(0, 1, (9, 37)).astype(dtype), random_codes(rng, (37, 11), "int8")
+    bias = rng.normal(0, 1, 11).astype(dtype)
+    packed = qk.pack(b, qk.QParams(0.1))
+    want = linear_by_numpy(x.astype(np.float32), b, packed.params, bias.astype(np.float32))
+    for isa in isas():
+        assert_array_equal(qk.linear(x, packed, bias), want, err_msg=isa, strict=True)
+        assert_array_equal(qk.linear(x.tolist() if dtype is np.float64 else x[:, ::-1].copy()[:, ::-1], packed, bias[::-1].copy()[::-1]),
+                           want, err_msg=isa, strict=True)
+
+
+def gelu(x):
+    return x / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
+
+
+def silu(x):
+    return x / (1 + np.exp(-np.maximum(x, -700)))
+
+
+@pytest.mark.parametrize(("activation", "function", "absolute", "relative"), [("gelu", gelu, 1.5e-7, 0), ("silu", silu, 0, 2e-7)])
+def test_activations_are_near_the_functions(activation, function, absolute, relative, isas):
+    """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be off by,
+    beside the half unit in the last place that rounding takes."""
+    rng = np.random.default_rng(0)
+    bias = np.concatenate([np.linspace(-12, 12, 20_001), np.geomspace(1e-30, 1e38, 1001), -np.geomspace(1e-30, 87, 1001),
+                           rng.normal(0, 2, 5000), [0.0, 88.4, 3.4e38]]).astype(np.float32)
+    want = function(bias.astype(np.float64))
+    packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
+    results = [qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)[0] for _ in isas()]
+    half_unit = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64) / 2
+    assert (np.abs(results[0] - want) <= absolute + relative * np.abs(want) + half_unit).all()
+    for result in results:
+        assert_array_equal(result, results[0], strict=True)
+
+
+@pytest.mark.parametrize(("activation", "off_by"), [("gelu", 1.5e-7), ("silu", 1e-36)])
+def test_activations_of_large_negative_values_vanish(activation, off_by):
+    bias = np.float32([-13, -88, -88.4, -104, -1e10, -3.4e38])
+    if activation == "silu":
+        bias = bias[2:]
+    packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
+    assert np.abs(qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)).max() <= off_by
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_linear_has_equal_bits_at_any_thread_count(activation, variants):
+    rng = np.random.default_rng(0)
+    for m, k, n in [(301, 401, 203), (1, 4096, 2048), (2003, 129, 33)]:
+        x = rng.normal(0, 1, (m, k)).astype(np.float32)
+        params = qk.QParams(rng.uniform(0.001, 0.01, n).astype(np.float32), np.zeros(n, int), axis=1)
+        b, bias = random_codes(rng, (k, n), "int8"), rng.normal(0, 1, n).astype(np.float32)
+        first = None
+        for variant in variants():
+            y = qk.linear(x, qk.pack(b, params), bias, activation=activation)
+            first = y if first is None else first
+            assert_array_equal(y, first, err_msg=variant, strict=True)
+
+
+# ---- qlinear ----
+
+
+@st.composite
+def integer_layers(draw):
+    """q, its params, weights, theirs, params of the result, bias, rounding, activation."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, n = draw(sizes), draw(sizes)
+    (a_dtype, b_dtype), out_dtype = draw(st.sampled_from(PAIRS)), draw(st.sampled_from(["int8", "uint8"]))
+    rows = draw(st.one_of(sizes.map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 20))))
+    q, b = random_codes(rng, (*rows, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    few = draw(st.sampled_from([(), (n,)]))
+    ties = draw(st.booleans())
+    sa, sb = rng.uniform(0.01, 0.1), rng.uniform(0.01, 0.02, few)
+    if ties:
+        sa, sb = 2.0**-5, 2.0 ** rng.integers(-7, -5, few)
+    so = 2.0**-3 * max(1, round(math.sqrt(k))) if ties else rng.uniform(0.1, 0.2) * (1 + k) ** 0.5
+    params = qk.QParams(sa, random_codes(rng, (), a_dtype), a_dtype)
+    weights = qk.QParams(sb, random_codes(rng, few, b_dtype), b_dtype, axis=1 if few else None)
+    to = qk.QParams(so, random_codes(rng, (), out_dtype), out_dtype)
+    int_bias = rng.integers(-20_000, 20_000, n).astype(np.int32)
+    bias = draw(st.sampled_from([None, int_bias, (int_bias * 1e-3).astype(np.float32)]))
+    return q, params, b, weights, to, bias
+
+
+def qlinear_by_numpy(q, params, b, weights, to, bias, relu):
+    """numerics 7 and 8 in float32, one operation after the other."""
+    sums = exact(q, b, params.zero_point, weights.zero_point)
+    if bias is not None and bias.dtype == np.int32:
+        sums = sums + bias
+    y = sums.astype(np.float32) * (params.scale * weights.scale / to.scale)
+    if bias is not None and bias.dtype == np.float32:
+        y = y + bias / to.scale
+    lowest = to.zero_point if relu else to.qmin
+    return np.clip(np.rint(y) + to.zero_point, lowest, to.qmax).astype(to.dtype)
+
+
+@settings(max_examples=150)
+@given(integer_layers(), layouts, st.booleans(), st.booleans())
+def test_qlinear(variants, layer, layout, relu, with_out):
+    q, params, b, weights, to, bias = layer
+    want = qlinear_by_numpy(q, params, b, weights, to, bias, relu)
+    for variant in variants():
+        out = np.full(want.shape, 77, to.dtype) if with_out else None
+        got = qk.qlinear(layout(q), params, qk.pack(b, weights), to, bias, activation="relu" if relu else None, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
+@settings(max_examples=40)
+@given(integer_layers())
+def test_qlinear_is_matmul_then_requantize(rounding, isas, layer):
+    q, params, b, weights, to, bias = layer
+    bias = None if bias is None else bias.astype(np.int32)
+    sums = wrapped(exact(q, b, params.zero_point, weights.zero_point))
+    if rounding in ("gemmlowp", "tflite"):
+        multiplier = np.float64(params.scale) * np.float64(weights.scale) / np.float64(to.scale)
+    else:
+        multiplier = params.scale * weights.scale / to.scale
+    for isa in isas():
+        want = qk.requantize(sums, multiplier, to, bias=bias, rounding=rounding)
+        packed = qk.pack(b, weights)
+        assert_array_equal(qk.qlinear(q, params, packed, to, bias, rounding=rounding), want, err_msg=isa, strict=True)
+        got = qk.qlinear(q, params, packed, to, bias, rounding=rounding, activation="relu")
+        assert_array_equal(got, np.maximum(want, to.dtype.type(to.zero_point)), err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@settings(max_examples=40)
+@given(integer_layers())
+def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
+    q, params, b, weights, to, bias = layer
+    real = exact(q, b, params.zero_point, weights.zero_point)
+    scale = np.float64(params.scale) * np.float64(weights.scale)
+    if bias is not None:
+        real = real + (bias if bias.dtype == np.int32 else bias / scale)
+    real = real * scale
+    want = {"gelu": gelu, "silu": silu}[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
+    want = np.clip(want, to.qmin, to.qmax)
+    results = [qk.qlinear(q, params, qk.pack(b, weights), to, bias, activation=activation) for _ in isas()]
+    assert (np.abs(results[0] - want) <= 0.501).all()
+    for result in results:
+        assert_array_equal(result, results[0], strict=True)
+
+
+# ---- sums that could overflow ----
+
+
+@pytest.mark.parametrize(("a_dtype", "zero_point", "largest"), [
+    ("uint8", 0, 255), ("uint8", 128, 128), ("uint8", 255, 255), ("int8", 0, 128), ("int8", -128, 255), ("int8", 127, 255),
+])
+@pytest.mark.parametrize(("code", "b_zero_point"), [(-128, 0), (127, 0), (-128, 127), (127, -128)])
+def test_weights_are_refused_exactly_where_a_sum_can_overflow(a_dtype, zero_point, largest, code, b_zero_point):
+    """The largest sum is K * largest * |code - zero point|, in the second column alone."""
+    size = abs(code - b_zero_point)
+    longest = (2**31 - 1) // (largest * size)
+    weights, to = qk.QParams([1.0, 1.0, 1.0], [b_zero_point] * 3, axis=1), qk.QParams(1e9)
+    params = qk.QParams(1, zero_point, a_dtype)
+    for k in (longest, longest + 1):
+        b = np.full((k, 3), b_zero_point, np.int8)
+        b[:, 1] = code
+        packed = qk.pack(b, weights)
+        q = np.full((2, k), code_range(a_dtype)[0 if zero_point - code_range(a_dtype)[0] == largest else 1], a_dtype)
+        if k == longest:
+            want = float((int(q[0, 0]) - zero_point) * (code - b_zero_point) * k) / 1e9
+            assert_array_equal(qk.qlinear(q, params, packed, to), [[0, round(want), 0]] * 2)
+        else:
+            message = f"int32 could overflow.*{k * size}.*{largest}"
+            with pytest.raises(ValueError, match=message):
+                qk.qlinear(q, params, packed, to)
+            assert qk.matmul(q, packed).shape == (2, 3)
+
+
+def test_linear_refuses_weights_that_can_overflow():
+    longest = (2**31 - 1) // (255 * 128)
+    x, out = np.ones((1, longest), np.float32), np.full((1, 1), 77, np.float32)
+    assert qk.linear(x, qk.pack(np.full((longest, 1), -128, np.int8), qk.QParams(1)))[0, 0] == pytest.approx(-128 * longest)
+    with pytest.raises(ValueError, match=f"int32 could overflow.*{128 * (longest + 1)}.*255"):
+        qk.linear(np.ones((1, longest + 1), np.float32), qk.pack(np.full((longest + 1, 1), -128, np.int8), qk.QParams(1)), out=out)
+    assert out == 77
+
+
+def test_an_int32_bias_counts_among_what_can_overflow():
+    packed, params, to = qk.pack(np.int8([[127, 1]]), qk.QParams(1)), qk.QParams(1), qk.QParams(1e9)
+    most = 2**31 - 1 - 127 * 128
+    assert_array_equal(qk.qlinear(np.int8([[127]]), params, packed, to, np.int32([most, -most])), [[2, -2]])
+    with pytest.raises(ValueError, match="int32 could overflow"):
+        qk.qlinear(np.int8([[127]]), params, packed, to, np.int32([most + 1, 0]))
+
+
+# ---- bad input ----
+
+A, B = np.arange(6, dtype=np.uint8).reshape(2, 3), np.arange(12, dtype=np.int8).reshape(3, 4)
+X, PARAMS = A.astype(np.float32), qk.QParams(0.5)
+PACKED = qk.pack(B, PARAMS)
+CALLS = {
+    "matmul": (qk.matmul, {"a": A, "b": B}, np.int32),
+    "linear": (qk.linear, {"x": X, "packed": PACKED}, np.float32),
+    "qlinear": (qk.qlinear, {"q": A, "params": qk.QParams(0.5, 3, "uint8"), "packed": PACKED, "out_params": PARAMS}, np.int8),
+}
+
+
+def with_bad_value(value):
+    x = X.copy()
+    x[1, 2] = value
+    return x
+
+
+BAD = [
+    ("matmul", {"a": A.astype(np.int16)}, TypeError, "a must be uint8 or int8, got int16"),
+    ("matmul", {"a": X}, TypeError, "a must be uint8 or int8, got float32"),
+    ("matmul", {"b": B.astype(np.int32)}, TypeError, "b must be uint8 or int8, got int32"),
+    ("matmul", {"b": B[0]}, ValueError, r"b must have shape \(K, N\), got \(4,\)"),
+    ("matmul", {"b": B[None]}, ValueError, r"b must have shape \(K, N\), got \(1, 3, 4\)"),
+    ("matmul", {"a": A.T}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
+    ("matmul", {"a": A.T, "b": PACKED}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
+    ("matmul", {"a": np.uint8(3)}, ValueError, r"a must have 3 columns to match b, got shape \(\)"),
+    ("matmul", {"a_zero_point": 256}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got 256"),
+    ("matmul", {"a_zero_point": -1}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got -1"),
+    ("matmul", {"b_zero_point": 128}, ValueError, r"b_zero_point must be within \[-128, 127\] for int8, got 128"),
+    ("matmul", {"a_zero_point": [1, 2, 3]}, ValueError, r"a_zero_point must be a scalar or have shape \(2,\), got \(3,\)"),
+    ("matmul", {"b_zero_point": [1, 2]}, ValueError, r"b_zero_point must be a scalar or have shape \(4,\), got \(2,\)"),
+    ("matmul", {"b_zero_point": [[1, 2, 3, 4]]}, ValueError, r"b_zero_point must be .* shape \(4,\), got \(1, 4\)"),
+    ("matmul", {"a_zero_point": 1.5}, TypeError, "a_zero_point must be an integer or an array of integers, got 1.5"),
+    ("linear", {"x": A}, TypeError, "x must be float32, float64, float16 or bfloat16, got uint8"),
+    ("linear", {"x": X.T}, ValueError, r"x must have 3 columns to match b, got shape \(3, 2\)"),
+    ("linear", {"x": with_bad_value(np.nan)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
+    ("linear", {"x": with_bad_value(-np.inf)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
+    ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
+    ("linear", {"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
+    ("linear", {"bias": np.ones(4, np.int32)}, TypeError, "bias must be a float array, got int32"),
+    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'silu', got 'tanh'"),
+    ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
+    ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
+    ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
+    ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match b, got shape \(3, 2\)"),
+    ("qlinear", {"params": 0.5}, TypeError, "params must be QParams, got float"),
+    ("qlinear", {"params": qk.QParams(1, dtype="uint4")}, TypeError, "params must have dtype int8 or uint8, got uint4"),
+    ("qlinear", {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)}, ValueError, "params must be per tensor, got axis 0"),
+    ("qlinear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
+    ("qlinear", {"out_params": None}, TypeError, "out_params must be QParams, got NoneType"),
+    ("qlinear", {"out_params": qk.QParams(1, dtype="int16")}, TypeError, "out_params must have dtype int8 or uint8, got int16"),
+    ("qlinear", {"out_params": qk.QParams([1.0] * 4, axis=1)}, ValueError, "out_params must be per tensor, got axis 1"),
+    ("qlinear", {"bias": np.ones(3, np.int32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
+    ("qlinear", {"bias": np.full(4, 2**31)}, ValueError, "bias must fit int32, got .*2147483648"),
+    ("qlinear", {"bias": np.ones(4, complex)}, TypeError, "bias must be int32 or a float array, got complex128"),
+    ("qlinear", {"bias": np.ones(4, np.float32), "rounding": "tflite"}, TypeError, "bias must be int32 with rounding 'tflite', got float32"),
+    ("qlinear", {"rounding": "up"}, ValueError, "rounding must be one of 'half_even', .*, got 'up'"),
+    ("qlinear", {"activation": "tanh"}, ValueError, "activation must be one of .*, got 'tanh'"),
+    ("qlinear", {"activation": "gelu", "rounding": "gemmlowp"}, ValueError, "activation must be None or 'relu' with rounding 'gemmlowp', "
+     "got 'gelu'"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "error", "message"), BAD)
+def test_bad_input(name, change, error, message):
+    function, arguments, dtype = CALLS[name]
+    arguments = {**arguments, **change}
+    out = np.full((2, 4), 77, arguments["out_params"].dtype if change.keys() == {"out_params"} and error is ValueError else dtype)
+    with pytest.raises(error, match=message):
+        function(**arguments, out=out)
+    assert (out == 77).all()
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), [
+    ((B.astype(np.int16), PARAMS), TypeError, "b must be int8 or uint8, got int16"),
+    ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
+    ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
+    ((B, 0.5), TypeError, "params must be QParams, got float"),
+    ((B, qk.QParams([1.0] * 3, axis=0)), ValueError, r"params must be per tensor or per column \(axis=1\), got axis=0"),
+    ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
+])
+def test_pack_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        qk.pack(*arguments)
+
+
+def test_from_arrays_refuses():
+    arrays = PACKED.to_arrays()
+    del arrays["scale"]
+    with pytest.raises(ValueError, match="scale"):
+        qk.PackedMatrix.from_arrays(arrays)
+
+
+every_call = pytest.mark.parametrize("name", CALLS)
+
+
+@every_call
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda out: out.tolist(), TypeError, "out must be an ndarray, got list"),
+    (lambda out: out.astype(np.int64), TypeError, "out must have dtype .*, got int64"),
+    (lambda out: out.astype(out.dtype.newbyteorder()) if out.itemsize > 1 else out.astype(np.uint16), TypeError, "out must have dtype"),
+    (lambda out: out.T, ValueError, r"out must have shape \(2, 4\), got \(4, 2\)"),
+    (lambda out: out[0], ValueError, r"out must have shape \(2, 4\), got \(4,\)"),
+    (read_only, ValueError, "out must be writeable, got a read-only array"),
+    (np.asfortranarray, ValueError, "out must be C-contiguous"),
+    (lambda out: np.repeat(out, 2, 1)[:, ::2], ValueError, "out must be C-contiguous"),
+])
+def test_bad_out(name, change, error, message):
+    function, arguments, dtype = CALLS[name]
+    out = change(np.full((2, 4), 77, dtype))
+    with pytest.raises(error, match=message):
+        function(**arguments, out=out)
+    assert (np.array(out) == 77).all()
+
+
+def overlapping(x, shape, dtype, offset):
+    """A copy of x and an `out` that begins `offset` bytes after the copy's begin."""
+    memory = np.full(4096, 77, np.uint8)
+    copy = memory[64 : 64 + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return copy, memory[64 + offset : 64 + offset + size].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize(("name", "argument", "x"), [
+    ("matmul", "a", A), ("matmul", "b", B), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
+    ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
+])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_out_must_not_overlap_input(name, argument, x, transposed):
+    function, arguments, dtype = CALLS[name]
+    arguments = dict(arguments)
+    for offset in (0, 4):
+        copy, out = overlapping(x.T if transposed else x, (2, 4), dtype, offset)
+        before = out.tobytes()
+        arguments[argument] = copy.T if transposed else copy
+        with pytest.raises(ValueError, match=f"out must not overlap {argument}"):
+            function(**arguments, out=out)
+        assert out.tobytes() == before
+    copy, out = overlapping(x, (2, 4), dtype, -(-x.nbytes // 4) * 4)
+    arguments[argument] = copy
+    assert function(**arguments, out=out) is out
+
+
+def test_linear_leaves_out_alone_where_the_last_of_many_rows_is_not_finite(variants):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (1500, 257)).astype(np.float32)
+    x[-1, 100:103] = np.nan
+    packed = qk.pack(random_codes(rng, (257, 67), "int8"), qk.QParams(0.1))
+    for variant in variants():
+        out = np.full((1500, 67), 77, np.float32)
+        with pytest.raises(ValueError, match=r"x has 3 NaN or infinite values, the first at \(1499, 100\)"):
+            qk.linear(x, packed, out=out)
+        assert (out == 77).all(), variant
+
+
+# ---- fork ----
+
+FORK = """
+import multiprocessing, os, signal, sys, threading
+import numpy as np
+import qkernels as qk
+
+rng = np.random.default_rng(0)
+a, b = rng.integers(0, 256, (400, 300), np.uint8), rng.integers(-128, 128, (300, 400), np.int8)
+want = a.astype(np.int32) @ b.astype(np.int32)
+qk.set_num_threads(2)
+
+def right(*_):
+    return bool((qk.matmul(a, b) == want).all())
+
+def forked():
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if right() and right() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+if sys.argv[1] == "fork":
+    assert right()
+    assert all(forked() and right() for _ in range(3))
+elif sys.argv[1] == "pool":
+    assert right()
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(right, range(4)) == [True] * 4
+    assert right()
+else:
+    stop = threading.Event()
+    def work():
+        while not stop.is_set():
+            assert right()
+    other = threading.Thread(target=work)
+    other.start()
+    answers = [forked() for _ in range(20)]
+    stop.set()
+    other.join()
+    assert all(answers)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize("how", ["fork", "pool", "fork while another thread multiplies"])
+def test_threads_after_fork(how):
+    """libgomp's threads do not live on in a child: a child that waited for them would wait for ever."""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK, how], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "done\n", result.stderr
