@@ -3,7 +3,7 @@
 `tflite`: its reference FULLY_CONNECTED kernel, which multiplies sums by input_scale * filter_scale / output_scale in
 double and rounds once. 31 bits of that multiplier give the same code but where the product comes within one part in
 2**32 of a tie; ties themselves, which scales of few bits make, have a test of their own.
-`gemmlowp`: its QUANTIZE kernel from int32, which rounds twice as all its other kernels do; ties and all.
+`gemmlowp`: its QUANTIZE kernel from int32, which rounds twice; ties and all.
 """
 
 import flatbuffers
