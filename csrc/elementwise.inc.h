@@ -507,27 +507,42 @@ static int32_t attention_weights(const int32_t *restrict score, size_t n, float 
 
 static inline int32_t saturate(int64_t v, int32_t lo, int32_t hi) { return (int32_t)(v < lo ? lo : v > hi ? hi : v); }
 
-/* Half the doubled product's high part, rounded half away from zero, then a shift rounded likewise. */
+/* acc * 2^shift, saturated, for shift >= 0. */
+static inline int32_t shift_left(int32_t acc, int32_t shift)
+{
+    const int32_t shifted = (int32_t)((uint32_t)acc << shift);
+    return acc > INT32_MAX >> shift ? INT32_MAX : acc < INT32_MIN >> shift ? INT32_MIN : shifted;
+}
+
+/* The high half of the doubled product, rounded half up; then a shift, rounded half away from zero. |product| < 2^62, so the
+ * 32 bits that are kept do not depend on how the sign is shifted in. */
 static inline int32_t multiply_gemmlowp(int32_t acc, int32_t mantissa, int32_t shift)
 {
-    int64_t scaled = saturate((int64_t)acc * ((int64_t)1 << (shift > 0 ? shift : 0)), INT32_MIN, INT32_MAX);
-    int64_t product = scaled * mantissa;
-    int32_t high = (int32_t)((product + (product >= 0 ? 1 << 30 : 1 - (1 << 30))) / ((int64_t)1 << 31));
-    int32_t right = shift < 0 ? -shift : 0;
-    int32_t mask = (int32_t)(((int64_t)1 << right) - 1), rest = high & mask;
+    const int32_t left = shift > 0 ? shift : 0, right = shift < 0 ? -shift : 0;
+    const int64_t product = (int64_t)shift_left(acc, left) * mantissa;
+    const int32_t high = (int32_t)((uint64_t)(product + (1 << 30)) >> 31);
+    const int32_t mask = (int32_t)((1u << right) - 1), rest = high & mask; /* right <= 31 */
     return (high >> right) + (rest > (mask >> 1) + (high < 0));
 }
 
+/* Half up. The arithmetic shift is a logical one of the biased sum, which AVX2 has too. */
 static inline int64_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shift)
 {
-    return ((int64_t)acc * mantissa + ((int64_t)1 << (30 - shift))) >> (31 - shift);
+    const uint64_t right = (uint64_t)(31 - (int64_t)shift), bias = (uint64_t)1 << 63;
+    const uint64_t sum = (uint64_t)((int64_t)acc * mantissa) + ((uint64_t)1 << (right - 1));
+    return (int64_t)(((sum ^ bias) >> right) - (bias >> right));
 }
 
-static inline int32_t multiply_fixed_point(int32_t acc, int32_t mantissa, int32_t shift, const qk_requant *r)
+static inline void fixed_point_run(const int32_t *restrict acc, const int32_t *restrict mantissa, const int32_t *restrict shift,
+                                   uint16_t *restrict q, size_t n, const qk_requant *r)
 {
-    int64_t v = r->rounding == QK_GEMMLOWP ? multiply_gemmlowp(acc, mantissa, shift)
-                                           : multiply_tflite(acc, mantissa, shift);
-    return saturate(v + r->zero_point, r->qmin, r->qmax);
+    const int32_t zero_point = r->zero_point, qmin = r->qmin, qmax = r->qmax;
+    if (r->rounding == QK_GEMMLOWP)
+        for (size_t i = 0; i < n; i++)
+            q[i] = (uint16_t)saturate((int64_t)multiply_gemmlowp(acc[i], mantissa[i], shift[i]) + zero_point, qmin, qmax);
+    else
+        for (size_t i = 0; i < n; i++)
+            q[i] = (uint16_t)saturate(multiply_tflite(acc[i], mantissa[i], shift[i]) + zero_point, qmin, qmax);
 }
 
 static inline int32_t scale_to_code(float v, float lo, float hi, int32_t zero_point, int half_away)
@@ -550,18 +565,20 @@ static inline void requantize_run(const int32_t *restrict acc, const int32_t *re
 /* The pointers of r are those of the first of the n columns. */
 static void requantize_i32(const int32_t *acc, const int32_t *bias, void *q, int bytes, size_t n, const qk_requant *r)
 {
-    uint16_t codes[256];
+    enum { BLOCK = 256 };
+    uint16_t codes[BLOCK];
+    int32_t sums[BLOCK];
     qk_requant part = *r;
     for (size_t done = 0, count; done < n; done += count) {
-        count = n - done < 256 ? n - done : 256;
-        if (r->rounding == QK_HALF_EVEN)
+        count = n - done < BLOCK ? n - done : BLOCK;
+        if (r->rounding == QK_HALF_EVEN) {
             requantize_run(acc + done, bias + done, codes, count, &part, 0);
-        else if (r->rounding == QK_HALF_AWAY)
+        } else if (r->rounding == QK_HALF_AWAY) {
             requantize_run(acc + done, bias + done, codes, count, &part, 1);
-        else
-            for (size_t i = 0; i < count; i++)
-                codes[i] = (uint16_t)multiply_fixed_point((int32_t)((uint32_t)acc[done + i] + (uint32_t)bias[done + i]),
-                                                          r->mantissa[done + i], r->shift[done + i], r);
+        } else {
+            for (size_t i = 0; i < count; i++) sums[i] = (int32_t)((uint32_t)acc[done + i] + (uint32_t)bias[done + i]);
+            fixed_point_run(sums, r->mantissa + done, r->shift + done, codes, count, r);
+        }
         if (bytes == 2)
             memcpy((uint16_t *)q + done, codes, count * sizeof *codes);
         else
@@ -667,10 +684,13 @@ static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q
 static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row)
 {
     const uint32_t zero = zero_of_row(t, row);
+    int32_t sums[NR];
+    uint16_t codes[NR];
     qk_requant r = *t->requant;
     if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
-    for (int j = 0; j < NR; j++)
-        q[j] = (uint8_t)multiply_fixed_point(without_zero(acc[j], zero, t->colsum[j]), t->mantissa[j], t->shift[j], &r);
+    for (int j = 0; j < NR; j++) sums[j] = without_zero(acc[j], zero, t->colsum[j]);
+    fixed_point_run(sums, t->mantissa, t->shift, codes, NR, &r);
+    for (int j = 0; j < NR; j++) q[j] = (uint8_t)codes[j];
 }
 
 static void tile_to_codes(int32_t *acc, const qk_tile *t)

@@ -361,10 +361,45 @@ void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p
 
 /* ---- choosing parameters (numerics 2) ---- */
 
+/* Bounds of pieces, put together in whatever order the threads finish: the extremes are the same. */
+typedef struct {
+    const float *x;
+    size_t n;
+    float *lo, *hi;
+    int finite;
+} minmax_job;
+
+static void take_bounds(minmax_job *job, float lo, float hi)
+{
+#pragma omp critical(qk_minmax)
+    {
+        job->finite &= isfinite(lo) && isfinite(hi);
+        if (lo < *job->lo) *job->lo = lo;
+        if (hi > *job->hi) *job->hi = hi;
+    }
+}
+
+static void minmax_pieces(void *context, size_t begin, size_t end)
+{
+    minmax_job *job = context;
+    const qk_kernels *k = qk_active();
+    const float *x = job->x + begin * PIECE;
+    const size_t n = at_most(job->n - begin * PIECE, (end - begin) * PIECE), head = n < 1024 ? 0 : (-(uintptr_t)x & 63) / sizeof *x;
+    float lo, hi;
+    if (head) {
+        k->minmax_f32(x, head, &lo, &hi);
+        take_bounds(job, lo, hi);
+    }
+    k->minmax_f32(x + head, n - head, &lo, &hi);
+    take_bounds(job, lo, hi);
+}
+
 int qk_minmax(const float *x, size_t n, float *lo, float *hi)
 {
-    qk_active()->minmax_f32(x, n, lo, hi);
-    return isfinite(*lo) && isfinite(*hi);
+    minmax_job job = {x, n, lo, hi, 1};
+    *lo = *hi = 0;
+    qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
+    return job.finite;
 }
 
 void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
@@ -406,30 +441,31 @@ typedef struct {
 static void quantize_some_rows(void *context, size_t begin, size_t end)
 {
     rows_job *job = context;
-    const qk_kernels *k = qk_active();
     for (size_t row = begin; row < end; row++) {
         const float *x = job->x + row * job->cols;
-        char *q = job->q + row * job->cols * size_of(job->to);
         float lo, hi;
         if (!qk_minmax(x, job->cols, &lo, &hi)) {
             __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
             return;
         }
-        qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, job->scale + row, job->zero_point + row);
-        qk_affine p = qk_affine_of(job->scale[row], job->zero_point[row], job->qmin, job->qmax, QK_HALF_EVEN);
-        if (size_of(job->to) == 1)
-            k->quantize_f32_8(x, (uint8_t *)q, job->cols, &p);
-        else
-            k->quantize_f32_16(x, (uint16_t *)q, job->cols, &p);
-        keep_bits(q, job->to, job->cols);
+        float *scale = job->scale + row;
+        int32_t *zero_point = job->zero_point + row;
+        qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
+        const qk_params p = {.kind = QK_PER_TENSOR, .outer = 1, .length = job->cols, .inner = 1, .scale = scale,
+                             .zero_point = zero_point, .qmin = job->qmin, .qmax = job->qmax};
+        qk_quantize(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN);
     }
 }
 
+/* Threads share the rows; where these are few, the elements of each. */
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point)
 {
     rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0};
-    qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job);
+    if (rows < 2 * (size_t)qk_get_num_threads())
+        quantize_some_rows(&job, 0, rows);
+    else
+        qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job);
     return !job.not_finite;
 }
 
@@ -454,14 +490,18 @@ typedef struct {
     const qk_requant *r;
 } requantize_job;
 
-static void requantize_some_rows(void *context, size_t begin, size_t end)
+/* An item is up to PIECE columns of a row. */
+static void requantize_items(void *context, size_t begin, size_t end)
 {
     const requantize_job *job = context;
-    const size_t size = size_of(job->to);
-    for (size_t row = begin; row < end; row++) {
-        char *q = job->q + row * job->cols * size;
-        qk_active()->requantize_i32(job->acc + row * job->cols, job->bias, q, (int)size, job->cols, job->r);
-        keep_bits(q, job->to, job->cols);
+    const size_t size = size_of(job->to), pieces = ceil_div(job->cols, PIECE);
+    for (size_t item = begin; item < end; item++) {
+        const size_t col = item % pieces * PIECE, start = item / pieces * job->cols + col, n = at_most(job->cols - col, PIECE);
+        qk_requant r = *job->r;
+        if (r.multiplier) r.multiplier += col;
+        if (r.mantissa) r.mantissa += col, r.shift += col;
+        qk_active()->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n, &r);
+        keep_bits(job->q + start * size, job->to, n);
     }
 }
 
@@ -469,5 +509,5 @@ void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to
                    const qk_requant *r)
 {
     requantize_job job = {acc, bias, q, to, cols, r};
-    qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, requantize_some_rows, &job);
+    qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
 }
