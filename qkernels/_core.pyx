@@ -361,11 +361,12 @@ def choose(lo, hi, int qmin, int qmax, bint symmetric):
     return scale, zero_point
 
 
-def quantize_rows(x, size_t rows, dtype, int qmin, int qmax, bint symmetric):
-    """float32 x seen as rows, each quantized by its own scale: (q, scale, zero_point)."""
+def quantize_rows(x, tuple shape, dtype, int qmin, int qmax, bint symmetric):
+    """float32 x, which is not empty, as one row (shape ()) or as rows (shape (rows,)): q, and scale and zero_point of `shape`."""
     cdef cnp.ndarray a = contiguous(x)
     cdef cnp.ndarray q = np.empty((<object>a).shape, dtype)
-    scale, zero_point = np.empty(rows, np.float32), np.empty(rows, np.int32)
+    scale, zero_point = np.empty(shape, np.float32), np.empty(shape, np.int32)
+    cdef size_t rows = <size_t>cnp.PyArray_SIZE(scale)
     cdef float *s = <float *>cnp.PyArray_DATA(scale)
     cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
     cdef const float *source = <const float *>cnp.PyArray_DATA(a)

@@ -69,7 +69,12 @@ class QParams(_core.Params):
         scale = _checked_scale(scale, axis, block_size)
         qmin, qmax = code_range(dtype, narrow_range)
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
-        return super().__new__(cls, scale, zero_point, dtype, qmin, qmax, axis, block_size)
+        return cls._chosen(scale, zero_point, dtype, (qmin, qmax), axis, block_size)
+
+    @classmethod
+    def _chosen(cls, scale, zero_point, dtype, code_range, axis, block_size):
+        """From arrays that hold what they must."""
+        return super().__new__(cls, scale, zero_point, dtype, *code_range, axis, block_size)
 
     def __repr__(self):
         parts = [f"scale={_brief(self.scale)}"]

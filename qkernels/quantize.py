@@ -159,11 +159,9 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
         params = choose_qparams(x, dtype, axis=axis, symmetric=symmetric)
         return quantize(x, params), params
     symmetric, narrow_range = choose_scheme(dtype, symmetric, None)
-    rows = 1 if axis is None else x.shape[0]
-    q, scale, zero_point = _core.quantize_rows(x, rows, dtype, *code_range(dtype, narrow_range), symmetric)
-    if axis is None:
-        scale, zero_point = scale[0], zero_point[0]
-    return q, QParams(scale, zero_point, dtype, axis=axis, narrow_range=narrow_range)
+    codes, shape = code_range(dtype, narrow_range), () if axis is None else x.shape[:1]
+    q, scale, zero_point = _core.quantize_rows(x, shape, dtype, *codes, symmetric)
+    return q, QParams._chosen(scale, zero_point, dtype, codes, axis, None)
 
 
 # ---- codes that are floats: the conversions are those of ml_dtypes ----
