@@ -6,6 +6,7 @@ here, since 64 floats should not wait for Python.
 
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 
+from libc.float cimport FLT_MAX
 from libc.string cimport memset
 
 import os
@@ -615,7 +616,7 @@ cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
 cdef float_bias(Packed b, bias):
     """bias (n,) as float32 padded to whole panels."""
     given = np.asarray(bias)
-    if given.dtype not in FLOATS:
+    if given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be a float array, got {given.dtype}")
     if given.shape != (b.n,):
         raise ValueError(f"bias must have shape {(b.n,)}, got {given.shape}")
@@ -624,12 +625,12 @@ cdef float_bias(Packed b, bias):
     return b.padded(given, np.float32)
 
 
-cdef bint rows_are_finite(qk_left *left, size_t k) noexcept nogil:
-    """Before anything is written to an `out` that an error must leave untouched."""
+cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept nogil:
+    """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
     cdef size_t i
-    for i in range(left.m):
-        if not qk_minmax(<const float *>(<const char *>left.a + <ptrdiff_t>i * left.row_stride), k, &lo, &hi):
+    for i in range(rows):
+        if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), cols, &lo, &hi):
             return False
     return True
 
@@ -649,7 +650,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         if bias is not None:
             refuse_overlap(y, bias, "bias")
     refuse_overflow(b, 255, 0)
-    if out is not None and not rows_are_finite(&left, <size_t>b.k):
+    if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
@@ -662,10 +663,33 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     return y
 
 
-def qlinear(q, params, Packed b, out_params, rounding, activation, multiplier, mantissa, shift, real_scale, int_bias,
-            real_bias, bias, out):
-    """q (..., k) codes; column arrays have n entries; params and out_params are per tensor. `bias` is int_bias or real_bias
-    as the caller gave it."""
+cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
+    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8)."""
+    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef float *multiplier = &columns[0, 0]
+    cdef float *scale = &columns[1, 0]
+    cdef float *bias = &columns[2, 0]
+    cdef float largest = 0
+    cdef Py_ssize_t j
+    for j in range(b.n_pad):
+        scale[j] = a_scale * b_scale[j]
+        multiplier[j] = scale[j] / out_scale
+        bias[j] = 0
+        largest = max(largest, multiplier[j])
+    if largest > FLT_MAX:
+        raise ValueError(f"the scales of q and b over that of the result must be finite in float32, got {largest}")
+    cdef const float *given
+    if real_bias is not None:
+        given = <const float *>cnp.PyArray_DATA(real_bias)
+        for j in range(b.n):
+            bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
+    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
+    return 0
+
+
+def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out):
+    """q (..., k) codes; params and out_params are per tensor; mantissa and shift, of the fixed-point roundings, have n entries
+    or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
     cdef qk_left left
@@ -689,11 +713,8 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, multiplier, m
     cdef int64_t bias_size = 0 if int_bias is None else int(np.abs(int_bias.astype(np.int64)).max(initial=0))
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
-        multiplier, real_scale = b.padded(multiplier, np.float32), b.padded(real_scale, np.float32)
-        right.requant.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
-        right.col_scale = <const float *>cnp.PyArray_DATA(real_scale)
-        real_bias = b.zeros if real_bias is None else b.padded(real_bias, np.float32)
-        right.float_bias = <const float *>cnp.PyArray_DATA(real_bias)
+        columns = np.empty((3, max(b.n_pad, 1)), np.float32)
+        set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -809,9 +830,11 @@ def attention(q, k, v, Py_ssize_t heads, starts, scale, out):
     cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
     if out is not None:
-        for name, a in (("q", qa), ("k", ka), ("v", va)):
+        for name, a, stride in (("q", qa, args.q_stride), ("k", ka, args.k_stride), ("v", va, args.v_stride)):
             if np.may_share_memory(y, a):
                 raise ValueError(f"out must not overlap {name}")
+            if not rows_are_finite(cnp.PyArray_DATA(<cnp.ndarray>a), <size_t>tokens, <size_t>width, <ptrdiff_t>stride * 4):
+                raise_not_finite(a, name)
     args.q = <const float *>cnp.PyArray_DATA(qa)
     args.k = <const float *>cnp.PyArray_DATA(ka)
     args.v = <const float *>cnp.PyArray_DATA(va)

@@ -188,7 +188,8 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
-        x = float_array(x).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what float32 lacks is refused as infinite
+            x = float_array(x).astype(np.float32, copy=False)
     return _core.linear(x, packed, bias, activation, out)
 
 
@@ -242,19 +243,13 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
     if getattr(q, "dtype", params.dtype) != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
+    mantissa = shift = None
     if rounding in FIXED_POINT:
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
         exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
-        return _core.qlinear(q, params, packed, out_params, rounding, activation, None, mantissa, shift, None, int_bias,
-                             None, bias, out)
-    real_scale = params.scale * packed.params.scale
-    multiplier, _, _ = multiplier_arrays(real_scale / out_params.scale, rounding)
-    if real_bias is not None and activation in (None, "relu"):
-        real_bias = real_bias / out_params.scale
-    return _core.qlinear(q, params, packed, out_params, rounding, activation, multiplier, None, None, real_scale, int_bias,
-                         real_bias, bias, out)
+    return _core.qlinear(q, params, packed, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out)
 
 
 def _split_bias(bias, n, rounding):
@@ -266,8 +261,8 @@ def _split_bias(bias, n, rounding):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
     if bias.dtype.kind in "iu":
         return checked_int_bias(bias, n), None
-    if bias.dtype not in _core.FLOATS:
+    if bias.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
     if rounding in FIXED_POINT:
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
-    return None, bias.astype(np.float32, copy=False)
+    return None, np.ascontiguousarray(bias, np.float32)

@@ -67,10 +67,10 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
     Raises
     ------
     ValueError
-        Where q, k or v hold NaN or infinity (`out` is then undefined), shapes do not match, `heads` does not divide the
+        Where q, k or v hold NaN or infinity, shapes do not match, `heads` does not divide the
         columns, `starts` does not ascend from 0 to tokens, or a sequence is longer than 65,536 tokens.
     TypeError
-        For a wrong dtype or `out`.
+        For a wrong dtype or `out`, which is left untouched after each error.
 
     References
     ----------
