@@ -99,6 +99,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #define GROUP 32
 #define HAVE_WIDEN
 #include "elementwise.inc.h"
+#include "layers.inc.h"
 #include "products.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
@@ -174,7 +175,7 @@ const qk_kernels qk_kernels_avx2 = {
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 2,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
-#include "elementwise_table.inc.h"
+#include "kernels_table.inc.h"
 };
 
 #if defined(__clang__)

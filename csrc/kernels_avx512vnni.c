@@ -111,6 +111,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #define HAVE_FMA 1
 #define GROUP 64
 #include "elementwise.inc.h"
+#include "layers.inc.h"
 #include "products.inc.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
@@ -190,7 +191,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
-#include "elementwise_table.inc.h"
+#include "kernels_table.inc.h"
 };
 
 #if defined(__clang__) && !defined(QK_SIMDE)

@@ -6,6 +6,7 @@
 #define KR 4
 #define HAVE_FMA 0
 #include "elementwise.inc.h"
+#include "layers.inc.h"
 #include "products.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -32,5 +33,5 @@ const qk_kernels qk_kernels_scalar = {
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
-#include "elementwise_table.inc.h"
+#include "kernels_table.inc.h"
 };

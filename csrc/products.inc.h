@@ -1,5 +1,7 @@
-/* Packing of b, compiled once per instruction set. The including file sets NR and KR, the columns of a panel and the codes
- * of k that a step takes. */
+/* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.inc.h. The
+ * including file sets NR and KR, the columns of a panel and the codes of k that a step takes. */
+
+/* ---- b' ---- */
 
 /* KR rows of NR unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
 static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to)
@@ -103,4 +105,142 @@ static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *pa
             pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to);
     }
     return sum_columns(s, cols, colsum);
+}
+
+/* ---- a' ---- */
+
+static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
+{
+    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
+    memset(to + n, 0, n_pad - n);
+}
+
+static inline void pack_row_words(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
+{
+    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
+    memset(to + n, 0, (n_pad - n) * sizeof *to);
+}
+
+static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += a[i] ^ flip;
+    return sum;
+}
+
+/* ---- what becomes of a tile ---- */
+
+static inline void activate(float *restrict y, qk_activation activation)
+{
+    if (activation == QK_RELU)
+        for (int j = 0; j < NR; j++) y[j] = at_least(0.0f, y[j]);
+    else if (activation == QK_GELU)
+        for (int j = 0; j < NR; j++) y[j] = gelu_f32(y[j]);
+    else if (activation == QK_SILU)
+        for (int j = 0; j < NR; j++) y[j] = silu_f32(y[j]);
+}
+
+/* Takes from the sums of a row what zero points of b add to them; modulo 2^32. */
+static inline void correct_row(int32_t *acc_row, const qk_tile *t, int row)
+{
+    uint32_t *restrict acc = (uint32_t *)acc_row;
+    if (!t->row_term) return;
+    const uint32_t term = (uint32_t)t->row_term[row];
+    for (int j = 0; j < NR; j++) acc[j] -= term * (uint32_t)t->col_zero[j];
+}
+
+/* The zero point of a row of a, whose product with colsum the loops below subtract on their way. */
+static inline uint32_t zero_of_row(const qk_tile *t, int row) { return t->row_zero ? (uint32_t)t->row_zero[row] : 0; }
+
+static inline int32_t without_zero(int32_t acc, uint32_t zero, int32_t colsum)
+{
+    return (int32_t)((uint32_t)acc - zero * (uint32_t)colsum);
+}
+
+static void tile_to_int32(int32_t *acc, const qk_tile *t)
+{
+    const int32_t *restrict colsum = t->colsum;
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        const uint32_t zero = zero_of_row(t, row);
+        correct_row(acc, t, row);
+        for (int j = 0; j < NR; j++) acc[j] = without_zero(acc[j], zero, colsum[j]);
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, acc, (size_t)t->cols * sizeof *acc);
+    }
+}
+
+static inline void scale_row(const int32_t *restrict acc, float *restrict y, const qk_tile *t, int row)
+{
+    const float *restrict col_scale = t->col_scale, *restrict bias = t->bias;
+    const int32_t *restrict colsum = t->colsum;
+    const uint32_t zero = zero_of_row(t, row);
+    if (t->row_scale) {
+        const float row_scale = t->row_scale[row];
+        for (int j = 0; j < NR; j++)
+            y[j] = (float)without_zero(acc[j], zero, colsum[j]) * (row_scale * col_scale[j]) + bias[j];
+    } else {
+        for (int j = 0; j < NR; j++) y[j] = (float)without_zero(acc[j], zero, colsum[j]) * col_scale[j] + bias[j];
+    }
+    activate(y, t->activation);
+}
+
+static void tile_to_float(int32_t *acc, const qk_tile *t)
+{
+    float y[NR];
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
+        correct_row(acc, t, row);
+        if (t->cols == NR) {
+            scale_row(acc, dst, t, row);
+        } else {
+            scale_row(acc, y, t, row);
+            memcpy(dst, y, (size_t)t->cols * sizeof *y);
+        }
+    }
+}
+
+static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row, int half_away)
+{
+    const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
+    const int32_t *restrict colsum = t->colsum;
+    const uint32_t zero = zero_of_row(t, row);
+    const int32_t zero_point = t->requant->zero_point;
+    const float hi = (float)(t->requant->qmax - zero_point);
+    const float lo = t->activation == QK_RELU ? at_least(0.0f, (float)(t->requant->qmin - zero_point))
+                                              : (float)(t->requant->qmin - zero_point);
+    for (int j = 0; j < NR; j++) {
+        const float v = (float)without_zero(acc[j], zero, colsum[j]) * multiplier[j] + bias[j];
+        q[j] = (uint8_t)scale_to_code(v, lo, hi, zero_point, half_away);
+    }
+}
+
+static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row)
+{
+    const uint32_t zero = zero_of_row(t, row);
+    int32_t sums[NR];
+    uint16_t codes[NR];
+    qk_requant r = *t->requant;
+    if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
+    for (int j = 0; j < NR; j++) sums[j] = without_zero(acc[j], zero, t->colsum[j]);
+    fixed_point_run(sums, t->mantissa, t->shift, codes, NR, &r);
+    for (int j = 0; j < NR; j++) q[j] = (uint8_t)codes[j];
+}
+
+static void tile_to_codes(int32_t *acc, const qk_tile *t)
+{
+    uint8_t q[NR];
+    float y[NR];
+    for (int row = 0; row < t->rows; row++, acc += NR) {
+        correct_row(acc, t, row);
+        if (t->activation > QK_RELU) {
+            scale_row(acc, y, t, row);
+            quantize_f32_8(y, q, NR, &t->out);
+        } else if (t->requant->rounding == QK_HALF_EVEN) {
+            multiply_row(acc, q, t, row, 0);
+        } else if (t->requant->rounding == QK_HALF_AWAY) {
+            multiply_row(acc, q, t, row, 1);
+        } else {
+            fixed_point_row(acc, q, t, row);
+        }
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, q, (size_t)t->cols);
+    }
 }
