@@ -58,15 +58,9 @@ def main():
     docstrings = collect_docstrings()[: options.docs]
     texts = [d.query for d in docstrings] + [d.document for d in docstrings]
     tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
-    float32 = TorchFloat32 if torch else NumPyFloat32
-    results, reference = [], None
-    for variant in (float32, QKernelsInt8):
-        model = variant(weights, config)
-        embeddings, seconds = timed_embeddings(model, tokens)
-        reference = embeddings if reference is None else reference
-        queries, documents = np.split(embeddings, 2)
-        results.append(Result(model.name, model.linear_bytes, model.total_bytes, seconds, sentence_latency(model, tokens),
-                              recall_at_1(queries, documents), float((embeddings * reference).sum(axis=1).mean())))
+    models = [variant(weights, config) for variant in (TorchFloat32 if torch else NumPyFloat32, QKernelsInt8)]
+    embeddings, seconds = timed_embeddings(models, tokens)
+    results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
     title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n"
              f"{cpu_name()}, {qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}")
     print_table(title, results)
@@ -329,22 +323,35 @@ def make_batches(tokens, most=BATCH_TOKENS):
     return batches + [make_batch(tokens, group)] if group else batches
 
 
-def timed_embeddings(model, tokens):
-    """(embeddings in the order of `tokens`, seconds), with a progress bar."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def timed_embeddings(models, tokens):
+    """Embeddings in the order of `tokens`, and seconds, of each model: (models, sentences, width) and (models,).
+
+    The models take turns, batch by batch, so that a machine whose speed drifts is the same for all. Shows a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     batches = make_batches(tokens)
-    model.embed(batches[0])   # warm up
-    columns = TextColumn("{task.description:15}"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), TimeElapsedColumn()
+    embeddings = np.empty((len(models), len(tokens), models[0].words.shape[1]), np.float32)
+    seconds = np.zeros(len(models))
+    for model in models:
+        model.embed(batches[0])   # warm up
+    columns = BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"), TimeRemainingColumn()
     with Progress(*columns, refresh_per_second=2) as progress:
-        task = progress.add_task(model.name, total=sum(map(len, tokens)))
-        embeddings, seconds = np.empty((len(tokens), model.words.shape[1]), np.float32), 0.0
+        task = progress.add_task("", total=sum(map(len, tokens)))
         for batch in batches:
-            begin = time.perf_counter()
-            embeddings[batch.sentences] = model.embed(batch)
-            seconds += time.perf_counter() - begin
+            for i, model in enumerate(models):
+                begin = time.perf_counter()
+                embeddings[i, batch.sentences] = model.embed(batch)
+                seconds[i] += time.perf_counter() - begin
             progress.advance(task, len(batch.ids))
     return embeddings, seconds
+
+
+def measure(model, embeddings, seconds, reference, tokens):
+    """The `Result` of a model whose embeddings of all `tokens` took `seconds`; `reference` are those in float32."""
+    queries, documents = np.split(embeddings, 2)
+    cosine = float((embeddings * reference).sum(axis=1).mean())
+    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, sentence_latency(model, tokens),
+                  recall_at_1(queries, documents), cosine)
 
 
 def sentence_latency(model, tokens, seconds=2.0):
