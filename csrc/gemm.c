@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { A_BLOCK_BYTES = 192 * 1024, MAX_ROWS = 480, MAX_NR = 64, MAX_MR = 16 };
+enum { A_BLOCK_BYTES = 192 * 1024, SMALL_BLOCK_BYTES = 8 * 1024, MAX_ROWS = 480, MAX_NR = 64, MAX_MR = 16 };
 
 static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
@@ -123,13 +123,20 @@ static int32_t zero_of_codes(const qk_left *left, size_t row)
 
 static const char *row_of(const qk_left *left, size_t row) { return (const char *)left->a + (ptrdiff_t)row * left->row_stride; }
 
-/* Rows of codes as the tile wants them. */
+static int needs_description(const product *g) { return g->left->zero_point_per_row || g->b_zero; }
+
+/* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
 static void pack_codes(const product *g, row_block *block, size_t first, size_t rows)
 {
+    const qk_kernels *k = g->b->kernels;
+    const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
+    const int dense = g->left->row_stride == (ptrdiff_t)depth && block->lda == depth * (size_t)k->a_bytes;
+    if (dense) k->gemm_pack_row((const uint8_t *)row_of(g->left, first), rows * depth, rows * depth, flip, block->buffer);
+    if (dense && !needs_description(g)) return;
     for (size_t i = 0; i < rows; i++) {
         const uint8_t *a = (const uint8_t *)row_of(g->left, first + i);
-        g->b->kernels->gemm_pack_row(a, g->b->k, g->b->k_pad, flip, block->buffer + i * block->lda);
+        if (!dense) k->gemm_pack_row(a, depth, g->b->k_pad, flip, block->buffer + i * block->lda);
         describe_row(g, block, i, a, zero_of_codes(g->left, first + i), flip);
     }
 }
@@ -165,7 +172,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
 {
     if (g->in_place) {
         block->a = row_of(g->left, first);
-        if (g->left->zero_point_per_row || g->b_zero) describe_rows(g, block, first, rows);
+        if (needs_description(g)) describe_rows(g, block, first, rows);
         return 1;
     }
     block->a = block->buffer;
@@ -241,13 +248,14 @@ static void run_tasks(void *context, size_t begin, size_t end)
     const qk_packed *b = g->b;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
     const size_t lda = round_up(b->k_pad * (size_t)b->kernels->a_bytes, 64);
-    row_block block = {.lda = g->in_place ? (size_t)g->left->row_stride : lda};
-    if (!g->in_place) {
-        block.buffer = aligned_alloc(64, lda * g->block_rows + round_up(b->k_pad, 64) + 64);
-        if (!block.buffer) {
-            fail(g, -1);
-            return;
-        }
+    row_block block;
+    block.lda =  g->in_place ? (size_t)g->left->row_stride : lda;
+    char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
+    const size_t size = g->in_place ? 0 : lda * g->block_rows + round_up(b->k_pad, 64) + 64;
+    block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
+    if (!block.buffer) {
+        fail(g, -1);
+        return;
     }
     size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
     for (size_t task = begin; task < end; task++) {
@@ -260,7 +268,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
         taken = first;
         multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
     }
-    free(block.buffer);
+    if (block.buffer != small) free(block.buffer);
 }
 
 /* Blocks of rows that fit the L2 cache and that the threads can share evenly. */

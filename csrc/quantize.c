@@ -361,6 +361,18 @@ void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p
 
 /* ---- choosing parameters (numerics 2) ---- */
 
+static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
+{
+    const size_t head = n < 1024 ? 0 : (-(uintptr_t)x & 63) / sizeof *x;
+    float head_lo, head_hi;
+    k->minmax_f32(x, head, &head_lo, &head_hi);
+    k->minmax_f32(x + head, n - head, lo, hi);
+    const int finite = isfinite(head_lo) && isfinite(head_hi) && isfinite(*lo) && isfinite(*hi);
+    if (head_lo < *lo) *lo = head_lo;
+    if (head_hi > *hi) *hi = head_hi;
+    return finite;
+}
+
 /* Bounds of pieces, put together in whatever order the threads finish: the extremes are the same. */
 typedef struct {
     const float *x;
@@ -369,33 +381,22 @@ typedef struct {
     int finite;
 } minmax_job;
 
-static void take_bounds(minmax_job *job, float lo, float hi)
+static void minmax_pieces(void *context, size_t begin, size_t end)
 {
+    minmax_job *job = context;
+    float lo, hi;
+    const int finite = bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi);
 #pragma omp critical(qk_minmax)
     {
-        job->finite &= isfinite(lo) && isfinite(hi);
+        job->finite &= finite;
         if (lo < *job->lo) *job->lo = lo;
         if (hi > *job->hi) *job->hi = hi;
     }
 }
 
-static void minmax_pieces(void *context, size_t begin, size_t end)
-{
-    minmax_job *job = context;
-    const qk_kernels *k = qk_active();
-    const float *x = job->x + begin * PIECE;
-    const size_t n = at_most(job->n - begin * PIECE, (end - begin) * PIECE), head = n < 1024 ? 0 : (-(uintptr_t)x & 63) / sizeof *x;
-    float lo, hi;
-    if (head) {
-        k->minmax_f32(x, head, &lo, &hi);
-        take_bounds(job, lo, hi);
-    }
-    k->minmax_f32(x + head, n - head, &lo, &hi);
-    take_bounds(job, lo, hi);
-}
-
 int qk_minmax(const float *x, size_t n, float *lo, float *hi)
 {
+    if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
     minmax_job job = {x, n, lo, hi, 1};
     *lo = *hi = 0;
     qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);

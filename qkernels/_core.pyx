@@ -629,6 +629,8 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
     cdef size_t i
+    if row_stride == <ptrdiff_t>(cols * sizeof(float)):
+        return qk_minmax(<const float *>x, rows * cols, &lo, &hi)
     for i in range(rows):
         if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), cols, &lo, &hi):
             return False
