@@ -16,9 +16,9 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
@@ -101,6 +101,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #include "elementwise.inc.h"
 #include "layers.inc.h"
 #include "products.inc.h"
+#include "blocked.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -170,9 +171,115 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
     pack_row_words(a, n, n_pad, flip, to);
 }
 
+/* ---- 4-bit weights (numerics 12) ---- */
+
+/* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
+ * vpmaddwd by ones every 32 rows of b. Tile: 4 rows x 16 columns, 8 sums of int16; those of a block and of all blocks are in
+ * the L1 cache. */
+
+enum { STEP = 4 * QK_BLOCKED_NR, SHORT_STEPS = 4 };
+
+static inline __m256i broadcast_codes(const int8_t *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm256_set1_epi32(codes);
+}
+
+/* c + b * a in int16; pinned as in multiply_add. */
+static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
+{
+    c = _mm256_add_epi16(c, _mm256_maddubs_epi16(b, a));
+    __asm__("" : "+x"(c));
+    return c;
+}
+
+static inline __m256 scales8(const uint8_t *p, int half)
+{
+    return half ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)) : _mm256_loadu_ps((const float *)p);
+}
+
+/* sums (rows x 16) += up to SHORT_STEPS steps of a and of 16 columns of b. */
+static inline __attribute__((always_inline)) void add_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
+                                                            const uint8_t *b, __m256i *sums)
+{
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const int8_t *a1 = a + lda, *a2 = a + 2 * lda, *a3 = a + 3 * lda;
+    __m256i c00 = _mm256_setzero_si256(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+    for (size_t s = 0; s < steps; s++, b += STEP, a += 8, a1 += 8, a2 += 8, a3 += 8) {
+        const __m256i two0 = _mm256_loadu_si256((const __m256i *)b), two1 = _mm256_loadu_si256((const __m256i *)(b + 32));
+        __m256i b0 = _mm256_and_si256(two0, low), b1 = _mm256_and_si256(two1, low);
+        __m256i v = broadcast_codes(a);
+        c00 = multiply_add_short(c00, b0, v), c01 = multiply_add_short(c01, b1, v);
+        if (rows > 1) v = broadcast_codes(a1), c10 = multiply_add_short(c10, b0, v), c11 = multiply_add_short(c11, b1, v);
+        if (rows > 2) v = broadcast_codes(a2), c20 = multiply_add_short(c20, b0, v), c21 = multiply_add_short(c21, b1, v);
+        if (rows > 3) v = broadcast_codes(a3), c30 = multiply_add_short(c30, b0, v), c31 = multiply_add_short(c31, b1, v);
+        b0 = _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(two1, 4), low);
+        v = broadcast_codes(a + 4);
+        c00 = multiply_add_short(c00, b0, v), c01 = multiply_add_short(c01, b1, v);
+        if (rows > 1) v = broadcast_codes(a1 + 4), c10 = multiply_add_short(c10, b0, v), c11 = multiply_add_short(c11, b1, v);
+        if (rows > 2) v = broadcast_codes(a2 + 4), c20 = multiply_add_short(c20, b0, v), c21 = multiply_add_short(c21, b1, v);
+        if (rows > 3) v = broadcast_codes(a3 + 4), c30 = multiply_add_short(c30, b0, v), c31 = multiply_add_short(c31, b1, v);
+    }
+    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(c00, ones)), sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(c01, ones));
+    if (rows > 1) sums[2] = _mm256_add_epi32(sums[2], _mm256_madd_epi16(c10, ones)), sums[3] = _mm256_add_epi32(sums[3], _mm256_madd_epi16(c11, ones));
+    if (rows > 2) sums[4] = _mm256_add_epi32(sums[4], _mm256_madd_epi16(c20, ones)), sums[5] = _mm256_add_epi32(sums[5], _mm256_madd_epi16(c21, ones));
+    if (rows > 3) sums[6] = _mm256_add_epi32(sums[6], _mm256_madd_epi16(c30, ones)), sums[7] = _mm256_add_epi32(sums[7], _mm256_madd_epi16(c31, ones));
+}
+
+/* Columns 16 half .. 16 half + 15 of a panel. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, int half, const qk_blocked_panel *p,
+                                                               const int8_t *a, size_t lda, const int32_t *start,
+                                                               size_t ld_start, float *y)
+{
+    const size_t scale_bytes = p->half_scales ? 2 : 4;
+    const uint8_t *b = p->records;
+    __m256i sums[8];
+    __m256 total[8] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
+                       _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (size_t block = 0; block < p->blocks; block++) {
+        const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+        const uint8_t *scales = b + steps * STEP, *zeros = scales + scale_bytes * QK_BLOCKED_NR;
+        for (int row = 0; row < rows; row++) {
+            sums[2 * row] = sums[2 * row + 1] = _mm256_set1_epi32(start[(size_t)row * ld_start + block]);
+            if (!p->own_zeros) continue;
+            for (int i = 0; i < 2; i++) {
+                const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + 16 * half + 8 * i)));
+                sums[2 * row + i] = _mm256_mullo_epi32(sums[2 * row + i], zero);
+            }
+        }
+        for (size_t s = 0; s < steps; s += SHORT_STEPS) {
+            const size_t count = steps - s < SHORT_STEPS ? steps - s : SHORT_STEPS;
+            add_steps(rows, count, a, lda, b + 64 * half, sums);
+            a += count * QK_BLOCKED_KR, b += count * STEP;
+        }
+        const __m256 s0 = scales8(scales + scale_bytes * (size_t)(16 * half), p->half_scales);
+        const __m256 s1 = scales8(scales + scale_bytes * (size_t)(16 * half + 8), p->half_scales);
+        for (int row = 0; row < rows; row++) {
+            total[2 * row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[2 * row]), s0, total[2 * row]);
+            total[2 * row + 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[2 * row + 1]), s1, total[2 * row + 1]);
+        }
+        b = zeros + (p->own_zeros ? QK_BLOCKED_NR : 0);
+    }
+    for (int row = 0; row < rows; row++, y += QK_BLOCKED_NR)
+        _mm256_storeu_ps(y + 16 * half, total[2 * row]), _mm256_storeu_ps(y + 16 * half + 8, total[2 * row + 1]);
+}
+
+static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
+{
+    for (int half = 0; half < 2; half++) switch (rows) {
+        case 1: blocked_rows(1, half, p, a, lda, start, ld_start, y); break;
+        case 2: blocked_rows(2, half, p, a, lda, start, ld_start, y); break;
+        case 3: blocked_rows(3, half, p, a, lda, start, ld_start, y); break;
+        default: blocked_rows(4, half, p, a, lda, start, ld_start, y); break;
+        }
+}
+
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 2,
+    .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
 #include "kernels_table.inc.h"
