@@ -68,16 +68,20 @@ static inline int32_t sum_block(const int8_t *a, size_t n)
  * points first (factor -1). */
 static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t factor, int32_t *start)
 {
-    for (size_t i = 0; i < k_pad; i += block, start++) *start = factor * sum_block(a + i, k_pad - i < block ? k_pad - i : block);
+    size_t i = 0;
+    if (block == 32)
+        for (; i + 32 <= k_pad; i += 32, start++) *start = factor * sum_block(a + i, 32); /* without a loop */
+    for (; i < k_pad; i += block, start++) *start = factor * sum_block(a + i, k_pad - i < block ? k_pad - i : block);
 }
 
-static void blocked_to_float(float *y, const qk_tile *t)
+static void blocked_to_float(const float *y, const qk_tile *t)
 {
     for (int row = 0; row < t->rows; row++, y += QK_BLOCKED_NR) {
-        const float *restrict bias = t->bias, scale = t->row_scale[row];
-        float *restrict line = y;
-        for (int j = 0; j < QK_BLOCKED_NR; j++) line[j] = line[j] * scale + bias[j];
+        const float *restrict sums = y, *restrict bias = t->bias, scale = t->row_scale[row];
+        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride), tail[QK_BLOCKED_NR];
+        float *restrict line = t->cols == QK_BLOCKED_NR ? dst : tail;
+        for (int j = 0; j < QK_BLOCKED_NR; j++) line[j] = sums[j] * scale + bias[j];
         for (int j = 0; j < QK_BLOCKED_NR; j += NR) activate(line + j, t->activation);
-        memcpy((char *)t->dst + (size_t)row * t->row_stride, line, (size_t)t->cols * sizeof *line);
+        if (line == tail) memcpy(dst, tail, (size_t)t->cols * sizeof *tail);
     }
 }
