@@ -174,17 +174,24 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 /* ---- 4-bit weights (numerics 12) ---- */
 
 /* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
- * vpmaddwd by ones every 32 rows of b. Tile: 4 rows x 16 columns, 8 sums of int16; those of a block and of all blocks are in
- * the L1 cache. */
+ * vpmaddwd by ones every 32 rows of b. Tile: 4 rows x 16 columns, 8 accumulators; for one row 32 columns, so that it reads panels
+ * as they lie. The sums of all blocks are in the L1 cache. */
 
-enum { STEP = 4 * QK_BLOCKED_NR, SHORT_STEPS = 4 };
+enum { STEP = 4 * QK_BLOCKED_NR, SHORT_STEPS = 4 /* whose sums int16 holds */ };
 
-static inline __m256i broadcast_codes(const int8_t *p)
+/* Row by row. */
+typedef struct {
+    __m256i c0, c1, c2, c3, c4, c5, c6, c7;
+} eight_sums;
+
+static inline __m256i broadcast4(const int8_t *p)
 {
     int32_t codes;
     memcpy(&codes, p, sizeof codes);
     return _mm256_set1_epi32(codes);
 }
+
+static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 
 /* c + b * a in int16; pinned as in multiply_add. */
 static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
@@ -194,85 +201,155 @@ static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i 
     return c;
 }
 
-static inline __m256 scales8(const uint8_t *p, int half)
+/* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops. */
+static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
+                                                                       const uint8_t *b)
 {
-    return half ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)) : _mm256_loadu_ps((const float *)p);
-}
-
-/* sums (rows x 16) += up to SHORT_STEPS steps of a and of 16 columns of b. */
-static inline __attribute__((always_inline)) void add_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
-                                                            const uint8_t *b, __m256i *sums)
-{
-    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-    const int8_t *a1 = a + lda, *a2 = a + 2 * lda, *a3 = a + 3 * lda;
-    __m256i c00 = _mm256_setzero_si256(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00, c31 = c00;
-    for (size_t s = 0; s < steps; s++, b += STEP, a += 8, a1 += 8, a2 += 8, a3 += 8) {
-        const __m256i two0 = _mm256_loadu_si256((const __m256i *)b), two1 = _mm256_loadu_si256((const __m256i *)(b + 32));
-        __m256i b0 = _mm256_and_si256(two0, low), b1 = _mm256_and_si256(two1, low);
-        __m256i v = broadcast_codes(a);
-        c00 = multiply_add_short(c00, b0, v), c01 = multiply_add_short(c01, b1, v);
-        if (rows > 1) v = broadcast_codes(a1), c10 = multiply_add_short(c10, b0, v), c11 = multiply_add_short(c11, b1, v);
-        if (rows > 2) v = broadcast_codes(a2), c20 = multiply_add_short(c20, b0, v), c21 = multiply_add_short(c21, b1, v);
-        if (rows > 3) v = broadcast_codes(a3), c30 = multiply_add_short(c30, b0, v), c31 = multiply_add_short(c31, b1, v);
+    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const int8_t *a3 = a + 3 * lda;
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+#pragma GCC unroll 4
+    for (size_t s = 0; s < steps; s++, b += STEP, a += 8, a3 += 8) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
+        __m256i b0 = _mm256_and_si256(two0, low), b1 = _mm256_and_si256(two1, low), v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
+        if (rows > 1) v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2) v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3) v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
         b0 = _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(two1, 4), low);
-        v = broadcast_codes(a + 4);
-        c00 = multiply_add_short(c00, b0, v), c01 = multiply_add_short(c01, b1, v);
-        if (rows > 1) v = broadcast_codes(a1 + 4), c10 = multiply_add_short(c10, b0, v), c11 = multiply_add_short(c11, b1, v);
-        if (rows > 2) v = broadcast_codes(a2 + 4), c20 = multiply_add_short(c20, b0, v), c21 = multiply_add_short(c21, b1, v);
-        if (rows > 3) v = broadcast_codes(a3 + 4), c30 = multiply_add_short(c30, b0, v), c31 = multiply_add_short(c31, b1, v);
+        v = broadcast4(a + 4);
+        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
+        if (rows > 1) v = broadcast4(a + lda + 4), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2) v = broadcast4(a + 2 * lda + 4), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3) v = broadcast4(a3 + 4), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
     }
-    sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(c00, ones)), sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(c01, ones));
-    if (rows > 1) sums[2] = _mm256_add_epi32(sums[2], _mm256_madd_epi16(c10, ones)), sums[3] = _mm256_add_epi32(sums[3], _mm256_madd_epi16(c11, ones));
-    if (rows > 2) sums[4] = _mm256_add_epi32(sums[4], _mm256_madd_epi16(c20, ones)), sums[5] = _mm256_add_epi32(sums[5], _mm256_madd_epi16(c21, ones));
-    if (rows > 3) sums[6] = _mm256_add_epi32(sums[6], _mm256_madd_epi16(c30, ones)), sums[7] = _mm256_add_epi32(sums[7], _mm256_madd_epi16(c31, ones));
+    return c;
 }
 
-/* Columns 16 half .. 16 half + 15 of a panel. */
-static inline __attribute__((always_inline)) void blocked_rows(const int rows, int half, const qk_blocked_panel *p,
+/* One row and all 32 columns, in c0 .. c3. */
+static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
+{
+    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += 8) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), two2 = load_codes(b + 64), two3 = load_codes(b + 96);
+        __m256i v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(two0, low), v);
+        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(two1, low), v);
+        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(two2, low), v);
+        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(two3, low), v);
+        v = broadcast4(a + 4);
+        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), v);
+        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(_mm256_srli_epi16(two1, 4), low), v);
+        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(_mm256_srli_epi16(two2, 4), low), v);
+        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(_mm256_srli_epi16(two3, 4), low), v);
+    }
+    return c;
+}
+
+/* Neighbours of int16 added; and to them, if there is `more`, the sum so far. */
+static inline __attribute__((always_inline)) __m256i widen_sum(__m256i c, const __m256i *sum, int more)
+{
+    c = _mm256_madd_epi16(c, _mm256_set1_epi16(1));
+    return more ? _mm256_add_epi32(c, *sum) : c;
+}
+
+static inline __attribute__((always_inline)) eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums, int more)
+{
+    c.c0 = widen_sum(c.c0, sums, more), c.c1 = widen_sum(c.c1, sums + 1, more);
+    if (used > 2) c.c2 = widen_sum(c.c2, sums + 2, more), c.c3 = widen_sum(c.c3, sums + 3, more);
+    if (used > 4) c.c4 = widen_sum(c.c4, sums + 4, more), c.c5 = widen_sum(c.c5, sums + 5, more);
+    if (used > 6) c.c6 = widen_sum(c.c6, sums + 6, more), c.c7 = widen_sum(c.c7, sums + 7, more);
+    return c;
+}
+
+static inline __attribute__((always_inline)) void store_sums(const int used, __m256i *sums, eight_sums c)
+{
+    sums[0] = c.c0, sums[1] = c.c1;
+    if (used > 2) sums[2] = c.c2, sums[3] = c.c3;
+    if (used > 4) sums[4] = c.c4, sums[5] = c.c5;
+    if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
+}
+
+static inline __attribute__((always_inline)) __m256 scales8(const qk_blocked_panel *p, const uint8_t *scales, size_t col)
+{
+    return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
+                          : _mm256_loadu_ps((const float *)scales + col);
+}
+
+/* What 16 columns of a block have. */
+typedef struct {
+    __m256 s0, s1;
+    __m256i z0, z1;
+} block_columns;
+
+static inline __attribute__((always_inline)) block_columns columns_at(const qk_blocked_panel *p, const int own_zeros,
+                                                                      const uint8_t *scales, size_t col)
+{
+    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR + col;
+    block_columns of = {scales8(p, scales, col), scales8(p, scales, col + 8), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
+    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + 8)));
+    return of;
+}
+
+/* The sums of a block, of one row, scaled and added to the total. */
+static inline __attribute__((always_inline)) void add_block(__m256 *total, __m256i c0, __m256i c1, int32_t start,
+                                                            block_columns of, const int own_zeros)
+{
+    const __m256i v = _mm256_set1_epi32(start);
+    c0 = _mm256_add_epi32(c0, own_zeros ? _mm256_mullo_epi32(of.z0, v) : v);
+    c1 = _mm256_add_epi32(c1, own_zeros ? _mm256_mullo_epi32(of.z1, v) : v);
+    total[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c0), of.s0, total[0]);
+    total[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, total[1]);
+}
+
+/* `rows` rows and 16 columns from `col` on; or, where `wide`, one row and 32 columns. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros, size_t col, const qk_blocked_panel *p,
                                                                const int8_t *a, size_t lda, const int32_t *start,
                                                                size_t ld_start, float *y)
 {
-    const size_t scale_bytes = p->half_scales ? 2 : 4;
-    const uint8_t *b = p->records;
+    const int used = wide ? 4 : 2 * rows;
+    const size_t params_bytes = QK_BLOCKED_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
+    const uint8_t *b = p->records + 4 * col;
     __m256i sums[8];
-    __m256 total[8] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(),
-                       _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    for (size_t block = 0; block < p->blocks; block++) {
-        const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-        const uint8_t *scales = b + steps * STEP, *zeros = scales + scale_bytes * QK_BLOCKED_NR;
-        for (int row = 0; row < rows; row++) {
-            sums[2 * row] = sums[2 * row + 1] = _mm256_set1_epi32(start[(size_t)row * ld_start + block]);
-            if (!p->own_zeros) continue;
-            for (int i = 0; i < 2; i++) {
-                const __m256i zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + 16 * half + 8 * i)));
-                sums[2 * row + i] = _mm256_mullo_epi32(sums[2 * row + i], zero);
-            }
+    __m256 total[8];
+    for (int i = 0; i < used; i++) total[i] = _mm256_setzero_ps();
+    for (size_t block = 0; block < p->blocks; block++, start++) {
+        size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+        int more = 0; /* whether `sums` hold some of this block */
+        const uint8_t *scales = b - 4 * col + steps * STEP;
+        for (; steps > SHORT_STEPS; steps -= SHORT_STEPS, a += 8 * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
+            const eight_sums c = wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
+            store_sums(used, sums, widen_sums(used, c, sums, more));
         }
-        for (size_t s = 0; s < steps; s += SHORT_STEPS) {
-            const size_t count = steps - s < SHORT_STEPS ? steps - s : SHORT_STEPS;
-            add_steps(rows, count, a, lda, b + 64 * half, sums);
-            a += count * QK_BLOCKED_KR, b += count * STEP;
-        }
-        const __m256 s0 = scales8(scales + scale_bytes * (size_t)(16 * half), p->half_scales);
-        const __m256 s1 = scales8(scales + scale_bytes * (size_t)(16 * half + 8), p->half_scales);
-        for (int row = 0; row < rows; row++) {
-            total[2 * row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[2 * row]), s0, total[2 * row]);
-            total[2 * row + 1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums[2 * row + 1]), s1, total[2 * row + 1]);
-        }
-        b = zeros + (p->own_zeros ? QK_BLOCKED_NR : 0);
+        const eight_sums last = wide ? multiply_row_steps(steps, a, b)
+                              : steps == SHORT_STEPS ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
+                                                     : multiply_steps(rows, steps, a, lda, b);
+        const eight_sums c = widen_sums(used, last, sums, more);
+        const block_columns of = columns_at(p, own_zeros, scales, col);
+        add_block(total, c.c0, c.c1, start[0], of, own_zeros);
+        if (wide) add_block(total + 2, c.c2, c.c3, start[0], columns_at(p, own_zeros, scales, 16), own_zeros);
+        if (rows > 1) add_block(total + 2, c.c2, c.c3, start[ld_start], of, own_zeros);
+        if (rows > 2) add_block(total + 4, c.c4, c.c5, start[2 * ld_start], of, own_zeros);
+        if (rows > 3) add_block(total + 6, c.c6, c.c7, start[3 * ld_start], of, own_zeros);
+        a += steps * 8, b = scales + params_bytes + 4 * col;
     }
-    for (int row = 0; row < rows; row++, y += QK_BLOCKED_NR)
-        _mm256_storeu_ps(y + 16 * half, total[2 * row]), _mm256_storeu_ps(y + 16 * half + 8, total[2 * row + 1]);
+    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + col + i % 2 * 8, total[i]);
 }
 
 static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
-    for (int half = 0; half < 2; half++) switch (rows) {
-        case 1: blocked_rows(1, half, p, a, lda, start, ld_start, y); break;
-        case 2: blocked_rows(2, half, p, a, lda, start, ld_start, y); break;
-        case 3: blocked_rows(3, half, p, a, lda, start, ld_start, y); break;
-        default: blocked_rows(4, half, p, a, lda, start, ld_start, y); break;
+    for (size_t col = 0; col < QK_BLOCKED_NR; col += rows == 1 ? 32 : 16) switch (rows * 2 + p->own_zeros) {
+        case 2: blocked_rows(1, 1, 0, 0, p, a, lda, start, ld_start, y); break;
+        case 3: blocked_rows(1, 1, 1, 0, p, a, lda, start, ld_start, y); break;
+        case 4: blocked_rows(2, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        case 5: blocked_rows(2, 0, 1, col, p, a, lda, start, ld_start, y); break;
+        case 6: blocked_rows(3, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        case 7: blocked_rows(3, 0, 1, col, p, a, lda, start, ld_start, y); break;
+        case 8: blocked_rows(4, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        default: blocked_rows(4, 0, 1, col, p, a, lda, start, ld_start, y); break;
         }
 }
 

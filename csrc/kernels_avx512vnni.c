@@ -227,6 +227,7 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
         if (rows > 1) c10 = starts16(z0, own_zeros, start[ld_start]), c11 = starts16(z1, own_zeros, start[ld_start]);
         if (rows > 2) c20 = starts16(z0, own_zeros, start[2 * ld_start]), c21 = starts16(z1, own_zeros, start[2 * ld_start]);
         if (rows > 3) c30 = starts16(z0, own_zeros, start[3 * ld_start]), c31 = starts16(z1, own_zeros, start[3 * ld_start]);
+        __m512i d00 = _mm512_setzero_si512(), d01 = d00; /* one row: two more chains, for vpdpbusd takes 4 cycles */
         for (size_t s = 0; s < steps; s++, b += 128, a += 8, a1 += 8, a2 += 8, a3 += 8) {
             const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
             __m512i b0 = _mm512_and_si512(two0, low), b1 = _mm512_and_si512(two1, low);
@@ -237,11 +238,13 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
             if (rows > 3) v = broadcast_codes(a3), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
             b0 = _mm512_and_si512(_mm512_srli_epi16(two0, 4), low), b1 = _mm512_and_si512(_mm512_srli_epi16(two1, 4), low);
             v = broadcast_codes(a + 4);
-            c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
+            if (rows == 1) d00 = _mm512_dpbusd_epi32(d00, b0, v), d01 = _mm512_dpbusd_epi32(d01, b1, v);
+            if (rows > 1) c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
             if (rows > 1) v = broadcast_codes(a1 + 4), c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v);
             if (rows > 2) v = broadcast_codes(a2 + 4), c20 = _mm512_dpbusd_epi32(c20, b0, v), c21 = _mm512_dpbusd_epi32(c21, b1, v);
             if (rows > 3) v = broadcast_codes(a3 + 4), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
         }
+        if (rows == 1) c00 = _mm512_add_epi32(c00, d00), c01 = _mm512_add_epi32(c01, d01);
         const __m512 s0 = scales16(scales, p->half_scales, 0), s1 = scales16(scales, p->half_scales, 1);
         y00 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c00), s0, y00), y01 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c01), s1, y01);
         if (rows > 1) y10 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c10), s0, y10), y11 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c11), s1, y11);
