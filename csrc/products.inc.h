@@ -239,6 +239,7 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t)
     uint8_t q[MR * NR];
     float y[MR * NR];
     const qk_rounding rounding = t->requant->rounding;
+    if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
     correct_for_b(acc, t);
     if (t->activation <= QK_RELU) correct_for_a(acc, t);
     if (t->activation > QK_RELU) {

@@ -208,6 +208,7 @@ cdef class Params:
     cdef qk_params c
     cdef qk_dtype storage
     cdef readonly object scale, zero_point, dtype, axis, block_size, qmin, qmax
+    cdef readonly bint codes_are_floats
     cdef object reciprocal
     cdef int c_axis
     cdef float one_scale
@@ -219,7 +220,8 @@ cdef class Params:
         self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(zero_point)
         self.c.outer = self.c.length = self.c.inner = self.c.block = 1
         self.c.kind = QK_PER_TENSOR if axis is None else QK_PER_AXIS if block_size is None else QK_PER_BLOCK
-        if dtype in CODE_TYPES:
+        self.codes_are_floats = dtype not in CODE_TYPES
+        if not self.codes_are_floats:
             self.storage = CODE_TYPES[dtype]
             self.c.qmin, self.c.qmax = qmin, qmax
         if axis is None:

@@ -41,7 +41,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
     >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
     array([  1,   3,   5, 203], dtype=uint8)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+    if getattr(params, "codes_are_floats", False):
         return _quantize_to_floats(x, params, rounding, out)
     return _core.quantize(x, params, rounding, out)
 
@@ -76,7 +76,7 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
     array([-1.,  0.,  1.], dtype=float32)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES and getattr(q, "dtype", None) != np.int32:
+    if getattr(params, "codes_are_floats", False) and getattr(q, "dtype", None) != np.int32:
         return _dequantize_floats(q, params, dtype, out)
     return _core.dequantize(q, params, dtype, out)
 
@@ -109,7 +109,7 @@ def fake_quantize(x, params, *, out=None):
     >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+    if getattr(params, "codes_are_floats", False):
         x = float_array(x)
         return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), out)
     return _core.fake_quantize(x, params, out)
