@@ -286,7 +286,7 @@ def _checked_scale(scale, axis, block_size):
         expected = "shape (n,)" if block_size is None else "the shape of the blocks"
         raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {given.shape}")
     with np.errstate(over="ignore", under="ignore"):
-        kept = np.array(given, np.float32)
+        kept = np.array(given, np.float32, order="C")
     bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
     if np.count_nonzero(bad):
         raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")
@@ -308,7 +308,7 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     bad = (given < qmin) | (given > qmax)
     if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
-    return given.astype(np.int32)
+    return given.astype(np.int32, order="C")
 
 
 def _brief(value):
