@@ -217,6 +217,15 @@ def float_array(x):
     return x
 
 
+def optional_int(value, name):
+    """value as an int, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer or None, got {value!r}")
+    return int(value)
+
+
 def _bounds(x, axis, block_size):
     """Smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
@@ -257,16 +266,8 @@ def _outward(bound, direction):
 # ---- checks of QParams ----
 
 
-def _optional_int(value, name):
-    if value is None:
-        return None
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer or None, got {value!r}")
-    return int(value)
-
-
 def _checked_blocks(axis, block_size):
-    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
     if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
         raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
     if block_size is not None and axis is None:
