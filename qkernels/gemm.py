@@ -135,14 +135,23 @@ class PackedMatrix(_core.Packed):
 
     @classmethod
     def from_arrays(cls, arrays):
-        """The matrix whose `to_arrays` gave `arrays`, packed for this machine."""
+        """The matrix whose `to_arrays` gave `arrays` (a mapping of str to array), packed for this machine.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an array is missing, or is not as `to_arrays` makes it.
+        """
         missing = {"codes", "scale", "zero_point", "qmin"} - arrays.keys()
         if missing:
             raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
-        codes, scale = np.asarray(arrays["codes"]), np.asarray(arrays["scale"])
+        codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
+        if codes.dtype not in (np.int8, np.uint8):
+            raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
         lowest = np.iinfo(codes.dtype).min
-        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None,
-                         narrow_range=int(arrays["qmin"]) != lowest)
+        if qmin not in (lowest, lowest + 1):
+            raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
+        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None, narrow_range=qmin != lowest)
         return cls(codes, params)
 
 

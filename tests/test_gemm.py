@@ -598,6 +598,12 @@ def test_pack_refuses(arguments, error, message):
 
 def test_from_arrays_refuses():
     arrays = PACKED.to_arrays()
+    for change, error, message in [
+        ({"codes": arrays["codes"].astype(np.float32)}, TypeError, "codes must be int8 or uint8, got float32"),
+        ({"qmin": np.int32(-5)}, ValueError, "qmin must be -128 or -127 for codes of int8, got -5"),
+    ]:
+        with pytest.raises(error, match=message):
+            qk.PackedMatrix.from_arrays({**arrays, **change})
     del arrays["scale"]
     with pytest.raises(ValueError, match="scale"):
         qk.PackedMatrix.from_arrays(arrays)
