@@ -441,7 +441,7 @@ cdef class Packed:
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
-    def __cinit__(self, cnp.ndarray b, params):
+    def __cinit__(self, cnp.ndarray b not None, params):
         self.params = params
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         qk_packed_init(&self.c, qk_active(), <size_t>self.k, <size_t>self.n, PyArray_TYPE(b) == cnp.NPY_UINT8)
@@ -625,13 +625,14 @@ cdef float_bias(Packed b, bias):
     return b.padded(given, np.float32)
 
 
-cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept nogil:
+cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept:
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
     cdef size_t i
-    for i in range(rows):
-        if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), cols, &lo, &hi):
-            return False
+    with nogil:
+        for i in range(rows):
+            if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), cols, &lo, &hi):
+                return False
     return True
 
 
