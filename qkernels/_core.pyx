@@ -589,6 +589,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         az = zero_points(a_zero_point, left_array, (<object>left_array).shape[:-1], "a_zero_point")
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
         left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        if out is not None:
+            refuse_overlap(c, a_zero_point, "a_zero_point")
     if not (type(b_zero_point) is int and b_zero_point == 0):
         like = right_array if packed is None else np.empty(0, np.uint8 if packed.c.flipped else np.int8)
         bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
@@ -803,7 +805,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
     given = np.asarray(starts)
     if given.dtype.kind not in "iu" or given.ndim != 1 or given.size < 1:
         raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {starts!r}")
-    cdef cnp.ndarray result = np.ascontiguousarray(given, np.int64)
+    cdef cnp.ndarray result = np.array(given, np.int64)   # a copy: what is checked must stay as it is
     cdef const int64_t *s = <const int64_t *>cnp.PyArray_DATA(result)
     cdef Py_ssize_t i, last = cnp.PyArray_DIM(result, 0) - 1
     if s[0] != 0 or s[last] != tokens:

@@ -20,7 +20,7 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     b_zero_point : int or integer array of shape (N,)
         One for each column of b.
     out : int32 array of shape (..., M, N), optional
-        C-contiguous; may not overlap a or b.
+        C-contiguous; may not overlap a, b or a_zero_point.
 
     Returns
     -------

@@ -641,7 +641,7 @@ def overlapping(x, shape, dtype, offset):
 
 
 @pytest.mark.parametrize(("name", "argument", "x"), [
-    ("matmul", "a", A), ("matmul", "b", B), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
+    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
     ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
 ])
 @pytest.mark.parametrize("transposed", [False, True])
