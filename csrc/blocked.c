@@ -240,7 +240,7 @@ static void choose_blocks(product *g, size_t team)
     size_t blocks = (g->m + most - 1) / most;
     if (blocks < team && g->m >= team * 4 * mr) blocks = team;
     if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
-    g->block_rows = round_up((g->m + blocks - 1) / blocks, mr);
+    g->block_rows = (g->m + blocks - 1) / blocks;
     g->row_blocks = (g->m + g->block_rows - 1) / g->block_rows;
     g->col_chunks = g->row_blocks >= team ? 1 : at_most(team, panels);
 }

@@ -74,14 +74,21 @@ static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t 
     for (; i < k_pad; i += block, start++) *start = factor * sum_block(a + i, k_pad - i < block ? k_pad - i : block);
 }
 
-static void blocked_to_float(const float *y, const qk_tile *t)
+static void blocked_to_float(float *y, const qk_tile *t)
 {
-    for (int row = 0; row < t->rows; row++, y += QK_BLOCKED_NR) {
-        const float *restrict sums = y, *restrict bias = t->bias, scale = t->row_scale[row];
-        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride), tail[QK_BLOCKED_NR];
-        float *restrict line = t->cols == QK_BLOCKED_NR ? dst : tail;
-        for (int j = 0; j < QK_BLOCKED_NR; j++) line[j] = sums[j] * scale + bias[j];
-        for (int j = 0; j < QK_BLOCKED_NR; j += NR) activate(line + j, t->activation);
-        if (line == tail) memcpy(dst, tail, (size_t)t->cols * sizeof *tail);
+    enum { NC = QK_BLOCKED_NR };
+    const float *restrict bias = t->bias;
+    for (int row = 0; row < t->rows; row++) {
+        const float scale = t->row_scale[row];
+        float *restrict line = y + row * NC;
+        for (int j = 0; j < NC; j++) line[j] = line[j] * scale + bias[j];
+    }
+    activate(y, (size_t)t->rows * NC, t->activation);
+    for (int row = 0; row < t->rows; row++, y += NC) {
+        char *to = (char *)t->dst + (size_t)row * t->row_stride;
+        if (t->cols == NC)
+            memcpy(to, y, NC * sizeof *y);
+        else
+            memcpy(to, y, (size_t)t->cols * sizeof *y);
     }
 }

@@ -282,7 +282,8 @@ static void choose_blocks(product *g, int threads)
     const size_t team = (size_t)threads;
     if (blocks < team && m >= team * 4 * mr) blocks = team;
     if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
-    g->block_rows = round_up((m + blocks - 1) / blocks, mr);
+    g->block_rows = (m + blocks - 1) / blocks;
+    if (g->block_rows > 8 * mr) g->block_rows = round_up(g->block_rows, mr); /* of few rows, an even share counts more */
     g->row_blocks = (m + g->block_rows - 1) / g->block_rows;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
     g->col_chunks = g->row_blocks >= team ? 1 : team;

@@ -95,7 +95,7 @@ struct qk_kernels {
     void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
-    void (*blocked_to_float)(const float *y, const qk_tile *t);
+    void (*blocked_to_float)(float *y, const qk_tile *t);
 
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);

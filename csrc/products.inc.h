@@ -123,124 +123,134 @@ static inline void pack_row_words(const uint8_t *restrict a, size_t n, size_t n_
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
 {
-    int32_t sum = 0;
+    uint32_t sum = 0;
     for (size_t i = 0; i < n; i++) sum += a[i] ^ flip;
-    return sum;
+    return (int32_t)sum;
 }
 
 /* ---- what becomes of a tile ---- */
 
-static inline void activate(float *restrict y, qk_activation activation)
+static void activate(float *restrict y, size_t n, qk_activation activation)
 {
     if (activation == QK_RELU)
-        for (int j = 0; j < NR; j++) y[j] = at_least(0.0f, y[j]);
+        for (size_t i = 0; i < n; i++) y[i] = at_least(0.0f, y[i]);
     else if (activation == QK_GELU)
-        for (int j = 0; j < NR; j++) y[j] = gelu_f32(y[j]);
+        for (size_t i = 0; i < n; i++) y[i] = gelu_f32(y[i]);
     else if (activation == QK_SILU)
-        for (int j = 0; j < NR; j++) y[j] = silu_f32(y[j]);
+        for (size_t i = 0; i < n; i++) y[i] = silu_f32(y[i]);
 }
 
-/* Takes from the sums of a row what zero points of b add to them; modulo 2^32. */
-static inline void correct_row(int32_t *acc_row, const qk_tile *t, int row)
+/* Rows of NR elements, of which `cols` are wanted, to where they belong. */
+static inline void store_rows(const void *from, size_t size, const qk_tile *t)
 {
-    uint32_t *restrict acc = (uint32_t *)acc_row;
+    const char *row = from;
+    for (int i = 0; i < t->rows; i++, row += NR * size) {
+        char *to = (char *)t->dst + (size_t)i * t->row_stride;
+        if (t->cols == NR)
+            memcpy(to, row, NR * size);
+        else
+            memcpy(to, row, (size_t)t->cols * size);
+    }
+}
+
+/* Takes from the sums of a row a multiple of what its columns hold; modulo 2^32. */
+static inline void subtract(int32_t *row, int32_t factor, const int32_t *restrict column)
+{
+    uint32_t *restrict acc = (uint32_t *)row;
+    for (int j = 0; j < NR; j++) acc[j] -= (uint32_t)factor * (uint32_t)column[j];
+}
+
+static inline void correct_for_b(int32_t *acc, const qk_tile *t)
+{
     if (!t->row_term) return;
-    const uint32_t term = (uint32_t)t->row_term[row];
-    for (int j = 0; j < NR; j++) acc[j] -= term * (uint32_t)t->col_zero[j];
+    for (int row = 0; row < t->rows; row++) subtract(acc + row * NR, t->row_term[row], t->col_zero);
 }
 
-/* The zero point of a row of a, whose product with colsum the loops below subtract on their way. */
-static inline uint32_t zero_of_row(const qk_tile *t, int row) { return t->row_zero ? (uint32_t)t->row_zero[row] : 0; }
-
-static inline int32_t without_zero(int32_t acc, uint32_t zero, int32_t colsum)
+static inline void correct_for_a(int32_t *acc, const qk_tile *t)
 {
-    return (int32_t)((uint32_t)acc - zero * (uint32_t)colsum);
+    if (!t->row_zero) return;
+    for (int row = 0; row < t->rows; row++) subtract(acc + row * NR, t->row_zero[row], t->colsum);
 }
 
 static void tile_to_int32(int32_t *acc, const qk_tile *t)
 {
-    const int32_t *restrict colsum = t->colsum;
-    for (int row = 0; row < t->rows; row++, acc += NR) {
-        const uint32_t zero = zero_of_row(t, row);
-        correct_row(acc, t, row);
-        for (int j = 0; j < NR; j++) acc[j] = without_zero(acc[j], zero, colsum[j]);
-        memcpy((char *)t->dst + (size_t)row * t->row_stride, acc, (size_t)t->cols * sizeof *acc);
-    }
+    correct_for_a(acc, t);
+    correct_for_b(acc, t);
+    store_rows(acc, sizeof *acc, t);
 }
 
+/* Scales a row, and corrects it for the zero point of a on the way. */
 static inline void scale_row(const int32_t *restrict acc, float *restrict y, const qk_tile *t, int row)
 {
     const float *restrict col_scale = t->col_scale, *restrict bias = t->bias;
     const int32_t *restrict colsum = t->colsum;
-    const uint32_t zero = zero_of_row(t, row);
+    const uint32_t zero = t->row_zero ? (uint32_t)t->row_zero[row] : 0;
     if (t->row_scale) {
         const float row_scale = t->row_scale[row];
         for (int j = 0; j < NR; j++)
-            y[j] = (float)without_zero(acc[j], zero, colsum[j]) * (row_scale * col_scale[j]) + bias[j];
+            y[j] = (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * (row_scale * col_scale[j]) + bias[j];
     } else {
-        for (int j = 0; j < NR; j++) y[j] = (float)without_zero(acc[j], zero, colsum[j]) * col_scale[j] + bias[j];
+        for (int j = 0; j < NR; j++) y[j] = (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * col_scale[j] + bias[j];
     }
-    activate(y, t->activation);
+}
+
+/* The tile's activations, rows of NR, all at once: their coefficients then stay in registers. */
+static void activate_tile(int32_t *acc, float *y, const qk_tile *t)
+{
+    for (int row = 0; row < t->rows; row++) scale_row(acc + row * NR, y + row * NR, t, row);
+    activate(y, (size_t)t->rows * NR, t->activation);
 }
 
 static void tile_to_float(int32_t *acc, const qk_tile *t)
 {
-    float y[NR];
-    for (int row = 0; row < t->rows; row++, acc += NR) {
-        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
-        correct_row(acc, t, row);
-        if (t->cols == NR) {
-            scale_row(acc, dst, t, row);
-        } else {
-            scale_row(acc, y, t, row);
-            memcpy(dst, y, (size_t)t->cols * sizeof *y);
-        }
+    float y[MR * NR];
+    correct_for_b(acc, t);
+    if (t->activation == QK_IDENTITY && t->cols == NR) {
+        for (int row = 0; row < t->rows; row++)
+            scale_row(acc + row * NR, (float *)((char *)t->dst + (size_t)row * t->row_stride), t, row);
+        return;
     }
+    activate_tile(acc, y, t);
+    store_rows(y, sizeof *y, t);
 }
 
-static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row, int half_away)
+static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
 {
     const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
-    const int32_t *restrict colsum = t->colsum;
-    const uint32_t zero = zero_of_row(t, row);
     const int32_t zero_point = t->requant->zero_point;
     const float hi = (float)(t->requant->qmax - zero_point);
     const float lo = t->activation == QK_RELU ? at_least(0.0f, (float)(t->requant->qmin - zero_point))
                                               : (float)(t->requant->qmin - zero_point);
-    for (int j = 0; j < NR; j++) {
-        const float v = (float)without_zero(acc[j], zero, colsum[j]) * multiplier[j] + bias[j];
-        q[j] = (uint8_t)scale_to_code(v, lo, hi, zero_point, half_away);
-    }
+    for (int j = 0; j < NR; j++)
+        q[j] = (uint8_t)scale_to_code((float)acc[j] * multiplier[j] + bias[j], lo, hi, zero_point, half_away);
 }
 
-static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int row)
+static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t)
 {
-    const uint32_t zero = zero_of_row(t, row);
-    int32_t sums[NR];
     uint16_t codes[NR];
     qk_requant r = *t->requant;
     if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
-    for (int j = 0; j < NR; j++) sums[j] = without_zero(acc[j], zero, t->colsum[j]);
-    fixed_point_run(sums, t->mantissa, t->shift, codes, NR, &r);
+    fixed_point_run(acc, t->mantissa, t->shift, codes, NR, &r);
     for (int j = 0; j < NR; j++) q[j] = (uint8_t)codes[j];
 }
 
 static void tile_to_codes(int32_t *acc, const qk_tile *t)
 {
-    uint8_t q[NR];
-    float y[NR];
-    for (int row = 0; row < t->rows; row++, acc += NR) {
-        correct_row(acc, t, row);
-        if (t->activation > QK_RELU) {
-            scale_row(acc, y, t, row);
-            quantize_f32_8(y, q, NR, &t->out);
-        } else if (t->requant->rounding == QK_HALF_EVEN) {
-            multiply_row(acc, q, t, row, 0);
-        } else if (t->requant->rounding == QK_HALF_AWAY) {
-            multiply_row(acc, q, t, row, 1);
-        } else {
-            fixed_point_row(acc, q, t, row);
-        }
-        memcpy((char *)t->dst + (size_t)row * t->row_stride, q, (size_t)t->cols);
+    uint8_t q[MR * NR];
+    float y[MR * NR];
+    const qk_rounding rounding = t->requant->rounding;
+    if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
+    correct_for_b(acc, t);
+    if (t->activation <= QK_RELU) correct_for_a(acc, t);
+    if (t->activation > QK_RELU) {
+        activate_tile(acc, y, t);
+        quantize_f32_8(y, q, (size_t)t->rows * NR, &t->out);
+    } else if (rounding == QK_HALF_EVEN) {
+        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 0);
+    } else if (rounding == QK_HALF_AWAY) {
+        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 1);
+    } else {
+        for (int row = 0; row < t->rows; row++) fixed_point_row(acc + row * NR, q + row * NR, t);
     }
+    store_rows(q, 1, t);
 }

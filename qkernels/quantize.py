@@ -1,11 +1,13 @@
 """Elementwise operations: floats to codes and back, and the dense form of sub-byte codes. Formulas: docs/numerics.md,
 sections 3 to 5."""
 
+import math
+
 import ml_dtypes
 import numpy as np
 
 from . import _core
-from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array
+from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array, optional_int
 
 
 def quantize(x, params, *, rounding="half_even", out=None):
@@ -41,7 +43,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
     >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
     array([  1,   3,   5, 203], dtype=uint8)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+    if getattr(params, "codes_are_floats", False):
         return _quantize_to_floats(x, params, rounding, out)
     return _core.quantize(x, params, rounding, out)
 
@@ -76,13 +78,13 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
     array([-1.,  0.,  1.], dtype=float32)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES and getattr(q, "dtype", None) != np.int32:
+    if getattr(params, "codes_are_floats", False) and getattr(q, "dtype", None) != np.int32:
         return _dequantize_floats(q, params, dtype, out)
     return _core.dequantize(q, params, dtype, out)
 
 
 def fake_quantize(x, params, *, out=None):
-    """What remains of x after `quantize` and `dequantize`, in one pass: NaN becomes 0.
+    """What remains of x after `quantize` and `dequantize`, in one pass: NaN becomes 0 (8-bit floats keep it).
 
     Parameters
     ----------
@@ -109,7 +111,7 @@ def fake_quantize(x, params, *, out=None):
     >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
-    if isinstance(params, QParams) and params.dtype in FLOAT_CODES:
+    if getattr(params, "codes_are_floats", False):
         x = float_array(x)
         return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), out)
     return _core.fake_quantize(x, params, out)
@@ -154,6 +156,7 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
     QParams(scale=0.019607844, zero_point=153, dtype='uint8')
     """
     x, dtype = float_array(x), code_dtype(dtype)
+    axis = optional_int(axis, "axis")
     in_rows = axis is None or (x.ndim > 0 and axis in (0, -x.ndim))
     if not in_rows or dtype in FLOAT_CODES or x.dtype != np.float32 or x.size == 0:
         params = choose_qparams(x, dtype, axis=axis, symmetric=symmetric)
@@ -295,7 +298,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     if any(n < 0 for n in shape):
         raise ValueError(f"shape must not be negative, got {shape}")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     expected = (-(-count * bits // 8),)
     if data.shape != expected:
         raise ValueError(f"data must have shape {expected} for {count} codes of {bits} bits, got {data.shape}")

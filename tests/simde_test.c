@@ -318,16 +318,21 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
                  .multiplier = multiplier, .mantissa = mantissa, .shift = shift,
                  .out = qk_affine_of(0.02f, 7, -128, 127, rounding), .dst = got, .row_stride = row_stride};
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    for (int h = 1; h >= 0; h--) { /* before simde, which corrects acc in place */
-        qk_tile part = t;
-        if (cols <= 16 * h) continue;
-        part.cols = cols - 16 * h < 16 ? cols - 16 * h : 16;
-        part.colsum += 16 * h, part.col_zero += 16 * h, part.col_scale += 16 * h, part.bias += 16 * h;
-        part.multiplier += 16 * h, part.mantissa += 16 * h, part.shift += 16 * h;
-        part.dst = want + (size_t)(16 * h) * size;
-        for (int i = 0; i < rows; i++) memcpy(half + 16 * i, acc + NR * i + 16 * h, 64);
-        (output == 0 ? scalar->tile_to_int32 : output == 1 ? scalar->tile_to_float : scalar->tile_to_codes)(half, &part);
-    }
+    const int step = scalar->mr; /* rows; before simde, which corrects acc in place */
+    for (int row = 0; row < rows; row += step)
+        for (int h = 0; h < 2 && cols > 16 * h; h++) {
+            qk_tile part = t;
+            part.rows = rows - row < step ? rows - row : step;
+            part.cols = cols - 16 * h < 16 ? cols - 16 * h : 16;
+            part.colsum += 16 * h, part.col_zero += 16 * h, part.col_scale += 16 * h, part.bias += 16 * h;
+            part.multiplier += 16 * h, part.mantissa += 16 * h, part.shift += 16 * h;
+            if (part.row_zero) part.row_zero += row;
+            if (part.row_term) part.row_term += row;
+            if (part.row_scale) part.row_scale += row;
+            part.dst = want + (size_t)row * row_stride + (size_t)(16 * h) * size;
+            for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + NR * (row + i) + 16 * h, 64);
+            (output == 0 ? scalar->tile_to_int32 : output == 1 ? scalar->tile_to_float : scalar->tile_to_codes)(half, &part);
+        }
     what = output == 0 ? "tile_to_int32" : output == 1 ? "tile_to_float" : "tile_to_codes";
     (output == 0 ? simde->tile_to_int32 : output == 1 ? simde->tile_to_float : simde->tile_to_codes)(acc, &t);
     check(got, want, sizeof got - MARGIN, (size_t)(rows * cols));

@@ -25,6 +25,17 @@ LAYOUTS = {
     "blocks_of_last_axis": ((1027, 1031), (1027, 33), {"axis": 1, "block_size": 32}),
 }
 
+# onnxruntime 1.23, the last for Python 3.10, is itself wrong here: elements across blocks and rows of 4-bit codes get a
+# neighbour's scale, and int8 x uint8 sums differ.
+OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
+OLD_IS_WRONG = {(d, l) for d in ("int4", "uint4") for l in LAYOUTS if not l.startswith("tensor")}
+OLD_IS_WRONG |= {(d, "blocks") for d in ("int8", "uint8", "int16", "uint16")}
+
+
+def unless_old_is_wrong(*case):
+    return pytest.param(*case, marks=pytest.mark.skipif(OLD and case in OLD_IS_WRONG, reason="onnxruntime is too old"))
+
+
 every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, l) for d in DTYPES for l in LAYOUTS])
 
 
@@ -97,7 +108,7 @@ def near_midpoints(rng, params, layout):
     return x
 
 
-@every_case
+@pytest.mark.parametrize(("dtype", "layout"), [unless_old_is_wrong(d, l) for d in DTYPES for l in LAYOUTS])
 def test_quantize(dtype, layout, isas):
     rng = np.random.default_rng([DTYPES.index(dtype), list(LAYOUTS).index(layout)])
     params = random_params(rng, dtype, layout)
@@ -167,6 +178,8 @@ def random_codes(rng, dtype, shape, limit=256):
 @pytest.mark.parametrize("zero_points", ["none", "per_tensor", "per_column"])
 @every_pair
 def test_matmul(a_dtype, b_dtype, zero_points, isas):
+    if OLD and (a_dtype, b_dtype) == ("int8", "uint8"):
+        pytest.skip("onnxruntime is too old")
     rng = np.random.default_rng(0)
     for a_shape, b_shape in SHAPES:
         a, b = random_codes(rng, a_dtype, a_shape), random_codes(rng, b_dtype, b_shape, WEIGHT_LIMIT)
