@@ -74,21 +74,21 @@ static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t 
     for (; i < k_pad; i += block, start++) *start = factor * sum_block(a + i, k_pad - i < block ? k_pad - i : block);
 }
 
+static inline void scale_line(const float *y, const float *restrict bias, float scale, float *to)
+{
+    for (int j = 0; j < QK_BLOCKED_NR; j++) to[j] = y[j] * scale + bias[j];
+}
+
 static void blocked_to_float(float *y, const qk_tile *t)
 {
     enum { NC = QK_BLOCKED_NR };
-    const float *restrict bias = t->bias;
+    const int in_place = t->activation == QK_IDENTITY && t->cols == NC; /* no second visit is needed */
     for (int row = 0; row < t->rows; row++) {
-        const float scale = t->row_scale[row];
-        float *restrict line = y + row * NC;
-        for (int j = 0; j < NC; j++) line[j] = line[j] * scale + bias[j];
+        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
+        scale_line(y + row * NC, t->bias, t->row_scale[row], in_place ? dst : y + row * NC);
     }
+    if (in_place) return;
     activate(y, (size_t)t->rows * NC, t->activation);
-    for (int row = 0; row < t->rows; row++, y += NC) {
-        char *to = (char *)t->dst + (size_t)row * t->row_stride;
-        if (t->cols == NC)
-            memcpy(to, y, NC * sizeof *y);
-        else
-            memcpy(to, y, (size_t)t->cols * sizeof *y);
-    }
+    for (int row = 0; row < t->rows; row++, y += NC)
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, y, (size_t)t->cols * sizeof *y);
 }
