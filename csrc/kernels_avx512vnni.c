@@ -190,8 +190,9 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 
 /* ---- 4-bit weights (numerics 12) ---- */
 
-/* Here the weights, 0..15, are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of the block and 8 of
- * all blocks; decoding takes 6 instructions a step, on other pipes than its 16 vpdpbusd. */
+/* The weights, 0..15, are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all
+ * blocks. Decoding takes 6 instructions a step, on other pipes than its 16 vpdpbusd; the 8 multiply-adds at the end of a block are on
+ * the same: with 64 vpdpbusd in a block of 32 rows, 8/9 of the peak is the limit. */
 
 static inline __m512i widen16(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline __m512i broadcast_codes(const int8_t *p) { return broadcast4((const uint8_t *)p); }
@@ -209,6 +210,7 @@ static inline __m512i starts16(__m512i zeros, int own_zeros, int32_t start)
     return own_zeros ? _mm512_mullo_epi32(zeros, v) : v;
 }
 
+/* `rows` and `own_zeros` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int own_zeros, const qk_blocked_panel *p,
                                                                const int8_t *a, size_t lda, const int32_t *start,
                                                                size_t ld_start, float *y)
@@ -221,7 +223,7 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
     for (size_t block = 0; block < p->blocks; block++, start++) {
         const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
         const uint8_t *scales = b + steps * 128, *zeros = scales + scale_bytes;
-        __m512i z0 = low, z1 = low;
+        __m512i z0 = _mm512_setzero_si512(), z1 = z0;
         if (own_zeros) z0 = widen16(zeros), z1 = widen16(zeros + 16);
         __m512i c00 = starts16(z0, own_zeros, start[0]), c01 = starts16(z1, own_zeros, start[0]);
         __m512i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01;
