@@ -2,6 +2,7 @@
 sections 3 to 5."""
 
 import math
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -203,13 +204,19 @@ def _to_odd(v):
     return np.asarray(bits | (near != v), np.int32).view(np.float32)
 
 
+@cache
+def _float_values(codes, dtype):
+    """The values of all bytes as codes of small floats: a look-up is several times faster than a conversion."""
+    return np.arange(256, dtype=np.uint8).view(codes).astype(dtype)
+
+
 def _dequantize_floats(q, params, dtype, out):
     q, dtype = np.asarray(q), np.dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
     if dtype not in _core.FLOATS:
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
-    wide = q.astype(np.float64 if dtype.itemsize == 8 else np.float32)
+    wide = np.take(_float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32), q.view(np.uint8))
     with np.errstate(over="ignore", invalid="ignore"):
         return _core.store(out, (wide * _per_element(params.scale, params, q.shape)).astype(dtype), q, "q")
 
