@@ -86,7 +86,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
+void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                     const qk_block_params *params)
 {
     pack_job job = {p, b, row_stride, col_stride, params};
     qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
@@ -186,7 +187,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const qk_kernels *k = b->kernels;
     const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
     float y[MAX_MR * NR] __attribute__((aligned(64)));
-    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / KR, .half_scales = b->half_scales, .own_zeros = b->own_zeros};
+    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / KR, .half_scales = b->half_scales,
+                          .own_zeros = b->own_zeros};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
         const size_t col = panel * NR;

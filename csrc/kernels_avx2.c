@@ -305,10 +305,11 @@ static inline __attribute__((always_inline)) void add_block(__m256 *total, __m25
     total[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, total[1]);
 }
 
-/* `rows` rows and 16 columns from `col` on; or, where `wide`, one row and 32 columns. */
-static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros, size_t col, const qk_blocked_panel *p,
-                                                               const int8_t *a, size_t lda, const int32_t *start,
-                                                               size_t ld_start, float *y)
+/* `rows` rows and 16 columns from `col` on; or, where `wide`, one row and 32 columns. All three are constants where this is
+ * inlined. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros, size_t col,
+                                                               const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
 {
     const int used = wide ? 4 : 2 * rows;
     const size_t params_bytes = QK_BLOCKED_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));

@@ -137,7 +137,8 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
                      int own_zeros, int32_t zero_point);
 size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
-void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params);
+void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                     const qk_block_params *params);
 void qk_blocked_unpack(const qk_blocked *p, void *b);
 /* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
