@@ -446,9 +446,15 @@ cdef class Packed:
     def __cinit__(self, cnp.ndarray b, params):
         self.params = params
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
-        qk_packed_init(&self.c, qk_active(), <size_t>self.k, <size_t>self.n, PyArray_TYPE(b) == cnp.NPY_UINT8)
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
+        cdef const qk_kernels *kernels = qk_active()
+        if params is not None:  # packed once, used often
+            kernels = qk_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
+        qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.n_pad = <Py_ssize_t>self.c.n_pad
-        cdef Py_ssize_t size = <Py_ssize_t>(self.c.k_pad * self.c.n_pad)
+        cdef Py_ssize_t size = <Py_ssize_t>qk_packed_bytes(&self.c)
         cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
         cdef Py_ssize_t start = -<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63
         self.panels, self.colsum = buffer, np.empty(self.n_pad, np.int32)
@@ -463,8 +469,6 @@ cdef class Packed:
             self.has_zero_point = bool(np.any(self.zero_point))
             self.nbytes += 12 * self.n_pad
             zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
-        cdef const void *data = cnp.PyArray_DATA(b)
-        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
 
