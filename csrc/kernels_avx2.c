@@ -173,24 +173,24 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 /* ---- light weights ----
  *
  * vpmaddubsw multiplies bytes, twice as many as vpmaddwd, and saturates the sums of two products to 16 bits. A step is 4 codes of
- * k x 8 columns, one register of b. Steps go two at a time where packing has proved (numerics 6) that their products' sum fits:
+ * k x 8 columns, one register of b. Packing proves of each step, and of pairs of steps, what fits 16 bits (numerics 6):
  *
- *     plain     vpmaddubsw(a, b) twice, vpaddw; then vpmaddwd by 1, vpaddd: 5 instructions for 64 products
- *     centred   vpmaddubsw(|b|, a ^ flip), 127 - a or a - 128 with the sign of b: 7
- *     single    centred, one step alone, which always fits: 4 for 32
+ *     plain     vpmaddubsw(a, b); then vpmaddwd by ones, vpaddd: 3 instructions for 32 products
+ *     centred   vpmaddubsw(|b|, a ^ flip), a factor of 127 - a or a - 128 with the sign of b: 4, and fits always
  *
- * Zen 4, GMAC/s from the L1 cache: 130, 98 and 87; vpmaddwd on int16 has 87. Which steps form pairs, and the order that follows, is each
- * panel's own, as a register of a holds 4 codes of one row whatever they are. Tile: 8 rows x 8 columns, 8 accumulators, 4 registers
- * for two steps of b, 2 for products, 1 of ones.
+ * Two steps whose products fit together are added (vpaddw) before they are widened: 5 or 7 instructions for 64 products. On Zen 4 the
+ * tile does 130 (plain pairs), 108 (plain), 98 (centred pairs) and 86 GMAC/s (centred; vpmaddwd on int16 as well). A panel has
+ * its own pairs and its own order of k, which costs an index for each step, as 4 codes of a row of a are one broadcast wherever they
+ * lie. Tile: 8 rows x 8 columns, 8 accumulators, 4 registers for two steps of b, 2 for products, 1 of ones.
  *
  * A panel: for each chunk of 256 steps its left 8 columns, then its right ones, steps in the order in which they are taken; 16
- * starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers in their order. */
+ * starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers in their order: plain
+ * pairs, plain steps, centred pairs, centred steps. */
 
 enum { LIGHT_KR = 4, HALF = 8, STEP = HALF * LIGHT_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
 
 typedef struct {
-    uint16_t plain, centred;  /* pairs of steps */
-    uint16_t single;          /* steps */
+    uint16_t plain_pairs, plain, centred_pairs, centred;  /* how many pairs of steps, and steps alone */
 } kinds;
 
 static size_t chunks_of(size_t steps) { return (steps + CHUNK - 1) / CHUNK; }
@@ -269,6 +269,21 @@ static inline __attribute__((always_inline)) size_t pair_steps(const weight *w, 
     return pairs;
 }
 
+/* Moves steps that fit alone to `order`. */
+static size_t take_plain(const weight *w, uint8_t *steps, size_t *count, uint8_t *order)
+{
+    const weight nothing = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    size_t taken = 0, left = 0;
+    for (size_t i = 0; i < *count; i++) {
+        const uint8_t s = steps[i];
+        const int fits = fits_plain(w + s, &nothing);
+        order[taken] = steps[left] = s;
+        taken += (size_t)fits, left += (size_t)!fits;
+    }
+    *count = left;
+    return taken;
+}
+
 /* What the centred products of a step lack: 128 |b| where b >= 0, -127 |b| elsewhere; or 128 b, and |b| more where b < 0. */
 static inline __m256i centre_term(__m256i codes)
 {
@@ -290,16 +305,20 @@ static kinds plan_chunk(const int8_t *from, size_t steps, uint8_t *order, int8_t
         w[s] = weigh(_mm256_loadu_si256((const __m256i *)(from + s * 2 * STEP)));
         left[s] = (uint8_t)s;
     }
-    k.plain = (uint16_t)pair_steps(w, left, &count, fits_plain, order, heavy);
+    k.plain_pairs = (uint16_t)pair_steps(w, left, &count, fits_plain, order, heavy);
+    order += 2 * k.plain_pairs;
+    k.plain = (uint16_t)take_plain(w, heavy, &count, order);
+    order += k.plain;
     __m256i sum = _mm256_loadu_si256((const __m256i *)start);
     for (size_t i = 0; i < count; i++) {
         const __m256i codes = _mm256_load_si256((const __m256i *)(from + heavy[i] * 2 * STEP));
         sum = _mm256_add_epi32(sum, centre_term(codes));
     }
     _mm256_storeu_si256((__m256i *)start, sum);
-    k.centred = (uint16_t)pair_steps(w, heavy, &count, fits_centred, order + 2 * k.plain, left);
-    k.single = (uint16_t)count;
-    memcpy(order + steps - count, left, count);
+    k.centred_pairs = (uint16_t)pair_steps(w, heavy, &count, fits_centred, order, left);
+    k.centred = (uint16_t)count;
+    memcpy(order + 2 * k.centred_pairs, left, count);
+    order -= 2 * k.plain_pairs + k.plain;
     for (size_t i = 0; i < steps; i++) memcpy(to + i * STEP, from + order[i] * 2 * STEP, STEP);
     return k;
 }
@@ -353,9 +372,15 @@ static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256
 }
 
 /* c + a b, a being the unsigned factor, of two steps. */
-static inline __attribute__((always_inline)) __m256i plain(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0, __m256i b1)
+static inline __attribute__((always_inline)) __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0,
+                                                                __m256i b1)
 {
     return add_pairs(c, _mm256_add_epi16(_mm256_maddubs_epi16(broadcast4(a0), b0), _mm256_maddubs_epi16(broadcast4(a1), b1)));
+}
+
+static inline __attribute__((always_inline)) __m256i plain(__m256i c, const uint8_t *a, __m256i b)
+{
+    return add_pairs(c, _mm256_maddubs_epi16(broadcast4(a), b));
 }
 
 /* The factors of a centred product: |b|, and what turns a into a - 128 where b >= 0, into 127 - a elsewhere. */
@@ -374,13 +399,13 @@ static inline __attribute__((always_inline)) __m256i centred_products(const uint
     return _mm256_maddubs_epi16(b.size, _mm256_xor_si256(broadcast4(a), b.flip));
 }
 
-static inline __attribute__((always_inline)) __m256i centred(__m256i c, const uint8_t *a0, const uint8_t *a1, centred_codes b0,
+static inline __attribute__((always_inline)) __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, centred_codes b0,
                                                              centred_codes b1)
 {
     return add_pairs(c, _mm256_add_epi16(centred_products(a0, b0), centred_products(a1, b1)));
 }
 
-static inline __attribute__((always_inline)) __m256i single(__m256i c, const uint8_t *a, centred_codes b)
+static inline __attribute__((always_inline)) __m256i centred(__m256i c, const uint8_t *a, centred_codes b)
 {
     return add_pairs(c, centred_products(a, b));
 }
@@ -401,42 +426,54 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
     if (rows > 5) c5 = _mm256_loadu_si256((const __m256i *)(from + 5 * ldf));
     if (rows > 6) c6 = _mm256_loadu_si256((const __m256i *)(from + 6 * ldf));
     if (rows > 7) c7 = _mm256_loadu_si256((const __m256i *)(from + 7 * ldf));
-    for (int i = k.plain; i; i--, order += 2, codes += 2 * STEP) {
+    for (int i = k.plain_pairs; i; i--, order += 2, codes += 2 * STEP) {
         const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
         const __m256i b0 = _mm256_load_si256((const __m256i *)(codes));
         const __m256i b1 = _mm256_load_si256((const __m256i *)(codes + STEP));
-        c0 = plain(c0, s, t, b0, b1);
-        if (rows > 1) c1 = plain(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = plain(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = plain(c3, s, t, b0, b1);
-        if (rows > 4) c4 = plain(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = plain(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = plain(c6, s, t, b0, b1);
-        if (rows > 7) c7 = plain(c7, s + lda, t + lda, b0, b1);
+        c0 = plain_pair(c0, s, t, b0, b1);
+        if (rows > 1) c1 = plain_pair(c1, s + lda, t + lda, b0, b1);
+        if (rows > 2) c2 = plain_pair(c2, s + lda2, t + lda2, b0, b1);
+        if (rows > 3) s += lda3, t += lda3, c3 = plain_pair(c3, s, t, b0, b1);
+        if (rows > 4) c4 = plain_pair(c4, s + lda, t + lda, b0, b1);
+        if (rows > 5) c5 = plain_pair(c5, s + lda2, t + lda2, b0, b1);
+        if (rows > 6) s += lda3, t += lda3, c6 = plain_pair(c6, s, t, b0, b1);
+        if (rows > 7) c7 = plain_pair(c7, s + lda, t + lda, b0, b1);
     }
-    for (int i = k.centred; i; i--, order += 2, codes += 2 * STEP) {
+    for (int i = k.plain; i; i--, order++, codes += STEP) {
+        const uint8_t *s = a + *order * LIGHT_KR;
+        const __m256i b = _mm256_load_si256((const __m256i *)codes);
+        c0 = plain(c0, s, b);
+        if (rows > 1) c1 = plain(c1, s + lda, b);
+        if (rows > 2) c2 = plain(c2, s + lda2, b);
+        if (rows > 3) s += lda3, c3 = plain(c3, s, b);
+        if (rows > 4) c4 = plain(c4, s + lda, b);
+        if (rows > 5) c5 = plain(c5, s + lda2, b);
+        if (rows > 6) s += lda3, c6 = plain(c6, s, b);
+        if (rows > 7) c7 = plain(c7, s + lda, b);
+    }
+    for (int i = k.centred_pairs; i; i--, order += 2, codes += 2 * STEP) {
         const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
         const centred_codes b0 = centre(codes), b1 = centre(codes + STEP);
-        c0 = centred(c0, s, t, b0, b1);
-        if (rows > 1) c1 = centred(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = centred(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = centred(c3, s, t, b0, b1);
-        if (rows > 4) c4 = centred(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = centred(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = centred(c6, s, t, b0, b1);
-        if (rows > 7) c7 = centred(c7, s + lda, t + lda, b0, b1);
+        c0 = centred_pair(c0, s, t, b0, b1);
+        if (rows > 1) c1 = centred_pair(c1, s + lda, t + lda, b0, b1);
+        if (rows > 2) c2 = centred_pair(c2, s + lda2, t + lda2, b0, b1);
+        if (rows > 3) s += lda3, t += lda3, c3 = centred_pair(c3, s, t, b0, b1);
+        if (rows > 4) c4 = centred_pair(c4, s + lda, t + lda, b0, b1);
+        if (rows > 5) c5 = centred_pair(c5, s + lda2, t + lda2, b0, b1);
+        if (rows > 6) s += lda3, t += lda3, c6 = centred_pair(c6, s, t, b0, b1);
+        if (rows > 7) c7 = centred_pair(c7, s + lda, t + lda, b0, b1);
     }
-    for (int i = k.single; i; i--, order++, codes += STEP) {
+    for (int i = k.centred; i; i--, order++, codes += STEP) {
         const uint8_t *s = a + *order * LIGHT_KR;
         const centred_codes b = centre(codes);
-        c0 = single(c0, s, b);
-        if (rows > 1) c1 = single(c1, s + lda, b);
-        if (rows > 2) c2 = single(c2, s + lda2, b);
-        if (rows > 3) s += lda3, c3 = single(c3, s, b);
-        if (rows > 4) c4 = single(c4, s + lda, b);
-        if (rows > 5) c5 = single(c5, s + lda2, b);
-        if (rows > 6) s += lda3, c6 = single(c6, s, b);
-        if (rows > 7) c7 = single(c7, s + lda, b);
+        c0 = centred(c0, s, b);
+        if (rows > 1) c1 = centred(c1, s + lda, b);
+        if (rows > 2) c2 = centred(c2, s + lda2, b);
+        if (rows > 3) s += lda3, c3 = centred(c3, s, b);
+        if (rows > 4) c4 = centred(c4, s + lda, b);
+        if (rows > 5) c5 = centred(c5, s + lda2, b);
+        if (rows > 6) s += lda3, c6 = centred(c6, s, b);
+        if (rows > 7) c7 = centred(c7, s + lda, b);
     }
     _mm256_storeu_si256((__m256i *)c, c0);
     if (rows > 1) c += ldc, _mm256_storeu_si256((__m256i *)c, c1);
