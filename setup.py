@@ -16,7 +16,7 @@ core = Extension(
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-                        "--param=max-completely-peel-times=8", "-fopenmp", "-fvisibility=hidden"],
+                        "--param=max-completely-peel-times=8", "-fopenmp", "-fvisibility=hidden", "-g0"],
     extra_link_args=["-fopenmp"],
 )
 

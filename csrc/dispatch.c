@@ -28,7 +28,7 @@ static int cpu_has(const qk_kernels *k)
 
 const char *qk_built(size_t i) { return i < sizeof tables / sizeof *tables ? tables[i]->name : NULL; }
 
-static const qk_kernels *active;
+static const qk_kernels *active; /* any thread may be the first to choose: all choose the same */
 
 const qk_kernels *qk_find(const char *name)
 {
@@ -39,14 +39,16 @@ const qk_kernels *qk_find(const char *name)
 
 const qk_kernels *qk_active(void)
 {
-    if (!active) {
+    const qk_kernels *k = __atomic_load_n(&active, __ATOMIC_RELAXED);
+    if (!k) {
         const char *name = getenv("QKERNELS_ISA");
-        active = qk_find(name && *name ? name : NULL);
-        if (!active) active = qk_find(NULL);
+        k = qk_find(name && *name ? name : NULL);
+        if (!k) k = qk_find(NULL);
+        qk_activate(k);
     }
-    return active;
+    return k;
 }
 
-void qk_activate(const qk_kernels *k) { active = k; }
+void qk_activate(const qk_kernels *k) { __atomic_store_n(&active, k, __ATOMIC_RELAXED); }
 
 const char *qk_name(const qk_kernels *k) { return k->name; }

@@ -11,6 +11,7 @@
  *     ..   ..               ..
  *     a5   c50              c51
  */
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels.h"
@@ -549,4 +550,5 @@ const qk_kernels qk_kernels_avx2 = {
 
 #if defined(__clang__)
 #pragma clang attribute pop
+#endif
 #endif

@@ -13,6 +13,7 @@
  *     ..   ..               ..
  *     ab   cb0              cb1
  */
+#if defined(__x86_64__)
 #include "kernels.h"
 
 #ifdef QK_SIMDE
@@ -199,4 +200,5 @@ const qk_kernels qk_kernels_avx512vnni = {
 
 #if defined(__clang__) && !defined(QK_SIMDE)
 #pragma clang attribute pop
+#endif
 #endif

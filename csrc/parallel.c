@@ -36,12 +36,13 @@ static int default_num_threads(void)
     return omp_get_num_procs();
 }
 
-void qk_set_num_threads(int n) { num_threads = n; }
+void qk_set_num_threads(int n) { __atomic_store_n(&num_threads, n, __ATOMIC_RELAXED); }
 
 int qk_get_num_threads(void)
 {
-    if (num_threads == 0) num_threads = default_num_threads();
-    return num_threads;
+    int n = __atomic_load_n(&num_threads, __ATOMIC_RELAXED);
+    if (n == 0) qk_set_num_threads(n = default_num_threads());
+    return n;
 }
 
 int qk_threads_for(size_t items, double work)

@@ -139,9 +139,9 @@ static inline void pack_row_words(const uint8_t *restrict a, size_t n, size_t n_
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
 {
-    int32_t sum = 0;
+    uint32_t sum = 0;
     for (size_t i = 0; i < n; i++) sum += a[i] ^ flip;
-    return sum;
+    return (int32_t)sum;
 }
 
 /* ---- what becomes of a tile ---- */

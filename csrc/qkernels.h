@@ -20,7 +20,7 @@ typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
 
 /* ---- instruction set and threads ---- */
 
-const qk_kernels *qk_active(void);              /* chosen on first use: QKERNELS_ISA, else the best */
+const qk_kernels *qk_active(void);              /* chosen on first use: QKERNELS_ISA where the CPU has it, else the best */
 const qk_kernels *qk_find(const char *name);    /* NULL where not built or the CPU lacks it */
 const char *qk_name(const qk_kernels *k);
 const char *qk_built(size_t i);                 /* names of all that are built, best first, then NULL */

@@ -156,14 +156,78 @@ static void apply_range(void *context, size_t begin, size_t end)
     }
 }
 
-static void apply_all(operation *op, const qk_params *p)
+static void apply_runs(operation *op, const qk_params *p)
 {
-    op->k = qk_active();
     op->r = runs_of(p);
     op->piece = op->r.by_column ? COLUMNS : PIECE;
     op->pieces = ceil_div(op->r.length, op->piece);
     const double work = 0.15 * (double)(p->outer * p->length * p->inner);
     qk_parallel_for(op->r.items * op->pieces, work, apply_range, op);
+}
+
+/* ---- short runs: the scales of consecutive elements are written out, and are the columns of a matrix ---- */
+
+enum { SHORT = 128, WRITTEN = 1024 }; /* elements of a run, and those whose scales are written out at a time */
+
+typedef struct {
+    float scale[WRITTEN], reciprocal[WRITTEN];
+    int32_t zero_point[WRITTEN];
+} written;
+
+/* The scales of `count` elements from the one at `start`. */
+static void write_out(written *w, const qk_params *p, size_t start, size_t count)
+{
+    size_t which = start / p->inner % p->length, left = p->inner - start % p->inner;
+    for (size_t i = 0; i < count; i++) {
+        w->scale[i] = p->scale[which], w->zero_point[i] = p->zero_point[which];
+        if (p->reciprocal) w->reciprocal[i] = p->reciprocal[which];
+        if (--left == 0) left = p->inner, which = which + 1 < p->length ? which + 1 : 0;
+    }
+}
+
+static void apply_written(void *context, size_t begin, size_t end)
+{
+    const operation *op = context;
+    const qk_params *p = op->r.p;
+    written w;
+    const qk_affine_columns columns = {w.scale, p->reciprocal ? w.reciprocal : NULL, w.zero_point, p->qmin, p->qmax,
+                                       op->rounding == QK_HALF_AWAY, 1, 0};
+    for (size_t start = begin * WRITTEN; begin < end; begin++, start += WRITTEN) {
+        const size_t n = at_most(op->r.length - start, WRITTEN);
+        write_out(&w, p, start, n);
+        op->apply(op, op->in + start * size_of(op->from), op->out + start * size_of(op->to), n, NULL, &columns);
+    }
+}
+
+/* Where whole periods fit, they are written out once and serve all rows. */
+static void apply_periods(const operation *op, const qk_params *p, size_t period)
+{
+    written w;
+    qk_params matrix = *p;
+    operation part = *op;
+    const size_t columns = WRITTEN / period * period, total = p->outer * period, rows = total / columns;
+    write_out(&w, p, 0, columns);
+    matrix.scale = w.scale, matrix.zero_point = w.zero_point;
+    if (p->reciprocal) matrix.reciprocal = w.reciprocal;
+    matrix.outer = rows, matrix.length = columns, matrix.inner = 1;
+    apply_runs(&part, &matrix);
+    part.in += rows * columns * size_of(op->from), part.out += rows * columns * size_of(op->to);
+    matrix.outer = 1, matrix.length = total - rows * columns;
+    apply_runs(&part, &matrix);
+}
+
+static void apply_all(operation *op, const qk_params *p)
+{
+    const size_t period = p->length * p->inner, total = p->outer * period;
+    op->k = qk_active();
+    if (p->kind != QK_PER_AXIS || total == 0 || (p->inner > 1 ? p->inner : p->length) >= SHORT) {
+        apply_runs(op, p);
+    } else if (2 * period <= WRITTEN) {
+        apply_periods(op, p, period);
+    } else {
+        op->r = (runs){ceil_div(total, WRITTEN), total, 1, p};
+        qk_parallel_for(op->r.items, 0.5 * (double)total, apply_written, op);
+    }
 }
 
 /* ---- float64: the same formulas in double ---- */

@@ -202,6 +202,11 @@ def raise_not_finite(x, name="x"):
 # ---- elementwise ----
 
 
+def frozen(array):
+    """A copy that nobody can make writeable: its memory is that of a bytes object."""
+    return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
+
+
 cdef class Params:
     """QParams (qparams.py), which has checked the arguments, as C reads them."""
 
@@ -216,6 +221,8 @@ cdef class Params:
 
     def __cinit__(self, scale, zero_point, dtype, qmin, qmax, axis, block_size):
         self.dtype, self.qmin, self.qmax, self.axis, self.block_size = dtype, qmin, qmax, axis, block_size
+        if axis is not None:
+            scale, zero_point = frozen(scale), frozen(zero_point)
         self.c.scale = <const float *>cnp.PyArray_DATA(scale)
         self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(zero_point)
         self.c.outer = self.c.length = self.c.inner = self.c.block = 1
@@ -229,8 +236,6 @@ cdef class Params:
             self.c.scale, self.c.zero_point = &self.one_scale, &self.one_zero_point
             self.scale, self.zero_point = scale[()], zero_point[()]
             return
-        scale.setflags(write=False)
-        zero_point.setflags(write=False)
         self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
         self.reciprocal = np.empty(scale.size, np.float32)
         cdef float *reciprocal = <float *>cnp.PyArray_DATA(self.reciprocal)
@@ -305,7 +310,7 @@ def dequantize(q, params, dtype, out):
     elif descr_of(a) != <PyObject *>of.dtype and a.dtype != of.dtype:
         raise TypeError(f"q must have dtype {of.dtype} (as params) or int32, got {a.dtype}")
     if dtype is not np.float32:
-        dtype = np.dtype(dtype)
+        dtype = np.dtype(dtype) if dtype is not None else None
         if dtype not in FLOATS:
             raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     else:
@@ -443,7 +448,7 @@ cdef class Packed:
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
-    def __cinit__(self, cnp.ndarray b, params):
+    def __cinit__(self, cnp.ndarray b not None, params):
         self.params = params
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         cdef const void *data = cnp.PyArray_DATA(b)
@@ -551,6 +556,8 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
     given = np.asarray(value)
     if given.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer or an array of integers, got {value!r}")
+    if given.shape == (1,):
+        given = given.reshape(())   # as ONNX files hold a scalar
     if given.ndim and given.shape != shape:
         raise ValueError(f"{name} must be a scalar or have shape {shape}, got {given.shape}")
     info = np.iinfo(codes.dtype)
@@ -595,6 +602,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         az = zero_points(a_zero_point, left_array, (<object>left_array).shape[:-1], "a_zero_point")
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
         left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        if out is not None:
+            refuse_overlap(c, a_zero_point, "a_zero_point")
     if not (type(b_zero_point) is int and b_zero_point == 0):
         like = right_array if packed is None else np.empty(0, np.uint8 if packed.c.flipped else np.int8)
         bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
@@ -631,15 +640,17 @@ cdef float_bias(Packed b, bias):
     return b.padded(given, np.float32)
 
 
-cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept nogil:
+cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept:
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
     cdef size_t i
+    cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
-        return qk_minmax(<const float *>x, rows * cols, &lo, &hi)
-    for i in range(rows):
-        if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), cols, &lo, &hi):
-            return False
+        n, rows = rows * cols, 1
+    with nogil:
+        for i in range(rows):
+            if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
+                return False
     return True
 
 
@@ -810,7 +821,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
     given = np.asarray(starts)
     if given.dtype.kind not in "iu" or given.ndim != 1 or given.size < 1:
         raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {starts!r}")
-    cdef cnp.ndarray result = np.ascontiguousarray(given, np.int64)
+    cdef cnp.ndarray result = np.array(given, np.int64)   # a copy: what is checked must stay as it is
     cdef const int64_t *s = <const int64_t *>cnp.PyArray_DATA(result)
     cdef Py_ssize_t i, last = cnp.PyArray_DIM(result, 0) - 1
     if s[0] != 0 or s[last] != tokens:

@@ -31,7 +31,7 @@ def set_num_threads(n):
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n must be an integer, got {n!r}")
     if not 1 <= n < 2**31:
-        raise ValueError(f"n must be at least 1, got {n}")
+        raise ValueError(f"n must be at least 1 and below 2**31, got {n}")
     _core.set_num_threads(n)
 
 

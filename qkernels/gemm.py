@@ -20,7 +20,7 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     b_zero_point : int or integer array of shape (N,)
         One for each column of b.
     out : int32 array of shape (..., M, N), optional
-        C-contiguous; may not overlap a or b.
+        C-contiguous; may not overlap a, b or a_zero_point.
 
     Returns
     -------
@@ -114,6 +114,8 @@ class PackedMatrix(_core.Packed):
             raise ValueError(f"params must be per tensor or per column (axis=1), got axis={params.axis}, "
                              f"block_size={params.block_size}")
         params.check_shape(b.shape)
+        if params.axis == -1:  # one name for one thing, so that from_arrays gives equal params back
+            params = QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), 1, None)
         return super().__new__(cls, b, params)
 
     def __repr__(self):
@@ -135,14 +137,23 @@ class PackedMatrix(_core.Packed):
 
     @classmethod
     def from_arrays(cls, arrays):
-        """The matrix whose `to_arrays` gave `arrays`, packed for this machine."""
+        """The matrix whose `to_arrays` gave `arrays` (a mapping of str to array), packed for this machine.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where an array is missing, or is not as `to_arrays` makes it.
+        """
         missing = {"codes", "scale", "zero_point", "qmin"} - arrays.keys()
         if missing:
             raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
-        codes, scale = np.asarray(arrays["codes"]), np.asarray(arrays["scale"])
+        codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
+        if codes.dtype not in (np.int8, np.uint8):
+            raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
         lowest = np.iinfo(codes.dtype).min
-        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None,
-                         narrow_range=int(arrays["qmin"]) != lowest)
+        if qmin not in (lowest, lowest + 1):
+            raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
+        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None, narrow_range=qmin != lowest)
         return cls(codes, params)
 
 

@@ -217,6 +217,15 @@ def float_array(x):
     return x
 
 
+def optional_int(value, name):
+    """value as an int, or None."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer or None, got {value!r}")
+    return int(value)
+
+
 def _bounds(x, axis, block_size):
     """Smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
@@ -257,16 +266,8 @@ def _outward(bound, direction):
 # ---- checks of QParams ----
 
 
-def _optional_int(value, name):
-    if value is None:
-        return None
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer or None, got {value!r}")
-    return int(value)
-
-
 def _checked_blocks(axis, block_size):
-    axis, block_size = _optional_int(axis, "axis"), _optional_int(block_size, "block_size")
+    axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
     if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
         raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
     if block_size is not None and axis is None:
@@ -286,7 +287,7 @@ def _checked_scale(scale, axis, block_size):
         expected = "shape (n,)" if block_size is None else "the shape of the blocks"
         raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {given.shape}")
     with np.errstate(over="ignore", under="ignore"):
-        kept = np.array(given, np.float32)
+        kept = np.array(given, np.float32, order="C")
     bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
     if np.count_nonzero(bad):
         raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")
@@ -308,7 +309,7 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     bad = (given < qmin) | (given > qmax)
     if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
-    return given.astype(np.int32)
+    return given.astype(np.int32, order="C")
 
 
 def _brief(value):

@@ -77,6 +77,8 @@ def quantize_multiplier(m):
     ------
     ValueError
         For NaN, infinite or negative m.
+    TypeError
+        Where m is not a number.
 
     References
     ----------
@@ -87,7 +89,10 @@ def quantize_multiplier(m):
     >>> qk.quantize_multiplier(0.1)
     (1717986918, -3)
     """
-    given = np.asarray(m, np.float64)
+    given = np.asarray(m)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"m must be a float or an array of floats, got {m!r}")
+    given = given.astype(np.float64)
     bad = ~((given >= 0) & (given < np.inf))
     if bad.any():
         raise ValueError(f"m must be finite and not negative, got {given[bad].flat[0]}")

@@ -660,6 +660,12 @@ def test_pack_refuses(arguments, error, message):
 
 def test_from_arrays_refuses():
     arrays = PACKED.to_arrays()
+    for change, error, message in [
+        ({"codes": arrays["codes"].astype(np.float32)}, TypeError, "codes must be int8 or uint8, got float32"),
+        ({"qmin": np.int32(-5)}, ValueError, "qmin must be -128 or -127 for codes of int8, got -5"),
+    ]:
+        with pytest.raises(error, match=message):
+            qk.PackedMatrix.from_arrays({**arrays, **change})
     del arrays["scale"]
     with pytest.raises(ValueError, match="scale"):
         qk.PackedMatrix.from_arrays(arrays)
@@ -697,7 +703,7 @@ def overlapping(x, shape, dtype, offset):
 
 
 @pytest.mark.parametrize(("name", "argument", "x"), [
-    ("matmul", "a", A), ("matmul", "b", B), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
+    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
     ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
 ])
 @pytest.mark.parametrize("transposed", [False, True])

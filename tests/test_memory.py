@@ -54,7 +54,7 @@ class Guarded:
 class Places:
     """Guarded memory for each argument of a call, at one end of it."""
 
-    memories = [Guarded() for _ in range(4)]
+    memories = [Guarded() for _ in range(5)]
 
     def __init__(self, at_end):
         self.at_end, self.free = at_end, iter(self.memories)
@@ -165,12 +165,29 @@ def sweep_products(m, k, n, rng, at_end):
             same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation))
 
 
+def sweep_layers(n, rng, at_end):
+    x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
+    weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
+    place = Places(at_end)
+    out = place.empty((3, n), np.float32)
+    qk.layer_norm(place(x), place(weight), place(bias), residual=place(residual), out=out)
+    same(out, qk.layer_norm(x, weight, bias, residual=residual))
+    for tokens, size in (n, 5), (3, n):
+        q, k, v = rng.normal(0, 1, (3, tokens, 2 * size)).astype(np.float32)
+        place = Places(at_end)
+        out = place.empty(q.shape, np.float32)
+        qk.attention(*(place(a) for a in (q, k, v)), 2, starts=place(np.int64([0, tokens // 3, tokens])), out=out)
+        same(out, qk.attention(q, k, v, 2, starts=[0, tokens // 3, tokens]))
+
+
 def sweep(isa):
     _core.set_isa(isa)
     rng = np.random.default_rng(0)
     for n, at_end in itertools.product(LENGTHS, (True, False)):
         sweep_elementwise(n, rng, at_end)
         sweep_dynamic_and_requantize(n, rng, at_end)
+        if n:
+            sweep_layers(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
 

@@ -219,6 +219,19 @@ def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
     assert qk.quantize(x, params).shape == x.shape
 
 
+def test_scales_of_any_layout():
+    """Fortran-ordered scales and zero points stand for the elements that they are indexed by."""
+    rng = np.random.default_rng(0)
+    x, scale, zero_point = rng.normal(0, 20, (6, 8)).astype(np.float32), rng.uniform(0.5, 1.5, (6, 2)), rng.integers(-50, 50, (6, 2))
+    want = qk.quantize(x, qk.QParams(scale, zero_point, axis=1, block_size=4))
+    for layout in np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[::-1].copy()[::-1]:
+        params = qk.QParams(layout(scale), layout(zero_point), axis=1, block_size=4)
+        assert_array_equal(params.scale, scale.astype(np.float32))
+        assert_array_equal(qk.quantize(x, params), want, strict=True)
+        assert_array_equal(qk.quantize(x, qk.QParams(layout(scale.astype(np.float32)), layout(zero_point.astype(np.int32)), axis=1,
+                                                     block_size=4)), want, strict=True)
+
+
 def test_schemes():
     x = np.float32([-1, 2])
     for dtype in INT_CODES:

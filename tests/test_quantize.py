@@ -533,6 +533,8 @@ FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
     (lambda out: qk.dynamic_quantize(Q), TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
     (lambda out: qk.dynamic_quantize(X, "int32"), TypeError, "dtype must be one of .*int8, .* got 'int32'"),
     (lambda out: qk.dynamic_quantize(X, axis=1), ValueError, r"axis 1 is out of range for x with shape \(3,\)"),
+    (lambda out: qk.dynamic_quantize(X, axis=0.0), TypeError, "axis must be an integer or None, got 0.0"),
+    (lambda out: qk.dynamic_quantize(X, axis=False), TypeError, "axis must be an integer or None, got False"),
     (lambda out: qk.pack_bits(X, 4), TypeError, "codes must be int8, uint8, int4, uint4, int2 or uint2, got float32"),
     (lambda out: qk.pack_bits(Q, 3), ValueError, "bits must be 2, 4 or 8, got 3"),
     (lambda out: qk.pack_bits(Q, 4.0), ValueError, "bits must be 2, 4 or 8, got 4.0"),
@@ -541,6 +543,7 @@ FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
     (lambda out: qk.unpack_bits(Q, 4, 3), TypeError, "data must be uint8, got int8"),
     (lambda out: qk.unpack_bits(np.uint8([1]), 4, 3), ValueError, r"data must have shape \(2,\) for 3 codes of 4 bits, got \(1,\)"),
     (lambda out: qk.unpack_bits(np.uint8([1]), 4, (-1, -2)), ValueError, r"shape must not be negative, got \(-1, -2\)"),
+    (lambda out: qk.unpack_bits(np.uint8([]), 4, (2**32, 2**32)), ValueError, "data must have shape .* for 18446744073709551616 codes"),
     (lambda out: qk.unpack_bits(np.uint8([1]), 4, 2, dtype="int16"), TypeError, "dtype must be int8, uint8, .* got int16"),
     (lambda out: qk.unpack_bits(np.uint8([1]), 4, 2, dtype="int2"), ValueError, "dtype int2 cannot hold codes of 4 bits"),
 ])

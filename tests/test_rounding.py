@@ -114,6 +114,12 @@ def test_quantize_multiplier_refuses(m):
         qk.quantize_multiplier(m)
 
 
+@pytest.mark.parametrize("m", [None, "0.1", 1j])
+def test_quantize_multiplier_takes_numbers(m):
+    with pytest.raises(TypeError, match=f"m must be a float or an array of floats, got {m!r}"):
+        qk.quantize_multiplier(m)
+
+
 # ---- requantize ----
 
 
