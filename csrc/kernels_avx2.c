@@ -411,8 +411,8 @@ static inline __attribute__((always_inline)) __m256i centred(__m256i c, const ui
     return add_pairs(c, centred_products(a, b));
 }
 
-/* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the accumulators of absent rows
- * vanish. */
+/* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the accumulators of
+ * absent rows vanish. */
 static inline __attribute__((always_inline)) void light_half(const int rows, const uint8_t *a, size_t lda, const int8_t *codes,
                                                              kinds k, const uint8_t *order, const int32_t *from,
                                                              size_t ldf, int32_t *c, size_t ldc)
