@@ -7,7 +7,7 @@ import torch
 from onnx import helper, numpy_helper
 from race import Contender, relative
 
-ONNX_OPSET = 21
+OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 
 # set by settle
 threads = 1
@@ -47,7 +47,7 @@ def ort_graph(name, nodes, inputs, constants, outputs):
         [helper.make_tensor_value_info(key, type_of(np.dtype(dtype)), shape) for key, (shape, dtype) in outputs.items()],
         [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -90,6 +90,15 @@ def ort_dynamic_linear(x, b, b_scale, bias):
     ]
     constants = {"b": b, "b_zero": np.zeros_like(b_scale, b.dtype), "b_scale": b_scale, "bias": bias}
     return ort_graph("dynamic_linear", nodes, {"x": x}, constants, {"y": ((len(x), b.shape[1]), "float32")})
+
+
+def ort_matmul_nbits(x, b, scale, block_size):
+    """4-bit weights b (K, N), 0..15 with zero points 8, in blocks of K; accuracy_level 4: x is quantized to int8 by blocks."""
+    k, n = b.shape
+    blocks = b.T.reshape(n, k // block_size, block_size)
+    constants = {"b": np.ascontiguousarray(blocks[..., ::2] | blocks[..., 1::2] << 4), "scale": np.ascontiguousarray(scale.T).ravel()}
+    return ort_node("MatMulNBits", {"x": x}, constants, ((len(x), n), "float32"), domain="com.microsoft", K=k, N=n, bits=4,
+                    block_size=block_size, accuracy_level=4)  # fmt: skip
 
 
 def ort_quantize(x, scale, zero_point, **attributes):

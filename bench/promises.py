@@ -33,6 +33,8 @@ PROMISES = [
     Promise("matmul s8s8 1024^3 to the best peer", [f"matmul s8s8 {BIG}"], to_best_peer, 1.0, isa="avx512vnni"),
     Promise("matmul u8s8 1024^3 to sgemm at AVX2", [f"matmul u8s8 {BIG}"], to("sgemm"), 1.5, isa="avx2"),
     Promise("matmul s8s8 1024^3 to sgemm at AVX2", [f"matmul s8s8 {BIG}"], to("sgemm"), 1.5, isa="avx2"),
+    Promise("linear 4-bit (32) 1024^3 to MatMulNBits", [f"linear 4-bit, block 32, {BIG}"], to("onnxruntime"), 2.7, isa="avx512vnni"),
+    Promise("linear 4-bit (32) 1024^3 to 8-bit at AVX2", [f"linear 4-bit, block 32, {BIG}"], to("8-bit"), 1.3, isa="avx2"),
     Promise("quantize to the best peer", ["quantize"], to_best_peer, 1.05),
     Promise("dequantize to the best peer", ["dequantize"], to_best_peer, 1.2),
     Promise("quantize along the last axis, of per tensor", ["quantize last axis", "quantize"], slower_than, 1.5, at_most=True),

@@ -46,6 +46,14 @@ typedef struct {
     const int32_t *zero;               /* zero points of the stored codes */
 } qk_panel_source;
 
+/* A panel of 4-bit weights: see qk_blocked. */
+enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 8 };
+typedef struct {
+    const uint8_t *records;
+    size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
+    int half_scales, own_zeros;
+} qk_blocked_panel;
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -82,6 +90,16 @@ struct qk_kernels {
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+
+    /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero points
+     * freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start entries. */
+    int blocked_mr;
+    void (*blocked_tile)(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y);
+    void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                              uint8_t flip, uint8_t *to);
+    void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
+    void (*blocked_to_float)(float *y, const qk_tile *t);
 
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);

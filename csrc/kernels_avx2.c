@@ -1,7 +1,8 @@
 /* AVX2 with FMA (Haswell, Zen 1 and later; no VNNI).
  *
  * vpmaddwd: 8 lanes x (2 by 2 int16) summed to int32, exact here (numerics 6), then vpaddd: 16 products for two
- * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums (`light`, below).
+ * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums
+ * (light_avx2.inc.h).
  *
  * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, widened from int8 by vpmovsxbw as it is loaded, 1 the
  * broadcast of a (widened once per block of rows), 1 the products: all 16 registers.
@@ -17,9 +18,9 @@
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
@@ -102,6 +103,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #include "elementwise.inc.h"
 #include "layers.inc.h"
 #include "products.inc.h"
+#include "blocked.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -171,375 +173,196 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
     pack_row_words(a, n, n_pad, flip, to);
 }
 
-/* ---- light weights ----
- *
- * vpmaddubsw multiplies bytes, twice as many as vpmaddwd, and saturates the sums of two products to 16 bits. A step is 4 codes of
- * k x 8 columns, one register of b. Packing proves of each step, and of pairs of steps, what fits 16 bits (numerics 6):
- *
- *     plain     vpmaddubsw(a, b); then vpmaddwd by ones, vpaddd: 3 instructions for 32 products
- *     centred   vpmaddubsw(|b|, a ^ flip), a factor of 127 - a or a - 128 with the sign of b: 4, and fits always
- *
- * Two steps whose products fit together are added (vpaddw) before they are widened: 5 or 7 instructions for 64 products. On Zen 4 the
- * tile does 130 (plain pairs), 108 (plain), 98 (centred pairs) and 86 GMAC/s (centred; vpmaddwd on int16 as well). A panel has
- * its own pairs and its own order of k, which costs an index for each step, as 4 codes of a row of a are one broadcast wherever they
- * lie. Tile: 8 rows x 8 columns, 8 accumulators, 4 registers for two steps of b, 2 for products, 1 of ones.
- *
- * A panel: for each chunk of 256 steps its left 8 columns, then its right ones, steps in the order in which they are taken; 16
- * starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers in their order: plain
- * pairs, plain steps, centred pairs, centred steps. */
+/* ---- 4-bit weights (numerics 12) ---- */
 
-enum { LIGHT_KR = 4, HALF = 8, STEP = HALF * LIGHT_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
+/* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
+ * vpmaddwd by ones every 32 rows of b. Tile: 4 rows x 16 columns, 8 accumulators; for one row 32 columns, so that it reads panels
+ * as they lie. The sums of all blocks are in the L1 cache. */
 
+enum { STEP = 4 * QK_BLOCKED_NR, SHORT_STEPS = 4 /* whose sums int16 holds */ };
+
+/* Row by row. */
 typedef struct {
-    uint16_t plain_pairs, plain, centred_pairs, centred;  /* how many pairs of steps, and steps alone */
-} kinds;
+    __m256i c0, c1, c2, c3, c4, c5, c6, c7;
+} eight_sums;
 
-static size_t chunks_of(size_t steps) { return (steps + CHUNK - 1) / CHUNK; }
-
-static int32_t *panel_start(const int8_t *panel, size_t steps) { return (int32_t *)(panel + 2 * steps * STEP); }
-
-static kinds *panel_kinds(const int8_t *panel, size_t steps, int half)
-{
-    return (kinds *)(panel + 2 * steps * STEP + NR * sizeof(int32_t)) + (half ? chunks_of(steps) : 0);
-}
-
-static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
-{
-    return (uint8_t *)panel_kinds(panel, steps, 0) + 2 * chunks_of(steps) * sizeof(kinds) + (half ? steps : 0);
-}
-
-static size_t light_panel_bytes(size_t steps)
-{
-    const size_t bytes = 2 * steps * STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
-    return (bytes + 63) / 64 * 64;
-}
-
-/* Per pair of codes of a step: `signed_sums` has the sums of its positive codes, then those of the magnitudes of its negative ones, as
- * bytes; `sizes` the sums of both, at most 256. */
-typedef struct {
-    __m256i signed_sums, sizes;
-} weight;
-
-static inline weight weigh(__m256i codes)
-{
-    const __m256i one = _mm256_set1_epi8(1), size = _mm256_abs_epi8(codes), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
-    const __m256i positive = _mm256_maddubs_epi16(_mm256_andnot_si256(sign, size), one);
-    const __m256i negative = _mm256_maddubs_epi16(_mm256_and_si256(sign, size), one);
-    return (weight){_mm256_packus_epi16(positive, negative), _mm256_add_epi16(positive, negative)};
-}
-
-static inline int fits_plain(const weight *s, const weight *t)
-{
-    const __m256i beyond = _mm256_subs_epu8(_mm256_adds_epu8(s->signed_sums, t->signed_sums), _mm256_set1_epi8((char)PLAIN_LIMIT));
-    return _mm256_testz_si256(beyond, beyond);
-}
-
-static inline int fits_centred(const weight *s, const weight *t)
-{
-    const __m256i beyond = _mm256_subs_epu16(_mm256_add_epi16(s->sizes, t->sizes), _mm256_set1_epi16(CENTRED_LIMIT));
-    return _mm256_testz_si256(beyond, beyond);
-}
-
-/* Pairs the steps in `from` greedily: pairs go to `order`, the rest to `rest`. Returns how many pairs; *count becomes that of the
- * rest. A step waits for one that fits; few wait at a time, which bounds the search, and all are tried, which spares branches. */
-static inline __attribute__((always_inline)) size_t pair_steps(const weight *w, const uint8_t *from, size_t *count,
-                                                               int (*fits)(const weight *, const weight *), uint8_t *order,
-                                                               uint8_t *rest)
-{
-    enum { WAITING = 8 };
-    uint8_t waiting[WAITING];
-    size_t pairs = 0, left = 0;
-    int n = 0;
-    for (size_t i = 0; i < *count; i++) {
-        const uint8_t s = from[i];
-        unsigned found = 0;
-        for (int j = 0; j < n; j++) found |= (unsigned)fits(w + s, w + waiting[j]) << j;
-        if (found) {
-            const int j = __builtin_ctz(found);
-            order[2 * pairs] = waiting[j], order[2 * pairs + 1] = s, pairs++;
-            waiting[j] = waiting[--n];
-        } else if (n < WAITING) {
-            waiting[n++] = s;
-        } else {
-            rest[left++] = waiting[i % WAITING];
-            waiting[i % WAITING] = s;
-        }
-    }
-    for (int j = 0; j < n; j++) rest[left++] = waiting[j];
-    *count = left;
-    return pairs;
-}
-
-/* Moves steps that fit alone to `order`. */
-static size_t take_plain(const weight *w, uint8_t *steps, size_t *count, uint8_t *order)
-{
-    const weight nothing = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    size_t taken = 0, left = 0;
-    for (size_t i = 0; i < *count; i++) {
-        const uint8_t s = steps[i];
-        const int fits = fits_plain(w + s, &nothing);
-        order[taken] = steps[left] = s;
-        taken += (size_t)fits, left += (size_t)!fits;
-    }
-    *count = left;
-    return taken;
-}
-
-/* What the centred products of a step lack: 128 |b| where b >= 0, -127 |b| elsewhere; or 128 b, and |b| more where b < 0. */
-static inline __m256i centre_term(__m256i codes)
-{
-    const __m256i one = _mm256_set1_epi16(1), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
-    const __m256i negative = _mm256_maddubs_epi16(_mm256_and_si256(sign, _mm256_abs_epi8(codes)), _mm256_set1_epi8(1));
-    const __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-    return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(sum, one), 7), _mm256_madd_epi16(negative, one));
-}
-
-/* Chooses kinds and order of a chunk's steps for 8 columns, of which `from` holds the codes (2 * STEP apart), and writes them to `to`
- * in that order. Adds to `start` what the centred products lack. */
-static kinds plan_chunk(const int8_t *from, size_t steps, uint8_t *order, int8_t *to, int32_t *start)
-{
-    weight w[CHUNK];
-    uint8_t left[CHUNK], heavy[CHUNK];
-    size_t count = steps;
-    kinds k;
-    for (size_t s = 0; s < steps; s++) {
-        w[s] = weigh(_mm256_loadu_si256((const __m256i *)(from + s * 2 * STEP)));
-        left[s] = (uint8_t)s;
-    }
-    k.plain_pairs = (uint16_t)pair_steps(w, left, &count, fits_plain, order, heavy);
-    order += 2 * k.plain_pairs;
-    k.plain = (uint16_t)take_plain(w, heavy, &count, order);
-    order += k.plain;
-    __m256i sum = _mm256_loadu_si256((const __m256i *)start);
-    for (size_t i = 0; i < count; i++) {
-        const __m256i codes = _mm256_load_si256((const __m256i *)(from + heavy[i] * 2 * STEP));
-        sum = _mm256_add_epi32(sum, centre_term(codes));
-    }
-    _mm256_storeu_si256((__m256i *)start, sum);
-    k.centred_pairs = (uint16_t)pair_steps(w, heavy, &count, fits_centred, order, left);
-    k.centred = (uint16_t)count;
-    memcpy(order + 2 * k.centred_pairs, left, count);
-    order -= 2 * k.plain_pairs + k.plain;
-    for (size_t i = 0; i < steps; i++) memcpy(to + i * STEP, from + order[i] * 2 * STEP, STEP);
-    return k;
-}
-
-static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
-{
-    const size_t steps = (s->k + LIGHT_KR - 1) / LIGHT_KR;
-    int8_t chunk[2 * CHUNK * STEP] __attribute__((aligned(32)));
-    int32_t *start = panel_start(panel, steps);
-    const int64_t bound = pack_panel(s, cols, panel, colsum, LIGHT_KR);
-    memset(start, 0, NR * sizeof *start);
-    for (size_t first = 0; first < steps; first += CHUNK) {
-        const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
-        int8_t *codes = panel + first * 2 * STEP;
-        memcpy(chunk, codes, count * 2 * STEP);
-        for (int half = 0; half < 2; half++) {
-            uint8_t *order = panel_order(panel, steps, half) + first;
-            int8_t *to = codes + (half ? count * STEP : 0);
-            panel_kinds(panel, steps, half)[first / CHUNK] = plan_chunk(chunk + half * STEP, count, order, to, start + half * HALF);
-        }
-    }
-    return bound;
-}
-
-/* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
-{
-    const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
-    for (size_t i = 0; i < steps; i++)
-        for (size_t col = 0; col < cols; col++) {
-            const size_t half = col / HALF, first = i / CHUNK * CHUNK, count = steps - first < CHUNK ? steps - first : CHUNK;
-            const int8_t *codes = panel + first * 2 * STEP + (half * count + i % CHUNK) * STEP + col % HALF * LIGHT_KR;
-            const size_t row = (first + panel_order(panel, steps, (int)half)[i]) * LIGHT_KR;
-            for (size_t j = 0; j < LIGHT_KR && row + j < k; j++) to[(row + j) * row_stride + col] = (uint8_t)codes[j] ^ flip;
-        }
-}
-
-static inline __m256i broadcast4(const uint8_t *p)
+static inline __m256i broadcast4(const void *p)
 {
     int32_t codes;
     memcpy(&codes, p, sizeof codes);
     return _mm256_set1_epi32(codes);
 }
 
-static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256i products)
+static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+/* c + b * a in int16; pinned as in multiply_add. */
+static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
 {
-    __m256i ones = _mm256_set1_epi16(1);
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(products, ones));
+    c = _mm256_add_epi16(c, _mm256_maddubs_epi16(b, a));
     __asm__("" : "+x"(c));
     return c;
 }
 
-/* c + a b, a being the unsigned factor, of two steps. */
-static inline __attribute__((always_inline)) __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0,
-                                                                __m256i b1)
+/* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops. */
+static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
+                                                                       const uint8_t *b)
 {
-    return add_pairs(c, _mm256_add_epi16(_mm256_maddubs_epi16(broadcast4(a0), b0), _mm256_maddubs_epi16(broadcast4(a1), b1)));
+    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const int8_t *a3 = a + 3 * lda;
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+#pragma GCC unroll 4
+    for (size_t s = 0; s < steps; s++, b += STEP, a += 8, a3 += 8) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
+        __m256i b0 = _mm256_and_si256(two0, low), b1 = _mm256_and_si256(two1, low), v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
+        if (rows > 1) v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2) v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3) v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
+        b0 = _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(two1, 4), low);
+        v = broadcast4(a + 4);
+        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
+        if (rows > 1) v = broadcast4(a + lda + 4), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2) v = broadcast4(a + 2 * lda + 4), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3) v = broadcast4(a3 + 4), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
+    }
+    return c;
 }
 
-static inline __attribute__((always_inline)) __m256i plain(__m256i c, const uint8_t *a, __m256i b)
+/* One row and all 32 columns, in c0 .. c3. */
+static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
 {
-    return add_pairs(c, _mm256_maddubs_epi16(broadcast4(a), b));
+    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += 8) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), two2 = load_codes(b + 64), two3 = load_codes(b + 96);
+        __m256i v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(two0, low), v);
+        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(two1, low), v);
+        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(two2, low), v);
+        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(two3, low), v);
+        v = broadcast4(a + 4);
+        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), v);
+        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(_mm256_srli_epi16(two1, 4), low), v);
+        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(_mm256_srli_epi16(two2, 4), low), v);
+        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(_mm256_srli_epi16(two3, 4), low), v);
+    }
+    return c;
 }
 
-/* The factors of a centred product: |b|, and what turns a into a - 128 where b >= 0, into 127 - a elsewhere. */
+/* Neighbours of int16 added; and to them, if there is `more`, the sum so far. */
+static inline __attribute__((always_inline)) __m256i widen_sum(__m256i c, const __m256i *sum, int more)
+{
+    c = _mm256_madd_epi16(c, _mm256_set1_epi16(1));
+    return more ? _mm256_add_epi32(c, *sum) : c;
+}
+
+static inline __attribute__((always_inline)) eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums, int more)
+{
+    c.c0 = widen_sum(c.c0, sums, more), c.c1 = widen_sum(c.c1, sums + 1, more);
+    if (used > 2) c.c2 = widen_sum(c.c2, sums + 2, more), c.c3 = widen_sum(c.c3, sums + 3, more);
+    if (used > 4) c.c4 = widen_sum(c.c4, sums + 4, more), c.c5 = widen_sum(c.c5, sums + 5, more);
+    if (used > 6) c.c6 = widen_sum(c.c6, sums + 6, more), c.c7 = widen_sum(c.c7, sums + 7, more);
+    return c;
+}
+
+static inline __attribute__((always_inline)) void store_sums(const int used, __m256i *sums, eight_sums c)
+{
+    sums[0] = c.c0, sums[1] = c.c1;
+    if (used > 2) sums[2] = c.c2, sums[3] = c.c3;
+    if (used > 4) sums[4] = c.c4, sums[5] = c.c5;
+    if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
+}
+
+static inline __attribute__((always_inline)) __m256 scales8(const qk_blocked_panel *p, const uint8_t *scales, size_t col)
+{
+    return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
+                          : _mm256_loadu_ps((const float *)scales + col);
+}
+
+/* What 16 columns of a block have. */
 typedef struct {
-    __m256i size, flip;
-} centred_codes;
+    __m256 s0, s1;
+    __m256i z0, z1;
+} block_columns;
 
-static inline __attribute__((always_inline)) centred_codes centre(const int8_t *p)
+static inline __attribute__((always_inline)) block_columns columns_at(const qk_blocked_panel *p, const int own_zeros,
+                                                                      const uint8_t *scales, size_t col)
 {
-    const __m256i b = _mm256_load_si256((const __m256i *)p), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), b);
-    return (centred_codes){_mm256_abs_epi8(b), _mm256_xor_si256(sign, _mm256_set1_epi8(-128))};
+    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR + col;
+    block_columns of = {scales8(p, scales, col), scales8(p, scales, col + 8), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
+    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + 8)));
+    return of;
 }
 
-static inline __attribute__((always_inline)) __m256i centred_products(const uint8_t *a, centred_codes b)
+/* The sums of a block, of one row, scaled and added to the total. */
+static inline __attribute__((always_inline)) void add_block(__m256 *total, __m256i c0, __m256i c1, int32_t start,
+                                                            block_columns of, const int own_zeros)
 {
-    return _mm256_maddubs_epi16(b.size, _mm256_xor_si256(broadcast4(a), b.flip));
+    const __m256i v = _mm256_set1_epi32(start);
+    c0 = _mm256_add_epi32(c0, own_zeros ? _mm256_mullo_epi32(of.z0, v) : v);
+    c1 = _mm256_add_epi32(c1, own_zeros ? _mm256_mullo_epi32(of.z1, v) : v);
+    total[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c0), of.s0, total[0]);
+    total[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, total[1]);
 }
 
-static inline __attribute__((always_inline)) __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, centred_codes b0,
-                                                             centred_codes b1)
+/* `rows` rows and 16 columns from `col` on; or, where `wide`, one row and 32 columns. All three are constants where this is
+ * inlined. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros, size_t col,
+                                                               const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
 {
-    return add_pairs(c, _mm256_add_epi16(centred_products(a0, b0), centred_products(a1, b1)));
-}
-
-static inline __attribute__((always_inline)) __m256i centred(__m256i c, const uint8_t *a, centred_codes b)
-{
-    return add_pairs(c, centred_products(a, b));
-}
-
-/* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the accumulators of
- * absent rows vanish. */
-static inline __attribute__((always_inline)) void light_half(const int rows, const uint8_t *a, size_t lda, const int8_t *codes,
-                                                             kinds k, const uint8_t *order, const int32_t *from,
-                                                             size_t ldf, int32_t *c, size_t ldc)
-{
-    const size_t lda2 = 2 * lda, lda3 = 3 * lda;
-    __m256i c0, c1, c2, c3, c4, c5, c6, c7;
-    c0 = _mm256_loadu_si256((const __m256i *)from);
-    if (rows > 1) c1 = _mm256_loadu_si256((const __m256i *)(from + 1 * ldf));
-    if (rows > 2) c2 = _mm256_loadu_si256((const __m256i *)(from + 2 * ldf));
-    if (rows > 3) c3 = _mm256_loadu_si256((const __m256i *)(from + 3 * ldf));
-    if (rows > 4) c4 = _mm256_loadu_si256((const __m256i *)(from + 4 * ldf));
-    if (rows > 5) c5 = _mm256_loadu_si256((const __m256i *)(from + 5 * ldf));
-    if (rows > 6) c6 = _mm256_loadu_si256((const __m256i *)(from + 6 * ldf));
-    if (rows > 7) c7 = _mm256_loadu_si256((const __m256i *)(from + 7 * ldf));
-    for (int i = k.plain_pairs; i; i--, order += 2, codes += 2 * STEP) {
-        const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
-        const __m256i b0 = _mm256_load_si256((const __m256i *)(codes));
-        const __m256i b1 = _mm256_load_si256((const __m256i *)(codes + STEP));
-        c0 = plain_pair(c0, s, t, b0, b1);
-        if (rows > 1) c1 = plain_pair(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = plain_pair(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = plain_pair(c3, s, t, b0, b1);
-        if (rows > 4) c4 = plain_pair(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = plain_pair(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = plain_pair(c6, s, t, b0, b1);
-        if (rows > 7) c7 = plain_pair(c7, s + lda, t + lda, b0, b1);
+    const int used = wide ? 4 : 2 * rows;
+    const size_t params_bytes = QK_BLOCKED_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
+    const uint8_t *b = p->records + 4 * col;
+    __m256i sums[8];
+    __m256 total[8];
+    for (int i = 0; i < used; i++) total[i] = _mm256_setzero_ps();
+    for (size_t block = 0; block < p->blocks; block++, start++) {
+        size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+        int more = 0; /* whether `sums` hold some of this block */
+        const uint8_t *scales = b - 4 * col + steps * STEP;
+        for (; steps > SHORT_STEPS; steps -= SHORT_STEPS, a += 8 * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
+            const eight_sums c = wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
+            store_sums(used, sums, widen_sums(used, c, sums, more));
+        }
+        const eight_sums last = wide ? multiply_row_steps(steps, a, b)
+                              : steps == SHORT_STEPS ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
+                                                     : multiply_steps(rows, steps, a, lda, b);
+        const eight_sums c = widen_sums(used, last, sums, more);
+        const block_columns of = columns_at(p, own_zeros, scales, col);
+        add_block(total, c.c0, c.c1, start[0], of, own_zeros);
+        if (wide) add_block(total + 2, c.c2, c.c3, start[0], columns_at(p, own_zeros, scales, 16), own_zeros);
+        if (rows > 1) add_block(total + 2, c.c2, c.c3, start[ld_start], of, own_zeros);
+        if (rows > 2) add_block(total + 4, c.c4, c.c5, start[2 * ld_start], of, own_zeros);
+        if (rows > 3) add_block(total + 6, c.c6, c.c7, start[3 * ld_start], of, own_zeros);
+        a += steps * 8, b = scales + params_bytes + 4 * col;
     }
-    for (int i = k.plain; i; i--, order++, codes += STEP) {
-        const uint8_t *s = a + *order * LIGHT_KR;
-        const __m256i b = _mm256_load_si256((const __m256i *)codes);
-        c0 = plain(c0, s, b);
-        if (rows > 1) c1 = plain(c1, s + lda, b);
-        if (rows > 2) c2 = plain(c2, s + lda2, b);
-        if (rows > 3) s += lda3, c3 = plain(c3, s, b);
-        if (rows > 4) c4 = plain(c4, s + lda, b);
-        if (rows > 5) c5 = plain(c5, s + lda2, b);
-        if (rows > 6) s += lda3, c6 = plain(c6, s, b);
-        if (rows > 7) c7 = plain(c7, s + lda, b);
-    }
-    for (int i = k.centred_pairs; i; i--, order += 2, codes += 2 * STEP) {
-        const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
-        const centred_codes b0 = centre(codes), b1 = centre(codes + STEP);
-        c0 = centred_pair(c0, s, t, b0, b1);
-        if (rows > 1) c1 = centred_pair(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = centred_pair(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = centred_pair(c3, s, t, b0, b1);
-        if (rows > 4) c4 = centred_pair(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = centred_pair(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = centred_pair(c6, s, t, b0, b1);
-        if (rows > 7) c7 = centred_pair(c7, s + lda, t + lda, b0, b1);
-    }
-    for (int i = k.centred; i; i--, order++, codes += STEP) {
-        const uint8_t *s = a + *order * LIGHT_KR;
-        const centred_codes b = centre(codes);
-        c0 = centred(c0, s, b);
-        if (rows > 1) c1 = centred(c1, s + lda, b);
-        if (rows > 2) c2 = centred(c2, s + lda2, b);
-        if (rows > 3) s += lda3, c3 = centred(c3, s, b);
-        if (rows > 4) c4 = centred(c4, s + lda, b);
-        if (rows > 5) c5 = centred(c5, s + lda2, b);
-        if (rows > 6) s += lda3, c6 = centred(c6, s, b);
-        if (rows > 7) c7 = centred(c7, s + lda, b);
-    }
-    _mm256_storeu_si256((__m256i *)c, c0);
-    if (rows > 1) c += ldc, _mm256_storeu_si256((__m256i *)c, c1);
-    if (rows > 2) c += ldc, _mm256_storeu_si256((__m256i *)c, c2);
-    if (rows > 3) c += ldc, _mm256_storeu_si256((__m256i *)c, c3);
-    if (rows > 4) c += ldc, _mm256_storeu_si256((__m256i *)c, c4);
-    if (rows > 5) c += ldc, _mm256_storeu_si256((__m256i *)c, c5);
-    if (rows > 6) c += ldc, _mm256_storeu_si256((__m256i *)c, c6);
-    if (rows > 7) c += ldc, _mm256_storeu_si256((__m256i *)c, c7);
+    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + col + i % 2 * 8, total[i]);
 }
 
-/* A chunk at a time, so that codes are read from begin to end. */
-static inline __attribute__((always_inline)) void light_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                             const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
 {
-    const kinds *left = panel_kinds(panel, steps, 0), *right = panel_kinds(panel, steps, 1);
-    const uint8_t *order = panel_order(panel, steps, 0);
-    size_t ldf = 0;
-    for (size_t first = 0; first < steps; first += CHUNK, a += CHUNK * LIGHT_KR, order += CHUNK, left++, right++) {
-        const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
-        light_half(rows, a, lda, panel, *left, order, init, ldf, c, ldc);
-        light_half(rows, a, lda, panel + count * STEP, *right, order + steps, init + HALF, ldf, c + HALF, ldc);
-        panel += 2 * count * STEP;
-        init = c, ldf = ldc;
-    }
+    for (size_t col = 0; col < QK_BLOCKED_NR; col += rows == 1 ? 32 : 16) switch (rows * 2 + p->own_zeros) {
+        case 2: blocked_rows(1, 1, 0, 0, p, a, lda, start, ld_start, y); break;
+        case 3: blocked_rows(1, 1, 1, 0, p, a, lda, start, ld_start, y); break;
+        case 4: blocked_rows(2, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        case 5: blocked_rows(2, 0, 1, col, p, a, lda, start, ld_start, y); break;
+        case 6: blocked_rows(3, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        case 7: blocked_rows(3, 0, 1, col, p, a, lda, start, ld_start, y); break;
+        case 8: blocked_rows(4, 0, 0, col, p, a, lda, start, ld_start, y); break;
+        default: blocked_rows(4, 0, 1, col, p, a, lda, start, ld_start, y); break;
+        }
 }
 
-static void light_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init, int32_t *c,
-                       size_t ldc)
-{
-    const int32_t *start = panel_start(panel, steps);
-    int32_t from[NR];
-    for (int j = 0; j < NR; j++) from[j] = (int32_t)((uint32_t)init[j] + (uint32_t)start[j]);
-    switch (rows) {
-    case 1: light_rows(1, steps, a, lda, panel, from, c, ldc); break;
-    case 2: light_rows(2, steps, a, lda, panel, from, c, ldc); break;
-    case 3: light_rows(3, steps, a, lda, panel, from, c, ldc); break;
-    case 4: light_rows(4, steps, a, lda, panel, from, c, ldc); break;
-    case 5: light_rows(5, steps, a, lda, panel, from, c, ldc); break;
-    case 6: light_rows(6, steps, a, lda, panel, from, c, ldc); break;
-    case 7: light_rows(7, steps, a, lda, panel, from, c, ldc); break;
-    default: light_rows(8, steps, a, lda, panel, from, c, ldc); break;
-    }
-}
-
-static void light_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
-{
-    pack_row_bytes(a, n, n_pad, flip, to);
-}
-
-static const qk_kernels light = {
-    .name = "avx2",
-    .mr = 8, .nr = NR, .kr = LIGHT_KR, .a_bytes = 1,
-    .gemm_tile = light_tile,
-    .gemm_pack_row = light_pack_row,
-    .gemm_pack_panel = light_pack_panel,
-    .gemm_unpack_panel = light_unpack_panel,
-    .gemm_panel_bytes = light_panel_bytes,
-#include "kernels_table.inc.h"
-};
+#include "light_avx2.inc.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
     .light = &light,
+    .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

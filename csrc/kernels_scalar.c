@@ -8,6 +8,7 @@
 #include "elementwise.inc.h"
 #include "layers.inc.h"
 #include "products.inc.h"
+#include "blocked.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)
@@ -28,9 +29,36 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
+static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
+{
+    for (int row = 0; row < rows; row++, a += lda, start += ld_start, y += QK_BLOCKED_NR)
+        for (int j = 0; j < QK_BLOCKED_NR; j++) {
+            const uint8_t *b = p->records + 4 * j;
+            const int8_t *ar = a;
+            y[j] = 0;
+            for (size_t block = 0; block < p->blocks; block++) {
+                const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+                const uint8_t *scales = b - 4 * j + steps * 4 * QK_BLOCKED_NR;
+                const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR;
+                int32_t sum = start[block] * (p->own_zeros ? zeros[j] : 1);
+                for (size_t s = 0; s < steps; s++, b += 4 * QK_BLOCKED_NR, ar += QK_BLOCKED_KR)
+                    for (int i = 0; i < 4; i++) sum += ar[i] * (b[i] & 15) + ar[i + 4] * (b[i] >> 4);
+                float scale;
+                if (p->half_scales)
+                    f16_to_f32((const uint16_t *)scales + j, &scale, 1);
+                else
+                    memcpy(&scale, scales + 4 * j, sizeof scale);
+                y[j] = __builtin_fmaf((float)sum, scale, y[j]);
+                b = zeros + (p->own_zeros ? QK_BLOCKED_NR : 0) + 4 * j;
+            }
+        }
+}
+
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
+    .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

@@ -114,6 +114,41 @@ typedef struct {
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 
+/* ---- products with 4-bit weights ---- */
+
+/* Weights b (k, n) of 4 bits, each block of `block` rows having a scale for each column (numerics 12). The panels, of 32 columns,
+ * are the same for every instruction set. A panel is a run of records, one a block: the codes, two a byte, in steps of
+ * 8 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, n_pad;
+    size_t block, blocks;
+    int flip;               /* code ^ flip is stored, 0..15: 8 where b is int4 */
+    int half_scales;        /* scales are float16, which holds each exactly */
+    int own_zeros;
+    int32_t zero;           /* of the stored codes, unless own_zeros */
+    uint8_t *panels;        /* qk_blocked_bytes of them, aligned to 64 */
+} qk_blocked;
+
+/* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
+typedef struct {
+    const float *scale;
+    const int32_t *zero_point;
+    size_t row_stride, col_stride;
+} qk_block_params;
+
+/* `zero_point` is that of b where all are equal, `own_zeros` is set where not. */
+void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
+                     int own_zeros, int32_t zero_point);
+size_t qk_blocked_bytes(const qk_blocked *p);
+/* b holds one code a byte. */
+void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                     const qk_block_params *params);
+void qk_blocked_unpack(const qk_blocked *p, void *b);
+/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
+int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
+                      qk_activation activation, float *out);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

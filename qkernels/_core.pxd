@@ -91,6 +91,28 @@ cdef extern from "qkernels.h" nogil:
 
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 
+    ctypedef struct qk_blocked:
+        const qk_kernels *kernels
+        size_t k, n, n_pad
+        size_t block, blocks
+        int flip, half_scales, own_zeros
+        int32_t zero
+        uint8_t *panels
+
+    ctypedef struct qk_block_params:
+        const float *scale
+        const int32_t *zero_point
+        size_t row_stride, col_stride
+
+    void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed,
+                         int half_scales, int own_zeros, int32_t zero_point)
+    size_t qk_blocked_bytes(const qk_blocked *p)
+    void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                         const qk_block_params *params)
+    void qk_blocked_unpack(const qk_blocked *p, void *b)
+    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
+                          qk_activation activation, float *out)
+
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)
 

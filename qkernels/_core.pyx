@@ -434,13 +434,22 @@ def requantize(acc, cnp.ndarray bias, params, rounding, multiplier, mantissa, sh
 # ---- products ----
 
 
+def holds_as_half(values):
+    """Whether float16 has each of the float32 values."""
+    with np.errstate(over="ignore"):
+        return bool(np.all(np.float16(values) == values))
+
+
 cdef class Packed:
     """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), int8 or uint8, of any strides; without params it has no scales, and zero points are the caller's.
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, or int4 or uint4, which fill `blocked`. Without params it has no
+    scales, and zero points are the caller's.
     """
 
     cdef qk_packed c
+    cdef qk_blocked blocked
+    cdef bint is_blocked
     cdef readonly object params
     cdef readonly Py_ssize_t nbytes
     cdef object panels, colsum, scale, zero_point, zeros
@@ -451,6 +460,9 @@ cdef class Packed:
     def __cinit__(self, cnp.ndarray b not None, params):
         self.params = params
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
+        if params is not None and params_of(params).storage in (QK_I4, QK_U4):
+            self.pack_blocks(b, params_of(params))
+            return
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
@@ -460,10 +472,8 @@ cdef class Packed:
         qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.n_pad = <Py_ssize_t>self.c.n_pad
         cdef Py_ssize_t size = <Py_ssize_t>qk_packed_bytes(&self.c)
-        cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
-        cdef Py_ssize_t start = -<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63
-        self.panels, self.colsum = buffer, np.empty(self.n_pad, np.int32)
-        self.c.panels = <int8_t *>cnp.PyArray_DATA(buffer) + start
+        self.c.panels = <int8_t *>self.aligned(size)
+        self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
         self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
@@ -477,6 +487,35 @@ cdef class Packed:
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
 
+    cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
+        """Fills `blocked`. Per tensor or per column, all rows are one block; equal zero points are kept once."""
+        cdef qk_block_params p
+        cdef cnp.ndarray zero_point = np.asarray(params.zero_point)
+        cdef int32_t zero = zero_point.flat[0] if zero_point.size else 0
+        cdef bint own_zeros = bool(np.any(zero_point != zero))
+        cdef bint half_scales = holds_as_half(params.scale)
+        cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
+        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, params.qmin < 0,
+                        half_scales, own_zeros, zero)
+        self.is_blocked, self.n_pad = True, <Py_ssize_t>self.blocked.n_pad
+        self.nbytes = <Py_ssize_t>qk_blocked_bytes(&self.blocked)
+        self.blocked.panels = <uint8_t *>self.aligned(self.nbytes)
+        self.zeros = np.zeros(self.n_pad, np.float32)
+        p.scale, p.zero_point = params.c.scale, params.c.zero_point
+        p.col_stride = params.axis is not None
+        p.row_stride = <size_t>self.n if params.block_size is not None else 0
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        with nogil:
+            qk_blocked_pack(&self.blocked, data, row_stride, col_stride, &p)
+        return 0
+
+    cdef void *aligned(self, Py_ssize_t size):
+        """Memory for `size` bytes of panels, aligned to 64."""
+        cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
+        self.panels = buffer
+        return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
+
     cdef padded(self, values, dtype):
         """One entry a column, and zeros up to whole panels."""
         result = np.zeros(self.n_pad, dtype)
@@ -489,11 +528,20 @@ cdef class Packed:
 
     def unpack(self):
         """The codes as they were packed: (K, N), of dtype `params.dtype`."""
-        codes = np.empty((self.k, self.n), np.uint8 if self.c.flipped else np.int8)
+        codes = np.empty((self.k, self.n), self.params.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
         with nogil:
-            qk_unpack(&self.c, to)
+            if self.is_blocked:
+                qk_blocked_unpack(&self.blocked, to)
+            else:
+                qk_unpack(&self.c, to)
         return codes
+
+
+cdef int refuse_blocked(Packed b, name) except -1:
+    if b.is_blocked:
+        raise TypeError(f"{name} needs 8-bit weights, got {b.params.dtype.name}: 4-bit weights are for linear")
+    return 0
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left) except -1:
@@ -544,6 +592,11 @@ cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
     cdef int status
     with nogil:
         status = qk_gemm(left, b, right)
+    return check_status(status, x)
+
+
+cdef int check_status(int status, object x) except -1:
+    """Of a product whose left operand is x."""
     if status == -1:
         raise MemoryError("no memory for the packed rows of a")
     if status == -2:
@@ -584,6 +637,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     left.type = <qk_left_type>codes_type(left_array, "a")
     if isinstance(b, Packed):
         packed = <Packed>b
+        refuse_blocked(packed, "matmul")
     else:
         right_array = b if isinstance(b, np.ndarray) else np.asarray(b)
         codes_type(right_array, "b")
@@ -654,6 +708,20 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
     return True
 
 
+cdef size_t MAX_BLOCK = 0x7FFFFFFF // (127 * 15)   # rows of b whose sum int32 holds (numerics 12)
+
+
+cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
+    """linear with 4-bit weights, its arguments checked."""
+    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
+    cdef float *to = <float *>cnp.PyArray_DATA(y)
+    cdef int status
+    with nogil:
+        status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, given, activation, to)
+    check_status(status, x)
+    return y
+
+
 def linear(cnp.ndarray x, Packed b, bias, activation, out):
     """float32 x (..., k)."""
     cdef qk_left left
@@ -668,9 +736,14 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         refuse_overlap(y, x, "x")
         if bias is not None:
             refuse_overlap(y, bias, "bias")
-    refuse_overflow(b, 255, 0)
+    if not b.is_blocked:
+        refuse_overflow(b, 255, 0)
+    elif b.blocked.block > MAX_BLOCK:
+        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {MAX_BLOCK} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
+    if b.is_blocked:
+        return blocked_linear(&left, b, bias_array, right.activation, y, x)
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
     right.out = cnp.PyArray_DATA(y)
@@ -709,6 +782,7 @@ cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, 
 def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out):
     """q (..., k) codes; params and out_params are per tensor; mantissa and shift, of the fixed-point roundings, have n entries
     or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
+    refuse_blocked(b, "qlinear")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
     cdef qk_left left

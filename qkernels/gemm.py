@@ -1,10 +1,15 @@
 """Matrix products of 8-bit codes: exact int32 sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8."""
 
+import ml_dtypes
 import numpy as np
 
 from . import _core
-from .qparams import FLOAT_CODES, QParams, float_array
+from .qparams import QParams, code_range, float_array
+from .quantize import pack_bits, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
+
+
+FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
@@ -48,10 +53,11 @@ def pack(b, params, *, scales=None):
 
     Parameters
     ----------
-    b : int8 or uint8 array of shape (K, N)
-        Of any strides, so that ``w.T`` costs no copy.
+    b : int8, uint8, int4 or uint4 array of shape (K, N)
+        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`.
     params : QParams
-        Of dtype `b.dtype`, per tensor or per column (``axis=1``).
+        Of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
+        `block_size`), where multiples of 8 run fastest. Their scales are kept as float16 if that holds them all exactly.
     scales : None
         For codebooks.
 
@@ -104,18 +110,21 @@ class PackedMatrix(_core.Packed):
         b = np.asarray(b)
         if not isinstance(params, QParams):
             raise TypeError(f"params must be QParams, got {type(params).__name__}")
-        if b.dtype not in (np.int8, np.uint8):
-            raise TypeError(f"b must be int8 or uint8, got {b.dtype}")
+        if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
+            raise TypeError(f"b must be int8, uint8, int4 or uint4, got {b.dtype}")
         if b.dtype != params.dtype:
             raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
         if b.ndim != 2:
             raise ValueError(f"b must have shape (K, N), got {b.shape}")
-        if params.axis not in (None, 1, -1) or params.block_size is not None:
-            raise ValueError(f"params must be per tensor or per column (axis=1), got axis={params.axis}, "
+        by_column = params.axis in (None, 1, -1) and params.block_size is None
+        if not by_column and not (b.dtype in FOUR_BITS and params.axis in (0, -2) and params.block_size):
+            blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
+            raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                              f"block_size={params.block_size}")
         params.check_shape(b.shape)
-        if params.axis == -1:  # one name for one thing, so that from_arrays gives equal params back
-            params = QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), 1, None)
+        if params.axis in (-1, -2):  # one name for one thing, so that from_arrays gives equal params back
+            params = QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
+                                     params.block_size)
         return super().__new__(cls, b, params)
 
     def __repr__(self):
@@ -130,10 +139,15 @@ class PackedMatrix(_core.Packed):
         Returns
         -------
         dict of str to array
-            ``codes`` (K, N), ``scale`` and ``zero_point`` (() or (N,)), and ``qmin`` ().
+            ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`), and ``qmin`` (). Of 4-bit weights ``codes``
+            has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest.
         """
-        return {"codes": self.unpack(), "scale": np.array(self.params.scale), "zero_point": np.array(self.params.zero_point),
-                "qmin": np.array(self.params.qmin, np.int32)}
+        p = self.params
+        arrays = {"scale": np.array(p.scale), "zero_point": np.array(p.zero_point), "qmin": np.array(p.qmin, np.int32)}
+        if p.dtype not in FOUR_BITS:
+            return {"codes": self.unpack()} | arrays
+        return {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "signed": np.array(p.dtype == FOUR_BITS[0]),
+                "block_size": np.array(p.block_size or 0)} | arrays
 
     @classmethod
     def from_arrays(cls, arrays):
@@ -150,18 +164,23 @@ class PackedMatrix(_core.Packed):
         codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
         if codes.dtype not in (np.int8, np.uint8):
             raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
-        lowest = np.iinfo(codes.dtype).min
+        block_size = None
+        if "shape" in arrays:
+            codes = unpack_bits(codes, 4, tuple(map(int, arrays["shape"])), dtype=FOUR_BITS[0 if arrays["signed"] else 1])
+            block_size = int(arrays["block_size"]) or None
+        lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
-        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=1 if scale.ndim else None, narrow_range=qmin != lowest)
+        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=0 if block_size else 1 if scale.ndim else None,
+                         block_size=block_size, narrow_range=qmin != lowest)
         return cls(codes, params)
 
 
 def linear(x, packed, bias=None, *, activation=None, out=None):
     """A dense layer: ``activation(x @ w + bias)``, floats in and out, with integer products.
 
-    Each row of x is quantized to uint8 by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that
-    one scale for all rows loses.
+    Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
+    all rows loses: to uint8, or to int8 where the weights have 4 bits.
 
     Parameters
     ----------
@@ -187,7 +206,7 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
 
     References
     ----------
-    docs/numerics.md, section 8; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    docs/numerics.md, sections 8 and 12; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
 
     Examples
     --------

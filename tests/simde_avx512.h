@@ -1,5 +1,5 @@
 /* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
- * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler, one comparison is missing. */
+ * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing. */
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
@@ -30,6 +30,26 @@ static inline uint32_t equal_words(__m512i a, __m512i b)
     return mask;
 }
 
+static inline __m512i widened(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) n.i32[i] = a_.u8[i];
+    return simde__m512i_from_private(n);
+}
+
+/* Finite float16: the exponent moves from a bias of 15 to one of 127. */
+static inline __m512 of_halves(__m256i a)
+{
+    simde__m256i_private a_ = simde__m256i_to_private(a);
+    simde__m512_private v;
+    for (int i = 0; i < 16; i++) {
+        const int fraction = a_.u16[i] & 0x3ff, exponent = a_.u16[i] >> 10 & 31;
+        v.f32[i] = ldexpf((float)(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25) * (a_.i16[i] < 0 ? -1 : 1);
+    }
+    return simde__m512_from_private(v);
+}
+
 #undef _mm512_fmadd_ps
 #undef _mm512_fnmadd_ps
 #undef _mm512_cvtps_epi32
@@ -38,3 +58,7 @@ static inline uint32_t equal_words(__m512i a, __m512i b)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
 #define _mm512_cvtps_epi32(a) rounded(a)
 #define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)
+#undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtph_ps
+#define _mm512_cvtepu8_epi32(a) widened(a)
+#define _mm512_cvtph_ps(a) of_halves(a)

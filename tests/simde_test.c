@@ -264,6 +264,40 @@ static void test_pack_panel(size_t k, size_t cols)
     }
 }
 
+/* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
+static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros)
+{
+    enum { BLOCKS = 5, STEPS = 9, RECORD = 128 * STEPS + 32 * 5 };
+    static uint8_t records[BLOCKS * RECORD];
+    static int8_t a[8 * (8 * BLOCKS * STEPS + 4)];
+    static float got[8 * NR + MARGIN / 4], want[8 * NR + MARGIN / 4];
+    int32_t start[8 * (BLOCKS + 3)];
+    const size_t lda = 8 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
+    random_bytes(records, sizeof records), random_bytes(a, sizeof a);
+    for (size_t i = 0; i < sizeof start / 4; i++) start[i] = (int32_t)random32() >> 16;
+    uint8_t *scales = records;
+    for (size_t block = 0; block < blocks; block++) {
+        scales += 128 * (block + 1 < blocks ? steps : last_steps);
+        for (int j = 0; j < NR; j++) {
+            const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
+            const uint16_t half = (uint16_t)(random32() % 0x7c00);
+            if (half_scales)
+                memcpy(scales + 2 * j, &half, 2);
+            else
+                memcpy(scales + 4 * j, &scale, 4);
+        }
+        scales += NR * (half_scales ? 2 : 4);
+        if (own_zeros)
+            for (int j = 0; j < NR; j++) *scales++ = random32() % 16;
+    }
+    const qk_blocked_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros};
+    what = "blocked_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->blocked_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->blocked_tile(rows, &p, a, lda, start, ld_start, want);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+}
+
 static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
 {
     int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
@@ -323,6 +357,10 @@ int main(void)
         }
     for (size_t k = 0; k < LENGTHS; k++)
         for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
+    for (int rows = 1; rows <= simde->blocked_mr; rows++)
+        for (size_t blocks = 0; blocks <= 5; blocks++)
+            for (int i = 0; i < 4; i++)
+                for (size_t steps = 1; steps <= 9; steps++) test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1);
     for (int rows = 1; rows <= MR; rows++) {
         for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
         test_gemm_tile(rows, 300);

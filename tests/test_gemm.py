@@ -646,7 +646,7 @@ def test_bad_input(name, change, error, message):
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((B.astype(np.int16), PARAMS), TypeError, "b must be int8 or uint8, got int16"),
+    ((B.astype(np.int16), PARAMS), TypeError, "b must be int8, uint8, int4 or uint4, got int16"),
     ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
     ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
     ((B, 0.5), TypeError, "params must be QParams, got float"),

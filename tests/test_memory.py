@@ -165,6 +165,22 @@ def sweep_products(m, k, n, rng, at_end):
             same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation))
 
 
+def sweep_4_bits(m, k, n, rng, at_end):
+    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    for dtype, block_size, scale in itertools.product(("int4", "uint4"), (32, 5), (0.1, 0.125)):
+        b = rng.integers(0, 7, (k, n)).astype(getattr(ml_dtypes, dtype))
+        shape = -(-k // block_size), n
+        for zeros in None, rng.integers(0, 7, shape):
+            params = qk.QParams(np.full(shape, scale), zeros, dtype, axis=0, block_size=block_size)
+            place = Places(at_end)
+            packed = qk.pack(place(b), params)
+            same(packed.unpack(), b)
+            same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
+            out = place.empty((m, n), np.float32)
+            qk.linear(place(x), packed, bias, out=out)
+            same(out, qk.linear(x, packed, bias))
+
+
 def sweep_layers(n, rng, at_end):
     x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
@@ -190,6 +206,7 @@ def sweep(isa):
             sweep_layers(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
+            sweep_4_bits(m, k, columns, rng, at_end)
 
 
 def stray(what, at_end):

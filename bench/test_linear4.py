@@ -1,0 +1,43 @@
+"""Float in and out with 4-bit weights in blocks: qkernels.linear. Shapes are M x N x K."""
+
+import numpy as np
+import peers
+import pytest
+from arrays import aligned, aligned_empty, random_codes, random_floats
+from limits import moving, multiplying
+from race import Contender, relative
+
+import qkernels as qk
+
+SHAPES = [(1024, 1024, 1024), (8, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096), (128, 384, 1536)]
+
+
+def quantized_weights(k, n, block_size):
+    """(codes 0..15 with zero points 8, scales (blocks, n)) of random normal weights."""
+    blocks = random_floats(k, n, seed=2).reshape(k // block_size, block_size, n)
+    scale = np.abs(blocks).max(axis=1) / np.float32(7)
+    return (np.rint(blocks / scale[:, None]) + 8).astype(np.uint8).reshape(k, n), aligned(scale)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_linear4(race, isa, block_size, shape):
+    """onnxruntime quantizes x to int8 per block, we per row. It cannot be held to AVX2, so there our own 8-bit weights, one scale a
+    column, are what counts."""
+    m, n, k = shape
+    x, (codes, scale) = random_floats(m, k, seed=1), quantized_weights(k, n, block_size)
+    params = qk.QParams(scale, np.full_like(scale, 8, np.int32), "uint4", axis=0, block_size=block_size)
+    packed, out = qk.pack(codes.astype(params.dtype), params), aligned_empty((m, n), "float32")
+    real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
+    close = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    others = [peers.ort_matmul_nbits(x, codes, scale, block_size)]
+    if isa == "avx2":
+        eight, out_8 = qk.pack(random_codes("int8", k, n), qk.QParams(1.0)), aligned_empty((m, n), "float32")
+        others.append(Contender("8-bit", lambda: qk.linear(x, eight, out=out_8), lambda: out_8, lambda _: ""))
+    peak = multiplying(isa, m * n * k, peers.threads)
+    limits = peak and [*peak, moving(x.nbytes + packed.nbytes, out.nbytes)]
+    race(
+        f"linear 4-bit, block {block_size}, {'x'.join(map(str, shape))}", work=m * n * k, unit="GMAC/s",
+        ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
+        peers=others, check=close, limits=limits,
+    )  # fmt: skip

@@ -1,0 +1,262 @@
+/* Products of floats and 4-bit weights (numerics 12): packing, blocking, threads. The tile belongs to the instruction set.
+ *
+ * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of rows. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+enum { A_BLOCK_BYTES = 192 * 1024, MAX_ROWS = 480, MAX_MR = 8, NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2 };
+
+static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+static size_t at_most(size_t n, size_t most) { return n < most ? n : most; }
+
+/* ---- packing of b ---- */
+
+/* Steps of a block, which the last, short one has fewer of. */
+static size_t steps_of(const qk_blocked *p, size_t block)
+{
+    return round_up(at_most(p->k - block * p->block, p->block), KR) / KR;
+}
+
+static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
+static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
+static size_t record_bytes(const qk_blocked *p, size_t block) { return steps_of(p, block) * STEP_BYTES + params_bytes(p); }
+
+static size_t panel_bytes(const qk_blocked *p)
+{
+    return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
+}
+
+void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
+                     int own_zeros, int32_t zero_point)
+{
+    *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
+                      .flip = b_signed ? 8 : 0, .half_scales = half_scales, .own_zeros = own_zeros,
+                      .zero = zero_point + (b_signed ? 8 : 0)};
+    p->blocks = (k + p->block - 1) / p->block;
+}
+
+size_t qk_blocked_bytes(const qk_blocked *p) { return p->n_pad / NR * panel_bytes(p); }
+
+typedef struct {
+    const qk_blocked *p;
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;
+    const qk_block_params *params;
+} pack_job;
+
+/* Scales and zero points of a block; those of absent columns are 0. */
+static void pack_params(const pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
+{
+    const qk_blocked *p = job->p;
+    const qk_block_params *from = job->params;
+    float scale[NR] = {0};
+    uint8_t *zero = to + NR * scale_bytes(p);
+    if (p->own_zeros) memset(zero, 0, NR);
+    for (size_t j = 0; j < cols; j++) {
+        const size_t at = block * from->row_stride + (col + j) * from->col_stride;
+        scale[j] = from->scale[at];
+        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip);
+    }
+    if (p->half_scales)
+        p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
+    else
+        memcpy(to, scale, sizeof scale);
+}
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    const pack_job *job = context;
+    const qk_blocked *p = job->p;
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t col = panel * NR, cols = at_most(p->n - col, NR);
+        uint8_t *to = p->panels + panel * panel_bytes(p);
+        for (size_t block = 0; block < p->blocks; block++, to += params_bytes(p)) {
+            const size_t first = block * p->block, last = at_most(first + p->block, p->k);
+            for (size_t row = first; row < last; row += KR, to += STEP_BYTES) {
+                const uint8_t *b = job->b + (ptrdiff_t)row * job->row_stride + (ptrdiff_t)col * job->col_stride;
+                p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(last - row, KR), cols,
+                                              (uint8_t)p->flip, to);
+            }
+            pack_params(job, block, col, cols, to);
+        }
+    }
+}
+
+void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                     const qk_block_params *params)
+{
+    pack_job job = {p, b, row_stride, col_stride, params};
+    qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
+}
+
+void qk_blocked_unpack(const qk_blocked *p, void *b)
+{
+    const size_t record = p->k ? record_bytes(p, 0) : 0, panel = panel_bytes(p);
+    uint8_t *to = b;
+    for (size_t row = 0; row < p->k; row++) {
+        const size_t in_block = row % p->block, half = in_block % KR / 4;
+        const uint8_t *step = p->panels + row / p->block * record + in_block / KR * STEP_BYTES;
+        for (size_t col = 0; col < p->n; col++) {
+            const uint8_t two = step[col / NR * panel + col % NR * 4 + in_block % 4];
+            const int code = ((half ? two >> 4 : two) & 15) ^ p->flip;
+            to[row * p->n + col] = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+        }
+    }
+}
+
+/* ---- the product ---- */
+
+typedef struct {
+    const float *x;
+    ptrdiff_t row_stride;
+    size_t m;
+    const qk_blocked *b;
+    const float *bias;
+    qk_activation activation;
+    float *out;
+    size_t block_pad, k_pad;                    /* of a row's codes: each block is padded with zeros to whole steps */
+    size_t lda, ld_start;
+    size_t block_rows, row_blocks, col_chunks;  /* as in gemm.c */
+    int failure;
+} product;
+
+/* A block of rows of x: codes, starting sums and scales, in one piece of memory. */
+typedef struct {
+    int8_t *codes;
+    int32_t *start;
+    float *scale, *spare; /* a row of codes before its blocks are padded */
+} row_block;
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
+
+static int allocate(const product *g, row_block *rows)
+{
+    const size_t codes = g->lda * g->block_rows, starts = round_up(g->ld_start * g->block_rows * 4, 64);
+    const size_t scales = round_up(g->block_rows * 4, 64);
+    rows->codes = aligned_alloc(64, codes + starts + scales + round_up(g->b->k + 64, 64));
+    if (!rows->codes) return 0;
+    rows->start = (int32_t *)(rows->codes + codes);
+    rows->scale = (float *)(rows->codes + codes + starts);
+    rows->spare = (float *)(rows->codes + codes + starts + scales);
+    return 1;
+}
+
+/* Blocks of a row, each padded with zeros to whole steps. */
+static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
+{
+    for (size_t i = 0; i < g->b->k; i += g->b->block, to += g->block_pad) {
+        const size_t n = at_most(g->b->k - i, g->b->block);
+        memcpy(to, from + i, n);
+        memset(to + n, 0, round_up(n, KR) - n);
+    }
+}
+
+/* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
+{
+    const qk_blocked *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const int spread = b->block % KR && b->blocks > 1;
+    for (size_t i = 0; i < count; i++) {
+        const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
+        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)rows->spare : codes;
+        float lo, hi;
+        int32_t zero;
+        k->minmax_f32(x, b->k, &lo, &hi);
+        if (!isfinite(lo) || !isfinite(hi)) return 0;
+        qk_choose(lo, hi, -127, 127, 1, rows->scale + i, &zero);
+        const qk_affine p = qk_affine_of(rows->scale[i], 0, -127, 127, QK_HALF_EVEN);
+        k->quantize_f32_8(x, (uint8_t *)q, b->k, &p);
+        if (spread)
+            spread_blocks(g, q, codes);
+        else
+            memset(codes + b->k, 0, g->k_pad - b->k);
+        k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
+    }
+    return 1;
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
+{
+    const qk_blocked *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
+    float y[MAX_MR * NR] __attribute__((aligned(64)));
+    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / KR, .half_scales = b->half_scales,
+                          .own_zeros = b->own_zeros};
+    if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
+    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+        const size_t col = panel * NR;
+        p.records = b->panels + panel * panel_bytes(b);
+        for (size_t tile = 0; tile < tiles; tile++) {
+            const size_t row = rows * tile / tiles; /* tiles of even height */
+            const qk_tile t = {
+                .rows = (int)(rows * (tile + 1) / tiles - row),
+                .cols = (int)at_most(b->n - col, NR),
+                .row_scale = block->scale + row,
+                .bias = g->bias + col,
+                .activation = g->activation,
+                .dst = g->out + (first + row) * b->n + col,
+                .row_stride = b->n * sizeof(float),
+            };
+            k->blocked_tile(t.rows, &p, block->codes + row * g->lda, g->lda, block->start + row * g->ld_start, g->ld_start, y);
+            k->blocked_to_float(y, &t);
+        }
+    }
+}
+
+static void run_tasks(void *context, size_t begin, size_t end)
+{
+    product *g = context;
+    const size_t panels = g->b->n_pad / NR;
+    row_block block;
+    if (!allocate(g, &block)) {
+        fail(g, -1);
+        return;
+    }
+    size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
+    for (size_t task = begin; task < end; task++) {
+        const size_t first = task / g->col_chunks * g->block_rows, chunk = task % g->col_chunks;
+        const size_t rows = at_most(g->m - first, g->block_rows);
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
+        }
+        taken = first;
+        multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
+    }
+    free(block.codes);
+}
+
+/* Blocks of rows that fit the L2 cache and that the threads can share evenly. */
+static void choose_blocks(product *g, size_t team)
+{
+    const size_t mr = (size_t)g->b->kernels->blocked_mr, panels = g->b->n_pad / NR;
+    size_t most = A_BLOCK_BYTES / g->lda / mr * mr;
+    most = most < mr ? mr : at_most(most, MAX_ROWS);
+    size_t blocks = (g->m + most - 1) / most;
+    if (blocks < team && g->m >= team * 4 * mr) blocks = team;
+    if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
+    g->block_rows = (g->m + blocks - 1) / blocks;
+    g->row_blocks = (g->m + g->block_rows - 1) / g->block_rows;
+    g->col_chunks = g->row_blocks >= team ? 1 : at_most(team, panels);
+}
+
+int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
+                      qk_activation activation, float *out)
+{
+    if (m == 0 || b->n == 0) return 1;
+    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .bias = bias, .activation = activation, .out = out};
+    g.block_pad = round_up(b->block, KR);
+    if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * KR;
+    g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
+    const double work = (double)m * (double)b->n * (double)b->k / 128;
+    choose_blocks(&g, (size_t)qk_threads_for(SIZE_MAX, work));
+    qk_parallel_for(g.row_blocks * g.col_chunks, work, run_tasks, &g);
+    return g.failure ? g.failure : 1;
+}

@@ -1,0 +1,94 @@
+/* Products with 4-bit weights (numerics 12): packing, sums of activations and the epilogue, compiled once per instruction
+ * set, after products.inc.h.
+ *
+ * A step holds 8 rows of 32 columns in 128 bytes. Byte 4 j + i has row i of column j in its low half and row i + 4 in its high
+ * half, so an `and` gives each column's rows 0..3 in the 4 bytes of a lane, and a shift its rows 4..7. */
+
+/* Four bytes of a column, of its 8 codes in the bytes of `codes`. */
+static inline uint32_t halve(uint64_t codes, uint64_t flips)
+{
+    codes = (codes & 0x0f0f0f0f0f0f0f0fu) ^ flips;
+    return (uint32_t)(codes | codes >> 28);
+}
+
+/* Eight rows of 32 unit-stride columns; the loop that gcc vectorizes. */
+static inline void halve_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to)
+{
+    const uint8_t *b1 = b + row_stride, *b2 = b1 + row_stride, *b3 = b2 + row_stride, *b4 = b3 + row_stride;
+    const uint8_t *b5 = b4 + row_stride, *b6 = b5 + row_stride, *b7 = b6 + row_stride;
+    uint32_t *restrict fours = (uint32_t *)to;
+    for (int j = 0; j < QK_BLOCKED_NR; j++) {
+        const uint32_t low = b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24;
+        const uint32_t high = b4[j] | (uint32_t)b5[j] << 8 | (uint32_t)b6[j] << 16 | (uint32_t)b7[j] << 24;
+        fours[j] = ((low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4) ^ flip * 0x11111111u;
+    }
+}
+
+/* One step of codes, one a byte in b, of any strides; those that b does not have are 0. */
+static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                              uint8_t flip, uint8_t *to)
+{
+    const uint64_t flips = flip * 0x0101010101010101u;
+    if (rows == QK_BLOCKED_KR && cols == QK_BLOCKED_NR && col_stride == 1) {
+        halve_rows(b, row_stride, flip, to);
+        return;
+    }
+    memset(to, 0, QK_BLOCKED_NR * QK_BLOCKED_KR / 2);
+    for (size_t j = 0; j < cols; j++, b += col_stride, to += 4) {
+        uint64_t codes = 0;
+        if (rows == QK_BLOCKED_KR && row_stride == 1)
+            memcpy(&codes, b, sizeof codes);
+        else
+            for (size_t i = 0; i < rows; i++) codes |= (uint64_t)b[(ptrdiff_t)i * row_stride] << 8 * i;
+        const uint32_t four = halve(codes, flips);
+        memcpy(to, &four, sizeof four);
+    }
+}
+
+/* Sum of 8 codes at a time, as unsigned bytes: pairs in the 16-bit parts of `pairs`, which 32 steps cannot overflow, nor
+ * their sum: 32 * 8 * 255 < 2^16. `n` is a multiple of 8. */
+static inline int32_t sum_block(const int8_t *a, size_t n)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n;) {
+        uint64_t pairs = 0;
+        const size_t begin = i, end = n - i < 256 ? n : i + 256;
+        for (; i < end; i += 8) {
+            uint64_t codes;
+            memcpy(&codes, a + i, sizeof codes);
+            codes ^= 0x8080808080808080u; /* + 128 each */
+            pairs += (codes & 0x00ff00ff00ff00ffu) + (codes >> 8 & 0x00ff00ff00ff00ffu);
+        }
+        sum += (int32_t)(pairs * 0x0001000100010001u >> 48) - 128 * (int32_t)(end - begin);
+    }
+    return sum;
+}
+
+/* start = factor * sum of a, for each block of a row: what tiles start from (factor -zero), or multiply by their zero
+ * points first (factor -1). */
+static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t factor, int32_t *start)
+{
+    size_t i = 0;
+    if (block == 32)
+        for (; i + 32 <= k_pad; i += 32, start++) *start = factor * sum_block(a + i, 32); /* without a loop */
+    for (; i < k_pad; i += block, start++) *start = factor * sum_block(a + i, k_pad - i < block ? k_pad - i : block);
+}
+
+static inline void scale_line(const float *y, const float *restrict bias, float scale, float *to)
+{
+    for (int j = 0; j < QK_BLOCKED_NR; j++) to[j] = y[j] * scale + bias[j];
+}
+
+static void blocked_to_float(float *y, const qk_tile *t)
+{
+    enum { NC = QK_BLOCKED_NR };
+    const int in_place = t->activation == QK_IDENTITY && t->cols == NC; /* no second visit is needed */
+    for (int row = 0; row < t->rows; row++) {
+        float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
+        scale_line(y + row * NC, t->bias, t->row_scale[row], in_place ? dst : y + row * NC);
+    }
+    if (in_place) return;
+    activate(y, (size_t)t->rows * NC, t->activation);
+    for (int row = 0; row < t->rows; row++, y += NC)
+        memcpy((char *)t->dst + (size_t)row * t->row_stride, y, (size_t)t->cols * sizeof *y);
+}

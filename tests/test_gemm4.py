@@ -1,0 +1,279 @@
+"""4-bit weights against NumPy: `linear` bit for bit by the formula of docs/numerics.md, section 12, on every instruction set,
+at 1, 2 and 3 threads."""
+
+import math
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+
+DTYPES = ["int4", "uint4"]
+RANGE = {"int4": (-8, 7), "uint4": (0, 15)}
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def random_codes(rng, shape, dtype):
+    """Codes, a third of which are at the ends of the range."""
+    low, high = RANGE[dtype]
+    codes = np.where(rng.random(shape) < 1 / 3, rng.choice([low, high], shape), rng.integers(low, high + 1, shape))
+    return codes.astype(getattr(ml_dtypes, dtype))
+
+
+def random_params(rng, k, n, dtype, block_size, asymmetric=True, half=False):
+    """Per block; per column where block_size is "column", per tensor where it is None."""
+    shape = {None: (), "column": (n,)}.get(block_size) if not isinstance(block_size, int) else (-(-k // block_size), n)
+    scale = rng.uniform(0.01, 0.1, shape).astype(np.float16 if half else np.float32)
+    zero_point = rng.integers(*RANGE[dtype], shape, endpoint=True) if asymmetric else None
+    if isinstance(block_size, int):
+        return qk.QParams(scale, zero_point, dtype, axis=0, block_size=block_size)
+    return qk.QParams(scale, zero_point, dtype, axis=1 if shape else None)
+
+
+def blocks_of(params, k, n):
+    """(begin, end, scale (n,), zero_point (n,)) of each block of rows."""
+    size = params.block_size or max(k, 1)
+    for i, begin in enumerate(range(0, k, size)):
+        of_block = (params.scale[i], params.zero_point[i]) if params.block_size else (params.scale, params.zero_point)
+        yield begin, min(begin + size, k), *(np.broadcast_to(v, (n,)) for v in of_block)
+
+
+def fused(a, b, c):
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
+    the second rounding (Boldo and Melquiond, 2008)."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & (error != 0), toward, total).astype(np.float32)
+
+
+def linear_by_numpy(x, b, params, bias=None):
+    """numerics 12, one operation after the other; before the activation."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    q, of_rows = qk.dynamic_quantize(rows, "int8", axis=0)
+    y = np.zeros((len(rows), b.shape[1]), np.float32)
+    for begin, end, scale, zero_point in blocks_of(params, *b.shape):
+        sums = q[:, begin:end].astype(np.float64) @ (b[begin:end].astype(np.float64) - zero_point)
+        y = fused(sums.astype(np.float32), np.broadcast_to(scale, y.shape), y)
+    y = y * of_rows.scale[:, None]
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], b.shape[1])
+
+
+def unaligned(x):
+    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "fortran": lambda x: np.ascontiguousarray(x.T).T,
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
+    "columns reversed": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "unaligned": unaligned,
+}
+layouts = st.sampled_from(list(LAYOUTS.values()))
+sizes = st.one_of(st.integers(0, 200), st.sampled_from([0, 1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 128, 200]))
+block_sizes = st.sampled_from([32, 64, 128, 8, 16, 256, 1, 5, 20, 33, "column", None])
+
+
+@st.composite
+def layers(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, n, dtype = draw(sizes), draw(sizes), draw(st.sampled_from(DTYPES))
+    rows = draw(st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9))))
+    x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
+    params = random_params(rng, k, n, dtype, draw(block_sizes), draw(st.booleans()), draw(st.booleans()))
+    bias = draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
+    return x, random_codes(rng, (k, n), dtype), params, bias
+
+
+@settings(max_examples=150)
+@given(layers(), layouts, layouts, st.sampled_from([None, "relu"]), st.booleans())
+def test_linear(variants, layer, layout, layout_of_b, activation, with_out):
+    x, b, params, bias = layer
+    want = linear_by_numpy(x, b, params, bias)
+    if activation:
+        want = np.maximum(want, np.float32(0))
+    for variant in variants():
+        packed = qk.pack(layout_of_b(b), params)
+        out = np.full(want.shape, 77, np.float32) if with_out else None
+        got = qk.linear(layout(x), packed, bias, activation=activation, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+        assert_array_equal(packed.unpack(), b, err_msg=variant, strict=True)
+
+
+@every_dtype
+@pytest.mark.parametrize("block_size", [32, 40, 128, 1024, "column"])
+def test_worst_cases(dtype, block_size, isas):
+    """Every factor at an end of its range, where a sum of 16 bits would be largest."""
+    low, high = RANGE[dtype]
+    k, n = 1000, 40
+    for sign in (1, -1):
+        x = np.full((5, k), 127.0 * sign, np.float32)
+        for code, zero in [(low, low), (low, high), (high, low), (high, high), (high, 0), (low, 0)]:
+            for own in (False, True):
+                params = random_params(np.random.default_rng(0), k, n, dtype, block_size)
+                zeros = np.full(params.scale.shape, zero)
+                if own:
+                    zeros.flat[::3] = low + high - zero
+                params = qk.QParams(params.scale, zeros, dtype, axis=params.axis, block_size=params.block_size)
+                b = np.full((k, n), code, getattr(ml_dtypes, dtype))
+                want = linear_by_numpy(x, b, params)
+                for isa in isas():
+                    assert_array_equal(qk.linear(x, qk.pack(b, params)), want, err_msg=isa, strict=True)
+
+
+def test_activations_and_layers_large_enough_for_threads(variants):
+    rng = np.random.default_rng(0)
+    for m, k, n in [(301, 401, 203), (1, 4096, 2048), (1003, 129, 33), (8, 1024, 1024)]:
+        x, b = rng.normal(0, 1, (m, k)).astype(np.float32), random_codes(rng, (k, n), "int4")
+        bias = rng.normal(0, 1, n).astype(np.float32)
+        packed = qk.pack(b, random_params(rng, k, n, "int4", 32))
+        for activation in [None, "gelu", "silu"]:
+            first = None
+            for variant in variants():
+                y = qk.linear(x, packed, bias, activation=activation)
+                first = y if first is None else first
+                assert_array_equal(y, first, err_msg=variant, strict=True)
+        plain = linear_by_numpy(x, b, packed.params, bias)
+        assert_array_equal(qk.linear(x, packed, bias), plain, strict=True)
+        # 8-bit products have the same activations: where their sums are 0, they give those of the bias.
+        eight = qk.pack(np.zeros((1, m * n), np.int8), qk.QParams(1))
+        assert_array_equal(qk.linear(np.zeros((1, 1), np.float32), eight, plain.ravel(), activation="silu")[0], first.ravel())
+
+
+@every_dtype
+def test_near_the_float_product(dtype):
+    """The error is that of half a step of x in each factor."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(0, 1, (50, 384)).astype(np.float32), rng.normal(0, 0.05, (384, 200)).astype(np.float32)
+    params = qk.choose_qparams(w, dtype, axis=0, block_size=32)
+    codes = qk.quantize(w, params)
+    real = qk.dequantize(codes, params).astype(np.float64)
+    y = qk.linear(x, qk.pack(codes, params))
+    step = np.abs(x).max(1, keepdims=True) / 127
+    assert (np.abs(y - x.astype(np.float64) @ real) <= step / 2 * np.abs(real).sum(0) * 1.001).all()
+    assert np.corrcoef(y.ravel(), (x.astype(np.float64) @ w).ravel())[0, 1] > 0.99
+
+
+def test_packed_under_one_instruction_set_and_used_under_another(isas):
+    rng = np.random.default_rng(0)
+    x, b = rng.normal(0, 1, (9, 131)).astype(np.float32), random_codes(rng, (131, 67), "uint4")
+    params = random_params(rng, 131, 67, "uint4", 32)
+    packed = {isa: qk.pack(b, params) for isa in isas()}
+    want = linear_by_numpy(x, b, params)
+    for isa in isas():
+        for origin, matrix in packed.items():
+            assert_array_equal(qk.linear(x, matrix), want, err_msg=f"{origin}, {isa}", strict=True)
+
+
+# ---- PackedMatrix ----
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_gives_back_what_it_was_made_of(dtype, layout, isas):
+    rng = np.random.default_rng(0)
+    for k, n in [(0, 0), (0, 5), (5, 0), (1, 1), (3, 17), (130, 67)]:
+        b, x = random_codes(rng, (k, n), dtype), rng.normal(0, 1, (4, k)).astype(np.float32)
+        for block_size in (32, 20, "column", None):
+            params = random_params(rng, k, n, dtype, block_size)
+            for isa in isas():
+                packed = qk.pack(LAYOUTS[layout](b), params)
+                arrays = packed.to_arrays()
+                assert all(type(value) is np.ndarray and value.dtype.isbuiltin == 1 for value in arrays.values())
+                for same in (packed, pickle.loads(pickle.dumps(packed)), qk.PackedMatrix.from_arrays(arrays)):
+                    assert same.shape == (k, n) and same.params == params
+                    assert_array_equal(same.unpack(), b, err_msg=isa, strict=True)
+                    assert_array_equal(qk.linear(x, same), qk.linear(x, packed), err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize(("half", "asymmetric", "most"), [(False, False, 0.63), (True, False, 0.57), (False, True, 0.66), (True, True, 0.6)])
+def test_bytes(half, asymmetric, most):
+    rng = np.random.default_rng(0)
+    for k, n in [(384, 1536), (1536, 384), (1024, 1024)]:
+        packed = qk.pack(random_codes(rng, (k, n), "int4"), random_params(rng, k, n, "int4", 32, asymmetric, half))
+        assert 0.5 * k * n <= packed.nbytes <= most * k * n
+
+
+def test_narrow_range_is_kept():
+    params = qk.QParams(0.1, dtype="int4", narrow_range=True)
+    packed = qk.pack(np.ones((3, 4), ml_dtypes.int4), params)
+    assert qk.PackedMatrix.from_arrays(packed.to_arrays()).params == params
+
+
+def test_any_byte_of_a_4_bit_code_is_taken_by_its_low_half(isas):
+    """ml_dtypes reads them so."""
+    raw = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for dtype in (ml_dtypes.int4, ml_dtypes.uint4):
+        for isa in isas():
+            for b in (raw.view(dtype), raw.view(dtype).T):
+                assert_array_equal(qk.pack(b, qk.QParams(1, dtype=dtype)).unpack(), b.astype(np.int8).astype(dtype), err_msg=isa)
+
+
+# ---- errors ----
+
+
+def test_errors_name_what_was_wrong():
+    b, params = np.zeros((64, 3), ml_dtypes.int4), qk.QParams(np.ones((2, 3)), dtype="int4", axis=0, block_size=32)
+    for args, error, text in [
+        ((np.zeros((64, 3), np.int16), params), TypeError, "b must be int8, uint8, int4 or uint4, got int16"),
+        ((b.astype(np.int8), params), TypeError, r"b must have dtype int4 \(as params\), got int8"),
+        ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
+        ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
+        ((b, qk.QParams(np.ones((64, 1)), dtype="int4", axis=1, block_size=3)), ValueError, "per block of rows .*got axis=1, block_size=3"),
+        ((b, qk.QParams(np.ones(64), dtype="int4", axis=0)), ValueError, "got axis=0, block_size=None"),
+        ((b.astype(np.int8), qk.QParams(np.ones((2, 3)), axis=0, block_size=32)), ValueError, "got axis=0, block_size=32"),
+    ]:
+        with pytest.raises(error, match=text):
+            qk.pack(*args)
+    packed = qk.pack(b, params)
+    with pytest.raises(TypeError, match="matmul needs 8-bit weights, got int4"):
+        qk.matmul(np.zeros((2, 64), np.uint8), packed)
+    with pytest.raises(TypeError, match="qlinear needs 8-bit weights, got int4"):
+        qk.qlinear(np.zeros((2, 64), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
+
+
+def test_an_error_leaves_out_untouched():
+    packed = qk.pack(np.ones((64, 3), ml_dtypes.int4), qk.QParams(np.ones((2, 3)), dtype="int4", axis=0, block_size=32))
+    x, out = np.ones((20, 64), np.float32), np.full((20, 3), 7, np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        wrong = x.copy()
+        wrong[19, 63] = bad
+        with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(19, 63\)"):
+            qk.linear(wrong, packed, out=out)
+        with pytest.raises(ValueError, match="x has 1 NaN"):
+            qk.linear(wrong, packed)
+    for kwargs, error in [({"x": x[:, :63]}, ValueError), ({"bias": np.ones(4)}, ValueError), ({"activation": "tanh"}, ValueError),
+                          ({"bias": np.ones(3, int)}, TypeError), ({"x": x.astype(int)}, TypeError)]:
+        with pytest.raises(error):
+            qk.linear(**{"x": x, "packed": packed, "out": out, **kwargs})
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        qk.linear(x[:, :64], packed, out=x.reshape(-1)[:60].reshape(20, 3))
+    assert (out == 7).all()
+
+
+def test_refuses_blocks_whose_sums_could_overflow():
+    """127 * 15 for each row: one more than fits."""
+    k = (2**31 - 1) // (127 * 15)
+    for rows, block_size in [(k, None), (k + 1, None), (k + 1, k)]:
+        params = qk.QParams(np.ones((-(-rows // block_size), 1)), 0 * np.ones((-(-rows // block_size), 1), int), "uint4", axis=0,
+                            block_size=block_size) if block_size else qk.QParams(1, 0, "uint4")
+        packed = qk.pack(np.full((rows, 1), 15, ml_dtypes.uint4), params)
+        x = np.full((1, rows), 127, np.float32)
+        if block_size is None and rows > k:
+            with pytest.raises(ValueError, match=f"shared by {rows} rows, at most {k} are possible"):
+                qk.linear(x, packed)
+        else:
+            assert_array_equal(qk.linear(x, packed), linear_by_numpy(x, np.full((rows, 1), 15, ml_dtypes.uint4), params))
