@@ -16,12 +16,46 @@ static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * s
 
 /* ---- packing of b ---- */
 
+/* The largest of the sums of four magnitudes that two steps of 4 codes add up in 16 bits, over 8 columns (numerics 6). */
+static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, uint8_t flip)
+{
+    int largest = 0;
+    for (int col = 0; col < 8; col++) {
+        int sums[2] = {0};
+        for (int row = 0; row < 8; row++) {
+            const int code = (int8_t)(b[row * row_stride + col * col_stride] ^ flip);
+            sums[row / 2 % 2] += code < 0 ? -code : code;
+        }
+        for (int i = 0; i < 2; i++) largest = sums[i] > largest ? sums[i] : largest;
+    }
+    return largest;
+}
+
+/* Light weights are those of which most sums fit, in a sample of at most 32 x 32 places. The choice changes no result. */
+const qk_kernels *qk_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t k,
+                                 size_t n, int b_unsigned)
+{
+    enum { PLACES = 32, LIMIT = 256 };
+    if (!kernels->light) return kernels;
+    const size_t row_step = k / PLACES < 8 ? 8 : k / PLACES, col_step = n / PLACES < 8 ? 8 : n / PLACES;
+    size_t seen = 0, light = 0;
+    for (size_t row = 0; row + 8 <= k; row += row_step)
+        for (size_t col = 0; col + 8 <= n; col += col_step, seen++) {
+            const uint8_t *place = (const uint8_t *)b + (ptrdiff_t)row * row_stride + (ptrdiff_t)col * col_stride;
+            light += largest_sum(place, row_stride, col_stride, b_unsigned ? 0x80 : 0) <= LIMIT;
+        }
+    return 2 * light > seen ? kernels->light : kernels;
+}
+
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
 {
     *p = (qk_packed){.kernels = kernels, .k = k, .n = n, .flipped = b_unsigned};
     p->k_pad = round_up(k, (size_t)kernels->kr);
     p->n_pad = round_up(n, (size_t)kernels->nr);
+    p->panel_bytes = kernels->gemm_panel_bytes(p->k_pad / (size_t)kernels->kr);
 }
+
+size_t qk_packed_bytes(const qk_packed *p) { return p->n_pad / (size_t)p->kernels->nr * p->panel_bytes; }
 
 typedef struct {
     const qk_packed *p;
@@ -43,7 +77,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
         for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
         const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
                                         p->flipped ? 0x80 : 0, zero};
-        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + col * p->k_pad, p->colsum + col);
+        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + panel * p->panel_bytes, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
@@ -60,14 +94,10 @@ int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col
 
 void qk_unpack(const qk_packed *p, void *b)
 {
-    const size_t nr = (size_t)p->kernels->nr, kr = (size_t)p->kernels->kr;
-    const uint8_t flip = p->flipped ? 0x80 : 0;
-    uint8_t *to = b;
-    for (size_t row = 0; row < p->k; row++)
-        for (size_t col = 0; col < p->n; col++) {
-            const int8_t *panel = p->panels + col / nr * nr * p->k_pad;
-            to[row * p->n + col] = (uint8_t)panel[(row / kr * nr + col % nr) * kr + row % kr] ^ flip;
-        }
+    const size_t nr = (size_t)p->kernels->nr;
+    for (size_t col = 0; col < p->n; col += nr)
+        p->kernels->gemm_unpack_panel(p->panels + col / nr * p->panel_bytes, p->k, p->n - col < nr ? p->n - col : nr,
+                                      p->flipped ? 0x80 : 0, (uint8_t *)b + col, p->n);
 }
 
 /* ---- the product ---- */
@@ -226,7 +256,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
-        const int8_t *codes = b->panels + panel * nr * b->k_pad;
+        const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = rows - i < mr ? rows - i : mr;

@@ -75,11 +75,15 @@ struct qk_kernels {
 
     /* Products. a' is uint8, widened to a_bytes; b' is int8 in panels of nr columns x kr codes of k. */
     int mr, nr, kr, a_bytes;
-    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. */
+    const qk_kernels *light;  /* the same with products that are faster on light weights (numerics 6), or NULL */
+    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Light panels have steps. */
     void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc);
     /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
+    size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
+    /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
+    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
     void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);

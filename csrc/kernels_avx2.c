@@ -1,7 +1,8 @@
 /* AVX2 with FMA (Haswell, Zen 1 and later; no VNNI).
  *
  * vpmaddwd: 8 lanes x (2 by 2 int16) summed to int32, exact here (numerics 6), then vpaddd: 16 products for two
- * instructions. vpmaddubsw would do twice that and saturate.
+ * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums
+ * (light_avx2.inc.h).
  *
  * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, widened from int8 by vpmovsxbw as it is loaded, 1 the
  * broadcast of a (widened once per block of rows), 1 the products: all 16 registers.
@@ -93,7 +94,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
     }
 }
 
-#define MR 6
+#define MR 8 /* at most */
 #define NR 16
 #define KR 2
 #define HAVE_FMA 1
@@ -185,7 +186,7 @@ typedef struct {
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
 } eight_sums;
 
-static inline __m256i broadcast4(const int8_t *p)
+static inline __m256i broadcast4(const void *p)
 {
     int32_t codes;
     memcpy(&codes, p, sizeof codes);
@@ -373,12 +374,18 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
     }
 }
 
+#include "light_avx2.inc.h"
+
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
-    .mr = MR, .nr = NR, .kr = KR, .a_bytes = 2,
+    .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
+    .light = &light,
     .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
+    .gemm_pack_panel = gemm_pack_panel,
+    .gemm_unpack_panel = gemm_unpack_panel,
+    .gemm_panel_bytes = gemm_panel_bytes,
 #include "kernels_table.inc.h"
 };
 

@@ -282,6 +282,9 @@ const qk_kernels qk_kernels_avx512vnni = {
     .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
+    .gemm_pack_panel = gemm_pack_panel,
+    .gemm_unpack_panel = gemm_unpack_panel,
+    .gemm_panel_bytes = gemm_panel_bytes,
 #include "kernels_table.inc.h"
 };
 

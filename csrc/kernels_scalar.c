@@ -61,5 +61,8 @@ const qk_kernels qk_kernels_scalar = {
     .blocked_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
+    .gemm_pack_panel = gemm_pack_panel,
+    .gemm_unpack_panel = gemm_unpack_panel,
+    .gemm_panel_bytes = gemm_panel_bytes,
 #include "kernels_table.inc.h"
 };

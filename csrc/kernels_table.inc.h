@@ -1,4 +1,3 @@
-    .gemm_pack_panel = gemm_pack_panel,
     .sum_codes = sum_codes,
     .tile_to_int32 = tile_to_int32,
     .tile_to_float = tile_to_float,

@@ -3,39 +3,39 @@
 
 /* ---- b' ---- */
 
-/* KR rows of NR unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
-static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to)
+/* kr rows of NR unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
+static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int kr)
 {
     const uint8_t *b1 = b + row_stride;
-#if KR == 2
-    uint16_t *restrict pairs = (uint16_t *)to;
-    for (int j = 0; j < NR; j++) pairs[j] = (uint16_t)((b[j] | b1[j] << 8) ^ flip * 0x0101);
-#else
+    if (kr == 2) {
+        uint16_t *restrict pairs = (uint16_t *)to;
+        for (int j = 0; j < NR; j++) pairs[j] = (uint16_t)((b[j] | b1[j] << 8) ^ flip * 0x0101);
+        return;
+    }
     const uint8_t *b2 = b1 + row_stride, *b3 = b2 + row_stride;
     uint32_t *restrict fours = (uint32_t *)to;
     for (int j = 0; j < NR; j++)
         fours[j] = (b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24) ^ flip * 0x01010101u;
-#endif
 }
 
 /* A step of any strides, codes that b does not have being 0. */
 static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, uint8_t flip,
-                      uint8_t *to)
+                      uint8_t *to, const int kr)
 {
-    memset(to, 0, NR * KR);
+    memset(to, 0, NR * (size_t)kr);
     for (size_t j = 0; j < cols; j++)
         for (size_t i = 0; i < rows; i++)
-            to[j * KR + i] = b[(ptrdiff_t)i * row_stride + (ptrdiff_t)j * col_stride] ^ flip;
+            to[j * (size_t)kr + i] = b[(ptrdiff_t)i * row_stride + (ptrdiff_t)j * col_stride] ^ flip;
 }
 
 /* A step of columns whose codes are adjacent: b is the transpose of a C-contiguous matrix. */
-static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to)
+static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int kr)
 {
     uint32_t flips = flip * 0x01010101u, codes = 0;
     for (int j = 0; j < NR; j++) {
-        memcpy(&codes, b + j * col_stride, KR);
+        memcpy(&codes, b + j * col_stride, (size_t)kr);
         codes ^= flips;
-        memcpy(to + j * KR, &codes, KR);
+        memcpy(to + j * kr, &codes, (size_t)kr);
     }
 }
 
@@ -91,20 +91,36 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
     return bound;
 }
 
-static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+/* `kr`, codes of k in a step, is a constant where this is inlined. */
+static inline __attribute__((always_inline)) int64_t pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel,
+                                                                int32_t *colsum, const size_t kr)
 {
     uint8_t *to = (uint8_t *)panel;
-    for (size_t row = 0; row < s->k; row += KR, to += NR * KR) {
+    for (size_t row = 0; row < s->k; row += kr, to += NR * kr) {
         const uint8_t *b = s->b + (ptrdiff_t)row * s->row_stride;
-        const size_t rows = s->k - row < KR ? s->k - row : KR;
-        if (rows == KR && cols == NR && s->col_stride == 1)
-            interleave_rows(b, s->row_stride, s->flip, to);
-        else if (rows == KR && cols == NR && s->row_stride == 1)
-            copy_columns(b, s->col_stride, s->flip, to);
+        const size_t rows = s->k - row < kr ? s->k - row : kr;
+        if (rows == kr && cols == NR && s->col_stride == 1)
+            interleave_rows(b, s->row_stride, s->flip, to, kr);
+        else if (rows == kr && cols == NR && s->row_stride == 1)
+            copy_columns(b, s->col_stride, s->flip, to, kr);
         else
-            pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to);
+            pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to, kr);
     }
     return sum_columns(s, cols, colsum);
+}
+
+static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+{
+    return pack_panel(s, cols, panel, colsum, KR);
+}
+
+static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }
+
+static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+{
+    for (size_t row = 0; row < k; row++)
+        for (size_t col = 0; col < cols; col++)
+            to[row * row_stride + col] = (uint8_t)panel[(row / KR * NR + col) * KR + row % KR] ^ flip;
 }
 
 /* ---- a' ---- */

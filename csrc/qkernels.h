@@ -73,10 +73,15 @@ typedef struct {
     const qk_kernels *kernels;
     size_t k, n, k_pad, n_pad;
     int flipped;            /* b was uint8 and is stored as b - 128 */
-    int8_t *panels;         /* k_pad * n_pad bytes, aligned to 64 */
+    size_t panel_bytes;
+    int8_t *panels;         /* n_pad / nr of them, aligned to 64 */
     int32_t *colsum;        /* of the stored codes */
 } qk_packed;
 
+/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
+const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
+                                 size_t cols, int b_unsigned);
+size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6). */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);

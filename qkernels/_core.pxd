@@ -62,6 +62,9 @@ cdef extern from "qkernels.h" nogil:
         int8_t *panels
         int32_t *colsum
 
+    const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
+                                     size_t cols, int b_unsigned)
+    size_t qk_packed_bytes(const qk_packed *p)
     void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
     int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
     void qk_unpack(const qk_packed *p, void *b)

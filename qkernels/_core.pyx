@@ -463,9 +463,15 @@ cdef class Packed:
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
             self.pack_blocks(b, params_of(params))
             return
-        qk_packed_init(&self.c, qk_active(), <size_t>self.k, <size_t>self.n, PyArray_TYPE(b) == cnp.NPY_UINT8)
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
+        cdef const qk_kernels *kernels = qk_active()
+        if params is not None:  # packed once, used often
+            kernels = qk_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
+        qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.n_pad = <Py_ssize_t>self.c.n_pad
-        cdef Py_ssize_t size = <Py_ssize_t>(self.c.k_pad * self.c.n_pad)
+        cdef Py_ssize_t size = <Py_ssize_t>qk_packed_bytes(&self.c)
         self.c.panels = <int8_t *>self.aligned(size)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
@@ -478,8 +484,6 @@ cdef class Packed:
             self.has_zero_point = bool(np.any(self.zero_point))
             self.nbytes += 12 * self.n_pad
             zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
-        cdef const void *data = cnp.PyArray_DATA(b)
-        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
 

@@ -180,6 +180,68 @@ def test_lists_and_broadcast_rows():
     assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])
 
 
+# ---- light weights: sums of 16 bits (numerics 6) ----
+
+
+def extreme_rows(b, column):
+    """uint8 rows that make the sum of a column's products as large, as small and as mixed as can be."""
+    up = np.where(b[:, column] > 0, 255, 0)
+    return np.array([up, 255 - up, np.full(len(b), 255), np.full(len(b), 0), np.full(len(b), 128), np.full(len(b), 127)], np.uint8)
+
+
+@pytest.mark.parametrize("total", [127, 128, 129, 130, 255, 256, 257, 258, 381, 508, 512])
+@pytest.mark.parametrize("signs", ["++++", "----", "+-+-", "++--", "+---"])
+@pytest.mark.parametrize("rows", [(0, 1, 4, 5), (2, 3, 6, 7), (0, 1, 6, 7)])
+def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isas):
+    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are light. Even and uneven parts."""
+    for parts in ([total // 4 + (i < total % 4) for i in range(4)], np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)])):
+        b = np.ones((8, 64), np.int8)
+        for column in (3, 12):
+            b[:, column] = 0
+            b[list(rows), column] = [np.clip(int(part) * (1 if sign == "+" else -1), -128, 127) for part, sign in zip(parts, signs)]
+        a = np.concatenate([extreme_rows(b, 3), extreme_rows(b, 12)])
+        for isa in isas():
+            packed = qk.pack(b, qk.QParams(1))
+            assert_array_equal(qk.matmul(a, packed), wrapped(exact(a, b)), err_msg=isa, strict=True)
+            assert_array_equal(packed.unpack(), b, err_msg=isa, strict=True)
+
+
+@st.composite
+def light_weights(draw):
+    """a and b, whose codes are normally distributed, a few at the ends of their range."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    k, n = draw(st.one_of(st.integers(8, 300), st.sampled_from([1023, 1024, 1025, 1028, 2051]))), draw(st.integers(8, 70))
+    b = np.clip(rng.normal(0, draw(st.sampled_from([1, 10, 25, 35, 45, 60])), (k, n)).round(), -128, 127)
+    b = np.where(rng.random((k, n)) < draw(st.sampled_from([0, 0.001, 0.02, 0.1])), rng.choice([-128, 127], (k, n)), b).astype(np.int8)
+    a = np.concatenate([extreme_rows(b, draw(st.integers(0, n - 1))), random_codes(rng, (draw(st.integers(0, 12)), k), "uint8")])
+    flip = np.uint8(128)
+    a = a if a_dtype == "uint8" else (a ^ flip).view(np.int8)
+    return a[: draw(st.integers(1, len(a)))], b if b_dtype == "int8" else b.view(np.uint8) ^ flip, rng
+
+
+@settings(max_examples=150)
+@given(light_weights(), layouts, layouts)
+def test_light_weights(variants, example, a_layout, b_layout):
+    a, b, rng = example
+    zero = {"a_zero_point": random_codes(rng, len(a), a.dtype), "b_zero_point": random_codes(rng, b.shape[1], b.dtype)}
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
+    for variant in variants():
+        packed = qk.pack(b_layout(b), qk.QParams(1, dtype=b.dtype))
+        assert_array_equal(qk.matmul(a_layout(a), packed), want, err_msg=variant, strict=True)
+        assert_array_equal(qk.matmul(a_layout(a), packed, **zero), with_zero_points, err_msg=variant, strict=True)
+        assert_array_equal(packed.unpack(), b, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize(("code", "light"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)])
+def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, isas):
+    """Panels of light weights are larger, since they hold an order of k."""
+    for isa in isas():
+        packed = qk.pack(np.full((256, 64), code, np.int8), qk.QParams(1))
+        plain = packed.nbytes == 256 * 64 + 16 * 64
+        assert plain == (isa != "avx2" or not light), isa
+
+
 # ---- PackedMatrix ----
 
 

@@ -143,6 +143,10 @@ def sweep_products(m, k, n, rng, at_end):
             qk.matmul(place(a), place(b) if right is b else packed, out=out)
             same(out, want)
         place = Places(at_end)
+        light = np.ascontiguousarray(b.view(np.int8)) >> 3
+        same(qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
+             (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32))
+        place = Places(at_end)
         zero = rng.integers(0, 100, m, np.int32)
         got = qk.matmul(strided_rows(place, a) if m and k else a, packed, a_zero_point=place(zero), out=place.empty((m, n), np.int32))
         same(got, want - np.multiply.outer(zero, b.sum(axis=0, dtype=np.int32)))
