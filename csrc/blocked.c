@@ -5,13 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocking.h"
 #include "kernels.h"
 #include "parallel.h"
 
-enum { A_BLOCK_BYTES = 192 * 1024, MAX_ROWS = 480, MAX_MR = 8, NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2 };
-
-static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-static size_t at_most(size_t n, size_t most) { return n < most ? n : most; }
+enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2 };
 
 /* ---- packing of b ---- */
 
@@ -120,7 +118,7 @@ typedef struct {
     float *out;
     size_t block_pad, k_pad;                    /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start;
-    size_t block_rows, row_blocks, col_chunks;  /* as in gemm.c */
+    blocking share;
     int failure;
 } product;
 
@@ -135,8 +133,8 @@ static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __A
 
 static int allocate(const product *g, row_block *rows)
 {
-    const size_t codes = g->lda * g->block_rows, starts = round_up(g->ld_start * g->block_rows * 4, 64);
-    const size_t scales = round_up(g->block_rows * 4, 64);
+    const size_t codes = g->lda * g->share.block_rows, starts = round_up(g->ld_start * g->share.block_rows * 4, 64);
+    const size_t scales = round_up(g->share.block_rows * 4, 64);
     rows->codes = aligned_alloc(64, codes + starts + scales + round_up(g->b->k + 64, 64));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
@@ -221,30 +219,16 @@ static void run_tasks(void *context, size_t begin, size_t end)
     }
     size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
     for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->col_chunks * g->block_rows, chunk = task % g->col_chunks;
-        const size_t rows = at_most(g->m - first, g->block_rows);
+        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
+        const size_t rows = at_most(g->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
     }
     free(block.codes);
-}
-
-/* Blocks of rows that fit the L2 cache and that the threads can share evenly. */
-static void choose_blocks(product *g, size_t team)
-{
-    const size_t mr = (size_t)g->b->kernels->blocked_mr, panels = g->b->n_pad / NR;
-    size_t most = A_BLOCK_BYTES / g->lda / mr * mr;
-    most = most < mr ? mr : at_most(most, MAX_ROWS);
-    size_t blocks = (g->m + most - 1) / most;
-    if (blocks < team && g->m >= team * 4 * mr) blocks = team;
-    if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
-    g->block_rows = (g->m + blocks - 1) / blocks;
-    g->row_blocks = (g->m + g->block_rows - 1) / g->block_rows;
-    g->col_chunks = g->row_blocks >= team ? 1 : at_most(team, panels);
 }
 
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
@@ -256,7 +240,8 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * KR;
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
-    choose_blocks(&g, (size_t)qk_threads_for(SIZE_MAX, work));
-    qk_parallel_for(g.row_blocks * g.col_chunks, work, run_tasks, &g);
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
+    g.share = block_rows(g.m, g.lda, (size_t)b->kernels->blocked_mr, b->n_pad / NR, team);
+    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return g.failure ? g.failure : 1;
 }

@@ -7,12 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocking.h"
 #include "kernels.h"
 #include "parallel.h"
 
-enum { A_BLOCK_BYTES = 192 * 1024, SMALL_BLOCK_BYTES = 8 * 1024, MAX_ROWS = 480, MAX_NR = 64, MAX_MR = 16 };
-
-static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+enum { SMALL_BLOCK_BYTES = 8 * 1024 };
 
 /* ---- packing of b ---- */
 
@@ -72,7 +71,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     const size_t nr = (size_t)p->kernels->nr;
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
-        const size_t col = panel * nr, cols = p->n - col < nr ? p->n - col : nr;
+        const size_t col = panel * nr, cols = at_most(p->n - col, nr);
         int32_t zero[MAX_NR];
         for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
         const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
@@ -96,7 +95,7 @@ void qk_unpack(const qk_packed *p, void *b)
 {
     const size_t nr = (size_t)p->kernels->nr;
     for (size_t col = 0; col < p->n; col += nr)
-        p->kernels->gemm_unpack_panel(p->panels + col / nr * p->panel_bytes, p->k, p->n - col < nr ? p->n - col : nr,
+        p->kernels->gemm_unpack_panel(p->panels + col / nr * p->panel_bytes, p->k, at_most(p->n - col, nr),
                                       p->flipped ? 0x80 : 0, (uint8_t *)b + col, p->n);
 }
 
@@ -106,8 +105,7 @@ typedef struct {
     const qk_left *left;
     const qk_packed *b;
     const qk_right *right;
-    size_t block_rows, row_blocks;  /* rows of a that a task takes */
-    size_t col_chunks;              /* parts of the panels that a task takes: 1 unless rows are few */
+    blocking share;
     const int32_t *init;            /* starting sums, n_pad of them */
     const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
     int32_t a_shift;                /* a' = a + a_shift */
@@ -175,7 +173,7 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
     const qk_kernels *k = g->b->kernels;
-    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->block_rows; /* one row, before it is widened */
+    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->share.block_rows; /* one row, before it is widened */
     for (size_t i = 0; i < rows; i++) {
         char *to = block->buffer + i * block->lda;
         uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
@@ -220,7 +218,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
     const int per_row = g->left->type == QK_FLOATS || g->left->zero_point_per_row;
     qk_tile t = {
         .rows = (int)rows,
-        .cols = (int)(g->b->n - col < nr ? g->b->n - col : nr),
+        .cols = (int)at_most(g->b->n - col, nr),
         .row_zero = per_row ? block->zero + row_in_block : NULL,
         .colsum = g->b->colsum + col,
         .row_term = g->b_zero ? block->term + row_in_block : NULL,
@@ -259,7 +257,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         for (size_t i = 0; i < rows; i += mr) {
-            const size_t count = rows - i < mr ? rows - i : mr;
+            const size_t count = at_most(rows - i, mr);
             const char *a = block->a + i * block->lda;
             if (plain && col + nr <= b->n) {
                 int32_t *c = (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col;
@@ -281,7 +279,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     row_block block;
     block.lda =  g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t size = g->in_place ? 0 : lda * g->block_rows + round_up(b->k_pad, 64) + 64;
+    const size_t size = g->in_place ? 0 : lda * g->share.block_rows + round_up(b->k_pad, 64) + 64;
     block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
     if (!block.buffer) {
         fail(g, -1);
@@ -289,35 +287,16 @@ static void run_tasks(void *context, size_t begin, size_t end)
     }
     size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
     for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->col_chunks * g->block_rows, chunk = task % g->col_chunks;
-        const size_t rows = g->left->m - first < g->block_rows ? g->left->m - first : g->block_rows;
+        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
+        const size_t rows = at_most(g->left->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->col_chunks, panels * (chunk + 1) / g->col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
     }
     if (block.buffer != small) free(block.buffer);
-}
-
-/* Blocks of rows that fit the L2 cache and that the threads can share evenly. */
-static void choose_blocks(product *g, int threads)
-{
-    const qk_packed *b = g->b;
-    const size_t m = g->left->m, mr = (size_t)b->kernels->mr;
-    size_t most = A_BLOCK_BYTES / (b->k_pad * (size_t)b->kernels->a_bytes + 1);
-    most = most < mr ? mr : most > MAX_ROWS ? MAX_ROWS : most / mr * mr;
-    size_t blocks = (m + most - 1) / most;
-    const size_t team = (size_t)threads;
-    if (blocks < team && m >= team * 4 * mr) blocks = team;
-    if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
-    g->block_rows = (m + blocks - 1) / blocks;
-    if (g->block_rows > 8 * mr) g->block_rows = round_up(g->block_rows, mr); /* of few rows, an even share counts more */
-    g->row_blocks = (m + g->block_rows - 1) / g->block_rows;
-    const size_t panels = b->n_pad / (size_t)b->kernels->nr;
-    g->col_chunks = g->row_blocks >= team ? 1 : team;
-    if (g->col_chunks > panels) g->col_chunks = panels;
 }
 
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
@@ -345,9 +324,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     g.b_zero = any_zero ? b_zero : NULL;
 
     const double work = (double)left->m * (double)b->n * (double)b->k / 128;
-    const int threads = qk_threads_for(SIZE_MAX, work);
-    choose_blocks(&g, threads);
-    qk_parallel_for(g.row_blocks * g.col_chunks, work, run_tasks, &g);
+    const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, team = (size_t)qk_threads_for(SIZE_MAX, work);
+    g.share = block_rows(left->m, row_bytes, (size_t)k->mr, b->n_pad / (size_t)k->nr, team);
+    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     if (columns != small) free(columns);
     return g.failure ? g.failure : 1;
 }

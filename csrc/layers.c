@@ -3,12 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blocking.h"
 #include "kernels.h"
 #include "parallel.h"
-
-enum { MAX_NR = 64, MAX_MR = 16 };
-
-static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 /* ---- layer norm ---- */
 
@@ -128,7 +125,7 @@ static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, 
         const qk_panel_source s = {
             .b = codes + (ptrdiff_t)col * col_stride, .row_stride = row_stride, .col_stride = col_stride, .k = rows, .zero = zeros,
         };
-        k->gemm_pack_panel(&s, cols - col < nr ? cols - col : nr, panels + col * panel_rows, colsum + col);
+        k->gemm_pack_panel(&s, at_most(cols - col, nr), panels + col * panel_rows, colsum + col);
     }
 }
 
@@ -176,7 +173,7 @@ static void average(const attention_job *job, operands *o, size_t count, const f
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
-            .rows = (int)count, .cols = (int)(size - col < nr ? size - col : nr), .colsum = zeros, .row_scale = unit, .col_scale = ones,
+            .rows = (int)count, .cols = (int)at_most(size - col, nr), .colsum = zeros, .row_scale = unit, .col_scale = ones,
             .bias = no_bias, .dst = out + col, .row_stride = job->args->out_stride * sizeof *out,
         };
         k->gemm_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
@@ -197,7 +194,7 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
         !pack_values(job, &o, a->v + first * a->v_stride + at))
         return 0;
     for (size_t row = 0; row < n; row += mr) {
-        const size_t count = n - row < mr ? n - row : mr;
+        const size_t count = at_most(n - row, mr);
         weigh(job, &o, row, count, unit);
         average(job, &o, count, unit, a->out + (first + row) * a->out_stride + at);
     }

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "blocking.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -61,9 +62,6 @@ typedef struct {
 typedef struct {
     size_t start, count, rows, first;  /* first: index of the first scale */
 } run;
-
-static size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
-static size_t at_most(size_t n, size_t limit) { return n < limit ? n : limit; }
 
 static runs runs_of(const qk_params *p)
 {
@@ -303,8 +301,6 @@ static void from_f32(const qk_kernels *k, const float *x, void *y, qk_dtype to, 
         k->f32_to_bf16(x, y, n);
 }
 
-static size_t chunk_at(size_t done, size_t n) { return n - done < CHUNK ? n - done : CHUNK; }
-
 static void advance(qk_affine_columns *columns, size_t n)
 {
     columns->scale += n;
@@ -338,7 +334,7 @@ static void quantize_any_float(const operation *op, const void *x, void *q, size
     float buffer[CHUNK];
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = chunk_at(done, n);
+        count = at_most(n - done, CHUNK);
         const float *part = to_f32(op->k, (const uint16_t *)x + done, op->from, buffer, count);
         quantize_f32(op, part, (char *)q + done * size_of(op->to), count, one, &rest);
         advance(&rest, count);
@@ -373,7 +369,7 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
     const size_t step = op->to == QK_F32 ? n : CHUNK;
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = n - done < step ? n - done : step;
+        count = at_most(n - done, step);
         const char *part = (const char *)q + done * size_of(op->from);
         float *to = op->to == QK_F32 ? (float *)y : buffer;
         if (one)
@@ -405,7 +401,7 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
     const size_t step = op->from == QK_F32 ? n : CHUNK;
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = n - done < step ? n - done : step;
+        count = at_most(n - done, step);
         const float *part = to_f32(k, (const char *)x + done * size_of(op->from), op->from, buffer, count);
         float *to = op->from == QK_F32 ? (float *)y : buffer;
         if (one)
