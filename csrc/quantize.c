@@ -105,12 +105,14 @@ struct operation {
     size_t piece, pieces; /* elements of a row at a time, and how many times */
 };
 
-/* Elements before the float operand reaches a cache line: a vector that straddles two costs twice. */
+/* Of n elements, those before a cache line begins: a vector that straddles two costs twice. */
+static size_t before_line(const void *p, size_t size, size_t n) { return n < 1024 ? 0 : (-(uintptr_t)p & 63) / size; }
+
+/* The same of the wider operand, which is the float one. */
 static size_t misaligned(const operation *op, const void *in, const void *out, size_t n)
 {
-    const size_t in_size = size_of(op->from), out_size = size_of(op->to), size = in_size > out_size ? in_size : out_size;
-    const uintptr_t address = (uintptr_t)(in_size == size ? in : out);
-    return n < 1024 ? 0 : (-address & 63) / size;
+    const size_t in_size = size_of(op->from), out_size = size_of(op->to);
+    return in_size >= out_size ? before_line(in, in_size, n) : before_line(out, out_size, n);
 }
 
 static void apply_affine(const operation *op, const char *in, char *out, size_t n, size_t scale)
@@ -423,7 +425,7 @@ void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p
 
 static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
 {
-    const size_t head = n < 1024 ? 0 : (-(uintptr_t)x & 63) / sizeof *x;
+    const size_t head = before_line(x, sizeof *x, n);
     float head_lo, head_hi;
     k->minmax_f32(x, head, &head_lo, &head_hi);
     k->minmax_f32(x + head, n - head, lo, hi);
