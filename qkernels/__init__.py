@@ -2,6 +2,7 @@
 
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
+from .kmeans1d import kmeans1d
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
 from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -19,6 +20,7 @@ __all__ = [
     "fake_quantize",
     "get_include",
     "get_num_threads",
+    "kmeans1d",
     "layer_norm",
     "linear",
     "matmul",
