@@ -15,7 +15,8 @@ inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called by compil
 scanning = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", fastmath={"nnan", "nsz"})
 
 GROUPS_PER_CLUSTER = 16  # of the coarse problem that finds the multiplier
-TOLERANCE = 1e-11        # a clustering within this of the lower bound is accepted
+TOLERANCE = 1e-11         # a clustering within this of the lower bound is the optimum
+PAIRS_BELOW = 1e-6        # of the sum of squares: where the optimum costs less, plain doubles might miss it
 
 
 # ---- pairs of doubles: the unevaluated sum high + low, about 32 digits ----
@@ -229,16 +230,22 @@ def weight_of(weights, W, i):
 
 @inner
 def mean_and_cost(v, weights, W, S, centre, first, last):
-    """Of points first .. last-1, around a number that is already about their mean."""
-    about = min(max(centre + (S[last] - S[first]) / (W[last] - W[first]), v[first]), v[last - 1])
-    total = moment = second = 0.0
-    for i in range(first, last):
-        w = weight_of(weights, W, i)
-        d = v[i] - about
-        total += w
-        moment += w * d
-        second += w * d * d
-    return about + moment / total, second - moment * moment / total
+    """Of points first .. last-1, about a number near their mean: again, about a nearer one, where half of the sum cancels."""
+    about = centre + (S[last] - S[first]) / (W[last] - W[first])
+    for _ in range(3):
+        about = min(max(about, v[first]), v[last - 1])
+        total = moment = second = 0.0
+        for i in range(first, last):
+            w = weight_of(weights, W, i)
+            d = v[i] - about
+            total += w
+            moment += w * d
+            second += w * d * d
+        shift = moment / total
+        if shift * moment <= 0.5 * second:
+            break
+        about += shift
+    return about + shift, max(0.0, second - shift * moment)
 
 
 @inner
@@ -473,56 +480,55 @@ def best_splits(v, weights, W, S, square, centre, k):
     F, begin = np.empty(n + 1), np.empty(n + 1, np.int32)
     penalty = estimate_penalty(v, W, S, centre, k)
     splits, penalty = search(v, weights, W, None, S, None, centre, k, penalty, F, None, begin)
-    if cost_of(v, weights, W, S, centre, splits) < ROUNDING * square:
+    if cost_of(v, weights, W, S, centre, splits) < PAIRS_BELOW * square:
         W_high, W_low, S_high, S_low = pair_prefix_sums(v, weights, W, centre)
         F_low = np.empty(n + 1)
         splits, _ = search(v, weights, W_high, W_low, S_high, S_low, centre, k, penalty, F, F_low, begin)
     return splits
 
 
-# Below this share of the sum of squares, the rounding of plain doubles could be a 1e-10 of the cost.
-ROUNDING = 1e-5
-
-
 @inner
-def exponent_out_of(largest, bound):
-    """The power of two that brings `largest` near 1, if its exponent is beyond the bound. Both it and its inverse are doubles."""
+def exponent_beyond(limit, largest):
+    """The power of two that brings `largest` near 1, if its exponent is beyond a limit; it and its inverse are doubles."""
     exponent = math.frexp(largest)[1]
-    return max(-1000, min(1000, exponent)) if abs(exponent) > bound else 0
+    return max(-1000, min(1000, exponent)) if abs(exponent) > limit else 0
 
 
-@njit("void(f8[:, ::1], f8[:, ::1], i8, f8[:, ::1], i4[::1])", nogil=True, cache=True)
-def cluster_lines(values, weights, k, centroids, counts):
-    """Centroids of lines, the last repeated where there are fewer than k; 0 of them where a line is not finite.
+@njit("void(f8[:, ::1], f8[:, ::1], i8, f8[:, ::1], i4[::1], f8[::1])", nogil=True, cache=True)
+def cluster_lines(values, weights, k, centroids, counts, inertia):
+    """The optimum of each line; the last centroid fills the places of those that a line lacks. A line that is not finite has count 0.
 
-    Overwrites values and weights; weights without columns are all 1."""
+    Overwrites values and weights. Weights without columns are all 1.
+    """
     for line in range(len(values)):
         v, w = values[line], weights[line]
         sort(v, w)
         counts[line] = 0
         if not (math.isfinite(v[0]) and math.isfinite(v[-1])):
             continue
-        exponent = exponent_out_of(max(abs(v[0]), abs(v[-1])), 300)
+        exponent, w_exponent = exponent_beyond(300, max(abs(v[0]), abs(v[-1]))), 0
         if exponent:
             v *= math.ldexp(1.0, -exponent)
         if len(w):
-            w *= math.ldexp(1.0, -exponent_out_of(w.max(), 100))
+            w_exponent = exponent_beyond(100, w.max())
+            w *= math.ldexp(1.0, -w_exponent)
         n, W = merge(v, w)
         v, w = v[:n], w[:n]
-        count = min(n, k)
-        counts[line] = count
+        count, cost = min(n, k), 0.0
         if n <= k:
-            centroids[line, :count] = v
+            centroids[line, :n] = v
         else:
             centre = v[n // 2]
             S, square = prefix_sums(v, w, W, centre)
             splits = best_splits(v, w, W, S, square, centre, k)
-            for c in range(count):
-                centroids[line, c] = mean_and_cost(v, w, W, S, centre, splits[c], splits[c + 1])[0]
-        for c in range(count, centroids.shape[1]):
-            centroids[line, c] = centroids[line, count - 1]
+            for c in range(k):
+                centroids[line, c], cost_of_one = mean_and_cost(v, w, W, S, centre, splits[c], splits[c + 1])
+                cost += cost_of_one
+        counts[line] = count
+        centroids[line, count:] = centroids[line, count - 1]
         if exponent:
             centroids[line] *= math.ldexp(1.0, exponent)
+        inertia[line] = math.ldexp(math.ldexp(cost, w_exponent), 2 * exponent)
 
 
 # ---- labels ----
@@ -541,17 +547,15 @@ def thresholds(centroids, count):
     return limits
 
 
-LABEL_LINES = "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], i4[::1], {}[:, ::1], f8[::1])"
+LABEL_LINES = "void(f8[:, ::1], f8[:, ::1], i4[::1], {}[:, ::1])"
 
 
 @njit([LABEL_LINES.format("u1"), LABEL_LINES.format("i4")], nogil=True, cache=True)
-def label_lines(values, weights, centroids, counts, labels, inertia):
-    """The nearest centroid of each value, the lower of two; adds the squared distances to inertia."""
+def label_lines(values, centroids, counts, labels):
+    """The nearest centroid of each value, the lower of two."""
     at = np.empty(256, np.int64)
     for line in range(len(values)):
-        limits = thresholds(centroids[line], counts[line])
-        x, w, label, centroid = values[line], weights[line], labels[line], centroids[line]
-        total = 0.0
+        x, limits = values[line], thresholds(centroids[line], counts[line])
         for first in range(0, len(x), len(at)):
             count = min(len(at), len(x) - first)
             at[:] = 0
@@ -561,13 +565,7 @@ def label_lines(values, weights, centroids, counts, labels, inertia):
                     at[i] += step * int(limits[at[i] + step - 1] < x[first + i])
                 step >>= 1
             for i in range(count):
-                label[first + i] = at[i]
-                d = x[first + i] - centroid[at[i]]
-                if len(w) == 0:
-                    total += d * d
-                elif w[first + i] > 0.0:
-                    total += w[first + i] * (d * d)
-        inertia[line] += total
+                labels[line, first + i] = at[i]
 
 
 # ---- 16-bit codes ----

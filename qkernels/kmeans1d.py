@@ -13,7 +13,6 @@ from .kmeans import KMeansResult
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
                                 np.uint8, np.uint16, np.uint32, np.uint64)]  # fmt: skip
-NO_WEIGHTS = np.empty((1, 0))
 CHUNK = 1 << 15          # points at a time, whose doubles fit the L2 cache
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
 
@@ -82,7 +81,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     k = int(k)
     centroids = np.empty((len(lines), min(k, length) if axis is None else k))
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
-    counts, inertia = np.empty(len(lines), np.int32), np.zeros(len(lines))
+    counts, inertia = np.empty(len(lines), np.int32), np.empty(len(lines))
     base = base_of(x)
 
     def cluster(block):
@@ -178,22 +177,14 @@ def doubles(x, base=0):
 
 
 def cluster_by_sorting(lines, weights, k, base, centroids, labels, counts, inertia):
-    no_weights = np.empty((len(lines), 0))
-    loops().cluster_lines(doubles(lines, base), no_weights if weights is None else doubles(weights), k, centroids, counts)
+    weights = np.empty((len(lines), 0)) if weights is None else doubles(weights)
+    loops().cluster_lines(doubles(lines, base), weights, k, centroids, counts, inertia)
     if not counts.all():
         raise NotFinite
-    label(lines, weights, base, centroids, labels, counts, inertia)
-    centroids += base
-
-
-def label(lines, weights, base, centroids, labels, counts, inertia):
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
-        part_weights = np.empty((len(lines), 0)) if weights is None else doubles(weights[part])
-        part_labels = labels if lines.shape[1] <= CHUNK else np.empty((1, lines[part].shape[1]), labels.dtype)
-        loops().label_lines(doubles(lines[part], base), part_weights, centroids, counts, part_labels, inertia)
-        if part_labels is not labels:
-            labels[part] = part_labels
+        loops().label_lines(doubles(lines[part], base), centroids, counts, labels[part])
+    centroids += base
 
 
 # ---- long lines of 8 and 16 bits ----
@@ -221,12 +212,11 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia):
         return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
 
     for part in parts:
-        loops().histogram(codes_of(part), NO_WEIGHTS[0] if weights is None else doubles(weights[0, part]), bins)
+        loops().histogram(codes_of(part), np.empty(0) if weights is None else doubles(weights[0, part]), bins)
     if not np.isfinite(values).all() and not all(np.isfinite(line[part]).all() for part in parts):
         raise NotFinite
-    ordered, ordered_weights = values[codes].reshape(1, -1), bins[codes].reshape(1, -1)
-    loops().cluster_lines(ordered, ordered_weights, k, centroids, counts)
+    loops().cluster_lines(values[codes].reshape(1, -1), bins[codes].reshape(1, -1), k, centroids, counts, inertia)
     table = np.empty((1, len(values)), labels.dtype)
-    loops().label_lines(values.reshape(1, -1), bins.reshape(1, -1), centroids, counts, table, inertia)
+    loops().label_lines(values.reshape(1, -1), centroids, counts, table)
     for part in parts:
         loops().look_up(codes_of(part), table[0], labels[0, part])

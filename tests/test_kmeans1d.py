@@ -1,0 +1,398 @@
+"""kmeans1d against all clusterings in exact arithmetic, against the textbook's dynamic program, and against two other exact libraries."""
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import combinations
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import qkernels as qk
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOATS = [np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64)]
+INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+# ---- exact answers ----
+
+
+def runs_cost(x, weights):
+    """cost(first, last) of a cluster of points first .. last-1, exactly."""
+    x, weights = [Fraction(v) for v in x], [Fraction(w) for w in weights]
+
+    def cost(first, last):
+        w = weights[first:last]
+        total, moment = sum(w), sum(a * b for a, b in zip(w, x[first:last]))
+        return sum(a * b * b for a, b in zip(w, x[first:last])) - moment * moment / total if total else Fraction(0)
+
+    return cost
+
+
+def smallest_inertia(x, k, weights=None):
+    """Of all clusterings: brute force."""
+    x = np.asarray(x, np.float64)
+    weights = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+    order = np.argsort(x, kind="stable")
+    order = order[weights[order] > 0]
+    n, k = len(order), min(k, len(order))
+    cost_of = runs_cost(x[order], weights[order])
+    cost = {(i, j): cost_of(i, j) for i in range(n) for j in range(i + 1, n + 1)}
+    return float(min(sum(cost[run] for run in zip((0, *inner), (*inner, n))) for inner in combinations(range(1, n), k - 1)))
+
+
+def inertia_by_rows(x, k, weights=None):
+    """Of 1 .. k clusters: O(k n^2), each cluster's sums about its own middle, in the widest float."""
+    order = np.argsort(x, kind="stable")
+    x = np.asarray(x)[order].astype(np.longdouble)
+    w = np.ones(len(x), np.longdouble) if weights is None else np.asarray(weights)[order].astype(np.longdouble)
+    n = len(x)
+    cost = np.full((n + 1, n + 1), np.inf, np.longdouble)
+    for i in range(n):  # of points i .. j-1, for all j
+        d = x[i:] - x[i]
+        total, moment, second = np.cumsum(w[i:]), np.cumsum(w[i:] * d), np.cumsum(w[i:] * d * d)
+        cost[i, i + 1 :] = np.maximum(second - moment * moment / total, 0)
+    best, results = cost[0], []
+    for _ in range(k):
+        results.append(float(best[n]))
+        best = np.min(best[:, None] + cost, axis=0)
+    return results
+
+
+def inertia_of(x, result, weights=None):
+    d = np.asarray(x, np.float64) - result.centroids[result.labels]
+    return float(np.sum(d * d if weights is None else weights * d * d))
+
+
+def check(x, k, result, weights=None):
+    """The laws of any result."""
+    x = np.asarray(x)
+    wide = x.astype(np.float64)
+    kept = wide if weights is None else wide[np.asarray(weights) > 0]
+    assert result.centroids.dtype == np.float64
+    assert len(result.centroids) == min(k, len(np.unique(kept)))
+    assert np.all(np.diff(result.centroids) > 0)
+    assert result.labels.shape == x.shape
+    assert result.labels.dtype == (np.uint8 if k <= 256 else np.int32)
+    assert isinstance(result.inertia, float)
+    distance = np.abs(wide[..., None] - result.centroids)
+    assert_array_equal(np.take_along_axis(distance, result.labels[..., None].astype(np.intp), -1)[..., 0], distance.min(axis=-1))
+    if weights is None or np.all(np.asarray(weights) > 0):
+        assert len(np.unique(result.labels)) == len(result.centroids)
+    assert_allclose(result.inertia, inertia_of(x, result, weights), rtol=1e-6, atol=1e-20)
+
+
+# ---- the optimum ----
+
+values = st.one_of(st.integers(-6, 6).map(float), st.floats(-1e3, 1e3), st.floats(-1, 1).map(lambda v: 1e6 + v))
+
+
+@given(st.lists(st.tuples(values, st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0, 7.25])), min_size=1, max_size=12), st.integers(1, 13), st.booleans())
+@settings(max_examples=120)
+def test_optimal_of_all_clusterings(points, k, weighted):
+    x, weights = map(np.array, zip(*points))
+    if not weighted:
+        weights = None
+    elif not weights.any():
+        weights[0] = 1.0
+    result = qk.kmeans1d(x, k, weights=weights)
+    check(x, k, result, weights)
+    assert_allclose(result.inertia, smallest_inertia(x, k, weights), rtol=1e-9, atol=1e-30)
+
+
+def datasets(n):
+    rng = np.random.default_rng(5)
+    tight = rng.integers(0, 9, n) + 1e-7 * rng.standard_normal(n)
+    return {
+        "normal": rng.standard_normal(n), "laplace": rng.laplace(size=n), "uniform": rng.random(n), "constant": np.full(n, 0.1),
+        "clustered": rng.integers(0, 9, n) + 0.01 * rng.standard_normal(n), "tight clusters": tight, "cauchy": rng.standard_cauchy(n),
+        "log-normal": np.exp(3 * rng.standard_normal(n)), "integers": rng.integers(-40, 40, n), "equal steps": np.arange(n),
+        "pairs": np.arange(n) // 2 * 10 + np.arange(n) % 2, "far": 1e9 + rng.standard_normal(n),
+        "two ends": np.concatenate([rng.random(n // 2) * 1e-6, 1 + rng.random(n - n // 2) * 1e-9]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", datasets(4))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_optimal_for_every_k(name, weighted):
+    """More than 64 points a cluster, so that all stages of the search occur, down to one point each."""
+    x = datasets(150)[name]
+    weights = np.random.default_rng(6).exponential(size=150) if weighted else None
+    expected = inertia_by_rows(x, 150, weights)
+    scale = max(1e-30, 1e-18 * expected[0])  # what the reference is sure of
+    for k in range(1, 151):
+        assert_allclose(qk.kmeans1d(x, k, weights=weights).inertia, expected[k - 1], rtol=1e-9, atol=scale, err_msg=f"k = {k}")
+
+
+@pytest.mark.parametrize("name", datasets(4))
+def test_optimal_at_600_points(name):
+    x = datasets(600)[name]
+    expected = inertia_by_rows(x, 8)
+    for k in (2, 3, 8):
+        result = qk.kmeans1d(x, k)
+        check(x, k, result)
+        assert_allclose(result.inertia, expected[k - 1], rtol=1e-9, atol=max(1e-30, 1e-18 * expected[0]))
+
+
+def test_two_solutions_are_joined():
+    """Pairs of neighbours: each pair that is split saves 1/2, so one penalty has all numbers of clusters, and others have none of them.
+    Run without compilation, where calls can be counted, and indices beyond an array raise."""
+    code = """
+import numpy as np, qkernels as qk
+from qkernels import _kmeans1d as loops
+calls, join = [], loops.join
+loops.join = lambda few, many, k: calls.append(k) or join(few, many, k)
+x = np.array([0, 1, 10, 11, 20, 21, 30, 31])
+for k in range(1, 9):
+    result = qk.kmeans1d(x, k)
+    if k >= 4:
+        assert result.inertia == (8 - k) / 2, (k, result)
+        assert len(result.centroids) == k
+assert {5, 6, 7} <= set(calls), calls
+rng = np.random.default_rng(0)
+for n in (40, 700):
+    for k in (1, 2, 5):
+        qk.kmeans1d(rng.standard_normal(n), k, weights=rng.random(n))
+        qk.kmeans1d(rng.integers(0, 3, n) + 1e-7 * rng.random(n), k)
+"""
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(qk.__file__).parents[1])}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize("n,k", [(600, 150), (600, 401), (599, 237), (1000, 30), (999, 7)])
+def test_joined_where_steps_are_equal(n, k):
+    """n points at equal steps: clusters of sizes that differ by at most 1 are optimal, and numbers of clusters between two divisors tie."""
+    size, larger = divmod(n, k)
+    cost = sum(s * (s * s - 1) / 12 for s in [size + 1] * larger + [size] * (k - larger))
+    assert_allclose(qk.kmeans1d(np.arange(n), k).inertia, cost, rtol=1e-12)
+
+
+# ---- other systems ----
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "uniform", "constant", "clustered", "integers", "equal steps", "far"])
+@pytest.mark.parametrize("n,k", [(1000, 16), (3000, 40)])
+def test_as_other_libraries(name, n, k):
+    """Both sum squares about 0 or the median: far data are taken less their offset for them, which is exact."""
+    kmeans1d, ckwrap = pytest.importorskip("kmeans1d"), pytest.importorskip("ckwrap")
+    x = datasets(n)[name].astype(np.float64)
+    k = min(k, len(np.unique(x)))
+    near = x - np.rint(np.median(x))
+    other = kmeans1d.cluster(near, k)
+    expected = np.sum((near - np.take(other.centroids, other.clusters)) ** 2)
+    result = qk.kmeans1d(x, k)
+    assert_allclose(result.inertia, expected, rtol=1e-9)
+    assert_allclose(result.inertia, np.sum(ckwrap.ckmeans(near, k).withinss), rtol=1e-9)
+    weights = np.random.default_rng(7).random(n)
+    expected = np.sum(ckwrap.ckmeans(near, k, weights).withinss)
+    assert_allclose(qk.kmeans1d(x, k, weights=weights).inertia, expected, rtol=1e-9)
+
+
+# ---- laws ----
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
+def test_dtypes(dtype):
+    """As the same values in float64; long arrays of 8 and 16 bits go another way."""
+    rng = np.random.default_rng(8)
+    for n in (1, 300, 20_000):
+        x = (rng.standard_normal(n) if dtype in FLOATS else rng.integers(0, 100, n)).astype(dtype)
+        weights = rng.integers(0, 3, n)
+        weights[0] = 1
+        for w in (None, weights):
+            result, wide = qk.kmeans1d(x, 7, weights=w), qk.kmeans1d(x.astype(np.float64), 7, weights=w)
+            assert_allclose(result.centroids, wide.centroids, rtol=1e-12, atol=1e-15)
+            assert_array_equal(result.labels, wide.labels)
+            assert_allclose(result.inertia, wide.inertia, rtol=1e-11, atol=1e-20)
+
+
+def test_16_bits_of_every_value():
+    for dtype in (np.dtype(np.int16), np.dtype(np.float16), BFLOAT16):
+        x = np.arange(2**16, dtype=np.uint16).view(dtype)
+        x = x[np.isfinite(x) & (np.abs(x.astype(np.float64)) < 1e10)]
+        check(x[::41], 300, qk.kmeans1d(x[::41], 300))
+        result = qk.kmeans1d(np.tile(x, 2), 300)
+        assert_allclose(result.inertia, 2 * qk.kmeans1d(x.astype(np.float64), 300).inertia, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_64_bit_integers_far_from_zero(dtype):
+    near = np.random.default_rng(9).integers(0, 1000, 500)
+    for base in (np.iinfo(dtype).max - 1000, np.iinfo(dtype).min):
+        x = near.astype(dtype) + dtype(base)
+        result, expected = qk.kmeans1d(x, 5), qk.kmeans1d(near, 5)
+        assert result.inertia == expected.inertia
+        assert_array_equal(result.labels, expected.labels)
+        assert_array_equal(result.centroids, expected.centroids + float(base))
+
+
+def test_counts_are_weights():
+    rng = np.random.default_rng(10)
+    x, counts = rng.standard_normal(200), rng.integers(1, 5, 200)
+    result, repeated = qk.kmeans1d(x, 6, weights=counts), qk.kmeans1d(np.repeat(x, counts), 6)
+    assert_allclose(result.centroids, repeated.centroids, rtol=1e-13)
+    assert_allclose(result.inertia, repeated.inertia, rtol=1e-12)
+    assert_array_equal(np.repeat(result.labels, counts), repeated.labels)
+
+
+def test_weights_of_zero_count_for_nothing_but_labels():
+    result = qk.kmeans1d([0, 1, 4.5, 5, 5.5, 10, 11], 2, weights=[1, 1, 0, 0, 0, 1, 1])
+    assert_array_equal(result.centroids, [0.5, 10.5])
+    assert_array_equal(result.labels, [0, 0, 0, 0, 0, 1, 1])  # 5.5 is at a tie: the lower index
+    assert result.inertia == 1.0
+    assert_array_equal(qk.kmeans1d([3, 7, 8], 3, weights=[0, 1, 0]).centroids, [7])
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-170, 1e-3, 1e150, 1e307])
+def test_scales(scale):
+    x = np.array([1.0, 2, 4, 8, 9])
+    result = qk.kmeans1d(x * scale, 2)
+    assert_allclose(result.centroids, np.array([7 / 3, 8.5]) * scale, rtol=1e-12)
+    assert_array_equal(result.labels, [0, 0, 0, 1, 1])
+    for weight in (1e-300, 1e-5, 1e290):
+        assert_allclose(qk.kmeans1d(x, 2, weights=np.full(5, weight)).inertia, (14 / 3 + 0.5) * weight, rtol=1e-12)
+
+
+def test_fewer_values_than_k():
+    for x in ([3.0], [3.0, 3.0], [-0.0, 0.0]):
+        result = qk.kmeans1d(x, 5)
+        assert_array_equal(result.centroids, [x[0]])
+        assert result.inertia == 0
+    result = qk.kmeans1d([[5, 1], [5, 9]], 10**6)
+    assert_array_equal(result.centroids, [1, 5, 9])
+    assert_array_equal(result.labels, np.int32([[1, 0], [1, 2]]), strict=True)
+    assert qk.kmeans1d(np.float32(7), 1).labels.shape == ()
+
+
+@pytest.mark.parametrize("k,dtype", [(256, np.uint8), (257, np.int32)])
+@pytest.mark.parametrize("x", [np.arange(5000.0), np.arange(20000, dtype=np.uint16)], ids=["float64", "uint16"])
+def test_label_dtype(x, k, dtype):
+    labels = qk.kmeans1d(x, k).labels
+    assert labels.dtype == dtype
+    assert labels.min() == 0 and labels.max() == k - 1
+
+
+# ---- lines ----
+
+
+@pytest.mark.parametrize("shape", [(7, 50), (3, 4, 40), (1, 300), (2, 40_000)], ids=str)
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
+def test_each_line_by_itself(shape, dtype):
+    rng = np.random.default_rng(11)
+    x, weights = rng.standard_normal(shape).astype(dtype), rng.random(shape)
+    for axis in range(-len(shape), len(shape)):
+        n = shape[axis]
+        lines = np.moveaxis(x, axis, -1).reshape(-1, n)
+        for w in (None, weights, weights[tuple(0 if i != axis % len(shape) else slice(None) for i in range(len(shape)))]):
+            result = qk.kmeans1d(x, 3, weights=w, axis=axis)
+            others = tuple(np.delete(shape, axis))
+            assert (result.centroids.shape, result.labels.shape, result.inertia.shape) == ((*others, 3), shape, others)
+            labels = np.moveaxis(result.labels, axis, -1).reshape(-1, n)
+            w = None if w is None else np.broadcast_to(w, lines.shape) if w.ndim == 1 else np.moveaxis(w, axis, -1).reshape(-1, n)
+            for i, (line, centroids) in enumerate(zip(lines[:20], result.centroids.reshape(-1, 3))):
+                alone = qk.kmeans1d(line, 3, weights=None if w is None else w[i])
+                assert_array_equal(centroids, np.resize(alone.centroids, 3) if len(alone.centroids) == 3 else centroids)
+                assert_array_equal(labels[i], alone.labels)
+                assert result.inertia.ravel()[i] == alone.inertia
+
+
+def test_lines_with_fewer_values_repeat_their_last():
+    result = qk.kmeans1d([[1, 1, 2], [4, 4, 4], [1, 2, 3]], 3, axis=1)
+    assert_array_equal(result.centroids, [[1, 2, 2], [4, 4, 4], [1, 2, 3]])
+    assert_array_equal(result.labels, [[0, 0, 1], [0, 0, 0], [0, 1, 2]])
+    assert_array_equal(qk.kmeans1d([[1, 2]], 4, axis=1).centroids, [[1, 2, 2, 2]])
+    empty = qk.kmeans1d(np.empty((0, 5)), 2, axis=1)
+    assert (empty.centroids.shape, empty.labels.shape, empty.inertia.shape) == ((0, 2), (0, 5), (0,))
+
+
+def test_threads_and_strides_make_no_difference():
+    x = np.random.default_rng(12).standard_normal((90, 1000)).astype(np.float32)
+    with qk.num_threads(1):
+        expected = qk.kmeans1d(x, 9, axis=1)
+    read_only, strided = x.copy(), np.zeros((90, 2001), np.float32)[:, 1::2]
+    read_only.flags.writeable = False
+    strided[...] = x
+    unaligned = np.frombuffer(bytes(1) + x.tobytes(), np.float32, offset=1).reshape(x.shape)
+    for threads in (1, 2, 3):
+        with qk.num_threads(threads):
+            for same in (x, read_only, strided, unaligned, x.astype(">f4"), np.asfortranarray(x), x[:, ::-1][:, ::-1]):
+                for got, want in zip(qk.kmeans1d(same, 9, axis=1), expected):
+                    assert_array_equal(got, want, strict=True)
+
+
+def test_nothing_is_compiled_again():
+    from qkernels import _kmeans1d as loops
+
+    for name, count in [("cluster_lines", 1), ("label_lines", 2), ("histogram", 1), ("look_up", 2)]:
+        function = getattr(loops, name)
+        assert len(function.signatures) == count and not function._can_compile
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_works_in_a_forked_child():
+    x = np.random.default_rng(13).standard_normal((200, 1000))
+    with qk.num_threads(2):
+        expected = qk.kmeans1d(x, 4, axis=1).inertia
+        child = os.fork()
+        if child == 0:
+            os._exit(not np.array_equal(qk.kmeans1d(x, 4, axis=1).inertia, expected))
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory as Linux gives it")
+def test_memory_is_at_most_ten_times_the_input():
+    code = """
+import numpy as np, qkernels as qk, resource
+x = np.random.default_rng(0).standard_normal(2_000_000, np.float32)
+qk.kmeans1d(x[:50000], 16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+qk.kmeans1d(x, 16)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(qk.__file__).parents[1])}
+    times = float(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout)
+    assert times <= 10, times
+
+
+# ---- bad input ----
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("x,k,options,error,message", [
+    ([1.0, NAN, INF], 1, {}, ValueError, r"x has 2 NaN or infinite values, the first at \(1,\)"),
+    ([[1.0, 2.0], [3.0, -INF]], 1, {}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 1\)"),
+    ([[1.0, 2.0], [3.0, -NAN]], 1, {"axis": 0}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 1\)"),
+    (np.full(20_000, INF, np.float16), 1, {}, ValueError, r"x has 20000 NaN or infinite values, the first at \(0,\)"),
+    ([], 1, {}, ValueError, r"x must have values to cluster, got shape \(0,\)"),
+    (np.empty((3, 0)), 1, {"axis": 1}, ValueError, r"x must have values to cluster, got shape \(3, 0\) with axis 1"),
+    ([1.0], 0, {}, ValueError, "k must be at least 1, got 0"),
+    ([1.0], -3, {}, ValueError, "k must be at least 1, got -3"),
+    ([1.0], 2.0, {}, TypeError, r"k must be an integer, got 2.0"),
+    ([1.0], True, {}, TypeError, "k must be an integer, got True"),
+    ([1j], 1, {}, TypeError, "x must be float16, bfloat16, float32, float64 or integers, got complex128"),
+    (["a"], 1, {}, TypeError, "x must be"), ([True], 1, {}, TypeError, "x must be .* got bool"), ([None], 1, {}, TypeError, "x must be .* got object"),
+    ([1.0], 1, {"axis": 1}, ValueError, "axis must be from -1 to 0 for x with 1 axes, got 1"),
+    ([1.0], 1, {"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
+    (1.0, 1, {"axis": 0}, ValueError, "axis must be from .* got 0"),
+    ([1.0, 2.0], 1, {"weights": [1, -2]}, ValueError, r"weights must not be negative, got -2 at \(1,\)"),
+    ([1.0, 2.0], 1, {"weights": [1, NAN]}, ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
+    ([1.0, 2.0], 1, {"weights": [INF, 1]}, ValueError, r"weights has 1 NaN or infinite values, the first at \(0,\)"),
+    ([1.0, 2.0], 1, {"weights": [0, 0]}, ValueError, "weights must not all be 0$"),
+    ([[1, 2], [3, 4]], 1, {"weights": [[1, 0], [0, 0]], "axis": 1}, ValueError, "weights must not all be 0, as those of line 1 are"),
+    ([1.0, 2.0], 1, {"weights": [1]}, ValueError, r"weights must have shape \(2,\), got \(1,\)"),
+    ([1.0, 2.0], 1, {"weights": 1.0}, ValueError, r"weights must have shape \(2,\), got \(\)"),
+    (np.ones((2, 3)), 1, {"weights": np.ones(2), "axis": 1}, ValueError, r"weights must have shape \(2, 3\) or \(3,\), got \(2,\)"),
+    ([1.0], 1, {"weights": ["a"]}, TypeError, "weights must be real numbers, got"),
+])  # fmt: skip
+def test_bad_input(x, k, options, error, message):
+    with pytest.raises(error, match=message):
+        qk.kmeans1d(x, k, **options)
