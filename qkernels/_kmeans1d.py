@@ -488,6 +488,16 @@ def best_splits(v, weights, W, S, square, centre, k):
 
 
 @inner
+def are_weights(weights):
+    largest = 0.0 if len(weights) else 1.0
+    for w in weights:
+        if not 0.0 <= w < np.inf:
+            return False
+        largest = max(largest, w)
+    return largest > 0.0
+
+
+@inner
 def exponent_beyond(limit, largest):
     """The power of two that brings `largest` near 1, if its exponent is beyond a limit; it and its inverse are doubles."""
     exponent = math.frexp(largest)[1]
@@ -496,15 +506,16 @@ def exponent_beyond(limit, largest):
 
 @njit("void(f8[:, ::1], f8[:, ::1], i8, f8[:, ::1], i4[::1], f8[::1])", nogil=True, cache=True)
 def cluster_lines(values, weights, k, centroids, counts, inertia):
-    """The optimum of each line; the last centroid fills the places of those that a line lacks. A line that is not finite has count 0.
+    """The optimum of each line; the last centroid fills the places of those that a line lacks.
 
-    Overwrites values and weights. Weights without columns are all 1.
+    Overwrites values and weights. Weights without columns are all 1. A line of count 0 is refused: not finite, or with weights that
+    are negative, not finite or all 0.
     """
     for line in range(len(values)):
         v, w = values[line], weights[line]
-        sort(v, w)
         counts[line] = 0
-        if not (math.isfinite(v[0]) and math.isfinite(v[-1])):
+        sort(v, w)
+        if not (math.isfinite(v[0]) and math.isfinite(v[-1]) and are_weights(w)):
             continue
         exponent, w_exponent = exponent_beyond(300, max(abs(v[0]), abs(v[-1]))), 0
         if exponent:
@@ -571,15 +582,18 @@ def label_lines(values, centroids, counts, labels):
 # ---- 16-bit codes ----
 
 
-@njit("void(u2[::1], f8[::1], f8[::1])", nogil=True, cache=True)
+@njit("b1(u2[::1], f8[::1], f8[::1])", nogil=True, cache=True)
 def histogram(codes, weights, bins):
-    """Adds the weight of each code, or 1, to its bin."""
+    """Adds the weight of each code, or 1, to its bin; False where a weight is negative or not finite."""
+    valid = True
     if len(weights):
         for i in range(len(codes)):
             bins[codes[i]] += weights[i]
+            valid &= 0.0 <= weights[i] < np.inf
     else:
         for i in range(len(codes)):
             bins[codes[i]] += 1.0
+    return valid
 
 
 LOOK_UP = "void(u2[::1], {0}[::1], {0}[::1])"

@@ -13,7 +13,8 @@ from .kmeans import KMeansResult
 
 DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
                                 np.uint8, np.uint16, np.uint32, np.uint64)]  # fmt: skip
-CHUNK = 1 << 15          # points at a time, whose doubles fit the L2 cache
+CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
+BLOCK = 1 << 16          # points of several lines
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
 
 
@@ -76,8 +77,9 @@ def kmeans1d(x, k, *, weights=None, axis=None):
         raise ValueError(f"x may have at most {2**31 - 2} values to cluster together, got {length}")
     lines = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
     shape, lines = lines.shape, lines.reshape(-1, length)
+    given_weights = weights
     if weights is not None:
-        weights = checked_weights(weights, x, axis, lines.shape)
+        weights = weights_of_lines(np.asarray(weights), x, axis, lines.shape)
     k = int(k)
     centroids = np.empty((len(lines), min(k, length) if axis is None else k))
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
@@ -87,16 +89,16 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     def cluster(block):
         parts = centroids[block], labels[block], counts[block], inertia[block]
         line_weights = None if weights is None else weights[block]
-        try:
-            if x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM:
-                cluster_by_histogram(lines[block], line_weights, k, *parts)
-            else:
-                cluster_by_sorting(lines[block], line_weights, k, base, *parts)
-        except NotFinite:
-            _core.raise_not_finite(x)
+        if x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM:
+            cluster_by_histogram(lines[block], line_weights, k, *parts)
+        else:
+            cluster_by_sorting(lines[block], line_weights, k, base, *parts)
 
-    blocks = [slice(first, first + size) for size in [max(1, CHUNK // length)] for first in range(0, len(lines), size)]
-    for_each(cluster, blocks)
+    size = max(1, BLOCK // length)
+    try:
+        for_each(cluster, [slice(first, first + size) for first in range(0, len(lines), size)])
+    except Refused:
+        explain(x, given_weights, weights)
     if axis is None:
         return KMeansResult(centroids[0, : counts[0]], labels.reshape(x.shape), float(inertia[0]))
     labels = np.ascontiguousarray(np.moveaxis(labels.reshape(shape), -1, axis))
@@ -113,31 +115,34 @@ def checked_axis(axis, ndim):
     return int(axis) % ndim
 
 
-def checked_weights(weights, x, axis, shape):
+def weights_of_lines(weights, x, axis, shape):
     """One weight for each value of the lines, which have this shape."""
-    weights = np.asarray(weights)
     if weights.dtype.newbyteorder("=") not in DTYPES:
         raise TypeError(f"weights must be real numbers, got {weights.dtype}")
-    shared = axis is not None and weights.shape == (x.shape[axis],)
-    if weights.shape != x.shape and not shared:
-        either = "" if axis is None or x.ndim == 1 else f" or {(x.shape[axis],)}"
-        raise ValueError(f"weights must have shape {x.shape}{either}, got {weights.shape}")
-    if weights.size and not np.isfinite([weights.min(), weights.max()]).all():
+    if weights.shape == x.shape:
+        return (weights if axis is None else np.moveaxis(weights, axis, -1)).reshape(shape)
+    if axis is not None and weights.shape == (x.shape[axis],):
+        return np.broadcast_to(weights, shape)
+    either = "" if axis is None or x.ndim == 1 else f" or {(x.shape[axis],)}"
+    raise ValueError(f"weights must have shape {x.shape}{either}, got {weights.shape}")
+
+
+class Refused(Exception):
+    """Some line has values or weights that cannot be clustered."""
+
+
+def explain(x, weights, weights_of_lines):
+    """The ValueError that says which values those are."""
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x)
+    weights = np.asarray(weights)
+    if not np.isfinite(weights).all():
         _core.raise_not_finite(weights, "weights")
-    if weights.size and weights.min() < 0:
+    if (weights < 0).any():
         first = tuple(map(int, np.argwhere(weights < 0)[0]))
         raise ValueError(f"weights must not be negative, got {weights[first]} at {first}")
-    if not shared:
-        weights = weights if axis is None else np.moveaxis(weights, axis, -1)
-        weights = weights.reshape(shape)
-    zero = np.argwhere(weights.reshape(-1, shape[-1]).max(axis=-1) == 0)
-    if len(zero):
-        raise ValueError("weights must not all be 0" + ("" if axis is None or shared else f", as those of line {zero[0, 0]} are"))
-    return np.broadcast_to(weights, shape)
-
-
-class NotFinite(Exception):
-    pass
+    line = np.argmin(weights_of_lines.max(axis=-1))
+    raise ValueError("weights must not all be 0" + (f", as those of line {line} are" if len(weights_of_lines) > 1 else ""))
 
 
 def for_each(function, blocks):
@@ -180,7 +185,7 @@ def cluster_by_sorting(lines, weights, k, base, centroids, labels, counts, inert
     weights = np.empty((len(lines), 0)) if weights is None else doubles(weights)
     loops().cluster_lines(doubles(lines, base), weights, k, centroids, counts, inertia)
     if not counts.all():
-        raise NotFinite
+        raise Refused
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
         loops().label_lines(doubles(lines[part], base), centroids, counts, labels[part])
@@ -212,10 +217,13 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia):
         return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
 
     for part in parts:
-        loops().histogram(codes_of(part), np.empty(0) if weights is None else doubles(weights[0, part]), bins)
-    if not np.isfinite(values).all() and not all(np.isfinite(line[part]).all() for part in parts):
-        raise NotFinite
+        if not loops().histogram(codes_of(part), np.empty(0) if weights is None else doubles(weights[0, part]), bins):
+            raise Refused
+        if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
+            raise Refused
     loops().cluster_lines(values[codes].reshape(1, -1), bins[codes].reshape(1, -1), k, centroids, counts, inertia)
+    if not counts.all():
+        raise Refused
     table = np.empty((1, len(values)), labels.dtype)
     loops().label_lines(values.reshape(1, -1), centroids, counts, table)
     for part in parts:
