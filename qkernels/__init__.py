@@ -1,6 +1,6 @@
 """qkernels: exact, fast kernels for quantized machine learning on CPUs."""
 
-from .codebook import Codebook
+from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
 from .layers import attention, layer_norm
@@ -16,8 +16,10 @@ __all__ = [
     "QParams",
     "attention",
     "choose_qparams",
+    "decode",
     "dequantize",
     "dynamic_quantize",
+    "encode",
     "fake_quantize",
     "get_include",
     "get_num_threads",
