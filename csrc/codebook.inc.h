@@ -1,18 +1,19 @@
 /* The loops of codebooks (codebook.c, numerics 15), compiled once per instruction set, after layers.inc.h.
  *
  * At most 16 levels fit a register or two. An instruction set that looks them up there defines HAVE_LEVELS16 and, before this,
- * encode16 and decode16 for GROUP16 values at a time. More levels are found through a table of buckets. */
+ * encode16 and decode16 for GROUP16 values at a time, and magnitudes4 for blocks. More levels are found through a table of buckets. */
 
 enum { BUCKETED = 256, SEARCHED = 64 }; /* values at a time: their intermediate results stay in the L1 cache */
 
 /* The value as an unsigned integer: ordered as values are, -0.0 just below 0.0. */
 static inline uint32_t ordered_bits(int32_t bits) { return (uint32_t)bits ^ (uint32_t)(bits >> 31 | INT32_MIN); }
 
-/* Without gathers: two plain loads, an addition and a shift for each value. The carry of the addition is the comparison with
- * the threshold of the bucket, if it has one. */
-static void encode_by_buckets(const float *restrict x, uint8_t *restrict q, size_t n, float factor, const qk_levels *t)
+/* Without gathers: plain loads, an addition and a shift for each value. The carry of the addition is the comparison with a
+ * threshold of the bucket. `pairs` is a constant where this is inlined: buckets have a second threshold. */
+static inline void encode_buckets(const float *restrict x, uint8_t *restrict q, size_t n, float factor, const qk_levels *t,
+                                  int pairs)
 {
-    const uint64_t *restrict bucket = t->bucket;
+    const uint64_t *restrict bucket = t->bucket, *restrict second = t->second;
     const int32_t least = t->least, last = t->last;
     const int shift = t->shift;
     uint32_t value[BUCKETED], which[BUCKETED];
@@ -24,8 +25,19 @@ static void encode_by_buckets(const float *restrict x, uint8_t *restrict q, size
             value[i] = ordered_bits(bits);
             which[i] = (uint32_t)((step < last ? step : last) + side);
         }
-        for (size_t i = 0; i < count; i++) q[i] = (uint8_t)((bucket[which[i]] + value[i]) >> 32);
+        for (size_t i = 0; i < count; i++) {
+            const uint64_t rank = (bucket[which[i]] + value[i]) >> 32;
+            q[i] = (uint8_t)(pairs ? rank + ((second[which[i]] + value[i]) >> 32) : rank);
+        }
     }
+}
+
+static void encode_by_buckets(const float *x, uint8_t *q, size_t n, float factor, const qk_levels *t)
+{
+    if (t->second)
+        encode_buckets(x, q, n, factor, t, 1);
+    else
+        encode_buckets(x, q, n, factor, t, 0);
 }
 
 /* Level by level of the tree, so that the compiler can take several values at a time. */
@@ -78,9 +90,38 @@ static void encode_run(const float *x, uint8_t *q, size_t n, float factor, const
 
 static inline float normalizer(float scale) { return 1.0f / (scale > FLT_MIN ? scale : FLT_MIN); }
 
+#ifdef HAVE_LEVELS16
+/* Four blocks at a time, whose maxima and reciprocals are found together. Short ones are normalised first and then encoded at once.
+ * Returns how many values are done. */
+static size_t encode_blocks(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t, int32_t *most)
+{
+    const int together = t->depth == 4 ? block % GROUP16 != 0 : 1;
+    size_t done = 0;
+    for (; n - done >= 4 * block; done += 4 * block, scale += 4) {
+        float factor[4], normal[BUCKETED];
+        const int32_t magnitude = magnitudes4(x + done, block, scale, factor);
+        *most = magnitude > *most ? magnitude : *most;
+        if (!together || 4 * block > BUCKETED) {
+            for (size_t i = 0; i < 4; i++) encode_run(x + done + i * block, q + done + i * block, block, factor[i], t);
+            continue;
+        }
+        for (size_t i = 0; i < 4; i++)
+            for (size_t j = i * block; j < (i + 1) * block; j++) normal[j] = x[done + j] * factor[i];
+        encode_run(normal, q + done, 4 * block, 1.0f, t);
+    }
+    return done;
+}
+#endif
+
 static int32_t encode_f32(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t)
 {
     int32_t most = 0;
+#ifdef HAVE_LEVELS16
+    if (scale && block % 16 == 0) {
+        const size_t done = encode_blocks(x, q, n, block, scale, t, &most);
+        x += done, q += done, n -= done, scale += done / block;
+    }
+#endif
     for (size_t count; n > 0; x += count, q += count, n -= count) {
         count = n < block ? n : block;
         const int32_t magnitude = absmax_f32(x, 0, 1, count);
@@ -144,6 +185,14 @@ static void decode_f32(const uint8_t *q, float *y, size_t n, size_t block, const
         count = n < block ? n : block;
         decode_run(q, y, count, scale ? *scale++ : 1.0f, t);
     }
+}
+
+/* Columns with a table each. */
+static void decode_channels_f32(const uint8_t *restrict q, float *restrict y, size_t n, const qk_levels *t)
+{
+    const float *restrict level = t->level;
+    const int depth = t->depth;
+    for (size_t i = 0; i < n; i++) y[i] = level[(i << depth) + q[i]];
 }
 
 static void decode_columns_f32(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,

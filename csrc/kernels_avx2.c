@@ -136,6 +136,37 @@ static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
     _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
+static inline __m256i larger(__m256i a, __m256i b) { return _mm256_max_epi32(a, b); }
+
+/* The largest magnitude of `block` values, a multiple of 16, in 8 parts, as bits. */
+static inline __m256i magnitudes(const float *x, size_t block)
+{
+    const __m256i mask = _mm256_set1_epi32(INT32_MAX);
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    for (size_t i = 0; i < block; i += 16) {
+        even = larger(even, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), mask));
+        odd = larger(odd, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i + 8)), mask));
+    }
+    return larger(even, odd);
+}
+
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought together, so that
+ * the maxima of all four take little more than those of one. */
+static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
+{
+    const __m256i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
+    const __m256i m2 = magnitudes(x + 2 * block, block), m3 = magnitudes(x + 3 * block, block);
+    const __m256i m01 = larger(_mm256_unpacklo_epi32(m0, m1), _mm256_unpackhi_epi32(m0, m1));
+    const __m256i m23 = larger(_mm256_unpacklo_epi32(m2, m3), _mm256_unpackhi_epi32(m2, m3));
+    const __m256i all = larger(_mm256_unpacklo_epi64(m01, m23), _mm256_unpackhi_epi64(m01, m23));
+    const __m128i most = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    const __m128 divisor = _mm_castsi128_ps(_mm_max_epi32(most, _mm_set1_epi32(0x00800000))); /* FLT_MIN at least */
+    _mm_storeu_ps(scale, _mm_castsi128_ps(most));
+    _mm_storeu_ps(factor, _mm_div_ps(_mm_set1_ps(1.0f), divisor));
+    const __m128i pair = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+
 typedef struct {
     __m256 low, high;
 } levels16;

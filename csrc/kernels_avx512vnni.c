@@ -156,6 +156,35 @@ static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
     _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(t.order, ranks)));
 }
 
+static inline __m512i larger(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+
+/* The largest magnitude of `block` values, a multiple of 16, in 16 parts, as bits. */
+static inline __m512i magnitudes(const float *x, size_t block)
+{
+    const __m512i mask = _mm512_set1_epi32(INT32_MAX);
+    __m512i most = _mm512_setzero_si512();
+    for (size_t i = 0; i < block; i += 16) most = larger(most, _mm512_and_si512(_mm512_loadu_si512(x + i), mask));
+    return most;
+}
+
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought together, so that
+ * the maxima of all four take little more than those of one. */
+static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
+{
+    const __m512i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
+    const __m512i m2 = magnitudes(x + 2 * block, block), m3 = magnitudes(x + 3 * block, block);
+    const __m512i m01 = larger(_mm512_unpacklo_epi32(m0, m1), _mm512_unpackhi_epi32(m0, m1));
+    const __m512i m23 = larger(_mm512_unpacklo_epi32(m2, m3), _mm512_unpackhi_epi32(m2, m3));
+    const __m512i all = larger(_mm512_unpacklo_epi64(m01, m23), _mm512_unpackhi_epi64(m01, m23));
+    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i most = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128 divisor = _mm_castsi128_ps(_mm_max_epi32(most, _mm_set1_epi32(0x00800000))); /* FLT_MIN at least */
+    _mm_storeu_ps(scale, _mm_castsi128_ps(most));
+    _mm_storeu_ps(factor, _mm_div_ps(_mm_set1_ps(1.0f), divisor));
+    const __m128i pair = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+
 typedef __m512 levels16;
 
 static inline levels16 load_levels16(const qk_levels *t) { return _mm512_loadu_ps(t->level); }

@@ -23,6 +23,7 @@
     .encode_f32 = encode_f32,
     .encode_columns_f32 = encode_columns_f32,
     .decode_f32 = decode_f32,
+    .decode_channels_f32 = decode_channels_f32,
     .decode_columns_f32 = decode_columns_f32,
     .layer_norm_f32 = layer_norm_f32,
     .absmax_f32 = absmax_f32,

@@ -159,9 +159,10 @@ typedef struct {
     int in_order;             /* the code of a rank is the rank */
     const float *level, *node;
     const uint8_t *order;
-    /* 2 (last + 1) buckets of values, those of negative values after the others: what precedes the bucket, and 32 bits whose sum with
-     * a value carries where the value is above the threshold. NULL where a bucket would have several thresholds. */
-    const uint64_t *bucket;
+    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits whose sum with
+     * a value carries where it is above the threshold. second: the same, without a rank, where buckets have two thresholds, else NULL.
+     * bucket is NULL where they would have more. */
+    const uint64_t *bucket, *second;
     int32_t least, last;
     int shift;
 } qk_levels;

@@ -120,6 +120,7 @@ cdef extern from "qkernels.h" nogil:
         const float *node
         const uint8_t *order
         const uint64_t *bucket
+        const uint64_t *second
         int32_t least, last
         int shift
 

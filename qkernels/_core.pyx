@@ -839,8 +839,10 @@ cdef class Levels:
         self.c.first.node = <const float *>cnp.PyArray_DATA(node)
         self.c.first.order = <const uint8_t *>cnp.PyArray_DATA(order)
         if buckets is not None:
-            bucket, self.c.first.least, self.c.first.last, self.c.first.shift = buckets
-            self.c.first.bucket = <const uint64_t *>cnp.PyArray_DATA(bucket)
+            entries, self.c.first.least, self.c.first.last, self.c.first.shift = buckets
+            self.c.first.bucket = <const uint64_t *>cnp.PyArray_DATA(entries[0])
+            if len(entries) > 1:
+                self.c.first.second = <const uint64_t *>cnp.PyArray_DATA(entries[1])
 
 
 cdef int lay_out(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t *inner) except -1:

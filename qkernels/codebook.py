@@ -145,10 +145,12 @@ def encode(x, codebook):
     x, axis = float_array(x), _checked_axis(x, codebook, "x")
     if codebook.block_size is not None:
         return _encode_blocks(x, codebook, axis)
-    if axis is not None and _neighbours(x.shape, axis) < FEW:
-        swapped = _axis_first(x, axis)
-        return np.ascontiguousarray(np.moveaxis(_encode_values(swapped, codebook, 0), 0, axis))
-    return _encode_values(x, codebook, axis)
+    if x.dtype.itemsize == 8:
+        return _encode_float64(x, codebook, axis)
+    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, 1, None)
+    if codes is None:
+        _core.raise_not_finite(x)
+    return codes
 
 
 def decode(codes, codebook, scales=None, *, out=None):
@@ -187,30 +189,7 @@ def decode(codes, codebook, scales=None, *, out=None):
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     axis = _checked_axis(codes, codebook, "codes")
     scales, given_scales = _checked_scales(scales, codebook, codes.shape, axis), scales
-    if axis is not None and scales is None and _neighbours(codes.shape, axis) < FEW:
-        swapped = _core.decode(_axis_first(codes, axis), codebook.k, codebook._levels, 0, 1, None, None, None)
-        return _core.store(out, np.ascontiguousarray(np.moveaxis(swapped, 0, axis)), codes, "codes")
     return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
-
-
-FEW = 64  # neighbours that share a codebook: fewer are brought together by transposing
-
-
-def _neighbours(shape, axis):
-    return math.prod(shape[axis + 1 :])
-
-
-def _axis_first(x, axis):
-    return np.ascontiguousarray(np.moveaxis(x, axis, 0))
-
-
-def _encode_values(x, codebook, axis):
-    if x.dtype.itemsize == 8:
-        return _encode_float64(x, codebook, axis)
-    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, 1, None)
-    if codes is None:
-        _core.raise_not_finite(x)
-    return codes
 
 
 def _encode_blocks(x, codebook, axis):
@@ -280,31 +259,32 @@ MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks
 
 
 def _buckets(thresholds):
-    """(entries, least, last, shift) of buckets with at most one threshold each, or None."""
+    """(entries, least, last, shift) of buckets with at most one threshold each, else two, or None."""
     bits = thresholds.view(np.int32)
-    magnitude, side = (bits & 0x7FFFFFFF).astype(np.int64), (bits < 0).astype(np.int64)
-    second = [np.sort(magnitude[side == s])[1:2] for s in (0, 1)]
-    second = int(np.concatenate(second).min(initial=2**31 - 1))
-    for shift in range(24, 8, -1):
-        least = max(second - (1 << shift), 0)  # so the first bucket ends before the second threshold
-        last = max(int(magnitude.max()) - least, 0) >> shift
-        if last >= MAX_BUCKETS:
-            return None
-        which = (np.maximum(magnitude - least, 0) >> shift) + side * (last + 1)
-        if np.unique(which).size == which.size:
-            return _bucket_entries(bits, which, least, last, shift), least, last, shift
+    magnitude, negative = (bits & 0x7FFFFFFF).astype(np.int64), bits < 0
+    for most in 1, 2:
+        following = [np.sort(magnitude[side])[most : most + 1] for side in (negative, ~negative)]
+        following = int(np.concatenate(following).min(initial=2**31 - 1))
+        for shift in range(24, 8, -1):
+            least = max(following - (1 << shift), 0)  # so the first bucket ends before it has too many
+            last = max(int(magnitude.max()) - least, 0) >> shift
+            which = (np.maximum(magnitude - least, 0) >> shift) + negative * (last + 1)
+            if last < MAX_BUCKETS and np.bincount(which).max() <= most:
+                return _bucket_entries(bits, which, least, last, shift, most), least, last, shift
     return None
 
 
-def _bucket_entries(bits, which, least, last, shift):
+def _bucket_entries(bits, which, least, last, shift, most):
     wide = bits.astype(np.int64)
     ordered = np.where(wide < 0, ~wide, wide | 0x80000000)
     step = np.arange(last + 2, dtype=np.int64)
     begin = np.where(step == 0, 0, least + (step << shift))  # magnitudes; the last bucket has no end
     end = np.append(begin[1:-1], 0x80000000)
     first = np.concatenate([0x80000000 + begin[:-1], 0x80000000 - end])  # the lowest value of each bucket
-    entries = np.searchsorted(ordered, first).astype(np.uint64) << np.uint64(32)
-    entries[which] |= (0xFFFFFFFF - ordered).astype(np.uint64)
+    entries = np.zeros((most, first.size), np.uint64)
+    entries[0] = np.searchsorted(ordered, first) << 32
+    again = np.append(False, which[1:] == which[:-1]).astype(int)
+    entries[again, which] |= (0xFFFFFFFF - ordered).astype(np.uint64)
     return entries
 
 
