@@ -1,6 +1,4 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
-#include <string.h>
-
 #include "blocking.h"
 #include "kernels.h"
 #include "parallel.h"
@@ -27,12 +25,6 @@ static qk_levels levels_of(const qk_codebook *c, size_t channel)
     return t;
 }
 
-static void note(job *j, int32_t magnitude)
-{
-    int32_t seen = __atomic_load_n(&j->most, __ATOMIC_RELAXED);
-    while (magnitude > seen && !__atomic_compare_exchange_n(&j->most, &seen, magnitude, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
-}
-
 static void code_lines(void *context, size_t begin, size_t end)
 {
     job *j = context;
@@ -44,7 +36,7 @@ static void code_lines(void *context, size_t begin, size_t end)
         if (j->y)
             qk_active()->decode_f32(j->codes + start, j->y + start, n, j->block, scale, &t);
         else
-            note(j, qk_active()->encode_f32(j->x + start, j->codes + start, n, j->block, scale, &t));
+            qk_keep_most(&j->most, qk_active()->encode_f32(j->x + start, j->codes + start, n, j->block, scale, &t));
     }
 }
 
@@ -59,7 +51,7 @@ static void code_columns(void *context, size_t begin, size_t end)
         if (j->y)
             qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, &j->c->first);
         else
-            note(j, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, &j->c->first));
+            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, &j->c->first));
     }
 }
 
@@ -98,7 +90,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
             gather(j->x + start, row, rows, channels, inner, values);
         for (size_t c = 0; c < channels; c++) {
             const qk_levels t = levels_of(j->c, first + c);
-            note(j, qk_active()->encode_f32(values[c], codes[c], rows * inner, CHUNK, NULL, &t));
+            qk_keep_most(&j->most, qk_active()->encode_f32(values[c], codes[c], rows * inner, CHUNK, NULL, &t));
         }
         if (inner == 1)
             scatter(codes, row, rows, channels, 1, j->codes + start);

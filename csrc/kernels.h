@@ -130,6 +130,12 @@ struct qk_kernels {
     void (*decode_columns_f32)(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,
                                const qk_levels *t);
 
+    /* Blocks of GGUF. Writing returns the bits of the largest magnitude. */
+    int32_t (*to_q8_0)(const float *x, uint8_t *to, size_t blocks);
+    int32_t (*to_q4_0)(const float *x, uint8_t *to, size_t blocks);
+    void (*from_q8_0)(const uint8_t *from, float *y, size_t blocks);
+    void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
+
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
     void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
                            float *y);

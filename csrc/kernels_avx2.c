@@ -194,6 +194,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #include "elementwise.inc.h"
 #include "layers.inc.h"
 #include "codebook.inc.h"
+#include "gguf.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
 

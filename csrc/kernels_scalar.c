@@ -8,6 +8,7 @@
 #include "elementwise.inc.h"
 #include "layers.inc.h"
 #include "codebook.inc.h"
+#include "gguf.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
 

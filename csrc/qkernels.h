@@ -182,6 +182,16 @@ void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, s
                const float *scale);
 int qk_largest_code(const uint8_t *q, size_t n);
 
+/* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest bits. */
+void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
+void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
+
+/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a value is not
+ * finite. */
+typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
+int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
+void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

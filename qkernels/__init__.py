@@ -3,6 +3,7 @@
 from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
+from .gguf import from_gguf, to_gguf
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
 from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -21,6 +22,7 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "from_gguf",
     "get_include",
     "get_num_threads",
     "layer_norm",
@@ -35,5 +37,6 @@ __all__ = [
     "requantize",
     "set_num_threads",
     "show_config",
+    "to_gguf",
     "unpack_bits",
 ]

@@ -134,6 +134,14 @@ cdef extern from "qkernels.h" nogil:
                    const float *scale)
     int qk_largest_code(const uint8_t *q, size_t n)
 
+    ctypedef enum qk_gguf_type:
+        QK_Q8_0, QK_Q4_0
+
+    void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)
+    void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
+    int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type)
+    void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
+
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)
 

@@ -903,6 +903,62 @@ def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray
     return y
 
 
+# ---- dense bits and GGUF's blocks ----
+
+
+def pack_bits(cnp.ndarray codes, int bits):
+    """Contiguous codes, one a byte, that fit `bits` bits."""
+    cdef size_t n = <size_t>cnp.PyArray_SIZE(codes)
+    data = np.empty((n * bits + 7) // 8, np.uint8)
+    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(codes)
+    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(data)
+    with nogil:
+        qk_pack_bits(source, n, bits, target)
+    return data
+
+
+def unpack_bits(data, int bits, Py_ssize_t n):
+    cdef cnp.ndarray a = contiguous(data)
+    codes = np.empty(n, np.uint8)
+    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
+    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(codes)
+    with nogil:
+        qk_unpack_bits(source, <size_t>n, bits, target)
+    return codes
+
+
+def to_gguf(cnp.ndarray x, Py_ssize_t size):
+    """Contiguous float32 x in blocks of `size` bytes, and the largest magnitude."""
+    shape = (<object>x).shape
+    data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(data)
+    cdef size_t blocks = <size_t>cnp.PyArray_SIZE(x) // 32
+    cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
+    cdef int32_t most
+    with nogil:
+        most = qk_to_gguf(source, target, blocks, type)
+    return data, np.int32(most).view(np.float32)
+
+
+def from_gguf(data, Py_ssize_t size, out):
+    cdef cnp.ndarray a = contiguous(data), y
+    shape = (<object>a).shape[:-1] + ((<object>a).shape[-1] // size * 32,)
+    if out is None:
+        y = np.empty(shape, FLOAT32)
+    else:
+        check_out(out, shape, FLOAT32)
+        y = out
+        refuse_overlap(y, data, "data")
+    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
+    cdef float *target = <float *>cnp.PyArray_DATA(y)
+    cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // size)
+    cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
+    with nogil:
+        qk_from_gguf(source, target, blocks, type)
+    return y
+
+
 # ---- layers ----
 
 
