@@ -1,6 +1,7 @@
 """Codebooks: values stored as the number of the nearest of a few levels. Formulas: docs/numerics.md, section 15."""
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -57,16 +58,71 @@ class Codebook:
     __slots__ = ("levels", "axis", "block_size", "vector", "k", "_tables")
 
     def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
-        axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
+        axis, block_size = _checked_blocks(axis, block_size)
         if not isinstance(vector, (bool, np.bool_)):
             raise TypeError(f"vector must be True or False, got {vector!r}")
+        if vector and (axis is not None or block_size is not None):
+            raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
         levels = _checked_levels(levels, axis, block_size, bool(vector))
-        _check_layout(levels, axis, block_size, bool(vector))
         self = super().__new__(cls)
         values = (_core.frozen(levels), axis, block_size, bool(vector), levels.shape[-2 if vector else -1])
         for name, value in zip(cls.__slots__, values):
             object.__setattr__(self, name, value)
         return self
+
+    @classmethod
+    def fit(cls, x, k, *, axis=None, block_size=None, weights=None, zero=False, vector=None, rng=None):
+        """The codebook of k levels that represents x best: the global optimum of ``sum(weights * (x - level)**2)``.
+
+        Parameters
+        ----------
+        x : array of float32, float64, float16 or bfloat16
+            Finite and not empty.
+        k : int
+            From 1 to 256. Where x has fewer distinct values the last level is repeated.
+        axis, block_size : int, optional
+            As for `Codebook`: without them one optimum for all values; with `axis` one for each of its indices; with
+            `block_size` one for the values of all blocks, normalised as `encode` does. (A block then counts the same whatever its
+            scale. Weights that hold the squared scales give the optimum for x itself.)
+        weights : array, optional
+            Importance, such as the diagonal of a Hessian: not negative, broadcast to the shape of x.
+        zero : bool
+            One level is exactly 0, the others the best beside it.
+        vector : int, optional
+            Product quantization, by Lloyd's iterations: codes stand for so many neighbours along the last axis.
+        rng : optional
+            Of the vector quantization, as for `kmeans`.
+
+        Returns
+        -------
+        Codebook
+            Its levels ascend.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape, k below 1 or above 256, NaN and infinity, or weights that are negative or all 0.
+
+        References
+        ----------
+        docs/numerics.md, sections 13 and 15; Lloyd, *Least squares quantization in PCM*, 1982.
+
+        Examples
+        --------
+        >>> qk.Codebook.fit(np.float32([1, 2, 8, 9, 10]), 2)
+        Codebook([1.5, 9])
+        >>> qk.Codebook.fit(np.float32([[0, 1, 5], [7, 7, 8]]), 2, axis=0).levels
+        array([[0.5, 5. ],
+               [7. , 8. ]], dtype=float32)
+        """
+        from .codebook_fit import fit_levels, fit_vectors
+
+        if vector is not None:
+            if axis is not None or block_size is not None or zero:
+                raise ValueError(f"vector={vector} takes no axis, blocks or zero, got axis={axis}, block_size={block_size}, zero={zero}")
+            return cls(fit_vectors(x, k, vector, weights, rng), vector=True)
+        axis, block_size = _checked_blocks(axis, block_size)
+        return cls(fit_levels(x, k, axis, block_size, weights, zero), axis=axis, block_size=block_size)
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a Codebook is frozen: {name} cannot be set")
@@ -221,6 +277,43 @@ def _contiguous_float32(x):
     return np.require(x, np.float32, "CA")
 
 
+# ---- NF4 and FP4 ----
+
+
+def __getattr__(name):
+    if name == "NF4":
+        return _nf4()
+    if name == "FP4":
+        return _fp4()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _nf4():
+    """NormalFloat of 4 bits (QLoRA, section 3): quantiles of the normal distribution, as many as fit evenly between 1/2 and its end,
+    8 above and 7 below, and 0, over the largest. The end is a mean of 1 - 1/32 and 1 - 1/30 of seven digits, and probabilities are
+    float32: as the tables in use have been made."""
+    from scipy.special import ndtri
+
+    end, half = np.float32(0.9677083), np.float32(0.5)
+
+    def quantiles(n):
+        step, i = (half - end) / np.float32(n), np.arange(n, dtype=np.float32)
+        probability = np.where(i < (n + 1) // 2, end + step * i, half - step * (np.float32(n) - i))
+        return ndtri(probability.astype(np.float64)).astype(np.float32)
+
+    levels = np.sort(np.concatenate([-quantiles(7), np.float32([0]), quantiles(8)]))
+    return Codebook(levels / levels[-1], block_size=64)
+
+
+@cache
+def _fp4():
+    """Floats of a sign, two bits of exponent e and one of mantissa m: (1 + m / 2) 2^(4 - e), for e = 0 m / 16, over the largest."""
+    e, m = np.divmod(np.arange(8), 2)
+    magnitude = np.where(e == 0, m / 16, (1 + m / 2) * 2.0 ** (4 - e))
+    return Codebook(np.concatenate([magnitude, -magnitude]) / magnitude.max(), block_size=64)
+
+
 # ---- tables (numerics 15) ----
 
 
@@ -354,10 +447,10 @@ def _checked_levels(levels, axis, block_size, vector):
     return kept + np.float32(0)  # of zeros one is kept
 
 
-def _check_layout(levels, axis, block_size, vector):
-    if vector and (axis is not None or block_size is not None):
-        raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
+def _checked_blocks(axis, block_size):
+    axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
     if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
         raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
     if block_size is not None and not 1 <= block_size < 2**63:
         raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
+    return axis, block_size

@@ -1,0 +1,232 @@
+"""Clustering on a line: the global optimum. Formulas: docs/numerics.md, section 13. The loops are in _kmeans1d.py, which
+imports Numba."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+
+from . import _core
+from .config import get_num_threads
+from .kmeans import KMeansResult
+
+DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
+                                np.uint8, np.uint16, np.uint32, np.uint64)]  # fmt: skip
+NO_WEIGHTS = np.empty((1, 0))
+CHUNK = 1 << 15          # points at a time, whose doubles fit the L2 cache
+MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
+
+
+def kmeans1d(x, k, *, weights=None, axis=None):
+    """The k centroids that minimise the weighted sum of squared distances: the global optimum.
+
+    Parameters
+    ----------
+    x : array of float16, bfloat16, float32, float64 or integers
+        Finite, any shape but empty. 64-bit integers are taken less the smallest, and rounded to double.
+    k : int
+        At least 1.
+    weights : array, optional
+        Real, finite, not negative, not all 0: of the shape of x, or with `axis` also of shape ``(x.shape[axis],)``, the same for
+        each line. A point of weight 0 gets a label, and counts for nothing else. Rounded to double.
+    axis : int, optional
+        Cluster each line along this axis by itself. None: all values of x together.
+
+    Returns
+    -------
+    KMeansResult
+        centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values of positive
+        weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their last.
+        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two.
+        inertia : float, or float64 array of the shape of x without `axis`.
+
+    Raises
+    ------
+    TypeError
+        Where x or weights have another dtype, or k or axis is no integer.
+    ValueError
+        Where x or weights hold NaN or infinity (how many, and where the first is), x is empty, k is below 1, a weight is
+        negative, all weights of a line are 0, or a shape or axis does not fit.
+
+    References
+    ----------
+    Aggarwal, Schieber and Tokuyama 1994, Finding a minimum-weight k-link path in graphs with the concave Monge property and
+    applications; Grønlund et al. 2017, Fast exact k-means, k-medians and Bregman divergence clustering in 1D.
+
+    Examples
+    --------
+    >>> qk.kmeans1d(np.float32([1, 2, 8, 9, 10]), 2)
+    KMeansResult(centroids=array([1.5, 9. ]), labels=array([0, 0, 1, 1, 1], dtype=uint8), inertia=2.5)
+    >>> qk.kmeans1d([[0, 1, 5], [7, 7, 7]], 2, axis=1).centroids
+    array([[0.5, 5. ],
+           [7. , 7. ]])
+    """
+    x = np.asarray(x)
+    if x.dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
+    if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)):
+        raise TypeError(f"k must be an integer, got {k!r}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    axis = checked_axis(axis, x.ndim)
+    length = x.size if axis is None else x.shape[axis]
+    if length == 0:
+        raise ValueError(f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}"))
+    if length >= 2**31 - 1:
+        raise ValueError(f"x may have at most {2**31 - 2} values to cluster together, got {length}")
+    lines = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
+    shape, lines = lines.shape, lines.reshape(-1, length)
+    if weights is not None:
+        weights = checked_weights(weights, x, axis, lines.shape)
+    k = int(k)
+    centroids = np.empty((len(lines), min(k, length) if axis is None else k))
+    labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
+    counts, inertia = np.empty(len(lines), np.int32), np.zeros(len(lines))
+    base = base_of(x)
+
+    def cluster(block):
+        parts = centroids[block], labels[block], counts[block], inertia[block]
+        line_weights = None if weights is None else weights[block]
+        try:
+            if x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM:
+                cluster_by_histogram(lines[block], line_weights, k, *parts)
+            else:
+                cluster_by_sorting(lines[block], line_weights, k, base, *parts)
+        except NotFinite:
+            _core.raise_not_finite(x)
+
+    blocks = [slice(first, first + size) for size in [max(1, CHUNK // length)] for first in range(0, len(lines), size)]
+    for_each(cluster, blocks)
+    if axis is None:
+        return KMeansResult(centroids[0, : counts[0]], labels.reshape(x.shape), float(inertia[0]))
+    labels = np.ascontiguousarray(np.moveaxis(labels.reshape(shape), -1, axis))
+    return KMeansResult(centroids.reshape(*shape[:-1], k), labels, inertia.reshape(shape[:-1]))
+
+
+def checked_axis(axis, ndim):
+    if axis is None:
+        return None
+    if isinstance(axis, (bool, np.bool_)) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis must be an integer or None, got {axis!r}")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for x with {ndim} axes, got {axis}")
+    return int(axis) % ndim
+
+
+def checked_weights(weights, x, axis, shape):
+    """One weight for each value of the lines, which have this shape."""
+    weights = np.asarray(weights)
+    if weights.dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"weights must be real numbers, got {weights.dtype}")
+    shared = axis is not None and weights.shape == (x.shape[axis],)
+    if weights.shape != x.shape and not shared:
+        either = "" if axis is None or x.ndim == 1 else f" or {(x.shape[axis],)}"
+        raise ValueError(f"weights must have shape {x.shape}{either}, got {weights.shape}")
+    if weights.size and not np.isfinite([weights.min(), weights.max()]).all():
+        _core.raise_not_finite(weights, "weights")
+    if weights.size and weights.min() < 0:
+        first = tuple(map(int, np.argwhere(weights < 0)[0]))
+        raise ValueError(f"weights must not be negative, got {weights[first]} at {first}")
+    if not shared:
+        weights = weights if axis is None else np.moveaxis(weights, axis, -1)
+        weights = weights.reshape(shape)
+    zero = np.argwhere(weights.reshape(-1, shape[-1]).max(axis=-1) == 0)
+    if len(zero):
+        raise ValueError("weights must not all be 0" + ("" if axis is None or shared else f", as those of line {zero[0, 0]} are"))
+    return np.broadcast_to(weights, shape)
+
+
+class NotFinite(Exception):
+    pass
+
+
+def for_each(function, blocks):
+    """Call it with each block, on as many threads as there may be. Which thread has which block makes no difference."""
+    threads = min(get_num_threads(), len(blocks))
+    if threads < 2:
+        for block in blocks:
+            function(block)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(function, blocks))
+
+
+@cache
+def loops():
+    from . import _kmeans1d
+
+    return _kmeans1d
+
+
+# ---- lines of doubles ----
+
+
+def base_of(x):
+    """What 64-bit integers are taken less of: their smallest, where some are beyond the integers that doubles hold."""
+    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8 or not x.size:
+        return 0
+    smallest = int(x.min())
+    return smallest if max(-smallest, int(x.max())) > 2**53 else 0
+
+
+def doubles(x, base=0):
+    """A new C-contiguous array."""
+    if base:
+        x = x.astype(np.uint64) - np.uint64(base % 2**64)
+    return x.astype(np.float64, order="C")
+
+
+def cluster_by_sorting(lines, weights, k, base, centroids, labels, counts, inertia):
+    no_weights = np.empty((len(lines), 0))
+    loops().cluster_lines(doubles(lines, base), no_weights if weights is None else doubles(weights), k, centroids, counts)
+    if not counts.all():
+        raise NotFinite
+    label(lines, weights, base, centroids, labels, counts, inertia)
+    centroids += base
+
+
+def label(lines, weights, base, centroids, labels, counts, inertia):
+    for first in range(0, lines.shape[1], CHUNK):
+        part = np.s_[:, first : first + CHUNK]
+        part_weights = np.empty((len(lines), 0)) if weights is None else doubles(weights[part])
+        part_labels = labels if lines.shape[1] <= CHUNK else np.empty((1, lines[part].shape[1]), labels.dtype)
+        loops().label_lines(doubles(lines[part], base), part_weights, centroids, counts, part_labels, inertia)
+        if part_labels is not labels:
+            labels[part] = part_labels
+
+
+# ---- long lines of 8 and 16 bits ----
+
+
+@cache
+def values_of_codes(dtype):
+    """The value of every code, those that are finite in ascending order, and their codes."""
+    bits = 8 * dtype.itemsize
+    with np.errstate(invalid="ignore"):
+        values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
+    finite = np.flatnonzero(np.isfinite(values))
+    codes = finite[np.argsort(values[finite], kind="stable")]
+    return values, codes
+
+
+def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia):
+    """Of one line."""
+    dtype = lines.dtype.newbyteorder("=")
+    values, codes = values_of_codes(dtype)
+    bins, line = np.zeros(len(values)), lines[0]
+    parts = [np.s_[first : first + CHUNK] for first in range(0, len(line), CHUNK)]
+
+    def codes_of(part):
+        return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
+
+    for part in parts:
+        loops().histogram(codes_of(part), NO_WEIGHTS[0] if weights is None else doubles(weights[0, part]), bins)
+    if not np.isfinite(values).all() and not all(np.isfinite(line[part]).all() for part in parts):
+        raise NotFinite
+    ordered, ordered_weights = values[codes].reshape(1, -1), bins[codes].reshape(1, -1)
+    loops().cluster_lines(ordered, ordered_weights, k, centroids, counts)
+    table = np.empty((1, len(values)), labels.dtype)
+    loops().label_lines(values.reshape(1, -1), bins.reshape(1, -1), centroids, counts, table, inertia)
+    for part in parts:
+        loops().look_up(codes_of(part), table[0], labels[0, part])
