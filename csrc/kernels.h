@@ -54,6 +54,8 @@ typedef struct {
     int half_scales, own_zeros;
 } qk_blocked_panel;
 
+enum { QK_CODEBOOK_COLUMNS = 256 };
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -117,6 +119,22 @@ struct qk_kernels {
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);
     void (*f32_to_bf16)(const float *x, uint16_t *y, size_t n);
+
+    /* Codebooks (numerics 15): blocks that are neighbours, or of `rows` rows, a scale for each of at most QK_CODEBOOK_COLUMNS columns.
+     * Without scale values are coded as they are. Encoding returns the bits of the largest magnitude, as absmax_f32. */
+    int32_t (*encode_f32)(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t);
+    int32_t (*encode_columns_f32)(const float *x, uint8_t *q, size_t stride, size_t rows, size_t cols, float *scale,
+                                  const qk_levels *t);
+    void (*decode_f32)(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t);
+    void (*decode_channels_f32)(const uint8_t *q, float *y, size_t n, const qk_levels *t); /* of n channels, one code each */
+    void (*decode_columns_f32)(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,
+                               const qk_levels *t);
+
+    /* Blocks of GGUF. Writing returns the bits of the largest magnitude. */
+    int32_t (*to_q8_0)(const float *x, uint8_t *to, size_t blocks);
+    int32_t (*to_q4_0)(const float *x, uint8_t *to, size_t blocks);
+    void (*from_q8_0)(const uint8_t *from, float *y, size_t blocks);
+    void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
     void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,

@@ -3,11 +3,19 @@
 #define QK_PARALLEL_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Calls body(context, begin, end) on ranges that cover 0 .. items. `work` is the time that all of it takes on one
  * thread, in nanoseconds, roughly: small work stays on the calling thread. */
 void qk_parallel_for(size_t items, double work, void (*body)(void *context, size_t begin, size_t end), void *context);
 /* The number of threads that qk_parallel_for would use at most. */
 int qk_threads_for(size_t items, double work);
+
+/* *most = max(*most, value), from several threads. */
+static inline void qk_keep_most(int32_t *most, int32_t value)
+{
+    int32_t seen = __atomic_load_n(most, __ATOMIC_RELAXED);
+    while (value > seen && !__atomic_compare_exchange_n(most, &seen, value, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
 
 #endif

@@ -149,6 +149,49 @@ void qk_blocked_unpack(const qk_blocked *p, void *b);
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
                       qk_activation activation, float *out);
 
+/* ---- codebooks (numerics 15) ---- */
+
+/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have 2^depth entries:
+ * levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and 2 i + 1; infinite ones
+ * pad it), and the code of each rank. */
+typedef struct {
+    int depth;
+    int in_order;             /* the code of a rank is the rank */
+    const float *level, *node;
+    const uint8_t *order;
+    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits whose sum with
+     * a value carries where it is above the threshold. second: the same, without a rank, where buckets have two thresholds, else NULL.
+     * bucket is NULL where they would have more. */
+    const uint64_t *bucket, *second;
+    int32_t least, last;
+    int shift;
+} qk_levels;
+
+/* Tables of channels, one after another; those of the first. Several have no buckets. */
+typedef struct {
+    size_t channels;
+    qk_levels first;
+} qk_codebook;
+
+/* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis. With it: one
+ * channel; each block of `block` values along the axis is divided by its scale, its largest magnitude, scale having the shape
+ * (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
+int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale);
+/* No code may exceed the levels. */
+void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+               const float *scale);
+int qk_largest_code(const uint8_t *q, size_t n);
+
+/* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest bits. */
+void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
+void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
+
+/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a value is not
+ * finite. */
+typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
+int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
+void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

@@ -1,7 +1,10 @@
 """qkernels: exact, fast kernels for quantized machine learning on CPUs."""
 
+from . import codebook
+from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
+from .gguf import from_gguf, to_gguf
 from .kmeans1d import kmeans1d
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
@@ -10,14 +13,28 @@ from .rounding import quantize_multiplier, requantize
 
 __version__ = "0.1.0"
 
+
+
+def __getattr__(name):
+    if name in ("NF4", "FP4"):  # made on first use, with SciPy
+        return getattr(codebook, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
+    "FP4",
+    "NF4",
+    "Codebook",
     "PackedMatrix",
     "QParams",
     "attention",
     "choose_qparams",
+    "decode",
     "dequantize",
     "dynamic_quantize",
+    "encode",
     "fake_quantize",
+    "from_gguf",
     "get_include",
     "get_num_threads",
     "kmeans1d",
@@ -33,5 +50,6 @@ __all__ = [
     "requantize",
     "set_num_threads",
     "show_config",
+    "to_gguf",
     "unpack_bits",
 ]

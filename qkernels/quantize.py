@@ -225,14 +225,15 @@ def _dequantize_floats(q, params, dtype, out):
 
 
 def pack_bits(codes, bits):
-    """Codes of a few bits, stored densely: the first code in the lowest bits of the first byte.
+    """Codes of a few bits, stored densely: code i in the bits from ``i * bits`` on, the lowest bit of the first byte being bit 0.
 
     Parameters
     ----------
     codes : array of integers, any shape
         One value each, in C order: int8, uint8 or the 2- and 4-bit dtypes of `ml_dtypes`. Each must fit `bits`
         bits, signed or unsigned.
-    bits : {2, 4, 8}
+    bits : {1, 2, 3, 4, 5, 6, 8}
+        Eight codes take this many bytes; of 3, 5 and 6 bits some lie across two of them.
 
     Returns
     -------
@@ -252,19 +253,17 @@ def pack_bits(codes, bits):
     --------
     >>> qk.pack_bits(np.uint8([1, 2, 15]), 4)
     array([33, 15], dtype=uint8)
+    >>> qk.pack_bits(np.uint8([1, 2, 7, 0]), 3)
+    array([209,   1], dtype=uint8)
     """
     codes, bits = np.asarray(codes), _checked_bits(bits)
     if codes.dtype not in (np.int8, np.uint8) and not (codes.dtype in _SUB_BYTE):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
-    wide = codes.astype(np.int16).reshape(-1)
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
-    bad = (wide < low) | (wide > high)
-    if bad.any():
-        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wide[bad][0]}")
-    per_byte = 8 // bits
-    fields = np.zeros((-(-wide.size // per_byte), per_byte), np.uint8)
-    fields.reshape(-1)[: wide.size] = wide & ((1 << bits) - 1)
-    return np.bitwise_or.reduce(fields << np.arange(0, 8, bits, dtype=np.uint8), axis=1)
+    codes = np.require(codes, np.int8 if low else np.uint8, "C")
+    if codes.size and not low <= codes.min() <= codes.max() <= high:
+        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {codes[(codes < low) | (codes > high)][0]}")
+    return _core.pack_bits(codes, bits)
 
 
 def unpack_bits(data, bits, shape, *, dtype=np.uint8):
@@ -274,7 +273,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     ----------
     data : uint8 array of shape (ceil(n * bits / 8),)
         n is the number of elements of `shape`.
-    bits : {2, 4, 8}
+    bits : {1, 2, 3, 4, 5, 6, 8}
     shape : int or tuple of ints
     dtype : str or dtype
         ``uint8`` gives the fields as they stand; a signed dtype, or a 2- or 4-bit dtype of `ml_dtypes`, the values.
@@ -309,12 +308,11 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     expected = (-(-count * bits // 8),)
     if data.shape != expected:
         raise ValueError(f"data must have shape {expected} for {count} codes of {bits} bits, got {data.shape}")
-    fields = data[:, None] >> np.arange(0, 8, bits, dtype=np.uint8)
-    codes = (fields & np.uint8((1 << bits) - 1)).reshape(-1)[:count]
+    codes = _core.unpack_bits(data, bits, count)
     if _signed(dtype):
         unused = 8 - bits
         codes = (codes << unused).view(np.int8) >> unused
-    return codes.astype(dtype).reshape(shape)
+    return codes.astype(dtype, copy=False).reshape(shape)
 
 
 _SUB_BYTE = tuple(code_dtype(name) for name in ("int4", "uint4", "int2", "uint2"))
@@ -325,6 +323,6 @@ def _signed(dtype):
 
 
 def _checked_bits(bits):
-    if not isinstance(bits, (int, np.integer)) or bits not in (2, 4, 8):
-        raise ValueError(f"bits must be 2, 4 or 8, got {bits!r}")
+    if isinstance(bits, (bool, np.bool_)) or not isinstance(bits, (int, np.integer)) or bits not in (1, 2, 3, 4, 5, 6, 8):
+        raise ValueError(f"bits must be 1, 2, 3, 4, 5, 6 or 8, got {bits!r}")
     return int(bits)

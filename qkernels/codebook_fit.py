@@ -1,0 +1,121 @@
+"""The best levels for given values: `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
+
+from functools import cache
+
+import numpy as np
+
+from . import _core
+from .codebook import MAX_LEVELS
+from .kmeans1d import kmeans1d
+from .qparams import float_array, optional_int
+
+
+def fit_levels(x, k, axis, block_size, weights, zero):
+    """Levels (k,), or (channels, k) with an axis and no blocks."""
+    x, k = float_array(x), checked_k(k)
+    if not isinstance(zero, (bool, np.bool_)):
+        raise TypeError(f"zero must be True or False, got {zero!r}")
+    if x.size == 0:
+        raise ValueError(f"x must not be empty, got shape {x.shape}")
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x)
+    weights = checked_weights(weights, x)
+    fit = fit_with_zero if zero else fit_line
+    if axis is None or block_size is not None:
+        values, weights = normalized(x, weights, axis, block_size) if block_size is not None else (x, weights)
+        return fit(values.reshape(-1), None if weights is None else weights.reshape(-1), k)
+    lines, line_weights = (None if a is None else np.moveaxis(a, axis, 0).reshape(x.shape[axis], -1) for a in (x, weights))
+    if not zero:
+        return kmeans1d(lines, k, weights=line_weights, axis=1).centroids
+    return np.stack([fit(line, None if weights is None else line_weights[i], k) for i, line in enumerate(lines)])
+
+
+def fit_vectors(x, k, d, weights, rng):
+    """Levels (m, k, d) of product quantization."""
+    raise NotImplementedError("Codebook.fit with vector")
+
+
+def checked_k(k):
+    k = optional_int(k, "k")
+    if k is None or not 1 <= k <= MAX_LEVELS:
+        raise ValueError(f"k must be from 1 to {MAX_LEVELS}, got {k}")
+    return k
+
+
+def checked_weights(weights, x):
+    """Of the shape of x, or None."""
+    if weights is None:
+        return None
+    given = np.asarray(weights)
+    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
+        raise TypeError(f"weights must be real numbers, got {given.dtype}")
+    try:
+        given = np.broadcast_to(given, x.shape)
+    except ValueError:
+        raise ValueError(f"weights must broadcast to the shape of x {x.shape}, got {given.shape}") from None
+    if not np.isfinite(given).all():
+        _core.raise_not_finite(given, "weights")
+    if given.min() < 0:
+        raise ValueError(f"weights must not be negative, got {given.min()}")
+    if given.max() == 0:
+        raise ValueError("weights must not all be 0")
+    return given
+
+
+def normalized(x, weights, axis, block_size):
+    """The values that `encode` compares with levels, and their weights, both in the same order."""
+    narrow = x.astype(np.float32, copy=False)
+    lines, line_weights = (None if a is None else a.reshape(1, -1) if axis is None else np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])
+                           for a in (narrow, weights))  # fmt: skip
+    largest = np.maximum.reduceat(np.abs(lines), np.arange(0, lines.shape[1], block_size), axis=1)
+    factors = 1 / np.maximum(largest, np.finfo(np.float32).tiny)
+    return lines * np.repeat(factors, block_size, axis=1)[:, : lines.shape[1]], line_weights
+
+
+def fit_line(values, weights, k):
+    return repeated(kmeans1d(values, k, weights=weights).centroids, k)
+
+
+def repeated(levels, k):
+    """Up to k levels, the last repeated."""
+    return np.append(levels, np.repeat(levels[-1:], k - len(levels)))
+
+
+# ---- with a level at 0 ----
+
+
+@cache
+def loops():
+    from . import _pinned1d
+
+    return _pinned1d
+
+
+def fit_with_zero(values, weights, k):
+    """The best k levels one of which is 0. The others serve values of one sign each, so a of them are the best of the negative side
+    beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
+    values = values.astype(np.float64)
+    weights = np.ones_like(values) if weights is None else weights / np.float64(weights.max())
+    negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
+
+    @cache
+    def best(side, count):
+        return loops().beside_zero(*(negative, positive)[side], count)
+
+    low, high = max(0, k - 1 - len(positive[0])), min(k - 1, len(negative[0]))
+    if low > high:
+        return repeated(np.concatenate([-negative[0][::-1], [0], positive[0]]), k)
+    while low < high:
+        a = (low + high) // 2
+        fewer, more = (best(0, n)[1] + best(1, k - 1 - n)[1] for n in (a, a + 1))
+        low, high = (low, a) if fewer <= more else (a + 1, high)
+    return np.concatenate([-best(0, low)[0][::-1], [0], best(1, k - 1 - low)[0]])
+
+
+def side_of(values, weights):
+    """The positive values, ascending and distinct, and the sums of their weights."""
+    chosen = (values > 0) & (weights > 0)
+    distinct, which = np.unique(values[chosen], return_inverse=True)
+    return distinct, np.bincount(which, weights[chosen], len(distinct)).astype(np.float64)
