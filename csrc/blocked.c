@@ -96,11 +96,11 @@ void qk_blocked_unpack(const qk_blocked *p, void *b)
     const size_t record = p->k ? record_bytes(p, 0) : 0, panel = panel_bytes(p);
     uint8_t *to = b;
     for (size_t row = 0; row < p->k; row++) {
-        const size_t in_block = row % p->block, half = in_block % KR / 4;
+        const size_t in_block = row % p->block, in_step = in_block % KR;
         const uint8_t *step = p->panels + row / p->block * record + in_block / KR * STEP_BYTES;
         for (size_t col = 0; col < p->n; col++) {
-            const uint8_t two = step[col / NR * panel + col % NR * 4 + in_block % 4];
-            const int code = ((half ? two >> 4 : two) & 15) ^ p->flip;
+            const uint8_t two = step[col / NR * panel + col % 16 * KR + in_step];
+            const int code = ((col & 16 ? two >> 4 : two) & 15) ^ p->flip;
             to[row * p->n + col] = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
     }

@@ -47,11 +47,12 @@ typedef struct {
 } qk_panel_source;
 
 /* A panel of 4-bit weights: see qk_blocked. */
-enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 8 };
+enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4 };
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
     int half_scales, own_zeros;
+    const int8_t *levels;              /* of a codebook, 16 for each lane of a register; NULL: codes are numbers */
 } qk_blocked_panel;
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
