@@ -429,6 +429,69 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
     }
 }
 
+/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
+
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum in
+ * four parts, which are added at the end of k. */
+
+static inline __m256i broadcast16(const int8_t *a) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a)); }
+
+/* c0 has columns 0 and 1, c1 columns 2 and 3. */
+static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
+{
+    const __m256i pairs = _mm256_hadd_epi32(c0, c1), sums = _mm256_hadd_epi32(pairs, pairs);
+    const __m128i columns = _mm_unpacklo_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
+}
+
+/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie STEP apart. */
+static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *levels,
+                                                                  const uint8_t *b, __m128 scale, const int8_t *a, size_t lda,
+                                                                  float *y)
+{
+    enum { STEP = QK_OWN_NR * QK_OWN_KR / 2, HALF = QK_OWN_KR / 2 };
+    const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
+    const int8_t *a3 = a + 3 * lda;
+    __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
+    for (size_t s = 0; s < steps; s++, b += STEP)
+        for (int half = 0; half < 2; half++, a += HALF, a3 += HALF) {
+            const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
+            const __m256i b0 = _mm256_shuffle_epi8(levels0, half ? high_halves(two0) : low_halves(two0));
+            const __m256i b1 = _mm256_shuffle_epi8(levels1, half ? high_halves(two1) : low_halves(two1));
+            __m256i v = broadcast16(a), w = _mm256_abs_epi8(v);
+            c0 = multiply_add_level(c0, b0, v, w), c1 = multiply_add_level(c1, b1, v, w);
+            if (rows > 1) v = broadcast16(a + lda), w = _mm256_abs_epi8(v);
+            if (rows > 1) c2 = multiply_add_level(c2, b0, v, w), c3 = multiply_add_level(c3, b1, v, w);
+            if (rows > 2) v = broadcast16(a + 2 * lda), w = _mm256_abs_epi8(v);
+            if (rows > 2) c4 = multiply_add_level(c4, b0, v, w), c5 = multiply_add_level(c5, b1, v, w);
+            if (rows > 3) v = broadcast16(a3), w = _mm256_abs_epi8(v);
+            if (rows > 3) c6 = multiply_add_level(c6, b0, v, w), c7 = multiply_add_level(c7, b1, v, w);
+        }
+    store_columns(y, c0, c1, scale);
+    if (rows > 1) store_columns(y + QK_BLOCKED_NR, c2, c3, scale);
+    if (rows > 2) store_columns(y + 2 * QK_BLOCKED_NR, c4, c5, scale);
+    if (rows > 3) store_columns(y + 3 * QK_BLOCKED_NR, c6, c7, scale);
+}
+
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    const size_t steps = p->last_steps, group = 128 * (1 + steps);
+    const float *scales = (const float *)(p->records + QK_BLOCKED_NR / QK_OWN_NR * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    for (int col = 0; p->blocks && col < QK_BLOCKED_NR; col += 4, y += 4) {
+        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS, *b = levels + 128;
+        const __m128 scale = _mm_loadu_ps(scales + col);
+        switch (rows) {
+        case 1: own_levels_rows(1, steps, levels, b, scale, a, lda, y); break;
+        case 2: own_levels_rows(2, steps, levels, b, scale, a, lda, y); break;
+        case 3: own_levels_rows(3, steps, levels, b, scale, a, lda, y); break;
+        default: own_levels_rows(4, steps, levels, b, scale, a, lda, y); break;
+        }
+    }
+}
+
 #include "light_avx2.inc.h"
 
 const qk_kernels qk_kernels_avx2 = {

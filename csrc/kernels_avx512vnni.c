@@ -355,6 +355,82 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
         blocked_tile_of(0, NUMBERS, rows, p, a, lda, start, ld_start, y);
 }
 
+/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
+
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 8 columns, a sum in
+ * four parts, which are added at the end of k. */
+
+static inline __m512i broadcast16(const int8_t *a) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)a)); }
+
+/* Sums of four lanes' parts: those of the columns of c0, then of c1. */
+static inline __m256i add_parts(__m512i c0, __m512i c1)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i pairs = _mm512_add_epi32(_mm512_unpacklo_epi32(c0, c1), _mm512_unpackhi_epi32(c0, c1));
+    const __m512i sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, 0x4e));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
+}
+
+static inline void store_columns(float *y, __m512i c0, __m512i c1, int32_t start, __m256 scale)
+{
+    const __m256i sums = _mm256_add_epi32(add_parts(c0, c1), _mm256_set1_epi32(start));
+    _mm256_storeu_ps(y, _mm256_mul_ps(_mm256_cvtepi32_ps(sums), scale));
+}
+
+/* `rows` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *b, __m256 scale,
+                                                                  const int8_t *a, size_t lda, const int32_t *start,
+                                                                  size_t ld_start, float *y)
+{
+    const __m512i flip = _mm512_set1_epi8((char)128);
+    const __m512i levels0 = _mm512_xor_si512(_mm512_loadu_si512(b), flip);
+    const __m512i levels1 = _mm512_xor_si512(_mm512_loadu_si512(b + 64), flip);
+    const int8_t *a3 = a + 3 * lda;
+    const uint8_t *end = b + 128 * steps;
+    __m512i c00 = _mm512_setzero_si512(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00, c30 = c00, c31 = c00;
+    while (b != end) {
+        b += 128;
+        const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
+        __m512i b0 = level_of(two0, SHUFFLED, levels0), b1 = level_of(two1, SHUFFLED, levels1);
+        __m512i v = broadcast16(a);
+        c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
+        if (rows > 1) v = broadcast16(a + lda), c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v);
+        if (rows > 2) v = broadcast16(a + 2 * lda), c20 = _mm512_dpbusd_epi32(c20, b0, v), c21 = _mm512_dpbusd_epi32(c21, b1, v);
+        if (rows > 3) v = broadcast16(a3), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
+        b0 = level_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0), b1 = level_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
+        v = broadcast16(a + 16);
+        if (rows == 1) c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v); /* more chains */
+        if (rows > 1) c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
+        if (rows > 1) v = broadcast16(a + lda + 16), c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v);
+        if (rows > 2) v = broadcast16(a + 2 * lda + 16), c20 = _mm512_dpbusd_epi32(c20, b0, v), c21 = _mm512_dpbusd_epi32(c21, b1, v);
+        if (rows > 3) v = broadcast16(a3 + 16), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
+        a += QK_OWN_KR, a3 += QK_OWN_KR;
+    }
+    if (rows == 1) c00 = _mm512_add_epi32(c00, c10), c01 = _mm512_add_epi32(c01, c11);
+    store_columns(y, c00, c01, start[0], scale);
+    if (rows > 1) store_columns(y + 32, c10, c11, start[ld_start], scale);
+    if (rows > 2) store_columns(y + 64, c20, c21, start[2 * ld_start], scale);
+    if (rows > 3) store_columns(y + 96, c30, c31, start[3 * ld_start], scale);
+}
+
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    const size_t steps = p->last_steps, group = 128 * (1 + steps);
+    const uint8_t *b = p->records;
+    const float *scales = (const float *)(b + QK_BLOCKED_NR / QK_OWN_NR * group);
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    for (int col = 0; p->blocks && col < QK_BLOCKED_NR; col += QK_OWN_NR, b += group, y += QK_OWN_NR) {
+        const __m256 scale = _mm256_loadu_ps(scales + col);
+        switch (rows) {
+        case 1: own_levels_rows(1, steps, b, scale, a, lda, start, ld_start, y); break;
+        case 2: own_levels_rows(2, steps, b, scale, a, lda, start, ld_start, y); break;
+        case 3: own_levels_rows(3, steps, b, scale, a, lda, start, ld_start, y); break;
+        default: own_levels_rows(4, steps, b, scale, a, lda, start, ld_start, y); break;
+        }
+    }
+}
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,

@@ -65,6 +65,25 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
         }
 }
 
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    enum { NC = QK_OWN_NR, STEP = NC * QK_OWN_KR / 2, HALF = QK_OWN_KR / 2 };
+    const size_t group = p->blocks * STEP * (1 + p->last_steps);
+    const float *scales = (const float *)(p->records + QK_BLOCKED_NR / NC * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    for (int row = 0; row < rows; row++, a += lda, y += QK_BLOCKED_NR)
+        for (int j = 0; j < QK_BLOCKED_NR; j++) {
+            const int8_t *levels = (const int8_t *)p->records + (size_t)(j / NC) * group + j % NC * QK_LEVELS;
+            const uint8_t *b = (const uint8_t *)levels + STEP;
+            int32_t sum = 0;
+            for (size_t s = 0; s < p->blocks * p->last_steps; s++, b += STEP)
+                for (size_t i = 0; i < HALF; i++)
+                    sum += a[s * QK_OWN_KR + i] * levels[b[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[b[i] >> 4];
+            y[j] = p->blocks ? (float)sum * scales[j] : 0;
+        }
+}
+
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
