@@ -4,6 +4,7 @@
  *
  * Float results have equal bits everywhere: each operation is written out, rounded once and never
  * contracted; where a fused multiply-add is meant it is called by name (numerics 9). */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

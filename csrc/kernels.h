@@ -55,6 +55,8 @@ typedef struct {
     const int8_t *levels;              /* what codes stand for; NULL: for themselves */
 } qk_blocked_panel;
 
+enum { QK_CODEBOOK_COLUMNS = 256 };
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -121,6 +123,15 @@ struct qk_kernels {
     void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
     void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);
     void (*f32_to_bf16)(const float *x, uint16_t *y, size_t n);
+
+    /* Codebooks (numerics 15): blocks that are neighbours, or of `rows` rows, a scale for each of at most QK_CODEBOOK_COLUMNS columns.
+     * Without scale values are coded as they are. Encoding returns the bits of the largest magnitude, as absmax_f32. */
+    int32_t (*encode_f32)(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t);
+    int32_t (*encode_columns_f32)(const float *x, uint8_t *q, size_t stride, size_t rows, size_t cols, float *scale,
+                                  const qk_levels *t);
+    void (*decode_f32)(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t);
+    void (*decode_columns_f32)(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,
+                               const qk_levels *t);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
     void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,

@@ -94,6 +94,66 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
     }
 }
 
+/* ---- codebooks of at most 16 levels (numerics 15) ---- */
+
+/* The thresholds are a binary tree whose depths 1, 2 and 3 fit a register each, as do their 2, 4 and 8 nodes; vpermps looks up the one
+ * where each lane has got to. */
+#define HAVE_LEVELS16
+#define GROUP16 32
+typedef struct {
+    __m256 depth0, depth1, depth2, depth3;
+    __m256i order;
+} nodes16;
+
+static inline nodes16 load_nodes16(const qk_levels *t)
+{
+    return (nodes16){_mm256_set1_ps(t->node[1]), _mm256_loadu_ps(t->node + 2), _mm256_loadu_ps(t->node + 4), _mm256_loadu_ps(t->node + 8),
+                     _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->order))};
+}
+
+/* -1 where v is above the threshold. */
+static inline __m256i above(__m256 v, __m256 threshold) { return _mm256_castps_si256(_mm256_cmp_ps(v, threshold, _CMP_GT_OQ)); }
+
+/* One level down: from `at` to 2 at, or 2 at + 1 where v is above the node. */
+static inline __m256i descend(__m256i at, __m256 v, __m256 nodes)
+{
+    return _mm256_sub_epi32(_mm256_add_epi32(at, at), above(v, _mm256_permutevar8x32_ps(nodes, at)));
+}
+
+static inline __m256i rank8(const float *x, __m256 factor, nodes16 t)
+{
+    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x), factor);
+    const __m256i at = _mm256_sub_epi32(_mm256_setzero_si256(), above(v, t.depth0));
+    return descend(descend(descend(at, v, t.depth1), v, t.depth2), v, t.depth3);
+}
+
+static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
+{
+    const __m256 f = _mm256_set1_ps(factor);
+    const __m256i r0 = _mm256_packs_epi32(rank8(x, f, t), rank8(x + 8, f, t));
+    const __m256i r1 = _mm256_packs_epi32(rank8(x + 16, f, t), rank8(x + 24, f, t));
+    const __m256i codes = _mm256_shuffle_epi8(t.order, _mm256_packus_epi16(r0, r1));
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+
+typedef struct {
+    __m256 low, high;
+} levels16;
+
+static inline levels16 load_levels16(const qk_levels *t) { return (levels16){_mm256_loadu_ps(t->level), _mm256_loadu_ps(t->level + 8)}; }
+
+/* vpermps reads the low 3 bits of a code; the fourth, moved to the sign, chooses between the halves. */
+static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
+{
+    const __m256 s = _mm256_set1_ps(scale);
+    for (int i = 0; i < GROUP16; i += 8) {
+        const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(q + i)));
+        const __m256 low = _mm256_permutevar8x32_ps(levels.low, codes), high = _mm256_permutevar8x32_ps(levels.high, codes);
+        const __m256 v = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(v, s));
+    }
+}
+
 #define MR 8 /* at most */
 #define NR 16
 #define KR 2
@@ -102,6 +162,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #define HAVE_WIDEN
 #include "elementwise.inc.h"
 #include "layers.inc.h"
+#include "codebook.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
 

@@ -106,6 +106,69 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 }
 #endif
 
+/* ---- codebooks of at most 16 levels (numerics 15) ---- */
+
+/* The thresholds are a binary tree: each of its four depths is a register, in which vpermps looks up where each lane has got to. */
+#define HAVE_LEVELS16
+#define GROUP16 64
+typedef struct {
+    __m512 depth0, depth1, depth2, depth3;
+    __m512i order;
+} nodes16;
+
+/* Depth d of the tree, for lanes that have d bits of their rank, the first decision in the lowest bit: 16 entries from 2^d on, in the
+ * order of the bits reversed. So a decision is one masked addition. */
+static inline nodes16 load_nodes16(const qk_levels *t)
+{
+    const __m512i reversed2 = _mm512_setr_epi32(0, 2, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i reversed3 = _mm512_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i reversed4 = _mm_setr_epi8(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15);
+    const __m512 nodes = _mm512_loadu_ps(t->node);
+    nodes16 of;
+    of.depth0 = _mm512_set1_ps(t->node[1]);
+    of.depth1 = _mm512_permutexvar_ps(_mm512_setr_epi32(2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), nodes);
+    of.depth2 = _mm512_permutexvar_ps(_mm512_add_epi32(reversed2, _mm512_set1_epi32(4)), nodes);
+    of.depth3 = _mm512_permutexvar_ps(_mm512_add_epi32(reversed3, _mm512_set1_epi32(8)), nodes);
+    of.order = _mm512_broadcast_i32x4(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)t->order), reversed4));
+    return of;
+}
+
+static inline __mmask16 above(__m512 v, __m512 threshold) { return _mm512_cmp_ps_mask(v, threshold, _CMP_GT_OQ); }
+
+/* Ranks of 16 values, their bits reversed. */
+static inline __m512i reversed_rank(__m512 v, nodes16 t)
+{
+    __m512i r = _mm512_maskz_mov_epi32(above(v, t.depth0), _mm512_set1_epi32(1));
+    r = _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth1)), r, _mm512_set1_epi32(2));
+    r = _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth2)), r, _mm512_set1_epi32(4));
+    return _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth3)), r, _mm512_set1_epi32(8));
+}
+
+static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512 f = _mm512_set1_ps(factor);
+    const __m512i r0 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x), f), t);
+    const __m512i r1 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 16), f), t);
+    const __m512i r2 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 32), f), t);
+    const __m512i r3 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 48), f), t);
+    const __m512i ranks = _mm512_packus_epi16(_mm512_packs_epi32(r0, r1), _mm512_packs_epi32(r2, r3));
+    _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(t.order, ranks)));
+}
+
+typedef __m512 levels16;
+
+static inline levels16 load_levels16(const qk_levels *t) { return _mm512_loadu_ps(t->level); }
+
+static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
+{
+    const __m512 s = _mm512_set1_ps(scale);
+    for (int i = 0; i < GROUP16; i += 16) {
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(q + i)));
+        _mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_permutexvar_ps(codes, levels), s));
+    }
+}
+
 #define MR 12
 #define NR 32
 #define KR 4
@@ -113,6 +176,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #define GROUP 64
 #include "elementwise.inc.h"
 #include "layers.inc.h"
+#include "codebook.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
 

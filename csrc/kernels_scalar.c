@@ -7,6 +7,7 @@
 #define HAVE_FMA 0
 #include "elementwise.inc.h"
 #include "layers.inc.h"
+#include "codebook.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
 

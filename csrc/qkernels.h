@@ -158,6 +158,38 @@ void qk_blocked_unpack(const qk_blocked *p, void *b);
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
                       qk_activation activation, float *out);
 
+/* ---- codebooks (numerics 15) ---- */
+
+/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have 2^depth entries:
+ * levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and 2 i + 1; infinite ones
+ * pad it), and the code of each rank. */
+typedef struct {
+    int depth;
+    int in_order;             /* the code of a rank is the rank */
+    const float *level, *node;
+    const uint8_t *order;
+    /* 2 (last + 1) buckets of values, those of negative values after the others: what precedes the bucket, and 32 bits whose sum with
+     * a value carries where the value is above the threshold. NULL where a bucket would have several thresholds. */
+    const uint64_t *bucket;
+    int32_t least, last;
+    int shift;
+} qk_levels;
+
+/* Tables of channels, one after another; those of the first. Several have no buckets. */
+typedef struct {
+    size_t channels;
+    qk_levels first;
+} qk_codebook;
+
+/* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis. With it: one
+ * channel; each block of `block` values along the axis is divided by its scale, its largest magnitude, scale having the shape
+ * (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
+int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale);
+/* No code may exceed the levels. */
+void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+               const float *scale);
+int qk_largest_code(const uint8_t *q, size_t n);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

@@ -1,5 +1,6 @@
 """qkernels: exact, fast kernels for quantized machine learning on CPUs."""
 
+from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
 from .layers import attention, layer_norm
@@ -10,12 +11,15 @@ from .rounding import quantize_multiplier, requantize
 __version__ = "0.1.0"
 
 __all__ = [
+    "Codebook",
     "PackedMatrix",
     "QParams",
     "attention",
     "choose_qparams",
+    "decode",
     "dequantize",
     "dynamic_quantize",
+    "encode",
     "fake_quantize",
     "get_include",
     "get_num_threads",

@@ -1,7 +1,7 @@
 """The C API (csrc/qkernels.h) as Cython sees it."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
 
 cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kernels:
@@ -112,6 +112,26 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_unpack(const qk_blocked *p, void *b)
     int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
                           qk_activation activation, float *out)
+
+    ctypedef struct qk_levels:
+        int depth
+        int in_order
+        const float *level
+        const float *node
+        const uint8_t *order
+        const uint64_t *bucket
+        int32_t least, last
+        int shift
+
+    ctypedef struct qk_codebook:
+        size_t channels
+        qk_levels first
+
+    int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+                  float *scale)
+    void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+                   const float *scale)
+    int qk_largest_code(const uint8_t *q, size_t n)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

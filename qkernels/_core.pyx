@@ -821,6 +821,86 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shi
     return y
 
 
+# ---- codebooks ----
+
+
+cdef class Levels:
+    """The tables of a scalar Codebook (codebook.py), which has made them, as C reads them. Arrays have a row for each channel."""
+
+    cdef qk_codebook c
+    cdef object arrays
+
+    def __cinit__(self, cnp.ndarray level, cnp.ndarray node, cnp.ndarray order, bint in_order, buckets):
+        self.arrays = level, node, order, buckets
+        self.c.channels = <size_t>cnp.PyArray_DIM(level, 0)
+        self.c.first.depth = int(cnp.PyArray_DIM(level, 1)).bit_length() - 1
+        self.c.first.in_order = in_order
+        self.c.first.level = <const float *>cnp.PyArray_DATA(level)
+        self.c.first.node = <const float *>cnp.PyArray_DATA(node)
+        self.c.first.order = <const uint8_t *>cnp.PyArray_DATA(order)
+        if buckets is not None:
+            bucket, self.c.first.least, self.c.first.last, self.c.first.shift = buckets
+            self.c.first.bucket = <const uint64_t *>cnp.PyArray_DATA(bucket)
+
+
+cdef int lay_out(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t *inner) except -1:
+    """The shape of a contiguous array as (outer, length, inner) around the axis; without one all of it is the axis."""
+    cdef int i, at, ndim = cnp.PyArray_NDIM(a)
+    outer[0] = inner[0] = 1
+    length[0] = <size_t>cnp.PyArray_SIZE(a)
+    if axis is None:
+        return 0
+    at = axis
+    for i in range(at):
+        outer[0] *= <size_t>cnp.PyArray_DIM(a, i)
+    length[0] = <size_t>cnp.PyArray_DIM(a, at)
+    for i in range(at + 1, ndim):
+        inner[0] *= <size_t>cnp.PyArray_DIM(a, i)
+    return 0
+
+
+def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarray scales):
+    """Codes of a contiguous float32 array, or None where a value is not finite. scales, contiguous, is filled; None: no blocks."""
+    cdef size_t outer, length, inner
+    lay_out(x, axis, &outer, &length, &inner)
+    q = np.empty((<object>x).shape, np.uint8)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
+    cdef float *scale = NULL
+    if scales is not None:
+        scale = <float *>cnp.PyArray_DATA(scales)
+    cdef int finite
+    with nogil:
+        finite = qk_encode(source, target, &levels.c, outer, length, inner, block, scale)
+    return q if finite else None
+
+
+def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):
+    """Levels of uint8 codes below k times their scales (contiguous float32, or None), as float32."""
+    cdef cnp.ndarray a = contiguous(codes)
+    cdef size_t outer, length, inner
+    lay_out(a, axis, &outer, &length, &inner)
+    cdef cnp.ndarray y = result_array(out, a, FLOAT32)
+    if out is not None:
+        refuse_overlap(y, codes, "codes")
+        refuse_overlap(y, given_scales, "scales")
+    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
+    cdef const float *scale = NULL
+    if scales is not None:
+        scale = <const float *>cnp.PyArray_DATA(scales)
+    cdef float *target = <float *>cnp.PyArray_DATA(y)
+    cdef size_t n = <size_t>cnp.PyArray_SIZE(a)
+    cdef int most = 0
+    with nogil:
+        if k < 256:
+            most = qk_largest_code(source, n)
+        if most < k:
+            qk_decode(source, target, &levels.c, outer, length, inner, block, scale)
+    if most >= k:
+        raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
+    return y
+
+
 # ---- layers ----
 
 

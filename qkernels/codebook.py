@@ -1,0 +1,383 @@
+"""Codebooks: values stored as the number of the nearest of a few levels. Formulas: docs/numerics.md, section 15."""
+
+import math
+
+import numpy as np
+
+from . import _core
+from .qparams import MAX_NDIM, float_array, optional_int
+
+MAX_LEVELS = 256
+
+
+class Codebook:
+    """A table of at most 256 levels: validated once, frozen, used many times.
+
+    Parameters
+    ----------
+    levels : array of floats
+        Kept as float32, finite, in any order (code i stands for level i):
+
+        - (k,): one codebook for all values.
+        - (channels, k), with `axis`: one for each index of that axis.
+        - (k, d), with ``vector=True``: each code stands for d neighbours along the last axis. (m, k, d): product quantization,
+          a codebook for each of m groups of d neighbours, which make up the last axis.
+    axis : int, optional
+    block_size : int, optional
+        Levels (k,) only. Each block of so many values is divided by its largest magnitude first, its scale. Blocks are
+        neighbours in C order or, with `axis`, along that axis, where the last block of a line may be short.
+    vector : bool
+
+    Attributes
+    ----------
+    levels : read-only float32 array
+    axis, block_size : int or None
+    vector : bool
+    k : int
+        Number of levels.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not as above; the message names the argument and its value.
+
+    References
+    ----------
+    Dettmers et al., *QLoRA: Efficient Finetuning of Quantized LLMs*, 2023, for levels of normalised blocks; Jegou et al.,
+    *Product Quantization for Nearest Neighbor Search*, 2011.
+
+    Examples
+    --------
+    >>> qk.Codebook([-1, 0, 2])
+    Codebook([-1, 0, 2])
+    >>> qk.Codebook(np.linspace(-1, 1, 16), block_size=64)
+    Codebook(<16 levels>, block_size=64)
+    """
+
+    __slots__ = ("levels", "axis", "block_size", "vector", "k", "_tables")
+
+    def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
+        axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
+        if not isinstance(vector, (bool, np.bool_)):
+            raise TypeError(f"vector must be True or False, got {vector!r}")
+        levels = _checked_levels(levels, axis, block_size, bool(vector))
+        _check_layout(levels, axis, block_size, bool(vector))
+        self = super().__new__(cls)
+        values = (_core.frozen(levels), axis, block_size, bool(vector), levels.shape[-2 if vector else -1])
+        for name, value in zip(cls.__slots__, values):
+            object.__setattr__(self, name, value)
+        return self
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"a Codebook is frozen: {name} cannot be set")
+
+    __delattr__ = lambda self, name: self.__setattr__(name, None)
+
+    def __repr__(self):
+        shape = " x ".join(map(str, self.levels.shape))
+        parts = [f"[{', '.join(f'{v:.6g}' for v in self.levels)}]" if self.levels.ndim == 1 and self.k <= 8 else f"<{shape} levels>"]
+        parts += [f"{name}={getattr(self, name)}" for name in ("axis", "block_size") if getattr(self, name) is not None]
+        return f"Codebook({', '.join(parts + ['vector=True'] * self.vector)})"
+
+    def __eq__(self, other):
+        if not isinstance(other, Codebook):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __reduce__(self):
+        return _rebuild, (self.levels, self.axis, self.block_size, self.vector)
+
+    @property
+    def _levels(self):
+        """What C looks values up in, made on first use."""
+        if not hasattr(self, "_tables"):
+            object.__setattr__(self, "_tables", _tables(self.levels.reshape(-1, self.k)))
+        return self._tables
+
+    def _key(self):
+        return self.levels.shape, self.levels.tobytes(), self.axis, self.block_size, self.vector
+
+
+def _rebuild(levels, axis, block_size, vector):
+    return Codebook(levels, axis=axis, block_size=block_size, vector=vector)
+
+
+def encode(x, codebook):
+    """The number of the level nearest to each value; of two as near the lower number.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        Finite. Blocks of float64 values are rounded to float32 first.
+    codebook : Codebook
+
+    Returns
+    -------
+    codes : uint8 array of the shape of x
+    scales : float32 array, only where the codebook has a block size
+        The largest magnitude of each block: of the shape (blocks,) or, where the codebook has an axis, that of x with this axis
+        shortened to ``ceil(n / block_size)``. Values are multiplied by the reciprocal of their scale, which is taken as 2**-126
+        where it is smaller.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, a shape that the codebook does not fit, or NaN and infinity (how many, and where the first is).
+
+    Notes
+    -----
+    Of several equal levels the lowest number stands for values up to the level, the highest for those above.
+
+    References
+    ----------
+    Dettmers et al. 2023; docs/numerics.md, section 15.
+
+    Examples
+    --------
+    >>> qk.encode(np.float32([-5, 0.4, 0.5, 1.1]), qk.Codebook([-1, 0, 1]))
+    array([0, 1, 1, 2], dtype=uint8)
+    >>> qk.encode(np.float32([1, 2, -4, 8]), qk.Codebook([-1, 0, 0.5, 1], block_size=2))
+    (array([2, 3, 0, 3], dtype=uint8), array([2., 8.], dtype=float32))
+    """
+    x, axis = float_array(x), _checked_axis(x, codebook, "x")
+    if codebook.block_size is not None:
+        return _encode_blocks(x, codebook, axis)
+    if axis is not None and _neighbours(x.shape, axis) < FEW:
+        swapped = _axis_first(x, axis)
+        return np.ascontiguousarray(np.moveaxis(_encode_values(swapped, codebook, 0), 0, axis))
+    return _encode_values(x, codebook, axis)
+
+
+def decode(codes, codebook, scales=None, *, out=None):
+    """The levels that codes stand for, times the scales of their blocks.
+
+    Parameters
+    ----------
+    codes : uint8 array
+        Each below ``codebook.k``.
+    codebook : Codebook
+    scales : array of floats
+        Those of `encode`, where the codebook has a block size; used as float32.
+    out : float32 array of the shape of codes, optional
+        C-contiguous; may not overlap codes or scales.
+
+    Returns
+    -------
+    float32 array
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype or shape, a code that is too large, or a wrong `out`, which is then left untouched.
+
+    References
+    ----------
+    Dettmers et al. 2023; docs/numerics.md, section 15.
+
+    Examples
+    --------
+    >>> qk.decode(np.uint8([2, 3, 0, 3]), qk.Codebook([-1, 0, 0.5, 1], block_size=2), np.float32([2, 8]))
+    array([ 1.,  2., -8.,  8.], dtype=float32)
+    """
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8:
+        raise TypeError(f"codes must be uint8, got {codes.dtype}")
+    axis = _checked_axis(codes, codebook, "codes")
+    scales, given_scales = _checked_scales(scales, codebook, codes.shape, axis), scales
+    if axis is not None and scales is None and _neighbours(codes.shape, axis) < FEW:
+        swapped = _core.decode(_axis_first(codes, axis), codebook.k, codebook._levels, 0, 1, None, None, None)
+        return _core.store(out, np.ascontiguousarray(np.moveaxis(swapped, 0, axis)), codes, "codes")
+    return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
+
+
+FEW = 64  # neighbours that share a codebook: fewer are brought together by transposing
+
+
+def _neighbours(shape, axis):
+    return math.prod(shape[axis + 1 :])
+
+
+def _axis_first(x, axis):
+    return np.ascontiguousarray(np.moveaxis(x, axis, 0))
+
+
+def _encode_values(x, codebook, axis):
+    if x.dtype.itemsize == 8:
+        return _encode_float64(x, codebook, axis)
+    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, 1, None)
+    if codes is None:
+        _core.raise_not_finite(x)
+    return codes
+
+
+def _encode_blocks(x, codebook, axis):
+    scales = np.empty(_scales_shape(x.shape, axis, codebook.block_size), np.float32)
+    with np.errstate(over="ignore"):
+        narrow = _contiguous_float32(x)
+    codes = _core.encode(narrow, codebook._levels, axis, codebook.block_size, scales)
+    if codes is not None:
+        return codes, scales
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x)
+    raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
+
+
+def _encode_float64(x, codebook, axis):
+    """Comparisons in float64, in which x is exact."""
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x)
+    order, thresholds = _thresholds(codebook.levels.reshape(-1, codebook.k), np.float64)
+    codes = np.empty(x.shape, np.uint8)
+    lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
+    results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
+    for line, result, numbers, bounds in zip(lines, results, order, thresholds):
+        result[...] = numbers[np.searchsorted(bounds, line)]
+    return codes
+
+
+def _contiguous_float32(x):
+    return np.require(x, np.float32, "CA")
+
+
+# ---- tables (numerics 15) ----
+
+
+def _thresholds(levels, dtype):
+    """Of levels (channels, k): the code of each rank, and the largest floats that belong to the rank before."""
+    order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
+    ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
+    low, high = ranked[:, :-1], ranked[:, 1:]
+    total = low + high
+    rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
+    middle = total / 2
+    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code
+    near = middle.astype(dtype)
+    beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
+    return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
+
+
+def _tables(levels):
+    """Levels (channels, k) as `Levels` holds them."""
+    channels, k = levels.shape
+    depth = max(4, (k - 1).bit_length())
+    order, thresholds = _thresholds(levels, np.float32)
+    padded = np.full((channels, 1 << depth), np.inf, np.float32)
+    padded[:, : k - 1] = thresholds
+    node = np.arange(1 << depth)
+    level_of_node = np.frompyfunc(lambda i: max(int(i).bit_length() - 1, 0), 1, 1)(node).astype(int)
+    step = 1 << (depth - level_of_node)
+    tree = padded[:, np.maximum((node - (1 << level_of_node)) * step + step // 2 - 1, 0)]
+    whole = [np.zeros((channels, 1 << depth), t) for t in (np.float32, np.uint8)]
+    whole[0][:, :k], whole[1][:, :k] = levels, order
+    buckets = _buckets(thresholds[0]) if channels == 1 and depth > 4 else None
+    return _core.Levels(whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets)
+
+
+MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks
+
+
+def _buckets(thresholds):
+    """(entries, least, last, shift) of buckets with at most one threshold each, or None."""
+    bits = thresholds.view(np.int32)
+    magnitude, side = (bits & 0x7FFFFFFF).astype(np.int64), (bits < 0).astype(np.int64)
+    second = [np.sort(magnitude[side == s])[1:2] for s in (0, 1)]
+    second = int(np.concatenate(second).min(initial=2**31 - 1))
+    for shift in range(24, 8, -1):
+        least = max(second - (1 << shift), 0)  # so the first bucket ends before the second threshold
+        last = max(int(magnitude.max()) - least, 0) >> shift
+        if last >= MAX_BUCKETS:
+            return None
+        which = (np.maximum(magnitude - least, 0) >> shift) + side * (last + 1)
+        if np.unique(which).size == which.size:
+            return _bucket_entries(bits, which, least, last, shift), least, last, shift
+    return None
+
+
+def _bucket_entries(bits, which, least, last, shift):
+    wide = bits.astype(np.int64)
+    ordered = np.where(wide < 0, ~wide, wide | 0x80000000)
+    step = np.arange(last + 2, dtype=np.int64)
+    begin = np.where(step == 0, 0, least + (step << shift))  # magnitudes; the last bucket has no end
+    end = np.append(begin[1:-1], 0x80000000)
+    first = np.concatenate([0x80000000 + begin[:-1], 0x80000000 - end])  # the lowest value of each bucket
+    entries = np.searchsorted(ordered, first).astype(np.uint64) << np.uint64(32)
+    entries[which] |= (0xFFFFFFFF - ordered).astype(np.uint64)
+    return entries
+
+
+# ---- checks ----
+
+
+def _checked_axis(a, codebook, name):
+    """The axis of the codebook as an index of the shape of `a`, which must fit it."""
+    if not isinstance(codebook, Codebook):
+        raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
+    if codebook.vector:
+        raise NotImplementedError("encode and decode of codebooks with vector=True")
+    axis, ndim = codebook.axis, a.ndim
+    if axis is None:
+        return None
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"axis {axis} of codebook is out of range for {name} with shape {a.shape}")
+    axis %= ndim
+    if codebook.block_size is None and a.shape[axis] != len(codebook.levels):
+        raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "
+                         f"got shape {a.shape}")
+    return axis
+
+
+def _scales_shape(shape, axis, block_size):
+    if axis is None:
+        return (-(-math.prod(shape) // block_size),)
+    return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
+
+
+def _checked_scales(scales, codebook, shape, axis):
+    """Contiguous float32 scales, or None where the codebook has no blocks."""
+    if codebook.block_size is None:
+        if scales is not None:
+            raise ValueError("scales must be None for a codebook without block_size")
+        return None
+    if scales is None:
+        raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
+    given, expected = np.asarray(scales), _scales_shape(shape, axis, codebook.block_size)
+    if given.dtype.newbyteorder("=") not in _core.FLOATS:
+        raise TypeError(f"scales must be a float array, got {given.dtype}")
+    if given.shape != expected:
+        raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
+    with np.errstate(over="ignore"):
+        return _contiguous_float32(given)
+
+
+
+
+def _checked_levels(levels, axis, block_size, vector):
+    given = np.asarray(levels)
+    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
+        raise TypeError(f"levels must be an array of floats, got {levels!r}")
+    dims, expected = ((2, 3), "(k, d) or (m, k, d)") if vector else ((1,), "(k,)") if axis is None or block_size is not None else (
+        (2,), "(channels, k)")
+    if given.ndim not in dims:
+        raise ValueError(f"levels must have shape {expected} for axis={axis}, block_size={block_size}, vector={vector}, "
+                         f"got {given.shape}")
+    k = given.shape[-2 if vector else -1]
+    if not 1 <= k <= MAX_LEVELS or given.size == 0:
+        raise ValueError(f"levels must number from 1 to {MAX_LEVELS}, got shape {given.shape}")
+    with np.errstate(over="ignore", under="ignore"):
+        kept = np.array(given, np.float32, order="C")
+    bad = ~np.isfinite(kept)
+    if bad.any():
+        raise ValueError(f"levels must be finite in float32, got {given[bad].flat[0]}")
+    return kept + np.float32(0)  # of zeros one is kept
+
+
+def _check_layout(levels, axis, block_size, vector):
+    if vector and (axis is not None or block_size is not None):
+        raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
+    if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
+        raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
+    if block_size is not None and not 1 <= block_size < 2**63:
+        raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
