@@ -88,7 +88,7 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
         p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
 }
 
-/* Levels and codes of the columns of a panel from `col` on, 8 at a time; those that are absent are 0. */
+/* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
 static void pack_own_levels(const pack_job *job, size_t col, size_t cols, uint8_t *to)
 {
     enum { HALF = QK_OWN_KR / 2 };

@@ -47,7 +47,7 @@ typedef struct {
 } qk_panel_source;
 
 /* A panel of 4-bit weights: see qk_blocked. */
-enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4, QK_OWN_NR = 8, QK_OWN_KR = 32, QK_LEVELS = 16 };
+enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4, QK_OWN_NR = 16, QK_OWN_KR = 32, QK_LEVELS = 16 };
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */

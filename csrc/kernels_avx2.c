@@ -495,6 +495,8 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 /* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum in
  * four parts, which are added at the end of k. */
 
+enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
+
 static inline __m256i broadcast16(const int8_t *a) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a)); }
 
 /* c0 has columns 0 and 1, c1 columns 2 and 3. */
@@ -505,16 +507,16 @@ static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
     _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
 }
 
-/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie STEP apart. */
+/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP apart. */
 static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *levels,
                                                                   const uint8_t *b, __m128 scale, const int8_t *a, size_t lda,
                                                                   float *y)
 {
-    enum { STEP = QK_OWN_NR * QK_OWN_KR / 2, HALF = QK_OWN_KR / 2 };
+    enum { HALF = QK_OWN_KR / 2 };
     const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
     const int8_t *a3 = a + 3 * lda;
     __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
-    for (size_t s = 0; s < steps; s++, b += STEP)
+    for (size_t s = 0; s < steps; s++, b += OWN_STEP)
         for (int half = 0; half < 2; half++, a += HALF, a3 += HALF) {
             const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
             const __m256i b0 = _mm256_shuffle_epi8(levels0, half ? high_halves(two0) : low_halves(two0));
@@ -537,12 +539,12 @@ static inline __attribute__((always_inline)) void own_levels_rows(const int rows
 static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                             size_t ld_start, float *y)
 {
-    const size_t steps = p->last_steps, group = 128 * (1 + steps);
+    const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
     const float *scales = (const float *)(p->records + QK_BLOCKED_NR / QK_OWN_NR * group);
     (void)start, (void)ld_start; /* of tiles that add 128 to each level */
     if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
     for (int col = 0; p->blocks && col < QK_BLOCKED_NR; col += 4, y += 4) {
-        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS, *b = levels + 128;
+        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS, *b = levels + OWN_STEP;
         const __m128 scale = _mm_loadu_ps(scales + col);
         switch (rows) {
         case 1: own_levels_rows(1, steps, levels, b, scale, a, lda, y); break;

@@ -119,7 +119,7 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 /* Weights b (k, n) of 4 bits, each block of `block` rows having a scale for each column (numerics 12). The panels, of 32 columns,
  * are the same for every instruction set. A panel is a run of records, one a block: the codes, two a byte, in steps of
  * 4 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal. Codes may stand for levels; where each
- * column has its own, there is one block, and a panel has for each 8 columns their levels, and codes in steps of 32 rows: byte i
+ * column has its own, there is one block, and a panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i
  * of a column's 16 has row i in its low half and row i + 16 in its high half; then 32 scales, float32. */
 typedef struct {
     const qk_kernels *kernels;
