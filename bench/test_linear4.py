@@ -1,4 +1,4 @@
-"""Float in and out with 4-bit weights in blocks: qkernels.linear. Shapes are M x N x K."""
+"""Float in and out with 4-bit weights in blocks, numbers or codes of a codebook: qkernels.linear. Shapes are M x N x K."""
 
 import numpy as np
 import peers
@@ -40,4 +40,28 @@ def test_linear4(race, isa, block_size, shape):
         f"linear 4-bit, block {block_size}, {'x'.join(map(str, shape))}", work=m * n * k, unit="GMAC/s",
         ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
         peers=others, check=close, limits=limits,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("block_size", [32, 64, None], ids=["32", "64", "column"])
+def test_linear_codebook(race, block_size, shape):
+    """Against our own uniform 4-bit weights of the same blocks: no other library has codebooks on CPUs."""
+    m, n, k = shape
+    x = random_floats(m, k, seed=1)
+    codes, scale = quantized_weights(k, n, block_size or k)
+    levels = np.sort(random_floats(1 if block_size else n, 16, seed=3), axis=1)
+    if block_size:
+        codebook, scales = qk.Codebook(levels[0], axis=0, block_size=block_size), scale
+        of_uniform = qk.QParams(scale, dtype="uint4", axis=0, block_size=block_size)
+    else:
+        codebook, scales, of_uniform = qk.Codebook(levels, axis=1), None, qk.QParams(scale[0], dtype="uint4", axis=1)
+    packed, uniform = qk.pack(codes, codebook, scales=scales), qk.pack(codes.astype(of_uniform.dtype), of_uniform)
+    out, out_uniform = aligned_empty((m, n), "float32"), aligned_empty((m, n), "float32")
+    close = relative(x.astype(np.float64) @ qk.decode(codes, codebook, scales), 0.03)
+    race(
+        f"linear codebook, {f'block {block_size}' if block_size else 'each column'}, {'x'.join(map(str, shape))}", work=m * n * k,
+        unit="GMAC/s", ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
+        peers=[Contender("uniform", lambda: qk.linear(x, uniform, out=out_uniform), lambda: out_uniform, lambda _: "")],
+        check=close, limits=[moving(x.nbytes + packed.nbytes, out.nbytes)],
     )  # fmt: skip

@@ -9,19 +9,27 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2 };
+enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
 
 /* ---- packing of b ---- */
+
+/* Rows of a step. */
+static size_t rows_of(const qk_blocked *p) { return p->own_levels ? QK_OWN_KR : KR; }
 
 /* Steps of a block, which the last, short one has fewer of. */
 static size_t steps_of(const qk_blocked *p, size_t block)
 {
-    return round_up(at_most(p->k - block * p->block, p->block), KR) / KR;
+    return ceil_div(at_most(p->k - block * p->block, p->block), rows_of(p));
 }
 
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
 static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
-static size_t record_bytes(const qk_blocked *p, size_t block) { return steps_of(p, block) * STEP_BYTES + params_bytes(p); }
+static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
+
+static size_t record_bytes(const qk_blocked *p, size_t block)
+{
+    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * STEP_BYTES) + params_bytes(p);
+}
 
 static size_t panel_bytes(const qk_blocked *p)
 {
@@ -33,8 +41,15 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
 {
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
                       .flip = b_signed ? 8 : 0, .half_scales = half_scales, .own_zeros = own_zeros,
-                      .zero = zero_point + (b_signed ? 8 : 0)};
+                      .zero = zero_point + (b_signed ? 8 : 0), .level_scale = 1};
     p->blocks = (k + p->block - 1) / p->block;
+}
+
+void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
+                            const int8_t *levels, int own_levels, float level_scale)
+{
+    qk_blocked_init(p, kernels, k, n, block, 0, half_scales, 0, 128);
+    p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
 size_t qk_blocked_bytes(const qk_blocked *p) { return p->n_pad / NR * panel_bytes(p); }
@@ -65,6 +80,33 @@ static void pack_params(const pack_job *job, size_t block, size_t col, size_t co
         memcpy(to, scale, sizeof scale);
 }
 
+/* One block, its steps one after the other. */
+static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_blocked *p = job->p;
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += STEP_BYTES)
+        p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
+}
+
+/* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
+static void pack_own_levels(const pack_job *job, size_t col, size_t cols, uint8_t *to)
+{
+    enum { HALF = QK_OWN_KR / 2 };
+    const qk_blocked *p = job->p;
+    const size_t group = group_bytes(p);
+    memset(to, 0, NR / QK_OWN_NR * group);
+    for (size_t j = 0; j < cols; j++) {
+        const uint8_t *b = job->b + (ptrdiff_t)(col + j) * job->col_stride;
+        uint8_t *codes = to + j / QK_OWN_NR * group + j % QK_OWN_NR * HALF;
+        memcpy(codes, p->levels + (col + j) * QK_LEVELS, QK_LEVELS);
+        for (size_t row = 0; row < p->k; row++) {
+            const size_t in_step = row % QK_OWN_KR;
+            if (in_step == 0) codes += OWN_STEP_BYTES;
+            codes[in_step % HALF] |= (uint8_t)(b[(ptrdiff_t)row * job->row_stride] << (in_step < HALF ? 0 : 4));
+        }
+    }
+}
+
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     const pack_job *job = context;
@@ -72,14 +114,14 @@ static void pack_panels(void *context, size_t begin, size_t end)
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR, cols = at_most(p->n - col, NR);
         uint8_t *to = p->panels + panel * panel_bytes(p);
-        for (size_t block = 0; block < p->blocks; block++, to += params_bytes(p)) {
-            const size_t first = block * p->block, last = at_most(first + p->block, p->k);
-            for (size_t row = first; row < last; row += KR, to += STEP_BYTES) {
-                const uint8_t *b = job->b + (ptrdiff_t)row * job->row_stride + (ptrdiff_t)col * job->col_stride;
-                p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(last - row, KR), cols,
-                                              (uint8_t)p->flip, to);
-            }
-            pack_params(job, block, col, cols, to);
+        for (size_t block = 0; block < p->blocks; block++, to += record_bytes(p, 0)) {
+            const size_t first = block * p->block, rows = at_most(p->k - first, p->block);
+            const uint8_t *b = job->b + (ptrdiff_t)first * job->row_stride + (ptrdiff_t)col * job->col_stride;
+            if (p->own_levels)
+                pack_own_levels(job, col, cols, to);
+            else
+                pack_block(job, b, rows, cols, to);
+            pack_params(job, block, col, cols, to + record_bytes(p, block) - params_bytes(p));
         }
     }
 }
@@ -91,19 +133,28 @@ void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, p
     qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
 }
 
+/* The code of a row and a column, as it is stored. */
+static int stored_code(const qk_blocked *p, size_t row, size_t col)
+{
+    const uint8_t *panel = p->panels + col / NR * panel_bytes(p);
+    const size_t j = col % NR, in_step = row % p->block % rows_of(p), step = row % p->block / rows_of(p);
+    if (p->own_levels) {
+        const uint8_t *group = panel + j / QK_OWN_NR * group_bytes(p) + (1 + step) * OWN_STEP_BYTES;
+        const int two = group[j % QK_OWN_NR * (QK_OWN_KR / 2) + in_step % (QK_OWN_KR / 2)];
+        return (in_step < QK_OWN_KR / 2 ? two : two >> 4) & 15;
+    }
+    const int two = panel[row / p->block * record_bytes(p, 0) + step * STEP_BYTES + j % 16 * KR + in_step];
+    return (j < 16 ? two : two >> 4) & 15;
+}
+
 void qk_blocked_unpack(const qk_blocked *p, void *b)
 {
-    const size_t record = p->k ? record_bytes(p, 0) : 0, panel = panel_bytes(p);
     uint8_t *to = b;
-    for (size_t row = 0; row < p->k; row++) {
-        const size_t in_block = row % p->block, half = in_block % KR / 4;
-        const uint8_t *step = p->panels + row / p->block * record + in_block / KR * STEP_BYTES;
+    for (size_t row = 0; row < p->k; row++)
         for (size_t col = 0; col < p->n; col++) {
-            const uint8_t two = step[col / NR * panel + col % NR * 4 + in_block % 4];
-            const int code = ((half ? two >> 4 : two) & 15) ^ p->flip;
-            to[row * p->n + col] = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+            const int code = stored_code(p, row, col) ^ p->flip;
+            *to++ = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
-    }
 }
 
 /* ---- the product ---- */
@@ -173,6 +224,7 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
             spread_blocks(g, q, codes);
         else
             memset(codes + b->k, 0, g->k_pad - b->k);
+        rows->scale[i] *= b->level_scale;
         k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
     }
     return 1;
@@ -185,8 +237,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const qk_kernels *k = b->kernels;
     const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
     float y[MAX_MR * NR] __attribute__((aligned(64)));
-    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / KR, .half_scales = b->half_scales,
-                          .own_zeros = b->own_zeros};
+    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
+                          .own_zeros = b->own_zeros, .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
         const size_t col = panel * NR;
@@ -202,7 +254,9 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                 .dst = g->out + (first + row) * b->n + col,
                 .row_stride = b->n * sizeof(float),
             };
-            k->blocked_tile(t.rows, &p, block->codes + row * g->lda, g->lda, block->start + row * g->ld_start, g->ld_start, y);
+            const int8_t *codes = block->codes + row * g->lda;
+            const int32_t *start = block->start + row * g->ld_start;
+            (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
             k->blocked_to_float(y, &t);
         }
     }
@@ -236,8 +290,8 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
 {
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .bias = bias, .activation = activation, .out = out};
-    g.block_pad = round_up(b->block, KR);
-    if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * KR;
+    g.block_pad = round_up(b->block, rows_of(b));
+    if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

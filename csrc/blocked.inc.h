@@ -1,52 +1,50 @@
 /* Products with 4-bit weights (numerics 12): packing, sums of activations and the epilogue, compiled once per instruction
  * set, after products.inc.h.
  *
- * A step holds 8 rows of 32 columns in 128 bytes. Byte 4 j + i has row i of column j in its low half and row i + 4 in its high
- * half, so an `and` gives each column's rows 0..3 in the 4 bytes of a lane, and a shift its rows 4..7. */
+ * A step holds 4 rows of 32 columns in 64 bytes. Byte 4 j + i has row i of column j in its low half and of column j + 16 in its
+ * high half: a lane of 4 bytes has 4 rows of two columns. */
 
-/* Four bytes of a column, of its 8 codes in the bytes of `codes`. */
-static inline uint32_t halve(uint64_t codes, uint64_t flips)
+/* `rows` codes of a column in the low halves of bytes. */
+static inline uint32_t column_codes(const uint8_t *b, ptrdiff_t row_stride, size_t rows)
 {
-    codes = (codes & 0x0f0f0f0f0f0f0f0fu) ^ flips;
-    return (uint32_t)(codes | codes >> 28);
+    uint32_t codes = 0;
+    if (rows == QK_BLOCKED_KR && row_stride == 1)
+        memcpy(&codes, b, sizeof codes);
+    else
+        for (size_t i = 0; i < rows; i++) codes |= (uint32_t)b[(ptrdiff_t)i * row_stride] << 8 * i;
+    return codes & 0x0f0f0f0fu;
 }
 
-/* Eight rows of 32 unit-stride columns; the loop that gcc vectorizes. */
-static inline void halve_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to)
+/* Four rows of 32 unit-stride columns; the loop that gcc vectorizes. */
+static inline void pack_whole_step(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to)
 {
-    const uint8_t *b1 = b + row_stride, *b2 = b1 + row_stride, *b3 = b2 + row_stride, *b4 = b3 + row_stride;
-    const uint8_t *b5 = b4 + row_stride, *b6 = b5 + row_stride, *b7 = b6 + row_stride;
+    const uint8_t *b1 = b + row_stride, *b2 = b1 + row_stride, *b3 = b2 + row_stride;
     uint32_t *restrict fours = (uint32_t *)to;
-    for (int j = 0; j < QK_BLOCKED_NR; j++) {
+    for (int j = 0, h = 16; j < 16; j++, h++) {
         const uint32_t low = b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24;
-        const uint32_t high = b4[j] | (uint32_t)b5[j] << 8 | (uint32_t)b6[j] << 16 | (uint32_t)b7[j] << 24;
+        const uint32_t high = b[h] | (uint32_t)b1[h] << 8 | (uint32_t)b2[h] << 16 | (uint32_t)b3[h] << 24;
         fours[j] = ((low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4) ^ flip * 0x11111111u;
     }
 }
 
-/* One step of codes, one a byte in b, of any strides; those that b does not have are 0. */
+/* One step of codes, one a byte in b, of any strides. Those that b does not have are 0 ^ flip. */
 static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to)
 {
-    const uint64_t flips = flip * 0x0101010101010101u;
     if (rows == QK_BLOCKED_KR && cols == QK_BLOCKED_NR && col_stride == 1) {
-        halve_rows(b, row_stride, flip, to);
+        pack_whole_step(b, row_stride, flip, to);
         return;
     }
-    memset(to, 0, QK_BLOCKED_NR * QK_BLOCKED_KR / 2);
-    for (size_t j = 0; j < cols; j++, b += col_stride, to += 4) {
-        uint64_t codes = 0;
-        if (rows == QK_BLOCKED_KR && row_stride == 1)
-            memcpy(&codes, b, sizeof codes);
-        else
-            for (size_t i = 0; i < rows; i++) codes |= (uint64_t)b[(ptrdiff_t)i * row_stride] << 8 * i;
-        const uint32_t four = halve(codes, flips);
+    for (size_t j = 0; j < 16; j++, b += col_stride, to += 4) {
+        const uint32_t low = j < cols ? column_codes(b, row_stride, rows) : 0;
+        const uint32_t high = j + 16 < cols ? column_codes(b + 16 * col_stride, row_stride, rows) : 0;
+        const uint32_t four = (low | high << 4) ^ flip * 0x11111111u;
         memcpy(to, &four, sizeof four);
     }
 }
 
 /* Sum of 8 codes at a time, as unsigned bytes: pairs in the 16-bit parts of `pairs`, which 32 steps cannot overflow, nor
- * their sum: 32 * 8 * 255 < 2^16. `n` is a multiple of 8. */
+ * their sum: 32 * 8 * 255 < 2^16. `n` is a multiple of 4. */
 static inline int32_t sum_block(const int8_t *a, size_t n)
 {
     int32_t sum = 0;
@@ -54,12 +52,15 @@ static inline int32_t sum_block(const int8_t *a, size_t n)
         uint64_t pairs = 0;
         const size_t begin = i, end = n - i < 256 ? n : i + 256;
         for (; i < end; i += 8) {
-            uint64_t codes;
-            memcpy(&codes, a + i, sizeof codes);
+            uint64_t codes = 0;
+            if (end - i < 8)
+                memcpy(&codes, a + i, 4);
+            else
+                memcpy(&codes, a + i, 8);
             codes ^= 0x8080808080808080u; /* + 128 each */
             pairs += (codes & 0x00ff00ff00ff00ffu) + (codes >> 8 & 0x00ff00ff00ff00ffu);
         }
-        sum += (int32_t)(pairs * 0x0001000100010001u >> 48) - 128 * (int32_t)(end - begin);
+        sum += (int32_t)(pairs * 0x0001000100010001u >> 48) - 128 * (int32_t)((end - begin + 7) / 8 * 8);
     }
     return sum;
 }

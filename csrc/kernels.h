@@ -47,11 +47,12 @@ typedef struct {
 } qk_panel_source;
 
 /* A panel of 4-bit weights: see qk_blocked. */
-enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 8 };
+enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4, QK_OWN_NR = 16, QK_OWN_KR = 32, QK_LEVELS = 16 };
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
     int half_scales, own_zeros;
+    const int8_t *levels;              /* what codes stand for; NULL: for themselves */
 } qk_blocked_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
@@ -98,6 +99,9 @@ struct qk_kernels {
     int blocked_mr;
     void (*blocked_tile)(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y);
+    /* The same where each column has levels of its own. */
+    void (*own_levels_tile)(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y);
     void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);

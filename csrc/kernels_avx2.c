@@ -269,12 +269,17 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 /* ---- 4-bit weights (numerics 12) ---- */
 
 /* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
- * vpmaddwd by ones every 32 rows of b. Tile: 4 rows x 16 columns, 8 accumulators; for one row 32 columns, so that it reads panels
- * as they lie. The sums of all blocks are in the L1 cache. */
+ * vpmaddwd by ones every 32 rows of b. Levels of a codebook fill int8: |a| is the unsigned operand, and the level takes the sign
+ * of a, so that pairs fit int16, 2 * 127 * 127 < 2^15, and are widened at once. Tile: 4 rows x 16 columns, 8 accumulators; for
+ * one row 32 columns, so that it reads panels as they lie. The sums of all blocks are in the L1 cache. */
 
-enum { STEP = 4 * QK_BLOCKED_NR, SHORT_STEPS = 4 /* whose sums int16 holds */, L1_PART = 12 * 1024 };
+enum {
+    STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
+    SHORT_STEPS = 8, /* whose sums int16 holds */
+    L1_PART = 12 * 1024
+};
 
-/* Row by row. */
+/* Row by row: the columns of the low halves of bytes, and of the high ones. */
 typedef struct {
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
 } eight_sums;
@@ -287,6 +292,8 @@ static inline __m256i broadcast4(const void *p)
 }
 
 static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline __m256i low_halves(__m256i codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
+static inline __m256i high_halves(__m256i codes) { return low_halves(_mm256_srli_epi16(codes, 4)); }
 
 /* c + b * a in int16; pinned as in multiply_add. */
 static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
@@ -296,27 +303,30 @@ static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i 
     return c;
 }
 
+/* c + level * a in int32. */
+static inline __attribute__((always_inline)) __m256i multiply_add_level(__m256i c, __m256i level, __m256i a, __m256i magnitude)
+{
+    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(level, a));
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    __asm__("" : "+x"(c));
+    return c;
+}
+
 /* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops. */
 static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
                                                                        const uint8_t *b)
 {
-    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256();
     const int8_t *a3 = a + 3 * lda;
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
-#pragma GCC unroll 4
-    for (size_t s = 0; s < steps; s++, b += STEP, a += 8, a3 += 8) {
-        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
-        __m256i b0 = _mm256_and_si256(two0, low), b1 = _mm256_and_si256(two1, low), v = broadcast4(a);
+#pragma GCC unroll 8
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR) {
+        const __m256i two = load_codes(b), b0 = low_halves(two), b1 = high_halves(two);
+        __m256i v = broadcast4(a);
         c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
         if (rows > 1) v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
         if (rows > 2) v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
         if (rows > 3) v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
-        b0 = _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), b1 = _mm256_and_si256(_mm256_srli_epi16(two1, 4), low);
-        v = broadcast4(a + 4);
-        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
-        if (rows > 1) v = broadcast4(a + lda + 4), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
-        if (rows > 2) v = broadcast4(a + 2 * lda + 4), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
-        if (rows > 3) v = broadcast4(a3 + 4), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
     }
     return c;
 }
@@ -324,20 +334,49 @@ static inline __attribute__((always_inline)) eight_sums multiply_steps(const int
 /* One row and all 32 columns, in c0 .. c3. */
 static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
 {
-    const __m256i low = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
-    for (size_t s = 0; s < steps; s++, b += STEP, a += 8) {
-        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), two2 = load_codes(b + 64), two3 = load_codes(b + 96);
-        __m256i v = broadcast4(a);
-        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(two0, low), v);
-        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(two1, low), v);
-        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(two2, low), v);
-        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(two3, low), v);
-        v = broadcast4(a + 4);
-        c.c0 = multiply_add_short(c.c0, _mm256_and_si256(_mm256_srli_epi16(two0, 4), low), v);
-        c.c1 = multiply_add_short(c.c1, _mm256_and_si256(_mm256_srli_epi16(two1, 4), low), v);
-        c.c2 = multiply_add_short(c.c2, _mm256_and_si256(_mm256_srli_epi16(two2, 4), low), v);
-        c.c3 = multiply_add_short(c.c3, _mm256_and_si256(_mm256_srli_epi16(two3, 4), low), v);
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_BLOCKED_KR) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, low_halves(two0), v), c.c1 = multiply_add_short(c.c1, low_halves(two1), v);
+        c.c2 = multiply_add_short(c.c2, high_halves(two0), v), c.c3 = multiply_add_short(c.c3, high_halves(two1), v);
+    }
+    return c;
+}
+
+/* The same with levels, any number of steps, sums in int32. */
+static inline __attribute__((always_inline)) eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a, size_t lda,
+                                                                        const uint8_t *b, __m256i levels)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    const int8_t *a3 = a + 3 * lda;
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR) {
+        const __m256i two = load_codes(b);
+        const __m256i b0 = _mm256_shuffle_epi8(levels, low_halves(two)), b1 = _mm256_shuffle_epi8(levels, high_halves(two));
+        __m256i v = broadcast4(a), w = _mm256_abs_epi8(v);
+        c.c0 = multiply_add_level(c.c0, b0, v, w), c.c1 = multiply_add_level(c.c1, b1, v, w);
+        if (rows > 1) v = broadcast4(a + lda), w = _mm256_abs_epi8(v);
+        if (rows > 1) c.c2 = multiply_add_level(c.c2, b0, v, w), c.c3 = multiply_add_level(c.c3, b1, v, w);
+        if (rows > 2) v = broadcast4(a + 2 * lda), w = _mm256_abs_epi8(v);
+        if (rows > 2) c.c4 = multiply_add_level(c.c4, b0, v, w), c.c5 = multiply_add_level(c.c5, b1, v, w);
+        if (rows > 3) v = broadcast4(a3), w = _mm256_abs_epi8(v);
+        if (rows > 3) c.c6 = multiply_add_level(c.c6, b0, v, w), c.c7 = multiply_add_level(c.c7, b1, v, w);
+    }
+    return c;
+}
+
+static inline __attribute__((always_inline)) eight_sums multiply_row_levels(size_t steps, const int8_t *a, const uint8_t *b,
+                                                                            __m256i levels)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_BLOCKED_KR) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a), w = _mm256_abs_epi8(v);
+        c.c0 = multiply_add_level(c.c0, _mm256_shuffle_epi8(levels, low_halves(two0)), v, w);
+        c.c1 = multiply_add_level(c.c1, _mm256_shuffle_epi8(levels, low_halves(two1)), v, w);
+        c.c2 = multiply_add_level(c.c2, _mm256_shuffle_epi8(levels, high_halves(two0)), v, w);
+        c.c3 = multiply_add_level(c.c3, _mm256_shuffle_epi8(levels, high_halves(two1)), v, w);
     }
     return c;
 }
@@ -372,19 +411,19 @@ static inline __attribute__((always_inline)) __m256 scales8(const qk_blocked_pan
                           : _mm256_loadu_ps((const float *)scales + col);
 }
 
-/* What 16 columns of a block have. */
+/* What 8 columns and 8 others of a block have. */
 typedef struct {
     __m256 s0, s1;
     __m256i z0, z1;
 } block_columns;
 
 static inline __attribute__((always_inline)) block_columns columns_at(const qk_blocked_panel *p, const int own_zeros,
-                                                                      const uint8_t *scales, size_t col)
+                                                                      const uint8_t *scales, size_t col0, size_t col1)
 {
-    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR + col;
-    block_columns of = {scales8(p, scales, col), scales8(p, scales, col + 8), _mm256_setzero_si256(), _mm256_setzero_si256()};
-    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
-    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + 8)));
+    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR;
+    block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col0)));
+    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col1)));
     return of;
 }
 
@@ -399,54 +438,65 @@ static inline __attribute__((always_inline)) void add_block(__m256 *total, __m25
     total[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, total[1]);
 }
 
-/* `rows` rows and 16 columns from `col` on; or, where `wide`, one row and 32 columns. All three are constants where this is
- * inlined. */
-static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros, size_t col,
-                                                               const qk_blocked_panel *p, const int8_t *a, size_t lda,
-                                                               const int32_t *start, size_t ld_start, float *y)
+/* The sums of a block. */
+static inline __attribute__((always_inline)) eight_sums multiply_numbers(const int rows, const int wide, size_t steps, const int8_t *a,
+                                                                         size_t lda, const uint8_t *b)
+{
+    const int used = wide ? 4 : 2 * rows;
+    __m256i sums[8];
+    int more = 0; /* whether `sums` hold some of them */
+    for (; steps > SHORT_STEPS; steps -= SHORT_STEPS, a += QK_BLOCKED_KR * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
+        const eight_sums c = wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
+        store_sums(used, sums, widen_sums(used, c, sums, more));
+    }
+    const eight_sums last = wide ? multiply_row_steps(steps, a, b)
+                          : steps == SHORT_STEPS ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
+                                                 : multiply_steps(rows, steps, a, lda, b);
+    return widen_sums(used, last, sums, more);
+}
+
+/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32 columns.
+ * The first four are constants where this is inlined. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros,
+                                                               const int looked_up, size_t col, const qk_blocked_panel *p,
+                                                               const int8_t *a, size_t lda, const int32_t *start,
+                                                               size_t ld_start, float *y)
 {
     const int used = wide ? 4 : 2 * rows;
     const size_t params_bytes = QK_BLOCKED_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
     const uint8_t *b = p->records + 4 * col;
-    __m256i sums[8];
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i levels = looked_up ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->levels)) : zero;
     __m256 total[8];
-    for (int i = 0; i < used; i++) total[i] = _mm256_loadu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + col + i % 2 * 8);
+    y += col;
+    for (int i = 0; i < used; i++) total[i] = _mm256_loadu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16);
     for (size_t block = 0; block < p->blocks; block++, start++) {
-        size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-        int more = 0; /* whether `sums` hold some of this block */
+        const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
         const uint8_t *scales = b - 4 * col + steps * STEP;
-        for (; steps > SHORT_STEPS; steps -= SHORT_STEPS, a += 8 * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
-            const eight_sums c = wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
-            store_sums(used, sums, widen_sums(used, c, sums, more));
-        }
-        const eight_sums last = wide ? multiply_row_steps(steps, a, b)
-                              : steps == SHORT_STEPS ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
-                                                     : multiply_steps(rows, steps, a, lda, b);
-        const eight_sums c = widen_sums(used, last, sums, more);
-        const block_columns of = columns_at(p, own_zeros, scales, col);
-        add_block(total, c.c0, c.c1, start[0], of, own_zeros);
-        if (wide) add_block(total + 2, c.c2, c.c3, start[0], columns_at(p, own_zeros, scales, 16), own_zeros);
-        if (rows > 1) add_block(total + 2, c.c2, c.c3, start[ld_start], of, own_zeros);
-        if (rows > 2) add_block(total + 4, c.c4, c.c5, start[2 * ld_start], of, own_zeros);
-        if (rows > 3) add_block(total + 6, c.c6, c.c7, start[3 * ld_start], of, own_zeros);
-        a += steps * 8, b = scales + params_bytes + 4 * col;
+        const eight_sums c = !looked_up ? multiply_numbers(rows, wide, steps, a, lda, b)
+                           : wide       ? multiply_row_levels(steps, a, b, levels)
+                                        : multiply_levels(rows, steps, a, lda, b, levels);
+        const block_columns of = columns_at(p, own_zeros, scales, col, col + (wide ? 8 : 16));
+        add_block(total, c.c0, c.c1, looked_up ? 0 : start[0], of, own_zeros);
+        if (wide) add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[0], columns_at(p, own_zeros, scales, 16, 24), own_zeros);
+        if (rows > 1) add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[ld_start], of, own_zeros);
+        if (rows > 2) add_block(total + 4, c.c4, c.c5, looked_up ? 0 : start[2 * ld_start], of, own_zeros);
+        if (rows > 3) add_block(total + 6, c.c6, c.c7, looked_up ? 0 : start[3 * ld_start], of, own_zeros);
+        a += steps * QK_BLOCKED_KR, b = scales + params_bytes + 4 * col;
     }
-    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + col + i % 2 * 8, total[i]);
+    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16, total[i]);
 }
 
-/* y += a * panel. */
-static void blocked_columns(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                            size_t ld_start, float *y)
+/* All 32 columns. */
+static inline __attribute__((always_inline)) void blocked_columns(const int own_zeros, const int looked_up, int rows,
+                                                                  const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                                  const int32_t *start, size_t ld_start, float *y)
 {
-    for (size_t col = 0; col < QK_BLOCKED_NR; col += rows == 1 ? 32 : 16) switch (rows * 2 + p->own_zeros) {
-        case 2: blocked_rows(1, 1, 0, 0, p, a, lda, start, ld_start, y); break;
-        case 3: blocked_rows(1, 1, 1, 0, p, a, lda, start, ld_start, y); break;
-        case 4: blocked_rows(2, 0, 0, col, p, a, lda, start, ld_start, y); break;
-        case 5: blocked_rows(2, 0, 1, col, p, a, lda, start, ld_start, y); break;
-        case 6: blocked_rows(3, 0, 0, col, p, a, lda, start, ld_start, y); break;
-        case 7: blocked_rows(3, 0, 1, col, p, a, lda, start, ld_start, y); break;
-        case 8: blocked_rows(4, 0, 0, col, p, a, lda, start, ld_start, y); break;
-        default: blocked_rows(4, 0, 1, col, p, a, lda, start, ld_start, y); break;
+    for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8) switch (rows) {
+        case 1: blocked_rows(1, 1, own_zeros, looked_up, 0, p, a, lda, start, ld_start, y); break;
+        case 2: blocked_rows(2, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
+        case 3: blocked_rows(3, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
+        default: blocked_rows(4, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
         }
 }
 
@@ -462,8 +512,78 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
     for (size_t left = p->blocks; left; left -= part.blocks) {
         part.blocks = left < most ? left : most;
         part.last_steps = part.blocks == left ? p->last_steps : p->steps;
-        blocked_columns(rows, &part, a, lda, start, ld_start, y);
-        part.records += part.blocks * record, a += part.blocks * p->steps * 8, start += part.blocks;
+        if (p->levels)
+            blocked_columns(0, 1, rows, &part, a, lda, start, ld_start, y);
+        else if (p->own_zeros)
+            blocked_columns(1, 0, rows, &part, a, lda, start, ld_start, y);
+        else
+            blocked_columns(0, 0, rows, &part, a, lda, start, ld_start, y);
+        part.records += part.blocks * record, a += part.blocks * p->steps * QK_BLOCKED_KR, start += part.blocks;
+    }
+}
+
+/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
+
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum in
+ * four parts, which are added at the end of k. */
+
+enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
+
+static inline __m256i broadcast16(const int8_t *a) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a)); }
+
+/* c0 has columns 0 and 1, c1 columns 2 and 3. */
+static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
+{
+    const __m256i pairs = _mm256_hadd_epi32(c0, c1), sums = _mm256_hadd_epi32(pairs, pairs);
+    const __m128i columns = _mm_unpacklo_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
+}
+
+/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP apart. */
+static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *levels,
+                                                                  const uint8_t *b, __m128 scale, const int8_t *a, size_t lda,
+                                                                  float *y)
+{
+    enum { HALF = QK_OWN_KR / 2 };
+    const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
+    const int8_t *a3 = a + 3 * lda;
+    __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
+    for (size_t s = 0; s < steps; s++, b += OWN_STEP)
+        for (int half = 0; half < 2; half++, a += HALF, a3 += HALF) {
+            const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
+            const __m256i b0 = _mm256_shuffle_epi8(levels0, half ? high_halves(two0) : low_halves(two0));
+            const __m256i b1 = _mm256_shuffle_epi8(levels1, half ? high_halves(two1) : low_halves(two1));
+            __m256i v = broadcast16(a), w = _mm256_abs_epi8(v);
+            c0 = multiply_add_level(c0, b0, v, w), c1 = multiply_add_level(c1, b1, v, w);
+            if (rows > 1) v = broadcast16(a + lda), w = _mm256_abs_epi8(v);
+            if (rows > 1) c2 = multiply_add_level(c2, b0, v, w), c3 = multiply_add_level(c3, b1, v, w);
+            if (rows > 2) v = broadcast16(a + 2 * lda), w = _mm256_abs_epi8(v);
+            if (rows > 2) c4 = multiply_add_level(c4, b0, v, w), c5 = multiply_add_level(c5, b1, v, w);
+            if (rows > 3) v = broadcast16(a3), w = _mm256_abs_epi8(v);
+            if (rows > 3) c6 = multiply_add_level(c6, b0, v, w), c7 = multiply_add_level(c7, b1, v, w);
+        }
+    store_columns(y, c0, c1, scale);
+    if (rows > 1) store_columns(y + QK_BLOCKED_NR, c2, c3, scale);
+    if (rows > 2) store_columns(y + 2 * QK_BLOCKED_NR, c4, c5, scale);
+    if (rows > 3) store_columns(y + 3 * QK_BLOCKED_NR, c6, c7, scale);
+}
+
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
+    const float *scales = (const float *)(p->records + QK_BLOCKED_NR / QK_OWN_NR * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    for (int col = 0; p->blocks && col < QK_BLOCKED_NR; col += 4, y += 4) {
+        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS, *b = levels + OWN_STEP;
+        const __m128 scale = _mm_loadu_ps(scales + col);
+        switch (rows) {
+        case 1: own_levels_rows(1, steps, levels, b, scale, a, lda, y); break;
+        case 2: own_levels_rows(2, steps, levels, b, scale, a, lda, y); break;
+        case 3: own_levels_rows(3, steps, levels, b, scale, a, lda, y); break;
+        default: own_levels_rows(4, steps, levels, b, scale, a, lda, y); break;
+        }
     }
 }
 

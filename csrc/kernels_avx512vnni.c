@@ -284,9 +284,17 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 
 /* ---- 4-bit weights (numerics 12) ---- */
 
-/* The weights, 0..15, are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all
- * blocks. Decoding takes 6 instructions a step, on other pipes than its 16 vpdpbusd; the 8 multiply-adds at the end of a block are on
- * the same: with 64 vpdpbusd in a block of 32 rows, 8/9 of the peak is the limit. */
+/* The weights are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all blocks.
+ *
+ * A byte t = 16 h + l has codes of two columns, which meet the same a: T = sum a t = 16 H + L, and sum a (t & 240) = 16 H. So
+ * one `and` for two vpdpbusd decodes all. Levels are looked up instead, L and H apart: 5 instructions, on other pipes than
+ * vpdpbusd from 4 rows on. At the end of a block, multiply-adds are on the same pipes as vpdpbusd: with 64 of them in a block of
+ * 32 rows, 8/9 of the peak is the limit. */
+
+enum {
+    STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
+    MOST_STEPS = 16 * 1024 /* of a block: 4 * 16 * 1024 * 255 * 127 < 2^31 */
+};
 
 static inline __m512i widen16(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline __m512i broadcast_codes(const int8_t *p) { return broadcast4((const uint8_t *)p); }
@@ -298,55 +306,113 @@ static inline __m512 scales16(const uint8_t *p, int half, int i)
 }
 
 /* The sums that a row starts from: the zero points of 16 columns (or 1) times `start`. */
-static inline __m512i starts16(__m512i zeros, int own_zeros, int32_t start)
+static inline __m512i starts16(__m512i zeros, const int own_zeros, int32_t start)
 {
     const __m512i v = _mm512_set1_epi32(start);
     return own_zeros ? _mm512_mullo_epi32(zeros, v) : v;
 }
 
-/* `rows` and `own_zeros` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int own_zeros, const qk_blocked_panel *p,
-                                                               const int8_t *a, size_t lda, const int32_t *start,
-                                                               size_t ld_start, float *y)
+/* Codes, or levels + 128, 0..15 in each lane of 16 bytes. */
+static inline __m512i table_of(const int8_t *levels)
 {
-    const __m512i low = _mm512_set1_epi8(15);
-    const uint8_t *b = p->records;
-    const int8_t *a1 = a + lda, *a2 = a + 2 * lda, *a3 = a + 3 * lda;
-    const size_t scale_bytes = p->half_scales ? 2 * QK_BLOCKED_NR : 4 * QK_BLOCKED_NR;
+    const __m128i codes = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m128i flip = _mm_set1_epi8((char)128);
+    return _mm512_broadcast_i32x4(levels ? _mm_xor_si128(_mm_loadu_si128((const __m128i *)levels), flip) : codes);
+}
+
+/* The unsigned bytes of a step. */
+typedef struct {
+    __m512i low, high;
+} step_bytes;
+
+/* How codes become bytes: t and t & 240, or levels by vpshufb, or by vpermb (AVX-512 VBMI), which ignores the bits that vpshufb
+ * must not see. */
+enum { NUMBERS, SHUFFLED, PERMUTED };
+
+static inline int has_vpermb(void)
+{
+#ifdef QK_SIMDE
+    return 0;
+#else
+    return __builtin_cpu_supports("avx512vbmi");
+#endif
+}
+
+static inline __attribute__((always_inline)) __m512i level_of(__m512i codes, const int kind, __m512i levels)
+{
+    if (kind == SHUFFLED) return _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+#ifndef QK_SIMDE /* the intrinsic would need another target */
+    __asm__("vpermb %2, %1, %0" : "=v"(codes) : "v"(codes), "v"(levels));
+#endif
+    return codes;
+}
+
+static inline __attribute__((always_inline)) step_bytes decode(const uint8_t *b, const int kind, __m512i levels)
+{
+    const __m512i two = _mm512_loadu_si512(b);
+    if (kind == NUMBERS) return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
+    return (step_bytes){level_of(two, kind, levels), level_of(_mm512_srli_epi16(two, 4), kind, levels)};
+}
+
+/* Sums of one row and a block. One `c` is (low columns, high columns). */
+typedef struct {
+    __m512i low, high;
+} two_sums;
+
+static inline __attribute__((always_inline)) two_sums multiply_step(two_sums c, step_bytes b, const int8_t *a)
+{
+    const __m512i v = broadcast_codes(a);
+    return (two_sums){_mm512_dpbusd_epi32(c.low, b.low, v), _mm512_dpbusd_epi32(c.high, b.high, v)};
+}
+
+/* Adds to the sums so far those of a block, times its scales. */
+static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *y1, two_sums c, const int kind, __m512i start1,
+                                                            __m512 s0, __m512 s1)
+{
+    const __m512i low = kind ? c.low : _mm512_sub_epi32(c.low, c.high);
+    const __m512i high = kind ? c.high : _mm512_srai_epi32(c.high, 4);
+    *y0 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), s0, *y0);
+    *y1 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(high, start1)), s1, *y1);
+}
+
+/* `rows`, `own_zeros` and `kind` are constants where this is inlined. */
+static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int own_zeros, const int kind,
+                                                               const qk_blocked_panel *panel, const int8_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
+{
+    const qk_blocked_panel p = *panel;
+    const __m512i levels = kind ? table_of(p.levels) : _mm512_setzero_si512();
+    const uint8_t *b = p.records;
+    const size_t scale_bytes = p.half_scales ? 2 * QK_BLOCKED_NR : 4 * QK_BLOCKED_NR;
+    const __m512i none = _mm512_setzero_si512();
     __m512 y00 = _mm512_setzero_ps(), y01 = y00, y10 = y00, y11 = y00, y20 = y00, y21 = y00, y30 = y00, y31 = y00;
-    for (size_t block = 0; block < p->blocks; block++, start++) {
-        const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-        const uint8_t *scales = b + steps * 128, *zeros = scales + scale_bytes;
-        __m512i z0 = _mm512_setzero_si512(), z1 = z0;
+    for (size_t block = 1; block <= p.blocks; block++, start++) {
+        const size_t steps = block < p.blocks ? p.steps : p.last_steps;
+        const uint8_t *scales = b + steps * STEP, *zeros = scales + scale_bytes;
+        __m512i z0 = none, z1 = none;
         if (own_zeros) z0 = widen16(zeros), z1 = widen16(zeros + 16);
-        __m512i c00 = starts16(z0, own_zeros, start[0]), c01 = starts16(z1, own_zeros, start[0]);
-        __m512i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01;
-        if (rows > 1) c10 = starts16(z0, own_zeros, start[ld_start]), c11 = starts16(z1, own_zeros, start[ld_start]);
-        if (rows > 2) c20 = starts16(z0, own_zeros, start[2 * ld_start]), c21 = starts16(z1, own_zeros, start[2 * ld_start]);
-        if (rows > 3) c30 = starts16(z0, own_zeros, start[3 * ld_start]), c31 = starts16(z1, own_zeros, start[3 * ld_start]);
-        __m512i d00 = _mm512_setzero_si512(), d01 = d00; /* one row: two more chains, for vpdpbusd takes 4 cycles */
-        for (size_t s = 0; s < steps; s++, b += 128, a += 8, a1 += 8, a2 += 8, a3 += 8) {
-            const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
-            __m512i b0 = _mm512_and_si512(two0, low), b1 = _mm512_and_si512(two1, low);
-            __m512i v = broadcast_codes(a);
-            c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
-            if (rows > 1) v = broadcast_codes(a1), c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v);
-            if (rows > 2) v = broadcast_codes(a2), c20 = _mm512_dpbusd_epi32(c20, b0, v), c21 = _mm512_dpbusd_epi32(c21, b1, v);
-            if (rows > 3) v = broadcast_codes(a3), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
-            b0 = _mm512_and_si512(_mm512_srli_epi16(two0, 4), low), b1 = _mm512_and_si512(_mm512_srli_epi16(two1, 4), low);
-            v = broadcast_codes(a + 4);
-            if (rows == 1) d00 = _mm512_dpbusd_epi32(d00, b0, v), d01 = _mm512_dpbusd_epi32(d01, b1, v);
-            if (rows > 1) c00 = _mm512_dpbusd_epi32(c00, b0, v), c01 = _mm512_dpbusd_epi32(c01, b1, v);
-            if (rows > 1) v = broadcast_codes(a1 + 4), c10 = _mm512_dpbusd_epi32(c10, b0, v), c11 = _mm512_dpbusd_epi32(c11, b1, v);
-            if (rows > 2) v = broadcast_codes(a2 + 4), c20 = _mm512_dpbusd_epi32(c20, b0, v), c21 = _mm512_dpbusd_epi32(c21, b1, v);
-            if (rows > 3) v = broadcast_codes(a3 + 4), c30 = _mm512_dpbusd_epi32(c30, b0, v), c31 = _mm512_dpbusd_epi32(c31, b1, v);
+        two_sums c0 = {starts16(z0, own_zeros, start[0]), none}, c1 = {none, none}, c2 = c1, c3 = c1, d0 = c1;
+        if (rows > 1) c1.low = starts16(z0, own_zeros, start[ld_start]);
+        if (rows > 2) c2.low = starts16(z0, own_zeros, start[2 * ld_start]);
+        if (rows > 3) c3.low = starts16(z0, own_zeros, start[3 * ld_start]);
+        if (rows == 1) /* two more chains, for vpdpbusd takes 4 cycles */
+            for (; b + STEP < scales; b += 2 * STEP, a += 2 * QK_BLOCKED_KR) {
+                c0 = multiply_step(c0, decode(b, kind, levels), a);
+                d0 = multiply_step(d0, decode(b + STEP, kind, levels), a + QK_BLOCKED_KR);
+            }
+        for (; b != scales; b += STEP, a += QK_BLOCKED_KR) {
+            const step_bytes of = decode(b, kind, levels);
+            c0 = multiply_step(c0, of, a);
+            if (rows > 1) c1 = multiply_step(c1, of, a + lda);
+            if (rows > 2) c2 = multiply_step(c2, of, a + 2 * lda);
+            if (rows > 3) c3 = multiply_step(c3, of, a + 3 * lda);
         }
-        if (rows == 1) c00 = _mm512_add_epi32(c00, d00), c01 = _mm512_add_epi32(c01, d01);
-        const __m512 s0 = scales16(scales, p->half_scales, 0), s1 = scales16(scales, p->half_scales, 1);
-        y00 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c00), s0, y00), y01 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c01), s1, y01);
-        if (rows > 1) y10 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c10), s0, y10), y11 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c11), s1, y11);
-        if (rows > 2) y20 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c20), s0, y20), y21 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c21), s1, y21);
-        if (rows > 3) y30 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c30), s0, y30), y31 = _mm512_fmadd_ps(_mm512_cvtepi32_ps(c31), s1, y31);
+        if (rows == 1) c0.low = _mm512_add_epi32(c0.low, d0.low), c0.high = _mm512_add_epi32(c0.high, d0.high);
+        const __m512 s0 = scales16(scales, p.half_scales, 0), s1 = scales16(scales, p.half_scales, 1);
+        add_block(&y00, &y01, c0, kind, starts16(z1, own_zeros, start[0]), s0, s1);
+        if (rows > 1) add_block(&y10, &y11, c1, kind, starts16(z1, own_zeros, start[ld_start]), s0, s1);
+        if (rows > 2) add_block(&y20, &y21, c2, kind, starts16(z1, own_zeros, start[2 * ld_start]), s0, s1);
+        if (rows > 3) add_block(&y30, &y31, c3, kind, starts16(z1, own_zeros, start[3 * ld_start]), s0, s1);
         b = zeros + (own_zeros ? QK_BLOCKED_NR : 0);
     }
     _mm512_storeu_ps(y, y00), _mm512_storeu_ps(y + 16, y01);
@@ -355,19 +421,124 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
     if (rows > 3) y += 32, _mm512_storeu_ps(y, y30), _mm512_storeu_ps(y + 16, y31);
 }
 
+static inline __attribute__((always_inline)) void blocked_tile_of(const int own_zeros, const int kind, int rows,
+                                                                  const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                                  const int32_t *start, size_t ld_start, float *y)
+{
+    switch (rows) {
+    case 1: blocked_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    case 2: blocked_rows(2, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    case 3: blocked_rows(3, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    default: blocked_rows(4, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    }
+}
+
 static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
-    switch (rows * 2 + p->own_zeros) {
-    case 2: blocked_rows(1, 0, p, a, lda, start, ld_start, y); break;
-    case 3: blocked_rows(1, 1, p, a, lda, start, ld_start, y); break;
-    case 4: blocked_rows(2, 0, p, a, lda, start, ld_start, y); break;
-    case 5: blocked_rows(2, 1, p, a, lda, start, ld_start, y); break;
-    case 6: blocked_rows(3, 0, p, a, lda, start, ld_start, y); break;
-    case 7: blocked_rows(3, 1, p, a, lda, start, ld_start, y); break;
-    case 8: blocked_rows(4, 0, p, a, lda, start, ld_start, y); break;
-    default: blocked_rows(4, 1, p, a, lda, start, ld_start, y); break;
+    const int is_long = (p->blocks > 1 ? p->steps : p->last_steps) > MOST_STEPS;
+    if (p->levels && has_vpermb())
+        blocked_tile_of(0, PERMUTED, rows, p, a, lda, start, ld_start, y);
+    else if (p->levels || (is_long && !p->own_zeros))
+        blocked_tile_of(0, SHUFFLED, rows, p, a, lda, start, ld_start, y);
+    else if (is_long)
+        blocked_tile_of(1, SHUFFLED, rows, p, a, lda, start, ld_start, y);
+    else if (p->own_zeros)
+        blocked_tile_of(1, NUMBERS, rows, p, a, lda, start, ld_start, y);
+    else
+        blocked_tile_of(0, NUMBERS, rows, p, a, lda, start, ld_start, y);
+}
+
+/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
+
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 16 columns, each sum in
+ * four parts, which are added at the end of k. With 8 columns, broadcasts of 16 codes of a cost 25%. */
+
+enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
+
+static inline __m512i broadcast16(const int8_t *a) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)a)); }
+static inline __m512i levels_at(const uint8_t *p) { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)128)); }
+
+/* c + b * a. The empty asm pins the sum to its register: gcc would copy it each time. */
+static inline __attribute__((always_inline)) __m512i multiply_add(__m512i c, __m512i b, __m512i a)
+{
+    c = _mm512_dpbusd_epi32(c, b, a);
+#ifndef QK_SIMDE
+    __asm__("" : "+v"(c));
+#endif
+    return c;
+}
+
+/* Sums of four parts, a lane: of c0, then of c1. */
+static inline __m256i add_parts(__m512i c0, __m512i c1)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i pairs = _mm512_add_epi32(_mm512_unpacklo_epi32(c0, c1), _mm512_unpackhi_epi32(c0, c1));
+    const __m512i sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, 0x4e));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
+}
+
+static inline void store_columns(float *y, __m512i c0, __m512i c1, __m512i c2, __m512i c3, int32_t start, __m512 scale)
+{
+    const __m512i sums = _mm512_inserti64x4(_mm512_castsi256_si512(add_parts(c0, c1)), add_parts(c2, c3), 1);
+    _mm512_storeu_ps(y, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_set1_epi32(start))), scale));
+}
+
+/* `rows` is a constant where this is inlined. b has levels, then codes, of 16 columns. */
+static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *b,
+                                                                  const float *scales, const int8_t *a, size_t lda,
+                                                                  const int32_t *start, size_t ld_start, float *y)
+{
+    const __m512i levels0 = levels_at(b), levels1 = levels_at(b + 64);
+    const __m512i levels2 = levels_at(b + 128), levels3 = levels_at(b + 192);
+    const int8_t *a3 = a + 3 * lda;
+    __m512i c00 = _mm512_setzero_si512(), c01 = c00, c02 = c00, c03 = c00, c10 = c00, c11 = c00, c12 = c00, c13 = c00;
+    __m512i c20 = c00, c21 = c00, c22 = c00, c23 = c00, c30 = c00, c31 = c00, c32 = c00, c33 = c00, v;
+    for (const uint8_t *end = b + OWN_STEP * steps; b != end; a += QK_OWN_KR, a3 += QK_OWN_KR) {
+        b += OWN_STEP;
+        const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
+        const __m512i two2 = _mm512_loadu_si512(b + 128), two3 = _mm512_loadu_si512(b + 192);
+        __m512i b0 = level_of(two0, SHUFFLED, levels0), b1 = level_of(two1, SHUFFLED, levels1);
+        __m512i b2 = level_of(two2, SHUFFLED, levels2), b3 = level_of(two3, SHUFFLED, levels3);
+        v = broadcast16(a), c00 = multiply_add(c00, b0, v), c01 = multiply_add(c01, b1, v);
+        c02 = multiply_add(c02, b2, v), c03 = multiply_add(c03, b3, v);
+        if (rows > 1) v = broadcast16(a + lda), c10 = multiply_add(c10, b0, v), c11 = multiply_add(c11, b1, v);
+        if (rows > 1) c12 = multiply_add(c12, b2, v), c13 = multiply_add(c13, b3, v);
+        if (rows > 2) v = broadcast16(a + 2 * lda), c20 = multiply_add(c20, b0, v), c21 = multiply_add(c21, b1, v);
+        if (rows > 2) c22 = multiply_add(c22, b2, v), c23 = multiply_add(c23, b3, v);
+        if (rows > 3) v = broadcast16(a3), c30 = multiply_add(c30, b0, v), c31 = multiply_add(c31, b1, v);
+        if (rows > 3) c32 = multiply_add(c32, b2, v), c33 = multiply_add(c33, b3, v);
+        b0 = level_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0), b1 = level_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
+        b2 = level_of(_mm512_srli_epi16(two2, 4), SHUFFLED, levels2), b3 = level_of(_mm512_srli_epi16(two3, 4), SHUFFLED, levels3);
+        v = broadcast16(a + 16), c00 = multiply_add(c00, b0, v), c01 = multiply_add(c01, b1, v);
+        c02 = multiply_add(c02, b2, v), c03 = multiply_add(c03, b3, v);
+        if (rows > 1) v = broadcast16(a + lda + 16), c10 = multiply_add(c10, b0, v), c11 = multiply_add(c11, b1, v);
+        if (rows > 1) c12 = multiply_add(c12, b2, v), c13 = multiply_add(c13, b3, v);
+        if (rows > 2) v = broadcast16(a + 2 * lda + 16), c20 = multiply_add(c20, b0, v), c21 = multiply_add(c21, b1, v);
+        if (rows > 2) c22 = multiply_add(c22, b2, v), c23 = multiply_add(c23, b3, v);
+        if (rows > 3) v = broadcast16(a3 + 16), c30 = multiply_add(c30, b0, v), c31 = multiply_add(c31, b1, v);
+        if (rows > 3) c32 = multiply_add(c32, b2, v), c33 = multiply_add(c33, b3, v);
     }
+    const __m512 scale = _mm512_loadu_ps(scales);
+    store_columns(y, c00, c01, c02, c03, start[0], scale);
+    if (rows > 1) store_columns(y + 32, c10, c11, c12, c13, start[ld_start], scale);
+    if (rows > 2) store_columns(y + 64, c20, c21, c22, c23, start[2 * ld_start], scale);
+    if (rows > 3) store_columns(y + 96, c30, c31, c32, c33, start[3 * ld_start], scale);
+}
+
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
+    const uint8_t *b = p->records;
+    const float *scales = (const float *)(b + 2 * group);
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    for (int i = 0; p->blocks && i < 2; i++, b += group, scales += 16, y += 16) switch (rows) {
+        case 1: own_levels_rows(1, steps, b, scales, a, lda, start, ld_start, y); break;
+        case 2: own_levels_rows(2, steps, b, scales, a, lda, start, ld_start, y); break;
+        case 3: own_levels_rows(3, steps, b, scales, a, lda, start, ld_start, y); break;
+        default: own_levels_rows(4, steps, b, scales, a, lda, start, ld_start, y); break;
+        }
 }
 
 const qk_kernels qk_kernels_avx512vnni = {

@@ -31,29 +31,58 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
+/* Of 4 rows of a column. */
+static int32_t sum_of_step(const int8_t *a, const uint8_t *b, int high, const int8_t *levels)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < QK_BLOCKED_KR; i++) {
+        const int code = high ? b[i] >> 4 : b[i] & 15;
+        sum += a[i] * (levels ? levels[code] : code);
+    }
+    return sum;
+}
+
 static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
-    for (int row = 0; row < rows; row++, a += lda, start += ld_start, y += QK_BLOCKED_NR)
-        for (int j = 0; j < QK_BLOCKED_NR; j++) {
-            const uint8_t *b = p->records + 4 * j;
+    enum { NC = QK_BLOCKED_NR, STEP = NC * QK_BLOCKED_KR / 2 };
+    for (int row = 0; row < rows; row++, a += lda, start += ld_start, y += NC)
+        for (int j = 0; j < NC; j++) {
+            const uint8_t *b = p->records;
             const int8_t *ar = a;
             y[j] = 0;
             for (size_t block = 0; block < p->blocks; block++) {
                 const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-                const uint8_t *scales = b - 4 * j + steps * 4 * QK_BLOCKED_NR;
-                const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR;
-                int32_t sum = start[block] * (p->own_zeros ? zeros[j] : 1);
-                for (size_t s = 0; s < steps; s++, b += 4 * QK_BLOCKED_NR, ar += QK_BLOCKED_KR)
-                    for (int i = 0; i < 4; i++) sum += ar[i] * (b[i] & 15) + ar[i + 4] * (b[i] >> 4);
+                const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
+                int32_t sum = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
+                for (; b != scales; b += STEP, ar += QK_BLOCKED_KR) sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
                 float scale;
                 if (p->half_scales)
                     f16_to_f32((const uint16_t *)scales + j, &scale, 1);
                 else
                     memcpy(&scale, scales + 4 * j, sizeof scale);
                 y[j] = __builtin_fmaf((float)sum, scale, y[j]);
-                b = zeros + (p->own_zeros ? QK_BLOCKED_NR : 0) + 4 * j;
+                b = zeros + (p->own_zeros ? NC : 0);
             }
+        }
+}
+
+static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                            size_t ld_start, float *y)
+{
+    enum { NC = QK_OWN_NR, STEP = NC * QK_OWN_KR / 2, HALF = QK_OWN_KR / 2 };
+    const size_t group = p->blocks * STEP * (1 + p->last_steps);
+    const float *scales = (const float *)(p->records + QK_BLOCKED_NR / NC * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    for (int row = 0; row < rows; row++, a += lda, y += QK_BLOCKED_NR)
+        for (int j = 0; j < QK_BLOCKED_NR; j++) {
+            const int8_t *levels = (const int8_t *)p->records + (size_t)(j / NC) * group + j % NC * QK_LEVELS;
+            const uint8_t *b = (const uint8_t *)levels + STEP;
+            int32_t sum = 0;
+            for (size_t s = 0; s < p->blocks * p->last_steps; s++, b += STEP)
+                for (size_t i = 0; i < HALF; i++)
+                    sum += a[s * QK_OWN_KR + i] * levels[b[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[b[i] >> 4];
+            y[j] = p->blocks ? (float)sum * scales[j] : 0;
         }
 }
 

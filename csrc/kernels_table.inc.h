@@ -3,6 +3,7 @@
     .tile_to_float = tile_to_float,
     .tile_to_codes = tile_to_codes,
     .blocked_tile = blocked_tile,
+    .own_levels_tile = own_levels_tile,
     .blocked_pack_step = blocked_pack_step,
     .blocked_starts = blocked_starts,
     .blocked_to_float = blocked_to_float,

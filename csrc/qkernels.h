@@ -118,7 +118,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 
 /* Weights b (k, n) of 4 bits, each block of `block` rows having a scale for each column (numerics 12). The panels, of 32 columns,
  * are the same for every instruction set. A panel is a run of records, one a block: the codes, two a byte, in steps of
- * 8 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal. */
+ * 4 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal. Codes may stand for levels; where each
+ * column has its own, there is one block, and a panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i
+ * of a column's 16 has row i in its low half and row i + 16 in its high half; then 32 scales, float32. */
 typedef struct {
     const qk_kernels *kernels;
     size_t k, n, n_pad;
@@ -126,7 +128,10 @@ typedef struct {
     int flip;               /* code ^ flip is stored, 0..15: 8 where b is int4 */
     int half_scales;        /* scales are float16, which holds each exactly */
     int own_zeros;
-    int32_t zero;           /* of the stored codes, unless own_zeros */
+    int32_t zero;           /* of the stored codes, unless own_zeros; of levels + 128 */
+    const int8_t *levels;   /* 16 of a codebook (own_levels: of each column), or NULL */
+    int own_levels;
+    float level_scale;      /* of all levels, 1 where scales have it */
     uint8_t *panels;        /* qk_blocked_bytes of them, aligned to 64 */
 } qk_blocked;
 
@@ -140,6 +145,10 @@ typedef struct {
 /* `zero_point` is that of b where all are equal, `own_zeros` is set where not. */
 void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
                      int own_zeros, int32_t zero_point);
+/* b are codes of levels within -127..127, which must stay where they are. With own_levels there is one block, and scales are
+ * float32. */
+void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
+                            const int8_t *levels, int own_levels, float level_scale);
 size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
 void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,

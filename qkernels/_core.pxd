@@ -97,6 +97,7 @@ cdef extern from "qkernels.h" nogil:
         size_t block, blocks
         int flip, half_scales, own_zeros
         int32_t zero
+        const int8_t *levels
         uint8_t *panels
 
     ctypedef struct qk_block_params:
@@ -106,6 +107,8 @@ cdef extern from "qkernels.h" nogil:
 
     void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed,
                          int half_scales, int own_zeros, int32_t zero_point)
+    void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
+                                const int8_t *levels, int own_levels, float level_scale)
     size_t qk_blocked_bytes(const qk_blocked *p)
     void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                          const qk_block_params *params)

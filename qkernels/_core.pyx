@@ -444,22 +444,26 @@ cdef class Packed:
     """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
     b is (k, n), of any strides: int8 or uint8, which fill `c`, or int4 or uint4, which fill `blocked`. Without params it has no
-    scales, and zero points are the caller's.
+    scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels
+    (1 or n, 16), their float32 scales (1 or n), and the scales of blocks (blocks, n) or None.
     """
 
     cdef qk_packed c
     cdef qk_blocked blocked
     cdef bint is_blocked
-    cdef readonly object params
+    cdef readonly object params, scales
     cdef readonly Py_ssize_t nbytes
-    cdef object panels, colsum, scale, zero_point, zeros
+    cdef object panels, colsum, scale, zero_point, zeros, dtype, levels
     cdef int64_t bound               # max over columns of sum |b - zero_point|
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
-    def __cinit__(self, cnp.ndarray b not None, params):
-        self.params = params
+    def __cinit__(self, cnp.ndarray b not None, params, levels=None):
+        self.params, self.dtype = params, b.dtype
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
+        if levels is not None:
+            self.pack_levels(b, levels[0], levels[1], levels[2])
+            return
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
             self.pack_blocks(b, params_of(params))
             return
@@ -497,17 +501,40 @@ cdef class Packed:
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
         qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, params.qmin < 0,
                         half_scales, own_zeros, zero)
+        p.scale, p.zero_point = params.c.scale, params.c.zero_point
+        p.col_stride = params.axis is not None
+        p.row_stride = <size_t>self.n if params.block_size is not None else 0
+        return self.fill_blocked(b, &p)
+
+    cdef int pack_levels(self, cnp.ndarray b, cnp.ndarray levels, cnp.ndarray level_scale, scales) except -1:
+        """Fills `blocked` with codes. Levels of each column stand in the panels."""
+        cdef qk_block_params p
+        cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self.params.axis == 1
+        cdef cnp.ndarray of_blocks = level_scale if own else np.ones(1, np.float32) if scales is None else scales
+        cdef Py_ssize_t block = max(self.k if scales is None else min(self.params.block_size, self.k), 1)
+        cdef float one_scale = 1 if own else level_scale[0]
+        qk_blocked_init_levels(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
+                               not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels), own, one_scale)
+        self.scales = scales
+        p.scale, p.zero_point = <const float *>cnp.PyArray_DATA(of_blocks), NULL
+        p.col_stride = own or scales is not None
+        p.row_stride = 0 if scales is None else <size_t>self.n
+        self.fill_blocked(b, &p)
+        if own:
+            self.blocked.levels = NULL
+        else:
+            self.levels = levels
+        return 0
+
+    cdef int fill_blocked(self, cnp.ndarray b, const qk_block_params *p) except -1:
         self.is_blocked, self.n_pad = True, <Py_ssize_t>self.blocked.n_pad
         self.nbytes = <Py_ssize_t>qk_blocked_bytes(&self.blocked)
         self.blocked.panels = <uint8_t *>self.aligned(self.nbytes)
         self.zeros = np.zeros(self.n_pad, np.float32)
-        p.scale, p.zero_point = params.c.scale, params.c.zero_point
-        p.col_stride = params.axis is not None
-        p.row_stride = <size_t>self.n if params.block_size is not None else 0
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
-            qk_blocked_pack(&self.blocked, data, row_stride, col_stride, &p)
+            qk_blocked_pack(&self.blocked, data, row_stride, col_stride, p)
         return 0
 
     cdef void *aligned(self, Py_ssize_t size):
@@ -527,8 +554,8 @@ cdef class Packed:
         return self.k, self.n
 
     def unpack(self):
-        """The codes as they were packed: (K, N), of dtype `params.dtype`."""
-        codes = np.empty((self.k, self.n), self.params.dtype)
+        """The codes as they were packed: (K, N), of dtype `params.dtype`, or uint8 for a Codebook."""
+        codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
         with nogil:
             if self.is_blocked:
@@ -540,7 +567,8 @@ cdef class Packed:
 
 cdef int refuse_blocked(Packed b, name) except -1:
     if b.is_blocked:
-        raise TypeError(f"{name} needs 8-bit weights, got {b.params.dtype.name}: 4-bit weights are for linear")
+        raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name if b.dtype != np.uint8 else 'codes of a Codebook'}: "
+                        "4-bit weights are for linear")
     return 0
 
 
@@ -708,7 +736,9 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
     return True
 
 
-cdef size_t MAX_BLOCK = 0x7FFFFFFF // (127 * 15)   # rows of b whose sum int32 holds (numerics 12)
+cdef size_t most_rows(Packed b):
+    """Rows of b whose sum int32 holds (numerics 12)."""
+    return 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
@@ -738,8 +768,8 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
             refuse_overlap(y, bias, "bias")
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
-    elif b.blocked.block > MAX_BLOCK:
-        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {MAX_BLOCK} are possible")
+    elif b.blocked.block > most_rows(b):
+        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
     if b.is_blocked:

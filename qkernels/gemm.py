@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
+from .codebook import Codebook
 from .qparams import QParams, code_range, float_array
 from .quantize import pack_bits, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
@@ -54,12 +55,16 @@ def pack(b, params, *, scales=None):
     Parameters
     ----------
     b : int8, uint8, int4 or uint4 array of shape (K, N)
-        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`.
-    params : QParams
-        Of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
-        `block_size`), where multiples of 8 run fastest. Their scales are kept as float16 if that holds them all exactly.
-    scales : None
-        For codebooks.
+        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
+        byte; they are for `linear`.
+    params : QParams or Codebook
+        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
+        `block_size`), where multiples of 4 run fastest. Their scales are kept as float16 if that holds them all exactly.
+
+        A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
+        `block_size`). Its levels are rounded to int8 multiples of the largest over 127.
+    scales : float array of shape (ceil(K / block_size), N)
+        Those of `encode`, for a codebook of blocks; kept as QParams' are.
 
     Returns
     -------
@@ -68,7 +73,11 @@ def pack(b, params, *, scales=None):
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or axis.
+        For another dtype, shape or axis, or a code beyond the levels.
+
+    References
+    ----------
+    docs/numerics.md, sections 6 and 12.
 
     Examples
     --------
@@ -76,10 +85,12 @@ def pack(b, params, *, scales=None):
     >>> params = qk.choose_qparams(w, "int8", axis=1)
     >>> qk.pack(qk.quantize(w, params), params).shape
     (3, 2)
+    >>> codebook = qk.Codebook([-1, -0.3, 0, 0.3, 1], axis=0, block_size=2)
+    >>> codes, scales = qk.encode(w, codebook)
+    >>> qk.pack(codes, codebook, scales=scales).level_error.round(4)
+    0.0008
     """
-    if scales is not None:
-        raise ValueError(f"scales must be None for weights of QParams, got {type(scales).__name__}")
-    return PackedMatrix(b, params)
+    return PackedMatrix(b, params, scales)
 
 
 class PackedMatrix(_core.Packed):
@@ -89,7 +100,12 @@ class PackedMatrix(_core.Packed):
     ----------
     shape : (int, int)
         (K, N)
-    params : QParams
+    params : QParams or Codebook
+    scales : float32 array or None
+        Of the blocks of a codebook.
+    level_error : float
+        The largest distance of a level of the codebook from what stands for it, an int8 multiple of a scale, in units of the
+        codebook's largest level: at most 1 / 254. 0 for QParams.
     nbytes : int
         Of the panels and of what is kept for each column.
 
@@ -106,32 +122,26 @@ class PackedMatrix(_core.Packed):
 
     __slots__ = ()
 
-    def __new__(cls, b, params):
+    def __new__(cls, b, params, scales=None):
         b = np.asarray(b)
+        if isinstance(params, Codebook):
+            params, scales = _check_codes(b, params, scales)
+            return super().__new__(cls, b, params, (*_int8_levels(params)[:2], scales))
         if not isinstance(params, QParams):
-            raise TypeError(f"params must be QParams, got {type(params).__name__}")
-        if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
-            raise TypeError(f"b must be int8, uint8, int4 or uint4, got {b.dtype}")
-        if b.dtype != params.dtype:
-            raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
-        if b.ndim != 2:
-            raise ValueError(f"b must have shape (K, N), got {b.shape}")
-        by_column = params.axis in (None, 1, -1) and params.block_size is None
-        if not by_column and not (b.dtype in FOUR_BITS and params.axis in (0, -2) and params.block_size):
-            blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
-            raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
-                             f"block_size={params.block_size}")
-        params.check_shape(b.shape)
-        if params.axis in (-1, -2):  # one name for one thing, so that from_arrays gives equal params back
-            params = QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
-                                     params.block_size)
-        return super().__new__(cls, b, params)
+            raise TypeError(f"params must be QParams or a Codebook, got {type(params).__name__}")
+        if scales is not None:
+            raise ValueError(f"scales must be None for weights of QParams, got {type(scales).__name__}")
+        return super().__new__(cls, b, _check_weights(b, params))
 
     def __repr__(self):
         return f"PackedMatrix(shape={self.shape}, params={self.params})"
 
     def __reduce__(self):
-        return PackedMatrix, (self.unpack(), self.params)
+        return PackedMatrix, (self.unpack(), self.params, self.scales)
+
+    @property
+    def level_error(self):
+        return _int8_levels(self.params)[2] if isinstance(self.params, Codebook) else 0.0
 
     def to_arrays(self):
         """Plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them anywhere.
@@ -141,8 +151,12 @@ class PackedMatrix(_core.Packed):
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`), and ``qmin`` (). Of 4-bit weights ``codes``
             has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest.
+            Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``.
         """
         p = self.params
+        if isinstance(p, Codebook):
+            arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
+            return arrays if self.scales is None else arrays | {"block_size": np.array(p.block_size), "scales": np.array(self.scales)}
         arrays = {"scale": np.array(p.scale), "zero_point": np.array(p.zero_point), "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
             return {"codes": self.unpack()} | arrays
@@ -158,9 +172,11 @@ class PackedMatrix(_core.Packed):
         TypeError, ValueError
             Where an array is missing, or is not as `to_arrays` makes it.
         """
-        missing = {"codes", "scale", "zero_point", "qmin"} - arrays.keys()
-        if missing:
-            raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
+        needed = ["codes", "shape"] if "levels" in arrays else ["codes", "scale", "zero_point", "qmin"]
+        if missing := [name for name in needed if name not in arrays]:
+            raise ValueError(f"arrays must hold {', '.join(needed[:-1])} and {needed[-1]}, got no {', '.join(missing)}")
+        if "levels" in arrays:
+            return cls._of_levels(**arrays)
         codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
         if codes.dtype not in (np.int8, np.uint8):
             raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
@@ -174,6 +190,83 @@ class PackedMatrix(_core.Packed):
         params = QParams(scale, arrays["zero_point"], codes.dtype, axis=0 if block_size else 1 if scale.ndim else None,
                          block_size=block_size, narrow_range=qmin != lowest)
         return cls(codes, params)
+
+    @classmethod
+    def _of_levels(cls, codes, shape, levels, block_size=None, scales=None):
+        by_column = np.ndim(levels) == 2
+        codebook = Codebook(levels, axis=1 if by_column else None if block_size is None else 0,
+                            block_size=None if block_size is None else int(block_size))
+        return cls(unpack_bits(codes, 4, tuple(map(int, shape))), codebook, scales)
+
+
+def _check_weights(b, params):
+    """The params of b, an axis from the end named from the front: so from_arrays gives equal ones back."""
+    if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
+        raise TypeError(f"b must be int8, uint8, int4 or uint4, got {b.dtype}")
+    if b.dtype != params.dtype:
+        raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
+    if b.ndim != 2:
+        raise ValueError(f"b must have shape (K, N), got {b.shape}")
+    by_column = params.axis in (None, 1, -1) and params.block_size is None
+    if not by_column and not (b.dtype in FOUR_BITS and params.axis in (0, -2) and params.block_size):
+        blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
+        raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
+                         f"block_size={params.block_size}")
+    params.check_shape(b.shape)
+    if params.axis in (-1, -2):
+        return QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
+                               params.block_size)
+    return params
+
+
+def _check_codes(b, codebook, scales):
+    """The codebook of b, its axis named from the front, and contiguous float32 scales, or None."""
+    if b.dtype != np.uint8:
+        raise TypeError(f"b must be uint8 codes for a Codebook, got {b.dtype}")
+    if b.ndim != 2:
+        raise ValueError(f"b must have shape (K, N), got {b.shape}")
+    if codebook.vector or codebook.k > 16:
+        raise ValueError(f"codebook must have at most 16 levels and no vectors, got {codebook}")
+    axis, block_size = codebook.axis, codebook.block_size
+    if (axis, block_size) != (None, None) and axis not in ((0, -2) if block_size else (1, -1)):
+        raise ValueError(f"codebook must be for all values, for each column (axis=1) or for blocks of rows (axis=0 and block_size), "
+                         f"got axis={axis}, block_size={block_size}")
+    if axis in (1, -1) and len(codebook.levels) != b.shape[1]:
+        raise ValueError(f"codebook must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
+    if b.size and b.max() >= codebook.k:
+        raise ValueError(f"b must hold codes below {codebook.k}, got {b.max()}")
+    if block_size is None:
+        if scales is not None:
+            raise ValueError("scales must be None for a codebook without block_size")
+    else:
+        scales = _checked_scales(scales, (-(-b.shape[0] // block_size), b.shape[1]))
+    return Codebook(codebook.levels, axis=axis + 2, block_size=block_size) if axis in (-1, -2) else codebook, scales
+
+
+def _checked_scales(scales, shape):
+    given = np.asarray(scales)
+    if given.dtype.newbyteorder("=") not in _core.FLOATS:
+        raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"scales must have shape {shape}, got {given.shape}")
+    with np.errstate(over="ignore"):
+        kept = np.array(given, np.float32, order="C")
+    if not np.isfinite(kept).all():
+        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
+    return _core.frozen(kept)
+
+
+def _int8_levels(codebook):
+    """Levels as int8 (1 or N, 16) times float32 scales (1 or N), and the error of that: numerics 12."""
+    levels = codebook.levels.reshape(-1, codebook.k).astype(np.float64)
+    largest = np.abs(levels).max(axis=1)
+    scale = np.float32(largest / 127)
+    scale = np.where(largest > 0, np.maximum(scale, np.finfo(np.float32).tiny), np.float32(1))
+    units = np.clip(np.rint(levels / scale[:, None]), -127, 127)
+    off = np.abs(levels - units * scale[:, None]).max(axis=1)
+    padded = np.zeros((len(levels), 16), np.int8)
+    padded[:, : codebook.k] = units
+    return padded, scale, np.max(np.divide(off, largest, where=largest > 0, out=np.zeros_like(off)), initial=0.0)
 
 
 def linear(x, packed, bias=None, *, activation=None, out=None):

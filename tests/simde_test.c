@@ -264,20 +264,35 @@ static void test_pack_panel(size_t k, size_t cols)
     }
 }
 
-/* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
-static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros)
+static int8_t random_level(void) { return (int8_t)((int)(random32() % 255) - 127); }
+
+/* start of levels (numerics 12): -128 times the sum of each block. */
+static void start_levels(int rows, size_t blocks, size_t block, size_t last, const int8_t *a, size_t lda, int32_t *start,
+                         size_t ld_start)
 {
-    enum { BLOCKS = 5, STEPS = 9, RECORD = 128 * STEPS + 32 * 5 };
+    for (int row = 0; row < rows; row++)
+        for (size_t i = 0; i < blocks; i++) {
+            int32_t sum = 0;
+            for (size_t j = 0; j < (i + 1 < blocks ? block : last); j++) sum += a[(size_t)row * lda + i * block + j];
+            start[(size_t)row * ld_start + i] = -128 * sum;
+        }
+}
+
+/* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
+static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros, int looked_up)
+{
+    enum { BLOCKS = 5, STEPS = 9, RECORD = 64 * STEPS + 32 * 5 };
     static uint8_t records[BLOCKS * RECORD];
-    static int8_t a[8 * (8 * BLOCKS * STEPS + 4)];
+    static int8_t a[8 * (4 * BLOCKS * STEPS + 4)];
+    int8_t levels[16];
     static float got[8 * NR + MARGIN / 4], want[8 * NR + MARGIN / 4];
     int32_t start[8 * (BLOCKS + 3)];
-    const size_t lda = 8 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
+    const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
     for (size_t i = 0; i < sizeof start / 4; i++) start[i] = (int32_t)random32() >> 16;
     uint8_t *scales = records;
     for (size_t block = 0; block < blocks; block++) {
-        scales += 128 * (block + 1 < blocks ? steps : last_steps);
+        scales += 64 * (block + 1 < blocks ? steps : last_steps);
         for (int j = 0; j < NR; j++) {
             const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
             const uint16_t half = (uint16_t)(random32() % 0x7c00);
@@ -290,11 +305,37 @@ static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_step
         if (own_zeros)
             for (int j = 0; j < NR; j++) *scales++ = random32() % 16;
     }
-    const qk_blocked_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros};
+    for (int i = 0; i < 16; i++) levels[i] = random_level();
+    if (looked_up) start_levels(rows, blocks, 4 * steps, 4 * last_steps, a, lda, start, ld_start);
+    const qk_blocked_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros, looked_up ? levels : NULL};
     what = "blocked_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->blocked_tile(rows, &p, a, lda, start, ld_start, got);
     scalar->blocked_tile(rows, &p, a, lda, start, ld_start, want);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+}
+
+/* 32 columns with levels of their own, 16 at a time. */
+static void test_own_levels(int rows, size_t steps)
+{
+    enum { STEPS = 9, GROUP = 256 * (1 + STEPS) };
+    static uint8_t records[2 * GROUP + 4 * NR];
+    static int8_t a[8 * (32 * STEPS + 4)];
+    static float got[8 * NR + MARGIN / 4], want[8 * NR + MARGIN / 4];
+    int32_t start[8 * 3];
+    const size_t lda = 32 * steps + random32() % 5, ld_start = 1 + random32() % 2;
+    random_bytes(records, sizeof records), random_bytes(a, sizeof a);
+    for (int i = 0; i < 2 * 256; i++) records[i / 256 * 256 * (1 + steps) + i % 256] = (uint8_t)random_level();
+    for (int j = 0; j < NR; j++) {
+        const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
+        memcpy(records + 2 * 256 * (1 + steps) + 4 * j, &scale, 4);
+    }
+    start_levels(rows, 1, 0, 32 * steps, a, lda, start, ld_start);
+    const qk_blocked_panel p = {records, steps > 0, steps, steps, 0, 0, NULL};
+    what = "own_levels_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->own_levels_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->own_levels_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -359,8 +400,11 @@ int main(void)
         for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
     for (int rows = 1; rows <= simde->blocked_mr; rows++)
         for (size_t blocks = 0; blocks <= 5; blocks++)
-            for (int i = 0; i < 4; i++)
-                for (size_t steps = 1; steps <= 9; steps++) test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1);
+            for (int i = 0; i < 6; i++)
+                for (size_t steps = 1; steps <= 9; steps++)
+                    test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
+    for (int rows = 1; rows <= simde->blocked_mr; rows++)
+        for (size_t steps = 0; steps <= 9; steps++) test_own_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {
         for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
         test_gemm_tile(rows, 300);

@@ -181,6 +181,20 @@ def sweep_4_bits(m, k, n, rng, at_end):
             same(out, qk.linear(x, packed, bias))
 
 
+def sweep_codes(m, k, n, rng, at_end):
+    x, codes = rng.normal(0, 1, (m, k)).astype(np.float32), rng.integers(0, 16, (k, n), np.uint8)
+    of_columns = [qk.Codebook(rng.normal(0, 1, (n, 16)), axis=1)] if n else []
+    for codebook in [qk.Codebook(np.arange(16), axis=0, block_size=32), qk.Codebook(np.arange(16)), *of_columns]:
+        place = Places(at_end)
+        scales = None if codebook.block_size is None else place(np.ones((-(-k // 32), n), np.float32))
+        packed = qk.pack(place(codes), codebook, scales=scales)
+        same(packed.unpack(), codes)
+        same(qk.pack(place(np.ascontiguousarray(codes.T)).T, codebook, scales=scales).unpack(), codes)
+        out = place.empty((m, n), np.float32)
+        qk.linear(place(x), packed, out=out)
+        same(out, qk.linear(x, packed))
+
+
 def sweep_layers(n, rng, at_end):
     x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
@@ -207,6 +221,7 @@ def sweep(isa):
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)
+            sweep_codes(m, k, columns, rng, at_end)
 
 
 def stray(what, at_end):
