@@ -11,7 +11,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { SMALL_BLOCK_BYTES = 8 * 1024 };
+enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
 
 /* ---- packing of b ---- */
 
@@ -118,6 +118,7 @@ typedef struct {
     const char *a;
     size_t lda; /* in bytes */
     char *buffer;
+    int16_t *wide; /* a panel of b, where the tile wants it widened */
     int32_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
 } row_block;
@@ -256,18 +257,27 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
+        if (block->wide) k->gemm_widen_panel(codes, steps, block->wide);
+        const int direct = plain && col + nr <= b->n;
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = at_most(rows - i, mr);
             const char *a = block->a + i * block->lda;
-            if (plain && col + nr <= b->n) {
-                int32_t *c = (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col;
-                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, g->right->row_stride / 4);
-            } else {
-                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, acc, nr);
-                store_tile(g, block, first + i, i, count, col, acc);
-            }
+            int32_t *c = direct ? (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col : acc;
+            const size_t ldc = direct ? g->right->row_stride / sizeof *c : nr;
+            if (block->wide)
+                k->gemm_wide_tile((int)count, steps, a, block->lda, block->wide, g->init + col, c, ldc);
+            else
+                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, ldc);
+            if (!direct) store_tile(g, block, first + i, i, count, col, acc);
         }
     }
+}
+
+/* Bytes of a widened panel, where it pays to widen it. */
+static size_t wide_bytes(const product *g)
+{
+    const qk_kernels *k = g->b->kernels;
+    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? g->b->k_pad * (size_t)k->nr * sizeof(int16_t) : 0;
 }
 
 static void run_tasks(void *context, size_t begin, size_t end)
@@ -279,12 +289,14 @@ static void run_tasks(void *context, size_t begin, size_t end)
     row_block block;
     block.lda =  g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t size = g->in_place ? 0 : lda * g->share.block_rows + round_up(b->k_pad, 64) + 64;
+    const size_t wide = wide_bytes(g), before = g->in_place ? 0 : lda * g->share.block_rows + round_up(b->k_pad, 64) + 64;
+    const size_t size = before + wide;
     block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
     if (!block.buffer) {
         fail(g, -1);
         return;
     }
+    block.wide = wide ? (int16_t *)(block.buffer + before) : NULL;
     size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;

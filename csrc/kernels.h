@@ -82,6 +82,10 @@ struct qk_kernels {
     /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Light panels have steps. */
     void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc);
+    /* The same of a panel widened to int16, for tables whose tile is faster on these; else NULL. */
+    void (*gemm_wide_tile)(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel, const int32_t *init,
+                           int32_t *c, size_t ldc);
+    void (*gemm_widen_panel)(const int8_t *panel, size_t steps, int16_t *to);
     /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */

@@ -187,8 +187,7 @@ static void light_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8
 static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256i products)
 {
     __m256i ones = _mm256_set1_epi16(1);
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(products, ones));
-    __asm__("" : "+x"(c));
+    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(products, ones)));
     return c;
 }
 
@@ -237,7 +236,7 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
                                                              kinds k, const uint8_t *order, const int32_t *from,
                                                              size_t ldf, int32_t *c, size_t ldc)
 {
-    const size_t lda2 = 2 * lda, lda3 = 3 * lda;
+    const size_t lda3 = 3 * lda, lda5 = 5 * lda, lda7 = 7 * lda;
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
     c0 = _mm256_loadu_si256((const __m256i *)from);
     if (rows > 1) c1 = _mm256_loadu_si256((const __m256i *)(from + 1 * ldf));
@@ -253,48 +252,48 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
         const __m256i b1 = _mm256_load_si256((const __m256i *)(codes + LIGHT_STEP));
         c0 = plain_pair(c0, s, t, b0, b1);
         if (rows > 1) c1 = plain_pair(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = plain_pair(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = plain_pair(c3, s, t, b0, b1);
-        if (rows > 4) c4 = plain_pair(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = plain_pair(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = plain_pair(c6, s, t, b0, b1);
-        if (rows > 7) c7 = plain_pair(c7, s + lda, t + lda, b0, b1);
+        if (rows > 2) c2 = plain_pair(c2, s + 2 * lda, t + 2 * lda, b0, b1);
+        if (rows > 3) c3 = plain_pair(c3, s + lda3, t + lda3, b0, b1);
+        if (rows > 4) c4 = plain_pair(c4, s + 4 * lda, t + 4 * lda, b0, b1);
+        if (rows > 5) c5 = plain_pair(c5, s + lda5, t + lda5, b0, b1);
+        if (rows > 6) c6 = plain_pair(c6, s + 2 * lda3, t + 2 * lda3, b0, b1);
+        if (rows > 7) c7 = plain_pair(c7, s + lda7, t + lda7, b0, b1);
     }
     for (int i = k.plain; i; i--, order++, codes += LIGHT_STEP) {
         const uint8_t *s = a + *order * LIGHT_KR;
         const __m256i b = _mm256_load_si256((const __m256i *)codes);
         c0 = plain(c0, s, b);
         if (rows > 1) c1 = plain(c1, s + lda, b);
-        if (rows > 2) c2 = plain(c2, s + lda2, b);
-        if (rows > 3) s += lda3, c3 = plain(c3, s, b);
-        if (rows > 4) c4 = plain(c4, s + lda, b);
-        if (rows > 5) c5 = plain(c5, s + lda2, b);
-        if (rows > 6) s += lda3, c6 = plain(c6, s, b);
-        if (rows > 7) c7 = plain(c7, s + lda, b);
+        if (rows > 2) c2 = plain(c2, s + 2 * lda, b);
+        if (rows > 3) c3 = plain(c3, s + lda3, b);
+        if (rows > 4) c4 = plain(c4, s + 4 * lda, b);
+        if (rows > 5) c5 = plain(c5, s + lda5, b);
+        if (rows > 6) c6 = plain(c6, s + 2 * lda3, b);
+        if (rows > 7) c7 = plain(c7, s + lda7, b);
     }
     for (int i = k.centred_pairs; i; i--, order += 2, codes += 2 * LIGHT_STEP) {
         const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
         const centred_codes b0 = centre(codes), b1 = centre(codes + LIGHT_STEP);
         c0 = centred_pair(c0, s, t, b0, b1);
         if (rows > 1) c1 = centred_pair(c1, s + lda, t + lda, b0, b1);
-        if (rows > 2) c2 = centred_pair(c2, s + lda2, t + lda2, b0, b1);
-        if (rows > 3) s += lda3, t += lda3, c3 = centred_pair(c3, s, t, b0, b1);
-        if (rows > 4) c4 = centred_pair(c4, s + lda, t + lda, b0, b1);
-        if (rows > 5) c5 = centred_pair(c5, s + lda2, t + lda2, b0, b1);
-        if (rows > 6) s += lda3, t += lda3, c6 = centred_pair(c6, s, t, b0, b1);
-        if (rows > 7) c7 = centred_pair(c7, s + lda, t + lda, b0, b1);
+        if (rows > 2) c2 = centred_pair(c2, s + 2 * lda, t + 2 * lda, b0, b1);
+        if (rows > 3) c3 = centred_pair(c3, s + lda3, t + lda3, b0, b1);
+        if (rows > 4) c4 = centred_pair(c4, s + 4 * lda, t + 4 * lda, b0, b1);
+        if (rows > 5) c5 = centred_pair(c5, s + lda5, t + lda5, b0, b1);
+        if (rows > 6) c6 = centred_pair(c6, s + 2 * lda3, t + 2 * lda3, b0, b1);
+        if (rows > 7) c7 = centred_pair(c7, s + lda7, t + lda7, b0, b1);
     }
     for (int i = k.centred; i; i--, order++, codes += LIGHT_STEP) {
         const uint8_t *s = a + *order * LIGHT_KR;
         const centred_codes b = centre(codes);
         c0 = centred(c0, s, b);
         if (rows > 1) c1 = centred(c1, s + lda, b);
-        if (rows > 2) c2 = centred(c2, s + lda2, b);
-        if (rows > 3) s += lda3, c3 = centred(c3, s, b);
-        if (rows > 4) c4 = centred(c4, s + lda, b);
-        if (rows > 5) c5 = centred(c5, s + lda2, b);
-        if (rows > 6) s += lda3, c6 = centred(c6, s, b);
-        if (rows > 7) c7 = centred(c7, s + lda, b);
+        if (rows > 2) c2 = centred(c2, s + 2 * lda, b);
+        if (rows > 3) c3 = centred(c3, s + lda3, b);
+        if (rows > 4) c4 = centred(c4, s + 4 * lda, b);
+        if (rows > 5) c5 = centred(c5, s + lda5, b);
+        if (rows > 6) c6 = centred(c6, s + 2 * lda3, b);
+        if (rows > 7) c7 = centred(c7, s + lda7, b);
     }
     _mm256_storeu_si256((__m256i *)c, c0);
     if (rows > 1) c += ldc, _mm256_storeu_si256((__m256i *)c, c1);
