@@ -86,16 +86,19 @@ def _refine_rows(x, importance, block_size, qmin, qmax, first_zero, last_zero, s
 def _refine(y, w, side, unit, qmin, qmax, first_zero, last_zero, start_scale, start_zero):
     """(scale, zero point) of one line: magnitudes, their importance, and 1 where the value is negative."""
     total, logs = np.sum(w * y * y), np.log(y)
-    best = np.array([total, y.max(), start_zero])   # loss, scale, zero point; at first of codes that are all 0
+    zero = start_zero
+    if first_zero < last_zero and side.min() == side.max():   # of one sign: no other zero point leaves it as many codes
+        zero = first_zero = last_zero = last_zero if side[0] else first_zero
+    best = np.array([total, y.max(), zero])   # loss, scale, zero point; at first of codes that are all 0
     for shrink in SHRINKS:
-        _try_scale(y, w, side, shrink * min(start_scale / unit, y.max()), qmin, qmax, start_zero, best)
-    loosest = _limits(qmin, qmax, start_zero) if first_zero == last_zero else np.array([qmax - qmin, qmax - qmin])
+        _try_scale(y, w, side, shrink * min(start_scale / unit, y.max()), qmin, qmax, zero, best)
+    loosest = _limits(qmin, qmax, zero) if first_zero == last_zero else np.array([qmax - qmin, qmax - qmin])
     log_codes = np.log(np.maximum(np.arange(loosest.max() + 1), 1) - 0.5)
     highest = _highest_scale(y, w, side, logs, log_codes, loosest, total, best)
     for i in range(2 * (last_zero - first_zero) + 1):   # from where the search begins outward
-        zero = start_zero + ((i + 1) // 2 if i % 2 else -(i // 2))
-        if first_zero <= zero <= last_zero and best[0] > NEGLIGIBLE * total:
-            _search(y, w, side, logs, log_codes, _limits(qmin, qmax, zero), zero, highest, total, best)
+        tried = zero + ((i + 1) // 2 if i % 2 else -(i // 2))
+        if first_zero <= tried <= last_zero and best[0] > NEGLIGIBLE * total:
+            _search(y, w, side, logs, log_codes, _limits(qmin, qmax, tried), tried, highest, total, best)
     return _nearest_float32(y, w, side, unit, qmin, qmax, start_scale, start_zero, best)
 
 
