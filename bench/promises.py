@@ -96,11 +96,12 @@ def matmul_promises(kind):
 
 
 def linear4_promises(block, many_rows, one_row, long_row):
-    text, prefix = f"linear 4-bit, block {block}, to MatMulNBits", f"linear 4-bit, block {block},"
+    text, prefix = f"linear 4-bit, block {block}, to MatMulNBits (32)", f"linear 4-bit, block {block},"
+    peer = to("onnxruntime" if block == 32 else "onnxruntime, block 32")
     return [
-        Promise(f"{text}, many rows", cases(prefix, MANY_ROWS), to("onnxruntime"), many_rows, isa=VNNI),
-        Promise(f"{text}, 1x4096x4096", cases(prefix, ONE_ROW), to("onnxruntime"), one_row, isa=VNNI),
-        Promise(f"{text}, 1x11008x4096", cases(prefix, LONG_ROW), to("onnxruntime"), long_row, isa=VNNI),
+        Promise(f"{text}, many rows", cases(prefix, MANY_ROWS), peer, many_rows, isa=VNNI),
+        Promise(f"{text}, 1x4096x4096", cases(prefix, ONE_ROW), peer, one_row, isa=VNNI),
+        Promise(f"{text}, 1x11008x4096", cases(prefix, LONG_ROW), peer, long_row, isa=VNNI),
         Promise(f"linear 4-bit, block {block}, 1024^3 to 8-bit", cases(prefix, [BIG]), to("8-bit"), 1.4, isa=AVX2),
     ]
 

@@ -59,7 +59,7 @@ def means_table(rows):
     for group, members in groups(rows).items():
         worst = min(members, key=lambda row: row.to_best_peer)
         table.add_row(group, str(len(members)), f"{geometric_mean(row.to_best_peer for row in members):.2f}x",
-                      f"{worst.to_best_peer:.2f}x", worst.case.removeprefix(group))
+                      f"{worst.to_best_peer:.2f}x", worst.case.removeprefix(group).strip(", "))
     return table
 
 

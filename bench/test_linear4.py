@@ -19,6 +19,14 @@ def quantized_weights(k, n, block_size):
     return (np.rint(blocks / scale[:, None]) + 8).astype(np.uint8).reshape(k, n), aligned(scale)
 
 
+def smaller_blocks(x, k, n, block_size=32):
+    codes, scale = quantized_weights(k, n, block_size)
+    real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
+    found = peers.ort_matmul_nbits(x, codes, scale, block_size)
+    found.name, found.check = f"onnxruntime, block {block_size}", relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    return found
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
 @pytest.mark.parametrize("block_size", [32, 128])
 def test_linear4(race, isa, block_size, shape):
@@ -31,6 +39,8 @@ def test_linear4(race, isa, block_size, shape):
     real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
     close = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
     others = [peers.ort_matmul_nbits(x, codes, scale, block_size)]
+    if block_size > 32:  # the blocks that its own tools make by default
+        others.append(smaller_blocks(x, k, n))
     if isa == "avx2":
         eight, out_8 = qk.pack(random_codes("int8", k, n), qk.QParams(1.0)), aligned_empty((m, n), "float32")
         others.append(Contender("8-bit", lambda: qk.linear(x, eight, out=out_8), lambda: out_8, lambda _: ""))

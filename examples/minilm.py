@@ -68,6 +68,8 @@ def main():
     print_table(title, results)
     draw_chart(title, results, options.output)
     print(f"Chart: {options.output}")
+    if options.json:
+        options.json.write_text(json.dumps({"title": title, "results": [r._asdict() for r in results]}, indent=1) + "\n")
 
 
 def parse_options():
@@ -76,6 +78,7 @@ def parse_options():
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="besides float32 (default: all)")
     parser.add_argument("--threads", type=int, default=1, help="of each variant (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures too")
     return parser.parse_args()
 
 
