@@ -6,6 +6,7 @@ import subprocess
 import sysconfig
 import tempfile
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
@@ -60,6 +61,22 @@ def traffic(read_bytes, written_bytes):
     return stream(reads, writes, max(1, (read_bytes + written_bytes) // ((reads + writes) * LINE)))
 
 
+def reading(total, piece):
+    """A contender that reads the next `piece` bytes, of a buffer of `total`, at each call."""
+    run = library().stream_avx2 if library().has_avx2() else library().stream_baseline
+    groups = max(1, piece // (8 * LINE))
+    source, sink = big_buffer(total), aligned_empty((LINE,), "uint8")
+    starts = range(0, total - groups * 8 * LINE + 1, groups * 8 * LINE)
+    following = cycle([ctypes.c_void_p(source.ctypes.data + start) for start in starts]).__next__
+    reads, writes, to, count = ctypes.c_int(8), ctypes.c_int(0), ctypes.c_void_p(sink.ctypes.data), ctypes.c_size_t(groups)
+    return Contender("stream", lambda keep=(source, sink): run(reads, writes, following(), to, count))
+
+
+@cache
+def big_buffer(size):
+    return aligned_empty((size,), "uint8")
+
+
 # ---- what binds an operation: contenders that run in turn with it ----
 
 
@@ -75,7 +92,7 @@ def multiplying(isa, macs, threads):
     return [Contender("peak", call, scale=macs / done / threads)]
 
 
-# ---- for the header ----
+# ---- of the machine ----
 
 
 def best_seconds(call, turns=50):
@@ -87,13 +104,29 @@ def best_seconds(call, turns=50):
     return best
 
 
-def describe(bytes_moved=5 * 2**18):
-    """Every peak of this CPU, and the bandwidths where the elementwise cases live, as lines of text."""
-    lines = []
+def peaks():
+    """GMAC/s of this CPU from registers alone, by name."""
+    found = {}
     for name, (title, _, requirement) in PEAKS.items():
         if getattr(library(), requirement)():
             call, macs = multiply_adds(name, 20_000_000)
-            lines.append(f"{title}: {macs / best_seconds(call) / 1e9:.0f} GMAC/s")
-    for title, call in [("read", traffic(bytes_moved, 0)), ("copy, read + written", traffic(bytes_moved // 2, bytes_moved // 2))]:
-        lines.append(f"{title}, {bytes_moved / 2**20} MB: {bytes_moved / best_seconds(call, 500) / 1e9:.0f} GB/s")
-    return lines
+            found[title] = macs / best_seconds(call) / 1e9
+    return found
+
+
+def bandwidths():
+    """GB/s of reading what half fills each cache but the first, and of memory, by name."""
+    found = {}
+    for level in (2, 3):
+        if size := cache_size(level):
+            found[f"L{level}"] = size // 2 / best_seconds(traffic(size // 2, 0), 300) / 1e9
+    call, piece = reading(2**28, 2**24).call, 2**24
+    return found | {"memory": piece / best_seconds(call) / 1e9}
+
+
+def cache_size(level):
+    """Bytes; None where the system does not tell."""
+    for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (folder / "level").read_text().strip() == str(level) and (folder / "type").read_text().strip() != "Instruction":
+            return int((folder / "size").read_text().strip().removesuffix("K")) * 1024
+    return None

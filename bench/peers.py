@@ -1,11 +1,15 @@
 """The other libraries. Each function binds its inputs once and returns a Contender; race.py checks and times it."""
 
+import subprocess
+import sys
+from functools import cache
+
 import numkong
 import numpy as np
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
-from race import Contender, relative
+from race import CRASHED, Contender, relative
 
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 
@@ -25,7 +29,7 @@ def settle(isa, best_isa, number_of_threads):
         hold_numkong_to_avx2()
         not_held.add("onnxruntime")  # it chooses by CPUID and has no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "numkong", "sgemm"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32"])
 
 
 def contender(name, call, read, check=None):
@@ -70,6 +74,11 @@ def ort_node(operator, inputs, constants, output, more_outputs=None, **attribute
 
 def ort_matmul_integer(a, b):
     return ort_node("MatMulInteger", {"a": a}, {"b": b}, ((len(a), b.shape[1]), "int32"))
+
+
+def ort_matmul_integer_of_inputs(a, b):
+    """Neither operand is known beforehand."""
+    return ort_node("MatMulInteger", {"a": a, "b": b}, {}, ((*a.shape[:-1], b.shape[-1]), "int32"))
 
 
 def ort_qlinear_matmul(a, a_scale, a_zero, b, b_scale, y_scale, y_zero):
@@ -151,6 +160,51 @@ def torch_float_linear(x, w, bias):
     return torch_contender(lambda: torch.nn.functional.linear(*tensors), name="torch float32")
 
 
+def torch_packed(engine, b, b_scale, bias=None):
+    """Weights as torch.ao.nn.quantized.Linear keeps them for an engine, one scale a column."""
+    torch.backends.quantized.engine = engine
+    scales, zeros = torch.from_numpy(b_scale.astype(np.float64)), torch.zeros(len(b_scale), dtype=torch.long)
+    weight = torch._make_per_channel_quantized_tensor(torch.from_numpy(np.ascontiguousarray(b.T)), scales, zeros, 0)
+    return torch.ops.quantized.linear_prepack(weight, None if bias is None else torch.from_numpy(bias))
+
+
+def torch_qlinear(engine, q, scale, zero_point, b, b_scale, y_scale, y_zero):
+    codes, packed = torch._make_per_tensor_quantized_tensor(torch.from_numpy(q), scale, zero_point), torch_packed(engine, b, b_scale)
+    return torch_contender(lambda: torch.ops.quantized.linear(codes, packed, y_scale, y_zero), read_codes, f"torch {engine}")
+
+
+def torch_dynamic_linear(engine, x, b, b_scale, bias, shapes):
+    """`shapes` are all that will be asked for: a process of its own tries them first, since onednn has been seen to crash."""
+    if (len(x), b.shape[1], len(b)) not in survivors(engine, tuple(shapes)):
+        return Contender(f"torch {engine}", None, note=CRASHED)
+    tensor, packed = torch.from_numpy(x), torch_packed(engine, b, b_scale, bias)
+    return torch_contender(lambda: torch.ops.quantized.linear_dynamic(tensor, packed), name=f"torch {engine}")
+
+
+@cache
+def survivors(engine, shapes):
+    """The shapes at which torch.ops.quantized.linear_dynamic returns."""
+    script = """
+import sys
+import torch
+torch.backends.quantized.engine = sys.argv[1]
+for m, n, k in eval(sys.argv[2]):
+    weight = torch._make_per_channel_quantized_tensor(
+        torch.ones(n, k, dtype=torch.int8), torch.ones(n, dtype=torch.double), torch.zeros(n, dtype=torch.long), 0)
+    torch.ops.quantized.linear_dynamic(torch.ones(m, k), torch.ops.quantized.linear_prepack(weight, torch.zeros(n)))
+    print(m, n, k, flush=True)
+"""
+    found = set()
+    left = list(shapes)
+    while left:
+        run = subprocess.run([sys.executable, "-W", "ignore", "-c", script, engine, repr(left)], capture_output=True, text=True)
+        found |= {tuple(map(int, line.split())) for line in run.stdout.splitlines()}
+        if run.returncode == 0:
+            break
+        left = left[1 + len(run.stdout.splitlines()) :]
+    return found
+
+
 def torch_quantize(x, scale, zero_point, axis=None):
     tensor, dtype = torch.from_numpy(x), TORCH_CODES[zero_point.dtype.name]
     if axis is None:
@@ -200,5 +254,5 @@ def hold_numkong_to_avx2():
 def sgemm(a, b, expected):
     """The same values as float32, which is not exact: what float costs."""
     left, right = a.astype(np.float32), b.astype(np.float32)
-    out = np.empty((len(a), b.shape[1]), np.float32)
+    out = np.empty((*a.shape[:-1], b.shape[-1]), np.float32)
     return contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, relative(expected, 1e-5))

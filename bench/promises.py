@@ -1,7 +1,10 @@
-"""Figures that every change must keep: printed at the end of a run, one pinned thread."""
+"""Figures that every change must keep: printed at the end of a run, one pinned thread unless they are of threads."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from products import CUBES, SHAPES, named
 
 
 @dataclass
@@ -15,29 +18,113 @@ class Promise:
     at_most: bool = False
 
 
-def to_best_peer(row):
-    return row.to_best_peer
+def geometric_mean(values):
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+# ---- figures ----
+
+
+def to_best_peer(*rows):
+    """The least."""
+    ratios = [row.to_best_peer for row in rows]
+    return None if None in ratios else min(ratios)
+
+
+def mean_to_best_peer(*rows):
+    ratios = [row.to_best_peer for row in rows]
+    return None if None in ratios else geometric_mean(ratios)
 
 
 def to(name):
-    return lambda row: next((peer.seconds / row.ours.seconds for peer in row.peers if peer.name == name and peer.turns), None)
+    """The least ratio to a peer."""
+
+    def least(*rows):
+        ratios = [peer.seconds / row.ours.seconds for row in rows for peer in row.peers if peer.name == name and peer.turns]
+        return min(ratios, default=None)
+
+    return least
+
+
+def of_limit(*rows):
+    return min(row.of_limit for row in rows)
 
 
 def slower_than(row, other):
     return row.ours.seconds / other.ours.seconds
 
 
-BIG = "1024x1024x1024"
+def slower_than_int32(row):
+    return 1 / to("int32")(row)
+
+
+def microseconds(row):
+    return row.ours.seconds * 1e6
+
+
+def rate(*rows):
+    return min(row.work / row.ours.seconds / 1e9 for row in rows)
+
+
+# ---- cases ----
+
+
+def cases(prefix, shapes):
+    return [f"{prefix} {named(shape)}" for shape in shapes]
+
+
+VNNI, AVX2 = "avx512vnni", "avx2"
+BIG = (1024, 1024, 1024)
+READ = [f"matmul {temperature} weights {m}x4096x4096" for temperature in ("hot", "cold") for m in (1, 2, 3, 4)]
+READ += [f"matmul {temperature} weights 1x1536x384" for temperature in ("hot", "cold")]
+MINILM = ["matmul MiniLM attention 128x384x384", "matmul MiniLM intermediate 128x1536x384", "matmul MiniLM output 128x384x1536"]
+MANY_ROWS, ONE_ROW, LONG_ROW = [BIG, (8, 4096, 4096), (128, 384, 1536)], [(1, 4096, 4096)], [(1, 11008, 4096)]
+
+
+def matmul_promises(kind):
+    all_shapes = cases(f"matmul {kind}", SHAPES)
+    return [
+        Promise(f"matmul {kind} to the best peer, least", all_shapes, to_best_peer, 1.0, isa=VNNI),
+        Promise(f"matmul {kind} to the best peer, geometric mean", all_shapes, mean_to_best_peer, 1.25, isa=VNNI),
+        Promise(f"matmul {kind} 64^3 to the best peer", cases(f"matmul {kind}", CUBES[:1]), to_best_peer, 1.5, isa=VNNI),
+        Promise(f"matmul {kind} of the peak, 512^3 and up", cases(f"matmul {kind}", CUBES[3:]), of_limit, 0.95, "", VNNI),
+        Promise(f"matmul {kind} 1024^3 to sgemm", cases(f"matmul {kind}", [BIG]), to("sgemm"), 1.6, isa=AVX2),
+        Promise(f"matmul {kind} 1024^3 to the best peer", cases(f"matmul {kind}", [BIG]), to_best_peer, 0.85, isa=AVX2),
+        Promise(f"matmul {kind} 64^3 to the best peer", cases(f"matmul {kind}", CUBES[:1]), to_best_peer, 2.0, isa=AVX2),
+    ]
+
+
+def linear4_promises(block, many_rows, one_row, long_row):
+    text, prefix = f"linear 4-bit, block {block}, to MatMulNBits (32)", f"linear 4-bit, block {block},"
+    peer = to("onnxruntime" if block == 32 else "onnxruntime, block 32")
+    return [
+        Promise(f"{text}, many rows", cases(prefix, MANY_ROWS), peer, many_rows, isa=VNNI),
+        Promise(f"{text}, 1x4096x4096", cases(prefix, ONE_ROW), peer, one_row, isa=VNNI),
+        Promise(f"{text}, 1x11008x4096", cases(prefix, LONG_ROW), peer, long_row, isa=VNNI),
+        Promise(f"linear 4-bit, block {block}, 1024^3 to 8-bit", cases(prefix, [BIG]), to("8-bit"), 1.4, isa=AVX2),
+    ]
+
+
 PROMISES = [
-    Promise("matmul u8s8 1024^3 to the best peer", [f"matmul u8s8 {BIG}"], to_best_peer, 1.0, isa="avx512vnni"),
-    Promise("matmul s8s8 1024^3 to the best peer", [f"matmul s8s8 {BIG}"], to_best_peer, 1.0, isa="avx512vnni"),
-    Promise("matmul u8s8 1024^3 to sgemm at AVX2", [f"matmul u8s8 {BIG}"], to("sgemm"), 1.5, isa="avx2"),
-    Promise("matmul s8s8 1024^3 to sgemm at AVX2", [f"matmul s8s8 {BIG}"], to("sgemm"), 1.5, isa="avx2"),
-    Promise("linear 4-bit (32) 1024^3 to MatMulNBits", [f"linear 4-bit, block 32, {BIG}"], to("onnxruntime"), 2.7, isa="avx512vnni"),
-    Promise("linear 4-bit (32) 1024^3 to 8-bit at AVX2", [f"linear 4-bit, block 32, {BIG}"], to("8-bit"), 1.3, isa="avx2"),
+    *matmul_promises("u8s8"),
+    *matmul_promises("s8s8"),
+    Promise("matmul of 1 to 4 rows, of the read bandwidth", READ, of_limit, 0.9, "", VNNI),
+    Promise("matmul MiniLM to the best peer", MINILM, to_best_peer, 1.0),
+    Promise("matmul of b that is not packed, to packed", cases("matmul unpacked", CUBES[2:]), to("packed"), 0.8),
+    Promise("matmul on all threads to one, 1024^3 and up", cases("matmul threads", CUBES[4:]), to("one thread"), 1.9),
+    Promise("matmul on all threads to one, small", cases("matmul threads", CUBES[:1]), to("one thread"), 1.0),
+    Promise("matmul 7x13x5", ["matmul u8s8 7x13x5"], microseconds, 1.5, "us", at_most=True),
+    Promise("linear 1x64x32", ["linear small 1x64x32"], microseconds, 2.0, "us", at_most=True),
+    Promise("linear 1x256x256 to float32", ["linear small 1x256x256"], to("NumPy float32"), 1.0),
+    Promise("int8 with relu, of int32", ["epilogue int8 with relu, half_even"], slower_than_int32, 1.08, at_most=True),
+    Promise("float32 with gelu, of int32", ["epilogue float32 with gelu"], slower_than_int32, 1.2, at_most=True),
+    Promise("packing", ["pack int8 4096x4096", "pack int8 transposed 4096x4096"], rate, 2.0, "GB/s"),
+    *linear4_promises(32, 2.7, 2.2, 1.8),
+    *linear4_promises(128, 3.0, 2.2, 2.8),
     Promise("quantize to the best peer", ["quantize"], to_best_peer, 1.05),
     Promise("dequantize to the best peer", ["dequantize"], to_best_peer, 1.2),
     Promise("quantize along the last axis, of per tensor", ["quantize last axis", "quantize"], slower_than, 1.5, at_most=True),
     Promise("fake_quantize to torch", ["fake_quantize"], to("torch"), 20),
-    Promise("quantize of 64 floats", ["quantize 64 floats"], lambda row: row.ours.seconds * 1e6, 0.8, "us", at_most=True),
+    Promise("quantize of 64 floats", ["quantize 64 floats"], microseconds, 0.8, "us", at_most=True),
 ]

@@ -12,19 +12,19 @@ from time import perf_counter
 import numpy as np
 
 TURN_SECONDS = 0.5e-3
-CASE_SECONDS = 2.5
+CASE_SECONDS = 1.5
 MIN_ROUNDS, MAX_ROUNDS = 24, 400
 PATIENCE = 10 * TURN_SECONDS  # a contender whose turn takes longer sits out rounds in proportion
 
 timer = perf_counter  # or the thread's own clock: conftest.py
 
-EXACT, CLOSE, WRONG = "", "~", "wrong"
+EXACT, CLOSE, WRONG, CRASHED = "", "~", "wrong", "crashed"
 
 
 @dataclass
 class Contender:
     name: str
-    call: Callable[[], object]
+    call: Callable[[], object] | None                     # None where it must not be called: it crashed
     read: Callable[[], np.ndarray] | None = None          # the result, of the last call or of one more
     check: Callable[[np.ndarray], str] | None = None      # where the check of the case does not suit
     held: bool = True                                     # to the instruction set that ours is held to
@@ -50,12 +50,17 @@ class Row:
     ours: Contender
     peers: list[Contender]
     limits: list[Contender]
+    moved: float = 0.0    # bytes read and written once, of a product
 
     @property
     def to_best_peer(self):
         """Its time in units of ours; None where no peer was right and held."""
-        times = [peer.seconds for peer in self.peers if peer.turns and peer.held]
-        return min(times) / self.ours.seconds if times else None
+        best = self.best_peer
+        return best and best.seconds / self.ours.seconds
+
+    @property
+    def best_peer(self):
+        return min((peer for peer in self.peers if peer.turns and peer.held), key=lambda peer: peer.seconds, default=None)
 
     @property
     def of_limit(self):
@@ -90,7 +95,7 @@ def plan(contenders):
 def run_race(benchmark, row):
     """Times row.ours with `benchmark` (so that its reports and JSON hold it) and the others between its rounds."""
     ours, others = row.ours, row.peers + row.limits
-    others = [contender for contender in others if contender.note != WRONG]
+    others = [contender for contender in others if contender.note in (EXACT, CLOSE)]
     rounds, number = plan([ours, *others]), count()
 
     def turns_of_others():

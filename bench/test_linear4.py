@@ -4,7 +4,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, random_codes, random_floats
-from limits import moving, multiplying
+from products import named, race_product
 from race import Contender, relative
 
 import qkernels as qk
@@ -19,7 +19,15 @@ def quantized_weights(k, n, block_size):
     return (np.rint(blocks / scale[:, None]) + 8).astype(np.uint8).reshape(k, n), aligned(scale)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def smaller_blocks(x, k, n, block_size=32):
+    codes, scale = quantized_weights(k, n, block_size)
+    real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
+    found = peers.ort_matmul_nbits(x, codes, scale, block_size)
+    found.name, found.check = f"onnxruntime, block {block_size}", relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
 @pytest.mark.parametrize("block_size", [32, 128])
 def test_linear4(race, isa, block_size, shape):
     """onnxruntime quantizes x to int8 per block, we per row. It cannot be held to AVX2, so there our own 8-bit weights, one scale a
@@ -31,15 +39,15 @@ def test_linear4(race, isa, block_size, shape):
     real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
     close = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
     others = [peers.ort_matmul_nbits(x, codes, scale, block_size)]
+    if block_size > 32:  # the blocks that its own tools make by default
+        others.append(smaller_blocks(x, k, n))
     if isa == "avx2":
         eight, out_8 = qk.pack(random_codes("int8", k, n), qk.QParams(1.0)), aligned_empty((m, n), "float32")
         others.append(Contender("8-bit", lambda: qk.linear(x, eight, out=out_8), lambda: out_8, lambda _: ""))
-    peak = multiplying(isa, m * n * k, peers.threads)
-    limits = peak and [*peak, moving(x.nbytes + packed.nbytes, out.nbytes)]
-    race(
-        f"linear 4-bit, block {block_size}, {'x'.join(map(str, shape))}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
-        peers=others, check=close, limits=limits,
+    race_product(
+        race, isa, f"linear 4-bit, block {block_size}, {named(shape)}", shape,
+        ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close), peers=others, check=close,
+        inputs=[x], weight_bytes=packed.nbytes, out=out,
     )  # fmt: skip
 
 

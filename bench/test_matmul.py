@@ -1,78 +1,140 @@
-"""Products: qkernels.matmul, qlinear and linear over packed weights. Shapes are M x N x K."""
+"""Products of 8-bit codes: qkernels.matmul and pack. Shapes are M x N x K."""
 
 import numpy as np
 import peers
 import pytest
-from arrays import aligned_empty, exact_product, random_codes, random_floats
-from limits import moving, multiplying
-from race import Contender, exactly, relative
+from arrays import aligned, aligned_empty, exact_product, random_codes
+from limits import moving
+from products import CODES, COLD_BYTES, CUBES, LAYERS, SHAPES, in_turn, minilm_layer, named, race_product
+from race import Contender, exactly
 
 import qkernels as qk
 
-CUBES = [(n, n, n) for n in (64, 128, 256, 512, 1024)]
-TRANSFORMER = [(128, 384, 384), (128, 1536, 384), (128, 384, 1536), (1, 1536, 384)]
-SHORT = {"uint8": "u8", "int8": "s8"}
+A_DTYPES = pytest.mark.parametrize("a_dtype", CODES)
 
 
-def named(shape):
-    return "x".join(map(str, shape))
+def matmul(a, packed, out):
+    return Contender("qkernels", lambda: qk.matmul(a, packed, out=out), lambda: out)
 
 
-def product_limits(isa, shape, a, c):
-    """None where no peak is known: a stream alone would say too little."""
-    m, n, k = shape
-    peak = multiplying(isa, m * n * k, peers.threads)
-    return peak and [*peak, moving(a.nbytes + n * k, c.nbytes)]
+def integer_peers(a, b, expected):
+    found = [peers.ort_matmul_integer(a, b), peers.torch_int_mm(a, b), peers.sgemm(a, b, expected)]
+    return [*found, peers.numkong_dots(a, b)] if a.dtype == np.int8 else found
 
 
-@pytest.mark.parametrize("shape", CUBES + TRANSFORMER, ids=named)
-@pytest.mark.parametrize("a_dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
+@A_DTYPES
 def test_matmul(race, isa, a_dtype, shape):
     m, n, k = shape
     a, b = random_codes(a_dtype, m, k, seed=0), random_codes("int8", k, n, seed=1)
-    expected = exact_product(a, b)
-    packed, out = qk.pack(b, qk.QParams(1.0)), aligned_empty((m, n), "int32")
-    others = [peers.ort_matmul_integer(a, b), peers.torch_int_mm(a, b), peers.sgemm(a, b, expected)]
-    if a_dtype == "int8":
-        others.append(peers.numkong_dots(a, b))
-    race(
-        f"matmul {SHORT[a_dtype]}s8 {named(shape)}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.matmul(a, packed, out=out), lambda: out),
-        peers=others, check=exactly(expected), limits=product_limits(isa, shape, a, out),
+    expected, out = exact_product(a, b), aligned_empty((m, n), "int32")
+    race_product(
+        race, isa, f"matmul {CODES[a_dtype]}s8 {named(shape)}", shape,
+        ours=matmul(a, qk.pack(b, qk.QParams(1.0)), out), peers=integer_peers(a, b, expected), check=exactly(expected),
+        inputs=[a], weight_bytes=b.nbytes, out=out,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", CUBES[-1:] + TRANSFORMER, ids=named)
-def test_qlinear(race, isa, shape):
-    """torch's quantized linear is left out: what its engines pack and saturate depends on the CPU."""
-    m, n, k = shape
-    q, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
-    b_scale = np.random.default_rng(2).uniform(0.001, 0.01, n).astype(np.float32)
-    params, out_params = qk.QParams(0.02, 120, "uint8"), qk.QParams(np.float32(0.7), 131, "uint8")
-    packed, out = qk.pack(b, qk.QParams(b_scale, axis=1)), aligned_empty((m, n), "uint8")
-    multiplier = np.float32(0.02) * b_scale / np.float32(0.7)
-    sums = exact_product(q.astype(np.int64) - 120, b)
-    expected = np.clip(np.rint(sums.astype(np.float32) * multiplier) + 131, 0, 255).astype(np.uint8)
-    race(
-        f"qlinear {named(shape)}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.qlinear(q, params, packed, out_params, out=out), lambda: out),
-        peers=[peers.ort_qlinear_matmul(q, 0.02, 120, b, b_scale, 0.7, 131)],
-        check=exactly(expected), limits=product_limits(isa, shape, q, out),
+@pytest.mark.parametrize("layer", ["attention.output.dense", "intermediate.dense", "output.dense"])
+def test_matmul_minilm(race, isa, layer):
+    """Trained weights are mostly light, which AVX2 makes use of; those of test_matmul are uniform."""
+    w = minilm_layer(layer)
+    params = qk.choose_qparams(w, "int8", axis=1)
+    b, shape = aligned(qk.quantize(w, params)), (128, w.shape[1], w.shape[0])
+    a = random_codes("uint8", 128, w.shape[0], seed=0)
+    expected, out = exact_product(a, b), aligned_empty((128, w.shape[1]), "int32")
+    race_product(
+        race, isa, f"matmul MiniLM {layer.split('.')[0]} {named(shape)}", shape,
+        ours=matmul(a, qk.pack(b, params), out), peers=integer_peers(a, b, expected), check=exactly(expected),
+        inputs=[a], weight_bytes=b.nbytes, out=out,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", CUBES[-1:] + TRANSFORMER, ids=named)
-def test_linear(race, isa, shape):
-    """Float in and out. Of the peers, onnxruntime quantizes x per tensor, the others multiply floats."""
+@pytest.mark.parametrize("temperature", ["hot", "cold"])
+@pytest.mark.parametrize("shape", [(1, 1536, 384), *((m, 4096, 4096) for m in (1, 2, 3, 4))], ids=named)
+def test_few_rows(race, isa, shape, temperature):
+    """Reading the weights binds: from the cache that holds them, or from memory, where many matrices take turns."""
     m, n, k = shape
-    x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2)
-    bias, b_scale = random_floats(n, seed=3), np.abs(w).max(axis=0) / np.float32(127)
-    b = np.rint(w / b_scale).astype(np.int8)
-    packed, out = qk.pack(b, qk.QParams(b_scale, axis=1)), aligned_empty((m, n), "float32")
-    close = relative(x.astype(np.float64) @ (b * b_scale.astype(np.float64)) + bias, 0.03)
-    ours = Contender("qkernels", lambda: qk.linear(x, packed, bias, out=out), lambda: out, close)
-    others = [peers.ort_dynamic_linear(x, b, b_scale, bias), peers.torch_float_linear(x, w, bias)]
+    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
+    expected, out, cold = exact_product(a, b), aligned_empty((m, n), "int32"), temperature == "cold"
+    copies = COLD_BYTES // b.nbytes if cold else 1
+    packed = [qk.pack(b, qk.QParams(1.0)) for _ in range(copies)]
+    others = []
+    if copies < 100 and m == 1:  # onnxruntime takes long to make more sessions
+        sessions = [peers.ort_matmul_integer(a, b) for _ in range(copies)]
+        others = [Contender("onnxruntime", in_turn([s.call for s in sessions]), sessions[0].read, held=sessions[0].held)]
+    race_product(
+        race, isa, f"matmul {temperature} weights {named(shape)}", shape,
+        ours=Contender("qkernels", in_turn([matmul(a, p, out).call for p in packed]), lambda: out), peers=others,
+        check=exactly(expected), inputs=[a], weight_bytes=b.nbytes, out=out, cold=cold,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", CUBES[2:], ids=named)
+def test_unpacked(race, isa, shape):
+    """b is packed at each call."""
+    m, n, k = shape
+    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
+    expected, out, out_2 = exact_product(a, b), aligned_empty((m, n), "int32"), aligned_empty((m, n), "int32")
+    packed = matmul(a, qk.pack(b, qk.QParams(1.0)), out_2)
+    packed.name = "packed"
+    race_product(
+        race, isa, f"matmul unpacked {named(shape)}", shape, ours=matmul(a, b, out), peers=[packed], check=exactly(expected),
+        inputs=[a], weight_bytes=b.nbytes, out=out,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), *CUBES[3:], *LAYERS[1:3], (8, 4096, 4096), (1, 4096, 4096)], ids=named)
+def test_threads(race, isa, shape):
+    """All threads and one. A run of its own: QKERNELS_NUM_THREADS=2 pytest bench -k threads."""
+    if peers.threads == 1:
+        pytest.skip("one thread")
+    m, n, k = shape
+    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
+    expected, out, out_1 = exact_product(a, b), aligned_empty((m, n), "int32"), aligned_empty((m, n), "int32")
+    packed = qk.pack(b, qk.QParams(1.0))
+
+    def one_thread():
+        qk.set_num_threads(1)
+        qk.matmul(a, packed, out=out_1)
+        qk.set_num_threads(peers.threads)
+
+    others = [Contender("one thread", one_thread, lambda: out_1), peers.ort_matmul_integer(a, b), peers.torch_int_mm(a, b)]
+    race_product(
+        race, isa, f"matmul threads {named(shape)}", shape, ours=matmul(a, packed, out), peers=others, check=exactly(expected),
+        inputs=[a], weight_bytes=b.nbytes, out=out,
+    )  # fmt: skip
+
+
+def test_batched(race, isa):
+    """Attention's q k^T: 12 heads of 32, 128 tokens."""
+    a, b = random_codes("int8", 12, 128, 32, seed=0), random_codes("int8", 12, 32, 128, seed=1)
+    expected, out = exact_product(a, b), aligned_empty((12, 128, 128), "int32")
+    try:
+        qk.matmul(a, b, out=out)
+    except (TypeError, ValueError):
+        pytest.skip("no products of batches")
+    race_product(
+        race, isa, "matmul batched 12 x 128x128x32", (12 * 128, 128, 32), ours=matmul(a, b, out),
+        peers=[peers.ort_matmul_integer_of_inputs(a, b), peers.sgemm(a, b, expected)], check=exactly(expected),
+        inputs=[a], weight_bytes=b.nbytes, out=out,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8 transposed", "int4 in blocks of 32"])
+def test_pack(race, kind):
+    """GB/s of codes, one a byte."""
+    n = 4096
+    if kind.startswith("int8"):
+        b, params = random_codes("int8", n, n), qk.QParams(np.ones(n), axis=1)
+        b = b.T if "transposed" in kind else b
+    else:
+        scale = np.ones((n // 32, n))
+        params = qk.QParams(scale, None, "int4", axis=0, block_size=32)
+        b = (random_codes("uint8", n, n) & 15).view(np.int8)
+        b = (b - np.int8(8)).astype(params.dtype)
     race(
-        f"linear {named(shape)}", work=m * n * k, unit="GMAC/s", ours=ours, peers=others, check=close,
-        limits=product_limits(isa, shape, x, out),
+        f"pack {kind} {n}x{n}", work=n * n, unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.pack(b, params), lambda: qk.pack(b, params).unpack().astype(np.int8)), peers=[],
+        check=exactly(b.astype(np.int8)), limits=[moving(n * n, n * n // (1 if "int8" in kind else 2))],
     )  # fmt: skip

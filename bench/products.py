@@ -1,0 +1,56 @@
+"""What the suites of products share: shapes, limits and the race itself. Shapes are M x N x K."""
+
+import importlib.util
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+
+import peers
+from limits import moving, multiplying, reading
+
+CUBES = [(n, n, n) for n in (64, 128, 256, 512, 1024, 2048)]
+LAYERS = [(128, 384, 384), (128, 1536, 384), (128, 384, 1536), (256, 3072, 768), (32, 4096, 4096), (8, 4096, 4096)]
+FEW_ROWS = [(4, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096), (1, 1536, 384)]
+SMALL = [(1, 64, 32), (7, 13, 5), (300, 1000, 77)]
+SHAPES = CUBES + LAYERS + FEW_ROWS + SMALL
+CODES = {"uint8": "u8", "int8": "s8"}
+
+COLD_BYTES = 2**30  # of weights in turn: more than caches hold
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm.py"
+
+
+def named(shape):
+    return "x".join(map(str, shape))
+
+
+def race_product(race, isa, case, shape, *, ours, peers, check, inputs, weight_bytes, out, cold=False):
+    """The race of a product of arrays: `inputs` and `out` are moved once, and so are the weights, from memory where they are cold."""
+    m, n, k = shape
+    read, written = sum(a.nbytes for a in inputs) + weight_bytes, out.nbytes
+    limits = product_limits(isa, m * n * k, read, written)
+    if cold and limits:
+        limits = [*limits[:-1], reading(COLD_BYTES, weight_bytes)]
+    race(case, work=m * n * k, unit="GMAC/s", ours=ours, peers=peers, check=check, limits=limits, moved=read + written)
+
+
+def product_limits(isa, macs, read, written):
+    """None where no peak is known: a stream alone would say too little."""
+    peak = multiplying(isa, macs, peers.threads)
+    return peak and [*peak, moving(read, written)]
+
+
+def in_turn(calls):
+    """One of the calls after the other, for ever."""
+    following = cycle(calls).__next__
+    return lambda: following()()
+
+
+@cache
+def minilm_layer(name):
+    """float32 weights (K, N) of a dense layer of MiniLM, which the example downloads."""
+    spec = importlib.util.spec_from_file_location("minilm", EXAMPLE)
+    minilm = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(minilm)
+    weights, _, _ = minilm.load_model(minilm.download(minilm.CACHE))
+    return weights[f"encoder.layer.2.{name}.weight"].T
