@@ -276,6 +276,33 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
     }
 }
 
+/* ---- k-means: what kmeans.inc.h needs ---- */
+
+#define VECTOR 64
+typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int64_t indices8 __attribute__((vector_size(64), aligned(8), may_alias));
+
+static inline __m512 multiply_add_f32(__m512 x, __m512 sum) { return _mm512_fmadd_ps(x, x, sum); }
+static inline __m512d multiply_add_f64(__m512d x, __m512d sum) { return _mm512_fmadd_pd(x, x, sum); }
+
+static inline void keep_two_f32(__m512 distance, int32_t index, __m512 *first, __m512 *second, indices16 *nearest)
+{
+    const __mmask16 nearer = _mm512_cmp_ps_mask(distance, *first, _CMP_LT_OQ);
+    *second = _mm512_min_ps(*second, _mm512_max_ps(distance, *first));
+    *first = _mm512_min_ps(*first, distance);
+    *nearest = (indices16)_mm512_mask_set1_epi32((__m512i)*nearest, nearer, index);
+}
+
+static inline void keep_two_f64(__m512d distance, int32_t index, __m512d *first, __m512d *second, indices8 *nearest)
+{
+    const __mmask8 nearer = _mm512_cmp_pd_mask(distance, *first, _CMP_LT_OQ);
+    *second = _mm512_min_pd(*second, _mm512_max_pd(distance, *first));
+    *first = _mm512_min_pd(*first, distance);
+    *nearest = (indices8)_mm512_mask_set1_epi64((__m512i)*nearest, nearer, index);
+}
+
+#include "kmeans_types.inc.h"
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,

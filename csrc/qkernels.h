@@ -170,4 +170,33 @@ typedef struct {
 /* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
 int qk_attention(const qk_attention_args *args);
 
+/* ---- k-means ---- */
+
+/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
+typedef struct {
+    qk_dtype type;
+    size_t n, d, k, width;     /* width: k rounded up to a multiple of 4 */
+    size_t chunk;              /* points of a chunk */
+    const void *x;             /* (n, d) */
+    const double *weight;      /* (n,), or NULL: 1 each */
+    const void *centroids;     /* (k + 1, d), the last one infinite */
+    int32_t *order;            /* rows of `width`: centroids that points of label a try, ascending in `distance`, filled up with k */
+    void *distance;            /* (k, width), filled up with infinity; NULL: none, and `order` is one row for all */
+    void *half;                /* (k,): of the distance to the nearest other centroid, or 0 */
+    const void *moved;         /* (k,): distance from the last position */
+    const void *passed;        /* (k,): the largest distance that another one moved */
+    int32_t *labels;           /* (n,) */
+    void *upper, *lower;       /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
+    double *sums;              /* (chunks, k, d + 1): of weight * x, and of the weights */
+} qk_kmeans;
+
+/* Labels, bounds and sums of the chunks first .. last - 1; `changed` counts labels. Returns 0 where memory ran out, as the next two. */
+int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, size_t *changed);
+/* `distance`, `order` and `half` of centroids that moved. */
+int qk_kmeans_distances(const qk_kmeans *p);
+/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, of one seed: in `nearest` too. */
+int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
+/* For each chunk the sum of weight * squared distance to the centroid of the label; and of each point, unless `errors` is NULL. */
+void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia);
+
 #endif

@@ -2,6 +2,7 @@
 
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
+from .kmeans import KMeansResult, kmeans
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
 from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -10,6 +11,7 @@ from .rounding import quantize_multiplier, requantize
 __version__ = "0.1.0"
 
 __all__ = [
+    "KMeansResult",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -19,6 +21,7 @@ __all__ = [
     "fake_quantize",
     "get_include",
     "get_num_threads",
+    "kmeans",
     "layer_norm",
     "linear",
     "matmul",

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
 
 cnp.import_array()
@@ -122,6 +123,11 @@ cdef cnp.ndarray contiguous(x):
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     return np.require(x, requirements="CA")
+
+
+def contiguous_reals(x, dtype):
+    """x as an aligned C-contiguous array of a float type: itself, or a copy."""
+    return np.require(contiguous(x), dtype, "CA")
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
@@ -947,3 +953,113 @@ def attention(q, k, v, Py_ssize_t heads, starts, scale, out):
             if not np.isfinite(a).all():
                 raise_not_finite(a, name)
     return y
+
+
+# ---- k-means ----
+
+
+cdef double seconds_of_chunk(const qk_kmeans *c):
+    return <double>c.chunk * c.k * (c.d + 4) / 30e9
+
+
+cdef class KMeans:
+    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for kmeans.py. Every call leaves all of it as
+    the next one needs it, and none keeps signals waiting for long: assign runs in pieces."""
+
+    cdef qk_kmeans c
+    cdef Py_ssize_t chunks
+    cdef readonly object x, weights, labels, sums
+    cdef object centroids, order, distance, half, moved, passed, upper, lower, dtype
+
+    def __init__(self, x, weights, Py_ssize_t k, Py_ssize_t chunk, bint with_distances):
+        n, d = x.shape
+        self.x, self.weights, self.dtype = x, weights, x.dtype
+        self.chunks = -(-n // chunk)
+        self.c.type = QK_F32 if x.dtype == FLOAT32 else QK_F64
+        self.c.n, self.c.d, self.c.k, self.c.chunk = n, d, k, chunk
+        self.c.width = (k + 3) // 4 * 4
+        self.c.x = cnp.PyArray_DATA(x)
+        self.c.weight = NULL if weights is None else <const double *>cnp.PyArray_DATA(weights)
+        identity = np.minimum(np.arange(self.c.width, dtype=np.int32), k).astype(np.int32)
+        self.order = np.tile(identity, (k, 1)) if with_distances else identity
+        self.distance = np.full((k, self.c.width), np.inf, x.dtype) if with_distances else None
+        self.half, self.labels = np.zeros(k, x.dtype), np.empty(n, np.int32)
+        self.upper, self.lower = np.empty(n, x.dtype), np.empty(n, x.dtype)
+        self.sums = np.empty((self.chunks, k, d + 1))
+        self.c.order = <int32_t *>cnp.PyArray_DATA(self.order)
+        self.c.half = cnp.PyArray_DATA(self.half)
+        self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
+        self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
+        self.c.sums = <double *>cnp.PyArray_DATA(self.sums)
+        self.forget()
+
+    def forget(self):
+        """Nothing is known of the points: labels are 0, and any centroid may be nearer."""
+        self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
+
+    def place(self, centroids):
+        """Moves the centroids (k, d), which have the type of x."""
+        table = np.concatenate([centroids, np.full((1, self.c.d), np.inf)], dtype=self.dtype)
+        eps, moved = np.finfo(self.dtype).eps, np.zeros(self.c.k)
+        if self.centroids is not None:
+            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1)) * (1 + 8 * eps)
+        most = np.argmax(moved)
+        passed = np.full(self.c.k, moved[most])
+        passed[most] = np.delete(moved, most).max(initial=0)
+        self.moved, self.passed = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
+        self.c.distance = NULL
+        self.c.moved, self.c.passed = cnp.PyArray_DATA(self.moved), cnp.PyArray_DATA(self.passed)
+        first, self.centroids = self.centroids is None, table
+        self.c.centroids = cnp.PyArray_DATA(table)
+        if self.distance is not None and not first:
+            self.c.distance = cnp.PyArray_DATA(self.distance)
+            if not self._distances():
+                raise MemoryError(f"no memory for the distances of {self.c.k} centroids")
+
+    cdef bint _distances(self):
+        with nogil:
+            return qk_kmeans_distances(&self.c)
+
+    def assign(self):
+        """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
+        cdef size_t first = 0, last, changed = 0, some, chunks = self.chunks
+        cdef size_t piece = <size_t>(0.05 / seconds_of_chunk(&self.c)) + 1
+        cdef int done
+        if piece > 1:
+            piece = piece * qk_get_num_threads()
+        elif piece < <size_t>qk_get_num_threads():
+            piece = qk_get_num_threads()
+        while first < chunks:
+            last = min(first + piece, chunks)
+            with nogil:
+                done = qk_kmeans_assign(&self.c, first, last, &some)
+            if not done:
+                raise MemoryError(f"no memory for a chunk of {self.c.chunk} points")
+            changed += some
+            first = last
+            PyErr_CheckSignals()
+        return changed
+
+    def errors(self, bint each=False):
+        """Weighted sum of squared distances to the centroids of the labels; or `each` of its terms."""
+        parts, terms = np.empty(self.chunks), np.empty(self.c.n) if each else None
+        cdef double *to = <double *>cnp.PyArray_DATA(parts)
+        cdef double *errors = <double *>cnp.PyArray_DATA(terms) if each else NULL
+        with nogil:
+            qk_kmeans_errors(&self.c, errors, to)
+        return terms if each else float(parts.sum())
+
+    def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
+        """(chunks, seeds) sums of weight * min(nearest, squared distance)."""
+        cdef cnp.ndarray potential = np.empty((self.chunks, len(seeds)))
+        cdef const void *from_ = cnp.PyArray_DATA(seeds)
+        cdef void *least = cnp.PyArray_DATA(nearest)
+        cdef double *to = <double *>cnp.PyArray_DATA(potential)
+        cdef size_t count = len(seeds)
+        cdef int done
+        with nogil:
+            done = qk_kmeans_seed(&self.c, from_, count, update, least, to)
+        if not done:
+            raise MemoryError(f"no memory for points of {self.c.d} values")
+        PyErr_CheckSignals()
+        return potential
