@@ -383,6 +383,13 @@ typedef int64_t indices4 __attribute__((vector_size(32), aligned(8), may_alias))
 static inline __m256 multiply_add_f32(__m256 x, __m256 sum) { return _mm256_fmadd_ps(x, x, sum); }
 static inline __m256d multiply_add_f64(__m256d x, __m256d sum) { return _mm256_fmadd_pd(x, x, sum); }
 
+static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(x, _mm256_broadcast_ss(c)); }
+static inline __m256d minus_f64(__m256d x, const double *c) { return _mm256_sub_pd(x, _mm256_broadcast_sd(c)); }
+
+/* What is computed before and after stays there. */
+static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
+static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
+
 static inline void keep_two_f32(__m256 distance, int32_t index, __m256 *first, __m256 *second, indices8 *nearest)
 {
     const __m256 nearer = _mm256_cmp_ps(distance, *first, _CMP_LT_OQ);

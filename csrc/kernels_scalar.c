@@ -30,6 +30,11 @@ static inline lanes2 multiply_add_f64(lanes2 x, lanes2 sum)
     return sum;
 }
 
+static inline lanes4 minus_f32(lanes4 x, const float *c) { return x - *c; }
+static inline lanes2 minus_f64(lanes2 x, const double *c) { return x - *c; }
+static inline void fence_f32(lanes4 *a, lanes4 *b, lanes4 *c, lanes4 *d) { (void)a, (void)b, (void)c, (void)d; }
+static inline void fence_f64(lanes2 *a, lanes2 *b, lanes2 *c, lanes2 *d) { (void)a, (void)b, (void)c, (void)d; }
+
 static inline void keep_two_f32(lanes4 distance, int32_t index, lanes4 *first, lanes4 *second, indices4 *nearest)
 {
     for (int i = 0; i < 4; i++)

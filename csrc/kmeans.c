@@ -11,7 +11,7 @@ typedef struct {
     const qk_kmeans *args;
     const qk_kernels *k;
     size_t first;                  /* chunk */
-    size_t changed;
+    qk_kmeans_counts *counts;
     int failed;
     const void *seeds;             /* of qk_kmeans_seed */
     size_t count;
@@ -20,15 +20,30 @@ typedef struct {
     double *sums;                  /* one or `count` a chunk */
 } kmeans_job;
 
-/* Memory of one thread; NULL where there is none. */
-static void *scratch_of(const qk_kmeans *p, qk_kmeans_scratch *s)
+static void *carve(char **at, size_t bytes)
 {
-    const size_t tile = round_up(p->d * QK_KMEANS_TILE * sizeof(double), 64), list = round_up(p->chunk * sizeof *s->list, 64);
-    char *memory = aligned_alloc(64, round_up(tile + 2 * list + (p->k + 1) * sizeof *s->starts, 64));
-    s->tile = memory;
-    s->list = (int32_t *)(memory + tile);
-    s->sorted = (int32_t *)(memory + tile + list);
-    s->starts = (int32_t *)(memory + tile + 2 * list);
+    void *here = *at;
+    *at += round_up(bytes, 64);
+    return here;
+}
+
+/* Lays out the memory of one thread from `at`; returns the end. */
+static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
+{
+    s->tile = carve(&at, p->d * QK_KMEANS_TILE * sizeof(double));
+    s->reach = carve(&at, p->k * sizeof(double));
+    s->list = carve(&at, (p->chunk + 1) * sizeof *s->list);
+    s->sorted = carve(&at, p->chunk * sizeof *s->sorted);
+    s->starts = carve(&at, (p->k + 4) * sizeof *s->starts);
+    s->candidates = carve(&at, (p->k + 4) * sizeof *s->candidates);
+    return at;
+}
+
+/* Memory, or NULL and a note of it. */
+static void *obtain(kmeans_job *job, size_t bytes)
+{
+    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    if (!memory) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
     return memory;
 }
 
@@ -45,59 +60,52 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
     qk_kmeans_scratch s;
-    size_t changed = 0;
-    void *memory = scratch_of(p, &s);
-    if (!memory) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
+    qk_kmeans_counts counts = {0};
+    char *memory = obtain(job, (size_t)(lay_out(p, &s, (char *)64) - (char *)64));
+    if (!memory) return;
+    lay_out(p, &s, memory);
+    for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
+        if (p->type == QK_F32)
+            job->k->kmeans_chunk_f32(p, chunk, &s, &counts);
+        else
+            job->k->kmeans_chunk_f64(p, chunk, &s, &counts);
     }
-    for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++)
-        changed += (p->type == QK_F32 ? job->k->kmeans_chunk_f32 : job->k->kmeans_chunk_f64)(p, chunk, &s);
-    __atomic_fetch_add(&job->changed, changed, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&job->counts->changed, counts.changed, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&job->counts->by_label, counts.by_label, __ATOMIC_RELAXED);
     free(memory);
 }
 
-int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, size_t *changed)
+int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
 {
-    kmeans_job job = {.args = p, .first = first};
-    const int done = run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
-    *changed = job.changed;
-    return done;
+    kmeans_job job = {.args = p, .first = first, .counts = counts};
+    return run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
 }
 
 static void distance_rows(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *tile = aligned_alloc(64, round_up(p->d * QK_KMEANS_TILE * sizeof(double), 64));
-    if (!tile) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    for (size_t a = begin; a < end; a++) {
-        if (p->type == QK_F32)
-            job->k->kmeans_row_f32(p, a, tile);
-        else
-            job->k->kmeans_row_f64(p, a, tile);
-    }
-    free(tile);
+    void *columns = obtain(job, p->d * p->k * sizeof(double));
+    if (!columns) return;
+    if (p->type == QK_F32)
+        job->k->kmeans_distances_f32(p, begin, end, columns);
+    else
+        job->k->kmeans_distances_f64(p, begin, end, columns);
+    free(columns);
 }
 
 int qk_kmeans_distances(const qk_kmeans *p)
 {
     kmeans_job job = {.args = p};
-    return run(&job, p->k, (double)p->k * (double)(p->d + 20) / 10, distance_rows);
+    return run(&job, p->k, (double)p->k * (double)(p->d + 4) / 10, distance_rows);
 }
 
 static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *tile = aligned_alloc(64, round_up(p->d * QK_KMEANS_TILE * sizeof(double), 64));
-    if (!tile) {
-        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return;
-    }
+    void *tile = obtain(job, p->d * QK_KMEANS_TILE * sizeof(double));
+    if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
         if (p->type == QK_F32)
             job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
@@ -134,7 +142,7 @@ static void error_chunks(void *context, size_t begin, size_t end)
         double sum = 0;
         for (size_t i = chunk * p->chunk; i < at_most((chunk + 1) * p->chunk, p->n); i++) {
             const double error = squared_error(p, i);
-            if (job->nearest) ((double *)job->nearest)[i] = error;
+            ((double *)job->nearest)[i] = error;
             sum += error;
         }
         job->sums[chunk] = sum;

@@ -15,7 +15,8 @@ typedef struct {
     INTEGER nearest[QK_KMEANS_TILE];
 } of(two);
 
-/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates. `d` is a constant where
+/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of differences. Four
+ * subtractions, then four multiply-adds (`fence`): Zen 4 runs them at the same time, but for 4/3 of it where they alternate. `d` is a constant where
  * this is inlined for a small one. `list` has a multiple of 4 centroids. */
 static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
                                                                 size_t count, REAL *first, REAL *second, INTEGER *nearest)
@@ -30,10 +31,12 @@ static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, c
         of(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
         for (size_t f = 0; f < d; f++) {
             const of(lanes) xa = of(load)(x + f * QK_KMEANS_TILE), xb = of(load)(x + f * QK_KMEANS_TILE + LANES);
-            a0 = of(multiply_add)(xa - c0[f], a0), b0 = of(multiply_add)(xb - c0[f], b0);
-            a1 = of(multiply_add)(xa - c1[f], a1), b1 = of(multiply_add)(xb - c1[f], b1);
-            a2 = of(multiply_add)(xa - c2[f], a2), b2 = of(multiply_add)(xb - c2[f], b2);
-            a3 = of(multiply_add)(xa - c3[f], a3), b3 = of(multiply_add)(xb - c3[f], b3);
+            of(lanes) t0 = of(minus)(xa, c0 + f), t1 = of(minus)(xb, c0 + f), t2 = of(minus)(xa, c1 + f), t3 = of(minus)(xb, c1 + f);
+            of(fence)(&t0, &t1, &t2, &t3);
+            a0 = of(multiply_add)(t0, a0), b0 = of(multiply_add)(t1, b0), a1 = of(multiply_add)(t2, a1), b1 = of(multiply_add)(t3, b1);
+            t0 = of(minus)(xa, c2 + f), t1 = of(minus)(xb, c2 + f), t2 = of(minus)(xa, c3 + f), t3 = of(minus)(xb, c3 + f);
+            of(fence)(&t0, &t1, &t2, &t3);
+            a2 = of(multiply_add)(t0, a2), b2 = of(multiply_add)(t1, b2), a3 = of(multiply_add)(t2, a3), b3 = of(multiply_add)(t3, b3);
         }
         of(keep_two)(a0, list[i], &first0, &second0, &nearest0), of(keep_two)(b0, list[i], &first1, &second1, &nearest1);
         of(keep_two)(a1, list[i + 1], &first0, &second0, &nearest0), of(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
@@ -64,22 +67,43 @@ static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const in
     }
 }
 
-/* One squared distance, by the same operations as a lane of `scan`. */
-static inline REAL of(squared_distance)(const REAL *x, const REAL *c, size_t d)
+/* Squared differences from f on, added one by one. */
+static inline REAL of(add_squares)(const REAL *x, const REAL *c, size_t f, size_t d, REAL sum)
 {
-    REAL sum = 0;
-    for (size_t f = 0; f < d; f++) sum = of(fused)(x[f] - c[f], sum);
+    for (; f < d; f++) sum = of(fused)(x[f] - c[f], sum);
     return sum;
+}
+
+/* One squared distance, by the same operations as a lane of `scan`. */
+static inline REAL of(squared_distance)(const REAL *x, const REAL *c, size_t d) { return of(add_squares)(x, c, 0, d, 0); }
+
+/* The same but for roundings: for bounds. */
+static inline REAL of(near_distance)(const REAL *x, const REAL *c, size_t d)
+{
+    enum { LANES = VECTOR / sizeof(REAL) };
+    of(lanes) sums = {0};
+    REAL sum = 0;
+    size_t f = 0;
+    for (; f + LANES <= d; f += LANES) sums = of(multiply_add)(of(load)(x + f) - of(load)(c + f), sums);
+    if (f)
+        for (size_t i = 0; i < LANES; i++) sum += sums[i];
+    return of(root)(of(add_squares)(x, c, f, d, sum));
 }
 
 /* ---- a chunk of points ---- */
 
-/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. */
+/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Squares of 16 bytes a side are
+ * transposed at a time. */
 static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t count, REAL *tile)
 {
-    for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
-        const REAL *row = x + (size_t)rows[i < count ? i : count - 1] * d;
-        for (size_t f = 0; f < d; f++) tile[f * QK_KMEANS_TILE + i] = row[f];
+    enum { SIDE = 16 / sizeof(REAL) };
+    for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
+        const REAL *row[SIDE];
+        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * d;
+        size_t f = 0;
+        for (; f + SIDE <= d; f += SIDE) of(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
+        for (; f < d; f++)
+            for (size_t r = 0; r < SIDE; r++) tile[f * QK_KMEANS_TILE + i + r] = row[r][f];
     }
 }
 
@@ -101,7 +125,7 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
     for (size_t j = 0; j < count; j++) {
         const size_t i = begin + (size_t)list[j];
         const int32_t a = p->labels[i];
-        const REAL u = of(root)(of(squared_distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d)) * above + TINY;
+        const REAL u = of(near_distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
         upper[i] = u;
         list[rest] = list[j];
         rest += !(u < (lower[i] > half[a] ? lower[i] : half[a]));
@@ -109,81 +133,116 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
     return rest;
 }
 
-/* The order of `list` becomes that of labels, by counting. */
+/* `list` in the order of labels, by counting: those of label a are sorted[starts[a]] to sorted[starts[a + 1] - 1]. starts has k + 2 entries. */
 static void of(sort_by_label)(const int32_t *labels, size_t k, const int32_t *list, size_t count, int32_t *starts, int32_t *sorted)
 {
-    memset(starts, 0, (k + 1) * sizeof *starts);
-    for (size_t j = 0; j < count; j++) starts[labels[list[j]] + 1]++;
-    for (size_t a = 0; a < k; a++) starts[a + 1] += starts[a];
-    for (size_t j = 0; j < count; j++) sorted[starts[labels[list[j]]]++] = list[j];
+    int32_t *next = starts + 1;
+    memset(starts, 0, (k + 2) * sizeof *starts);
+    for (size_t j = 0; j < count; j++) next[labels[list[j]] + 1]++;
+    for (size_t a = 1; a <= k; a++) next[a] += next[a - 1];
+    for (size_t j = 0; j < count; j++) sorted[next[labels[list[j]]]++] = list[j];
 }
 
-/* Centroids that can be nearest to points within `reach` of centroid a: the first of its row. Returns their number, and in `beyond` a
- * lower bound of the distance of all others from a. */
-static size_t of(candidates)(const qk_kmeans *p, size_t a, REAL reach, REAL *beyond)
+/* Lists the centroids within `limit` of centroid a, ascending, filled up to a multiple of 4. Returns how many. */
+static size_t of(candidates)(const qk_kmeans *p, size_t a, REAL limit, int32_t *list)
 {
-    const REAL *distance = (const REAL *)p->distance + a * p->width;
-    size_t low = 0, high = p->width;
-    while (low < high) {
-        const size_t middle = (low + high) / 2;
-        if (distance[middle] > 2 * reach)
-            high = middle;
-        else
-            low = middle + 1;
+    const REAL *distance = (const REAL *)p->distance + a * p->k;
+    size_t count = 0;
+    for (size_t j = 0; j < p->k; j++) {
+        list[count] = (int32_t)j;
+        count += distance[j] <= limit;
     }
-    low = (low + 3) / 4 * 4;
-    *beyond = low < p->width ? distance[low] : (REAL)INFINITY;
-    return low;
+    while (count % 4) list[count++] = (int32_t)p->k;
+    return count;
 }
 
-/* Labels and bounds of up to QK_KMEANS_TILE points. Those of equal labels share candidates; without distances between centroids
- * all are candidates. Returns the number of labels that changed. */
-static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, REAL *tile)
+static size_t of(count_candidates)(const qk_kmeans *p, size_t a, REAL limit)
+{
+    const REAL *distance = (const REAL *)p->distance + a * p->k;
+    INTEGER count = 0;
+    for (size_t j = 0; j < p->k; j++) count += distance[j] <= limit;
+    return (size_t)count;
+}
+
+/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper bound.
+ * The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
+static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list, size_t listed,
+                              REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
-    REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin, beyond = (REAL)INFINITY;
+    REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
     int32_t *labels = p->labels + begin;
-    const int32_t *list = p->order;
-    size_t listed = p->width, changed = 0;
+    size_t changed = 0;
     of(two) found;
-    if (p->distance) {
-        REAL reach = 0;
-        for (size_t i = 0; i < count; i++) reach = upper[points[i]] > reach ? upper[points[i]] : reach;
-        const size_t a = (size_t)labels[points[0]];
-        list += a * p->width;
-        listed = of(candidates)(p, a, reach * above, &beyond);
-    }
     of(gather)((const REAL *)p->x + begin * p->d, p->d, points, count, tile);
     of(scan)(tile, p->d, p->centroids, list, listed, &found);
+    for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
+        found.first[i] = of(root)(found.first[i]) * above + TINY;
+        found.second[i] = of(root)(found.second[i]);
+    }
     for (size_t i = 0; i < count; i++) {
-        const int32_t at = points[i];
-        int32_t nearest = (int32_t)found.nearest[i];
-        if (found.first[i] == found.second[i]) { /* a tie: the lowest index of all that are as near */
-            const REAL *x = (const REAL *)p->x + (begin + (size_t)at) * p->d;
-            for (size_t j = 0; j < listed; j++)
-                if (list[j] < nearest &&
-                    of(squared_distance)(x, (const REAL *)p->centroids + (size_t)list[j] * p->d, p->d) == found.first[i])
-                    nearest = list[j];
-        }
-        const REAL others = beyond - upper[at], second = of(root)(found.second[i]);
-        lower[at] = (second < others ? second : others) * below;
-        upper[at] = of(root)(found.first[i]) * above + TINY;
+        const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
+        const REAL others = beyond - upper[at];
+        lower[at] = (found.second[i] < others ? found.second[i] : others) * below;
+        upper[at] = found.first[i];
         changed += nearest != labels[at];
         labels[at] = nearest;
     }
     return changed;
 }
 
-/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d` is a constant where this is inlined. */
+static size_t of(assign_tiles)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
+                               size_t listed, REAL beyond, REAL *tile)
+{
+    size_t changed = 0;
+    for (size_t at = 0; at < count; at += QK_KMEANS_TILE)
+        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, list, listed,
+                                   beyond, tile);
+    return changed;
+}
+
+/* Twice the largest upper bound of the points of one label: no centroid farther than that from theirs can be nearest to any. */
+static REAL of(reach)(const REAL *upper, const int32_t *points, size_t count, size_t d)
+{
+    REAL most = 0;
+    for (size_t i = 0; i < count; i++) most = upper[points[i]] > most ? upper[points[i]] : most;
+    return 2 * most * (1 + (REAL)(d + 8) * EPSILON);
+}
+
+/* Points by label, each with the candidates of all with that label. Returns 0, and does nothing, where that is more work than all
+ * centroids for whole tiles. */
+static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s, size_t *changed)
+{
+    const REAL *upper = (const REAL *)p->upper + begin;
+    REAL *reach = s->reach;
+    size_t work = 0;
+    of(sort_by_label)(p->labels + begin, p->k, s->list, count, s->starts, s->sorted);
+    for (size_t a = 0; a < p->k; a++) {
+        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
+        if (!points) continue;
+        reach[a] = of(reach)(upper, s->sorted + s->starts[a], points, p->d);
+        work += of(count_candidates)(p, a, reach[a]) * ((points + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE);
+    }
+    if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
+    for (size_t a = 0; a < p->k; a++) {
+        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
+        if (!points) continue;
+        const size_t listed = of(candidates)(p, a, reach[a], s->candidates);
+        *changed += of(assign_tiles)(p, begin, s->sorted + s->starts[a], points, s->candidates, listed, reach[a], s->tile);
+    }
+    return 1;
+}
+
+/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d` and `weighted` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d,
-                                                             double *restrict sums)
+                                                             const int weighted, double *restrict sums)
 {
     const REAL *restrict x = p->x;
     const int32_t *restrict labels = p->labels;
     for (size_t i = begin; i < end; i++) {
-        double *sum = sums + (size_t)labels[i] * (d + 1);
-        const double w = p->weight ? p->weight[i] : 1;
-        for (size_t f = 0; f < d; f++) sum[f] += w * (double)x[i * d + f];
+        double *restrict sum = sums + (size_t)labels[i] * (d + 1);
+        const double w = weighted ? p->weight[i] : 1;
+        for (size_t f = 0; f < d; f++) sum[f] += weighted ? w * (double)x[i * d + f] : (double)x[i * d + f];
         sum[d] += w;
     }
 }
@@ -191,70 +250,52 @@ static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p,
 static void of(sum)(const qk_kmeans *p, size_t begin, size_t end, double *sums)
 {
     memset(sums, 0, p->k * (p->d + 1) * sizeof *sums);
-    switch (p->d) {
-    case 4: of(sum_of)(p, begin, end, 4, sums); break;
-    case 8: of(sum_of)(p, begin, end, 8, sums); break;
-    default: of(sum_of)(p, begin, end, p->d, sums); break;
-    }
+    if (p->weight)
+        of(sum_of)(p, begin, end, p->d, 1, sums);
+    else if (p->d == 4)
+        of(sum_of)(p, begin, end, 4, 0, sums);
+    else if (p->d == 8)
+        of(sum_of)(p, begin, end, 8, 0, sums);
+    else
+        of(sum_of)(p, begin, end, p->d, 0, sums);
 }
 
-static size_t of(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s)
+/* Bounds, labels and sums of a chunk. */
+static void of(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
     const size_t count = of(doubtful)(p, begin, end, s->list);
-    const int32_t *points = s->list, *labels = p->labels + begin;
-    size_t changed = 0;
-    if (p->distance) {
-        of(sort_by_label)(labels, p->k, s->list, count, s->starts, s->sorted);
-        points = s->sorted;
-    }
-    for (size_t at = 0, next; at < count; at = next) {
-        next = at + QK_KMEANS_TILE < count ? at + QK_KMEANS_TILE : count;
-        if (p->distance)
-            while (labels[points[next - 1]] != labels[points[at]]) next--;
-        changed += of(assign_tile)(p, begin, points + at, next - at, s->tile);
+    if (p->distance && of(assign_by_label)(p, begin, count, s, &counts->changed)) {
+        counts->by_label++;
+    } else {
+        const size_t listed = (p->k + 3) / 4 * 4;
+        for (size_t j = 0; j < listed; j++) s->candidates[j] = (int32_t)(j < p->k ? j : p->k);
+        counts->changed += of(assign_tiles)(p, begin, s->list, count, s->candidates, listed, (REAL)INFINITY, s->tile);
     }
     of(sum)(p, begin, end, p->sums + chunk * p->k * (p->d + 1));
-    return changed;
 }
 
 /* ---- distances between centroids ---- */
 
-/* Shell's method: nearly in order already, but for the first time. */
-static void of(sort_row)(REAL *key, int32_t *index, size_t n)
+/* Lower bounds of the distances of centroids first .. last - 1 from all, and half of the smallest. `columns` (d, k) is memory. */
+static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, REAL *columns)
 {
-    static const size_t gaps[] = {701, 301, 132, 57, 23, 10, 4, 1};
-    for (size_t g = 0; g < sizeof gaps / sizeof *gaps; g++)
-        for (size_t i = gaps[g]; i < n; i++) {
-            const REAL k = key[i];
-            const int32_t at = index[i];
-            size_t j = i;
-            for (; j >= gaps[g] && key[j - gaps[g]] > k; j -= gaps[g]) key[j] = key[j - gaps[g]], index[j] = index[j - gaps[g]];
-            key[j] = k, index[j] = at;
-        }
-}
-
-/* Distances of centroid a from all, ascending, as lower bounds; half of the smallest. Its row of `order` holds a permutation before. */
-static void of(kmeans_row)(const qk_kmeans *p, size_t a, REAL *tile)
-{
+    const size_t k = p->k;
     const REAL below = 1 - (REAL)(p->d + 8) * EPSILON, *centroids = p->centroids;
-    REAL *distance = (REAL *)p->distance + a * p->width, sums[QK_KMEANS_TILE];
-    int32_t *order = p->order + a * p->width;
-    for (size_t at = 0; at < p->k; at += QK_KMEANS_TILE) {
-        const size_t count = p->k - at < QK_KMEANS_TILE ? p->k - at : QK_KMEANS_TILE;
-        of(gather)(centroids, p->d, order + at, count, tile);
-        memset(sums, 0, sizeof sums);
+    for (size_t j = 0; j < k; j++)
+        for (size_t f = 0; f < p->d; f++) columns[f * k + j] = centroids[j * p->d + f];
+    for (size_t a = first; a < last; a++) {
+        REAL *restrict distance = (REAL *)p->distance + a * k, least = (REAL)INFINITY;
+        memset(distance, 0, k * sizeof *distance);
         for (size_t f = 0; f < p->d; f++) {
-            const REAL c = centroids[a * p->d + f];
-            for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
-                const REAL difference = tile[f * QK_KMEANS_TILE + i] - c;
-                sums[i] += difference * difference;
-            }
+            const REAL c = centroids[a * p->d + f], *restrict column = columns + f * k;
+            for (size_t j = 0; j < k; j++) distance[j] += (column[j] - c) * (column[j] - c);
         }
-        for (size_t i = 0; i < count; i++) distance[at + i] = of(root)(sums[i]) * below;
+        for (size_t j = 0; j < k; j++) distance[j] = of(root)(distance[j]) * below;
+        for (size_t j = 0; j < k; j++)
+            if (j != a && distance[j] < least) least = distance[j];
+        ((REAL *)p->half)[a] = least / 2;
     }
-    of(sort_row)(distance, order, p->k);
-    ((REAL *)p->half)[a] = p->k > 1 ? distance[1] / 2 : (REAL)INFINITY;
 }
 
 /* ---- seeds (k-means++) ---- */

@@ -131,11 +131,10 @@ cdef extern from "qkernels.h" nogil:
 
     ctypedef struct qk_kmeans:
         qk_dtype type
-        size_t n, d, k, width, chunk
+        size_t n, d, k, chunk
         const void *x
         const double *weight
         const void *centroids
-        int32_t *order
         void *distance
         void *half
         const void *moved
@@ -145,7 +144,10 @@ cdef extern from "qkernels.h" nogil:
         void *lower
         double *sums
 
-    int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, size_t *changed)
+    ctypedef struct qk_kmeans_counts:
+        size_t changed, by_label
+
+    int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
     int qk_kmeans_distances(const qk_kmeans *p)
     int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
     void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)

@@ -958,44 +958,43 @@ def attention(q, k, v, Py_ssize_t heads, starts, scale, out):
 # ---- k-means ----
 
 
-cdef double seconds_of_chunk(const qk_kmeans *c):
-    return <double>c.chunk * c.k * (c.d + 4) / 30e9
-
-
 cdef class KMeans:
-    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for kmeans.py. Every call leaves all of it as
-    the next one needs it, and none keeps signals waiting for long: assign runs in pieces."""
+    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for kmeans.py. Every call leaves all of it as the next
+    one needs it, and none keeps signals waiting for long."""
 
     cdef qk_kmeans c
-    cdef Py_ssize_t chunks
+    cdef size_t chunks, piece
     cdef readonly object x, weights, labels, sums
-    cdef object centroids, order, distance, half, moved, passed, upper, lower, dtype
+    cdef object centroids, distance, half, moved, passed, upper, lower, dtype
 
-    def __init__(self, x, weights, Py_ssize_t k, Py_ssize_t chunk, bint with_distances):
-        n, d = x.shape
-        self.x, self.weights, self.dtype = x, weights, x.dtype
-        self.chunks = -(-n // chunk)
-        self.c.type = QK_F32 if x.dtype == FLOAT32 else QK_F64
+    def __init__(self, cnp.ndarray x, weights, Py_ssize_t k, Py_ssize_t chunk, bint with_distances):
+        n, d = (<object>x).shape
+        self.x, self.weights, self.dtype = x, weights, (<object>x).dtype
+        self.c.type = <qk_dtype>float_type(x)
         self.c.n, self.c.d, self.c.k, self.c.chunk = n, d, k, chunk
-        self.c.width = (k + 3) // 4 * 4
         self.c.x = cnp.PyArray_DATA(x)
-        self.c.weight = NULL if weights is None else <const double *>cnp.PyArray_DATA(weights)
-        identity = np.minimum(np.arange(self.c.width, dtype=np.int32), k).astype(np.int32)
-        self.order = np.tile(identity, (k, 1)) if with_distances else identity
-        self.distance = np.full((k, self.c.width), np.inf, x.dtype) if with_distances else None
-        self.half, self.labels = np.zeros(k, x.dtype), np.empty(n, np.int32)
-        self.upper, self.lower = np.empty(n, x.dtype), np.empty(n, x.dtype)
+        self.c.weight = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+        self.labels, self.half = np.empty(n, np.int32), np.empty(k, self.dtype)
+        self.upper, self.lower = np.empty(n, self.dtype), np.empty(n, self.dtype)
+        self.distance = np.empty((k, k), self.dtype) if with_distances else None
+        self.chunks = (n + chunk - 1) // chunk
         self.sums = np.empty((self.chunks, k, d + 1))
-        self.c.order = <int32_t *>cnp.PyArray_DATA(self.order)
-        self.c.half = cnp.PyArray_DATA(self.half)
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
+        self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
         self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
-        self.c.sums = <double *>cnp.PyArray_DATA(self.sums)
+        # chunks between two looks for signals: 50 ms at 20 products a ns
+        self.piece = 1 + <size_t>(1e9 / (<double>chunk * k * (d + 4)))
         self.forget()
 
     def forget(self):
         """Nothing is known of the points: labels are 0, and any centroid may be nearer."""
         self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
+        self._use_distances(False)
+
+    cdef _use_distances(self, bint use):
+        self.c.distance = cnp.PyArray_DATA(self.distance) if use else NULL
+        if not use:
+            self.half[:] = 0
 
     def place(self, centroids):
         """Moves the centroids (k, d), which have the type of x."""
@@ -1007,58 +1006,49 @@ cdef class KMeans:
         passed = np.full(self.c.k, moved[most])
         passed[most] = np.delete(moved, most).max(initial=0)
         self.moved, self.passed = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
-        self.c.distance = NULL
         self.c.moved, self.c.passed = cnp.PyArray_DATA(self.moved), cnp.PyArray_DATA(self.passed)
-        first, self.centroids = self.centroids is None, table
+        self.centroids = table
         self.c.centroids = cnp.PyArray_DATA(table)
-        if self.distance is not None and not first:
-            self.c.distance = cnp.PyArray_DATA(self.distance)
-            if not self._distances():
-                raise MemoryError(f"no memory for the distances of {self.c.k} centroids")
-
-    cdef bint _distances(self):
-        with nogil:
-            return qk_kmeans_distances(&self.c)
 
     def assign(self):
         """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
-        cdef size_t first = 0, last, changed = 0, some, chunks = self.chunks
-        cdef size_t piece = <size_t>(0.05 / seconds_of_chunk(&self.c)) + 1
-        cdef int done
-        if piece > 1:
-            piece = piece * qk_get_num_threads()
-        elif piece < <size_t>qk_get_num_threads():
-            piece = qk_get_num_threads()
-        while first < chunks:
-            last = min(first + piece, chunks)
+        cdef size_t first = 0, last, piece = self.piece * qk_get_num_threads()
+        cdef qk_kmeans_counts counts
+        cdef int done = 1
+        counts.changed = counts.by_label = 0
+        if self.c.distance:
             with nogil:
-                done = qk_kmeans_assign(&self.c, first, last, &some)
-            if not done:
-                raise MemoryError(f"no memory for a chunk of {self.c.chunk} points")
-            changed += some
+                done = qk_kmeans_distances(&self.c)
+        while first < self.chunks and done:
+            last = min(first + piece, self.chunks)
+            with nogil:
+                done = qk_kmeans_assign(&self.c, first, last, &counts)
             first = last
             PyErr_CheckSignals()
-        return changed
+        if not done:
+            raise MemoryError(f"no memory for chunks of {self.c.chunk} points")
+        self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
+        return counts.changed
 
-    def errors(self, bint each=False):
-        """Weighted sum of squared distances to the centroids of the labels; or `each` of its terms."""
-        parts, terms = np.empty(self.chunks), np.empty(self.c.n) if each else None
-        cdef double *to = <double *>cnp.PyArray_DATA(parts)
-        cdef double *errors = <double *>cnp.PyArray_DATA(terms) if each else NULL
+    def errors(self):
+        """Weighted squared distance of each point to the centroid of its label, and the sums of chunks."""
+        terms, parts = np.empty(self.c.n), np.empty(self.chunks)
+        cdef double *each = <double *>cnp.PyArray_DATA(terms)
+        cdef double *sums = <double *>cnp.PyArray_DATA(parts)
         with nogil:
-            qk_kmeans_errors(&self.c, errors, to)
-        return terms if each else float(parts.sum())
+            qk_kmeans_errors(&self.c, each, sums)
+        return terms, parts
 
     def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
-        """(chunks, seeds) sums of weight * min(nearest, squared distance)."""
-        cdef cnp.ndarray potential = np.empty((self.chunks, len(seeds)))
-        cdef const void *from_ = cnp.PyArray_DATA(seeds)
+        """(chunks, seeds) sums of weight * min(nearest, squared distance); for one seed, `update` stores the minimum in `nearest`."""
+        cdef size_t count = cnp.PyArray_DIM(seeds, 0)
+        cdef cnp.ndarray potential = np.empty((self.chunks, count))
+        cdef const void *rows = cnp.PyArray_DATA(seeds)
         cdef void *least = cnp.PyArray_DATA(nearest)
-        cdef double *to = <double *>cnp.PyArray_DATA(potential)
-        cdef size_t count = len(seeds)
+        cdef double *sums = <double *>cnp.PyArray_DATA(potential)
         cdef int done
         with nogil:
-            done = qk_kmeans_seed(&self.c, from_, count, update, least, to)
+            done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
         PyErr_CheckSignals()

@@ -98,12 +98,12 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     report = None if callback is None else lambda iteration, inertia: callback(iteration, math.ldexp(inertia, 2 * exponent))
 
     limit = tol * _variance(points, weights) if tol else 0.0
-    state = _core.KMeans(points, weights, k, _chunk(k), 16 <= k <= min(MOST_COMPARED, n // 8))
+    state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
     best = None
     for _ in range(n_init):
         start = init if isinstance(init, np.ndarray) else _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
         centroids = _lloyd(state, start, max_iter, limit, report)
-        inertia = state.errors()
+        inertia = _inertia(state)
         if best is None or inertia < best.inertia:
             best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
     return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, math.ldexp(best.inertia, 2 * exponent))
@@ -114,10 +114,10 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
 MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32 MB in float32
 
 
-def _chunk(k):
+def _chunk(points, k):
     """Points whose sums are one term of the whole: enough for whole tiles of each label, few enough for the L2 cache; and the sums of all
     chunks take no more than a quarter of the memory of float32 points."""
-    return max(8192, min(128 * k, 32768), 8 * k)
+    return max(1024, 8 * k, min(max(8192, 128 * k), 2**20 // points[0].nbytes))
 
 
 def _integer(name, value, least):
@@ -181,11 +181,11 @@ def _start(init, shape, dtype):
 
 def _variance(points, weights):
     """The mean over columns of their variance, by one cluster."""
-    one = _core.KMeans(points, weights, 1, _chunk(1), False)
+    one = _core.KMeans(points, weights, 1, _chunk(points, 1), False)
     one.place(points[:1])
     one.assign()
     one.place(_means(one)[0].astype(points.dtype))
-    return one.errors() / (points.shape[1] * _total(weights, len(points)))
+    return _inertia(one) / (points.shape[1] * _total(weights, len(points)))
 
 
 def _total(weights, n):
@@ -201,7 +201,7 @@ def _lloyd(state, centroids, max_iter, limit, callback):
     for iteration in range(1, max_iter + 1):
         state.place(centroids)
         changed = state.assign()
-        if callback and callback(iteration, state.errors()) is True or changed == 0 and iteration > 1:
+        if callback and callback(iteration, _inertia(state)) is True or changed == 0 and iteration > 1:
             return centroids
         last, centroids = centroids, _moved(state, centroids)
         if np.square(np.subtract(centroids, last, dtype=np.float64)).sum() <= limit:
@@ -220,6 +220,10 @@ def _means(state):
         return sums[:, :-1] / sums[:, -1:], sums[:, -1]
 
 
+def _inertia(state):
+    return math.fsum(state.errors()[1])
+
+
 def _moved(state, centroids):
     """The centroids of the labels, in the type of the points."""
     means, weights = _means(state)
@@ -233,7 +237,7 @@ def _repaired(state, means, weights, empty, centroids):
     """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
-    errors = state.errors(each=True)
+    errors = state.errors()[0]
     farthest = np.argsort(-errors, kind="stable")[: len(empty)]
     sums = means * weights[:, None]
     for cluster, point in zip(empty, farthest):
@@ -262,7 +266,7 @@ def _draw(points, weights, k, rng):
 
 def _seeds(state, k, rng):
     """k-means++: each seed is the best of a few points, drawn in proportion to weight times squared distance from the seeds so far."""
-    points, weights, chunk = state.x, state.weights, _chunk(k)
+    points, weights, chunk = state.x, state.weights, _chunk(state.x, k)
     trials = 2 + int(math.log(k))
     nearest = np.full(len(points), np.inf, points.dtype)
     seeds = np.empty((k, points.shape[1]), points.dtype)
