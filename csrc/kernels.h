@@ -57,6 +57,15 @@ typedef struct {
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
+/* Points of k-means that are seen at a time; what a thread needs for a chunk; what it counts. */
+enum { QK_KMEANS_TILE = 32 };
+typedef struct {
+    void *tile;                        /* d * QK_KMEANS_TILE */
+    void *reach;                       /* k */
+    int32_t *list, *sorted;            /* one a point of the chunk */
+    int32_t *starts, *candidates;      /* k + 4 */
+} qk_kmeans_scratch;
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -151,6 +160,17 @@ struct qk_kernels {
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);
     int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
+
+    /* k-means (numerics 14): labels, bounds and sums of a chunk; distances of some centroids from all; what seeds would leave of the
+     * sum of squares. */
+    void (*kmeans_chunk_f32)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
+    void (*kmeans_chunk_f64)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
+    void (*kmeans_distances_f32)(const qk_kmeans *p, size_t first, size_t last, float *columns);
+    void (*kmeans_distances_f64)(const qk_kmeans *p, size_t first, size_t last, double *columns);
+    void (*kmeans_potential_f32)(const qk_kmeans *p, size_t chunk, const float *seeds, size_t count, int update, float *nearest,
+                                 float *tile, double *potential);
+    void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
+                                 double *tile, double *potential);
 };
 
 extern const qk_kernels qk_kernels_scalar;

@@ -609,6 +609,40 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
     }
 }
 
+/* ---- k-means: what kmeans.inc.h needs ---- */
+
+#define VECTOR 32
+typedef int32_t indices8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int64_t indices4 __attribute__((vector_size(32), aligned(8), may_alias));
+
+static inline __m256 multiply_add_f32(__m256 x, __m256 sum) { return _mm256_fmadd_ps(x, x, sum); }
+static inline __m256d multiply_add_f64(__m256d x, __m256d sum) { return _mm256_fmadd_pd(x, x, sum); }
+
+static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(x, _mm256_broadcast_ss(c)); }
+static inline __m256d minus_f64(__m256d x, const double *c) { return _mm256_sub_pd(x, _mm256_broadcast_sd(c)); }
+
+/* What is computed before and after stays there. */
+static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
+static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
+
+static inline void keep_two_f32(__m256 distance, int32_t index, __m256 *first, __m256 *second, indices8 *nearest)
+{
+    const __m256 nearer = _mm256_cmp_ps(distance, *first, _CMP_LT_OQ);
+    *second = _mm256_min_ps(*second, _mm256_max_ps(distance, *first));
+    *first = _mm256_min_ps(*first, distance);
+    *nearest = (indices8)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi32(index), (__m256i)nearer);
+}
+
+static inline void keep_two_f64(__m256d distance, int32_t index, __m256d *first, __m256d *second, indices4 *nearest)
+{
+    const __m256d nearer = _mm256_cmp_pd(distance, *first, _CMP_LT_OQ);
+    *second = _mm256_min_pd(*second, _mm256_max_pd(distance, *first));
+    *first = _mm256_min_pd(*first, distance);
+    *nearest = (indices4)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi64x(index), (__m256i)nearer);
+}
+
+#include "kmeans_types.inc.h"
+
 #include "light_avx2.inc.h"
 
 const qk_kernels qk_kernels_avx2 = {

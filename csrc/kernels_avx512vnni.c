@@ -541,6 +541,70 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
         }
 }
 
+/* ---- k-means: what kmeans.inc.h needs ---- */
+
+#define VECTOR 64
+typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int64_t indices8 __attribute__((vector_size(64), aligned(8), may_alias));
+
+static inline __m512 multiply_add_f32(__m512 x, __m512 sum) { return _mm512_fmadd_ps(x, x, sum); }
+static inline __m512d multiply_add_f64(__m512d x, __m512d sum) { return _mm512_fmadd_pd(x, x, sum); }
+
+#ifdef QK_SIMDE
+static inline __m512 minus_f32(__m512 x, const float *c) { return _mm512_sub_ps(x, _mm512_set1_ps(*c)); }
+static inline __m512d minus_f64(__m512d x, const double *c) { return _mm512_sub_pd(x, _mm512_set1_pd(*c)); }
+static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { (void)a, (void)b, (void)c, (void)d; }
+static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { (void)a, (void)b, (void)c, (void)d; }
+#else
+/* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast once for two, which takes a slot of a multiply-add. */
+static inline __m512 minus_f32(__m512 x, const float *c)
+{
+    __m512 y;
+    __asm__("vsubps %2%{1to16%}, %1, %0" : "=v"(y) : "v"(x), "m"(*c));
+    return y;
+}
+
+static inline __m512d minus_f64(__m512d x, const double *c)
+{
+    __m512d y;
+    __asm__("vsubpd %2%{1to8%}, %1, %0" : "=v"(y) : "v"(x), "m"(*c));
+    return y;
+}
+
+/* What is computed before and after stays there. */
+static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d)); }
+static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d)); }
+#endif
+
+/* Distances are positive, and so ordered as their bits are: integer minima run on all four pipes of Zen 4, float ones on two. */
+static inline __m512 smaller(__m512 a, __m512 b)
+{
+    return _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+static inline __m512 larger(__m512 a, __m512 b)
+{
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
+}
+
+static inline void keep_two_f32(__m512 distance, int32_t index, __m512 *first, __m512 *second, indices16 *nearest)
+{
+    const __mmask16 nearer = _mm512_cmp_ps_mask(distance, *first, _CMP_LT_OQ);
+    *second = smaller(*second, larger(distance, *first));
+    *first = smaller(*first, distance);
+    *nearest = (indices16)_mm512_mask_set1_epi32((__m512i)*nearest, nearer, index);
+}
+
+static inline void keep_two_f64(__m512d distance, int32_t index, __m512d *first, __m512d *second, indices8 *nearest)
+{
+    const __mmask8 nearer = _mm512_cmp_pd_mask(distance, *first, _CMP_LT_OQ);
+    *second = _mm512_min_pd(*second, _mm512_max_pd(distance, *first));
+    *first = _mm512_min_pd(*first, distance);
+    *nearest = (indices8)_mm512_mask_set1_epi64((__m512i)*nearest, nearer, index);
+}
+
+#include "kmeans_types.inc.h"
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,

@@ -222,4 +222,37 @@ typedef struct {
 /* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
 int qk_attention(const qk_attention_args *args);
 
+/* ---- k-means ---- */
+
+/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
+typedef struct {
+    qk_dtype type;
+    size_t n, d, k;
+    size_t chunk;              /* points of a chunk */
+    const void *x;             /* (n, d) */
+    const double *weight;      /* (n,), or NULL: 1 each */
+    const void *centroids;     /* (k + 1, d), the last one infinite */
+    void *distance;            /* (k, k): of centroids from one another; NULL: not used */
+    void *half;                /* (k,): half of the distance to the nearest other centroid, or 0 */
+    const void *moved;         /* (k,): distance from the last position */
+    const void *passed;        /* (k,): the largest distance that another one moved */
+    int32_t *labels;           /* (n,) */
+    void *upper, *lower;       /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
+    double *sums;              /* (chunks, k, d + 1): of weight * x, and of the weights */
+} qk_kmeans;
+
+typedef struct {
+    size_t changed;            /* labels */
+    size_t by_label;           /* chunks in which distances between centroids saved work */
+} qk_kmeans_counts;
+
+/* Labels, bounds and sums of the chunks first .. last - 1; adds to `counts`. Returns 0 where memory ran out, as the next two. */
+int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
+/* `distance` and `half` of the centroids. */
+int qk_kmeans_distances(const qk_kmeans *p);
+/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, of one seed: in `nearest` too. */
+int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
+/* Of each point weight * squared distance to the centroid of its label (n,), and the sums of chunks. */
+void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
+
 #endif

@@ -5,6 +5,7 @@ from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
 from .gguf import from_gguf, to_gguf
+from .kmeans import KMeansResult, kmeans
 from .kmeans1d import kmeans1d
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
@@ -14,7 +15,6 @@ from .rounding import quantize_multiplier, requantize
 __version__ = "0.1.0"
 
 
-
 def __getattr__(name):
     if name in ("NF4", "FP4"):  # made on first use, with SciPy
         return getattr(codebook, name)
@@ -22,9 +22,10 @@ def __getattr__(name):
 
 
 __all__ = [
-    "FP4",
-    "NF4",
     "Codebook",
+    "FP4",
+    "KMeansResult",
+    "NF4",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -37,6 +38,7 @@ __all__ = [
     "from_gguf",
     "get_include",
     "get_num_threads",
+    "kmeans",
     "kmeans1d",
     "layer_norm",
     "linear",

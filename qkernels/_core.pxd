@@ -160,3 +160,26 @@ cdef extern from "qkernels.h" nogil:
         float scale
 
     int qk_attention(const qk_attention_args *args)
+
+    ctypedef struct qk_kmeans:
+        qk_dtype type
+        size_t n, d, k, chunk
+        const void *x
+        const double *weight
+        const void *centroids
+        void *distance
+        void *half
+        const void *moved
+        const void *passed
+        int32_t *labels
+        void *upper
+        void *lower
+        double *sums
+
+    ctypedef struct qk_kmeans_counts:
+        size_t changed, by_label
+
+    int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
+    int qk_kmeans_distances(const qk_kmeans *p)
+    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
+    void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)

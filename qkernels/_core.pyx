@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
 
 cnp.import_array()
@@ -122,6 +123,11 @@ cdef cnp.ndarray contiguous(x):
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     return np.require(x, requirements="CA")
+
+
+def contiguous_reals(x, dtype):
+    """x as an aligned C-contiguous array of a float type: itself, or a copy."""
+    return np.require(contiguous(x), dtype, "CA")
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
@@ -1115,3 +1121,103 @@ def attention(q, k, v, Py_ssize_t heads, starts, scale, out):
             if not np.isfinite(a).all():
                 raise_not_finite(a, name)
     return y
+
+
+# ---- k-means ----
+
+
+cdef class KMeans:
+    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for kmeans.py. Every call leaves all of it as the next
+    one needs it, and none keeps signals waiting for long."""
+
+    cdef qk_kmeans c
+    cdef size_t chunks, piece
+    cdef readonly object x, weights, labels, sums
+    cdef object centroids, distance, half, moved, passed, upper, lower, dtype
+
+    def __init__(self, cnp.ndarray x, weights, Py_ssize_t k, Py_ssize_t chunk, bint with_distances):
+        n, d = (<object>x).shape
+        self.x, self.weights, self.dtype = x, weights, (<object>x).dtype
+        self.c.type = <qk_dtype>float_type(x)
+        self.c.n, self.c.d, self.c.k, self.c.chunk = n, d, k, chunk
+        self.c.x = cnp.PyArray_DATA(x)
+        self.c.weight = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+        self.labels, self.half = np.empty(n, np.int32), np.empty(k, self.dtype)
+        self.upper, self.lower = np.empty(n, self.dtype), np.empty(n, self.dtype)
+        self.distance = np.empty((k, k), self.dtype) if with_distances else None
+        self.chunks = (n + chunk - 1) // chunk
+        self.sums = np.empty((self.chunks, k, d + 1))
+        self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
+        self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
+        self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
+        # chunks between two looks for signals: 50 ms at 20 products a ns
+        self.piece = 1 + <size_t>(1e9 / (<double>chunk * k * (d + 4)))
+        self.forget()
+
+    def forget(self):
+        """Nothing is known of the points: labels are 0, and any centroid may be nearer."""
+        self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
+        self._use_distances(False)
+
+    cdef _use_distances(self, bint use):
+        self.c.distance = cnp.PyArray_DATA(self.distance) if use else NULL
+        if not use:
+            self.half[:] = 0
+
+    def place(self, centroids):
+        """Moves the centroids (k, d), which have the type of x."""
+        table = np.concatenate([centroids, np.full((1, self.c.d), np.inf)], dtype=self.dtype)
+        eps, moved = np.finfo(self.dtype).eps, np.zeros(self.c.k)
+        if self.centroids is not None:
+            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1)) * (1 + 8 * eps)
+        most = np.argmax(moved)
+        passed = np.full(self.c.k, moved[most])
+        passed[most] = np.delete(moved, most).max(initial=0)
+        self.moved, self.passed = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
+        self.c.moved, self.c.passed = cnp.PyArray_DATA(self.moved), cnp.PyArray_DATA(self.passed)
+        self.centroids = table
+        self.c.centroids = cnp.PyArray_DATA(table)
+
+    def assign(self):
+        """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
+        cdef size_t first = 0, last, piece = self.piece * qk_get_num_threads()
+        cdef qk_kmeans_counts counts
+        cdef int done = 1
+        counts.changed = counts.by_label = 0
+        if self.c.distance:
+            with nogil:
+                done = qk_kmeans_distances(&self.c)
+        while first < self.chunks and done:
+            last = min(first + piece, self.chunks)
+            with nogil:
+                done = qk_kmeans_assign(&self.c, first, last, &counts)
+            first = last
+            PyErr_CheckSignals()
+        if not done:
+            raise MemoryError(f"no memory for chunks of {self.c.chunk} points")
+        self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
+        return counts.changed
+
+    def errors(self):
+        """Weighted squared distance of each point to the centroid of its label, and the sums of chunks."""
+        terms, parts = np.empty(self.c.n), np.empty(self.chunks)
+        cdef double *each = <double *>cnp.PyArray_DATA(terms)
+        cdef double *sums = <double *>cnp.PyArray_DATA(parts)
+        with nogil:
+            qk_kmeans_errors(&self.c, each, sums)
+        return terms, parts
+
+    def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
+        """(chunks, seeds) sums of weight * min(nearest, squared distance); for one seed, `update` stores the minimum in `nearest`."""
+        cdef size_t count = cnp.PyArray_DIM(seeds, 0)
+        cdef cnp.ndarray potential = np.empty((self.chunks, count))
+        cdef const void *rows = cnp.PyArray_DATA(seeds)
+        cdef void *least = cnp.PyArray_DATA(nearest)
+        cdef double *sums = <double *>cnp.PyArray_DATA(potential)
+        cdef int done
+        with nogil:
+            done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
+        if not done:
+            raise MemoryError(f"no memory for points of {self.c.d} values")
+        PyErr_CheckSignals()
+        return potential

@@ -1,0 +1,156 @@
+/* Lloyd's k-means in d dimensions (numerics 14): which chunk of points goes to which thread. Sums are those of chunks, merged in
+ * their order, so that they do not depend on the number of threads. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "blocking.h"
+#include "kernels.h"
+#include "parallel.h"
+
+typedef struct {
+    const qk_kmeans *args;
+    const qk_kernels *k;
+    size_t first;                  /* chunk */
+    qk_kmeans_counts *counts;
+    int failed;
+    const void *seeds;             /* of qk_kmeans_seed */
+    size_t count;
+    int update;
+    void *nearest;
+    double *sums;                  /* one or `count` a chunk */
+} kmeans_job;
+
+static void *carve(char **at, size_t bytes)
+{
+    void *here = *at;
+    *at += round_up(bytes, 64);
+    return here;
+}
+
+/* Lays out the memory of one thread from `at`; returns the end. */
+static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
+{
+    s->tile = carve(&at, p->d * QK_KMEANS_TILE * sizeof(double));
+    s->reach = carve(&at, p->k * sizeof(double));
+    s->list = carve(&at, (p->chunk + 1) * sizeof *s->list);
+    s->sorted = carve(&at, p->chunk * sizeof *s->sorted);
+    s->starts = carve(&at, (p->k + 4) * sizeof *s->starts);
+    s->candidates = carve(&at, (p->k + 4) * sizeof *s->candidates);
+    return at;
+}
+
+/* Memory, or NULL and a note of it. */
+static void *obtain(kmeans_job *job, size_t bytes)
+{
+    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    if (!memory) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+    return memory;
+}
+
+/* Runs body on items, with the time in nanoseconds of one. */
+static int run(kmeans_job *job, size_t items, double each, void (*body)(void *, size_t, size_t))
+{
+    job->k = qk_active();
+    qk_parallel_for(items, each * (double)items, body, job);
+    return !job->failed;
+}
+
+static void assign_chunks(void *context, size_t begin, size_t end)
+{
+    kmeans_job *job = context;
+    const qk_kmeans *p = job->args;
+    qk_kmeans_scratch s;
+    qk_kmeans_counts counts = {0};
+    char *memory = obtain(job, (size_t)(lay_out(p, &s, (char *)64) - (char *)64));
+    if (!memory) return;
+    lay_out(p, &s, memory);
+    for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
+        if (p->type == QK_F32)
+            job->k->kmeans_chunk_f32(p, chunk, &s, &counts);
+        else
+            job->k->kmeans_chunk_f64(p, chunk, &s, &counts);
+    }
+    __atomic_fetch_add(&job->counts->changed, counts.changed, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&job->counts->by_label, counts.by_label, __ATOMIC_RELAXED);
+    free(memory);
+}
+
+int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
+{
+    kmeans_job job = {.args = p, .first = first, .counts = counts};
+    return run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
+}
+
+static void distance_rows(void *context, size_t begin, size_t end)
+{
+    kmeans_job *job = context;
+    const qk_kmeans *p = job->args;
+    void *columns = obtain(job, p->d * p->k * sizeof(double));
+    if (!columns) return;
+    if (p->type == QK_F32)
+        job->k->kmeans_distances_f32(p, begin, end, columns);
+    else
+        job->k->kmeans_distances_f64(p, begin, end, columns);
+    free(columns);
+}
+
+int qk_kmeans_distances(const qk_kmeans *p)
+{
+    kmeans_job job = {.args = p};
+    return run(&job, p->k, (double)p->k * (double)(p->d + 4) / 10, distance_rows);
+}
+
+static void seed_chunks(void *context, size_t begin, size_t end)
+{
+    kmeans_job *job = context;
+    const qk_kmeans *p = job->args;
+    void *tile = obtain(job, p->d * QK_KMEANS_TILE * sizeof(double));
+    if (!tile) return;
+    for (size_t chunk = begin; chunk < end; chunk++) {
+        if (p->type == QK_F32)
+            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+        else
+            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+    }
+    free(tile);
+}
+
+int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
+{
+    kmeans_job job = {.args = p, .seeds = seeds, .count = count, .update = update, .nearest = nearest, .sums = potential};
+    return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(count + 2) * (double)(p->d + 4) / 20, seed_chunks);
+}
+
+/* Exact differences, in double. */
+static double squared_error(const qk_kmeans *p, size_t i)
+{
+    const size_t at = i * p->d, centroid = (size_t)p->labels[i] * p->d;
+    double sum = 0;
+    for (size_t f = 0; f < p->d; f++) {
+        const double difference = p->type == QK_F32 ? (double)((const float *)p->x)[at + f] - (double)((const float *)p->centroids)[centroid + f]
+                                                    : ((const double *)p->x)[at + f] - ((const double *)p->centroids)[centroid + f];
+        sum += difference * difference;
+    }
+    return p->weight ? p->weight[i] * sum : sum;
+}
+
+static void error_chunks(void *context, size_t begin, size_t end)
+{
+    kmeans_job *job = context;
+    const qk_kmeans *p = job->args;
+    for (size_t chunk = begin; chunk < end; chunk++) {
+        double sum = 0;
+        for (size_t i = chunk * p->chunk; i < at_most((chunk + 1) * p->chunk, p->n); i++) {
+            const double error = squared_error(p, i);
+            ((double *)job->nearest)[i] = error;
+            sum += error;
+        }
+        job->sums[chunk] = sum;
+    }
+}
+
+void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)
+{
+    kmeans_job job = {.args = p, .nearest = errors, .sums = inertia};
+    run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 1), error_chunks);
+}

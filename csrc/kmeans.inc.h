@@ -1,0 +1,336 @@
+/* The loops of k-means (kmeans.c, numerics 14), compiled once per instruction set for each of two types: the including file has set
+ * REAL, its INTEGER of the same size, EPSILON (half a unit in the last place of 1), VECTOR, the bytes of a register, and `of`, which
+ * gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
+
+typedef REAL of(lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER of(indices) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+
+static inline of(lanes) of(load)(const REAL *x) { return *(const of(lanes) *)x; }
+
+/* ---- the two nearest ---- */
+
+/* What is known of the points of a tile: squared distances to the nearest and the second nearest centroid, and which is the nearest. */
+typedef struct {
+    REAL first[QK_KMEANS_TILE], second[QK_KMEANS_TILE];
+    INTEGER nearest[QK_KMEANS_TILE];
+} of(two);
+
+/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of differences. Four
+ * subtractions, then four multiply-adds (`fence`): Zen 4 runs them at the same time, but for 4/3 of it where they alternate. `d` is a constant where
+ * this is inlined for a small one. `list` has a multiple of 4 centroids. */
+static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
+                                                                size_t count, REAL *first, REAL *second, INTEGER *nearest)
+{
+    enum { LANES = VECTOR / sizeof(REAL) };
+    const of(lanes) zero = {0};
+    of(lanes) first0 = zero + (REAL)INFINITY, first1 = first0, second0 = first0, second1 = first0;
+    of(indices) nearest0 = {0}, nearest1 = {0};
+    for (size_t i = 0; i < count; i += 4) {
+        const REAL *c0 = centroids + (size_t)list[i] * d, *c1 = centroids + (size_t)list[i + 1] * d;
+        const REAL *c2 = centroids + (size_t)list[i + 2] * d, *c3 = centroids + (size_t)list[i + 3] * d;
+        of(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+        for (size_t f = 0; f < d; f++) {
+            const of(lanes) xa = of(load)(x + f * QK_KMEANS_TILE), xb = of(load)(x + f * QK_KMEANS_TILE + LANES);
+            of(lanes) t0 = of(minus)(xa, c0 + f), t1 = of(minus)(xb, c0 + f), t2 = of(minus)(xa, c1 + f), t3 = of(minus)(xb, c1 + f);
+            of(fence)(&t0, &t1, &t2, &t3);
+            a0 = of(multiply_add)(t0, a0), b0 = of(multiply_add)(t1, b0), a1 = of(multiply_add)(t2, a1), b1 = of(multiply_add)(t3, b1);
+            t0 = of(minus)(xa, c2 + f), t1 = of(minus)(xb, c2 + f), t2 = of(minus)(xa, c3 + f), t3 = of(minus)(xb, c3 + f);
+            of(fence)(&t0, &t1, &t2, &t3);
+            a2 = of(multiply_add)(t0, a2), b2 = of(multiply_add)(t1, b2), a3 = of(multiply_add)(t2, a3), b3 = of(multiply_add)(t3, b3);
+        }
+        of(keep_two)(a0, list[i], &first0, &second0, &nearest0), of(keep_two)(b0, list[i], &first1, &second1, &nearest1);
+        of(keep_two)(a1, list[i + 1], &first0, &second0, &nearest0), of(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
+        of(keep_two)(a2, list[i + 2], &first0, &second0, &nearest0), of(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
+        of(keep_two)(a3, list[i + 3], &first0, &second0, &nearest0), of(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
+    }
+    *(of(lanes) *)first = first0, *(of(lanes) *)(first + LANES) = first1;
+    *(of(lanes) *)second = second0, *(of(lanes) *)(second + LANES) = second1;
+    *(of(indices) *)nearest = nearest0, *(of(indices) *)(nearest + LANES) = nearest1;
+}
+
+static inline __attribute__((always_inline)) void of(scan_of)(const REAL *tile, const size_t d, const REAL *centroids,
+                                                              const int32_t *list, size_t count, of(two) *found)
+{
+    for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL))
+        of(scan_pair)(tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
+}
+
+static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count, of(two) *found)
+{
+    switch (d) {
+    case 1: of(scan_of)(tile, 1, centroids, list, count, found); break;
+    case 2: of(scan_of)(tile, 2, centroids, list, count, found); break;
+    case 3: of(scan_of)(tile, 3, centroids, list, count, found); break;
+    case 4: of(scan_of)(tile, 4, centroids, list, count, found); break;
+    case 8: of(scan_of)(tile, 8, centroids, list, count, found); break;
+    default: of(scan_of)(tile, d, centroids, list, count, found); break;
+    }
+}
+
+/* Squared differences from f on, added one by one. */
+static inline REAL of(add_squares)(const REAL *x, const REAL *c, size_t f, size_t d, REAL sum)
+{
+    for (; f < d; f++) sum = of(fused)(x[f] - c[f], sum);
+    return sum;
+}
+
+/* One squared distance, by the same operations as a lane of `scan`. */
+static inline REAL of(squared_distance)(const REAL *x, const REAL *c, size_t d) { return of(add_squares)(x, c, 0, d, 0); }
+
+/* The same but for roundings: for bounds. */
+static inline REAL of(near_distance)(const REAL *x, const REAL *c, size_t d)
+{
+    enum { LANES = VECTOR / sizeof(REAL) };
+    of(lanes) sums = {0};
+    REAL sum = 0;
+    size_t f = 0;
+    for (; f + LANES <= d; f += LANES) sums = of(multiply_add)(of(load)(x + f) - of(load)(c + f), sums);
+    if (f)
+        for (size_t i = 0; i < LANES; i++) sum += sums[i];
+    return of(root)(of(add_squares)(x, c, f, d, sum));
+}
+
+/* ---- a chunk of points ---- */
+
+/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Squares of 16 bytes a side are
+ * transposed at a time. */
+static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t count, REAL *tile)
+{
+    enum { SIDE = 16 / sizeof(REAL) };
+    for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
+        const REAL *row[SIDE];
+        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * d;
+        size_t f = 0;
+        for (; f + SIDE <= d; f += SIDE) of(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
+        for (; f < d; f++)
+            for (size_t r = 0; r < SIDE; r++) tile[f * QK_KMEANS_TILE + i + r] = row[r][f];
+    }
+}
+
+/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two rounds:
+ * the upper bound is an actual distance again in the second. */
+static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
+{
+    const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
+    REAL *upper = p->upper, *lower = p->lower;
+    const REAL above = 1 + (REAL)(p->d + 8) * EPSILON;
+    size_t count = 0, rest = 0;
+    for (size_t i = begin; i < end; i++) {
+        const int32_t a = p->labels[i];
+        const REAL u = (upper[i] + moved[a]) * (1 + 4 * EPSILON), l = lower[i] - passed[a];
+        upper[i] = u, lower[i] = l * (1 - 4 * EPSILON);
+        list[count] = (int32_t)(i - begin);
+        count += !(u < (l > half[a] ? l : half[a]));
+    }
+    for (size_t j = 0; j < count; j++) {
+        const size_t i = begin + (size_t)list[j];
+        const int32_t a = p->labels[i];
+        const REAL u = of(near_distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
+        upper[i] = u;
+        list[rest] = list[j];
+        rest += !(u < (lower[i] > half[a] ? lower[i] : half[a]));
+    }
+    return rest;
+}
+
+/* `list` in the order of labels, by counting: those of label a are sorted[starts[a]] to sorted[starts[a + 1] - 1]. starts has k + 2 entries. */
+static void of(sort_by_label)(const int32_t *labels, size_t k, const int32_t *list, size_t count, int32_t *starts, int32_t *sorted)
+{
+    int32_t *next = starts + 1;
+    memset(starts, 0, (k + 2) * sizeof *starts);
+    for (size_t j = 0; j < count; j++) next[labels[list[j]] + 1]++;
+    for (size_t a = 1; a <= k; a++) next[a] += next[a - 1];
+    for (size_t j = 0; j < count; j++) sorted[next[labels[list[j]]]++] = list[j];
+}
+
+/* Lists the centroids within `limit` of centroid a, ascending, filled up to a multiple of 4. Returns how many. */
+static size_t of(candidates)(const qk_kmeans *p, size_t a, REAL limit, int32_t *list)
+{
+    const REAL *distance = (const REAL *)p->distance + a * p->k;
+    size_t count = 0;
+    for (size_t j = 0; j < p->k; j++) {
+        list[count] = (int32_t)j;
+        count += distance[j] <= limit;
+    }
+    while (count % 4) list[count++] = (int32_t)p->k;
+    return count;
+}
+
+static size_t of(count_candidates)(const qk_kmeans *p, size_t a, REAL limit)
+{
+    const REAL *distance = (const REAL *)p->distance + a * p->k;
+    INTEGER count = 0;
+    for (size_t j = 0; j < p->k; j++) count += distance[j] <= limit;
+    return (size_t)count;
+}
+
+/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper bound.
+ * The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
+static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list, size_t listed,
+                              REAL beyond, REAL *tile)
+{
+    const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
+    REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
+    int32_t *labels = p->labels + begin;
+    size_t changed = 0;
+    of(two) found;
+    of(gather)((const REAL *)p->x + begin * p->d, p->d, points, count, tile);
+    of(scan)(tile, p->d, p->centroids, list, listed, &found);
+    for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
+        found.first[i] = of(root)(found.first[i]) * above + TINY;
+        found.second[i] = of(root)(found.second[i]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
+        const REAL others = beyond - upper[at];
+        lower[at] = (found.second[i] < others ? found.second[i] : others) * below;
+        upper[at] = found.first[i];
+        changed += nearest != labels[at];
+        labels[at] = nearest;
+    }
+    return changed;
+}
+
+static size_t of(assign_tiles)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
+                               size_t listed, REAL beyond, REAL *tile)
+{
+    size_t changed = 0;
+    for (size_t at = 0; at < count; at += QK_KMEANS_TILE)
+        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, list, listed,
+                                   beyond, tile);
+    return changed;
+}
+
+/* Twice the largest upper bound of the points of one label: no centroid farther than that from theirs can be nearest to any. */
+static REAL of(reach)(const REAL *upper, const int32_t *points, size_t count, size_t d)
+{
+    REAL most = 0;
+    for (size_t i = 0; i < count; i++) most = upper[points[i]] > most ? upper[points[i]] : most;
+    return 2 * most * (1 + (REAL)(d + 8) * EPSILON);
+}
+
+/* Points by label, each with the candidates of all with that label. Returns 0, and does nothing, where that is more work than all
+ * centroids for whole tiles. */
+static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s, size_t *changed)
+{
+    const REAL *upper = (const REAL *)p->upper + begin;
+    REAL *reach = s->reach;
+    size_t work = 0;
+    of(sort_by_label)(p->labels + begin, p->k, s->list, count, s->starts, s->sorted);
+    for (size_t a = 0; a < p->k; a++) {
+        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
+        if (!points) continue;
+        reach[a] = of(reach)(upper, s->sorted + s->starts[a], points, p->d);
+        work += of(count_candidates)(p, a, reach[a]) * ((points + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE);
+    }
+    if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
+    for (size_t a = 0; a < p->k; a++) {
+        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
+        if (!points) continue;
+        const size_t listed = of(candidates)(p, a, reach[a], s->candidates);
+        *changed += of(assign_tiles)(p, begin, s->sorted + s->starts[a], points, s->candidates, listed, reach[a], s->tile);
+    }
+    return 1;
+}
+
+/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d` and `weighted` are constants where this is inlined. */
+static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d,
+                                                             const int weighted, double *restrict sums)
+{
+    const REAL *restrict x = p->x;
+    const int32_t *restrict labels = p->labels;
+    for (size_t i = begin; i < end; i++) {
+        double *restrict sum = sums + (size_t)labels[i] * (d + 1);
+        const double w = weighted ? p->weight[i] : 1;
+        for (size_t f = 0; f < d; f++) sum[f] += weighted ? w * (double)x[i * d + f] : (double)x[i * d + f];
+        sum[d] += w;
+    }
+}
+
+static void of(sum)(const qk_kmeans *p, size_t begin, size_t end, double *sums)
+{
+    memset(sums, 0, p->k * (p->d + 1) * sizeof *sums);
+    if (p->weight)
+        of(sum_of)(p, begin, end, p->d, 1, sums);
+    else if (p->d == 4)
+        of(sum_of)(p, begin, end, 4, 0, sums);
+    else if (p->d == 8)
+        of(sum_of)(p, begin, end, 8, 0, sums);
+    else
+        of(sum_of)(p, begin, end, p->d, 0, sums);
+}
+
+/* Bounds, labels and sums of a chunk. */
+static void of(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts)
+{
+    const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
+    const size_t count = of(doubtful)(p, begin, end, s->list);
+    if (p->distance && of(assign_by_label)(p, begin, count, s, &counts->changed)) {
+        counts->by_label++;
+    } else {
+        const size_t listed = (p->k + 3) / 4 * 4;
+        for (size_t j = 0; j < listed; j++) s->candidates[j] = (int32_t)(j < p->k ? j : p->k);
+        counts->changed += of(assign_tiles)(p, begin, s->list, count, s->candidates, listed, (REAL)INFINITY, s->tile);
+    }
+    of(sum)(p, begin, end, p->sums + chunk * p->k * (p->d + 1));
+}
+
+/* ---- distances between centroids ---- */
+
+/* Lower bounds of the distances of centroids first .. last - 1 from all, and half of the smallest. `columns` (d, k) is memory. */
+static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, REAL *columns)
+{
+    const size_t k = p->k;
+    const REAL below = 1 - (REAL)(p->d + 8) * EPSILON, *centroids = p->centroids;
+    for (size_t j = 0; j < k; j++)
+        for (size_t f = 0; f < p->d; f++) columns[f * k + j] = centroids[j * p->d + f];
+    for (size_t a = first; a < last; a++) {
+        REAL *restrict distance = (REAL *)p->distance + a * k, least = (REAL)INFINITY;
+        memset(distance, 0, k * sizeof *distance);
+        for (size_t f = 0; f < p->d; f++) {
+            const REAL c = centroids[a * p->d + f], *restrict column = columns + f * k;
+            for (size_t j = 0; j < k; j++) distance[j] += (column[j] - c) * (column[j] - c);
+        }
+        for (size_t j = 0; j < k; j++) distance[j] = of(root)(distance[j]) * below;
+        for (size_t j = 0; j < k; j++)
+            if (j != a && distance[j] < least) least = distance[j];
+        ((REAL *)p->half)[a] = least / 2;
+    }
+}
+
+/* ---- seeds (k-means++) ---- */
+
+/* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance to seed t) of a
+ * chunk; `update` stores the minimum for the one seed. */
+static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update, REAL *nearest,
+                                 REAL *tile, double *potential)
+{
+    const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n, d = p->d;
+    memset(potential, 0, count * sizeof *potential);
+    for (size_t at = begin; at < end; at += QK_KMEANS_TILE) {
+        const size_t points = end - at < QK_KMEANS_TILE ? end - at : QK_KMEANS_TILE;
+        const REAL *x = (const REAL *)p->x + at * d;
+        double weight[QK_KMEANS_TILE] = {0};
+        REAL least[QK_KMEANS_TILE] = {0};
+        for (size_t i = 0; i < QK_KMEANS_TILE; i++)
+            for (size_t f = 0; f < d; f++) tile[f * QK_KMEANS_TILE + i] = x[(i < points ? i : points - 1) * d + f];
+        for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1, least[i] = nearest[at + i];
+        for (size_t t = 0; t < count; t++) {
+            REAL sums[QK_KMEANS_TILE] = {0};
+            double total[QK_KMEANS_TILE];
+            for (size_t f = 0; f < d; f++) {
+                const REAL c = seeds[t * d + f];
+                for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
+                    const REAL difference = tile[f * QK_KMEANS_TILE + i] - c;
+                    sums[i] += difference * difference;
+                }
+            }
+            for (size_t i = 0; i < QK_KMEANS_TILE; i++) sums[i] = sums[i] < least[i] ? sums[i] : least[i];
+            for (size_t i = 0; i < QK_KMEANS_TILE; i++) total[i] = weight[i] * (double)sums[i];
+            for (size_t step = QK_KMEANS_TILE / 2; step > 0; step /= 2)
+                for (size_t i = 0; i < step; i++) total[i] += total[i + step];
+            potential[t] += total[0];
+            if (update) memcpy(nearest + at, sums, points * sizeof *sums);
+        }
+    }
+}

@@ -1,0 +1,49 @@
+/* k-means for float32 and float64; the including file has set VECTOR, the bytes of a register. */
+#define REAL float
+#define INTEGER int32_t
+#define EPSILON 0x1p-24f
+#define TINY 0x1p-70f /* above the error that underflow brings to a distance */
+#define of(name) name##_f32
+static inline float root_f32(float x) { return sqrtf(x); }
+static inline float fused_f32(float x, float sum) { return __builtin_fmaf(x, x, sum); }
+
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t quad_order __attribute__((vector_size(16)));
+
+/* Four values of four rows, from column f on, as columns of a tile. */
+static inline void transpose_f32(const float *const *row, size_t f, float *to)
+{
+    const quad r0 = *(const quad *)(row[0] + f), r1 = *(const quad *)(row[1] + f);
+    const quad r2 = *(const quad *)(row[2] + f), r3 = *(const quad *)(row[3] + f);
+    const quad_order even = {0, 4, 1, 5}, odd = {2, 6, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
+    const quad a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r2, r3, even);
+    const quad c = __builtin_shuffle(r0, r1, odd), d = __builtin_shuffle(r2, r3, odd);
+    *(quad *)to = __builtin_shuffle(a, b, low), *(quad *)(to + QK_KMEANS_TILE) = __builtin_shuffle(a, b, high);
+    *(quad *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low), *(quad *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
+}
+#include "kmeans.inc.h"
+#undef REAL
+#undef INTEGER
+#undef EPSILON
+#undef TINY
+#undef of
+
+#define REAL double
+#define INTEGER int64_t
+#define EPSILON 0x1p-53
+#define TINY 0x1p-500
+#define of(name) name##_f64
+static inline double root_f64(double x) { return sqrt(x); }
+static inline double fused_f64(double x, double sum) { return __builtin_fma(x, x, sum); }
+
+static inline void transpose_f64(const double *const *row, size_t f, double *to)
+{
+    to[0] = row[0][f], to[1] = row[1][f];
+    to[QK_KMEANS_TILE] = row[0][f + 1], to[QK_KMEANS_TILE + 1] = row[1][f + 1];
+}
+#include "kmeans.inc.h"
+#undef REAL
+#undef INTEGER
+#undef EPSILON
+#undef TINY
+#undef of
