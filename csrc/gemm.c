@@ -30,11 +30,11 @@ static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_str
     return largest;
 }
 
-/* Light weights are those of which most sums fit, in a sample of at most 32 x 32 places. The choice changes no result. */
+/* Light weights are those of which most sums fit, in a sample of at most 16 x 16 places. The choice changes no result. */
 const qk_kernels *qk_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t k,
                                  size_t n, int b_unsigned)
 {
-    enum { PLACES = 32, LIMIT = 256 };
+    enum { PLACES = 16, LIMIT = 256 };
     if (!kernels->light) return kernels;
     const size_t row_step = k / PLACES < 8 ? 8 : k / PLACES, col_step = n / PLACES < 8 ? 8 : n / PLACES;
     size_t seen = 0, light = 0;

@@ -156,19 +156,17 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
     const size_t steps = (s->k + LIGHT_KR - 1) / LIGHT_KR;
     int8_t chunk[2 * CHUNK * LIGHT_STEP] __attribute__((aligned(32)));
     int32_t *start = panel_start(panel, steps);
-    const int64_t bound = pack_panel(s, cols, panel, colsum, LIGHT_KR);
     memset(start, 0, NR * sizeof *start);
     for (size_t first = 0; first < steps; first += CHUNK) {
         const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
-        int8_t *codes = panel + first * 2 * LIGHT_STEP;
-        memcpy(chunk, codes, count * 2 * LIGHT_STEP);
+        interleave(s, first * LIGHT_KR, count, cols, chunk, LIGHT_KR);
         for (int half = 0; half < 2; half++) {
             uint8_t *order = panel_order(panel, steps, half) + first;
-            int8_t *to = codes + (half ? count * LIGHT_STEP : 0);
+            int8_t *to = panel + (2 * first + (half ? count : 0)) * LIGHT_STEP;
             panel_kinds(panel, steps, half)[first / CHUNK] = plan_chunk(chunk + half * LIGHT_STEP, count, order, to, start + half * HALF);
         }
     }
-    return bound;
+    return sum_columns(s, cols, colsum);
 }
 
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */

@@ -91,12 +91,12 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
     return bound;
 }
 
-/* `kr`, codes of k in a step, is a constant where this is inlined. */
-static inline __attribute__((always_inline)) int64_t pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel,
-                                                                int32_t *colsum, const size_t kr)
+/* Steps of kr codes from `row` on, which is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void interleave(const qk_panel_source *s, size_t row, size_t steps, size_t cols,
+                                                             int8_t *panel, const size_t kr)
 {
     uint8_t *to = (uint8_t *)panel;
-    for (size_t row = 0; row < s->k; row += kr, to += NR * kr) {
+    for (size_t i = 0; i < steps; i++, row += kr, to += NR * kr) {
         const uint8_t *b = s->b + (ptrdiff_t)row * s->row_stride;
         const size_t rows = s->k - row < kr ? s->k - row : kr;
         if (rows == kr && cols == NR && s->col_stride == 1)
@@ -106,12 +106,12 @@ static inline __attribute__((always_inline)) int64_t pack_panel(const qk_panel_s
         else
             pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to, kr);
     }
-    return sum_columns(s, cols, colsum);
 }
 
 static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
-    return pack_panel(s, cols, panel, colsum, KR);
+    interleave(s, 0, (s->k + KR - 1) / KR, cols, panel, KR);
+    return sum_columns(s, cols, colsum);
 }
 
 static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }

@@ -175,6 +175,21 @@ def test_equal_bits_at_any_thread_count(a_dtype, b_dtype, m, k, n, variants):
         assert_array_equal(qk.matmul(a, b, **zero), with_zero_points, err_msg=variant, strict=True)
 
 
+@every_pair
+@pytest.mark.parametrize("m", [47, 48, 49, 300])
+@pytest.mark.parametrize(("k", "n"), [(1, 16), (33, 40), (700, 17)])
+def test_panels_that_many_rows_share(a_dtype, b_dtype, m, k, n, variants):
+    """AVX2 widens a panel from 48 rows on: results that are stored at once, and ones that an epilogue gets."""
+    rng = np.random.default_rng(m)
+    a, b = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    b_zero_point = random_codes(rng, n, b_dtype)
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, 0, b_zero_point))
+    for variant in variants():
+        packed = qk.pack(b, qk.QParams(1, dtype=b_dtype))
+        assert_array_equal(qk.matmul(a, packed), want, err_msg=variant, strict=True)
+        assert_array_equal(qk.matmul(a, packed, b_zero_point=b_zero_point), with_zero_points, err_msg=variant, strict=True)
+
+
 def test_lists_and_broadcast_rows():
     assert_array_equal(qk.matmul(np.broadcast_to(np.uint8([1, 2]), (3, 2)), np.int8([[3, 4], [5, 6]])), [[13, 16]] * 3)
     assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])
