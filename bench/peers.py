@@ -27,7 +27,7 @@ def settle(isa, best_isa, number_of_threads):
         return
     if isa == "avx2":
         hold_numkong_to_avx2()
-        not_held.add("onnxruntime")  # it chooses by CPUID and has no switch
+        not_held.update(["onnxruntime", "torch fbgemm"])  # they choose by CPUID and have no switch
     else:
         not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32"])
 

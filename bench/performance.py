@@ -48,7 +48,9 @@ def main():
 
 def measure():
     for name, (environment, arguments, _) in RUNS.items():
-        command = [sys.executable, "-m", "pytest", ROOT / "bench", "-q", "--report", RESULTS / f"{name}.json", *arguments]
+        path = RESULTS / f"{name}.json"
+        path.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", ROOT / "bench", "-q", "--report", path, *arguments]
         subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True)
     example = ROOT / "examples" / "minilm.py"
     subprocess.run([sys.executable, example, "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"], check=True)

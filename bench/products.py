@@ -13,6 +13,7 @@ LAYERS = [(128, 384, 384), (128, 1536, 384), (128, 384, 1536), (256, 3072, 768),
 FEW_ROWS = [(4, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096), (1, 1536, 384)]
 SMALL = [(1, 64, 32), (7, 13, 5), (300, 1000, 77)]
 SHAPES = CUBES + LAYERS + FEW_ROWS + SMALL
+THREADED = [CUBES[0], *CUBES[3:], *LAYERS[1:3], (8, 4096, 4096), (1, 4096, 4096)]
 CODES = {"uint8": "u8", "int8": "s8"}
 
 COLD_BYTES = 2**30  # of weights in turn: more than caches hold
@@ -29,15 +30,15 @@ def race_product(race, isa, case, shape, *, ours, peers, check, inputs, weight_b
     m, n, k = shape
     read, written = sum(a.nbytes for a in inputs) + weight_bytes, out.nbytes
     limits = product_limits(isa, m * n * k, read, written)
-    if cold and limits:
+    if cold and len(limits) > 1:
         limits = [*limits[:-1], reading(COLD_BYTES, weight_bytes)]
     race(case, work=m * n * k, unit="GMAC/s", ours=ours, peers=peers, check=check, limits=limits, moved=read + written)
 
 
 def product_limits(isa, macs, read, written):
-    """None where no peak is known: a stream alone would say too little."""
+    """None where no peak is known: a stream alone would say too little. The stream has one thread."""
     peak = multiplying(isa, macs, peers.threads)
-    return peak and [*peak, moving(read, written)]
+    return peak and [*peak, moving(read, written)] if peers.threads == 1 else peak
 
 
 def in_turn(calls):

@@ -5,7 +5,7 @@ import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_codes
 from limits import moving
-from products import CODES, COLD_BYTES, CUBES, LAYERS, SHAPES, in_turn, minilm_layer, named, race_product
+from products import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
 from race import Contender, exactly
 
 import qkernels as qk
@@ -84,7 +84,7 @@ def test_unpacked(race, isa, shape):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", [(64, 64, 64), *CUBES[3:], *LAYERS[1:3], (8, 4096, 4096), (1, 4096, 4096)], ids=named)
+@pytest.mark.parametrize("shape", THREADED, ids=named)
 def test_threads(race, isa, shape):
     """All threads and one. A run of its own: QKERNELS_NUM_THREADS=2 pytest bench -k threads."""
     if peers.threads == 1:

@@ -1,4 +1,5 @@
-"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache).
+"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache); and
+choose_qparams.
 
 numkong and OpenBLAS have none of these.
 """
@@ -106,4 +107,16 @@ def test_quantize_small(race):
         ours=Contender("qkernels", lambda: qk.quantize(x, params, out=out), lambda: out),
         peers=[peers.ort_quantize(x, scale, zero_point), peers.torch_quantize(x, scale, zero_point)],
         check=within(exact_codes(x, scale, zero_point, None), step=1, most=0.05), limits=[],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "block"), [("int8", None), ("int4", 32), ("uint4", 32)])
+def test_least_squares(race, dtype, block):
+    """Of columns, or of blocks of 32. No peer finds the optimum."""
+    w = random_floats(384, 256)
+    where = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+    race(
+        f"choose_qparams mse {dtype}, {'columns' if block is None else f'blocks of {block}'}", work=1e3 * w.size, unit="M values/s",
+        ours=Contender("qkernels", lambda: qk.choose_qparams(w, dtype, method="mse", **where), lambda: None, lambda _: ""),
+        peers=[], check=None, limits=[],
     )  # fmt: skip

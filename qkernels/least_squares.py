@@ -48,8 +48,13 @@ def refine(x, importance, block_size, code_range, zero_points, scale, zero_point
         weights = np.empty((0, 0)) if weights is None else weights
         _refine_rows(values, weights, block_size, *code_range, *zero_points, scale[rows], zero_point[rows])
 
+    parts = range(0, len(x), step)
+    if get_num_threads() == 1 or len(parts) == 1:
+        for first in parts:
+            some_rows(first)
+        return
     with ThreadPoolExecutor(get_num_threads()) as pool:
-        list(pool.map(some_rows, range(0, len(x), step)))
+        list(pool.map(some_rows, parts))
 
 
 def _distinct(x, weights):

@@ -38,6 +38,11 @@ def tokens():
     return [rng.integers(0, 500, length) for length in [7, 40, 3, 40, 16, 1, 40, 25]]
 
 
+@pytest.fixture(scope="module")
+def squares(weights, tokens):
+    return minilm.mean_squares(weights, CONFIG, tokens)
+
+
 def embed_all(model, tokens, most):
     embeddings = np.empty((len(tokens), 64), np.float32)
     for batch in minilm.make_batches(tokens, most):
@@ -45,22 +50,33 @@ def embed_all(model, tokens, most):
     return embeddings
 
 
-def test_each_variant_points_where_float32_does(weights, tokens):
+def test_each_variant_points_where_float32_does(weights, tokens, squares):
     exact, least = embed_all(minilm.NumPyFloat32(weights, CONFIG), tokens, 100), {"int8": 0.995}
     for key, variant in minilm.VARIANTS.items():
-        found = embed_all(variant(weights, CONFIG), tokens, 100)
+        found = embed_all(variant(weights, CONFIG, squares), tokens, 100)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
         assert (exact * found).sum(axis=1).min() > least.get(key, 0.9), key
 
 
-def test_scales_of_least_squares_bring_the_weights_closer(weights):
-    weight = weights["encoder.layer.0.intermediate.dense.weight"].T
+def test_scales_of_least_squares_bring_the_weights_closer(weights, squares):
+    name = "encoder.layer.0.output.dense"
+    weight = weights[name + ".weight"].T
 
-    def error(variant):
-        packed = variant.quantize_weight(variant, weight)
-        return np.linalg.norm(qk.dequantize(packed.unpack(), packed.params) - weight)
+    def error(variant, importance=1):
+        packed = variant(weights, CONFIG, squares).quantize_weight(name, weight)
+        return np.sum(importance * (qk.dequantize(packed.unpack(), packed.params) - weight) ** 2)
 
     assert error(minilm.QKernelsUInt4LeastSquares) < error(minilm.QKernelsUInt4) < error(minilm.QKernelsInt4)
+    importance = squares[name][:, None]
+    assert error(minilm.QKernelsUInt4Weighted, importance) < error(minilm.QKernelsUInt4LeastSquares, importance)
+
+
+def test_mean_squares_of_inputs(weights, tokens, squares):
+    """Those of the first layer are the normed embeddings."""
+    model, batch = minilm.NumPyFloat32(weights, CONFIG), minilm.make_batch(tokens, range(len(tokens)))
+    x = model.add_norm(model.words[batch.ids], model.positions[batch.positions], model.embedding_norm)
+    np.testing.assert_allclose(squares["encoder.layer.0.attention.self"], np.mean(x**2, axis=0), rtol=1e-5)
+    assert len(squares) == 4 * CONFIG["num_hidden_layers"]
 
 
 def test_torch_and_numpy_agree(weights, tokens):
@@ -70,16 +86,16 @@ def test_torch_and_numpy_agree(weights, tokens):
 
 
 @pytest.mark.parametrize("variant", minilm.VARIANTS)
-def test_batches_do_not_change_an_embedding(weights, tokens, variant):
-    model = minilm.VARIANTS[variant](weights, CONFIG)
+def test_batches_do_not_change_an_embedding(weights, tokens, squares, variant):
+    model = minilm.VARIANTS[variant](weights, CONFIG, squares)
     np.testing.assert_array_equal(embed_all(model, tokens, 1), embed_all(model, tokens, 1000))
 
 
-def test_linear_weights_are_smaller(weights):
+def test_linear_weights_are_smaller(weights, squares):
     """What is kept for each output weighs more here than in a large model."""
     exact = minilm.NumPyFloat32(weights, CONFIG).linear_bytes
-    for (key, variant), least in zip(minilm.VARIANTS.items(), (3.3, 5.5, 5.5, 5.5), strict=True):
-        assert exact / variant(weights, CONFIG).linear_bytes > least, key
+    for (key, variant), least in zip(minilm.VARIANTS.items(), (3.2, 5.5, 5.5, 5.5, 5.5), strict=True):
+        assert exact / variant(weights, CONFIG, squares).linear_bytes > least, key
 
 
 def test_batches_hold_each_sentence_once_and_no_padding(tokens):
