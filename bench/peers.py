@@ -256,3 +256,25 @@ def sgemm(a, b, expected):
     left, right = a.astype(np.float32), b.astype(np.float32)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.float32)
     return contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, relative(expected, 1e-5))
+
+
+# ---- clustering on a line ----
+
+
+def kmeans1d_cluster(x, k):
+    import kmeans1d
+
+    return contender("kmeans1d", lambda: kmeans1d.cluster(x, k), lambda: np.array(kmeans1d.cluster(x, k).centroids))
+
+
+def ckwrap_ckmeans(x, k, weights=None):
+    import ckwrap
+
+    return contender("ckwrap", lambda: ckwrap.ckmeans(x, k, weights), lambda: ckwrap.ckmeans(x, k, weights).centers)
+
+
+def flash_kmeans(x, k, weights=None):
+    import flash1dkmeans
+
+    run = flash1dkmeans.kmeans_1d
+    return contender("flash1dkmeans", lambda: run(x, k, sample_weights=weights), lambda: run(x, k, sample_weights=weights, random_state=0)[0])

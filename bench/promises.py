@@ -63,6 +63,10 @@ def microseconds(row):
     return row.ours.seconds * 1e6
 
 
+def milliseconds(row):
+    return row.ours.seconds * 1e3
+
+
 def rate(*rows):
     return min(row.work / row.ours.seconds / 1e9 for row in rows)
 
@@ -127,4 +131,12 @@ PROMISES = [
     Promise("quantize along the last axis, of per tensor", ["quantize last axis", "quantize"], slower_than, 1.5, at_most=True),
     Promise("fake_quantize to torch", ["fake_quantize"], to("torch"), 20),
     Promise("quantize of 64 floats", ["quantize 64 floats"], microseconds, 0.8, "us", at_most=True),
+    Promise("kmeans1d 1e6, 16 to kmeans1d", ["kmeans1d 1000000 points, 16 clusters"], to("kmeans1d"), 20),
+    Promise("kmeans1d 1e6, 256 to kmeans1d", ["kmeans1d 1000000 points, 256 clusters"], to("kmeans1d"), 300),
+    Promise("kmeans1d 1e5, 256 to ckwrap", ["kmeans1d 100000 points, 256 clusters"], to("ckwrap"), 30),
+    Promise("kmeans1d 1e6, 16 to flash1dkmeans", ["kmeans1d 1000000 points, 16 clusters"], to("flash1dkmeans"), 1),
+    Promise("kmeans1d 100, 4 to kmeans1d", ["kmeans1d 100 points, 4 clusters"], to("kmeans1d"), 1),
+    Promise("kmeans1d 100, 4 to ckwrap", ["kmeans1d 100 points, 4 clusters"], to("ckwrap"), 1),
+    Promise("kmeans1d 1e7 bfloat16", ["kmeans1d 10000000 bfloat16, 16 clusters"], milliseconds, 150, "ms", at_most=True),
+    Promise("kmeans1d a weighted line of 4096", ["kmeans1d 64 weighted lines of 4096, 16 clusters"], lambda row: milliseconds(row) / 64, 0.45, "ms", at_most=True),
 ]

@@ -77,13 +77,13 @@ def pair_quotient(a, a_low, b, b_low):
 
 
 @scanning
-def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs):
+def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
     """Where the last cluster of the first j points best begins, among first .. last-1, and their cost less the penalty.
 
     In plain doubles a part at a time, as long as `costs`, in loops that the compiler makes into vectors.
     """
     if W_low is not None:
-        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j)
+        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low)
     w, s = W[j], S[j]
     at, lowest = first, np.inf
     while first < last:
@@ -104,10 +104,10 @@ def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs):
 
 
 @scanning
-def scan_few(W, W_low, S, S_low, F, F_low, first, last, j):
+def scan_few(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
     """The same for a few candidates."""
     if W_low is not None:
-        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j)
+        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low)
     w, s = W[j], S[j]
     at, lowest = first, np.inf
     for i in range(first, last):
@@ -118,17 +118,26 @@ def scan_few(W, W_low, S, S_low, F, F_low, first, last, j):
     return at, lowest, 0.0
 
 
-@inner
-def scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j):
+@scanning
+def scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
+    """The same in pairs of doubles."""
+    w, w_low, s, s_low = W[j], W_low[j], S[j], S_low[j]
     at, lowest, lowest_low = first, np.inf, 0.0
-    for i in range(first, last):
-        s, s_low = pair_sum(S[j], S_low[j], -S[i], -S_low[i])
-        w, w_low = pair_sum(W[j], W_low[j], -W[i], -W_low[i])
-        s, s_low = pair_product(s, s_low, s, s_low)
-        s, s_low = pair_quotient(s, s_low, w, w_low)
-        cost, cost_low = pair_sum(F[i], F_low[i], -s, -s_low)
-        if cost < lowest or (cost == lowest and cost_low < lowest_low):
-            at, lowest, lowest_low = i, cost, cost_low
+    while first < last:
+        count = min(last - first, len(costs))
+        low = np.inf
+        for i in range(count):
+            sum_, sum_low = pair_sum(s, s_low, -S[first + i], -S_low[first + i])
+            weight, weight_low = pair_sum(w, w_low, -W[first + i], -W_low[first + i])
+            square, square_low = pair_product(sum_, sum_low, sum_, sum_low)
+            gain, gain_low = pair_quotient(square, square_low, weight, weight_low)
+            costs[i], costs_low[i] = pair_sum(F[first + i], F_low[first + i], -gain, -gain_low)
+            low = min(low, costs[i])
+        if low <= lowest:
+            for i in range(count):
+                if costs[i] == low and (low < lowest or costs_low[i] < lowest_low):
+                    at, lowest, lowest_low = first + i, low, costs_low[i]
+        first += count
     return at, lowest, lowest_low
 
 
@@ -158,7 +167,7 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
     stays better: so if none is at the end of the block, none was within it, and else bisection finds how far that is so.
     """
     n = len(W) - 1
-    costs = np.empty(512)
+    costs, costs_low = np.empty(512), np.empty(512)
     F[0] = 0.0
     if F_low is not None:
         F_low[0] = 0.0
@@ -167,7 +176,7 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
     while base < n:
         size = max(1, min((base - begin[base]) // 2, n - base))
         last = base + size
-        begin[last], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, begin[base], base + 1, last, costs)
+        begin[last], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, begin[base], base + 1, last, costs, costs_low)
         store(F, F_low, last, cost, cost_low, penalty)
         stride = 1
         while 2 * stride < size:
@@ -176,15 +185,15 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
             for j in range(base + stride, last, 2 * stride):
                 left, right = begin[j - stride], begin[min(j + stride, last)] + 1
                 if stride < 8:
-                    begin[j], cost, cost_low = scan_few(W, W_low, S, S_low, F, F_low, left, right, j)
+                    begin[j], cost, cost_low = scan_few(W, W_low, S, S_low, F, F_low, left, right, j, costs, costs_low)
                 else:
-                    begin[j], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, left, right, j, costs)
+                    begin[j], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, left, right, j, costs, costs_low)
                 store(F, F_low, j, cost, cost_low, penalty)
             stride //= 2
         good, bad, at = 1, size + 1, size
         while bad - good > 1:
             j = base + at
-            _, cost, cost_low = scan(W, W_low, S, S_low, F, F_low, base + 1, j, j, costs)
+            _, cost, cost_low = scan(W, W_low, S, S_low, F, F_low, base + 1, j, j, costs, costs_low)
             if less_than(F, F_low, j, cost, cost_low, penalty):
                 bad = at
             else:

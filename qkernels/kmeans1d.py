@@ -1,7 +1,6 @@
 """Clustering on a line: the global optimum. Formulas: docs/numerics.md, section 13. The loops are in _kmeans1d.py, which
 imports Numba."""
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import ml_dtypes
@@ -152,6 +151,8 @@ def for_each(function, blocks):
         for block in blocks:
             function(block)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(function, blocks))
 
