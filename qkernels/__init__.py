@@ -14,7 +14,6 @@ from .rounding import quantize_multiplier, requantize
 __version__ = "0.1.0"
 
 
-
 def __getattr__(name):
     if name in ("NF4", "FP4"):  # made on first use, with SciPy
         return getattr(codebook, name)
@@ -22,9 +21,9 @@ def __getattr__(name):
 
 
 __all__ = [
+    "Codebook",
     "FP4",
     "NF4",
-    "Codebook",
     "PackedMatrix",
     "QParams",
     "attention",
