@@ -39,5 +39,10 @@ PROMISES = [
     Promise("dequantize to the best peer", ["dequantize"], to_best_peer, 1.2),
     Promise("quantize along the last axis, of per tensor", ["quantize last axis", "quantize"], slower_than, 1.5, at_most=True),
     Promise("fake_quantize to torch", ["fake_quantize"], to("torch"), 20),
+    Promise("encode NF4 to bitsandbytes", ["encode 16 levels, block 64"], to("bitsandbytes"), 50),
+    Promise("encode NF4 of a copy", ["encode 16 levels, block 64"], lambda row: row.of_limit, 0.4),
+    Promise("decode NF4 to bitsandbytes", ["decode 16 levels, block 64"], to("bitsandbytes"), 1.0),
+    Promise("encode 256 levels to bitsandbytes", ["encode 256 levels, block 256"], to("bitsandbytes"), 10),
+    Promise("decode 256 levels to bitsandbytes", ["decode 256 levels, block 256"], to("bitsandbytes"), 2),
     Promise("quantize of 64 floats", ["quantize 64 floats"], lambda row: row.ours.seconds * 1e6, 0.8, "us", at_most=True),
 ]
