@@ -4,6 +4,8 @@ import subprocess
 import sys
 from functools import cache
 
+import bitsandbytes.functional
+import gguf
 import numkong
 import numpy as np
 import onnxruntime
@@ -27,9 +29,9 @@ def settle(isa, best_isa, number_of_threads):
         return
     if isa == "avx2":
         hold_numkong_to_avx2()
-        not_held.update(["onnxruntime", "torch fbgemm"])  # they choose by CPUID and have no switch
+        not_held.update(["onnxruntime", "torch fbgemm", "bitsandbytes"])  # they choose by CPUID and have no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted"])
 
 
 def contender(name, call, read, check=None):
@@ -246,6 +248,52 @@ def hold_numkong_to_avx2():
     for name in [name for name, on in numkong.get_capabilities().items() if on]:
         if name not in ("serial", "haswell"):
             numkong.disable_capability(name)
+
+
+# ---- bitsandbytes: 4-bit codes stand two a byte, the first in the high half; 8-bit ones alone ----
+
+
+def dynamic_map():
+    return bitsandbytes.functional.create_dynamic_map().numpy()
+
+
+def bitsandbytes_encode(x, book):
+    tensor, f = torch.from_numpy(x), bitsandbytes.functional
+    if book.k == 16:
+        return contender("bitsandbytes", lambda: f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4"),
+                         lambda: halves(f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4")[0].numpy()))
+    levels = torch.from_numpy(book.levels.copy())
+    return contender("bitsandbytes", lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size),
+                     lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size)[0].numpy())
+
+
+def halves(data):
+    return np.stack([data >> 4, data & 15], axis=-1).reshape(-1)
+
+
+def bitsandbytes_decode(codes, scales, book):
+    """Results are new arrays: its CPU code takes no other."""
+    f, levels = bitsandbytes.functional, torch.from_numpy(book.levels.copy())
+    state = f.QuantState(absmax=torch.from_numpy(scales), shape=torch.Size([1, codes.size]), code=levels, blocksize=book.block_size,
+                         dtype=torch.float32, quant_type="nf4")
+    if book.k == 16:
+        packed = torch.from_numpy((codes[::2] << 4 | codes[1::2])[:, None])
+        return contender("bitsandbytes", lambda: f.dequantize_4bit(packed, state), lambda: f.dequantize_4bit(packed, state).numpy().reshape(-1))
+    tensor = torch.from_numpy(codes)
+    return contender("bitsandbytes", lambda: f.dequantize_blockwise(tensor, state), lambda: f.dequantize_blockwise(tensor, state).numpy())
+
+
+# ---- gguf-py: NumPy ----
+
+
+def gguf_write(x, kind):
+    return contender("gguf", lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]),
+                     lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]))
+
+
+def gguf_read(data, kind):
+    return contender("gguf", lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]),
+                     lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]))
 
 
 # ---- OpenBLAS ----

@@ -81,7 +81,7 @@ def from_gguf(data, kind, *, out=None):
     Examples
     --------
     >>> qk.from_gguf(qk.to_gguf(np.full(32, 2.54, np.float32), "Q4_0"), "Q4_0")[:2]
-    array([2.5410156, 2.5410156], dtype=float32)
+    array([2.5390625, 2.5390625], dtype=float32)
     """
     data, size = np.asarray(data), _bytes_of(kind)
     if data.dtype != np.uint8:

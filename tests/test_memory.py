@@ -113,10 +113,35 @@ def sweep_dynamic_and_requantize(n, rng, at_end):
         out = place.empty(acc.shape, params.dtype)
         qk.requantize(place(acc), np.full(n, 0.01), params, bias=place(bias), rounding=rounding, out=out)
         same(out, qk.requantize(acc, 0.01, params, bias=bias, rounding=rounding))
-    for bits in 2, 4, 8:
+    for bits in 1, 2, 3, 4, 5, 6, 8:
         codes = rng.integers(0, 1 << bits, n, np.uint8)
         dense = qk.pack_bits(Places(at_end)(codes), bits)
         same(qk.unpack_bits(Places(at_end)(dense), bits, n), codes)
+
+
+def sweep_codebooks(n, rng, at_end):
+    x = rng.normal(0, 1, (3, n)).astype(np.float32)
+    for k in 5, 16, 200:
+        levels = np.linspace(-1, 1, k)
+        books = [qk.Codebook(levels), qk.Codebook(levels, block_size=16), qk.Codebook(levels, axis=1, block_size=64),
+                 qk.Codebook(levels, axis=0, block_size=2), qk.Codebook(np.tile(levels, (3, 1)), axis=0)]  # fmt: skip
+        if n:
+            books.append(qk.Codebook(np.tile(levels, (n, 1)), axis=1))
+        for book in books:
+            place = Places(at_end)
+            encoded = qk.encode(place(x), book)
+            codes, scales = encoded if book.block_size else (encoded, None)
+            for got, want in zip((codes, scales) if book.block_size else [codes], qk.encode(x, book) if book.block_size else [qk.encode(x, book)]):
+                same(got, want)
+            out = place.empty(x.shape, np.float32)
+            qk.decode(place(codes), book, None if scales is None else place(scales), out=out)
+            same(out, qk.decode(codes, book, scales))
+    blocks = rng.normal(0, 1, (n % 9, 32)).astype(np.float32)
+    for kind in "Q8_0", "Q4_0":
+        place = Places(at_end)
+        data = qk.to_gguf(place(blocks), kind)
+        same(data, qk.to_gguf(blocks, kind))
+        same(qk.from_gguf(place(data), kind, out=place.empty(blocks.shape, np.float32)), qk.from_gguf(data, kind))
 
 
 def strided_rows(place, a):
@@ -216,6 +241,7 @@ def sweep(isa):
     for n, at_end in itertools.product(LENGTHS, (True, False)):
         sweep_elementwise(n, rng, at_end)
         sweep_dynamic_and_requantize(n, rng, at_end)
+        sweep_codebooks(n, rng, at_end)
         if n:
             sweep_layers(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):

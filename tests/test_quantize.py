@@ -1,6 +1,7 @@
 """Elementwise operations against the formulas of docs/numerics.md in exact arithmetic: NumPy's IEEE quotient, then float64,
 which holds every integer and half here. Each is run by every instruction set, at every place that an array can have."""
 
+import itertools
 from fractions import Fraction
 
 import ml_dtypes
@@ -366,7 +367,7 @@ def test_dynamic_quantize_is_choose_then_quantize(case, axis, symmetric, place, 
 # ---- dense storage ----
 
 
-@given(st.data(), st.sampled_from([2, 4, 8]), st.lists(st.integers(0, 9), max_size=3))
+@given(st.data(), st.sampled_from([1, 2, 3, 4, 5, 6, 8]), st.lists(st.integers(0, 9), max_size=3))
 def test_pack_bits(data, bits_, shape):
     """The bytes are the digits of one large number whose base is 2**bits, lowest first; `unpack_bits` reads them."""
     signed = data.draw(st.booleans())
@@ -380,6 +381,16 @@ def test_pack_bits(data, bits_, shape):
     assert int.from_bytes(packed.tobytes(), "little") == sum(d << bits_ * i for i, d in enumerate(digits))
     assert_array_equal(qk.unpack_bits(packed, bits_, shape, dtype=dtype), codes, strict=True)
     assert_array_equal(qk.unpack_bits(packed, bits_, shape).reshape(-1), digits)
+
+
+def test_pack_bits_of_many(variants):
+    for _ in variants():
+        for bits_, n in itertools.product((1, 2, 3, 4, 5, 6, 8), (70_001, 300_003)):
+            codes = np.random.default_rng(n).integers(0, 1 << bits_, n, np.uint8)
+            packed = qk.pack_bits(codes, bits_)
+            digits = np.unpackbits(packed, bitorder="little")[: n * bits_].reshape(n, bits_)
+            assert_array_equal(np.packbits(digits, axis=1, bitorder="little")[:, 0], codes)
+            assert_array_equal(qk.unpack_bits(packed, bits_, n), codes)
 
 
 # ---- places, sizes, threads ----
@@ -536,8 +547,8 @@ FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
     (lambda out: qk.dynamic_quantize(X, axis=0.0), TypeError, "axis must be an integer or None, got 0.0"),
     (lambda out: qk.dynamic_quantize(X, axis=False), TypeError, "axis must be an integer or None, got False"),
     (lambda out: qk.pack_bits(X, 4), TypeError, "codes must be int8, uint8, int4, uint4, int2 or uint2, got float32"),
-    (lambda out: qk.pack_bits(Q, 3), ValueError, "bits must be 2, 4 or 8, got 3"),
-    (lambda out: qk.pack_bits(Q, 4.0), ValueError, "bits must be 2, 4 or 8, got 4.0"),
+    (lambda out: qk.pack_bits(Q, 7), ValueError, "bits must be 1, 2, 3, 4, 5, 6 or 8, got 7"),
+    (lambda out: qk.pack_bits(Q, 4.0), ValueError, "bits must be 1, 2, 3, 4, 5, 6 or 8, got 4.0"),
     (lambda out: qk.pack_bits(np.int8([0, 7, 8]), 4), ValueError, r"codes must be within \[-8, 7\] for 4 bits, got 8"),
     (lambda out: qk.pack_bits(np.uint8([0, 3, 4]), 2), ValueError, r"codes must be within \[0, 3\] for 2 bits, got 4"),
     (lambda out: qk.unpack_bits(Q, 4, 3), TypeError, "data must be uint8, got int8"),
