@@ -287,9 +287,10 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 /* The weights are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all blocks.
  *
  * A byte t = 16 h + l has codes of two columns, which meet the same a: T = sum a t = 16 H + L, and sum a (t & 240) = 16 H. So
- * one `and` for two vpdpbusd decodes all. Levels are looked up instead, L and H apart: 5 instructions, on other pipes than
- * vpdpbusd from 4 rows on. At the end of a block, multiply-adds are on the same pipes as vpdpbusd: with 64 of them in a block of
- * 32 rows, 8/9 of the peak is the limit. */
+ * one `and` for two vpdpbusd decodes both, but to part H and L takes two instructions a row at the end of a block. One row, which
+ * is bound by vector instructions of all kinds, gains 10%; 4 rows decode code by code, on other pipes than vpdpbusd, and levels
+ * must. Multiply-adds at the end of a block are on the pipes of vpdpbusd: with 64 of those in a block of 32 rows, 8/9 of the
+ * peak is the limit. */
 
 enum {
     STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
@@ -312,12 +313,11 @@ static inline __m512i starts16(__m512i zeros, const int own_zeros, int32_t start
     return own_zeros ? _mm512_mullo_epi32(zeros, v) : v;
 }
 
-/* Codes, or levels + 128, 0..15 in each lane of 16 bytes. */
+/* Levels + 128, in each lane of 16 bytes. */
 static inline __m512i table_of(const int8_t *levels)
 {
-    const __m128i codes = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m128i flip = _mm_set1_epi8((char)128);
-    return _mm512_broadcast_i32x4(levels ? _mm_xor_si128(_mm_loadu_si128((const __m128i *)levels), flip) : codes);
+    const __m128i table = _mm_xor_si128(_mm_loadu_si128((const __m128i *)levels), _mm_set1_epi8((char)128));
+    return _mm512_broadcast_i32x4(table);
 }
 
 /* The unsigned bytes of a step. */
@@ -325,9 +325,9 @@ typedef struct {
     __m512i low, high;
 } step_bytes;
 
-/* How codes become bytes: t and t & 240, or levels by vpshufb, or by vpermb (AVX-512 VBMI), which ignores the bits that vpshufb
- * must not see. */
-enum { NUMBERS, SHUFFLED, PERMUTED };
+/* How a step becomes bytes: t and t & 240; codes; levels by vpshufb, or by vpermb (AVX-512 VBMI), which ignores the bits that
+ * vpshufb must not see. */
+enum { BOTH, CODES, SHUFFLED, PERMUTED };
 
 static inline int has_vpermb(void)
 {
@@ -338,11 +338,12 @@ static inline int has_vpermb(void)
 #endif
 }
 
-static inline __attribute__((always_inline)) __m512i level_of(__m512i codes, const int kind, __m512i levels)
+static inline __attribute__((always_inline)) __m512i byte_of(__m512i codes, const int kind, __m512i levels)
 {
-    if (kind == SHUFFLED) return _mm512_shuffle_epi8(levels, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+    if (kind != PERMUTED) codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
+    if (kind == SHUFFLED) codes = _mm512_shuffle_epi8(levels, codes);
 #ifndef QK_SIMDE /* the intrinsic would need another target */
-    __asm__("vpermb %2, %1, %0" : "=v"(codes) : "v"(codes), "v"(levels));
+    if (kind == PERMUTED) __asm__("vpermb %2, %1, %0" : "=v"(codes) : "v"(codes), "v"(levels));
 #endif
     return codes;
 }
@@ -350,8 +351,8 @@ static inline __attribute__((always_inline)) __m512i level_of(__m512i codes, con
 static inline __attribute__((always_inline)) step_bytes decode(const uint8_t *b, const int kind, __m512i levels)
 {
     const __m512i two = _mm512_loadu_si512(b);
-    if (kind == NUMBERS) return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
-    return (step_bytes){level_of(two, kind, levels), level_of(_mm512_srli_epi16(two, 4), kind, levels)};
+    if (kind == BOTH) return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
+    return (step_bytes){byte_of(two, kind, levels), byte_of(_mm512_srli_epi16(two, 4), kind, levels)};
 }
 
 /* Sums of one row and a block. One `c` is (low columns, high columns). */
@@ -381,7 +382,7 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
                                                                const int32_t *start, size_t ld_start, float *y)
 {
     const qk_blocked_panel p = *panel;
-    const __m512i levels = kind ? table_of(p.levels) : _mm512_setzero_si512();
+    const __m512i levels = kind >= SHUFFLED ? table_of(p.levels) : _mm512_setzero_si512();
     const uint8_t *b = p.records;
     const size_t scale_bytes = p.half_scales ? 2 * QK_BLOCKED_NR : 4 * QK_BLOCKED_NR;
     const __m512i none = _mm512_setzero_si512();
@@ -436,17 +437,19 @@ static inline __attribute__((always_inline)) void blocked_tile_of(const int own_
 static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
-    const int is_long = (p->blocks > 1 ? p->steps : p->last_steps) > MOST_STEPS;
+    const int by_code = rows > 3 || (p->blocks > 1 ? p->steps : p->last_steps) > MOST_STEPS;
     if (p->levels && has_vpermb())
         blocked_tile_of(0, PERMUTED, rows, p, a, lda, start, ld_start, y);
-    else if (p->levels || (is_long && !p->own_zeros))
+    else if (p->levels)
         blocked_tile_of(0, SHUFFLED, rows, p, a, lda, start, ld_start, y);
-    else if (is_long)
-        blocked_tile_of(1, SHUFFLED, rows, p, a, lda, start, ld_start, y);
+    else if (p->own_zeros && by_code)
+        blocked_tile_of(1, CODES, rows, p, a, lda, start, ld_start, y);
     else if (p->own_zeros)
-        blocked_tile_of(1, NUMBERS, rows, p, a, lda, start, ld_start, y);
+        blocked_tile_of(1, BOTH, rows, p, a, lda, start, ld_start, y);
+    else if (by_code)
+        blocked_tile_of(0, CODES, rows, p, a, lda, start, ld_start, y);
     else
-        blocked_tile_of(0, NUMBERS, rows, p, a, lda, start, ld_start, y);
+        blocked_tile_of(0, BOTH, rows, p, a, lda, start, ld_start, y);
 }
 
 /* ---- 4-bit weights with levels of each column (numerics 12) ---- */
@@ -498,8 +501,8 @@ static inline __attribute__((always_inline)) void own_levels_rows(const int rows
         b += OWN_STEP;
         const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
         const __m512i two2 = _mm512_loadu_si512(b + 128), two3 = _mm512_loadu_si512(b + 192);
-        __m512i b0 = level_of(two0, SHUFFLED, levels0), b1 = level_of(two1, SHUFFLED, levels1);
-        __m512i b2 = level_of(two2, SHUFFLED, levels2), b3 = level_of(two3, SHUFFLED, levels3);
+        __m512i b0 = byte_of(two0, SHUFFLED, levels0), b1 = byte_of(two1, SHUFFLED, levels1);
+        __m512i b2 = byte_of(two2, SHUFFLED, levels2), b3 = byte_of(two3, SHUFFLED, levels3);
         v = broadcast16(a), c00 = multiply_add(c00, b0, v), c01 = multiply_add(c01, b1, v);
         c02 = multiply_add(c02, b2, v), c03 = multiply_add(c03, b3, v);
         if (rows > 1) v = broadcast16(a + lda), c10 = multiply_add(c10, b0, v), c11 = multiply_add(c11, b1, v);
@@ -508,8 +511,8 @@ static inline __attribute__((always_inline)) void own_levels_rows(const int rows
         if (rows > 2) c22 = multiply_add(c22, b2, v), c23 = multiply_add(c23, b3, v);
         if (rows > 3) v = broadcast16(a3), c30 = multiply_add(c30, b0, v), c31 = multiply_add(c31, b1, v);
         if (rows > 3) c32 = multiply_add(c32, b2, v), c33 = multiply_add(c33, b3, v);
-        b0 = level_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0), b1 = level_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
-        b2 = level_of(_mm512_srli_epi16(two2, 4), SHUFFLED, levels2), b3 = level_of(_mm512_srli_epi16(two3, 4), SHUFFLED, levels3);
+        b0 = byte_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0), b1 = byte_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
+        b2 = byte_of(_mm512_srli_epi16(two2, 4), SHUFFLED, levels2), b3 = byte_of(_mm512_srli_epi16(two3, 4), SHUFFLED, levels3);
         v = broadcast16(a + 16), c00 = multiply_add(c00, b0, v), c01 = multiply_add(c01, b1, v);
         c02 = multiply_add(c02, b2, v), c03 = multiply_add(c03, b3, v);
         if (rows > 1) v = broadcast16(a + lda + 16), c10 = multiply_add(c10, b0, v), c11 = multiply_add(c11, b1, v);
