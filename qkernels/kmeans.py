@@ -117,7 +117,7 @@ MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32
 def _chunk(points, k):
     """Points whose sums are one term of the whole: enough for whole tiles of each label, few enough for the L2 cache; and the sums of all
     chunks take no more than a quarter of the memory of float32 points."""
-    return max(1024, 8 * k, min(max(8192, 128 * k), 2**20 // points[0].nbytes))
+    return max(1024, 8 * k, min(max(8192, 256 * k), 2 * 2**20 // points[0].nbytes))
 
 
 def _integer(name, value, least):
@@ -221,7 +221,7 @@ def _means(state):
 
 
 def _inertia(state):
-    return math.fsum(state.errors()[1])
+    return math.fsum(state.errors())
 
 
 def _moved(state, centroids):
@@ -237,7 +237,8 @@ def _repaired(state, means, weights, empty, centroids):
     """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
-    errors = state.errors()[0]
+    errors = np.empty(len(state.x))
+    state.errors(errors)
     farthest = np.argsort(-errors, kind="stable")[: len(empty)]
     sums = means * weights[:, None]
     for cluster, point in zip(empty, farthest):
