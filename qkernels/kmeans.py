@@ -84,7 +84,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     k = _integer("k", k, 1)
     if k > n:
         raise ValueError(f"k must be at most the number of points, {n}, got {k}")
-    weights = _weights(weights, n)
+    weights, weight_exponent = _weights(weights, n)
     n_init, max_iter = _integer("n_init", n_init, 1), _integer("max_iter", max_iter, 1)
     if not 0 <= float(tol) < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
@@ -95,7 +95,8 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     elif init not in ("k-means++", "random"):
         raise ValueError(f"init must be 'k-means++', 'random' or an array of shape {k, d}, got {init!r}")
     rng = np.random.default_rng(rng)
-    report = None if callback is None else lambda iteration, inertia: callback(iteration, math.ldexp(inertia, 2 * exponent))
+    inertia_exponent = 2 * exponent + weight_exponent
+    report = None if callback is None else lambda iteration, inertia: callback(iteration, _scaled(inertia, inertia_exponent))
 
     limit = tol * _variance(points, weights) if tol else 0.0
     state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
@@ -106,7 +107,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
         inertia = _inertia(state)
         if best is None or inertia < best.inertia:
             best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
-    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, math.ldexp(best.inertia, 2 * exponent))
+    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, _scaled(best.inertia, inertia_exponent))
 
 
 # ---- arguments ----
@@ -151,8 +152,9 @@ def _points(x):
 
 
 def _weights(weights, n):
+    """Weights as contiguous float64, scaled by 2**-exponent to at most 1, or None."""
     if weights is None:
-        return None
+        return None, 0
     given = np.asarray(weights)
     if given.dtype.kind not in "iufV" or given.dtype.kind == "V" and given.dtype not in _core.FLOATS:
         raise TypeError(f"weights must be an array of floats or integers, got {given.dtype}")
@@ -165,7 +167,16 @@ def _weights(weights, n):
         raise ValueError(f"weights must be at least 0, got {weights.min()} at {int(weights.argmin())}")
     if not weights.any():
         raise ValueError("weights must not all be 0")
-    return weights / weights.max()
+    exponent = math.frexp(weights.max())[1]
+    return np.ldexp(weights, -exponent), exponent
+
+
+def _scaled(value, exponent):
+    """value * 2**exponent, infinite where that is too large."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _start(init, shape, dtype):
