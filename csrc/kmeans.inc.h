@@ -100,7 +100,7 @@ static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t coun
 }
 
 /* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two rounds:
- * the upper bound is an actual distance again in the second. */
+ * the upper bound is an actual distance again in the second; but for points that have no label yet. */
 static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
@@ -114,6 +114,7 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
         list[count] = (int32_t)(i - begin);
         count += !(u < (l > half[a] ? l : half[a]));
     }
+    if (upper[begin] == (REAL)INFINITY) return count;
     for (size_t j = 0; j < count; j++) {
         const size_t i = begin + (size_t)list[j], ahead = begin + (size_t)list[j + 8 < count ? j + 8 : count - 1];
         const int32_t a = p->labels[i];

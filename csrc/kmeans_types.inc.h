@@ -7,7 +7,7 @@ static inline void prefetch_row(const void *row, size_t bytes)
 #define REAL float
 #define INTEGER int32_t
 #define EPSILON 0x1p-24f
-#define TINY 0x1p-70f /* above the error that underflow brings to a distance */
+#define TINY 0x1p-60f /* above the error that underflow brings to a distance */
 #define of(name) name##_f32
 static inline float root_f32(float x) { return sqrtf(x); }
 

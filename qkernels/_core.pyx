@@ -1004,7 +1004,8 @@ cdef class KMeans:
         table = np.concatenate([centroids, np.full((1, self.c.d), np.inf)], dtype=self.dtype)
         eps, moved = np.finfo(self.dtype).eps, np.zeros(self.c.k)
         if self.centroids is not None:
-            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1)) * (1 + 8 * eps)
+            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1))
+            moved *= 1 + (self.c.d + 16) * eps
         most = np.argmax(moved)
         passed = np.full(self.c.k, moved[most])
         passed[most] = np.delete(moved, most).max(initial=0)
