@@ -1,11 +1,13 @@
 """The other libraries. Each function binds its inputs once and returns a Contender; race.py checks and times it."""
 
+import faiss
 import numkong
 import numpy as np
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from race import Contender, relative
+from sklearn.cluster import KMeans
 
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 
@@ -19,13 +21,14 @@ def settle(isa, best_isa, number_of_threads):
     global threads
     threads = number_of_threads
     torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
     if isa == best_isa:
         return
     if isa == "avx2":
         hold_numkong_to_avx2()
         not_held.add("onnxruntime")  # it chooses by CPUID and has no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "numkong", "sgemm"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "numkong", "sgemm", "faiss", "scikit-learn"])
 
 
 def contender(name, call, read, check=None):
@@ -202,3 +205,28 @@ def sgemm(a, b, expected):
     left, right = a.astype(np.float32), b.astype(np.float32)
     out = np.empty((len(a), b.shape[1]), np.float32)
     return contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, relative(expected, 1e-5))
+
+
+# ---- clustering: `timed` iterations of all, from `start` ----
+
+
+def clustering(name, cluster, iterations, timed):
+    result = contender(name, lambda: cluster(timed), lambda: cluster(iterations))
+    result.scale = iterations / timed
+    return result
+
+
+def faiss_kmeans(x, start, iterations, timed):
+    def cluster(niter):
+        trained = faiss.Kmeans(x.shape[1], len(start), niter=niter, min_points_per_centroid=1, max_points_per_centroid=len(x))
+        trained.train(x, init_centroids=start)
+        return trained.centroids
+
+    return clustering("faiss", cluster, iterations, timed)
+
+
+def sklearn_kmeans(x, start, iterations, timed):
+    def cluster(max_iter):
+        return KMeans(len(start), init=start, n_init=1, max_iter=max_iter, tol=0, algorithm="lloyd").fit(x).cluster_centers_
+
+    return clustering("scikit-learn", cluster, iterations, timed)
