@@ -137,8 +137,8 @@ struct qk_kernels {
                                 uint8_t *q, size_t ldq);
     int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
 
-    /* k-means (numerics 14): labels, bounds and sums of a chunk; its inertia; distances of some centroids from all; what seeds would leave of the
-     * sum of squares. */
+    /* k-means (numerics 14): labels, bounds and sums of a chunk; its inertia; distances of some centroids from all; what seeds
+     * would leave of the sum of squares. */
     void (*kmeans_chunk_f32)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
     void (*kmeans_chunk_f64)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
     double (*kmeans_errors_f32)(const qk_kmeans *p, size_t chunk, double *errors);
@@ -146,9 +146,9 @@ struct qk_kernels {
     void (*kmeans_distances_f32)(const qk_kmeans *p, size_t first, size_t last, float *columns);
     void (*kmeans_distances_f64)(const qk_kmeans *p, size_t first, size_t last, double *columns);
     void (*kmeans_potential_f32)(const qk_kmeans *p, size_t chunk, const float *seeds, size_t count, int update, float *nearest,
-                                 float *tile, double *potential);
+                                 float *tile, double *lanes, double *potential);
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
-                                 double *tile, double *potential);
+                                 double *tile, double *lanes, double *potential);
 };
 
 extern const qk_kernels qk_kernels_scalar;

@@ -291,7 +291,8 @@ static inline __m512d minus_f64(__m512d x, const double *c) { return _mm512_sub_
 static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { (void)a, (void)b, (void)c, (void)d; }
 static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { (void)a, (void)b, (void)c, (void)d; }
 #else
-/* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast once for two, which takes a slot of a multiply-add. */
+/* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast to a register once for two
+ * differences, which takes the slot of a multiply-add. */
 static inline __m512 minus_f32(__m512 x, const float *c)
 {
     __m512 y;

@@ -107,13 +107,14 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *tile = obtain(job, p->d * QK_KMEANS_TILE * sizeof(double));
+    double *tile = obtain(job, (p->d + job->count) * QK_KMEANS_TILE * sizeof *tile), *lanes = tile + p->d * QK_KMEANS_TILE;
     if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
+        double *potential = job->sums + chunk * job->count;
         if (p->type == QK_F32)
-            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, (float *)tile, lanes, potential);
         else
-            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, lanes, potential);
     }
     free(tile);
 }

@@ -9,17 +9,18 @@ static inline of(lanes) of(load)(const REAL *x) { return *(const of(lanes) *)x; 
 
 /* ---- the two nearest ---- */
 
-/* What is known of the points of a tile: squared distances to the nearest and the second nearest centroid, and which is the nearest. */
+/* Of the points of a tile: squared distances to the nearest and to the second nearest centroid, and which is the nearest. */
 typedef struct {
     REAL first[QK_KMEANS_TILE], second[QK_KMEANS_TILE];
     INTEGER nearest[QK_KMEANS_TILE];
 } of(two);
 
-/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of differences. Four
- * subtractions, then four multiply-adds (`fence`): Zen 4 runs them at the same time, but for 4/3 of it where they alternate. `d` is a constant where
- * this is inlined for a small one. `list` has a multiple of 4 centroids. */
-static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
-                                                                size_t count, REAL *first, REAL *second, INTEGER *nearest)
+/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of
+ * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of that
+ * where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4 centroids. */
+static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids,
+                                                                const int32_t *list, size_t count, REAL *first, REAL *second,
+                                                                INTEGER *nearest)
 {
     enum { LANES = VECTOR / sizeof(REAL) };
     const of(lanes) zero = {0};
@@ -99,8 +100,8 @@ static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t coun
     }
 }
 
-/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two rounds:
- * the upper bound is an actual distance again in the second; but for points that have no label yet. */
+/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two
+ * rounds: in the second the upper bound is an actual distance again; but for points that have no label yet. */
 static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
@@ -180,10 +181,10 @@ static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, si
     return some;
 }
 
-/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper bound.
- * The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
-static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list, size_t listed,
-                              REAL beyond, REAL *tile)
+/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper
+ * bound. The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
+static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
+                              size_t listed, REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
@@ -256,7 +257,8 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
     return 1;
 }
 
-/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d` and `weighted` are constants where this is inlined. */
+/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d`, `stride` and `weighted` are constants where
+ * this is inlined. */
 static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d,
                                                              const size_t stride, const int weighted, double *restrict sums)
 {
@@ -355,36 +357,36 @@ static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, 
 /* ---- seeds (k-means++) ---- */
 
 /* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance to seed t) of a
- * chunk; `update` stores the minimum for the one seed. */
+ * chunk, by a sum for each place in a tile (lanes: one tile of double for each seed); `update` stores the minimum for the one seed. */
 static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update, REAL *nearest,
-                                 REAL *tile, double *potential)
+                                 REAL *tile, double *lanes, double *potential)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n, d = p->d;
-    memset(potential, 0, count * sizeof *potential);
+    memset(lanes, 0, count * QK_KMEANS_TILE * sizeof *lanes);
     for (size_t at = begin; at < end; at += QK_KMEANS_TILE) {
         const size_t points = end - at < QK_KMEANS_TILE ? end - at : QK_KMEANS_TILE;
-        const REAL *x = (const REAL *)p->x + at * d;
         double weight[QK_KMEANS_TILE] = {0};
         REAL least[QK_KMEANS_TILE] = {0};
-        for (size_t i = 0; i < QK_KMEANS_TILE; i++)
-            for (size_t f = 0; f < d; f++) tile[f * QK_KMEANS_TILE + i] = x[(i < points ? i : points - 1) * d + f];
-        for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1, least[i] = nearest[at + i];
+        int32_t rows[QK_KMEANS_TILE];
+        for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
+        of(gather)((const REAL *)p->x + at * d, d, rows, points, tile);
+        for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1;
+        memcpy(least, nearest + at, points * sizeof *least);
         for (size_t t = 0; t < count; t++) {
             REAL sums[QK_KMEANS_TILE] = {0};
-            double total[QK_KMEANS_TILE];
+            double *restrict total = lanes + t * QK_KMEANS_TILE;
             for (size_t f = 0; f < d; f++) {
-                const REAL c = seeds[t * d + f];
-                for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
-                    const REAL difference = tile[f * QK_KMEANS_TILE + i] - c;
-                    sums[i] += difference * difference;
-                }
+                const REAL c = seeds[t * d + f], *restrict column = tile + f * QK_KMEANS_TILE;
+                for (size_t i = 0; i < QK_KMEANS_TILE; i++) sums[i] += (column[i] - c) * (column[i] - c);
             }
             for (size_t i = 0; i < QK_KMEANS_TILE; i++) sums[i] = sums[i] < least[i] ? sums[i] : least[i];
-            for (size_t i = 0; i < QK_KMEANS_TILE; i++) total[i] = weight[i] * (double)sums[i];
-            for (size_t step = QK_KMEANS_TILE / 2; step > 0; step /= 2)
-                for (size_t i = 0; i < step; i++) total[i] += total[i + step];
-            potential[t] += total[0];
+            for (size_t i = 0; i < QK_KMEANS_TILE; i++) total[i] += weight[i] * (double)sums[i];
             if (update) memcpy(nearest + at, sums, points * sizeof *sums);
         }
+    }
+    for (size_t t = 0; t < count; t++, lanes += QK_KMEANS_TILE) {
+        for (size_t step = QK_KMEANS_TILE / 2; step > 0; step /= 2)
+            for (size_t i = 0; i < step; i++) lanes[i] += lanes[i + step];
+        potential[t] = lanes[0];
     }
 }

@@ -25,7 +25,8 @@ static inline void transpose_f32(const float *const *row, size_t f, float *to)
     const quad_f32 a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r2, r3, even);
     const quad_f32 c = __builtin_shuffle(r0, r1, odd), d = __builtin_shuffle(r2, r3, odd);
     *(quad_f32 *)to = __builtin_shuffle(a, b, low), *(quad_f32 *)(to + QK_KMEANS_TILE) = __builtin_shuffle(a, b, high);
-    *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low), *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
+    *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low);
+    *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
 }
 #include "kmeans.inc.h"
 #undef REAL

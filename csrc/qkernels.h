@@ -199,7 +199,8 @@ typedef struct {
 int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
 /* `distance` and `half` of the centroids. */
 int qk_kmeans_distances(const qk_kmeans *p);
-/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, of one seed: in `nearest` too. */
+/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, where there is
+ * one seed: the minimum becomes `nearest`. */
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);

@@ -36,27 +36,27 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     max_iter : int
         The largest number of iterations of each start.
     tol : float
-        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than tol times the mean
-        variance of the d columns.
+        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than tol
+        times the mean variance of the d columns.
     rng : None, int or numpy.random.Generator
         What is random, by ``numpy.random.default_rng(rng)``. The same seed gives the same bits at any number of threads
         and on every instruction set.
     callback : function, optional
-        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of the centroids that it
-        began with. If it returns True, the start ends.
+        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of the
+        centroids that it began with. If it returns True, the start ends.
 
     Returns
     -------
     KMeansResult
-        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point (ties to the lower
-        index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest weighted squared
+        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point (ties to
+        the lower index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest weighted squared
         distance from its centroid. Where x has fewer than k different points, surplus centroids repeat others and have no points.
 
     Raises
     ------
     ValueError
-        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init, max_iter or
-        tol are out of range.
+        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
+        max_iter or tol are out of range.
     TypeError
         For other dtypes.
     KeyboardInterrupt
@@ -102,7 +102,10 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
     best = None
     for _ in range(n_init):
-        start = init if isinstance(init, np.ndarray) else _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
+        if isinstance(init, np.ndarray):
+            start = init
+        else:
+            start = _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
         centroids = _lloyd(state, start, max_iter, limit, report)
         inertia = _inertia(state)
         if best is None or inertia < best.inertia:
@@ -116,8 +119,9 @@ MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32
 
 
 def _chunk(points, k):
-    """Points whose sums are one term of the whole: enough for whole tiles of each label, few enough for the L2 cache; and the sums of all
-    chunks take no more than a quarter of the memory of float32 points."""
+    """Points whose sums are one term of the whole: enough that tiles of one label are full, few enough for the cache (2 MB were
+    best where 32-bit points of 4 and 8 values have 256 labels); and sums of all chunks take no more than a quarter of the memory
+    of float32 points."""
     return max(1024, 8 * k, min(max(8192, 256 * k), 2 * 2**20 // points[0].nbytes))
 
 
@@ -282,7 +286,7 @@ def _seeds(state, k, rng):
     trials = 2 + int(math.log(k))
     nearest = np.full(len(points), np.inf, points.dtype)
     seeds = np.empty((k, points.shape[1]), points.dtype)
-    seeds[0] = points[rng.integers(len(points)) if weights is None else np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), "right")]
+    seeds[:1] = _draw(points, weights, 1, rng)
     potential = state.seed(seeds[:1], nearest, True)[:, 0]
     for i in range(1, k):
         ends = np.cumsum(potential)
