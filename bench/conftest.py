@@ -16,7 +16,8 @@ THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREAD
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
 # Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+                "FAISS_OPT_LEVEL": "AVX2"}
 
 
 def set_environment(config):
@@ -59,6 +60,7 @@ def pytest_configure(config):
     config.stash[ROWS] = []
     config.option.benchmark_timer = f"time.{TIMER}"
     config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON works as ever
+    config.addinivalue_line("filterwarnings", "ignore::sklearn.exceptions.ConvergenceWarning")
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
 
 

@@ -6,12 +6,15 @@ from functools import cache
 
 import bitsandbytes.functional
 import gguf
+import faiss
 import numkong
 import numpy as np
 import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from race import CRASHED, Contender, relative
+from race import Contender, relative
+from sklearn.cluster import KMeans
 
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
 
@@ -25,13 +28,14 @@ def settle(isa, best_isa, number_of_threads):
     global threads
     threads = number_of_threads
     torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(threads)
     if isa == best_isa:
         return
     if isa == "avx2":
         hold_numkong_to_avx2()
         not_held.update(["onnxruntime", "torch fbgemm", "bitsandbytes"])  # they choose by CPUID and have no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted", "faiss", "scikit-learn"])
 
 
 def contender(name, call, read, check=None):
@@ -326,3 +330,26 @@ def flash_kmeans(x, k, weights=None):
 
     run = flash1dkmeans.kmeans_1d
     return contender("flash1dkmeans", lambda: run(x, k, sample_weights=weights), lambda: run(x, k, sample_weights=weights, random_state=0)[0])
+# ---- clustering: `timed` iterations of all, from `start` ----
+
+
+def clustering(name, cluster, iterations, timed):
+    result = contender(name, lambda: cluster(timed), lambda: cluster(iterations))
+    result.scale = iterations / timed
+    return result
+
+
+def faiss_kmeans(x, start, iterations, timed):
+    def cluster(niter):
+        trained = faiss.Kmeans(x.shape[1], len(start), niter=niter, min_points_per_centroid=1, max_points_per_centroid=len(x))
+        trained.train(x, init_centroids=start)
+        return trained.centroids
+
+    return clustering("faiss", cluster, iterations, timed)
+
+
+def sklearn_kmeans(x, start, iterations, timed):
+    def cluster(max_iter):
+        return KMeans(len(start), init=start, n_init=1, max_iter=max_iter, tol=0, algorithm="lloyd").fit(x).cluster_centers_
+
+    return clustering("scikit-learn", cluster, iterations, timed)

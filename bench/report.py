@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_info
 
-LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong"]
+LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "faiss-cpu", "scikit-learn"]
 LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the slower of its
 multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of an elementwise operation, a
 stream of the same bytes.

@@ -57,13 +57,15 @@ typedef struct {
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
-/* Points of k-means that are seen at a time; what a thread needs for a chunk; what it counts. */
-enum { QK_KMEANS_TILE = 32 };
+/* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
+enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16 };
 typedef struct {
     void *tile;                        /* d * QK_KMEANS_TILE */
     void *reach;                       /* k */
     int32_t *list, *sorted;            /* one a point of the chunk */
-    int32_t *starts, *candidates;      /* k + 4 */
+    uint32_t *key;
+    int32_t *ends;                     /* QK_KMEANS_BINS * k + 1 */
+    int32_t *all, *near;               /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
@@ -161,16 +163,18 @@ struct qk_kernels {
                                 uint8_t *q, size_t ldq);
     int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
 
-    /* k-means (numerics 14): labels, bounds and sums of a chunk; distances of some centroids from all; what seeds would leave of the
-     * sum of squares. */
+    /* k-means (numerics 14): labels, bounds and sums of a chunk; its inertia; distances of some centroids from all; what seeds
+     * would leave of the sum of squares. */
     void (*kmeans_chunk_f32)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
     void (*kmeans_chunk_f64)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
+    double (*kmeans_errors_f32)(const qk_kmeans *p, size_t chunk, double *errors);
+    double (*kmeans_errors_f64)(const qk_kmeans *p, size_t chunk, double *errors);
     void (*kmeans_distances_f32)(const qk_kmeans *p, size_t first, size_t last, float *columns);
     void (*kmeans_distances_f64)(const qk_kmeans *p, size_t first, size_t last, double *columns);
     void (*kmeans_potential_f32)(const qk_kmeans *p, size_t chunk, const float *seeds, size_t count, int update, float *nearest,
-                                 float *tile, double *potential);
+                                 float *tile, double *lanes, double *potential);
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
-                                 double *tile, double *potential);
+                                 double *tile, double *lanes, double *potential);
 };
 
 extern const qk_kernels qk_kernels_scalar;

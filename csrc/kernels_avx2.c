@@ -641,6 +641,20 @@ static inline void keep_two_f64(__m256d distance, int32_t index, __m256d *first,
     *nearest = (indices4)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi64x(index), (__m256i)nearer);
 }
 
+/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
+static inline size_t within_registers_f32(const float *distance, size_t k, float limit, int32_t *list, size_t *j)
+{
+    (void)distance, (void)k, (void)limit, (void)list, (void)j;
+    return 0;
+}
+
+/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
+static inline size_t within_registers_f64(const double *distance, size_t k, double limit, int32_t *list, size_t *j)
+{
+    (void)distance, (void)k, (void)limit, (void)list, (void)j;
+    return 0;
+}
+
 #include "kmeans_types.inc.h"
 
 #include "light_avx2.inc.h"

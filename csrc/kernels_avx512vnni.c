@@ -559,7 +559,8 @@ static inline __m512d minus_f64(__m512d x, const double *c) { return _mm512_sub_
 static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { (void)a, (void)b, (void)c, (void)d; }
 static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { (void)a, (void)b, (void)c, (void)d; }
 #else
-/* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast once for two, which takes a slot of a multiply-add. */
+/* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast to a register once for two
+ * differences, which takes the slot of a multiply-add. */
 static inline __m512 minus_f32(__m512 x, const float *c)
 {
     __m512 y;
@@ -604,6 +605,33 @@ static inline void keep_two_f64(__m512d distance, int32_t index, __m512d *first,
     *second = _mm512_min_pd(*second, _mm512_max_pd(distance, *first));
     *first = _mm512_min_pd(*first, distance);
     *nearest = (indices8)_mm512_mask_set1_epi64((__m512i)*nearest, nearer, index);
+}
+
+/* Lists centroids whose distance is within the limit, from *j on, for whole registers. Returns how many. */
+static inline size_t within_registers_f32(const float *distance, size_t k, float limit, int32_t *list, size_t *j)
+{
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    size_t listed = 0;
+    for (; *j + 16 <= k; *j += 16) {
+        const __mmask16 near = _mm512_cmp_ps_mask(_mm512_loadu_ps(distance + *j), _mm512_set1_ps(limit), _CMP_LE_OQ);
+        _mm512_storeu_si512(list + listed, _mm512_maskz_compress_epi32(near, index));
+        listed += (size_t)__builtin_popcount(near);
+        index = _mm512_add_epi32(index, _mm512_set1_epi32(16));
+    }
+    return listed;
+}
+
+static inline size_t within_registers_f64(const double *distance, size_t k, double limit, int32_t *list, size_t *j)
+{
+    __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    size_t listed = 0;
+    for (; *j + 8 <= k; *j += 8) {
+        const __mmask8 near = _mm512_cmp_pd_mask(_mm512_loadu_pd(distance + *j), _mm512_set1_pd(limit), _CMP_LE_OQ);
+        _mm256_storeu_si256((__m256i *)(list + listed), _mm256_maskz_compress_epi32(near, index));
+        listed += (size_t)__builtin_popcount(near);
+        index = _mm256_add_epi32(index, _mm256_set1_epi32(8));
+    }
+    return listed;
 }
 
 #include "kmeans_types.inc.h"

@@ -36,6 +36,8 @@
     .attention_weights = attention_weights,
     .kmeans_chunk_f32 = kmeans_chunk_f32,
     .kmeans_chunk_f64 = kmeans_chunk_f64,
+    .kmeans_errors_f32 = kmeans_errors_f32,
+    .kmeans_errors_f64 = kmeans_errors_f64,
     .kmeans_distances_f32 = kmeans_distances_f32,
     .kmeans_distances_f64 = kmeans_distances_f64,
     .kmeans_potential_f32 = kmeans_potential_f32,

@@ -34,8 +34,10 @@ static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
     s->reach = carve(&at, p->k * sizeof(double));
     s->list = carve(&at, (p->chunk + 1) * sizeof *s->list);
     s->sorted = carve(&at, p->chunk * sizeof *s->sorted);
-    s->starts = carve(&at, (p->k + 4) * sizeof *s->starts);
-    s->candidates = carve(&at, (p->k + 4) * sizeof *s->candidates);
+    s->key = carve(&at, p->chunk * sizeof *s->key);
+    s->ends = carve(&at, (QK_KMEANS_BINS * p->k + 1) * sizeof *s->ends);
+    s->all = carve(&at, (p->k + 16) * sizeof *s->all);
+    s->near = carve(&at, (p->k + 16) * sizeof *s->near);
     return at;
 }
 
@@ -64,6 +66,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     char *memory = obtain(job, (size_t)(lay_out(p, &s, (char *)64) - (char *)64));
     if (!memory) return;
     lay_out(p, &s, memory);
+    for (size_t j = 0; j < p->k + 16; j++) s.all[j] = (int32_t)at_most(j, p->k);
     for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
         if (p->type == QK_F32)
             job->k->kmeans_chunk_f32(p, chunk, &s, &counts);
@@ -104,13 +107,14 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *tile = obtain(job, p->d * QK_KMEANS_TILE * sizeof(double));
+    double *tile = obtain(job, (p->d + job->count) * QK_KMEANS_TILE * sizeof *tile), *lanes = tile + p->d * QK_KMEANS_TILE;
     if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
+        double *potential = job->sums + chunk * job->count;
         if (p->type == QK_F32)
-            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, (float *)tile, lanes, potential);
         else
-            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, job->sums + chunk * job->count);
+            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, lanes, potential);
     }
     free(tile);
 }
@@ -121,36 +125,16 @@ int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int upda
     return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(count + 2) * (double)(p->d + 4) / 20, seed_chunks);
 }
 
-/* Exact differences, in double. */
-static double squared_error(const qk_kmeans *p, size_t i)
-{
-    const size_t at = i * p->d, centroid = (size_t)p->labels[i] * p->d;
-    double sum = 0;
-    for (size_t f = 0; f < p->d; f++) {
-        const double difference = p->type == QK_F32 ? (double)((const float *)p->x)[at + f] - (double)((const float *)p->centroids)[centroid + f]
-                                                    : ((const double *)p->x)[at + f] - ((const double *)p->centroids)[centroid + f];
-        sum += difference * difference;
-    }
-    return p->weight ? p->weight[i] * sum : sum;
-}
-
 static void error_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    for (size_t chunk = begin; chunk < end; chunk++) {
-        double sum = 0;
-        for (size_t i = chunk * p->chunk; i < at_most((chunk + 1) * p->chunk, p->n); i++) {
-            const double error = squared_error(p, i);
-            ((double *)job->nearest)[i] = error;
-            sum += error;
-        }
-        job->sums[chunk] = sum;
-    }
+    for (size_t chunk = begin; chunk < end; chunk++)
+        job->sums[chunk] = (p->type == QK_F32 ? job->k->kmeans_errors_f32 : job->k->kmeans_errors_f64)(p, chunk, job->nearest);
 }
 
-void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)
+void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
 {
-    kmeans_job job = {.args = p, .nearest = errors, .sums = inertia};
-    run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 1), error_chunks);
+    kmeans_job job = {.args = p, .nearest = errors, .sums = sums};
+    run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
 }

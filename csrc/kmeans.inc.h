@@ -9,17 +9,18 @@ static inline of(lanes) of(load)(const REAL *x) { return *(const of(lanes) *)x; 
 
 /* ---- the two nearest ---- */
 
-/* What is known of the points of a tile: squared distances to the nearest and the second nearest centroid, and which is the nearest. */
+/* Of the points of a tile: squared distances to the nearest and to the second nearest centroid, and which is the nearest. */
 typedef struct {
     REAL first[QK_KMEANS_TILE], second[QK_KMEANS_TILE];
     INTEGER nearest[QK_KMEANS_TILE];
 } of(two);
 
-/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of differences. Four
- * subtractions, then four multiply-adds (`fence`): Zen 4 runs them at the same time, but for 4/3 of it where they alternate. `d` is a constant where
- * this is inlined for a small one. `list` has a multiple of 4 centroids. */
-static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
-                                                                size_t count, REAL *first, REAL *second, INTEGER *nearest)
+/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of
+ * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of that
+ * where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4 centroids. */
+static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids,
+                                                                const int32_t *list, size_t count, REAL *first, REAL *second,
+                                                                INTEGER *nearest)
 {
     enum { LANES = VECTOR / sizeof(REAL) };
     const of(lanes) zero = {0};
@@ -67,27 +68,19 @@ static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const in
     }
 }
 
-/* Squared differences from f on, added one by one. */
-static inline REAL of(add_squares)(const REAL *x, const REAL *c, size_t f, size_t d, REAL sum)
+/* A distance, for bounds: 16 bytes at a time, so that it is the same on every instruction set. */
+static inline REAL of(distance)(const REAL *x, const REAL *c, size_t d)
 {
-    for (; f < d; f++) sum = of(fused)(x[f] - c[f], sum);
-    return sum;
-}
-
-/* One squared distance, by the same operations as a lane of `scan`. */
-static inline REAL of(squared_distance)(const REAL *x, const REAL *c, size_t d) { return of(add_squares)(x, c, 0, d, 0); }
-
-/* The same but for roundings: for bounds. */
-static inline REAL of(near_distance)(const REAL *x, const REAL *c, size_t d)
-{
-    enum { LANES = VECTOR / sizeof(REAL) };
-    of(lanes) sums = {0};
+    enum { SIDE = 16 / sizeof(REAL) };
+    of(quad) sums = {0};
     REAL sum = 0;
     size_t f = 0;
-    for (; f + LANES <= d; f += LANES) sums = of(multiply_add)(of(load)(x + f) - of(load)(c + f), sums);
-    if (f)
-        for (size_t i = 0; i < LANES; i++) sum += sums[i];
-    return of(root)(of(add_squares)(x, c, f, d, sum));
+    for (; f + SIDE <= d; f += SIDE) {
+        const of(quad) difference = *(const of(quad) *)(x + f) - *(const of(quad) *)(c + f);
+        sums += difference * difference;
+    }
+    for (; f < d; f++) sum += (x[f] - c[f]) * (x[f] - c[f]);
+    return of(root)(sum + of(sum_of_quad)(sums));
 }
 
 /* ---- a chunk of points ---- */
@@ -107,8 +100,8 @@ static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t coun
     }
 }
 
-/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two rounds:
- * the upper bound is an actual distance again in the second. */
+/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two
+ * rounds: in the second the upper bound is an actual distance again; but for points that have no label yet. */
 static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
@@ -122,10 +115,12 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
         list[count] = (int32_t)(i - begin);
         count += !(u < (l > half[a] ? l : half[a]));
     }
+    if (upper[begin] == (REAL)INFINITY) return count;
     for (size_t j = 0; j < count; j++) {
-        const size_t i = begin + (size_t)list[j];
+        const size_t i = begin + (size_t)list[j], ahead = begin + (size_t)list[j + 8 < count ? j + 8 : count - 1];
         const int32_t a = p->labels[i];
-        const REAL u = of(near_distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
+        prefetch_row(x + ahead * p->d, p->d * sizeof(REAL));
+        const REAL u = of(distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
         upper[i] = u;
         list[rest] = list[j];
         rest += !(u < (lower[i] > half[a] ? lower[i] : half[a]));
@@ -133,41 +128,63 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
     return rest;
 }
 
-/* `list` in the order of labels, by counting: those of label a are sorted[starts[a]] to sorted[starts[a + 1] - 1]. starts has k + 2 entries. */
-static void of(sort_by_label)(const int32_t *labels, size_t k, const int32_t *list, size_t count, int32_t *starts, int32_t *sorted)
+/* Largest upper bound of the points of each label. */
+static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, REAL *reach)
 {
-    int32_t *next = starts + 1;
-    memset(starts, 0, (k + 2) * sizeof *starts);
-    for (size_t j = 0; j < count; j++) next[labels[list[j]] + 1]++;
-    for (size_t a = 1; a <= k; a++) next[a] += next[a - 1];
-    for (size_t j = 0; j < count; j++) sorted[next[labels[list[j]]]++] = list[j];
-}
-
-/* Lists the centroids within `limit` of centroid a, ascending, filled up to a multiple of 4. Returns how many. */
-static size_t of(candidates)(const qk_kmeans *p, size_t a, REAL limit, int32_t *list)
-{
-    const REAL *distance = (const REAL *)p->distance + a * p->k;
-    size_t count = 0;
-    for (size_t j = 0; j < p->k; j++) {
-        list[count] = (int32_t)j;
-        count += distance[j] <= limit;
+    memset(reach, 0, k * sizeof *reach);
+    for (size_t j = 0; j < count; j++) {
+        const int32_t a = labels[list[j]];
+        reach[a] = upper[list[j]] > reach[a] ? upper[list[j]] : reach[a];
     }
-    while (count % 4) list[count++] = (int32_t)p->k;
-    return count;
 }
 
-static size_t of(count_candidates)(const qk_kmeans *p, size_t a, REAL limit)
+/* `list` by label, and roughly by upper bound within a label, by counting. `key` is memory for one entry a point, `ends` for
+ * QK_KMEANS_BINS * k + 1. */
+static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, const REAL *reach,
+                              uint32_t *key, int32_t *ends, int32_t *sorted)
 {
-    const REAL *distance = (const REAL *)p->distance + a * p->k;
-    INTEGER count = 0;
-    for (size_t j = 0; j < p->k; j++) count += distance[j] <= limit;
-    return (size_t)count;
+    memset(ends, 0, (QK_KMEANS_BINS * k + 1) * sizeof *ends);
+    for (size_t j = 0; j < count; j++) {
+        const int32_t a = labels[list[j]];
+        const REAL part = upper[list[j]] / reach[a];
+        key[j] = QK_KMEANS_BINS * (uint32_t)a + (uint32_t)(part * part * (REAL)(QK_KMEANS_BINS - 1));
+        ends[key[j] + 1]++;
+    }
+    for (size_t i = 1; i <= QK_KMEANS_BINS * k; i++) ends[i] += ends[i - 1];
+    for (size_t j = 0; j < count; j++) sorted[ends[key[j]]++] = list[j];
 }
 
-/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper bound.
- * The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
-static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list, size_t listed,
-                              REAL beyond, REAL *tile)
+/* Lists those of k centroids whose distance is within the limit, filled up to a multiple of 4 by k. Returns how many. */
+static size_t of(within)(const REAL *distance, size_t k, REAL limit, int32_t *list)
+{
+    size_t j = 0, listed = of(within_registers)(distance, k, limit, list, &j);
+    for (; j < k; j++) {
+        list[listed] = (int32_t)j;
+        listed += distance[j] <= limit;
+    }
+    while (listed % 4) list[listed++] = (int32_t)k;
+    return listed;
+}
+
+static size_t of(count_within)(const REAL *distance, size_t k, REAL limit)
+{
+    INTEGER listed = 0;
+    for (size_t j = 0; j < k; j++) listed += distance[j] <= limit;
+    return (size_t)listed;
+}
+
+/* How many of the points, up to a tile, have the label of the first. */
+static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, size_t count)
+{
+    size_t some = count < QK_KMEANS_TILE ? count : QK_KMEANS_TILE;
+    while (labels[points[some - 1]] != labels[points[0]]) some--;
+    return some;
+}
+
+/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper
+ * bound. The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
+static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
+                              size_t listed, REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
@@ -191,56 +208,64 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
     return changed;
 }
 
-static size_t of(assign_tiles)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
-                               size_t listed, REAL beyond, REAL *tile)
+/* All centroids for points in any order. */
+static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const qk_kmeans_scratch *s)
 {
+    const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
     for (size_t at = 0; at < count; at += QK_KMEANS_TILE)
-        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, list, listed,
-                                   beyond, tile);
+        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, s->all, listed,
+                                   (REAL)INFINITY, s->tile);
     return changed;
 }
 
-/* Twice the largest upper bound of the points of one label: no centroid farther than that from theirs can be nearest to any. */
-static REAL of(reach)(const REAL *upper, const int32_t *points, size_t count, size_t d)
+/* Twice the largest upper bound of some points of one label: no centroid farther than that from theirs is nearest to any of them. */
+static REAL of(limit)(const REAL *upper, const int32_t *points, size_t count, size_t d)
 {
     REAL most = 0;
     for (size_t i = 0; i < count; i++) most = upper[points[i]] > most ? upper[points[i]] : most;
     return 2 * most * (1 + (REAL)(d + 8) * EPSILON);
 }
 
-/* Points by label, each with the candidates of all with that label. Returns 0, and does nothing, where that is more work than all
- * centroids for whole tiles. */
+static void of(prefetch)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count)
+{
+    const REAL *x = (const REAL *)p->x + begin * p->d;
+    for (size_t i = 0; i < count; i++) prefetch_row(x + (size_t)points[i] * p->d, p->d * sizeof(REAL));
+}
+
+/* Points by label, each tile with its own candidates. Returns 0, and does nothing, where that is more work than all centroids for
+ * whole tiles. */
 static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s, size_t *changed)
 {
-    const REAL *upper = (const REAL *)p->upper + begin;
-    REAL *reach = s->reach;
+    const REAL *upper = (const REAL *)p->upper + begin, *distance = p->distance;
+    const int32_t *labels = p->labels + begin, *sorted = s->sorted;
     size_t work = 0;
-    of(sort_by_label)(p->labels + begin, p->k, s->list, count, s->starts, s->sorted);
-    for (size_t a = 0; a < p->k; a++) {
-        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
-        if (!points) continue;
-        reach[a] = of(reach)(upper, s->sorted + s->starts[a], points, p->d);
-        work += of(count_candidates)(p, a, reach[a]) * ((points + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE);
+    of(reaches)(labels, upper, p->k, s->list, count, s->reach);
+    of(sort_by_label)(labels, upper, p->k, s->list, count, s->reach, s->key, s->ends, s->sorted);
+    for (size_t at = 0, some; at < count; at += some) {
+        some = of(tile_of_label)(labels, sorted + at, count - at);
+        work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, of(limit)(upper, sorted + at, some, p->d));
     }
     if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
-    for (size_t a = 0; a < p->k; a++) {
-        const size_t points = (size_t)(s->starts[a + 1] - s->starts[a]);
-        if (!points) continue;
-        const size_t listed = of(candidates)(p, a, reach[a], s->candidates);
-        *changed += of(assign_tiles)(p, begin, s->sorted + s->starts[a], points, s->candidates, listed, reach[a], s->tile);
+    for (size_t at = 0, some; at < count; at += some) {
+        some = of(tile_of_label)(labels, sorted + at, count - at);
+        const REAL limit = of(limit)(upper, sorted + at, some, p->d);
+        const size_t listed = of(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near), next = at + some;
+        of(prefetch)(p, begin, sorted + next, count - next < QK_KMEANS_TILE ? count - next : QK_KMEANS_TILE);
+        *changed += of(assign_tile)(p, begin, sorted + at, some, s->near, listed, limit, s->tile);
     }
     return 1;
 }
 
-/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d` and `weighted` are constants where this is inlined. */
+/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d`, `stride` and `weighted` are constants where
+ * this is inlined. */
 static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d,
-                                                             const int weighted, double *restrict sums)
+                                                             const size_t stride, const int weighted, double *restrict sums)
 {
     const REAL *restrict x = p->x;
     const int32_t *restrict labels = p->labels;
     for (size_t i = begin; i < end; i++) {
-        double *restrict sum = sums + (size_t)labels[i] * (d + 1);
+        double *restrict sum = sums + (size_t)labels[i] * stride;
         const double w = weighted ? p->weight[i] : 1;
         for (size_t f = 0; f < d; f++) sum[f] += weighted ? w * (double)x[i * d + f] : (double)x[i * d + f];
         sum[d] += w;
@@ -249,15 +274,15 @@ static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p,
 
 static void of(sum)(const qk_kmeans *p, size_t begin, size_t end, double *sums)
 {
-    memset(sums, 0, p->k * (p->d + 1) * sizeof *sums);
+    memset(sums, 0, p->k * p->stride * sizeof *sums);
     if (p->weight)
-        of(sum_of)(p, begin, end, p->d, 1, sums);
+        of(sum_of)(p, begin, end, p->d, p->stride, 1, sums);
     else if (p->d == 4)
-        of(sum_of)(p, begin, end, 4, 0, sums);
+        of(sum_of)(p, begin, end, 4, 8, 0, sums);
     else if (p->d == 8)
-        of(sum_of)(p, begin, end, 8, 0, sums);
+        of(sum_of)(p, begin, end, 8, 16, 0, sums);
     else
-        of(sum_of)(p, begin, end, p->d, 0, sums);
+        of(sum_of)(p, begin, end, p->d, p->stride, 0, sums);
 }
 
 /* Bounds, labels and sums of a chunk. */
@@ -265,14 +290,45 @@ static void of(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_s
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
     const size_t count = of(doubtful)(p, begin, end, s->list);
-    if (p->distance && of(assign_by_label)(p, begin, count, s, &counts->changed)) {
+    if (p->distance && of(assign_by_label)(p, begin, count, s, &counts->changed))
         counts->by_label++;
-    } else {
-        const size_t listed = (p->k + 3) / 4 * 4;
-        for (size_t j = 0; j < listed; j++) s->candidates[j] = (int32_t)(j < p->k ? j : p->k);
-        counts->changed += of(assign_tiles)(p, begin, s->list, count, s->candidates, listed, (REAL)INFINITY, s->tile);
+    else
+        counts->changed += of(assign_all)(p, begin, s->list, count, s);
+    of(sum)(p, begin, end, p->sums + chunk * p->k * p->stride);
+}
+
+/* ---- inertia ---- */
+
+typedef REAL of(eight) __attribute__((vector_size(8 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+typedef double of(eight_doubles) __attribute__((vector_size(64)));
+
+/* Exact differences, in double; eight sums, difference f going to number f mod 8. */
+static inline double of(squared_error)(const REAL *x, const REAL *c, size_t d)
+{
+    of(eight_doubles) sums = {0};
+    size_t f = 0;
+    for (; f + 8 <= d; f += 8) {
+        const of(eight_doubles) difference = __builtin_convertvector(*(const of(eight) *)(x + f), of(eight_doubles)) -
+                                             __builtin_convertvector(*(const of(eight) *)(c + f), of(eight_doubles));
+        sums += difference * difference;
     }
-    of(sum)(p, begin, end, p->sums + chunk * p->k * (p->d + 1));
+    for (size_t i = 0; f < d; f++, i++) sums[i] += ((double)x[f] - (double)c[f]) * ((double)x[f] - (double)c[f]);
+    return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
+/* weight * squared distance to the centroid of the label, summed over a chunk and, unless `errors` is NULL, of each point. */
+static double of(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors)
+{
+    const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
+    const REAL *x = p->x, *centroids = p->centroids;
+    double sum = 0;
+    for (size_t i = begin; i < end; i++) {
+        double error = of(squared_error)(x + i * p->d, centroids + (size_t)p->labels[i] * p->d, p->d);
+        if (p->weight) error *= p->weight[i];
+        if (errors) errors[i] = error;
+        sum += error;
+    }
+    return sum;
 }
 
 /* ---- distances between centroids ---- */
@@ -301,36 +357,36 @@ static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, 
 /* ---- seeds (k-means++) ---- */
 
 /* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance to seed t) of a
- * chunk; `update` stores the minimum for the one seed. */
+ * chunk, by a sum for each place in a tile (lanes: one tile of double for each seed); `update` stores the minimum for the one seed. */
 static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update, REAL *nearest,
-                                 REAL *tile, double *potential)
+                                 REAL *tile, double *lanes, double *potential)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n, d = p->d;
-    memset(potential, 0, count * sizeof *potential);
+    memset(lanes, 0, count * QK_KMEANS_TILE * sizeof *lanes);
     for (size_t at = begin; at < end; at += QK_KMEANS_TILE) {
         const size_t points = end - at < QK_KMEANS_TILE ? end - at : QK_KMEANS_TILE;
-        const REAL *x = (const REAL *)p->x + at * d;
         double weight[QK_KMEANS_TILE] = {0};
         REAL least[QK_KMEANS_TILE] = {0};
-        for (size_t i = 0; i < QK_KMEANS_TILE; i++)
-            for (size_t f = 0; f < d; f++) tile[f * QK_KMEANS_TILE + i] = x[(i < points ? i : points - 1) * d + f];
-        for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1, least[i] = nearest[at + i];
+        int32_t rows[QK_KMEANS_TILE];
+        for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
+        of(gather)((const REAL *)p->x + at * d, d, rows, points, tile);
+        for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1;
+        memcpy(least, nearest + at, points * sizeof *least);
         for (size_t t = 0; t < count; t++) {
             REAL sums[QK_KMEANS_TILE] = {0};
-            double total[QK_KMEANS_TILE];
+            double *restrict total = lanes + t * QK_KMEANS_TILE;
             for (size_t f = 0; f < d; f++) {
-                const REAL c = seeds[t * d + f];
-                for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
-                    const REAL difference = tile[f * QK_KMEANS_TILE + i] - c;
-                    sums[i] += difference * difference;
-                }
+                const REAL c = seeds[t * d + f], *restrict column = tile + f * QK_KMEANS_TILE;
+                for (size_t i = 0; i < QK_KMEANS_TILE; i++) sums[i] += (column[i] - c) * (column[i] - c);
             }
             for (size_t i = 0; i < QK_KMEANS_TILE; i++) sums[i] = sums[i] < least[i] ? sums[i] : least[i];
-            for (size_t i = 0; i < QK_KMEANS_TILE; i++) total[i] = weight[i] * (double)sums[i];
-            for (size_t step = QK_KMEANS_TILE / 2; step > 0; step /= 2)
-                for (size_t i = 0; i < step; i++) total[i] += total[i + step];
-            potential[t] += total[0];
+            for (size_t i = 0; i < QK_KMEANS_TILE; i++) total[i] += weight[i] * (double)sums[i];
             if (update) memcpy(nearest + at, sums, points * sizeof *sums);
         }
+    }
+    for (size_t t = 0; t < count; t++, lanes += QK_KMEANS_TILE) {
+        for (size_t step = QK_KMEANS_TILE / 2; step > 0; step /= 2)
+            for (size_t i = 0; i < step; i++) lanes[i] += lanes[i + step];
+        potential[t] = lanes[0];
     }
 }

@@ -1,25 +1,32 @@
 /* k-means for float32 and float64; the including file has set VECTOR, the bytes of a register. */
+static inline void prefetch_row(const void *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
+}
+
 #define REAL float
 #define INTEGER int32_t
 #define EPSILON 0x1p-24f
-#define TINY 0x1p-70f /* above the error that underflow brings to a distance */
+#define TINY 0x1p-60f /* above the error that underflow brings to a distance */
 #define of(name) name##_f32
 static inline float root_f32(float x) { return sqrtf(x); }
-static inline float fused_f32(float x, float sum) { return __builtin_fmaf(x, x, sum); }
 
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float quad_f32 __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t quad_order __attribute__((vector_size(16)));
+
+static inline float sum_of_quad_f32(quad_f32 a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 /* Four values of four rows, from column f on, as columns of a tile. */
 static inline void transpose_f32(const float *const *row, size_t f, float *to)
 {
-    const quad r0 = *(const quad *)(row[0] + f), r1 = *(const quad *)(row[1] + f);
-    const quad r2 = *(const quad *)(row[2] + f), r3 = *(const quad *)(row[3] + f);
+    const quad_f32 r0 = *(const quad_f32 *)(row[0] + f), r1 = *(const quad_f32 *)(row[1] + f);
+    const quad_f32 r2 = *(const quad_f32 *)(row[2] + f), r3 = *(const quad_f32 *)(row[3] + f);
     const quad_order even = {0, 4, 1, 5}, odd = {2, 6, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
-    const quad a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r2, r3, even);
-    const quad c = __builtin_shuffle(r0, r1, odd), d = __builtin_shuffle(r2, r3, odd);
-    *(quad *)to = __builtin_shuffle(a, b, low), *(quad *)(to + QK_KMEANS_TILE) = __builtin_shuffle(a, b, high);
-    *(quad *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low), *(quad *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
+    const quad_f32 a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r2, r3, even);
+    const quad_f32 c = __builtin_shuffle(r0, r1, odd), d = __builtin_shuffle(r2, r3, odd);
+    *(quad_f32 *)to = __builtin_shuffle(a, b, low), *(quad_f32 *)(to + QK_KMEANS_TILE) = __builtin_shuffle(a, b, high);
+    *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low);
+    *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
 }
 #include "kmeans.inc.h"
 #undef REAL
@@ -34,7 +41,10 @@ static inline void transpose_f32(const float *const *row, size_t f, float *to)
 #define TINY 0x1p-500
 #define of(name) name##_f64
 static inline double root_f64(double x) { return sqrt(x); }
-static inline double fused_f64(double x, double sum) { return __builtin_fma(x, x, sum); }
+
+typedef double quad_f64 __attribute__((vector_size(16), aligned(8), may_alias));
+
+static inline double sum_of_quad_f64(quad_f64 a) { return a[0] + a[1]; }
 
 static inline void transpose_f64(const double *const *row, size_t f, double *to)
 {

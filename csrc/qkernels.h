@@ -228,6 +228,7 @@ int qk_attention(const qk_attention_args *args);
 typedef struct {
     qk_dtype type;
     size_t n, d, k;
+    size_t stride;             /* of a row of sums: d + 1 or more */
     size_t chunk;              /* points of a chunk */
     const void *x;             /* (n, d) */
     const double *weight;      /* (n,), or NULL: 1 each */
@@ -238,7 +239,7 @@ typedef struct {
     const void *passed;        /* (k,): the largest distance that another one moved */
     int32_t *labels;           /* (n,) */
     void *upper, *lower;       /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
-    double *sums;              /* (chunks, k, d + 1): of weight * x, and of the weights */
+    double *sums;              /* (chunks, k, stride): of weight * x, d of them, and of the weights; aligned to 64 */
 } qk_kmeans;
 
 typedef struct {
@@ -250,9 +251,10 @@ typedef struct {
 int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
 /* `distance` and `half` of the centroids. */
 int qk_kmeans_distances(const qk_kmeans *p);
-/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, of one seed: in `nearest` too. */
+/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`, where there is
+ * one seed: the minimum becomes `nearest`. */
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
-/* Of each point weight * squared distance to the centroid of its label (n,), and the sums of chunks. */
+/* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
 
 #endif

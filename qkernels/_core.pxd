@@ -163,7 +163,7 @@ cdef extern from "qkernels.h" nogil:
 
     ctypedef struct qk_kmeans:
         qk_dtype type
-        size_t n, d, k, chunk
+        size_t n, d, k, stride, chunk
         const void *x
         const double *weight
         const void *centroids

@@ -1146,7 +1146,10 @@ cdef class KMeans:
         self.upper, self.lower = np.empty(n, self.dtype), np.empty(n, self.dtype)
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
-        self.sums = np.empty((self.chunks, k, d + 1))
+        self.c.stride = (d + 8) // 8 * 8
+        memory = np.empty(self.chunks * k * self.c.stride + 8)
+        start = -memory.ctypes.data % 64 // 8
+        self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
         self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
         self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
@@ -1169,7 +1172,8 @@ cdef class KMeans:
         table = np.concatenate([centroids, np.full((1, self.c.d), np.inf)], dtype=self.dtype)
         eps, moved = np.finfo(self.dtype).eps, np.zeros(self.c.k)
         if self.centroids is not None:
-            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1)) * (1 + 8 * eps)
+            moved = np.sqrt(np.square(np.subtract(table[:-1], self.centroids[:-1], dtype=np.float64)).sum(axis=1))
+            moved *= 1 + (self.c.d + 16) * eps
         most = np.argmax(moved)
         passed = np.full(self.c.k, moved[most])
         passed[most] = np.delete(moved, most).max(initial=0)
@@ -1198,14 +1202,14 @@ cdef class KMeans:
         self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
         return counts.changed
 
-    def errors(self):
-        """Weighted squared distance of each point to the centroid of its label, and the sums of chunks."""
-        terms, parts = np.empty(self.c.n), np.empty(self.chunks)
-        cdef double *each = <double *>cnp.PyArray_DATA(terms)
+    def errors(self, cnp.ndarray each=None):
+        """Sums of weight * squared distance to the centroid of the label, of chunks; and of `each` point (n,)."""
+        cdef cnp.ndarray parts = np.empty(self.chunks)
         cdef double *sums = <double *>cnp.PyArray_DATA(parts)
+        cdef double *terms = NULL if each is None else <double *>cnp.PyArray_DATA(each)
         with nogil:
-            qk_kmeans_errors(&self.c, each, sums)
-        return terms, parts
+            qk_kmeans_errors(&self.c, terms, sums)
+        return parts
 
     def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
         """(chunks, seeds) sums of weight * min(nearest, squared distance); for one seed, `update` stores the minimum in `nearest`."""

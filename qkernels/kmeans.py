@@ -36,27 +36,27 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     max_iter : int
         The largest number of iterations of each start.
     tol : float
-        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than tol times the mean
-        variance of the d columns.
+        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than tol
+        times the mean variance of the d columns.
     rng : None, int or numpy.random.Generator
         What is random, by ``numpy.random.default_rng(rng)``. The same seed gives the same bits at any number of threads
         and on every instruction set.
     callback : function, optional
-        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of the centroids that it
-        began with. If it returns True, the start ends.
+        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of the
+        centroids that it began with. If it returns True, the start ends.
 
     Returns
     -------
     KMeansResult
-        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point (ties to the lower
-        index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest weighted squared
+        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point (ties to
+        the lower index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest weighted squared
         distance from its centroid. Where x has fewer than k different points, surplus centroids repeat others and have no points.
 
     Raises
     ------
     ValueError
-        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init, max_iter or
-        tol are out of range.
+        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
+        max_iter or tol are out of range.
     TypeError
         For other dtypes.
     KeyboardInterrupt
@@ -84,7 +84,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     k = _integer("k", k, 1)
     if k > n:
         raise ValueError(f"k must be at most the number of points, {n}, got {k}")
-    weights = _weights(weights, n)
+    weights, weight_exponent = _weights(weights, n)
     n_init, max_iter = _integer("n_init", n_init, 1), _integer("max_iter", max_iter, 1)
     if not 0 <= float(tol) < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
@@ -95,18 +95,22 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     elif init not in ("k-means++", "random"):
         raise ValueError(f"init must be 'k-means++', 'random' or an array of shape {k, d}, got {init!r}")
     rng = np.random.default_rng(rng)
-    report = None if callback is None else lambda iteration, inertia: callback(iteration, math.ldexp(inertia, 2 * exponent))
+    inertia_exponent = 2 * exponent + weight_exponent
+    report = None if callback is None else lambda iteration, inertia: callback(iteration, _scaled(inertia, inertia_exponent))
 
     limit = tol * _variance(points, weights) if tol else 0.0
     state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
     best = None
     for _ in range(n_init):
-        start = init if isinstance(init, np.ndarray) else _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
+        if isinstance(init, np.ndarray):
+            start = init
+        else:
+            start = _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
         centroids = _lloyd(state, start, max_iter, limit, report)
         inertia = _inertia(state)
         if best is None or inertia < best.inertia:
             best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
-    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, math.ldexp(best.inertia, 2 * exponent))
+    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, _scaled(best.inertia, inertia_exponent))
 
 
 # ---- arguments ----
@@ -115,9 +119,10 @@ MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32
 
 
 def _chunk(points, k):
-    """Points whose sums are one term of the whole: enough for whole tiles of each label, few enough for the L2 cache; and the sums of all
-    chunks take no more than a quarter of the memory of float32 points."""
-    return max(1024, 8 * k, min(max(8192, 128 * k), 2**20 // points[0].nbytes))
+    """Points whose sums are one term of the whole: enough that tiles of one label are full, few enough for the cache (2 MB were
+    best where 32-bit points of 4 and 8 values have 256 labels); and sums of all chunks take no more than a quarter of the memory
+    of float32 points."""
+    return max(1024, 8 * k, min(max(8192, 256 * k), 2 * 2**20 // points[0].nbytes))
 
 
 def _integer(name, value, least):
@@ -151,8 +156,9 @@ def _points(x):
 
 
 def _weights(weights, n):
+    """Weights as contiguous float64, scaled by 2**-exponent to at most 1, or None."""
     if weights is None:
-        return None
+        return None, 0
     given = np.asarray(weights)
     if given.dtype.kind not in "iufV" or given.dtype.kind == "V" and given.dtype not in _core.FLOATS:
         raise TypeError(f"weights must be an array of floats or integers, got {given.dtype}")
@@ -165,7 +171,16 @@ def _weights(weights, n):
         raise ValueError(f"weights must be at least 0, got {weights.min()} at {int(weights.argmin())}")
     if not weights.any():
         raise ValueError("weights must not all be 0")
-    return weights / weights.max()
+    exponent = math.frexp(weights.max())[1]
+    return np.ldexp(weights, -exponent), exponent
+
+
+def _scaled(value, exponent):
+    """value * 2**exponent, infinite where that is too large."""
+    try:
+        return math.ldexp(value, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _start(init, shape, dtype):
@@ -221,7 +236,7 @@ def _means(state):
 
 
 def _inertia(state):
-    return math.fsum(state.errors()[1])
+    return math.fsum(state.errors())
 
 
 def _moved(state, centroids):
@@ -237,7 +252,8 @@ def _repaired(state, means, weights, empty, centroids):
     """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
-    errors = state.errors()[0]
+    errors = np.empty(len(state.x))
+    state.errors(errors)
     farthest = np.argsort(-errors, kind="stable")[: len(empty)]
     sums = means * weights[:, None]
     for cluster, point in zip(empty, farthest):
@@ -270,7 +286,7 @@ def _seeds(state, k, rng):
     trials = 2 + int(math.log(k))
     nearest = np.full(len(points), np.inf, points.dtype)
     seeds = np.empty((k, points.shape[1]), points.dtype)
-    seeds[0] = points[rng.integers(len(points)) if weights is None else np.searchsorted(np.cumsum(weights), rng.random() * weights.sum(), "right")]
+    seeds[:1] = _draw(points, weights, 1, rng)
     potential = state.seed(seeds[:1], nearest, True)[:, 0]
     for i in range(1, k):
         ends = np.cumsum(potential)

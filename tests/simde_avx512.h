@@ -50,11 +50,22 @@ static inline __m512 of_halves(__m256i a)
     return simde__m512_from_private(v);
 }
 
+static inline __m512d fused_doubles(__m512d a, __m512d b, __m512d c)
+{
+    simde__m512d_private a_ = simde__m512d_to_private(a), b_ = simde__m512d_to_private(b), c_ = simde__m512d_to_private(c);
+    for (int i = 0; i < 8; i++) c_.f64[i] = fma(a_.f64[i], b_.f64[i], c_.f64[i]);
+    return simde__m512d_from_private(c_);
+}
+
+typedef simde__mmask8 __mmask8;
+
 #undef _mm512_fmadd_ps
+#undef _mm512_fmadd_pd
 #undef _mm512_fnmadd_ps
 #undef _mm512_cvtps_epi32
 #undef _mm512_cmpeq_epi16_mask
 #define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
+#define _mm512_fmadd_pd(a, b, c) fused_doubles(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
 #define _mm512_cvtps_epi32(a) rounded(a)
 #define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)

@@ -379,6 +379,62 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
     check(got, want, sizeof got - MARGIN, (size_t)(rows * cols));
 }
 
+/* ---- k-means ---- */
+
+enum { POINTS = 130, WIDTH = 20, CLUSTERS = 40 };
+typedef struct {
+    int32_t labels[POINTS];
+    double upper[POINTS], lower[POINTS], distance[CLUSTERS * CLUSTERS], half[CLUSTERS], inertia[1];
+    double sums[CLUSTERS * (WIDTH + 1)] __attribute__((aligned(64)));
+    char margin[MARGIN];
+} clusters;
+
+static void store_real(void *to, size_t i, double v, int wide)
+{
+    if (wide)
+        ((double *)to)[i] = v;
+    else
+        ((float *)to)[i] = (float)v;
+}
+
+/* Two steps: all centroids are candidates, then those that bounds and distances leave. Coordinates of few bits, so that ties occur. */
+static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
+{
+    static double x[POINTS * WIDTH], centroids[(CLUSTERS + 1) * WIDTH], weight[POINTS], moved[CLUSTERS];
+    static clusters got, want;
+    clusters *to[2] = {&got, &want};
+    const qk_kernels *of[2] = {simde, scalar}, *before = qk_active();
+    const int bits = 3 + (int)(random32() % 20);
+    for (size_t i = 0; i < n * d; i++) store_real(x, i, (double)(random32() >> (32 - bits)), wide);
+    for (size_t i = 0; i < k * d; i++) store_real(centroids, i, (double)(random32() >> (32 - bits)), wide);
+    for (size_t i = k * d; i < (k + 1) * d; i++) store_real(centroids, i, INFINITY, wide);
+    for (size_t i = 0; i < n; i++) weight[i] = random32() * 0x1p-32;
+    memset(moved, 0, sizeof moved);
+    for (int i = 0; i < 2; i++) {
+        memset(to[i], 0, sizeof *to[i]);
+        for (size_t j = 0; j < n; j++) store_real(to[i]->upper, j, INFINITY, wide);
+    }
+    for (int step = 0; step < 2; step++) {
+        for (int i = 0; i < 2; i++) {
+            clusters *c = to[i];
+            qk_kmeans_counts counts = {0};
+            const qk_kmeans p = {.type = wide ? QK_F64 : QK_F32, .n = n, .d = d, .k = k, .stride = d + 1, .chunk = n, .x = x,
+                                 .weight = weighted ? weight : NULL, .centroids = centroids, .distance = step ? c->distance : NULL,
+                                 .half = c->half, .moved = moved, .passed = moved, .labels = c->labels, .upper = c->upper,
+                                 .lower = c->lower, .sums = c->sums};
+            qk_activate(of[i]);
+            if (step) qk_kmeans_distances(&p);
+            qk_kmeans_assign(&p, 0, 1, &counts);
+            qk_kmeans_errors(&p, NULL, c->inertia);
+        }
+        what = wide ? "kmeans_chunk_f64" : "kmeans_chunk_f32";
+        check(&got, &want, sizeof got - MARGIN, n);
+        for (size_t i = 0; i < k * d; i += 3) store_real(centroids, i, (wide ? centroids[i] : ((float *)centroids)[i]) + 0.25, wide);
+        for (size_t i = 0; i < k; i++) store_real(moved, i, 2, wide);
+    }
+    qk_activate(before);
+}
+
 int main(void)
 {
     static arrays a;
@@ -419,6 +475,9 @@ int main(void)
                 }
             }
     }
+    for (size_t d = 1; d <= WIDTH; d++)
+        for (size_t k = 1; k <= CLUSTERS; k += 1 + random32() % 3)
+            for (int i = 0; i < 4; i++) test_kmeans(k + random32() % (POINTS - CLUSTERS), d, k, i & 1, i >> 1);
     printf("%zu values of %s by SIMDe are those of %s\n", compared, simde->name, scalar->name);
     return 0;
 }

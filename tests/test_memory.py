@@ -235,6 +235,16 @@ def sweep_layers(n, rng, at_end):
         same(out, qk.attention(q, k, v, 2, starts=[0, tokens // 3, tokens]))
 
 
+def sweep_kmeans(n, rng, at_end):
+    for d, dtype in itertools.product((1, 3, 4, 6, 8, 17), (np.float32, np.float64)):
+        x, weights, k = rng.normal(0, 1, (n, d)).astype(dtype), rng.random(n) + 0.1, min(n, 21)
+        place = Places(at_end)
+        got = qk.kmeans(place(x), k, weights=place(weights), init=place(x[:k]), max_iter=3, tol=0)
+        want = qk.kmeans(x, k, weights=weights, init=x[:k], max_iter=3, tol=0)
+        same(got.centroids, want.centroids)
+        same(got.labels, want.labels)
+
+
 def sweep(isa):
     _core.set_isa(isa)
     rng = np.random.default_rng(0)
@@ -244,6 +254,7 @@ def sweep(isa):
         sweep_codebooks(n, rng, at_end)
         if n:
             sweep_layers(n, rng, at_end)
+            sweep_kmeans(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)

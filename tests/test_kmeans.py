@@ -1,0 +1,317 @@
+"""kmeans against Lloyd's algorithm in float64 NumPy and against scikit-learn's laws, equal bits everywhere."""
+
+import _thread
+import itertools
+import threading
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import qkernels as qk
+from qkernels import _core
+from qkernels.kmeans import kmeans
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(n, d, k, spread=0.1, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(0, 3, (k, d))[rng.integers(0, k, n)] + rng.normal(0, spread, (n, d))).astype(dtype)
+
+
+def squared_distances(x, centroids):
+    return np.square(x.astype(np.float64)[:, None] - centroids.astype(np.float64)).sum(axis=-1)
+
+
+def lloyd(x, centroids, iterations, weights=None):
+    """Lloyd's algorithm at its plainest. Empty clusters stay."""
+    weights = np.ones(len(x)) if weights is None else weights
+    for _ in range(iterations):
+        labels = squared_distances(x, centroids).argmin(axis=1)
+        total = np.bincount(labels, weights, len(centroids))
+        sums = np.stack([np.bincount(labels, weights * column, len(centroids)) for column in x.T.astype(np.float64)], axis=1)
+        centroids = np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1)[:, None], centroids).astype(centroids.dtype)
+    return centroids
+
+
+def same(results):
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.centroids, results[0].centroids)
+        np.testing.assert_array_equal(result.labels, results[0].labels)
+        assert result.inertia == results[0].inertia
+    return results[0]
+
+
+def check_consistent(x, result, weights=None):
+    """Labels are the nearest centroids, and the inertia is that of both."""
+    distances = squared_distances(np.asarray(x), result.centroids)
+    chosen = distances[np.arange(len(distances)), result.labels]
+    assert np.all(chosen <= distances.min(axis=1) * (1 + 1e-4) + 1e-30)
+    assert result.inertia == pytest.approx(np.sum(chosen if weights is None else weights * chosen), rel=1e-12, abs=1e-30)
+
+
+# ---- the algorithm ----
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n, d, k", [(1, 1, 1), (40, 2, 1), (100, 1, 7), (500, 3, 20), (333, 5, 33), (700, 17, 16), (300, 70, 10),
+                                     (150, 2, 150)])
+def test_kmeans_is_lloyds_algorithm(variants, n, d, k, dtype):
+    x = blobs(n, d, k, spread=2, dtype=dtype)
+    start = x[RNG.choice(n, k, replace=False)]
+    result = same([kmeans(x, k, init=start, max_iter=6, tol=0) for _ in variants()])
+    check_consistent(x, result)
+    np.testing.assert_allclose(result.centroids, lloyd(x, start, 6), atol=1e-5)
+    assert result.centroids.dtype == dtype and result.labels.dtype == np.int32 and type(result.inertia) is float
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 9, 16, 33])
+def test_bounds_lose_no_label(variants, d):
+    """Many iterations on points without structure, where bounds and candidates are at work: the labels of a plain search, bit for bit."""
+    x = RNG.standard_normal((2500, d), np.float32)
+    result = same([kmeans(x, 40, init=x[:40], max_iter=15, tol=0) for _ in variants()])
+    state = _core.KMeans(x, None, 40, 1024, False)
+    state.place(result.centroids)
+    state.assign()
+    np.testing.assert_array_equal(result.labels, state.labels)
+
+
+def test_chunks_are_merged_in_order(variants):
+    x, results = RNG.standard_normal((40000, 4), np.float32), []
+    for name in variants():
+        if not name.startswith("scalar"):   # which takes a function call for each multiply-add
+            results.append(kmeans(x, 64, init=x[:64], max_iter=8, tol=0))
+    if results:
+        check_consistent(x, same(results))
+
+
+def test_threads_share_seeds_and_bits(isas):
+    x, results = blobs(20000, 6, 30, spread=1), []
+    for threads in 1, 2, 3:
+        with qk.num_threads(threads):
+            results.append(kmeans(x, 30, rng=5, n_init=2, max_iter=10))
+    check_consistent(x, same(results))
+
+
+def test_ties_go_to_the_lower_index(variants):
+    x = np.float32([[0, 0], [1, 0], [2, 0], [3, 0]])
+    start = np.float32([[2, 0], [0, 0], [2, 0], [0, 0]])
+    for _ in variants():
+        result = kmeans(x, 4, init=start, max_iter=1, callback=lambda *_: True)
+        assert result.labels.tolist() == [1, 0, 0, 0]   # 1 is as near to 0 as to 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.float64])
+def test_other_types_are_clustered_as_floats(dtype):
+    x = (RNG.standard_normal((200, 3)) * 20).astype(dtype)
+    real = x.astype(np.float64 if np.dtype(dtype).itemsize >= 8 or dtype == np.int32 else np.float32)
+    got, expected = (kmeans(points, 5, init=real[:5]) for points in (x, real))
+    assert got.centroids.dtype == real.dtype
+    same([got, expected])
+
+
+def test_strided_swapped_and_read_only_points():
+    x = RNG.standard_normal((300, 4), np.float32)
+    expected = kmeans(x, 8, init=x[:8])
+    wide = np.zeros((600, 8), np.float32)
+    wide[::2, ::2] = x
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for points in (wide[::2, ::2], np.asfortranarray(x), x.astype(x.dtype.newbyteorder()), frozen):
+        same([expected, kmeans(points, 8, init=x[:8])])
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-10, 1e10, 1e19, 1e30, 1e38])
+def test_any_magnitude(scale):
+    x = np.float32([[0, 0], [0, 1], [2, 2], [3, 2]]) * np.float32(scale)
+    result = kmeans(x, 2, init=x[[0, 3]])
+    assert result.labels.tolist() == [0, 0, 1, 1]
+    assert result.inertia == pytest.approx(float(x[1, 1]) ** 2, rel=1e-5)
+
+
+def test_far_from_zero():
+    x = blobs(2000, 3, 5, spread=0.5, dtype=np.float64)
+    for offset in 1e6, -1e9:
+        near, far = kmeans(x, 5, init=x[:5]), kmeans(x + offset, 5, init=x[:5] + offset)
+        np.testing.assert_array_equal(near.labels, far.labels)
+        assert far.inertia == pytest.approx(near.inertia, rel=1e-6)
+
+
+# ---- weights ----
+
+
+def test_integer_weights_are_repetitions(variants):
+    x, weights = blobs(200, 3, 6, spread=1), RNG.integers(0, 4, 200)
+    repeated, results = kmeans(np.repeat(x, weights, axis=0), 6, init=x[:6], tol=0), []
+    for _ in variants():
+        results.append(kmeans(x, 6, weights=weights, init=x[:6], tol=0))
+    result = same(results)
+    np.testing.assert_allclose(result.centroids, repeated.centroids, rtol=1e-6)
+    np.testing.assert_array_equal(np.repeat(result.labels, weights), repeated.labels)
+    assert result.inertia == pytest.approx(repeated.inertia, rel=1e-6)
+    check_consistent(x, result, weights)
+
+
+def test_scale_of_weights_scales_the_inertia():
+    x, weights = blobs(300, 2, 4), RNG.random(300)
+    one, many = (kmeans(x, 4, weights=w, init=x[:4]) for w in (weights, weights * 1e200))
+    np.testing.assert_array_equal(one.labels, many.labels)
+    assert many.inertia == pytest.approx(one.inertia * 1e200, rel=1e-9)
+
+
+# ---- where to start ----
+
+
+def test_kmeans_plus_plus_finds_separate_clusters():
+    x = blobs(3000, 4, 20, spread=0.01, seed=3)
+    for seed in range(5):
+        assert kmeans(x, 20, rng=seed).inertia < 2 * 3000 * 4 * 0.01**2
+
+
+def test_the_best_of_several_starts_is_kept():
+    x = blobs(400, 2, 12, spread=0.5)
+    rng = np.random.default_rng(1)
+    single = [kmeans(x, 12, init="random", rng=rng).inertia for _ in range(6)]
+    best = kmeans(x, 12, init="random", rng=1, n_init=6)
+    assert best.inertia == min(single)
+    check_consistent(x, best)
+
+
+@pytest.mark.parametrize("init", ["k-means++", "random"])
+def test_seeds_are_points_of_positive_weight(init):
+    x, weights = blobs(50, 2, 5), np.zeros(50)
+    weights[[3, 7, 11, 20]] = 1, 2, 3, 4
+    result = kmeans(x, 4, weights=weights, init=init, rng=0)
+    assert result.inertia == pytest.approx(0, abs=1e-9)
+
+
+def test_a_generator_goes_on():
+    x, rng = blobs(300, 2, 9, spread=1), np.random.default_rng(2)
+    first, second = kmeans(x, 9, rng=rng, max_iter=1), kmeans(x, 9, rng=rng, max_iter=1)
+    same([first, kmeans(x, 9, rng=2, max_iter=1)])
+    assert not np.array_equal(first.centroids, second.centroids)
+
+
+# ---- empty clusters, few points ----
+
+
+def test_an_empty_cluster_takes_the_farthest_point(variants):
+    x = np.float32([[0], [1], [2], [50], [100]])
+    for _ in variants():
+        result = kmeans(x, 3, init=np.float32([[1], [1000], [2000]]), max_iter=1, tol=0)
+        assert sorted(result.centroids.ravel().tolist()) == [1.0, 50.0, 100.0]
+
+
+def test_fewer_different_points_than_clusters():
+    x = np.repeat(np.float32([[0, 0], [3, 4]]), 50, axis=0)
+    for init in "k-means++", "random", x[:7]:
+        result = kmeans(x, 7, init=init, rng=0)
+        assert result.centroids.shape == (7, 2) and result.inertia == 0
+        assert set(map(tuple, result.centroids.tolist())) == {(0.0, 0.0), (3.0, 4.0)}
+        check_consistent(x, result)
+
+
+def test_constant_points():
+    result = kmeans(np.full((1000, 3), 7.5, np.float32), 20, rng=0)
+    assert result.inertia == 0 and np.all(result.labels == 0) and np.all(result.centroids == 7.5)
+
+
+def test_each_point_its_own_cluster():
+    x = RNG.standard_normal((64, 3), np.float32)
+    result = kmeans(x, 64, rng=0)
+    assert result.inertia == 0 and sorted(result.labels) == list(range(64))
+
+
+# ---- when to stop ----
+
+
+def test_the_callback_sees_a_falling_inertia_and_may_stop():
+    x, seen = RNG.standard_normal((2000, 4), np.float32), []
+    kmeans(x, 20, init=x[:20], max_iter=9, tol=0, callback=lambda *args: seen.append(args))
+    assert [iteration for iteration, _ in seen] == list(range(1, 10))
+    assert all(after <= before * (1 + 1e-9) for (_, before), (_, after) in itertools.pairwise(seen))
+    result = kmeans(x, 20, init=x[:20], tol=0, callback=lambda iteration, _: iteration == 3)
+    assert result.inertia == seen[2][1]
+    check_consistent(x, result)
+
+
+def test_it_ends_where_no_label_changes_and_by_tol():
+    x, seen = blobs(500, 2, 4, spread=0.01), []
+    kmeans(x, 4, rng=0, tol=0, max_iter=1000, callback=lambda *args: seen.append(args))
+    assert len(seen) < 50
+    counts = []
+    for tol in 1e-1, 1e-3, 1e-6:
+        counts.append(0)
+        points = RNG.standard_normal((3000, 3), np.float32) if not counts[1:] else points
+
+        def count(*_):
+            counts[-1] += 1
+
+        kmeans(points, 30, init=points[:30], tol=tol, max_iter=300, callback=count)
+    assert counts[0] <= counts[1] <= counts[2] and counts[0] < counts[2]
+
+
+def test_an_error_in_the_callback_comes_through():
+    x = RNG.standard_normal((100, 2))
+    with pytest.raises(ZeroDivisionError):
+        kmeans(x, 4, rng=0, callback=lambda *_: 1 // 0)
+
+
+def test_ctrl_c_stops_soon_and_leaves_nothing_behind():
+    x = RNG.standard_normal((100_000, 16), np.float32)
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        kmeans(x, 512, init=x[:512], tol=0, max_iter=10**6)
+    timer.join()
+    assert time.perf_counter() - start < 10   # 0.4 on an idle machine
+    check_consistent(x[:100], kmeans(x[:100], 5, rng=0))
+
+
+def test_threads_that_call_it_at_once_agree():
+    x, results = blobs(3000, 3, 10, spread=1), [None] * 4
+
+    def work(i):
+        results[i] = kmeans(x, 10, rng=3)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    same(results)
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize("change, error, message", [
+    (dict(x=np.zeros(4)), ValueError, r"x must have shape \(n, d\), d at least 1, got \(4,\)"),
+    (dict(x=np.zeros((4, 0))), ValueError, r"d at least 1, got \(4, 0\)"),
+    (dict(x=np.zeros((4, 2), complex)), TypeError, "x must be an array of floats or integers, got complex128"),
+    (dict(x=np.zeros((0, 2)), init="random"), ValueError, "k must be at most the number of points, 0, got 2"),
+    (dict(x=np.float32([[0, np.nan], [1, 1], [np.inf, 0]])), ValueError, r"x has 2 NaN or infinite values, the first at \(0, 1\)"),
+    (dict(k=0), ValueError, "k must be at least 1, got 0"),
+    (dict(k=5), ValueError, "k must be at most the number of points, 4, got 5"),
+    (dict(k=2.0), TypeError, "k must be an integer, got 2.0"),
+    (dict(weights=[1, 2, 3]), ValueError, r"weights must have shape \(4,\) to match x, got \(3,\)"),
+    (dict(weights=[1, -2, 3, 4]), ValueError, "weights must be at least 0, got -2.0 at 1"),
+    (dict(weights=[0, 0, 0, 0]), ValueError, "weights must not all be 0"),
+    (dict(weights=[1, np.inf, 3, 4]), ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
+    (dict(weights="abcd"), TypeError, "weights must be an array of floats or integers"),
+    (dict(init=np.zeros((3, 2))), ValueError, r"init must have shape \(2, 2\), got \(3, 2\)"),
+    (dict(init=[[0, 0], [0, np.nan]]), ValueError, r"init has 1 NaN or infinite values, the first at \(1, 1\)"),
+    (dict(init="kmeans"), ValueError, r"init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'"),
+    (dict(n_init=2), ValueError, "n_init must be 1 where init is an array, got 2"),
+    (dict(n_init=0), ValueError, "n_init must be at least 1, got 0"),
+    (dict(max_iter=0), ValueError, "max_iter must be at least 1, got 0"),
+    (dict(tol=-1), ValueError, "tol must be at least 0 and finite, got -1"),
+    (dict(tol=np.nan), ValueError, "tol must be at least 0 and finite, got nan"),
+])
+def test_kmeans_refuses(change, error, message):
+    arguments = dict(x=np.float32([[0, 0], [0, 1], [5, 5], [6, 5]]), k=2, init=np.float32([[0, 0], [5, 5]]))
+    with pytest.raises(error, match=message):
+        kmeans(**(arguments | change))
