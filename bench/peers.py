@@ -13,7 +13,6 @@ import onnxruntime
 import torch
 from onnx import helper, numpy_helper
 from race import CRASHED, Contender, relative
-from race import Contender, relative
 from sklearn.cluster import KMeans
 
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]

@@ -581,12 +581,12 @@ static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { _
 #endif
 
 /* Distances are positive, and so ordered as their bits are: integer minima run on all four pipes of Zen 4, float ones on two. */
-static inline __m512 smaller(__m512 a, __m512 b)
+static inline __m512 smaller_f32(__m512 a, __m512 b)
 {
     return _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
 
-static inline __m512 larger(__m512 a, __m512 b)
+static inline __m512 larger_f32(__m512 a, __m512 b)
 {
     return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
 }
@@ -594,8 +594,8 @@ static inline __m512 larger(__m512 a, __m512 b)
 static inline void keep_two_f32(__m512 distance, int32_t index, __m512 *first, __m512 *second, indices16 *nearest)
 {
     const __mmask16 nearer = _mm512_cmp_ps_mask(distance, *first, _CMP_LT_OQ);
-    *second = smaller(*second, larger(distance, *first));
-    *first = smaller(*first, distance);
+    *second = smaller_f32(*second, larger_f32(distance, *first));
+    *first = smaller_f32(*first, distance);
     *nearest = (indices16)_mm512_mask_set1_epi32((__m512i)*nearest, nearer, index);
 }
 
