@@ -54,6 +54,10 @@ typedef struct {
     int half_scales, own_zeros;
 } qk_blocked_panel;
 
+/* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16 columns j
+ * and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
+enum { QK_HALF_NR = 32, QK_HALF_ROW_PANELS = 4 };
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -100,6 +104,12 @@ struct qk_kernels {
                               uint8_t flip, uint8_t *to);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
     void (*blocked_to_float)(float *y, const qk_tile *t);
+
+    /* Products with float16 and bfloat16 weights (numerics 16). y (rows x 32) = a (rows x k, lda floats) * panel; rows <= half_mr.
+     * half_row: one row and adjacent panels, at most QK_HALF_ROW_PANELS. */
+    int half_mr;
+    void (*half_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y);
+    void (*half_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
 
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);

@@ -374,13 +374,119 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
     }
 }
 
+/* ---- float16 and bfloat16 weights (numerics 16) ---- */
+
+/* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes two
+ * panels at once, 8 chains of multiply-adds. */
+
+/* 8 columns each. */
+typedef struct {
+    __m256 left, right;
+} two_floats;
+
+/* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
+{
+    if (type == QK_F16)
+        return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16 + col)))};
+    const __m256i two = _mm256_loadu_si256((const __m256i *)(p + 2 * col));
+    return (two_floats){_mm256_castsi256_ps(_mm256_slli_epi32(two, 16)),
+                        _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32((int32_t)0xffff0000)))};
+}
+
+static inline __attribute__((always_inline)) void store_floats(float *y, __m256 left, __m256 right)
+{
+    _mm256_storeu_ps(y, left);
+    _mm256_storeu_ps(y + 16, right);
+}
+
+static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
+                                                            const uint16_t *panel, size_t col, float *y)
+{
+    const float *a3 = a + 3 * lda;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_HALF_NR) {
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* with few rows, weights arrive as fast as they are used */
+        const two_floats b = row_of_floats(panel, col, type);
+        __m256 v = _mm256_set1_ps(a[0]);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        if (rows > 1) v = _mm256_set1_ps(a[lda]), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (rows > 2) v = _mm256_set1_ps(a[2 * lda]), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
+        if (rows > 3) v = _mm256_set1_ps(a3[0]), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+        if (rows > 4) v = _mm256_set1_ps(a3[lda]), c40 = _mm256_fmadd_ps(v, b.left, c40), c41 = _mm256_fmadd_ps(v, b.right, c41);
+        if (rows > 5) v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50), c51 = _mm256_fmadd_ps(v, b.right, c51);
+    }
+    y += col;
+    store_floats(y, c00, c01);
+    if (rows > 1) y += 32, store_floats(y, c10, c11);
+    if (rows > 2) y += 32, store_floats(y, c20, c21);
+    if (rows > 3) y += 32, store_floats(y, c30, c31);
+    if (rows > 4) y += 32, store_floats(y, c40, c41);
+    if (rows > 5) y += 32, store_floats(y, c50, c51);
+}
+
+static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                                               const uint16_t *panel, float *y)
+{
+    for (size_t col = 0; col < 16; col += 8) switch (rows) {
+        case 1: half_rows(1, type, k, a, lda, panel, col, y); break;
+        case 2: half_rows(2, type, k, a, lda, panel, col, y); break;
+        case 3: half_rows(3, type, k, a, lda, panel, col, y); break;
+        case 4: half_rows(4, type, k, a, lda, panel, col, y); break;
+        case 5: half_rows(5, type, k, a, lda, panel, col, y); break;
+        default: half_rows(6, type, k, a, lda, panel, col, y); break;
+        }
+}
+
+static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    if (type == QK_F16)
+        half_tile_of(QK_F16, rows, k, a, lda, panel, y);
+    else
+        half_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+}
+
+/* One row and one or two panels. */
+static inline __attribute__((always_inline)) void half_panels(const int panels, const qk_dtype type, size_t k, const float *a,
+                                                              const uint16_t *panel, float *y)
+{
+    const size_t size = k * QK_HALF_NR;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR) {
+        const __m256 v = _mm256_set1_ps(a[i]);
+        two_floats b = row_of_floats(panel, 0, type);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        b = row_of_floats(panel, 8, type), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (panels == 1) continue;
+        b = row_of_floats(panel + size, 0, type), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
+        b = row_of_floats(panel + size, 8, type), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+    }
+    store_floats(y, c00, c01), store_floats(y + 8, c10, c11);
+    if (panels > 1) store_floats(y + 32, c20, c21), store_floats(y + 40, c30, c31);
+}
+
+static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    const uint16_t *p = panel;
+    for (; panels > 0; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR) switch ((type == QK_BF16) + (panels > 1 ? 2 : 0)) {
+        case 0: half_panels(1, QK_F16, k, a, p, y); break;
+        case 1: half_panels(1, QK_BF16, k, a, p, y); break;
+        case 2: half_panels(2, QK_F16, k, a, p, y); break;
+        default: half_panels(2, QK_BF16, k, a, p, y); break;
+        }
+}
+
 #include "light_avx2.inc.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
     .light = &light,
-    .blocked_mr = 4,
+    .blocked_mr = 4, .half_mr = 6,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

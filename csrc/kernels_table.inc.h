@@ -6,6 +6,8 @@
     .blocked_pack_step = blocked_pack_step,
     .blocked_starts = blocked_starts,
     .blocked_to_float = blocked_to_float,
+    .half_tile = half_tile,
+    .half_row = half_row,
     .quantize_f32_8 = quantize_f32_8,
     .quantize_f32_16 = quantize_f32_16,
     .quantize_columns_f32_8 = quantize_columns_f32_8,

@@ -149,6 +149,25 @@ void qk_blocked_unpack(const qk_blocked *p, void *b);
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
                       qk_activation activation, float *out);
 
+/* ---- products with float16 and bfloat16 weights ---- */
+
+/* Weights b (k, n) in panels of 32 columns, which are the same for every instruction set. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, n_pad;
+    qk_dtype type;          /* QK_F16 or QK_BF16 */
+    uint16_t *panels;       /* qk_half_bytes of them, aligned to 64 */
+} qk_half;
+
+void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
+size_t qk_half_bytes(const qk_half *p);
+/* Strides in bytes. Returns 0 where b holds NaN or infinity. */
+int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+void qk_half_unpack(const qk_half *p, void *b);
+/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
+int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias, qk_activation activation,
+                   float *out);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

@@ -1,7 +1,7 @@
 """The C API (csrc/qkernels.h) as Cython sees it."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kernels:
@@ -112,6 +112,19 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_unpack(const qk_blocked *p, void *b)
     int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
                           qk_activation activation, float *out)
+
+    ctypedef struct qk_half:
+        const qk_kernels *kernels
+        size_t k, n, n_pad
+        qk_dtype type
+        uint16_t *panels
+
+    void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
+    size_t qk_half_bytes(const qk_half *p)
+    int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+    void qk_half_unpack(const qk_half *p, void *b)
+    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias,
+                       qk_activation activation, float *out)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

@@ -443,14 +443,16 @@ def holds_as_half(values):
 cdef class Packed:
     """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, or int4 or uint4, which fill `blocked`. Without params it has no
-    scales, and zero points are the caller's.
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, or float16 or bfloat16, which
+    fill `half`. Without params it has no scales, and zero points are the caller's.
     """
 
     cdef qk_packed c
     cdef qk_blocked blocked
-    cdef bint is_blocked
+    cdef qk_half half
+    cdef bint is_blocked, is_half
     cdef readonly object params
+    cdef readonly object dtype       # of b, in native byte order
     cdef readonly Py_ssize_t nbytes
     cdef object panels, colsum, scale, zero_point, zeros
     cdef int64_t bound               # max over columns of sum |b - zero_point|
@@ -458,8 +460,11 @@ cdef class Packed:
     cdef bint has_zero_point
 
     def __cinit__(self, cnp.ndarray b not None, params):
-        self.params = params
+        self.params, self.dtype = params, np.dtype(b.dtype.type)
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
+        if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
+            self.pack_halves(b)
+            return
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
             self.pack_blocks(b, params_of(params))
             return
@@ -510,6 +515,25 @@ cdef class Packed:
             qk_blocked_pack(&self.blocked, data, row_stride, col_stride, &p)
         return 0
 
+    cdef int pack_halves(self, cnp.ndarray b) except -1:
+        """Fills `half`, of finite weights."""
+        b = np.require(b, self.dtype, "A")
+        qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
+                     QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
+        self.is_half, self.n_pad = True, <Py_ssize_t>self.half.n_pad
+        self.nbytes = <Py_ssize_t>qk_half_bytes(&self.half)
+        self.half.panels = <uint16_t *>self.aligned(self.nbytes)
+        self.zeros = np.zeros(self.n_pad, np.float32)
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        cdef int finite
+        with nogil:
+            finite = qk_half_pack(&self.half, data, row_stride, col_stride)
+        if not finite:
+            with np.errstate(invalid="ignore"):  # of signalling NaN
+                raise_not_finite(b, "b")
+        return 0
+
     cdef void *aligned(self, Py_ssize_t size):
         """Memory for `size` bytes of panels, aligned to 64."""
         cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
@@ -527,11 +551,13 @@ cdef class Packed:
         return self.k, self.n
 
     def unpack(self):
-        """The codes as they were packed: (K, N), of dtype `params.dtype`."""
-        codes = np.empty((self.k, self.n), self.params.dtype)
+        """The weights as they were packed: (K, N), of dtype `dtype`."""
+        codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
         with nogil:
-            if self.is_blocked:
+            if self.is_half:
+                qk_half_unpack(&self.half, to)
+            elif self.is_blocked:
                 qk_blocked_unpack(&self.blocked, to)
             else:
                 qk_unpack(&self.c, to)
@@ -539,8 +565,8 @@ cdef class Packed:
 
 
 cdef int refuse_blocked(Packed b, name) except -1:
-    if b.is_blocked:
-        raise TypeError(f"{name} needs 8-bit weights, got {b.params.dtype.name}: 4-bit weights are for linear")
+    if b.is_blocked or b.is_half:
+        raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name}: 4-bit weights and floats are for linear")
     return 0
 
 
@@ -722,6 +748,17 @@ cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activati
     return y
 
 
+cdef half_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
+    """linear with float16 or bfloat16 weights, its arguments checked."""
+    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
+    cdef float *to = <float *>cnp.PyArray_DATA(y)
+    cdef int status
+    with nogil:
+        status = qk_half_linear(<const float *>left.a, left.row_stride, left.m, &b.half, given, activation, to)
+    check_status(status, x)
+    return y
+
+
 def linear(cnp.ndarray x, Packed b, bias, activation, out):
     """float32 x (..., k)."""
     cdef qk_left left
@@ -742,6 +779,8 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {MAX_BLOCK} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
+    if b.is_half:
+        return half_linear(&left, b, bias_array, right.activation, y, x)
     if b.is_blocked:
         return blocked_linear(&left, b, bias_array, right.activation, y, x)
     left.type = QK_FLOATS

@@ -10,6 +10,7 @@ from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_ar
 
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
+HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
@@ -49,13 +50,14 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
 
 
 def pack(b, params, *, scales=None):
-    """Quantized weights in the layout that the products read fastest.
+    """Weights in the layout that the products read fastest.
 
     Parameters
     ----------
-    b : int8, uint8, int4 or uint4 array of shape (K, N)
-        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`.
-    params : QParams
+    b : int8, uint8, int4, uint4, float16 or bfloat16 array of shape (K, N)
+        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`, and
+        so are float16 and bfloat16, which must be finite.
+    params : QParams, or None where b is float16 or bfloat16
         Of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
         `block_size`), where multiples of 8 run fastest. Their scales are kept as float16 if that holds them all exactly.
     scales : None
@@ -68,7 +70,7 @@ def pack(b, params, *, scales=None):
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or axis.
+        For another dtype, shape or axis, and for NaN or infinity.
 
     Examples
     --------
@@ -76,6 +78,8 @@ def pack(b, params, *, scales=None):
     >>> params = qk.choose_qparams(w, "int8", axis=1)
     >>> qk.pack(qk.quantize(w, params), params).shape
     (3, 2)
+    >>> qk.pack(w.astype(np.float16), None)
+    PackedMatrix(shape=(3, 2), dtype='float16')
     """
     if scales is not None:
         raise ValueError(f"scales must be None for weights of QParams, got {type(scales).__name__}")
@@ -89,7 +93,9 @@ class PackedMatrix(_core.Packed):
     ----------
     shape : (int, int)
         (K, N)
-    params : QParams
+    params : QParams, or None of float16 and bfloat16
+    dtype : dtype
+        Of the weights.
     nbytes : int
         Of the panels and of what is kept for each column.
 
@@ -108,6 +114,8 @@ class PackedMatrix(_core.Packed):
 
     def __new__(cls, b, params):
         b = np.asarray(b)
+        if params is None or b.dtype.newbyteorder("=") in HALVES:
+            return cls._of_floats(b, params)
         if not isinstance(params, QParams):
             raise TypeError(f"params must be QParams, got {type(params).__name__}")
         if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
@@ -127,7 +135,19 @@ class PackedMatrix(_core.Packed):
                                      params.block_size)
         return super().__new__(cls, b, params)
 
+    @classmethod
+    def _of_floats(cls, b, params):
+        if b.dtype.newbyteorder("=") not in HALVES:
+            raise TypeError(f"b must be float16 or bfloat16 where params is None, got {b.dtype}")
+        if params is not None:
+            raise TypeError(f"params must be None for weights of {b.dtype}, got {type(params).__name__}")
+        if b.ndim != 2:
+            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+        return super().__new__(cls, b, None)
+
     def __repr__(self):
+        if self.params is None:
+            return f"PackedMatrix(shape={self.shape}, dtype='{self.dtype}')"
         return f"PackedMatrix(shape={self.shape}, params={self.params})"
 
     def __reduce__(self):
@@ -141,7 +161,11 @@ class PackedMatrix(_core.Packed):
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`), and ``qmin`` (). Of 4-bit weights ``codes``
             has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest.
+            Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
         """
+        if self.dtype in HALVES:
+            weights = self.unpack()
+            return {"weights": weights if self.dtype == np.float16 else weights.view(np.uint16)}
         p = self.params
         arrays = {"scale": np.array(p.scale), "zero_point": np.array(p.zero_point), "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
@@ -158,6 +182,11 @@ class PackedMatrix(_core.Packed):
         TypeError, ValueError
             Where an array is missing, or is not as `to_arrays` makes it.
         """
+        if "weights" in arrays:
+            weights = np.asarray(arrays["weights"])
+            if weights.dtype not in (np.float16, np.uint16):
+                raise TypeError(f"weights must be float16 or uint16, got {weights.dtype}")
+            return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         missing = {"codes", "scale", "zero_point", "qmin"} - arrays.keys()
         if missing:
             raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
@@ -177,10 +206,11 @@ class PackedMatrix(_core.Packed):
 
 
 def linear(x, packed, bias=None, *, activation=None, out=None):
-    """A dense layer: ``activation(x @ w + bias)``, floats in and out, with integer products.
+    """A dense layer: ``activation(x @ w + bias)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits.
+    all rows loses: to uint8, or to int8 where the weights have 4 bits. With float16 and bfloat16 weights it is not quantized:
+    they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters
     ----------
@@ -206,7 +236,7 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
 
     References
     ----------
-    docs/numerics.md, sections 8 and 12; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    docs/numerics.md, sections 8, 12 and 16; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
 
     Examples
     --------

@@ -298,6 +298,30 @@ static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_step
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
+/* Panels of finite float16 or bfloat16 weights are the same for all; float rows of a are random numbers of few sizes. */
+static void test_half(int rows, size_t k, qk_dtype type)
+{
+    enum { K = 70, PANELS = QK_HALF_ROW_PANELS };
+    static uint16_t panels[PANELS * K * NR];
+    static float a[MR * (K + 4)], got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
+    const size_t lda = k + random32() % 5;
+    for (size_t i = 0; i < sizeof panels / 2; i++)
+        panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
+    for (size_t i = 0; i < sizeof a / 4; i++) a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
+    what = "half_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->half_tile(rows, k, a, lda, panels, type, got);
+    scalar->half_tile(rows, k, a, lda, panels, type, want);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    for (int n = 1; n <= PANELS; n++) {
+        what = "half_row";
+        clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+        simde->half_row(n, k, a, panels, type, got);
+        scalar->half_row(n, k, a, panels, type, want);
+        check(got, want, sizeof got - MARGIN, (size_t)n * NR);
+    }
+}
+
 static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
 {
     int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
@@ -362,6 +386,7 @@ int main(void)
             for (int i = 0; i < 4; i++)
                 for (size_t steps = 1; steps <= 9; steps++) test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1);
     for (int rows = 1; rows <= MR; rows++) {
+        for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
         for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
         test_gemm_tile(rows, 300);
         for (int cols = 1; cols <= NR; cols++)

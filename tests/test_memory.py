@@ -181,6 +181,18 @@ def sweep_4_bits(m, k, n, rng, at_end):
             same(out, qk.linear(x, packed, bias))
 
 
+def sweep_floats(m, k, n, rng, at_end):
+    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    for dtype in FLOATS[2:]:
+        w, place = rng.normal(0, 1, (k, n)).astype(dtype), Places(at_end)
+        packed = qk.pack(place(w), None)
+        same(packed.unpack(), w)
+        same(qk.pack(place(np.ascontiguousarray(w.T)).T, None).unpack(), w)
+        out = place.empty((m, n), np.float32)
+        qk.linear(place(x), packed, place(bias), out=out)
+        same(out, qk.linear(x, packed, bias))
+
+
 def sweep_layers(n, rng, at_end):
     x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
@@ -207,6 +219,7 @@ def sweep(isa):
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)
+            sweep_floats(m, k, columns, rng, at_end)
 
 
 def stray(what, at_end):

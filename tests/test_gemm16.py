@@ -1,0 +1,250 @@
+"""Weights of 16 bits: float16 and bfloat16 in `linear`, bit for bit by the formula of docs/numerics.md, section 16, on every
+instruction set, at 1, 2 and 3 threads."""
+
+import math
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import qkernels as qk
+
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
+
+
+def fused(a, b, c):
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
+    the second rounding (Boldo and Melquiond, 2008)."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & (error != 0), toward, total).astype(np.float32)
+
+
+def linear_by_numpy(x, w, bias=None):
+    """numerics 16, one multiply-add after the other; before the activation."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y, wide = np.zeros((len(rows), w.shape[1]), np.float32), w.astype(np.float32)
+    for k in range(len(w)):
+        y = fused(np.broadcast_to(rows[:, k, None], y.shape), np.broadcast_to(wide[k], y.shape), y)
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], w.shape[1])
+
+
+def every_finite(dtype):
+    bits = np.arange(65536, dtype=np.uint16)
+    return bits[bits & 0x7FFF < (0x7C00 if dtype == np.float16 else 0x7F80)].view(dtype)
+
+
+def random_weights(rng, shape, dtype):
+    """Normal ones, and a tenth of any finite bits that leave sums finite: subnormal numbers among them."""
+    w, some = rng.normal(0, 1, shape), every_finite(dtype)
+    some = some[np.abs(some.astype(np.float32)) < 2**15]
+    return np.where(rng.random(shape) < 0.1, rng.choice(some, shape).astype(np.float64), w).astype(dtype)
+
+
+def unaligned(x):
+    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "fortran": lambda x: np.ascontiguousarray(x.T).T,
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
+    "columns reversed": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder()) if x.dtype != HALVES[1] else x,
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS)
+layouts = st.sampled_from(list(LAYOUTS.values()))
+sizes = st.one_of(st.integers(0, 150), st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 128, 129, 160]))
+shapes_of_rows = st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9)))
+
+
+@st.composite
+def layers(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, n, rows = draw(sizes), draw(sizes), draw(shapes_of_rows)
+    x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
+    bias = draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
+    return x, random_weights(rng, (k, n), draw(st.sampled_from(HALVES))), bias
+
+
+@settings(max_examples=100)
+@given(layers(), layouts, layouts, st.sampled_from([None, "relu"]), st.booleans())
+def test_linear(variants, layer, layout, layout_of_w, activation, with_out):
+    x, w, bias = layer
+    want = linear_by_numpy(x, w, bias)
+    if activation:
+        want = np.maximum(want, np.float32(0))
+    for variant in variants():
+        packed = qk.pack(layout_of_w(w), None)
+        out = np.full(want.shape, 77, np.float32) if with_out else None
+        got = qk.linear(layout(x), packed, bias, activation=activation, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+        assert_array_equal(packed.unpack(), w, err_msg=variant, strict=True)
+
+
+@every_half
+def test_each_finite_weight(dtype, isas):
+    """All 65,536 bit patterns but NaN and infinity, subnormal numbers and zeros of both signs included, are widened exactly."""
+    values = every_finite(dtype)
+    for shape in [(1, -1), (8, -1)]:  # in rows of a panel and in all places of it
+        w = values.reshape(shape)
+        for rows in (1, 2, 13):
+            x = np.zeros((rows, len(w)), np.float32)
+            for k in range(len(w)):
+                x[:, :], x[:, k] = 0, 1
+                for isa in isas():
+                    y = qk.linear(x, qk.pack(w, None))
+                    assert_array_equal(y, np.broadcast_to(w[k].astype(np.float32), y.shape), err_msg=isa, strict=True)
+
+
+@every_half
+def test_activations_and_layers_large_enough_for_threads(dtype, variants):
+    rng = np.random.default_rng(0)
+    for m, k, n in [(101, 401, 203), (1, 1024, 2048), (1003, 65, 33), (8, 512, 1024)]:
+        x, w = rng.normal(0, 1, (m, k)).astype(np.float32), random_weights(rng, (k, n), dtype)
+        bias, packed = rng.normal(0, 1, n).astype(np.float32), qk.pack(w, None)
+        plain = linear_by_numpy(x, w, bias)
+        # 8-bit products have the same activations: where their sums are 0, they give those of the bias.
+        eight = qk.pack(np.zeros((1, m * n), np.int8), qk.QParams(1))
+        for activation in [None, "gelu", "silu"]:
+            want = qk.linear(np.zeros((1, 1), np.float32), eight, plain.ravel(), activation=activation).reshape(m, n)
+            for variant in variants():
+                if "scalar" not in variant or m * k * n < 3_000_000:
+                    assert_array_equal(qk.linear(x, packed, bias, activation=activation), want, err_msg=variant, strict=True)
+
+
+@every_half
+def test_near_the_exact_product(dtype):
+    """Within the bound of numerics 16. x of another type is used as float32."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(0, 1, (50, 384)).astype(np.float32), random_weights(rng, (384, 200), dtype)
+    packed, real = qk.pack(w, None), w.astype(np.float64)
+    bound = 384 * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(real)) * 1.001
+    assert (np.abs(qk.linear(x, packed) - x.astype(np.float64) @ real) <= bound).all()
+    for other in (np.float64, np.float16, ml_dtypes.bfloat16):
+        assert_array_equal(qk.linear(x.astype(other), packed), qk.linear(x.astype(other).astype(np.float32), packed), strict=True)
+
+
+def test_sums_beyond_float32_are_infinite(isas):
+    """As in float32 arithmetic; nothing is refused."""
+    packed = qk.pack(np.full((2, 33), 2.0**127, ml_dtypes.bfloat16), None)
+    for isa in isas():
+        y = qk.linear(np.float32([[2, 0], [1, -1], [1, 1], [-2, 0]]), packed)
+        assert_array_equal(y, np.repeat(np.float32([[np.inf], [0], [np.inf], [-np.inf]]), 33, 1), err_msg=isa, strict=True)
+
+
+def test_packed_under_one_instruction_set_and_used_under_another(isas):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (9, 131)).astype(np.float32)
+    for dtype in HALVES:
+        w = random_weights(rng, (131, 67), dtype)
+        packed = {isa: qk.pack(w, None) for isa in isas()}
+        want = linear_by_numpy(x, w)
+        for isa in isas():
+            for origin, matrix in packed.items():
+                assert_array_equal(qk.linear(x, matrix), want, err_msg=f"{origin}, {isa}", strict=True)
+
+
+# ---- PackedMatrix ----
+
+
+@every_half
+@every_layout
+def test_packed_gives_back_what_it_was_made_of(dtype, layout, isas):
+    rng = np.random.default_rng(0)
+    for k, n in [(0, 0), (0, 5), (5, 0), (1, 1), (3, 17), (130, 67)]:
+        w, x = random_weights(rng, (k, n), dtype), rng.normal(0, 1, (4, k)).astype(np.float32)
+        for isa in isas():
+            packed = qk.pack(LAYOUTS[layout](w), None)
+            arrays = packed.to_arrays()
+            assert all(type(value) is np.ndarray and value.dtype.isbuiltin == 1 for value in arrays.values())
+            for same in (packed, pickle.loads(pickle.dumps(packed)), qk.PackedMatrix.from_arrays(arrays)):
+                assert same.shape == (k, n) and same.params is None and same.dtype == dtype
+                assert repr(same) == f"PackedMatrix(shape=({k}, {n}), dtype='{dtype}')"
+                assert_array_equal(same.unpack().view(np.uint16), w.view(np.uint16), err_msg=isa, strict=True)
+                assert_array_equal(qk.linear(x, same), qk.linear(x, packed), err_msg=isa, strict=True)
+
+
+@every_half
+def test_bytes(dtype):
+    for k, n in [(384, 1536), (1536, 384), (7, 32)]:
+        assert qk.pack(np.zeros((k, n), dtype), None).nbytes == 2 * k * n
+
+
+# ---- errors ----
+
+
+@every_half
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_refuses_weights_that_are_not_finite(dtype, bad, isas):
+    for k, n in [(1, 1), (70, 40), (33, 64)]:
+        for place in [(0, 0), (k - 1, n - 1), (k // 2, n // 2)]:
+            w = np.ones((k, n), dtype)
+            w[place] = bad
+            for b in (w, np.asfortranarray(w)):
+                for _ in isas():
+                    with pytest.raises(ValueError, match=rf"b has 1 NaN or infinite values, the first at \({place[0]}, {place[1]}\)"):
+                        qk.pack(b, None)
+
+
+def test_errors_name_what_was_wrong():
+    w = np.ones((4, 3), np.float16)
+    for args, error, text in [
+        ((w, qk.QParams(1)), TypeError, "params must be None for weights of float16, got QParams"),
+        ((w.astype(ml_dtypes.bfloat16), qk.QParams(1)), TypeError, "params must be None for weights of bfloat16, got QParams"),
+        ((w.astype(np.float32), None), TypeError, "b must be float16 or bfloat16 where params is None, got float32"),
+        ((w.astype(np.int8), None), TypeError, "b must be float16 or bfloat16 where params is None, got int8"),
+        ((w[0], None), ValueError, r"b must have shape \(K, N\), got \(3,\)"),
+        ((w[None], None), ValueError, r"b must have shape \(K, N\), got \(1, 4, 3\)"),
+    ]:
+        with pytest.raises(error, match=text):
+            qk.pack(*args)
+    for packed in (qk.pack(w, None), qk.pack(w.astype(ml_dtypes.bfloat16), None)):
+        with pytest.raises(TypeError, match=f"matmul needs .*, got {packed.dtype}: .*floats are for linear"):
+            qk.matmul(np.zeros((2, 4), np.uint8), packed)
+        with pytest.raises(TypeError, match=f"qlinear needs .*, got {packed.dtype}: .*floats are for linear"):
+            qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
+    with pytest.raises(TypeError, match="weights must be float16 or uint16, got float32"):
+        qk.PackedMatrix.from_arrays({"weights": w.astype(np.float32)})
+
+
+@every_half
+def test_an_error_leaves_out_untouched(dtype, isas):
+    packed = qk.pack(np.ones((64, 3), dtype), None)
+    x, out = np.ones((20, 64), np.float32), np.full((20, 3), 7, np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        wrong = x.copy()
+        wrong[19, 63] = bad
+        for _ in isas():
+            with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(19, 63\)"):
+                qk.linear(wrong, packed, out=out)
+            with pytest.raises(ValueError, match="x has 1 NaN"):
+                qk.linear(wrong, packed)
+    for kwargs, error in [({"x": x[:, :63]}, ValueError), ({"bias": np.ones(4)}, ValueError), ({"activation": "tanh"}, ValueError),
+                          ({"bias": np.ones(3, int)}, TypeError), ({"x": x.astype(int)}, TypeError)]:
+        with pytest.raises(error):
+            qk.linear(**{"x": x, "packed": packed, "out": out, **kwargs})
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        qk.linear(x[:, :64], packed, out=x.reshape(-1)[:60].reshape(20, 3))
+    assert (out == 7).all()
