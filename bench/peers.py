@@ -25,7 +25,7 @@ def settle(isa, best_isa, number_of_threads):
         hold_numkong_to_avx2()
         not_held.add("onnxruntime")  # it chooses by CPUID and has no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "numkong", "sgemm"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "numkong", "sgemm", "dgemm"])
 
 
 def contender(name, call, read, check=None):
@@ -151,6 +151,12 @@ def torch_float_linear(x, w, bias):
     return torch_contender(lambda: torch.nn.functional.linear(*tensors), name="torch float32")
 
 
+def torch_half_linear(x, w, dtype):
+    """x and y have 16 bits too."""
+    tensors = [torch.from_numpy(t).to(getattr(torch, dtype)) for t in (x, np.ascontiguousarray(w.T.astype(np.float32)))]
+    return torch_contender(lambda: torch.nn.functional.linear(*tensors), lambda y: y.float().numpy())
+
+
 def torch_quantize(x, scale, zero_point, axis=None):
     tensor, dtype = torch.from_numpy(x), TORCH_CODES[zero_point.dtype.name]
     if axis is None:
@@ -202,3 +208,10 @@ def sgemm(a, b, expected):
     left, right = a.astype(np.float32), b.astype(np.float32)
     out = np.empty((len(a), b.shape[1]), np.float32)
     return contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, relative(expected, 1e-5))
+
+
+def dgemm(a, b):
+    """The same codes as float64, which holds their sums."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    out = np.empty((len(a), b.shape[1]))
+    return contender("dgemm", lambda: np.matmul(left, right, out=out), lambda: out)

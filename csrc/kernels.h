@@ -111,6 +111,12 @@ struct qk_kernels {
     void (*half_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y);
     void (*half_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
 
+    /* Products of int16 (numerics 17). c (rows x nr) = a (rows x 2 steps, lda codes) * panel, steps of 2 codes of k; rows <= mr.
+     * No sum leaves int32. */
+    void (*words_tile)(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c);
+    /* sum (rows x nr, ld) = c (rows x nr), or where there is `more`, sum += c * 2^shift; shift is 0 or 8. */
+    void (*words_add)(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld);
+
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);
     void (*quantize_f32_16)(const float *x, uint16_t *q, size_t n, const qk_affine *p);

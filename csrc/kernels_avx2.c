@@ -104,6 +104,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #include "layers.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -478,6 +479,47 @@ static void half_row(int panels, size_t k, const float *a, const uint16_t *panel
         case 2: half_panels(2, QK_F16, k, a, p, y); break;
         default: half_panels(2, QK_BF16, k, a, p, y); break;
         }
+}
+
+/* ---- int16 (numerics 17) ---- */
+
+/* The tile of bytes, whose codes are int16 already. */
+static inline __attribute__((always_inline)) void words_rows(const int rows, size_t steps, const int16_t *a, size_t lda,
+                                                             const int16_t *panel, int32_t *c)
+{
+    const int16_t *a3 = a + 3 * lda;
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+        if (rows > 1) _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0);
+        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel), b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
+        __m256i v = broadcast2(a);
+        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+    }
+    store(c, c00, c01);
+    if (rows > 1) c += NR, store(c, c10, c11);
+    if (rows > 2) c += NR, store(c, c20, c21);
+    if (rows > 3) c += NR, store(c, c30, c31);
+    if (rows > 4) c += NR, store(c, c40, c41);
+    if (rows > 5) c += NR, store(c, c50, c51);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    switch (rows) {
+    case 1: words_rows(1, steps, a, lda, panel, c); break;
+    case 2: words_rows(2, steps, a, lda, panel, c); break;
+    case 3: words_rows(3, steps, a, lda, panel, c); break;
+    case 4: words_rows(4, steps, a, lda, panel, c); break;
+    case 5: words_rows(5, steps, a, lda, panel, c); break;
+    default: words_rows(6, steps, a, lda, panel, c); break;
+    }
 }
 
 #include "light_avx2.inc.h"

@@ -115,6 +115,7 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #include "layers.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
 {
@@ -422,6 +423,69 @@ static void half_row(int panels, size_t k, const float *a, const uint16_t *panel
     case 2: bfloat_panels(2, k, a, p, y); break;
     case 3: bfloat_panels(3, k, a, p, y); break;
     default: bfloat_panels(4, k, a, p, y); break;
+    }
+}
+
+/* ---- int16 (numerics 17) ---- */
+
+/* vpdpwssd: 16 lanes x (2 by 2 int16) added to int32, half as many products as vpdpbusd; the same tile. */
+
+static inline __m512i broadcast_words(const int16_t *p) { return broadcast4((const uint8_t *)p); }
+
+static inline __attribute__((always_inline)) void words_rows(const int rows, size_t steps, const int16_t *a, size_t lda,
+                                                             const int16_t *panel, int32_t *c)
+{
+    const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    __m512i c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
+    __m512i c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
+    for (size_t s = 0; s < steps; s++, a += 2, a3 += 2, a6 += 2, a9 += 2, panel += 2 * NR) {
+        if (rows > 1) _mm_prefetch((const char *)(panel + 64 * NR), _MM_HINT_T0), _mm_prefetch((const char *)(panel + 65 * NR), _MM_HINT_T0);
+        const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + NR);
+        __m512i v = broadcast_words(a);
+        c00 = _mm512_dpwssd_epi32(c00, v, b0), c01 = _mm512_dpwssd_epi32(c01, v, b1);
+        if (rows > 1) v = broadcast_words(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
+        if (rows > 2) v = broadcast_words(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0), c21 = _mm512_dpwssd_epi32(c21, v, b1);
+        if (rows > 3) v = broadcast_words(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
+        if (rows > 4) v = broadcast_words(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
+        if (rows > 5) v = broadcast_words(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0), c51 = _mm512_dpwssd_epi32(c51, v, b1);
+        if (rows > 6) v = broadcast_words(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
+        if (rows > 7) v = broadcast_words(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
+        if (rows > 8) v = broadcast_words(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0), c81 = _mm512_dpwssd_epi32(c81, v, b1);
+        if (rows > 9) v = broadcast_words(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
+        if (rows > 10) v = broadcast_words(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
+        if (rows > 11) v = broadcast_words(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0), cb1 = _mm512_dpwssd_epi32(cb1, v, b1);
+    }
+    _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
+    if (rows > 1) c += NR, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
+    if (rows > 2) c += NR, _mm512_storeu_si512(c, c20), _mm512_storeu_si512(c + 16, c21);
+    if (rows > 3) c += NR, _mm512_storeu_si512(c, c30), _mm512_storeu_si512(c + 16, c31);
+    if (rows > 4) c += NR, _mm512_storeu_si512(c, c40), _mm512_storeu_si512(c + 16, c41);
+    if (rows > 5) c += NR, _mm512_storeu_si512(c, c50), _mm512_storeu_si512(c + 16, c51);
+    if (rows > 6) c += NR, _mm512_storeu_si512(c, c60), _mm512_storeu_si512(c + 16, c61);
+    if (rows > 7) c += NR, _mm512_storeu_si512(c, c70), _mm512_storeu_si512(c + 16, c71);
+    if (rows > 8) c += NR, _mm512_storeu_si512(c, c80), _mm512_storeu_si512(c + 16, c81);
+    if (rows > 9) c += NR, _mm512_storeu_si512(c, c90), _mm512_storeu_si512(c + 16, c91);
+    if (rows > 10) c += NR, _mm512_storeu_si512(c, ca0), _mm512_storeu_si512(c + 16, ca1);
+    if (rows > 11) c += NR, _mm512_storeu_si512(c, cb0), _mm512_storeu_si512(c + 16, cb1);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    switch (rows) {
+    case 1: words_rows(1, steps, a, lda, panel, c); break;
+    case 2: words_rows(2, steps, a, lda, panel, c); break;
+    case 3: words_rows(3, steps, a, lda, panel, c); break;
+    case 4: words_rows(4, steps, a, lda, panel, c); break;
+    case 5: words_rows(5, steps, a, lda, panel, c); break;
+    case 6: words_rows(6, steps, a, lda, panel, c); break;
+    case 7: words_rows(7, steps, a, lda, panel, c); break;
+    case 8: words_rows(8, steps, a, lda, panel, c); break;
+    case 9: words_rows(9, steps, a, lda, panel, c); break;
+    case 10: words_rows(10, steps, a, lda, panel, c); break;
+    case 11: words_rows(11, steps, a, lda, panel, c); break;
+    default: words_rows(12, steps, a, lda, panel, c); break;
     }
 }
 

@@ -9,6 +9,7 @@
 #include "layers.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)
@@ -73,6 +74,15 @@ static void half_row(int panels, size_t k, const float *a, const uint16_t *panel
 {
     for (int i = 0; i < panels; i++)
         half_tile(1, k, a, 0, panel + (size_t)i * k * QK_HALF_NR, type, y + i * QK_HALF_NR);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    for (int row = 0; row < rows; row++, a += lda)
+        for (int j = 0; j < NR; j++, c++) {
+            *c = 0;
+            for (size_t i = 0; i < 2 * steps; i++) *c += a[i] * panel[(i / 2 * NR + (size_t)j) * 2 + i % 2];
+        }
 }
 
 const qk_kernels qk_kernels_scalar = {

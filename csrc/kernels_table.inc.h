@@ -8,6 +8,8 @@
     .blocked_to_float = blocked_to_float,
     .half_tile = half_tile,
     .half_row = half_row,
+    .words_tile = words_tile,
+    .words_add = words_add,
     .quantize_f32_8 = quantize_f32_8,
     .quantize_f32_16 = quantize_f32_16,
     .quantize_columns_f32_8 = quantize_columns_f32_8,

@@ -168,6 +168,26 @@ void qk_half_unpack(const qk_half *p, void *b);
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias, qk_activation activation,
                    float *out);
 
+/* ---- products of int16 ---- */
+
+/* Codes b (k, n) in panels of an instruction set's nr columns, steps of 2 codes of k. Column arrays have n_pad entries. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, steps, n_pad;
+    int32_t largest;        /* magnitude of b */
+    int16_t *panels;        /* qk_words_bytes of them, aligned to 64 */
+    int64_t *colsum;
+} qk_words;
+
+void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n);
+size_t qk_words_bytes(const qk_words *p);
+/* Fills panels, colsum and largest; strides in bytes. */
+void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+void qk_words_unpack(const qk_words *p, int16_t *b);
+/* out (m, n) = (a - zero_point) (b - b_zero), exact; a of `left` is int16, whatever its type says; b_zero has n_pad entries, or is
+ * NULL for 0. Returns as qk_gemm. */
+int qk_words_gemm(const qk_left *left, const qk_words *b, const int32_t *b_zero, int64_t *out);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

@@ -1,7 +1,7 @@
 """The C API (csrc/qkernels.h) as Cython sees it."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kernels:
@@ -125,6 +125,19 @@ cdef extern from "qkernels.h" nogil:
     void qk_half_unpack(const qk_half *p, void *b)
     int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias,
                        qk_activation activation, float *out)
+
+    ctypedef struct qk_words:
+        const qk_kernels *kernels
+        size_t k, n, steps, n_pad
+        int32_t largest
+        int16_t *panels
+        int64_t *colsum
+
+    void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
+    size_t qk_words_bytes(const qk_words *p)
+    void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+    void qk_words_unpack(const qk_words *p, int16_t *b)
+    int qk_words_gemm(const qk_left *left, const qk_words *b, const int32_t *b_zero, int64_t *out)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

@@ -37,6 +37,7 @@ cdef extern from *:
     PyObject *descr_of(cnp.ndarray a)   # borrowed
 
 INT32 = np.dtype(np.int32)
+INT64 = np.dtype(np.int64)
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 cdef int BF16_NUM = BFLOAT16.num
@@ -443,14 +444,15 @@ def holds_as_half(values):
 cdef class Packed:
     """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, or float16 or bfloat16, which
-    fill `half`. Without params it has no scales, and zero points are the caller's.
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, float16 or bfloat16, which
+    fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's.
     """
 
     cdef qk_packed c
     cdef qk_blocked blocked
     cdef qk_half half
-    cdef bint is_blocked, is_half
+    cdef qk_words words
+    cdef bint is_blocked, is_half, is_words
     cdef readonly object params
     cdef readonly object dtype       # of b, in native byte order
     cdef readonly Py_ssize_t nbytes
@@ -464,6 +466,9 @@ cdef class Packed:
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
             self.pack_halves(b)
+            return
+        if PyArray_TYPE(b) == cnp.NPY_INT16:
+            self.pack_words(b)
             return
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
             self.pack_blocks(b, params_of(params))
@@ -517,7 +522,7 @@ cdef class Packed:
 
     cdef int pack_halves(self, cnp.ndarray b) except -1:
         """Fills `half`, of finite weights."""
-        b = np.require(b, self.dtype, "A")
+        b = np.require(b, requirements="A")
         qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
                      QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
         self.is_half, self.n_pad = True, <Py_ssize_t>self.half.n_pad
@@ -532,6 +537,21 @@ cdef class Packed:
         if not finite:
             with np.errstate(invalid="ignore"):  # of signalling NaN
                 raise_not_finite(b, "b")
+        return 0
+
+    cdef int pack_words(self, cnp.ndarray b) except -1:
+        """Fills `words`."""
+        b = np.require(b, requirements="A")
+        qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
+        self.is_words, self.n_pad = True, <Py_ssize_t>self.words.n_pad
+        self.nbytes = <Py_ssize_t>qk_words_bytes(&self.words) + 8 * self.n_pad
+        self.words.panels = <int16_t *>self.aligned(self.nbytes - 8 * self.n_pad)
+        self.colsum = np.empty(self.n_pad, np.int64)
+        self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        with nogil:
+            qk_words_pack(&self.words, data, row_stride, col_stride)
         return 0
 
     cdef void *aligned(self, Py_ssize_t size):
@@ -557,6 +577,8 @@ cdef class Packed:
         with nogil:
             if self.is_half:
                 qk_half_unpack(&self.half, to)
+            elif self.is_words:
+                qk_words_unpack(&self.words, <int16_t *>to)
             elif self.is_blocked:
                 qk_blocked_unpack(&self.blocked, to)
             else:
@@ -567,6 +589,12 @@ cdef class Packed:
 cdef int refuse_blocked(Packed b, name) except -1:
     if b.is_blocked or b.is_half:
         raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name}: 4-bit weights and floats are for linear")
+    return refuse_words(b, name)
+
+
+cdef int refuse_words(Packed b, name) except -1:
+    if b.is_words:
+        raise TypeError(f"{name} takes no int16 weights: they are for matmul")
     return 0
 
 
@@ -660,6 +688,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
+    if PyArray_TYPE(left_array) == cnp.NPY_INT16 or is_int16(b):
+        return words_matmul(left_array, b, a_zero_point, b_zero_point, out)
     left.type = <qk_left_type>codes_type(left_array, "a")
     if isinstance(b, Packed):
         packed = <Packed>b
@@ -698,6 +728,67 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     right.out = cnp.PyArray_DATA(c)
     right.row_stride = <size_t>n * 4
     run(&left, &packed.c, &right, a)
+    return c
+
+
+cdef bint is_int16(b):
+    if isinstance(b, Packed):
+        return (<Packed>b).is_words
+    return isinstance(b, np.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
+
+
+cdef cnp.ndarray int16_codes(codes, name):
+    """Codes of at most 16 bits, as int16."""
+    if PyArray_TYPE(<cnp.ndarray>codes) == cnp.NPY_INT16:
+        return <cnp.ndarray>codes
+    if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
+        raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
+    return codes.astype(np.int16, copy=False)
+
+
+cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
+    """matmul where a or b is int16."""
+    cdef qk_left left
+    cdef Packed packed
+    memset(&left, 0, sizeof(left))
+    cdef cnp.ndarray codes = int16_codes(a, "a")
+    if isinstance(b, Packed):
+        if not (<Packed>b).is_words:
+            raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
+        packed = <Packed>b
+    else:
+        b = b if isinstance(b, np.ndarray) else np.asarray(b)
+        wide = int16_codes(b, "b")
+        if b.ndim != 2:
+            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+        packed = None
+    cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
+    cdef cnp.ndarray rows = rows_of(codes, k, "a", &left)
+    cdef cnp.ndarray c = product_out(out, a, n, INT64)
+    cdef const int32_t *b_zero = NULL
+    if out is not None:
+        refuse_overlap(c, a, "a")
+        refuse_overlap(c, b, "b")
+        refuse_overlap(c, a_zero_point, "a_zero_point")
+    if not (type(a_zero_point) is int and a_zero_point == 0):
+        az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
+        left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+    if not (type(b_zero_point) is int and b_zero_point == 0):
+        like = np.empty(0, np.int16) if packed is not None else b
+        bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
+    else:
+        bz = None
+    if packed is None:
+        packed = Packed(wide, None)
+    if bz is not None:
+        bz = packed.padded(bz, np.int32)
+        b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+    cdef int64_t *to = <int64_t *>cnp.PyArray_DATA(c)
+    cdef int status
+    with nogil:
+        status = qk_words_gemm(&left, &packed.words, b_zero, to)
+    check_status(status, a)
     return c
 
 
@@ -765,6 +856,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
+    refuse_words(b, "linear")
     right.activation = <qk_activation>activation_code(activation)
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)

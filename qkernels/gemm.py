@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit codes: exact int32 sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8."""
+"""Matrix products of codes: exact sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8, 12, 16 and 17."""
 
 import ml_dtypes
 import numpy as np
@@ -14,23 +14,24 @@ HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
-    """Exact integer product ``(a - a_zero_point) @ (b - b_zero_point)``, modulo 2**32.
+    """Exact integer product ``(a - a_zero_point) @ (b - b_zero_point)``: of 8-bit codes as int32, modulo 2**32; where a or b is
+    int16, as int64, which holds every sum.
 
     Parameters
     ----------
-    a : uint8 or int8 array of shape (..., M, K), or (K,)
-    b : uint8 or int8 array of shape (K, N), or PackedMatrix
-        Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
+    a : uint8, int8 or int16 array of shape (..., M, K), or (K,)
+    b : uint8, int8 or int16 array of shape (K, N), or PackedMatrix
+        A packed b is int16 where a is. Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
     a_zero_point : int or integer array of shape (..., M)
         One for each row of a.
     b_zero_point : int or integer array of shape (N,)
         One for each column of b.
     out : int32 array of shape (..., M, N), optional
-        C-contiguous; may not overlap a, b or a_zero_point.
+        Or int64, as the result; C-contiguous; may not overlap a, b or a_zero_point.
 
     Returns
     -------
-    int32 array of shape (..., M, N)
+    int32 or int64 array of shape (..., M, N)
 
     Raises
     ------
@@ -39,12 +40,14 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
 
     References
     ----------
-    ONNX MatMulInteger-10.
+    ONNX MatMulInteger-10; docs/numerics.md, sections 6 and 17.
 
     Examples
     --------
     >>> qk.matmul(np.uint8([[11, 7, 3]]), np.int8([[1, 4], [2, 5], [3, 6]]), a_zero_point=12)
     array([[-38, -83]], dtype=int32)
+    >>> qk.matmul(np.int16([[-32768, -32768]]), np.int16([[-32768], [-32768]]))
+    array([[2147483648]])
     """
     return _core.matmul(a, b, a_zero_point, b_zero_point, out)
 
@@ -54,9 +57,9 @@ def pack(b, params, *, scales=None):
 
     Parameters
     ----------
-    b : int8, uint8, int4, uint4, float16 or bfloat16 array of shape (K, N)
+    b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
         Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`, and
-        so are float16 and bfloat16, which must be finite.
+        so are float16 and bfloat16, which must be finite. int16 is for `matmul`.
     params : QParams, or None where b is float16 or bfloat16
         Of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
         `block_size`), where multiples of 8 run fastest. Their scales are kept as float16 if that holds them all exactly.
@@ -114,12 +117,13 @@ class PackedMatrix(_core.Packed):
 
     def __new__(cls, b, params):
         b = np.asarray(b)
-        if params is None or b.dtype.newbyteorder("=") in HALVES:
+        b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
+        if params is None or b.dtype in HALVES:
             return cls._of_floats(b, params)
         if not isinstance(params, QParams):
             raise TypeError(f"params must be QParams, got {type(params).__name__}")
-        if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
-            raise TypeError(f"b must be int8, uint8, int4 or uint4, got {b.dtype}")
+        if b.dtype not in (np.int8, np.uint8, np.int16, *FOUR_BITS):
+            raise TypeError(f"b must be int8, uint8, int16, int4 or uint4, got {b.dtype}")
         if b.dtype != params.dtype:
             raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
         if b.ndim != 2:
@@ -137,7 +141,7 @@ class PackedMatrix(_core.Packed):
 
     @classmethod
     def _of_floats(cls, b, params):
-        if b.dtype.newbyteorder("=") not in HALVES:
+        if b.dtype not in HALVES:
             raise TypeError(f"b must be float16 or bfloat16 where params is None, got {b.dtype}")
         if params is not None:
             raise TypeError(f"params must be None for weights of {b.dtype}, got {type(params).__name__}")
@@ -191,8 +195,8 @@ class PackedMatrix(_core.Packed):
         if missing:
             raise ValueError(f"arrays must hold codes, scale, zero_point and qmin, got no {', '.join(sorted(missing))}")
         codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
-        if codes.dtype not in (np.int8, np.uint8):
-            raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
+        if codes.dtype not in (np.int8, np.uint8, np.int16):
+            raise TypeError(f"codes must be int8, uint8 or int16, got {codes.dtype}")
         block_size = None
         if "shape" in arrays:
             codes = unpack_bits(codes, 4, tuple(map(int, arrays["shape"])), dtype=FOUR_BITS[0 if arrays["signed"] else 1])
@@ -232,7 +236,7 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     ValueError
         Where x holds NaN or infinity, shapes do not match, or the weights are such that an int32 sum could overflow.
     TypeError
-        For a wrong dtype or `out`, which is left untouched after each error.
+        For a wrong dtype or `out`, which is left untouched after each error, and for int16 weights, which are for `matmul`.
 
     References
     ----------

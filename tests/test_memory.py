@@ -193,6 +193,15 @@ def sweep_floats(m, k, n, rng, at_end):
         same(out, qk.linear(x, packed, bias))
 
 
+def sweep_int16(m, k, n, rng, at_end):
+    a, b = rng.integers(-32768, 32768, (m, k), np.int16), rng.integers(-99, 99, (k, n), np.int16)
+    for factor in 1, 330:  # one plane, and two
+        place = Places(at_end)
+        out = place.empty((m, n), np.int64)
+        qk.matmul(place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out)
+        same(out, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
+
+
 def sweep_layers(n, rng, at_end):
     x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
@@ -220,6 +229,7 @@ def sweep(isa):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)
             sweep_floats(m, k, columns, rng, at_end)
+            sweep_int16(m, k, columns, rng, at_end)
 
 
 def stray(what, at_end):
