@@ -184,9 +184,9 @@ size_t qk_words_bytes(const qk_words *p);
 /* Fills panels, colsum and largest; strides in bytes. */
 void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
 void qk_words_unpack(const qk_words *p, int16_t *b);
-/* out (m, n) = (a - zero_point) (b - b_zero), exact; a of `left` is int16, whatever its type says; b_zero has n_pad entries, or is
- * NULL for 0. Returns as qk_gemm. */
-int qk_words_gemm(const qk_left *left, const qk_words *b, const int32_t *b_zero, int64_t *out);
+/* As qk_gemm: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `right` it reads type, out,
+ * row_stride and b_zero, and for floats col_scale, float_bias and activation. */
+int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right);
 
 /* ---- layers ---- */
 

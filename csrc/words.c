@@ -1,7 +1,9 @@
-/* Exact products of int16 codes (numerics 17): packing, blocking, threads. The tile belongs to the instruction set.
+/* Exact products of int16 codes, and of floats quantized to int16 (numerics 17): packing, blocking, threads. The tile belongs to
+ * the instruction set.
  *
  * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along k a tile is
  * cut where its int32 sums could overflow; there they are added to int64 ones. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,16 +11,20 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { KR = 2, LINE = 32 /* codes in a cache line */, LARGEST = 32768 };
+enum { KR = 2, LINE = 32 /* codes in a cache line */, LARGEST = 32768, NC = QK_BLOCKED_NR /* columns of the epilogue */ };
 
 /* ---- packing of b ---- */
 
 void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
 {
-    *p = (qk_words){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR), .n_pad = round_up(n, (size_t)kernels->nr)};
+    const size_t nr = (size_t)kernels->nr;
+    *p = (qk_words){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR)};
+    if (n) p->n_pad = round_up(n, nr) - nr + NC; /* the epilogue reads that much from the last panel on */
 }
 
-size_t qk_words_bytes(const qk_words *p) { return p->steps * KR * p->n_pad * sizeof(int16_t); }
+static size_t panels_of(const qk_words *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
+
+size_t qk_words_bytes(const qk_words *p) { return panels_of(p) * (size_t)p->kernels->nr * p->steps * KR * sizeof(int16_t); }
 
 static int16_t *panel_at(const qk_words *p, size_t col) { return p->panels + p->steps * KR * col; }
 
@@ -96,7 +102,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     pack_job job = {p, b, row_stride, col_stride, 0};
-    qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, (double)p->k * (double)p->n, pack_panels, &job);
+    qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
     p->largest = job.largest;
 }
 
@@ -113,8 +119,7 @@ void qk_words_unpack(const qk_words *p, int16_t *b)
 typedef struct {
     const qk_left *left;
     const qk_words *b;
-    const int32_t *b_zero;
-    int64_t *out;
+    const qk_right *right;
     size_t lda;
     blocking share;
     int failure;
@@ -125,6 +130,7 @@ typedef struct {
     int16_t *codes, *high;      /* high NULL: one plane */
     size_t steps;               /* after which int32 sums are added to the int64 ones */
     int64_t zero[MAX_ROWS], term[MAX_ROWS];
+    float scale[MAX_ROWS];
 } row_block;
 
 /* Steps whose sums int32 holds, factors being at most a and b. */
@@ -158,7 +164,21 @@ static void split(int16_t *restrict low, int16_t *restrict high, size_t n)
     }
 }
 
-static void take_rows(const product *g, row_block *block, size_t first, size_t rows)
+/* By its largest magnitude. Returns 0 where a value is not finite. */
+static int quantize_row(const qk_kernels *k, const float *x, size_t n, int16_t *q, float *scale)
+{
+    float lo, hi;
+    int32_t zero;
+    k->minmax_f32(x, n, &lo, &hi);
+    if (!isfinite(lo) || !isfinite(hi)) return 0;
+    qk_choose(lo, hi, 1 - LARGEST, LARGEST - 1, 1, scale, &zero);
+    const qk_affine p = qk_affine_of(*scale, 0, 1 - LARGEST, LARGEST - 1, QK_HALF_EVEN);
+    k->quantize_f32_16(x, (uint16_t *)q, n, &p);
+    return 1;
+}
+
+/* Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
 {
     enum { FEW_STEPS = 8, L1_STEPS = 128 };
     const qk_left *left = g->left;
@@ -167,18 +187,23 @@ static void take_rows(const product *g, row_block *block, size_t first, size_t r
     block->high = NULL;
     for (size_t i = 0; i < rows; i++) {
         int16_t *to = block->codes + i * g->lda;
-        memcpy(to, (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride, k * sizeof *to);
+        const void *from = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        if (left->type != QK_FLOATS)
+            memcpy(to, from, k * sizeof *to);
+        else if (!quantize_row(g->b->kernels, from, k, to, block->scale + i))
+            return 0;
         if (k % KR) to[k] = 0;
         const int32_t size = largest_of(to, k);
         largest = size > largest ? size : largest;
         block->zero[i] = left->zero_point ? left->zero_point[left->zero_point_per_row ? first + i : 0] : 0;
-        if (g->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
+        if (g->right->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
     }
     block->steps = steps_within(largest, g->b->largest, steps);
-    if (block->steps >= steps || block->steps >= FEW_STEPS) return;
+    if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
     block->high = block->codes + g->lda * g->share.block_rows;
     for (size_t i = 0; i < rows; i++) split(block->codes + i * g->lda, block->high + i * g->lda, KR * steps);
     block->steps = steps_within(LARGEST >> 8, g->b->largest, L1_STEPS); /* the second plane finds the panel in the L1 cache */
+    return 1;
 }
 
 /* Rows of sums of all of k, ld apart; zero points are not taken into account yet. */
@@ -206,59 +231,87 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
 static void correct_row(const product *g, const row_block *block, size_t row, size_t col, size_t cols, int64_t *sum)
 {
     const int64_t zero = block->zero[row], *colsum = g->b->colsum + col;
+    const int32_t *b_zero = g->right->b_zero;
     if (zero)
         for (size_t j = 0; j < cols; j++) sum[j] -= zero * colsum[j];
-    if (g->b_zero)
-        for (size_t j = 0; j < cols; j++) sum[j] -= block->term[row] * g->b_zero[col + j];
+    if (b_zero)
+        for (size_t j = 0; j < cols; j++) sum[j] -= block->term[row] * b_zero[col + j];
+}
+
+static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
+                         const int64_t *sum)
+{
+    const qk_right *right = g->right;
+    const qk_tile t = {
+        .rows = (int)rows,
+        .cols = (int)cols,
+        .row_scale = block->scale + row,
+        .bias = right->float_bias + col,
+        .activation = right->activation,
+        .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
+        .row_stride = right->row_stride,
+    };
+    float y[MAX_MR * NC] __attribute__((aligned(64)));
+    memset(y, 0, rows * NC * sizeof *y);
+    for (size_t i = 0; i < rows; i++, sum += g->b->kernels->nr)
+        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[j] * right->col_scale[col + j];
+    g->b->kernels->blocked_to_float(y, &t);
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin, size_t panel_end)
 {
-    const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr), n = g->b->n;
+    const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
+    const size_t ld = g->right->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = panel_begin * nr; col < panel_end * nr; col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
-            const size_t row = rows * tile / tiles, end = rows * (tile + 1) / tiles, cols = at_most(n - col, nr);
-            int64_t *out = g->out + (first + row) * n + col;
-            const int whole = cols == nr;
-            multiply_tile(g, block, row, end - row, panel_at(g->b, col), whole ? out : sum, whole ? n : nr);
-            for (size_t i = row; i < end; i++, out += n) {
-                if (!whole) memcpy(out, sum + (i - row) * nr, cols * sizeof *out);
-                correct_row(g, block, i, col, cols, out);
+            const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row, cols = at_most(g->b->n - col, nr);
+            const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
+            int64_t *out = to_float ? NULL : (int64_t *)g->right->out + (first + row) * ld + col, *to = in_place ? out : sum;
+            multiply_tile(g, block, row, count, panel_at(g->b, col), to, in_place ? ld : nr);
+            for (size_t i = 0; i < count; i++, to += in_place ? ld : nr) {
+                correct_row(g, block, row + i, col, cols, to);
+                if (!to_float && !in_place) memcpy(out + i * ld, to, cols * sizeof *out);
             }
+            if (to_float) store_floats(g, block, first, row, count, col, cols, sum);
         }
 }
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
 static void run_tasks(void *context, size_t begin, size_t end)
 {
     product *g = context;
-    const size_t panels = g->b->n_pad / (size_t)g->b->kernels->nr;
+    const size_t panels = panels_of(g->b);
     row_block block;
     block.codes = aligned_alloc(64, 2 * g->lda * g->share.block_rows * sizeof *block.codes);
     block.high = NULL, block.steps = 0;
     if (!block.codes) {
-        __atomic_store_n(&g->failure, -1, __ATOMIC_RELAXED);
+        fail(g, -1);
         return;
     }
     size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
         const size_t rows = at_most(g->left->m - first, g->share.block_rows);
-        if (first != taken) take_rows(g, &block, first, rows);
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
+        }
         taken = first;
         multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
     }
     free(block.codes);
 }
 
-int qk_words_gemm(const qk_left *left, const qk_words *b, const int32_t *b_zero, int64_t *out)
+int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 {
     if (left->m == 0 || b->n == 0) return 1;
-    product g = {.left = left, .b = b, .b_zero = b_zero, .out = out};
+    product g = {.left = left, .b = b, .right = right};
     g.lda = round_up(b->k + 1, LINE) + (b->k / LINE % 2 ? LINE : 0); /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, b->n_pad / (size_t)b->kernels->nr, team);
+    g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
     qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return g.failure ? g.failure : 1;
 }

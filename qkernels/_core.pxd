@@ -137,7 +137,7 @@ cdef extern from "qkernels.h" nogil:
     size_t qk_words_bytes(const qk_words *p)
     void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
     void qk_words_unpack(const qk_words *p, int16_t *b)
-    int qk_words_gemm(const qk_left *left, const qk_words *b, const int32_t *b_zero, int64_t *out)
+    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

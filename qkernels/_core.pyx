@@ -468,7 +468,7 @@ cdef class Packed:
             self.pack_halves(b)
             return
         if PyArray_TYPE(b) == cnp.NPY_INT16:
-            self.pack_words(b)
+            self.pack_words(b, params)
             return
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
             self.pack_blocks(b, params_of(params))
@@ -488,14 +488,19 @@ cdef class Packed:
         self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
         if params is not None:
-            self.scale = self.padded(params.scale, np.float32)
-            self.zero_point = self.padded(params.zero_point, np.int32)
-            self.zeros = np.zeros(self.n_pad, np.float32)
-            self.has_zero_point = bool(np.any(self.zero_point))
-            self.nbytes += 12 * self.n_pad
+            self.keep_params()
             zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
+
+    cdef int keep_params(self) except -1:
+        """Scales and zero points of columns, padded to whole panels."""
+        self.scale = self.padded(self.params.scale, np.float32)
+        self.zero_point = self.padded(self.params.zero_point, np.int32)
+        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.has_zero_point = bool(np.any(self.zero_point))
+        self.nbytes += 12 * self.n_pad
+        return 0
 
     cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
         """Fills `blocked`. Per tensor or per column, all rows are one block; equal zero points are kept once."""
@@ -539,15 +544,17 @@ cdef class Packed:
                 raise_not_finite(b, "b")
         return 0
 
-    cdef int pack_words(self, cnp.ndarray b) except -1:
+    cdef int pack_words(self, cnp.ndarray b, params) except -1:
         """Fills `words`."""
         b = np.require(b, requirements="A")
         qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
         self.is_words, self.n_pad = True, <Py_ssize_t>self.words.n_pad
         self.nbytes = <Py_ssize_t>qk_words_bytes(&self.words) + 8 * self.n_pad
         self.words.panels = <int16_t *>self.aligned(self.nbytes - 8 * self.n_pad)
-        self.colsum = np.empty(self.n_pad, np.int64)
+        self.colsum = np.zeros(self.n_pad, np.int64)
         self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
+        if params is not None:
+            self.keep_params()
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
@@ -587,14 +594,8 @@ cdef class Packed:
 
 
 cdef int refuse_blocked(Packed b, name) except -1:
-    if b.is_blocked or b.is_half:
-        raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name}: 4-bit weights and floats are for linear")
-    return refuse_words(b, name)
-
-
-cdef int refuse_words(Packed b, name) except -1:
-    if b.is_words:
-        raise TypeError(f"{name} takes no int16 weights: they are for matmul")
+    if b.is_blocked or b.is_half or b.is_words:
+        raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name}: such weights are for linear")
     return 0
 
 
@@ -646,6 +647,13 @@ cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
     cdef int status
     with nogil:
         status = qk_gemm(left, b, right)
+    return check_status(status, x)
+
+
+cdef int run_words(qk_left *left, qk_words *b, qk_right *right, object x) except -1:
+    cdef int status
+    with nogil:
+        status = qk_words_gemm(left, b, right)
     return check_status(status, x)
 
 
@@ -765,7 +773,8 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
     cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
     cdef cnp.ndarray rows = rows_of(codes, k, "a", &left)
     cdef cnp.ndarray c = product_out(out, a, n, INT64)
-    cdef const int32_t *b_zero = NULL
+    cdef qk_right right
+    memset(&right, 0, sizeof(right))
     if out is not None:
         refuse_overlap(c, a, "a")
         refuse_overlap(c, b, "b")
@@ -783,12 +792,10 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         packed = Packed(wide, None)
     if bz is not None:
         bz = packed.padded(bz, np.int32)
-        b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
-    cdef int64_t *to = <int64_t *>cnp.PyArray_DATA(c)
-    cdef int status
-    with nogil:
-        status = qk_words_gemm(&left, &packed.words, b_zero, to)
-    check_status(status, a)
+        right.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+    right.out = cnp.PyArray_DATA(c)
+    right.row_stride = <size_t>n * 8
+    run_words(&left, &packed.words, &right, a)
     return c
 
 
@@ -856,7 +863,6 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
-    refuse_words(b, "linear")
     right.activation = <qk_activation>activation_code(activation)
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
@@ -882,7 +888,10 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
     right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
-    run(&left, &b.c, &right, x)
+    if b.is_words:
+        run_words(&left, &b.words, &right, x)
+    else:
+        run(&left, &b.c, &right, x)
     return y
 
 

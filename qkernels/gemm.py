@@ -59,7 +59,7 @@ def pack(b, params, *, scales=None):
     ----------
     b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
         Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`) are kept two a byte; they are for `linear`, and
-        so are float16 and bfloat16, which must be finite. int16 is for `matmul`.
+        so are float16 and bfloat16, which must be finite.
     params : QParams, or None where b is float16 or bfloat16
         Of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
         `block_size`), where multiples of 8 run fastest. Their scales are kept as float16 if that holds them all exactly.
@@ -213,7 +213,7 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     """A dense layer: ``activation(x @ w + bias)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits. With float16 and bfloat16 weights it is not quantized:
+    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16 weights it is not quantized:
     they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters
@@ -236,11 +236,11 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     ValueError
         Where x holds NaN or infinity, shapes do not match, or the weights are such that an int32 sum could overflow.
     TypeError
-        For a wrong dtype or `out`, which is left untouched after each error, and for int16 weights, which are for `matmul`.
+        For a wrong dtype or `out`, which is left untouched after each error.
 
     References
     ----------
-    docs/numerics.md, sections 8, 12 and 16; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    docs/numerics.md, sections 8, 12, 16 and 17; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
 
     Examples
     --------

@@ -1,5 +1,5 @@
-"""Weights of 16 bits: float16 and bfloat16 in `linear`, bit for bit by the formula of docs/numerics.md, section 16, and int16 in
-`matmul`, exactly; on every instruction set, at 1, 2 and 3 threads."""
+"""Weights of 16 bits: float16, bfloat16 and int16 in `linear`, bit for bit by the formulas of docs/numerics.md, sections 16 and 17,
+and int16 in `matmul`, exactly; on every instruction set, at 1, 2 and 3 threads."""
 
 import math
 import pickle
@@ -220,9 +220,9 @@ def test_errors_name_what_was_wrong():
         with pytest.raises(error, match=text):
             qk.pack(*args)
     for packed in (qk.pack(w, None), qk.pack(w.astype(ml_dtypes.bfloat16), None)):
-        with pytest.raises(TypeError, match=f"matmul needs .*, got {packed.dtype}: .*floats are for linear"):
+        with pytest.raises(TypeError, match=f"matmul needs 8-bit weights, got {packed.dtype}: such weights are for linear"):
             qk.matmul(np.zeros((2, 4), np.uint8), packed)
-        with pytest.raises(TypeError, match=f"qlinear needs .*, got {packed.dtype}: .*floats are for linear"):
+        with pytest.raises(TypeError, match=f"qlinear needs 8-bit weights, got {packed.dtype}: such weights are for linear"):
             qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
     with pytest.raises(TypeError, match="weights must be float16 or uint16, got float32"):
         qk.PackedMatrix.from_arrays({"weights": w.astype(np.float32)})
@@ -388,13 +388,76 @@ def test_int16_errors(kwargs, error, text):
     assert (out == 7).all()
 
 
-def test_int16_overlap_and_other_products():
+def test_int16_overlap_and_qlinear():
     memory = np.zeros(64, np.int16)
     a, out = memory[:8].reshape(2, 4), memory[4:28].view(np.int64).reshape(2, 3)
     with pytest.raises(ValueError, match="out must not overlap a"):
         qk.matmul(a, B, out=out)
     packed = qk.pack(B, qk.QParams(1, dtype="int16"))
-    with pytest.raises(TypeError, match="linear takes no int16 weights: they are for matmul"):
-        qk.linear(np.zeros((2, 4), np.float32), packed)
-    with pytest.raises(TypeError, match="qlinear takes no int16 weights: they are for matmul"):
+    with pytest.raises(TypeError, match="qlinear needs 8-bit weights, got int16: such weights are for linear"):
         qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
+
+
+# ---- linear with int16 weights ----
+
+
+def linear_of_codes(x, b, params, bias=None):
+    """numerics 17; before the activation."""
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    q, of_rows = qk.dynamic_quantize(rows, "int16", axis=0)
+    y = exact(q, b, 0, params.zero_point).astype(np.float32) * params.scale * of_rows.scale[:, None]
+    return (y if bias is None else y + bias).reshape(*x.shape[:-1], b.shape[1])
+
+
+@st.composite
+def layers_of_codes(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    k, n, rows = draw(sizes), draw(sizes), draw(shapes_of_rows)
+    x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
+    b = random_codes(rng, (k, n), "int16", draw(st.sampled_from([1, 100, 2048, 32767, 32768])))
+    shape = draw(st.sampled_from([(), (n,)]))
+    zero_point = draw(st.sampled_from([None, rng.integers(-32768, 32768, shape)]))
+    params = qk.QParams(rng.uniform(1e-5, 1e-4, shape), zero_point, "int16", axis=1 if shape else None)
+    return x, b, params, draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
+
+
+@settings(max_examples=100)
+@given(layers_of_codes(), layouts, layouts, st.sampled_from([None, "relu"]), st.booleans())
+def test_linear_of_int16(variants, layer, layout, layout_of_b, activation, with_out):
+    x, b, params, bias = layer
+    want = linear_of_codes(x, b, params, bias)
+    if activation:
+        want = np.maximum(want, np.float32(0))
+    for variant in variants():
+        out = np.full(want.shape, 77, np.float32) if with_out else None
+        got = qk.linear(layout(x), qk.pack(layout_of_b(b), params), bias, activation=activation, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+def test_linear_of_int16_is_nearer_to_the_float_product_than_of_8_bits():
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(0, 1, (50, 384)).astype(np.float32), rng.normal(0, 0.05, (384, 200)).astype(np.float32)
+    error = {}
+    for dtype in ("int8", "int16"):
+        params = qk.choose_qparams(w, dtype, axis=1)
+        y = qk.linear(x, qk.pack(qk.quantize(w, params), params), activation="gelu")
+        plain = qk.linear(x, qk.pack(qk.quantize(w, params), params))
+        error[dtype] = np.abs(plain - x.astype(np.float64) @ w).max()
+        assert np.abs(y - np.where(plain > 5, plain, y)).max() == 0  # gelu(x) = x there
+    assert error["int16"] < error["int8"] / 100
+
+
+def test_linear_of_int16_errors_leave_out_untouched(isas):
+    packed = qk.pack(np.ones((64, 3), np.int16), qk.QParams(1, dtype="int16"))
+    x, out = np.ones((20, 64), np.float32), np.full((20, 3), 7, np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        wrong = x.copy()
+        wrong[19, 63] = bad
+        for _ in isas():
+            for kwargs in ({}, {"out": out}):
+                with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(19, 63\)"):
+                    qk.linear(wrong, packed, **kwargs)
+    with pytest.raises(ValueError, match="x must have 64 columns"):
+        qk.linear(x[:, :63], packed, out=out)
+    assert (out == 7).all()

@@ -200,6 +200,10 @@ def sweep_int16(m, k, n, rng, at_end):
         out = place.empty((m, n), np.int64)
         qk.matmul(place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out)
         same(out, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
+    x, bias, place = a.astype(np.float32), rng.normal(0, 1, n).astype(np.float32), Places(at_end)
+    packed, out = qk.pack(b, qk.QParams(np.ones(n), dtype="int16", axis=1)), place.empty((m, n), np.float32)
+    qk.linear(place(x), packed, place(bias), out=out)
+    same(out, qk.linear(x, packed, bias))
 
 
 def sweep_layers(n, rng, at_end):
