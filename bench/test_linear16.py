@@ -10,7 +10,8 @@ from race import Contender, exactly, relative
 
 import qkernels as qk
 
-SHAPES = [(64, 64, 64), (1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (8, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096), (1, 384, 384)]
+SHAPES = [(64, 64, 64), (1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (8, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096),
+          (1, 384, 384)]  # fmt: skip
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 
@@ -18,7 +19,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".joi
 @every_shape
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear16(race, isa, dtype, shape):
-    """torch takes x of 16 bits too, and where the CPU multiplies bfloat16 (AVX512_BF16, not float32 arithmetic) it is faster for that."""
+    """torch rounds x and y to 16 bits too, and where the CPU multiplies bfloat16 (AVX512_BF16) that is faster than float32 arithmetic."""
     m, n, k = shape
     x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2).astype(DTYPES[dtype])
     packed, out = qk.pack(w, None), aligned_empty((m, n), "float32")

@@ -45,7 +45,8 @@ static void pack_row(const char *b, qk_dtype type, uint16_t *to)
 }
 
 /* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
-static void pack_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, qk_dtype type, uint16_t *to)
+static void pack_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, qk_dtype type,
+                         uint16_t *to)
 {
     memset(to, 0, rows * NR * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
@@ -127,7 +128,7 @@ typedef struct {
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
-/* Copies rows of x to where the tile's rows do not share sets of the cache. Returns 0 where a value is not finite. */
+/* Copies rows of x, lda apart. Returns 0 where a value is not finite. */
 static int take_rows(const product *g, float *to, size_t first, size_t count)
 {
     const qk_half *b = g->b;
@@ -213,7 +214,7 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
 {
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .bias = bias, .activation = activation, .out = out};
-    g.lda = round_up(b->k, LINE_FLOATS) + (b->k / LINE_FLOATS % 2 ? 0 : LINE_FLOATS);
+    g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->half_mr, b->n_pad / NR, team);

@@ -42,7 +42,8 @@ static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, uint32_t *
 }
 
 /* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
-static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, size_t nr, uint32_t *to)
+static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, size_t nr,
+                         uint32_t *to)
 {
     memset(to, 0, ceil_div(rows, KR) * nr * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
@@ -207,7 +208,8 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
 }
 
 /* Rows of sums of all of k, ld apart; zero points are not taken into account yet. */
-static void multiply_tile(const product *g, const row_block *block, size_t row, size_t rows, const int16_t *panel, int64_t *sum, size_t ld)
+static void multiply_tile(const product *g, const row_block *block, size_t row, size_t rows, const int16_t *panel,
+                          int64_t *sum, size_t ld)
 {
     const qk_kernels *k = g->b->kernels;
     const int16_t *a = block->codes + row * g->lda, *high = block->high ? block->high + row * g->lda : NULL;
@@ -258,7 +260,8 @@ static void store_floats(const product *g, const row_block *block, size_t first,
     g->b->kernels->blocked_to_float(y, &t);
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin, size_t panel_end)
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
 {
     const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
     const size_t ld = g->right->row_stride / sizeof(int64_t);
@@ -308,7 +311,7 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 {
     if (left->m == 0 || b->n == 0) return 1;
     product g = {.left = left, .b = b, .right = right};
-    g.lda = round_up(b->k + 1, LINE) + (b->k / LINE % 2 ? LINE : 0); /* an odd number of lines: rows do not share sets of the cache */
+    g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);

@@ -1,7 +1,8 @@
 /* Products of int16 (numerics 17), compiled once per instruction set. */
 
 /* Rows of NR sums: sum = c * 2^shift, plus what is there if there is `more`. */
-static inline void words_add_rows(int rows, const int32_t *restrict c, const int shift, const int more, int64_t *restrict sum, size_t ld)
+static inline void words_add_rows(int rows, const int32_t *restrict c, const int shift, const int more,
+                                  int64_t *restrict sum, size_t ld)
 {
     for (; rows > 0; rows--, c += NR, sum += ld)
         for (int j = 0; j < NR; j++) sum[j] = (more ? sum[j] : 0) + (int64_t)((uint64_t)(int64_t)c[j] << shift);

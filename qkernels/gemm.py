@@ -21,7 +21,8 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     ----------
     a : uint8, int8 or int16 array of shape (..., M, K), or (K,)
     b : uint8, int8 or int16 array of shape (K, N), or PackedMatrix
-        A packed b is int16 where a is. Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
+        A packed b is int16 where a is. Packed weights save the packing that each call would repeat. Their own scale and zero point
+        are not used.
     a_zero_point : int or integer array of shape (..., M)
         One for each row of a.
     b_zero_point : int or integer array of shape (N,)
@@ -213,8 +214,8 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     """A dense layer: ``activation(x @ w + bias)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16 weights it is not quantized:
-    they are half as many bytes to read as float32, and the arithmetic is that of float32.
+    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16
+    weights it is not quantized: they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters
     ----------
