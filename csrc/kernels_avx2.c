@@ -380,8 +380,6 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 /* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes two
  * panels at once, 8 chains of multiply-adds. */
 
-static inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
-
 /* 8 columns each. */
 typedef struct {
     __m256 left, right;
@@ -412,7 +410,7 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
     for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_HALF_NR) {
-        prefetch(panel + 64 * QK_HALF_NR); /* of few rows: weights arrive hardly faster than they are used */
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, col, type);
         __m256 v = _mm256_set1_ps(a[0]);
         c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
@@ -494,7 +492,7 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
     __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
     for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
-        if (rows > 1) prefetch(panel + 128 * NR); /* as in half_rows; one row reads faster without */
+        if (rows > 1) _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0); /* as in half_rows; one reads faster without */
         const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel), b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
         __m256i v = broadcast2(a);
         c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);

@@ -282,8 +282,6 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 /* Tile: 12 rows x 32 columns, as for bytes; a step is a row of 64 bytes of the panel. Widening it takes two instructions
  * on other pipes than its 24 multiply-adds. */
 
-static inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
-
 /* 16 columns each. */
 typedef struct {
     __m512 left, right;
@@ -309,7 +307,7 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
     for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_HALF_NR) {
-        prefetch(panel + 64 * QK_HALF_NR); /* of few rows: weights arrive hardly faster than they are used */
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, type);
         __m512 v = _mm512_set1_ps(a[0]);
         c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
@@ -445,7 +443,10 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
     __m512i c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512i c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
     for (size_t s = 0; s < steps; s++, a += 2, a3 += 2, a6 += 2, a9 += 2, panel += 2 * NR) {
-        if (rows > 1) prefetch(panel + 64 * NR), prefetch(panel + 65 * NR); /* as in half_rows; one row reads faster without */
+        if (rows > 4) { /* as in half_rows; fewer read faster without */
+            _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0);
+            _mm_prefetch((const char *)(panel + 129 * NR), _MM_HINT_T0);
+        }
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + NR);
         __m512i v = broadcast_words(a);
         c00 = _mm512_dpwssd_epi32(c00, v, b0), c01 = _mm512_dpwssd_epi32(c01, v, b1);
