@@ -35,7 +35,7 @@ PROMISES = [
     Promise("matmul s8s8 1024^3 to sgemm at AVX2", [f"matmul s8s8 {BIG}"], to("sgemm"), 1.5, isa="avx2"),
     Promise("linear 4-bit (32) 1024^3 to MatMulNBits", [f"linear 4-bit, block 32, {BIG}"], to("onnxruntime"), 2.7, isa="avx512vnni"),
     Promise("linear 4-bit (32) 1024^3 to 8-bit at AVX2", [f"linear 4-bit, block 32, {BIG}"], to("8-bit"), 1.3, isa="avx2"),
-    Promise("linear bfloat16 1024^3 to sgemm", [f"linear bfloat16 {BIG}"], to("sgemm"), 1.0),
+    Promise("linear bfloat16 1024^3 to sgemm", [f"linear bfloat16 {BIG}"], to("sgemm"), 1.0, isa="avx512vnni"),
     Promise("linear bfloat16 1x4096x4096 to sgemm", ["linear bfloat16 1x4096x4096"], to("sgemm"), 2.0),
     Promise("matmul of 12-bit int16 1024^3 to dgemm", [f"matmul int16, 12 bits, {BIG}"], to("dgemm"), 3.0),
     Promise("quantize to the best peer", ["quantize"], to_best_peer, 1.05),
