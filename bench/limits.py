@@ -16,11 +16,14 @@ from race import Contender
 # name in limits.c: (how it is printed, products a step, who must have it)
 PEAKS = {
     "peak_vpdpbusd": ("vpdpbusd, 512 bits", 12 * 64, "has_avx512vnni"),
+    "peak_vpdpwssd": ("vpdpwssd, 512 bits", 12 * 32, "has_avx512vnni"),
     "peak_vpmaddwd": ("vpmaddwd + vpaddd, 256 bits", 12 * 16, "has_avx2"),
     "peak_fma_512": ("float32 FMA, 512 bits", 12 * 16, "has_avx512"),
     "peak_fma_256": ("float32 FMA, 256 bits", 12 * 8, "has_avx2"),
 }
 PEAK_OF_ISA = {"avx512vnni": "peak_vpdpbusd", "avx2": "peak_vpmaddwd"}
+FLOAT_PEAK_OF_ISA = {"avx512vnni": "peak_fma_512", "avx2": "peak_fma_256"}
+INT16_PEAK_OF_ISA = {"avx512vnni": "peak_vpdpwssd", "avx2": "peak_vpmaddwd"}
 LINE = 64
 
 
@@ -84,11 +87,11 @@ def moving(read_bytes, written_bytes):
     return Contender("stream", traffic(read_bytes, written_bytes))
 
 
-def multiplying(isa, macs, threads):
+def multiplying(isa, macs, threads, peak_of_isa=PEAK_OF_ISA):
     """Empty where the instruction set has no such loop here."""
-    if isa not in PEAK_OF_ISA:
+    if isa not in peak_of_isa:
         return []
-    call, done = multiply_adds(PEAK_OF_ISA[isa], min(macs, 20_000_000))
+    call, done = multiply_adds(peak_of_isa[isa], min(macs, 20_000_000))
     return [Contender("peak", call, scale=macs / done / threads)]
 
 

@@ -34,7 +34,7 @@ def settle(isa, best_isa, number_of_threads):
         hold_numkong_to_avx2()
         not_held.update(["onnxruntime", "torch fbgemm", "bitsandbytes"])  # they choose by CPUID and have no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted", "faiss", "scikit-learn"])
+        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted", "faiss", "scikit-learn", "dgemm"])
 
 
 def contender(name, call, read, check=None):
@@ -210,6 +210,12 @@ for m, n, k in eval(sys.argv[2]):
     return found
 
 
+def torch_half_linear(x, w, dtype):
+    """x and y have 16 bits too."""
+    tensors = [torch.from_numpy(t).to(getattr(torch, dtype)) for t in (x, np.ascontiguousarray(w.T.astype(np.float32)))]
+    return torch_contender(lambda: torch.nn.functional.linear(*tensors), lambda y: y.float().numpy())
+
+
 def torch_quantize(x, scale, zero_point, axis=None):
     tensor, dtype = torch.from_numpy(x), TORCH_CODES[zero_point.dtype.name]
     if axis is None:
@@ -352,3 +358,10 @@ def sklearn_kmeans(x, start, iterations, timed):
         return KMeans(len(start), init=start, n_init=1, max_iter=max_iter, tol=0, algorithm="lloyd").fit(x).cluster_centers_
 
     return clustering("scikit-learn", cluster, iterations, timed)
+
+
+def dgemm(a, b):
+    """The same codes as float64, which holds their sums."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    out = np.empty((len(a), b.shape[1]))
+    return contender("dgemm", lambda: np.matmul(left, right, out=out), lambda: out)

@@ -68,6 +68,10 @@ typedef struct {
     int32_t *all, *near;               /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
+/* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16 columns j
+ * and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
+enum { QK_HALF_NR = 32, QK_HALF_ROW_PANELS = 4 };
+
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 {
@@ -121,6 +125,18 @@ struct qk_kernels {
                               uint8_t flip, uint8_t *to);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
     void (*blocked_to_float)(float *y, const qk_tile *t);
+
+    /* Products with float16 and bfloat16 weights (numerics 16). y (rows x 32) = a (rows x k, lda floats) * panel; rows <= half_mr.
+     * half_row: one row and adjacent panels, at most QK_HALF_ROW_PANELS. */
+    int half_mr;
+    void (*half_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y);
+    void (*half_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
+
+    /* Products of int16 (numerics 17). c (rows x nr) = a (rows x 2 steps, lda codes) * panel, steps of 2 codes of k; rows <= mr.
+     * No sum leaves int32. */
+    void (*words_tile)(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c);
+    /* sum (rows x nr, ld) = c (rows x nr), or where there is `more`, sum += c * 2^shift; shift is 0 or 8. */
+    void (*words_add)(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld);
 
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);

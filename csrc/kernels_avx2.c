@@ -198,6 +198,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #include "gguf.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -657,13 +658,160 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 #include "kmeans_types.inc.h"
 
+/* ---- float16 and bfloat16 weights (numerics 16) ---- */
+
+/* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes two
+ * panels at once, 8 chains of multiply-adds. */
+
+/* 8 columns each. */
+typedef struct {
+    __m256 left, right;
+} two_floats;
+
+/* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
+{
+    if (type == QK_F16)
+        return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16 + col)))};
+    const __m256i two = _mm256_loadu_si256((const __m256i *)(p + 2 * col));
+    return (two_floats){_mm256_castsi256_ps(_mm256_slli_epi32(two, 16)),
+                        _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32((int32_t)0xffff0000)))};
+}
+
+static inline __attribute__((always_inline)) void store_floats(float *y, __m256 left, __m256 right)
+{
+    _mm256_storeu_ps(y, left);
+    _mm256_storeu_ps(y + 16, right);
+}
+
+static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k, const float *a,
+                                                            size_t lda, const uint16_t *panel, size_t col, float *y)
+{
+    const float *a3 = a + 3 * lda;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_HALF_NR) {
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
+        const two_floats b = row_of_floats(panel, col, type);
+        __m256 v = _mm256_set1_ps(a[0]);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        if (rows > 1) v = _mm256_set1_ps(a[lda]), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (rows > 2) v = _mm256_set1_ps(a[2 * lda]), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
+        if (rows > 3) v = _mm256_set1_ps(a3[0]), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+        if (rows > 4) v = _mm256_set1_ps(a3[lda]), c40 = _mm256_fmadd_ps(v, b.left, c40), c41 = _mm256_fmadd_ps(v, b.right, c41);
+        if (rows > 5) v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50), c51 = _mm256_fmadd_ps(v, b.right, c51);
+    }
+    y += col;
+    store_floats(y, c00, c01);
+    if (rows > 1) y += 32, store_floats(y, c10, c11);
+    if (rows > 2) y += 32, store_floats(y, c20, c21);
+    if (rows > 3) y += 32, store_floats(y, c30, c31);
+    if (rows > 4) y += 32, store_floats(y, c40, c41);
+    if (rows > 5) y += 32, store_floats(y, c50, c51);
+}
+
+static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                                               const uint16_t *panel, float *y)
+{
+    for (size_t col = 0; col < 16; col += 8) switch (rows) {
+        case 1: half_rows(1, type, k, a, lda, panel, col, y); break;
+        case 2: half_rows(2, type, k, a, lda, panel, col, y); break;
+        case 3: half_rows(3, type, k, a, lda, panel, col, y); break;
+        case 4: half_rows(4, type, k, a, lda, panel, col, y); break;
+        case 5: half_rows(5, type, k, a, lda, panel, col, y); break;
+        default: half_rows(6, type, k, a, lda, panel, col, y); break;
+        }
+}
+
+static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    if (type == QK_F16)
+        half_tile_of(QK_F16, rows, k, a, lda, panel, y);
+    else
+        half_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+}
+
+/* One row and one or two panels. */
+static inline __attribute__((always_inline)) void half_panels(const int panels, const qk_dtype type, size_t k, const float *a,
+                                                              const uint16_t *panel, float *y)
+{
+    const size_t size = k * QK_HALF_NR;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR) {
+        const __m256 v = _mm256_set1_ps(a[i]);
+        two_floats b = row_of_floats(panel, 0, type);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        b = row_of_floats(panel, 8, type), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (panels == 1) continue;
+        b = row_of_floats(panel + size, 0, type), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
+        b = row_of_floats(panel + size, 8, type), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+    }
+    store_floats(y, c00, c01), store_floats(y + 8, c10, c11);
+    if (panels > 1) store_floats(y + 32, c20, c21), store_floats(y + 40, c30, c31);
+}
+
+static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    const uint16_t *p = panel;
+    for (; panels > 0; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR) switch ((type == QK_BF16) + 2 * (panels > 1)) {
+        case 0: half_panels(1, QK_F16, k, a, p, y); break;
+        case 1: half_panels(1, QK_BF16, k, a, p, y); break;
+        case 2: half_panels(2, QK_F16, k, a, p, y); break;
+        default: half_panels(2, QK_BF16, k, a, p, y); break;
+        }
+}
+
+/* ---- int16 (numerics 17) ---- */
+
+/* The tile of bytes, whose codes are int16 already. */
+static inline __attribute__((always_inline)) void words_rows(const int rows, size_t steps, const int16_t *a, size_t lda,
+                                                             const int16_t *panel, int32_t *c)
+{
+    const int16_t *a3 = a + 3 * lda;
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+        if (rows > 1) _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0); /* as in half_rows; one reads faster without */
+        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel), b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
+        __m256i v = broadcast2(a);
+        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+    }
+    store(c, c00, c01);
+    if (rows > 1) c += NR, store(c, c10, c11);
+    if (rows > 2) c += NR, store(c, c20, c21);
+    if (rows > 3) c += NR, store(c, c30, c31);
+    if (rows > 4) c += NR, store(c, c40, c41);
+    if (rows > 5) c += NR, store(c, c50, c51);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    switch (rows) {
+    case 1: words_rows(1, steps, a, lda, panel, c); break;
+    case 2: words_rows(2, steps, a, lda, panel, c); break;
+    case 3: words_rows(3, steps, a, lda, panel, c); break;
+    case 4: words_rows(4, steps, a, lda, panel, c); break;
+    case 5: words_rows(5, steps, a, lda, panel, c); break;
+    default: words_rows(6, steps, a, lda, panel, c); break;
+    }
+}
+
 #include "light_avx2.inc.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
     .light = &light,
-    .blocked_mr = 4,
+    .blocked_mr = 4, .half_mr = 6,
     .gemm_tile = gemm_tile,
     .gemm_wide_tile = gemm_wide_tile,
     .gemm_widen_panel = gemm_widen_panel,

@@ -21,9 +21,9 @@
 #else
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 #endif
 
@@ -209,6 +209,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #include "gguf.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
 {
@@ -636,10 +637,227 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 #include "kmeans_types.inc.h"
 
+/* ---- float16 and bfloat16 weights (numerics 16) ---- */
+
+/* Tile: 12 rows x 32 columns, as for bytes; a step is a row of 64 bytes of the panel. Widening it takes two instructions
+ * on other pipes than its 24 multiply-adds. */
+
+/* 16 columns each. */
+typedef struct {
+    __m512 left, right;
+} two_floats;
+
+/* A row of a panel. `type` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, const qk_dtype type)
+{
+    if (type == QK_F16)
+        return (two_floats){_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)),
+                            _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 16)))};
+    const __m512i two = _mm512_loadu_si512(p);
+    return (two_floats){_mm512_castsi512_ps(_mm512_slli_epi32(two, 16)),
+                        _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32((int32_t)0xffff0000)))};
+}
+
+static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k, const float *a,
+                                                            size_t lda, const uint16_t *panel, float *y)
+{
+    const float *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
+    __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
+    for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_HALF_NR) {
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
+        const two_floats b = row_of_floats(panel, type);
+        __m512 v = _mm512_set1_ps(a[0]);
+        c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
+        if (rows > 1) v = _mm512_set1_ps(a[lda]), c10 = _mm512_fmadd_ps(v, b.left, c10), c11 = _mm512_fmadd_ps(v, b.right, c11);
+        if (rows > 2) v = _mm512_set1_ps(a[2 * lda]), c20 = _mm512_fmadd_ps(v, b.left, c20), c21 = _mm512_fmadd_ps(v, b.right, c21);
+        if (rows > 3) v = _mm512_set1_ps(a3[0]), c30 = _mm512_fmadd_ps(v, b.left, c30), c31 = _mm512_fmadd_ps(v, b.right, c31);
+        if (rows > 4) v = _mm512_set1_ps(a3[lda]), c40 = _mm512_fmadd_ps(v, b.left, c40), c41 = _mm512_fmadd_ps(v, b.right, c41);
+        if (rows > 5) v = _mm512_set1_ps(a3[2 * lda]), c50 = _mm512_fmadd_ps(v, b.left, c50), c51 = _mm512_fmadd_ps(v, b.right, c51);
+        if (rows > 6) v = _mm512_set1_ps(a6[0]), c60 = _mm512_fmadd_ps(v, b.left, c60), c61 = _mm512_fmadd_ps(v, b.right, c61);
+        if (rows > 7) v = _mm512_set1_ps(a6[lda]), c70 = _mm512_fmadd_ps(v, b.left, c70), c71 = _mm512_fmadd_ps(v, b.right, c71);
+        if (rows > 8) v = _mm512_set1_ps(a6[2 * lda]), c80 = _mm512_fmadd_ps(v, b.left, c80), c81 = _mm512_fmadd_ps(v, b.right, c81);
+        if (rows > 9) v = _mm512_set1_ps(a9[0]), c90 = _mm512_fmadd_ps(v, b.left, c90), c91 = _mm512_fmadd_ps(v, b.right, c91);
+        if (rows > 10) v = _mm512_set1_ps(a9[lda]), ca0 = _mm512_fmadd_ps(v, b.left, ca0), ca1 = _mm512_fmadd_ps(v, b.right, ca1);
+        if (rows > 11) v = _mm512_set1_ps(a9[2 * lda]), cb0 = _mm512_fmadd_ps(v, b.left, cb0), cb1 = _mm512_fmadd_ps(v, b.right, cb1);
+    }
+    _mm512_storeu_ps(y, c00), _mm512_storeu_ps(y + 16, c01);
+    if (rows > 1) y += 32, _mm512_storeu_ps(y, c10), _mm512_storeu_ps(y + 16, c11);
+    if (rows > 2) y += 32, _mm512_storeu_ps(y, c20), _mm512_storeu_ps(y + 16, c21);
+    if (rows > 3) y += 32, _mm512_storeu_ps(y, c30), _mm512_storeu_ps(y + 16, c31);
+    if (rows > 4) y += 32, _mm512_storeu_ps(y, c40), _mm512_storeu_ps(y + 16, c41);
+    if (rows > 5) y += 32, _mm512_storeu_ps(y, c50), _mm512_storeu_ps(y + 16, c51);
+    if (rows > 6) y += 32, _mm512_storeu_ps(y, c60), _mm512_storeu_ps(y + 16, c61);
+    if (rows > 7) y += 32, _mm512_storeu_ps(y, c70), _mm512_storeu_ps(y + 16, c71);
+    if (rows > 8) y += 32, _mm512_storeu_ps(y, c80), _mm512_storeu_ps(y + 16, c81);
+    if (rows > 9) y += 32, _mm512_storeu_ps(y, c90), _mm512_storeu_ps(y + 16, c91);
+    if (rows > 10) y += 32, _mm512_storeu_ps(y, ca0), _mm512_storeu_ps(y + 16, ca1);
+    if (rows > 11) y += 32, _mm512_storeu_ps(y, cb0), _mm512_storeu_ps(y + 16, cb1);
+}
+
+static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                                               const uint16_t *panel, float *y)
+{
+    switch (rows) {
+    case 1: half_rows(1, type, k, a, lda, panel, y); break;
+    case 2: half_rows(2, type, k, a, lda, panel, y); break;
+    case 3: half_rows(3, type, k, a, lda, panel, y); break;
+    case 4: half_rows(4, type, k, a, lda, panel, y); break;
+    case 5: half_rows(5, type, k, a, lda, panel, y); break;
+    case 6: half_rows(6, type, k, a, lda, panel, y); break;
+    case 7: half_rows(7, type, k, a, lda, panel, y); break;
+    case 8: half_rows(8, type, k, a, lda, panel, y); break;
+    case 9: half_rows(9, type, k, a, lda, panel, y); break;
+    case 10: half_rows(10, type, k, a, lda, panel, y); break;
+    case 11: half_rows(11, type, k, a, lda, panel, y); break;
+    default: half_rows(12, type, k, a, lda, panel, y); break;
+    }
+}
+
+static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    if (type == QK_F16)
+        half_tile_of(QK_F16, rows, k, a, lda, panel, y);
+    else
+        half_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+}
+
+/* One row takes panels side by side: the two chains of one panel would wait for their own multiply-adds. */
+static inline __attribute__((always_inline)) void bfloat_panels(const int panels, size_t k, const float *a,
+                                                                const uint16_t *panel, float *y)
+{
+    const size_t size = k * QK_HALF_NR;
+    const uint16_t *panel3 = panel + 3 * size;
+    const __m512 zero = _mm512_setzero_ps();
+    __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR, panel3 += QK_HALF_NR) {
+        const __m512 v = _mm512_set1_ps(a[i]);
+        two_floats b = row_of_floats(panel, QK_BF16);
+        c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
+        if (panels > 1) b = row_of_floats(panel + size, QK_BF16), c10 = _mm512_fmadd_ps(v, b.left, c10), c11 = _mm512_fmadd_ps(v, b.right, c11);
+        if (panels > 2) b = row_of_floats(panel + 2 * size, QK_BF16), c20 = _mm512_fmadd_ps(v, b.left, c20), c21 = _mm512_fmadd_ps(v, b.right, c21);
+        if (panels > 3) b = row_of_floats(panel3, QK_BF16), c30 = _mm512_fmadd_ps(v, b.left, c30), c31 = _mm512_fmadd_ps(v, b.right, c31);
+    }
+    _mm512_storeu_ps(y, c00), _mm512_storeu_ps(y + 16, c01);
+    if (panels > 1) _mm512_storeu_ps(y + 32, c10), _mm512_storeu_ps(y + 48, c11);
+    if (panels > 2) _mm512_storeu_ps(y + 64, c20), _mm512_storeu_ps(y + 80, c21);
+    if (panels > 3) _mm512_storeu_ps(y + 96, c30), _mm512_storeu_ps(y + 112, c31);
+}
+
+static inline __attribute__((always_inline)) __m256 multiply_add8(__m256 c, __m256 v, const uint16_t *p)
+{
+    return _mm256_fmadd_ps(v, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), c);
+}
+
+/* The same of float16: conversions of 256 bits, two of which are faster than one of 512. */
+static inline __attribute__((always_inline)) void half_panels(const int panels, size_t k, const float *a,
+                                                              const uint16_t *panel, float *y)
+{
+    const size_t size = k * QK_HALF_NR;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c02 = zero, c03 = zero, c10 = zero, c11 = zero, c12 = zero, c13 = zero;
+    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR) {
+        const __m256 v = _mm256_set1_ps(a[i]);
+        c00 = multiply_add8(c00, v, panel), c01 = multiply_add8(c01, v, panel + 8);
+        c02 = multiply_add8(c02, v, panel + 16), c03 = multiply_add8(c03, v, panel + 24);
+        if (panels == 1) continue;
+        c10 = multiply_add8(c10, v, panel + size), c11 = multiply_add8(c11, v, panel + size + 8);
+        c12 = multiply_add8(c12, v, panel + size + 16), c13 = multiply_add8(c13, v, panel + size + 24);
+    }
+    _mm256_storeu_ps(y, c00), _mm256_storeu_ps(y + 8, c01), _mm256_storeu_ps(y + 16, c02), _mm256_storeu_ps(y + 24, c03);
+    if (panels == 1) return;
+    y += 32;
+    _mm256_storeu_ps(y, c10), _mm256_storeu_ps(y + 8, c11), _mm256_storeu_ps(y + 16, c12), _mm256_storeu_ps(y + 24, c13);
+}
+
+static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    const uint16_t *p = panel;
+    for (; type == QK_F16 && panels > 1; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR) half_panels(2, k, a, p, y);
+    if (type == QK_F16) {
+        if (panels) half_panels(1, k, a, p, y);
+        return;
+    }
+    switch (panels) {
+    case 1: bfloat_panels(1, k, a, p, y); break;
+    case 2: bfloat_panels(2, k, a, p, y); break;
+    case 3: bfloat_panels(3, k, a, p, y); break;
+    default: bfloat_panels(4, k, a, p, y); break;
+    }
+}
+
+/* ---- int16 (numerics 17) ---- */
+
+/* vpdpwssd: 16 lanes x (2 by 2 int16) added to int32, half as many products as vpdpbusd; the same tile. */
+
+static inline __m512i broadcast_words(const int16_t *p) { return broadcast4((const uint8_t *)p); }
+
+static inline __attribute__((always_inline)) void words_rows(const int rows, size_t steps, const int16_t *a, size_t lda,
+                                                             const int16_t *panel, int32_t *c)
+{
+    const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    __m512i c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
+    __m512i c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
+    for (size_t s = 0; s < steps; s++, a += 2, a3 += 2, a6 += 2, a9 += 2, panel += 2 * NR) {
+        if (rows > 4) { /* as in half_rows; fewer read faster without */
+            _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0);
+            _mm_prefetch((const char *)(panel + 129 * NR), _MM_HINT_T0);
+        }
+        const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + NR);
+        __m512i v = broadcast_words(a);
+        c00 = _mm512_dpwssd_epi32(c00, v, b0), c01 = _mm512_dpwssd_epi32(c01, v, b1);
+        if (rows > 1) v = broadcast_words(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
+        if (rows > 2) v = broadcast_words(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0), c21 = _mm512_dpwssd_epi32(c21, v, b1);
+        if (rows > 3) v = broadcast_words(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
+        if (rows > 4) v = broadcast_words(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
+        if (rows > 5) v = broadcast_words(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0), c51 = _mm512_dpwssd_epi32(c51, v, b1);
+        if (rows > 6) v = broadcast_words(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
+        if (rows > 7) v = broadcast_words(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
+        if (rows > 8) v = broadcast_words(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0), c81 = _mm512_dpwssd_epi32(c81, v, b1);
+        if (rows > 9) v = broadcast_words(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
+        if (rows > 10) v = broadcast_words(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
+        if (rows > 11) v = broadcast_words(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0), cb1 = _mm512_dpwssd_epi32(cb1, v, b1);
+    }
+    _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
+    if (rows > 1) c += NR, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
+    if (rows > 2) c += NR, _mm512_storeu_si512(c, c20), _mm512_storeu_si512(c + 16, c21);
+    if (rows > 3) c += NR, _mm512_storeu_si512(c, c30), _mm512_storeu_si512(c + 16, c31);
+    if (rows > 4) c += NR, _mm512_storeu_si512(c, c40), _mm512_storeu_si512(c + 16, c41);
+    if (rows > 5) c += NR, _mm512_storeu_si512(c, c50), _mm512_storeu_si512(c + 16, c51);
+    if (rows > 6) c += NR, _mm512_storeu_si512(c, c60), _mm512_storeu_si512(c + 16, c61);
+    if (rows > 7) c += NR, _mm512_storeu_si512(c, c70), _mm512_storeu_si512(c + 16, c71);
+    if (rows > 8) c += NR, _mm512_storeu_si512(c, c80), _mm512_storeu_si512(c + 16, c81);
+    if (rows > 9) c += NR, _mm512_storeu_si512(c, c90), _mm512_storeu_si512(c + 16, c91);
+    if (rows > 10) c += NR, _mm512_storeu_si512(c, ca0), _mm512_storeu_si512(c + 16, ca1);
+    if (rows > 11) c += NR, _mm512_storeu_si512(c, cb0), _mm512_storeu_si512(c + 16, cb1);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    switch (rows) {
+    case 1: words_rows(1, steps, a, lda, panel, c); break;
+    case 2: words_rows(2, steps, a, lda, panel, c); break;
+    case 3: words_rows(3, steps, a, lda, panel, c); break;
+    case 4: words_rows(4, steps, a, lda, panel, c); break;
+    case 5: words_rows(5, steps, a, lda, panel, c); break;
+    case 6: words_rows(6, steps, a, lda, panel, c); break;
+    case 7: words_rows(7, steps, a, lda, panel, c); break;
+    case 8: words_rows(8, steps, a, lda, panel, c); break;
+    case 9: words_rows(9, steps, a, lda, panel, c); break;
+    case 10: words_rows(10, steps, a, lda, panel, c); break;
+    case 11: words_rows(11, steps, a, lda, panel, c); break;
+    default: words_rows(12, steps, a, lda, panel, c); break;
+    }
+}
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
-    .blocked_mr = 4,
+    .blocked_mr = 4, .half_mr = 12,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

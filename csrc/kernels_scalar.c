@@ -11,6 +11,7 @@
 #include "gguf.inc.h"
 #include "products.inc.h"
 #include "blocked.inc.h"
+#include "words.inc.h"
 
 /* ---- k-means: what kmeans.inc.h needs, four points or two at a time ---- */
 
@@ -145,10 +146,39 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
         }
 }
 
+static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    memset(y, 0, (size_t)rows * QK_HALF_NR * sizeof *y);
+    for (size_t i = 0; i < k; i++) {
+        float b[QK_HALF_NR];
+        (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_HALF_NR, b, QK_HALF_NR);
+        for (int row = 0; row < rows; row++)
+            for (int j = 0; j < QK_HALF_NR; j++) {
+                const float weight = b[type == QK_BF16 ? j % 16 * 2 + j / 16 : j];
+                y[row * QK_HALF_NR + j] = __builtin_fmaf(a[(size_t)row * lda + i], weight, y[row * QK_HALF_NR + j]);
+            }
+    }
+}
+
+static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    for (int i = 0; i < panels; i++)
+        half_tile(1, k, a, 0, panel + (size_t)i * k * QK_HALF_NR, type, y + i * QK_HALF_NR);
+}
+
+static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    for (int row = 0; row < rows; row++, a += lda)
+        for (int j = 0; j < NR; j++, c++) {
+            *c = 0;
+            for (size_t i = 0; i < 2 * steps; i++) *c += a[i] * panel[(i / 2 * NR + (size_t)j) * 2 + i % 2];
+        }
+}
+
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
-    .blocked_mr = 4,
+    .blocked_mr = 4, .half_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

@@ -201,6 +201,45 @@ typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
 void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
 
+/* ---- products with float16 and bfloat16 weights ---- */
+
+/* Weights b (k, n) in panels of 32 columns, which are the same for every instruction set. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, n_pad;
+    qk_dtype type;          /* QK_F16 or QK_BF16 */
+    uint16_t *panels;       /* qk_half_bytes of them, aligned to 64 */
+} qk_half;
+
+void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
+size_t qk_half_bytes(const qk_half *p);
+/* Strides in bytes. Returns 0 where b holds NaN or infinity. */
+int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+void qk_half_unpack(const qk_half *p, void *b);
+/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
+int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias, qk_activation activation,
+                   float *out);
+
+/* ---- products of int16 ---- */
+
+/* Codes b (k, n) in panels of an instruction set's nr columns, steps of 2 codes of k. Column arrays have n_pad entries. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, steps, n_pad;
+    int32_t largest;        /* magnitude of b */
+    int16_t *panels;        /* qk_words_bytes of them, aligned to 64 */
+    int64_t *colsum;
+} qk_words;
+
+void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n);
+size_t qk_words_bytes(const qk_words *p);
+/* Fills panels, colsum and largest; strides in bytes. */
+void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+void qk_words_unpack(const qk_words *p, int16_t *b);
+/* As qk_gemm: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `right` it reads type, out,
+ * row_stride and b_zero, and for floats col_scale, float_bias and activation. */
+int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right);
+
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */

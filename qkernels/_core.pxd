@@ -1,7 +1,7 @@
 """The C API (csrc/qkernels.h) as Cython sees it."""
 
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kernels:
@@ -144,6 +144,32 @@ cdef extern from "qkernels.h" nogil:
     void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type)
     void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
+
+    ctypedef struct qk_half:
+        const qk_kernels *kernels
+        size_t k, n, n_pad
+        qk_dtype type
+        uint16_t *panels
+
+    void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
+    size_t qk_half_bytes(const qk_half *p)
+    int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+    void qk_half_unpack(const qk_half *p, void *b)
+    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias,
+                       qk_activation activation, float *out)
+
+    ctypedef struct qk_words:
+        const qk_kernels *kernels
+        size_t k, n, steps, n_pad
+        int32_t largest
+        int16_t *panels
+        int64_t *colsum
+
+    void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
+    size_t qk_words_bytes(const qk_words *p)
+    void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+    void qk_words_unpack(const qk_words *p, int16_t *b)
+    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

@@ -38,6 +38,7 @@ cdef extern from *:
     PyObject *descr_of(cnp.ndarray a)   # borrowed
 
 INT32 = np.dtype(np.int32)
+INT64 = np.dtype(np.int64)
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 cdef int BF16_NUM = BFLOAT16.num
@@ -449,24 +450,34 @@ def holds_as_half(values):
 cdef class Packed:
     """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, or int4 or uint4, which fill `blocked`. Without params it has no
-    scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels
-    (1 or n, 16), their float32 scales (1 or n), and the scales of blocks (blocks, n) or None.
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, float16 or bfloat16, which
+    fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
+    a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
+    blocks (blocks, n) or None.
     """
 
     cdef qk_packed c
     cdef qk_blocked blocked
-    cdef bint is_blocked
+    cdef qk_half half
+    cdef qk_words words
+    cdef bint is_blocked, is_half, is_words
     cdef readonly object params, scales
+    cdef readonly object dtype       # of b, in native byte order
     cdef readonly Py_ssize_t nbytes
-    cdef object panels, colsum, scale, zero_point, zeros, dtype, levels
+    cdef object panels, colsum, scale, zero_point, zeros, levels
     cdef int64_t bound               # max over columns of sum |b - zero_point|
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
     def __cinit__(self, cnp.ndarray b not None, params, levels=None):
-        self.params, self.dtype = params, b.dtype
+        self.params, self.dtype = params, np.dtype(b.dtype.type)
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
+        if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
+            self.pack_halves(b)
+            return
+        if PyArray_TYPE(b) == cnp.NPY_INT16:
+            self.pack_words(b, params)
+            return
         if levels is not None:
             self.pack_levels(b, levels[0], levels[1], levels[2])
             return
@@ -488,14 +499,19 @@ cdef class Packed:
         self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
         if params is not None:
-            self.scale = self.padded(params.scale, np.float32)
-            self.zero_point = self.padded(params.zero_point, np.int32)
-            self.zeros = np.zeros(self.n_pad, np.float32)
-            self.has_zero_point = bool(np.any(self.zero_point))
-            self.nbytes += 12 * self.n_pad
+            self.keep_params()
             zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
+
+    cdef int keep_params(self) except -1:
+        """Scales and zero points of columns, padded to whole panels."""
+        self.scale = self.padded(self.params.scale, np.float32)
+        self.zero_point = self.padded(self.params.zero_point, np.int32)
+        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.has_zero_point = bool(np.any(self.zero_point))
+        self.nbytes += 12 * self.n_pad
+        return 0
 
     cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
         """Fills `blocked`. Per tensor or per column, all rows are one block; equal zero points are kept once."""
@@ -543,6 +559,42 @@ cdef class Packed:
             qk_blocked_pack(&self.blocked, data, row_stride, col_stride, p)
         return 0
 
+    cdef int pack_halves(self, cnp.ndarray b) except -1:
+        """Fills `half`, of finite weights."""
+        b = np.require(b, requirements="A")
+        qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
+                     QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
+        self.is_half, self.n_pad = True, <Py_ssize_t>self.half.n_pad
+        self.nbytes = <Py_ssize_t>qk_half_bytes(&self.half)
+        self.half.panels = <uint16_t *>self.aligned(self.nbytes)
+        self.zeros = np.zeros(self.n_pad, np.float32)
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        cdef int finite
+        with nogil:
+            finite = qk_half_pack(&self.half, data, row_stride, col_stride)
+        if not finite:
+            with np.errstate(invalid="ignore"):  # of signalling NaN
+                raise_not_finite(b, "b")
+        return 0
+
+    cdef int pack_words(self, cnp.ndarray b, params) except -1:
+        """Fills `words`."""
+        b = np.require(b, requirements="A")
+        qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
+        self.is_words, self.n_pad = True, <Py_ssize_t>self.words.n_pad
+        self.nbytes = <Py_ssize_t>qk_words_bytes(&self.words) + 8 * self.n_pad
+        self.words.panels = <int16_t *>self.aligned(self.nbytes - 8 * self.n_pad)
+        self.colsum = np.zeros(self.n_pad, np.int64)
+        self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
+        if params is not None:
+            self.keep_params()
+        cdef const void *data = cnp.PyArray_DATA(b)
+        cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
+        with nogil:
+            qk_words_pack(&self.words, data, row_stride, col_stride)
+        return 0
+
     cdef void *aligned(self, Py_ssize_t size):
         """Memory for `size` bytes of panels, aligned to 64."""
         cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
@@ -560,11 +612,15 @@ cdef class Packed:
         return self.k, self.n
 
     def unpack(self):
-        """The codes as they were packed: (K, N), of dtype `params.dtype`, or uint8 for a Codebook."""
+        """The weights as they were packed: (K, N), of dtype `dtype`."""
         codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
         with nogil:
-            if self.is_blocked:
+            if self.is_half:
+                qk_half_unpack(&self.half, to)
+            elif self.is_words:
+                qk_words_unpack(&self.words, <int16_t *>to)
+            elif self.is_blocked:
                 qk_blocked_unpack(&self.blocked, to)
             else:
                 qk_unpack(&self.c, to)
@@ -572,9 +628,9 @@ cdef class Packed:
 
 
 cdef int refuse_blocked(Packed b, name) except -1:
-    if b.is_blocked:
-        raise TypeError(f"{name} needs 8-bit weights, got {b.dtype.name if b.dtype != np.uint8 else 'codes of a Codebook'}: "
-                        "4-bit weights are for linear")
+    if b.is_blocked or b.is_half or b.is_words:
+        what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
+        raise TypeError(f"{name} needs 8-bit weights, got {what}: such weights are for linear")
     return 0
 
 
@@ -629,6 +685,13 @@ cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
     return check_status(status, x)
 
 
+cdef int run_words(qk_left *left, qk_words *b, qk_right *right, object x) except -1:
+    cdef int status
+    with nogil:
+        status = qk_words_gemm(left, b, right)
+    return check_status(status, x)
+
+
 cdef int check_status(int status, object x) except -1:
     """Of a product whose left operand is x."""
     if status == -1:
@@ -668,6 +731,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
+    if PyArray_TYPE(left_array) == cnp.NPY_INT16 or is_int16(b):
+        return words_matmul(left_array, b, a_zero_point, b_zero_point, out)
     left.type = <qk_left_type>codes_type(left_array, "a")
     if isinstance(b, Packed):
         packed = <Packed>b
@@ -706,6 +771,66 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     right.out = cnp.PyArray_DATA(c)
     right.row_stride = <size_t>n * 4
     run(&left, &packed.c, &right, a)
+    return c
+
+
+cdef bint is_int16(b):
+    if isinstance(b, Packed):
+        return (<Packed>b).is_words
+    return isinstance(b, np.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
+
+
+cdef cnp.ndarray int16_codes(codes, name):
+    """Codes of at most 16 bits, as int16."""
+    if PyArray_TYPE(<cnp.ndarray>codes) == cnp.NPY_INT16:
+        return <cnp.ndarray>codes
+    if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
+        raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
+    return codes.astype(np.int16, copy=False)
+
+
+cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
+    """matmul where a or b is int16."""
+    cdef qk_left left
+    cdef Packed packed
+    memset(&left, 0, sizeof(left))
+    cdef cnp.ndarray codes = int16_codes(a, "a")
+    if isinstance(b, Packed):
+        if not (<Packed>b).is_words:
+            raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
+        packed = <Packed>b
+    else:
+        b = b if isinstance(b, np.ndarray) else np.asarray(b)
+        wide = int16_codes(b, "b")
+        if b.ndim != 2:
+            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+        packed = None
+    cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
+    cdef cnp.ndarray rows = rows_of(codes, k, "a", &left)
+    cdef cnp.ndarray c = product_out(out, a, n, INT64)
+    cdef qk_right right
+    memset(&right, 0, sizeof(right))
+    if out is not None:
+        refuse_overlap(c, a, "a")
+        refuse_overlap(c, b, "b")
+        refuse_overlap(c, a_zero_point, "a_zero_point")
+    if not (type(a_zero_point) is int and a_zero_point == 0):
+        az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
+        left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+    if not (type(b_zero_point) is int and b_zero_point == 0):
+        like = np.empty(0, np.int16) if packed is not None else b
+        bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
+    else:
+        bz = None
+    if packed is None:
+        packed = Packed(wide, None)
+    if bz is not None:
+        bz = packed.padded(bz, np.int32)
+        right.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+    right.out = cnp.PyArray_DATA(c)
+    right.row_stride = <size_t>n * 8
+    run_words(&left, &packed.words, &right, a)
     return c
 
 
@@ -758,6 +883,17 @@ cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activati
     return y
 
 
+cdef half_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
+    """linear with float16 or bfloat16 weights, its arguments checked."""
+    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
+    cdef float *to = <float *>cnp.PyArray_DATA(y)
+    cdef int status
+    with nogil:
+        status = qk_half_linear(<const float *>left.a, left.row_stride, left.m, &b.half, given, activation, to)
+    check_status(status, x)
+    return y
+
+
 def linear(cnp.ndarray x, Packed b, bias, activation, out):
     """float32 x (..., k)."""
     cdef qk_left left
@@ -778,6 +914,8 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
+    if b.is_half:
+        return half_linear(&left, b, bias_array, right.activation, y, x)
     if b.is_blocked:
         return blocked_linear(&left, b, bias_array, right.activation, y, x)
     left.type = QK_FLOATS
@@ -787,7 +925,10 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
     right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
-    run(&left, &b.c, &right, x)
+    if b.is_words:
+        run_words(&left, &b.words, &right, x)
+    else:
+        run(&left, &b.c, &right, x)
     return y
 
 

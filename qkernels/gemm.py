@@ -1,4 +1,4 @@
-"""Matrix products of 8-bit codes: exact int32 sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8."""
+"""Matrix products of codes: exact sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8, 12, 16 and 17."""
 
 import ml_dtypes
 import numpy as np
@@ -11,26 +11,29 @@ from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_ar
 
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
+HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
-    """Exact integer product ``(a - a_zero_point) @ (b - b_zero_point)``, modulo 2**32.
+    """Exact integer product ``(a - a_zero_point) @ (b - b_zero_point)``: of 8-bit codes as int32, modulo 2**32; where a or b is
+    int16, as int64, which holds every sum.
 
     Parameters
     ----------
-    a : uint8 or int8 array of shape (..., M, K), or (K,)
-    b : uint8 or int8 array of shape (K, N), or PackedMatrix
-        Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
+    a : uint8, int8 or int16 array of shape (..., M, K), or (K,)
+    b : uint8, int8 or int16 array of shape (K, N), or PackedMatrix
+        A packed b is int16 where a is. Packed weights save the packing that each call would repeat. Their own scale and zero point
+        are not used.
     a_zero_point : int or integer array of shape (..., M)
         One for each row of a.
     b_zero_point : int or integer array of shape (N,)
         One for each column of b.
     out : int32 array of shape (..., M, N), optional
-        C-contiguous; may not overlap a, b or a_zero_point.
+        Or int64, as the result; C-contiguous; may not overlap a, b or a_zero_point.
 
     Returns
     -------
-    int32 array of shape (..., M, N)
+    int32 or int64 array of shape (..., M, N)
 
     Raises
     ------
@@ -39,25 +42,27 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
 
     References
     ----------
-    ONNX MatMulInteger-10.
+    ONNX MatMulInteger-10; docs/numerics.md, sections 6 and 17.
 
     Examples
     --------
     >>> qk.matmul(np.uint8([[11, 7, 3]]), np.int8([[1, 4], [2, 5], [3, 6]]), a_zero_point=12)
     array([[-38, -83]], dtype=int32)
+    >>> qk.matmul(np.int16([[-32768, -32768]]), np.int16([[-32768], [-32768]]))
+    array([[2147483648]])
     """
     return _core.matmul(a, b, a_zero_point, b_zero_point, out)
 
 
 def pack(b, params, *, scales=None):
-    """Quantized weights in the layout that the products read fastest.
+    """Weights in the layout that the products read fastest.
 
     Parameters
     ----------
-    b : int8, uint8, int4 or uint4 array of shape (K, N)
+    b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
         Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
-        byte; they are for `linear`.
-    params : QParams or Codebook
+        byte. All but int8 and uint8 codes are for `linear` only; floats must be finite.
+    params : QParams or Codebook, or None where b is float16 or bfloat16
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
         `block_size`), where multiples of 4 run fastest. Their scales are kept as float16 if that holds them all exactly.
 
@@ -73,11 +78,11 @@ def pack(b, params, *, scales=None):
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or axis, or a code beyond the levels.
+        For another dtype, shape or axis, NaN or infinity, or a code beyond the levels.
 
     References
     ----------
-    docs/numerics.md, sections 6 and 12.
+    docs/numerics.md, sections 6, 12, 16 and 17.
 
     Examples
     --------
@@ -89,6 +94,8 @@ def pack(b, params, *, scales=None):
     >>> codes, scales = qk.encode(w, codebook)
     >>> qk.pack(codes, codebook, scales=scales).level_error.round(4)
     0.0008
+    >>> qk.pack(w.astype(np.float16), None)
+    PackedMatrix(shape=(3, 2), dtype='float16')
     """
     return PackedMatrix(b, params, scales)
 
@@ -100,7 +107,9 @@ class PackedMatrix(_core.Packed):
     ----------
     shape : (int, int)
         (K, N)
-    params : QParams or Codebook
+    params : QParams or Codebook, or None of float16 and bfloat16
+    dtype : dtype
+        Of the weights, or of the codes: uint8 for a codebook.
     scales : float32 array or None
         Of the blocks of a codebook.
     level_error : float
@@ -124,16 +133,31 @@ class PackedMatrix(_core.Packed):
 
     def __new__(cls, b, params, scales=None):
         b = np.asarray(b)
+        b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
         if isinstance(params, Codebook):
             params, scales = _check_codes(b, params, scales)
             return super().__new__(cls, b, params, (*_int8_levels(params)[:2], scales))
+        if scales is not None:
+            raise ValueError(f"scales must be None for weights without a Codebook, got {type(scales).__name__}")
+        if params is None or b.dtype in HALVES:
+            return cls._of_floats(b, params)
         if not isinstance(params, QParams):
             raise TypeError(f"params must be QParams or a Codebook, got {type(params).__name__}")
-        if scales is not None:
-            raise ValueError(f"scales must be None for weights of QParams, got {type(scales).__name__}")
         return super().__new__(cls, b, _check_weights(b, params))
 
+    @classmethod
+    def _of_floats(cls, b, params):
+        if b.dtype not in HALVES:
+            raise TypeError(f"b must be float16 or bfloat16 where params is None, got {b.dtype}")
+        if params is not None:
+            raise TypeError(f"params must be None for weights of {b.dtype}, got {type(params).__name__}")
+        if b.ndim != 2:
+            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+        return super().__new__(cls, b, None)
+
     def __repr__(self):
+        if self.params is None:
+            return f"PackedMatrix(shape={self.shape}, dtype='{self.dtype}')"
         return f"PackedMatrix(shape={self.shape}, params={self.params})"
 
     def __reduce__(self):
@@ -152,7 +176,11 @@ class PackedMatrix(_core.Packed):
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`), and ``qmin`` (). Of 4-bit weights ``codes``
             has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest.
             Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``.
+            Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
         """
+        if self.dtype in HALVES:
+            weights = self.unpack()
+            return {"weights": weights if self.dtype == np.float16 else weights.view(np.uint16)}
         p = self.params
         if isinstance(p, Codebook):
             arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
@@ -172,14 +200,19 @@ class PackedMatrix(_core.Packed):
         TypeError, ValueError
             Where an array is missing, or is not as `to_arrays` makes it.
         """
+        if "weights" in arrays:
+            weights = np.asarray(arrays["weights"])
+            if weights.dtype not in (np.float16, np.uint16):
+                raise TypeError(f"weights must be float16 or uint16, got {weights.dtype}")
+            return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         needed = ["codes", "shape"] if "levels" in arrays else ["codes", "scale", "zero_point", "qmin"]
         if missing := [name for name in needed if name not in arrays]:
             raise ValueError(f"arrays must hold {', '.join(needed[:-1])} and {needed[-1]}, got no {', '.join(missing)}")
         if "levels" in arrays:
             return cls._of_levels(**arrays)
         codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
-        if codes.dtype not in (np.int8, np.uint8):
-            raise TypeError(f"codes must be int8 or uint8, got {codes.dtype}")
+        if codes.dtype not in (np.int8, np.uint8, np.int16):
+            raise TypeError(f"codes must be int8, uint8 or int16, got {codes.dtype}")
         block_size = None
         if "shape" in arrays:
             codes = unpack_bits(codes, 4, tuple(map(int, arrays["shape"])), dtype=FOUR_BITS[0 if arrays["signed"] else 1])
@@ -201,8 +234,8 @@ class PackedMatrix(_core.Packed):
 
 def _check_weights(b, params):
     """The params of b, an axis from the end named from the front: so from_arrays gives equal ones back."""
-    if b.dtype not in (np.int8, np.uint8, *FOUR_BITS):
-        raise TypeError(f"b must be int8, uint8, int4 or uint4, got {b.dtype}")
+    if b.dtype not in (np.int8, np.uint8, np.int16, *FOUR_BITS):
+        raise TypeError(f"b must be int8, uint8, int16, int4 or uint4, got {b.dtype}")
     if b.dtype != params.dtype:
         raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
     if b.ndim != 2:
@@ -270,10 +303,11 @@ def _int8_levels(codebook):
 
 
 def linear(x, packed, bias=None, *, activation=None, out=None):
-    """A dense layer: ``activation(x @ w + bias)``, floats in and out, with integer products.
+    """A dense layer: ``activation(x @ w + bias)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits.
+    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16
+    weights it is not quantized: they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters
     ----------
@@ -299,7 +333,7 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
 
     References
     ----------
-    docs/numerics.md, sections 8 and 12; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    docs/numerics.md, sections 8, 12, 16 and 17; Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
 
     Examples
     --------

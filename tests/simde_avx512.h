@@ -39,14 +39,17 @@ static inline __m512i widened(__m128i a)
 }
 
 /* Finite float16: the exponent moves from a bias of 15 to one of 127. */
+static inline float of_half(uint16_t h)
+{
+    const int fraction = h & 0x3ff, exponent = h >> 10 & 31;
+    return ldexpf((float)(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25) * (h >> 15 ? -1 : 1);
+}
+
 static inline __m512 of_halves(__m256i a)
 {
     simde__m256i_private a_ = simde__m256i_to_private(a);
     simde__m512_private v;
-    for (int i = 0; i < 16; i++) {
-        const int fraction = a_.u16[i] & 0x3ff, exponent = a_.u16[i] >> 10 & 31;
-        v.f32[i] = ldexpf((float)(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25) * (a_.i16[i] < 0 ? -1 : 1);
-    }
+    for (int i = 0; i < 16; i++) v.f32[i] = of_half(a_.u16[i]);
     return simde__m512_from_private(v);
 }
 
@@ -58,6 +61,21 @@ static inline __m512d fused_doubles(__m512d a, __m512d b, __m512d c)
 }
 
 typedef simde__mmask8 __mmask8;
+
+static inline __m256 of_halves8(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m256_private v;
+    for (int i = 0; i < 8; i++) v.f32[i] = of_half(a_.u16[i]);
+    return simde__m256_from_private(v);
+}
+
+static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
+{
+    simde__m256_private a_ = simde__m256_to_private(a), b_ = simde__m256_to_private(b), c_ = simde__m256_to_private(c);
+    for (int i = 0; i < 8; i++) c_.f32[i] = fmaf(a_.f32[i], b_.f32[i], c_.f32[i]);
+    return simde__m256_from_private(c_);
+}
 
 #undef _mm512_fmadd_ps
 #undef _mm512_fmadd_pd
@@ -73,3 +91,7 @@ typedef simde__mmask8 __mmask8;
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)
 #define _mm512_cvtph_ps(a) of_halves(a)
+#undef _mm256_fmadd_ps
+#undef _mm256_cvtph_ps
+#define _mm256_fmadd_ps(a, b, c) fused8(a, b, c)
+#define _mm256_cvtph_ps(a) of_halves8(a)

@@ -339,6 +339,62 @@ static void test_own_levels(int rows, size_t steps)
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
+/* Panels of finite float16 or bfloat16 weights are the same for all; float rows of a are random numbers of few sizes. */
+static void test_half(int rows, size_t k, qk_dtype type)
+{
+    enum { K = 70, PANELS = QK_HALF_ROW_PANELS };
+    static uint16_t panels[PANELS * K * NR];
+    static float a[MR * (K + 4)], got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
+    const size_t lda = k + random32() % 5;
+    for (size_t i = 0; i < sizeof panels / 2; i++)
+        panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
+    for (size_t i = 0; i < sizeof a / 4; i++) a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
+    what = "half_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->half_tile(rows, k, a, lda, panels, type, got);
+    scalar->half_tile(rows, k, a, lda, panels, type, want);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    for (int n = 1; n <= PANELS; n++) {
+        what = "half_row";
+        clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+        simde->half_row(n, k, a, panels, type, got);
+        scalar->half_row(n, k, a, panels, type, want);
+        check(got, want, sizeof got - MARGIN, (size_t)n * NR);
+    }
+}
+
+/* Magnitudes of which no sum leaves int32. As in test_gemm_tile, two panels of the scalar kernels make one. */
+static void test_words(int rows, size_t steps)
+{
+    enum { STEPS = 20 };
+    static int16_t a[MR * (2 * STEPS + 4)], panel[2 * NR * STEPS], half[2][2 * 16 * STEPS];
+    int32_t got[MR * NR + MARGIN / 4], part[MR * 16], want[MR * NR + MARGIN / 4];
+    int64_t sum[2][MR * (NR + 8) + MARGIN / 8];
+    const size_t lda = 2 * steps + random32() % 5, ld = NR + random32() % 8;
+    random_bytes(a, sizeof a), random_bytes(panel, sizeof panel);
+    for (size_t i = 0; i < sizeof a / 2; i++) a[i] /= 32;
+    for (size_t s = 0; s < steps; s++)
+        for (int h = 0; h < 2; h++) memcpy(half[h] + 32 * s, panel + 64 * s + 32 * h, 64);
+    what = "words_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->words_tile(rows, steps, a, lda, panel, got);
+    for (int h = 0; h < 2; h++) {
+        scalar->words_tile(rows, steps, a, lda, half[h], part);
+        for (int row = 0; row < rows; row++) memcpy(want + row * NR + 16 * h, part + row * 16, 64);
+    }
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    what = "words_add";
+    clear(sum[0], sizeof sum[0] - MARGIN), clear(sum[1], sizeof sum[1] - MARGIN);
+    for (int more = 0; more < 3; more++) {
+        simde->words_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
+        for (int h = 0; h < 2; h++) {
+            for (int row = 0; row < rows; row++) memcpy(part + row * 16, got + row * NR + 16 * h, 64);
+            scalar->words_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
+        }
+        check(sum[0], sum[1], sizeof sum[0] - MARGIN, (size_t)rows * NR);
+    }
+}
+
 static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
 {
     int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
@@ -462,6 +518,8 @@ int main(void)
     for (int rows = 1; rows <= simde->blocked_mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_own_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {
+        for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
+        for (size_t steps = 0; steps <= 20; steps++) test_words(rows, steps);
         for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
         test_gemm_tile(rows, 300);
         for (int cols = 1; cols <= NR; cols++)

@@ -242,7 +242,7 @@ def test_any_byte_of_a_4_bit_code_is_taken_by_its_low_half(isas):
 def test_errors_name_what_was_wrong():
     b, params = np.zeros((64, 3), ml_dtypes.int4), qk.QParams(np.ones((2, 3)), dtype="int4", axis=0, block_size=32)
     for args, error, text in [
-        ((np.zeros((64, 3), np.int16), params), TypeError, "b must be int8, uint8, int4 or uint4, got int16"),
+        ((np.zeros((64, 3), np.int32), params), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
         ((b.astype(np.int8), params), TypeError, r"b must have dtype int4 \(as params\), got int8"),
         ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
         ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),

@@ -220,6 +220,31 @@ def sweep_codes(m, k, n, rng, at_end):
         same(out, qk.linear(x, packed))
 
 
+def sweep_floats(m, k, n, rng, at_end):
+    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    for dtype in FLOATS[2:]:
+        w, place = rng.normal(0, 1, (k, n)).astype(dtype), Places(at_end)
+        packed = qk.pack(place(w), None)
+        same(packed.unpack(), w)
+        same(qk.pack(place(np.ascontiguousarray(w.T)).T, None).unpack(), w)
+        out = place.empty((m, n), np.float32)
+        qk.linear(place(x), packed, place(bias), out=out)
+        same(out, qk.linear(x, packed, bias))
+
+
+def sweep_int16(m, k, n, rng, at_end):
+    a, b = rng.integers(-32768, 32768, (m, k), np.int16), rng.integers(-99, 99, (k, n), np.int16)
+    for factor in 1, 330:  # one plane, and two
+        place = Places(at_end)
+        out = place.empty((m, n), np.int64)
+        qk.matmul(place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out)
+        same(out, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
+    x, bias, place = a.astype(np.float32), rng.normal(0, 1, n).astype(np.float32), Places(at_end)
+    packed, out = qk.pack(b, qk.QParams(np.ones(n), dtype="int16", axis=1)), place.empty((m, n), np.float32)
+    qk.linear(place(x), packed, place(bias), out=out)
+    same(out, qk.linear(x, packed, bias))
+
+
 def sweep_layers(n, rng, at_end):
     x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
     weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
@@ -259,6 +284,8 @@ def sweep(isa):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)
             sweep_codes(m, k, columns, rng, at_end)
+            sweep_floats(m, k, columns, rng, at_end)
+            sweep_int16(m, k, columns, rng, at_end)
 
 
 def stray(what, at_end):

@@ -1,0 +1,320 @@
+/* Exact products of int16 codes, and of floats quantized to int16 (numerics 17): packing, blocking, threads. The tile belongs to
+ * the instruction set.
+ *
+ * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along k a tile is
+ * cut where its int32 sums could overflow; there they are added to int64 ones. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "kernels.h"
+#include "parallel.h"
+
+enum { KR = 2, LINE = 32 /* codes in a cache line */, LARGEST = 32768, NC = QK_BLOCKED_NR /* columns of the epilogue */ };
+
+/* ---- packing of b ---- */
+
+void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
+{
+    const size_t nr = (size_t)kernels->nr;
+    *p = (qk_words){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR)};
+    if (n) p->n_pad = round_up(n, nr) - nr + NC; /* the epilogue reads that much from the last panel on */
+}
+
+static size_t panels_of(const qk_words *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
+
+size_t qk_words_bytes(const qk_words *p) { return panels_of(p) * (size_t)p->kernels->nr * p->steps * KR * sizeof(int16_t); }
+
+static int16_t *panel_at(const qk_words *p, size_t col) { return p->panels + p->steps * KR * col; }
+
+static uint32_t code_at(const char *b)
+{
+    int16_t code;
+    memcpy(&code, b, sizeof code);
+    return (uint16_t)code;
+}
+
+/* Pairs of two rows of adjacent codes. */
+static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, uint32_t *restrict to)
+{
+    for (size_t j = 0; j < nr; j++, b += sizeof(int16_t)) to[j] = code_at(b) | code_at(b + row_stride) << 16;
+}
+
+/* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
+static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, size_t nr,
+                         uint32_t *to)
+{
+    memset(to, 0, ceil_div(rows, KR) * nr * sizeof *to);
+    for (size_t j = 0; j < cols; j++) {
+        const char *column = b + (ptrdiff_t)j * col_stride;
+        for (size_t i = 0; i < rows; i++) to[i / KR * nr + j] |= code_at(column + (ptrdiff_t)i * row_stride) << (i % KR ? 16 : 0);
+    }
+}
+
+/* Adds the codes of at most 2^14 steps to colsum: int32 holds the sums of 2^15 codes. Returns the largest magnitude. */
+static int32_t sum_steps(const int16_t *panel, size_t steps, size_t nr, int64_t *colsum)
+{
+    int32_t sum[MAX_NR] = {0};
+    int16_t low = 0, high = 0;
+    for (size_t s = 0; s < steps; s++, panel += KR * nr)
+        for (size_t j = 0; j < nr; j++) sum[j] += panel[2 * j] + panel[2 * j + 1];
+    panel -= steps * KR * nr;
+    for (size_t i = 0; i < steps * KR * nr; i++) low = panel[i] < low ? panel[i] : low, high = panel[i] > high ? panel[i] : high;
+    for (size_t j = 0; j < nr; j++) colsum[j] += sum[j];
+    return -low > high ? -low : high;
+}
+
+typedef struct {
+    qk_words *p;
+    const char *b;
+    ptrdiff_t row_stride, col_stride;
+    int32_t largest;
+} pack_job;
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    enum { ROWS = 32 }; /* at a time: their part of the panel stays in the L1 cache */
+    pack_job *job = context;
+    const qk_words *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr;
+    int32_t largest = 0;
+    for (size_t col = begin * nr; col < end * nr; col += nr) {
+        const size_t cols = at_most(p->n - col, nr);
+        const char *b = job->b + (ptrdiff_t)col * job->col_stride;
+        int16_t *to = panel_at(p, col);
+        memset(p->colsum + col, 0, nr * sizeof *p->colsum);
+        for (size_t row = 0; row < p->k; row += ROWS, b += ROWS * job->row_stride, to += ROWS * nr) {
+            const size_t rows = at_most(p->k - row, ROWS), steps = ceil_div(rows, KR);
+            if (cols == nr && job->col_stride == sizeof *to && rows == ROWS)
+                for (size_t s = 0; s < steps; s++)
+                    pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (uint32_t *)to + s * nr);
+            else
+                pair_columns(b, job->row_stride, job->col_stride, rows, cols, nr, (uint32_t *)to);
+            const int32_t size = sum_steps(to, steps, nr, p->colsum + col);
+            largest = size > largest ? size : largest;
+        }
+    }
+    int32_t seen = __atomic_load_n(&job->largest, __ATOMIC_RELAXED);
+    while (largest > seen && !__atomic_compare_exchange_n(&job->largest, &seen, largest, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+}
+
+void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+{
+    pack_job job = {p, b, row_stride, col_stride, 0};
+    qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
+    p->largest = job.largest;
+}
+
+void qk_words_unpack(const qk_words *p, int16_t *b)
+{
+    const size_t nr = (size_t)p->kernels->nr;
+    for (size_t row = 0; row < p->k; row++)
+        for (size_t col = 0; col < p->n; col++)
+            b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+}
+
+/* ---- the product ---- */
+
+typedef struct {
+    const qk_left *left;
+    const qk_words *b;
+    const qk_right *right;
+    size_t lda;
+    blocking share;
+    int failure;
+} product;
+
+/* A block of rows of a: codes in one plane, or in two, low and high, where sums of the codes themselves would overflow too soon. */
+typedef struct {
+    int16_t *codes, *high;      /* high NULL: one plane */
+    size_t steps;               /* after which int32 sums are added to the int64 ones */
+    int64_t zero[MAX_ROWS], term[MAX_ROWS];
+    float scale[MAX_ROWS];
+} row_block;
+
+/* Steps whose sums int32 holds, factors being at most a and b. */
+static size_t steps_within(int64_t a, int64_t b, size_t steps)
+{
+    const int64_t pair = KR * a * b;
+    return pair > 0 ? at_most(steps, (size_t)(INT32_MAX / pair)) : steps;
+}
+
+static int32_t largest_of(const int16_t *a, size_t n)
+{
+    int16_t low = 0, high = 0;
+    for (size_t i = 0; i < n; i++) low = a[i] < low ? a[i] : low, high = a[i] > high ? a[i] : high;
+    return -low > high ? -low : high;
+}
+
+static int64_t sum_of(const int16_t *a, size_t n)
+{
+    int64_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += a[i];
+    return sum;
+}
+
+/* a = 256 high + low, low in -128 .. 127 and high in -128 .. 128. */
+static void split(int16_t *restrict low, int16_t *restrict high, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const int16_t a = low[i], rest = (int8_t)a;
+        low[i] = rest;
+        high[i] = (int16_t)((a - rest) >> 8);
+    }
+}
+
+/* By its largest magnitude. Returns 0 where a value is not finite. */
+static int quantize_row(const qk_kernels *k, const float *x, size_t n, int16_t *q, float *scale)
+{
+    float lo, hi;
+    int32_t zero;
+    k->minmax_f32(x, n, &lo, &hi);
+    if (!isfinite(lo) || !isfinite(hi)) return 0;
+    qk_choose(lo, hi, 1 - LARGEST, LARGEST - 1, 1, scale, &zero);
+    const qk_affine p = qk_affine_of(*scale, 0, 1 - LARGEST, LARGEST - 1, QK_HALF_EVEN);
+    k->quantize_f32_16(x, (uint16_t *)q, n, &p);
+    return 1;
+}
+
+/* Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    enum { FEW_STEPS = 8, L1_STEPS = 128 };
+    const qk_left *left = g->left;
+    const size_t k = g->b->k, steps = g->b->steps;
+    int32_t largest = 0;
+    block->high = NULL;
+    for (size_t i = 0; i < rows; i++) {
+        int16_t *to = block->codes + i * g->lda;
+        const void *from = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        if (left->type != QK_FLOATS)
+            memcpy(to, from, k * sizeof *to);
+        else if (!quantize_row(g->b->kernels, from, k, to, block->scale + i))
+            return 0;
+        if (k % KR) to[k] = 0;
+        const int32_t size = largest_of(to, k);
+        largest = size > largest ? size : largest;
+        block->zero[i] = left->zero_point ? left->zero_point[left->zero_point_per_row ? first + i : 0] : 0;
+        if (g->right->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
+    }
+    block->steps = steps_within(largest, g->b->largest, steps);
+    if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
+    block->high = block->codes + g->lda * g->share.block_rows;
+    for (size_t i = 0; i < rows; i++) split(block->codes + i * g->lda, block->high + i * g->lda, KR * steps);
+    block->steps = steps_within(LARGEST >> 8, g->b->largest, L1_STEPS); /* the second plane finds the panel in the L1 cache */
+    return 1;
+}
+
+/* Rows of sums of all of k, ld apart; zero points are not taken into account yet. */
+static void multiply_tile(const product *g, const row_block *block, size_t row, size_t rows, const int16_t *panel,
+                          int64_t *sum, size_t ld)
+{
+    const qk_kernels *k = g->b->kernels;
+    const int16_t *a = block->codes + row * g->lda, *high = block->high ? block->high + row * g->lda : NULL;
+    size_t left = g->b->steps;
+    int32_t c[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    int more = 0;
+    do {
+        const size_t steps = at_most(left, block->steps);
+        k->words_tile((int)rows, steps, a, g->lda, panel, c);
+        k->words_add((int)rows, c, 0, more, sum, ld);
+        if (high) {
+            k->words_tile((int)rows, steps, high, g->lda, panel, c);
+            k->words_add((int)rows, c, 8, 1, sum, ld);
+            high += KR * steps;
+        }
+        a += KR * steps, panel += KR * steps * (size_t)k->nr, left -= steps, more = 1;
+    } while (left);
+}
+
+/* Takes from a row of sums what zero points add to it. */
+static void correct_row(const product *g, const row_block *block, size_t row, size_t col, size_t cols, int64_t *sum)
+{
+    const int64_t zero = block->zero[row], *colsum = g->b->colsum + col;
+    const int32_t *b_zero = g->right->b_zero;
+    if (zero)
+        for (size_t j = 0; j < cols; j++) sum[j] -= zero * colsum[j];
+    if (b_zero)
+        for (size_t j = 0; j < cols; j++) sum[j] -= block->term[row] * b_zero[col + j];
+}
+
+static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
+                         const int64_t *sum)
+{
+    const qk_right *right = g->right;
+    const qk_tile t = {
+        .rows = (int)rows,
+        .cols = (int)cols,
+        .row_scale = block->scale + row,
+        .bias = right->float_bias + col,
+        .activation = right->activation,
+        .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
+        .row_stride = right->row_stride,
+    };
+    float y[MAX_MR * NC] __attribute__((aligned(64)));
+    memset(y, 0, rows * NC * sizeof *y);
+    for (size_t i = 0; i < rows; i++, sum += g->b->kernels->nr)
+        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[j] * right->col_scale[col + j];
+    g->b->kernels->blocked_to_float(y, &t);
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
+{
+    const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
+    const size_t ld = g->right->row_stride / sizeof(int64_t);
+    int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t col = panel_begin * nr; col < panel_end * nr; col += nr)
+        for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
+            const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row, cols = at_most(g->b->n - col, nr);
+            const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
+            int64_t *out = to_float ? NULL : (int64_t *)g->right->out + (first + row) * ld + col, *to = in_place ? out : sum;
+            multiply_tile(g, block, row, count, panel_at(g->b, col), to, in_place ? ld : nr);
+            for (size_t i = 0; i < count; i++, to += in_place ? ld : nr) {
+                correct_row(g, block, row + i, col, cols, to);
+                if (!to_float && !in_place) memcpy(out + i * ld, to, cols * sizeof *out);
+            }
+            if (to_float) store_floats(g, block, first, row, count, col, cols, sum);
+        }
+}
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
+
+static void run_tasks(void *context, size_t begin, size_t end)
+{
+    product *g = context;
+    const size_t panels = panels_of(g->b);
+    row_block block;
+    block.codes = aligned_alloc(64, 2 * g->lda * g->share.block_rows * sizeof *block.codes);
+    block.high = NULL, block.steps = 0;
+    if (!block.codes) {
+        fail(g, -1);
+        return;
+    }
+    size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
+    for (size_t task = begin; task < end; task++) {
+        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
+        const size_t rows = at_most(g->left->m - first, g->share.block_rows);
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
+        }
+        taken = first;
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+    }
+    free(block.codes);
+}
+
+int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
+{
+    if (left->m == 0 || b->n == 0) return 1;
+    product g = {.left = left, .b = b, .right = right};
+    g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
+    const double work = (double)left->m * (double)b->n * (double)b->k / 64;
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
+    g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
+    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return g.failure ? g.failure : 1;
+}
