@@ -51,5 +51,6 @@ PROMISES = [
     Promise("kmeans1d 100, 4 to kmeans1d", ["kmeans1d 100 points, 4 clusters"], to("kmeans1d"), 1),
     Promise("kmeans1d 100, 4 to ckwrap", ["kmeans1d 100 points, 4 clusters"], to("ckwrap"), 1),
     Promise("kmeans1d 1e7 bfloat16", ["kmeans1d 10000000 bfloat16, 16 clusters"], milliseconds, 150, "ms", at_most=True),
-    Promise("kmeans1d a weighted line of 4096", ["kmeans1d 64 weighted lines of 4096, 16 clusters"], lambda row: milliseconds(row) / 64, 0.45, "ms", at_most=True),
+    Promise("kmeans1d a weighted line of 4096", ["kmeans1d 64 weighted lines of 4096, 16 clusters"], lambda row: milliseconds(row) / 64,
+            0.45, "ms", at_most=True),
 ]

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import njit
 
-# Called by compiled code only: less to compile. No division by zero can occur, and looking for one would keep loops from being vectors.
+# Called by compiled code only: less to compile. No division is by zero, and looking for one would keep loops from being vectors.
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 
 # NaN cannot occur either, so the smallest of several costs is the same in any order: this, too, lets the compiler use vectors.
