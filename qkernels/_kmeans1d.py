@@ -9,14 +9,15 @@ import math
 import numpy as np
 from numba import njit
 
-inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # called by compiled code only: less to compile
+# Called by compiled code only: less to compile. No division is by zero, and looking for one would keep loops from being vectors.
+inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 
-# NaN cannot occur, so the smallest of several costs is the same in any order: this lets the compiler use vectors.
+# NaN cannot occur either, so the smallest of several costs is the same in any order: this, too, lets the compiler use vectors.
 scanning = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy", fastmath={"nnan", "nsz"})
 
-GROUPS_PER_CLUSTER = 16  # of the coarse problem that finds the multiplier
+GROUPS_PER_CLUSTER = 16   # of the coarse problem that finds the multiplier
 TOLERANCE = 1e-11         # a clustering within this of the lower bound is the optimum
-PAIRS_BELOW = 1e-6        # of the sum of squares: where the optimum costs less, plain doubles might miss it
+PAIRS_BELOW = 2e-8        # of the sum of squares, times k: where the optimum costs less, plain doubles might miss it
 
 
 # ---- pairs of doubles: the unevaluated sum high + low, about 32 digits ----
@@ -77,13 +78,13 @@ def pair_quotient(a, a_low, b, b_low):
 
 
 @scanning
-def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
+def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs):
     """Where the last cluster of the first j points best begins, among first .. last-1, and their cost less the penalty.
 
     In plain doubles a part at a time, as long as `costs`, in loops that the compiler makes into vectors.
     """
     if W_low is not None:
-        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low)
+        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs)
     w, s = W[j], S[j]
     at, lowest = first, np.inf
     while first < last:
@@ -104,10 +105,10 @@ def scan(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
 
 
 @scanning
-def scan_few(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
+def scan_few(W, W_low, S, S_low, F, F_low, first, last, j, costs):
     """The same for a few candidates."""
     if W_low is not None:
-        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low)
+        return scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs)
     w, s = W[j], S[j]
     at, lowest = first, np.inf
     for i in range(first, last):
@@ -118,25 +119,36 @@ def scan_few(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
     return at, lowest, 0.0
 
 
+@inner
+def pair_cost(W, W_low, S, S_low, F, F_low, i, w, w_low, s, s_low):
+    """F'_i - (s - S_i)^2 / (w - W_i) as a pair."""
+    s, s_low = pair_sum(s, s_low, -S[i], -S_low[i])
+    w, w_low = pair_sum(w, w_low, -W[i], -W_low[i])
+    s, s_low = pair_product(s, s_low, s, s_low)
+    s, s_low = pair_quotient(s, s_low, w, w_low)
+    return pair_sum(F[i], F_low[i], -s, -s_low)
+
+
 @scanning
-def scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs, costs_low):
-    """The same in pairs of doubles."""
+def scan_pairs(W, W_low, S, S_low, F, F_low, first, last, j, costs):
+    """The same in pairs of doubles. Low halves count where the high ones are equal, and are worked out again there."""
     w, w_low, s, s_low = W[j], W_low[j], S[j], S_low[j]
-    at, lowest, lowest_low = first, np.inf, 0.0
+    at, lowest, lowest_low = first, np.inf, np.inf
     while first < last:
         count = min(last - first, len(costs))
         low = np.inf
         for i in range(count):
-            sum_, sum_low = pair_sum(s, s_low, -S[first + i], -S_low[first + i])
-            weight, weight_low = pair_sum(w, w_low, -W[first + i], -W_low[first + i])
-            square, square_low = pair_product(sum_, sum_low, sum_, sum_low)
-            gain, gain_low = pair_quotient(square, square_low, weight, weight_low)
-            costs[i], costs_low[i] = pair_sum(F[first + i], F_low[first + i], -gain, -gain_low)
-            low = min(low, costs[i])
-        if low <= lowest:
+            cost, _ = pair_cost(W, W_low, S, S_low, F, F_low, first + i, w, w_low, s, s_low)
+            costs[i] = cost
+            low = min(low, cost)
+        if low < lowest:
+            lowest, lowest_low = low, np.inf
+        if low == lowest:
             for i in range(count):
-                if costs[i] == low and (low < lowest or costs_low[i] < lowest_low):
-                    at, lowest, lowest_low = first + i, low, costs_low[i]
+                if costs[i] == low:
+                    _, cost_low = pair_cost(W, W_low, S, S_low, F, F_low, first + i, w, w_low, s, s_low)
+                    if cost_low < lowest_low:
+                        at, lowest_low = first + i, cost_low
         first += count
     return at, lowest, lowest_low
 
@@ -167,7 +179,7 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
     stays better: so if none is at the end of the block, none was within it, and else bisection finds how far that is so.
     """
     n = len(W) - 1
-    costs, costs_low = np.empty(512), np.empty(512)
+    costs = np.empty(512)
     F[0] = 0.0
     if F_low is not None:
         F_low[0] = 0.0
@@ -176,7 +188,7 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
     while base < n:
         size = max(1, min((base - begin[base]) // 2, n - base))
         last = base + size
-        begin[last], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, begin[base], base + 1, last, costs, costs_low)
+        begin[last], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, begin[base], base + 1, last, costs)
         store(F, F_low, last, cost, cost_low, penalty)
         stride = 1
         while 2 * stride < size:
@@ -185,15 +197,15 @@ def relax(W, W_low, S, S_low, penalty, F, F_low, begin):
             for j in range(base + stride, last, 2 * stride):
                 left, right = begin[j - stride], begin[min(j + stride, last)] + 1
                 if stride < 8:
-                    begin[j], cost, cost_low = scan_few(W, W_low, S, S_low, F, F_low, left, right, j, costs, costs_low)
+                    begin[j], cost, cost_low = scan_few(W, W_low, S, S_low, F, F_low, left, right, j, costs)
                 else:
-                    begin[j], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, left, right, j, costs, costs_low)
+                    begin[j], cost, cost_low = scan(W, W_low, S, S_low, F, F_low, left, right, j, costs)
                 store(F, F_low, j, cost, cost_low, penalty)
             stride //= 2
         good, bad, at = 1, size + 1, size
         while bad - good > 1:
             j = base + at
-            _, cost, cost_low = scan(W, W_low, S, S_low, F, F_low, base + 1, j, j, costs, costs_low)
+            _, cost, cost_low = scan(W, W_low, S, S_low, F, F_low, base + 1, j, j, costs)
             if less_than(F, F_low, j, cost, cost_low, penalty):
                 bad = at
             else:
@@ -489,7 +501,7 @@ def best_splits(v, weights, W, S, square, centre, k):
     F, begin = np.empty(n + 1), np.empty(n + 1, np.int32)
     penalty = estimate_penalty(v, W, S, centre, k)
     splits, penalty = search(v, weights, W, None, S, None, centre, k, penalty, F, None, begin)
-    if cost_of(v, weights, W, S, centre, splits) < PAIRS_BELOW * square:
+    if cost_of(v, weights, W, S, centre, splits) < PAIRS_BELOW * k * square:
         W_high, W_low, S_high, S_low = pair_prefix_sums(v, weights, W, centre)
         F_low = np.empty(n + 1)
         splits, _ = search(v, weights, W_high, W_low, S_high, S_low, centre, k, penalty, F, F_low, begin)

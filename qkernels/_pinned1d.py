@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from ._kmeans1d import ROUNDING, cost_of, estimate_penalty, inner, mean_and_cost, pair_prefix_sums, search
+from ._kmeans1d import PAIRS_BELOW, cost_of, estimate_penalty, inner, mean_and_cost, pair_prefix_sums, search
 
 HEAVY = 2.0**40  # weight at 0 in units of that of all points
 
@@ -15,7 +15,7 @@ def splits_beside_zero(v, w, W, S, count):
     F, begin = np.empty(n + 1), np.empty(n + 1, np.int32)
     penalty = estimate_penalty(v[1:], W[1:], S[1:], 0.0, count)
     splits, penalty = search(v, w, W, None, S, None, 0.0, count + 1, penalty, F, None, begin)
-    if cost_of(v, w, W, S, 0.0, splits) < ROUNDING * np.sum(w * v * v):
+    if cost_of(v, w, W, S, 0.0, splits) < PAIRS_BELOW * (count + 1) * np.sum(w * v * v):
         W_high, W_low, S_high, S_low = pair_prefix_sums(v, w, W, 0.0)
         splits, _ = search(v, w, W_high, W_low, S_high, S_low, 0.0, count + 1, penalty, F, np.empty(n + 1), begin)
     return splits

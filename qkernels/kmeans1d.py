@@ -18,7 +18,7 @@ MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is chea
 
 
 def kmeans1d(x, k, *, weights=None, axis=None):
-    """The k centroids that minimise the weighted sum of squared distances: the global optimum.
+    """The k centroids that minimise the weighted sum of squared distances: the global optimum, or one of several.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""kmeans1d against all clusterings in exact arithmetic, against the textbook's dynamic program, and against two other exact libraries."""
+"""kmeans1d against all clusterings in exact arithmetic, against the textbook's dynamic program, and against two other libraries."""
 
 import os
 import subprocess
@@ -94,7 +94,10 @@ def check(x, k, result, weights=None):
 values = st.one_of(st.integers(-6, 6).map(float), st.floats(-1e3, 1e3), st.floats(-1, 1).map(lambda v: 1e6 + v))
 
 
-@given(st.lists(st.tuples(values, st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0, 7.25])), min_size=1, max_size=12), st.integers(1, 13), st.booleans())
+points = st.lists(st.tuples(values, st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0, 7.25])), min_size=1, max_size=12)
+
+
+@given(points, st.integers(1, 13), st.booleans())
 @settings(max_examples=120)
 def test_optimal_of_all_clusterings(points, k, weighted):
     x, weights = map(np.array, zip(*points))
