@@ -48,10 +48,11 @@ static void code_columns(void *context, size_t begin, size_t end)
         const size_t start = (part / j->blocks * j->length + row) * j->inner + col;
         const size_t rows = at_most(j->length - row, j->block), cols = at_most(j->inner - col, j->piece);
         float *scale = j->scales + part * j->inner + col;
+        const qk_levels *t = &j->c->first;
         if (j->y)
-            qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, &j->c->first);
+            qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, t);
         else
-            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, &j->c->first));
+            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, t));
     }
 }
 
