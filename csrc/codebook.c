@@ -48,10 +48,11 @@ static void code_columns(void *context, size_t begin, size_t end)
         const size_t start = (part / j->blocks * j->length + row) * j->inner + col;
         const size_t rows = at_most(j->length - row, j->block), cols = at_most(j->inner - col, j->piece);
         float *scale = j->scales + part * j->inner + col;
+        const qk_levels *t = &j->c->first;
         if (j->y)
-            qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, &j->c->first);
+            qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, t);
         else
-            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, &j->c->first));
+            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, t));
     }
 }
 
@@ -152,9 +153,16 @@ void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, s
     run(&j, outer, length, inner, block, 0.2);
 }
 
+static void look_at_codes(void *context, size_t begin, size_t end)
+{
+    job *j = context;
+    const size_t start = begin * PIECE, n = at_most(j->length - start, (end - begin) * PIECE);
+    qk_keep_most(&j->most, qk_active()->largest_code(j->codes + start, n));
+}
+
 int qk_largest_code(const uint8_t *q, size_t n)
 {
-    uint8_t most = 0;
-    for (size_t i = 0; i < n; i++) most = q[i] > most ? q[i] : most;
-    return most;
+    job j = {.codes = (uint8_t *)q, .length = n};
+    qk_parallel_for(ceil_div(n, PIECE), 0.03 * (double)n, look_at_codes, &j);
+    return j.most;
 }

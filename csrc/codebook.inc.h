@@ -88,7 +88,8 @@ static void encode_run(const float *x, uint8_t *q, size_t n, float factor, const
         for (size_t i = 0; i < n; i++) q[i] = t->order[q[i]];
 }
 
-static inline float normalizer(float scale) { return 1.0f / (scale > FLT_MIN ? scale : FLT_MIN); }
+/* Of the bits of the largest magnitude: 1 over it, or over FLT_MIN where it is smaller. */
+static inline float normalizer(int32_t magnitude) { return 1.0f / float_of(magnitude > 0x00800000 ? magnitude : 0x00800000); }
 
 #ifdef HAVE_LEVELS16
 /* Four blocks at a time, whose maxima and reciprocals are found together. Short ones are normalised first and then encoded at once.
@@ -126,7 +127,7 @@ static int32_t encode_f32(const float *x, uint8_t *q, size_t n, size_t block, fl
         count = n < block ? n : block;
         const int32_t magnitude = absmax_f32(x, 0, 1, count);
         float factor = 1.0f;
-        if (scale) *scale++ = float_of(magnitude), factor = normalizer(float_of(magnitude));
+        if (scale) *scale++ = float_of(magnitude), factor = normalizer(magnitude);
         encode_run(x, q, count, factor, t);
         most = magnitude > most ? magnitude : most;
     }
@@ -145,13 +146,20 @@ static int32_t encode_columns_f32(const float *x, uint8_t *q, size_t stride, siz
         }
     for (size_t j = 0; j < cols; j++) {
         scale[j] = float_of(magnitude[j]);
-        factor[j] = normalizer(scale[j]);
+        factor[j] = normalizer(magnitude[j]);
         most = magnitude[j] > most ? magnitude[j] : most;
     }
     for (size_t i = 0; i < rows; i++, x += stride, q += stride) {
         for (size_t j = 0; j < cols; j++) normal[j] = x[j] * factor[j];
         encode_run(normal, q, cols, 1.0f, t);
     }
+    return most;
+}
+
+static uint8_t largest_code(const uint8_t *q, size_t n)
+{
+    uint8_t most = 0;
+    for (size_t i = 0; i < n; i++) most = q[i] > most ? q[i] : most;
     return most;
 }
 
@@ -179,8 +187,26 @@ static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, f
     for (; i < n; i++) y[i] = level[q[i]] * scale;
 }
 
+#ifdef HAVE_LEVELS16
+/* Whole blocks of whole groups, without a call for each. Returns how many values are done. */
+static size_t decode_blocks(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t)
+{
+    const levels16 levels = load_levels16(t);
+    size_t done = 0;
+    for (; n - done >= block; scale++)
+        for (const size_t end = done + block; done < end; done += GROUP16) decode16(q + done, y + done, *scale, levels);
+    return done;
+}
+#endif
+
 static void decode_f32(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t)
 {
+#ifdef HAVE_LEVELS16
+    if (scale && t->depth == 4 && block % GROUP16 == 0) {
+        const size_t done = decode_blocks(q, y, n, block, scale, t);
+        q += done, y += done, n -= done, scale += done / block;
+    }
+#endif
     for (size_t count; n > 0; q += count, y += count, n -= count) {
         count = n < block ? n : block;
         decode_run(q, y, count, scale ? *scale++ : 1.0f, t);

@@ -160,6 +160,7 @@ struct qk_kernels {
     int32_t (*encode_f32)(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t);
     int32_t (*encode_columns_f32)(const float *x, uint8_t *q, size_t stride, size_t rows, size_t cols, float *scale,
                                   const qk_levels *t);
+    uint8_t (*largest_code)(const uint8_t *q, size_t n);
     void (*decode_f32)(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t);
     void (*decode_channels_f32)(const uint8_t *q, float *y, size_t n, const qk_levels *t); /* of n channels, one code each */
     void (*decode_columns_f32)(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,

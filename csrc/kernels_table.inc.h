@@ -27,6 +27,7 @@
     .f32_to_bf16 = f32_to_bf16,
     .encode_f32 = encode_f32,
     .encode_columns_f32 = encode_columns_f32,
+    .largest_code = largest_code,
     .decode_f32 = decode_f32,
     .decode_channels_f32 = decode_channels_f32,
     .decode_columns_f32 = decode_columns_f32,

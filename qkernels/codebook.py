@@ -119,7 +119,7 @@ class Codebook:
 
         if vector is not None:
             if axis is not None or block_size is not None or zero:
-                raise ValueError(f"vector={vector} takes no axis, blocks or zero, got axis={axis}, block_size={block_size}, zero={zero}")
+                raise ValueError(f"vector={vector} takes no axis, block_size or zero, got {axis}, {block_size}, {zero}")
             return cls(fit_vectors(x, k, vector, weights, rng), vector=True)
         axis, block_size = _checked_blocks(axis, block_size)
         return cls(fit_levels(x, k, axis, block_size, weights, zero), axis=axis, block_size=block_size)
@@ -127,11 +127,13 @@ class Codebook:
     def __setattr__(self, name, value):
         raise AttributeError(f"a Codebook is frozen: {name} cannot be set")
 
-    __delattr__ = lambda self, name: self.__setattr__(name, None)
+    def __delattr__(self, name):
+        raise AttributeError(f"a Codebook is frozen: {name} cannot be deleted")
 
     def __repr__(self):
-        shape = " x ".join(map(str, self.levels.shape))
-        parts = [f"[{', '.join(f'{v:.6g}' for v in self.levels)}]" if self.levels.ndim == 1 and self.k <= 8 else f"<{shape} levels>"]
+        few = self.levels.ndim == 1 and self.k <= 8
+        levels = f"[{', '.join(f'{v:.6g}' for v in self.levels)}]" if few else f"<{' x '.join(map(str, self.levels.shape))} levels>"
+        parts = [levels]
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "block_size") if getattr(self, name) is not None]
         return f"Codebook({', '.join(parts + ['vector=True'] * self.vector)})"
 
@@ -431,8 +433,11 @@ def _checked_levels(levels, axis, block_size, vector):
     given = np.asarray(levels)
     if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
         raise TypeError(f"levels must be an array of floats, got {levels!r}")
-    dims, expected = ((2, 3), "(k, d) or (m, k, d)") if vector else ((1,), "(k,)") if axis is None or block_size is not None else (
-        (2,), "(channels, k)")
+    dims, expected = (1,), "(k,)"
+    if vector:
+        dims, expected = (2, 3), "(k, d) or (m, k, d)"
+    elif axis is not None and block_size is None:
+        dims, expected = (2,), "(channels, k)"
     if given.ndim not in dims:
         raise ValueError(f"levels must have shape {expected} for axis={axis}, block_size={block_size}, vector={vector}, "
                          f"got {given.shape}")

@@ -67,11 +67,14 @@ def checked_weights(weights, x):
 def normalized(x, weights, axis, block_size):
     """The values that `encode` compares with levels, and their weights, both in the same order."""
     narrow = x.astype(np.float32, copy=False)
-    lines, line_weights = (None if a is None else a.reshape(1, -1) if axis is None else np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])
-                           for a in (narrow, weights))  # fmt: skip
+    lines, line_weights = (None if a is None else rows_along(a, axis) for a in (narrow, weights))
     largest = np.maximum.reduceat(np.abs(lines), np.arange(0, lines.shape[1], block_size), axis=1)
     factors = 1 / np.maximum(largest, np.finfo(np.float32).tiny)
     return lines * np.repeat(factors, block_size, axis=1)[:, : lines.shape[1]], line_weights
+
+
+def rows_along(a, axis):
+    return a.reshape(1, -1) if axis is None else np.moveaxis(a, axis, -1).reshape(-1, a.shape[axis])
 
 
 def fit_line(values, weights, k):

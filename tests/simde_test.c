@@ -491,6 +491,40 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
     qk_activate(before);
 }
 
+/* ---- codebooks ---- */
+
+static int ascending(const void *a, const void *b) { return (*(const float *)a > *(const float *)b) - (*(const float *)a < *(const float *)b); }
+
+static void test_codebook(arrays *a, size_t n, int wild, size_t block)
+{
+    float level[16], sorted[16], node[16] = {0}, scales[2][LENGTHS + 16];
+    uint8_t order[16];
+    random_floats(level, 16, 0.25f, 0);
+    random_floats(sorted, 15, 0.25f, 0);
+    qsort(sorted, 15, sizeof *sorted, ascending);
+    for (int depth = 0; depth < 4; depth++)
+        for (int i = 0; i < 1 << depth; i++) node[(1 << depth) + i] = sorted[(2 * i + 1) * (8 >> depth) - 1];
+    for (int i = 0; i < 16; i++) order[i] = (uint8_t)(i * 5 % 16);
+    const qk_levels t = {.depth = 4, .level = level, .node = node, .order = order};
+    random_floats(a->x, n, 0.25f, wild);
+    for (int scaled = 0; scaled < 2; scaled++) {
+        float *got_scales = scaled ? scales[0] : NULL, *want_scales = scaled ? scales[1] : NULL;
+        clear(a->got, n), clear(a->want, n), memset(scales, 0, sizeof scales);
+        what = "encode_f32";
+        const int32_t most = simde->encode_f32(a->x, (uint8_t *)a->got, n, block, got_scales, &t);
+        if (most != scalar->encode_f32(a->x, (uint8_t *)a->want, n, block, want_scales, &t)) puts("encode_f32: another maximum"), exit(1);
+        check(a->got, a->want, n, n);
+        if (memcmp(scales[0], scales[1], sizeof *scales)) puts("encode_f32: other scales"), exit(1);
+        uint8_t *codes = (uint8_t *)a->codes;
+        memcpy(codes, a->want, n);
+        clear(a->got, 4 * n), clear(a->want, 4 * n);
+        what = "decode_f32";
+        simde->decode_f32(codes, (float *)a->got, n, block, got_scales, &t);
+        scalar->decode_f32(codes, (float *)a->want, n, block, want_scales, &t);
+        check(a->got, a->want, 4 * n, n);
+    }
+}
+
 int main(void)
 {
     static arrays a;
@@ -506,6 +540,7 @@ int main(void)
             test_codes_to_floats(&a, n);
             for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++) test_requantize(&a, n, (qk_rounding)rounding);
             test_conversions(&a, n);
+            for (size_t block = 16; block <= 64; block += 16) test_codebook(&a, n, 0, block), test_codebook(&a, 3 * n, 1, block);
             test_pack_row(n);
         }
     for (size_t k = 0; k < LENGTHS; k++)
