@@ -105,6 +105,7 @@ typedef struct {
     const qk_left *left;
     const qk_packed *b;
     const qk_right *right;
+    qk_requant requant;             /* of right, ReLU being a bound of the codes */
     blocking share;
     const int32_t *init;            /* starting sums, n_pad of them */
     const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
@@ -225,12 +226,16 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         .col_zero = g->b_zero ? g->b_zero + col : NULL,
         .row_scale = g->left->type == QK_FLOATS ? block->scale + row_in_block : NULL,
         .activation = right->activation,
-        .requant = &right->requant,
+        .bounded = right->bounded,
+        .lo = right->lo,
+        .hi = right->hi,
+        .requant = &g->requant,
         .dst = (char *)right->out + row * right->row_stride + col * size,
         .row_stride = right->row_stride,
     };
     if (right->col_scale) t.col_scale = right->col_scale + col;
     if (right->float_bias) t.bias = right->float_bias + col;
+    if (right->residual) qk_tile_residual(&t, right, row, col);
     if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
     if (right->type == QK_TO_INT32) {
@@ -239,8 +244,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_float(acc, &t);
     } else {
         if (right->activation > QK_RELU)
-            t.out = qk_affine_of(right->out_scale, right->requant.zero_point, right->requant.qmin, right->requant.qmax,
-                                 right->requant.rounding);
+            t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
         k->tile_to_codes(acc, &t);
     }
 }
@@ -303,7 +307,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 {
     if (left->m == 0 || b->n == 0) return 1;
     const qk_kernels *k = b->kernels;
-    product g = {.left = left, .b = b, .right = right};
+    product g = {.left = left, .b = b, .right = right, .requant = right->requant};
+    if (right->activation == QK_RELU && g.requant.qmin < g.requant.zero_point)
+        g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
     g.a_shift = left->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
 

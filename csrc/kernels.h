@@ -28,7 +28,11 @@ typedef struct {
     const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; row_zero NULL: nothing */
     const int32_t *row_term, *col_zero;    /* subtract row_term[m] * col_zero[n]; NULL: nothing */
     const float *row_scale, *col_scale, *bias;   /* row_scale NULL: 1 */
+    const float *residual;                 /* added to the scaled sums; rows residual_stride bytes apart; NULL: nothing */
+    size_t residual_stride;
     qk_activation activation;
+    int bounded;                           /* whether the float result is clamped to lo .. hi */
+    float lo, hi;
     const qk_requant *requant;             /* its column pointers are not moved: use the three below */
     const float *multiplier;
     const int32_t *mantissa, *shift;
@@ -36,6 +40,13 @@ typedef struct {
     void *dst;
     size_t row_stride;
 } qk_tile;
+
+/* Points a tile to its part of the residual. */
+static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
+{
+    t->residual = (const float *)((const char *)right->residual + row * right->residual_stride) + col;
+    t->residual_stride = right->residual_stride;
+}
 
 /* The columns of b that become a panel. */
 typedef struct {

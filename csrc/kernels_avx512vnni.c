@@ -44,12 +44,10 @@ static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal
     return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
 }
 
-/* Adds zero points and stores 64 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 16-19, 4-7, ..., n1
- * the same from 32 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
-static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
+/* 64 codes of what packs saturated to 16 bits: n0 holds elements 0-3, 16-19, 4-7, ..., n1 the same from 32 on. */
+static inline __m512i to_codes(__m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
 {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    if (_mm512_cmpeq_epi16_mask(_mm512_min_epi16(n0, n1), _mm512_set1_epi16(INT16_MIN))) return 0;
     n0 = _mm512_adds_epi16(n0, zero0);
     n1 = _mm512_adds_epi16(n1, zero1);
     __m512i codes;
@@ -61,7 +59,14 @@ static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m
         if (qmax - qmin < 255)
             codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
     }
-    _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, codes));
+    return _mm512_permutexvar_epi32(order, codes);
+}
+
+/* Returns 0, and stores nothing, where a quotient may come from NaN or from beyond int32. */
+static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
+{
+    if (_mm512_cmpeq_epi16_mask(_mm512_min_epi16(n0, n1), _mm512_set1_epi16(INT16_MIN))) return 0;
+    _mm512_storeu_si512(q, to_codes(n0, n1, zero0, zero1, qmin, qmax));
     return 1;
 }
 
@@ -113,6 +118,148 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 #define GROUP 64
 #include "elementwise.inc.h"
 #include "layers.inc.h"
+
+/* ---- epilogues (numerics 7 to 9): 4 registers at a time, step by step, for each step waits for the one before ---- */
+
+/* gelu_f32. The segment is looked up by the low 4 bits of vpermps' indices. */
+static inline __attribute__((always_inline)) void gelu64(__m512 *y, const gelu_table *g)
+{
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 c0 = _mm512_loadu_ps(g->coefficient[0]), c1 = _mm512_loadu_ps(g->coefficient[1]);
+    const __m512 c2 = _mm512_loadu_ps(g->coefficient[2]), c3 = _mm512_loadu_ps(g->coefficient[3]);
+    const __m512 c4 = _mm512_loadu_ps(g->coefficient[4]);
+    __m512 t[4], p[4];
+    __m512i i[4];
+    for (int v = 0; v < 4; v++) {
+        t[v] = _mm512_range_ps(_mm512_mul_ps(y[v], _mm512_set1_ps(g->per_unit)), _mm512_set1_ps(GELU_SEGMENTS - 1), 0xa);
+        i[v] = _mm512_cvtps_epi32(t[v]);
+        t[v] = _mm512_reduce_ps(t[v], 8);
+    }
+    for (int v = 0; v < 4; v++) p[v] = _mm512_permutexvar_ps(i[v], c4);
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c3));
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c2));
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c1));
+    for (int v = 0; v < 4; v++) y[v] = _mm512_add_ps(_mm512_max_ps(zero, y[v]), _mm512_permutexvar_ps(i[v], c0));
+    for (int v = 0; v < 4; v++) y[v] = _mm512_fmadd_ps(p[v], t[v], y[v]);
+}
+
+#define HAVE_GELU_RUN
+static void gelu_run(float *y, size_t n, const gelu_table *g)
+{
+    __m512 v[4];
+    for (size_t i = 0; i < n; i += 64) { /* n is a multiple of 32 */
+        const size_t more = n - i > 32 ? 32 : 0;
+        v[0] = _mm512_loadu_ps(y + i), v[1] = _mm512_loadu_ps(y + i + 16);
+        v[2] = _mm512_loadu_ps(y + i + more), v[3] = _mm512_loadu_ps(y + i + more + 16);
+        gelu64(v, g);
+        _mm512_storeu_ps(y + i, v[0]), _mm512_storeu_ps(y + i + 16, v[1]);
+        _mm512_storeu_ps(y + i + more, v[2]), _mm512_storeu_ps(y + i + more + 16, v[3]);
+    }
+}
+
+/* The sums of a row, corrected for zero points, as floats. */
+static inline __attribute__((always_inline)) __m512 sums16(const int32_t *acc, const qk_tile *t, int row, int col)
+{
+    __m512i sums = _mm512_loadu_si512(acc + NR * row + col);
+    if (t->row_zero)
+        sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_zero[row]), _mm512_loadu_si512(t->colsum + col)));
+    if (t->row_term)
+        sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_term[row]), _mm512_loadu_si512(t->col_zero + col)));
+    return _mm512_cvtepi32_ps(sums);
+}
+
+static inline __attribute__((always_inline)) __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
+{
+    __m512 scale = _mm512_loadu_ps(t->col_scale + col);
+    if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
+    return _mm512_add_ps(_mm512_mul_ps(sums16(acc, t, row, col), scale), _mm512_loadu_ps(t->bias + col));
+}
+
+static inline float *line_of(const void *first, size_t row_stride, int row)
+{
+    return (float *)((char *)first + (size_t)row * row_stride);
+}
+
+/* Two rows at a time; where their number is odd, the last of them twice. */
+static inline __attribute__((always_inline)) void float_rows(const int32_t *acc, const qk_tile *t, const qk_activation activation)
+{
+    const int rows = t->rows, whole = t->cols == NR;
+    float edge[2 * NR];
+    const __mmask16 left = (__mmask16)(t->cols < 16 ? (1 << t->cols) - 1 : 0xffff);
+    const __mmask16 right = (__mmask16)(t->cols > 16 ? (1 << (t->cols - 16)) - 1 : 0);
+    for (int row = 0; row < rows; row += 2) {
+        const int next = row + 1 < rows ? row + 1 : row;
+        __m512 y[4] = {scaled16(acc, t, row, 0), scaled16(acc, t, row, 16), scaled16(acc, t, next, 0), scaled16(acc, t, next, 16)};
+        if (t->residual) {
+            const float *r0 = line_of(t->residual, t->residual_stride, row), *r1 = line_of(t->residual, t->residual_stride, next);
+            y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)), y[1] = _mm512_add_ps(y[1], _mm512_maskz_loadu_ps(right, r0 + 16));
+            y[2] = _mm512_add_ps(y[2], _mm512_maskz_loadu_ps(left, r1)), y[3] = _mm512_add_ps(y[3], _mm512_maskz_loadu_ps(right, r1 + 16));
+        }
+        if (activation == QK_RELU)
+            for (int v = 0; v < 4; v++) y[v] = _mm512_max_ps(_mm512_setzero_ps(), y[v]);
+        if (activation == QK_GELU) gelu64(y, &gelu_erf);
+        if (activation == QK_GELU_TANH) gelu64(y, &gelu_tanh);
+        if (t->bounded)
+            for (int v = 0; v < 4; v++) y[v] = _mm512_min_ps(_mm512_set1_ps(t->hi), _mm512_max_ps(_mm512_set1_ps(t->lo), y[v]));
+        float *to0 = whole ? line_of(t->dst, t->row_stride, row) : edge, *to1 = whole ? line_of(t->dst, t->row_stride, next) : edge + NR;
+        _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
+        _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
+        if (whole) continue;
+        memcpy(line_of(t->dst, t->row_stride, row), edge, (size_t)t->cols * sizeof *edge);
+        memcpy(line_of(t->dst, t->row_stride, next), edge + NR, (size_t)t->cols * sizeof *edge);
+    }
+}
+
+#define HAVE_FLOAT_TILE /* but for SiLU */
+static void float_tile(const int32_t *acc, const qk_tile *given)
+{
+    const qk_tile t = *given; /* a copy that stores cannot change */
+    switch (t.activation) {
+    case QK_RELU: float_rows(acc, &t, QK_RELU); break;
+    case QK_GELU: float_rows(acc, &t, QK_GELU); break;
+    case QK_GELU_TANH: float_rows(acc, &t, QK_GELU_TANH); break;
+    default: float_rows(acc, &t, QK_IDENTITY); break;
+    }
+}
+
+/* Sums times multipliers, rounded; not above `hi`, so that only what lies below int32 saturates, to where it belongs. */
+static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
+                                                                  const int half_away)
+{
+    __m512 v = _mm512_mul_ps(sums16(acc, t, row, col), _mm512_loadu_ps(t->multiplier + col));
+    v = _mm512_min_ps(hi, _mm512_add_ps(v, _mm512_loadu_ps(t->bias + col)));
+    if (half_away) {
+        const __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_ZERO), rest = _mm512_sub_ps(v, whole);
+        v = _mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(0.5f), _CMP_GE_OQ), whole, _mm512_set1_ps(1.0f));
+        v = _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(-0.5f), _CMP_LE_OQ), whole, _mm512_set1_ps(1.0f));
+    }
+    return _mm512_cvtps_epi32(v);
+}
+
+static inline __attribute__((always_inline)) void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t, const int half_away)
+{
+    const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax, zero_point = t->requant->zero_point;
+    const int rows = t->rows;
+    const __m512i zero = _mm512_set1_epi16((short)zero_point);
+    const __m512 hi = _mm512_set1_ps((float)(qmax - zero_point));
+    for (int row = 0; row < rows; row += 2) { /* q has MR rows, and MR is even */
+        const int next = row + 1 < rows ? row + 1 : row;
+        const __m512i n0 = _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, half_away), multiplied16(acc, t, row, 16, hi, half_away));
+        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, half_away), multiplied16(acc, t, next, 16, hi, half_away));
+        _mm512_storeu_si512(q + NR * row, to_codes(n0, n1, zero, zero, qmin, qmax));
+    }
+}
+
+#define HAVE_MULTIPLY_TILE
+static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
+{
+    const qk_tile t = *given;
+    if (t.requant->rounding == QK_HALF_EVEN)
+        multiply_rows(acc, q, &t, 0);
+    else
+        multiply_rows(acc, q, &t, 1);
+}
+
 #include "products.inc.h"
 #include "blocked.inc.h"
 

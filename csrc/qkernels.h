@@ -16,7 +16,7 @@ typedef enum {
     QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2
 } qk_dtype;
 typedef enum { QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE } qk_rounding;
-typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
+typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU } qk_activation;
 
 /* ---- instruction set and threads ---- */
 
@@ -106,7 +106,11 @@ typedef struct {
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
     const float *float_bias;         /* added after scaling, zeros if there is none */
+    const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
+    size_t residual_stride;          /* in bytes */
     qk_activation activation;
+    int bounded;                     /* floats: whether the result is clamped to lo .. hi */
+    float lo, hi;
     qk_requant requant;              /* codes; multiplier, mantissa and shift per column */
     float out_scale;                 /* codes, with an activation that needs real values */
 } qk_right;
@@ -145,9 +149,8 @@ size_t qk_blocked_bytes(const qk_blocked *p);
 void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                      const qk_block_params *params);
 void qk_blocked_unpack(const qk_blocked *p, void *b);
-/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
-int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
-                      qk_activation activation, float *out);
+/* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
+int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 
 /* ---- layers ---- */
 

@@ -11,7 +11,7 @@ cdef extern from "qkernels.h" nogil:
     ctypedef enum qk_rounding:
         QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE
     ctypedef enum qk_activation:
-        QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU
+        QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU
     ctypedef enum qk_kind "int":
         QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
     ctypedef enum qk_left_type "int":
@@ -85,7 +85,11 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *int_bias
         const float *col_scale
         const float *float_bias
+        const float *residual
+        size_t residual_stride
         qk_activation activation
+        int bounded
+        float lo, hi
         qk_requant requant
         float out_scale
 
@@ -110,8 +114,7 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                          const qk_block_params *params)
     void qk_blocked_unpack(const qk_blocked *p, void *b)
-    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
-                          qk_activation activation, float *out)
+    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
 
     void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                        const float *bias, float eps, float *y)

@@ -7,6 +7,7 @@ here, since 64 floats should not wait for Python.
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 
 from libc.float cimport FLT_MAX
+from libc.math cimport INFINITY
 from libc.string cimport memset
 
 import os
@@ -48,7 +49,7 @@ CODE_TYPES = {
 }
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
-ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "silu": QK_SILU}
+ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
 
 
 # ---- instruction sets and threads ----
@@ -187,7 +188,8 @@ cdef int activation_code(activation) except -1:
     if activation is None: return QK_IDENTITY
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
-        raise ValueError(f"activation must be one of None, 'relu', 'gelu', 'silu', got {activation!r}")
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation must be one of None, {names}, got {activation!r}")
     return code
 
 
@@ -708,27 +710,41 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
     return True
 
 
+def clamp_bounds(clamp):
+    """(lo, hi) as floats; None, for either, is no bound."""
+    try:
+        lo, hi = clamp
+        lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
+    except (TypeError, ValueError):
+        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {clamp!r}") from None
+    if not lo <= hi:
+        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+    return lo, hi
+
+
+cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
+    """residual as a contiguous float32 array of the shape of y, which it may be itself where y is `out`."""
+    cdef cnp.ndarray r = float32_array(residual, "residual")
+    if not cnp.PyArray_SAMESHAPE(r, y):
+        raise ValueError(f"residual must have shape {(<object>y).shape} (as the result), got {(<object>r).shape}")
+    if is_out and not (PyArray_ISCARRAY_RO(r) and cnp.PyArray_DATA(r) == cnp.PyArray_DATA(y)) and np.may_share_memory(y, r):
+        raise ValueError("out must be residual itself or not overlap it")
+    return contiguous(r)
+
+
 cdef size_t MAX_BLOCK = 0x7FFFFFFF // (127 * 15)   # rows of b whose sum int32 holds (numerics 12)
 
 
-cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
-    """linear with 4-bit weights, its arguments checked."""
-    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
-    cdef float *to = <float *>cnp.PyArray_DATA(y)
-    cdef int status
-    with nogil:
-        status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, given, activation, to)
-    check_status(status, x)
-    return y
-
-
-def linear(cnp.ndarray x, Packed b, bias, activation, out):
+def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     """float32 x (..., k)."""
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
     right.activation = <qk_activation>activation_code(activation)
+    if clamp is not None:
+        right.bounded = True
+        right.lo, right.hi = clamp_bounds(clamp)
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
@@ -736,21 +752,28 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         refuse_overlap(y, x, "x")
         if bias is not None:
             refuse_overlap(y, bias, "bias")
+    right.out = cnp.PyArray_DATA(y)
+    right.row_stride = right.residual_stride = <size_t>b.n * 4
+    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
+    if residual is not None:
+        residual = residual_of(residual, y, out is not None)
+        right.residual = <const float *>cnp.PyArray_DATA(residual)
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
     elif b.blocked.block > MAX_BLOCK:
         raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {MAX_BLOCK} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
+    cdef int status
     if b.is_blocked:
-        return blocked_linear(&left, b, bias_array, right.activation, y, x)
+        with nogil:
+            status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, &right)
+        check_status(status, x)
+        return y
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
-    right.out = cnp.PyArray_DATA(y)
-    right.row_stride = <size_t>b.n * 4
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
     run(&left, &b.c, &right, x)
     return y
 
@@ -774,14 +797,26 @@ cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, 
     if real_bias is not None:
         given = <const float *>cnp.PyArray_DATA(real_bias)
         for j in range(b.n):
+            if not -FLT_MAX <= given[j] <= FLT_MAX:
+                raise_not_finite(real_bias, "bias")
             bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
     right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
     return 0
 
 
-def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out):
-    """q (..., k) codes; params and out_params are per tensor; mantissa and shift, of the fixed-point roundings, have n entries
-    or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
+cdef int64_t largest_magnitude(cnp.ndarray x):
+    """Of contiguous int32 values."""
+    cdef const int32_t *values = <const int32_t *>cnp.PyArray_DATA(x)
+    cdef int64_t largest = 0
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(x)):
+        largest = max(largest, -<int64_t>values[i] if values[i] < 0 else values[i])
+    return largest
+
+
+def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
+    """q (..., k) codes; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
+    the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     refuse_blocked(b, "qlinear")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
@@ -795,6 +830,8 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shi
     right.activation = <qk_activation>activation_code(activation)
     right.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
     right.requant.zero_point, right.requant.qmin, right.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    if bounds is not None:
+        right.requant.qmin, right.requant.qmax = bounds
     right.out_scale = to.one_scale
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     cdef cnp.ndarray rows = rows_of(a, b.k, "q", &left)
@@ -803,7 +840,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shi
         refuse_overlap(y, a, "q")
         refuse_overlap(y, bias, "bias")
     cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
-    cdef int64_t bias_size = 0 if int_bias is None else int(np.abs(int_bias.astype(np.int64)).max(initial=0))
+    cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
         columns = np.empty((3, max(b.n_pad, 1)), np.float32)

@@ -5,7 +5,7 @@ import numpy as np
 
 from . import _core
 from .qparams import QParams, code_range, float_array
-from .quantize import pack_bits, unpack_bits
+from .quantize import pack_bits, quantize, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
 
 
@@ -176,8 +176,8 @@ class PackedMatrix(_core.Packed):
         return cls(codes, params)
 
 
-def linear(x, packed, bias=None, *, activation=None, out=None):
-    """A dense layer: ``activation(x @ w + bias)``, floats in and out, with integer products.
+def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, out=None):
+    """A dense layer: ``activation(x @ w + bias + residual)``, floats in and out, with integer products.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
     all rows loses: to uint8, or to int8 where the weights have 4 bits.
@@ -188,10 +188,14 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
         Finite; used as float32.
     packed : PackedMatrix of shape (K, N)
     bias : float array of shape (N,), optional
-    activation : {None, "relu", "gelu", "silu"}
-        GELU is the exact form, by erf.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        ``gelu`` is the exact form, by erf.
+    residual : float32 array of shape (..., N), optional
+        Added before the activation, as a ResNet block has it; a transformer block has no activation there.
+    clamp : (float or None, float or None), optional
+        Bounds of the result, after the activation: ReLU6 is ``clamp=(0, 6)``.
     out : float32 array of shape (..., N), optional
-        C-contiguous; may not overlap x or bias.
+        C-contiguous; may be residual itself, and may not overlap it otherwise, nor x or bias.
 
     Returns
     -------
@@ -220,10 +224,10 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
         with np.errstate(over="ignore"):  # what float32 lacks is refused as infinite
             x = float_array(x).astype(np.float32, copy=False)
-    return _core.linear(x, packed, bias, activation, out)
+    return _core.linear(x, packed, bias, activation, residual, clamp, out)
 
 
-def qlinear(q, params, packed, out_params, bias=None, *, activation=None, rounding="half_even", out=None):
+def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=None, rounding="half_even", out=None):
     """A dense layer of codes: the integer product, requantized by `out_params`.
 
     Parameters
@@ -237,7 +241,10 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
         Of the result, per tensor; uint8 or int8.
     bias : int32 or float array of shape (N,), optional
         int32 is in units of scale(q) * scale(b) and added to the sums; floats are real values.
-    activation : {None, "relu", "gelu", "silu"}
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+    clamp : (float or None, float or None), optional
+        Bounds of the result as real values, after the activation. (To add a residual, which has a scale of its own, let `linear`
+        make floats.)
     rounding : {"half_even", "half_away", "gemmlowp", "tflite"}
         As in `requantize`; the fixed-point ones take an int32 bias and no activation but relu.
     out : array of dtype `out_params.dtype` and shape (..., N), optional
@@ -273,13 +280,20 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
     if getattr(q, "dtype", params.dtype) != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
+    bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None
     if rounding in FIXED_POINT:
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
         exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
-    return _core.qlinear(q, params, packed, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out)
+    return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
+
+
+def _clamp_codes(clamp, params, rounding):
+    """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
+    lo, hi = _core.clamp_bounds(clamp)
+    return quantize(np.float32([lo, hi]), params, rounding="half_even" if rounding == "half_even" else "half_away")
 
 
 def _split_bias(bias, n, rounding):

@@ -58,6 +58,8 @@ static inline __m512 of_halves(__m256i a)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
 #define _mm512_cvtps_epi32(a) rounded(a)
 #define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)
+#undef _mm512_reduce_ps
+#define _mm512_reduce_ps(a, mode) _mm512_sub_ps(a, _mm512_roundscale_ps(a, mode))
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)

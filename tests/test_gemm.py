@@ -397,18 +397,25 @@ def gelu(x):
     return x / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
 
 
+def gelu_tanh(x):
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * np.minimum(x, 1e100) ** 3)))
+
+
 def silu(x):
     return x / (1 + np.exp(-np.maximum(x, -700)))
 
 
-@pytest.mark.parametrize(("activation", "function", "absolute", "relative"), [("gelu", gelu, 1.5e-7, 0), ("silu", silu, 0, 2e-7)])
-def test_activations_are_near_the_functions(activation, function, absolute, relative, isas):
+FUNCTIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+
+
+@pytest.mark.parametrize(("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)])
+def test_activations_are_near_the_functions(activation, absolute, relative, isas):
     """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be off by,
     beside the half unit in the last place that rounding takes."""
     rng = np.random.default_rng(0)
     bias = np.concatenate([np.linspace(-12, 12, 20_001), np.geomspace(1e-30, 1e38, 1001), -np.geomspace(1e-30, 87, 1001),
                            rng.normal(0, 2, 5000), [0.0, 88.4, 3.4e38]]).astype(np.float32)
-    want = function(bias.astype(np.float64))
+    want = FUNCTIONS[activation](bias.astype(np.float64))
     packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
     results = [qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)[0] for _ in isas()]
     half_unit = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64) / 2
@@ -417,7 +424,7 @@ def test_activations_are_near_the_functions(activation, function, absolute, rela
         assert_array_equal(result, results[0], strict=True)
 
 
-@pytest.mark.parametrize(("activation", "off_by"), [("gelu", 1.5e-7), ("silu", 1e-36)])
+@pytest.mark.parametrize(("activation", "off_by"), [("gelu", 0), ("gelu_tanh", 0), ("silu", 1e-36)])
 def test_activations_of_large_negative_values_vanish(activation, off_by):
     bias = np.float32([-13, -88, -88.4, -104, -1e10, -3.4e38])
     if activation == "silu":
@@ -426,7 +433,29 @@ def test_activations_of_large_negative_values_vanish(activation, off_by):
     assert np.abs(qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)).max() <= off_by
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@settings(max_examples=60)
+@given(layers(), layouts, st.sampled_from([None, "relu", "gelu", "gelu_tanh", "silu"]), st.data())
+def test_residual_and_clamp(variants, layer, layout, activation, data):
+    """activation(x @ w + bias + residual), clamped; the residual may be `out`."""
+    x, b, params, bias = layer
+    sums = linear_by_numpy(x, b, params, bias)
+    residual = np.random.default_rng(0).normal(0, 3, sums.shape).astype(np.float32)
+    clamp = data.draw(st.sampled_from([None, (0, 6), (-0.5, None), (None, 1), (2, 2), (None, None)]))
+    in_place = data.draw(st.booleans())
+    want = sums + residual
+    if activation:  # of the same sums without a product
+        zeros = qk.pack(np.zeros((1, want.size), np.int8), qk.QParams(1))
+        want = qk.linear(np.zeros((1, 1), np.float32), zeros, want.reshape(-1), activation=activation).reshape(want.shape)
+    if clamp:
+        want = np.clip(want, *np.float32([-np.inf if clamp[0] is None else clamp[0], np.inf if clamp[1] is None else clamp[1]]))
+    for variant in variants():
+        given = residual.copy() if in_place else layout(residual)
+        got = qk.linear(x, qk.pack(b, params), bias, activation=activation, residual=given, clamp=clamp, out=given if in_place else None)
+        assert (got is given) == in_place
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
 def test_linear_has_equal_bits_at_any_thread_count(activation, variants):
     rng = np.random.default_rng(0)
     for m, k, n in [(301, 401, 203), (1, 4096, 2048), (2003, 129, 33)]:
@@ -508,7 +537,24 @@ def test_qlinear_is_matmul_then_requantize(rounding, isas, layer):
         assert_array_equal(got, np.maximum(want, to.dtype.type(to.zero_point)), err_msg=isa, strict=True)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
+@pytest.mark.parametrize("clamp", [(0, 6), (-1.5, None), (None, 2.25), (0.3, 0.3), (-3, -1)])
+@settings(max_examples=15)
+@given(integer_layers(), st.sampled_from([None, "relu", "gelu"]))
+def test_qlinear_clamps_real_values(rounding, clamp, isas, layer, activation):
+    q, params, b, weights, to, bias = layer
+    if rounding in ("gemmlowp", "tflite"):
+        bias, activation = None if bias is None else bias.astype(np.int32), None if activation == "gelu" else activation
+    lo, hi = (np.float32(limit if bound is None else bound) for bound, limit in zip(clamp, (-np.inf, np.inf)))
+    lo, hi = qk.quantize(np.array([lo, hi]), to, rounding="half_even" if rounding == "half_even" else "half_away")
+    for isa in isas():
+        packed = qk.pack(b, weights)
+        want = np.clip(qk.qlinear(q, params, packed, to, bias, rounding=rounding, activation=activation), lo, hi)
+        got = qk.qlinear(q, params, packed, to, bias, rounding=rounding, activation=activation, clamp=clamp)
+        assert_array_equal(got, want, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @settings(max_examples=40)
 @given(integer_layers())
 def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
@@ -518,7 +564,7 @@ def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
     if bias is not None:
         real = real + (bias if bias.dtype == np.int32 else bias / scale)
     real = real * scale
-    want = {"gelu": gelu, "silu": silu}[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
+    want = FUNCTIONS[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
     want = np.clip(want, to.qmin, to.qmax)
     results = [qk.qlinear(q, params, qk.pack(b, weights), to, bias, activation=activation) for _ in isas()]
     assert (np.abs(results[0] - want) <= 0.501).all()
@@ -612,7 +658,17 @@ BAD = [
     ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
     ("linear", {"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
     ("linear", {"bias": np.ones(4, np.int32)}, TypeError, "bias must be a float array, got int32"),
-    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'silu', got 'tanh'"),
+    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'"),
+    ("linear", {"residual": np.ones((2, 3), np.float32)}, ValueError, r"residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)"),
+    ("linear", {"residual": np.ones(4, np.float32)}, ValueError, r"residual must have shape \(2, 4\)"),
+    ("linear", {"residual": np.ones((2, 4))}, TypeError, "residual must be float32, got float64"),
+    ("linear", {"clamp": 6}, TypeError, r"clamp must be None or a pair of floats \(lo, hi\), got 6"),
+    ("linear", {"clamp": (0, "6")}, TypeError, "clamp must be None or a pair of floats"),
+    ("linear", {"clamp": (0, 1, 2)}, TypeError, "clamp must be None or a pair of floats"),
+    ("linear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
+    ("linear", {"clamp": (np.nan, 0)}, ValueError, "clamp must have lo <= hi"),
+    ("qlinear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
+    ("qlinear", {"bias": np.float32([1, np.nan, np.inf, 0])}, ValueError, r"bias has 2 NaN or infinite values, the first at \(1,\)"),
     ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
     ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
     ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
@@ -703,7 +759,8 @@ def overlapping(x, shape, dtype, offset):
 
 
 @pytest.mark.parametrize(("name", "argument", "x"), [
-    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
+    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)),
+    ("qlinear", "q", A),
     ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
 ])
 @pytest.mark.parametrize("transposed", [False, True])
