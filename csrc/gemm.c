@@ -64,6 +64,21 @@ typedef struct {
     int64_t bound;
 } pack_job;
 
+/* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
+static void sum_panel(const qk_packed *p, const int8_t *panel, int32_t *colsum)
+{
+    enum { STRETCH = 64 }; /* steps */
+    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    static const int16_t words[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    const qk_kernels *k = p->kernels;
+    const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
+    memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
+    for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
+        steps = at_most(rest, STRETCH);
+        k->gemm_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : words, 0, panel, colsum, colsum, (size_t)k->nr);
+    }
+}
+
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
@@ -72,11 +87,18 @@ static void pack_panels(void *context, size_t begin, size_t end)
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * nr, cols = at_most(p->n - col, nr);
+        int8_t *codes = p->panels + panel * p->panel_bytes;
         int32_t zero[MAX_NR];
-        for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
-        const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
-                                        p->flipped ? 0x80 : 0, zero};
-        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + panel * p->panel_bytes, p->colsum + col);
+        qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
+                                  p->flipped ? 0x80 : 0, NULL};
+        if (!job->zero_point) {
+            p->kernels->gemm_pack_panel(&source, cols, codes, NULL);
+            sum_panel(p, codes, p->colsum + col);
+            continue;
+        }
+        for (size_t j = 0; j < cols; j++) zero[j] = job->zero_point[col + j] - (p->flipped ? 128 : 0);
+        source.zero = zero;
+        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, codes, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
@@ -279,11 +301,11 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const qk_packed *b = g->b;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
-    const size_t lda = round_up(b->k_pad * (size_t)b->kernels->a_bytes, 64);
+    const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes, lda = g->left->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     row_block block;
-    block.lda =  g->in_place ? (size_t)g->left->row_stride : lda;
+    block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t size = g->in_place ? 0 : lda * g->share.block_rows + round_up(b->k_pad, 64) + 64;
+    const size_t size = g->in_place ? 0 : round_up(lda * g->share.block_rows, 64) + round_up(b->k_pad, 64) + 64;
     block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
     if (!block.buffer) {
         fail(g, -1);
@@ -335,4 +357,74 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     if (columns != small) free(columns);
     return g.failure ? g.failure : 1;
+}
+
+/* ---- many products ---- */
+
+typedef struct {
+    const qk_batch *batch;
+    int failure;
+} batch_job;
+
+/* Where the operands of the product with this number begin. */
+typedef struct {
+    ptrdiff_t a, b, a_zero, b_zero;
+} places;
+
+static places places_of(const qk_batch *p, size_t number)
+{
+    places at = {0};
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        const ptrdiff_t index = (ptrdiff_t)(number % p->shape[axis]);
+        number /= p->shape[axis];
+        at.a += index * p->a_step[axis], at.b += index * p->b_step[axis];
+        at.a_zero += index * p->a_zero_step[axis], at.b_zero += index * p->b_zero_step[axis];
+    }
+    return at;
+}
+
+static void run_products(void *context, size_t begin, size_t end)
+{
+    batch_job *job = context;
+    const qk_batch *p = job->batch;
+    qk_packed packed;
+    qk_packed_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
+    const size_t panels = round_up(qk_packed_bytes(&packed), 64);
+    char *memory = aligned_alloc(64, panels + round_up(2 * packed.n_pad * sizeof(int32_t) + 1, 64));
+    if (!memory) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    packed.panels = (int8_t *)memory, packed.colsum = (int32_t *)(memory + panels);
+    int32_t *b_zero = packed.colsum + packed.n_pad;
+    memset(b_zero, 0, packed.n_pad * sizeof *b_zero);
+    const char *taken = NULL; /* the b that is packed: neighbours may share it */
+    for (size_t number = begin; number < end; number++) {
+        const places at = places_of(p, number);
+        const char *b = (const char *)p->b + at.b;
+        qk_left left = p->left;
+        left.a = (const char *)left.a + at.a;
+        if (left.zero_point) left.zero_point += at.a_zero;
+        if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
+        const qk_right right = {.type = QK_TO_INT32, .out = p->out + number * left.m * p->n, .row_stride = p->n * sizeof(int32_t),
+                                .b_zero = p->b_zero ? b_zero : NULL};
+        if (b != taken) qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
+        taken = b;
+        if (qk_gemm(&left, &packed, &right) < 0) __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+    }
+    free(memory);
+}
+
+/* Threads share the products, or each of them where they are few. */
+int qk_gemm_batch(const qk_batch *p)
+{
+    batch_job job = {p, 0};
+    size_t count = 1;
+    for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
+    const double work = (double)count * (double)p->k * (double)p->n * ((double)p->left.m / 128 + 0.5);
+    if (count < (size_t)qk_threads_for(SIZE_MAX, work))
+        run_products(&job, 0, count);
+    else
+        qk_parallel_for(count, work, run_products, &job);
+    return job.failure ? job.failure : 1;
 }

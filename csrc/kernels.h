@@ -54,7 +54,7 @@ typedef struct {
     ptrdiff_t row_stride, col_stride;  /* in bytes */
     size_t k;
     uint8_t flip;                      /* code ^ flip is stored */
-    const int32_t *zero;               /* zero points of the stored codes */
+    const int32_t *zero;               /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
 } qk_panel_source;
 
 /* A panel of 4-bit weights: see qk_blocked. */
@@ -90,7 +90,7 @@ struct qk_kernels {
     /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Light panels have steps. */
     void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc);
-    /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
+    /* A panel of b' from `cols` columns, the sums of its columns, and max over columns of sum |b' - zero|: see qk_panel_source. */
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */

@@ -106,7 +106,7 @@ static inline __attribute__((always_inline)) int64_t pack_panel(const qk_panel_s
         else
             pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to, kr);
     }
-    return sum_columns(s, cols, colsum);
+    return s->zero ? sum_columns(s, cols, colsum) : 0;
 }
 
 static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)

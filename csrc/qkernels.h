@@ -83,7 +83,7 @@ const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t r
                                  size_t cols, int b_unsigned);
 size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
-/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6). */
+/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
 void qk_unpack(const qk_packed *p, void *b);
 
@@ -117,6 +117,25 @@ typedef struct {
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
+
+/* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C order; each
+ * operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in entries. */
+enum { QK_MAX_AXES = 64 };
+typedef struct {
+    qk_left left;                    /* the first a; zero_point: one, or m of them */
+    const void *b;                   /* the first b (k, n) */
+    size_t k, n;
+    ptrdiff_t b_row_stride, b_col_stride;
+    int b_unsigned;
+    const int32_t *b_zero;           /* n of them, or NULL for 0 */
+    int32_t *out;                    /* C-contiguous */
+    int axes;
+    size_t shape[QK_MAX_AXES];
+    ptrdiff_t a_step[QK_MAX_AXES], b_step[QK_MAX_AXES], a_zero_step[QK_MAX_AXES], b_zero_step[QK_MAX_AXES];
+} qk_batch;
+
+/* Returns as qk_gemm. */
+int qk_gemm_batch(const qk_batch *batch);
 
 /* ---- products with 4-bit weights ---- */
 

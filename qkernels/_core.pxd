@@ -95,6 +95,25 @@ cdef extern from "qkernels.h" nogil:
 
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 
+    enum:
+        QK_MAX_AXES
+    ctypedef struct qk_batch:
+        qk_left left
+        const void *b
+        size_t k, n
+        ptrdiff_t b_row_stride, b_col_stride
+        int b_unsigned
+        const int32_t *b_zero
+        int32_t *out
+        int axes
+        size_t shape[64]
+        ptrdiff_t a_step[64]
+        ptrdiff_t b_step[64]
+        ptrdiff_t a_zero_step[64]
+        ptrdiff_t b_zero_step[64]
+
+    int qk_gemm_batch(const qk_batch *batch)
+
     ctypedef struct qk_blocked:
         const qk_kernels *kernels
         size_t k, n, n_pad

@@ -628,6 +628,88 @@ cdef int codes_type(cnp.ndarray a, name) except -1:
     raise TypeError(f"{name} must be uint8 or int8, got {a.dtype}")
 
 
+cdef tuple lay_over_batch(cnp.ndarray a, cnp.ndarray b, qk_batch *p):
+    """Fills axes and shape: the leading axes of a and b, broadcast."""
+    cdef int na = cnp.PyArray_NDIM(a) - 2, nb = cnp.PyArray_NDIM(b) - 2, axis
+    cdef Py_ssize_t of_a, of_b
+    p.axes = max(na, nb)
+    for axis in range(p.axes):
+        of_a = cnp.PyArray_DIM(a, axis - p.axes + na) if axis >= p.axes - na else 1
+        of_b = cnp.PyArray_DIM(b, axis - p.axes + nb) if axis >= p.axes - nb else 1
+        if of_a != of_b and of_a != 1 and of_b != 1:
+            raise ValueError(f"a and b must have leading axes that broadcast, got shapes {(<object>a).shape} and {(<object>b).shape}")
+        p.shape[axis] = <size_t>(of_b if of_a == 1 else of_a)
+    return tuple([<Py_ssize_t>p.shape[axis] for axis in range(p.axes)])
+
+
+cdef void fill_steps(cnp.ndarray x, int own, Py_ssize_t unit, const qk_batch *p, ptrdiff_t *step) noexcept:
+    """Strides of the leading axes of x, all but its last `own`, over `unit`; 0 where x is broadcast."""
+    cdef int missing = p.axes - (cnp.PyArray_NDIM(x) - own), axis
+    for axis in range(p.axes):
+        step[axis] = 0
+        if axis >= missing and cnp.PyArray_DIM(x, axis - missing) > 1:
+            step[axis] = cnp.PyArray_STRIDE(x, axis - missing) // unit
+
+
+cdef cnp.ndarray batch_zero_points(value, cnp.ndarray codes, tuple shape, name):
+    """Like zero_points, of any shape that broadcasts to `shape`: all of them, or a scalar."""
+    given = np.asarray(value)
+    if given.size == 1:
+        return zero_points(given.reshape(()), codes, (), name)
+    try:
+        given = np.broadcast_to(given, shape)
+    except ValueError:
+        raise ValueError(f"{name} must be a scalar or broadcast to shape {shape}, got {given.shape}") from None
+    return zero_points(given, codes, shape, name)
+
+
+cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out):
+    """Codes a (..., m, k) and b (..., k, n)."""
+    cdef qk_batch p
+    memset(&p, 0, sizeof(p))
+    cdef int na = cnp.PyArray_NDIM(a), nb = cnp.PyArray_NDIM(b)
+    cdef Py_ssize_t k = cnp.PyArray_DIM(b, nb - 2), n = cnp.PyArray_DIM(b, nb - 1)
+    if na < 2 or cnp.PyArray_DIM(a, na - 1) != k:
+        raise ValueError(f"a must have shape (..., M, {k}) to match b with shape {(<object>b).shape}, got {(<object>a).shape}")
+    cdef Py_ssize_t m = cnp.PyArray_DIM(a, na - 2)
+    shape = lay_over_batch(a, b, &p) + (m, n)
+    cdef cnp.ndarray c, az, bz
+    if out is None:
+        c = np.empty(shape, INT32)
+    else:
+        check_out(out, shape, INT32)
+        c = out
+        for name, x in (("a", a), ("b", b), ("a_zero_point", a_zero_point), ("b_zero_point", b_zero_point)):
+            refuse_overlap(c, x, name)
+    cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
+    p.left.m, p.left.a, p.left.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
+    p.left.type = <qk_left_type>codes_type(a, "a")
+    fill_steps(rows, 2, 1, &p, p.a_step)
+    if not (type(a_zero_point) is int and a_zero_point == 0):
+        az = batch_zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
+        p.left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        p.left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        if p.left.zero_point_per_row:
+            fill_steps(az, 1, 4, &p, p.a_zero_step)
+    p.b, p.k, p.n = cnp.PyArray_DATA(b), <size_t>k, <size_t>n
+    p.b_row_stride, p.b_col_stride = cnp.PyArray_STRIDE(b, nb - 2), cnp.PyArray_STRIDE(b, nb - 1)
+    p.b_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
+    fill_steps(b, 2, 1, &p, p.b_step)
+    if not (type(b_zero_point) is int and b_zero_point == 0):
+        of_columns = (<object>b).shape[:-2] + (n,)
+        bz = batch_zero_points(b_zero_point, b, of_columns, "b_zero_point")
+        if cnp.PyArray_NDIM(bz) == 0:
+            bz = np.full(n, bz, np.int32)
+        p.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+        fill_steps(bz, 1, 4, &p, p.b_zero_step)
+    p.out = <int32_t *>cnp.PyArray_DATA(c)
+    cdef int status
+    with nogil:
+        status = qk_gemm_batch(&p)
+    check_status(status, a)
+    return c
+
+
 def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef cnp.ndarray left_array = a if isinstance(a, np.ndarray) else np.asarray(a)
     cdef cnp.ndarray right_array
@@ -643,8 +725,10 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     else:
         right_array = b if isinstance(b, np.ndarray) else np.asarray(b)
         codes_type(right_array, "b")
-        if right_array.ndim != 2:
-            raise ValueError(f"b must have shape (K, N), got {(<object>right_array).shape}")
+        if cnp.PyArray_NDIM(right_array) > 2:
+            return matmul_batch(left_array, right_array, a_zero_point, b_zero_point, out)
+        if cnp.PyArray_NDIM(right_array) < 2:
+            raise ValueError(f"b must have shape (..., K, N), got {(<object>right_array).shape}")
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
     cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
