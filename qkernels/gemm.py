@@ -18,14 +18,15 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     Parameters
     ----------
     a : uint8 or int8 array of shape (..., M, K), or (K,)
-    b : uint8 or int8 array of shape (K, N), or PackedMatrix
-        Packed weights save the packing that each call would repeat. Their own scale and zero point are not used.
+    b : uint8 or int8 array of shape (K, N) or (..., K, N), or PackedMatrix
+        Packed weights save the packing that each call would repeat. Their own scale and zero point are not used. Leading axes
+        broadcast with those of a as in `numpy.matmul`; strides are free, so that ``k.swapaxes(-1, -2)`` costs no copy.
     a_zero_point : int or integer array of shape (..., M)
         One for each row of a.
-    b_zero_point : int or integer array of shape (N,)
-        One for each column of b.
+    b_zero_point : int or integer array of shape (N,) or (..., N)
+        One for each column of b. With leading axes in b, each zero point may have any shape that broadcasts to its own.
     out : int32 array of shape (..., M, N), optional
-        C-contiguous; may not overlap a, b or a_zero_point.
+        C-contiguous; may not overlap a, b or a zero point.
 
     Returns
     -------
@@ -44,6 +45,12 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     --------
     >>> qk.matmul(np.uint8([[11, 7, 3]]), np.int8([[1, 4], [2, 5], [3, 6]]), a_zero_point=12)
     array([[-38, -83]], dtype=int32)
+
+    One product for each of 12 heads, as attention has them:
+
+    >>> q, k = np.ones((12, 128, 32), np.int8), np.ones((12, 128, 32), np.int8)
+    >>> qk.matmul(q, k.swapaxes(-1, -2)).shape
+    (12, 128, 128)
     """
     return _core.matmul(a, b, a_zero_point, b_zero_point, out)
 

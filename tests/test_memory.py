@@ -143,6 +143,10 @@ def sweep_products(m, k, n, rng, at_end):
             qk.matmul(place(a), place(b) if right is b else packed, out=out)
             same(out, want)
         place = Places(at_end)
+        pair = a[None].repeat(2, 0), np.ascontiguousarray(b.T)[None].repeat(2, 0)
+        same(qk.matmul(place(pair[0]), place(pair[1]).swapaxes(1, 2), a_zero_point=place(np.zeros((2, m), np.uint8).view(a_dtype)),
+                       out=place.empty((2, m, n), np.int32)), want[None].repeat(2, 0))
+        place = Places(at_end)
         light = np.ascontiguousarray(b.view(np.int8)) >> 3
         same(qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
              (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32))
