@@ -11,7 +11,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { SMALL_BLOCK_BYTES = 8 * 1024, SMALL_B_BYTES = 16 * 1024 };
+enum { SMALL_BLOCK_BYTES = 8 * 1024 };
 
 /* ---- packing of b ---- */
 
@@ -271,39 +271,28 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
     }
 }
 
-/* Rows i .. i + count of the block times a panel. */
-static inline void multiply_tile(const product *g, const row_block *block, size_t first, size_t i, size_t count, size_t panel,
-                                 int plain)
-{
-    const qk_packed *b = g->b;
-    const qk_kernels *k = b->kernels;
-    const size_t nr = (size_t)k->nr, steps = b->k_pad / (size_t)k->kr, col = panel * nr;
-    const int8_t *codes = b->panels + panel * b->panel_bytes;
-    const char *a = block->a + i * block->lda;
-    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    if (plain && col + nr <= b->n) {
-        int32_t *c = (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col;
-        k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, g->right->row_stride / 4);
-    } else {
-        k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, acc, nr);
-        store_tile(g, block, first + i, i, count, col, acc);
-    }
-}
-
-/* Each panel, in the L1 cache, times all tiles of rows; where all panels fit there, rows of the result are written one after
- * another instead. */
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
                            size_t panel_end)
 {
-    const size_t mr = (size_t)g->b->kernels->mr;
+    const qk_packed *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
     const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
-    if ((panel_end - panel_begin) * g->b->panel_bytes <= SMALL_B_BYTES) {
-        for (size_t i = 0; i < rows; i += mr)
-            for (size_t panel = panel_begin; panel < panel_end; panel++)
-                multiply_tile(g, block, first, i, at_most(rows - i, mr), panel, plain);
-    } else {
-        for (size_t panel = panel_begin; panel < panel_end; panel++)
-            for (size_t i = 0; i < rows; i += mr) multiply_tile(g, block, first, i, at_most(rows - i, mr), panel, plain);
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+        const int8_t *codes = b->panels + panel * b->panel_bytes;
+        const size_t col = panel * nr;
+        for (size_t i = 0; i < rows; i += mr) {
+            const size_t count = at_most(rows - i, mr);
+            const char *a = block->a + i * block->lda;
+            if (plain && col + nr <= b->n) {
+                int32_t *c = (int32_t *)((char *)g->right->out + (first + i) * g->right->row_stride) + col;
+                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, g->right->row_stride / 4);
+            } else {
+                k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, acc, nr);
+                store_tile(g, block, first + i, i, count, col, acc);
+            }
+        }
     }
 }
 
