@@ -157,22 +157,22 @@ static void gelu_run(float *y, size_t n, const gelu_table *g)
     }
 }
 
-/* The sums of a row, corrected for zero points, as floats. */
-static inline __attribute__((always_inline)) __m512 sums16(const int32_t *acc, const qk_tile *t, int row, int col)
+/* The sums of a row, corrected for zero points. */
+static inline __attribute__((always_inline)) __m512i sums16(const int32_t *acc, const qk_tile *t, int row, int col)
 {
     __m512i sums = _mm512_loadu_si512(acc + NR * row + col);
     if (t->row_zero)
         sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_zero[row]), _mm512_loadu_si512(t->colsum + col)));
     if (t->row_term)
         sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_term[row]), _mm512_loadu_si512(t->col_zero + col)));
-    return _mm512_cvtepi32_ps(sums);
+    return sums;
 }
 
 static inline __attribute__((always_inline)) __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
 {
     __m512 scale = _mm512_loadu_ps(t->col_scale + col);
     if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
-    return _mm512_add_ps(_mm512_mul_ps(sums16(acc, t, row, col), scale), _mm512_loadu_ps(t->bias + col));
+    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums16(acc, t, row, col)), scale), _mm512_loadu_ps(t->bias + col));
 }
 
 static inline float *line_of(const void *first, size_t row_stride, int row)
@@ -222,11 +222,10 @@ static void float_tile(const int32_t *acc, const qk_tile *given)
     }
 }
 
-/* Sums times multipliers, rounded; not above `hi`, so that only what lies below int32 saturates, to where it belongs. */
-static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
-                                                                  const int half_away)
+/* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded. */
+static inline __attribute__((always_inline)) __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi, const int half_away)
 {
-    __m512 v = _mm512_mul_ps(sums16(acc, t, row, col), _mm512_loadu_ps(t->multiplier + col));
+    __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(t->multiplier + col));
     v = _mm512_min_ps(hi, _mm512_add_ps(v, _mm512_loadu_ps(t->bias + col)));
     if (half_away) {
         const __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_ZERO), rest = _mm512_sub_ps(v, whole);
@@ -236,7 +235,52 @@ static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t 
     return _mm512_cvtps_epi32(v);
 }
 
-static inline __attribute__((always_inline)) void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t, const int half_away)
+/* shift_left */
+static inline __m512i shifted_left16(__m512i sums, __m512i shift)
+{
+    const __m512i lo = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MIN), shift), hi = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MAX), shift);
+    return _mm512_sllv_epi32(_mm512_min_epi32(_mm512_max_epi32(sums, lo), hi), shift);
+}
+
+static inline __m512i even_products(__m512i a, __m512i b) { return _mm512_mul_epi32(a, b); }
+static inline __m512i odd_products(__m512i a, __m512i b) { return _mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32)); }
+/* The low words of `even`, and the high ones of `odd`. */
+static inline __m512i interleaved(__m512i even, __m512i odd) { return _mm512_mask_mov_epi32(even, 0xaaaa, odd); }
+
+/* multiply_gemmlowp */
+static inline __m512i gemmlowp16(__m512i sums, __m512i mantissa, __m512i shift)
+{
+    const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), half = _mm512_set1_epi64(1 << 30);
+    const __m512i right = _mm512_max_epi32(_mm512_sub_epi32(zero, shift), zero), a = shifted_left16(sums, _mm512_max_epi32(shift, zero));
+    const __m512i even = _mm512_srli_epi64(_mm512_add_epi64(even_products(a, mantissa), half), 31);
+    const __m512i odd = _mm512_slli_epi64(_mm512_add_epi64(odd_products(a, mantissa), half), 1);
+    const __m512i high = interleaved(even, odd), mask = _mm512_sub_epi32(_mm512_sllv_epi32(one, right), one);
+    const __m512i limit = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(high, 31)), q = _mm512_srav_epi32(high, right);
+    return _mm512_mask_add_epi32(q, _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, mask), limit), q, one);
+}
+
+/* multiply_tflite */
+static inline __m512i tflite16(__m512i sums, __m512i mantissa, __m512i given)
+{
+    const __m512i one = _mm512_set1_epi32(1), shift = _mm512_min_epi32(given, _mm512_set1_epi32(28));
+    const __m512i left = _mm512_max_epi32(_mm512_add_epi32(shift, _mm512_set1_epi32(2)), _mm512_setzero_si512());
+    const __m512i last = _mm512_sub_epi32(_mm512_sub_epi32(left, _mm512_set1_epi32(2)), shift); /* right - 1 */
+    const __m512i a = shifted_left16(sums, left);
+    const __m512i high = interleaved(_mm512_srli_epi64(even_products(a, mantissa), 32), odd_products(a, mantissa));
+    return _mm512_srav_epi32(_mm512_add_epi32(high, _mm512_sllv_epi32(one, last)), _mm512_add_epi32(last, one));
+}
+
+static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
+                                                                  const qk_rounding rounding)
+{
+    const __m512i sums = sums16(acc, t, row, col);
+    if (rounding <= QK_HALF_AWAY) return rounded16(sums, t, col, hi, rounding == QK_HALF_AWAY);
+    const __m512i mantissa = _mm512_loadu_si512(t->mantissa + col), shift = _mm512_loadu_si512(t->shift + col);
+    return rounding == QK_GEMMLOWP ? gemmlowp16(sums, mantissa, shift) : tflite16(sums, mantissa, shift);
+}
+
+static inline __attribute__((always_inline)) void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t,
+                                                                const qk_rounding rounding)
 {
     const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax, zero_point = t->requant->zero_point;
     const int rows = t->rows;
@@ -244,8 +288,8 @@ static inline __attribute__((always_inline)) void multiply_rows(const int32_t *a
     const __m512 hi = _mm512_set1_ps((float)(qmax - zero_point));
     for (int row = 0; row < rows; row += 2) { /* q has MR rows, and MR is even */
         const int next = row + 1 < rows ? row + 1 : row;
-        const __m512i n0 = _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, half_away), multiplied16(acc, t, row, 16, hi, half_away));
-        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, half_away), multiplied16(acc, t, next, 16, hi, half_away));
+        const __m512i n0 = _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, rounding), multiplied16(acc, t, row, 16, hi, rounding));
+        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, rounding), multiplied16(acc, t, next, 16, hi, rounding));
         _mm512_storeu_si512(q + NR * row, to_codes(n0, n1, zero, zero, qmin, qmax));
     }
 }
@@ -254,10 +298,12 @@ static inline __attribute__((always_inline)) void multiply_rows(const int32_t *a
 static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
 {
     const qk_tile t = *given;
-    if (t.requant->rounding == QK_HALF_EVEN)
-        multiply_rows(acc, q, &t, 0);
-    else
-        multiply_rows(acc, q, &t, 1);
+    switch (t.requant->rounding) {
+    case QK_HALF_EVEN: multiply_rows(acc, q, &t, QK_HALF_EVEN); break;
+    case QK_HALF_AWAY: multiply_rows(acc, q, &t, QK_HALF_AWAY); break;
+    case QK_GEMMLOWP: multiply_rows(acc, q, &t, QK_GEMMLOWP); break;
+    default: multiply_rows(acc, q, &t, QK_TFLITE); break;
+    }
 }
 
 #include "products.inc.h"

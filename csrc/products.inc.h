@@ -264,27 +264,28 @@ static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q
         q[j] = (uint8_t)scale_to_code((float)acc[j] * multiplier[j] + bias[j], lo, hi, zero_point, half_away);
 }
 
-static void multiply_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
-{
-    correct_for_b(acc, t);
-    correct_for_a(acc, t);
-    if (t->requant->rounding == QK_HALF_EVEN)
-        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 0);
-    else
-        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 1);
-}
-#endif
-
-static void fixed_point_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
+static inline void fixed_point_row(const int32_t *acc, uint8_t *restrict q, const qk_tile *t)
 {
     uint16_t codes[NR];
+    fixed_point_run(acc, t->mantissa, t->shift, codes, NR, t->requant);
+    for (int j = 0; j < NR; j++) q[j] = (uint8_t)codes[j];
+}
+
+static void multiply_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
+{
+    const qk_rounding rounding = t->requant->rounding;
     correct_for_b(acc, t);
     correct_for_a(acc, t);
-    for (int row = 0; row < t->rows; row++) {
-        fixed_point_run(acc + row * NR, t->mantissa, t->shift, codes, NR, t->requant);
-        for (int j = 0; j < NR; j++) q[row * NR + j] = (uint8_t)codes[j];
+    for (int row = 0; row < t->rows; row++, acc += NR, q += NR) {
+        if (rounding == QK_HALF_EVEN)
+            multiply_row(acc, q, t, 0);
+        else if (rounding == QK_HALF_AWAY)
+            multiply_row(acc, q, t, 1);
+        else
+            fixed_point_row(acc, q, t);
     }
 }
+#endif
 
 /* Of an activation: as floats first. */
 static void activated_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
@@ -302,9 +303,7 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t)
     if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
     if (t->activation > QK_RELU)
         activated_tile(acc, q, t);
-    else if (t->requant->rounding <= QK_HALF_AWAY)
-        multiply_tile(acc, q, t);
     else
-        fixed_point_tile(acc, q, t);
+        multiply_tile(acc, q, t);
     store_rows(q, 1, t);
 }
