@@ -164,9 +164,7 @@ typedef struct {
     ptrdiff_t row_stride;
     size_t m;
     const qk_blocked *b;
-    const float *bias;
-    qk_activation activation;
-    float *out;
+    const qk_right *right;
     size_t block_pad, k_pad;                    /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start;
     blocking share;
@@ -234,6 +232,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                            size_t panel_end)
 {
     const qk_blocked *b = g->b;
+    const qk_right *right = g->right;
     const qk_kernels *k = b->kernels;
     const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
     float y[MAX_MR * NR] __attribute__((aligned(64)));
@@ -245,17 +244,21 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
-            const qk_tile t = {
+            qk_tile t = {
                 .rows = (int)(rows * (tile + 1) / tiles - row),
                 .cols = (int)at_most(b->n - col, NR),
                 .row_scale = block->scale + row,
-                .bias = g->bias + col,
-                .activation = g->activation,
-                .dst = g->out + (first + row) * b->n + col,
-                .row_stride = b->n * sizeof(float),
+                .bias = right->float_bias + col,
+                .activation = right->activation,
+                .bounded = right->bounded,
+                .lo = right->lo,
+                .hi = right->hi,
+                .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
+                .row_stride = right->row_stride,
             };
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
+            if (right->residual) qk_tile_residual(&t, right, first + row, col);
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
             k->blocked_to_float(y, &t);
         }
@@ -285,11 +288,10 @@ static void run_tasks(void *context, size_t begin, size_t end)
     free(block.codes);
 }
 
-int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
-                      qk_activation activation, float *out)
+int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
 {
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .bias = bias, .activation = activation, .out = out};
+    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);

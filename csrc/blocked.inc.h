@@ -83,13 +83,13 @@ static inline void scale_line(const float *y, const float *restrict bias, float 
 static void blocked_to_float(float *y, const qk_tile *t)
 {
     enum { NC = QK_BLOCKED_NR };
-    const int in_place = t->activation == QK_IDENTITY && t->cols == NC; /* no second visit is needed */
+    const int in_place = t->activation == QK_IDENTITY && t->cols == NC && !t->residual && !t->bounded; /* one visit is enough */
     for (int row = 0; row < t->rows; row++) {
         float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
         scale_line(y + row * NC, t->bias, t->row_scale[row], in_place ? dst : y + row * NC);
     }
     if (in_place) return;
-    activate(y, (size_t)t->rows * NC, t->activation);
+    finish_rows(y, NC, t);
     for (int row = 0; row < t->rows; row++, y += NC)
         memcpy((char *)t->dst + (size_t)row * t->row_stride, y, (size_t)t->cols * sizeof *y);
 }

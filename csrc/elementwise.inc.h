@@ -8,6 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "gelu.h"
+
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
 #define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
 
@@ -369,28 +371,16 @@ static inline float exp_f32(float x)
     return p * float_of((bits_of(shifted) - bits_of(ROUNDER) + 127) << 23);
 }
 
-/* gelu(x) = max(x, 0) - u h(u) with u = |x| and h(u) = erfc(u / sqrt 2) / 2, a polynomial in t = u / 2.8 - 1 on [0, 5.6].
- * Written out, since gcc does not vectorize around a loop over coefficients. */
-static inline float gelu_f32(float x)
+static inline float gelu_f32(float x, const gelu_table *g)
 {
-    const float u = at_most(5.6f, float_of(bits_of(x) & 0x7fffffff)), t = __builtin_fmaf(u, 1.0f / 2.8f, -1.0f);
-    float h = __builtin_fmaf(3.350354033e-03f, t, -9.743828326e-03f);
-    h = __builtin_fmaf(h, t, -6.163956132e-03f);
-    h = __builtin_fmaf(h, t, 4.740095884e-02f);
-    h = __builtin_fmaf(h, t, -3.045306727e-02f);
-    h = __builtin_fmaf(h, t, -8.045541495e-02f);
-    h = __builtin_fmaf(h, t, 1.369832903e-01f);
-    h = __builtin_fmaf(h, t, -7.294301409e-03f);
-    h = __builtin_fmaf(h, t, -1.892467886e-01f);
-    h = __builtin_fmaf(h, t, 2.183653414e-01f);
-    h = __builtin_fmaf(h, t, -2.863228135e-02f);
-    h = __builtin_fmaf(h, t, -1.980371773e-01f);
-    h = __builtin_fmaf(h, t, 2.747290432e-01f);
-    h = __builtin_fmaf(h, t, -1.980734468e-01f);
-    h = __builtin_fmaf(h, t, 8.687962592e-02f);
-    h = __builtin_fmaf(h, t, -2.216348611e-02f);
-    h = __builtin_fmaf(h, t, 2.555133775e-03f);
-    return __builtin_fmaf(-u, h, at_least(0.0f, x));
+    const float v = at_most(GELU_SEGMENTS - 1, float_of(bits_of(x) & 0x7fffffff) * g->per_unit), shifted = v + ROUNDER;
+    const float t = v - (shifted - ROUNDER);
+    const int i = bits_of(shifted) & (GELU_SEGMENTS - 1);
+    float p = g->coefficient[4][i];
+    p = __builtin_fmaf(p, t, g->coefficient[3][i]);
+    p = __builtin_fmaf(p, t, g->coefficient[2][i]);
+    p = __builtin_fmaf(p, t, g->coefficient[1][i]);
+    return __builtin_fmaf(p, t, at_least(0.0f, x) + g->coefficient[0][i]);
 }
 
 /* The bound keeps the quotient at 0 where exp_f32 stops growing. */
@@ -398,13 +388,12 @@ static inline float silu_f32(float x) { return at_least(-88.37f, x) / (1.0f + ex
 
 /* ---- requantize (numerics 7) ---- */
 
-static inline int32_t saturate(int64_t v, int32_t lo, int32_t hi) { return (int32_t)(v < lo ? lo : v > hi ? hi : v); }
+static inline int32_t saturate(int32_t v, int32_t lo, int32_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 
 /* acc * 2^shift, saturated, for shift >= 0. */
 static inline int32_t shift_left(int32_t acc, int32_t shift)
 {
-    const int32_t shifted = (int32_t)((uint32_t)acc << shift);
-    return acc > INT32_MAX >> shift ? INT32_MAX : acc < INT32_MIN >> shift ? INT32_MIN : shifted;
+    return (int32_t)((uint32_t)saturate(acc, INT32_MIN >> shift, INT32_MAX >> shift) << shift);
 }
 
 /* The high half of the doubled product, rounded half up; then a shift, rounded half away from zero. |product| < 2^62, so the
@@ -418,24 +407,26 @@ static inline int32_t multiply_gemmlowp(int32_t acc, int32_t mantissa, int32_t s
     return (high >> right) + (rest > (mask >> 1) + (high < 0));
 }
 
-/* Half up. The arithmetic shift is a logical one of the biased sum, which AVX2 has too. */
-static inline int64_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shift)
+/* Half up. The high 32 bits of the product, and at least one bit more, are shifted out; where the multiplier is so large that
+ * this needs a shift of acc to the left first, what saturates there does so in the result. */
+static inline int32_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shift)
 {
-    const uint64_t right = (uint64_t)(31 - (int64_t)shift), bias = (uint64_t)1 << 63;
-    const uint64_t sum = (uint64_t)((int64_t)acc * mantissa) + ((uint64_t)1 << (right - 1));
-    return (int64_t)(((sum ^ bias) >> right) - (bias >> right));
+    shift = shift > 28 ? 28 : shift;
+    const int32_t left = shift > -2 ? shift + 2 : 0, right = left - 1 - shift;
+    const int32_t high = (int32_t)((uint64_t)((int64_t)shift_left(acc, left) * mantissa) >> 32);
+    return (high + (int32_t)(1u << (right - 1))) >> right;
 }
 
 static inline void fixed_point_run(const int32_t *restrict acc, const int32_t *restrict mantissa, const int32_t *restrict shift,
                                    uint16_t *restrict q, size_t n, const qk_requant *r)
 {
-    const int32_t zero_point = r->zero_point, qmin = r->qmin, qmax = r->qmax;
+    const int32_t zero_point = r->zero_point, lo = r->qmin - zero_point, hi = r->qmax - zero_point;
     if (r->rounding == QK_GEMMLOWP)
         for (size_t i = 0; i < n; i++)
-            q[i] = (uint16_t)saturate((int64_t)multiply_gemmlowp(acc[i], mantissa[i], shift[i]) + zero_point, qmin, qmax);
+            q[i] = (uint16_t)(saturate(multiply_gemmlowp(acc[i], mantissa[i], shift[i]), lo, hi) + zero_point);
     else
         for (size_t i = 0; i < n; i++)
-            q[i] = (uint16_t)saturate(multiply_tflite(acc[i], mantissa[i], shift[i]) + zero_point, qmin, qmax);
+            q[i] = (uint16_t)(saturate(multiply_tflite(acc[i], mantissa[i], shift[i]), lo, hi) + zero_point);
 }
 
 static inline int32_t scale_to_code(float v, float lo, float hi, int32_t zero_point, int half_away)

@@ -64,6 +64,21 @@ typedef struct {
     int64_t bound;
 } pack_job;
 
+/* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
+static void sum_panel(const qk_packed *p, const int8_t *panel, int32_t *colsum)
+{
+    enum { STRETCH = 64 }; /* steps */
+    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    static const int16_t words[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    const qk_kernels *k = p->kernels;
+    const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
+    memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
+    for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
+        steps = at_most(rest, STRETCH);
+        k->gemm_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : words, 0, panel, colsum, colsum, (size_t)k->nr);
+    }
+}
+
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
@@ -72,11 +87,18 @@ static void pack_panels(void *context, size_t begin, size_t end)
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * nr, cols = at_most(p->n - col, nr);
+        int8_t *codes = p->panels + panel * p->panel_bytes;
         int32_t zero[MAX_NR];
-        for (size_t j = 0; j < cols; j++) zero[j] = (job->zero_point ? job->zero_point[col + j] : 0) - (p->flipped ? 128 : 0);
-        const qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
-                                        p->flipped ? 0x80 : 0, zero};
-        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, p->panels + panel * p->panel_bytes, p->colsum + col);
+        qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
+                                  p->flipped ? 0x80 : 0, NULL};
+        if (!job->zero_point) {
+            p->kernels->gemm_pack_panel(&source, cols, codes, NULL);
+            sum_panel(p, codes, p->colsum + col);
+            continue;
+        }
+        for (size_t j = 0; j < cols; j++) zero[j] = job->zero_point[col + j] - (p->flipped ? 128 : 0);
+        source.zero = zero;
+        const int64_t size = p->kernels->gemm_pack_panel(&source, cols, codes, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
@@ -105,6 +127,7 @@ typedef struct {
     const qk_left *left;
     const qk_packed *b;
     const qk_right *right;
+    qk_requant requant;             /* of right, ReLU being a bound of the codes */
     blocking share;
     const int32_t *init;            /* starting sums, n_pad of them */
     const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
@@ -226,12 +249,16 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         .col_zero = g->b_zero ? g->b_zero + col : NULL,
         .row_scale = g->left->type == QK_FLOATS ? block->scale + row_in_block : NULL,
         .activation = right->activation,
-        .requant = &right->requant,
+        .bounded = right->bounded,
+        .lo = right->lo,
+        .hi = right->hi,
+        .requant = &g->requant,
         .dst = (char *)right->out + row * right->row_stride + col * size,
         .row_stride = right->row_stride,
     };
     if (right->col_scale) t.col_scale = right->col_scale + col;
     if (right->float_bias) t.bias = right->float_bias + col;
+    if (right->residual) qk_tile_residual(&t, right, row, col);
     if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
     if (right->type == QK_TO_INT32) {
@@ -240,8 +267,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_float(acc, &t);
     } else {
         if (right->activation > QK_RELU)
-            t.out = qk_affine_of(right->out_scale, right->requant.zero_point, right->requant.qmin, right->requant.qmax,
-                                 right->requant.rounding);
+            t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
         k->tile_to_codes(acc, &t);
     }
 }
@@ -285,12 +311,12 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const qk_packed *b = g->b;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
-    const size_t lda = round_up(b->k_pad * (size_t)b->kernels->a_bytes, 64);
+    const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes, lda = g->left->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     row_block block;
-    block.lda =  g->in_place ? (size_t)g->left->row_stride : lda;
+    block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t wide = wide_bytes(g), before = g->in_place ? 0 : lda * g->share.block_rows + round_up(b->k_pad, 64) + 64;
-    const size_t size = before + wide;
+    const size_t before = g->in_place ? 0 : round_up(lda * g->share.block_rows, 64) + round_up(b->k_pad, 64) + 64;
+    const size_t wide = wide_bytes(g), size = before + wide;
     block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
     if (!block.buffer) {
         fail(g, -1);
@@ -315,7 +341,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 {
     if (left->m == 0 || b->n == 0) return 1;
     const qk_kernels *k = b->kernels;
-    product g = {.left = left, .b = b, .right = right};
+    product g = {.left = left, .b = b, .right = right, .requant = right->requant};
+    if (right->activation == QK_RELU && g.requant.qmin < g.requant.zero_point)
+        g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
     g.a_shift = left->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
 
@@ -341,4 +369,74 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     if (columns != small) free(columns);
     return g.failure ? g.failure : 1;
+}
+
+/* ---- many products ---- */
+
+typedef struct {
+    const qk_batch *batch;
+    int failure;
+} batch_job;
+
+/* Where the operands of the product with this number begin. */
+typedef struct {
+    ptrdiff_t a, b, a_zero, b_zero;
+} places;
+
+static places places_of(const qk_batch *p, size_t number)
+{
+    places at = {0};
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        const ptrdiff_t index = (ptrdiff_t)(number % p->shape[axis]);
+        number /= p->shape[axis];
+        at.a += index * p->a_step[axis], at.b += index * p->b_step[axis];
+        at.a_zero += index * p->a_zero_step[axis], at.b_zero += index * p->b_zero_step[axis];
+    }
+    return at;
+}
+
+static void run_products(void *context, size_t begin, size_t end)
+{
+    batch_job *job = context;
+    const qk_batch *p = job->batch;
+    qk_packed packed;
+    qk_packed_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
+    const size_t panels = round_up(qk_packed_bytes(&packed), 64);
+    char *memory = aligned_alloc(64, panels + round_up(2 * packed.n_pad * sizeof(int32_t) + 1, 64));
+    if (!memory) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    packed.panels = (int8_t *)memory, packed.colsum = (int32_t *)(memory + panels);
+    int32_t *b_zero = packed.colsum + packed.n_pad;
+    memset(b_zero, 0, packed.n_pad * sizeof *b_zero);
+    const char *taken = NULL; /* the b that is packed: neighbours may share it */
+    for (size_t number = begin; number < end; number++) {
+        const places at = places_of(p, number);
+        const char *b = (const char *)p->b + at.b;
+        qk_left left = p->left;
+        left.a = (const char *)left.a + at.a;
+        if (left.zero_point) left.zero_point += at.a_zero;
+        if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
+        const qk_right right = {.type = QK_TO_INT32, .out = p->out + number * left.m * p->n, .row_stride = p->n * sizeof(int32_t),
+                                .b_zero = p->b_zero ? b_zero : NULL};
+        if (b != taken) qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
+        taken = b;
+        if (qk_gemm(&left, &packed, &right) < 0) __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+    }
+    free(memory);
+}
+
+/* Threads share the products, or each of them where they are few. */
+int qk_gemm_batch(const qk_batch *p)
+{
+    batch_job job = {p, 0};
+    size_t count = 1;
+    for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
+    const double work = (double)count * (double)p->k * (double)p->n * ((double)p->left.m / 128 + 0.5);
+    if (count < (size_t)qk_threads_for(SIZE_MAX, work))
+        run_products(&job, 0, count);
+    else
+        qk_parallel_for(count, work, run_products, &job);
+    return job.failure ? job.failure : 1;
 }

@@ -118,9 +118,7 @@ typedef struct {
     ptrdiff_t row_stride;
     size_t m;
     const qk_half *b;
-    const float *bias;
-    qk_activation activation;
-    float *out;
+    const qk_right *right;
     size_t lda;
     blocking share;
     int failure;
@@ -145,15 +143,20 @@ static int take_rows(const product *g, float *to, size_t first, size_t count)
 static void store_tile(const product *g, float *y, size_t row, size_t rows, size_t col)
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const qk_tile t = {
+    const qk_right *right = g->right;
+    qk_tile t = {
         .rows = (int)rows,
         .cols = (int)at_most(g->b->n - col, NR),
         .row_scale = ones,
-        .bias = g->bias + col,
-        .activation = g->activation,
-        .dst = g->out + row * g->b->n + col,
-        .row_stride = g->b->n * sizeof(float),
+        .bias = right->float_bias + col,
+        .activation = right->activation,
+        .bounded = right->bounded,
+        .lo = right->lo,
+        .hi = right->hi,
+        .dst = (char *)right->out + row * right->row_stride + col * sizeof(float),
+        .row_stride = right->row_stride,
     };
+    if (right->residual) qk_tile_residual(&t, right, row, col);
     g->b->kernels->blocked_to_float(y, &t);
 }
 
@@ -209,11 +212,10 @@ static void run_tasks(void *context, size_t begin, size_t end)
     if (x != small) free(x);
 }
 
-int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias, qk_activation activation,
-                   float *out)
+int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
 {
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .bias = bias, .activation = activation, .out = out};
+    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

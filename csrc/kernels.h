@@ -28,7 +28,11 @@ typedef struct {
     const int32_t *row_zero, *colsum;      /* subtract row_zero[m] * colsum[n]; row_zero NULL: nothing */
     const int32_t *row_term, *col_zero;    /* subtract row_term[m] * col_zero[n]; NULL: nothing */
     const float *row_scale, *col_scale, *bias;   /* row_scale NULL: 1 */
+    const float *residual;                 /* added to the scaled sums; rows residual_stride bytes apart; NULL: nothing */
+    size_t residual_stride;
     qk_activation activation;
+    int bounded;                           /* whether the float result is clamped to lo .. hi */
+    float lo, hi;
     const qk_requant *requant;             /* its column pointers are not moved: use the three below */
     const float *multiplier;
     const int32_t *mantissa, *shift;
@@ -37,13 +41,20 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+/* Points a tile to its part of the residual. */
+static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
+{
+    t->residual = (const float *)((const char *)right->residual + row * right->residual_stride) + col;
+    t->residual_stride = right->residual_stride;
+}
+
 /* The columns of b that become a panel. */
 typedef struct {
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride;  /* in bytes */
     size_t k;
     uint8_t flip;                      /* code ^ flip is stored */
-    const int32_t *zero;               /* zero points of the stored codes */
+    const int32_t *zero;               /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
 } qk_panel_source;
 
 /* A panel of 4-bit weights: see qk_blocked. */
@@ -101,7 +112,7 @@ struct qk_kernels {
     void (*gemm_wide_tile)(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel, const int32_t *init,
                            int32_t *c, size_t ldc);
     void (*gemm_widen_panel)(const int8_t *panel, size_t steps, int16_t *to);
-    /* A panel of b' from `cols` columns, and the sums of its columns; returns max over columns of sum |b' - zero|. */
+    /* A panel of b' from `cols` columns, the sums of its columns, and max over columns of sum |b' - zero|: see qk_panel_source. */
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */

@@ -196,6 +196,33 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #include "layers.inc.h"
 #include "codebook.inc.h"
 #include "gguf.inc.h"
+
+/* values[i], by bit 3 of which one of the two halves holds it. */
+static inline __m256 look_up(const float *values, __m256i i)
+{
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+
+static inline __m256 gelu8(__m256 x, const gelu_table *g)
+{
+    const __m256 rounder = _mm256_set1_ps(ROUNDER), magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    const __m256 v = _mm256_min_ps(_mm256_set1_ps(GELU_SEGMENTS - 1), _mm256_mul_ps(magnitude, _mm256_set1_ps(g->per_unit)));
+    const __m256 shifted = _mm256_add_ps(v, rounder), t = _mm256_sub_ps(v, _mm256_sub_ps(shifted, rounder));
+    const __m256i i = _mm256_castps_si256(shifted);
+    __m256 p = look_up(g->coefficient[4], i);
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[3], i));
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[2], i));
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[1], i));
+    return _mm256_fmadd_ps(p, t, _mm256_add_ps(_mm256_max_ps(_mm256_setzero_ps(), x), look_up(g->coefficient[0], i)));
+}
+
+#define HAVE_GELU_RUN
+static void gelu_run(float *y, size_t n, const gelu_table *g)
+{
+    for (size_t i = 0; i < n; i += 8) _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
+}
+
 #include "products.inc.h"
 #include "blocked.inc.h"
 #include "words.inc.h"

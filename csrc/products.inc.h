@@ -111,7 +111,7 @@ static inline __attribute__((always_inline)) void interleave(const qk_panel_sour
 static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
     interleave(s, 0, (s->k + KR - 1) / KR, cols, panel, KR);
-    return sum_columns(s, cols, colsum);
+    return s->zero ? sum_columns(s, cols, colsum) : 0;
 }
 
 static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }
@@ -146,14 +146,40 @@ static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
 
 /* ---- what becomes of a tile ---- */
 
+#ifndef HAVE_GELU_RUN
+static void gelu_run(float *restrict y, size_t n, const gelu_table *g)
+{
+    for (size_t i = 0; i < n; i++) y[i] = gelu_f32(y[i], g);
+}
+#endif
+
 static void activate(float *restrict y, size_t n, qk_activation activation)
 {
     if (activation == QK_RELU)
         for (size_t i = 0; i < n; i++) y[i] = at_least(0.0f, y[i]);
     else if (activation == QK_GELU)
-        for (size_t i = 0; i < n; i++) y[i] = gelu_f32(y[i]);
+        gelu_run(y, n, &gelu_erf);
+    else if (activation == QK_GELU_TANH)
+        gelu_run(y, n, &gelu_tanh);
     else if (activation == QK_SILU)
         for (size_t i = 0; i < n; i++) y[i] = silu_f32(y[i]);
+}
+
+static inline void add_residual(float *restrict y, const qk_tile *t, int row)
+{
+    const float *restrict residual = (const float *)((const char *)t->residual + (size_t)row * t->residual_stride);
+    for (int j = 0; j < t->cols; j++) y[j] += residual[j];
+}
+
+/* What follows the scaled sums of a tile, rows of `width`: all rows at once, so that constants stay in registers. */
+static void finish_rows(float *y, size_t width, const qk_tile *t)
+{
+    const size_t n = (size_t)t->rows * width;
+    if (t->residual)
+        for (int row = 0; row < t->rows; row++) add_residual(y + (size_t)row * width, t, row);
+    activate(y, n, t->activation);
+    if (t->bounded)
+        for (size_t i = 0; i < n; i++) y[i] = clamp(y[i], t->lo, t->hi);
 }
 
 /* Rows of NR elements, of which `cols` are wanted, to where they belong. */
@@ -210,63 +236,74 @@ static inline void scale_row(const int32_t *restrict acc, float *restrict y, con
     }
 }
 
-/* The tile's activations, rows of NR, all at once: their coefficients then stay in registers. */
-static void activate_tile(int32_t *acc, float *y, const qk_tile *t)
-{
-    for (int row = 0; row < t->rows; row++) scale_row(acc + row * NR, y + row * NR, t, row);
-    activate(y, (size_t)t->rows * NR, t->activation);
-}
-
 static void tile_to_float(int32_t *acc, const qk_tile *t)
 {
-    float y[MR * NR];
-    correct_for_b(acc, t);
-    if (t->activation == QK_IDENTITY && t->cols == NR) {
-        for (int row = 0; row < t->rows; row++)
-            scale_row(acc + row * NR, (float *)((char *)t->dst + (size_t)row * t->row_stride), t, row);
+#ifdef HAVE_FLOAT_TILE
+    if (t->activation != QK_SILU) {
+        float_tile(acc, t);
         return;
     }
-    activate_tile(acc, y, t);
+#endif
+    float y[MR * NR];
+    const int in_place = t->activation == QK_IDENTITY && t->cols == NR && !t->residual && !t->bounded; /* one visit is enough */
+    correct_for_b(acc, t);
+    for (int row = 0; row < t->rows; row++)
+        scale_row(acc + row * NR, in_place ? (float *)((char *)t->dst + (size_t)row * t->row_stride) : y + row * NR, t, row);
+    if (in_place) return;
+    finish_rows(y, NR, t);
     store_rows(y, sizeof *y, t);
 }
 
+#ifndef HAVE_MULTIPLY_TILE
 static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
 {
     const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
     const int32_t zero_point = t->requant->zero_point;
-    const float hi = (float)(t->requant->qmax - zero_point);
-    const float lo = t->activation == QK_RELU ? at_least(0.0f, (float)(t->requant->qmin - zero_point))
-                                              : (float)(t->requant->qmin - zero_point);
+    const float lo = (float)(t->requant->qmin - zero_point), hi = (float)(t->requant->qmax - zero_point);
     for (int j = 0; j < NR; j++)
         q[j] = (uint8_t)scale_to_code((float)acc[j] * multiplier[j] + bias[j], lo, hi, zero_point, half_away);
 }
 
-static inline void fixed_point_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t)
+static inline void fixed_point_row(const int32_t *acc, uint8_t *restrict q, const qk_tile *t)
 {
     uint16_t codes[NR];
-    qk_requant r = *t->requant;
-    if (t->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point;
-    fixed_point_run(acc, t->mantissa, t->shift, codes, NR, &r);
+    fixed_point_run(acc, t->mantissa, t->shift, codes, NR, t->requant);
     for (int j = 0; j < NR; j++) q[j] = (uint8_t)codes[j];
+}
+
+static void multiply_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
+{
+    const qk_rounding rounding = t->requant->rounding;
+    correct_for_b(acc, t);
+    correct_for_a(acc, t);
+    for (int row = 0; row < t->rows; row++, acc += NR, q += NR) {
+        if (rounding == QK_HALF_EVEN)
+            multiply_row(acc, q, t, 0);
+        else if (rounding == QK_HALF_AWAY)
+            multiply_row(acc, q, t, 1);
+        else
+            fixed_point_row(acc, q, t);
+    }
+}
+#endif
+
+/* Of an activation: as floats first. */
+static void activated_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
+{
+    float y[MR * NR];
+    qk_tile real = *t;
+    real.dst = y, real.row_stride = NR * sizeof *y, real.cols = NR;
+    tile_to_float(acc, &real);
+    quantize_f32_8(y, q, (size_t)t->rows * NR, &t->out);
 }
 
 static void tile_to_codes(int32_t *acc, const qk_tile *t)
 {
     uint8_t q[MR * NR];
-    float y[MR * NR];
-    const qk_rounding rounding = t->requant->rounding;
     if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
-    correct_for_b(acc, t);
-    if (t->activation <= QK_RELU) correct_for_a(acc, t);
-    if (t->activation > QK_RELU) {
-        activate_tile(acc, y, t);
-        quantize_f32_8(y, q, (size_t)t->rows * NR, &t->out);
-    } else if (rounding == QK_HALF_EVEN) {
-        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 0);
-    } else if (rounding == QK_HALF_AWAY) {
-        for (int row = 0; row < t->rows; row++) multiply_row(acc + row * NR, q + row * NR, t, 1);
-    } else {
-        for (int row = 0; row < t->rows; row++) fixed_point_row(acc + row * NR, q + row * NR, t);
-    }
+    if (t->activation > QK_RELU)
+        activated_tile(acc, q, t);
+    else
+        multiply_tile(acc, q, t);
     store_rows(q, 1, t);
 }

@@ -16,7 +16,7 @@ typedef enum {
     QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2
 } qk_dtype;
 typedef enum { QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE } qk_rounding;
-typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU } qk_activation;
+typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU } qk_activation;
 
 /* ---- instruction set and threads ---- */
 
@@ -83,7 +83,7 @@ const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t r
                                  size_t cols, int b_unsigned);
 size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
-/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6). */
+/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
 void qk_unpack(const qk_packed *p, void *b);
 
@@ -106,13 +106,36 @@ typedef struct {
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
     const float *float_bias;         /* added after scaling, zeros if there is none */
+    const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
+    size_t residual_stride;          /* in bytes */
     qk_activation activation;
+    int bounded;                     /* floats: whether the result is clamped to lo .. hi */
+    float lo, hi;
     qk_requant requant;              /* codes; multiplier, mantissa and shift per column */
     float out_scale;                 /* codes, with an activation that needs real values */
 } qk_right;
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
+
+/* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C order; each
+ * operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in entries. */
+enum { QK_MAX_AXES = 64 };
+typedef struct {
+    qk_left left;                    /* the first a; zero_point: one, or m of them */
+    const void *b;                   /* the first b (k, n) */
+    size_t k, n;
+    ptrdiff_t b_row_stride, b_col_stride;
+    int b_unsigned;
+    const int32_t *b_zero;           /* n of them, or NULL for 0 */
+    int32_t *out;                    /* C-contiguous */
+    int axes;
+    size_t shape[QK_MAX_AXES];
+    ptrdiff_t a_step[QK_MAX_AXES], b_step[QK_MAX_AXES], a_zero_step[QK_MAX_AXES], b_zero_step[QK_MAX_AXES];
+} qk_batch;
+
+/* Returns as qk_gemm. */
+int qk_gemm_batch(const qk_batch *batch);
 
 /* ---- products with 4-bit weights ---- */
 
@@ -154,9 +177,8 @@ size_t qk_blocked_bytes(const qk_blocked *p);
 void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                      const qk_block_params *params);
 void qk_blocked_unpack(const qk_blocked *p, void *b);
-/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
-int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
-                      qk_activation activation, float *out);
+/* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
+int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 
 /* ---- codebooks (numerics 15) ---- */
 
@@ -216,9 +238,8 @@ size_t qk_half_bytes(const qk_half *p);
 /* Strides in bytes. Returns 0 where b holds NaN or infinity. */
 int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
 void qk_half_unpack(const qk_half *p, void *b);
-/* out (m, n) = activation(x b + bias); row_stride of x in bytes; bias has n_pad entries. Returns as qk_gemm. */
-int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias, qk_activation activation,
-                   float *out);
+/* As qk_blocked_linear. */
+int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right);
 
 /* ---- products of int16 ---- */
 

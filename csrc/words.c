@@ -244,15 +244,19 @@ static void store_floats(const product *g, const row_block *block, size_t first,
                          const int64_t *sum)
 {
     const qk_right *right = g->right;
-    const qk_tile t = {
+    qk_tile t = {
         .rows = (int)rows,
         .cols = (int)cols,
         .row_scale = block->scale + row,
         .bias = right->float_bias + col,
         .activation = right->activation,
+        .bounded = right->bounded,
+        .lo = right->lo,
+        .hi = right->hi,
         .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
         .row_stride = right->row_stride,
     };
+    if (right->residual) qk_tile_residual(&t, right, first + row, col);
     float y[MAX_MR * NC] __attribute__((aligned(64)));
     memset(y, 0, rows * NC * sizeof *y);
     for (size_t i = 0; i < rows; i++, sum += g->b->kernels->nr)

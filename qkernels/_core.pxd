@@ -11,7 +11,7 @@ cdef extern from "qkernels.h" nogil:
     ctypedef enum qk_rounding:
         QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE
     ctypedef enum qk_activation:
-        QK_IDENTITY, QK_RELU, QK_GELU, QK_SILU
+        QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU
     ctypedef enum qk_kind "int":
         QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
     ctypedef enum qk_left_type "int":
@@ -85,11 +85,34 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *int_bias
         const float *col_scale
         const float *float_bias
+        const float *residual
+        size_t residual_stride
         qk_activation activation
+        int bounded
+        float lo, hi
         qk_requant requant
         float out_scale
 
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
+
+    enum:
+        QK_MAX_AXES
+    ctypedef struct qk_batch:
+        qk_left left
+        const void *b
+        size_t k, n
+        ptrdiff_t b_row_stride, b_col_stride
+        int b_unsigned
+        const int32_t *b_zero
+        int32_t *out
+        int axes
+        size_t shape[64]
+        ptrdiff_t a_step[64]
+        ptrdiff_t b_step[64]
+        ptrdiff_t a_zero_step[64]
+        ptrdiff_t b_zero_step[64]
+
+    int qk_gemm_batch(const qk_batch *batch)
 
     ctypedef struct qk_blocked:
         const qk_kernels *kernels
@@ -113,8 +136,7 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                          const qk_block_params *params)
     void qk_blocked_unpack(const qk_blocked *p, void *b)
-    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const float *bias,
-                          qk_activation activation, float *out)
+    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
 
     ctypedef struct qk_levels:
         int depth
@@ -155,8 +177,7 @@ cdef extern from "qkernels.h" nogil:
     size_t qk_half_bytes(const qk_half *p)
     int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
     void qk_half_unpack(const qk_half *p, void *b)
-    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const float *bias,
-                       qk_activation activation, float *out)
+    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
 
     ctypedef struct qk_words:
         const qk_kernels *kernels

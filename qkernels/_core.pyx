@@ -7,6 +7,7 @@ here, since 64 floats should not wait for Python.
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 
 from libc.float cimport FLT_MAX
+from libc.math cimport INFINITY
 from libc.string cimport memset
 
 import os
@@ -50,7 +51,7 @@ CODE_TYPES = {
 }
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
-ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "silu": QK_SILU}
+ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
 
 
 # ---- instruction sets and threads ----
@@ -194,7 +195,8 @@ cdef int activation_code(activation) except -1:
     if activation is None: return QK_IDENTITY
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
-        raise ValueError(f"activation must be one of None, 'relu', 'gelu', 'silu', got {activation!r}")
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation must be one of None, {names}, got {activation!r}")
     return code
 
 
@@ -723,6 +725,88 @@ cdef int codes_type(cnp.ndarray a, name) except -1:
     raise TypeError(f"{name} must be uint8 or int8, got {a.dtype}")
 
 
+cdef tuple lay_over_batch(cnp.ndarray a, cnp.ndarray b, qk_batch *p):
+    """Fills axes and shape: the leading axes of a and b, broadcast."""
+    cdef int na = cnp.PyArray_NDIM(a) - 2, nb = cnp.PyArray_NDIM(b) - 2, axis
+    cdef Py_ssize_t of_a, of_b
+    p.axes = max(na, nb)
+    for axis in range(p.axes):
+        of_a = cnp.PyArray_DIM(a, axis - p.axes + na) if axis >= p.axes - na else 1
+        of_b = cnp.PyArray_DIM(b, axis - p.axes + nb) if axis >= p.axes - nb else 1
+        if of_a != of_b and of_a != 1 and of_b != 1:
+            raise ValueError(f"a and b must have leading axes that broadcast, got shapes {(<object>a).shape} and {(<object>b).shape}")
+        p.shape[axis] = <size_t>(of_b if of_a == 1 else of_a)
+    return tuple([<Py_ssize_t>p.shape[axis] for axis in range(p.axes)])
+
+
+cdef void fill_steps(cnp.ndarray x, int own, Py_ssize_t unit, const qk_batch *p, ptrdiff_t *step) noexcept:
+    """Strides of the leading axes of x, all but its last `own`, over `unit`; 0 where x is broadcast."""
+    cdef int missing = p.axes - (cnp.PyArray_NDIM(x) - own), axis
+    for axis in range(p.axes):
+        step[axis] = 0
+        if axis >= missing and cnp.PyArray_DIM(x, axis - missing) > 1:
+            step[axis] = cnp.PyArray_STRIDE(x, axis - missing) // unit
+
+
+cdef cnp.ndarray batch_zero_points(value, cnp.ndarray codes, tuple shape, name):
+    """Like zero_points, of any shape that broadcasts to `shape`: all of them, or a scalar."""
+    given = np.asarray(value)
+    if given.size == 1:
+        return zero_points(given.reshape(()), codes, (), name)
+    try:
+        given = np.broadcast_to(given, shape)
+    except ValueError:
+        raise ValueError(f"{name} must be a scalar or broadcast to shape {shape}, got {given.shape}") from None
+    return zero_points(given, codes, shape, name)
+
+
+cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out):
+    """Codes a (..., m, k) and b (..., k, n)."""
+    cdef qk_batch p
+    memset(&p, 0, sizeof(p))
+    cdef int na = cnp.PyArray_NDIM(a), nb = cnp.PyArray_NDIM(b)
+    cdef Py_ssize_t k = cnp.PyArray_DIM(b, nb - 2), n = cnp.PyArray_DIM(b, nb - 1)
+    if na < 2 or cnp.PyArray_DIM(a, na - 1) != k:
+        raise ValueError(f"a must have shape (..., M, {k}) to match b with shape {(<object>b).shape}, got {(<object>a).shape}")
+    cdef Py_ssize_t m = cnp.PyArray_DIM(a, na - 2)
+    shape = lay_over_batch(a, b, &p) + (m, n)
+    cdef cnp.ndarray c, az, bz
+    if out is None:
+        c = np.empty(shape, INT32)
+    else:
+        check_out(out, shape, INT32)
+        c = out
+        for name, x in (("a", a), ("b", b), ("a_zero_point", a_zero_point), ("b_zero_point", b_zero_point)):
+            refuse_overlap(c, x, name)
+    cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
+    p.left.m, p.left.a, p.left.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
+    p.left.type = <qk_left_type>codes_type(a, "a")
+    fill_steps(rows, 2, 1, &p, p.a_step)
+    if not (type(a_zero_point) is int and a_zero_point == 0):
+        az = batch_zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
+        p.left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        p.left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        if p.left.zero_point_per_row:
+            fill_steps(az, 1, 4, &p, p.a_zero_step)
+    p.b, p.k, p.n = cnp.PyArray_DATA(b), <size_t>k, <size_t>n
+    p.b_row_stride, p.b_col_stride = cnp.PyArray_STRIDE(b, nb - 2), cnp.PyArray_STRIDE(b, nb - 1)
+    p.b_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
+    fill_steps(b, 2, 1, &p, p.b_step)
+    if not (type(b_zero_point) is int and b_zero_point == 0):
+        of_columns = (<object>b).shape[:-2] + (n,)
+        bz = batch_zero_points(b_zero_point, b, of_columns, "b_zero_point")
+        if cnp.PyArray_NDIM(bz) == 0:
+            bz = np.full(n, bz, np.int32)
+        p.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+        fill_steps(bz, 1, 4, &p, p.b_zero_step)
+    p.out = <int32_t *>cnp.PyArray_DATA(c)
+    cdef int status
+    with nogil:
+        status = qk_gemm_batch(&p)
+    check_status(status, a)
+    return c
+
+
 def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef cnp.ndarray left_array = a if isinstance(a, np.ndarray) else np.asarray(a)
     cdef cnp.ndarray right_array
@@ -740,8 +824,10 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     else:
         right_array = b if isinstance(b, np.ndarray) else np.asarray(b)
         codes_type(right_array, "b")
-        if right_array.ndim != 2:
-            raise ValueError(f"b must have shape (K, N), got {(<object>right_array).shape}")
+        if cnp.PyArray_NDIM(right_array) > 2:
+            return matmul_batch(left_array, right_array, a_zero_point, b_zero_point, out)
+        if cnp.PyArray_NDIM(right_array) < 2:
+            raise ValueError(f"b must have shape (..., K, N), got {(<object>right_array).shape}")
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
     cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
@@ -872,35 +958,38 @@ cdef size_t most_rows(Packed b):
     return 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
-cdef blocked_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
-    """linear with 4-bit weights, its arguments checked."""
-    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
-    cdef float *to = <float *>cnp.PyArray_DATA(y)
-    cdef int status
-    with nogil:
-        status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, given, activation, to)
-    check_status(status, x)
-    return y
+def clamp_bounds(clamp):
+    """(lo, hi) as floats; None, for either, is no bound."""
+    try:
+        lo, hi = clamp
+        lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
+    except (TypeError, ValueError):
+        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {clamp!r}") from None
+    if not lo <= hi:
+        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+    return lo, hi
 
 
-cdef half_linear(const qk_left *left, Packed b, cnp.ndarray bias, qk_activation activation, cnp.ndarray y, object x):
-    """linear with float16 or bfloat16 weights, its arguments checked."""
-    cdef const float *given = <const float *>cnp.PyArray_DATA(bias)
-    cdef float *to = <float *>cnp.PyArray_DATA(y)
-    cdef int status
-    with nogil:
-        status = qk_half_linear(<const float *>left.a, left.row_stride, left.m, &b.half, given, activation, to)
-    check_status(status, x)
-    return y
+cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
+    """residual as a contiguous float32 array of the shape of y, which it may be itself where y is `out`."""
+    cdef cnp.ndarray r = float32_array(residual, "residual")
+    if not cnp.PyArray_SAMESHAPE(r, y):
+        raise ValueError(f"residual must have shape {(<object>y).shape} (as the result), got {(<object>r).shape}")
+    if is_out and not (PyArray_ISCARRAY_RO(r) and cnp.PyArray_DATA(r) == cnp.PyArray_DATA(y)) and np.may_share_memory(y, r):
+        raise ValueError("out must be residual itself or not overlap it")
+    return contiguous(r)
 
 
-def linear(cnp.ndarray x, Packed b, bias, activation, out):
+def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     """float32 x (..., k)."""
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
     right.activation = <qk_activation>activation_code(activation)
+    if clamp is not None:
+        right.bounded = True
+        right.lo, right.hi = clamp_bounds(clamp)
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
@@ -908,23 +997,31 @@ def linear(cnp.ndarray x, Packed b, bias, activation, out):
         refuse_overlap(y, x, "x")
         if bias is not None:
             refuse_overlap(y, bias, "bias")
+    right.out = cnp.PyArray_DATA(y)
+    right.row_stride = right.residual_stride = <size_t>b.n * 4
+    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
+    if residual is not None:
+        residual = residual_of(residual, y, out is not None)
+        right.residual = <const float *>cnp.PyArray_DATA(residual)
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
     elif b.blocked.block > most_rows(b):
         raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
-    if b.is_half:
-        return half_linear(&left, b, bias_array, right.activation, y, x)
-    if b.is_blocked:
-        return blocked_linear(&left, b, bias_array, right.activation, y, x)
+    cdef int status
+    if b.is_blocked or b.is_half:
+        with nogil:
+            if b.is_half:
+                status = qk_half_linear(<const float *>left.a, left.row_stride, left.m, &b.half, &right)
+            else:
+                status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, &right)
+        check_status(status, x)
+        return y
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
-    right.out = cnp.PyArray_DATA(y)
-    right.row_stride = <size_t>b.n * 4
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
     if b.is_words:
         run_words(&left, &b.words, &right, x)
     else:
@@ -951,14 +1048,26 @@ cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, 
     if real_bias is not None:
         given = <const float *>cnp.PyArray_DATA(real_bias)
         for j in range(b.n):
+            if not -FLT_MAX <= given[j] <= FLT_MAX:
+                raise_not_finite(real_bias, "bias")
             bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
     right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
     return 0
 
 
-def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out):
-    """q (..., k) codes; params and out_params are per tensor; mantissa and shift, of the fixed-point roundings, have n entries
-    or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
+cdef int64_t largest_magnitude(cnp.ndarray x):
+    """Of contiguous int32 values."""
+    cdef const int32_t *values = <const int32_t *>cnp.PyArray_DATA(x)
+    cdef int64_t largest = 0
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(x)):
+        largest = max(largest, -<int64_t>values[i] if values[i] < 0 else values[i])
+    return largest
+
+
+def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
+    """q (..., k) codes; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
+    the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     refuse_blocked(b, "qlinear")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
@@ -972,6 +1081,8 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shi
     right.activation = <qk_activation>activation_code(activation)
     right.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
     right.requant.zero_point, right.requant.qmin, right.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    if bounds is not None:
+        right.requant.qmin, right.requant.qmax = bounds
     right.out_scale = to.one_scale
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     cdef cnp.ndarray rows = rows_of(a, b.k, "q", &left)
@@ -980,7 +1091,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, mantissa, shi
         refuse_overlap(y, a, "q")
         refuse_overlap(y, bias, "bias")
     cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
-    cdef int64_t bias_size = 0 if int_bias is None else int(np.abs(int_bias.astype(np.int64)).max(initial=0))
+    cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
         columns = np.empty((3, max(b.n_pad, 1)), np.float32)

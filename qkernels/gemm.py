@@ -6,7 +6,7 @@ import numpy as np
 from . import _core
 from .codebook import Codebook
 from .qparams import QParams, code_range, float_array
-from .quantize import pack_bits, unpack_bits
+from .quantize import pack_bits, quantize, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
 
 
@@ -21,15 +21,16 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     Parameters
     ----------
     a : uint8, int8 or int16 array of shape (..., M, K), or (K,)
-    b : uint8, int8 or int16 array of shape (K, N), or PackedMatrix
+    b : uint8, int8 or int16 array of shape (K, N) or (..., K, N), or PackedMatrix
         A packed b is int16 where a is. Packed weights save the packing that each call would repeat. Their own scale and zero point
-        are not used.
+        are not used. Leading axes broadcast with those of a as in `numpy.matmul` (not of int16); strides are free, so that
+        ``k.swapaxes(-1, -2)`` costs no copy.
     a_zero_point : int or integer array of shape (..., M)
         One for each row of a.
-    b_zero_point : int or integer array of shape (N,)
-        One for each column of b.
+    b_zero_point : int or integer array of shape (N,) or (..., N)
+        One for each column of b. With leading axes in b, each zero point may have any shape that broadcasts to its own.
     out : int32 array of shape (..., M, N), optional
-        Or int64, as the result; C-contiguous; may not overlap a, b or a_zero_point.
+        Or int64, as the result; C-contiguous; may not overlap a, b or a zero point.
 
     Returns
     -------
@@ -50,6 +51,12 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     array([[-38, -83]], dtype=int32)
     >>> qk.matmul(np.int16([[-32768, -32768]]), np.int16([[-32768], [-32768]]))
     array([[2147483648]])
+
+    One product for each of 12 heads, as attention has them:
+
+    >>> q, k = np.ones((12, 128, 32), np.int8), np.ones((12, 128, 32), np.int8)
+    >>> qk.matmul(q, k.swapaxes(-1, -2)).shape
+    (12, 128, 128)
     """
     return _core.matmul(a, b, a_zero_point, b_zero_point, out)
 
@@ -302,8 +309,8 @@ def _int8_levels(codebook):
     return padded, scale, np.max(np.divide(off, largest, where=largest > 0, out=np.zeros_like(off)), initial=0.0)
 
 
-def linear(x, packed, bias=None, *, activation=None, out=None):
-    """A dense layer: ``activation(x @ w + bias)``, floats in and out; with integer products, unless the weights are floats.
+def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, out=None):
+    """A dense layer: ``activation(x @ w + bias + residual)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
     all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16
@@ -315,10 +322,14 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
         Finite; used as float32.
     packed : PackedMatrix of shape (K, N)
     bias : float array of shape (N,), optional
-    activation : {None, "relu", "gelu", "silu"}
-        GELU is the exact form, by erf.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        ``gelu`` is the exact form, by erf.
+    residual : float32 array of shape (..., N), optional
+        Added before the activation, as a ResNet block has it; a transformer block has no activation there.
+    clamp : (float or None, float or None), optional
+        Bounds of the result, after the activation: ReLU6 is ``clamp=(0, 6)``.
     out : float32 array of shape (..., N), optional
-        C-contiguous; may not overlap x or bias.
+        C-contiguous; may be residual itself, and may not overlap it otherwise, nor x or bias.
 
     Returns
     -------
@@ -347,10 +358,10 @@ def linear(x, packed, bias=None, *, activation=None, out=None):
     if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
         with np.errstate(over="ignore"):  # what float32 lacks is refused as infinite
             x = float_array(x).astype(np.float32, copy=False)
-    return _core.linear(x, packed, bias, activation, out)
+    return _core.linear(x, packed, bias, activation, residual, clamp, out)
 
 
-def qlinear(q, params, packed, out_params, bias=None, *, activation=None, rounding="half_even", out=None):
+def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=None, rounding="half_even", out=None):
     """A dense layer of codes: the integer product, requantized by `out_params`.
 
     Parameters
@@ -364,7 +375,10 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
         Of the result, per tensor; uint8 or int8.
     bias : int32 or float array of shape (N,), optional
         int32 is in units of scale(q) * scale(b) and added to the sums; floats are real values.
-    activation : {None, "relu", "gelu", "silu"}
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+    clamp : (float or None, float or None), optional
+        Bounds of the result as real values, after the activation. (To add a residual, which has a scale of its own, let `linear`
+        make floats.)
     rounding : {"half_even", "half_away", "gemmlowp", "tflite"}
         As in `requantize`; the fixed-point ones take an int32 bias and no activation but relu.
     out : array of dtype `out_params.dtype` and shape (..., N), optional
@@ -400,13 +414,20 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, roundi
     if getattr(q, "dtype", params.dtype) != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
+    bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None
     if rounding in FIXED_POINT:
         if activation not in (None, "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
         exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
-    return _core.qlinear(q, params, packed, out_params, rounding, activation, mantissa, shift, int_bias, real_bias, bias, out)
+    return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
+
+
+def _clamp_codes(clamp, params, rounding):
+    """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
+    lo, hi = _core.clamp_bounds(clamp)
+    return quantize(np.float32([lo, hi]), params, rounding="half_even" if rounding == "half_even" else "half_away")
 
 
 def _split_bias(bias, n, rounding):

@@ -38,6 +38,13 @@ static inline __m512i widened(__m128i a)
     return simde__m512i_from_private(n);
 }
 
+static inline __m512i shifted_right(__m512i a, __m512i by)
+{
+    simde__m512i_private a_ = simde__m512i_to_private(a), by_ = simde__m512i_to_private(by);
+    for (int i = 0; i < 16; i++) a_.i32[i] >>= by_.i32[i];
+    return simde__m512i_from_private(a_);
+}
+
 /* Finite float16: the exponent moves from a bias of 15 to one of 127. */
 static inline float of_half(uint16_t h)
 {
@@ -87,6 +94,10 @@ static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
 #define _mm512_cvtps_epi32(a) rounded(a)
 #define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)
+#undef _mm512_srav_epi32
+#define _mm512_srav_epi32(a, by) shifted_right(a, by)
+#undef _mm512_reduce_ps
+#define _mm512_reduce_ps(a, mode) _mm512_sub_ps(a, _mm512_roundscale_ps(a, mode))
 #undef _mm512_cvtepu8_epi32
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)

@@ -399,6 +399,7 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
 {
     int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
     float row_scale[MR], col_scale[NR], bias[NR], multiplier[NR];
+    static float residual[MR * 40];
     static char got[MR * 4 * 40 + MARGIN], want[MR * 4 * 40 + MARGIN];
     const size_t size = output == 2 ? 1 : 4, row_stride = 40 * size;
     random_ints(acc, MR * NR), random_ints(row_zero, MR), random_ints(row_term, MR), random_ints(colsum, NR), random_ints(col_zero, NR);
@@ -408,10 +409,12 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
         multiplier[j] = (float)m, col_scale[j] = (float)(m * 0x1p-6), bias[j] = (float)((int32_t)random32() >> 24) / 2;
         qk_quantize_multiplier(m, &mantissa[j], &shift[j]);
     }
+    for (int i = 0; i < MR * 40; i++) residual[i] = (float)((int32_t)random32() >> 20) / 64;
     const qk_requant requant = {.rounding = rounding, .zero_point = 7, .qmin = -128, .qmax = 127};
     qk_tile t = {.rows = rows, .cols = cols, .row_zero = zeros & 1 ? row_zero : NULL, .colsum = colsum,
                  .row_term = zeros & 2 ? row_term : NULL, .col_zero = col_zero, .row_scale = scales ? row_scale : NULL,
-                 .col_scale = col_scale, .bias = bias, .activation = activation, .requant = &requant,
+                 .col_scale = col_scale, .bias = bias, .residual = cols & 1 ? residual : NULL, .residual_stride = 160,
+                 .activation = activation, .bounded = cols & 2, .lo = -3, .hi = 17, .requant = &requant,
                  .multiplier = multiplier, .mantissa = mantissa, .shift = shift,
                  .out = qk_affine_of(0.02f, 7, -128, 127, rounding), .dst = got, .row_stride = row_stride};
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
@@ -426,6 +429,7 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
             if (part.row_zero) part.row_zero += row;
             if (part.row_term) part.row_term += row;
             if (part.row_scale) part.row_scale += row;
+            if (part.residual) part.residual += 40 * row + 16 * h;
             part.dst = want + (size_t)row * row_stride + (size_t)(16 * h) * size;
             for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + NR * (row + i) + 16 * h, 64);
             (output == 0 ? scalar->tile_to_int32 : output == 1 ? scalar->tile_to_float : scalar->tile_to_codes)(half, &part);

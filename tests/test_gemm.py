@@ -195,6 +195,90 @@ def test_lists_and_broadcast_rows():
     assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])
 
 
+# ---- many products ----
+
+
+@st.composite
+def batches(draw):
+    """a and b whose leading axes broadcast, and zero points."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    small = st.integers(0, 40)
+    m, k, n = draw(small), draw(small), draw(small)
+    lead = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    keep = draw(st.tuples(*[st.tuples(st.booleans(), st.booleans())] * len(lead)))
+    of_a, of_b = ([size if kept[i] else 1 for size, kept in zip(lead, keep)] for i in (0, 1))
+    of_a = of_a[draw(st.integers(0, len(of_a))) :]
+    a, b = random_codes(rng, (*of_a, m, k), a_dtype), random_codes(rng, (*of_b, k, n), b_dtype)
+    zero = {}
+    if draw(st.booleans()):
+        zero["a_zero_point"] = random_codes(rng, draw(st.sampled_from([(), (1,), (m,), (*of_a, m), (*of_a, 1)])), a_dtype)
+    if draw(st.booleans()):
+        zero["b_zero_point"] = random_codes(rng, draw(st.sampled_from([(), (1,), (n,), (*of_b, n), (*of_b, 1)])), b_dtype)
+    return a, b, zero
+
+
+MATRIX_LAYOUTS = {**LAYOUTS, "transposed": lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2), "moved": lambda x: np.moveaxis(
+    np.moveaxis(x, 0, -2).copy(), -2, 0)}
+
+
+@settings(max_examples=150)
+@given(batches(), st.sampled_from(list(MATRIX_LAYOUTS.values())), st.sampled_from(list(MATRIX_LAYOUTS.values())), st.booleans())
+def test_batched_matmul(variants, batch, a_layout, b_layout, with_out):
+    a, b, zero = batch
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    if "a_zero_point" in zero:
+        left = left - np.broadcast_to(zero["a_zero_point"], a.shape[:-1])[..., None]
+    if "b_zero_point" in zero:
+        right = right - np.broadcast_to(zero["b_zero_point"], (*b.shape[:-2], b.shape[-1]))[..., None, :]
+    want = wrapped(left @ right)
+    for variant in variants():
+        out = np.full(want.shape, 77, np.int32) if with_out else None
+        got = qk.matmul(a_layout(a), b_layout(b), **zero, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize(("heads", "m", "k", "n"), [(12, 100, 32, 128), (2, 300, 40, 500), (3, 200, 200, 33), (1, 400, 300, 200)])
+def test_batches_large_enough_for_threads(a_dtype, b_dtype, heads, m, k, n, variants):
+    """Shared by product, and, where there are fewer products than threads, within each."""
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, (heads, m, k), a_dtype), random_codes(rng, (heads, n, k), b_dtype).swapaxes(1, 2)
+    want = wrapped(a.astype(np.float64) @ b.astype(np.float64))
+    for variant in variants():
+        assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"a": (3, 5, 7)}, ValueError, r"a and b must have leading axes that broadcast, got shapes \(3, 5, 7\) and \(2, 7, 4\)"),
+    ({"a": (2, 5, 6)}, ValueError, r"a must have shape \(\.\.\., M, 7\) to match b with shape \(2, 7, 4\), got \(2, 5, 6\)"),
+    ({"a": (7,)}, ValueError, r"a must have shape \(\.\.\., M, 7\) .* got \(7,\)"),
+    ({"a_zero_point": [1, 2]}, ValueError, r"a_zero_point must be a scalar or broadcast to shape \(2, 5\), got \(2,\)"),
+    ({"b_zero_point": [[1], [2], [3]]}, ValueError, r"b_zero_point must be a scalar or broadcast to shape \(2, 4\), got \(3, 1\)"),
+    ({"a_zero_point": [[256], [0]]}, ValueError, r"a_zero_point must be within \[0, 255\]"),
+    ({"b_zero_point": 1.5}, TypeError, "b_zero_point must be an integer"),
+    ({"out": (2, 5, 5)}, ValueError, r"out must have shape \(2, 5, 4\), got \(2, 5, 5\)"),
+    ({"out": (5, 4)}, ValueError, r"out must have shape \(2, 5, 4\)"),
+])
+def test_bad_batches(change, error, message):
+    arguments = {"a": np.ones(change.get("a", (2, 5, 7)), np.uint8), "b": np.ones((2, 7, 4), np.int8)}
+    out = np.full(change.get("out", (2, 5, 4)), 77, np.int32)
+    with pytest.raises(error, match=message):
+        qk.matmul(**arguments, **{name: value for name, value in change.items() if name.endswith("point")}, out=out)
+    assert (out == 77).all()
+
+
+def test_out_must_not_overlap_a_batch():
+    memory = np.zeros(2 * 5 * 4 * 4, np.uint8)
+    out = memory.view(np.int32).reshape(2, 5, 4)
+    a, b = np.ones((2, 5, 7), np.uint8), np.ones((2, 7, 4), np.int8)
+    for name, given in [("a", {"a": memory[:70].reshape(2, 5, 7), "b": b}), ("b", {"a": a, "b": memory[:56].view(np.int8).reshape(2, 7, 4)}),
+                        ("a_zero_point", {"a": a, "b": b, "a_zero_point": memory[:5]})]:
+        with pytest.raises(ValueError, match=f"out must not overlap {name}"):
+            qk.matmul(**given, out=out)
+
+
 # ---- light weights: sums of 16 bits (numerics 6) ----
 
 
@@ -412,18 +496,25 @@ def gelu(x):
     return x / 2 * (1 + np.array([math.erf(v / math.sqrt(2)) for v in x]))
 
 
+def gelu_tanh(x):
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * np.minimum(x, 1e100) ** 3)))
+
+
 def silu(x):
     return x / (1 + np.exp(-np.maximum(x, -700)))
 
 
-@pytest.mark.parametrize(("activation", "function", "absolute", "relative"), [("gelu", gelu, 1.5e-7, 0), ("silu", silu, 0, 2e-7)])
-def test_activations_are_near_the_functions(activation, function, absolute, relative, isas):
+FUNCTIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+
+
+@pytest.mark.parametrize(("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)])
+def test_activations_are_near_the_functions(activation, absolute, relative, isas):
     """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be off by,
     beside the half unit in the last place that rounding takes."""
     rng = np.random.default_rng(0)
     bias = np.concatenate([np.linspace(-12, 12, 20_001), np.geomspace(1e-30, 1e38, 1001), -np.geomspace(1e-30, 87, 1001),
                            rng.normal(0, 2, 5000), [0.0, 88.4, 3.4e38]]).astype(np.float32)
-    want = function(bias.astype(np.float64))
+    want = FUNCTIONS[activation](bias.astype(np.float64))
     packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
     results = [qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)[0] for _ in isas()]
     half_unit = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64) / 2
@@ -432,7 +523,7 @@ def test_activations_are_near_the_functions(activation, function, absolute, rela
         assert_array_equal(result, results[0], strict=True)
 
 
-@pytest.mark.parametrize(("activation", "off_by"), [("gelu", 1.5e-7), ("silu", 1e-36)])
+@pytest.mark.parametrize(("activation", "off_by"), [("gelu", 0), ("gelu_tanh", 0), ("silu", 1e-36)])
 def test_activations_of_large_negative_values_vanish(activation, off_by):
     bias = np.float32([-13, -88, -88.4, -104, -1e10, -3.4e38])
     if activation == "silu":
@@ -441,7 +532,29 @@ def test_activations_of_large_negative_values_vanish(activation, off_by):
     assert np.abs(qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)).max() <= off_by
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+@settings(max_examples=60)
+@given(layers(), layouts, st.sampled_from([None, "relu", "gelu", "gelu_tanh", "silu"]), st.data())
+def test_residual_and_clamp(variants, layer, layout, activation, data):
+    """activation(x @ w + bias + residual), clamped; the residual may be `out`."""
+    x, b, params, bias = layer
+    sums = linear_by_numpy(x, b, params, bias)
+    residual = np.random.default_rng(0).normal(0, 3, sums.shape).astype(np.float32)
+    clamp = data.draw(st.sampled_from([None, (0, 6), (-0.5, None), (None, 1), (2, 2), (None, None)]))
+    in_place = data.draw(st.booleans())
+    want = sums + residual
+    if activation:  # of the same sums without a product
+        zeros = qk.pack(np.zeros((1, want.size), np.int8), qk.QParams(1))
+        want = qk.linear(np.zeros((1, 1), np.float32), zeros, want.reshape(-1), activation=activation).reshape(want.shape)
+    if clamp:
+        want = np.clip(want, *np.float32([-np.inf if clamp[0] is None else clamp[0], np.inf if clamp[1] is None else clamp[1]]))
+    for variant in variants():
+        given = residual.copy() if in_place else layout(residual)
+        got = qk.linear(x, qk.pack(b, params), bias, activation=activation, residual=given, clamp=clamp, out=given if in_place else None)
+        assert (got is given) == in_place
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
 def test_linear_has_equal_bits_at_any_thread_count(activation, variants):
     rng = np.random.default_rng(0)
     for m, k, n in [(301, 401, 203), (1, 4096, 2048), (2003, 129, 33)]:
@@ -523,7 +636,24 @@ def test_qlinear_is_matmul_then_requantize(rounding, isas, layer):
         assert_array_equal(got, np.maximum(want, to.dtype.type(to.zero_point)), err_msg=isa, strict=True)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
+@pytest.mark.parametrize("clamp", [(0, 6), (-1.5, None), (None, 2.25), (0.3, 0.3), (-3, -1)])
+@settings(max_examples=15)
+@given(integer_layers(), st.sampled_from([None, "relu", "gelu"]))
+def test_qlinear_clamps_real_values(rounding, clamp, isas, layer, activation):
+    q, params, b, weights, to, bias = layer
+    if rounding in ("gemmlowp", "tflite"):
+        bias, activation = None if bias is None else bias.astype(np.int32), None if activation == "gelu" else activation
+    lo, hi = (np.float32(limit if bound is None else bound) for bound, limit in zip(clamp, (-np.inf, np.inf)))
+    lo, hi = qk.quantize(np.array([lo, hi]), to, rounding="half_even" if rounding == "half_even" else "half_away")
+    for isa in isas():
+        packed = qk.pack(b, weights)
+        want = np.clip(qk.qlinear(q, params, packed, to, bias, rounding=rounding, activation=activation), lo, hi)
+        got = qk.qlinear(q, params, packed, to, bias, rounding=rounding, activation=activation, clamp=clamp)
+        assert_array_equal(got, want, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @settings(max_examples=40)
 @given(integer_layers())
 def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
@@ -533,7 +663,7 @@ def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
     if bias is not None:
         real = real + (bias if bias.dtype == np.int32 else bias / scale)
     real = real * scale
-    want = {"gelu": gelu, "silu": silu}[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
+    want = FUNCTIONS[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
     want = np.clip(want, to.qmin, to.qmax)
     results = [qk.qlinear(q, params, qk.pack(b, weights), to, bias, activation=activation) for _ in isas()]
     assert (np.abs(results[0] - want) <= 0.501).all()
@@ -567,6 +697,64 @@ def test_weights_are_refused_exactly_where_a_sum_can_overflow(a_dtype, zero_poin
             with pytest.raises(ValueError, match=message):
                 qk.qlinear(q, params, packed, to)
             assert qk.matmul(q, packed).shape == (2, 3)
+
+
+@st.composite
+def long_columns(draw):
+    """Weights whose largest sum may or may not fit int32, zero points, and the dtype and zero point of q."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    low, high = code_range(b_dtype)
+    a_zero_point, b_zero_point = draw(st.integers(*code_range(a_dtype))), rng.integers(low, high + 1, 2)
+    largest = max(a_zero_point - code_range(a_dtype)[0], code_range(a_dtype)[1] - a_zero_point)
+    b = rng.choice([low, high, draw(st.integers(low, high))], (70_000, 2)).astype(b_dtype)
+    sums = np.cumsum(np.abs(b.astype(np.int64) - b_zero_point), axis=0).max(axis=1) * largest
+    fit = int(np.searchsorted(sums, 2**31 - 1, side="right"))  # rows that fit
+    return b[: max(1, fit + draw(st.integers(-1, 1)))], b_dtype, b_zero_point, a_dtype, a_zero_point, largest
+
+
+@settings(max_examples=30)
+@given(long_columns())
+def test_weights_are_accepted_only_where_no_input_can_overflow(isas, example):
+    """Of weights that are accepted, the row that makes the largest sum, and that which makes the smallest, are exact."""
+    b, b_dtype, b_zero_point, a_dtype, a_zero_point, largest = example
+    distances = b.astype(np.int64) - b_zero_point
+    bound = int(np.abs(distances).sum(axis=0).max()) * largest
+    low, high = code_range(a_dtype)
+    up = np.where(distances[:, np.abs(distances).sum(axis=0).argmax()] > 0, high, low)
+    q = np.array([up, low + high - up], a_dtype)
+    for isa in isas():
+        packed = qk.pack(b, qk.QParams([1.0, 1.0], b_zero_point, b_dtype, axis=1))
+        for_linear = bound // largest * 255 > 2**31 - 1
+        x = np.ones((1, len(b)), np.float32)
+        if for_linear:
+            with pytest.raises(ValueError, match="int32 could overflow"):
+                qk.linear(x, packed)
+        else:
+            assert_array_equal(qk.linear(x, packed)[0], linear_by_numpy(x, b, packed.params)[0], err_msg=isa)
+        params, to = qk.QParams(1, a_zero_point, a_dtype), qk.QParams(2.0**24)
+        if bound > 2**31 - 1:
+            with pytest.raises(ValueError, match=f"int32 could overflow.*{bound} exceeds"):
+                qk.qlinear(q, params, packed, to)
+        else:
+            want = np.rint((q.astype(np.int64) - a_zero_point) @ distances / 2.0**24)
+            assert_array_equal(qk.qlinear(q, params, packed, to), np.clip(want, -128, 127), err_msg=isa)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_heavy_weights_take_the_slow_path(isas, data):
+    """Weights most of whose sums of four magnitudes exceed 256 are packed without an order of k; lighter ones with it. Both are exact."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    k, n, size = data.draw(st.integers(32, 160)), data.draw(st.integers(32, 80)), data.draw(st.integers(1, 127))
+    b = (size * rng.choice([-1, 1], (k, n))).astype(np.int8)
+    rows = np.concatenate([extreme_rows(b, 0), extreme_rows(b, n - 1)])
+    for isa in isas():
+        packed = qk.pack(b, qk.QParams(1))
+        nr, kr = {"avx2": (16, 2), "avx512vnni": (32, 4), "scalar": (16, 4)}[isa]
+        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 16)
+        assert plain == (isa != "avx2" or 4 * size > 256), isa
+        assert_array_equal(qk.matmul(rows, packed), wrapped(exact(rows, b)), err_msg=isa, strict=True)
 
 
 def test_linear_refuses_weights_that_can_overflow():
@@ -608,8 +796,8 @@ BAD = [
     ("matmul", {"a": A.astype(np.int32)}, TypeError, "a must be uint8 or int8, got int32"),
     ("matmul", {"a": X}, TypeError, "a must be uint8 or int8, got float32"),
     ("matmul", {"b": B.astype(np.int32)}, TypeError, "b must be uint8 or int8, got int32"),
-    ("matmul", {"b": B[0]}, ValueError, r"b must have shape \(K, N\), got \(4,\)"),
-    ("matmul", {"b": B[None]}, ValueError, r"b must have shape \(K, N\), got \(1, 3, 4\)"),
+    ("matmul", {"b": B[0]}, ValueError, r"b must have shape \(\.\.\., K, N\), got \(4,\)"),
+    ("matmul", {"b": B[None]}, ValueError, r"out must have shape \(1, 2, 4\), got \(2, 4\)"),
     ("matmul", {"a": A.T}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
     ("matmul", {"a": A.T, "b": PACKED}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
     ("matmul", {"a": np.uint8(3)}, ValueError, r"a must have 3 columns to match b, got shape \(\)"),
@@ -627,7 +815,17 @@ BAD = [
     ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
     ("linear", {"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
     ("linear", {"bias": np.ones(4, np.int32)}, TypeError, "bias must be a float array, got int32"),
-    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'silu', got 'tanh'"),
+    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'"),
+    ("linear", {"residual": np.ones((2, 3), np.float32)}, ValueError, r"residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)"),
+    ("linear", {"residual": np.ones(4, np.float32)}, ValueError, r"residual must have shape \(2, 4\)"),
+    ("linear", {"residual": np.ones((2, 4))}, TypeError, "residual must be float32, got float64"),
+    ("linear", {"clamp": 6}, TypeError, r"clamp must be None or a pair of floats \(lo, hi\), got 6"),
+    ("linear", {"clamp": (0, "6")}, TypeError, "clamp must be None or a pair of floats"),
+    ("linear", {"clamp": (0, 1, 2)}, TypeError, "clamp must be None or a pair of floats"),
+    ("linear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
+    ("linear", {"clamp": (np.nan, 0)}, ValueError, "clamp must have lo <= hi"),
+    ("qlinear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
+    ("qlinear", {"bias": np.float32([1, np.nan, np.inf, 0])}, ValueError, r"bias has 2 NaN or infinite values, the first at \(1,\)"),
     ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
     ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
     ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
@@ -718,7 +916,8 @@ def overlapping(x, shape, dtype, offset):
 
 
 @pytest.mark.parametrize(("name", "argument", "x"), [
-    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)), ("qlinear", "q", A),
+    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)),
+    ("qlinear", "q", A),
     ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
 ])
 @pytest.mark.parametrize("transposed", [False, True])

@@ -202,12 +202,17 @@ def test_attention_refuses_overlapping_out():
 # ---- gelu, which linear applies ----
 
 
-def test_gelu_is_within_its_bound():
+@pytest.mark.parametrize(("activation", "bound"), [("gelu", 3.6e-7), ("gelu_tanh", 2.5e-7)])
+def test_gelu_is_within_its_bound(activation, bound):
     from scipy.special import erfc
 
     x = np.linspace(-12, 12, 4001, dtype=np.float32)
     one = qk.pack(np.zeros((1, len(x)), np.int8), qk.QParams(1.0))
-    y = everywhere(lambda: qk.linear(np.zeros((1, 1), np.float32), one, x, activation="gelu"))[0]
-    exact = x.astype(float) / 2 * erfc(-x.astype(float) / np.sqrt(2))
-    assert np.all(abs(y - exact) <= 2.5e-7 + np.maximum(x, 0) * 2.0**-24)
-    assert y[2000] == 0
+    y = everywhere(lambda: qk.linear(np.zeros((1, 1), np.float32), one, x, activation=activation))[0]
+    wide = x.astype(float)
+    if activation == "gelu":
+        exact = wide / 2 * erfc(-wide / np.sqrt(2))
+    else:
+        exact = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    assert np.all(abs(y - exact) <= bound + np.maximum(x, 0) * 2.0**-24)
+    assert y[2000] == 0 and np.all(y[x < -6] == 0) and np.all(y[x > 6] == x[x > 6])

@@ -168,6 +168,10 @@ def sweep_products(m, k, n, rng, at_end):
             qk.matmul(place(a), place(b) if right is b else packed, out=out)
             same(out, want)
         place = Places(at_end)
+        pair = a[None].repeat(2, 0), np.ascontiguousarray(b.T)[None].repeat(2, 0)
+        same(qk.matmul(place(pair[0]), place(pair[1]).swapaxes(1, 2), a_zero_point=place(np.zeros((2, m), np.uint8).view(a_dtype)),
+                       out=place.empty((2, m, n), np.int32)), want[None].repeat(2, 0))
+        place = Places(at_end)
         light = np.ascontiguousarray(b.view(np.int8)) >> 3
         same(qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
              (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32))
@@ -183,11 +187,14 @@ def sweep_products(m, k, n, rng, at_end):
             qk.qlinear(place(a), a_params, packed, out_params, place(bias), rounding=rounding, activation=activation, out=out)
             same(out, qk.qlinear(a, a_params, packed, out_params, bias, rounding=rounding, activation=activation))
         x = rng.normal(0, 1, (m, k)).astype(np.float32)
-        for activation in None, "relu", "gelu", "silu":
-            place = Places(at_end)
-            out = place.empty((m, n), np.float32)
-            qk.linear(place(x), packed, place(bias.astype(np.float32)), activation=activation, out=out)
-            same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation))
+        residual = rng.normal(0, 1, (m, n)).astype(np.float32)
+        for activation in None, "relu", "gelu", "gelu_tanh", "silu":
+            for added in None, residual:
+                place = Places(at_end)
+                out = place.empty((m, n), np.float32)
+                given = None if added is None else place(added)
+                qk.linear(place(x), packed, place(bias.astype(np.float32)), activation=activation, residual=given, out=out)
+                same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation, residual=added))
 
 
 def sweep_4_bits(m, k, n, rng, at_end):
@@ -201,9 +208,9 @@ def sweep_4_bits(m, k, n, rng, at_end):
             packed = qk.pack(place(b), params)
             same(packed.unpack(), b)
             same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
-            out = place.empty((m, n), np.float32)
-            qk.linear(place(x), packed, bias, out=out)
-            same(out, qk.linear(x, packed, bias))
+            out, residual = place.empty((m, n), np.float32), np.outer(x.sum(axis=1), bias).astype(np.float32)
+            qk.linear(place(x), packed, bias, residual=place(residual), out=out)
+            same(out, qk.linear(x, packed, bias, residual=residual))
 
 
 def sweep_codes(m, k, n, rng, at_end):
