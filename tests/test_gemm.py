@@ -617,7 +617,7 @@ BAD = [
     ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
     ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
     ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match b, got shape \(3, 2\)"),
-    ("qlinear", {"params": 0.5}, TypeError, "params must be QParams or a Codebook, got float"),
+    ("qlinear", {"params": 0.5}, TypeError, "params must be QParams, got float"),
     ("qlinear", {"params": qk.QParams(1, dtype="uint4")}, TypeError, "params must have dtype int8 or uint8, got uint4"),
     ("qlinear", {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)}, ValueError, "params must be per tensor, got axis 0"),
     ("qlinear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
