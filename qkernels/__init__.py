@@ -2,7 +2,7 @@
 
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
-from .kmeans import KMeansResult, kmeans
+from .kmeans import kmeans
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
 from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -11,7 +11,6 @@ from .rounding import quantize_multiplier, requantize
 __version__ = "0.1.0"
 
 __all__ = [
-    "KMeansResult",
     "PackedMatrix",
     "QParams",
     "attention",
