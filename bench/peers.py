@@ -335,29 +335,25 @@ def flash_kmeans(x, k, weights=None):
 
     run = flash1dkmeans.kmeans_1d
     return contender("flash1dkmeans", lambda: run(x, k, sample_weights=weights), lambda: run(x, k, sample_weights=weights, random_state=0)[0])
-# ---- clustering: `timed` iterations of all, from `start` ----
 
 
-def clustering(name, cluster, iterations, timed):
-    result = contender(name, lambda: cluster(timed), lambda: cluster(iterations))
-    result.scale = iterations / timed
-    return result
+# ---- clustering, from `start` ----
 
 
-def faiss_kmeans(x, start, iterations, timed):
-    def cluster(niter):
-        trained = faiss.Kmeans(x.shape[1], len(start), niter=niter, min_points_per_centroid=1, max_points_per_centroid=len(x))
+def faiss_kmeans(x, start, iterations):
+    def cluster():
+        trained = faiss.Kmeans(x.shape[1], len(start), niter=iterations, min_points_per_centroid=1, max_points_per_centroid=len(x))
         trained.train(x, init_centroids=start)
         return trained.centroids
 
-    return clustering("faiss", cluster, iterations, timed)
+    return contender("faiss", cluster, cluster)
 
 
-def sklearn_kmeans(x, start, iterations, timed):
-    def cluster(max_iter):
-        return KMeans(len(start), init=start, n_init=1, max_iter=max_iter, tol=0, algorithm="lloyd").fit(x).cluster_centers_
+def sklearn_kmeans(x, start, iterations):
+    def cluster():
+        return KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x).cluster_centers_
 
-    return clustering("scikit-learn", cluster, iterations, timed)
+    return contender("scikit-learn", cluster, cluster)
 
 
 def dgemm(a, b):

@@ -101,7 +101,8 @@ static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t coun
 }
 
 /* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two
- * rounds: in the second the upper bound is an actual distance again; but for points that have no label yet. */
+ * rounds: in the second the upper bound is an actual distance again, unless there is no label yet or distances to all centroids cost
+ * little more. */
 static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
@@ -115,9 +116,9 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
         list[count] = (int32_t)(i - begin);
         count += !(u < (l > half[a] ? l : half[a]));
     }
-    if (upper[begin] == (REAL)INFINITY) return count;
+    if (p->k < 32 || upper[begin] == (REAL)INFINITY) return count;
     for (size_t j = 0; j < count; j++) {
-        const size_t i = begin + (size_t)list[j], ahead = begin + (size_t)list[j + 8 < count ? j + 8 : count - 1];
+        const size_t i = begin + (size_t)list[j], ahead = begin + (size_t)list[j + 32 < count ? j + 32 : count - 1];
         const int32_t a = p->labels[i];
         prefetch_row(x + ahead * p->d, p->d * sizeof(REAL));
         const REAL u = of(distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
