@@ -110,6 +110,9 @@ def linear4_promises(block, many_rows, one_row, long_row):
     ]
 
 
+KMEANS = [("1000000 x 4, 256 clusters", 2.5), ("1000000 x 8, 256 clusters", 2.5), ("200000 x 32, 256 clusters", 1.5),
+          ("100000 x 64, 16 clusters", 1.0)]
+
 PROMISES = [
     *matmul_promises("u8s8"),
     *matmul_promises("s8s8"),
@@ -126,8 +129,6 @@ PROMISES = [
     Promise("packing", ["pack int8 4096x4096", "pack int8 transposed 4096x4096"], rate, 2.0, "GB/s"),
     *linear4_promises(32, 2.7, 2.2, 1.8),
     *linear4_promises(128, 3.0, 2.2, 2.8),
-KMEANS = [("1000000 x 4, 256 clusters", 2.5), ("1000000 x 8, 256 clusters", 2.5), ("200000 x 32, 256 clusters", 1.5),
-          ("100000 x 64, 16 clusters", 1.0)]
     *(Promise(f"kmeans {case} to the best peer", [f"kmeans {case}"], to_best_peer, bound, isa="avx512vnni") for case, bound in KMEANS),
     Promise("linear bfloat16 1024^3 to sgemm", ["linear bfloat16 1024x1024x1024"], to("sgemm"), 1.0, isa="avx512vnni"),
     Promise("linear bfloat16 1x4096x4096 to sgemm", ["linear bfloat16 1x4096x4096"], to("sgemm"), 2.0),

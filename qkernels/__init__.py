@@ -5,7 +5,7 @@ from .codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gemm import PackedMatrix, linear, matmul, pack, qlinear
 from .gguf import from_gguf, to_gguf
-from .kmeans import kmeans
+from .kmeans import KMeansResult, kmeans
 from .kmeans1d import kmeans1d
 from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
@@ -24,6 +24,7 @@ def __getattr__(name):
 __all__ = [
     "Codebook",
     "FP4",
+    "KMeansResult",
     "NF4",
     "PackedMatrix",
     "QParams",

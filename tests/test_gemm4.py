@@ -488,7 +488,7 @@ def test_codebook_errors_name_what_was_wrong():
         ((np.full((4, 3), 16, np.uint8), sixteen), None, ValueError, "b must hold codes below 16, got 16"),
         ((np.full((4, 3), 5, np.uint8), qk.Codebook(np.arange(5))), None, ValueError, "b must hold codes below 5, got 5"),
         ((codes, 5), None, TypeError, "params must be QParams or a Codebook, got int"),
-        ((codes, qk.QParams(1, 0, "uint8")), scales, ValueError, "scales must be None for weights of QParams, got ndarray"),
+        ((codes, qk.QParams(1, 0, "uint8")), scales, ValueError, "scales must be None for weights without a Codebook, got ndarray"),
     ]:
         with pytest.raises(error, match=text):
             qk.pack(*args, scales=given_scales)
