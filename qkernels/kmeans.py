@@ -10,7 +10,22 @@ from . import _core
 
 
 class KMeansResult(NamedTuple):
-    """Centroids (ascending in one dimension), the index of the nearest one for each point, and the weighted sum of squared distances."""
+    """What `kmeans` and `kmeans1d` give.
+
+    Attributes
+    ----------
+    centroids : float array of shape (k, d), or (k,) and ascending on a line
+    labels : integer array
+        The index of the nearest centroid of each point.
+    inertia : float
+        The weighted sum of squared distances.
+
+    Examples
+    --------
+    >>> centroids, labels, inertia = qk.kmeans1d([1, 2, 9], 2)
+    >>> inertia
+    0.5
+    """
 
     centroids: np.ndarray
     labels: np.ndarray
