@@ -119,7 +119,7 @@ cdef int float_type(cnp.ndarray x) except -1:
 
 cdef cnp.ndarray contiguous(x):
     """x as an aligned C-contiguous array in native byte order: itself, or a copy."""
-    if isinstance(x, np.ndarray) and PyArray_ISCARRAY_RO(<cnp.ndarray>x):
+    if isinstance(x, cnp.ndarray) and PyArray_ISCARRAY_RO(<cnp.ndarray>x):
         return <cnp.ndarray>x
     x = np.asarray(x)
     if not x.dtype.isnative:
@@ -141,7 +141,7 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
 
 def check_out(out, tuple shape, dtype):
     """Raise unless `out` is a writeable, aligned, C-contiguous array of this shape and dtype."""
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, cnp.ndarray):
         raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype.str if not out.dtype.isnative else out.dtype}")
@@ -157,7 +157,7 @@ cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
     """`out` checked, or a new array, with the shape of `like`."""
     if out is None:
         return np.empty((<object>like).shape, dtype)
-    if not (isinstance(out, np.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out)
+    if not (isinstance(out, cnp.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out)
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like)):
         check_out(out, (<object>like).shape, dtype)
     return <cnp.ndarray>out
@@ -165,7 +165,7 @@ cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
 
 cdef int refuse_overlap(cnp.ndarray out, x, name) except -1:
     """x is what the caller gave: a copy of it overlaps nothing."""
-    if isinstance(x, np.ndarray) and (overlap(out, <cnp.ndarray>x) if PyArray_ISCARRAY_RO(<cnp.ndarray>x)
+    if isinstance(x, cnp.ndarray) and (overlap(out, <cnp.ndarray>x) if PyArray_ISCARRAY_RO(<cnp.ndarray>x)
                                       else np.may_share_memory(out, x)):
         raise ValueError(f"out must not overlap {name}")
     return 0
@@ -665,7 +665,7 @@ cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left
 cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     """`out` checked, or a new array, of shape a.shape[:-1] + (n,)."""
     cdef int ndim = cnp.PyArray_NDIM(a), i
-    if out is not None and isinstance(out, np.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+    if out is not None and isinstance(out, cnp.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out) \
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
             and cnp.PyArray_DIM(<cnp.ndarray>out, ndim - 1) == n:
         for i in range(ndim - 1):
@@ -808,7 +808,7 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
 
 
 def matmul(a, b, a_zero_point, b_zero_point, out):
-    cdef cnp.ndarray left_array = a if isinstance(a, np.ndarray) else np.asarray(a)
+    cdef cnp.ndarray left_array = a if isinstance(a, cnp.ndarray) else np.asarray(a)
     cdef cnp.ndarray right_array
     cdef Packed packed
     cdef qk_left left
@@ -822,7 +822,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         packed = <Packed>b
         refuse_blocked(packed, "matmul")
     else:
-        right_array = b if isinstance(b, np.ndarray) else np.asarray(b)
+        right_array = b if isinstance(b, cnp.ndarray) else np.asarray(b)
         codes_type(right_array, "b")
         if cnp.PyArray_NDIM(right_array) > 2:
             return matmul_batch(left_array, right_array, a_zero_point, b_zero_point, out)
@@ -863,7 +863,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
 cdef bint is_int16(b):
     if isinstance(b, Packed):
         return (<Packed>b).is_words
-    return isinstance(b, np.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
+    return isinstance(b, cnp.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
 
 
 cdef cnp.ndarray int16_codes(codes, name):
@@ -886,7 +886,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
             raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
         packed = <Packed>b
     else:
-        b = b if isinstance(b, np.ndarray) else np.asarray(b)
+        b = b if isinstance(b, cnp.ndarray) else np.asarray(b)
         wide = int16_codes(b, "b")
         if b.ndim != 2:
             raise ValueError(f"b must have shape (K, N), got {b.shape}")
@@ -1070,7 +1070,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, manti
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     refuse_blocked(b, "qlinear")
     cdef Params of = params_of(params), to = params_of(out_params)
-    cdef cnp.ndarray a = q if isinstance(q, np.ndarray) else np.asarray(q)
+    cdef cnp.ndarray a = q if isinstance(q, cnp.ndarray) else np.asarray(q)
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
@@ -1251,7 +1251,7 @@ def from_gguf(data, Py_ssize_t size, out):
 
 
 cdef cnp.ndarray float32_array(x, name):
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, cnp.ndarray):
         x = np.asarray(x)
     if PyArray_TYPE(<cnp.ndarray>x) != cnp.NPY_FLOAT32:
         raise TypeError(f"{name} must be float32, got {x.dtype}")
