@@ -349,25 +349,30 @@ class QKernelsKMeansWeighted(QKernelsKMeans):
 
 
 class QKernelsKMeansBlocks(QKernels):
-    """16 levels for all weights of a layer, each times the scale of its block: the best levels for given scales and the best scales
-    for given codes, in turn, from the largest magnitudes on. Errors are weighed as above."""
+    """16 levels for all weights of a layer, each times the scale of its block. Errors are weighed as above."""
 
     name = "k-means, blocks of 32, weighted"
     calibrated = True
-    block_size, rounds = 32, 3
 
     def quantize_weight(self, name, weight):
-        blocks = weight.reshape(-1, self.block_size, weight.shape[1])
-        importance = np.float32(self.squares[name]).reshape(-1, self.block_size, 1)
-        scales = np.abs(blocks).max(axis=1, keepdims=True)
-        for _ in range(self.rounds):
-            codebook = qk.Codebook.fit(blocks / scales, 16, weights=importance * scales**2)
-            codes = qk.encode(blocks / scales, codebook)
-            decoded = qk.decode(codes, codebook)
-            scales = np.sum(importance * decoded * blocks, axis=1, keepdims=True) / np.sum(importance * decoded**2, axis=1, keepdims=True)
-            scales = np.float32(np.float16(scales))
-        codebook = qk.Codebook(codebook.levels, axis=0, block_size=self.block_size)
-        return qk.pack(codes.reshape(weight.shape), codebook, scales=scales[:, 0])
+        levels, codes, scales = fit_scaled_levels(weight, 16, 32, self.squares[name])
+        return qk.pack(codes, qk.Codebook(levels, axis=0, block_size=32), scales=scales)
+
+
+def fit_scaled_levels(weight, k, block_size, squares, rounds=3):
+    """k levels for all of a weight (inputs, outputs), codes, and the float16 scales of blocks of inputs: of least squared error,
+    weighed by `squares` (inputs,). In turn the best levels for given scales, the largest magnitudes at first, and the best scales
+    for given codes."""
+    blocks = weight.reshape(-1, block_size, weight.shape[1])
+    importance = np.float32(squares).reshape(-1, block_size, 1)
+    scales = np.abs(blocks).max(axis=1, keepdims=True)
+    for _ in range(rounds):
+        codebook = qk.Codebook.fit(blocks / scales, k, weights=importance * scales**2)
+        codes = qk.encode(blocks / scales, codebook)
+        decoded = qk.decode(codes, codebook)
+        scales = np.sum(importance * decoded * blocks, axis=1, keepdims=True) / np.sum(importance * decoded**2, axis=1, keepdims=True)
+        scales = np.float32(np.float16(scales))
+    return codebook.levels, codes.reshape(weight.shape), scales[:, 0]
 
 
 VARIANTS = {"int8": QKernelsInt8, "int4": QKernelsInt4, "uint4": QKernelsUInt4, "uint4-mse": QKernelsUInt4LeastSquares,
@@ -558,7 +563,7 @@ def print_table(title, results):
     for r in results:
         table.add_row(
             r.name,
-            f"{r.linear_bytes / 1e6:.1f} MB ({base.linear_bytes / r.linear_bytes:.1f}x less)",
+            f"{r.linear_bytes / 1e6:.1f} MB ({32 * r.linear_bytes / base.linear_bytes:.2f} bits)",
             f"{r.total_bytes / 1e6:.1f} MB",
             f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x",
             f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x",
