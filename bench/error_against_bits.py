@@ -1,9 +1,8 @@
 """What fewer bits cost MiniLM, scheme by scheme: python bench/error_against_bits.py [results.json] [chart.png]
 
 The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in float32, so
-that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each). Documents are docstrings that calibration has not seen.
-Takes about
-five minutes.
+that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each). Docstrings are others than
+those of calibration. Takes about five minutes.
 """
 
 import json
@@ -31,7 +30,7 @@ def main():
     draw(report, chart)
 
 
-# ---- the schemes: (decoded weight, bits in all) of a weight (inputs, outputs), bits of a code, and the mean square of each input ----
+# ---- the schemes: of a weight (inputs, outputs), bits of a code, and the mean square of each input, (decoded weight, bits in all) ----
 
 
 def uniform_columns(weight, bits, squares):
@@ -120,8 +119,10 @@ def measure():
 
         def dense(self, name, weight, bias):
             decoded, bits = self.scheme(weight.T, self.code_bits, self.squares[name])
-            self.size, self.bits = self.size + weight.size, self.bits + bits
-            self.error, self.square = self.error + np.sum((decoded - weight.T) ** 2), self.square + np.sum(weight**2)
+            self.size += weight.size
+            self.bits += bits
+            self.error += np.sum((decoded - weight.T) ** 2)
+            self.square += np.sum(weight**2)
             return super().dense(name, np.ascontiguousarray(decoded.T), bias)
 
     def embed(model):

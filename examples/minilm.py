@@ -351,7 +351,7 @@ class QKernelsKMeansWeighted(QKernelsKMeans):
 class QKernelsKMeansBlocks(QKernels):
     """16 levels for all weights of a layer, each times the scale of its block. Errors are weighed as above."""
 
-    name = "k-means, blocks of 32, weighted"
+    name = "k-means, blocks, weighted"
     calibrated = True
 
     def quantize_weight(self, name, weight):
@@ -359,19 +359,19 @@ class QKernelsKMeansBlocks(QKernels):
         return qk.pack(codes, qk.Codebook(levels, axis=0, block_size=32), scales=scales)
 
 
-def fit_scaled_levels(weight, k, block_size, squares, rounds=3):
-    """k levels for all of a weight (inputs, outputs), codes, and the float16 scales of blocks of inputs: of least squared error,
-    weighed by `squares` (inputs,). In turn the best levels for given scales, the largest magnitudes at first, and the best scales
-    for given codes."""
+def fit_scaled_levels(weight, k, block_size, mean_squares, rounds=3):
+    """k levels for all of a weight (inputs, outputs), codes, and float16 scales of the blocks of each output: of least squared
+    error, weighed by the mean squares of inputs. In turn the best levels for given scales, the largest magnitudes at first, and
+    the best scales for given codes."""
     blocks = weight.reshape(-1, block_size, weight.shape[1])
-    importance = np.float32(squares).reshape(-1, block_size, 1)
+    importance = np.float32(mean_squares).reshape(-1, block_size, 1)
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     for _ in range(rounds):
         codebook = qk.Codebook.fit(blocks / scales, k, weights=importance * scales**2)
         codes = qk.encode(blocks / scales, codebook)
         decoded = qk.decode(codes, codebook)
-        scales = np.sum(importance * decoded * blocks, axis=1, keepdims=True) / np.sum(importance * decoded**2, axis=1, keepdims=True)
-        scales = np.float32(np.float16(scales))
+        products, squares = (np.sum(importance * decoded * other, axis=1, keepdims=True) for other in (blocks, decoded))
+        scales = np.float32(np.float16(products / squares))
     return codebook.levels, codes.reshape(weight.shape), scales[:, 0]
 
 
