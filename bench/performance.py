@@ -1,7 +1,8 @@
 """docs/performance.md from the results of the benchmarks: python bench/performance.py [--measure]
 
-`--measure` runs everything first, in about twenty minutes, and keeps the results in bench/results: the suites on the best
-instruction set of this CPU, on AVX2, and on two threads, and the MiniLM example. Without it the tables are made of what is there.
+`--measure` runs everything first, in about half an hour, and keeps the results in bench/results: the suites on the best
+instruction set of this CPU, on AVX2, and on two threads, the MiniLM example, and its error against bits. Without it the tables
+are made of what is there.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from roofline import draw
+import error_against_bits
+import roofline
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -38,9 +40,11 @@ def main():
     parts = [INTRODUCTION]
     if (path := RESULTS / "minilm.json").exists():
         parts.append(minilm_section(json.loads(path.read_text())))
+    if error_against_bits.RESULTS.exists():
+        parts.append(bits_section(json.loads(error_against_bits.RESULTS.read_text())))
     found = {name: json.loads(path.read_text()) for name in RUNS if (path := RESULTS / f"{name}.json").exists()}
     if "best" in found:
-        draw(found["best"], ROOT / "docs" / "roofline.png")
+        roofline.draw(found["best"], ROOT / "docs" / "roofline.png")
         parts.append("## Roofline\n\n![Multiply-accumulates a second against arithmetic intensity](roofline.png)\n")
     parts += [section(RUNS[name][2], report) for name, report in found.items()]
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
@@ -54,6 +58,7 @@ def measure():
         subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True)
     example = ROOT / "examples" / "minilm.py"
     subprocess.run([sys.executable, example, "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"], check=True)
+    subprocess.run([sys.executable, ROOT / "bench" / "error_against_bits.py"], check=True)
 
 
 # ---- tables ----
@@ -65,13 +70,23 @@ def table(headings, rows):
 
 
 def minilm_section(report):
-    headings = ["", "linear weights", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1", "cosine to float32"]
+    headings = ["", "linear weights", "bits a weight", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1", "cosine to float32"]
     base = report["results"][0]
-    rows = [[r["name"], f"{r['linear_bytes'] / 1e6:.1f} MB", f"{r['seconds']:.1f} s", f"{base['seconds'] / r['seconds']:.2f}x",
+    rows = [[r["name"], f"{r['linear_bytes'] / 1e6:.1f} MB", f"{32 * r['linear_bytes'] / base['linear_bytes']:.2f}",
+             f"{r['seconds']:.1f} s", f"{base['seconds'] / r['seconds']:.2f}x",
              f"{r['latency'] * 1e3:.2f} ms", f"{base['latency'] / r['latency']:.2f}x", f"{r['recall']:.4f}", f"{r['cosine']:.4f}"]
             for r in report["results"]]
     title = ". ".join(report["title"].split("\n"))
     return f"## MiniLM\n\n{title}.\n\n{table(headings, rows)}\n![Size, speed and quality](minilm.png)\n"
+
+
+def bits_section(report):
+    error_against_bits.draw(report, error_against_bits.CHART)
+    columns = [f"codes of {bits} bits" for bits in error_against_bits.CODE_BITS]
+    rows = [[name, *(f"{r['cosine']:.4f} ({r['bits']:.2f})" for r in found)] for name, found in report["schemes"].items()]
+    text = (f"{report['title']}. Decoded weights, all else in float32: cosine to the embeddings of float32, and in parentheses the\n"
+            "bits a weight, of codes, scales and levels (float16) together. *Weighted*: by the mean squares of inputs, on other docstrings.")
+    return f"## Error against bits\n\n{text}\n\n{table(['', *columns], rows)}\n![Error against bits](error_against_bits.png)\n"
 
 
 def section(heading, report):

