@@ -14,6 +14,7 @@ import numpy as np
 TURN_SECONDS = 0.5e-3
 CASE_SECONDS = 1.5
 MIN_ROUNDS, MAX_ROUNDS = 24, 400
+FEW_ROUNDS, LONG_ROUND = 5, 0.1  # rounds that take longer are fewer
 PATIENCE = 10 * TURN_SECONDS  # a contender whose turn takes longer sits out rounds in proportion
 
 timer = perf_counter  # or the thread's own clock: conftest.py
@@ -71,39 +72,44 @@ class Row:
 def timed_turn(contender):
     """Seconds of one call."""
     call, calls = contender.call, contender.calls
-    for _ in range(1 + calls // 8):
-        call()  # the others have had the caches
+    for _ in range(warm_ups(contender)):
+        call()
     start = timer()
     for _ in repeat(None, calls):
         call()
     return (timer() - start) / calls
 
 
-def plan(contenders):
-    """Fits the calls a turn to TURN_SECONDS; returns the number of rounds."""
+def warm_ups(contender):
+    """Calls before a turn, since the others have had the caches: none where a call is long."""
+    return 1 + contender.calls // 8 if contender.every == 1 else 0
+
+
+def plan(ours, others):
+    """Fits the calls a turn to TURN_SECONDS; returns the number of rounds. Ours sits out none."""
     a_round = 0.0
-    for contender in contenders:
-        seconds = min(timed_turn(contender) for _ in range(3))
+    for contender in [ours, *others]:
+        seconds = timed_turn(contender)
+        if seconds < LONG_ROUND:
+            seconds = min(seconds, timed_turn(contender), timed_turn(contender))
         contender.calls = max(1, min(10_000, int(TURN_SECONDS / seconds)))
         contender.every = max(1, int(seconds / PATIENCE))
-        start = perf_counter()
-        timed_turn(contender)
-        a_round += (perf_counter() - start) / contender.every
-    return max(MIN_ROUNDS, min(MAX_ROUNDS, int(CASE_SECONDS / a_round)))
+        a_round += (warm_ups(contender) + contender.calls) * seconds / (1 if contender is ours else contender.every)
+    return max(MIN_ROUNDS if a_round < LONG_ROUND else FEW_ROUNDS, min(MAX_ROUNDS, int(CASE_SECONDS / a_round)))
 
 
 def run_race(benchmark, row):
     """Times row.ours with `benchmark` (so that its reports and JSON hold it) and the others between its rounds."""
     ours, others = row.ours, row.peers + row.limits
     others = [contender for contender in others if contender.note in (EXACT, CLOSE)]
-    rounds, number = plan([ours, *others]), count()
+    rounds, number = plan(ours, others), count()
 
     def turns_of_others():
         this_round = next(number)
         for contender in others:
             if this_round % contender.every == 0:
                 contender.turns.append(timed_turn(contender))
-        for _ in range(1 + ours.calls // 8):
+        for _ in range(warm_ups(ours)):
             ours.call()
 
     def turn_of_ours():
