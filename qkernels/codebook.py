@@ -270,8 +270,8 @@ def _encode_float64(x, codebook, axis):
     codes = np.empty(x.shape, np.uint8)
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
-    for line, result, numbers, bounds in zip(lines, results, order, thresholds):
-        result[...] = numbers[np.searchsorted(bounds, line)]
+    for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
+        results[i] = numbers[np.searchsorted(bounds, lines[i])]
     return codes
 
 

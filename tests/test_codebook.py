@@ -88,6 +88,8 @@ def test_float64_is_compared_as_it_is():
     x = np.array([0.5, np.nextafter(0.5, 1), middle, np.nextafter(middle, 2), 1e300])
     assert_array_equal(qk.encode(x, qk.Codebook(levels)), [0, 1, 1, 2, 2])
     assert_array_equal(qk.encode(x[:4].reshape(2, 2), qk.Codebook(np.stack([levels, levels]), axis=1)), [[0, 1], [1, 2]])
+    assert_array_equal(qk.encode(x[:4], qk.Codebook(np.stack([levels] * 4), axis=0)), [0, 1, 1, 2])
+    assert_array_equal(qk.encode(np.float64(0.75), qk.Codebook(levels)), 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
