@@ -430,6 +430,7 @@ static void run_products(void *context, size_t begin, size_t end)
 /* Threads share the products, or each of them where they are few. */
 int qk_gemm_batch(const qk_batch *p)
 {
+    if (p->left.m == 0 || p->n == 0) return 1;
     batch_job job = {p, 0};
     size_t count = 1;
     for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];

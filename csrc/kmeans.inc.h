@@ -2,10 +2,11 @@
  * REAL, its INTEGER of the same size, EPSILON (half a unit in the last place of 1), VECTOR, the bytes of a register, and `of`, which
  * gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
 
-typedef REAL of(lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef REAL of(lanes) __attribute__((vector_size(VECTOR)));
+typedef REAL of(stored_lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
 typedef INTEGER of(indices) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
 
-static inline of(lanes) of(load)(const REAL *x) { return *(const of(lanes) *)x; }
+static inline of(lanes) of(load)(const REAL *x) { return *(const of(stored_lanes) *)x; }
 
 /* ---- the two nearest ---- */
 
@@ -44,8 +45,8 @@ static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, c
         of(keep_two)(a2, list[i + 2], &first0, &second0, &nearest0), of(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
         of(keep_two)(a3, list[i + 3], &first0, &second0, &nearest0), of(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
     }
-    *(of(lanes) *)first = first0, *(of(lanes) *)(first + LANES) = first1;
-    *(of(lanes) *)second = second0, *(of(lanes) *)(second + LANES) = second1;
+    *(of(stored_lanes) *)first = first0, *(of(stored_lanes) *)(first + LANES) = first1;
+    *(of(stored_lanes) *)second = second0, *(of(stored_lanes) *)(second + LANES) = second1;
     *(of(indices) *)nearest = nearest0, *(of(indices) *)(nearest + LANES) = nearest1;
 }
 

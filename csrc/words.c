@@ -95,9 +95,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
             largest = size > largest ? size : largest;
         }
     }
-    int32_t seen = __atomic_load_n(&job->largest, __ATOMIC_RELAXED);
-    while (largest > seen && !__atomic_compare_exchange_n(&job->largest, &seen, largest, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-    }
+    qk_keep_most(&job->largest, largest);
 }
 
 void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)

@@ -270,8 +270,8 @@ def _encode_float64(x, codebook, axis):
     codes = np.empty(x.shape, np.uint8)
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
-    for line, result, numbers, bounds in zip(lines, results, order, thresholds):
-        result[...] = numbers[np.searchsorted(bounds, line)]
+    for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
+        results[i] = numbers[np.searchsorted(bounds, lines[i])]
     return codes
 
 
@@ -418,15 +418,18 @@ def _checked_scales(scales, codebook, shape, axis):
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    given, expected = np.asarray(scales), _scales_shape(shape, axis, codebook.block_size)
+    return float32_scales(scales, _scales_shape(shape, axis, codebook.block_size), shape)
+
+
+def float32_scales(scales, shape, shape_of_codes):
+    """Scales of a shape, as contiguous float32."""
+    given = np.asarray(scales)
     if given.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"scales must be a float array, got {given.dtype}")
-    if given.shape != expected:
-        raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
+        raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"scales must have shape {shape} for codes with shape {shape_of_codes}, got {given.shape}")
     with np.errstate(over="ignore"):
         return _contiguous_float32(given)
-
-
 
 
 def _checked_levels(levels, axis, block_size, vector):

@@ -104,7 +104,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     if not 0 <= float(tol) < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not isinstance(init, str):
-        init = np.ldexp(_start(init, (k, d), points.dtype), -exponent)
+        init = _start(init, (k, d), points, exponent)
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
     elif init not in ("k-means++", "random"):
@@ -199,7 +199,8 @@ def _scaled(value, exponent):
         return math.inf
 
 
-def _start(init, shape, dtype):
+def _start(init, shape, points, exponent):
+    """init, scaled as the points are, whose squared distances to them do not overflow."""
     start = np.asarray(init)
     if start.dtype.kind not in "iufV" or start.dtype.kind == "V" and start.dtype not in _core.FLOATS:
         raise TypeError(f"init must be a name or an array of floats or integers, got {start.dtype}")
@@ -207,7 +208,13 @@ def _start(init, shape, dtype):
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
         _core.raise_not_finite(start, "init")
-    return start.astype(dtype)
+    with np.errstate(over="ignore"):
+        scaled = np.ldexp(start.astype(points.dtype), -exponent)
+    reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
+    if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
+        far = np.abs(start.astype(np.float64)).max()
+        raise ValueError(f"init must be so near to x that squared distances fit {points.dtype}, got a magnitude of {far}")
+    return scaled
 
 
 def _variance(points, weights):

@@ -88,6 +88,8 @@ def test_float64_is_compared_as_it_is():
     x = np.array([0.5, np.nextafter(0.5, 1), middle, np.nextafter(middle, 2), 1e300])
     assert_array_equal(qk.encode(x, qk.Codebook(levels)), [0, 1, 1, 2, 2])
     assert_array_equal(qk.encode(x[:4].reshape(2, 2), qk.Codebook(np.stack([levels, levels]), axis=1)), [[0, 1], [1, 2]])
+    assert_array_equal(qk.encode(x[:4], qk.Codebook(np.stack([levels] * 4), axis=0)), [0, 1, 1, 2])
+    assert_array_equal(qk.encode(np.float64(0.75), qk.Codebook(levels)), 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -300,7 +302,7 @@ BAD_CALLS = [
     (lambda out: qk.decode(CODES, FLAT, SCALES, out=out), ValueError, "scales must be None for a codebook without block_size"),
     (lambda out: qk.decode(CODES, BLOCKS, out=out), ValueError, "scales are needed for a codebook with block_size=2"),
     (lambda out: qk.decode(CODES, BLOCKS, SCALES[:1], out=out), ValueError, r"scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)"),
-    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be a float array, got int64"),
+    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be a float array, those of encode, got int64"),
     (lambda out: qk.decode(CODES[:2], FLAT, out=out), ValueError, r"out must have shape \(2,\), got \(3,\)"),
     (lambda out: qk.decode(CODES, FLAT, out=out.astype(np.float64)), TypeError, "out must have dtype float32, got float64"),
     (lambda out: qk.decode(out.view(np.uint8)[:3], FLAT, out=out), ValueError, "out must not overlap codes"),

@@ -269,6 +269,11 @@ def test_bad_batches(change, error, message):
     assert (out == 77).all()
 
 
+def test_countless_products_without_values():
+    a, b = np.broadcast_to(np.zeros((0, 7), np.uint8), (2**40, 0, 7)), np.ones((7, 4), np.int8)[None]
+    assert qk.matmul(a, b).shape == (2**40, 0, 4)
+
+
 def test_out_must_not_overlap_a_batch():
     memory = np.zeros(2 * 5 * 4 * 4, np.uint8)
     out = memory.view(np.int32).reshape(2, 5, 4)

@@ -301,6 +301,13 @@ def test_matmul(variants, product, layout, layout_of_b, packed, with_out):
         assert_array_equal(got, want, err_msg=variant, strict=True)
 
 
+@every_layout
+def test_matmul_of_int16_in_each_layout(layout):
+    rng = np.random.default_rng(5)
+    a, b = random_codes(rng, (5, 7), "int16", 32768), random_codes(rng, (7, 9), "int16", 32768)
+    assert_array_equal(qk.matmul(LAYOUTS[layout](a), LAYOUTS[layout](b)), exact(a, b))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 255, 256, 257, 510, 511, 512, 1023, 70_000])
 def test_int16_worst_cases(k, isas):
     """Every code at an end of the range, where a sum of 32 bits would overflow first; object arrays have integers of any size."""

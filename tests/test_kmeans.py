@@ -285,6 +285,14 @@ def test_threads_that_call_it_at_once_agree():
     same(results)
 
 
+def test_an_init_as_far_as_squares_allow():
+    x = RNG.standard_normal((2000, 2)).astype(np.float32)
+    init = x[:20] * np.float32(2**57)
+    result = kmeans(x, 20, init=init, max_iter=5)
+    assert np.isfinite(result.centroids).all()
+    assert result.inertia < 1e-2 * np.square(init.astype(np.float64)).sum()
+
+
 # ---- bad input ----
 
 
@@ -304,6 +312,9 @@ def test_threads_that_call_it_at_once_agree():
     (dict(weights="abcd"), TypeError, "weights must be an array of floats or integers"),
     (dict(init=np.zeros((3, 2))), ValueError, r"init must have shape \(2, 2\), got \(3, 2\)"),
     (dict(init=[[0, 0], [0, np.nan]]), ValueError, r"init has 1 NaN or infinite values, the first at \(1, 1\)"),
+    (dict(init=[[0, 0], [0, 1e20]]), ValueError, r"init must be so near to x .* float32, got a magnitude of 1e\+20"),
+    (dict(x=np.full((4, 2), 1e-40, np.float32), init=[[0, 0], [0, 1]]), ValueError, r"init must be so near to x .* got a magnitude of 1.0"),
+    (dict(x=np.zeros((4, 2)), init=[[0, 0], [0, -1e200]]), ValueError, r"init must be so near to x .* float64, got a magnitude of 1e\+200"),
     (dict(init="kmeans"), ValueError, r"init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'"),
     (dict(n_init=2), ValueError, "n_init must be 1 where init is an array, got 2"),
     (dict(n_init=0), ValueError, "n_init must be at least 1, got 0"),
