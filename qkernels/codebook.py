@@ -388,7 +388,7 @@ def _tables(levels):
 def _exponent(levels):
     """Of the power of two that levels of vectors are divided by, so that squares neither over- nor underflow (numerics 19)."""
     exponent = math.frexp(np.abs(levels).max())[1]
-    return 0 if -20 <= exponent <= 40 else exponent
+    return 0 if -20 <= exponent <= 30 else exponent
 
 
 def _vector_tables(levels):
