@@ -356,6 +356,46 @@ def sklearn_kmeans(x, start, iterations):
     return contender("scikit-learn", cluster, cluster)
 
 
+# ---- product quantization ----
+
+
+def faiss_index(book):
+    """With the levels of the book."""
+    m, k, d = book.levels.shape
+    index = faiss.IndexPQ(m * d, m, k.bit_length() - 1)
+    faiss.copy_array_to_vector(book.levels.reshape(-1), index.pq.centroids)
+    index.pq.sync_transposed_centroids()
+    index.is_trained = True
+    return index
+
+
+def dense(codes, book):
+    """As faiss keeps them: codes of 4 bits two to a byte."""
+    return codes if book.k == 256 else codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def faiss_search(queries, codes, book, k):
+    index = faiss_index(book)
+    faiss.copy_array_to_vector(dense(codes, book).reshape(-1), index.codes)
+    index.ntotal = len(codes)
+    return contender("faiss", lambda: index.search(queries, k), lambda: index.search(queries, k)[1])
+
+
+def faiss_encode(x, book):
+    index = faiss_index(book)
+
+    def read():
+        found = index.pq.compute_codes(x)
+        return found if book.k == 256 else np.stack([found & 15, found >> 4], axis=-1).reshape(len(x), -1)
+
+    return contender("faiss", lambda: index.pq.compute_codes(x), read)
+
+
+def faiss_decode(codes, book):
+    index, stored = faiss_index(book), dense(codes, book)
+    return contender("faiss", lambda: index.pq.decode(stored), lambda: index.pq.decode(stored))
+
+
 def dgemm(a, b):
     """The same codes as float64, which holds their sums."""
     left, right = a.astype(np.float64), b.astype(np.float64)

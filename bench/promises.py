@@ -150,6 +150,11 @@ PROMISES = [
     Promise("decode NF4 to bitsandbytes", ["decode 16 levels, block 64"], to("bitsandbytes"), 1.0),
     Promise("encode 256 levels to bitsandbytes", ["encode 256 levels, block 256"], to("bitsandbytes"), 10),
     Promise("decode 256 levels to bitsandbytes", ["decode 256 levels, block 256"], to("bitsandbytes"), 2),
+    Promise("search 48 x 8 bits to faiss, one query", ["search 48 x 8 bits, 1 query"], to("faiss"), 1.0),
+    Promise("search 48 x 8 bits to faiss, 100 queries", ["search 48 x 8 bits, 100 queries"], to("faiss"), 1.0),
+    Promise("search 96 x 4 bits to faiss", [f"search 96 x 4 bits, {n}" for n in ("1 query", "100 queries")], to("faiss"), 1.0),
+    Promise("encode and decode vectors to faiss", [f"{what} vectors {case}" for what in ("encode", "decode") for case in ("48 x 8 bits", "96 x 4 bits")],
+            to("faiss"), 1.0, isa=VNNI),
     Promise("kmeans1d a weighted line of 4096", ["kmeans1d 64 weighted lines of 4096, 16 clusters"], lambda row: milliseconds(row) / 64,
             0.45, "ms", at_most=True),
 ]

@@ -203,6 +203,15 @@ struct qk_kernels {
                                  float *tile, double *lanes, double *potential);
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
                                  double *tile, double *lanes, double *potential);
+
+    /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of codes; the
+     * same of search_lanes queries, one a lane. */
+    void (*encode_vectors)(const qk_vector_book *b, const float *x, size_t points, const int32_t *all, float *tile, uint8_t *codes);
+    void (*distance_table)(const qk_vector_book *b, const float *query, float *table);
+    void (*table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
+    int search_lanes;
+    void (*distance_lanes)(const qk_vector_book *b, const float *queries, size_t count, float *turned, float *table);
+    void (*lane_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum, int32_t *least);
 };
 
 extern const qk_kernels qk_kernels_scalar;

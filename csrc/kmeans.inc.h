@@ -86,14 +86,14 @@ static inline REAL of(distance)(const REAL *x, const REAL *c, size_t d)
 
 /* ---- a chunk of points ---- */
 
-/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Squares of 16 bytes a side are
- * transposed at a time. */
-static void of(gather)(const REAL *x, size_t d, const int32_t *rows, size_t count, REAL *tile)
+/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie `stride` values apart.
+ * Squares of 16 bytes a side are transposed at a time. */
+static void of(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
 {
     enum { SIDE = 16 / sizeof(REAL) };
     for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
         const REAL *row[SIDE];
-        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * d;
+        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * stride;
         size_t f = 0;
         for (; f + SIDE <= d; f += SIDE) of(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
         for (; f < d; f++)
@@ -193,7 +193,7 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
     int32_t *labels = p->labels + begin;
     size_t changed = 0;
     of(two) found;
-    of(gather)((const REAL *)p->x + begin * p->d, p->d, points, count, tile);
+    of(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
     of(scan)(tile, p->d, p->centroids, list, listed, &found);
     for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
         found.first[i] = of(root)(found.first[i]) * above + TINY;
@@ -371,7 +371,7 @@ static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *s
         REAL least[QK_KMEANS_TILE] = {0};
         int32_t rows[QK_KMEANS_TILE];
         for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
-        of(gather)((const REAL *)p->x + at * d, d, rows, points, tile);
+        of(gather)((const REAL *)p->x + at * d, d, d, rows, points, tile);
         for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1;
         memcpy(least, nearest + at, points * sizeof *least);
         for (size_t t = 0; t < count; t++) {

@@ -317,4 +317,26 @@ int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int upda
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
 
+/* ---- codebooks of vectors ---- */
+
+/* Levels of product quantization (numerics 19). */
+enum { QK_MAX_LEVELS = 256 };
+typedef struct {
+    size_t m, k, d;            /* groups of d neighbours; k levels, at most QK_MAX_LEVELS */
+    int shared;                /* whether all groups have one table of levels; else m of them */
+    const float *levels;       /* (m, k, d) */
+    const float *columns;      /* (m, d, k) */
+    const float *scaled;       /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
+} qk_vector_book;
+
+/* x (n, m * d), finite, to codes (n, m). Returns 0 where memory ran out. */
+int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b);
+void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
+/* Squared distances (count, m, k) of queries (count, m * d) from levels. */
+void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);
+/* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0 where memory
+ * ran out. */
+int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,
+              int64_t *indices);
+
 #endif

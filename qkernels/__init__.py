@@ -11,6 +11,7 @@ from .layers import attention, layer_norm
 from .qparams import QParams, choose_qparams
 from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
 from .rounding import quantize_multiplier, requantize
+from .search import distance_tables, search
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "choose_qparams",
     "decode",
     "dequantize",
+    "distance_tables",
     "dynamic_quantize",
     "encode",
     "fake_quantize",
@@ -50,6 +52,7 @@ __all__ = [
     "quantize",
     "quantize_multiplier",
     "requantize",
+    "search",
     "set_num_threads",
     "show_config",
     "to_gguf",

@@ -230,3 +230,18 @@ cdef extern from "qkernels.h" nogil:
     int qk_kmeans_distances(const qk_kmeans *p)
     int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
     void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)
+
+    enum:
+        QK_MAX_LEVELS
+    ctypedef struct qk_vector_book:
+        size_t m, k, d
+        int shared
+        const float *levels
+        const float *columns
+        const float *scaled
+
+    int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
+    void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
+    void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
+    int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
+                  float *distances, int64_t *indices)

@@ -1189,6 +1189,107 @@ def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray
     return y
 
 
+# ---- codebooks of vectors ----
+
+
+cdef class VectorLevels:
+    """The tables of a Codebook of vectors (codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
+    (1 or m, d, k), scaled (1 or m, k + 1, d)."""
+
+    cdef qk_vector_book c
+    cdef object arrays
+
+    def __cinit__(self, cnp.ndarray levels, cnp.ndarray columns, cnp.ndarray scaled, bint shared):
+        self.arrays = levels, columns, scaled
+        self.c.shared = shared
+        self.c.k, self.c.d = <size_t>cnp.PyArray_DIM(levels, 1), <size_t>cnp.PyArray_DIM(levels, 2)
+        self.c.levels = <const float *>cnp.PyArray_DATA(levels)
+        self.c.columns = <const float *>cnp.PyArray_DATA(columns)
+        self.c.scaled = <const float *>cnp.PyArray_DATA(scaled)
+
+    cdef qk_vector_book over(self, size_t groups):
+        cdef qk_vector_book book = self.c
+        book.m = groups
+        return book
+
+
+cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
+    cdef int most = 0
+    if k < QK_MAX_LEVELS:
+        with nogil:
+            most = qk_largest_code(codes, n)
+    if <size_t>most >= k and n:
+        raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
+    return 0
+
+
+def encode_vectors(cnp.ndarray x, VectorLevels levels not None, size_t groups):
+    """Codes (..., groups) of finite contiguous float32 x (..., groups * d)."""
+    q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
+    cdef qk_vector_book book = levels.over(groups)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
+    cdef size_t n = <size_t>cnp.PyArray_SIZE(x) // (groups * book.d) if groups else 0
+    cdef int done
+    with nogil:
+        done = qk_encode_vectors(source, target, n, &book)
+    if not done:
+        raise MemoryError(f"no memory for levels of {book.d} values")
+    return q
+
+
+def decode_vectors(codes, VectorLevels levels not None, out):
+    """Levels (..., groups * d), as float32, of uint8 codes (..., groups)."""
+    cdef cnp.ndarray a = contiguous(codes), y
+    cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
+    cdef qk_vector_book book = levels.over(groups)
+    shape = (*(<object>a).shape[:-1], groups * book.d)
+    if out is None:
+        y = np.empty(shape, np.float32)
+    else:
+        check_out(out, shape, FLOAT32)
+        y = out
+        refuse_overlap(y, codes, "codes")
+    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
+    cdef float *target = <float *>cnp.PyArray_DATA(y)
+    cdef size_t n = <size_t>cnp.PyArray_SIZE(a) // groups if groups else 0
+    refuse_codes(source, n * groups, book.k)
+    with nogil:
+        qk_decode_vectors(source, target, n, &book)
+    return y
+
+
+def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
+    """(queries, groups, k) of finite contiguous float32 queries (queries, groups * d)."""
+    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0)
+    cdef qk_vector_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
+    tables = np.empty((count, book.m, book.k), np.float32)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
+    cdef float *target = <float *>cnp.PyArray_DATA(tables)
+    with nogil:
+        qk_distance_tables(source, count, &book, target)
+    return tables
+
+
+def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k):
+    """(distances, indices), both (queries, k), for finite contiguous float32 queries (queries, groups * d), uint8 codes (n, groups)."""
+    cdef cnp.ndarray a = contiguous(codes)
+    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
+    cdef qk_vector_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
+    distances, indices = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
+    cdef const uint8_t *stored = <const uint8_t *>cnp.PyArray_DATA(a)
+    cdef float *sums = <float *>cnp.PyArray_DATA(distances)
+    cdef int64_t *where = <int64_t *>cnp.PyArray_DATA(indices)
+    cdef int done
+    refuse_codes(stored, n * book.m, book.k)
+    with nogil:
+        done = qk_search(source, count, stored, n, &book, <size_t>k, sums, where)
+    if not done:
+        raise MemoryError(f"no memory for {count} queries")
+    return distances, indices
+
+
 # ---- dense bits and GGUF's blocks ----
 
 

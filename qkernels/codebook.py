@@ -89,14 +89,15 @@ class Codebook:
         zero : bool
             One level is exactly 0, the others the best beside it.
         vector : int, optional
-            Product quantization, by Lloyd's iterations: codes stand for so many neighbours along the last axis.
+            Product quantization, by Lloyd's iterations: each code stands for so many neighbours along the last axis of x, which has
+            that of m groups of them, each with k levels of its own. k is at most the number of vectors x[...]; weights are one each.
         rng : optional
-            Of the vector quantization, as for `kmeans`.
+            Of the product quantization, as for `kmeans`.
 
         Returns
         -------
         Codebook
-            Its levels ascend.
+            Its levels ascend, unless they are vectors.
 
         Raises
         ------
@@ -114,6 +115,9 @@ class Codebook:
         >>> qk.Codebook.fit(np.float32([[0, 1, 5], [7, 7, 8]]), 2, axis=0).levels
         array([[0.5, 5. ],
                [7. , 8. ]], dtype=float32)
+        >>> qk.Codebook.fit(np.float32([[0, 1, 5, 5], [0, 3, 5, 5]]), 1, vector=2).levels
+        array([[[0., 2.]],
+               [[5., 5.]]], dtype=float32)
         """
         from .codebook_fit import fit_levels, fit_vectors
 
@@ -152,7 +156,8 @@ class Codebook:
     def _levels(self):
         """What C looks values up in, made on first use."""
         if not hasattr(self, "_tables"):
-            object.__setattr__(self, "_tables", _tables(self.levels.reshape(-1, self.k)))
+            made = _vector_tables(self.levels) if self.vector else _tables(self.levels.reshape(-1, self.k))
+            object.__setattr__(self, "_tables", made)
         return self._tables
 
     def _key(self):
@@ -169,12 +174,12 @@ def encode(x, codebook):
     Parameters
     ----------
     x : array of float32, float64, float16 or bfloat16
-        Finite. Blocks of float64 values are rounded to float32 first.
+        Finite. Vectors and blocks of float64 values are rounded to float32 first.
     codebook : Codebook
 
     Returns
     -------
-    codes : uint8 array of the shape of x
+    codes : uint8 array of the shape of x, or with one code for d values along its last axis where levels are vectors
     scales : float32 array, only where the codebook has a block size
         The largest magnitude of each block: of the shape (blocks,) or, where the codebook has an axis, that of x with this axis
         shortened to ``ceil(n / block_size)``. Values are multiplied by the reciprocal of their scale, which is taken as 2**-126
@@ -187,11 +192,12 @@ def encode(x, codebook):
 
     Notes
     -----
-    Of several equal levels the lowest number stands for values up to the level, the highest for those above.
+    Of several equal levels the lowest number stands for values up to the level, the highest for those above; of equal vectors
+    the lowest for all.
 
     References
     ----------
-    Dettmers et al. 2023; docs/numerics.md, section 15.
+    Dettmers et al. 2023; docs/numerics.md, sections 15 and 19.
 
     Examples
     --------
@@ -199,8 +205,12 @@ def encode(x, codebook):
     array([0, 1, 1, 2], dtype=uint8)
     >>> qk.encode(np.float32([1, 2, -4, 8]), qk.Codebook([-1, 0, 0.5, 1], block_size=2))
     (array([2, 3, 0, 3], dtype=uint8), array([2., 8.], dtype=float32))
+    >>> qk.encode(np.float32([0, 1, 9, 9]), qk.Codebook([[0, 0], [8, 8]], vector=True))
+    array([0, 1], dtype=uint8)
     """
     x, axis = float_array(x), _checked_axis(x, codebook, "x")
+    if codebook.vector:
+        return _encode_vectors(x, codebook)
     if codebook.block_size is not None:
         return _encode_blocks(x, codebook, axis)
     if x.dtype.itemsize == 8:
@@ -221,12 +231,12 @@ def decode(codes, codebook, scales=None, *, out=None):
     codebook : Codebook
     scales : array of floats
         Those of `encode`, where the codebook has a block size; used as float32.
-    out : float32 array of the shape of codes, optional
+    out : float32 array of the shape of the result, optional
         C-contiguous; may not overlap codes or scales.
 
     Returns
     -------
-    float32 array
+    float32 array of the shape of codes; where levels are vectors, with d values for each code along its last axis
 
     Raises
     ------
@@ -235,7 +245,7 @@ def decode(codes, codebook, scales=None, *, out=None):
 
     References
     ----------
-    Dettmers et al. 2023; docs/numerics.md, section 15.
+    Dettmers et al. 2023; docs/numerics.md, sections 15 and 19.
 
     Examples
     --------
@@ -247,6 +257,8 @@ def decode(codes, codebook, scales=None, *, out=None):
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     axis = _checked_axis(codes, codebook, "codes")
     scales, given_scales = _checked_scales(scales, codebook, codes.shape, axis), scales
+    if codebook.vector:
+        return _core.decode_vectors(codes, codebook._levels, out)
     return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
 
 
@@ -273,6 +285,29 @@ def _encode_float64(x, codebook, axis):
     for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
         results[i] = numbers[np.searchsorted(bounds, lines[i])]
     return codes
+
+
+def _encode_vectors(x, codebook):
+    """In the scale of `_vector_tables`, by a power of two."""
+    vectors = finite_float32(x)
+    if exponent := _exponent(codebook.levels):
+        with np.errstate(over="ignore", under="ignore"):
+            vectors = np.clip(np.ldexp(vectors, -exponent), *FLOAT32_RANGE)
+    return _core.encode_vectors(vectors, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
+
+
+def finite_float32(x, name="x"):
+    """x as contiguous float32; none of its values is NaN or infinite, even so."""
+    with np.errstate(over="ignore"):
+        narrow = _contiguous_float32(x)
+    if _core.minmax(narrow) is None:
+        if not np.isfinite(x).all():
+            _core.raise_not_finite(x, name)
+        raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
+    return narrow
+
+
+FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
 def _contiguous_float32(x):
@@ -350,6 +385,20 @@ def _tables(levels):
     return _core.Levels(whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets)
 
 
+def _exponent(levels):
+    """Of the power of two that levels of vectors are divided by, so that squares neither over- nor underflow (numerics 19)."""
+    exponent = math.frexp(np.abs(levels).max())[1]
+    return 0 if -20 <= exponent <= 30 else exponent
+
+
+def _vector_tables(levels):
+    """Levels (k, d) or (m, k, d) as `VectorLevels` holds them."""
+    shared = levels.ndim == 2
+    levels = levels[None] if shared else levels
+    scaled = np.pad(np.ldexp(levels, -_exponent(levels)), ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
+    return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared)
+
+
 MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks
 
 
@@ -391,7 +440,7 @@ def _checked_axis(a, codebook, name):
     if not isinstance(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if codebook.vector:
-        raise NotImplementedError("encode and decode of codebooks with vector=True")
+        return _checked_groups(a, codebook, codebook.levels.shape[-1] if name == "x" else 1, name)
     axis, ndim = codebook.axis, a.ndim
     if axis is None:
         return None
@@ -402,6 +451,15 @@ def _checked_axis(a, codebook, name):
         raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "
                          f"got shape {a.shape}")
     return axis
+
+
+def _checked_groups(a, codebook, width, name):
+    """None, the axis of a codebook of vectors. The last axis of `a` must hold its groups, `width` values each."""
+    shape = codebook.levels.shape
+    if a.ndim and (a.shape[-1] == shape[0] * width if len(shape) == 3 else a.shape[-1] % width == 0):
+        return None
+    wanted = shape[0] * width if len(shape) == 3 else f"a multiple of {width}"
+    raise ValueError(f"the last axis of {name} must be {wanted} long for codebook {codebook}, got shape {a.shape}")
 
 
 def _scales_shape(shape, axis, block_size):

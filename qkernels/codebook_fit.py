@@ -6,6 +6,7 @@ import numpy as np
 
 from . import _core
 from .codebook import MAX_LEVELS
+from .kmeans import kmeans
 from .kmeans1d import kmeans1d
 from .qparams import float_array, optional_int
 
@@ -34,7 +35,19 @@ def fit_levels(x, k, axis, block_size, weights, zero):
 
 def fit_vectors(x, k, d, weights, rng):
     """Levels (m, k, d) of product quantization."""
-    raise NotImplementedError("Codebook.fit with vector")
+    x, k, d = float_array(x), checked_k(k), optional_int(d, "vector")
+    if d < 1:
+        raise ValueError(f"vector must be at least 1, got {d}")
+    if x.ndim < 1 or x.size == 0 or x.shape[-1] % d:
+        raise ValueError(f"x must not be empty, and its last axis a multiple of vector={d}, got shape {x.shape}")
+    vectors = x.reshape(-1, x.shape[-1])
+    if k > len(vectors):
+        raise ValueError(f"k must be at most the number of vectors, {len(vectors)}, got {k}")
+    if weights is not None:
+        weights = checked_weights(weights, x[..., 0]).reshape(-1)
+    rng = np.random.default_rng(rng)
+    groups = range(0, x.shape[-1], d)
+    return np.stack([kmeans(vectors[:, g : g + d], k, weights=weights, rng=rng).centroids for g in groups])
 
 
 def checked_k(k):

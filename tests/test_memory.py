@@ -144,6 +144,22 @@ def sweep_codebooks(n, rng, at_end):
         same(qk.from_gguf(place(data), kind, out=place.empty(blocks.shape, np.float32)), qk.from_gguf(data, kind))
 
 
+def sweep_vectors(n, rng, at_end):
+    m, d, k = n % 11 + 1, n % 5 + 1, 1 + n * 7 % 256
+    book = qk.Codebook(rng.normal(0, 1, (m, k, d)), vector=True)
+    x = rng.normal(0, 1, (n, m * d)).astype(np.float32)
+    place = Places(at_end)
+    codes = qk.encode(place(x), book)
+    same(codes, qk.encode(x, book))
+    same(qk.decode(place(codes), book, out=place.empty(x.shape, np.float32)), qk.decode(codes, book))
+    queries = rng.normal(0, 1, (n % 20, m * d)).astype(np.float32)
+    same(qk.distance_tables(Places(at_end)(queries), book), qk.distance_tables(queries, book))
+    if n:
+        place = Places(at_end)
+        for got, want in zip(qk.search(place(queries), place(codes), book, 1 + n // 2), qk.search(queries, codes, book, 1 + n // 2)):
+            same(got, want)
+
+
 def strided_rows(place, a):
     """a with a gap between its rows, but none after the last."""
     m, k = a.shape
@@ -284,6 +300,7 @@ def sweep(isa):
         sweep_elementwise(n, rng, at_end)
         sweep_dynamic_and_requantize(n, rng, at_end)
         sweep_codebooks(n, rng, at_end)
+        sweep_vectors(n, rng, at_end)
         if n:
             sweep_layers(n, rng, at_end)
             sweep_kmeans(n, rng, at_end)

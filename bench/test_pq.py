@@ -1,0 +1,83 @@
+"""Product quantization of 384 values in 48 bytes (48 groups of 8 values, 256 levels) or 48 (96 groups of 4, 16 levels): search among
+100,000 codes, encoding and decoding. faiss' codes of 4 bits are packed two to a byte; ours lie in a byte each."""
+
+import numpy as np
+import peers
+import pytest
+from arrays import aligned, aligned_empty, random_floats
+from race import CLOSE, EXACT, WRONG, Contender, exactly
+
+import qkernels as qk
+
+COUNT, WIDTH, NEAREST = 100_000, 384, 10
+BOOKS = {"48 x 8 bits": (48, 256), "96 x 4 bits": (96, 16)}
+
+
+def book_of(case):
+    m, k = BOOKS[case]
+    return qk.Codebook(random_floats(m, k, WIDTH // m, seed=2), vector=True)
+
+
+def random_codes_of(book):
+    return aligned(np.random.default_rng(3).integers(0, book.k, (COUNT, len(book.levels)), np.uint8))
+
+
+def nearest_by(queries, codes, book):
+    """Indices by the sums of tables in float32, in the order of groups: exact for us; others add in another order."""
+    tables = qk.distance_tables(queries, book)
+    sums = np.zeros((len(queries), len(codes)), np.float32)
+    for g in range(codes.shape[1]):
+        sums += tables[:, g, codes[:, g]]
+    expected = np.argsort(sums, axis=1, kind="stable")[:, :NEAREST]
+
+    def check(indices):
+        if np.array_equal(indices, expected):
+            return EXACT
+        return CLOSE if np.allclose(*(np.take_along_axis(sums, i, axis=1) for i in (indices, expected)), rtol=1e-5) else WRONG
+
+    return check
+
+
+@pytest.mark.parametrize("count", [1, 16, 100])
+@pytest.mark.parametrize("case", BOOKS)
+def test_search(race, case, count):
+    book = book_of(case)
+    codes, queries = random_codes_of(book), random_floats(count, WIDTH)
+    race(
+        f"search {case}, {count} quer{'ies' if count > 1 else 'y'}", work=count * codes.size, unit="Gadd/s",
+        ours=Contender("qkernels", lambda: qk.search(queries, codes, book, NEAREST), lambda: qk.search(queries, codes, book, NEAREST)[1]),
+        peers=[peers.faiss_search(queries, codes, book, NEAREST)], check=nearest_by(queries, codes, book), limits=[],
+    )  # fmt: skip
+
+
+def near_codes(x, book):
+    """Distances, not codes: two levels may be as near but for roundings."""
+    parts = x.reshape(len(x), len(book.levels), -1)
+
+    def loss(codes):
+        return np.square(parts - book.levels[np.arange(len(book.levels)), codes]).sum(axis=-1)
+
+    least = loss(qk.encode(x, book))
+    return lambda codes: EXACT if np.allclose(loss(codes), least, rtol=1e-5) else WRONG
+
+
+@pytest.mark.parametrize("case", BOOKS)
+def test_encode_vectors(race, case):
+    book, x = book_of(case), random_floats(5000, WIDTH)
+    race(
+        f"encode vectors {case}", work=len(x) * book.levels.size, unit="GMAC/s",
+        ours=Contender("qkernels", lambda: qk.encode(x, book), lambda: qk.encode(x, book)),
+        peers=[peers.faiss_encode(x, book)], check=near_codes(x, book), limits=[],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BOOKS)
+def test_decode_vectors(race, case):
+    book, out = book_of(case), aligned_empty((COUNT, WIDTH), "float32")
+    codes = random_codes_of(book)
+    expected = book.levels[np.arange(len(book.levels)), codes].reshape(COUNT, WIDTH)
+    race(
+        f"decode vectors {case}", work=codes.size + out.nbytes, unit="GB/s",
+        ours=Contender("qkernels", lambda: qk.decode(codes, book, out=out), lambda: out),
+        peers=[peers.faiss_decode(codes, book)], check=exactly(expected), limits=[],
+    )  # fmt: skip

@@ -1,0 +1,224 @@
+/* Codebooks of vectors (numerics 19): encoding, decoding, and search among codes. The k nearest are the smallest of keys that all
+ * differ, so how codes are divided among threads does not matter. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "kernels.h"
+#include "parallel.h"
+
+enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
+enum { MAX_LANES = 16 };
+
+typedef struct {
+    const qk_vector_book *b;
+    const qk_kernels *kernels;
+    const float *x;
+    uint8_t *codes;
+    float *y;
+    size_t n;                  /* vectors of codes */
+    size_t count, k;           /* queries, and how many nearest ones are wanted */
+    size_t lanes, full, units; /* queries of a unit, units of so many, all units */
+    int singles;               /* whether the units after the full ones are one query each, else the rest of them */
+    size_t parts;              /* of the codes */
+    uint64_t *heaps;           /* (count, parts, k) */
+    float *distances;
+    int64_t *indices;
+    int failed;
+} job;
+
+static void *obtain(job *j, size_t bytes)
+{
+    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    if (!memory) __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
+    return memory;
+}
+
+/* ---- codes ---- */
+
+static void encode_tiles(void *context, size_t begin, size_t end)
+{
+    job *j = context;
+    const qk_vector_book *b = j->b;
+    int32_t all[QK_MAX_LEVELS + 4];
+    float *tile = obtain(j, b->d * QK_KMEANS_TILE * sizeof *tile);
+    if (!tile) return;
+    for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
+    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n); at += QK_KMEANS_TILE)
+        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
+    free(tile);
+}
+
+int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
+{
+    job j = {.b = b, .kernels = qk_active(), .x = x, .codes = codes, .n = n};
+    qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20, encode_tiles, &j);
+    return !j.failed;
+}
+
+/* `d` is a constant where this is inlined for a usual one. */
+static inline __attribute__((always_inline)) void decode_run(const job *j, size_t begin, size_t end, const size_t d)
+{
+    const qk_vector_book *b = j->b;
+    for (size_t i = begin; i < end; i++)
+        for (size_t g = 0; g < b->m; g++) {
+            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + j->codes[i * b->m + g]) * d;
+            memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
+        }
+}
+
+static void decode_rows(void *context, size_t begin, size_t end)
+{
+    const job *j = context;
+    switch (j->b->d) {
+    case 2: decode_run(j, begin, end, 2); break;
+    case 4: decode_run(j, begin, end, 4); break;
+    case 8: decode_run(j, begin, end, 8); break;
+    default: decode_run(j, begin, end, j->b->d); break;
+    }
+}
+
+void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
+{
+    job j = {.b = b, .codes = (uint8_t *)codes, .y = y, .n = n};
+    qk_parallel_for(n, (double)(n * b->m) * (1 + 0.3 * (double)b->d), decode_rows, &j);
+}
+
+/* ---- distances ---- */
+
+static void fill_tables(void *context, size_t begin, size_t end)
+{
+    const job *j = context;
+    const qk_vector_book *b = j->b;
+    for (size_t i = begin; i < end; i++) j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
+}
+
+void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
+{
+    job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
+    qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
+}
+
+/* ---- the k nearest: a heap of keys, the largest on top, filled up with INT64_MAX ---- */
+
+/* Sums are not negative, so keys are in the order of (sum, index). */
+static inline uint64_t key_of(float sum, size_t index)
+{
+    uint32_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return (uint64_t)bits << 32 | index;
+}
+
+/* Bits that those of a sum must be below. What has the same sum came earlier, and stays. */
+static inline int32_t limit_of(const uint64_t *heap) { return (int32_t)(heap[0] >> 32); }
+
+/* Puts a key where the largest of k was. */
+static void replace_largest(uint64_t *heap, size_t k, uint64_t key)
+{
+    size_t at = 0;
+    for (size_t child; (child = 2 * at + 1) < k; at = child) {
+        if (child + 1 < k && heap[child + 1] > heap[child]) child++;
+        if (heap[child] <= key) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = key;
+}
+
+/* Codes first .. last - 1 for one query. `memory` holds its table. */
+static void scan_for_one(const job *j, const float *query, size_t first, size_t last, float *memory, uint64_t *heap)
+{
+    const size_t m = j->b->m;
+    float sum[SCAN];
+    j->kernels->distance_table(j->b, query, memory);
+    for (size_t at = first, count; at < last; at += count) {
+        count = at_most(last - at, SCAN);
+        j->kernels->table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
+        for (size_t i = 0; i < count; i++) {
+            const uint64_t key = key_of(sum[i], at + i);
+            if (key < heap[0]) replace_largest(heap, j->k, key);
+        }
+    }
+}
+
+/* The same for a query a lane; their heaps are `stride` keys apart. */
+static void scan_for_lanes(const job *j, const float *queries, size_t count, size_t first, size_t last, float *memory, uint64_t *heaps,
+                           size_t stride)
+{
+    const size_t m = j->b->m, lanes = j->lanes;
+    float *turned = memory + m * j->b->k * lanes, sum[LANE_SCAN * MAX_LANES];
+    int32_t least[MAX_LANES];
+    j->kernels->distance_lanes(j->b, queries, count, turned, memory);
+    for (size_t at = first, vectors; at < last; at += vectors) {
+        vectors = at_most(last - at, LANE_SCAN);
+        j->kernels->lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
+        for (size_t q = 0; q < count; q++) {
+            uint64_t *heap = heaps + q * stride;
+            if (least[q] >= limit_of(heap)) continue;
+            for (size_t i = 0; i < vectors; i++) {
+                const uint64_t key = key_of(sum[i * lanes + q], at + i);
+                if (key < heap[0]) replace_largest(heap, j->k, key);
+            }
+        }
+    }
+}
+
+/* An item is a unit of queries (a query a lane, or a single one) and a part of the codes. */
+static void scan_parts(void *context, size_t begin, size_t end)
+{
+    job *j = context;
+    const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
+    float *memory = obtain(j, j->b->m * (j->b->k + j->b->d) * j->lanes * sizeof *memory);
+    if (!memory) return;
+    for (size_t item = begin; item < end; item++) {
+        const size_t unit = item / j->parts, part = item % j->parts;
+        const int single = unit >= j->full && j->singles;
+        const size_t query = single ? j->full * j->lanes + unit - j->full : unit * j->lanes;
+        const size_t first = j->n * part / j->parts, last = j->n * (part + 1) / j->parts;
+        uint64_t *heap = j->heaps + query * stride + part * j->k;
+        if (single)
+            scan_for_one(j, j->x + query * width, first, last, memory, heap);
+        else
+            scan_for_lanes(j, j->x + query * width, at_most(j->count - query, j->lanes), first, last, memory, heap, stride);
+    }
+    free(memory);
+}
+
+/* Merges the parts of a query, and sorts. */
+static void finish_queries(void *context, size_t begin, size_t end)
+{
+    const job *j = context;
+    const size_t k = j->k;
+    for (size_t q = begin; q < end; q++) {
+        uint64_t *heap = j->heaps + q * j->parts * k;
+        for (size_t i = k; i < j->parts * k; i++)
+            if (heap[i] < heap[0]) replace_largest(heap, k, heap[i]);
+        for (size_t left = k; left-- > 0;) {
+            const uint64_t largest = heap[0];
+            const uint32_t bits = (uint32_t)(largest >> 32);
+            memcpy(&j->distances[q * k + left], &bits, sizeof bits);
+            j->indices[q * k + left] = (int64_t)(largest & UINT32_MAX);
+            replace_largest(heap, left, heap[left]);
+        }
+    }
+}
+
+int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,
+              int64_t *indices)
+{
+    job j = {.b = b, .kernels = qk_active(), .x = queries, .codes = (uint8_t *)codes, .n = n, .count = count, .k = k,
+             .distances = distances, .indices = indices};
+    const double work = 0.15 * (double)count * (double)n * (double)b->m;
+    const size_t threads = (size_t)qk_threads_for(n, work);
+    j.lanes = (size_t)j.kernels->search_lanes, j.full = count / j.lanes;
+    const size_t rest = count % j.lanes;
+    j.singles = rest <= j.lanes / 4; /* so few are faster one by one */
+    j.units = j.full + (j.singles ? rest : 1);
+    j.parts = j.units >= 4 * threads ? 1 : threads;
+    j.heaps = obtain(&j, count * j.parts * k * sizeof *j.heaps);
+    if (!j.heaps) return 0;
+    for (size_t i = 0; i < count * j.parts * k; i++) j.heaps[i] = INT64_MAX;
+    qk_parallel_for(j.units * j.parts, work, scan_parts, &j);
+    if (!j.failed) qk_parallel_for(count, 50.0 * (double)(count * k), finish_queries, &j);
+    free(j.heaps);
+    return !j.failed;
+}

@@ -1,0 +1,113 @@
+"""Search among the codes of product quantization. Formulas: docs/numerics.md, section 19.
+
+Two names beyond the operations of quantization: what a table of distances serves is a scan of all codes with a running bound, and
+that must be fused to be fast.
+"""
+
+import numpy as np
+
+from . import _core
+from .codebook import Codebook, finite_float32
+from .qparams import optional_int
+
+MOST_CODES = 2**32 - 1
+
+
+def distance_tables(queries, codebook):
+    """Squared distances of the parts of each query from all levels: what `search` adds up.
+
+    Parameters
+    ----------
+    queries : array of shape (queries, m * d)
+        float32, float64, float16 or bfloat16, used as float32. Finite.
+    codebook : Codebook
+        Of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
+
+    Returns
+    -------
+    float32 array of shape (queries, m, k)
+        Infinite where a square is beyond the range of float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, a shape that the codebook does not fit, NaN and infinity, or a codebook of scalars.
+
+    References
+    ----------
+    Jegou et al., *Product Quantization for Nearest Neighbor Search*, 2011; docs/numerics.md, section 19.
+
+    Examples
+    --------
+    >>> qk.distance_tables(np.float32([[0, 0, 1, 1]]), qk.Codebook([[0, 1], [4, 1]], vector=True))
+    array([[[ 1., 17.],
+            [ 1.,  9.]]], dtype=float32)
+    """
+    return _core.distance_tables(_checked_queries(queries, codebook), codebook._levels)
+
+
+def search(queries, codes, codebook, k):
+    """The k vectors of codes that are nearest to each query, by asymmetric distances: queries are not coded.
+
+    Parameters
+    ----------
+    queries : array of shape (queries, m * d)
+        float32, float64, float16 or bfloat16, used as float32. Finite.
+    codes : uint8 array of shape (n, m)
+        As `encode` gives them for an array (n, m * d), each below ``codebook.k``. n is below 2**32.
+    codebook : Codebook
+        Of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
+    k : int
+        From 1 to n.
+
+    Returns
+    -------
+    distances : float32 array of shape (queries, k)
+        Squared, ascending: ``sum(distance_tables(queries, codebook)[q, g, codes[i, g]] for g in range(m))``, added in this order.
+    indices : int64 array of shape (queries, k)
+        Rows of codes. Of equal distances the lower index comes first. The same bits at any number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another dtype, shapes that do not match, a code that is too large, NaN and infinity, a codebook of scalars, or k out
+        of range.
+
+    References
+    ----------
+    Jegou et al., *Product Quantization for Nearest Neighbor Search*, 2011; docs/numerics.md, section 19.
+
+    Examples
+    --------
+    >>> book = qk.Codebook([[0, 0], [4, 4]], vector=True)
+    >>> codes = qk.encode(np.float32([[0, 0, 0, 1], [4, 4, 5, 4], [0, 1, 4, 4]]), book)
+    >>> qk.search(np.float32([[1, 0, 4, 4]]), codes, book, 2)
+    (array([[ 1., 25.]], dtype=float32), array([[2, 1]]))
+    """
+    queries, codes, k = _checked_queries(queries, codebook), np.asarray(codes), optional_int(k, "k")
+    if codes.dtype != np.uint8:
+        raise TypeError(f"codes must be uint8, got {codes.dtype}")
+    groups = queries.shape[1] // codebook.levels.shape[-1]
+    if codes.ndim != 2 or codes.shape[1] != groups:
+        raise ValueError(f"codes must have shape (n, {groups}) to match queries with shape {queries.shape}, got {codes.shape}")
+    if len(codes) > MOST_CODES:
+        raise ValueError(f"codes must have fewer than 2**32 rows, got {len(codes)}")
+    if k is None or not 1 <= k <= len(codes):
+        raise ValueError(f"k must be from 1 to the number of rows of codes, {len(codes)}, got {k}")
+    return _core.search(queries, codes, codebook._levels, k)
+
+
+def _checked_queries(queries, codebook):
+    """Contiguous float32."""
+    if not isinstance(codebook, Codebook):
+        raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
+    if not codebook.vector:
+        raise ValueError(f"codebook must be of vectors, got {codebook}")
+    queries, shape = np.asarray(queries), codebook.levels.shape
+    if queries.dtype.newbyteorder("=") not in _core.FLOATS:
+        raise TypeError(f"queries must be float32, float64, float16 or bfloat16, got {queries.dtype}")
+    whole = queries.ndim == 2 and (queries.shape[1] == shape[0] * shape[2] if len(shape) == 3 else queries.shape[1] % shape[1] == 0)
+    if not whole or queries.shape[1] == 0:
+        wanted = shape[0] * shape[2] if len(shape) == 3 else f"a multiple of {shape[1]}"
+        raise ValueError(f"queries must have shape (queries, columns), columns {wanted} for codebook {codebook}, got {queries.shape}")
+    return finite_float32(queries, "queries")

@@ -1,0 +1,298 @@
+"""Product quantization: nearest levels and distances by brute force in float64, search by the formula, equal bits everywhere."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import qkernels as qk
+
+RNG = np.random.default_rng(0)
+SHAPES = [(1, 1, 1), (3, 5, 2), (8, 256, 4), (9, 16, 3), (17, 200, 8), (4, 256, 33)]   # m, k, d
+
+
+def book_of(m, k, d, shared=False, integers=False):
+    shape = (k, d) if shared else (m, k, d)
+    return qk.Codebook(RNG.integers(-4, 5, shape) if integers else RNG.normal(0, 1, shape), vector=True)
+
+
+def all_levels(book, m):
+    return np.broadcast_to(book.levels, (m, *book.levels.shape[-2:]))
+
+
+def squared_distances(x, book):
+    """(n, m, k), in float64."""
+    d = book.levels.shape[-1]
+    parts = x.astype(np.float64).reshape(len(x), -1, 1, d)
+    return np.square(parts - all_levels(book, parts.shape[1])).sum(axis=-1)
+
+
+def sums_of(tables, codes):
+    """(queries, n): a chain of additions in float32."""
+    sums = np.zeros((len(tables), len(codes)), np.float32)
+    for g in range(codes.shape[1]):
+        sums += tables[:, g, codes[:, g]]
+    return sums
+
+
+def smallest(sums, k):
+    indices = np.argsort(sums, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(sums, indices, axis=1), indices
+
+
+def same(got, want):
+    assert got.dtype == want.dtype and got.shape == want.shape and got.tobytes() == want.tobytes()
+
+
+# ---- encode and decode ----
+
+
+@pytest.mark.parametrize("m, k, d", SHAPES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_codes_are_of_the_nearest_levels(m, k, d, shared, variants):
+    book = book_of(m, k, d, shared)
+    x = RNG.normal(0, 1, (77, m * d)).astype(np.float32)
+    distances = squared_distances(x, book)
+    first = None
+    for variant in variants():
+        codes = qk.encode(x, book)
+        assert codes.dtype == np.uint8 and codes.shape == (77, m)
+        chosen = np.take_along_axis(distances, codes[..., None].astype(int), axis=2)[..., 0]
+        assert (chosen <= distances.min(axis=2) * (1 + 1e-6 * d)).all(), variant
+        first = codes if first is None else first
+        same(codes, first)
+
+
+@pytest.mark.parametrize("m, k, d", SHAPES)
+def test_ties_go_to_the_lower_code(m, k, d, variants):
+    """Integers: distances are exact, and many are equal."""
+    book = book_of(m, k, d, integers=True)
+    x = RNG.integers(-4, 5, (40, m * d)).astype(np.float32)
+    expected = squared_distances(x, book).argmin(axis=2).astype(np.uint8)
+    for _ in variants():
+        same(qk.encode(x, book), expected)
+
+
+@pytest.mark.parametrize("m, k, d", SHAPES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_decode_is_a_look_up_that_encode_reverses(m, k, d, shared, variants):
+    book = book_of(m, k, d, shared)
+    codes = RNG.integers(0, k, (5, 7, m), np.uint8)
+    expected = all_levels(book, m)[np.arange(m), codes].reshape(5, 7, m * d)
+    out = np.empty_like(expected)
+    for _ in variants():
+        same(qk.decode(codes, book), expected)
+        assert qk.decode(codes, book, out=out) is out
+        same(out, expected)
+        same(qk.encode(expected, book), codes)
+
+
+@pytest.mark.parametrize("power", [-130, -60, 0, 60, 120])
+def test_scale_does_not_matter(power):
+    book = book_of(3, 20, 4)
+    x = RNG.normal(0, 1, (50, 12)).astype(np.float32)
+    scaled = qk.Codebook(np.ldexp(book.levels, power), vector=True)
+    if power > -126:   # nothing is rounded
+        same(qk.encode(np.ldexp(x, power), scaled), qk.encode(x, book))
+    same(qk.encode(scaled.levels[:, 7].reshape(1, 12), scaled), np.full((1, 3), 7, np.uint8))
+    huge = np.full((1, 12), np.finfo(np.float32).max)
+    assert qk.encode(huge, scaled).shape == (1, 3)
+
+
+def test_layouts_and_dtypes(isas):
+    book = book_of(4, 30, 2)
+    x = RNG.normal(0, 1, (33, 8)).astype(np.float32)
+    for _ in isas():
+        codes = qk.encode(x, book)
+        wide = np.zeros((33, 16), np.float32)
+        wide[:, ::2] = x
+        read_only = x.copy()
+        read_only.flags.writeable = False
+        for same_values in wide[:, ::2], np.asfortranarray(x), x.astype(">f4"), x.astype(np.float64), read_only:
+            same(qk.encode(same_values, book), codes)
+        same(qk.encode(x.reshape(3, 11, 8), book), codes.reshape(3, 11, 4))
+        same(qk.encode(x[0], book), codes[0])
+        same(qk.decode(codes[::2], book), qk.decode(codes, book)[::2])
+        for dtype in np.float16, ml_dtypes.bfloat16:
+            same(qk.encode(x.astype(dtype), book), qk.encode(x.astype(dtype).astype(np.float32), book))
+            results = qk.search(x.astype(dtype), codes[::-1], book, 3), qk.search(x.astype(dtype).astype(np.float32), codes[::-1].copy(), book, 3)
+            for got, want in zip(*results):
+                same(got, want)
+
+
+# ---- tables and search ----
+
+
+@pytest.mark.parametrize("m, k, d", SHAPES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_tables_hold_squared_distances(m, k, d, shared, variants):
+    for integers in False, True:
+        book = book_of(m, k, d, shared, integers)
+        queries = (RNG.integers(-4, 5, (6, m * d)) if integers else RNG.normal(0, 1, (6, m * d))).astype(np.float32)
+        expected = squared_distances(queries, book)
+        first = qk.distance_tables(queries, book)
+        np.testing.assert_allclose(first, expected, rtol=0 if integers else 1e-6 * (d + 2))
+        for _ in variants():
+            same(qk.distance_tables(queries, book), first)
+
+
+@pytest.mark.parametrize("m, k, d", SHAPES)
+def test_search_is_the_formula(m, k, d, variants):
+    """Units of 16 queries, 8, 4 and 1 on the instruction sets, more and fewer vectors than are seen at a time."""
+    book = book_of(m, k, d)
+    codes = RNG.integers(0, k, (601, m), np.uint8)
+    queries = RNG.normal(0, 1, (37, m * d)).astype(np.float32)
+    tables = qk.distance_tables(queries, book)
+    distances = np.square(queries.astype(np.float64)[:, None] - qk.decode(codes, book)).sum(axis=2)
+    for variant in variants():
+        for count, n, nearest in (37, 601, 10), (1, 601, 601), (3, 300, 1), (5, 1, 1), (18, 63, 40), (2, 257, 256):
+            found, indices = qk.search(queries[:count], codes[:n], book, nearest)
+            expected = smallest(sums_of(tables[:count], codes[:n]), nearest)
+            same(found, expected[0])
+            same(indices, expected[1])
+            np.testing.assert_allclose(found, np.take_along_axis(distances[:count], indices, axis=1), rtol=1e-5, err_msg=variant)
+
+
+def test_equal_distances_come_in_the_order_of_indices(variants):
+    book = book_of(5, 3, 2, integers=True)
+    codes = RNG.integers(0, 3, (2000, 5), np.uint8)
+    queries = RNG.integers(-4, 5, (20, 10)).astype(np.float32)
+    expected = smallest(sums_of(qk.distance_tables(queries, book), codes), 300)
+    for _ in variants():
+        for got, want in zip(qk.search(queries, codes, book, 300), expected):
+            same(got, want)
+
+
+def test_threads_take_parts_of_the_codes(variants):
+    """Enough work for several threads, many queries and one."""
+    book = book_of(8, 256, 2)
+    codes = np.tile(RNG.integers(0, 256, (10_000, 8), np.uint8), (6, 1))   # each distance six times
+    queries = RNG.normal(0, 1, (33, 16)).astype(np.float32)
+    expected = smallest(sums_of(qk.distance_tables(queries, book), codes), 20)
+    for _ in variants():
+        for count in 33, 1:
+            for got, want in zip(qk.search(queries[:count], codes, book, 20), expected):
+                same(got, want[:count])
+
+
+def test_distances_beyond_float32_are_infinite(isas):
+    book = qk.Codebook([[0.0], [1.0]], vector=True)
+    for _ in isas():
+        for count in 1, 20:
+            queries = np.repeat(np.float32([[3e38, 0]]), count, axis=0)
+            distances, indices = qk.search(queries, np.uint8([[1, 1], [0, 0], [0, 1]]), book, 3)
+            assert np.isinf(distances).all() and (indices == [0, 1, 2]).all()
+
+
+def test_empty_arrays():
+    book, shared = book_of(2, 4, 3), book_of(2, 4, 3, shared=True)
+    none = np.empty((0, 6), np.float32)
+    assert qk.encode(none, book).shape == (0, 2) and qk.decode(np.empty((0, 2), np.uint8), book).shape == (0, 6)
+    assert qk.encode(np.empty((5, 0), np.float32), shared).shape == (5, 0) and qk.decode(np.empty((5, 0), np.uint8), shared).shape == (5, 0)
+    assert qk.distance_tables(none, book).shape == (0, 2, 4)
+    distances, indices = qk.search(none, np.zeros((5, 2), np.uint8), book, 3)
+    assert distances.shape == indices.shape == (0, 3)
+
+
+# ---- fit ----
+
+
+def test_fit_is_kmeans_of_each_group():
+    x = RNG.normal(0, 1, (300, 12)).astype(np.float32)
+    weights = RNG.uniform(0, 1, 300)
+    for w in None, weights:
+        book = qk.Codebook.fit(x, 7, vector=4, weights=w, rng=5)
+        rng = np.random.default_rng(5)
+        same(book.levels, np.stack([qk.kmeans(x[:, g : g + 4], 7, weights=w, rng=rng).centroids for g in (0, 4, 8)]))
+        assert book.vector and book.k == 7
+    same(qk.Codebook.fit(x.reshape(3, 100, 12), 7, vector=4, weights=weights.reshape(3, 100), rng=5).levels, book.levels)
+
+
+def test_fit_is_the_same_for_a_seed(variants):
+    x = RNG.normal(0, 1, (200, 6)).astype(np.float32)
+    first = qk.Codebook.fit(x, 16, vector=3, rng=1)
+    for _ in variants():
+        assert qk.Codebook.fit(x, 16, vector=3, rng=1) == first
+    assert qk.Codebook.fit(x, 16, vector=3, rng=2) != first
+
+
+def test_fit_finds_levels_that_are_all_there_is():
+    levels = RNG.integers(-9, 9, (2, 5, 3))
+    x = levels[np.arange(2), RNG.integers(0, 5, (100, 2))].reshape(100, 6).astype(np.float32)
+    book = qk.Codebook.fit(x, 8, vector=3, rng=0)   # fewer different points than levels
+    same(qk.decode(qk.encode(x, book), book), x)
+
+
+def test_fit_takes_float64():
+    x = RNG.normal(0, 1, (50, 4))
+    assert qk.Codebook.fit(x, 3, vector=2, rng=0).levels.dtype == np.float32
+
+
+def test_more_levels_lose_less():
+    x = RNG.normal(0, 1, (500, 8)).astype(np.float32)
+    books = [qk.Codebook.fit(x, k, vector=2, rng=0) for k in (1, 4, 16, 64)]
+    losses = [np.square(qk.decode(qk.encode(x, book), book) - x).mean() for book in books]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.1
+
+
+# ---- bad input ----
+
+BOOK = qk.Codebook(np.arange(24.0).reshape(2, 4, 3), vector=True)
+SHARED = qk.Codebook(np.arange(12.0).reshape(4, 3), vector=True)
+SCALARS = qk.Codebook([0, 1])
+X, CODES = np.ones((5, 6), np.float32), np.zeros((5, 2), np.uint8)
+
+
+def with_value(value):
+    x = X.copy()
+    x[3, 2] = value
+    return x
+
+
+BAD = [
+    (lambda out: qk.encode(X[:, :5], BOOK), ValueError, r"the last axis of x must be 6 long for codebook Codebook\(<2 x 4 x 3 levels>.*\(5, 5\)"),
+    (lambda out: qk.encode(X[:, :5], SHARED), ValueError, "the last axis of x must be a multiple of 3 long"),
+    (lambda out: qk.encode(np.float32(1), SHARED), ValueError, r"got shape \(\)"),
+    (lambda out: qk.encode(with_value(np.nan), BOOK), ValueError, "NaN"),
+    (lambda out: qk.encode(with_value(np.inf).astype(np.float16), BOOK), ValueError, "infinit"),
+    (lambda out: qk.encode(np.full((1, 6), 1e300), BOOK), ValueError, "x spans .* beyond the range of float32"),
+    (lambda out: qk.encode(X.astype(int), BOOK), TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
+    (lambda out: qk.decode(CODES[:, :1], BOOK, out=out), ValueError, r"the last axis of codes must be 2 long .* \(5, 1\)"),
+    (lambda out: qk.decode(CODES + np.uint8(4), BOOK, out=out), ValueError, "codes must be below 4, the number of levels, got 4"),
+    (lambda out: qk.decode(CODES.astype(int), BOOK, out=out), TypeError, "codes must be uint8, got int64"),
+    (lambda out: qk.decode(CODES, BOOK, np.ones(2, np.float32), out=out), ValueError, "scales must be None"),
+    (lambda out: qk.decode(CODES[:4], BOOK, out=out), ValueError, r"out must have shape \(4, 6\), got \(5, 6\)"),
+    (lambda out: qk.decode(out.view(np.uint8)[:, :2], BOOK, out=out), ValueError, "out must not overlap codes"),
+    (lambda out: qk.distance_tables(X, SCALARS), ValueError, r"codebook must be of vectors, got Codebook\(\[0, 1\]\)"),
+    (lambda out: qk.distance_tables(X, BOOK.levels), TypeError, "codebook must be a Codebook, got ndarray"),
+    (lambda out: qk.distance_tables(X[0], BOOK), ValueError, r"queries must have shape \(queries, columns\), columns 6 .* got \(6,\)"),
+    (lambda out: qk.distance_tables(X[:, :0], SHARED), ValueError, r"columns a multiple of 3 .* got \(5, 0\)"),
+    (lambda out: qk.distance_tables(with_value(np.inf), BOOK), ValueError, "queries"),
+    (lambda out: qk.distance_tables(X.astype(int), BOOK), TypeError, "queries must be float32, float64, float16 or bfloat16"),
+    (lambda out: qk.search(X, CODES[:, :1], BOOK, 1), ValueError, r"codes must have shape \(n, 2\) to match queries with shape \(5, 6\), got \(5, 1\)"),
+    (lambda out: qk.search(X, CODES[0], BOOK, 1), ValueError, r"got \(2,\)"),
+    (lambda out: qk.search(X, CODES.astype(np.int8), BOOK, 1), TypeError, "codes must be uint8, got int8"),
+    (lambda out: qk.search(X, CODES + np.uint8(9), BOOK, 1), ValueError, "codes must be below 4, the number of levels, got 9"),
+    (lambda out: qk.search(X, CODES, BOOK, 0), ValueError, "k must be from 1 to the number of rows of codes, 5, got 0"),
+    (lambda out: qk.search(X, CODES, BOOK, 6), ValueError, "rows of codes, 5, got 6"),
+    (lambda out: qk.search(X, CODES[:0], BOOK, 1), ValueError, "rows of codes, 0, got 1"),
+    (lambda out: qk.search(X, CODES, BOOK, 1.0), TypeError, "k must be an integer"),
+    (lambda out: qk.search(X, CODES, BOOK, None), ValueError, "got None"),
+    (lambda out: qk.Codebook.fit(X, 6, vector=3), ValueError, "k must be at most the number of vectors, 5, got 6"),
+    (lambda out: qk.Codebook.fit(X, 257, vector=3), ValueError, "k must be from 1 to 256, got 257"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=4), ValueError, r"its last axis a multiple of vector=4, got shape \(5, 6\)"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=0), ValueError, "vector must be at least 1, got 0"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=True), TypeError, "vector must be an integer"),
+    (lambda out: qk.Codebook.fit(X[:0], 2, vector=3), ValueError, r"x must not be empty.* got shape \(0, 6\)"),
+    (lambda out: qk.Codebook.fit(with_value(np.nan), 2, vector=3), ValueError, "NaN"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=3, weights=np.ones(4)), ValueError, r"weights must broadcast to .* \(5,\), got \(4,\)"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=3, weights=np.zeros(5)), ValueError, "weights must not all be 0"),
+    (lambda out: qk.Codebook.fit(X, 2, vector=3, axis=0), ValueError, "vector=3 takes no axis"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call, error, message", BAD)
+def test_bad_input(call, error, message):
+    out = np.full((5, 6), 7, np.float32)
+    with pytest.raises(error, match=message):
+        call(out)
+    assert (out == 7).all()
