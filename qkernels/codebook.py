@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from .qparams import MAX_NDIM, float_array, optional_int
+from .qparams import MAX_NDIM, boolean, float_array, optional_int
 
 MAX_LEVELS = 256
 
@@ -59,13 +59,12 @@ class Codebook:
 
     def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
         axis, block_size = _checked_blocks(axis, block_size)
-        if not isinstance(vector, (bool, np.bool_)):
-            raise TypeError(f"vector must be True or False, got {vector!r}")
+        vector = boolean(vector, "vector")
         if vector and (axis is not None or block_size is not None):
             raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
-        levels = _checked_levels(levels, axis, block_size, bool(vector))
+        levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
-        values = (_core.frozen(levels), axis, block_size, bool(vector), levels.shape[-2 if vector else -1])
+        values = (_core.frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
         for name, value in zip(cls.__slots__, values):
             object.__setattr__(self, name, value)
         return self
@@ -200,7 +199,8 @@ def encode(x, codebook):
     >>> qk.encode(np.float32([1, 2, -4, 8]), qk.Codebook([-1, 0, 0.5, 1], block_size=2))
     (array([2, 3, 0, 3], dtype=uint8), array([2., 8.], dtype=float32))
     """
-    x, axis = float_array(x), _checked_axis(x, codebook, "x")
+    x = float_array(x)
+    axis = _checked_axis(x, codebook, "x")
     if codebook.block_size is not None:
         return _encode_blocks(x, codebook, axis)
     if x.dtype.itemsize == 8:
@@ -425,7 +425,6 @@ def _checked_scales(scales, codebook, shape, axis):
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     with np.errstate(over="ignore"):
         return _contiguous_float32(given)
-
 
 
 
