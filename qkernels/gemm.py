@@ -9,7 +9,6 @@ from .qparams import QParams, code_range, float_array
 from .quantize import pack_bits, quantize, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
 
-
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
