@@ -220,7 +220,7 @@ def decode(codes, codebook, scales=None, *, out=None):
         Each below ``codebook.k``.
     codebook : Codebook
     scales : array of floats
-        Those of `encode`, where the codebook has a block size; used as float32.
+        Those of `encode`, where the codebook has a block size; used as float32, in which they must be finite.
     out : float32 array of the shape of codes, optional
         C-contiguous; may not overlap codes or scales.
 
@@ -246,7 +246,7 @@ def decode(codes, codebook, scales=None, *, out=None):
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     axis = _checked_axis(codes, codebook, "codes")
-    scales, given_scales = _checked_scales(scales, codebook, codes.shape, axis), scales
+    scales, given_scales = checked_scales(scales, codebook, codes.shape, axis), scales
     return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
 
 
@@ -410,7 +410,7 @@ def _scales_shape(shape, axis, block_size):
     return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
 
 
-def _checked_scales(scales, codebook, shape, axis):
+def checked_scales(scales, codebook, shape, axis):
     """Contiguous float32 scales, or None where the codebook has no blocks."""
     if codebook.block_size is None:
         if scales is not None:
@@ -424,7 +424,10 @@ def _checked_scales(scales, codebook, shape, axis):
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     with np.errstate(over="ignore"):
-        return _contiguous_float32(given)
+        kept = _contiguous_float32(given)
+    if not np.isfinite(kept).all():
+        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
+    return kept
 
 
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from .codebook import Codebook
+from .codebook import Codebook, checked_scales
 from .qparams import QParams, code_range, float_array
 from .quantize import pack_bits, quantize, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
@@ -274,25 +274,10 @@ def _check_codes(b, codebook, scales):
         raise ValueError(f"codebook must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
     if b.size and b.max() >= codebook.k:
         raise ValueError(f"b must hold codes below {codebook.k}, got {b.max()}")
-    if block_size is None:
-        if scales is not None:
-            raise ValueError("scales must be None for a codebook without block_size")
-    else:
-        scales = _checked_scales(scales, (-(-b.shape[0] // block_size), b.shape[1]))
+    scales = checked_scales(scales, codebook, b.shape, 0)
+    if scales is not None:
+        scales = _core.frozen(scales)
     return Codebook(codebook.levels, axis=axis + 2, block_size=block_size) if axis in (-1, -2) else codebook, scales
-
-
-def _checked_scales(scales, shape):
-    given = np.asarray(scales)
-    if given.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
-    if given.shape != shape:
-        raise ValueError(f"scales must have shape {shape}, got {given.shape}")
-    with np.errstate(over="ignore"):
-        kept = np.array(given, np.float32, order="C")
-    if not np.isfinite(kept).all():
-        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
-    return _core.frozen(kept)
 
 
 def _int8_levels(codebook):
