@@ -4,6 +4,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, random_codes, random_floats
+from limits import moving
 from products import named, race_product
 from race import Contender, relative
 

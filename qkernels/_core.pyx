@@ -117,6 +117,17 @@ cdef int float_type(cnp.ndarray x) except -1:
     raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
+def float_dtype(dtype):
+    """The one of FLOATS that is called `dtype`."""
+    try:
+        found = None if dtype is None else np.dtype(dtype)   # None would be float64
+    except TypeError:
+        found = None
+    if found is None or found not in FLOATS:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype if found is None else found}")
+    return found
+
+
 cdef cnp.ndarray contiguous(x):
     """x as an aligned C-contiguous array in native byte order: itself, or a copy."""
     if isinstance(x, cnp.ndarray) and PyArray_ISCARRAY_RO(<cnp.ndarray>x):
@@ -183,7 +194,7 @@ def store(out, value, x, name):
 
 
 cdef int rounding_code(rounding, int most) except -1:
-    if rounding == "half_even": return QK_HALF_EVEN
+    if isinstance(rounding, str) and rounding == "half_even": return QK_HALF_EVEN
     code = ROUNDINGS.get(rounding) if isinstance(rounding, str) else None
     if code is None or code > most:
         names = ", ".join(repr(name) for name, value in ROUNDINGS.items() if value <= most)
@@ -319,9 +330,7 @@ def dequantize(q, params, dtype, out):
     elif descr_of(a) != <PyObject *>of.dtype and a.dtype != of.dtype:
         raise TypeError(f"q must have dtype {of.dtype} (as params) or int32, got {a.dtype}")
     if dtype is not np.float32:
-        dtype = np.dtype(dtype) if dtype is not None else None
-        if dtype not in FLOATS:
-            raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+        dtype = float_dtype(dtype)
     else:
         dtype = FLOAT32
     cdef qk_params p
@@ -887,7 +896,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         b = b if isinstance(b, cnp.ndarray) else np.asarray(b)
         wide = int16_codes(b, "b")
         if b.ndim != 2:
-            raise ValueError(f"b must have shape (K, N), got {b.shape}")
+            raise ValueError(f"b must have shape (K, N) where a or b is int16, got {b.shape}")
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
     cdef cnp.ndarray rows = rows_of(codes, k, "a", &left)
@@ -1431,7 +1440,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
     return result
 
 
-def attention(q, k, v, Py_ssize_t heads, starts, scale, out):
+def attention(q, k, v, heads, starts, scale, out):
     cdef qk_attention_args args
     cdef cnp.ndarray qa = token_rows(q, "q", &args.q_stride)
     cdef cnp.ndarray ka = token_rows(k, "k", &args.k_stride)

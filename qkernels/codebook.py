@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from .qparams import MAX_NDIM, float_array, optional_int
+from .qparams import MAX_NDIM, boolean, float_array, optional_int
 
 MAX_LEVELS = 256
 
@@ -59,13 +59,12 @@ class Codebook:
 
     def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
         axis, block_size = _checked_blocks(axis, block_size)
-        if not isinstance(vector, (bool, np.bool_)):
-            raise TypeError(f"vector must be True or False, got {vector!r}")
+        vector = boolean(vector, "vector")
         if vector and (axis is not None or block_size is not None):
             raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
-        levels = _checked_levels(levels, axis, block_size, bool(vector))
+        levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
-        values = (_core.frozen(levels), axis, block_size, bool(vector), levels.shape[-2 if vector else -1])
+        values = (_core.frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
         for name, value in zip(cls.__slots__, values):
             object.__setattr__(self, name, value)
         return self
@@ -208,7 +207,8 @@ def encode(x, codebook):
     >>> qk.encode(np.float32([0, 1, 9, 9]), qk.Codebook([[0, 0], [8, 8]], vector=True))
     array([0, 1], dtype=uint8)
     """
-    x, axis = float_array(x), _checked_axis(x, codebook, "x")
+    x = float_array(x)
+    axis = _checked_axis(x, codebook, "x")
     if codebook.vector:
         return _encode_vectors(x, codebook)
     if codebook.block_size is not None:
@@ -230,7 +230,7 @@ def decode(codes, codebook, scales=None, *, out=None):
         Each below ``codebook.k``.
     codebook : Codebook
     scales : array of floats
-        Those of `encode`, where the codebook has a block size; used as float32.
+        Those of `encode`, where the codebook has a block size; used as float32, in which they must be finite.
     out : float32 array of the shape of the result, optional
         C-contiguous; may not overlap codes or scales.
 
@@ -256,7 +256,7 @@ def decode(codes, codebook, scales=None, *, out=None):
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     axis = _checked_axis(codes, codebook, "codes")
-    scales, given_scales = _checked_scales(scales, codebook, codes.shape, axis), scales
+    scales, given_scales = checked_scales(scales, codebook, codes.shape, axis), scales
     if codebook.vector:
         return _core.decode_vectors(codes, codebook._levels, out)
     return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
@@ -468,7 +468,7 @@ def _scales_shape(shape, axis, block_size):
     return (*shape[:axis], -(-shape[axis] // block_size), *shape[axis + 1 :])
 
 
-def _checked_scales(scales, codebook, shape, axis):
+def checked_scales(scales, codebook, shape, axis):
     """Contiguous float32 scales, or None where the codebook has no blocks."""
     if codebook.block_size is None:
         if scales is not None:
@@ -476,18 +476,16 @@ def _checked_scales(scales, codebook, shape, axis):
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    return float32_scales(scales, _scales_shape(shape, axis, codebook.block_size), shape)
-
-
-def float32_scales(scales, shape, shape_of_codes):
-    """Scales of a shape, as contiguous float32."""
-    given = np.asarray(scales)
+    given, expected = np.asarray(scales), _scales_shape(shape, axis, codebook.block_size)
     if given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
-    if given.shape != shape:
-        raise ValueError(f"scales must have shape {shape} for codes with shape {shape_of_codes}, got {given.shape}")
+    if given.shape != expected:
+        raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     with np.errstate(over="ignore"):
-        return _contiguous_float32(given)
+        kept = _contiguous_float32(given)
+    if not np.isfinite(kept).all():
+        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
+    return kept
 
 
 def _checked_levels(levels, axis, block_size, vector):

@@ -8,14 +8,12 @@ from . import _core
 from .codebook import MAX_LEVELS
 from .kmeans import kmeans
 from .kmeans1d import kmeans1d
-from .qparams import float_array, optional_int
+from .qparams import boolean, float_array, integer
 
 
 def fit_levels(x, k, axis, block_size, weights, zero):
     """Levels (k,), or (channels, k) with an axis and no blocks."""
-    x, k = float_array(x), checked_k(k)
-    if not isinstance(zero, (bool, np.bool_)):
-        raise TypeError(f"zero must be True or False, got {zero!r}")
+    x, k, zero = float_array(x), checked_k(k), boolean(zero, "zero")
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     if axis is not None and not -x.ndim <= axis < x.ndim:
@@ -35,7 +33,7 @@ def fit_levels(x, k, axis, block_size, weights, zero):
 
 def fit_vectors(x, k, d, weights, rng):
     """Levels (m, k, d) of product quantization."""
-    x, k, d = float_array(x), checked_k(k), optional_int(d, "vector")
+    x, k, d = float_array(x), checked_k(k), integer(d, "vector")
     if d < 1:
         raise ValueError(f"vector must be at least 1, got {d}")
     if x.ndim < 1 or x.size == 0 or x.shape[-1] % d:
@@ -51,8 +49,8 @@ def fit_vectors(x, k, d, weights, rng):
 
 
 def checked_k(k):
-    k = optional_int(k, "k")
-    if k is None or not 1 <= k <= MAX_LEVELS:
+    k = integer(k, "k")
+    if not 1 <= k <= MAX_LEVELS:
         raise ValueError(f"k must be from 1 to {MAX_LEVELS}, got {k}")
     return k
 
@@ -79,8 +77,12 @@ def checked_weights(weights, x):
 
 def normalized(x, weights, axis, block_size):
     """The values that `encode` compares with levels, and their weights, both in the same order."""
-    narrow = x.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        narrow = x.astype(np.float32, copy=False)
+    if not np.isfinite(narrow).all():
+        raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
     lines, line_weights = (None if a is None else rows_along(a, axis) for a in (narrow, weights))
+    block_size = min(block_size, lines.shape[1])
     largest = np.maximum.reduceat(np.abs(lines), np.arange(0, lines.shape[1], block_size), axis=1)
     factors = 1 / np.maximum(largest, np.finfo(np.float32).tiny)
     return lines * np.repeat(factors, block_size, axis=1)[:, : lines.shape[1]], line_weights

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import _core
+from .qparams import integer
 
 
 def set_num_threads(n):
@@ -28,10 +29,8 @@ def set_num_threads(n):
     1
     >>> qk.set_num_threads(before)
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n must be an integer, got {n!r}")
-    if not 1 <= n < 2**31:
-        raise ValueError(f"n must be at least 1 and below 2**31, got {n}")
+    if integer(n, "n", 1) >= 2**31:
+        raise ValueError(f"n must be below 2**31, got {n}")
     _core.set_num_threads(n)
 
 

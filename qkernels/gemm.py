@@ -4,11 +4,10 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from .codebook import Codebook, float32_scales
+from .codebook import Codebook, checked_scales
 from .qparams import QParams, code_range, float_array
 from .quantize import pack_bits, quantize, unpack_bits
 from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
-
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -275,13 +274,8 @@ def _check_codes(b, codebook, scales):
         raise ValueError(f"codebook must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
     if b.size and b.max() >= codebook.k:
         raise ValueError(f"b must hold codes below {codebook.k}, got {b.max()}")
-    if block_size is None:
-        if scales is not None:
-            raise ValueError("scales must be None for a codebook without block_size")
-    else:
-        given, scales = scales, float32_scales(scales, (-(-b.shape[0] // block_size), b.shape[1]), b.shape)
-        if not np.isfinite(scales).all():
-            raise ValueError(f"scales must be finite in float32, got {np.asarray(given)[~np.isfinite(scales)].flat[0]}")
+    scales = checked_scales(scales, codebook, b.shape, 0)
+    if scales is not None:
         scales = _core.frozen(scales)
     return Codebook(codebook.levels, axis=axis + 2, block_size=block_size) if axis in (-1, -2) else codebook, scales
 

@@ -1,12 +1,12 @@
 """Clustering. Formulas: docs/numerics.md, section 14."""
 
 import math
-import operator
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _core
+from .qparams import integer
 
 
 class KMeansResult(NamedTuple):
@@ -38,7 +38,8 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     Parameters
     ----------
     x : array of shape (n, d)
-        The points: float64 and 32- or 64-bit integers are clustered in float64, other floats and integers in float32. Finite.
+        The points, finite: float64 and 32- or 64-bit integers are clustered in float64; float32, float16, bfloat16 and 8- or
+        16-bit integers in float32.
     k : int
         Number of clusters, 1 to n.
     weights : array of shape (n,), optional
@@ -96,12 +97,14 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     """
     points, exponent = _points(x)
     n, d = points.shape
-    k = _integer("k", k, 1)
+    k = integer(k, "k", 1)
     if k > n:
         raise ValueError(f"k must be at most the number of points, {n}, got {k}")
     weights, weight_exponent = _weights(weights, n)
-    n_init, max_iter = _integer("n_init", n_init, 1), _integer("max_iter", max_iter, 1)
-    if not 0 <= float(tol) < math.inf:
+    n_init, max_iter = integer(n_init, "n_init", 1), integer(max_iter, "max_iter", 1)
+    if not isinstance(tol, (float, int, np.floating, np.integer)):
+        raise TypeError(f"tol must be a float, got {tol!r}")
+    if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not isinstance(init, str):
         init = _start(init, (k, d), points, exponent)
@@ -130,6 +133,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
 
 # ---- arguments ----
 
+REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{bytes}") for sign in "iu" for bytes in (1, 2, 4, 8)))
 MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32 MB in float32
 
 
@@ -140,21 +144,11 @@ def _chunk(points, k):
     return max(1024, 8 * k, 2**19 // row, min(256 * k, 2**21 // row) if k >= 64 else 0)
 
 
-def _integer(name, value, least):
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
 def _points(x):
     """x as contiguous float32 or float64, scaled by 2**-exponent where its squares might over- or underflow."""
     x = np.asarray(x)
-    if x.dtype.kind not in "iufV" or x.dtype.kind == "V" and x.dtype not in _core.FLOATS:
-        raise TypeError(f"x must be an array of floats or integers, got {x.dtype}")
+    if x.dtype.newbyteorder("=") not in REALS:
+        raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"x must have shape (n, d), d at least 1, got {x.shape}")
     wide = x.dtype.itemsize == 8 or x.dtype.kind in "iu" and x.dtype.itemsize > 2
@@ -176,8 +170,8 @@ def _weights(weights, n):
     if weights is None:
         return None, 0
     given = np.asarray(weights)
-    if given.dtype.kind not in "iufV" or given.dtype.kind == "V" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"weights must be an array of floats or integers, got {given.dtype}")
+    if given.dtype.newbyteorder("=") not in REALS:
+        raise TypeError(f"weights must be real numbers, got {given.dtype}")
     if given.shape != (n,):
         raise ValueError(f"weights must have shape {(n,)} to match x, got {given.shape}")
     weights = _core.contiguous_reals(given, np.float64)
@@ -202,8 +196,8 @@ def _scaled(value, exponent):
 def _start(init, shape, points, exponent):
     """init, scaled as the points are, whose squared distances to them do not overflow."""
     start = np.asarray(init)
-    if start.dtype.kind not in "iufV" or start.dtype.kind == "V" and start.dtype not in _core.FLOATS:
-        raise TypeError(f"init must be a name or an array of floats or integers, got {start.dtype}")
+    if start.dtype.newbyteorder("=") not in REALS:
+        raise TypeError(f"init must be a name or an array of real numbers, got {start.dtype}")
     if start.shape != shape:
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():

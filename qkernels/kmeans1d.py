@@ -3,15 +3,13 @@ imports Numba."""
 
 from functools import cache
 
-import ml_dtypes
 import numpy as np
 
 from . import _core
 from .config import get_num_threads
-from .kmeans import KMeansResult
+from .kmeans import REALS, KMeansResult
+from .qparams import integer, optional_int
 
-DTYPES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int16, np.int32, np.int64,
-                                np.uint8, np.uint16, np.uint32, np.uint64)]  # fmt: skip
 CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
 BLOCK = 1 << 16          # points of several lines
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
@@ -62,13 +60,9 @@ def kmeans1d(x, k, *, weights=None, axis=None):
            [7. , 7. ]])
     """
     x = np.asarray(x)
-    if x.dtype.newbyteorder("=") not in DTYPES:
+    if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
-    if isinstance(k, (bool, np.bool_)) or not isinstance(k, (int, np.integer)):
-        raise TypeError(f"k must be an integer, got {k!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    axis = checked_axis(axis, x.ndim)
+    k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
         raise ValueError(f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}"))
@@ -79,9 +73,9 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     given_weights = weights
     if weights is not None:
         weights = weights_of_lines(np.asarray(weights), x, axis, lines.shape)
-    k = int(k)
-    centroids = np.empty((len(lines), min(k, length) if axis is None else k))
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
+    k = min(k, length) if axis is None else k
+    centroids = np.empty((len(lines), k))
     counts, inertia = np.empty(len(lines), np.int32), np.empty(len(lines))
     base = base_of(x)
 
@@ -105,18 +99,15 @@ def kmeans1d(x, k, *, weights=None, axis=None):
 
 
 def checked_axis(axis, ndim):
-    if axis is None:
-        return None
-    if isinstance(axis, (bool, np.bool_)) or not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"axis must be an integer or None, got {axis!r}")
-    if not -ndim <= axis < ndim:
+    axis = optional_int(axis, "axis")
+    if axis is not None and not -ndim <= axis < ndim:
         raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for x with {ndim} axes, got {axis}")
-    return int(axis) % ndim
+    return None if axis is None else axis % ndim
 
 
 def weights_of_lines(weights, x, axis, shape):
     """One weight for each value of the lines, which have this shape."""
-    if weights.dtype.newbyteorder("=") not in DTYPES:
+    if weights.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"weights must be real numbers, got {weights.dtype}")
     if weights.shape == x.shape:
         return (weights if axis is None else np.moveaxis(weights, axis, -1)).reshape(shape)

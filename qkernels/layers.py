@@ -1,6 +1,7 @@
 """Float layers that stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
 
 from . import _core
+from .qparams import integer
 
 
 def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
@@ -84,4 +85,4 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
            [0., 1.],
            [5., 5.]], dtype=float32)
     """
-    return _core.attention(q, k, v, heads, starts, scale, out)
+    return _core.attention(q, k, v, integer(heads, "heads", 1), starts, scale, out)

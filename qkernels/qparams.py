@@ -68,7 +68,7 @@ class QParams(_core.Params):
         dtype = code_dtype(dtype)
         axis, block_size = _checked_blocks(axis, block_size)
         scale = _checked_scale(scale, axis, block_size)
-        qmin, qmax = code_range(dtype, narrow_range)
+        qmin, qmax = code_range(dtype, boolean(narrow_range, "narrow_range"))
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
         return cls._chosen(scale, zero_point, dtype, (qmin, qmax), axis, block_size)
 
@@ -160,7 +160,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
     [np.float32(0.571), np.float32(1.008)]
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}")
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
@@ -205,13 +205,14 @@ def code_range(dtype, narrow_range=False):
 
 def choose_scheme(dtype, symmetric, narrow_range):
     """(symmetric, narrow_range) with None decided by the dtype."""
-    if dtype in FLOAT_CODES:
-        if symmetric is False:
-            raise ValueError(f"codes of dtype {dtype.name} are symmetric, got symmetric=False")
-        return True, bool(narrow_range)
     if symmetric is None:
         symmetric = code_range(dtype)[0] < 0
-    return bool(symmetric), bool(symmetric if narrow_range is None else narrow_range)
+    symmetric = boolean(symmetric, "symmetric")
+    if dtype in FLOAT_CODES:
+        if not symmetric:
+            raise ValueError(f"codes of dtype {dtype.name} are symmetric, got symmetric=False")
+        return True, narrow_range is not None and boolean(narrow_range, "narrow_range")
+    return symmetric, symmetric if narrow_range is None else boolean(narrow_range, "narrow_range")
 
 
 def float_code_scale(lo, hi, dtype):
@@ -229,13 +230,25 @@ def float_array(x):
     return x
 
 
+def integer(value, name, least=None, *, what="an integer"):
+    """value as an int, of at least `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
 def optional_int(value, name):
     """value as an int, or None."""
-    if value is None:
-        return None
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer or None, got {value!r}")
-    return int(value)
+    return None if value is None else integer(value, name, what="an integer or None")
+
+
+def boolean(value, name):
+    """value as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def _bounds(x, axis, block_size):

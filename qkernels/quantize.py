@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array, optional_int
+from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array, integer, optional_int
 
 
 def quantize(x, params, *, rounding="half_even", out=None):
@@ -211,11 +211,9 @@ def _float_values(codes, dtype):
 
 
 def _dequantize_floats(q, params, dtype, out):
-    q, dtype = np.asarray(q), np.dtype(dtype)
+    q, dtype = np.asarray(q), _core.float_dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
-    if dtype not in _core.FLOATS:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     wide = np.take(_float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32), q.view(np.uint8))
     with np.errstate(over="ignore", invalid="ignore"):
         return _core.store(out, (wide * _per_element(params.scale, params, q.shape)).astype(dtype), q, "q")
@@ -301,9 +299,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
         raise TypeError(f"data must be uint8, got {data.dtype}")
     if bits > ml_dtypes.iinfo(dtype).bits:
         raise ValueError(f"dtype {dtype.name} cannot hold codes of {bits} bits")
-    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    if any(n < 0 for n in shape):
-        raise ValueError(f"shape must not be negative, got {shape}")
+    shape = _checked_shape(shape)
     count = math.prod(shape)
     expected = (-(-count * bits // 8),)
     if data.shape != expected:
@@ -323,6 +319,11 @@ def _signed(dtype):
 
 
 def _checked_bits(bits):
-    if isinstance(bits, (bool, np.bool_)) or not isinstance(bits, (int, np.integer)) or bits not in (1, 2, 3, 4, 5, 6, 8):
+    if integer(bits, "bits") not in (1, 2, 3, 4, 5, 6, 8):
         raise ValueError(f"bits must be 1, 2, 3, 4, 5, 6 or 8, got {bits!r}")
     return int(bits)
+
+
+def _checked_shape(shape):
+    sizes = shape if np.iterable(shape) else (shape,)
+    return tuple(integer(n, "shape", 0, what="an integer or a tuple of integers") for n in sizes)

@@ -303,6 +303,7 @@ BAD_CALLS = [
     (lambda out: qk.decode(CODES, BLOCKS, out=out), ValueError, "scales are needed for a codebook with block_size=2"),
     (lambda out: qk.decode(CODES, BLOCKS, SCALES[:1], out=out), ValueError, r"scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)"),
     (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be a float array, those of encode, got int64"),
+    (lambda out: qk.decode(CODES, BLOCKS, np.array([1, 1e39]), out=out), ValueError, r"scales must be finite in float32, got 1e\+39"),
     (lambda out: qk.decode(CODES[:2], FLAT, out=out), ValueError, r"out must have shape \(2,\), got \(3,\)"),
     (lambda out: qk.decode(CODES, FLAT, out=out.astype(np.float64)), TypeError, "out must have dtype float32, got float64"),
     (lambda out: qk.decode(out.view(np.uint8)[:3], FLAT, out=out), ValueError, "out must not overlap codes"),
@@ -317,11 +318,12 @@ BAD_CALLS = [
     (lambda out: qk.from_gguf(np.zeros(34, np.uint8), "Q8_0", out=out), ValueError, r"out must have shape \(32,\), got \(3,\)"),
     (lambda out: qk.Codebook.fit(X, 0), ValueError, "k must be from 1 to 256, got 0"),
     (lambda out: qk.Codebook.fit(X, 257), ValueError, "k must be from 1 to 256, got 257"),
-    (lambda out: qk.Codebook.fit(X, 2.0), TypeError, "k must be an integer or None, got 2.0"),
+    (lambda out: qk.Codebook.fit(X, 2.0), TypeError, "k must be an integer, got 2.0"),
     (lambda out: qk.Codebook.fit(X[:0], 2), ValueError, r"x must not be empty, got shape \(0,\)"),
     (lambda out: qk.Codebook.fit(CODES, 2), TypeError, "x must be float32"),
     (lambda out: qk.Codebook.fit(np.float32([1, np.nan]), 2), ValueError, "x has 1 NaN or infinite values"),
     (lambda out: qk.Codebook.fit(X, 2, axis=1), ValueError, "axis 1 is out of range"),
+    (lambda out: qk.Codebook.fit([1.0, 1e39], 2, block_size=2), ValueError, r"x spans \[1.0, 1e\+39\], beyond the range of float32"),
     (lambda out: qk.Codebook.fit(X, 2, zero=1), TypeError, "zero must be True or False, got 1"),
     (lambda out: qk.Codebook.fit(X, 2, weights=[1, 2]), ValueError, r"weights must broadcast to the shape of x \(3,\), got \(2,\)"),
     (lambda out: qk.Codebook.fit(X, 2, weights=[1, 2, -1]), ValueError, "weights must not be negative, got -1"),
@@ -419,3 +421,21 @@ def test_fit_beats_nf4_on_its_own_ground():
     fitted = qk.Codebook.fit(x, 16, block_size=64, zero=True)
     errors = [np.mean((qk.decode(codes, book, scales) - x) ** 2) for book in (fitted, qk.NF4) for codes, scales in [qk.encode(x, book)]]
     assert errors[0] < 0.95 * errors[1]
+
+
+def test_lists_are_arrays():
+    assert_array_equal(qk.encode([-5.0, 0.4, 0.5, 1.1], qk.Codebook([-1, 0, 1])), [0, 1, 1, 2])
+    codes, scales = qk.encode([1.0, 2.0, -4.0], qk.Codebook([-1, 0, 0.5, 1], axis=-1, block_size=2))
+    assert_array_equal(codes, [2, 3, 0])
+    assert_array_equal(scales, [2, 4])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_a_block_longer_than_the_data_is_one_block(axis):
+    x = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
+    whole = x.size if axis is None else x.shape[axis]
+    fits = [qk.Codebook.fit(x, 4, axis=axis, block_size=size) for size in (whole, 2**40, 2**63 - 1)]
+    for longer in fits[1:]:
+        assert_array_equal(longer.levels, fits[0].levels)
+        for a, b in zip(qk.encode(x, longer), qk.encode(x, fits[0])):
+            assert_array_equal(a, b)

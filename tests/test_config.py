@@ -54,8 +54,8 @@ def test_number_of_threads():
 
 
 @pytest.mark.parametrize(("n", "error", "message"), [
-    (0, ValueError, "n must be at least 1 and below 2\\*\\*31, got 0"),
-    (-2, ValueError, "n must be at least 1 and below 2\\*\\*31, got -2"),
+    (0, ValueError, "n must be at least 1, got 0"),
+    (-2, ValueError, "n must be at least 1, got -2"),
     (1.0, TypeError, "n must be an integer, got 1.0"),
     ("2", TypeError, "n must be an integer, got '2'"),
     (True, TypeError, "n must be an integer, got True"),

@@ -474,9 +474,9 @@ def test_codebook_errors_name_what_was_wrong():
     for args, given_scales, error, text in [
         ((codes.astype(np.int8), codebook), scales, TypeError, "b must be uint8 codes for a Codebook, got int8"),
         ((codes[0], codebook), scales, ValueError, r"b must have shape \(K, N\), got \(3,\)"),
-        ((codes, codebook), None, TypeError, "scales must be a float array, those of encode, got object"),
+        ((codes, codebook), None, ValueError, "scales are needed for a codebook with block_size=32"),
         ((codes, codebook), scales.astype(int), TypeError, "scales must be a float array.*int64"),
-        ((codes, codebook), scales[:1], ValueError, r"scales must have shape \(2, 3\) for codes with shape .*, got \(1, 3\)"),
+        ((codes, codebook), scales[:1], ValueError, r"scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)"),
         ((codes, codebook), scales * np.inf, ValueError, "scales must be finite in float32, got inf"),
         ((codes, sixteen), scales, ValueError, "scales must be None for a codebook without block_size"),
         ((codes, qk.Codebook(np.arange(17))), None, ValueError, "at most 16 levels and no vectors, got .*17 levels"),
