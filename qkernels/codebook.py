@@ -189,11 +189,6 @@ def encode(x, codebook):
     TypeError, ValueError
         For another dtype, a shape that the codebook does not fit, or NaN and infinity (how many, and where the first is).
 
-    Notes
-    -----
-    Of several equal levels the lowest number stands for values up to the level, the highest for those above; of equal vectors
-    the lowest for all.
-
     References
     ----------
     Dettmers et al. 2023; docs/numerics.md, sections 15 and 19.
@@ -355,7 +350,7 @@ def _fp4():
 
 
 def _thresholds(levels, dtype):
-    """Of levels (channels, k): the code of each rank, and the largest floats that belong to the rank before."""
+    """Of levels (channels, k): the code of each rank, the lowest of equal levels, and the largest floats that belong to the rank before."""
     order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
     ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
     low, high = ranked[:, :-1], ranked[:, 1:]
@@ -365,6 +360,8 @@ def _thresholds(levels, dtype):
     upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code
     near = middle.astype(dtype)
     beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
+    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
+    order[:, 1:] = np.take_along_axis(order, first, axis=1)
     return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
 
 

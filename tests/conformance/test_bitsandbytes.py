@@ -59,11 +59,16 @@ def test_tables(name):
     assert codebook.block_size == 64 and codebook is getattr(qk, name)
 
 
+def unpacked(data, name):
+    """Codes, two a byte, of which FP4's code 8, another zero, becomes 0, the lower of equal levels."""
+    codes = np.stack([data >> 4, data & 15], axis=1).reshape(-1)
+    return np.where((name == "FP4") & (codes == 8), 0, codes)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_golden(name, isas):
     x = golden_values()
-    codes = np.frombuffer(bytes.fromhex("".join(CODES[name])), np.uint8)
-    codes = np.stack([codes >> 4, codes & 15], axis=1).reshape(-1)
+    codes = unpacked(np.frombuffer(bytes.fromhex("".join(CODES[name])), np.uint8), name)
     for isa in isas():
         got, scales = qk.encode(x, getattr(qk, name))
         assert_array_equal(got, codes, err_msg=isa)
@@ -83,8 +88,7 @@ def test_live(name):
     codebook, n = getattr(qk, name), 1 << 22
     x = np.random.default_rng(0).standard_normal(n, np.float32)
     packed, state = functional.quantize_4bit(torch.from_numpy(x), blocksize=64, quant_type=name.lower())
-    theirs = packed.numpy().reshape(-1)
-    theirs = np.stack([theirs >> 4, theirs & 15], axis=1).reshape(-1)
+    theirs = unpacked(packed.numpy().reshape(-1), name)
     codes, scales = qk.encode(x, codebook)
     assert_array_equal(scales, state.absmax.numpy())
     normal = x.reshape(-1, 64) * (1 / scales)[:, None]
