@@ -211,7 +211,7 @@ int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n
     const size_t threads = (size_t)qk_threads_for(n, work);
     j.lanes = (size_t)j.kernels->search_lanes, j.full = count / j.lanes;
     const size_t rest = count % j.lanes;
-    j.singles = rest <= j.lanes / 4; /* so few are faster one by one */
+    j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
     j.units = j.full + (j.singles ? rest : 1);
     j.parts = j.units >= 4 * threads ? 1 : threads;
     j.heaps = obtain(&j, count * j.parts * k * sizeof *j.heaps);
