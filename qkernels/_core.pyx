@@ -876,8 +876,8 @@ cdef bint is_int16(b):
 
 
 cdef cnp.ndarray int16_codes(codes, name):
-    """Codes of at most 16 bits, as int16."""
-    if PyArray_TYPE(<cnp.ndarray>codes) == cnp.NPY_INT16:
+    """Codes of at most 16 bits, as int16 in native byte order."""
+    if PyArray_TYPE(<cnp.ndarray>codes) == cnp.NPY_INT16 and codes.dtype.isnative:
         return <cnp.ndarray>codes
     if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
         raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
