@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
-from qkernels import _core
 
 SIZES = [1, 2, 3, 7, 15, 16, 17, 32, 64, 100, 255, 256]
-
-
-def bits(x):
-    return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
 
 def exact_codes(values, levels):
@@ -207,18 +203,8 @@ def strided(x):
     return wide
 
 
-def unaligned(x):
-    memory = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    memory[...] = x
-    return memory
-
-
 def byte_swapped(x):
     return x.astype(x.dtype.newbyteorder())
-
-
-def read_only(x):
-    return _core.frozen(x)
 
 
 @pytest.mark.parametrize("place", [contiguous, transposed, strided, unaligned, byte_swapped, read_only])

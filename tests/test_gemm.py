@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -47,18 +48,6 @@ def wrapped(sums):
 
 
 # ---- layouts ----
-
-
-def unaligned(x):
-    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
 
 
 def wider(x):

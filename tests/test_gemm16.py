@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import fused, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
 HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
-
-
-def fused(a, b, c):
-    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
-    the second rounding (Boldo and Melquiond, 2008)."""
-    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
-    part = total - product
-    error = (product - (total - part)) + (c - part)
-    even = total.view(np.int64) & 1 == 0
-    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
-    return np.where(even & (error != 0), toward, total).astype(np.float32)
 
 
 def linear_by_numpy(x, w, bias=None):
@@ -48,18 +37,6 @@ def random_weights(rng, shape, dtype):
     w, some = rng.normal(0, 1, shape), every_finite(dtype)
     some = some[np.abs(some.astype(np.float32)) < 2**15]
     return np.where(rng.random(shape) < 0.1, rng.choice(some, shape).astype(np.float64), w).astype(dtype)
-
-
-def unaligned(x):
-    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
 
 
 LAYOUTS = {
@@ -377,7 +354,7 @@ A, B = np.ones((2, 4), np.int16), np.ones((4, 3), np.int16)
     ({"a": A.astype(np.int32)}, TypeError, "a must be int16, int8 or uint8 where the other is int16, got int32"),
     ({"a": A.astype(np.uint16)}, TypeError, "a must be int16, int8 or uint8 .*got uint16"),
     ({"b": B.astype(np.float32)}, TypeError, "b must be int16, int8 or uint8 .*got float32"),
-    ({"b": B[0]}, ValueError, r"b must have shape \(K, N\), got \(3,\)"),
+    ({"b": B[0]}, ValueError, r"b must have shape \(K, N\) where a or b is int16, got \(3,\)"),
     ({"b": B[:3]}, ValueError, r"a must have 3 columns to match b, got shape \(2, 4\)"),
     ({"b": qk.pack(B.astype(np.int8), qk.QParams(1))}, TypeError, "b must be packed from int16 where a is int16, got a PackedMatrix of int8"),
     ({"b": qk.pack(B.astype(np.float16), None)}, TypeError, "b must be packed from int16 where a is int16, got a PackedMatrix of float16"),
@@ -453,6 +430,15 @@ def test_linear_of_int16_is_nearer_to_the_float_product_than_of_8_bits():
         error[dtype] = np.abs(plain - x.astype(np.float64) @ w).max()
         assert np.abs(y - np.where(plain > 5, plain, y)).max() == 0  # gelu(x) = x there
     assert error["int16"] < error["int8"] / 100
+
+
+def test_byte_swapped_int16(isas):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-(2**15), 2**15, shape).astype(np.int16) for shape in ((3, 5), (5, 4)))
+    want = a.astype(np.int64) @ b
+    for isa in isas():
+        for left, right in ((a, b.astype(">i2")), (a.astype(">i2"), b), (a.astype(">i2"), b.astype(">i2"))):
+            assert_array_equal(qk.matmul(left, right), want, err_msg=isa)
 
 
 def test_linear_of_int16_errors_leave_out_untouched(isas):

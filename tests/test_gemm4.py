@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import fused, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -43,18 +44,6 @@ def blocks_of(params, k, n):
         yield begin, min(begin + size, k), *(np.broadcast_to(v, (n,)) for v in of_block)
 
 
-def fused(a, b, c):
-    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
-    the second rounding (Boldo and Melquiond, 2008)."""
-    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
-    part = total - product
-    error = (product - (total - part)) + (c - part)
-    even = total.view(np.int64) & 1 == 0
-    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
-    return np.where(even & (error != 0), toward, total).astype(np.float32)
-
-
 def linear_by_numpy(x, b, params, bias=None):
     """numerics 12, one operation after the other; before the activation."""
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -65,12 +54,6 @@ def linear_by_numpy(x, b, params, bias=None):
         y = fused(sums.astype(np.float32), np.broadcast_to(scale, y.shape), y)
     y = y * of_rows.scale[:, None]
     return (y if bias is None else y + bias).reshape(*x.shape[:-1], b.shape[1])
-
-
-def unaligned(x):
-    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
 
 
 LAYOUTS = {

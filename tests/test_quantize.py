@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -23,10 +24,6 @@ ROUNDINGS = ["half_even", "half_away"]
 # Scales at which kernels change their method, and the ends of the range.
 SCALES = [s for e in (-64.0, 0.0, 64.0) for s in np.nextafter(np.float32(2**e), np.float32([0, 2**e, 1e38]))]
 SCALES += [np.float32(2.0**-126), np.nextafter(np.float32(2.0**-126), np.float32(1)), np.float32(2.0**127), np.finfo(np.float32).max]
-
-
-def bits(x):
-    return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
 
 def assert_same_bits(got, want, message=""):
@@ -128,20 +125,8 @@ def strided(x):
     return wide
 
 
-def unaligned(x):
-    memory = np.zeros(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
-    memory[...] = x
-    return memory
-
-
 def byte_swapped(x):
     return x.astype(x.dtype.newbyteorder()) if x.dtype.isbuiltin == 1 else x
-
-
-def read_only(x):
-    x = x.copy()
-    x.setflags(write=False)
-    return x
 
 
 places = st.sampled_from([contiguous, transposed, reversed_, strided, unaligned, byte_swapped, read_only])

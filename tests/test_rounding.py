@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from layouts import read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -248,19 +249,6 @@ def test_shapes(rounding, dtype, shape, isas):
         for result in (got, out):
             assert result.shape == shape and result.dtype == params.dtype
             assert_array_equal(result.reshape(-1).astype(np.int64), want, err_msg=isa)
-
-
-def unaligned(x):
-    raw = np.empty(x.nbytes + 1, np.uint8)[1:]
-    copy = raw.view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
-
-
-def read_only(x):
-    x = x.copy()
-    x.flags.writeable = False
-    return x
 
 
 LAYOUTS = {

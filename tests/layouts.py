@@ -1,0 +1,31 @@
+"""What several test files share: the same values in other places in memory, and the fused multiply-add."""
+
+import numpy as np
+
+
+def unaligned(x):
+    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def bits(x):
+    return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+
+def fused(a, b, c):
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
+    the second rounding (Boldo and Melquiond, 2008)."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & (error != 0), toward, total).astype(np.float32)
