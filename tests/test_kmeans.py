@@ -2,6 +2,7 @@
 
 import _thread
 import itertools
+import signal
 import threading
 import time
 
@@ -259,7 +260,15 @@ def test_an_error_in_the_callback_comes_through():
         kmeans(x, 4, rng=0, callback=lambda *_: 1 // 0)
 
 
-def test_ctrl_c_stops_soon_and_leaves_nothing_behind():
+@pytest.fixture
+def interruptible():
+    """Processes in the background of a shell are started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_soon_and_leaves_nothing_behind(interruptible):
     x = RNG.standard_normal((100_000, 16), np.float32)
     timer = threading.Timer(0.3, _thread.interrupt_main)
     timer.start()
