@@ -43,7 +43,7 @@ static void distance_lanes(const qk_vector_book *b, const float *queries, size_t
         for (size_t j = 0; j < k; j++, level += d, table += SEARCH_LANES) {
             lanes_f32 sum = {0};
             for (size_t f = 0; f < d; f++) sum = multiply_add_f32(minus_f32(load_f32(turned + f * SEARCH_LANES), level + f), sum);
-            *(lanes_f32 *)table = sum;
+            *(stored_lanes_f32 *)table = sum;
         }
     }
 }
@@ -98,7 +98,7 @@ static void lane_sums(const float *table, size_t m, size_t k, const uint8_t *cod
         const lanes_f32 sums[4] = {s0, s1, s2, s3};
         for (size_t v = 0; v < 4; v++) {
             const indices_f32 bits = (indices_f32)sums[v], smaller = bits < smallest;
-            *(lanes_f32 *)(sum + at[v] * SEARCH_LANES) = sums[v];
+            *(stored_lanes_f32 *)(sum + at[v] * SEARCH_LANES) = sums[v];
             smallest = (bits & smaller) | (smallest & ~smaller);
         }
     }
