@@ -9,6 +9,8 @@ import math
 import numpy as np
 from numba import njit
 
+from ._numba import compiled
+
 # Called by compiled code only: less to compile. No division is by zero, and looking for one would keep loops from being vectors.
 inner = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 
@@ -525,7 +527,7 @@ def exponent_beyond(limit, largest):
     return max(-1000, min(1000, exponent)) if abs(exponent) > limit else 0
 
 
-@njit("void(f8[:, ::1], f8[:, ::1], i8, f8[:, ::1], i4[::1], f8[::1])", nogil=True, cache=True)
+@compiled("void(f8[:, ::1], f8[:, ::1], i8, f8[:, ::1], i4[::1], f8[::1])")
 def cluster_lines(values, weights, k, centroids, counts, inertia):
     """The optimum of each line; the last centroid fills the places of those that a line lacks.
 
@@ -582,7 +584,7 @@ def thresholds(centroids, count):
 LABEL_LINES = "void(f8[:, ::1], f8[:, ::1], i4[::1], {}[:, ::1])"
 
 
-@njit([LABEL_LINES.format("u1"), LABEL_LINES.format("i4")], nogil=True, cache=True)
+@compiled([LABEL_LINES.format("u1"), LABEL_LINES.format("i4")])
 def label_lines(values, centroids, counts, labels):
     """The nearest centroid of each value, the lower of two."""
     at = np.empty(256, np.int64)
@@ -603,7 +605,7 @@ def label_lines(values, centroids, counts, labels):
 # ---- 16-bit codes ----
 
 
-@njit("b1(u2[::1], f8[::1], f8[::1])", nogil=True, cache=True)
+@compiled("b1(u2[::1], f8[::1], f8[::1])")
 def histogram(codes, weights, bins):
     """Adds the weight of each code, or 1, to its bin; False where a weight is negative or not finite."""
     valid = True
@@ -620,7 +622,7 @@ def histogram(codes, weights, bins):
 LOOK_UP = "void(u2[::1], {0}[::1], {0}[::1])"
 
 
-@njit([LOOK_UP.format("u1"), LOOK_UP.format("i4")], nogil=True, cache=True)
+@compiled([LOOK_UP.format("u1"), LOOK_UP.format("i4")])
 def look_up(codes, table, labels):
     for i in range(len(codes)):
         labels[i] = table[codes[i]]

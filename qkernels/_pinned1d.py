@@ -1,9 +1,9 @@
 """The loops of `Codebook.fit` with a level at 0, compiled by Numba: docs/numerics.md, section 15."""
 
 import numpy as np
-from numba import njit
 
 from ._kmeans1d import PAIRS_BELOW, cost_of, estimate_penalty, inner, mean_and_cost, pair_prefix_sums, search
+from ._numba import compiled
 
 HEAVY = 2.0**40  # weight at 0 in units of that of all points
 
@@ -21,7 +21,7 @@ def splits_beside_zero(v, w, W, S, count):
     return splits
 
 
-@njit("Tuple((f8[::1], f8))(f8[::1], f8[::1], i8)", nogil=True, cache=True)
+@compiled("Tuple((f8[::1], f8))(f8[::1], f8[::1], i8)")
 def beside_zero(values, weights, count):
     """The best `count` centroids beside one at 0, ascending, and the cost. Values are positive, ascending and distinct, weights positive.
 

@@ -8,8 +8,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 
+from ._numba import compiled
 from .config import get_num_threads
 
 NEGLIGIBLE = 2.0**-48     # of sum(x^2): what rounding a scale to float32 may cost
@@ -65,7 +65,7 @@ def _distinct(x, weights):
     return present.astype(np.uint16).view(x.dtype).astype(np.float64)[None], counts[present].astype(np.float64)[None]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _refine_rows(x, importance, block_size, qmin, qmax, first_zero, last_zero, scale, zero_point):
     n = x.shape[1]
     longest = min(n, block_size)
@@ -87,7 +87,7 @@ def _refine_rows(x, importance, block_size, qmin, qmax, first_zero, last_zero, s
                     y[:size], w[:size], side[:size], unit, qmin, qmax, first_zero, last_zero, scale[row, block], zero_point[row, block])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _refine(y, w, side, unit, qmin, qmax, first_zero, last_zero, start_scale, start_zero):
     """(scale, zero point) of one line: magnitudes, their importance, and 1 where the value is negative."""
     total, logs = np.sum(w * y * y), np.log(y)
@@ -107,13 +107,13 @@ def _refine(y, w, side, unit, qmin, qmax, first_zero, last_zero, start_scale, st
     return _nearest_float32(y, w, side, unit, qmin, qmax, start_scale, start_zero, best)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _limits(qmin, qmax, zero):
     """Of positive values and of negative ones."""
     return np.array([qmax - zero, zero - qmin])
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _loss(y, w, side, scale, limits):
     """(loss, half of -d loss / d scale, sum of w c^2) with the nearest codes of a scale."""
     loss, slope, square = 0.0, 0.0, 0.0
@@ -124,19 +124,19 @@ def _loss(y, w, side, scale, limits):
     return loss, slope, square
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _try_scale(y, w, side, scale, qmin, qmax, zero, best):
     _keep_better(*_loss(y, w, side, scale, _limits(qmin, qmax, zero)), scale, zero, best)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _keep_better(loss, slope, square, scale, zero, best):
     """The best scale for fixed codes, whose loss and derivatives are known at another."""
     if square > 0 and loss - slope * slope / square < best[0]:
         best[0], best[1], best[2] = loss - slope * slope / square, scale + slope / square, zero
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _highest_scale(y, w, side, logs, log_codes, limits, total, best):
     """A scale above which none is better than `best`, whatever the zero point."""
     low = 0.9 * best[1]
@@ -147,7 +147,7 @@ def _highest_scale(y, w, side, logs, log_codes, limits, total, best):
     return math.exp(log_low + k * step)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _lowest_scale(y, w, side, limits, highest, best):
     """A scale below which saturation alone costs more than `best`, or no code changes: Newton's method, from the left on a convex
     function, does not overshoot."""
@@ -165,7 +165,7 @@ def _lowest_scale(y, w, side, limits, highest, best):
     return max(scale, 0.999 * y.min() / (limits.max() + 0.5))
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _search(y, w, side, logs, log_codes, limits, zero, highest, total, best):
     """Improve `best` by the scales of one zero point."""
     low = _lowest_scale(y, w, side, limits, highest, best)
@@ -183,7 +183,7 @@ def _search(y, w, side, logs, log_codes, limits, zero, highest, total, best):
         first = max(last, first + 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _bounds(y, w, side, logs, log_codes, limits, total, low, high):
     """(log of low, width, lower bounds of the loss, numbers of breakpoints) of buckets of scales, even in their logarithm."""
     log_low = math.log(low)
@@ -215,14 +215,14 @@ def _bounds(y, w, side, logs, log_codes, limits, total, low, high):
     return log_low, step, bounds, counts
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _least(constant, linear, square, s0, s1):
     """Minimum of constant - linear s + square s^2 for s0 <= s <= s1."""
     s = s0 if linear <= 2 * square * s0 else s1 if linear >= 2 * square * s1 else linear / (2 * square)
     return constant - linear * s + square * s * s
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _code_at(quotient, start, log_codes, step, bucket, limit):
     """The largest code whose breakpoint is in `bucket` or a later one; quotient is y / the scale where it begins."""
     c = int(min(quotient + 1.5, limit))
@@ -231,7 +231,7 @@ def _code_at(quotient, start, log_codes, step, bucket, limit):
     return c
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _sweep(y, w, side, logs, log_codes, limits, zero, log_low, step, first, last, size, best):
     """Improve `best` by all codes that scales in the buckets first, .., last - 1 give, one breakpoint after the other."""
     scale = math.exp(log_low + first * step)
@@ -256,7 +256,7 @@ def _sweep(y, w, side, logs, log_codes, limits, zero, log_low, step, first, last
         _keep_better(loss, slope, square, scale, zero, best)
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _order(values):
     """Indices that sort."""
     if len(values) > 64:
@@ -271,7 +271,7 @@ def _order(values):
     return order
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 def _nearest_float32(y, w, side, unit, qmin, qmax, start_scale, start_zero, best):
     """The better of the start and of the float32 scales around the best real one."""
     chosen, zero = start_scale, start_zero
