@@ -232,7 +232,6 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                            size_t panel_end)
 {
     const qk_blocked *b = g->b;
-    const qk_right *right = g->right;
     const qk_kernels *k = b->kernels;
     const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
     float y[MAX_MR * NR] __attribute__((aligned(64)));
@@ -244,21 +243,10 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
-            qk_tile t = {
-                .rows = (int)(rows * (tile + 1) / tiles - row),
-                .cols = (int)at_most(b->n - col, NR),
-                .row_scale = block->scale + row,
-                .bias = right->float_bias + col,
-                .activation = right->activation,
-                .bounded = right->bounded,
-                .lo = right->lo,
-                .hi = right->hi,
-                .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
-                .row_stride = right->row_stride,
-            };
+            const size_t count = rows * (tile + 1) / tiles - row, cols = at_most(b->n - col, NR);
+            const qk_tile t = qk_float_tile(g->right, first + row, count, col, cols, block->scale + row);
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
-            if (right->residual) qk_tile_residual(&t, right, first + row, col);
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
             k->blocked_to_float(y, &t);
         }

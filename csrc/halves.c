@@ -143,20 +143,7 @@ static int take_rows(const product *g, float *to, size_t first, size_t count)
 static void store_tile(const product *g, float *y, size_t row, size_t rows, size_t col)
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const qk_right *right = g->right;
-    qk_tile t = {
-        .rows = (int)rows,
-        .cols = (int)at_most(g->b->n - col, NR),
-        .row_scale = ones,
-        .bias = right->float_bias + col,
-        .activation = right->activation,
-        .bounded = right->bounded,
-        .lo = right->lo,
-        .hi = right->hi,
-        .dst = (char *)right->out + row * right->row_stride + col * sizeof(float),
-        .row_stride = right->row_stride,
-    };
-    if (right->residual) qk_tile_residual(&t, right, row, col);
+    const qk_tile t = qk_float_tile(g->right, row, rows, col, at_most(g->b->n - col, NR), ones);
     g->b->kernels->blocked_to_float(y, &t);
 }
 

@@ -241,24 +241,11 @@ static void correct_row(const product *g, const row_block *block, size_t row, si
 static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
                          const int64_t *sum)
 {
-    const qk_right *right = g->right;
-    qk_tile t = {
-        .rows = (int)rows,
-        .cols = (int)cols,
-        .row_scale = block->scale + row,
-        .bias = right->float_bias + col,
-        .activation = right->activation,
-        .bounded = right->bounded,
-        .lo = right->lo,
-        .hi = right->hi,
-        .dst = (char *)right->out + (first + row) * right->row_stride + col * sizeof(float),
-        .row_stride = right->row_stride,
-    };
-    if (right->residual) qk_tile_residual(&t, right, first + row, col);
+    const qk_tile t = qk_float_tile(g->right, first + row, rows, col, cols, block->scale + row);
     float y[MAX_MR * NC] __attribute__((aligned(64)));
     memset(y, 0, rows * NC * sizeof *y);
     for (size_t i = 0; i < rows; i++, sum += g->b->kernels->nr)
-        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[j] * right->col_scale[col + j];
+        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[j] * g->right->col_scale[col + j];
     g->b->kernels->blocked_to_float(y, &t);
 }
 
