@@ -1,24 +1,24 @@
 """qkernels: exact, fast kernels for quantized machine learning on CPUs."""
 
-from . import codebook
-from .codebook import Codebook, decode, encode
+from . import _codebook
+from ._codebook import Codebook, decode, encode
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
-from .gemm import PackedMatrix, linear, matmul, pack, qlinear
+from ._products import PackedMatrix, linear, matmul, pack, qlinear
 from .gguf import from_gguf, to_gguf
-from .kmeans import KMeansResult, kmeans
-from .kmeans1d import kmeans1d
-from .layers import attention, layer_norm
-from .qparams import QParams, choose_qparams
-from .quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
-from .rounding import quantize_multiplier, requantize
-from .search import distance_tables, search
+from ._kmeans import KMeansResult, kmeans
+from ._kmeans1d import kmeans1d
+from ._layers import attention, layer_norm
+from ._qparams import QParams, choose_qparams
+from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
+from ._rounding import quantize_multiplier, requantize
+from ._pq import distance_tables, search
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name):
     if name in ("NF4", "FP4"):  # made on first use, with SciPy
-        return getattr(codebook, name)
+        return getattr(_codebook, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

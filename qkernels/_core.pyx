@@ -1,6 +1,6 @@
 """Where Python meets C: arrays are made contiguous, `out` is checked, the GIL is released, one C driver is called.
 
-The public functions (quantize.py, gemm.py, rounding.py) hold the documentation; the checks that every call needs stand
+The public functions (_quantize.py, _products.py, _rounding.py) hold the documentation; the checks that every call needs stand
 here, since 64 floats should not wait for Python.
 """
 
@@ -228,7 +228,7 @@ def frozen(array):
 
 
 cdef class Params:
-    """QParams (qparams.py), which has checked the arguments, as C reads them."""
+    """QParams (_qparams.py), which has checked the arguments, as C reads them."""
 
     cdef qk_params c
     cdef qk_dtype storage
@@ -459,7 +459,7 @@ def holds_as_half(values):
 
 
 cdef class Packed:
-    """PackedMatrix (gemm.py), which has checked the arguments: weights in the panels that an instruction set reads.
+    """PackedMatrix (_products.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
     b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, float16 or bfloat16, which
     fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
@@ -1120,7 +1120,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, manti
 
 
 cdef class Levels:
-    """The tables of a scalar Codebook (codebook.py), which has made them, as C reads them. Arrays have a row for each channel."""
+    """The tables of a scalar Codebook (_codebook.py), which has made them, as C reads them. Arrays have a row for each channel."""
 
     cdef qk_codebook c
     cdef object arrays
@@ -1202,7 +1202,7 @@ def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray
 
 
 cdef class VectorLevels:
-    """The tables of a Codebook of vectors (codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
+    """The tables of a Codebook of vectors (_codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
     (1 or m, d, k), scaled (1 or m, k + 1, d)."""
 
     cdef qk_vector_book c
@@ -1487,7 +1487,7 @@ def attention(q, k, v, heads, starts, scale, out):
 
 
 cdef class KMeans:
-    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for kmeans.py. Every call leaves all of it as the next
+    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py. Every call leaves all of it as the next
     one needs it, and none keeps signals waiting for long."""
 
     cdef qk_kmeans c

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import _core
-from .qparams import integer
+from ._checks import integer
 
 
 def set_num_threads(n):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import _core
-from .qparams import float_array
+from ._checks import float_array
 
 BLOCK = 32
 KINDS = {"Q8_0": 34, "Q4_0": 18}  # bytes of a block

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core
-from qkernels.kmeans import kmeans
+from qkernels import _core, kmeans
 
 RNG = np.random.default_rng(0)
 

@@ -149,7 +149,7 @@ def test_two_solutions_are_joined():
     Run without compilation, where calls can be counted, and indices beyond an array raise."""
     code = """
 import numpy as np, qkernels as qk
-from qkernels import _kmeans1d as loops
+from qkernels._numba import kmeans1d as loops
 calls, join = [], loops.join
 loops.join = lambda few, many, k: calls.append(k) or join(few, many, k)
 x = np.array([0, 1, 10, 11, 20, 21, 30, 31])
@@ -332,7 +332,7 @@ def test_threads_and_strides_make_no_difference():
 
 
 def test_nothing_is_compiled_again():
-    from qkernels import _kmeans1d as loops
+    from qkernels._numba import kmeans1d as loops
 
     for name, count in [("cluster_lines", 1), ("label_lines", 2), ("histogram", 1), ("look_up", 2)]:
         function = getattr(loops, name)

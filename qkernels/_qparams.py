@@ -4,12 +4,12 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
+from ._checks import MAX_NDIM, boolean, float_array, integer, optional_int
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
 INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
                                  ml_dtypes.int2, ml_dtypes.uint2)))
-MAX_NDIM = 64  # of NumPy's arrays
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
@@ -222,35 +222,6 @@ def float_code_scale(lo, hi, dtype):
     return np.where(largest > 0, scale, np.float32(1))
 
 
-def float_array(x):
-    """x as an array of one of the four float types."""
-    x = np.asarray(x)
-    if x.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
-    return x
-
-
-def integer(value, name, least=None, *, what="an integer"):
-    """value as an int, of at least `least`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be {what}, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
-
-
-def optional_int(value, name):
-    """value as an int, or None."""
-    return None if value is None else integer(value, name, what="an integer or None")
-
-
-def boolean(value, name):
-    """value as a bool."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
-
-
 def _bounds(x, axis, block_size):
     """Smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == np.float32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
@@ -293,7 +264,7 @@ def _outward(bound, direction):
 
 def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_point):
     """Turn scale and zero_point, of minmax, into those of least squares."""
-    from . import least_squares  # Numba takes long to import
+    from ._numba import least_squares  # Numba takes long to import
 
     if importance is not None:
         importance = _checked_importance(importance, x)

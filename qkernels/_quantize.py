@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from .qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range, float_array, integer, optional_int
+from ._checks import float_array, integer, optional_int
+from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
 
 def quantize(x, params, *, rounding="half_even", out=None):

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ._numba import compiled
-from .config import get_num_threads
+from .cache import compiled
+from ..config import get_num_threads
 
 NEGLIGIBLE = 2.0**-48     # of sum(x^2): what rounding a scale to float32 may cost
 SLACK = 1e-12             # of sum(x^2): what rounding may do to the sums of a bound

@@ -1,7 +1,7 @@
 """Float layers that stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
 
 from . import _core
-from .qparams import integer
+from ._checks import integer
 
 
 def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):

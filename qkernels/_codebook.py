@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from .qparams import MAX_NDIM, boolean, float_array, optional_int
+from ._checks import MAX_NDIM, boolean, float_array, optional_int
 
 MAX_LEVELS = 256
 
@@ -118,7 +118,7 @@ class Codebook:
         array([[[0., 2.]],
                [[5., 5.]]], dtype=float32)
         """
-        from .codebook_fit import fit_levels, fit_vectors
+        from ._codebook_fit import fit_levels, fit_vectors
 
         if vector is not None:
             if axis is not None or block_size is not None or zero:

@@ -5,10 +5,10 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from .codebook import MAX_LEVELS
-from .kmeans import kmeans
-from .kmeans1d import kmeans1d
-from .qparams import boolean, float_array, integer
+from ._codebook import MAX_LEVELS
+from ._kmeans import kmeans
+from ._kmeans1d import kmeans1d
+from ._checks import boolean, float_array, integer
 
 
 def fit_levels(x, k, axis, block_size, weights, zero):
@@ -106,9 +106,9 @@ def repeated(levels, k):
 
 @cache
 def loops():
-    from . import _pinned1d
+    from ._numba import kmeans1d_zero
 
-    return _pinned1d
+    return kmeans1d_zero
 
 
 def fit_with_zero(values, weights, k):

@@ -7,8 +7,8 @@ that must be fused to be fast.
 import numpy as np
 
 from . import _core
-from .codebook import Codebook, finite_float32
-from .qparams import optional_int
+from ._codebook import Codebook, finite_float32
+from ._checks import optional_int
 
 MOST_CODES = 2**32 - 1
 

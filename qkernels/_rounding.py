@@ -4,7 +4,7 @@ docs/numerics.md, section 7."""
 import numpy as np
 
 from . import _core
-from .qparams import FLOAT_CODES, QParams
+from ._qparams import FLOAT_CODES, QParams
 
 FIXED_POINT = ("gemmlowp", "tflite")
 

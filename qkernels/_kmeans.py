@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _core
-from .qparams import integer
+from ._checks import integer
 
 
 class KMeansResult(NamedTuple):

@@ -4,10 +4,11 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from .codebook import Codebook, checked_scales
-from .qparams import QParams, code_range, float_array
-from .quantize import pack_bits, quantize, unpack_bits
-from .rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
+from ._codebook import Codebook, checked_scales
+from ._checks import float_array
+from ._qparams import QParams, code_range
+from ._quantize import pack_bits, quantize, unpack_bits
+from ._rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)

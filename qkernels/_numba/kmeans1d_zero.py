@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ._kmeans1d import PAIRS_BELOW, cost_of, estimate_penalty, inner, mean_and_cost, pair_prefix_sums, search
-from ._numba import compiled
+from .kmeans1d import PAIRS_BELOW, cost_of, estimate_penalty, inner, mean_and_cost, pair_prefix_sums, search
+from .cache import compiled
 
 HEAVY = 2.0**40  # weight at 0 in units of that of all points
 

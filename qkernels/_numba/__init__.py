@@ -1,0 +1,1 @@
+"""All that imports Numba: compiled loops, imported when they are first called."""
