@@ -1,10 +1,9 @@
+# cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Where Python meets C: arrays are made contiguous, `out` is checked, the GIL is released, one C driver is called.
 
 The public functions (_quantize.py, _products.py, _rounding.py) hold the documentation; the checks that every call needs stand
 here, since 64 floats should not wait for Python.
 """
-
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
