@@ -200,9 +200,12 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
         found.second[i] = of(root)(found.second[i]);
     }
     for (size_t i = 0; i < count; i++) {
-        const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
+        const int32_t at = points[i];
+        int32_t nearest = (int32_t)found.nearest[i];
         const REAL others = beyond - upper[at];
         lower[at] = (found.second[i] < others ? found.second[i] : others) * below;
+        if (found.second[i] < TINY / 2) /* squares may have underflowed */
+            nearest = of(qk_nearest)((const REAL *)p->x + (begin + (size_t)at) * p->d, p->centroids, p->k, p->d, nearest), lower[at] = 0;
         upper[at] = found.first[i];
         changed += nearest != labels[at];
         labels[at] = nearest;

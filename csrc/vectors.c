@@ -13,7 +13,7 @@ enum { MAX_LANES = 16 };
 typedef struct {
     const qk_vector_book *b;
     const qk_kernels *kernels;
-    const float *x;
+    const float *x, *given;
     uint8_t *codes;
     float *y;
     size_t n;                  /* vectors of codes */
@@ -45,13 +45,14 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
     for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n); at += QK_KMEANS_TILE)
-        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
+        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile,
+                                   j->codes + at * b->m);
     free(tile);
 }
 
-int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
+int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b)
 {
-    job j = {.b = b, .kernels = qk_active(), .x = x, .codes = codes, .n = n};
+    job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
     qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20, encode_tiles, &j);
     return !j.failed;
 }
