@@ -292,7 +292,7 @@ def _inertia(state, data, centroids):
     inertia, exponent = math.fsum(state.errors()), 2 * data.exponent
     if data.weights is not None:
         exponent += math.frexp(data.given_weights.max())[1]
-    if inertia < TINY:   # there may be more than the terms that have not underflowed
+    if inertia < TINY and not _squares_are_exact(data):   # there may be more than the terms that have not underflowed
         errors, exponents = _scaled_errors(data, state.labels, centroids)
         top = int(exponents.max())
         with np.errstate(under="ignore"):
@@ -303,12 +303,29 @@ def _inertia(state, data, centroids):
         return math.inf
 
 
+def _squares_are_exact(data):
+    """Whether no difference is so small that its square, or that times a weight, leaves float64."""
+    return data.dtype == np.float32 and data.weights is None
+
+
+def _errors(state, data, centroids, count):
+    """weight * squared distance of each point from its centroid, and None; or, where one of the largest might have underflowed,
+    `_scaled_errors`."""
+    errors = np.empty(len(state.x))
+    state.errors(errors)
+    if _squares_are_exact(data) or np.partition(errors, -count)[-count] >= TINY:
+        return errors, None
+    return _scaled_errors(data, state.labels, centroids)
+
+
 def _scaled_errors(data, labels, centroids):
     """weight * squared distance of each point from its centroid as mantissas, in [1/2, 1) or 0, and exponents."""
     errors, exponents = np.zeros(len(labels)), np.full(len(labels), -(10**6), np.int64)
     for first in range(0, len(labels), 1 << 16):
         part = slice(first, first + (1 << 16))
         away = np.abs(np.subtract(data.points[part], centroids[labels[part]], dtype=np.float64))
+        if not away.any():
+            continue
         exponent = np.frexp(away.max(axis=1))[1]
         with np.errstate(under="ignore"):
             error = np.square(np.ldexp(away, -exponent[:, None])).sum(axis=1)
@@ -343,12 +360,8 @@ def _repaired(state, data, means, weights, empty, centroids):
     """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
-    errors = np.empty(len(state.x))
-    state.errors(errors)
-    farthest = np.argsort(-errors, kind="stable")[: len(empty)]
-    if errors[farthest[-1]] < TINY:   # which may be less than it is
-        errors, exponents = _scaled_errors(data, state.labels, centroids)
-        farthest = np.lexsort((-errors, -exponents))[: len(empty)]
+    errors, exponents = _errors(state, data, centroids, len(empty))
+    farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[: len(empty)]
     with np.errstate(under="ignore"):
         sums, left, again = means * weights[:, None], [], set()
     for cluster, point in zip(empty, farthest):
@@ -415,8 +428,8 @@ def _farthest(state, data, seeds, i):
         state.forget()
         state.place(seeds)
         state.assign()
-        errors, exponents = _scaled_errors(data, state.labels, seeds)
-        point = np.argmax(np.where(exponents == exponents.max(), errors, -1))
+        errors, exponents = _errors(state, data, seeds, 1)
+        point = np.argmax(errors if exponents is None else np.where(exponents == exponents.max(), errors, -1))
         if errors[point] == 0:
             break
         seeds[i] = state.x[point]
