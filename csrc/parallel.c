@@ -20,8 +20,8 @@
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
 static const double FIRST_PIECE = 2e6;          /* ns as estimated, which can be 50 times too little without vectors */
-static const int64_t PIECE = 20000000;          /* ns as measured */
-static const int64_t LOOK = 50000000;           /* between two looks for signals: each may wait 5 ms for Python's lock */
+static const int64_t PIECE = 10000000;          /* ns as measured */
+static const int64_t LOOK = 40000000;           /* between two looks for signals: each may wait 5 ms for Python's lock */
 static const int64_t SPIN = 100000;             /* what a thread waits awake: the gap between two layers of a model */
 static const int64_t RETRY = 1000000000;        /* after a thread could not be had */
 enum { FEWEST_MOST = 8 };                       /* threads that may be asked for on any machine */
@@ -46,7 +46,7 @@ typedef struct {
     call *call;
     share *shares;
     size_t threads, step; /* step: items that are taken at first */
-    int timed;            /* whether a share may have to be cut into pieces */
+    int timed;            /* whether a share is cut into pieces, and signals are looked for */
 } loop;
 
 typedef struct {
@@ -186,7 +186,7 @@ static void work_on(const loop *l, size_t me)
     size_t step = l->step;
     for (size_t i = 0; i < l->threads; i++) {
         share *s = &l->shares[(me + i) % l->threads];
-        while (!look(l->call)) {
+        while (!l->timed || !look(l->call)) {
             if (__atomic_load_n(&s->next, __ATOMIC_RELAXED) >= s->end) break;
             const size_t begin = __atomic_fetch_add(&s->next, step, __ATOMIC_RELAXED);
             if (begin >= s->end) break;
@@ -243,7 +243,8 @@ static void *serve(void *argument)
         loop *job = wait_for_job(w);
         if (job == &quit) return NULL;
         if (!__atomic_compare_exchange_n(&w->job, &job, &busy, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-        if (pthread_setspecific(here, job->call) == 0) work_on(job, w->index);
+        if (!job->timed || pthread_setspecific(here, job->call) == 0) work_on(job, w->index);
+        if (job->timed) pthread_setspecific(here, NULL);
         __atomic_store_n(&w->job, NULL, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&pool.caller_asleep, __ATOMIC_SEQ_CST)) ring(&pool.lock, &pool.bell);
     }

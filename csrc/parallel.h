@@ -9,7 +9,7 @@
 
 /* Calls body(context, begin, end) on ranges that cover 0 .. items, each once, in any order, on this thread and others. `work` is the
  * time that all of it takes on one thread, in nanoseconds, roughly: small work is one range, on this thread; ranges of long work take
- * some 20 ms each. Returns 0, or QK_INTERRUPTED, and then some ranges may be missing. A loop within a body is not divided further. */
+ * some 10 ms each. Returns 0, or QK_INTERRUPTED, and then some ranges may be missing. A loop within a body is not divided further. */
 int qk_parallel_for(size_t items, double work, void (*body)(void *context, size_t begin, size_t end), void *context);
 /* The number of threads that qk_parallel_for would use at most. */
 int qk_threads_for(size_t items, double work);

@@ -10,6 +10,7 @@ from libc.math cimport INFINITY
 from libc.string cimport memset
 
 import os
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -33,9 +34,22 @@ cdef extern from *:
     #define QK_COMPILER "gcc " __VERSION__
     #endif
     static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+
+    /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns. */
+    static unsigned long main_thread;
+    static int signal_raises(void)
+    {
+        if (PyThread_get_thread_ident() != main_thread) return 0;
+        const PyGILState_STATE state = PyGILState_Ensure();
+        const int raised = PyErr_CheckSignals();
+        PyGILState_Release(state);
+        return raised;
+    }
     """
     const char *QK_COMPILER
     PyObject *descr_of(cnp.ndarray a)   # borrowed
+    unsigned long main_thread
+    int signal_raises() noexcept nogil
 
 INT32 = np.dtype(np.int32)
 INT64 = np.dtype(np.int64)
@@ -100,6 +114,16 @@ def most_threads():
     """The largest number of threads that can be set."""
     return qk_most_threads()
 
+
+def know_main_thread():
+    global main_thread
+    main_thread = threading.main_thread().ident
+
+
+know_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=know_main_thread)
+qk_set_interrupt(signal_raises)
 
 if os.environ.get("QKERNELS_ISA"):
     try:
@@ -950,17 +974,20 @@ cdef float_bias(Packed b, bias):
     return b.padded(given, np.float32)
 
 
-cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept:
+cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
-    cdef size_t i
+    cdef size_t i, first = 0
     cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
         n, rows = rows * cols, 1
-    with nogil:
-        for i in range(rows):
-            if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
-                return False
+    while first < rows:
+        with nogil:
+            for i in range(first, min(first + 65536, rows)):
+                if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
+                    return False
+        first += 65536
+        PyErr_CheckSignals()
     return True
 
 
@@ -1492,10 +1519,10 @@ def attention(q, k, v, heads, starts, scale, out):
 
 cdef class KMeans:
     """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py. Every call leaves all of it as the next
-    one needs it, and none keeps signals waiting for long."""
+    one needs it."""
 
     cdef qk_kmeans c
-    cdef size_t chunks, piece
+    cdef size_t chunks
     cdef readonly object x, weights, labels, sums
     cdef object centroids, distance, half, moved, passed, upper, lower, dtype
 
@@ -1517,8 +1544,6 @@ cdef class KMeans:
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
         self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
         self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
-        # chunks between two looks for signals: 50 ms at 20 products a ns
-        self.piece = 1 + <size_t>(1e9 / (<double>chunk * k * (d + 4)))
         self.forget()
 
     def forget(self):
@@ -1548,19 +1573,15 @@ cdef class KMeans:
 
     def assign(self):
         """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
-        cdef size_t first = 0, last, piece = self.piece * qk_get_num_threads()
         cdef qk_kmeans_counts counts
         cdef int done = 1
         counts.changed = counts.by_label = 0
         if self.c.distance:
             with nogil:
                 done = qk_kmeans_distances(&self.c)
-        while first < self.chunks and done:
-            last = min(first + piece, self.chunks)
+        if done:
             with nogil:
-                done = qk_kmeans_assign(&self.c, first, last, &counts)
-            first = last
-            PyErr_CheckSignals()
+                done = qk_kmeans_assign(&self.c, 0, self.chunks, &counts)
         if not done:
             raise MemoryError(f"no memory for chunks of {self.c.chunk} points")
         self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
@@ -1587,5 +1608,4 @@ cdef class KMeans:
             done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
-        PyErr_CheckSignals()
         return potential
