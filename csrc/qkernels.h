@@ -25,8 +25,14 @@ const qk_kernels *qk_find(const char *name);    /* NULL where not built or the C
 const char *qk_name(const qk_kernels *k);
 const char *qk_built(size_t i);                 /* names of all that are built, best first, then NULL */
 void qk_activate(const qk_kernels *k);          /* for tests: what later calls use */
-void qk_set_num_threads(int n);
+void qk_set_num_threads(int n);                 /* at least 1; more than qk_most_threads() are as many as that */
 int qk_get_num_threads(void);
+int qk_most_threads(void);                      /* CPUs of the machine, or 8 where it has fewer */
+
+/* Long calls ask `poll`, on the thread that called and every 50 ms or so, whether to stop. Where it does not return 0 they return
+ * QK_INTERRUPTED soon, and what they write to is undefined. NULL: they do not ask. */
+enum { QK_INTERRUPTED = -3 };
+void qk_set_interrupt(int (*poll)(void));
 
 /* ---- elementwise ---- */
 

@@ -439,30 +439,35 @@ static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, f
 typedef struct {
     const float *x;
     size_t n;
-    float *lo, *hi;
-    int finite;
+    int32_t below, above; /* bits of -lo and hi, which are not negative: in the order of the values */
+    int not_finite;
 } minmax_job;
 
 static void minmax_pieces(void *context, size_t begin, size_t end)
 {
     minmax_job *job = context;
     float lo, hi;
-    const int finite = bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi);
-#pragma omp critical(qk_minmax)
-    {
-        job->finite &= finite;
-        if (lo < *job->lo) *job->lo = lo;
-        if (hi > *job->hi) *job->hi = hi;
+    if (!bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi)) {
+        __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+        return;
     }
+    int32_t bits[2];
+    const float bounds[2] = {0 - lo, hi};
+    memcpy(bits, bounds, sizeof bits);
+    qk_keep_most(&job->below, bits[0]);
+    qk_keep_most(&job->above, bits[1]);
 }
 
 int qk_minmax(const float *x, size_t n, float *lo, float *hi)
 {
     if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
-    minmax_job job = {x, n, lo, hi, 1};
-    *lo = *hi = 0;
-    qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
-    return job.finite;
+    minmax_job job = {.x = x, .n = n};
+    float bounds[2];
+    const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
+    memcpy(bounds, &job.below, sizeof *bounds);
+    memcpy(bounds + 1, &job.above, sizeof *bounds);
+    *lo = 0 - bounds[0], *hi = bounds[1];
+    return status < 0 ? status : !job.not_finite;
 }
 
 void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)

@@ -26,6 +26,8 @@ cdef extern from "qkernels.h" nogil:
     void qk_activate(const qk_kernels *k)
     void qk_set_num_threads(int n)
     int qk_get_num_threads()
+    int qk_most_threads()
+    void qk_set_interrupt(int (*poll)() nogil)
 
     ctypedef struct qk_params:
         qk_kind kind

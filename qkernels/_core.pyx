@@ -96,6 +96,11 @@ def get_num_threads():
     return qk_get_num_threads()
 
 
+def most_threads():
+    """The largest number of threads that can be set."""
+    return qk_most_threads()
+
+
 if os.environ.get("QKERNELS_ISA"):
     try:
         set_isa(os.environ["QKERNELS_ISA"])
