@@ -67,7 +67,8 @@ def pack(b, params, *, scales=None):
     Parameters
     ----------
     b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
-        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
+        Inputs by outputs: the transpose of what `torch.nn.Linear` keeps, (out, in). Strides are free, so that ``weight.T``
+        costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
         byte. All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None where b is float16 or bfloat16
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
@@ -306,6 +307,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     x : array of float32, float64, float16 or bfloat16, shape (..., K)
         Finite; used as float32.
     packed : PackedMatrix of shape (K, N)
+        For a layer of `torch.nn.Linear`, whose weight is (out, in), pack ``weight.T``.
     bias : float array of shape (N,), optional
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
         ``gelu`` is the exact form, by erf.
