@@ -169,6 +169,8 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
     return sum_columns(s, cols, colsum);
 }
 
+_Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
+
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
 static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {

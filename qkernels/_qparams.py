@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, boolean, float_array, integer, optional_int
+from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
@@ -161,7 +161,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     [np.float32(0.571), np.float32(1.008)]
     """
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}")
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
     dtype, x = code_dtype(dtype), float_array(x)
@@ -186,12 +186,9 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
 
 def code_dtype(dtype):
     """The dtype of codes that is called `dtype`."""
-    try:
-        found = _BY_NAME.get(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        found = None
+    found = _core.named_dtype(dtype)
     if found not in _RANGES:
-        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {dtype!r}")
+        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {shown(dtype)}")
     return found
 
 
@@ -287,9 +284,7 @@ def _as_rows(x, axis, block_size):
 
 
 def _checked_importance(importance, x):
-    given = np.asarray(importance)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"importance must be an array of floats, got {given.dtype}")
+    given = real_array(importance, "importance")
     try:
         broad = np.broadcast_to(given, x.shape)
     except ValueError:
@@ -316,9 +311,7 @@ def _checked_blocks(axis, block_size):
 
 
 def _checked_scale(scale, axis, block_size):
-    given = np.asarray(scale)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"scale must be a float or an array of floats, got {scale!r}")
+    given = real_array(scale, "scale", "a float or an array of floats")
     if axis is None and given.ndim:
         raise ValueError(f"scale must be a scalar unless axis is given, got shape {given.shape}")
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
@@ -335,9 +328,9 @@ def _checked_scale(scale, axis, block_size):
 def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     if zero_point is None:
         return np.zeros(shape, np.int32)
-    given = np.asarray(zero_point)
+    given = as_array(zero_point, "zero_point")
     if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
-        raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
+        raise TypeError(f"zero_point must be an integer or an array of integers, got {shown(zero_point)}")
     if given.shape != shape:
         raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
     if given.dtype in INT_CODES:

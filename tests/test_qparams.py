@@ -330,7 +330,7 @@ X = np.ones((3, 4), np.float32)
     ({"method": "mse", "importance": np.ones(3)}, ValueError, r"importance must broadcast to the shape of x \(3, 4\), got \(3,\)"),
     ({"method": "mse", "importance": -X}, ValueError, "importance must not be negative, got -1.0"),
     ({"method": "mse", "importance": X * np.nan}, ValueError, r"importance has 12 NaN or infinite values, the first at \(0, 0\)"),
-    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got <U4"),
+    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got 'high'"),
     ({"dtype": "float8_e5m2", "symmetric": False}, ValueError, "codes of dtype float8_e5m2 are symmetric, got symmetric=False"),
     ({"dtype": "float8_e5m2", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float8_e5m2"),
 ])
