@@ -115,7 +115,7 @@ def check_params(params, name):
 
 def checked_multiplier(given, n):
     """The array of a multiplier as n float64 values."""
-    if given.shape not in ((), (n,)):
+    if given.shape not in ((), (1,), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
     bad = ~((given > 0) & (given < np.inf))
     if bad.any():
