@@ -210,6 +210,16 @@ cdef extern from "qkernels.h" nogil:
 
     int qk_attention(const qk_attention_args *args) except -3
 
+    ctypedef struct qk_least_squares:
+        size_t n, block
+        int qmin, qmax
+        int first_zero, last_zero
+        int (*poll)(void *context) noexcept nogil
+        void *context
+
+    int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
+                  int32_t *zero_point)
+
     ctypedef struct qk_kmeans:
         qk_dtype type
         size_t n, d, k, stride, chunk
