@@ -145,6 +145,7 @@ struct qk_kernels {
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+    void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
 
     /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero points
      * freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start entries. */
@@ -206,8 +207,8 @@ struct qk_kernels {
     void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
-    void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
-                           float *y);
+    int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                          float *y);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);

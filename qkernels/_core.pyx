@@ -5,7 +5,7 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX
+from libc.float cimport FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
@@ -650,6 +650,7 @@ cdef class Packed:
     cdef readonly Py_ssize_t nbytes
     cdef object panels, colsum, scale, zero_point, zeros, levels
     cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef float least_scale, most_scale
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
@@ -694,6 +695,7 @@ cdef class Packed:
         self.zero_point = self.padded(self.params.zero_point, np.int32)
         self.zeros = np.zeros(self.n_pad, np.float32)
         self.has_zero_point = bool(np.any(self.zero_point))
+        self.least_scale, self.most_scale = np.min(self.params.scale, initial=FLT_MAX), np.max(self.params.scale, initial=0)
         self.nbytes += 12 * self.n_pad
         return 0
 
@@ -1201,6 +1203,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     right.type = QK_TO_FLOAT
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    right.least_scale, right.most_scale = b.least_scale, b.most_scale
     if b.is_words:
         run_words(&left, &b.words, &right, x)
     else:
@@ -1208,30 +1211,59 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     return y if out is None else out
 
 
+cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
+
+
 cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8)."""
+    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
+    float32 (numerics 21): their multiplier is -1."""
     cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
     cdef float *multiplier = &columns[0, 0]
     cdef float *scale = &columns[1, 0]
     cdef float *bias = &columns[2, 0]
-    cdef float largest = 0
+    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
     cdef Py_ssize_t j
-    for j in range(b.n_pad):
-        scale[j] = a_scale * b_scale[j]
-        multiplier[j] = scale[j] / out_scale
-        bias[j] = 0
-        largest = max(largest, multiplier[j])
-    if largest > FLT_MAX:
-        raise ValueError(f"the scales of q and b over that of the result must be finite in float32, got {largest}")
-    cdef const float *given
     if real_bias is not None:
         given = <const float *>cnp.PyArray_DATA(real_bias)
-        for j in range(b.n):
-            if not -FLT_MAX <= given[j] <= FLT_MAX:
-                raise_not_finite(real_bias, "bias")
-            bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
+    for j in range(b.n):
+        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+            raise_not_finite(real_bias, "bias")
+        scale[j] = a_scale * b_scale[j]
+        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
+        if FLT_MIN <= scale[j] <= FLT_MAX:
+            multiplier[j] = scale[j] / out_scale
+        else:
+            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
+        if real:
+            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
+        else:
+            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
+        if not serves:
+            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
+    for j in range(b.n, b.n_pad):
+        multiplier[j] = scale[j] = bias[j] = 0
     right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return 0
+    return any_wide
+
+
+cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Scales and biases, in double, of the columns that set_multipliers has left out."""
+    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
+    if real_bias is not None:
+        given = <const float *>cnp.PyArray_DATA(real_bias)
+    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
+    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
+    cdef double *bias = scale + b.n_pad
+    cdef double unit = 1 if right.activation > QK_RELU else out_scale
+    cdef Py_ssize_t j
+    for j in range(b.n):
+        if right.requant.multiplier[j] < 0:
+            scale[j] = <double>a_scale * b_scale[j] / unit
+            bias[j] = 0 if given == NULL else given[j] / unit
+    right.wide_scale, right.wide_bias = scale, bias
+    return wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1274,7 +1306,8 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
         columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias)
+        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
+            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -1574,7 +1607,7 @@ def layer_norm(x, weight, bias, double eps, residual, out):
     cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
     cdef float *to = <float *>cnp.PyArray_DATA(y)
     with nogil:
-        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, <float>eps, to)
+        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
     return y if out is None else out
 
 
@@ -1618,7 +1651,7 @@ def attention(q, k, v, heads, starts, scale, out):
     if heads < 1 or width % heads or not 0 < width // heads <= 65536:
         raise ValueError(f"heads must divide the {width} columns of q into at least 1 and at most 65536 each, got {heads}")
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
-    if not 0 < factor < 3e38:
+    if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
@@ -1636,7 +1669,7 @@ def attention(q, k, v, heads, starts, scale, out):
     args.heads, args.size = <size_t>heads, <size_t>(width // heads)
     args.sequences = <size_t>(cnp.PyArray_DIM(bounds, 0) - 1)
     args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
-    args.scale = <float>factor
+    args.scale = factor
     cdef int status
     with nogil:
         status = qk_attention(&args)
