@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, boolean, float_array, integer, optional_int
+from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
 from .config import get_num_threads
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
@@ -26,11 +26,12 @@ class QParams(_core.Params):
     Parameters
     ----------
     scale : float or array of floats
-        Kept as float32; positive, finite and not subnormal. A scalar is per tensor. With `axis`, shape (n,): one entry per
+        Kept as float32; positive, finite and not subnormal. A scalar, or one value of shape (1,), is per tensor. With `axis`, shape (n,): one entry per
         index of that axis of the data. With `axis` and `block_size`, the shape of the data with `axis`
         shortened to ``ceil(n / block_size)`` (ONNX blocked layout).
     zero_point : int or array of ints of the shape of `scale`, optional
-        Codes that stand for 0.0. None is 0 everywhere: symmetric. Codes that are floats have none.
+        Codes that stand for 0.0; a scalar, or one of shape (1,), stands for all. None is 0 everywhere: symmetric. For codes that
+        are floats it is 0, and may have their dtype.
     dtype : str or dtype
         ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float4_e2m1fn``; those that NumPy lacks
         are dtypes of `ml_dtypes`.
@@ -164,7 +165,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     [np.float32(0.571), np.float32(1.008)]
     """
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}")
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
     dtype, x = code_dtype(dtype), float_array(x)
@@ -189,12 +190,9 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
 
 def code_dtype(dtype):
     """The dtype of codes that is called `dtype`."""
-    try:
-        found = _BY_NAME.get(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        found = None
+    found = _core.named_dtype(dtype)
     if found not in _RANGES:
-        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {dtype!r}")
+        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {shown(dtype)}")
     return found
 
 
@@ -332,9 +330,7 @@ def _as_rows(x, axis, block_size):
 
 
 def _checked_importance(importance, x):
-    given = np.asarray(importance)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"importance must be an array of floats, got {given.dtype}")
+    given = real_array(importance, "importance")
     try:
         broad = np.broadcast_to(given, x.shape)
     except ValueError:
@@ -363,9 +359,9 @@ def _checked_blocks(axis, block_size):
 
 
 def _checked_scale(scale, axis, block_size):
-    given = np.asarray(scale)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"scale must be a float or an array of floats, got {scale!r}")
+    given = real_array(scale, "scale", "a float or an array of floats")
+    if axis is None and given.shape == (1,):
+        given = given.reshape(())   # as ONNX files hold a scalar
     if axis is None and given.ndim:
         raise ValueError(f"scale must be a scalar unless axis is given, got shape {given.shape}")
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
@@ -382,19 +378,19 @@ def _checked_scale(scale, axis, block_size):
 def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     if zero_point is None:
         return np.zeros(shape, np.int32)
-    given = np.asarray(zero_point)
-    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
-        raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
-    if given.shape != shape:
-        raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
-    if given.dtype in INT_CODES:
-        given = given.astype(np.int32)
+    given = as_array(zero_point, "zero_point")
+    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES and not (given.dtype == dtype in FLOAT_CODES):
+        raise TypeError(f"zero_point must be an integer or an array of integers, got {shown(zero_point)}")
+    if given.shape not in (shape, (), (1,)):
+        raise ValueError(f"zero_point must be a scalar or have the shape of scale {shape}, got {given.shape}")
+    if given.dtype in _RANGES:
+        given = given.astype(np.float32 if given.dtype in FLOAT_CODES else np.int32)
     if dtype in FLOAT_CODES:
         qmin = qmax = 0
-    bad = (given < qmin) | (given > qmax)
+    bad = ~((given >= qmin) & (given <= qmax))
     if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
-    return given.astype(np.int32, order="C")
+    return np.broadcast_to(given if given.shape == shape else given.reshape(()), shape).astype(np.int32, order="C")
 
 
 def _brief(value):

@@ -349,7 +349,7 @@ BAD_CALLS = [
     (lambda out: qk.decode(CODES, FLAT, SCALES, out=out), ValueError, "scales must be None for a codebook without block_size"),
     (lambda out: qk.decode(CODES, BLOCKS, out=out), ValueError, "scales are needed for a codebook with block_size=2"),
     (lambda out: qk.decode(CODES, BLOCKS, SCALES[:1], out=out), ValueError, r"scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)"),
-    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be a float array, those of encode, got int64"),
+    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be floats, those of encode, got int64"),
     (lambda out: qk.decode(CODES, BLOCKS, np.array([1, 1e39]), out=out), ValueError, r"scales must be finite in float32, got 1e\+39"),
     (lambda out: qk.decode(CODES[:2], FLAT, out=out), ValueError, r"out must have shape \(2,\), got \(3,\)"),
     (lambda out: qk.decode(CODES, FLAT, out=out.astype(np.float64)), TypeError, "out must have dtype float32, got float64"),
