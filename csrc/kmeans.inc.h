@@ -140,7 +140,8 @@ static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, cons
     }
 }
 
-/* `list` by label, and roughly by upper bound within a label, by counting. `key` is memory for one entry a point, `ends` for
+/* `list` by label, and roughly by upper bound within a label, by counting: by the last of the bins where the bound is NaN, as that of a
+ * point is which another thread has changed since it was checked. `key` is memory for one entry a point, `ends` for
  * QK_KMEANS_BINS * k + 1. */
 static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, const REAL *reach,
                               uint32_t *key, int32_t *ends, int32_t *sorted)
@@ -148,8 +149,8 @@ static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k
     memset(ends, 0, (QK_KMEANS_BINS * k + 1) * sizeof *ends);
     for (size_t j = 0; j < count; j++) {
         const int32_t a = labels[list[j]];
-        const REAL part = upper[list[j]] / reach[a];
-        key[j] = QK_KMEANS_BINS * (uint32_t)a + (uint32_t)(part * part * (REAL)(QK_KMEANS_BINS - 1));
+        const REAL part = upper[list[j]] / reach[a], bin = part * part * (REAL)(QK_KMEANS_BINS - 1);
+        key[j] = QK_KMEANS_BINS * (uint32_t)a + (uint32_t)(bin < QK_KMEANS_BINS - 1 ? bin : QK_KMEANS_BINS - 1);
         ends[key[j] + 1]++;
     }
     for (size_t i = 1; i <= QK_KMEANS_BINS * k; i++) ends[i] += ends[i - 1];

@@ -65,7 +65,8 @@ static inline __attribute__((always_inline)) void decode_run(const job *j, size_
     const qk_vector_book *b = j->b;
     for (size_t i = begin; i < end; i++)
         for (size_t g = 0; g < b->m; g++) {
-            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + j->codes[i * b->m + g]) * d;
+            const size_t code = at_most(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
+            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + code) * d;
             memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
         }
 }
@@ -172,7 +173,8 @@ static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
-    float *memory = obtain(j, j->b->m * (j->b->k + j->b->d) * j->lanes * sizeof *memory);
+    const size_t beyond = QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
+    float *memory = obtain(j, (j->b->m * (j->b->k + j->b->d) + beyond) * j->lanes * sizeof *memory);
     if (!memory) return;
     for (size_t item = begin; item < end; item++) {
         const size_t unit = item / j->parts, part = item % j->parts;
@@ -188,7 +190,7 @@ static void scan_parts(void *context, size_t begin, size_t end)
     free(memory);
 }
 
-/* Merges the parts of a query, and sorts. */
+/* Merges the parts of a query, and sorts. Codes that another thread has changed may have left a heap unfilled. */
 static void finish_queries(void *context, size_t begin, size_t end)
 {
     const job *j = context;
@@ -202,7 +204,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
             const uint64_t largest = heap[0];
             const uint32_t bits = (uint32_t)(largest >> 32);
             memcpy(&j->distances[q * k + left], &bits, sizeof bits);
-            j->indices[q * k + left] = (int64_t)(largest & UINT32_MAX);
+            j->indices[q * k + left] = (int64_t)at_most(largest & UINT32_MAX, j->n - 1);
             replace_largest(heap, left, heap[left]);
         }
     }
