@@ -71,7 +71,8 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     Raises
     ------
     ValueError
-        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
+        Where float64 x (or init) holds magnitudes both beyond 1e135 and some 1e420 times smaller, whose squared distances float64 cannot
+        tell apart. Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
         max_iter or tol are out of range.
     TypeError
         For other dtypes.
