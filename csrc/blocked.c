@@ -283,7 +283,7 @@ static void wide_sums_of_own_levels(const qk_blocked *b, const qk_blocked_panel 
 }
 
 /* Rows of a tile some of which are wide: `wide` are their scales. */
-static void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
+static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
                              const double *wide, float *y, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
@@ -315,11 +315,12 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
         const size_t col = panel * NR;
+        qk_tile t = qk_float_tile(g->right, col, at_most(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
-            const size_t count = rows * (tile + 1) / tiles - row, cols = at_most(b->n - col, NR);
-            const qk_tile t = qk_float_tile(g->right, first + row, count, col, cols, block->scale + row);
+            const size_t count = rows * (tile + 1) / tiles - row;
+            qk_set_rows(&t, g->right, first + row, count, col, block->scale + row);
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
@@ -361,7 +362,7 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
     const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
-    const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
+    const double bias = qk_largest_bias(b->kernels, right, b->n);
     g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1,
                                      qk_ordinary_rows(b->level_scale, b->level_scale, sum, bias)};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);

@@ -229,7 +229,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
 }
 
 /* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
-static void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
+static QK_SELDOM void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
@@ -245,7 +245,7 @@ static void store_rows_apart(const product *g, const double *wide, int32_t *acc,
 }
 
 /* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
-static void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
+static QK_SELDOM void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     const double *scale = g->right->wide_scale + col, *bias = g->right->wide_bias + col;
@@ -387,7 +387,7 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (left->type == QK_FLOATS) {
         const qk_ordinary ordinary =
-            qk_ordinary_rows(right->least_scale, right->most_scale, 0x1p31, qk_largest_bias(k, right->float_bias, b->n));
+            qk_ordinary_rows(right->least_scale, right->most_scale, 0x1p31, qk_largest_bias(k, right, b->n));
         g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, ordinary};
     }
 

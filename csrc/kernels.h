@@ -48,23 +48,27 @@ static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t ro
     t->residual_stride = right->residual_stride;
 }
 
-/* A tile of floats on its way to `right` from row and column (row, col) of the result on. */
-static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t rows, size_t col, size_t cols, const float *row_scale)
+/* Tiles of floats on their way to `right`, from column `col` of the result on: without rows, which qk_set_rows gives them. */
+static inline qk_tile qk_float_tile(const qk_right *right, size_t col, size_t cols)
 {
-    qk_tile t = {
-        .rows = (int)rows,
+    return (qk_tile){
         .cols = (int)cols,
-        .row_scale = row_scale,
         .bias = right->float_bias + col,
+        .residual_stride = right->residual_stride,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
         .hi = right->hi,
-        .dst = (char *)right->out + row * right->row_stride + col * sizeof(float),
         .row_stride = right->row_stride,
     };
-    if (right->residual) qk_tile_residual(&t, right, row, col);
-    return t;
+}
+
+/* Such a tile from row `row` of the result on. */
+static inline void qk_set_rows(qk_tile *t, const qk_right *right, size_t row, size_t rows, size_t col, const float *row_scale)
+{
+    t->rows = (int)rows, t->row_scale = row_scale;
+    t->dst = (char *)right->out + row * right->row_stride + col * sizeof(float);
+    if (right->residual) qk_tile_residual(t, right, row, col);
 }
 
 /* The columns of b that become a panel. */

@@ -119,6 +119,20 @@ typedef struct {
     const double *wide_scale, *wide_bias;
 } qk_right;
 
+/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL (numerics 8).
+ * `real`: with an activation that needs real values. */
+typedef struct {
+    size_t n;
+    float a_scale, out_scale;
+    const float *b_scale, *bias;
+    int real;
+} qk_unit_columns;
+
+/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a multiplier of -1,
+ * and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
+int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
+
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 

@@ -10,14 +10,17 @@
 
 #include "kernels.h"
 
+/* Of a function whose large frame would else weigh upon the one that seldom calls it. */
+#define QK_SELDOM __attribute__((noinline))
+
 /* Rows whose scale is within these bounds are ordinary. */
 typedef struct {
     double least, most;
 } qk_ordinary;
 
 /* What multiplies the scale of a row: first, in float32, factors from `least` to `most` (scales of columns, or 1); then sums of at
- * most `sum` in magnitude, in which no intermediate is larger. `bias` is the largest that is added. Each intermediate of an
- * ordinary row is a normal float32, or exact. */
+ * most `sum` in magnitude, in which no intermediate is larger. `bias` is that of qk_largest_bias. Each intermediate of
+ * an ordinary row is a normal float32, or exact. */
 qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias);
 
 static inline int qk_is_ordinary(const qk_ordinary *o, double scale) { return o->least <= scale && scale <= o->most; }
@@ -31,8 +34,8 @@ static inline float qk_largest(const qk_kernels *k, const float *x, size_t strid
     return most;
 }
 
-/* The largest finite magnitude. (An infinite bias is one in float32, too.) */
-double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n);
+/* The largest finite bias of n columns if a residual is added to it, which could bring the sum back from beyond float32; else 0. */
+double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n);
 
 /* How rows of x become codes of 8 or 16 bits (numerics 2 and 3). */
 typedef struct {

@@ -96,6 +96,14 @@ cdef extern from "qkernels.h" nogil:
         const double *wide_scale
         const double *wide_bias
 
+    ctypedef struct qk_unit_columns:
+        size_t n
+        float a_scale, out_scale
+        const float *b_scale
+        const float *bias
+        int real
+    int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
+    void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 
     enum:

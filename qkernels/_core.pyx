@@ -5,7 +5,7 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX, FLT_MIN
+from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
@@ -1038,59 +1038,28 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     return y
 
 
-cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
-
-
-cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
-    float32 (numerics 21): their multiplier is -1."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    cdef float *multiplier = &columns[0, 0]
-    cdef float *scale = &columns[1, 0]
-    cdef float *bias = &columns[2, 0]
-    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
-    cdef Py_ssize_t j
+cdef set_multipliers(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Points `right` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
+    cdef qk_unit_columns unit
+    cdef float lo, hi
+    memset(&unit, 0, sizeof(unit))
+    unit.n, unit.a_scale, unit.out_scale = <size_t>b.n, a_scale, out_scale
+    unit.b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    unit.real = right.activation > QK_RELU
     if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    for j in range(b.n):
-        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+        unit.bias = <const float *>cnp.PyArray_DATA(real_bias)
+        if not qk_minmax(unit.bias, unit.n, &lo, &hi):
             raise_not_finite(real_bias, "bias")
-        scale[j] = a_scale * b_scale[j]
-        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
-        if FLT_MIN <= scale[j] <= FLT_MAX:
-            multiplier[j] = scale[j] / out_scale
-        else:
-            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
-        if real:
-            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
-        else:
-            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
-        if not serves:
-            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
-    for j in range(b.n, b.n_pad):
-        multiplier[j] = scale[j] = bias[j] = 0
-    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return any_wide
-
-
-cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
-    """Scales and biases, in double, of the columns that set_multipliers has left out."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
-    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
-    cdef double *bias = scale + b.n_pad
-    cdef double unit = 1 if right.activation > QK_RELU else out_scale
-    cdef Py_ssize_t j
-    for j in range(b.n):
-        if right.requant.multiplier[j] < 0:
-            scale[j] = <double>a_scale * b_scale[j] / unit
-            bias[j] = 0 if given == NULL else given[j] / unit
-    right.wide_scale, right.wide_bias = scale, bias
-    return wide
+    cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
+    cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
+    cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
+    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
+    if not all_serve:
+        wide = np.zeros((2, b.n_pad))
+        right.wide_scale = <const double *>cnp.PyArray_DATA(wide)
+        right.wide_bias = right.wide_scale + b.n_pad
+        qk_wide_columns(&unit, multiplier, <double *>right.wide_scale, <double *>right.wide_bias)
+    return columns, wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1132,9 +1101,7 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, manti
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
-        columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
-            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
+        columns = set_multipliers(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
