@@ -128,11 +128,12 @@ static void pack_panels(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
+int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
 {
     pack_job job = {p, b, row_stride, col_stride, params, 0};
-    qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
+    const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
     memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);
+    return status;
 }
 
 /* The code of a row and a column, as it is stored. */
@@ -149,14 +150,27 @@ static int stored_code(const qk_blocked *p, size_t row, size_t col)
     return (j < 16 ? two : two >> 4) & 15;
 }
 
-void qk_blocked_unpack(const qk_blocked *p, void *b)
+typedef struct {
+    const qk_blocked *p;
+    uint8_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
-    uint8_t *to = b;
-    for (size_t row = 0; row < p->k; row++)
+    const unpack_job *job = context;
+    const qk_blocked *p = job->p;
+    uint8_t *to = job->b + begin * p->n;
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
             *to++ = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
+}
+
+int qk_blocked_unpack(const qk_blocked *p, void *b)
+{
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -313,7 +327,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
                           .own_zeros = b->own_zeros, .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
-    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->right, col, at_most(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
@@ -369,6 +383,6 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(g.m, g.lda, (size_t)b->kernels->blocked_mr, b->n_pad / NR, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }

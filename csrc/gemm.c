@@ -109,16 +109,34 @@ static void pack_panels(void *context, size_t begin, size_t end)
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
 {
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
-    qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
-    return job.bound;
+    const double work = 0.5 * (double)p->k * (double)p->n;
+    const int status = qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, work, pack_panels, &job);
+    return status ? status : job.bound;
 }
 
-void qk_unpack(const qk_packed *p, void *b)
+typedef struct {
+    const qk_packed *p;
+    uint8_t *b;
+} unpack_job;
+
+/* An item is some rows of a panel; those of the same rows follow each other, as their pages do. */
+static void unpack_parts(void *context, size_t begin, size_t end)
 {
-    const size_t nr = (size_t)p->kernels->nr;
-    for (size_t col = 0; col < p->n; col += nr)
-        p->kernels->gemm_unpack_panel(p->panels + col / nr * p->panel_bytes, p->k, at_most(p->n - col, nr),
-                                      p->flipped ? 0x80 : 0, (uint8_t *)b + col, p->n);
+    const unpack_job *job = context;
+    const qk_packed *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, panels = p->n_pad / nr;
+    for (size_t item = begin; item < end; item++) {
+        const size_t panel = item % panels, col = panel * nr;
+        p->kernels->gemm_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
+                                      at_most(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
+    }
+}
+
+int qk_unpack(const qk_packed *p, void *b)
+{
+    unpack_job job = {p, b};
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->kernels->nr);
+    return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
 }
 
 /* ---- the product ---- */
@@ -318,7 +336,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
     const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         if (block->wide) k->gemm_widen_panel(codes, steps, block->wide);
@@ -410,9 +428,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     const double work = (double)left->m * (double)b->n * (double)b->k / 128;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(left->m, row_bytes, (size_t)k->mr, b->n_pad / (size_t)k->nr, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     if (columns != small) free(columns);
-    return g.failure ? g.failure : 1;
+    return status ? status : g.failure ? g.failure : 1;
 }
 
 /* ---- many products ---- */
@@ -464,9 +482,11 @@ static void run_products(void *context, size_t begin, size_t end)
         if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
         const qk_right right = {.type = QK_TO_INT32, .out = p->out + number * left.m * p->n, .row_stride = p->n * sizeof(int32_t),
                                 .b_zero = p->b_zero ? b_zero : NULL};
-        if (b != taken) qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
+        int64_t status = b == taken ? 0 : qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
         taken = b;
-        if (qk_gemm(&left, &packed, &right) < 0) __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        if (status >= 0) status = qk_gemm(&left, &packed, &right);
+        if (status < 0) __atomic_store_n(&job->failure, (int)status, __ATOMIC_RELAXED);
+        if (status < 0) break;
     }
     free(memory);
 }
@@ -479,9 +499,10 @@ int qk_gemm_batch(const qk_batch *p)
     size_t count = 1;
     for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
     const double work = (double)count * (double)p->k * (double)p->n * ((double)p->left.m / 128 + 0.5);
+    int status = 0;
     if (count < (size_t)qk_threads_for(SIZE_MAX, work))
         run_products(&job, 0, count);
     else
-        qk_parallel_for(count, work, run_products, &job);
-    return job.failure ? job.failure : 1;
+        status = qk_parallel_for(count, work, run_products, &job);
+    return status ? status : job.failure ? job.failure : 1;
 }

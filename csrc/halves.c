@@ -101,18 +101,30 @@ static void pack_panels(void *context, size_t begin, size_t end)
 int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     pack_job job = {p, b, row_stride, col_stride, 0};
-    qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
+    const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     const uint16_t bits = (uint16_t)job.largest;
     (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
-    return bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
+    return status ? status : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
 }
 
-void qk_half_unpack(const qk_half *p, void *b)
+typedef struct {
+    const qk_half *p;
+    uint16_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
-    uint16_t *to = b;
-    for (size_t row = 0; row < p->k; row++)
+    const unpack_job *job = context;
+    const qk_half *p = job->p;
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
-            to[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
+            job->b[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
+}
+
+int qk_half_unpack(const qk_half *p, void *b)
+{
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -201,7 +213,7 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
 {
     const qk_half *b = g->b;
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
-    for (size_t panel = begin; panel < end; panel += ROW_PANELS) {
+    for (size_t panel = begin; panel < end && !qk_stopped(); panel += ROW_PANELS) {
         const size_t panels = at_most(end - panel, ROW_PANELS);
         b->kernels->half_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
@@ -217,7 +229,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         multiply_row(g, block, first, begin, end);
         return;
     }
-    for (size_t panel = begin; panel < end; panel++)
+    for (size_t panel = begin; panel < end && !qk_stopped(); panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
             b->kernels->half_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
@@ -262,6 +274,6 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->half_mr, b->n_pad / NR, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }

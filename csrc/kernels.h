@@ -92,8 +92,10 @@ typedef struct {
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
+enum { QK_UNPACK_ROWS = 1024 };
 enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16 };
 typedef struct {
+    int (*stopped)(void);              /* whether the rest need not be computed */
     void *tile;                        /* d * QK_KMEANS_TILE */
     void *reach;                       /* k */
     int32_t *list, *sorted;            /* one a point of the chunk */
@@ -139,7 +141,8 @@ struct qk_kernels {
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
-    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
+    /* Rows of the panel, QK_UNPACK_ROWS from `first` on, to their places in the matrix at `to`. */
+    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
     void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);

@@ -49,11 +49,11 @@ static void norm_rows(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
-                   double eps, float *y)
+int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
+                  double eps, float *y)
 {
     norm_job job = {x, residual, weight, bias, y, cols, eps};
-    qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
+    return qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
 }
 
 /* ---- attention ----
@@ -260,7 +260,7 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
     if (!pack_queries(job, &o, a->q + first * a->q_stride + at) || !pack_keys(job, &o, a->k + first * a->k_stride + at) ||
         !pack_values(job, &o, a->v + first * a->v_stride + at))
         return 0;
-    for (size_t row = 0; row < n; row += mr) {
+    for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
         const size_t count = at_most(n - row, mr);
         weigh(job, &o, row, count, unit);
         average(job, &o, count, unit, a->out + (first + row) * a->out_stride + at);
@@ -296,6 +296,6 @@ int qk_attention(const qk_attention_args *args)
         const double n = (double)(args->starts[i + 1] - args->starts[i]);
         work += n * (n + (double)args->size) * (1 + (double)args->size / 64);
     }
-    qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
-    return job.failure ? job.failure : 1;
+    const int status = qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
+    return status ? status : job.failure ? job.failure : 1;
 }

@@ -116,9 +116,9 @@ static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *pa
 
 static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }
 
-static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {
-    for (size_t row = 0; row < k; row++)
+    for (size_t row = first; row < k && row < first + QK_UNPACK_ROWS; row++)
         for (size_t col = 0; col < cols; col++)
             to[row * row_stride + col] = (uint8_t)panel[(row / KR * NR + col) * KR + row % KR] ^ flip;
 }

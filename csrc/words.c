@@ -98,19 +98,33 @@ static void pack_panels(void *context, size_t begin, size_t end)
     qk_keep_most(&job->largest, largest);
 }
 
-void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     pack_job job = {p, b, row_stride, col_stride, 0};
-    qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
+    const int status = qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
     p->largest = job.largest;
+    return status;
 }
 
-void qk_words_unpack(const qk_words *p, int16_t *b)
+typedef struct {
+    const qk_words *p;
+    int16_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
+    const unpack_job *job = context;
+    const qk_words *p = job->p;
     const size_t nr = (size_t)p->kernels->nr;
-    for (size_t row = 0; row < p->k; row++)
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
-            b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+            job->b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+}
+
+int qk_words_unpack(const qk_words *p, int16_t *b)
+{
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -270,7 +284,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
     const size_t ld = g->right->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t col = panel_begin * nr; col < panel_end * nr; col += nr)
+    for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row, cols = at_most(g->b->n - col, nr);
             const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
@@ -325,6 +339,6 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }
