@@ -19,7 +19,7 @@ void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_
     *p = (qk_half){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .type = type};
 }
 
-size_t qk_half_bytes(const qk_half *p) { return p->k * p->n_pad * sizeof(uint16_t); }
+size_t qk_half_bytes(const qk_half *p) { return qk_times(qk_times(p->k, p->n_pad), sizeof(uint16_t)); }
 
 static uint16_t *panel_at(const qk_half *p, size_t panel) { return p->panels + panel * p->k * NR; }
 
@@ -99,6 +99,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     pack_job job = {p, b, row_stride, col_stride, 0};
+    if (p->k == 0) return 1; /* without bytes, panels may be more than a loop can count */
     qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     return !job.special;
 }
@@ -178,9 +179,9 @@ static void multiply_block(const product *g, const float *x, size_t first, size_
 static void run_tasks(void *context, size_t begin, size_t end)
 {
     product *g = context;
-    const size_t panels = g->b->n_pad / NR, size = g->lda * g->share.block_rows;
+    const size_t panels = g->b->n_pad / NR, size = qk_times(g->lda, g->share.block_rows);
     float small[SMALL_FLOATS] __attribute__((aligned(64)));
-    float *x = size <= SMALL_FLOATS ? small : aligned_alloc(64, size * sizeof *x);
+    float *x = size <= SMALL_FLOATS ? small : qk_obtain(qk_times(size, sizeof *x));
     if (!x) {
         fail(g, -1);
         return;

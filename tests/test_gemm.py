@@ -331,7 +331,7 @@ def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, i
     """Panels of light weights are larger, since they hold an order of k."""
     for isa in isas():
         packed = qk.pack(np.full((256, 64), code, np.int8), qk.QParams(1))
-        plain = packed.nbytes == 256 * 64 + 16 * 64
+        plain = packed.nbytes == 256 * 64 + 8 * 64
         assert plain == (isa != "avx2" or not light), isa
 
 
@@ -746,7 +746,7 @@ def test_heavy_weights_take_the_slow_path(isas, data):
     for isa in isas():
         packed = qk.pack(b, qk.QParams(1))
         nr, kr = {"avx2": (16, 2), "avx512vnni": (32, 4), "scalar": (16, 4)}[isa]
-        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 16)
+        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 8)
         assert plain == (isa != "avx2" or 4 * size > 256), isa
         assert_array_equal(qk.matmul(rows, packed), wrapped(exact(rows, b)), err_msg=isa, strict=True)
 
