@@ -224,6 +224,7 @@ static void attend_range(void *context, size_t begin, size_t end)
 int qk_attention(const qk_attention_args *args)
 {
     attention_job job = {args, qk_active(), 0};
+    if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
     for (size_t i = 0; i < args->sequences; i++) {
         const double n = (double)(args->starts[i + 1] - args->starts[i]);

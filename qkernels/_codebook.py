@@ -216,6 +216,7 @@ def encode(x, codebook):
     array([0, 1], dtype=uint8)
     """
     x = float_array(x)
+    _core.refuse_giant(x, "x")
     axis = _checked_axis(x, codebook, "x")
     if codebook.vector:
         return _encode_vectors(x, codebook)

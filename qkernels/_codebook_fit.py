@@ -14,6 +14,7 @@ from ._checks import boolean, float_array, integer
 def fit_levels(x, k, axis, block_size, weights, zero):
     """Levels (k,), or (channels, k) with an axis and no blocks."""
     x, k, zero = float_array(x), checked_k(k), boolean(zero, "zero")
+    _core.refuse_giant(x, "x")
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     if axis is not None and not -x.ndim <= axis < x.ndim:
@@ -34,6 +35,7 @@ def fit_levels(x, k, axis, block_size, weights, zero):
 def fit_vectors(x, k, d, weights, rng):
     """Levels (m, k, d) of product quantization."""
     x, k, d = float_array(x), checked_k(k), integer(d, "vector")
+    _core.refuse_giant(x, "x")
     if d < 1:
         raise ValueError(f"vector must be at least 1, got {d}")
     if x.ndim < 1 or x.size == 0 or x.shape[-1] % d:

@@ -143,6 +143,20 @@ def contiguous_reals(x, dtype):
     return np.require(contiguous(x), dtype, "CA")
 
 
+def refuse_giant(cnp.ndarray x not None, name):
+    """MemoryError where x is a view that repeats its memory to more than the machine could hold: a pass over it would not end."""
+    cdef Py_ssize_t extent = 1, i
+    if cnp.PyArray_NBYTES(x) < 1 << 28:
+        return
+    for i in range(cnp.PyArray_NDIM(x)):
+        extent += (cnp.PyArray_DIM(x, i) - 1) * abs(cnp.PyArray_STRIDE(x, i))
+    if cnp.PyArray_NBYTES(x) // 2 > extent:
+        try:
+            np.empty(cnp.PyArray_NBYTES(x), np.uint8)
+        except MemoryError:
+            raise MemoryError(f"{name} has {cnp.PyArray_SIZE(x)} elements, more than memory holds, got shape {(<object>x).shape}") from None
+
+
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
     """Whether two contiguous arrays share bytes."""
     cdef char *pa = <char *>cnp.PyArray_DATA(a)
@@ -644,13 +658,16 @@ cdef class Packed:
             return self.scale[: self.n], np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
         shape = self.blocked.blocks, self.n
         cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
-        qk_blocked_params(&self.blocked, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
+        if scale.size:
+            qk_blocked_params(&self.blocked, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
         return scale, zero_point
 
     def unpack(self):
         """The weights as they were packed: (K, N), of dtype `dtype`."""
         codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
+        if codes.size == 0:   # of rows or columns there may be more than a loop can count
+            return codes
         with nogil:
             if self.is_half:
                 qk_half_unpack(&self.half, to)
@@ -746,6 +763,7 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
         given = given.reshape(())   # as ONNX files hold a scalar
     if given.ndim and given.shape != shape:
         raise ValueError(f"{name} must be a scalar or have shape {shape}, got {given.shape}")
+    refuse_giant(given, name)
     info = np.iinfo(codes.dtype)
     if given.size and (given.min() < info.min or given.max() > info.max):
         raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {value!r}")
@@ -1277,7 +1295,7 @@ def decode_vectors(codes, VectorLevels levels not None, out):
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_vector_book book = levels.over(groups)
-    shape = (*(<object>a).shape[:-1], groups * book.d)
+    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
     if out is None:
         y = np.empty(shape, np.float32)
     else:
@@ -1339,8 +1357,8 @@ def pack_bits(cnp.ndarray codes, int bits):
 
 
 def unpack_bits(data, int bits, Py_ssize_t n):
-    cdef cnp.ndarray a = contiguous(data)
     codes = np.empty(n, np.uint8)
+    cdef cnp.ndarray a = contiguous(data)
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(codes)
     with nogil:
@@ -1532,7 +1550,7 @@ cdef class KMeans:
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
         self.c.stride = (d + 8) // 8 * 8
-        memory = np.empty(self.chunks * k * self.c.stride + 8)
+        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # of any size
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)

@@ -62,6 +62,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     x = np.asarray(x)
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
+    _core.refuse_giant(x, "x")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
     length = x.size if axis is None else x.shape[axis]
     if length == 0:

@@ -280,7 +280,10 @@ def _refuse_missing(arrays, names):
 
 def _array(arrays, name, *dtypes):
     """arrays[name], of one of the dtypes; without them, integers."""
-    array = np.asarray(arrays[name])
+    try:
+        array = np.asarray(arrays[name])
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, got {type(arrays[name]).__name__}: {error}") from None
     if array.dtype.newbyteorder("=") not in dtypes if dtypes else array.dtype.kind not in "iu":
         *more, last = [str(np.dtype(dtype)) for dtype in dtypes] or ["of integers"]
         raise TypeError(f"{name} must be {', '.join(more)}{' or ' if more else ''}{last}, got {array.dtype}")
@@ -322,6 +325,11 @@ def _check_weights(b, params):
         raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                          f"block_size={params.block_size}")
     params.check_shape(b.shape)
+    if params.qmin != code_range(b.dtype)[0] and b.size:
+        _core.refuse_giant(b, "b")
+        least = int(b.min())
+        if least < params.qmin:
+            raise ValueError(f"b must hold codes from {params.qmin} on, as params have a narrow range, got {least}")
     if params.axis in (-1, -2):
         return QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
                                params.block_size)
@@ -334,6 +342,7 @@ def _check_codes(b, codebook, scales):
         raise TypeError(f"b must be uint8 codes for a Codebook, got {b.dtype}")
     if b.ndim != 2:
         raise ValueError(f"b must have shape (K, N), got {b.shape}")
+    _core.refuse_giant(b, "b")
     if codebook.vector or codebook.k > 16:
         raise ValueError(f"codebook must have at most 16 levels and no vectors, got {codebook}")
     axis, block_size = codebook.axis, codebook.block_size

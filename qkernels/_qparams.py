@@ -187,6 +187,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
     dtype, x = code_dtype(dtype), float_array(x)
+    _core.refuse_giant(x, "x")
     axis, block_size = _checked_blocks(axis, block_size)
     if axis is not None and not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
