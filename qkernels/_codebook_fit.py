@@ -8,13 +8,12 @@ from . import _core
 from ._codebook import MAX_LEVELS
 from ._kmeans import kmeans
 from ._kmeans1d import kmeans1d
-from ._checks import boolean, float_array, integer
+from ._checks import boolean, float_array, generator, integer, real_array
 
 
 def fit_levels(x, k, axis, block_size, weights, zero):
     """Levels (k,), or (channels, k) with an axis and no blocks."""
     x, k, zero = float_array(x), checked_k(k), boolean(zero, "zero")
-    _core.refuse_giant(x, "x")
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     if axis is not None and not -x.ndim <= axis < x.ndim:
@@ -35,7 +34,6 @@ def fit_levels(x, k, axis, block_size, weights, zero):
 def fit_vectors(x, k, d, weights, rng):
     """Levels (m, k, d) of product quantization."""
     x, k, d = float_array(x), checked_k(k), integer(d, "vector")
-    _core.refuse_giant(x, "x")
     if d < 1:
         raise ValueError(f"vector must be at least 1, got {d}")
     if x.ndim < 1 or x.size == 0 or x.shape[-1] % d:
@@ -45,7 +43,7 @@ def fit_vectors(x, k, d, weights, rng):
         raise ValueError(f"k must be at most the number of vectors, {len(vectors)}, got {k}")
     if weights is not None:
         weights = checked_weights(weights, x[..., 0]).reshape(-1)
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     groups = range(0, x.shape[-1], d)
     return np.stack([kmeans(vectors[:, g : g + d], k, weights=weights, rng=rng).centroids for g in groups])
 
@@ -61,9 +59,7 @@ def checked_weights(weights, x):
     """Of the shape of x, or None."""
     if weights is None:
         return None
-    given = np.asarray(weights)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"weights must be real numbers, got {given.dtype}")
+    given = real_array(weights, "weights", "real numbers")
     try:
         given = np.broadcast_to(given, x.shape)
     except ValueError:
