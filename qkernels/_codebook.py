@@ -355,15 +355,16 @@ def _thresholds(levels, dtype):
     order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
     ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
     low, high = ranked[:, :-1], ranked[:, 1:]
+    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
+    order[:, 1:] = np.take_along_axis(order, first, axis=1)
     total = low + high
     rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
     middle = total / 2
-    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code
-    near = middle.astype(dtype)
-    beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
-    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
-    order[:, 1:] = np.take_along_axis(order, first, axis=1)
-    return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
+    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code, which is that of the first of equal levels
+    with np.errstate(over="ignore", under="ignore"):
+        near = middle.astype(dtype)
+        beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
+        return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
 
 
 def _tables(levels):

@@ -5,12 +5,13 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX
+from libc.float cimport FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
 import os
 import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -35,9 +36,22 @@ cdef extern from *:
     #define QK_COMPILER "gcc " __VERSION__
     #endif
     static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+
+    /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns. */
+    static unsigned long main_thread;
+    static int signal_raises(void)
+    {
+        if (PyThread_get_thread_ident() != main_thread) return 0;
+        const PyGILState_STATE state = PyGILState_Ensure();
+        const int raised = PyErr_CheckSignals();
+        PyGILState_Release(state);
+        return raised;
+    }
     """
     const char *QK_COMPILER
     PyObject *descr_of(cnp.ndarray a)   # borrowed
+    unsigned long main_thread
+    int signal_raises() noexcept nogil
 
 INT32 = np.dtype(np.int32)
 INT64 = np.dtype(np.int64)
@@ -97,6 +111,21 @@ def set_num_threads(int n):
 def get_num_threads():
     return qk_get_num_threads()
 
+
+def most_threads():
+    """The largest number of threads that can be set."""
+    return qk_most_threads()
+
+
+def know_main_thread():
+    global main_thread
+    main_thread = threading.main_thread().ident
+
+
+know_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=know_main_thread)
+qk_set_interrupt(signal_raises)
 
 if os.environ.get("QKERNELS_ISA"):
     try:
@@ -621,6 +650,7 @@ cdef class Packed:
     cdef readonly Py_ssize_t nbytes
     cdef object panels, colsum, scale, zero_point, zeros, levels
     cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef float least_scale, most_scale
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
@@ -665,6 +695,7 @@ cdef class Packed:
         self.zero_point = self.padded(self.params.zero_point, np.int32)
         self.zeros = np.zeros(self.n_pad, np.float32)
         self.has_zero_point = bool(np.any(self.zero_point))
+        self.least_scale, self.most_scale = np.min(self.params.scale, initial=FLT_MAX), np.max(self.params.scale, initial=0)
         self.nbytes += 12 * self.n_pad
         return 0
 
@@ -1084,17 +1115,20 @@ cdef float_bias(Packed b, cnp.ndarray bias):
     return b.padded(given, np.float32)
 
 
-cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept:
+cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
-    cdef size_t i
+    cdef size_t i, first = 0
     cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
         n, rows = rows * cols, 1
-    with nogil:
-        for i in range(rows):
-            if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
-                return False
+    while first < rows:
+        with nogil:
+            for i in range(first, min(first + 65536, rows)):
+                if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
+                    return False
+        first += 65536
+        PyErr_CheckSignals()
     return True
 
 
@@ -1172,6 +1206,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     right.type = QK_TO_FLOAT
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    right.least_scale, right.most_scale = b.least_scale, b.most_scale
     if b.is_words:
         run_words(&left, &b.words, &right, x)
     else:
@@ -1179,30 +1214,59 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     return y if out is None else out
 
 
+cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
+
+
 cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8)."""
+    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
+    float32 (numerics 21): their multiplier is -1."""
     cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
     cdef float *multiplier = &columns[0, 0]
     cdef float *scale = &columns[1, 0]
     cdef float *bias = &columns[2, 0]
-    cdef float largest = 0
+    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
     cdef Py_ssize_t j
-    for j in range(b.n_pad):
-        scale[j] = a_scale * b_scale[j]
-        multiplier[j] = scale[j] / out_scale
-        bias[j] = 0
-        largest = max(largest, multiplier[j])
-    if largest > FLT_MAX:
-        raise ValueError(f"the scales of q and b over that of the result must be finite in float32, got {largest}")
-    cdef const float *given
     if real_bias is not None:
         given = <const float *>cnp.PyArray_DATA(real_bias)
-        for j in range(b.n):
-            if not -FLT_MAX <= given[j] <= FLT_MAX:
-                raise_not_finite(real_bias, "bias")
-            bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
+    for j in range(b.n):
+        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+            raise_not_finite(real_bias, "bias")
+        scale[j] = a_scale * b_scale[j]
+        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
+        if FLT_MIN <= scale[j] <= FLT_MAX:
+            multiplier[j] = scale[j] / out_scale
+        else:
+            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
+        if real:
+            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
+        else:
+            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
+        if not serves:
+            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
+    for j in range(b.n, b.n_pad):
+        multiplier[j] = scale[j] = bias[j] = 0
     right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return 0
+    return any_wide
+
+
+cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Scales and biases, in double, of the columns that set_multipliers has left out."""
+    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
+    if real_bias is not None:
+        given = <const float *>cnp.PyArray_DATA(real_bias)
+    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
+    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
+    cdef double *bias = scale + b.n_pad
+    cdef double unit = 1 if right.activation > QK_RELU else out_scale
+    cdef Py_ssize_t j
+    for j in range(b.n):
+        if right.requant.multiplier[j] < 0:
+            scale[j] = <double>a_scale * b_scale[j] / unit
+            bias[j] = 0 if given == NULL else given[j] / unit
+    right.wide_scale, right.wide_bias = scale, bias
+    return wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1244,7 +1308,8 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
         columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias)
+        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
+            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -1544,7 +1609,7 @@ def layer_norm(x, weight, bias, double eps, residual, out):
     cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
     cdef float *to = <float *>cnp.PyArray_DATA(y)
     with nogil:
-        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, <float>eps, to)
+        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
     return y if out is None else out
 
 
@@ -1588,7 +1653,7 @@ def attention(q, k, v, heads, starts, scale, out):
     if heads < 1 or width % heads or not 0 < width // heads <= 65536:
         raise ValueError(f"heads must divide the {width} columns of q into at least 1 and at most 65536 each, got {heads}")
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
-    if not 0 < factor < 3e38:
+    if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
@@ -1606,7 +1671,7 @@ def attention(q, k, v, heads, starts, scale, out):
     args.heads, args.size = <size_t>heads, <size_t>(width // heads)
     args.sequences = <size_t>(cnp.PyArray_DIM(bounds, 0) - 1)
     args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
-    args.scale = <float>factor
+    args.scale = factor
     cdef int status
     with nogil:
         status = qk_attention(&args)
@@ -1619,15 +1684,59 @@ def attention(q, k, v, heads, starts, scale, out):
     return y if out is None else out
 
 
+# ---- scales of least squares ----
+
+
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals" ()
+    PyObject *PyErr_Occurred()
+
+
+cdef int should_stop(void *context) noexcept nogil:
+    """Whether a flag is set, or a signal's handler has raised: the exception is pending then. Only the main thread sees signals."""
+    if (<const char *>context)[0]:
+        return 1
+    with gil:
+        return check_signals() != 0
+
+
+cdef int raise_pending() except -1:
+    return -1 if PyErr_Occurred() != NULL else 0
+
+
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point,
+           cnp.ndarray stop):
+    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares, unless
+    the flag `stop`, uint8, is set meanwhile. importance is like x, or None."""
+    cdef qk_least_squares p
+    p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
+    p.qmin, p.qmax = code_range
+    p.first_zero, p.last_zero = zero_points
+    p.poll, p.context = should_stop, cnp.PyArray_DATA(stop)
+    cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
+    cdef const double *values = <const double *>cnp.PyArray_DATA(x)
+    cdef const double *weights = NULL
+    if importance is not None:
+        weights = <const double *>cnp.PyArray_DATA(importance)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef int status
+    with nogil:
+        status = qk_refine(&p, rows, values, weights, s, z)
+    if status == -1:
+        raise MemoryError(f"no memory for the breakpoints of {p.n} values")
+    raise_pending()
+
+
 # ---- k-means ----
 
 
 cdef class KMeans:
     """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py. Every call leaves all of it as the next
-    one needs it, and none keeps signals waiting for long."""
+    one needs it."""
 
     cdef qk_kmeans c
-    cdef size_t chunks, piece
+    cdef size_t chunks
     cdef readonly object x, weights, labels, sums
     cdef object centroids, distance, half, moved, passed, upper, lower, dtype
 
@@ -1649,8 +1758,6 @@ cdef class KMeans:
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
         self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
         self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
-        # chunks between two looks for signals: 50 ms at 20 products a ns
-        self.piece = 1 + <size_t>(1e9 / (<double>chunk * k * (d + 4)))
         self.forget()
 
     def forget(self):
@@ -1680,19 +1787,15 @@ cdef class KMeans:
 
     def assign(self):
         """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
-        cdef size_t first = 0, last, piece = self.piece * qk_get_num_threads()
         cdef qk_kmeans_counts counts
         cdef int done = 1
         counts.changed = counts.by_label = 0
         if self.c.distance:
             with nogil:
                 done = qk_kmeans_distances(&self.c)
-        while first < self.chunks and done:
-            last = min(first + piece, self.chunks)
+        if done:
             with nogil:
-                done = qk_kmeans_assign(&self.c, first, last, &counts)
-            first = last
-            PyErr_CheckSignals()
+                done = qk_kmeans_assign(&self.c, 0, self.chunks, &counts)
         if not done:
             raise MemoryError(f"no memory for chunks of {self.c.chunk} points")
         self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
@@ -1719,5 +1822,4 @@ cdef class KMeans:
             done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
-        PyErr_CheckSignals()
         return potential

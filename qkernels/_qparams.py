@@ -1,10 +1,13 @@
 """Quantization parameters: `QParams`, and how to choose them from data. Formulas: docs/numerics.md, sections 1 and 2."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 
 from . import _core
 from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
+from .config import get_num_threads
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
@@ -262,18 +265,60 @@ def _outward(bound, direction):
 
 def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_point):
     """Turn scale and zero_point, of minmax, into those of least squares."""
-    from ._numba import least_squares  # Numba takes long to import
-
     if importance is not None:
         importance = _checked_importance(importance, x)
     zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else code_range
     rows = [None if a is None else _as_rows(a, axis, block_size) for a in (x, importance)]
     found = [_as_rows(a, axis, block_size) if block_size else a.reshape(-1, 1) for a in (scale, zero_point)]
     kept = [np.ascontiguousarray(a) for a in found]
-    least_squares.refine(*rows, block_size or rows[0].shape[1], code_range, zero_points, *kept)
+    _refine_rows(*rows, block_size or rows[0].shape[1], code_range, zero_points, *kept)
     shape = scale.shape if not block_size else np.moveaxis(scale, axis, -1).shape
     for target, a in zip((scale, zero_point), kept):
         target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
+
+
+CHUNK = 1 << 18   # values that a thread takes at once
+LONG = 1 << 14    # lines of 16-bit floats from which values are counted first
+
+
+def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero_point):
+    """The same for the blocks (rows, blocks) of x (rows, n). Threads take some rows at a time."""
+    counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
+    step = 1 if counted else max(1, CHUNK // x.shape[1])
+    stop = np.zeros(1, np.uint8)
+
+    def some_rows(first):
+        rows = slice(first, first + step)
+        weights = None if importance is None else importance[rows].astype(np.float64, order="C")
+        if counted:
+            values, weights = _distinct(x[first], weights)
+        else:
+            values = x[rows].astype(np.float64, order="C")
+        _core.refine(values, weights, block_size, code_range, zero_points, scale[rows], zero_point[rows], stop)
+
+    parts = range(0, len(x), step)
+    threads = min(get_num_threads(), len(parts))
+    if threads == 1:
+        for first in parts:
+            some_rows(first)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            list(pool.map(some_rows, parts))
+        except BaseException:
+            stop[:] = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _distinct(x, weights):
+    """Each value of a line of 16-bit floats once, and the sum of its weights: float64 (1, m)."""
+    x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
+    if weights is not None:
+        weights = np.ldexp(weights[0], -np.frexp(weights.max())[1])   # whose sums are finite
+    counts = np.bincount(x.view(np.uint16), weights)
+    present = np.flatnonzero(counts)
+    return present.astype(np.uint16).view(x.dtype).astype(np.float64)[None], counts[present].astype(np.float64)[None]
 
 
 def _as_rows(x, axis, block_size):
@@ -294,6 +339,8 @@ def _checked_importance(importance, x):
         _core.raise_not_finite(given, "importance")
     if np.any(given < 0):
         raise ValueError(f"importance must not be negative, got {given[given < 0].flat[0]}")
+    if given.dtype.itemsize > 8:   # only ratios matter
+        broad = np.ldexp(broad, -np.frexp(given.max())[1])
     return broad
 
 

@@ -142,5 +142,5 @@ def multiplier_arrays(multiplier, rounding):
     """(multiplier, mantissa, shift) as the kernels of this rounding read them; None where they do not."""
     if is_fixed_point(rounding):
         return None, *_core.quantize_multiplier(np.ascontiguousarray(multiplier))
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(multiplier, np.float32), None, None
+    with np.errstate(over="ignore", under="ignore"):  # beyond float32, all but 0 saturates with the largest one as well
+        return np.ascontiguousarray(np.minimum(multiplier, np.finfo(np.float32).max), np.float32), None, None
