@@ -27,6 +27,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_ISCARRAY_RO(cnp.ndarray a)
     int PyArray_ISCARRAY(cnp.ndarray a)
     int PyArray_TYPE(cnp.ndarray a)
+    void PyArray_ENABLEFLAGS(cnp.ndarray a, int flags)
 
 cdef extern from *:
     """
@@ -166,10 +167,11 @@ def shown(value, text=repr, most=100):
 
 
 class DLPackBits:
-    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one."""
+    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one,
+    `versioned` whether the object can tell that its memory is read-only: NumPy takes that of older ones for such."""
 
     def __init__(self, x):
-        self.x, self.dtype = x, None
+        self.x, self.dtype, self.versioned = x, None, False
 
     def __dlpack_device__(self):
         return self.x.__dlpack_device__()
@@ -177,7 +179,8 @@ class DLPackBits:
     def __dlpack__(self, **options):
         cdef dl_type *t
         capsule = self.x.__dlpack__(**options)
-        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        self.versioned = PyCapsule_IsValid(capsule, "dltensor_versioned")
+        if self.versioned:
             t = &(<dl_versioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")).tensor.type
         else:
             t = &(<dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")).type
@@ -193,6 +196,8 @@ def array_of_dlpack(x):
         raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
     bits = DLPackBits(x)
     array = np.from_dlpack(bits)
+    if not bits.versioned:
+        PyArray_ENABLEFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array if bits.dtype is None else array.view(bits.dtype)
 
 
