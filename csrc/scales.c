@@ -15,7 +15,7 @@ qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias)
 
 double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
 {
-    if (!right->residual) return 0;
+    if (!right->residual || !right->float_bias) return 0;
     const float *bias = right->float_bias;
     float most = qk_largest(k, bias, 0, 1, n);
     if (most <= FLT_MAX) return most;
