@@ -400,9 +400,8 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * rows_of(b));
     const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
-    const double bias = qk_largest_bias(b->kernels, right, b->n);
-    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1,
-                                     qk_ordinary_rows(b->level_scale, b->level_scale, sum, bias)};
+    const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, right, b->n)};
+    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

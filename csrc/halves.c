@@ -138,7 +138,7 @@ typedef struct {
     const qk_right *right;
     size_t lda;
     blocking share;
-    qk_ordinary ordinary; /* of the largest magnitudes of rows */
+    qk_factors factors; /* of the largest magnitudes of rows */
     int failure;
 } product;
 
@@ -162,7 +162,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t co
         memcpy(to, (const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride, b->k * sizeof *to);
         b->kernels->minmax_f32(to, b->k, &lo, &hi);
         if (!isfinite(lo) || !isfinite(hi)) return 0;
-        block->wide[i] = lo != hi && !qk_is_ordinary(&g->ordinary, hi > -lo ? hi : -lo);
+        block->wide[i] = lo != hi && !qk_is_ordinary(&g->factors, hi > -lo ? hi : -lo);
         block->any_wide |= block->wide[i];
     }
     return 1;
@@ -269,8 +269,7 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */
-    g.ordinary = qk_ordinary_rows(1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right, b->n));
-    if (b->most > 0) g.ordinary.least = 0x1p-100 / b->most;
+    g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right, b->n)};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

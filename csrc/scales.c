@@ -6,13 +6,6 @@
 #include "blocking.h"
 #include "scales.h"
 
-qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias)
-{
-    if (!(sum <= 0x1p127) || bias > 0x1p126) return (qk_ordinary){INFINITY, 0};
-    const double room = 0x1p126 / sum; /* beyond 2^126 a bias could overflow */
-    return (qk_ordinary){0x1p-126 / least, (room < 0x1p127 ? room : 0x1p127) / most};
-}
-
 double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
 {
     if (!right->residual || !right->float_bias) return 0;
@@ -62,7 +55,7 @@ int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_s
     }
     const qk_affine affine = qk_affine_of(row->scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     quantize(p, x, p->n, q, &affine);
-    if (lo != hi && !qk_is_ordinary(&p->ordinary, row->scale)) row->wide = row->scale;
+    if (lo != hi && !qk_is_ordinary(&p->factors, row->scale)) row->wide = row->scale;
     return 1;
 }
 
@@ -110,8 +103,8 @@ void qk_finish_codes(const qk_kernels *k, const double *values, int n, const qk_
 static int serves(const qk_unit_columns *p, float multiplier, float scale, float bias)
 {
     if (!p->real) return multiplier <= FLT_MAX && fabsf(bias) <= FLT_MAX;
-    const qk_ordinary ordinary = qk_ordinary_rows(1, 1, 0x1p31, 0);
-    return qk_is_ordinary(&ordinary, scale);
+    const qk_factors factors = {1, 1, 0x1p31, 0};
+    return qk_is_ordinary(&factors, scale);
 }
 
 /* Columns one by one. A product of scales that float32 lacks is taken in double. */

@@ -334,9 +334,8 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
     product g = {.left = left, .b = b, .right = right};
     if (left->type == QK_FLOATS) {
         const double sum = 0x1p32 * (double)b->k * right->most_scale; /* codes less zero points are below 2^16 */
-        const double bias = qk_largest_bias(b->kernels, right, b->n);
-        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t),
-                                         qk_ordinary_rows(1, 1, sum, bias)};
+        const qk_factors factors = {1, 1, sum, qk_largest_bias(b->kernels, right, b->n)};
+        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t), factors};
     }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;
