@@ -457,7 +457,7 @@ def _checked_axis(a, codebook, name):
     if axis is None:
         return None
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} of codebook is out of range for {name} with shape {a.shape}")
+        raise ValueError(f"codebook: axis {axis} is out of range for {name} with shape {a.shape}")
     axis %= ndim
     if codebook.block_size is None and a.shape[axis] != len(codebook.levels):
         raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "

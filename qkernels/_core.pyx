@@ -28,6 +28,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_ISCARRAY_RO(cnp.ndarray a)
     int PyArray_ISCARRAY(cnp.ndarray a)
     int PyArray_TYPE(cnp.ndarray a)
+    void PyArray_ENABLEFLAGS(cnp.ndarray a, int flags)
 
 cdef extern from *:
     """
@@ -167,10 +168,11 @@ def shown(value, text=repr, most=100):
 
 
 class DLPackBits:
-    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one."""
+    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one,
+    `versioned` whether the object can tell that its memory is read-only: NumPy takes that of older ones for such."""
 
     def __init__(self, x):
-        self.x, self.dtype = x, None
+        self.x, self.dtype, self.versioned = x, None, False
 
     def __dlpack_device__(self):
         return self.x.__dlpack_device__()
@@ -178,7 +180,8 @@ class DLPackBits:
     def __dlpack__(self, **options):
         cdef dl_type *t
         capsule = self.x.__dlpack__(**options)
-        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        self.versioned = PyCapsule_IsValid(capsule, "dltensor_versioned")
+        if self.versioned:
             t = &(<dl_versioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")).tensor.type
         else:
             t = &(<dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")).type
@@ -194,6 +197,8 @@ def array_of_dlpack(x):
         raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
     bits = DLPackBits(x)
     array = np.from_dlpack(bits)
+    if not bits.versioned:
+        PyArray_ENABLEFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array if bits.dtype is None else array.view(bits.dtype)
 
 
@@ -857,11 +862,11 @@ cdef class Packed:
         return codes
 
 
-cdef int refuse_blocked(Packed b, name) except -1:
+def need_eight_bits(Packed b, name):
+    """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_blocked or b.is_half or b.is_words:
         what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
         raise TypeError(f"{name} must hold 8-bit weights, got {what}: such weights are for linear")
-    return 0
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
@@ -1043,7 +1048,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     left.type = <qk_left_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
-        refuse_blocked(packed, "b")
+        need_eight_bits(packed, "b")
     else:
         right_array = <cnp.ndarray>b
         codes_type(right_array, "b", "int16")
@@ -1187,8 +1192,11 @@ def clamp_bounds(clamp):
     try:
         lo, hi = clamp
         lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
-    except (TypeError, ValueError):
-        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:   # whatever the methods of its entries raise
+        kind = ValueError if isinstance(error, OverflowError) else TypeError
+        raise kind(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
     if not lo <= hi:
         raise ValueError(f"clamp must have lo <= hi, got {shown(clamp)}")
     return lo, hi
@@ -1324,7 +1332,6 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
 def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
     """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
-    refuse_blocked(b, "packed")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef qk_left left
     cdef qk_right right

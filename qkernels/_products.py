@@ -7,10 +7,10 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import as_array, float_array, integer
+from ._checks import as_array, float_array, integer, shown
 from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, quantize, unpack_bits
-from ._rounding import FIXED_POINT, check_params, checked_int_bias, multiplier_arrays
+from ._rounding import check_params, checked_int_bias, is_fixed_point, multiplier_arrays
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -469,6 +469,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     """
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
+    _core.need_eight_bits(packed, "packed")
     check_params(params, "params")
     check_params(out_params, "out_params")
     for name, given in (("params", params), ("out_params", out_params)):
@@ -481,9 +482,9 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None
-    if rounding in FIXED_POINT:
-        if activation not in (None, "relu"):
-            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
+    if is_fixed_point(rounding):
+        if not (activation is None or isinstance(activation, str) and activation == "relu"):
+            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
         exact = np.float64(params.scale) * np.float64(packed._scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
     return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
@@ -492,7 +493,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
 def _clamp_codes(clamp, params, rounding):
     """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
     lo, hi = _core.clamp_bounds(clamp)
-    return quantize(np.float32([lo, hi]), params, rounding="half_even" if rounding == "half_even" else "half_away")
+    return quantize(np.float32([lo, hi]), params, rounding="half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away")
 
 
 def _split_bias(bias, n, rounding):
@@ -505,6 +506,6 @@ def _split_bias(bias, n, rounding):
         return checked_int_bias(bias, n), None
     if bias.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
-    if rounding in FIXED_POINT:
+    if is_fixed_point(rounding):
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
     return None, np.ascontiguousarray(bias, np.float32)
