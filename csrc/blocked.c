@@ -24,17 +24,16 @@ static size_t steps_of(const qk_blocked *p, size_t block)
 
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
 static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
-static size_t group_bytes(const qk_blocked *p) { return qk_times(OWN_STEP_BYTES, 1 + steps_of(p, 0)); } /* levels and codes */
+static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
 {
-    const size_t codes = p->own_levels ? qk_times(NR / QK_OWN_NR, group_bytes(p)) : qk_times(steps_of(p, block), STEP_BYTES);
-    return qk_plus(codes, params_bytes(p));
+    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * STEP_BYTES) + params_bytes(p);
 }
 
 static size_t panel_bytes(const qk_blocked *p)
 {
-    return p->blocks ? qk_plus(qk_times(p->blocks - 1, record_bytes(p, 0)), record_bytes(p, p->blocks - 1)) : 0;
+    return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
 void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
@@ -53,7 +52,12 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
-size_t qk_blocked_bytes(const qk_blocked *p) { return qk_times(p->n_pad / NR, panel_bytes(p)); }
+/* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
+size_t qk_blocked_bytes(const qk_blocked *p)
+{
+    enum { MOST = 1024 };
+    return p->k > SIZE_MAX / MOST - MOST ? SIZE_MAX : qk_times(p->n_pad / NR, panel_bytes(p));
+}
 
 typedef struct {
     const qk_blocked *p;

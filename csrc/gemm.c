@@ -11,7 +11,7 @@
 #include "parallel.h"
 #include "scales.h"
 
-const float qk_no_bias[MAX_NR];
+const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
 
