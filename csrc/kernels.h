@@ -3,6 +3,7 @@
 #define QK_KERNELS_H
 
 #include "qkernels.h"
+#include "sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
@@ -41,6 +42,8 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+extern const float qk_no_bias[]; /* zeros for the columns of a tile */
+
 /* Points a tile to its part of the residual. */
 static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
 {
@@ -55,7 +58,7 @@ static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t ro
         .rows = (int)rows,
         .cols = (int)cols,
         .row_scale = row_scale,
-        .bias = right->float_bias + col,
+        .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
