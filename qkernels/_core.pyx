@@ -74,6 +74,15 @@ ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "sil
 # ---- instruction sets and threads ----
 
 
+def shown(value, text=repr, most=100):
+    """What a caller gave, for a message: short, and never an error of its own."""
+    try:
+        found = " ".join(text(value).split())
+    except Exception:
+        return f"a {type(value).__name__}"
+    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
+
+
 def built_isas():
     """Names of the instruction sets that are built, best first."""
     cdef size_t i = 0
@@ -135,6 +144,19 @@ if os.environ.get("QKERNELS_ISA"):
     except ValueError as error:
         raise RuntimeError(f"QKERNELS_ISA: {error}") from None
 
+MOST_CPUS = 8192   # that a machine can have: a larger number of threads is a slip, one up to this means all CPUs
+
+
+def check_thread_count(text):
+    """Raise unless an environment's number of threads, which C reads on first use, is one."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 1 <= int(digits) <= MOST_CPUS):
+        raise RuntimeError(f"QKERNELS_NUM_THREADS must be a number from 1 to {MOST_CPUS}, got {shown(text)}")
+
+
+if os.environ.get("QKERNELS_NUM_THREADS"):
+    check_thread_count(os.environ["QKERNELS_NUM_THREADS"])
+
 
 # ---- arrays of other libraries ----
 
@@ -156,15 +178,6 @@ cdef extern from *:
         dl_type type
     ctypedef struct dl_versioned:
         dl_tensor tensor
-
-
-def shown(value, text=repr, most=100):
-    """What a caller gave, for a message: short, and never an error of its own."""
-    try:
-        found = " ".join(text(value).split())
-    except Exception:
-        return f"a {type(value).__name__}"
-    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
 
 
 class DLPackBits:
