@@ -19,7 +19,8 @@
 #include "fpmode.h"
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
-static const double FIRST_PIECE = 2e6;          /* ns as estimated, which can be 50 times too little without vectors */
+static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */
+static const double FIRST_PIECE = 250e3;        /* ns as estimated: 100 times too little without vectors, or on new pages */
 static const int64_t PIECE = 10000000;          /* ns as measured */
 static const int64_t LOOK = 40000000;           /* between two looks for signals: each may wait 5 ms for Python's lock */
 static const int64_t SPIN = 100000;             /* what a thread waits awake: the gap between two layers of a model */
@@ -359,14 +360,16 @@ static void run_together(loop *l, size_t items, size_t threads)
 int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size_t), void *context)
 {
     const size_t threads = (size_t)qk_threads_for(items, work);
-    if (threads == 1 && work < FIRST_PIECE) {
+    if (threads == 1 && work < LONG) {
         if (items) body(context, 0, items);
         return 0;
     }
     call *outer = pthread_getspecific(here), own = {.caller = pthread_self(), .looked = now()};
     loop l = {.body = body, .context = context, .call = outer ? outer : &own, .step = items};
-    const double step = FIRST_PIECE / work * (double)items;
-    if (step * (double)threads < (double)items) l.timed = 1, l.step = step < 1 ? 1 : (size_t)step;
+    if (work >= LONG * (double)threads) {
+        const double step = FIRST_PIECE / work * (double)items;
+        l.timed = 1, l.step = step > 1 ? (size_t)step : 1;
+    }
     pthread_setspecific(here, l.call);
     if (threads == 1)
         run_alone(&l, items);
