@@ -3,6 +3,7 @@
 #define QK_KERNELS_H
 
 #include "qkernels.h"
+#include "sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
@@ -41,6 +42,8 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+extern const float qk_no_bias[]; /* zeros for the columns of a tile */
+
 /* Points a tile to its part of the residual. */
 static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
 {
@@ -55,7 +58,7 @@ static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t ro
         .rows = (int)rows,
         .cols = (int)cols,
         .row_scale = row_scale,
-        .bias = right->float_bias + col,
+        .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
@@ -145,6 +148,7 @@ struct qk_kernels {
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+    void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
 
     /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero points
      * freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start entries. */
@@ -206,8 +210,8 @@ struct qk_kernels {
     void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
-    void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
-                           float *y);
+    int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                          float *y);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);

@@ -88,7 +88,7 @@ typedef struct {
 /* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
 const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
                                  size_t cols, int b_unsigned);
-size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
+size_t qk_packed_bytes(const qk_packed *p);     /* of the panels; SIZE_MAX, as of the others below, where that overflows */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
@@ -112,7 +112,8 @@ typedef struct {
     const int32_t *b_zero;           /* zero points of b as given, or NULL for 0 */
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
-    const float *float_bias;         /* added after scaling, zeros if there is none */
+    float least_scale, most_scale;   /* floats: of the n columns' scales */
+    const float *float_bias;         /* added after scaling; NULL: nothing */
     const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
     size_t residual_stride;          /* in bytes */
     qk_activation activation;
@@ -120,6 +121,9 @@ typedef struct {
     float lo, hi;
     qk_requant requant;              /* codes; multiplier, mantissa and shift per column */
     float out_scale;                 /* codes, with an activation that needs real values */
+    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in double; scale 0
+     * where float32 serves. NULL: it serves everywhere. */
+    const double *wide_scale, *wide_bias;
 } qk_right;
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
@@ -162,6 +166,7 @@ typedef struct {
     const int8_t *levels;   /* 16 of a codebook (own_levels: of each column), or NULL */
     int own_levels;
     float level_scale;      /* of all levels, 1 where scales have it */
+    float most_scale;       /* the largest of the blocks' */
     uint8_t *panels;        /* qk_blocked_bytes of them, aligned to 64 */
 } qk_blocked;
 
@@ -181,9 +186,10 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
                             const int8_t *levels, int own_levels, float level_scale);
 size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
-int qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                     const qk_block_params *params);
+int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params);
 int qk_blocked_unpack(const qk_blocked *p, void *b);
+/* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
+void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point);
 /* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 
@@ -237,13 +243,14 @@ typedef struct {
     const qk_kernels *kernels;
     size_t k, n, n_pad;
     qk_dtype type;          /* QK_F16 or QK_BF16 */
+    float most;             /* the largest magnitude */
     uint16_t *panels;       /* qk_half_bytes of them, aligned to 64 */
 } qk_half;
 
 void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
 size_t qk_half_bytes(const qk_half *p);
 /* Strides in bytes. Returns 0 where b holds NaN or infinity. */
-int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
 int qk_half_unpack(const qk_half *p, void *b);
 /* As qk_blocked_linear. */
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right);
@@ -272,7 +279,7 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
 int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
-                   float eps, float *y);
+                  double eps, float *y);
 
 /* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
  * Rows hold `heads` heads of `size` values; strides are in elements. */
@@ -283,11 +290,25 @@ typedef struct {
     size_t out_stride;
     size_t heads, size, sequences;
     const int64_t *starts;          /* sequences + 1 of them */
-    float scale;                    /* of the scores, positive */
+    double scale;                   /* of the scores, positive */
 } qk_attention_args;
 
 /* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
 int qk_attention(const qk_attention_args *args);
+
+/* ---- scales of least squares ---- */
+
+typedef struct {
+    size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
+    int qmin, qmax;            /* codes */
+    int first_zero, last_zero; /* zero points to try */
+    int (*poll)(void *context); /* called now and then, or NULL; the search stops where it gives another value than 0 */
+    void *context;
+} qk_least_squares;
+
+/* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least squares, where these are
+ * better. importance (rows, n), finite and not negative, may be NULL. Returns 1; -1 where memory ran out, -2 where poll stopped it. */
+int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point);
 
 /* ---- k-means ---- */
 

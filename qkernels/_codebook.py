@@ -151,6 +151,19 @@ class Codebook:
     def __reduce__(self):
         return _rebuild, (self.levels, self.axis, self.block_size, self.vector)
 
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def _without_tables(self):
+        """An equal one, which shares the levels, and makes tables of its own when it needs them."""
+        other = object.__new__(Codebook)
+        for name in self.__slots__[:-1]:
+            object.__setattr__(other, name, getattr(self, name))
+        return other
+
     @property
     def _levels(self):
         """What C looks values up in, made on first use."""
@@ -355,15 +368,16 @@ def _thresholds(levels, dtype):
     order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
     ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
     low, high = ranked[:, :-1], ranked[:, 1:]
+    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
+    order[:, 1:] = np.take_along_axis(order, first, axis=1)
     total = low + high
     rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
     middle = total / 2
-    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code
-    near = middle.astype(dtype)
-    beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
-    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
-    order[:, 1:] = np.take_along_axis(order, first, axis=1)
-    return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
+    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code, which is that of the first of equal levels
+    with np.errstate(over="ignore", under="ignore"):
+        near = middle.astype(dtype)
+        beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
+        return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
 
 
 def _tables(levels):
@@ -443,7 +457,7 @@ def _checked_axis(a, codebook, name):
     if axis is None:
         return None
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} of codebook is out of range for {name} with shape {a.shape}")
+        raise ValueError(f"codebook: axis {axis} is out of range for {name} with shape {a.shape}")
     axis %= ndim
     if codebook.block_size is None and a.shape[axis] != len(codebook.levels):
         raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "

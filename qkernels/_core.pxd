@@ -86,6 +86,7 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *b_zero
         const int32_t *int_bias
         const float *col_scale
+        float least_scale, most_scale
         const float *float_bias
         const float *residual
         size_t residual_stride
@@ -94,6 +95,8 @@ cdef extern from "qkernels.h" nogil:
         float lo, hi
         qk_requant requant
         float out_scale
+        const double *wide_scale
+        const double *wide_bias
 
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
 
@@ -135,9 +138,10 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                                 const int8_t *levels, int own_levels, float level_scale)
     size_t qk_blocked_bytes(const qk_blocked *p)
-    int qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                         const qk_block_params *params) except -3
+    int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                        const qk_block_params *params) except -3
     int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
+    void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
     int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
 
     ctypedef struct qk_levels:
@@ -177,7 +181,7 @@ cdef extern from "qkernels.h" nogil:
 
     void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
     size_t qk_half_bytes(const qk_half *p)
-    int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
     int qk_half_unpack(const qk_half *p, void *b) except -3
     int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right) except -3
 
@@ -195,7 +199,7 @@ cdef extern from "qkernels.h" nogil:
     int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                       const float *bias, float eps, float *y) except -3
+                      const float *bias, double eps, float *y) except -3
 
     ctypedef struct qk_attention_args:
         const float *q
@@ -206,9 +210,19 @@ cdef extern from "qkernels.h" nogil:
         size_t out_stride
         size_t heads, size, sequences
         const int64_t *starts
-        float scale
+        double scale
 
     int qk_attention(const qk_attention_args *args) except -3
+
+    ctypedef struct qk_least_squares:
+        size_t n, block
+        int qmin, qmax
+        int first_zero, last_zero
+        int (*poll)(void *context) noexcept nogil
+        void *context
+
+    int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
+                  int32_t *zero_point)
 
     ctypedef struct qk_kmeans:
         qk_dtype type
