@@ -159,7 +159,8 @@ static void bound_weights(line_job *j)
     double sum = 0;
     for (size_t i = 0; i < j->args->n; i++) sum += j->weights[i] * 0x1p-40;
     const int exponent = sum > 0 ? ilogb(sum) + 40 : 0;
-    j->weight_exponent = exponent > 1000 ? exponent - 1000 : 0;
+    const int most = j->args->pinned ? 950 : 1022;
+    j->weight_exponent = exponent > most ? exponent - most : 0;
     if (!j->weight_exponent) return;
     for (size_t i = 0; i < j->args->n; i++) {
         const double w = ldexp(j->weights[i], -j->weight_exponent);
@@ -232,8 +233,10 @@ static wide times_power(wide x, int exponent)
 
 static int exponent_of(wide x)
 {
-    const int shift = x > 0x1p500 ? -1000 : x < 0x1p-500 ? 1000 : 0; /* gaps have exponents from -1074 to 1024 */
-    return ilogb((double)times_power(x, shift)) - shift;
+    int shift = 0;
+    for (; x > 0x1p500; shift += 500) x *= 0x1p-500;
+    for (; x < 0x1p-500; shift -= 500) x *= 0x1p500;
+    return ilogb((double)x) + shift;
 }
 
 /* Exponents of the weights and of the gaps, those of the largest and smallest; and of the largest distance. */
@@ -553,22 +556,52 @@ static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits
     ((uint64_t *)limits)[c] = limit;
 }
 
-static void write_line(const line_job *j, size_t line, size_t count, int plain)
+/* Points that are nearer to the mean of the next cluster than to their own go there, and back, until none is: the search may leave
+ * points of so little weight that their cost is lost in that of others. Returns whether any had to. */
+static int settle_points(line_job *j, size_t count, const wide *means)
 {
+    int moved = 0;
+    for (size_t c = 1; c < count; c++) {
+        const wide middle = (means[c - 1] + means[c]) / 2;
+        const size_t first = (size_t)j->splits[c - 1], last = (size_t)j->splits[c + 1];
+        size_t at = (size_t)j->splits[c];
+        while (at - 1 > first && value(j, at - 1) > middle) at--;
+        while (at + 1 < last && value(j, at) < middle) at++;
+        moved |= at != (size_t)j->splits[c];
+        j->splits[c] = (int32_t)at;
+    }
+    return moved;
+}
+
+static qk_lines_status write_line(line_job *j, size_t line, size_t count, int plain)
+{
+    enum { ROUNDS = 32 };
     const qk_lines *p = j->args;
     double *centroids = p->centroids + line * p->k;
     void *limits = (uint64_t *)p->limits + line * p->k;
-    wide before = 0, inertia = 0;
-    for (size_t c = 0; c < count; c++) {
-        const size_t first = count == j->n ? c : (size_t)j->splits[c], last = count == j->n ? c + 1 : (size_t)j->splits[c + 1];
-        wide cost;
-        const wide mean = mean_and_cost(j, plain, first, last, &cost);
-        if (c) set_limit(j, first, before, mean, limits, c - 1);
-        centroids[c] = (double)mean, before = mean, inertia += cost;
+    wide *means = malloc(count * sizeof *means), inertia = 0;
+    if (!means) return QK_LINES_NO_MEMORY;
+    for (size_t i = 0; i <= count && count == j->n; i++) j->splits[i] = (int32_t)i;
+    for (int round = 0; round < ROUNDS; round++) {
+        inertia = 0;
+        for (size_t c = 0; c < count; c++) {
+            wide cost;
+            means[c] = mean_and_cost(j, plain, (size_t)j->splits[c], (size_t)j->splits[c + 1], &cost);
+            inertia += cost;
+        }
+        if (round + 1 == ROUNDS || !settle_points(j, count, means)) break;
     }
+    for (size_t c = 0; c < count; c++) {
+        centroids[c] = (double)means[c];
+        if (c) set_limit(j, (size_t)j->splits[c], means[c - 1], means[c], limits, c - 1);
+    }
+    free(means);
     for (size_t c = count; c < p->k; c++) centroids[c] = centroids[count - 1];
-    p->inertia[line] = (double)times_power(inertia, j->weight_exponent);
+    const int exponent = p->exponents && inertia > 0 ? exponent_of(inertia) : -j->weight_exponent;
+    if (p->exponents) p->exponents[line] = exponent + j->weight_exponent;
+    p->inertia[line] = (double)times_power(inertia, -exponent);
     p->counts[line] = (int32_t)count;
+    return QK_LINES_DONE;
 }
 
 /* ---- lines ---- */
@@ -587,6 +620,7 @@ static qk_lines_status cluster_line(line_job *j, size_t line)
     const qk_lines *p = j->args;
     j->keys = (uint64_t *)p->values + line * p->n, j->v = (double *)p->values + line * p->n;
     j->weights = p->weights ? p->weights + line * p->n : NULL, j->weight_exponent = 0;
+    j->splits = j->space.splits;
     p->counts[line] = 0;
     if (!sort_line(j)) return QK_LINES_STOPPED;
     if (!can_be_clustered(j)) return QK_LINES_DONE;
@@ -596,8 +630,7 @@ static qk_lines_status cluster_line(line_job *j, size_t line)
     qk_lines_status status = QK_LINES_DONE;
     int plain = 1;
     if (count < j->n) status = search(j, count, &plain);
-    if (status == QK_LINES_DONE) write_line(j, line, count, plain);
-    return status;
+    return status == QK_LINES_DONE ? write_line(j, line, count, plain) : status;
 }
 
 qk_lines_status qk_cluster_lines(const qk_lines *p)

@@ -307,18 +307,19 @@ static int of(search)(const qk_line *line, size_t k, double *guess, qk_line_spac
             penalty = now.penalty;
             break;
         }
-        const REAL under = now.cost + penalty * ((REAL)now.count - (REAL)k);
-        const REAL slack = near * (now.cost + penalty * (REAL)(now.count > k ? now.count : k));
+        const REAL value = now.cost + penalty * (REAL)now.count, under = value - penalty * (REAL)k;
+        const REAL slack = near * (value > penalty * (REAL)k ? value : penalty * (REAL)k);
         if (under - slack > bound) bound = under - slack;
-        const int inside = few.count < now.count && now.count < many.count;
-        of(found) last = now;
+        const int between = few.count < now.count && now.count < many.count;
+        const int better = value < (few.cost + penalty * (REAL)few.count) * (1 - near);
+        const of(found) last = now;
         if (now.count < k && now.count >= few.count)
             of(swap)(&now, &few);
         else if (now.count > k && now.count <= many.count)
             of(swap)(&now, &many);
         if (chord) {
             of(join)(few.splits, few.count, many.splits, k, now.splits);
-            done = !inside || of(cost)(&p, now.splits, k) * (1 - 8 * near) <= bound;
+            done = !(between || better) || of(cost)(&p, now.splits, k) * (1 - 8 * near) <= bound;
         }
         if (!done) penalty = of(next)(&few, &many, &last, k, trial, &chord);
     }

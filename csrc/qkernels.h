@@ -330,6 +330,7 @@ typedef struct {
     void *limits;              /* (lines, k): the largest value of each cluster, of the type of values */
     int32_t *counts;           /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
     double *inertia;           /* (lines,) */
+    int32_t *exponents;        /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
     int (*stop)(void *);       /* whether to give up, asked every few milliseconds */
     void *context;
 } qk_lines;

@@ -1,5 +1,6 @@
 """The best levels for given values: `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
 
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -109,6 +110,9 @@ def fit_with_zero(values, weights, k):
     beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
     values = values.astype(np.float64)
     weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
+    if weights.max() > 2.0**980:   # the sum of all must be a double
+        with np.errstate(under="ignore"):
+            weights = weights * 2.0**-40
     negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
 
     @cache
@@ -133,9 +137,9 @@ def side_of(values, weights):
 
 
 def beside_zero(values, weights, count):
-    """The best `count` centroids beside one at 0, ascending, and the cost. Values are positive, ascending and distinct."""
+    """The best `count` centroids beside one at 0, ascending, and the cost: a Fraction, which no weight makes infinite or 0."""
     line, line_weights = np.append(0.0, values), np.append(1.0, weights)
     centroids, limits = np.empty((2, 1, count + 1))
-    found, cost = np.empty(1, np.int32), np.empty(1)
-    _core.cluster_lines(line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, _core.Stop())
-    return centroids[0, 1 : found[0]], cost[0]
+    (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
+    _core.cluster_lines(line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop())
+    return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

@@ -240,6 +240,7 @@ cdef extern from "qkernels.h" nogil:
         void *limits
         int32_t *counts
         double *inertia
+        int32_t *exponents
         int (*stop)(void *) noexcept nogil
         void *context
 

@@ -1609,7 +1609,7 @@ cdef int must_stop(void *context) noexcept with gil:
 
 
 def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
-                  cnp.ndarray counts, cnp.ndarray inertia, Stop stop):
+                  cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
     """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
     cdef qk_lines p
     cdef qk_lines_status status
@@ -1619,6 +1619,7 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint p
     p.weights = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
     p.centroids, p.limits = <double *>cnp.PyArray_DATA(centroids), cnp.PyArray_DATA(limits)
     p.counts, p.inertia = <int32_t *>cnp.PyArray_DATA(counts), <double *>cnp.PyArray_DATA(inertia)
+    p.exponents = NULL if exponents is None else <int32_t *>cnp.PyArray_DATA(exponents)
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_cluster_lines(&p)

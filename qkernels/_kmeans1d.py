@@ -178,7 +178,7 @@ def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, iner
     read = keys if exact else doubles
     weights = None if weights is None else doubles(weights)
     limits = np.empty(centroids.shape, np.uint64 if exact else np.float64)
-    _core.cluster_lines(read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, stop)
+    _core.cluster_lines(read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop)
     if not counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):
@@ -216,7 +216,8 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, 
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
     limits = np.empty(centroids.shape)
-    _core.cluster_lines(doubles(values[None, codes]), doubles(bins[None, codes]), k, False, False, centroids, limits, counts, inertia, stop)
+    points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
+    _core.cluster_lines(points, weights, k, False, False, centroids, limits, counts, inertia, None, stop)
     if not counts.all():
         raise Refused
     table = np.empty((1, len(values)), labels.dtype)
