@@ -44,7 +44,7 @@ static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
 /* Memory, or NULL and a note of it. */
 static void *obtain(kmeans_job *job, size_t bytes)
 {
-    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    void *memory = qk_obtain(bytes);
     if (!memory) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
     return memory;
 }
@@ -53,8 +53,8 @@ static void *obtain(kmeans_job *job, size_t bytes)
 static int run(kmeans_job *job, size_t items, double each, void (*body)(void *, size_t, size_t))
 {
     job->k = qk_active();
-    qk_parallel_for(items, each * (double)items, body, job);
-    return !job->failed;
+    const int status = qk_parallel_for(items, each * (double)items, body, job);
+    return status ? status : !job->failed;
 }
 
 static void assign_chunks(void *context, size_t begin, size_t end)
@@ -66,6 +66,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     char *memory = obtain(job, (size_t)(lay_out(p, &s, (char *)64) - (char *)64));
     if (!memory) return;
     lay_out(p, &s, memory);
+    s.stopped = qk_stopped;
     for (size_t j = 0; j < p->k + 16; j++) s.all[j] = (int32_t)at_most(j, p->k);
     for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
         if (p->type == QK_F32)
@@ -88,7 +89,7 @@ static void distance_rows(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *columns = obtain(job, p->d * p->k * sizeof(double));
+    void *columns = obtain(job, qk_times(qk_times(p->d, p->k), sizeof(double)));
     if (!columns) return;
     if (p->type == QK_F32)
         job->k->kmeans_distances_f32(p, begin, end, columns);
@@ -107,7 +108,7 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    double *tile = obtain(job, (p->d + job->count) * QK_KMEANS_TILE * sizeof *tile), *lanes = tile + p->d * QK_KMEANS_TILE;
+    double *tile = obtain(job, qk_times(p->d + job->count, QK_KMEANS_TILE * sizeof *tile)), *lanes = tile + p->d * QK_KMEANS_TILE;
     if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
         double *potential = job->sums + chunk * job->count;
@@ -133,8 +134,8 @@ static void error_chunks(void *context, size_t begin, size_t end)
         job->sums[chunk] = (p->type == QK_F32 ? job->k->kmeans_errors_f32 : job->k->kmeans_errors_f64)(p, chunk, job->nearest);
 }
 
-void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
+int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
 {
     kmeans_job job = {.args = p, .nearest = errors, .sums = sums};
-    run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
+    return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
 }

@@ -37,6 +37,7 @@ static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
 
 static size_t light_panel_bytes(size_t steps)
 {
+    if (steps > SIZE_MAX / (4 * LIGHT_STEP)) return SIZE_MAX;
     const size_t bytes = 2 * steps * LIGHT_STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
     return (bytes + 63) / 64 * 64;
 }
@@ -169,11 +170,13 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
     return sum_columns(s, cols, colsum);
 }
 
+_Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
+
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {
     const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
-    for (size_t i = 0; i < steps; i++)
+    for (size_t i = top / LIGHT_KR; i < steps && i < (top + QK_UNPACK_ROWS) / LIGHT_KR; i++)
         for (size_t col = 0; col < cols; col++) {
             const size_t half = col / HALF, first = i / CHUNK * CHUNK, count = steps - first < CHUNK ? steps - first : CHUNK;
             const int8_t *codes = panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;
