@@ -2,6 +2,7 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
+#include "line.h"
 #include "qkernels.h"
 #include "sizes.h"
 
@@ -233,6 +234,8 @@ struct qk_kernels {
                                  float *tile, double *lanes, double *potential);
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
                                  double *tile, double *lanes, double *potential);
+
+    qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of codes; the
      * same of search_lanes queries, one a lane. */

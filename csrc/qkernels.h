@@ -359,6 +359,33 @@ int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int upda
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
 
+/* ---- clustering on a line ---- */
+
+/* Lines of points and the best clusters of each (numerics 13). */
+typedef struct {
+    size_t lines, n, k;
+    int integers;              /* 0: values are doubles; 1: uint64_t; 2: int64_t, the sign bit flipped, so that they ascend as uint64_t */
+    int pinned;                /* whether the smallest value is a centroid, whatever that costs */
+    void *values;              /* (lines, n); overwritten, as weights are */
+    double *weights;           /* (lines, n), or NULL: 1 each */
+    double *centroids;         /* (lines, k); the last one fills the places of those that a line lacks */
+    void *limits;              /* (lines, k): the largest value of each cluster, of the type of values */
+    int32_t *counts;           /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
+    double *inertia;           /* (lines,) */
+    int32_t *exponents;        /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
+    int (*stop)(void *);       /* whether to give up, asked every few milliseconds */
+    void *context;
+} qk_lines;
+
+typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
+qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
+void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
+                    void *labels, int as_int32);
+/* Adds the weight of each code, or 1, to its bin. Returns 0 where a weight is negative or not finite. */
+int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
+void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
+
 /* ---- codebooks of vectors ---- */
 
 /* Levels of product quantization (numerics 19). */

@@ -255,6 +255,28 @@ cdef extern from "qkernels.h" nogil:
     int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential) except -3
     int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia) except -3
 
+    ctypedef struct qk_lines:
+        size_t lines, n, k
+        int integers, pinned
+        void *values
+        double *weights
+        double *centroids
+        void *limits
+        int32_t *counts
+        double *inertia
+        int32_t *exponents
+        int (*stop)(void *) noexcept nogil
+        void *context
+
+    ctypedef enum qk_lines_status:
+        QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY
+
+    qk_lines_status qk_cluster_lines(const qk_lines *p)
+    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
+                        void *labels, int as_int32)
+    int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
+    void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
+
     enum:
         QK_MAX_LEVELS
     ctypedef struct qk_vector_book:

@@ -1853,3 +1853,81 @@ cdef class KMeans:
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
         return potential
+
+
+# ---- clustering on a line ----
+
+
+cdef class Stop:
+    """What tells loops that run without the GIL to give up: a signal's exception, kept in `error`, or another thread that calls `now`."""
+
+    cdef readonly object error
+    cdef bint asked
+
+    def now(self):
+        self.asked = True
+
+
+cdef int must_stop(void *context) noexcept with gil:
+    stop = <Stop>context
+    try:
+        PyErr_CheckSignals()   # does nothing but in the main thread
+    except BaseException as error:
+        stop.error, stop.asked = error, True
+    return stop.asked
+
+
+def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
+                  cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
+    """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
+    cdef qk_lines p
+    cdef qk_lines_status status
+    p.lines, p.n, p.k = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1), k
+    p.integers = 0 if PyArray_TYPE(values) == cnp.NPY_DOUBLE else 2 if signed else 1
+    p.pinned, p.values = pinned, cnp.PyArray_DATA(values)
+    p.weights = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    p.centroids, p.limits = <double *>cnp.PyArray_DATA(centroids), cnp.PyArray_DATA(limits)
+    p.counts, p.inertia = <int32_t *>cnp.PyArray_DATA(counts), <double *>cnp.PyArray_DATA(inertia)
+    p.exponents = NULL if exponents is None else <int32_t *>cnp.PyArray_DATA(exponents)
+    p.stop, p.context = must_stop, <void *>stop
+    with nogil:
+        status = qk_cluster_lines(&p)
+    if stop.error is not None:
+        raise stop.error
+    if status == QK_LINES_NO_MEMORY:
+        raise MemoryError(f"no memory to cluster lines of {p.n} values")
+
+
+def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):
+    """Labels (lines, n), uint8 or int32, of values of the type of `limits`: how many of them each is above."""
+    cdef size_t lines = cnp.PyArray_DIM(values, 0), n = cnp.PyArray_DIM(values, 1), k = cnp.PyArray_DIM(limits, 1)
+    cdef int integers = PyArray_TYPE(values) != cnp.NPY_DOUBLE, as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    cdef const void *x = cnp.PyArray_DATA(values)
+    cdef const void *bounds = cnp.PyArray_DATA(limits)
+    cdef const int32_t *used = <int32_t *>cnp.PyArray_DATA(counts)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    with nogil:
+        qk_label_lines(x, integers, lines, n, bounds, k, used, to, as_int32)
+
+
+def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
+    """Adds the weight of each code (uint16), or 1, to its bin; False where a weight is negative or not finite."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const double *each = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    cdef double *to = <double *>cnp.PyArray_DATA(bins)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int valid
+    with nogil:
+        valid = qk_count_codes(at, each, n, to)
+    return bool(valid)
+
+
+def look_up(cnp.ndarray codes, cnp.ndarray table, cnp.ndarray labels):
+    """The entries of a table, uint8 or int32, at codes (uint16)."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const void *entries = cnp.PyArray_DATA(table)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    with nogil:
+        qk_look_up(at, n, entries, to, as_int32)
