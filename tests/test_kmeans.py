@@ -333,15 +333,15 @@ def check_exactly(x, weights, result, settled):
             assert abs(exactly - mean[f]) <= largest * 8 * epsilon + 8 * least
 
 
+@np.errstate(all="ignore")
 def hostile_points(rng, dtype):
     n, d = int(rng.integers(2, 24)), int(rng.integers(1, 5))
     reach = {np.float32: (-44, 38), np.float64: (-320, 300)}[dtype]
     low = rng.integers(*reach)
     powers = rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d)) if rng.random() < 0.5 else rng.choice(rng.integers(*reach, 3), (n, d))
-    with np.errstate(under="ignore", over="ignore"):
-        x = (rng.normal(0, 1, (n, d)) * 10.0**powers).astype(dtype)
-        if rng.random() < 0.5:   # several points far from the others, and far nearer to each other
-            x = x[rng.integers(0, n, n)] + (10.0 ** float(rng.integers(*reach)) * rng.integers(-3, 4, (n, d))).astype(dtype)
+    x = (rng.normal(0, 1, (n, d)) * 10.0**powers).astype(dtype)
+    if rng.random() < 0.5:   # several points far from the others, and far nearer to each other
+        x = x[rng.integers(0, n, n)] + (10.0 ** float(rng.integers(*reach)) * rng.integers(-3, 4, (n, d))).astype(dtype)
     return np.clip(x, *(np.finfo(dtype).min / 4, np.finfo(dtype).max / 4))
 
 

@@ -117,7 +117,8 @@ def test_levels_and_vectors_of_any_magnitudes(variants):
         with np.errstate(under="ignore"):
             levels = (rng.normal(0, 1, (m, k, d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (m, k, d))).astype(np.float32)
             x = (rng.normal(0, 1, (15, m * d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (15, m * d))).astype(np.float32)
-        x = np.concatenate([x, levels.transpose(1, 0, 2).reshape(k, -1), levels[:, ::-1].transpose(1, 0, 2).reshape(k, -1) * np.float32(0.75)])
+            rows = levels.transpose(1, 0, 2).reshape(k, -1)
+            x = np.concatenate([x, rows, rows[::-1] * np.float32(0.75)])
         results = [qk.encode(x, qk.Codebook(levels, vector=True)) for _ in variants()]
         for g in range(m):
             for code, near in zip(results[0][:, g], nearest_exactly(x[:, g * d : (g + 1) * d], levels[g])):
@@ -131,7 +132,7 @@ def test_far_levels_and_far_groups(variants):
     far = qk.Codebook(x, vector=True)
     rng = np.random.default_rng(9)
     levels, points = rng.normal(0, 1, (1, 16, 4)).astype(np.float32), rng.normal(0, 1, (40, 4)).astype(np.float32)
-    units = np.float32([1, 1e-22, 1e-36, 1e22])
+    units = np.float32([1, 2.0**-73, 2.0**-110, 2.0**73])
     groups = qk.Codebook(np.concatenate([levels * unit for unit in units]), vector=True)
     for _ in variants():
         assert qk.encode(x.ravel(), far).tolist() == [0, 1, 2, 3]
