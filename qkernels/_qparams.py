@@ -349,9 +349,6 @@ def _checked_importance(importance, x):
         _core.raise_not_finite(given, "importance")
     if np.any(given < 0):
         raise ValueError(f"importance must not be negative, got {given[given < 0].flat[0]}")
-    if given.dtype.itemsize > 8:   # only ratios matter
-        with np.errstate(under="ignore"):
-            broad = np.ldexp(broad, -np.frexp(given.max())[1])
     return broad
 
 
