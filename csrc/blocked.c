@@ -1,4 +1,5 @@
-/* Products of floats and 4-bit weights (numerics 12): packing, blocking, threads. The tile belongs to the instruction set.
+/* Products of floats and 4-bit weights, or blocks of 8-bit ones (numerics 12): packing, blocking, threads. The tile belongs to the
+ * instruction set.
  *
  * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of rows. */
 #include <math.h>
@@ -9,7 +10,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
+enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
 
 /* ---- packing of b ---- */
 
@@ -22,13 +23,14 @@ static size_t steps_of(const qk_blocked *p, size_t block)
     return ceil_div(at_most(p->k - block * p->block, p->block), rows_of(p));
 }
 
+static size_t step_bytes(const qk_blocked *p) { return NR * KR * (size_t)p->bits / 8; }
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
 static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
 static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
 {
-    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * STEP_BYTES) + params_bytes(p);
+    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * step_bytes(p)) + params_bytes(p);
 }
 
 static size_t panel_bytes(const qk_blocked *p)
@@ -36,19 +38,20 @@ static size_t panel_bytes(const qk_blocked *p)
     return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
-void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
-                     int own_zeros, int32_t zero_point)
+void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
+                     int half_scales, int own_zeros, int32_t zero_point)
 {
+    const int flip = b_signed ? 1 << (bits - 1) : 0;
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
-                      .flip = b_signed ? 8 : 0, .half_scales = half_scales, .own_zeros = own_zeros,
-                      .zero = zero_point + (b_signed ? 8 : 0), .level_scale = 1};
+                      .bits = bits, .flip = flip, .half_scales = half_scales, .own_zeros = own_zeros,
+                      .zero = zero_point + flip, .level_scale = 1};
     p->blocks = (k + p->block - 1) / p->block;
 }
 
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                             const int8_t *levels, int own_levels, float level_scale)
 {
-    qk_blocked_init(p, kernels, k, n, block, 0, half_scales, 0, 128);
+    qk_blocked_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
@@ -84,8 +87,10 @@ static void pack_params(const pack_job *job, size_t block, size_t col, size_t co
 static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
     const qk_blocked *p = job->p;
-    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += STEP_BYTES)
-        p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
+    const qk_kernels *k = p->kernels;
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
+        (p->bits == 8 ? k->bytes_pack_step : k->blocked_pack_step)(b, job->row_stride, job->col_stride, at_most(rows - row, KR),
+                                                                   cols, (uint8_t)p->flip, to);
 }
 
 /* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
@@ -143,7 +148,9 @@ static int stored_code(const qk_blocked *p, size_t row, size_t col)
         const int two = group[j % QK_OWN_NR * (QK_OWN_KR / 2) + in_step % (QK_OWN_KR / 2)];
         return (in_step < QK_OWN_KR / 2 ? two : two >> 4) & 15;
     }
-    const int two = panel[row / p->block * record_bytes(p, 0) + step * STEP_BYTES + j % 16 * KR + in_step];
+    const uint8_t *codes = panel + row / p->block * record_bytes(p, 0) + step * step_bytes(p);
+    if (p->bits == 8) return codes[j * KR + in_step];
+    const int two = codes[j % 16 * KR + in_step];
     return (j < 16 ? two : two >> 4) & 15;
 }
 
@@ -153,7 +160,7 @@ void qk_blocked_unpack(const qk_blocked *p, void *b)
     for (size_t row = 0; row < p->k; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
-            *to++ = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+            *to++ = (uint8_t)(p->flip == 8 ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
 }
 
@@ -176,19 +183,23 @@ typedef struct {
     int8_t *codes;
     int32_t *start;
     float *scale, *spare; /* a row of codes before its blocks are padded */
+    int16_t *wide;        /* the codes, where the tile wants them so */
 } row_block;
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
+static int is_wide(const qk_blocked *b) { return b->bits == 8 && b->kernels->bytes_widen_row; }
+
 static int allocate(const product *g, row_block *rows)
 {
     const size_t codes = g->lda * g->share.block_rows, starts = round_up(g->ld_start * g->share.block_rows * 4, 64);
-    const size_t scales = round_up(g->share.block_rows * 4, 64);
-    rows->codes = aligned_alloc(64, codes + starts + scales + round_up(g->b->k + 64, 64));
+    const size_t scales = round_up(g->share.block_rows * 4, 64), spare = round_up(g->b->k + 64, 64);
+    rows->codes = aligned_alloc(64, codes + starts + scales + spare + (is_wide(g->b) ? 2 * codes : 0));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
     rows->scale = (float *)(rows->codes + codes + starts);
     rows->spare = (float *)(rows->codes + codes + starts + scales);
+    rows->wide = is_wide(g->b) ? (int16_t *)(rows->codes + codes + starts + scales + spare) : NULL;
     return 1;
 }
 
@@ -224,8 +235,24 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
             memset(codes + b->k, 0, g->k_pad - b->k);
         rows->scale[i] *= b->level_scale;
         k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
+        if (rows->wide) k->bytes_widen_row(codes, g->k_pad, rows->wide + i * g->lda);
     }
     return 1;
+}
+
+/* Rows that a tile takes. */
+static size_t tile_rows(const qk_blocked *b) { return (size_t)(b->bits == 8 ? b->kernels->bytes_mr : b->kernels->blocked_mr); }
+
+/* y = rows of the block from `row` on, times a panel. */
+static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_blocked_panel *panel, float *y)
+{
+    const qk_kernels *k = g->b->kernels;
+    const int8_t *codes = block->codes + row * g->lda;
+    const int32_t *start = block->start + row * g->ld_start;
+    if (g->b->bits == 8)
+        k->bytes_tile(rows, panel, block->wide ? (const void *)(block->wide + row * g->lda) : codes, g->lda, start, g->ld_start, y);
+    else
+        (g->b->own_levels ? k->own_levels_tile : k->blocked_tile)(rows, panel, codes, g->lda, start, g->ld_start, y);
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
@@ -233,7 +260,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 {
     const qk_blocked *b = g->b;
     const qk_kernels *k = b->kernels;
-    const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
+    const size_t tiles = ceil_div(rows, tile_rows(b));
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
                           .own_zeros = b->own_zeros, .levels = b->levels};
@@ -245,9 +272,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
             const size_t row = rows * tile / tiles; /* tiles of even height */
             const size_t count = rows * (tile + 1) / tiles - row, cols = at_most(b->n - col, NR);
             const qk_tile t = qk_float_tile(g->right, first + row, count, col, cols, block->scale + row);
-            const int8_t *codes = block->codes + row * g->lda;
-            const int32_t *start = block->start + row * g->ld_start;
-            (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
+            multiply_tile(g, block, row, t.rows, &p, y);
             k->blocked_to_float(y, &t);
         }
     }
@@ -285,7 +310,7 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(g.m, g.lda, (size_t)b->kernels->blocked_mr, b->n_pad / NR, team);
+    g.share = block_rows(g.m, g.lda * (is_wide(b) ? 2 : 1), tile_rows(b), b->n_pad / NR, team);
     qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return g.failure ? g.failure : 1;
 }

@@ -460,8 +460,8 @@ def holds_as_half(values):
 cdef class Packed:
     """PackedMatrix (_products.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, float16 or bfloat16, which
-    fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, or `blocked` if blocks of rows have scales of their own, int4 or
+    uint4, which fill `blocked`, float16 or bfloat16, which fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
     a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
     blocks (blocks, n) or None.
     """
@@ -491,7 +491,7 @@ cdef class Packed:
         if levels is not None:
             self.pack_levels(b, levels[0], levels[1], levels[2])
             return
-        if params is not None and params_of(params).storage in (QK_I4, QK_U4):
+        if params is not None and (params_of(params).storage in (QK_I4, QK_U4) or params.block_size is not None):
             self.pack_blocks(b, params_of(params))
             return
         cdef const void *data = cnp.PyArray_DATA(b)
@@ -531,8 +531,8 @@ cdef class Packed:
         cdef bint own_zeros = bool(np.any(zero_point != zero))
         cdef bint half_scales = holds_as_half(params.scale)
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
-        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, params.qmin < 0,
-                        half_scales, own_zeros, zero)
+        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
+                        4 if params.storage in (QK_I4, QK_U4) else 8, params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
         p.col_stride = params.axis is not None
         p.row_stride = <size_t>self.n if params.block_size is not None else 0
@@ -639,8 +639,12 @@ cdef class Packed:
 
 cdef int refuse_blocked(Packed b, name) except -1:
     if b.is_blocked or b.is_half or b.is_words:
-        what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
-        raise TypeError(f"{name} needs 8-bit weights, got {what}: such weights are for linear")
+        needs, what = "8-bit weights", b.dtype.name
+        if b.is_blocked and b.blocked.bits == 8:
+            needs, what = "one scale a column", f"{what} in blocks of {b.params.block_size} rows with a scale each"
+        elif b.dtype == np.uint8:
+            what = "codes of a Codebook"
+        raise TypeError(f"{name} needs {needs}, got {what}: such weights are for linear")
     return 0
 
 
@@ -961,7 +965,8 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
 
 cdef size_t most_rows(Packed b):
     """Rows of b whose sum int32 holds (numerics 12)."""
-    return 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
+    cdef int largest = 255 if b.blocked.bits == 8 else 128 if b.dtype == np.uint8 else 15
+    return 0x7FFFFFFF // (127 * largest)
 
 
 def clamp_bounds(clamp):

@@ -248,8 +248,8 @@ def _check_weights(b, params):
     if b.ndim != 2:
         raise ValueError(f"b must have shape (K, N), got {b.shape}")
     by_column = params.axis in (None, 1, -1) and params.block_size is None
-    if not by_column and not (b.dtype in FOUR_BITS and params.axis in (0, -2) and params.block_size):
-        blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
+    if not by_column and not (b.dtype != np.int16 and params.axis in (0, -2) and params.block_size):
+        blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype != np.int16 else ""
         raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                          f"block_size={params.block_size}")
     params.check_shape(b.shape)
