@@ -25,7 +25,12 @@ static size_t steps_of(const qk_blocked *p, size_t block)
 
 static size_t step_bytes(const qk_blocked *p) { return NR * KR * (size_t)p->bits / 8; }
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
-static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
+static int wide_sums(const qk_blocked *p) { return p->bits == 8 && p->block > QK_SHORT_BLOCK; }
+
+/* Of the sums of columns. */
+static size_t sum_bytes(const qk_blocked *p) { return p->bits == 8 ? NR * (wide_sums(p) ? 4 : 2) : 0; }
+
+static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p); }
 static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
@@ -41,10 +46,10 @@ static size_t panel_bytes(const qk_blocked *p)
 void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
                      int half_scales, int own_zeros, int32_t zero_point)
 {
-    const int flip = b_signed ? 1 << (bits - 1) : 0;
+    const int flip = bits == 4 ? (b_signed ? 8 : 0) : b_signed ? 0 : 128;
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
                       .bits = bits, .flip = flip, .half_scales = half_scales, .own_zeros = own_zeros,
-                      .zero = zero_point + flip, .level_scale = 1};
+                      .zero = bits == 4 ? zero_point + flip : 0, .level_scale = 1};
     p->blocks = (k + p->block - 1) / p->block;
 }
 
@@ -75,7 +80,7 @@ static void pack_params(const pack_job *job, size_t block, size_t col, size_t co
     for (size_t j = 0; j < cols; j++) {
         const size_t at = block * from->row_stride + (col + j) * from->col_stride;
         scale[j] = from->scale[at];
-        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip);
+        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     if (p->half_scales)
         p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
@@ -87,10 +92,26 @@ static void pack_params(const pack_job *job, size_t block, size_t col, size_t co
 static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
     const qk_blocked *p = job->p;
-    const qk_kernels *k = p->kernels;
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        (p->bits == 8 ? k->bytes_pack_step : k->blocked_pack_step)(b, job->row_stride, job->col_stride, at_most(rows - row, KR),
-                                                                   cols, (uint8_t)p->flip, to);
+        p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
+}
+
+/* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
+static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_blocked *p = job->p;
+    int32_t sum[NR] = {0};
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
+        p->kernels->bytes_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to, sum);
+    to += params_bytes(p) - sum_bytes(p);
+    for (size_t j = 0; j < NR; j++) {
+        const int32_t negative = -sum[j];
+        const int16_t low = (int16_t)negative;
+        if (wide_sums(p))
+            memcpy(to + 4 * j, &negative, 4);
+        else
+            memcpy(to + 2 * j, &low, 2);
+    }
 }
 
 /* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
@@ -125,7 +146,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
             if (p->own_levels)
                 pack_own_levels(job, col, cols, to);
             else
-                pack_block(job, b, rows, cols, to);
+                (p->bits == 8 ? pack_bytes : pack_block)(job, b, rows, cols, to);
             pack_params(job, block, col, cols, to + record_bytes(p, block) - params_bytes(p));
         }
     }
@@ -188,7 +209,7 @@ typedef struct {
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
-static int is_wide(const qk_blocked *b) { return b->bits == 8 && b->kernels->bytes_widen_row; }
+static int is_wide(const qk_blocked *b) { return b->bits == 8 && b->kernels->bytes_wide; }
 
 static int allocate(const product *g, row_block *rows)
 {
@@ -213,6 +234,19 @@ static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
     }
 }
 
+/* What tiles need of row i, whose codes are there. */
+static void finish_row(const product *g, row_block *rows, size_t i)
+{
+    const qk_blocked *b = g->b;
+    const qk_kernels *k = b->kernels;
+    int8_t *codes = rows->codes + i * g->lda;
+    int32_t *start = rows->start + i * g->ld_start;
+    if (b->bits == 4 || b->own_zeros) k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+    if (b->bits == 4) return;
+    for (size_t j = 0; b->own_zeros && j < b->blocks; j++) start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
+    k->bytes_row(codes, g->k_pad, rows->wide ? rows->wide + i * g->lda : NULL);
+}
+
 /* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
 static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
 {
@@ -234,8 +268,7 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
         else
             memset(codes + b->k, 0, g->k_pad - b->k);
         rows->scale[i] *= b->level_scale;
-        k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
-        if (rows->wide) k->bytes_widen_row(codes, g->k_pad, rows->wide + i * g->lda);
+        finish_row(g, rows, i);
     }
     return 1;
 }
@@ -263,7 +296,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const size_t tiles = ceil_div(rows, tile_rows(b));
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
-                          .own_zeros = b->own_zeros, .levels = b->levels};
+                          .own_zeros = b->own_zeros, .wide_sums = wide_sums(b), .params_bytes = params_bytes(b), .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end; panel++) {
         const size_t col = panel * NR;

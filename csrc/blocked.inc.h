@@ -43,11 +43,15 @@ static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t 
     }
 }
 
-/* The same of 8 bits, those that b does not have being 0. */
+/* The same of 8 bits, those that b does not have being 0; adds the codes of each column, as signed ones, to `sum`. */
 static void bytes_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                            uint8_t flip, uint8_t *to)
+                            uint8_t flip, uint8_t *to, int32_t *restrict sum)
 {
     interleave_step(b, row_stride, col_stride, rows, cols, flip, to, QK_BLOCKED_NR, QK_BLOCKED_KR);
+    for (int j = 0; j < QK_BLOCKED_NR; j++) {
+        const uint32_t four = ((const uint32_t *)to)[j];
+        sum[j] += (int8_t)four + (int8_t)(four >> 8) + (int8_t)(four >> 16) + (int8_t)(four >> 24);
+    }
 }
 
 /* Sum of 8 codes at a time, as unsigned bytes: pairs in the 16-bit parts of `pairs`, which 32 steps cannot overflow, nor

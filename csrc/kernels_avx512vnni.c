@@ -773,30 +773,49 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
 
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
-/* The weights are the unsigned operand, as above. Tile: 12 rows x 32 columns, 24 sums of a block: as many rows as share a panel where
- * a column has one scale. The sums of all blocks are in y, in the L1 cache; 6 rows, which leave registers for these, are 10%
- * slower. Multiply-adds and conversions at the end of a block are on the pipes of vpdpbusd: 2 for each 8 in a block of 32 rows, so
- * 8/10 of the peak is the limit. */
+/* Codes of a are the unsigned operand, + 128, as where a column has one scale; its zero points are those of the sums of the columns,
+ * from which all rows start: copies of a register are free, while to load a start of each row took 6%. Tile: 12 rows x 32 columns, 24 sums
+ * of a block; those of all blocks are in y, in the L1 cache. 6 rows, which leave registers for these, are slower by 5%. At the end of
+ * a block each sum takes two instructions on the pipes of vpdpbusd, which has 8 in a block of 32 rows: 8/10 of the peak is the
+ * limit. */
 
 enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
+
+static void bytes_row(int8_t *a, size_t n, int16_t *wide)
+{
+    (void)wide;
+    for (size_t i = 0; i < n; i++) a[i] ^= -128;
+}
 
 static inline __attribute__((always_inline)) two_sums multiply_bytes(two_sums c, step_bytes b, const int8_t *a)
 {
     const __m512i v = broadcast_codes(a);
-    return (two_sums){multiply_add(c.low, b.low, v), multiply_add(c.high, b.high, v)};
+    return (two_sums){multiply_add(c.low, v, b.low), multiply_add(c.high, v, b.high)};
 }
 
 static inline step_bytes load_step(const uint8_t *b) { return (step_bytes){_mm512_loadu_si512(b), _mm512_loadu_si512(b + 64)}; }
 
-/* The sums that a row starts from. Each is loaded for itself: a copy would wait for the same pipes as the products. */
-static inline __attribute__((always_inline)) two_sums starting_sums(const int own_zeros, step_bytes zeros, const int32_t *start)
+/* What all rows start from: -128 times the sums of 16 columns. */
+static inline __m512i column_starts16(const uint8_t *sums, const int wide, int i)
 {
-    if (own_zeros) return (two_sums){starts16(zeros.low, 1, *start), starts16(zeros.high, 1, *start)};
-    two_sums c = {_mm512_set1_epi32(*start), _mm512_set1_epi32(*start)};
-#ifndef QK_SIMDE
-    __asm__ volatile("vpbroadcastd %1, %0" : "=v"(c.high) : "m"(*start));
-#endif
-    return c;
+    const __m512i sum = wide ? _mm512_loadu_si512((const __m512i *)sums + i)
+                             : _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)sums + i));
+    return _mm512_slli_epi32(sum, 7);
+}
+
+/* Zero points z of 16 columns, as int16 (z, 256 z). */
+static inline __m512i zero_words16(const uint8_t *zeros)
+{
+    const __m512i z = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+    return _mm512_or_si512(_mm512_and_si512(z, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(z, 24));
+}
+
+static inline __attribute__((always_inline)) two_sums starting_sums(const int own_zeros, two_sums columns, step_bytes zeros,
+                                                                    const int32_t *start)
+{
+    if (!own_zeros) return columns;
+    const __m512i v = _mm512_set1_epi32(*start);
+    return (two_sums){_mm512_dpwssd_epi32(columns.low, zeros.low, v), _mm512_dpwssd_epi32(columns.high, zeros.high, v)};
 }
 
 static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, __m512 s0, __m512 s1)
@@ -815,30 +834,31 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     const uint8_t *b = p.records;
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
-    const size_t scale_bytes = p.half_scales ? 2 * QK_BLOCKED_NR : 4 * QK_BLOCKED_NR;
     const __m512i none = _mm512_setzero_si512();
     for (int i = 0; i < rows * QK_BLOCKED_NR; i += 16) _mm512_storeu_ps(y + i, _mm512_setzero_ps()); /* memset would wait */
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
-        const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *zeros = scales + scale_bytes;
+        const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *next = scales + p.params_bytes;
+        const uint8_t *sums = next - (p.wide_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
+        const two_sums columns = {column_starts16(sums, p.wide_sums, 0), column_starts16(sums, p.wide_sums, 1)};
         step_bytes z = {none, none};
-        if (own_zeros) z = (step_bytes){widen16(zeros), widen16(zeros + 16)};
-        two_sums c0 = starting_sums(own_zeros, z, start), c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb, d0 = {none, none}, d1 = d0;
-        if (rows > 1) c1 = starting_sums(own_zeros, z, start + ld_start);
-        if (rows > 2) c2 = starting_sums(own_zeros, z, start + 2 * ld_start);
-        if (rows > 3) c3 = starting_sums(own_zeros, z, start3);
-        if (rows > 4) c4 = starting_sums(own_zeros, z, start3 + ld_start);
-        if (rows > 5) c5 = starting_sums(own_zeros, z, start3 + 2 * ld_start);
-        if (rows > 6) c6 = starting_sums(own_zeros, z, start6);
-        if (rows > 7) c7 = starting_sums(own_zeros, z, start6 + ld_start);
-        if (rows > 8) c8 = starting_sums(own_zeros, z, start6 + 2 * ld_start);
-        if (rows > 9) c9 = starting_sums(own_zeros, z, start9);
-        if (rows > 10) ca = starting_sums(own_zeros, z, start9 + ld_start);
-        if (rows > 11) cb = starting_sums(own_zeros, z, start9 + 2 * ld_start);
+        if (own_zeros) z = (step_bytes){zero_words16(zeros), zero_words16(zeros + 16)};
+        two_sums c0 = starting_sums(own_zeros, columns, z, start), c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb, d0 = {none, none}, d1 = d0;
+        if (rows > 1) c1 = starting_sums(own_zeros, columns, z, start + ld_start);
+        if (rows > 2) c2 = starting_sums(own_zeros, columns, z, start + 2 * ld_start);
+        if (rows > 3) c3 = starting_sums(own_zeros, columns, z, start3);
+        if (rows > 4) c4 = starting_sums(own_zeros, columns, z, start3 + ld_start);
+        if (rows > 5) c5 = starting_sums(own_zeros, columns, z, start3 + 2 * ld_start);
+        if (rows > 6) c6 = starting_sums(own_zeros, columns, z, start6);
+        if (rows > 7) c7 = starting_sums(own_zeros, columns, z, start6 + ld_start);
+        if (rows > 8) c8 = starting_sums(own_zeros, columns, z, start6 + 2 * ld_start);
+        if (rows > 9) c9 = starting_sums(own_zeros, columns, z, start9);
+        if (rows > 10) ca = starting_sums(own_zeros, columns, z, start9 + ld_start);
+        if (rows > 11) cb = starting_sums(own_zeros, columns, z, start9 + 2 * ld_start);
         if (rows < 3)
             for (; b + BYTES_STEP < scales; b += 2 * BYTES_STEP, a += 2 * QK_BLOCKED_KR) {
-                const step_bytes of = load_step(b), next = load_step(b + BYTES_STEP);
-                c0 = multiply_bytes(c0, of, a), d0 = multiply_bytes(d0, next, a + QK_BLOCKED_KR);
-                if (rows > 1) c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, next, a + lda + QK_BLOCKED_KR);
+                const step_bytes of = load_step(b), after = load_step(b + BYTES_STEP);
+                c0 = multiply_bytes(c0, of, a), d0 = multiply_bytes(d0, after, a + QK_BLOCKED_KR);
+                if (rows > 1) c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, after, a + lda + QK_BLOCKED_KR);
             }
         for (; b != scales; b += BYTES_STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR, a6 += QK_BLOCKED_KR, a9 += QK_BLOCKED_KR) {
             const step_bytes of = load_step(b);
@@ -872,7 +892,7 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
         if (rows > 9) add_sums(y + 288, c9, s0, s1);
         if (rows > 10) add_sums(y + 320, ca, s0, s1);
         if (rows > 11) add_sums(y + 352, cb, s0, s1);
-        b = zeros + (own_zeros ? QK_BLOCKED_NR : 0);
+        b = next;
     }
 }
 

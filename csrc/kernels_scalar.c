@@ -134,23 +134,24 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
         }
 }
 
+static void bytes_row(int8_t *a, size_t n, int16_t *wide) { (void)a, (void)n, (void)wide; }
+
 static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
                        float *y)
 {
     enum { NC = QK_BLOCKED_NR, STEP = NC * QK_BLOCKED_KR };
     for (int row = 0; row < rows; row++, start += ld_start, y += NC)
         for (int j = 0; j < NC; j++) {
-            const uint8_t *b = p->records;
-            const int8_t *codes = (const int8_t *)a + (size_t)row * lda;
+            const int8_t *b = (const int8_t *)p->records, *codes = (const int8_t *)a + (size_t)row * lda;
             y[j] = 0;
             for (size_t block = 0; block < p->blocks; block++) {
-                const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-                const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
-                int32_t sum = start[block] * (p->own_zeros ? zeros[j] : 1);
+                const int8_t *scales = b + STEP * (block + 1 < p->blocks ? p->steps : p->last_steps);
+                int64_t sum = 0;
+                if (p->own_zeros) sum = scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
                 for (; b != scales; b += STEP, codes += QK_BLOCKED_KR)
                     for (int i = 0; i < QK_BLOCKED_KR; i++) sum += codes[i] * b[QK_BLOCKED_KR * j + i];
-                y[j] = __builtin_fmaf((float)sum, scale_at(scales, p->half_scales, j), y[j]);
-                b = zeros + (p->own_zeros ? NC : 0);
+                y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p->half_scales, j), y[j]);
+                b = scales + p->params_bytes;
             }
         }
 }

@@ -528,11 +528,14 @@ cdef class Packed:
         cdef qk_block_params p
         cdef cnp.ndarray zero_point = np.asarray(params.zero_point)
         cdef int32_t zero = zero_point.flat[0] if zero_point.size else 0
+        cdef int bits = 4 if params.storage in (QK_I4, QK_U4) else 8
+        if bits == 8:
+            zero = 0 if params.qmin < 0 else 128
         cdef bint own_zeros = bool(np.any(zero_point != zero))
         cdef bint half_scales = holds_as_half(params.scale)
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
-        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
-                        4 if params.storage in (QK_I4, QK_U4) else 8, params.qmin < 0, half_scales, own_zeros, zero)
+        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
+                        params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
         p.col_stride = params.axis is not None
         p.row_stride = <size_t>self.n if params.block_size is not None else 0
@@ -964,9 +967,8 @@ cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row
 
 
 cdef size_t most_rows(Packed b):
-    """Rows of b whose sum int32 holds (numerics 12)."""
-    cdef int largest = 255 if b.blocked.bits == 8 else 128 if b.dtype == np.uint8 else 15
-    return 0x7FFFFFFF // (127 * largest)
+    """Rows of b whose sum int32 holds, and of 8 bits those whose sum of a's codes two int16 hold (numerics 12)."""
+    return 65536 if b.blocked.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 def clamp_bounds(clamp):
