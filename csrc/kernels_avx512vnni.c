@@ -689,14 +689,15 @@ enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
 static inline __m512i broadcast16(const int8_t *a) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)a)); }
 static inline __m512i levels_at(const uint8_t *p) { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)128)); }
 
-/* c + b * a. The empty asm pins the sum to its register: gcc would copy it each time. */
+/* c + b * a. The asm pins the sum to its register: gcc would copy it each time. */
 static inline __attribute__((always_inline)) __m512i multiply_add(__m512i c, __m512i b, __m512i a)
 {
-    c = _mm512_dpbusd_epi32(c, b, a);
-#ifndef QK_SIMDE
-    __asm__("" : "+v"(c));
-#endif
+#ifdef QK_SIMDE
+    return _mm512_dpbusd_epi32(c, b, a);
+#else
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(b), "v"(a));
     return c;
+#endif
 }
 
 /* Sums of four parts, a lane: of c0, then of c1. */
@@ -818,6 +819,16 @@ static inline __attribute__((always_inline)) two_sums starting_sums(const int ow
     return (two_sums){_mm512_dpwssd_epi32(columns.low, zeros.low, v), _mm512_dpwssd_epi32(columns.high, zeros.high, v)};
 }
 
+/* Of plain stores of zeros gcc makes `rep stos`, which waits for the stores of the tile before. */
+static inline __attribute__((always_inline)) void clear_rows(float *y, const int rows)
+{
+    __m512 zero = _mm512_setzero_ps();
+#ifndef QK_SIMDE
+    __asm__("" : "+v"(zero));
+#endif
+    for (int i = 0; i < rows * QK_BLOCKED_NR; i += 16) _mm512_storeu_ps(y + i, zero);
+}
+
 static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, __m512 s0, __m512 s1)
 {
     _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.low), s0, _mm512_loadu_ps(y)));
@@ -835,7 +846,7 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
     const __m512i none = _mm512_setzero_si512();
-    for (int i = 0; i < rows * QK_BLOCKED_NR; i += 16) _mm512_storeu_ps(y + i, _mm512_setzero_ps()); /* memset would wait */
+    clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *next = scales + p.params_bytes;
         const uint8_t *sums = next - (p.wide_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
