@@ -873,7 +873,7 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
             }
         for (; b != scales; b += BYTES_STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR, a6 += QK_BLOCKED_KR, a9 += QK_BLOCKED_KR) {
             const step_bytes of = load_step(b);
-            if (rows > 4) __builtin_prefetch(b + AHEAD), __builtin_prefetch(b + AHEAD + 64);
+            if (rows > 4) __builtin_prefetch(b + 2 * AHEAD), __builtin_prefetch(b + 2 * AHEAD + 64);
             c0 = multiply_bytes(c0, of, a);
             if (rows > 1) c1 = multiply_bytes(c1, of, a + lda);
             if (rows > 2) c2 = multiply_bytes(c2, of, a + 2 * lda);
@@ -890,6 +890,8 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
         if (rows < 3) c0 = (two_sums){_mm512_add_epi32(c0.low, d0.low), _mm512_add_epi32(c0.high, d0.high)};
         if (rows == 2) c1 = (two_sums){_mm512_add_epi32(c1.low, d1.low), _mm512_add_epi32(c1.high, d1.high)};
         __asm__ volatile("" ::: "memory"); /* or gcc would keep y in more registers than there are */
+        if (rows > 4)
+            for (size_t i = 0; i < p.params_bytes; i += 64) __builtin_prefetch(scales + 2 * AHEAD + i);
         const __m512 s0 = scales16(scales, p.half_scales, 0), s1 = scales16(scales, p.half_scales, 1);
         add_sums(y, c0, s0, s1);
         if (rows > 1) add_sums(y + 32, c1, s0, s1);
