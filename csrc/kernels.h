@@ -55,7 +55,7 @@ static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t ro
     qk_tile t;
     t.rows = (int)rows, t.cols = (int)cols;
     t.row_scale = row_scale, t.bias = right->float_bias + col;
-    t.residual = NULL, t.residual_stride = 0;
+    t.residual = NULL, t.residual_stride = 0, t.row_zero = t.row_term = NULL;
     t.activation = right->activation;
     t.bounded = right->bounded, t.lo = right->lo, t.hi = right->hi;
     t.dst = (char *)right->out + row * right->row_stride + col * sizeof(float);
@@ -80,7 +80,7 @@ typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
     int half_scales, own_zeros;
-    int wide_sums;                     /* of 8 bits: sums of columns are int32 */
+    int long_sums;                     /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;               /* what follows the codes of a block */
     const int8_t *levels;              /* what codes stand for; NULL: for themselves */
 } qk_blocked_panel;
@@ -88,8 +88,10 @@ typedef struct {
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
+enum { QK_UNPACK_ROWS = 1024 };
 enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16 };
 typedef struct {
+    int (*stopped)(void);              /* whether the rest need not be computed */
     void *tile;                        /* d * QK_KMEANS_TILE */
     void *reach;                       /* k */
     int32_t *list, *sorted;            /* one a point of the chunk */
@@ -135,13 +137,15 @@ struct qk_kernels {
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
-    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
+    /* Rows of the panel, QK_UNPACK_ROWS from `first` on, to their places in the matrix at `to`. */
+    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
     void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+    void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
 
     /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero points
      * freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start entries. */
@@ -153,13 +157,13 @@ struct qk_kernels {
                             size_t ld_start, float *y);
     void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to);
-    /* The same of blocks of 8-bit weights; rows <= bytes_mr, lda is in codes. bytes_row makes of n codes, a multiple of 4, what the tile
-     * reads, in place or, where bytes_wide, in `wide`. start: the negative sum of a's codes in a block, 256 h + l, as h << 16 | l with
-     * 0 <= l < 256; of own_zeros only. */
-    int bytes_mr, bytes_wide;
+    /* The same of blocks of 8-bit weights; rows <= bytes_mr, lda is in codes. The tile reads codes ^ bytes_flip, or, where there is
+     * bytes_widen_row, what this makes of n codes, a multiple of 4. start: the negative sum of a's codes in a block, 256 h + l, as
+     * h << 16 | l with 0 <= l < 256; of own_zeros only. */
+    int bytes_mr, bytes_flip;
     void (*bytes_tile)(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
                        float *y);
-    void (*bytes_row)(int8_t *a, size_t n, int16_t *wide);
+    void (*bytes_widen_row)(const int8_t *a, size_t n, int16_t *to);
     void (*bytes_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, uint8_t flip,
                             uint8_t *to, int32_t *sum);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
@@ -212,8 +216,8 @@ struct qk_kernels {
     void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
-    void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
-                           float *y);
+    int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                          float *y);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);

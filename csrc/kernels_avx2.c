@@ -645,11 +645,9 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
 
 enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
 
-static void bytes_row(int8_t *a, size_t n, int16_t *wide)
+static void bytes_widen_row(const int8_t *restrict a, size_t n, int16_t *restrict to)
 {
-    const int8_t *restrict from = a;
-    int16_t *restrict to = wide;
-    for (size_t i = 0; i < n; i += 4) to[i] = from[i], to[i + 1] = from[i + 2], to[i + 2] = from[i + 1], to[i + 3] = from[i + 3];
+    for (size_t i = 0; i < n; i += 4) to[i] = a[i], to[i + 1] = a[i + 2], to[i + 2] = a[i + 1], to[i + 3] = a[i + 3];
 }
 
 /* Zero points z of 8 columns, as int16 (z, 256 z). */
@@ -956,7 +954,7 @@ const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
     .light = &light,
-    .blocked_mr = 4, .bytes_mr = 6, .bytes_wide = 1, .half_mr = 6,
+    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
     .gemm_tile = gemm_tile,
     .gemm_wide_tile = gemm_wide_tile,
     .gemm_widen_panel = gemm_widen_panel,

@@ -782,12 +782,6 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
 
 enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
 
-static void bytes_row(int8_t *a, size_t n, int16_t *wide)
-{
-    (void)wide;
-    for (size_t i = 0; i < n; i++) a[i] ^= -128;
-}
-
 static inline __attribute__((always_inline)) two_sums multiply_bytes(two_sums c, step_bytes b, const int8_t *a)
 {
     const __m512i v = broadcast_codes(a);
@@ -849,8 +843,8 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *next = scales + p.params_bytes;
-        const uint8_t *sums = next - (p.wide_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
-        const two_sums columns = {column_starts16(sums, p.wide_sums, 0), column_starts16(sums, p.wide_sums, 1)};
+        const uint8_t *sums = next - (p.long_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
+        const two_sums columns = {column_starts16(sums, p.long_sums, 0), column_starts16(sums, p.long_sums, 1)};
         step_bytes z = {none, none};
         if (own_zeros) z = (step_bytes){zero_words16(zeros), zero_words16(zeros + 16)};
         two_sums c0 = starting_sums(own_zeros, columns, z, start), c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb, d0 = {none, none}, d1 = d0;
@@ -1251,7 +1245,7 @@ static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, con
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
-    .blocked_mr = 4, .bytes_mr = 12, .half_mr = 12,
+    .blocked_mr = 4, .bytes_mr = 12, .bytes_flip = 128, .half_mr = 12,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

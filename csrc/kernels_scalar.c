@@ -134,8 +134,6 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
         }
 }
 
-static void bytes_row(int8_t *a, size_t n, int16_t *wide) { (void)a, (void)n, (void)wide; }
-
 static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
                        float *y)
 {

@@ -1,4 +1,5 @@
     .sum_codes = sum_codes,
+    .activate = activate,
     .tile_to_int32 = tile_to_int32,
     .tile_to_float = tile_to_float,
     .tile_to_codes = tile_to_codes,
@@ -6,7 +7,6 @@
     .own_levels_tile = own_levels_tile,
     .blocked_pack_step = blocked_pack_step,
     .bytes_tile = bytes_tile,
-    .bytes_row = bytes_row,
     .bytes_pack_step = bytes_pack_step,
     .blocked_starts = blocked_starts,
     .blocked_to_float = blocked_to_float,

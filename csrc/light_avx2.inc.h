@@ -169,11 +169,13 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
     return sum_columns(s, cols, colsum);
 }
 
+_Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
+
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {
     const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
-    for (size_t i = 0; i < steps; i++)
+    for (size_t i = top / LIGHT_KR; i < steps && i < (top + QK_UNPACK_ROWS) / LIGHT_KR; i++)
         for (size_t col = 0; col < cols; col++) {
             const size_t half = col / HALF, first = i / CHUNK * CHUNK, count = steps - first < CHUNK ? steps - first : CHUNK;
             const int8_t *codes = panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;
@@ -345,7 +347,7 @@ static void light_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 static const qk_kernels light = {
     .name = "avx2",
     .mr = 8, .nr = NR, .kr = LIGHT_KR, .a_bytes = 1,
-    .blocked_mr = 4, .bytes_mr = 6, .bytes_wide = 1, .half_mr = 6,
+    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
     .gemm_tile = light_tile,
     .gemm_pack_row = light_pack_row,
     .gemm_pack_panel = light_pack_panel,
