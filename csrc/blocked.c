@@ -31,16 +31,17 @@ static int long_sums(const qk_blocked *p) { return p->bits == 8 && p->block > QK
 static size_t sum_bytes(const qk_blocked *p) { return p->bits == 8 ? NR * (long_sums(p) ? 4 : 2) : 0; }
 
 static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p); }
-static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
+static size_t group_bytes(const qk_blocked *p) { return qk_times(OWN_STEP_BYTES, 1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
 {
-    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * step_bytes(p)) + params_bytes(p);
+    const size_t codes = p->own_levels ? qk_times(NR / QK_OWN_NR, group_bytes(p)) : qk_times(steps_of(p, block), step_bytes(p));
+    return qk_plus(codes, params_bytes(p));
 }
 
 static size_t panel_bytes(const qk_blocked *p)
 {
-    return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
+    return p->blocks ? qk_plus(qk_times(p->blocks - 1, record_bytes(p, 0)), record_bytes(p, p->blocks - 1)) : 0;
 }
 
 void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
@@ -50,7 +51,7 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
                       .bits = bits, .flip = flip, .half_scales = half_scales, .own_zeros = own_zeros,
                       .zero = bits == 4 ? zero_point + flip : 0, .level_scale = 1};
-    p->blocks = (k + p->block - 1) / p->block;
+    p->blocks = ceil_div(k, p->block);
 }
 
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
@@ -60,7 +61,7 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
-size_t qk_blocked_bytes(const qk_blocked *p) { return p->n_pad / NR * panel_bytes(p); }
+size_t qk_blocked_bytes(const qk_blocked *p) { return qk_times(p->n_pad / NR, panel_bytes(p)); }
 
 typedef struct {
     const qk_blocked *p;
@@ -157,6 +158,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
 {
     pack_job job = {p, b, row_stride, col_stride, params, 0};
+    if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
     memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);
     return status;
@@ -201,6 +203,34 @@ int qk_blocked_unpack(const qk_blocked *p, void *b)
     return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
+/* The record of a block in the panel of a column. */
+static const uint8_t *record_at(const qk_blocked *p, size_t block, size_t col)
+{
+    return p->panels + col / NR * panel_bytes(p) + block * record_bytes(p, 0);
+}
+
+/* The zero point of column j as it was given, of those that a record has. */
+static int32_t given_zero(const qk_blocked *p, const uint8_t *zeros, size_t j)
+{
+    if (p->bits == 8) return (p->own_zeros ? (int8_t)zeros[j] : p->zero) + p->flip;
+    return (p->own_zeros ? zeros[j] : p->zero) - p->flip;
+}
+
+void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
+{
+    for (size_t block = 0; block < p->blocks; block++)
+        for (size_t col = 0; col < p->n; col += NR) {
+            const size_t cols = at_most(p->n - col, NR);
+            const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
+            float all[NR];
+            if (p->half_scales)
+                p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
+            else
+                memcpy(all, from, sizeof all);
+            for (size_t j = 0; j < cols; j++) *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
+        }
+}
+
 /* ---- the product ---- */
 
 typedef struct {
@@ -232,9 +262,11 @@ static int has_words(const qk_blocked *b) { return b->bits == 8 && b->kernels->b
 
 static int allocate(const product *g, row_block *rows)
 {
-    const size_t codes = g->lda * g->share.block_rows, starts = round_up(g->ld_start * g->share.block_rows * 4, 64);
-    const size_t scales = round_up(g->share.block_rows * 4, 64), spare = round_up(g->b->k + 64, 64);
-    rows->codes = aligned_alloc(64, codes + starts + scales + spare + (has_words(g->b) ? 2 * codes : 0));
+    const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
+    const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
+    const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
+    const size_t words = has_words(g->b) ? qk_times(codes, 2) : 0;
+    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), words));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
     rows->scale = (float *)(rows->codes + codes + starts);
@@ -449,7 +481,7 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));
-    if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
+    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * rows_of(b));
     const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
     const double sum = 127.0 * most * (double)b->k * b->most_scale; /* of magnitudes */
     const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);

@@ -11,6 +11,8 @@
 #include "parallel.h"
 #include "scales.h"
 
+const float qk_no_bias[MAX_NR];
+
 enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
 
 /* ---- packing of b ---- */
@@ -54,7 +56,7 @@ void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n,
     p->panel_bytes = kernels->gemm_panel_bytes(p->k_pad / (size_t)kernels->kr);
 }
 
-size_t qk_packed_bytes(const qk_packed *p) { return p->n_pad / (size_t)p->kernels->nr * p->panel_bytes; }
+size_t qk_packed_bytes(const qk_packed *p) { return qk_times(p->n_pad / (size_t)p->kernels->nr, p->panel_bytes); }
 
 typedef struct {
     const qk_packed *p;
@@ -308,7 +310,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         .row_stride = right->row_stride,
     };
     if (right->col_scale) t.col_scale = right->col_scale + col;
-    if (right->float_bias) t.bias = right->float_bias + col;
+    t.bias = right->float_bias ? right->float_bias + col : qk_no_bias;
     if (right->residual) qk_tile_residual(&t, right, row, col);
     if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
@@ -359,7 +361,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 static size_t wide_bytes(const product *g)
 {
     const qk_kernels *k = g->b->kernels;
-    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? g->b->k_pad * (size_t)k->nr * sizeof(int16_t) : 0;
+    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t)) : 0;
 }
 
 static void run_tasks(void *context, size_t begin, size_t end)
@@ -372,9 +374,9 @@ static void run_tasks(void *context, size_t begin, size_t end)
     block.any_wide = 0;
     block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t before = g->in_place ? 0 : round_up(lda * g->share.block_rows, 64) + round_up(b->k_pad, 64) + 64;
-    const size_t wide = wide_bytes(g), size = before + wide;
-    block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
+    const size_t rows_bytes = round_up(qk_times(lda, g->share.block_rows), 64), spare = round_up(b->k_pad, 64) + 64;
+    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g), size = qk_plus(before, wide);
+    block.buffer = size <= sizeof small ? small : qk_obtain(size);
     if (!block.buffer) {
         fail(g, -1);
         return;
@@ -411,7 +413,7 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 
     /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
     int32_t small[2 * 512];
-    int32_t *columns = b->n_pad <= 512 ? small : malloc(2 * b->n_pad * sizeof *columns);
+    int32_t *columns = b->n_pad <= 512 ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
     int32_t *init = columns, *b_zero = columns + b->n_pad;
     const int one_zero = left->type != QK_FLOATS && !left->zero_point_per_row;
@@ -464,7 +466,7 @@ static void run_products(void *context, size_t begin, size_t end)
     qk_packed packed;
     qk_packed_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
     const size_t panels = round_up(qk_packed_bytes(&packed), 64);
-    char *memory = aligned_alloc(64, panels + round_up(2 * packed.n_pad * sizeof(int32_t) + 1, 64));
+    char *memory = qk_obtain(qk_plus(panels, qk_times(packed.n_pad, 2 * sizeof(int32_t))));
     if (!memory) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;

@@ -20,7 +20,7 @@ void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_
     *p = (qk_half){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .type = type};
 }
 
-size_t qk_half_bytes(const qk_half *p) { return p->k * p->n_pad * sizeof(uint16_t); }
+size_t qk_half_bytes(const qk_half *p) { return qk_times(qk_times(p->k, p->n_pad), sizeof(uint16_t)); }
 
 static uint16_t *panel_at(const qk_half *p, size_t panel) { return p->panels + panel * p->k * NR; }
 
@@ -101,6 +101,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     pack_job job = {p, b, row_stride, col_stride, 0};
+    if (p->k == 0) return 1; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     const uint16_t bits = (uint16_t)job.largest;
     (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
@@ -233,11 +234,11 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 static void run_tasks(void *context, size_t begin, size_t end)
 {
     product *g = context;
-    const size_t panels = g->b->n_pad / NR, size = g->lda * g->share.block_rows;
+    const size_t panels = g->b->n_pad / NR, size = qk_times(g->lda, g->share.block_rows);
     float small[SMALL_FLOATS] __attribute__((aligned(64)));
     row_block block;
     block.any_wide = 0;
-    block.x = size <= SMALL_FLOATS ? small : aligned_alloc(64, size * sizeof *block.x);
+    block.x = size <= SMALL_FLOATS ? small : qk_obtain(qk_times(size, sizeof *block.x));
     if (!block.x) {
         fail(g, -1);
         return;

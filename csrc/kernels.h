@@ -3,6 +3,7 @@
 #define QK_KERNELS_H
 
 #include "qkernels.h"
+#include "sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
@@ -41,6 +42,8 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+extern const float qk_no_bias[]; /* zeros for the columns of a tile */
+
 /* Points a tile to its part of the residual. */
 static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
 {
@@ -54,7 +57,7 @@ static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t ro
 {
     qk_tile t;
     t.rows = (int)rows, t.cols = (int)cols;
-    t.row_scale = row_scale, t.bias = right->float_bias + col;
+    t.row_scale = row_scale, t.bias = right->float_bias ? right->float_bias + col : qk_no_bias;
     t.residual = NULL, t.residual_stride = 0, t.row_zero = t.row_term = NULL;
     t.activation = right->activation;
     t.bounded = right->bounded, t.lo = right->lo, t.hi = right->hi;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "fpmode.h"
+#include "sizes.h"
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
 static const double FIRST_PIECE = 2e6;          /* ns as estimated, which can be 50 times too little without vectors */
@@ -272,8 +273,8 @@ static int have_room(void)
 {
     if (pool.workers) return 1;
     const size_t most = (size_t)qk_most_threads();
-    pool.workers = aligned_alloc(64, most * sizeof *pool.workers);
-    pool.shares = aligned_alloc(64, most * sizeof *pool.shares);
+    pool.workers = qk_obtain(qk_times(most, sizeof *pool.workers));
+    pool.shares = qk_obtain(qk_times(most, sizeof *pool.shares));
     if (pool.workers && pool.shares) return 1;
     free(pool.workers), free(pool.shares);
     pool.workers = NULL, pool.shares = NULL;

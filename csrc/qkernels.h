@@ -88,7 +88,7 @@ typedef struct {
 /* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
 const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
                                  size_t cols, int b_unsigned);
-size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
+size_t qk_packed_bytes(const qk_packed *p);     /* of the panels; SIZE_MAX, as of the others below, where that overflows */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
@@ -113,7 +113,7 @@ typedef struct {
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
     float least_scale, most_scale;   /* floats: of the n columns' scales */
-    const float *float_bias;         /* added after scaling, zeros if there is none */
+    const float *float_bias;         /* added after scaling; NULL: nothing */
     const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
     size_t residual_stride;          /* in bytes */
     qk_activation activation;
@@ -191,6 +191,8 @@ size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
 int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params);
 int qk_blocked_unpack(const qk_blocked *p, void *b);
+/* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
+void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point);
 /* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 

@@ -15,6 +15,7 @@ qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias)
 
 double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n)
 {
+    if (!bias) return 0;
     float most = qk_largest(k, bias, 0, 1, n);
     if (most <= FLT_MAX) return most;
     most = 0;

@@ -32,7 +32,7 @@ static inline float qk_largest(const qk_kernels *k, const float *x, size_t strid
 }
 
 /* The largest finite magnitude. (An infinite bias is one in float32, too.) */
-double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n);
+double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n); /* bias NULL: 0 */
 
 /* How rows of x become codes of 8 or 16 bits (numerics 2 and 3). */
 typedef struct {

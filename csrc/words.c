@@ -24,7 +24,10 @@ void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
 
 static size_t panels_of(const qk_words *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
 
-size_t qk_words_bytes(const qk_words *p) { return panels_of(p) * (size_t)p->kernels->nr * p->steps * KR * sizeof(int16_t); }
+size_t qk_words_bytes(const qk_words *p)
+{
+    return qk_times(qk_times(panels_of(p), (size_t)p->kernels->nr), qk_times(p->steps, KR * sizeof(int16_t)));
+}
 
 static int16_t *panel_at(const qk_words *p, size_t col) { return p->panels + p->steps * KR * col; }
 
@@ -304,7 +307,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const size_t panels = panels_of(g->b);
     row_block block;
-    block.codes = aligned_alloc(64, 2 * g->lda * g->share.block_rows * sizeof *block.codes);
+    block.codes = qk_obtain(qk_times(qk_times(g->lda, g->share.block_rows), 2 * sizeof *block.codes));
     block.high = NULL, block.steps = 0;
     if (!block.codes) {
         fail(g, -1);

@@ -141,6 +141,7 @@ cdef extern from "qkernels.h" nogil:
     int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                         const qk_block_params *params) except -3
     int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
+    void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
     int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
 
     ctypedef struct qk_levels:

@@ -18,6 +18,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport PyObject
 
@@ -27,6 +28,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_ISCARRAY_RO(cnp.ndarray a)
     int PyArray_ISCARRAY(cnp.ndarray a)
     int PyArray_TYPE(cnp.ndarray a)
+    void PyArray_ENABLEFLAGS(cnp.ndarray a, int flags)
 
 cdef extern from *:
     """
@@ -166,10 +168,11 @@ def shown(value, text=repr, most=100):
 
 
 class DLPackBits:
-    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one."""
+    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one,
+    `versioned` whether the object can tell that its memory is read-only: NumPy takes that of older ones for such."""
 
     def __init__(self, x):
-        self.x, self.dtype = x, None
+        self.x, self.dtype, self.versioned = x, None, False
 
     def __dlpack_device__(self):
         return self.x.__dlpack_device__()
@@ -177,7 +180,8 @@ class DLPackBits:
     def __dlpack__(self, **options):
         cdef dl_type *t
         capsule = self.x.__dlpack__(**options)
-        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        self.versioned = PyCapsule_IsValid(capsule, "dltensor_versioned")
+        if self.versioned:
             t = &(<dl_versioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")).tensor.type
         else:
             t = &(<dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")).type
@@ -193,6 +197,8 @@ def array_of_dlpack(x):
         raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
     bits = DLPackBits(x)
     array = np.from_dlpack(bits)
+    if not bits.versioned:
+        PyArray_ENABLEFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array if bits.dtype is None else array.view(bits.dtype)
 
 
@@ -285,11 +291,26 @@ def float_dtype(dtype):
     return found
 
 
+cdef int refuse_giant(cnp.ndarray x, name) except -1:
+    """MemoryError where x is a view that repeats its memory to more than the machine could hold: a pass over it would not end."""
+    cdef Py_ssize_t extent = 1, i
+    if cnp.PyArray_NBYTES(x) < 1 << 28:
+        return 0
+    for i in range(cnp.PyArray_NDIM(x)):
+        extent += (cnp.PyArray_DIM(x, i) - 1) * abs(cnp.PyArray_STRIDE(x, i))
+    if cnp.PyArray_NBYTES(x) // 2 > extent:
+        try:
+            np.empty(cnp.PyArray_NBYTES(x), np.uint8)
+        except MemoryError:
+            raise MemoryError(f"{name} has {cnp.PyArray_SIZE(x)} elements, more than memory holds, got shape {(<object>x).shape}") from None
+    return 0
+
+
 cdef inline cnp.ndarray array_of(x, name):
     """What a caller gave as `name`, as a plain ndarray: the door by which all arrays come in. It is a view where memory allows."""
-    if cnp.PyArray_CheckExact(x):
-        return <cnp.ndarray>x
-    return foreign_array(x, name)
+    cdef cnp.ndarray array = <cnp.ndarray>x if cnp.PyArray_CheckExact(x) else foreign_array(x, name)
+    refuse_giant(array, name)
+    return array
 
 
 def as_array(x, name):
@@ -434,6 +455,10 @@ cdef class Params:
             self.c.reciprocal = reciprocal
         if block_size is not None:
             self.c.block = block_size
+
+    cdef Py_ssize_t nbytes(self):
+        """Of the arrays that it holds."""
+        return 0 if self.axis is None else self.scale.nbytes + self.zero_point.nbytes + self.reciprocal.nbytes
 
     def check_shape(self, shape, name="x"):
         """Raise unless the scales fit data of this shape, which the caller gave as `name`."""
@@ -635,9 +660,12 @@ cdef class Packed:
     """PackedMatrix (_products.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
     b is (k, n), of any strides: int8 or uint8, which fill `c`, or `blocked` if blocks of rows have scales of their own, int4 or
-    uint4, which fill `blocked`, float16 or bfloat16, which fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
-    a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
+    uint4, which fill `blocked`, float16 or bfloat16, which fill `half`, or int16, which fill `words`. Without params it has no
+    scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
     blocks (blocks, n) or None.
+
+    What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing then: QParams
+    per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
     """
 
     cdef qk_packed c
@@ -645,17 +673,15 @@ cdef class Packed:
     cdef qk_half half
     cdef qk_words words
     cdef bint is_blocked, is_half, is_words
-    cdef readonly object params, scales
+    cdef readonly object _kept
     cdef readonly object dtype       # of b, in native byte order
-    cdef readonly Py_ssize_t nbytes
-    cdef object panels, colsum, scale, zero_point, zeros, levels
+    cdef object panels, colsum, scale, zero_point, levels   # zero_point: None where all are 0
     cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef Py_ssize_t k, n, n_pad, panel_bytes
     cdef float least_scale, most_scale
-    cdef Py_ssize_t k, n, n_pad
-    cdef bint has_zero_point
 
     def __cinit__(self, cnp.ndarray b not None, params, levels=None):
-        self.params, self.dtype = params, np.dtype(b.dtype.type)
+        self.dtype = np.dtype(b.dtype.type)
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
             self.pack_halves(b)
@@ -664,6 +690,7 @@ cdef class Packed:
             self.pack_words(b, params)
             return
         if levels is not None:
+            self._kept = params
             self.pack_levels(b, levels[0], levels[1], levels[2])
             return
         if params is not None and (params_of(params).storage in (QK_I4, QK_U4) or params.block_size is not None):
@@ -676,27 +703,28 @@ cdef class Packed:
         if params is not None:  # packed once, used often
             kernels = qk_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
         qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
-        self.n_pad = <Py_ssize_t>self.c.n_pad
-        cdef Py_ssize_t size = <Py_ssize_t>qk_packed_bytes(&self.c)
-        self.c.panels = <int8_t *>self.aligned(size)
+        self.c.panels = <int8_t *>self.panels_of(qk_packed_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
-        self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
         if params is not None:
-            self.keep_params()
-            zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
+            zero_point = self.keep_columns(params)
+            zero = <const int32_t *>cnp.PyArray_DATA(zero_point)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
 
-    cdef int keep_params(self) except -1:
-        """Scales and zero points of columns, padded to whole panels."""
-        self.scale = self.padded(self.params.scale, np.float32)
-        self.zero_point = self.padded(self.params.zero_point, np.int32)
-        self.zeros = np.zeros(self.n_pad, np.float32)
-        self.has_zero_point = bool(np.any(self.zero_point))
-        self.least_scale, self.most_scale = np.min(self.params.scale, initial=FLT_MAX), np.max(self.params.scale, initial=0)
-        self.nbytes += 12 * self.n_pad
+    cdef cnp.ndarray keep_columns(self, Params params):
+        """Scales and zero points of columns, padded to whole panels: returns the latter."""
+        self.keep(params)
+        self.scale = self.padded(params.scale, np.float32)
+        zero_point = self.padded(params.zero_point, np.int32)
+        if np.any(zero_point):
+            self.zero_point = zero_point
+        self.least_scale, self.most_scale = np.min(params.scale, initial=FLT_MAX), np.max(params.scale, initial=0)
+        return zero_point
+
+    cdef int keep(self, Params params) except -1:
+        self._kept = params if params.axis is None else (params.qmin, params.qmax, params.axis, params.block_size)
         return 0
 
     cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
@@ -710,6 +738,10 @@ cdef class Packed:
         cdef bint own_zeros = bool(np.any(zero_point != zero))
         cdef bint half_scales = holds_as_half(params.scale)
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
+        if self.k:
+            self.keep(params)
+        else:   # there are no panels to hold them
+            self._kept = params
         qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
                         params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
@@ -720,13 +752,12 @@ cdef class Packed:
     cdef int pack_levels(self, cnp.ndarray b, cnp.ndarray levels, cnp.ndarray level_scale, scales) except -1:
         """Fills `blocked` with codes. Levels of each column stand in the panels."""
         cdef qk_block_params p
-        cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self.params.axis == 1
+        cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self._kept.axis == 1
         cdef cnp.ndarray of_blocks = level_scale if own else np.ones(1, np.float32) if scales is None else scales
-        cdef Py_ssize_t block = max(self.k if scales is None else min(self.params.block_size, self.k), 1)
+        cdef Py_ssize_t block = max(self.k if scales is None else min(self._kept.block_size, self.k), 1)
         cdef float one_scale = 1 if own else level_scale[0]
         qk_blocked_init_levels(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
                                not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels), own, one_scale)
-        self.scales = scales
         p.scale, p.zero_point = <const float *>cnp.PyArray_DATA(of_blocks), NULL
         p.col_stride = own or scales is not None
         p.row_stride = 0 if scales is None else <size_t>self.n
@@ -738,10 +769,8 @@ cdef class Packed:
         return 0
 
     cdef int fill_blocked(self, cnp.ndarray b, const qk_block_params *p) except -1:
-        self.is_blocked, self.n_pad = True, <Py_ssize_t>self.blocked.n_pad
-        self.nbytes = <Py_ssize_t>qk_blocked_bytes(&self.blocked)
-        self.blocked.panels = <uint8_t *>self.aligned(self.nbytes)
-        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.is_blocked = True
+        self.blocked.panels = <uint8_t *>self.panels_of(qk_blocked_bytes(&self.blocked), self.blocked.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
@@ -753,10 +782,8 @@ cdef class Packed:
         b = np.require(b, requirements="A")
         qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
                      QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
-        self.is_half, self.n_pad = True, <Py_ssize_t>self.half.n_pad
-        self.nbytes = <Py_ssize_t>qk_half_bytes(&self.half)
-        self.half.panels = <uint16_t *>self.aligned(self.nbytes)
-        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.is_half = True
+        self.half.panels = <uint16_t *>self.panels_of(qk_half_bytes(&self.half), self.half.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int finite
@@ -771,23 +798,24 @@ cdef class Packed:
         """Fills `words`."""
         b = np.require(b, requirements="A")
         qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
-        self.is_words, self.n_pad = True, <Py_ssize_t>self.words.n_pad
-        self.nbytes = <Py_ssize_t>qk_words_bytes(&self.words) + 8 * self.n_pad
-        self.words.panels = <int16_t *>self.aligned(self.nbytes - 8 * self.n_pad)
+        self.is_words = True
+        self.words.panels = <int16_t *>self.panels_of(qk_words_bytes(&self.words), self.words.n_pad)
         self.colsum = np.zeros(self.n_pad, np.int64)
         self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
         if params is not None:
-            self.keep_params()
+            self.keep_columns(params)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
             qk_words_pack(&self.words, data, row_stride, col_stride)
         return 0
 
-    cdef void *aligned(self, Py_ssize_t size):
-        """Memory for `size` bytes of panels, aligned to 64."""
+    cdef void *panels_of(self, size_t size, size_t n_pad) except NULL:
+        """Memory for `size` bytes of panels of n_pad columns, aligned to 64."""
+        if max(size, n_pad) > <size_t>PY_SSIZE_T_MAX - 63:
+            raise MemoryError(f"no memory for packed weights of shape {self.shape}")
         cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
-        self.panels = buffer
+        self.panels, self.panel_bytes, self.n_pad = buffer, <Py_ssize_t>size, <Py_ssize_t>n_pad
         return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
 
     cdef padded(self, values, dtype):
@@ -800,10 +828,31 @@ cdef class Packed:
     def shape(self):
         return self.k, self.n
 
+    @property
+    def nbytes(self):
+        held = sum([array.nbytes for array in (self.colsum, self.scale, self.zero_point, self.levels) if array is not None])
+        if isinstance(self._kept, Params):
+            held += (<Params>self._kept).nbytes()
+        elif hasattr(self._kept, "levels"):
+            held += self._kept.levels.nbytes
+        return self.panel_bytes + held
+
+    def _columns(self):
+        """float32 scales and int32 zero points: (N,), or (blocks, N) of weights in blocks, all of 4 bits, and codes of a codebook."""
+        if not self.is_blocked:
+            return self.scale[: self.n], np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
+        shape = self.blocked.blocks, self.n
+        cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
+        if scale.size:
+            qk_blocked_params(&self.blocked, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
+        return scale, zero_point
+
     def unpack(self):
         """The weights as they were packed: (K, N), of dtype `dtype`."""
         codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
+        if codes.size == 0:   # of rows or columns there may be more than a loop can count
+            return codes
         with nogil:
             if self.is_half:
                 qk_half_unpack(&self.half, to)
@@ -816,15 +865,15 @@ cdef class Packed:
         return codes
 
 
-cdef int refuse_blocked(Packed b, name) except -1:
+def need_eight_bits(Packed b, name):
+    """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_blocked or b.is_half or b.is_words:
         needs, what = "8-bit weights", b.dtype.name
         if b.is_blocked and b.blocked.bits == 8:
-            needs, what = "weights with one scale a column", f"{what} in blocks of {b.params.block_size} rows with a scale each"
+            needs, what = "weights with one scale a column", f"{what} with a scale for each block of rows"
         elif b.dtype == np.uint8:
             what = "codes of a Codebook"
         raise TypeError(f"{name} must hold {needs}, got {what}: such weights are for linear")
-    return 0
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
@@ -899,6 +948,7 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
         given = given.reshape(())   # as ONNX files hold a scalar
     if given.ndim and given.shape != shape:
         raise ValueError(f"{name} must be a scalar or have shape {shape}, got {given.shape}")
+    refuse_giant(given, name)
     info = np.iinfo(codes.dtype)
     if given.size and (given.min() < info.min or given.max() > info.max):
         raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {shown(value)}")
@@ -1005,7 +1055,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     left.type = <qk_left_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
-        refuse_blocked(packed, "b")
+        need_eight_bits(packed, "b")
     else:
         right_array = <cnp.ndarray>b
         codes_type(right_array, "b", "int16")
@@ -1149,8 +1199,11 @@ def clamp_bounds(clamp):
     try:
         lo, hi = clamp
         lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
-    except (TypeError, ValueError):
-        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:   # whatever the methods of its entries raise
+        kind = ValueError if isinstance(error, OverflowError) else TypeError
+        raise kind(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
     if not lo <= hi:
         raise ValueError(f"clamp must have lo <= hi, got {shown(clamp)}")
     return lo, hi
@@ -1179,7 +1232,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &left)
     if bias is not None:
         bias = array_of(bias, "bias")
-    cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
+    cdef object bias_array = None if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
     if out is not None:
         refuse_overlap(y, x, "x")
@@ -1187,7 +1240,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
             refuse_overlap(y, bias, "bias")
     right.out = cnp.PyArray_DATA(y)
     right.row_stride = right.residual_stride = <size_t>b.n * 4
-    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
+    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array) if bias is not None else NULL
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
         right.residual = <const float *>cnp.PyArray_DATA(residual)
@@ -1208,7 +1261,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
         return y if out is None else out
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
+    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
     right.least_scale, right.most_scale = b.least_scale, b.most_scale
     if b.is_words:
@@ -1286,7 +1339,6 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
 def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
     """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
-    refuse_blocked(b, "packed")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef qk_left left
     cdef qk_right right
@@ -1301,7 +1353,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     if bounds is not None:
         right.requant.qmin, right.requant.qmax = bounds
     right.out_scale = to.one_scale
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
+    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
     cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &left)
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
@@ -1465,7 +1517,7 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_vector_book book = levels.over(groups)
-    shape = (*(<object>a).shape[:-1], groups * book.d)
+    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
@@ -1524,8 +1576,8 @@ def pack_bits(cnp.ndarray codes, int bits):
 
 
 def unpack_bits(data, int bits, Py_ssize_t n):
-    cdef cnp.ndarray a = contiguous(data)
     codes = np.empty(n, np.uint8)
+    cdef cnp.ndarray a = contiguous(data)
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(codes)
     with nogil:
@@ -1757,7 +1809,7 @@ cdef class KMeans:
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
         self.c.stride = (d + 8) // 8 * 8
-        memory = np.empty(self.chunks * k * self.c.stride + 8)
+        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # of any size
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)

@@ -10,6 +10,10 @@ from ._qparams import FLOAT_CODES, QParams
 FIXED_POINT = ("gemmlowp", "tflite")
 
 
+def is_fixed_point(rounding):
+    return isinstance(rounding, str) and rounding in FIXED_POINT
+
+
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
     """Codes of int32 sums: ``saturate(round((acc + bias) * multiplier) + zero_point)``.
 
@@ -136,7 +140,7 @@ def checked_int_bias(given, n):
 
 def multiplier_arrays(multiplier, rounding):
     """(multiplier, mantissa, shift) as the kernels of this rounding read them; None where they do not."""
-    if rounding in FIXED_POINT:
+    if is_fixed_point(rounding):
         return None, *_core.quantize_multiplier(np.ascontiguousarray(multiplier))
     with np.errstate(over="ignore", under="ignore"):  # beyond float32, all but 0 saturates with the largest one as well
         return np.ascontiguousarray(np.minimum(multiplier, np.finfo(np.float32).max), np.float32), None, None
