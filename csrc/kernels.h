@@ -83,9 +83,9 @@ typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
     int half_scales, own_zeros;
+    const int8_t *levels;              /* what codes stand for; NULL: for themselves */
     int long_sums;                     /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;               /* what follows the codes of a block */
-    const int8_t *levels;              /* what codes stand for; NULL: for themselves */
 } qk_blocked_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
