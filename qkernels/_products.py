@@ -213,9 +213,9 @@ class PackedMatrix(_core.Packed):
         -------
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () where all zero points are equal), and ``qmin``
-            (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and
-            ``block_size`` () (0 for none) tell the rest; of 8-bit weights in blocks ``block_size`` does. Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks,
-            ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
+            (). Of 8-bit weights in blocks, also ``block_size`` (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes
+            them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest. Of a codebook, such ``codes``,
+            ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type that does.
         """
@@ -371,7 +371,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     """A dense layer: ``activation(x @ w + bias + residual)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16
+    all rows loses: to uint8, or to int8 where the weights have 4 bits or blocks of rows, int16 where they are int16. With float16 and bfloat16
     weights it is not quantized: they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters
