@@ -535,23 +535,21 @@ static wide mean_and_cost(const line_job *j, int plain, size_t first, size_t las
     return value(j, pivot) + shift;
 }
 
-/* The largest double that is no nearer to b than to a. */
-static double limit_between(double a, double b)
+/* The largest double that is no nearer to b than to a; less than `taken`, if that is as near to both. */
+static double limit_between(double a, double b, double taken)
 {
     const int large = fabs(a) > 0x1p1000 || fabs(b) > 0x1p1000;
     const double x = large ? a / 2 : a, y = large ? b / 2 : b, sum = x + y, part = sum - x;
     const double error = (x - (sum - part)) + (y - part), middle = large ? sum : sum / 2, twice = large ? sum : 2 * middle;
-    return twice > sum || (twice == sum && error < 0) ? nextafter(middle, -INFINITY) : middle;
+    const int above = twice > sum || (twice == sum && error < 0), tie = twice == sum && error == 0 && middle == taken;
+    return above || tie ? nextafter(middle, -INFINITY) : middle;
 }
 
-/* The limit of a cluster whose last point is at - 1; zero-weight points beyond it are nearer to the next. */
+/* The limit of a cluster whose last point is at - 1: what is not nearer to the next cluster, a tie being decided by the points. */
 static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits, size_t c)
 {
     if (!j->args->integers) {
-        double limit = limit_between((double)a, (double)b);
-        if (limit < j->v[at - 1]) limit = j->v[at - 1];
-        if (limit >= j->v[at]) limit = nextafter(j->v[at], -INFINITY);
-        ((double *)limits)[c] = limit;
+        ((double *)limits)[c] = limit_between((double)a, (double)b, j->v[at]);
         return;
     }
     const wide offset = j->args->integers == 2 ? 0x1p63 : 0, middle = (a + b) / 2 + offset;
