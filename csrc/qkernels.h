@@ -126,6 +126,20 @@ typedef struct {
     const double *wide_scale, *wide_bias;
 } qk_right;
 
+/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL (numerics 8).
+ * `real`: with an activation that needs real values. */
+typedef struct {
+    size_t n;
+    float a_scale, out_scale;
+    const float *b_scale, *bias;
+    int real;
+} qk_unit_columns;
+
+/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a multiplier of -1,
+ * and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
+int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
+
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 
@@ -384,8 +398,8 @@ typedef struct {
     const float *scaled;       /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
 } qk_vector_book;
 
-/* x (n, m * d), finite, to codes (n, m). Returns 0 where memory ran out. */
-int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b);
+/* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where memory ran out. */
+int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b);
 int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
 int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);

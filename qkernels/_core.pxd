@@ -98,6 +98,14 @@ cdef extern from "qkernels.h" nogil:
         const double *wide_scale
         const double *wide_bias
 
+    ctypedef struct qk_unit_columns:
+        size_t n
+        float a_scale, out_scale
+        const float *b_scale
+        const float *bias
+        int real
+    int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
+    void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
 
     enum:
@@ -278,7 +286,7 @@ cdef extern from "qkernels.h" nogil:
         const float *columns
         const float *scaled
 
-    int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
+    int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
     int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b) except -3
     int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables) except -3
     int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
