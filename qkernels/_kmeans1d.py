@@ -63,8 +63,11 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     x = as_array(x, "x")
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
-    k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
-    if k >= 2**31:
+    axis = checked_axis(axis, x.ndim)
+    if axis is None and isinstance(k, int) and k >= 2**31:
+        k = 2**31   # more than there are values
+    k = integer(k, "k", 1)
+    if axis is not None and k >= 2**31:
         raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
