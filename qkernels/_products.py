@@ -195,6 +195,11 @@ class PackedMatrix(_core.Packed):
         return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
 
     @property
+    def _scale(self):
+        """That of `params`, without making the rest."""
+        return self._kept.scale if isinstance(self._kept, QParams) else self._columns()[0]
+
+    @property
     def scales(self):
         if not isinstance(self._kept, Codebook) or self._kept.block_size is None:
             return None
@@ -486,7 +491,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if is_fixed_point(rounding):
         if not (activation is None or isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-        exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
+        exact = np.float64(params.scale) * np.float64(packed._scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
     return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
 
