@@ -1168,7 +1168,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
     if b.bound * largest + bias > 0x7FFFFFFF:
-        raise ValueError(f"int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
+        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
                          f"be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds 2**31 - 1")
     return 0
 
@@ -1260,7 +1260,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
     elif b.blocked.block > most_rows(b):
-        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
     cdef int status
