@@ -24,17 +24,16 @@ static size_t steps_of(const qk_blocked *p, size_t block)
 
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
 static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
-static size_t group_bytes(const qk_blocked *p) { return qk_times(OWN_STEP_BYTES, 1 + steps_of(p, 0)); } /* levels and codes */
+static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
 {
-    const size_t codes = p->own_levels ? qk_times(NR / QK_OWN_NR, group_bytes(p)) : qk_times(steps_of(p, block), STEP_BYTES);
-    return qk_plus(codes, params_bytes(p));
+    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * STEP_BYTES) + params_bytes(p);
 }
 
 static size_t panel_bytes(const qk_blocked *p)
 {
-    return p->blocks ? qk_plus(qk_times(p->blocks - 1, record_bytes(p, 0)), record_bytes(p, p->blocks - 1)) : 0;
+    return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
 void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
@@ -53,7 +52,12 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
-size_t qk_blocked_bytes(const qk_blocked *p) { return qk_times(p->n_pad / NR, panel_bytes(p)); }
+/* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
+size_t qk_blocked_bytes(const qk_blocked *p)
+{
+    enum { MOST = 1024 };
+    return p->k > SIZE_MAX / MOST - MOST ? SIZE_MAX : qk_times(p->n_pad / NR, panel_bytes(p));
+}
 
 typedef struct {
     const qk_blocked *p;
@@ -321,7 +325,7 @@ static void wide_sums_of_own_levels(const qk_blocked *b, const qk_blocked_panel 
 }
 
 /* Rows of a tile some of which are wide: `wide` are their scales. */
-static void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
+static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
                              const double *wide, float *y, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
@@ -353,11 +357,12 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
+        qk_tile t = qk_float_tile(g->right, col, at_most(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
-            const size_t count = rows * (tile + 1) / tiles - row, cols = at_most(b->n - col, NR);
-            const qk_tile t = qk_float_tile(g->right, first + row, count, col, cols, block->scale + row);
+            const size_t count = rows * (tile + 1) / tiles - row;
+            qk_set_rows(&t, g->right, first + row, count, col, block->scale + row);
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
@@ -399,9 +404,8 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * rows_of(b));
     const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
-    const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
-    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1,
-                                     qk_ordinary_rows(b->level_scale, b->level_scale, sum, bias)};
+    const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, right, b->n)};
+    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

@@ -2,6 +2,7 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
+#include "line.h"
 #include "qkernels.h"
 #include "sizes.h"
 
@@ -51,23 +52,27 @@ static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t ro
     t->residual_stride = right->residual_stride;
 }
 
-/* A tile of floats on its way to `right` from row and column (row, col) of the result on. */
-static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t rows, size_t col, size_t cols, const float *row_scale)
+/* Tiles of floats on their way to `right`, from column `col` of the result on: without rows, which qk_set_rows gives them. */
+static inline qk_tile qk_float_tile(const qk_right *right, size_t col, size_t cols)
 {
-    qk_tile t = {
-        .rows = (int)rows,
+    return (qk_tile){
         .cols = (int)cols,
-        .row_scale = row_scale,
         .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
+        .residual_stride = right->residual_stride,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
         .hi = right->hi,
-        .dst = (char *)right->out + row * right->row_stride + col * sizeof(float),
         .row_stride = right->row_stride,
     };
-    if (right->residual) qk_tile_residual(&t, right, row, col);
-    return t;
+}
+
+/* Such a tile from row `row` of the result on. */
+static inline void qk_set_rows(qk_tile *t, const qk_right *right, size_t row, size_t rows, size_t col, const float *row_scale)
+{
+    t->rows = (int)rows, t->row_scale = row_scale;
+    t->dst = (char *)right->out + row * right->row_stride + col * sizeof(float);
+    if (right->residual) qk_tile_residual(t, right, row, col);
 }
 
 /* The columns of b that become a panel. */
@@ -102,6 +107,11 @@ typedef struct {
     int32_t *ends;                     /* QK_KMEANS_BINS * k + 1 */
     int32_t *all, *near;               /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
+
+/* The nearest of k centroids by squared distances that do not underflow (numerics 14; of two as near the lower index). `found` is the
+ * lowest of those whose distance the kernels took for the smallest. */
+int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found);
+int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_t d, int32_t found);
 
 /* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16 columns j
  * and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
@@ -230,9 +240,12 @@ struct qk_kernels {
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
                                  double *tile, double *lanes, double *potential);
 
+    qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
+
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of codes; the
      * same of search_lanes queries, one a lane. */
-    void (*encode_vectors)(const qk_vector_book *b, const float *x, size_t points, const int32_t *all, float *tile, uint8_t *codes);
+    void (*encode_vectors)(const qk_vector_book *b, const float *x, const float *given, size_t points, const int32_t *all, float *tile,
+                           uint8_t *codes);
     void (*distance_table)(const qk_vector_book *b, const float *query, float *table);
     void (*table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
     int search_lanes;

@@ -126,6 +126,20 @@ typedef struct {
     const double *wide_scale, *wide_bias;
 } qk_right;
 
+/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL (numerics 8).
+ * `real`: with an activation that needs real values. */
+typedef struct {
+    size_t n;
+    float a_scale, out_scale;
+    const float *b_scale, *bias;
+    int real;
+} qk_unit_columns;
+
+/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a multiplier of -1,
+ * and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
+int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
+
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
 
@@ -345,6 +359,33 @@ int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int upda
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
 
+/* ---- clustering on a line ---- */
+
+/* Lines of points and the best clusters of each (numerics 13). */
+typedef struct {
+    size_t lines, n, k;
+    int integers;              /* 0: values are doubles; 1: uint64_t; 2: int64_t, the sign bit flipped, so that they ascend as uint64_t */
+    int pinned;                /* whether the smallest value is a centroid, whatever that costs */
+    void *values;              /* (lines, n); overwritten, as weights are */
+    double *weights;           /* (lines, n), or NULL: 1 each */
+    double *centroids;         /* (lines, k); the last one fills the places of those that a line lacks */
+    void *limits;              /* (lines, k): the largest value of each cluster, of the type of values */
+    int32_t *counts;           /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
+    double *inertia;           /* (lines,) */
+    int32_t *exponents;        /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
+    int (*stop)(void *);       /* whether to give up, asked every few milliseconds */
+    void *context;
+} qk_lines;
+
+typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
+qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
+void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
+                    void *labels, int as_int32);
+/* Adds the weight of each code, or 1, to its bin. Returns 0 where a weight is negative or not finite. */
+int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
+void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
+
 /* ---- codebooks of vectors ---- */
 
 /* Levels of product quantization (numerics 19). */
@@ -357,8 +398,8 @@ typedef struct {
     const float *scaled;       /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
 } qk_vector_book;
 
-/* x (n, m * d), finite, to codes (n, m). Returns 0 where memory ran out. */
-int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b);
+/* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where memory ran out. */
+int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b);
 int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
 int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);

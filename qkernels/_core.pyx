@@ -5,7 +5,7 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX, FLT_MIN
+from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
@@ -74,6 +74,15 @@ ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "sil
 # ---- instruction sets and threads ----
 
 
+def shown(value, text=repr, most=100):
+    """What a caller gave, for a message: short, and never an error of its own."""
+    try:
+        found = " ".join(text(value).split())
+    except Exception:
+        return f"a {type(value).__name__}"
+    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
+
+
 def built_isas():
     """Names of the instruction sets that are built, best first."""
     cdef size_t i = 0
@@ -135,6 +144,19 @@ if os.environ.get("QKERNELS_ISA"):
     except ValueError as error:
         raise RuntimeError(f"QKERNELS_ISA: {error}") from None
 
+MOST_CPUS = 8192   # that a machine can have: a larger number of threads is a slip, one up to this means all CPUs
+
+
+def check_thread_count(text):
+    """Raise unless an environment's number of threads, which C reads on first use, is one."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 1 <= int(digits) <= MOST_CPUS):
+        raise RuntimeError(f"QKERNELS_NUM_THREADS must be a number from 1 to {MOST_CPUS}, got {shown(text)}")
+
+
+if os.environ.get("QKERNELS_NUM_THREADS"):
+    check_thread_count(os.environ["QKERNELS_NUM_THREADS"])
+
 
 # ---- arrays of other libraries ----
 
@@ -156,15 +178,6 @@ cdef extern from *:
         dl_type type
     ctypedef struct dl_versioned:
         dl_tensor tensor
-
-
-def shown(value, text=repr, most=100):
-    """What a caller gave, for a message: short, and never an error of its own."""
-    try:
-        found = " ".join(text(value).split())
-    except Exception:
-        return f"a {type(value).__name__}"
-    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
 
 
 class DLPackBits:
@@ -1264,59 +1277,28 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     return y if out is None else out
 
 
-cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
-
-
-cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
-    float32 (numerics 21): their multiplier is -1."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    cdef float *multiplier = &columns[0, 0]
-    cdef float *scale = &columns[1, 0]
-    cdef float *bias = &columns[2, 0]
-    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
-    cdef Py_ssize_t j
+cdef set_multipliers(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Points `right` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
+    cdef qk_unit_columns unit
+    cdef float lo, hi
+    memset(&unit, 0, sizeof(unit))
+    unit.n, unit.a_scale, unit.out_scale = <size_t>b.n, a_scale, out_scale
+    unit.b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    unit.real = right.activation > QK_RELU
     if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    for j in range(b.n):
-        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+        unit.bias = <const float *>cnp.PyArray_DATA(real_bias)
+        if not qk_minmax(unit.bias, unit.n, &lo, &hi):
             raise_not_finite(real_bias, "bias")
-        scale[j] = a_scale * b_scale[j]
-        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
-        if FLT_MIN <= scale[j] <= FLT_MAX:
-            multiplier[j] = scale[j] / out_scale
-        else:
-            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
-        if real:
-            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
-        else:
-            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
-        if not serves:
-            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
-    for j in range(b.n, b.n_pad):
-        multiplier[j] = scale[j] = bias[j] = 0
-    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return any_wide
-
-
-cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
-    """Scales and biases, in double, of the columns that set_multipliers has left out."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
-    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
-    cdef double *bias = scale + b.n_pad
-    cdef double unit = 1 if right.activation > QK_RELU else out_scale
-    cdef Py_ssize_t j
-    for j in range(b.n):
-        if right.requant.multiplier[j] < 0:
-            scale[j] = <double>a_scale * b_scale[j] / unit
-            bias[j] = 0 if given == NULL else given[j] / unit
-    right.wide_scale, right.wide_bias = scale, bias
-    return wide
+    cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
+    cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
+    cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
+    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
+    if not all_serve:
+        wide = np.zeros((2, b.n_pad))
+        right.wide_scale = <const double *>cnp.PyArray_DATA(wide)
+        right.wide_bias = right.wide_scale + b.n_pad
+        qk_wide_columns(&unit, multiplier, <double *>right.wide_scale, <double *>right.wide_bias)
+    return columns, wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1357,9 +1339,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
-        columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
-            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
+        columns = set_multipliers(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -1490,16 +1470,17 @@ cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
     return 0
 
 
-def encode_vectors(cnp.ndarray x, VectorLevels levels not None, size_t groups):
-    """Codes (..., groups) of finite contiguous float32 x (..., groups * d)."""
+def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not None, size_t groups):
+    """Codes (..., groups) of finite contiguous float32 x (..., groups * d), in the scale of the levels, and as it was given."""
     q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
     cdef qk_vector_book book = levels.over(groups)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef const float *unscaled = <const float *>cnp.PyArray_DATA(given)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
     cdef size_t n = <size_t>cnp.PyArray_SIZE(x) // (groups * book.d) if groups else 0
     cdef int done
     with nogil:
-        done = qk_encode_vectors(source, target, n, &book)
+        done = qk_encode_vectors(source, unscaled, target, n, &book)
     if not done:
         raise MemoryError(f"no memory for levels of {book.d} values")
     return q
@@ -1873,3 +1854,81 @@ cdef class KMeans:
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
         return potential
+
+
+# ---- clustering on a line ----
+
+
+cdef class Stop:
+    """What tells loops that run without the GIL to give up: a signal's exception, kept in `error`, or another thread that calls `now`."""
+
+    cdef readonly object error
+    cdef bint asked
+
+    def now(self):
+        self.asked = True
+
+
+cdef int must_stop(void *context) noexcept with gil:
+    stop = <Stop>context
+    try:
+        PyErr_CheckSignals()   # does nothing but in the main thread
+    except BaseException as error:
+        stop.error, stop.asked = error, True
+    return stop.asked
+
+
+def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
+                  cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
+    """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
+    cdef qk_lines p
+    cdef qk_lines_status status
+    p.lines, p.n, p.k = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1), k
+    p.integers = 0 if PyArray_TYPE(values) == cnp.NPY_DOUBLE else 2 if signed else 1
+    p.pinned, p.values = pinned, cnp.PyArray_DATA(values)
+    p.weights = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    p.centroids, p.limits = <double *>cnp.PyArray_DATA(centroids), cnp.PyArray_DATA(limits)
+    p.counts, p.inertia = <int32_t *>cnp.PyArray_DATA(counts), <double *>cnp.PyArray_DATA(inertia)
+    p.exponents = NULL if exponents is None else <int32_t *>cnp.PyArray_DATA(exponents)
+    p.stop, p.context = must_stop, <void *>stop
+    with nogil:
+        status = qk_cluster_lines(&p)
+    if stop.error is not None:
+        raise stop.error
+    if status == QK_LINES_NO_MEMORY:
+        raise MemoryError(f"no memory to cluster lines of {p.n} values")
+
+
+def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):
+    """Labels (lines, n), uint8 or int32, of values of the type of `limits`: how many of them each is above."""
+    cdef size_t lines = cnp.PyArray_DIM(values, 0), n = cnp.PyArray_DIM(values, 1), k = cnp.PyArray_DIM(limits, 1)
+    cdef int integers = PyArray_TYPE(values) != cnp.NPY_DOUBLE, as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    cdef const void *x = cnp.PyArray_DATA(values)
+    cdef const void *bounds = cnp.PyArray_DATA(limits)
+    cdef const int32_t *used = <int32_t *>cnp.PyArray_DATA(counts)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    with nogil:
+        qk_label_lines(x, integers, lines, n, bounds, k, used, to, as_int32)
+
+
+def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
+    """Adds the weight of each code (uint16), or 1, to its bin; False where a weight is negative or not finite."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const double *each = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    cdef double *to = <double *>cnp.PyArray_DATA(bins)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int valid
+    with nogil:
+        valid = qk_count_codes(at, each, n, to)
+    return bool(valid)
+
+
+def look_up(cnp.ndarray codes, cnp.ndarray table, cnp.ndarray labels):
+    """The entries of a table, uint8 or int32, at codes (uint16)."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const void *entries = cnp.PyArray_DATA(table)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    with nogil:
+        qk_look_up(at, n, entries, to, as_int32)

@@ -1,5 +1,6 @@
 """Matrix products of codes: exact sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8, 12, 16 and 17."""
 
+import math
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -194,6 +195,11 @@ class PackedMatrix(_core.Packed):
         return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
 
     @property
+    def _scale(self):
+        """That of `params`, without making the rest."""
+        return self._kept.scale if isinstance(self._kept, QParams) else self._columns()[0]
+
+    @property
     def scales(self):
         if not isinstance(self._kept, Codebook) or self._kept.block_size is None:
             return None
@@ -252,6 +258,8 @@ class PackedMatrix(_core.Packed):
         if kind == "levels":
             return cls._of_levels(arrays)
         codes = _dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
+        if codes.ndim != 2:
+            raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (_number(arrays, "block_size", 0) or None) if kind == "shape" else None
         scale, lowest, qmin = _array(arrays, "scale", *_core.FLOATS), code_range(codes.dtype)[0], _number(arrays, "qmin")
         if qmin not in (lowest, lowest + 1):
@@ -301,6 +309,9 @@ def _dense_codes(arrays):
     codes, shape = _array(arrays, "codes", np.uint8), _array(arrays, "shape")
     if shape.shape != (2,):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
+    expected = (-(-math.prod(map(int, shape)) // 2),)
+    if shape.min() >= 0 and codes.shape != expected:
+        raise ValueError(f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}")
     if "signed" not in arrays:
         return unpack_bits(codes, 4, tuple(shape))
     signed = _array(arrays, "signed", np.bool_)
@@ -480,7 +491,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if is_fixed_point(rounding):
         if not (activation is None or isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-        exact = np.float64(params.scale) * np.float64(packed.params.scale) / np.float64(out_params.scale)
+        exact = np.float64(params.scale) * np.float64(packed._scale) / np.float64(out_params.scale)
         _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
     return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
 
