@@ -39,6 +39,7 @@
     .from_q8_0 = from_q8_0,
     .from_q4_0 = from_q4_0,
     .layer_norm_f32 = layer_norm_f32,
+    .has_huge = has_huge,
     .absmax_f32 = absmax_f32,
     .symmetric_codes_f32 = symmetric_codes_f32,
     .attention_weights = attention_weights,

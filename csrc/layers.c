@@ -40,7 +40,7 @@ static void norm_rows(void *context, size_t begin, size_t end)
 {
     const norm_job *job = context;
     const qk_kernels *k = qk_active();
-    const int wide = qk_largest(k, job->weight, 0, 1, job->cols) > 0x1p110f; /* normalised values are at most sqrt(cols) */
+    const int wide = k->has_huge(job->weight, job->cols); /* at least 2^110; normalised values are at most sqrt(cols) */
     for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
         const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
         float *y = job->y + at;

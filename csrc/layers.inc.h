@@ -17,6 +17,26 @@ static inline float sum_of_lanes(float *sums)
     return sums[0];
 }
 
+typedef int32_t half_ints __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Whether a magnitude is 2^110 or more, or NaN: differences of bits are negative where it is not. */
+static int has_huge(const float *x, size_t n)
+{
+    enum { HUGE_BITS = 0x76800000, WHOLE = 2 * LANES };
+    const size_t whole = n / WHOLE * WHOLE;
+    half_ints all = (half_ints){0} - 1;
+    int32_t lanes[LANES / 2], each = -1;
+    for (size_t i = 0; i < whole; i += WHOLE) {
+        const half_ints *v = (const half_ints *)(x + i);
+        all &= ((v[0] & INT32_MAX) - HUGE_BITS) & ((v[1] & INT32_MAX) - HUGE_BITS) & ((v[2] & INT32_MAX) - HUGE_BITS) &
+               ((v[3] & INT32_MAX) - HUGE_BITS);
+    }
+    memcpy(lanes, &all, sizeof lanes);
+    for (int i = 0; i < LANES / 2; i++) each &= lanes[i];
+    for (size_t i = whole; i < n; i++) each &= (bits_of(x[i]) & INT32_MAX) - HUGE_BITS;
+    return each >= 0;
+}
+
 /* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual. */
 static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean, half_lanes *a, half_lanes *b)
 {

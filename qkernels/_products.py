@@ -369,8 +369,9 @@ def _int8_levels(codebook):
     """Levels as int8 (1 or N, 16) times float32 scales (1 or N), and the error of that: numerics 12."""
     levels = codebook.levels.reshape(-1, codebook.k).astype(np.float64)
     largest = np.abs(levels).max(axis=1)
-    scale = np.float32(largest / 127)
-    scale = np.where(largest > 0, np.maximum(scale, np.finfo(np.float32).tiny), np.float32(1))
+    with np.errstate(under="ignore"):
+        scale = np.float32(largest / 127)
+    scale = np.where(largest > 0, np.where(scale > 0, scale, np.finfo(np.float32).tiny), np.float32(1))
     units = np.clip(np.rint(levels / scale[:, None]), -127, 127)
     off = np.abs(levels - units * scale[:, None]).max(axis=1)
     padded = np.zeros((len(levels), 16), np.int8)

@@ -123,6 +123,19 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(kind, isas):
         assert_array_equal(bits(y), bits(qk.linear(x, packed, residual=(own := residual.copy()), activation="gelu", out=own)))
 
 
+@pytest.mark.parametrize("axis", [None, 1])
+def test_tables_of_tiny_levels_keep_their_levels(axis, isas):
+    rng = np.random.default_rng(9)
+    codes, x = np.uint8(rng.integers(0, 8, (40, 5))), np.float32(rng.integers(-127, 128, (3, 40)) * 2.0**20)
+    x[:, 0] = 127 * 2.0**20
+    for exponent in (-148, -142, -136, -127, -120):
+        levels = np.float32(np.array([-127, -100, -5, 0, 1, 20, 64, 127]) * 2.0**exponent)
+        packed = qk.pack(codes, qk.Codebook(levels if axis is None else np.tile(levels, (5, 1)), axis=axis))
+        w = levels.astype(np.float64)[codes]
+        for _ in isas():
+            check(qk.linear(x, packed), x.astype(np.float64) @ w, np.abs(x.astype(np.float64)) @ np.abs(w))
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint4 blocks", "int16", "bfloat16"])
 def test_threads_that_share_columns_and_rows_agree(kind, variants):
     rng = np.random.default_rng(3)
