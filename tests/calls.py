@@ -28,6 +28,7 @@ PACKED = {
     "int4": qk.pack(W.astype(ml_dtypes.int4), qk.QParams(0.5, dtype="int4")),
     "float16": qk.pack(W.astype(np.float16), None),
     "codebook": qk.pack(WEIGHTS, BOOK),
+    "blocks of 8 bits": qk.pack(W, qk.QParams(np.ones((2, 3)), [[1, 2, 3], [0, 0, 1]], axis=0, block_size=2)),
     "blocks": qk.pack(WEIGHTS, BLOCKS, scales=np.ones((2, 3), np.float32)),
 }
 
@@ -99,7 +100,10 @@ CALLS = {  # name of the function: its valid calls. An `out` is a function that 
         {"x": X, "params": PARAMS, "out": lambda: out((2, 4))},
         {"x": X, "params": qk.QParams(2, dtype="float8_e5m2"), "out": lambda: out((2, 4))},
     ],
-    "from_gguf": [{"data": GGUF, "kind": "Q8_0", "out": lambda: out((2, 32))}],
+    "from_gguf": [
+        {"data": GGUF, "kind": "Q8_0", "codes": False, "out": lambda: out((2, 32))},
+        {"data": GGUF, "kind": "Q8_0", "codes": True},
+    ],
     "get_include": [{}],
     "get_num_threads": [{}],
     "kmeans": [
