@@ -161,7 +161,7 @@ MISFITS = {
     ("kmeans1d", "x"): ["weights"],
     ("pack", "params"): ["scales"],
     ("QParams", "block_size"): ["scale"],
-    ("from_arrays", "block_size"): ["scale", "scales"],
+    ("from_arrays", "block_size"): ["scale", "scales", "params"],
 }
 
 
