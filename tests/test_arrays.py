@@ -1,5 +1,6 @@
-"""The door by which arrays come in: tensors, DLPack, NumPy's protocols and subclasses of ndarray are taken wherever an array is, as views
-of their memory, and as `out`. Torch itself need not be installed: a class of its name and ways stands in for it."""
+"""The door by which arrays come in: tensors, DLPack, NumPy's protocols and subclasses of ndarray are taken wherever an array
+is, as views of their memory, and as `out`. Torch itself need not be installed: a class of its name and ways stands in for
+it."""
 
 import ctypes
 import subprocess
@@ -31,7 +32,8 @@ class TorchDtype:
 
 
 class Tensor:
-    """What matters of torch.Tensor: no types but NumPy's go to NumPy, nor what requires a gradient or is conjugated or negated lazily."""
+    """What matters of torch.Tensor: no types but NumPy's go to NumPy, nor what requires a gradient or is conjugated or
+    negated lazily."""
 
     __module__ = "torch"
 
@@ -85,7 +87,7 @@ class DLPack:
             pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
             versioned = "versioned" in repr(capsule)
             tensor = pointer(capsule, b"dltensor_versioned" if versioned else b"dltensor") + 32 * versioned
-            ctypes.c_uint8.from_address(tensor + 20).value = self.codes[name]   # data, device, ndim: 8 + 8 + 4 bytes
+            ctypes.c_uint8.from_address(tensor + 20).value = self.codes[name]  # data, device, ndim: 8 + 8 + 4 bytes
         return capsule
 
 
@@ -118,15 +120,28 @@ class Lying(np.ndarray):
 def real_torch(array):
     import torch
 
-    bits = array.view(f"i{array.dtype.itemsize}" if array.dtype.itemsize > 1 else np.uint8) if array.dtype.name in SMALL else array
+    bits = (
+        array.view(f"i{array.dtype.itemsize}" if array.dtype.itemsize > 1 else np.uint8)
+        if array.dtype.name in SMALL
+        else array
+    )
     tensor = torch.from_numpy(bits)
     return tensor.view(getattr(torch, array.dtype.name)) if array.dtype.name in SMALL else tensor
 
 
 KINDS = {
-    "torch": real_torch, "tensor": Tensor, "parameter": Parameter, "lazy tensor": lambda a: Tensor(a, lazy=True),
-    "DLPack": DLPack, "DLPack of old": lambda a: DLPack(a, False), "__array__": ByArray, "__array_interface__": ByInterface,
-    "matrix": lambda a: a.view(np.matrix), "memmap": lambda a: a.view(np.memmap), "unmasked": lambda a: np.ma.array(a, copy=False), "lying": lambda a: a.view(Lying),
+    "torch": real_torch,
+    "tensor": Tensor,
+    "parameter": Parameter,
+    "lazy tensor": lambda a: Tensor(a, lazy=True),
+    "DLPack": DLPack,
+    "DLPack of old": lambda a: DLPack(a, False),
+    "__array__": ByArray,
+    "__array_interface__": ByInterface,
+    "matrix": lambda a: a.view(np.matrix),
+    "memmap": lambda a: a.view(np.memmap),
+    "unmasked": lambda a: np.ma.array(a, copy=False),
+    "lying": lambda a: a.view(Lying),
 }
 
 
@@ -145,7 +160,9 @@ def kind(request, monkeypatch):
     if request.param == "torch":
         pytest.importorskip("torch", exc_type=ImportError)
     elif "torch" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(int16=TorchDtype("int16"), uint8=TorchDtype("uint8")))
+        monkeypatch.setitem(
+            sys.modules, "torch", types.SimpleNamespace(int16=TorchDtype("int16"), uint8=TorchDtype("uint8"))
+        )
     return request.param
 
 
@@ -162,8 +179,13 @@ def same(a, b):
     return type(a) is type(b) is np.ndarray and (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
-ARRAYS = [(name, i, argument) for name, calls in sorted(CALLS.items()) for i, arguments in enumerate(calls)
-          for argument, value in arguments.items() if isinstance(value, (np.ndarray, list))]
+ARRAYS = [
+    (name, i, argument)
+    for name, calls in sorted(CALLS.items())
+    for i, arguments in enumerate(calls)
+    for argument, value in arguments.items()
+    if isinstance(value, (np.ndarray, list))
+]
 
 
 @pytest.mark.parametrize(("name", "i", "argument"), ARRAYS)
@@ -176,7 +198,10 @@ def test_each_kind_of_array_is_taken_wherever_an_array_is(name, i, argument, kin
         assert same(call(name, arguments | {argument: given}), expected)
 
 
-@pytest.mark.parametrize(("name", "i"), [(name, i) for name, calls in sorted(CALLS.items()) for i, arguments in enumerate(calls) if "out" in arguments])
+@pytest.mark.parametrize(
+    ("name", "i"),
+    [(name, i) for name, calls in sorted(CALLS.items()) for i, arguments in enumerate(calls) if "out" in arguments],
+)
 def test_each_kind_of_array_may_be_out_and_is_returned(name, i, kind):
     arguments = CALLS[name][i]
     expected = call(name, arguments | {"out": arguments["out"]()})
@@ -189,14 +214,25 @@ def test_each_kind_of_array_may_be_out_and_is_returned(name, i, kind):
 
 @pytest.mark.parametrize("name", ["from_arrays of int8", "from_arrays of a codebook"])
 def test_each_kind_of_array_is_taken_in_a_mapping(name, kind):
-    packed = qk.pack(*((np.int8([[1, 2], [3, 4]]), qk.QParams([1, 2], axis=1)) if "int8" in name else
-                       (np.uint8([[1, 2], [3, 0]]), qk.Codebook([0, 1, 2, 3]))))
+    packed = qk.pack(
+        *(
+            (np.int8([[1, 2], [3, 4]]), qk.QParams([1, 2], axis=1))
+            if "int8" in name
+            else (np.uint8([[1, 2], [3, 0]]), qk.Codebook([0, 1, 2, 3]))
+        )
+    )
     arrays = {key: KINDS[kind](a) if takes(kind, a) else a for key, a in packed.to_arrays().items()}
     assert same(qk.PackedMatrix.from_arrays(arrays), packed)
 
 
-@pytest.mark.parametrize("layout", [lambda a: a, lambda a: a.T, lambda a: a[::2, 1::3], lambda a: a[0, 0], lambda a: a[:0]])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "uint16", *SMALL.values()], ids=str)
+@pytest.mark.parametrize(
+    "layout", [lambda a: a, lambda a: a.T, lambda a: a[::2, 1::3], lambda a: a[0, 0], lambda a: a[:0]]
+)
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", "float64", "float16", "int8", "uint8", "int16", "int32", "int64", "uint16", *SMALL.values()],
+    ids=str,
+)
 def test_what_comes_in_is_a_view_of_what_was_given(dtype, layout, kind):
     array = np.asarray(layout(np.arange(48).reshape(6, 8).astype(dtype)))
     if takes(kind, array):
@@ -218,7 +254,11 @@ def test_dtypes_go_by_the_names_that_torch_gives_them(dtype, named):
 def test_dtypes_of_codes_go_by_the_names_that_torch_gives_them(dtype, named):
     expected = qk.QParams(1, dtype=dtype)
     assert qk.QParams(1, dtype=named(dtype)) == expected
-    assert qk.choose_qparams(np.ones(2), named(dtype)).dtype == qk.dynamic_quantize(np.ones(2), named(dtype))[0].dtype == expected.dtype
+    assert (
+        qk.choose_qparams(np.ones(2), named(dtype)).dtype
+        == qk.dynamic_quantize(np.ones(2), named(dtype))[0].dtype
+        == expected.dtype
+    )
     if dtype in ("int8", "uint8", "int4"):
         assert qk.unpack_bits(np.uint8([0]), 4, 2, dtype=named(dtype)).dtype == expected.dtype
 
@@ -241,7 +281,10 @@ def test_half_floats_are_taken_as_scales_multipliers_and_levels(dtype, kind):
         assert qk.QParams(given, axis=0) == qk.QParams(wide, axis=0)
         acc, params = np.int32([[5, 9]]), qk.QParams(1)
         for rounding in "half_even", "half_away", "gemmlowp", "tflite":
-            assert same(qk.requantize(acc, given, params, rounding=rounding), qk.requantize(acc, wide, params, rounding=rounding))
+            assert same(
+                qk.requantize(acc, given, params, rounding=rounding),
+                qk.requantize(acc, wide, params, rounding=rounding),
+            )
         assert same(qk.quantize_multiplier(given), qk.quantize_multiplier(wide))
         assert qk.Codebook(given) == qk.Codebook(wide)
 
@@ -249,13 +292,20 @@ def test_half_floats_are_taken_as_scales_multipliers_and_levels(dtype, kind):
 # ---- refusals ----
 
 
-@pytest.mark.parametrize(("value", "reason"), [
-    (np.ma.array([1, 2], np.float32, mask=[0, 1]), "it is masked, at 1 of its values"),
-    (np.ma.masked, "it is masked"),
-    (ByArray(np.ma.array([1.0], mask=True)), "it is masked"),
-    (Tensor(np.ones(2), device="cuda"), "it lies on .*cuda.*, not in the CPU's memory"),
-    (types.new_class("D", (DLPack,), {}, lambda d: d.update(__dlpack_device__=lambda self: (2, 0)))(np.ones(2)), r"it lies on DLPack's device \(2, 0\)"),
-], ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "DLPack elsewhere"])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.ma.array([1, 2], np.float32, mask=[0, 1]), "it is masked, at 1 of its values"),
+        (np.ma.masked, "it is masked"),
+        (ByArray(np.ma.array([1.0], mask=True)), "it is masked"),
+        (Tensor(np.ones(2), device="cuda"), "it lies on .*cuda.*, not in the CPU's memory"),
+        (
+            types.new_class("D", (DLPack,), {}, lambda d: d.update(__dlpack_device__=lambda self: (2, 0)))(np.ones(2)),
+            r"it lies on DLPack's device \(2, 0\)",
+        ),
+    ],
+    ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "DLPack elsewhere"],
+)
 @pytest.mark.parametrize(("name", "i", "argument"), ARRAYS)
 def test_masks_and_other_memory_are_refused_everywhere(name, i, argument, value, reason):
     if argument == "arrays":
@@ -284,6 +334,8 @@ def test_an_overlap_is_seen_through_any_kind(kind):
 
 
 def test_torch_is_not_imported():
-    code = ("import sys, numpy as np, qkernels as qk; qk.quantize([1.0], qk.QParams(1, dtype='torch.int8')); "
-            "qk.dequantize(np.int8([1]), qk.QParams(1), dtype='torch.float32'); assert 'torch' not in sys.modules")
+    code = (
+        "import sys, numpy as np, qkernels as qk; qk.quantize([1.0], qk.QParams(1, dtype='torch.int8')); "
+        "qk.dequantize(np.int8([1]), qk.QParams(1), dtype='torch.float32'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

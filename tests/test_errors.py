@@ -1,6 +1,6 @@
-"""What hostile arguments do to each public function: the call works, or a TypeError, ValueError or MemoryError names the argument, and
-`out` stays as it was. The functions and their arguments are read from the package, so that a new one is covered once it has a valid call
-in calls.py."""
+"""What hostile arguments do to each public function: the call works, or a TypeError, ValueError or MemoryError names
+the argument, and `out` stays as it was. The functions and their arguments are read from the package, so that a new one is
+covered once it has a valid call in calls.py."""
 
 import contextlib
 import inspect
@@ -82,29 +82,87 @@ class Int(int):
 
 
 HOSTILE = {
-    "None": None, "True": True, "numpy.True_": np.True_, "a string": "abc", "an empty string": "", "bytes": b"abc", "0": 0, "-1": -1,
-    "2**31": 2**31, "2**63": 2**63, "2**64": 2**64, "10**400": 10**400, "-10**400": -(10**400), "10**5000": 10**5000, "1.5": 1.5, "nan": np.nan,
-    "inf": np.inf, "-inf": -np.inf, "1e308": 1e308, "1e-320": 1e-320, "1j": 1j, "a subclass of float64": Float(-3),
-    "a subclass of int": Int(-3), "a fraction": Fraction(1, 3), "a decimal": Decimal("0.1"), "float32": np.float32(-1.5),
-    "int8": np.int8(-1), "uint64": np.uint64(2**64 - 1), "longdouble": np.longdouble("1e4000"), "datetime64": np.datetime64("2020-01-01"),
-    "object": object(), "an empty list": [], "a ragged list": [[1], [1, 2]], "a list of strings": ["a", "b"], "a list of None": [None, None],
-    "a list of huge integers": [10**400, 1], "a pair of nan": (np.nan, np.nan), "a pair of huge integers": (-(10**400), 10**400), "a dict": {"a": 1},
-    "a set": {1, 2}, "a range": range(-3, 3), "a memoryview": memoryview(b"abc"), "a 0-d array": np.array(-2), "a 0-d array of floats": np.array(np.nan),
-    "no values": np.zeros(0), "no rows": np.zeros((0, 4), np.float32), "four axes": np.zeros((1, 1, 1, 1), np.float32),
-    "complex": np.zeros((2, 4), complex), "objects": np.full((2, 4), None), "strings": np.full((2, 4), "a"), "bools": np.ones((2, 4), bool),
-    "datetimes": np.zeros((2, 4), "M8[s]"), "records": np.zeros((2, 4), [("a", "f4"), ("b", "i4")]), "longdoubles": np.zeros((2, 4), np.longdouble),
-    "NaN": np.full((2, 4), np.nan, np.float32), "infinities": np.full((2, 4), np.inf), "int64": np.full((2, 4), -(2**63)),
-    "uint64s": np.full((2, 4), 2**64 - 1, np.uint64), "int4": np.full((2, 4), -8, ml_dtypes.int4), "float8": np.full((2, 4), np.nan, ml_dtypes.float8_e5m2),
-    "big-endian": np.full((2, 4), -3, ">f8"), "masked": np.ma.masked, "a masked array": np.ma.array(np.ones((2, 4), np.float32), mask=True),
-    "a lying array": np.full((2, 4), -1, np.float32).view(LyingArray), "raises": Raises(), "raises by DLPack": RaisesByDLPack(),
+    "None": None,
+    "True": True,
+    "numpy.True_": np.True_,
+    "a string": "abc",
+    "an empty string": "",
+    "bytes": b"abc",
+    "0": 0,
+    "-1": -1,
+    "2**31": 2**31,
+    "2**63": 2**63,
+    "2**64": 2**64,
+    "10**400": 10**400,
+    "-10**400": -(10**400),
+    "10**5000": 10**5000,
+    "1.5": 1.5,
+    "nan": np.nan,
+    "inf": np.inf,
+    "-inf": -np.inf,
+    "1e308": 1e308,
+    "1e-320": 1e-320,
+    "1j": 1j,
+    "a subclass of float64": Float(-3),
+    "a subclass of int": Int(-3),
+    "a fraction": Fraction(1, 3),
+    "a decimal": Decimal("0.1"),
+    "float32": np.float32(-1.5),
+    "int8": np.int8(-1),
+    "uint64": np.uint64(2**64 - 1),
+    "longdouble": np.longdouble("1e4000"),
+    "datetime64": np.datetime64("2020-01-01"),
+    "object": object(),
+    "an empty list": [],
+    "a ragged list": [[1], [1, 2]],
+    "a list of strings": ["a", "b"],
+    "a list of None": [None, None],
+    "a list of huge integers": [10**400, 1],
+    "a pair of nan": (np.nan, np.nan),
+    "a pair of huge integers": (-(10**400), 10**400),
+    "a dict": {"a": 1},
+    "a set": {1, 2},
+    "a range": range(-3, 3),
+    "a memoryview": memoryview(b"abc"),
+    "a 0-d array": np.array(-2),
+    "a 0-d array of floats": np.array(np.nan),
+    "no values": np.zeros(0),
+    "no rows": np.zeros((0, 4), np.float32),
+    "four axes": np.zeros((1, 1, 1, 1), np.float32),
+    "complex": np.zeros((2, 4), complex),
+    "objects": np.full((2, 4), None),
+    "strings": np.full((2, 4), "a"),
+    "bools": np.ones((2, 4), bool),
+    "datetimes": np.zeros((2, 4), "M8[s]"),
+    "records": np.zeros((2, 4), [("a", "f4"), ("b", "i4")]),
+    "longdoubles": np.zeros((2, 4), np.longdouble),
+    "NaN": np.full((2, 4), np.nan, np.float32),
+    "infinities": np.full((2, 4), np.inf),
+    "int64": np.full((2, 4), -(2**63)),
+    "uint64s": np.full((2, 4), 2**64 - 1, np.uint64),
+    "int4": np.full((2, 4), -8, ml_dtypes.int4),
+    "float8": np.full((2, 4), np.nan, ml_dtypes.float8_e5m2),
+    "big-endian": np.full((2, 4), -3, ">f8"),
+    "masked": np.ma.masked,
+    "a masked array": np.ma.array(np.ones((2, 4), np.float32), mask=True),
+    "a lying array": np.full((2, 4), -1, np.float32).view(LyingArray),
+    "raises": Raises(),
+    "raises by DLPack": RaisesByDLPack(),
     "another device": OnAnotherDevice(),
 }
 
 # What is no error but would take for ever.
 ENDLESS = {("kmeans", "n_init", "2**31"), ("kmeans", "n_init", "2**63"), ("kmeans", "n_init", "uint64")}
 # Where a value that is valid as this argument does not fit another, which alone is named. (`out` must fit all others.)
-MISFITS = {("Codebook.fit", "vector"): ["weights"], ("Codebook.fit", "x"): ["k"], ("kmeans", "x"): ["k"], ("kmeans1d", "x"): ["weights"],
-           ("pack", "params"): ["scales"], ("QParams", "block_size"): ["scale"], ("from_arrays", "block_size"): ["scale", "scales"]}
+MISFITS = {
+    ("Codebook.fit", "vector"): ["weights"],
+    ("Codebook.fit", "x"): ["k"],
+    ("kmeans", "x"): ["k"],
+    ("kmeans1d", "x"): ["weights"],
+    ("pack", "params"): ["scales"],
+    ("QParams", "block_size"): ["scale"],
+    ("from_arrays", "block_size"): ["scale", "scales", "params"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +198,9 @@ def test_a_hostile_array_of_a_packed_matrix_is_named(i):
                 try:
                     qk.PackedMatrix.from_arrays(arrays | {key: value})
                 except ERRORS as error:
-                    assert names(str(error), "from_arrays", key, arrays | {"b": 0, "params": 0}), f"{key}: {label}: {error}"
+                    assert names(str(error), "from_arrays", key, arrays | {"b": 0, "params": 0}), (
+                        f"{key}: {label}: {error}"
+                    )
                     raise
                 except Exception as error:
                     raise AssertionError(f"{key}: {label}: {type(error).__name__}: {error}") from error
@@ -151,10 +211,16 @@ def names(message, function, argument, given):
     if "out" in given and message.startswith("out must have"):
         return True
     first = re.match(r"(?:the last axis of )?(\w+)", message)[1]
-    return first == argument or first in given and (re.search(rf"\b{argument}\b", message) or first in MISFITS.get((function, argument), []))
+    return (
+        first == argument
+        or first in given
+        and (re.search(rf"\b{argument}\b", message) or first in MISFITS.get((function, argument), []))
+    )
 
 
-@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name in sorted(CALLS) for argument in sorted(set().union(*CALLS[name]))])
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name in sorted(CALLS) for argument in sorted(set().union(*CALLS[name]))]
+)
 def test_a_hostile_argument_is_named_by_a_type_or_value_error(name, argument):
     for arguments in CALLS[name]:
         if argument not in arguments:

@@ -1,4 +1,5 @@
-"""Each public function once, and of what its type depends on: read by mypy and pyright, and run, by tests/test_typing.py."""
+"""Each public function once, in each way that gives another type: read by mypy and pyright, and run, by
+tests/test_typing.py."""
 
 from typing import Any
 
@@ -14,7 +15,9 @@ Float32 = NDArray[np.float32]
 x: Float32 = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
 params = qk.choose_qparams(x, "int8", axis=1)
 one = qk.QParams(0.5, 3, "uint8")
-least = qk.choose_qparams(x, np.int8, method="mse", importance=np.ones(32), symmetric=True, narrow_range=False, block_size=16, axis=1)
+least = qk.choose_qparams(
+    x, np.int8, method="mse", importance=np.ones(32), symmetric=True, narrow_range=False, block_size=16, axis=1
+)
 assert_type(least, qk.QParams)
 
 # elementwise
@@ -24,6 +27,7 @@ assert_type(qk.quantize(x, params, out=q), Array)
 assert_type(qk.dequantize(q, params), Float32)
 assert_type(qk.dequantize(q, params, dtype="float16"), NDArray[np.float16])
 assert_type(qk.dequantize(q, params, dtype=np.float64), NDArray[np.float64])
+assert_type(qk.dequantize(q, params, dtype=float), NDArray[np.float64])
 assert_type(qk.dequantize(q, params, dtype="bfloat16"), Array)
 assert_type(qk.dequantize(q, params, out=np.empty_like(x)), Float32)
 assert_type(qk.fake_quantize(x, params), Float32)
@@ -42,8 +46,15 @@ packed = qk.pack(q.T, qk.QParams(0.5))
 assert_type(packed, qk.PackedMatrix)
 assert_type(packed.shape, tuple[int, int])
 again = qk.PackedMatrix.from_arrays(packed.to_arrays())
-assert_type(qk.linear(x, again, np.ones(2, np.float32), activation="gelu", residual=np.zeros((2, 2), np.float32), clamp=(0, None)), Float32)
-assert_type(qk.qlinear(codes, one, packed, one, np.array([1, 2], np.int32), activation="relu", rounding="gemmlowp"), Array)
+assert_type(
+    qk.linear(
+        x, again, np.ones(2, np.float32), activation="gelu", residual=np.zeros((2, 2), np.float32), clamp=(0, None)
+    ),
+    Float32,
+)
+assert_type(
+    qk.qlinear(codes, one, packed, one, np.array([1, 2], np.int32), activation="relu", rounding="gemmlowp"), Array
+)
 sums: Array = qk.matmul(codes, packed, a_zero_point=3, b_zero_point=[1, 2])
 bytes_, words = np.ones((2, 2), np.int8), np.ones((2, 2), np.int16)
 assert_type(qk.matmul(bytes_, bytes_), NDArray[np.int32])
@@ -69,9 +80,12 @@ assert_type(qk.distance_tables(np.ones((1, 4), np.float32), vectors), Float32)
 distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 2), np.uint8), vectors, 2)
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
+assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])
 
 # clustering
-found: qk.KMeansResult[float] = qk.kmeans(x, 2, init="random", rng=np.random.default_rng(0), callback=lambda i, inertia: inertia < 0)
+found: qk.KMeansResult[float] = qk.kmeans(
+    x, 2, init="random", rng=np.random.default_rng(0), callback=lambda i, inertia: inertia < 0
+)
 assert_type(found.inertia, float)
 assert_type(qk.kmeans1d(x, 3).inertia, float)
 assert_type(qk.kmeans1d(x, 3, axis=1).inertia, NDArray[np.float64])
