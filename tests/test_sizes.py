@@ -71,6 +71,8 @@ KINDS = {
     "int8 light with zero points": lambda: (codes("int8", -32, 32), of_columns("int8", True)),
     "uint8 per tensor": lambda: (codes("uint8"), qk.QParams(0.1, 128, "uint8")),
     "uint8 per column": lambda: (codes("uint8"), of_columns("uint8", True)),
+    "int8 in blocks of 32": lambda: (codes("int8"), of_blocks("int8", 32)),
+    "uint8 in blocks of 64": lambda: (codes("uint8"), of_blocks("uint8", 64, half=False, zeros=True)),
     "int16 per tensor": lambda: (codes("int16"), qk.QParams(0.1, dtype="int16")),
     "int16 per column": lambda: (codes("int16"), of_columns("int16", True)),
     "int4 per tensor": lambda: (codes("int4"), qk.QParams(0.1, dtype="int4")),
@@ -172,7 +174,7 @@ def test_parameters_are_those_given():
             least, most = info.min, info.max
             b = rng.integers(least + 1, most + 1, (k, n)).astype(info.dtype)
             of = [((), None, None), ((n,), 1, None), ((n,), -1, None)]
-            if "4" in dtype:
+            if dtype != "int16":
                 of += [((-(-k // size), n), axis, size) for axis in (0, -2) for size in (3, 32, 1 << 62)]
             for (shape, axis, size), narrow in itertools.product(of, (False, True)):
                 equal = None if least < 0 else np.full(shape, 1)
