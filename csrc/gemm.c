@@ -366,7 +366,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 static size_t wide_bytes(const product *g)
 {
     const qk_kernels *k = g->b->kernels;
-    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t)) : 0;
+    const size_t bytes = qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t));
+    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? bytes : 0;
 }
 
 static void run_tasks(void *context, size_t begin, size_t end)
@@ -380,7 +381,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
     block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
     const size_t rows_bytes = round_up(qk_times(lda, g->share.block_rows), 64), spare = round_up(b->k_pad, 64) + 64;
-    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g), size = qk_plus(before, wide);
+    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g);
+    const size_t size = qk_plus(before, wide);
     block.buffer = size <= sizeof small ? small : qk_obtain(size);
     if (!block.buffer) {
         fail(g, -1);

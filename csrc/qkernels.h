@@ -88,7 +88,7 @@ typedef struct {
 /* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
 const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
                                  size_t cols, int b_unsigned);
-size_t qk_packed_bytes(const qk_packed *p);     /* of the panels; SIZE_MAX, as of the others below, where that overflows */
+size_t qk_packed_bytes(const qk_packed *p);     /* of the panels; SIZE_MAX (also of those below) where that overflows */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);

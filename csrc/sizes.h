@@ -1,5 +1,5 @@
-/* Sizes computed from shapes. What size_t does not hold is SIZE_MAX, which no allocation grants: a size that is too large becomes a
- * failure to allocate, never a small one. */
+/* Sizes computed from shapes. What size_t does not hold is SIZE_MAX, which no allocation grants: a size that is too large
+ * becomes a failure to allocate, never a small one. */
 #ifndef QK_SIZES_H
 #define QK_SIZES_H
 
@@ -20,6 +20,9 @@ static inline size_t qk_plus(size_t a, size_t b)
 }
 
 /* Memory of whole cache lines, to be freed; or NULL. */
-static inline void *qk_obtain(size_t bytes) { return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, bytes / 64 * 64 + 64); }
+static inline void *qk_obtain(size_t bytes)
+{
+    return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, bytes / 64 * 64 + 64);
+}
 
 #endif

@@ -305,7 +305,7 @@ def float_dtype(dtype):
 
 
 cdef int refuse_giant(cnp.ndarray x, name) except -1:
-    """MemoryError where x is a view that repeats its memory to more than the machine could hold: a pass over it would not end."""
+    """MemoryError where x repeats its memory to more than the machine could hold: a pass over it would not end."""
     cdef Py_ssize_t extent = 1, i
     if cnp.PyArray_NBYTES(x) < 1 << 28:
         return 0
@@ -315,7 +315,7 @@ cdef int refuse_giant(cnp.ndarray x, name) except -1:
         try:
             np.empty(cnp.PyArray_NBYTES(x), np.uint8)
         except MemoryError:
-            raise MemoryError(f"{name} has {cnp.PyArray_SIZE(x)} elements, more than memory holds, got shape {(<object>x).shape}") from None
+            raise MemoryError(f"{name} must fit the memory, got shape {(<object>x).shape} of {x.dtype}") from None
     return 0
 
 
@@ -677,8 +677,8 @@ cdef class Packed:
     scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
     blocks (blocks, n) or None.
 
-    What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing then: QParams
-    per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
+    What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing
+    then: QParams per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
     """
 
     cdef qk_packed c
@@ -843,7 +843,8 @@ cdef class Packed:
 
     @property
     def nbytes(self):
-        held = sum([array.nbytes for array in (self.colsum, self.scale, self.zero_point, self.levels) if array is not None])
+        arrays = self.colsum, self.scale, self.zero_point, self.levels
+        held = sum([array.nbytes for array in arrays if array is not None])
         if isinstance(self._kept, Params):
             held += (<Params>self._kept).nbytes()
         elif hasattr(self._kept, "levels"):
@@ -853,7 +854,8 @@ cdef class Packed:
     def _columns(self):
         """float32 scales and int32 zero points: (N,), or (blocks, N) of weights in blocks, all of 4 bits, and codes of a codebook."""
         if not self.is_blocked:
-            return self.scale[: self.n], np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
+            zeros = np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
+            return self.scale[: self.n], zeros
         shape = self.blocked.blocks, self.n
         cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
         if scale.size:

@@ -128,9 +128,9 @@ class PackedMatrix(_core.Packed):
         The largest distance of a level of the codebook from what stands for it, an int8 multiple of a scale, in units of the
         codebook's largest level: at most 1 / 254. 0 for QParams.
     nbytes : int
-        All that it holds: the codes or floats in panels, scales and zero points (once: in the panels, or for each column), sums of
-        columns, and the levels of a codebook. What it does not count is constant: Python's objects, of about 1 kB, and less than a
-        cache line before the panels. `params` and `scales` are made when they are asked for.
+        All that it holds: the codes or floats in panels, scales and zero points (once: in the panels, or for each column),
+        sums of columns, and the levels of a codebook. What it does not count is constant: Python's objects, of about 1 kB,
+        and less than a cache line before the panels. `params` and `scales` are made when they are asked for.
 
     Examples
     --------
@@ -218,12 +218,14 @@ class PackedMatrix(_core.Packed):
         Returns
         -------
         dict of str to array
-            ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () where all zero points are equal), and ``qmin``
-            (). Of 8-bit weights in blocks, also ``block_size`` (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes
-            them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest. Of a codebook, such ``codes``,
-            ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
+            ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () where all zero points are equal), and
+            ``qmin`` (). Of 8-bit weights in blocks, also ``block_size`` (). Of 4-bit weights ``codes`` has one dimension, as
+            `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest. Of a
+            codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Of floats it
+            is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
 
-            Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type that does.
+            Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type
+            that does.
         """
         if self.dtype in HALVES:
             weights = self.unpack()
@@ -232,7 +234,8 @@ class PackedMatrix(_core.Packed):
         if isinstance(p, Codebook):
             arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
             scales = self.scales
-            return arrays if scales is None else arrays | {"block_size": np.array(p.block_size), "scales": smallest(scales)}
+            blocks = {} if scales is None else {"block_size": np.array(p.block_size), "scales": smallest(scales)}
+            return arrays | blocks
         scale, zero_point = (np.asarray(a) for a in smallest(p.scale, p.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
@@ -262,12 +265,13 @@ class PackedMatrix(_core.Packed):
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (_number(arrays, "block_size", 0) or None) if "block_size" in arrays else None
-        scale, lowest, qmin = _array(arrays, "scale", *_core.FLOATS), code_range(codes.dtype)[0], _number(arrays, "qmin")
+        scale, qmin = _array(arrays, "scale", *_core.FLOATS), _number(arrays, "qmin")
+        lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
-        params = QParams(scale, spread(_array(arrays, "zero_point"), scale.shape), codes.dtype,
-                         axis=0 if block_size else 1 if scale.ndim else None, block_size=block_size, narrow_range=qmin != lowest)
-        return cls(codes, params)
+        zero_point, axis = spread(_array(arrays, "zero_point"), scale.shape), 0 if block_size else 1 if scale.ndim else None
+        narrow = qmin != lowest
+        return cls(codes, QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow))
 
     @classmethod
     def _of_levels(cls, arrays):

@@ -120,7 +120,7 @@ def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
 
 
 def smallest(scale, zero_point=None):
-    """The same values in fewer bytes: float16 scales where they are exact, and integers of the smallest type; one where all are equal."""
+    """The same values in fewer bytes: float16 scales if exact, integers of the smallest type, one where all are equal."""
     scale = np.float16(scale) if _core.holds_as_half(scale) else scale
     if zero_point is None:
         return scale
