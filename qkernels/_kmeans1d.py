@@ -84,7 +84,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
     k = min(k, length) if axis is None else k
     centroids = np.empty((len(lines), k))
-    counts, inertia = np.empty(len(lines), np.int32), np.empty(len(lines))
+    counts, inertia = np.zeros(len(lines), np.int32), np.empty(len(lines))
     counted = x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM and (weights is None or weights.max() < MOST_COUNTED)
     exact = beyond_doubles(x)
 
