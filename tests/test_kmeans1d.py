@@ -490,7 +490,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.n
     assert times <= 10, times
 
 
-@pytest.mark.parametrize("k", [3, 2**40, 2**70])
+@pytest.mark.parametrize("k", [3, 2**40, 2**63 - 1])
 def test_more_clusters_than_points(k):
     result = qk.kmeans1d(np.float32([4, 1, 4, 2]), k)
     assert_array_equal(result.centroids, [1, 2, 4])
