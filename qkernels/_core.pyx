@@ -1882,8 +1882,8 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint p
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_cluster_lines(&p)
-    if stop.error is not None:
-        raise stop.error
+    if status == QK_LINES_STOPPED:   # by a signal, or by the thread that got one
+        raise KeyboardInterrupt if stop.error is None else stop.error
     if status == QK_LINES_NO_MEMORY:
         raise MemoryError(f"no memory to cluster lines of {p.n} values")
 

@@ -22,7 +22,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     Parameters
     ----------
     x : array of float16, bfloat16, float32, float64 or integers
-        Finite, any shape but empty. 64-bit integers are taken less the smallest, and rounded to double.
+        Finite, any shape but empty, of any magnitudes. 64-bit integers are clustered exactly.
     k : int
         At least 1.
     weights : array, optional
@@ -36,8 +36,10 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     KMeansResult
         centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values of positive
         weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their last.
-        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two.
-        inertia : float, or float64 array of the shape of x without `axis`.
+        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; where rounding a
+        centroid makes two as near, the cluster of the optimum.
+        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or 0 where that
+        is beyond its range.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
     k = min(k, length) if axis is None else k
     centroids = np.empty((len(lines), k))
-    counts, inertia = np.empty(len(lines), np.int32), np.empty(len(lines))
+    counts, inertia = np.zeros(len(lines), np.int32), np.empty(len(lines))
     counted = x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM and (weights is None or weights.max() < MOST_COUNTED)
     exact = beyond_doubles(x)
 
