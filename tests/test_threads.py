@@ -25,6 +25,7 @@ WORK = """
         return bool((qk.quantize(x, params) == expected).all())
 
     def started():
+        time.sleep(0.1)   # a thread that has just been started has no name yet
         tasks = os.listdir("/proc/self/task")
         return [int(task) for task in tasks if open(f"/proc/self/task/{task}/comm").read() == "qkernels\\n"]
 """

@@ -1,0 +1,46 @@
+"""What the extension's C says, as Cython writes it: directives in the wrong place are ignored without a word."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "qkernels" / "_core.pyx"
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    pytest.importorskip("Cython")
+    path = tmp_path_factory.mktemp("build") / "core.c"
+    done = subprocess.run([sys.executable, "-m", "cython", "-3", SOURCE, "-o", path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path.read_text()
+
+
+def test_the_module_declares_that_it_needs_no_gil(generated):
+    assert re.findall(r"\{Py_mod_gil, (\w+)\}", generated) == ["__Pyx_FREETHREADING_COMPATIBLE"]
+    assert re.findall(r"#define CYTHON_FREETHREADING_COMPATIBLE (\d)", generated) in ([], ["1"])
+    default = generated.split("#ifdef CYTHON_FREETHREADING_COMPATIBLE")[1].split("#endif")[1]
+    assert "#define __Pyx_FREETHREADING_COMPATIBLE Py_MOD_GIL_NOT_USED" in default
+
+
+def test_integer_divisions_are_those_of_c(generated):
+    assert "integer division or modulo by zero" not in generated
+    assert not re.search(r"__Pyx_(div|mod)_(int|long|Py_ssize_t|size_t|u?int\d+_t)", generated)
+
+
+def test_indices_from_the_end_are_counted_from_the_end(generated):
+    """Shapes are asked for their last entry; directives that make indices faster would have it read before the first."""
+    flags = re.findall(r"__Pyx_GetItemInt\w*\([^;]*?, -\d+L, long, 1, \w+, (\d), (\d),", generated)
+    assert flags and set(flags) == {("1", "1")}
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="no clang here")
+def test_clang_takes_the_c_code_without_a_warning():
+    flags = ["-std=gnu11", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only"]
+    done = subprocess.run(["clang", *flags, *sorted((ROOT / "csrc").glob("*.c"))], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
