@@ -61,7 +61,8 @@ static char *obtain(qk_line_space *s, size_t n, size_t real)
 
 /* ---- sorting ---- */
 
-/* As unsigned integers in the order of the values: all bits of negative ones flipped, else the sign. NaN comes first or last. */
+/* As unsigned integers in the order of the values: all bits of negative ones flipped, else the sign. NaN comes first
+ * or last. */
 static uint64_t key_of(uint64_t bits) { return bits & SIGN ? ~bits : bits | SIGN; }
 static uint64_t bits_of(uint64_t key) { return key & SIGN ? key ^ SIGN : ~key; }
 
@@ -100,7 +101,8 @@ static int count_digits(const line_job *j, size_t (*places)[256])
     return 1;
 }
 
-/* Ascending keys, and their weights along. Digits that are all alike are passed over: the low ones of what was float32, say. */
+/* Ascending keys, and their weights along. Digits that are all alike are passed over: the low ones of what was
+ * float32, say. */
 static int sort_keys(const line_job *j)
 {
     const size_t n = j->args->n;
@@ -315,7 +317,8 @@ static double density_cost(const line_job *j, size_t size, double *runs)
     return sum;
 }
 
-/* Groups of points that would make good clusters: neither many points nor much of the density cost. Their last points' ends. */
+/* Groups of points that would make good clusters: neither many points nor much of the density cost. Their last
+ * points' ends. */
 static size_t coarse_ends(const line_job *j, size_t size, const double *runs, double share, size_t most, int32_t *ends)
 {
     size_t count = 0, last = 0;
@@ -350,7 +353,8 @@ static void coarse_points(const line_job *j, const int32_t *ends, size_t m, doub
     }
 }
 
-/* A guess of the penalty from the problem of grouped points. Returns 0 where the search was stopped, -1 without memory. */
+/* A guess of the penalty from the problem of grouped points. Returns 0 where the search was stopped, -1 without
+ * memory. */
 static int coarse_penalty(const line_job *j, size_t k, size_t size, const double *runs, double share, double *penalty)
 {
     int32_t *ends = malloc((j->n + 1) * sizeof *ends);
@@ -515,7 +519,8 @@ static size_t nearest(const line_job *j, size_t first, size_t last, size_t pivot
     return low;
 }
 
-/* Mean of points first .. last - 1, and their cost. About the point nearest to the mean the sum of squares is at most twice that. */
+/* Mean of points first .. last - 1, and their cost. About the point nearest to the mean the sum of squares is at most
+ * twice that. */
 static wide mean_and_cost(const line_job *j, int plain, size_t first, size_t last, wide *cost)
 {
     size_t pivot = (first + last) / 2;
@@ -545,7 +550,8 @@ static double limit_between(double a, double b, double taken)
     return above || tie ? nextafter(middle, -INFINITY) : middle;
 }
 
-/* The limit of a cluster whose last point is at - 1: what is not nearer to the next cluster, a tie being decided by the points. */
+/* The limit of a cluster whose last point is at - 1: what is not nearer to the next cluster, a tie being decided by
+ * the points. */
 static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits, size_t c)
 {
     if (!j->args->integers) {
@@ -559,8 +565,8 @@ static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits
     ((uint64_t *)limits)[c] = limit;
 }
 
-/* Points that are nearer to the mean of the next cluster than to their own go there, and back, until none is: the search may leave
- * points of so little weight that their cost is lost in that of others. Returns whether any had to. */
+/* Points that are nearer to the mean of the next cluster than to their own go there, and back, until none is: the
+ * search may leave points of so little weight that their cost is lost in that of others. Returns whether any had to. */
 static int settle_points(line_job *j, size_t count, const wide *means)
 {
     int moved = 0;
@@ -653,7 +659,8 @@ qk_lines_status qk_cluster_lines(const qk_lines *p)
 
 enum { LABELLED_AT_ONCE = 256 };
 
-/* How many limits each value is above: bisection, a step of all values at a time, so that no branch depends on a value. */
+/* How many limits each value is above: bisection, a step of all values at a time, so that no branch depends on a
+ * value. */
 static void rank_doubles(const double *x, size_t n, const double *limits, size_t count, uint32_t *at)
 {
     memset(at, 0, n * sizeof *at);

@@ -1,5 +1,6 @@
-/* Clustering on a line (numerics 13): what the search for clusters is given, and what it needs. Its reals are double or `wide`: the same
- * loops (line.inc.h) serve ordinary lines on each instruction set, and in software those that no range of double holds. */
+/* Clustering on a line (numerics 13): what the search for clusters is given, and what it needs. Its reals are double
+ * or `wide`: the same loops (line.inc.h) serve ordinary lines on each instruction set, and in software those that no
+ * range of double holds. */
 #ifndef QK_LINE_H
 #define QK_LINE_H
 
@@ -32,8 +33,8 @@ typedef struct {
     int32_t *few, *many, *splits; /* n + 1 */
 } qk_line_space;
 
-/* Puts into `splits` where the best k clusters begin, and n: 1 <= k < n. `penalty` is a guess of what asks for k clusters, or 0;
- * then one that did. Returns 0 where it was told to stop. */
+/* Puts into `splits` where the best k clusters begin, and n: 1 <= k < n. `penalty` is a guess of what asks for k
+ * clusters, or 0; then one that did. Returns 0 where it was told to stop. */
 typedef int qk_line_search(const qk_line *line, size_t k, double *penalty, qk_line_space *space);
 
 #endif

@@ -1,5 +1,6 @@
-/* The best clusters of a line (numerics 13), compiled once per instruction set for double, once for wide: the including file has
- * set REAL, and `of`, which gives names their suffix. No difference is formed but that of neighbours: all sums have positive terms. */
+/* The best clusters of a line (numerics 13), compiled once per instruction set for double, once for wide: the
+ * including file has set REAL, and `of`, which gives names their suffix. No difference is formed but that of
+ * neighbours: all sums have positive terms. */
 
 typedef struct {
     size_t n;
@@ -22,12 +23,14 @@ static inline REAL of(gap)(const of(pass) *p, size_t i) { return p->gap ? p->gap
 static inline REAL of(weight)(const of(pass) *p, size_t i) { return p->weight ? p->weight[i] : 1; }
 static inline REAL of(total)(const of(pass) *p, size_t j) { return p->cost[j] + p->penalty * (REAL)p->count[j]; }
 
-/* A run of points that grows at one edge. `moment` is about its outermost point, `sum` about the base, `reach` away from it. */
+/* A run of points that grows at one edge. `moment` is about its outermost point, `sum` about the base, `reach` away
+ * from it. */
 typedef struct {
     REAL weight, moment, reach, sum, cost, mean;
 } of(run);
 
-/* Takes in a point that lies `gap` beyond. Its distance from the mean is moment / weight: a sum of gaps, so that nothing cancels. */
+/* Takes in a point that lies `gap` beyond. Its distance from the mean is moment / weight: a sum of gaps, so that
+ * nothing cancels. */
 static inline void of(grow)(of(run) *r, REAL gap, REAL w)
 {
     const REAL all = r->weight + w, inverse = 1 / (r->weight * all);
@@ -86,8 +89,8 @@ static inline REAL of(joint)(const of(pass) *p, size_t i, REAL inverse, REAL mea
 
 enum { of(FEW) = 12, of(SAMPLES) = 32, of(CHUNK) = 64 };
 
-/* Which of the runs first .. last - 1 left of the base had best be joined to the one of t points right of it. Division is slow: most
- * chunks are seen to have nothing better without it. */
+/* Which of the runs first .. last - 1 left of the base had best be joined to the one of t points right of it.
+ * Division is slow: most chunks are seen to have nothing better without it. */
 static size_t of(best_left)(of(pass) *p, size_t first, size_t last, size_t t)
 {
     const REAL inverse = 1 / p->weight_of[t], mean = p->mean_of[t];
@@ -126,7 +129,8 @@ static void of(settle)(of(pass) *p, size_t start, size_t base, size_t t, size_t 
     p->cost[j] = p->left_cost[at] + (of(joint)(p, at, 1 / p->weight_of[t], p->mean_of[t]) + p->cost_of[t]);
 }
 
-/* The points after the base, by halves: the last cluster of each begins between those of its neighbours that are done. */
+/* The points after the base, by halves: the last cluster of each begins between those of its neighbours that are
+ * done. */
 static int of(settle_block)(of(pass) *p, size_t start, size_t base, size_t size)
 {
     size_t stride = 1;
@@ -143,7 +147,8 @@ static int of(settle_block)(of(pass) *p, size_t start, size_t base, size_t size)
     return 1;
 }
 
-/* Whether the last cluster of the first base + t points had better begin after the base, or might: differences of sums may err. */
+/* Whether the last cluster of the first base + t points had better begin after the base, or might: differences of
+ * sums may err. */
 static int of(doubtful)(of(pass) *p, size_t base, size_t t)
 {
     const REAL error = (REAL)(t + 16) * 0x1p-51, total = of(total)(p, base + t);
@@ -163,7 +168,8 @@ static int of(doubtful)(of(pass) *p, size_t base, size_t t)
     return 0;
 }
 
-/* One pass with a penalty: cost, count and begin of the first j points, for j = 1 .. n. Returns 0 where it was told to stop. */
+/* One pass with a penalty: cost, count and begin of the first j points, for j = 1 .. n. Returns 0 where it was told
+ * to stop. */
 static int of(relax)(of(pass) *p, REAL penalty)
 {
     p->penalty = penalty;
@@ -244,7 +250,8 @@ static void of(swap)(of(found) *a, of(found) *b)
     *a = *b, *b = c;
 }
 
-/* k clusters were found by a penalty that is large beside their cost, in which this is rounded: again by one that is not. */
+/* k clusters were found by a penalty that is large beside their cost, in which this is rounded: again by one that is
+ * not. */
 static int of(sharpen)(of(pass) *p, size_t k, of(found) *found, of(found) *spare)
 {
     while (found->penalty > 2 * found->cost && found->cost > 0) {
@@ -286,8 +293,8 @@ static REAL of(next)(const of(found) *few, const of(found) *many, const of(found
     return *chord ? (few->cost - many->cost) / (REAL)(many->count - few->count) : penalty;
 }
 
-/* See qk_line_search. The join of two clusterings is the answer where no penalty has one of k clusters, or it is close enough to the
- * lower bound that a penalty gives. */
+/* See qk_line_search. The join of two clusterings is the answer where no penalty has one of k clusters, or it is
+ * close enough to the lower bound that a penalty gives. */
 static int of(search)(const qk_line *line, size_t k, double *guess, qk_line_space *space)
 {
     of(pass) p = of(pass_of)(line, space);

@@ -36,10 +36,10 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     KMeansResult
         centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values of positive
         weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their last.
-        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; where rounding a
-        centroid makes two as near, the cluster of the optimum.
-        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or 0 where that
-        is beyond its range.
+        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; where
+        rounding a centroid makes two as near, the cluster of the optimum.
+        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or 0
+        where that is beyond its range.
 
     Raises
     ------
