@@ -69,6 +69,7 @@ assert_type(qk.distance_tables(np.ones((1, 4), np.float32), vectors), Float32)
 distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 2), np.uint8), vectors, 2)
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
+assert_type(qk.pack(*qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0", codes=True)), qk.PackedMatrix)
 
 # clustering
 found: qk.KMeansResult[float] = qk.kmeans(x, 2, init="random", rng=np.random.default_rng(0), callback=lambda i, inertia: inertia < 0)
