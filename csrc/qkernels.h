@@ -319,12 +319,10 @@ typedef struct {
     size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
     int qmin, qmax;            /* codes */
     int first_zero, last_zero; /* zero points to try */
-    int (*poll)(void *context); /* called now and then, or NULL; the search stops where it gives another value than 0 */
-    void *context;
 } qk_least_squares;
 
 /* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least squares, where these are
- * better. importance (rows, n), finite and not negative, may be NULL. Returns 1; -1 where memory ran out, -2 where poll stopped it. */
+ * better. importance (rows, n), finite and not negative, may be NULL. Returns 1, -1 where memory ran out, or QK_INTERRUPTED. */
 int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point);
 
 /* ---- k-means ---- */

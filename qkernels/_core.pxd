@@ -226,11 +226,9 @@ cdef extern from "qkernels.h" nogil:
         size_t n, block
         int qmin, qmax
         int first_zero, last_zero
-        int (*poll)(void *context) noexcept nogil
-        void *context
 
     int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
-                  int32_t *zero_point)
+                  int32_t *zero_point) except -3
 
     ctypedef struct qk_kmeans:
         qk_dtype type

@@ -1168,7 +1168,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
     if b.bound * largest + bias > 0x7FFFFFFF:
-        raise ValueError(f"int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
+        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
                          f"be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds 2**31 - 1")
     return 0
 
@@ -1260,7 +1260,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
     elif b.blocked.block > most_rows(b):
-        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
     cdef int status
@@ -1725,32 +1725,13 @@ def attention(q, k, v, heads, starts, scale, out):
 # ---- scales of least squares ----
 
 
-cdef extern from "Python.h":
-    int check_signals "PyErr_CheckSignals" ()
-    PyObject *PyErr_Occurred()
-
-
-cdef int should_stop(void *context) noexcept nogil:
-    """Whether a flag is set, or a signal's handler has raised: the exception is pending then. Only the main thread sees signals."""
-    if (<const char *>context)[0]:
-        return 1
-    with gil:
-        return check_signals() != 0
-
-
-cdef int raise_pending() except -1:
-    return -1 if PyErr_Occurred() != NULL else 0
-
-
-def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point,
-           cnp.ndarray stop):
-    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares, unless
-    the flag `stop`, uint8, is set meanwhile. importance is like x, or None."""
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point):
+    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares.
+    importance is like x, or None."""
     cdef qk_least_squares p
     p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
     p.qmin, p.qmax = code_range
     p.first_zero, p.last_zero = zero_points
-    p.poll, p.context = should_stop, cnp.PyArray_DATA(stop)
     cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
     cdef const double *values = <const double *>cnp.PyArray_DATA(x)
     cdef const double *weights = NULL
@@ -1763,7 +1744,6 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
         status = qk_refine(&p, rows, values, weights, s, z)
     if status == -1:
         raise MemoryError(f"no memory for the breakpoints of {p.n} values")
-    raise_pending()
 
 
 # ---- k-means ----
