@@ -45,7 +45,7 @@ CALLS = {  # name of the function: its valid calls. An `out` is a function that 
     "encode": [{"x": X, "codebook": BLOCKS}, {"x": X, "codebook": VECTORS}, {"x": X.astype(float), "codebook": BOOK}],
     "fake_quantize": [{"x": X, "params": PARAMS, "out": lambda: out((2, 4))},
                       {"x": X, "params": qk.QParams(2, dtype="float8_e5m2"), "out": lambda: out((2, 4))}],
-    "from_gguf": [{"data": GGUF, "kind": "Q8_0", "out": lambda: out((2, 32))}],
+    "from_gguf": [{"data": GGUF, "kind": "Q8_0", "codes": False, "out": lambda: out((2, 32))}, {"data": GGUF, "kind": "Q8_0", "codes": True}],
     "get_include": [{}],
     "get_num_threads": [{}],
     "kmeans": [{"x": X, "k": 2, "weights": [1, 2], "init": "random", "n_init": 2, "max_iter": 3, "tol": 1e-3, "rng": 0, "callback": None},
