@@ -289,6 +289,11 @@ static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
     }
 }
 
+static void flip_codes(int8_t *codes, size_t n, int flip)
+{
+    for (size_t i = 0; i < n; i++) codes[i] ^= (int8_t)flip;
+}
+
 /* What tiles need of row i, whose codes are there. */
 static void finish_row(const product *g, row_block *rows, size_t i)
 {
@@ -300,7 +305,7 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     if (b->bits == 4) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++) start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
     if (rows->words) k->bytes_widen_row(codes, g->k_pad, rows->words + i * g->lda);
-    for (size_t j = 0; k->bytes_flip && j < g->k_pad; j++) codes[j] ^= (int8_t)k->bytes_flip;
+    if (k->bytes_flip) flip_codes(codes, g->k_pad, k->bytes_flip);
 }
 
 /* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */

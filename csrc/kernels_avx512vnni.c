@@ -805,14 +805,6 @@ static inline __m512i zero_words16(const uint8_t *zeros)
     return _mm512_or_si512(_mm512_and_si512(z, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(z, 24));
 }
 
-static inline __attribute__((always_inline)) two_sums starting_sums(const int own_zeros, two_sums columns, step_bytes zeros,
-                                                                    const int32_t *start)
-{
-    if (!own_zeros) return columns;
-    const __m512i v = _mm512_set1_epi32(*start);
-    return (two_sums){_mm512_dpwssd_epi32(columns.low, zeros.low, v), _mm512_dpwssd_epi32(columns.high, zeros.high, v)};
-}
-
 /* Of plain stores of zeros gcc makes `rep stos`, which waits for the stores of the tile before. */
 static inline __attribute__((always_inline)) void clear_rows(float *y, const int rows)
 {
@@ -823,10 +815,29 @@ static inline __attribute__((always_inline)) void clear_rows(float *y, const int
     for (int i = 0; i < rows * QK_BLOCKED_NR; i += 16) _mm512_storeu_ps(y + i, zero);
 }
 
-static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, __m512 s0, __m512 s1)
+/* What 32 columns of a block have. */
+typedef struct {
+    __m512 s0, s1;
+    __m512i z0, z1;
+} block_columns;
+
+static inline __attribute__((always_inline)) block_columns columns_of(const int own_zeros, const uint8_t *scales,
+                                                                      const uint8_t *zeros, int half_scales)
 {
-    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.low), s0, _mm512_loadu_ps(y)));
-    _mm512_storeu_ps(y + 16, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.high), s1, _mm512_loadu_ps(y + 16)));
+    block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (own_zeros) of.z0 = zero_words16(zeros), of.z1 = zero_words16(zeros + 16);
+    return of;
+}
+
+/* Adds the sums of a block, of one row, to those of all blocks. */
+static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, const int own_zeros, block_columns of, const int32_t *start)
+{
+    if (own_zeros) {
+        const __m512i v = _mm512_set1_epi32(*start);
+        c = (two_sums){_mm512_dpwssd_epi32(c.low, of.z0, v), _mm512_dpwssd_epi32(c.high, of.z1, v)};
+    }
+    _mm512_storeu_ps(y, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.low), of.s0, _mm512_loadu_ps(y)));
+    _mm512_storeu_ps(y + 16, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.high), of.s1, _mm512_loadu_ps(y + 16)));
 }
 
 /* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own, since vpdpbusd
@@ -845,20 +856,8 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *next = scales + p.params_bytes;
         const uint8_t *sums = next - (p.long_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
         const two_sums columns = {column_starts16(sums, p.long_sums, 0), column_starts16(sums, p.long_sums, 1)};
-        step_bytes z = {none, none};
-        if (own_zeros) z = (step_bytes){zero_words16(zeros), zero_words16(zeros + 16)};
-        two_sums c0 = starting_sums(own_zeros, columns, z, start), c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb, d0 = {none, none}, d1 = d0;
-        if (rows > 1) c1 = starting_sums(own_zeros, columns, z, start + ld_start);
-        if (rows > 2) c2 = starting_sums(own_zeros, columns, z, start + 2 * ld_start);
-        if (rows > 3) c3 = starting_sums(own_zeros, columns, z, start3);
-        if (rows > 4) c4 = starting_sums(own_zeros, columns, z, start3 + ld_start);
-        if (rows > 5) c5 = starting_sums(own_zeros, columns, z, start3 + 2 * ld_start);
-        if (rows > 6) c6 = starting_sums(own_zeros, columns, z, start6);
-        if (rows > 7) c7 = starting_sums(own_zeros, columns, z, start6 + ld_start);
-        if (rows > 8) c8 = starting_sums(own_zeros, columns, z, start6 + 2 * ld_start);
-        if (rows > 9) c9 = starting_sums(own_zeros, columns, z, start9);
-        if (rows > 10) ca = starting_sums(own_zeros, columns, z, start9 + ld_start);
-        if (rows > 11) cb = starting_sums(own_zeros, columns, z, start9 + 2 * ld_start);
+        two_sums c0 = columns, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0, cb = c0;
+        two_sums d0 = {none, none}, d1 = d0;
         if (rows < 3)
             for (; b + BYTES_STEP < scales; b += 2 * BYTES_STEP, a += 2 * QK_BLOCKED_KR) {
                 const step_bytes of = load_step(b), after = load_step(b + BYTES_STEP);
@@ -886,19 +885,19 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
         __asm__ volatile("" ::: "memory"); /* or gcc would keep y in more registers than there are */
         if (rows > 4)
             for (size_t i = 0; i < p.params_bytes; i += 64) __builtin_prefetch(scales + 2 * AHEAD + i);
-        const __m512 s0 = scales16(scales, p.half_scales, 0), s1 = scales16(scales, p.half_scales, 1);
-        add_sums(y, c0, s0, s1);
-        if (rows > 1) add_sums(y + 32, c1, s0, s1);
-        if (rows > 2) add_sums(y + 64, c2, s0, s1);
-        if (rows > 3) add_sums(y + 96, c3, s0, s1);
-        if (rows > 4) add_sums(y + 128, c4, s0, s1);
-        if (rows > 5) add_sums(y + 160, c5, s0, s1);
-        if (rows > 6) add_sums(y + 192, c6, s0, s1);
-        if (rows > 7) add_sums(y + 224, c7, s0, s1);
-        if (rows > 8) add_sums(y + 256, c8, s0, s1);
-        if (rows > 9) add_sums(y + 288, c9, s0, s1);
-        if (rows > 10) add_sums(y + 320, ca, s0, s1);
-        if (rows > 11) add_sums(y + 352, cb, s0, s1);
+        const block_columns of = columns_of(own_zeros, scales, zeros, p.half_scales);
+        add_sums(y, c0, own_zeros, of, start);
+        if (rows > 1) add_sums(y + 32, c1, own_zeros, of, start + ld_start);
+        if (rows > 2) add_sums(y + 64, c2, own_zeros, of, start + 2 * ld_start);
+        if (rows > 3) add_sums(y + 96, c3, own_zeros, of, start3);
+        if (rows > 4) add_sums(y + 128, c4, own_zeros, of, start3 + ld_start);
+        if (rows > 5) add_sums(y + 160, c5, own_zeros, of, start3 + 2 * ld_start);
+        if (rows > 6) add_sums(y + 192, c6, own_zeros, of, start6);
+        if (rows > 7) add_sums(y + 224, c7, own_zeros, of, start6 + ld_start);
+        if (rows > 8) add_sums(y + 256, c8, own_zeros, of, start6 + 2 * ld_start);
+        if (rows > 9) add_sums(y + 288, c9, own_zeros, of, start9);
+        if (rows > 10) add_sums(y + 320, ca, own_zeros, of, start9 + ld_start);
+        if (rows > 11) add_sums(y + 352, cb, own_zeros, of, start9 + 2 * ld_start);
         b = next;
     }
 }
