@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -48,6 +49,7 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                             const int8_t *levels, int own_levels, float level_scale)
 {
+    QK_DEFAULT_MODE;
     qk_blocked_init(p, kernels, k, n, block, 0, half_scales, 0, 128);
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
@@ -129,6 +131,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                      const qk_block_params *params)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, params};
     qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
 }
@@ -149,6 +152,7 @@ static int stored_code(const qk_blocked *p, size_t row, size_t col)
 
 void qk_blocked_unpack(const qk_blocked *p, void *b)
 {
+    QK_DEFAULT_MODE;
     uint8_t *to = b;
     for (size_t row = 0; row < p->k; row++)
         for (size_t col = 0; col < p->n; col++) {
@@ -215,7 +219,7 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
         int32_t zero;
         k->minmax_f32(x, b->k, &lo, &hi);
         if (!isfinite(lo) || !isfinite(hi)) return 0;
-        qk_choose(lo, hi, -127, 127, 1, rows->scale + i, &zero);
+        qk_choose_inside(lo, hi, -127, 127, 1, rows->scale + i, &zero);
         const qk_affine p = qk_affine_of(rows->scale[i], 0, -127, 127, QK_HALF_EVEN);
         k->quantize_f32_8(x, (uint8_t *)q, b->k, &p);
         if (spread)
@@ -278,6 +282,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));

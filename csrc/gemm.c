@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -108,6 +109,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
     qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     return job.bound;
@@ -153,7 +155,7 @@ static int quantize_row(const qk_kernels *k, const float *x, size_t n, uint8_t *
     float lo, hi;
     k->minmax_f32(x, n, &lo, &hi);
     if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose(lo, hi, 0, 255, 0, scale, zero);
+    qk_choose_inside(lo, hi, 0, 255, 0, scale, zero);
     const qk_affine p = qk_affine_of(*scale, *zero, 0, 255, QK_HALF_EVEN);
     k->quantize_f32_8(x, q, n, &p);
     return 1;
@@ -339,6 +341,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (left->m == 0 || b->n == 0) return 1;
     const qk_kernels *k = b->kernels;
     product g = {.left = left, .b = b, .right = right, .requant = right->requant};
@@ -430,6 +433,7 @@ static void run_products(void *context, size_t begin, size_t end)
 /* Threads share the products, or each of them where they are few. */
 int qk_gemm_batch(const qk_batch *p)
 {
+    QK_DEFAULT_MODE;
     if (p->left.m == 0 || p->n == 0) return 1;
     batch_job job = {p, 0};
     size_t count = 1;

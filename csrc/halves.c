@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -98,6 +99,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
     qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     return !job.special;
@@ -201,6 +203,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */

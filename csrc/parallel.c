@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "fpmode.h"
 #include "qkernels.h"
 
 /* Starting a region costs a few microseconds; a thread must have several times that to do. */
@@ -63,6 +64,7 @@ void qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, siz
     }
 #pragma omp parallel num_threads(threads)
     {
+        (void)qk_enter_mode();   /* a thread keeps the mode of its birth, the calling one has the default mode by now */
         size_t count = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
         size_t begin = items * me / count, end = items * (me + 1) / count;
         if (begin < end) body(context, begin, end);

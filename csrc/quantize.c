@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -31,6 +32,7 @@ static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0
 
 int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
 {
+    QK_DEFAULT_MODE;
     int all = 1;
     for (size_t i = 0; i < n; i++) {
         reciprocal[i] = reciprocal_of(scale[i]);
@@ -351,10 +353,16 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
-void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+static void quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     apply_all(&op, p);
+}
+
+void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+{
+    QK_DEFAULT_MODE;
+    quantize_all(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -385,6 +393,7 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
 
 void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
+    QK_DEFAULT_MODE;
     operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
     apply_all(&op, p);
 }
@@ -417,6 +426,7 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
 
 void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
+    QK_DEFAULT_MODE;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
     apply_all(&op, p);
 }
@@ -456,7 +466,7 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+static int minmax_of(const float *x, size_t n, float *lo, float *hi)
 {
     if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
     minmax_job job = {x, n, lo, hi, 1};
@@ -465,7 +475,14 @@ int qk_minmax(const float *x, size_t n, float *lo, float *hi)
     return job.finite;
 }
 
-void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+{
+    QK_DEFAULT_MODE;
+    return minmax_of(x, n, lo, hi);
+}
+
+/* Not inline, as below: in qk_choose nothing may be computed before the mode is set. */
+QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
 {
     const float levels = (float)(qmax - qmin);
     const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
@@ -489,6 +506,12 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
     *zero_point = (int32_t)rintf(zero);
 }
 
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    qk_choose_inside(lo, hi, qmin, qmax, symmetric, scale, zero_point);
+}
+
 typedef struct {
     const float *x;
     size_t cols;
@@ -507,16 +530,16 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
     for (size_t row = begin; row < end; row++) {
         const float *x = job->x + row * job->cols;
         float lo, hi;
-        if (!qk_minmax(x, job->cols, &lo, &hi)) {
+        if (!minmax_of(x, job->cols, &lo, &hi)) {
             __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
             return;
         }
         float *scale = job->scale + row;
         int32_t *zero_point = job->zero_point + row;
-        qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
+        qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
         const qk_params p = {.kind = QK_PER_TENSOR, .outer = 1, .length = job->cols, .inner = 1, .scale = scale,
                              .zero_point = zero_point, .qmin = job->qmin, .qmax = job->qmax};
-        qk_quantize(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN);
+        quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN);
     }
 }
 
@@ -524,6 +547,7 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0};
     if (rows < 2 * (size_t)qk_get_num_threads())
         quantize_some_rows(&job, 0, rows);
@@ -534,7 +558,7 @@ int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype
 
 /* ---- requantize (numerics 7) ---- */
 
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
 {
     int exponent;
     int64_t q = (int64_t)round(frexp(m, &exponent) * 0x1p31);
@@ -543,6 +567,12 @@ void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
     if (exponent > 30) q = INT32_MAX, exponent = 30;
     *mantissa = (int32_t)q;
     *shift = exponent;
+}
+
+void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+{
+    QK_DEFAULT_MODE;
+    fixed_point_of(m, mantissa, shift);
 }
 
 typedef struct {
@@ -571,6 +601,7 @@ static void requantize_items(void *context, size_t begin, size_t end)
 void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
                    const qk_requant *r)
 {
+    QK_DEFAULT_MODE;
     requantize_job job = {acc, bias, q, to, cols, r};
     qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -51,6 +52,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
 
 int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = x, .codes = codes, .n = n};
     qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20, encode_tiles, &j);
     return !j.failed;
@@ -80,6 +82,7 @@ static void decode_rows(void *context, size_t begin, size_t end)
 
 void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .codes = (uint8_t *)codes, .y = y, .n = n};
     qk_parallel_for(n, (double)(n * b->m) * (1 + 0.3 * (double)b->d), decode_rows, &j);
 }
@@ -95,6 +98,7 @@ static void fill_tables(void *context, size_t begin, size_t end)
 
 void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
     qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
@@ -205,6 +209,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
 int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,
               int64_t *indices)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .codes = (uint8_t *)codes, .n = n, .count = count, .k = k,
              .distances = distances, .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;

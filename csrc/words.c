@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -100,6 +101,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
     qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
     p->largest = job.largest;
@@ -170,7 +172,7 @@ static int quantize_row(const qk_kernels *k, const float *x, size_t n, int16_t *
     int32_t zero;
     k->minmax_f32(x, n, &lo, &hi);
     if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose(lo, hi, 1 - LARGEST, LARGEST - 1, 1, scale, &zero);
+    qk_choose_inside(lo, hi, 1 - LARGEST, LARGEST - 1, 1, scale, &zero);
     const qk_affine p = qk_affine_of(*scale, 0, 1 - LARGEST, LARGEST - 1, QK_HALF_EVEN);
     k->quantize_f32_16(x, (uint16_t *)q, n, &p);
     return 1;
@@ -298,6 +300,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (left->m == 0 || b->n == 0) return 1;
     product g = {.left = left, .b = b, .right = right};
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */

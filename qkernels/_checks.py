@@ -3,16 +3,33 @@
 import numpy as np
 
 from . import _core
+from ._mode import default_mode
 
 MAX_NDIM = 64  # of NumPy's arrays
 
 
 def float_array(x):
     """x as an array of one of the four float types."""
-    x = np.asarray(x)
+    x = x if type(x) is np.ndarray else _array(x)
     if x.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
     return x
+
+
+@default_mode
+def _array(x):
+    """Of numbers in lists, some of which NumPy may convert."""
+    return np.asarray(x)
+
+
+def float32_of(x):
+    """An array of floats as float32 in native byte order, infinite beyond its range: itself, or a copy."""
+    return x if x.dtype is _core.FLOAT32 else _rounded(x)
+
+
+@default_mode
+def _rounded(x):
+    return x.astype(np.float32, copy=False)
 
 
 def integer(value, name, least=None, *, what="an integer"):

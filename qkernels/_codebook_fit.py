@@ -77,8 +77,7 @@ def checked_weights(weights, x):
 
 def normalized(x, weights, axis, block_size):
     """The values that `encode` compares with levels, and their weights, both in the same order."""
-    with np.errstate(over="ignore"):
-        narrow = x.astype(np.float32, copy=False)
+    narrow = x.astype(np.float32, copy=False)
     if not np.isfinite(narrow).all():
         raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
     lines, line_weights = (None if a is None else rows_along(a, axis) for a in (narrow, weights))

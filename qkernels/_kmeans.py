@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _core
 from ._checks import integer
+from ._mode import default_mode, mode_of_caller
 
 
 class KMeansResult(NamedTuple):
@@ -95,6 +96,11 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     >>> inertia
     1.0
     """
+    return _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback and mode_of_caller(callback))
+
+
+@default_mode
+def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
     points, exponent = _points(x)
     n, d = points.shape
     k = integer(k, "k", 1)
@@ -202,8 +208,7 @@ def _start(init, shape, points, exponent):
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
         _core.raise_not_finite(start, "init")
-    with np.errstate(over="ignore"):
-        scaled = np.ldexp(start.astype(points.dtype), -exponent)
+    scaled = np.ldexp(start.astype(points.dtype), -exponent)
     reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
         far = np.abs(start.astype(np.float64)).max()
@@ -248,8 +253,7 @@ def _means(state):
     sums = state.sums[0].copy()
     for more in state.sums[1:]:
         sums += more
-    with np.errstate(invalid="ignore"):
-        return sums[:, :-1] / sums[:, -1:], sums[:, -1]
+    return sums[:, :-1] / sums[:, -1:], sums[:, -1]
 
 
 def _inertia(state):

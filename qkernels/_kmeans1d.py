@@ -9,12 +9,14 @@ from . import _core
 from .config import get_num_threads
 from ._kmeans import REALS, KMeansResult
 from ._checks import integer, optional_int
+from ._mode import default_mode
 
 CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
 BLOCK = 1 << 16          # points of several lines
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
 
 
+@default_mode
 def kmeans1d(x, k, *, weights=None, axis=None):
     """The k centroids that minimise the weighted sum of squared distances: the global optimum, or one of several.
 
@@ -145,7 +147,7 @@ def for_each(function, blocks):
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(function, blocks))
+        list(pool.map(default_mode(function), blocks))
 
 
 @cache
@@ -191,8 +193,7 @@ def cluster_by_sorting(lines, weights, k, base, centroids, labels, counts, inert
 def values_of_codes(dtype):
     """The value of every code, those that are finite in ascending order, and their codes."""
     bits = 8 * dtype.itemsize
-    with np.errstate(invalid="ignore"):
-        values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
+    values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
     finite = np.flatnonzero(np.isfinite(values))
     codes = finite[np.argsort(values[finite], kind="stable")]
     return values, codes

@@ -5,6 +5,7 @@ import numpy as np
 
 from . import _core
 from ._checks import MAX_NDIM, boolean, float_array, integer, optional_int
+from ._mode import default_mode
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
@@ -64,6 +65,8 @@ class QParams(_core.Params):
 
     __slots__ = ()
 
+    @staticmethod
+    @default_mode
     def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
         dtype = code_dtype(dtype)
         axis, block_size = _checked_blocks(axis, block_size)
@@ -77,6 +80,7 @@ class QParams(_core.Params):
         """From arrays that hold what they must."""
         return super().__new__(cls, scale, zero_point, dtype, *code_range, axis, block_size)
 
+    @default_mode
     def __repr__(self):
         parts = [f"scale={_brief(self.scale)}"]
         if np.any(self.zero_point):
@@ -111,6 +115,7 @@ def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
+@default_mode
 def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax",
                    **options):
     """Parameters that represent the values of x well.
@@ -233,8 +238,7 @@ def _bounds(x, axis, block_size):
     lo, hi = (_reduce(f, wide, axis, block_size) for f in (np.minimum, np.maximum))
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
         _core.raise_not_finite(x)
-    with np.errstate(over="ignore"):
-        bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
     return bounds
@@ -324,8 +328,7 @@ def _checked_scale(scale, axis, block_size):
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
         expected = "shape (n,)" if block_size is None else "the shape of the blocks"
         raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {given.shape}")
-    with np.errstate(over="ignore", under="ignore"):
-        kept = np.array(given, np.float32, order="C")
+    kept = np.array(given, np.float32, order="C")
     bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
     if np.count_nonzero(bad):
         raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")

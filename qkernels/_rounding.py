@@ -4,6 +4,7 @@ docs/numerics.md, section 7."""
 import numpy as np
 
 from . import _core
+from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 FIXED_POINT = ("gemmlowp", "tflite")
@@ -55,11 +56,12 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     if params.dtype in FLOAT_CODES:
         raise TypeError(f"params must have an integer dtype, got {params.dtype.name}")
     n = acc.shape[-1] if acc.ndim else 1
-    multiplier = checked_multiplier(multiplier, n)
+    multipliers = multiplier_arrays(multiplier, n, rounding)
     bias = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
-    return _core.requantize(acc, bias, params, rounding, *multiplier_arrays(multiplier, rounding), out)
+    return _core.requantize(acc, bias, params, rounding, *multipliers, out)
 
 
+@default_mode
 def quantize_multiplier(m):
     """The fixed-point form of a positive multiplier: ``m = mantissa * 2**(shift - 31)``, nearly.
 
@@ -113,17 +115,14 @@ def check_params(params, name):
         raise ValueError(f"{name} must be per tensor, got axis {params.axis}")
 
 
-def checked_multiplier(multiplier, n):
-    """multiplier as n float64 values."""
+def multiplier_arrays(multiplier, n, rounding):
+    """(multiplier, mantissa, shift) of n columns as the kernels of this rounding read them; None where they do not."""
     given = np.asarray(multiplier)
     if given.dtype.kind not in "fiu":
         raise TypeError(f"multiplier must be a float or an array of floats, got {multiplier!r}")
     if given.shape not in ((), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
-    bad = ~((given > 0) & (given < np.inf))
-    if bad.any():
-        raise ValueError(f"multiplier must be positive and finite, got {given[bad].flat[0]}")
-    return np.broadcast_to(given.astype(np.float64), (n,))
+    return _core.multipliers(given, n, rounding in FIXED_POINT)
 
 
 def checked_int_bias(bias, n):
@@ -136,11 +135,3 @@ def checked_int_bias(bias, n):
     if given.dtype != np.int32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
         raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
     return np.ascontiguousarray(np.broadcast_to(given, (n,)), np.int32)
-
-
-def multiplier_arrays(multiplier, rounding):
-    """(multiplier, mantissa, shift) as the kernels of this rounding read them; None where they do not."""
-    if rounding in FIXED_POINT:
-        return None, *_core.quantize_multiplier(np.ascontiguousarray(multiplier))
-    with np.errstate(over="ignore", under="ignore"):
-        return np.ascontiguousarray(multiplier, np.float32), None, None

@@ -11,6 +11,7 @@ import numpy as np
 
 from .cache import compiled
 from ..config import get_num_threads
+from .._mode import default_mode
 
 NEGLIGIBLE = 2.0**-48     # of sum(x^2): what rounding a scale to float32 may cost
 SLACK = 1e-12             # of sum(x^2): what rounding may do to the sums of a bound
@@ -54,7 +55,7 @@ def refine(x, importance, block_size, code_range, zero_points, scale, zero_point
             some_rows(first)
         return
     with ThreadPoolExecutor(get_num_threads()) as pool:
-        list(pool.map(some_rows, parts))
+        list(pool.map(default_mode(some_rows), parts))
 
 
 def _distinct(x, weights):
