@@ -10,16 +10,18 @@ MAX_NDIM = 64  # of NumPy's arrays
 
 def float_array(x):
     """x as an array of one of the four float types."""
-    x = x if type(x) is np.ndarray else _array(x)
+    x = array_of(x)
     if x.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
     return x
 
 
-@default_mode
-def _array(x):
-    """Of numbers in lists, some of which NumPy may convert."""
-    return np.asarray(x)
+def array_of(x):
+    """numpy.asarray of numbers, which may have to be converted."""
+    return x if type(x) is np.ndarray else _as_array(x)
+
+
+_as_array = default_mode(np.asarray)
 
 
 def float32_of(x):

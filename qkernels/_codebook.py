@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, boolean, float_array, float32_of, optional_int
+from ._checks import MAX_NDIM, array_of, boolean, float_array, float32_of, optional_int
 from ._mode import default_mode
 
 MAX_LEVELS = 256
@@ -485,7 +485,7 @@ def checked_scales(scales, codebook, shape, axis):
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    given, expected = np.asarray(scales), _scales_shape(shape, axis, codebook.block_size)
+    given, expected = array_of(scales), _scales_shape(shape, axis, codebook.block_size)
     if given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
     if given.shape != expected:

@@ -488,9 +488,14 @@ def quantize_multiplier(cnp.ndarray m):
     return mantissa, shift
 
 
-def multipliers(given, Py_ssize_t n, bint fixed_point):
-    """Real multipliers, one or n, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
+def multipliers(multiplier, Py_ssize_t n, bint fixed_point):
+    """One or n, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
     cdef qk_scope mode = qk_enter_scope()
+    given = np.asarray(multiplier)
+    if given.dtype.kind not in "fiu":
+        raise TypeError(f"multiplier must be a float or an array of floats, got {multiplier!r}")
+    if given.shape not in ((), (n,)):
+        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
     if given.dtype.kind == "f" and given.dtype.itemsize > 8:
         with np.errstate(all="ignore"):   # they may be beyond float64
             given = np.where(given > 0, np.maximum(given.astype(np.float64), 5e-324), given.astype(np.float64))

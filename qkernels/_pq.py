@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, finite_float32
-from ._checks import optional_int
+from ._checks import array_of, optional_int
 
 MOST_CODES = 2**32 - 1
 
@@ -103,7 +103,7 @@ def _checked_queries(queries, codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if not codebook.vector:
         raise ValueError(f"codebook must be of vectors, got {codebook}")
-    queries, shape = np.asarray(queries), codebook.levels.shape
+    queries, shape = array_of(queries), codebook.levels.shape
     if queries.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"queries must be float32, float64, float16 or bfloat16, got {queries.dtype}")
     whole = queries.ndim == 2 and (queries.shape[1] == shape[0] * shape[2] if len(shape) == 3 else queries.shape[1] % shape[1] == 0)

@@ -5,7 +5,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import float_array, float32_of
+from ._checks import array_of, float_array, float32_of
 from ._mode import default_mode
 from ._qparams import QParams, code_range
 from ._quantize import pack_bits, quantize, unpack_bits
@@ -424,7 +424,7 @@ def _split_bias(bias, n, rounding):
     """(int bias, float bias): one of them, or neither."""
     if bias is None:
         return None, None
-    bias = np.asarray(bias)
+    bias = array_of(bias)
     if bias.shape != (n,):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
     if bias.dtype.kind in "iu":

@@ -56,7 +56,7 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     if params.dtype in FLOAT_CODES:
         raise TypeError(f"params must have an integer dtype, got {params.dtype.name}")
     n = acc.shape[-1] if acc.ndim else 1
-    multipliers = multiplier_arrays(multiplier, n, rounding)
+    multipliers = _core.multipliers(multiplier, n, rounding in FIXED_POINT)
     bias = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
     return _core.requantize(acc, bias, params, rounding, *multipliers, out)
 
@@ -113,16 +113,6 @@ def check_params(params, name):
         raise TypeError(f"{name} must be QParams, got {type(params).__name__}")
     if params.axis is not None:
         raise ValueError(f"{name} must be per tensor, got axis {params.axis}")
-
-
-def multiplier_arrays(multiplier, n, rounding):
-    """(multiplier, mantissa, shift) of n columns as the kernels of this rounding read them; None where they do not."""
-    given = np.asarray(multiplier)
-    if given.dtype.kind not in "fiu":
-        raise TypeError(f"multiplier must be a float or an array of floats, got {multiplier!r}")
-    if given.shape not in ((), (n,)):
-        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
-    return _core.multipliers(given, n, rounding in FIXED_POINT)
 
 
 def checked_int_bias(bias, n):
