@@ -14,7 +14,6 @@ enum { QK_MXCSR = 0x1F80, QK_MXCSR_FLAGS = 0x3F /* what has happened, not what i
 typedef struct {
     uint32_t mxcsr;
     uint16_t x87_word;
-    uint8_t x87[28];   /* the environment, where its control word is not the default one */
 } qk_mode;
 
 /* Sets the default mode in this thread; returns what it was. Writing a control register is slow, reading it is not. */
@@ -26,18 +25,18 @@ static inline qk_mode qk_enter_mode(void)
     __asm__ volatile("fnstcw %0" : "=m"(was.x87_word));
     if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) {
         const uint16_t word = QK_X87_WORD;
-        __asm__ volatile("fnstenv %0\n\tfldcw %1" : "=m"(was.x87) : "m"(word));
+        __asm__ volatile("fldcw %0" : : "m"(word));
     }
     __asm__ volatile("" : : : "memory");   /* what is read from here on was not read before */
     return was;
 }
 
-/* The environment goes back with its flags: one that our own work has raised must not trap. */
+/* The flags of the x87 are cleared where its word differs: one that our own work has raised would trap. */
 static inline void qk_leave_mode(qk_mode was)
 {
     __asm__ volatile("" : : : "memory");
     if (__builtin_expect((was.mxcsr & ~(uint32_t)QK_MXCSR_FLAGS) != QK_MXCSR, 0)) _mm_setcsr(was.mxcsr);
-    if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) __asm__ volatile("fldenv %0" : : "m"(was.x87));
+    if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) __asm__ volatile("fnclex\n\tfldcw %0" : : "m"(was.x87_word));
 }
 
 #elif defined(__aarch64__)
