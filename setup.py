@@ -15,9 +15,9 @@ core = Extension(
     depends=glob("csrc/*.h") + ["qkernels/_core.pxd"],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-                        "--param=max-completely-peel-times=8", "-fopenmp", "-fvisibility=hidden", "-g0"],
-    extra_link_args=["-fopenmp"],
+    extra_compile_args=["-std=gnu11", "-O3", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+                        "--param=max-completely-peel-times=8", "-fvisibility=hidden", "-g0"],
+    extra_link_args=["-pthread"],
 )
 
 setup(ext_modules=cythonize([core], compiler_directives={"language_level": 3}))

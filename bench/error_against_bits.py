@@ -109,7 +109,7 @@ def measure():
     squares = minilm.mean_squares(weights, config, tokens[: minilm.CALIBRATION])
     batches = minilm.make_batches(tokens[minilm.CALIBRATION :])
 
-    class Decoded(minilm.TorchFloat32 if minilm.torch else minilm.NumPyFloat32):
+    class Decoded(minilm.baseline()):
         """Dense layers of float32 weights that a scheme has made."""
 
         def __init__(self, scheme, bits):

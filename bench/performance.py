@@ -57,7 +57,8 @@ def measure():
         command = [sys.executable, "-m", "pytest", ROOT / "bench", "-q", "--report", path, *arguments]
         subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True)
     example = ROOT / "examples" / "minilm.py"
-    subprocess.run([sys.executable, example, "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"], check=True)
+    subprocess.run([sys.executable, example, "--variants", "all", "--output", ROOT / "docs" / "minilm.png",
+                    "--json", RESULTS / "minilm.json"], check=True)
     subprocess.run([sys.executable, ROOT / "bench" / "error_against_bits.py"], check=True)
 
 
@@ -74,10 +75,12 @@ def minilm_section(report):
     base = report["results"][0]
     rows = [[r["name"], f"{r['linear_bytes'] / 1e6:.1f} MB", f"{32 * r['linear_bytes'] / base['linear_bytes']:.2f}",
              f"{r['seconds']:.1f} s", f"{base['seconds'] / r['seconds']:.2f}x",
-             f"{r['latency'] * 1e3:.2f} ms", f"{base['latency'] / r['latency']:.2f}x", f"{r['recall']:.4f}", f"{r['cosine']:.4f}"]
+             f"{r['latency'] * 1e3:.2f} ms", f"{base['latency'] / r['latency']:.2f}x",
+             f"{r['recall']:.3f} ± {r['recall_error']:.3f}", f"{r['cosine']:.4f}"]
             for r in report["results"]]
     title = ". ".join(report["title"].split("\n"))
-    return f"## MiniLM\n\n{title}.\n\n{table(headings, rows)}\n![Size, speed and quality](minilm.png)\n"
+    return (f"## MiniLM\n\n{title}. Made by `python examples/minilm.py --variants all`.\n\n"
+            f"{table(headings, rows)}\n![Size, speed and quality](minilm.png)\n")
 
 
 def bits_section(report):

@@ -99,16 +99,16 @@ static void unpack_pieces(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)
+int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)
 {
     QK_DEFAULT_MODE;
     job j = {.codes = codes, .to = data, .n = n, .bits = bits};
-    qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, pack_pieces, &j);
+    return qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, pack_pieces, &j);
 }
 
-void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
+int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
 {
     QK_DEFAULT_MODE;
     job j = {.data = data, .to = codes, .n = n, .bits = bits};
-    qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, unpack_pieces, &j);
+    return qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, unpack_pieces, &j);
 }

@@ -1,7 +1,6 @@
 /* Products of floats and 4-bit weights (numerics 12): packing, blocking, threads. The tile belongs to the instruction set.
  *
  * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of rows. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +8,7 @@
 #include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "scales.h"
 
 enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
 
@@ -61,10 +61,11 @@ typedef struct {
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride;
     const qk_block_params *params;
+    int32_t most_scale; /* bits, which are in the order of scales */
 } pack_job;
 
 /* Scales and zero points of a block; those of absent columns are 0. */
-static void pack_params(const pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
+static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
 {
     const qk_blocked *p = job->p;
     const qk_block_params *from = job->params;
@@ -76,6 +77,7 @@ static void pack_params(const pack_job *job, size_t block, size_t col, size_t co
         scale[j] = from->scale[at];
         if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip);
     }
+    qk_keep_most(&job->most_scale, p->kernels->absmax_f32(scale, 0, 1, NR));
     if (p->half_scales)
         p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
     else
@@ -111,7 +113,7 @@ static void pack_own_levels(const pack_job *job, size_t col, size_t cols, uint8_
 
 static void pack_panels(void *context, size_t begin, size_t end)
 {
-    const pack_job *job = context;
+    pack_job *job = context;
     const qk_blocked *p = job->p;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR, cols = at_most(p->n - col, NR);
@@ -128,12 +130,13 @@ static void pack_panels(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                     const qk_block_params *params)
+int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
 {
     QK_DEFAULT_MODE;
-    pack_job job = {p, b, row_stride, col_stride, params};
-    qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
+    pack_job job = {p, b, row_stride, col_stride, params, 0};
+    const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
+    memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);
+    return status;
 }
 
 /* The code of a row and a column, as it is stored. */
@@ -150,15 +153,28 @@ static int stored_code(const qk_blocked *p, size_t row, size_t col)
     return (j < 16 ? two : two >> 4) & 15;
 }
 
-void qk_blocked_unpack(const qk_blocked *p, void *b)
+typedef struct {
+    const qk_blocked *p;
+    uint8_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
-    QK_DEFAULT_MODE;
-    uint8_t *to = b;
-    for (size_t row = 0; row < p->k; row++)
+    const unpack_job *job = context;
+    const qk_blocked *p = job->p;
+    uint8_t *to = job->b + begin * p->n;
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
             *to++ = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
+}
+
+int qk_blocked_unpack(const qk_blocked *p, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -172,6 +188,7 @@ typedef struct {
     size_t block_pad, k_pad;                    /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start;
     blocking share;
+    qk_row_quantizer quantizer;
     int failure;
 } product;
 
@@ -180,6 +197,8 @@ typedef struct {
     int8_t *codes;
     int32_t *start;
     float *scale, *spare; /* a row of codes before its blocks are padded */
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int any_wide;
 } row_block;
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
@@ -212,24 +231,94 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
     const qk_blocked *b = g->b;
     const qk_kernels *k = b->kernels;
     const int spread = b->block % KR && b->blocks > 1;
+    rows->any_wide = 0;
     for (size_t i = 0; i < count; i++) {
         const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
         int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)rows->spare : codes;
-        float lo, hi;
-        int32_t zero;
-        k->minmax_f32(x, b->k, &lo, &hi);
-        if (!isfinite(lo) || !isfinite(hi)) return 0;
-        qk_choose_inside(lo, hi, -127, 127, 1, rows->scale + i, &zero);
-        const qk_affine p = qk_affine_of(rows->scale[i], 0, -127, 127, QK_HALF_EVEN);
-        k->quantize_f32_8(x, (uint8_t *)q, b->k, &p);
+        qk_row_scale row;
+        if (!qk_quantize_row(&g->quantizer, x, q, &row)) return 0;
         if (spread)
             spread_blocks(g, q, codes);
         else
             memset(codes + b->k, 0, g->k_pad - b->k);
-        rows->scale[i] *= b->level_scale;
+        rows->scale[i] = row.scale * b->level_scale;
+        rows->wide_scale[i] = row.wide * b->level_scale;
+        rows->any_wide |= row.wide != 0;
         k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
     }
     return 1;
+}
+
+/* Adds the products of a row's codes with those of a step to the sums of its columns. */
+static void add_step(const int8_t *a, const uint8_t *step, const int8_t *levels, int32_t *sum)
+{
+    for (int j = 0; j < NR / 2; j++)
+        for (int i = 0; i < KR; i++) {
+            const int two = step[j * KR + i], low = two & 15, high = two >> 4;
+            sum[j] += a[i] * (levels ? levels[low] : low);
+            sum[j + NR / 2] += a[i] * (levels ? levels[high] : high);
+        }
+}
+
+/* What blocked_tile makes of a row, in double. */
+static void wide_sums(const qk_blocked *b, const qk_blocked_panel *p, const int8_t *a, const int32_t *start, double *total)
+{
+    const uint8_t *record = p->records;
+    float scale[NR];
+    memset(total, 0, NR * sizeof *total);
+    for (size_t block = 0; block < p->blocks; block++) {
+        int32_t sum[NR];
+        const size_t steps = steps_of(b, block);
+        const uint8_t *params = record + steps * STEP_BYTES, *zeros = params + NR * scale_bytes(b);
+        for (int j = 0; j < NR; j++) sum[j] = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
+        for (size_t s = 0; s < steps; s++, a += KR) add_step(a, record + s * STEP_BYTES, p->levels, sum);
+        if (b->half_scales)
+            b->kernels->f16_to_f32((const uint16_t *)params, scale, NR);
+        else
+            memcpy(scale, params, sizeof scale);
+        for (int j = 0; j < NR; j++) total[j] += (double)sum[j] * scale[j];
+        record += record_bytes(b, block);
+    }
+}
+
+/* What own_levels_tile makes of a row, in double. */
+static void wide_sums_of_own_levels(const qk_blocked *b, const qk_blocked_panel *p, const int8_t *a, double *total)
+{
+    enum { HALF = QK_OWN_KR / 2 };
+    float scale[NR];
+    memset(total, 0, NR * sizeof *total);
+    if (!p->blocks) return;
+    memcpy(scale, p->records + NR / QK_OWN_NR * group_bytes(b), sizeof scale);
+    for (size_t j = 0; j < NR; j++) {
+        const int8_t *levels = (const int8_t *)p->records + j / QK_OWN_NR * group_bytes(b) + j % QK_OWN_NR * QK_LEVELS;
+        const uint8_t *codes = (const uint8_t *)levels + OWN_STEP_BYTES;
+        int32_t sum = 0;
+        for (size_t s = 0; s < p->last_steps; s++, codes += OWN_STEP_BYTES)
+            for (size_t i = 0; i < HALF; i++)
+                sum += a[s * QK_OWN_KR + i] * levels[codes[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[codes[i] >> 4];
+        total[j] = (double)sum * scale[j];
+    }
+}
+
+/* Rows of a tile some of which are wide: `wide` are their scales. */
+static void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
+                             const double *wide, float *y, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    double sums[NR];
+    for (int i = 0; i < t->rows; i++, codes += g->lda, start += g->ld_start, y += NR) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        if (!wide[i]) {
+            k->blocked_to_float(y, &row);
+            continue;
+        }
+        if (g->b->own_levels)
+            wide_sums_of_own_levels(g->b, p, codes, sums);
+        else
+            wide_sums(g->b, p, codes, start, sums);
+        for (int j = 0; j < NR; j++) sums[j] *= wide[i];
+        qk_finish_row(k, sums, &row);
+    }
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
@@ -242,7 +331,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
                           .own_zeros = b->own_zeros, .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
-    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
@@ -252,7 +341,10 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
-            k->blocked_to_float(y, &t);
+            if (block->any_wide)
+                store_rows_apart(g, &p, codes, start, block->wide_scale + row, y, &t);
+            else
+                k->blocked_to_float(y, &t);
         }
     }
 }
@@ -287,10 +379,14 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
+    const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
+    const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
+    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1,
+                                     qk_ordinary_rows(b->level_scale, b->level_scale, sum, bias)};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(g.m, g.lda, (size_t)b->kernels->blocked_mr, b->n_pad / NR, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }

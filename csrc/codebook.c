@@ -109,25 +109,22 @@ static void decode_rows(void *context, size_t begin, size_t end)
         qk_active()->decode_channels_f32(j->codes + begin * j->length, j->y + begin * j->length, j->length, &j->c->first);
 }
 
-static void run(job *j, size_t outer, size_t length, size_t inner, size_t block, double ns)
+static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, double ns)
 {
     const size_t total = outer * length * inner;
-    if (total == 0) return;
+    if (total == 0) return 0;
     if (j->scales && inner > 1) {
         j->length = length, j->inner = inner, j->block = at_most(block, length), j->blocks = ceil_div(length, j->block);
         j->piece = QK_CODEBOOK_COLUMNS, j->pieces = ceil_div(inner, j->piece);
-        qk_parallel_for(outer * j->blocks * j->pieces, ns * (double)total, code_columns, j);
-        return;
+        return qk_parallel_for(outer * j->blocks * j->pieces, ns * (double)total, code_columns, j);
     }
     if (j->c->channels > 1 && inner < TILE_VALUES / 2 && !j->y) {
         j->outer = outer, j->length = length, j->inner = inner, j->block = TILE_VALUES / inner;
-        qk_parallel_for(ceil_div(outer, j->block) * ceil_div(length, TILE_COLUMNS), 1.0 * (double)total, encode_tiles, j);
-        return;
+        return qk_parallel_for(ceil_div(outer, j->block) * ceil_div(length, TILE_COLUMNS), 1.0 * (double)total, encode_tiles, j);
     }
     if (j->c->channels > 1 && inner == 1 && j->y) {
         j->length = length;
-        qk_parallel_for(outer, 0.5 * (double)total, decode_rows, j);
-        return;
+        return qk_parallel_for(outer, 0.5 * (double)total, decode_rows, j);
     }
     size_t lines = outer;
     if (!j->scales)
@@ -137,23 +134,23 @@ static void run(job *j, size_t outer, size_t length, size_t inner, size_t block,
     j->length = length, j->block = at_most(block, length), j->blocks = ceil_div(length, j->block);
     j->piece = j->block < PIECE ? PIECE / j->block * j->block : j->block;
     j->pieces = ceil_div(length, j->piece);
-    qk_parallel_for(lines * j->pieces, ns * (double)total, code_lines, j);
+    return qk_parallel_for(lines * j->pieces, ns * (double)total, code_lines, j);
 }
 
 int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale)
 {
     QK_DEFAULT_MODE;
     job j = {.c = c, .x = x, .codes = q, .scales = scale};
-    run(&j, outer, length, inner, block, 0.3);
-    return j.most < 0x7f800000;
+    const int status = run(&j, outer, length, inner, block, 0.3);
+    return status ? status : j.most < 0x7f800000;
 }
 
-void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-               const float *scale)
+int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+              const float *scale)
 {
     QK_DEFAULT_MODE;
     job j = {.c = c, .codes = (uint8_t *)q, .y = y, .scales = (float *)scale};
-    run(&j, outer, length, inner, block, 0.2);
+    return run(&j, outer, length, inner, block, 0.2);
 }
 
 static void look_at_codes(void *context, size_t begin, size_t end)
@@ -167,6 +164,6 @@ int qk_largest_code(const uint8_t *q, size_t n)
 {
     QK_DEFAULT_MODE;
     job j = {.codes = (uint8_t *)q, .length = n};
-    qk_parallel_for(ceil_div(n, PIECE), 0.03 * (double)n, look_at_codes, &j);
-    return j.most;
+    const int status = qk_parallel_for(ceil_div(n, PIECE), 0.03 * (double)n, look_at_codes, &j);
+    return status ? status : j.most;
 }

@@ -383,8 +383,17 @@ static inline float gelu_f32(float x, const gelu_table *g)
     return __builtin_fmaf(p, t, at_least(0.0f, x) + g->coefficient[0][i]);
 }
 
-/* The bound keeps the quotient at 0 where exp_f32 stops growing. */
-static inline float silu_f32(float x) { return at_least(-88.37f, x) / (1.0f + exp_f32(-x)); }
+#define SILU_FAR (-88.37f) /* below it 1 + exp(-x) is beyond exp_f32 */
+
+static inline float silu_f32(float x) { return at_least(SILU_FAR, x) / (1.0f + exp_f32(-x)); }
+
+/* x exp(x), which goes to 0 by way of subnormal numbers. */
+static inline float silu_far(float x)
+{
+    const float near = at_least(-200.0f, x);
+    const double root = exp_f32(0.5f * near);
+    return (float)(near * root * root);
+}
 
 /* ---- requantize (numerics 7) ---- */
 

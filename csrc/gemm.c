@@ -3,7 +3,6 @@
  * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of k), for
  * each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the epilogue
  * turns each finished tile into its output while it is in the L1 cache. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +10,7 @@
 #include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "scales.h"
 
 enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
 
@@ -111,16 +111,35 @@ int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
-    qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
-    return job.bound;
+    const double work = 0.5 * (double)p->k * (double)p->n;
+    const int status = qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, work, pack_panels, &job);
+    return status ? status : job.bound;
 }
 
-void qk_unpack(const qk_packed *p, void *b)
+typedef struct {
+    const qk_packed *p;
+    uint8_t *b;
+} unpack_job;
+
+/* An item is some rows of a panel; those of the same rows follow each other, as their pages do. */
+static void unpack_parts(void *context, size_t begin, size_t end)
 {
-    const size_t nr = (size_t)p->kernels->nr;
-    for (size_t col = 0; col < p->n; col += nr)
-        p->kernels->gemm_unpack_panel(p->panels + col / nr * p->panel_bytes, p->k, at_most(p->n - col, nr),
-                                      p->flipped ? 0x80 : 0, (uint8_t *)b + col, p->n);
+    const unpack_job *job = context;
+    const qk_packed *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, panels = p->n_pad / nr;
+    for (size_t item = begin; item < end; item++) {
+        const size_t panel = item % panels, col = panel * nr;
+        p->kernels->gemm_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
+                                      at_most(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
+    }
+}
+
+int qk_unpack(const qk_packed *p, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->kernels->nr);
+    return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
 }
 
 /* ---- the product ---- */
@@ -134,6 +153,7 @@ typedef struct {
     const int32_t *init;            /* starting sums, n_pad of them */
     const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
     int32_t a_shift;                /* a' = a + a_shift */
+    qk_row_quantizer quantizer;     /* of floats */
     int in_place;
     int failure;
 } product;
@@ -146,20 +166,11 @@ typedef struct {
     int16_t *wide; /* a panel of b, where the tile wants it widened */
     int32_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int any_wide;
 } row_block;
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
-
-static int quantize_row(const qk_kernels *k, const float *x, size_t n, uint8_t *q, float *scale, int32_t *zero)
-{
-    float lo, hi;
-    k->minmax_f32(x, n, &lo, &hi);
-    if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose_inside(lo, hi, 0, 255, 0, scale, zero);
-    const qk_affine p = qk_affine_of(*scale, *zero, 0, 255, QK_HALF_EVEN);
-    k->quantize_f32_8(x, q, n, &p);
-    return 1;
-}
 
 /* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
 static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
@@ -200,16 +211,19 @@ static int pack_floats(const product *g, row_block *block, size_t first, size_t 
 {
     const qk_kernels *k = g->b->kernels;
     uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->share.block_rows; /* one row, before it is widened */
+    block->any_wide = 0;
     for (size_t i = 0; i < rows; i++) {
         char *to = block->buffer + i * block->lda;
         uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
-        int32_t zero;
-        if (!quantize_row(k, (const float *)row_of(g->left, first + i), g->b->k, q, block->scale + i, &zero)) return 0;
+        qk_row_scale row;
+        if (!qk_quantize_row(&g->quantizer, (const float *)row_of(g->left, first + i), q, &row)) return 0;
+        block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
+        block->any_wide |= row.wide != 0;
         if (k->a_bytes == 1)
             memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
         else
             k->gemm_pack_row(q, g->b->k, g->b->k_pad, 0, to);
-        describe_row(g, block, i, q, zero, 0);
+        describe_row(g, block, i, q, row.zero_point, 0);
     }
     return 1;
 }
@@ -233,6 +247,44 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
     if (g->left->type == QK_FLOATS) return pack_floats(g, block, first, rows);
     pack_codes(g, block, first, rows);
     return 1;
+}
+
+/* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
+static void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    double sums[MAX_NR];
+    for (int i = 0; i < t->rows; i++, acc += k->nr) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        if (!wide[i]) {
+            k->tile_to_float(acc, &row);
+            continue;
+        }
+        for (int j = 0; j < t->cols; j++) sums[j] = qk_sum_of(acc, &row, j) * wide[i] * row.col_scale[j];
+        qk_finish_row(k, sums, &row);
+    }
+}
+
+/* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
+static void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    const double *scale = g->right->wide_scale + col, *bias = g->right->wide_bias + col;
+    double values[MAX_MR * MAX_NR];
+    int which[MAX_NR], n = 0;
+    for (int j = 0; j < t->cols; j++)
+        if (scale[j]) which[n++] = j;
+    for (int i = 0; i < t->rows; i++) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        for (int j = 0; j < n; j++)
+            values[i * n + j] = qk_sum_of(acc + i * k->nr, &row, which[j]) * scale[which[j]] + bias[which[j]];
+    }
+    k->tile_to_codes(acc, t);
+    for (int i = 0; i < t->rows; i++) {
+        uint8_t codes[MAX_NR], *dst = (uint8_t *)t->dst + (size_t)i * t->row_stride;
+        qk_finish_codes(k, values + i * n, n, t, codes);
+        for (int j = 0; j < n; j++) dst[which[j]] = codes[j];
+    }
 }
 
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
@@ -265,12 +317,17 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
     if (right->type == QK_TO_INT32) {
         k->tile_to_int32(acc, &t);
+    } else if (right->type == QK_TO_FLOAT && block->any_wide) {
+        store_rows_apart(g, block->wide_scale + row_in_block, acc, &t);
     } else if (right->type == QK_TO_FLOAT) {
         k->tile_to_float(acc, &t);
     } else {
         if (right->activation > QK_RELU)
             t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
-        k->tile_to_codes(acc, &t);
+        if (right->wide_scale)
+            store_columns_apart(g, col, acc, &t);
+        else
+            k->tile_to_codes(acc, &t);
     }
 }
 
@@ -282,7 +339,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
     const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t panel = panel_begin; panel < panel_end; panel++) {
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         if (block->wide) k->gemm_widen_panel(codes, steps, block->wide);
@@ -315,6 +372,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
     const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes, lda = g->left->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     row_block block;
+    block.any_wide = 0;
     block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
     const size_t before = g->in_place ? 0 : round_up(lda * g->share.block_rows, 64) + round_up(b->k_pad, 64) + 64;
@@ -349,6 +407,11 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
         g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
     g.a_shift = left->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
+    if (left->type == QK_FLOATS) {
+        const qk_ordinary ordinary =
+            qk_ordinary_rows(right->least_scale, right->most_scale, 0x1p31, qk_largest_bias(k, right->float_bias, b->n));
+        g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, ordinary};
+    }
 
     /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
     int32_t small[2 * 512];
@@ -369,9 +432,9 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     const double work = (double)left->m * (double)b->n * (double)b->k / 128;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(left->m, row_bytes, (size_t)k->mr, b->n_pad / (size_t)k->nr, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     if (columns != small) free(columns);
-    return g.failure ? g.failure : 1;
+    return status ? status : g.failure ? g.failure : 1;
 }
 
 /* ---- many products ---- */
@@ -423,9 +486,11 @@ static void run_products(void *context, size_t begin, size_t end)
         if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
         const qk_right right = {.type = QK_TO_INT32, .out = p->out + number * left.m * p->n, .row_stride = p->n * sizeof(int32_t),
                                 .b_zero = p->b_zero ? b_zero : NULL};
-        if (b != taken) qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
+        int64_t status = b == taken ? 0 : qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
         taken = b;
-        if (qk_gemm(&left, &packed, &right) < 0) __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        if (status >= 0) status = qk_gemm(&left, &packed, &right);
+        if (status < 0) __atomic_store_n(&job->failure, (int)status, __ATOMIC_RELAXED);
+        if (status < 0) break;
     }
     free(memory);
 }
@@ -439,9 +504,10 @@ int qk_gemm_batch(const qk_batch *p)
     size_t count = 1;
     for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
     const double work = (double)count * (double)p->k * (double)p->n * ((double)p->left.m / 128 + 0.5);
+    int status = 0;
     if (count < (size_t)qk_threads_for(SIZE_MAX, work))
         run_products(&job, 0, count);
     else
-        qk_parallel_for(count, work, run_products, &job);
-    return job.failure ? job.failure : 1;
+        status = qk_parallel_for(count, work, run_products, &job);
+    return status ? status : job.failure ? job.failure : 1;
 }

@@ -48,13 +48,13 @@ int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type ty
 {
     QK_DEFAULT_MODE;
     job j = {.x = x, .to = data, .blocks = blocks, .type = type};
-    qk_parallel_for(ceil_div(blocks, PIECE), 15.0 * (double)blocks, write_pieces, &j);
-    return j.most;
+    const int status = qk_parallel_for(ceil_div(blocks, PIECE), 15.0 * (double)blocks, write_pieces, &j);
+    return status ? status : j.most;
 }
 
-void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
+int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
 {
     QK_DEFAULT_MODE;
     job j = {.from = data, .y = y, .blocks = blocks, .type = type};
-    qk_parallel_for(ceil_div(blocks, PIECE), 8.0 * (double)blocks, read_pieces, &j);
+    return qk_parallel_for(ceil_div(blocks, PIECE), 8.0 * (double)blocks, read_pieces, &j);
 }

@@ -10,6 +10,7 @@
 #include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "scales.h"
 
 enum { NR = QK_HALF_NR, ROW_PANELS = QK_HALF_ROW_PANELS, SMALL_FLOATS = 2048, LINE_FLOATS = 16 };
 
@@ -57,22 +58,22 @@ static void pack_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stri
     }
 }
 
-/* Whether an exponent is all ones: NaN or infinity. */
-static int has_special(const uint16_t *weights, size_t n, qk_dtype type)
+/* The largest magnitude, as bits. */
+static int16_t largest_of(const uint16_t *weights, size_t n)
 {
     int16_t largest = 0;
     for (size_t i = 0; i < n; i++) {
         const int16_t magnitude = weights[i] & 0x7fff;
         largest = magnitude > largest ? magnitude : largest;
     }
-    return largest >= (type == QK_BF16 ? 0x7f80 : 0x7c00);
+    return largest;
 }
 
 typedef struct {
     const qk_half *p;
     const char *b;
     ptrdiff_t row_stride, col_stride;
-    int special;
+    int32_t largest;
 } pack_job;
 
 static void pack_panels(void *context, size_t begin, size_t end)
@@ -80,7 +81,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     enum { ROWS = 32 }; /* at a time: their part of the panel stays in the L1 cache */
     pack_job *job = context;
     const qk_half *p = job->p;
-    int special = 0;
+    int16_t largest = 0;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t cols = at_most(p->n - panel * NR, NR);
         const char *b = job->b + (ptrdiff_t)(panel * NR) * job->col_stride;
@@ -91,26 +92,42 @@ static void pack_panels(void *context, size_t begin, size_t end)
                 for (size_t i = 0; i < rows; i++) pack_row(b + (ptrdiff_t)i * job->row_stride, p->type, to + i * NR);
             else
                 pack_columns(b, job->row_stride, job->col_stride, rows, cols, p->type, to);
-            special |= has_special(to, rows * NR, p->type);
+            const int16_t size = largest_of(to, rows * NR);
+            largest = size > largest ? size : largest;
         }
     }
-    if (special) __atomic_store_n(&job->special, 1, __ATOMIC_RELAXED);
+    qk_keep_most(&job->largest, largest);
 }
 
-int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
-    qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
-    return !job.special;
+    const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
+    const uint16_t bits = (uint16_t)job.largest;
+    (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
+    return status ? status : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
 }
 
-void qk_half_unpack(const qk_half *p, void *b)
+typedef struct {
+    const qk_half *p;
+    uint16_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
-    uint16_t *to = b;
-    for (size_t row = 0; row < p->k; row++)
+    const unpack_job *job = context;
+    const qk_half *p = job->p;
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
-            to[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
+            job->b[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
+}
+
+int qk_half_unpack(const qk_half *p, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -123,57 +140,96 @@ typedef struct {
     const qk_right *right;
     size_t lda;
     blocking share;
+    qk_ordinary ordinary; /* of the largest magnitudes of rows */
     int failure;
 } product;
 
+/* A block of rows of x, lda apart. */
+typedef struct {
+    float *x;
+    uint8_t wide[MAX_ROWS]; /* rows whose sums may leave float32 */
+    int any_wide;
+} row_block;
+
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
-/* Copies rows of x, lda apart. Returns 0 where a value is not finite. */
-static int take_rows(const product *g, float *to, size_t first, size_t count)
+/* Copies rows of x. Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *block, size_t first, size_t count)
 {
     const qk_half *b = g->b;
+    float *to = block->x;
+    block->any_wide = 0;
     for (size_t i = 0; i < count; i++, to += g->lda) {
         float lo, hi;
         memcpy(to, (const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride, b->k * sizeof *to);
         b->kernels->minmax_f32(to, b->k, &lo, &hi);
         if (!isfinite(lo) || !isfinite(hi)) return 0;
+        block->wide[i] = lo != hi && !qk_is_ordinary(&g->ordinary, hi > -lo ? hi : -lo);
+        block->any_wide |= block->wide[i];
     }
     return 1;
 }
 
-/* Rows of sums on their way out; the epilogue's scale is 1, which changes nothing. */
-static void store_tile(const product *g, float *y, size_t row, size_t rows, size_t col)
+/* The sums of a row and a panel in double. */
+static void wide_sums(const qk_half *b, const float *x, size_t panel, double *sum)
 {
-    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-    const qk_tile t = qk_float_tile(g->right, row, rows, col, at_most(g->b->n - col, NR), ones);
-    g->b->kernels->blocked_to_float(y, &t);
+    const uint16_t *weights = panel_at(b, panel);
+    double in_place[NR] = {0};
+    float w[NR];
+    for (size_t i = 0; i < b->k; i++, weights += NR) {
+        (b->type == QK_F16 ? b->kernels->f16_to_f32 : b->kernels->bf16_to_f32)(weights, w, NR);
+        for (int j = 0; j < NR; j++) in_place[j] += (double)x[i] * w[j];
+    }
+    for (size_t j = 0; j < NR; j++) sum[j] = in_place[place_of(j, b->type)];
 }
 
-static void multiply_row(const product *g, const float *x, size_t row, size_t begin, size_t end)
+/* Rows of sums on their way out, from row `in_block` of the block on; the epilogue's scale is 1, which changes nothing. */
+static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows, size_t panel)
 {
-    const qk_half *b = g->b;
-    float y[ROW_PANELS * NR] __attribute__((aligned(64)));
-    for (size_t panel = begin; panel < end; panel += ROW_PANELS) {
-        const size_t panels = at_most(end - panel, ROW_PANELS);
-        b->kernels->half_row((int)panels, b->k, x, panel_at(b, panel), b->type, y);
-        for (size_t i = 0; i < panels; i++) store_tile(g, y + i * NR, row, 1, (panel + i) * NR);
+    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const size_t col = panel * NR;
+    const qk_tile t = qk_float_tile(g->right, first + in_block, rows, col, at_most(g->b->n - col, NR), ones);
+    double sums[NR];
+    if (!block->any_wide) {
+        g->b->kernels->blocked_to_float(y, &t);
+        return;
+    }
+    for (size_t i = 0; i < rows; i++, y += NR) {
+        const qk_tile row = qk_row_of_tile(&t, (int)i);
+        if (!block->wide[in_block + i]) {
+            g->b->kernels->blocked_to_float(y, &row);
+            continue;
+        }
+        wide_sums(g->b, block->x + (in_block + i) * g->lda, panel, sums);
+        qk_finish_row(g->b->kernels, sums, &row);
     }
 }
 
-static void multiply_block(const product *g, const float *x, size_t first, size_t rows, size_t begin, size_t end)
+static void multiply_row(const product *g, const row_block *block, size_t row, size_t begin, size_t end)
+{
+    const qk_half *b = g->b;
+    float y[ROW_PANELS * NR] __attribute__((aligned(64)));
+    for (size_t panel = begin; panel < end && !qk_stopped(); panel += ROW_PANELS) {
+        const size_t panels = at_most(end - panel, ROW_PANELS);
+        b->kernels->half_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
+        for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
+    }
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t begin, size_t end)
 {
     const qk_half *b = g->b;
     const size_t mr = (size_t)b->kernels->half_mr, tiles = ceil_div(rows, mr);
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     if (rows == 1) {
-        multiply_row(g, x, first, begin, end);
+        multiply_row(g, block, first, begin, end);
         return;
     }
-    for (size_t panel = begin; panel < end; panel++)
+    for (size_t panel = begin; panel < end && !qk_stopped(); panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            b->kernels->half_tile((int)count, b->k, x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
-            store_tile(g, y, first + row, count, panel * NR);
+            b->kernels->half_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
+            store_tile(g, block, y, first, row, count, panel);
         }
 }
 
@@ -182,8 +238,10 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const size_t panels = g->b->n_pad / NR, size = g->lda * g->share.block_rows;
     float small[SMALL_FLOATS] __attribute__((aligned(64)));
-    float *x = size <= SMALL_FLOATS ? small : aligned_alloc(64, size * sizeof *x);
-    if (!x) {
+    row_block block;
+    block.any_wide = 0;
+    block.x = size <= SMALL_FLOATS ? small : aligned_alloc(64, size * sizeof *block.x);
+    if (!block.x) {
         fail(g, -1);
         return;
     }
@@ -191,14 +249,14 @@ static void run_tasks(void *context, size_t begin, size_t end)
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
         const size_t rows = at_most(g->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, x, first, rows)) {
+        if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;
         }
         taken = first;
-        multiply_block(g, x, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
     }
-    if (x != small) free(x);
+    if (block.x != small) free(block.x);
 }
 
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
@@ -206,10 +264,13 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
     QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
+    /* Products below 2^-100 would lose bits of a sum that is a normal number. */
+    g.ordinary = qk_ordinary_rows(1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right->float_bias, b->n));
+    if (b->most > 0) g.ordinary.least = 0x1p-100 / b->most;
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->half_mr, b->n_pad / NR, team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }

@@ -88,8 +88,10 @@ typedef struct {
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
+enum { QK_UNPACK_ROWS = 1024 };
 enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16 };
 typedef struct {
+    int (*stopped)(void);              /* whether the rest need not be computed */
     void *tile;                        /* d * QK_KMEANS_TILE */
     void *reach;                       /* k */
     int32_t *list, *sorted;            /* one a point of the chunk */
@@ -135,13 +137,15 @@ struct qk_kernels {
     int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
     size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
-    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
+    /* Rows of the panel, QK_UNPACK_ROWS from `first` on, to their places in the matrix at `to`. */
+    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
     void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
     void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
+    void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
 
     /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero points
      * freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start entries. */
@@ -203,8 +207,8 @@ struct qk_kernels {
     void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
 
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
-    void (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
-                           float *y);
+    int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
+                          float *y);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);

@@ -1,4 +1,5 @@
     .sum_codes = sum_codes,
+    .activate = activate,
     .tile_to_int32 = tile_to_int32,
     .tile_to_float = tile_to_float,
     .tile_to_codes = tile_to_codes,

@@ -54,8 +54,8 @@ static void *obtain(kmeans_job *job, size_t bytes)
 static int run(kmeans_job *job, size_t items, double each, void (*body)(void *, size_t, size_t))
 {
     job->k = qk_active();
-    qk_parallel_for(items, each * (double)items, body, job);
-    return !job->failed;
+    const int status = qk_parallel_for(items, each * (double)items, body, job);
+    return status ? status : !job->failed;
 }
 
 static void assign_chunks(void *context, size_t begin, size_t end)
@@ -67,6 +67,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     char *memory = obtain(job, (size_t)(lay_out(p, &s, (char *)64) - (char *)64));
     if (!memory) return;
     lay_out(p, &s, memory);
+    s.stopped = qk_stopped;
     for (size_t j = 0; j < p->k + 16; j++) s.all[j] = (int32_t)at_most(j, p->k);
     for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
         if (p->type == QK_F32)
@@ -137,9 +138,9 @@ static void error_chunks(void *context, size_t begin, size_t end)
         job->sums[chunk] = (p->type == QK_F32 ? job->k->kmeans_errors_f32 : job->k->kmeans_errors_f64)(p, chunk, job->nearest);
 }
 
-void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
+int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
 {
     QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .nearest = errors, .sums = sums};
-    run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
+    return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
 }

@@ -17,36 +17,56 @@ static inline float sum_of_lanes(float *sums)
     return sums[0];
 }
 
-/* Three visits of a row, which stays in the L1 cache. Its last n % 16 values run in a buffer padded with zeros. */
-static void layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps,
-                           float *y)
+/* Values i .. i + 15 of x + residual, less `mean`. */
+static inline void take_lanes(const float *x, const float *residual, size_t i, float mean, half_lanes *a, half_lanes *b)
 {
-    const size_t whole = n / LANES * LANES, rest = n - whole;
-    float tail[LANES] = {0}, sums[LANES];
-    half_lanes low = {0}, high = {0};
+    *a = halves_of(x + i)[0], *b = halves_of(x + i)[1];
+    if (residual) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
+    *a -= mean, *b -= mean;
+}
+
+/* The last n % 16 values less `mean`, and zeros. */
+static inline void tail_of(const float *x, const float *residual, size_t n, float mean, float *tail)
+{
+    const size_t whole = n / LANES * LANES;
+    memset(tail, 0, LANES * sizeof *tail);
+    for (size_t i = whole; i < n; i++) tail[i - whole] = (residual ? x[i] + residual[i] : x[i]) - mean;
+}
+
+/* Three visits of a row, which stays in the L1 cache; y, which may be x or residual, is written by the last. Returns 0, with y as it
+ * was, where an intermediate leaves float32 (numerics 21). */
+static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps, float *y)
+{
+    const size_t whole = n / LANES * LANES;
+    float tail[LANES], sums[LANES];
+    half_lanes low = {0}, high = {0}, a, b;
+    tail_of(x, residual, n, 0, tail);
     for (size_t i = 0; i < whole; i += LANES) {
-        half_lanes a = halves_of(x + i)[0], b = halves_of(x + i)[1];
-        if (residual) a += halves_of(residual + i)[0], b += halves_of(residual + i)[1];
-        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        take_lanes(x, residual, i, 0, &a, &b);
         low += a, high += b;
     }
-    for (size_t i = 0; i < rest; i++) tail[i] = residual ? x[whole + i] + residual[whole + i] : x[whole + i];
     halves(sums)[0] = low + halves(tail)[0], halves(sums)[1] = high + halves(tail)[1];
     const float mean = sum_of_lanes(sums) / (float)n;
+    if (!(fabsf(mean) <= FLT_MAX)) return 0;
 
     low = high = (half_lanes){0};
+    tail_of(x, residual, n, mean, tail);
     for (size_t i = 0; i < whole; i += LANES) {
-        const half_lanes a = halves(y + i)[0] - mean, b = halves(y + i)[1] - mean;
-        halves(y + i)[0] = a, halves(y + i)[1] = b;
+        take_lanes(x, residual, i, mean, &a, &b);
         low += a * a, high += b * b;
     }
-    for (size_t i = 0; i < rest; i++) tail[i] -= mean;
     halves(sums)[0] = low + halves(tail)[0] * halves(tail)[0], halves(sums)[1] = high + halves(tail)[1] * halves(tail)[1];
-    const float inverse = 1.0f / sqrtf(sum_of_lanes(sums) / (float)n + eps);
+    const float variance = sum_of_lanes(sums) / (float)n + eps;
+    if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
 
-    for (size_t i = 0; i < whole; i += LANES / 2)
-        *halves(y + i) = *halves(y + i) * inverse * *halves_of(weight + i) + *halves_of(bias + i);
-    for (size_t i = 0; i < rest; i++) y[whole + i] = tail[i] * inverse * weight[whole + i] + bias[whole + i];
+    const float inverse = 1.0f / sqrtf(variance);
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, i, mean, &a, &b);
+        halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
+        halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
+    }
+    for (size_t i = whole; i < n; i++) y[i] = tail[i - whole] * inverse * weight[i] + bias[i];
+    return 1;
 }
 
 /* ---- attention (numerics 11) ---- */

@@ -169,11 +169,13 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
     return sum_columns(s, cols, colsum);
 }
 
+_Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
+
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {
     const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
-    for (size_t i = 0; i < steps; i++)
+    for (size_t i = top / LIGHT_KR; i < steps && i < (top + QK_UNPACK_ROWS) / LIGHT_KR; i++)
         for (size_t col = 0; col < cols; col++) {
             const size_t half = col / HALF, first = i / CHUNK * CHUNK, count = steps - first < CHUNK ? steps - first : CHUNK;
             const int8_t *codes = panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;

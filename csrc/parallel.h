@@ -1,15 +1,21 @@
-/* Threads: one loop over independent items. */
+/* Threads: one loop over independent items, which signals can interrupt. */
 #ifndef QK_PARALLEL_H
 #define QK_PARALLEL_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Calls body(context, begin, end) on ranges that cover 0 .. items. `work` is the time that all of it takes on one
- * thread, in nanoseconds, roughly: small work stays on the calling thread. */
-void qk_parallel_for(size_t items, double work, void (*body)(void *context, size_t begin, size_t end), void *context);
+#include "qkernels.h"
+
+/* Calls body(context, begin, end) on ranges that cover 0 .. items, each once, in any order, on this thread and others. `work` is the
+ * time that all of it takes on one thread, in nanoseconds, roughly: small work is one range, on this thread; ranges of long work take
+ * some 10 ms each. Returns 0, or QK_INTERRUPTED, and then some ranges may be missing. A loop within a body is not divided further. */
+int qk_parallel_for(size_t items, double work, void (*body)(void *context, size_t begin, size_t end), void *context);
 /* The number of threads that qk_parallel_for would use at most. */
 int qk_threads_for(size_t items, double work);
+/* Whether the call that this thread works for has been interrupted: for bodies to ask, every millisecond or so, within an item that
+ * can be long; they return then. Costs a few nanoseconds. */
+int qk_stopped(void);
 
 /* *most = max(*most, value), from several threads. */
 static inline void qk_keep_most(int32_t *most, int32_t value)

@@ -116,9 +116,9 @@ static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *pa
 
 static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }
 
-static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {
-    for (size_t row = 0; row < k; row++)
+    for (size_t row = first; row < k && row < first + QK_UNPACK_ROWS; row++)
         for (size_t col = 0; col < cols; col++)
             to[row * row_stride + col] = (uint8_t)panel[(row / KR * NR + col) * KR + row % KR] ^ flip;
 }
@@ -153,6 +153,16 @@ static void gelu_run(float *restrict y, size_t n, const gelu_table *g)
 }
 #endif
 
+static void silu_run(float *restrict y, size_t n)
+{
+    int far = 0;
+    for (size_t i = 0; i < n; i++) far |= y[i] < SILU_FAR;
+    if (far)
+        for (size_t i = 0; i < n; i++) y[i] = y[i] < SILU_FAR ? silu_far(y[i]) : silu_f32(y[i]);
+    else
+        for (size_t i = 0; i < n; i++) y[i] = silu_f32(y[i]);
+}
+
 static void activate(float *restrict y, size_t n, qk_activation activation)
 {
     if (activation == QK_RELU)
@@ -162,7 +172,7 @@ static void activate(float *restrict y, size_t n, qk_activation activation)
     else if (activation == QK_GELU_TANH)
         gelu_run(y, n, &gelu_tanh);
     else if (activation == QK_SILU)
-        for (size_t i = 0; i < n; i++) y[i] = silu_f32(y[i]);
+        silu_run(y, n);
 }
 
 static inline void add_residual(float *restrict y, const qk_tile *t, int row)

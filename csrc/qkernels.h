@@ -1,5 +1,6 @@
 /* The C API of qkernels: what embedders include.
  *
+ * Functions that can take long return an int, which is 0 where nothing else is said; QK_INTERRUPTED see below.
  * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here:
  * the Python layer has validated its arguments, other callers validate theirs. Formulas and bounds:
  * docs/numerics.md, cited as "numerics N". */
@@ -25,8 +26,14 @@ const qk_kernels *qk_find(const char *name);    /* NULL where not built or the C
 const char *qk_name(const qk_kernels *k);
 const char *qk_built(size_t i);                 /* names of all that are built, best first, then NULL */
 void qk_activate(const qk_kernels *k);          /* for tests: what later calls use */
-void qk_set_num_threads(int n);
+void qk_set_num_threads(int n);                 /* at least 1; more than qk_most_threads() are as many as that */
 int qk_get_num_threads(void);
+int qk_most_threads(void);                      /* CPUs of the machine, or 8 where it has fewer */
+
+/* Long calls ask `poll`, on the thread that called and every 40 ms or so, whether to stop. Where it does not return 0 they return
+ * QK_INTERRUPTED soon, and what they write to is undefined. NULL: they do not ask. */
+enum { QK_INTERRUPTED = -3 };
+void qk_set_interrupt(int (*poll)(void));
 
 /* ---- elementwise ---- */
 
@@ -43,9 +50,9 @@ typedef struct {
 
 /* Returns 0 where a scale is such that quotients need a division (numerics 3). */
 int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
-void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
-void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
-void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
+int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
+int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
+int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
 
 /* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
 int qk_minmax(const float *x, size_t n, float *lo, float *hi);
@@ -63,8 +70,8 @@ typedef struct {
 } qk_requant;
 
 void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
-void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                   const qk_requant *r);
+int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                  const qk_requant *r);
 
 /* ---- integer products ---- */
 
@@ -85,7 +92,7 @@ size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
-void qk_unpack(const qk_packed *p, void *b);
+int qk_unpack(const qk_packed *p, void *b);
 
 /* Where a comes from: codes with zero points, or floats that each row quantizes on the fly. */
 typedef struct {
@@ -105,6 +112,7 @@ typedef struct {
     const int32_t *b_zero;           /* zero points of b as given, or NULL for 0 */
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
+    float least_scale, most_scale;   /* floats: of the n columns' scales */
     const float *float_bias;         /* added after scaling, zeros if there is none */
     const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
     size_t residual_stride;          /* in bytes */
@@ -113,6 +121,9 @@ typedef struct {
     float lo, hi;
     qk_requant requant;              /* codes; multiplier, mantissa and shift per column */
     float out_scale;                 /* codes, with an activation that needs real values */
+    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in double; scale 0
+     * where float32 serves. NULL: it serves everywhere. */
+    const double *wide_scale, *wide_bias;
 } qk_right;
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
@@ -155,6 +166,7 @@ typedef struct {
     const int8_t *levels;   /* 16 of a codebook (own_levels: of each column), or NULL */
     int own_levels;
     float level_scale;      /* of all levels, 1 where scales have it */
+    float most_scale;       /* the largest of the blocks' */
     uint8_t *panels;        /* qk_blocked_bytes of them, aligned to 64 */
 } qk_blocked;
 
@@ -174,9 +186,8 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
                             const int8_t *levels, int own_levels, float level_scale);
 size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
-void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                     const qk_block_params *params);
-void qk_blocked_unpack(const qk_blocked *p, void *b);
+int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params);
+int qk_blocked_unpack(const qk_blocked *p, void *b);
 /* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 
@@ -209,19 +220,19 @@ typedef struct {
  * (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
 int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale);
 /* No code may exceed the levels. */
-void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
                const float *scale);
 int qk_largest_code(const uint8_t *q, size_t n);
 
 /* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest bits. */
-void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
-void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
+int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
+int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
 
 /* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a value is not
  * finite. */
 typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
-void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
 
 /* ---- products with float16 and bfloat16 weights ---- */
 
@@ -230,14 +241,15 @@ typedef struct {
     const qk_kernels *kernels;
     size_t k, n, n_pad;
     qk_dtype type;          /* QK_F16 or QK_BF16 */
+    float most;             /* the largest magnitude */
     uint16_t *panels;       /* qk_half_bytes of them, aligned to 64 */
 } qk_half;
 
 void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
 size_t qk_half_bytes(const qk_half *p);
 /* Strides in bytes. Returns 0 where b holds NaN or infinity. */
-int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-void qk_half_unpack(const qk_half *p, void *b);
+int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_half_unpack(const qk_half *p, void *b);
 /* As qk_blocked_linear. */
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right);
 
@@ -255,8 +267,8 @@ typedef struct {
 void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n);
 size_t qk_words_bytes(const qk_words *p);
 /* Fills panels, colsum and largest; strides in bytes. */
-void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-void qk_words_unpack(const qk_words *p, int16_t *b);
+int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_words_unpack(const qk_words *p, int16_t *b);
 /* As qk_gemm: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `right` it reads type, out,
  * row_stride and b_zero, and for floats col_scale, float_bias and activation. */
 int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right);
@@ -264,8 +276,8 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 /* ---- layers ---- */
 
 /* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
-void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
-                   float eps, float *y);
+int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
+                  double eps, float *y);
 
 /* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
  * Rows hold `heads` heads of `size` values; strides are in elements. */
@@ -276,11 +288,25 @@ typedef struct {
     size_t out_stride;
     size_t heads, size, sequences;
     const int64_t *starts;          /* sequences + 1 of them */
-    float scale;                    /* of the scores, positive */
+    double scale;                   /* of the scores, positive */
 } qk_attention_args;
 
 /* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
 int qk_attention(const qk_attention_args *args);
+
+/* ---- scales of least squares ---- */
+
+typedef struct {
+    size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
+    int qmin, qmax;            /* codes */
+    int first_zero, last_zero; /* zero points to try */
+    int (*poll)(void *context); /* called now and then, or NULL; the search stops where it gives another value than 0 */
+    void *context;
+} qk_least_squares;
+
+/* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least squares, where these are
+ * better. importance (rows, n), finite and not negative, may be NULL. Returns 1; -1 where memory ran out, -2 where poll stopped it. */
+int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point);
 
 /* ---- k-means ---- */
 
@@ -315,7 +341,7 @@ int qk_kmeans_distances(const qk_kmeans *p);
  * one seed: the minimum becomes `nearest`. */
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
-void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
+int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
 
 /* ---- codebooks of vectors ---- */
 
@@ -331,9 +357,9 @@ typedef struct {
 
 /* x (n, m * d), finite, to codes (n, m). Returns 0 where memory ran out. */
 int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b);
-void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
+int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
-void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);
+int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);
 /* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0 where memory
  * ran out. */
 int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,

@@ -158,13 +158,13 @@ static void apply_range(void *context, size_t begin, size_t end)
     }
 }
 
-static void apply_runs(operation *op, const qk_params *p)
+static int apply_runs(operation *op, const qk_params *p)
 {
     op->r = runs_of(p);
     op->piece = op->r.by_column ? COLUMNS : PIECE;
     op->pieces = ceil_div(op->r.length, op->piece);
     const double work = 0.15 * (double)(p->outer * p->length * p->inner);
-    qk_parallel_for(op->r.items * op->pieces, work, apply_range, op);
+    return qk_parallel_for(op->r.items * op->pieces, work, apply_range, op);
 }
 
 /* ---- short runs: the scales of consecutive elements are written out, and are the columns of a matrix ---- */
@@ -202,7 +202,7 @@ static void apply_written(void *context, size_t begin, size_t end)
 }
 
 /* Where whole periods fit, they are written out once and serve all rows. */
-static void apply_periods(const operation *op, const qk_params *p, size_t period)
+static int apply_periods(const operation *op, const qk_params *p, size_t period)
 {
     written w;
     qk_params matrix = *p;
@@ -212,23 +212,24 @@ static void apply_periods(const operation *op, const qk_params *p, size_t period
     matrix.scale = w.scale, matrix.zero_point = w.zero_point;
     if (p->reciprocal) matrix.reciprocal = w.reciprocal;
     matrix.outer = rows, matrix.length = columns, matrix.inner = 1;
-    apply_runs(&part, &matrix);
+    const int status = apply_runs(&part, &matrix);
+    if (status) return status;
     part.in += rows * columns * size_of(op->from), part.out += rows * columns * size_of(op->to);
     matrix.outer = 1, matrix.length = total - rows * columns;
-    apply_runs(&part, &matrix);
+    return apply_runs(&part, &matrix);
 }
 
-static void apply_all(operation *op, const qk_params *p)
+static int apply_all(operation *op, const qk_params *p)
 {
     const size_t period = p->length * p->inner, total = p->outer * period;
     op->k = qk_active();
     if (p->kind != QK_PER_AXIS || total == 0 || (p->inner > 1 ? p->inner : p->length) >= SHORT) {
-        apply_runs(op, p);
+        return apply_runs(op, p);
     } else if (2 * period <= WRITTEN) {
-        apply_periods(op, p, period);
+        return apply_periods(op, p, period);
     } else {
         op->r = (runs){ceil_div(total, WRITTEN), total, 1, p};
-        qk_parallel_for(op->r.items, 0.5 * (double)total, apply_written, op);
+        return qk_parallel_for(op->r.items, 0.5 * (double)total, apply_written, op);
     }
 }
 
@@ -353,16 +354,16 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
-static void quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+static int quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
-    apply_all(&op, p);
+    return apply_all(&op, p);
 }
 
-void qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     QK_DEFAULT_MODE;
-    quantize_all(x, from, q, to, p, rounding);
+    return quantize_all(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -391,11 +392,11 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
     }
 }
 
-void qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
+int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
     QK_DEFAULT_MODE;
     operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
-    apply_all(&op, p);
+    return apply_all(&op, p);
 }
 
 /* ---- fake quantize ---- */
@@ -424,11 +425,11 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
     }
 }
 
-void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
+int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
     QK_DEFAULT_MODE;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
-    apply_all(&op, p);
+    return apply_all(&op, p);
 }
 
 /* ---- choosing parameters (numerics 2) ---- */
@@ -449,30 +450,35 @@ static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, f
 typedef struct {
     const float *x;
     size_t n;
-    float *lo, *hi;
-    int finite;
+    int32_t below, above; /* bits of -lo and hi, which are not negative: in the order of the values */
+    int not_finite;
 } minmax_job;
 
 static void minmax_pieces(void *context, size_t begin, size_t end)
 {
     minmax_job *job = context;
     float lo, hi;
-    const int finite = bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi);
-#pragma omp critical(qk_minmax)
-    {
-        job->finite &= finite;
-        if (lo < *job->lo) *job->lo = lo;
-        if (hi > *job->hi) *job->hi = hi;
+    if (!bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi)) {
+        __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+        return;
     }
+    int32_t bits[2];
+    const float bounds[2] = {0 - lo, hi};
+    memcpy(bits, bounds, sizeof bits);
+    qk_keep_most(&job->below, bits[0]);
+    qk_keep_most(&job->above, bits[1]);
 }
 
 static int minmax_of(const float *x, size_t n, float *lo, float *hi)
 {
     if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
-    minmax_job job = {x, n, lo, hi, 1};
-    *lo = *hi = 0;
-    qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
-    return job.finite;
+    minmax_job job = {.x = x, .n = n};
+    float bounds[2];
+    const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
+    memcpy(bounds, &job.below, sizeof *bounds);
+    memcpy(bounds + 1, &job.above, sizeof *bounds);
+    *lo = 0 - bounds[0], *hi = bounds[1];
+    return status < 0 ? status : !job.not_finite;
 }
 
 int qk_minmax(const float *x, size_t n, float *lo, float *hi)
@@ -521,7 +527,7 @@ typedef struct {
     int symmetric;
     float *scale;
     int32_t *zero_point;
-    int not_finite;
+    int not_finite, stopped;
 } rows_job;
 
 static void quantize_some_rows(void *context, size_t begin, size_t end)
@@ -530,8 +536,9 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
     for (size_t row = begin; row < end; row++) {
         const float *x = job->x + row * job->cols;
         float lo, hi;
-        if (!minmax_of(x, job->cols, &lo, &hi)) {
-            __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+        const int finite = minmax_of(x, job->cols, &lo, &hi);
+        if (finite <= 0) {
+            __atomic_store_n(finite ? &job->stopped : &job->not_finite, 1, __ATOMIC_RELAXED);
             return;
         }
         float *scale = job->scale + row;
@@ -539,7 +546,10 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
         qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
         const qk_params p = {.kind = QK_PER_TENSOR, .outer = 1, .length = job->cols, .inner = 1, .scale = scale,
                              .zero_point = zero_point, .qmin = job->qmin, .qmax = job->qmax};
-        quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN);
+        if (quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
+            __atomic_store_n(&job->stopped, 1, __ATOMIC_RELAXED);
+            return;
+        }
     }
 }
 
@@ -548,12 +558,12 @@ int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype
                      int symmetric, float *scale, int32_t *zero_point)
 {
     QK_DEFAULT_MODE;
-    rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0};
+    rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0, 0};
     if (rows < 2 * (size_t)qk_get_num_threads())
         quantize_some_rows(&job, 0, rows);
-    else
-        qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job);
-    return !job.not_finite;
+    else if (qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job))
+        return QK_INTERRUPTED;
+    return job.stopped ? QK_INTERRUPTED : !job.not_finite;
 }
 
 /* ---- requantize (numerics 7) ---- */
@@ -598,10 +608,10 @@ static void requantize_items(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                   const qk_requant *r)
+int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                  const qk_requant *r)
 {
     QK_DEFAULT_MODE;
     requantize_job job = {acc, bias, q, to, cols, r};
-    qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
+    return qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
 }

@@ -10,6 +10,7 @@
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };
+enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals */
 
 typedef struct {
     const qk_vector_book *b;
@@ -45,7 +46,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     float *tile = obtain(j, b->d * QK_KMEANS_TILE * sizeof *tile);
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
-    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n); at += QK_KMEANS_TILE)
+    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped(); at += QK_KMEANS_TILE)
         j->kernels->encode_vectors(b, j->x + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
     free(tile);
 }
@@ -54,8 +55,9 @@ int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = x, .codes = codes, .n = n};
-    qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20, encode_tiles, &j);
-    return !j.failed;
+    const double work = (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20;
+    const int status = qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), work, encode_tiles, &j);
+    return status ? status : !j.failed;
 }
 
 /* `d` is a constant where this is inlined for a usual one. */
@@ -80,11 +82,11 @@ static void decode_rows(void *context, size_t begin, size_t end)
     }
 }
 
-void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
+int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .codes = (uint8_t *)codes, .y = y, .n = n};
-    qk_parallel_for(n, (double)(n * b->m) * (1 + 0.3 * (double)b->d), decode_rows, &j);
+    return qk_parallel_for(n, (double)(n * b->m) * (1 + 0.3 * (double)b->d), decode_rows, &j);
 }
 
 /* ---- distances ---- */
@@ -93,14 +95,14 @@ static void fill_tables(void *context, size_t begin, size_t end)
 {
     const job *j = context;
     const qk_vector_book *b = j->b;
-    for (size_t i = begin; i < end; i++) j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
+    for (size_t i = begin; i < end && !qk_stopped(); i++) j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
 }
 
-void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
+int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
-    qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
+    return qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
 
 /* ---- the k nearest: a heap of keys, the largest on top, filled up with INT64_MAX ---- */
@@ -135,6 +137,7 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
     float sum[SCAN];
     j->kernels->distance_table(j->b, query, memory);
     for (size_t at = first, count; at < last; at += count) {
+        if ((at - first) % LOOK == 0 && qk_stopped()) return;
         count = at_most(last - at, SCAN);
         j->kernels->table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
         for (size_t i = 0; i < count; i++) {
@@ -153,6 +156,7 @@ static void scan_for_lanes(const job *j, const float *queries, size_t count, siz
     int32_t least[MAX_LANES];
     j->kernels->distance_lanes(j->b, queries, count, turned, memory);
     for (size_t at = first, vectors; at < last; at += vectors) {
+        if ((at - first) % LOOK == 0 && qk_stopped()) return;
         vectors = at_most(last - at, LANE_SCAN);
         j->kernels->lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
         for (size_t q = 0; q < count; q++) {
@@ -197,6 +201,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
         for (size_t i = k; i < j->parts * k; i++)
             if (heap[i] < heap[0]) replace_largest(heap, k, heap[i]);
         for (size_t left = k; left-- > 0;) {
+            if (left % LOOK == 0 && qk_stopped()) return;
             const uint64_t largest = heap[0];
             const uint32_t bits = (uint32_t)(largest >> 32);
             memcpy(&j->distances[q * k + left], &bits, sizeof bits);
@@ -222,8 +227,8 @@ int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n
     j.heaps = obtain(&j, count * j.parts * k * sizeof *j.heaps);
     if (!j.heaps) return 0;
     for (size_t i = 0; i < count * j.parts * k; i++) j.heaps[i] = INT64_MAX;
-    qk_parallel_for(j.units * j.parts, work, scan_parts, &j);
-    if (!j.failed) qk_parallel_for(count, 50.0 * (double)(count * k), finish_queries, &j);
+    int status = qk_parallel_for(j.units * j.parts, work, scan_parts, &j);
+    if (!status && !j.failed) status = qk_parallel_for(count, 50.0 * (double)(count * k), finish_queries, &j);
     free(j.heaps);
-    return !j.failed;
+    return status ? status : !j.failed;
 }

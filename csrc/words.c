@@ -3,7 +3,6 @@
  *
  * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along k a tile is
  * cut where its int32 sums could overflow; there they are added to int64 ones. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +10,7 @@
 #include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "scales.h"
 
 enum { KR = 2, LINE = 32 /* codes in a cache line */, LARGEST = 32768, NC = QK_BLOCKED_NR /* columns of the epilogue */ };
 
@@ -99,20 +99,35 @@ static void pack_panels(void *context, size_t begin, size_t end)
     qk_keep_most(&job->largest, largest);
 }
 
-void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
-    qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
+    const int status = qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
     p->largest = job.largest;
+    return status;
 }
 
-void qk_words_unpack(const qk_words *p, int16_t *b)
+typedef struct {
+    const qk_words *p;
+    int16_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
 {
+    const unpack_job *job = context;
+    const qk_words *p = job->p;
     const size_t nr = (size_t)p->kernels->nr;
-    for (size_t row = 0; row < p->k; row++)
+    for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
-            b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+            job->b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+}
+
+int qk_words_unpack(const qk_words *p, int16_t *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 /* ---- the product ---- */
@@ -123,6 +138,7 @@ typedef struct {
     const qk_right *right;
     size_t lda;
     blocking share;
+    qk_row_quantizer quantizer; /* of floats */
     int failure;
 } product;
 
@@ -132,6 +148,7 @@ typedef struct {
     size_t steps;               /* after which int32 sums are added to the int64 ones */
     int64_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS];      /* qk_row_scale */
 } row_block;
 
 /* Steps whose sums int32 holds, factors being at most a and b. */
@@ -165,19 +182,6 @@ static void split(int16_t *restrict low, int16_t *restrict high, size_t n)
     }
 }
 
-/* By its largest magnitude. Returns 0 where a value is not finite. */
-static int quantize_row(const qk_kernels *k, const float *x, size_t n, int16_t *q, float *scale)
-{
-    float lo, hi;
-    int32_t zero;
-    k->minmax_f32(x, n, &lo, &hi);
-    if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose_inside(lo, hi, 1 - LARGEST, LARGEST - 1, 1, scale, &zero);
-    const qk_affine p = qk_affine_of(*scale, 0, 1 - LARGEST, LARGEST - 1, QK_HALF_EVEN);
-    k->quantize_f32_16(x, (uint16_t *)q, n, &p);
-    return 1;
-}
-
 /* Returns 0 where a value is not finite. */
 static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
 {
@@ -189,10 +193,12 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
     for (size_t i = 0; i < rows; i++) {
         int16_t *to = block->codes + i * g->lda;
         const void *from = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        qk_row_scale row = {0};
         if (left->type != QK_FLOATS)
             memcpy(to, from, k * sizeof *to);
-        else if (!quantize_row(g->b->kernels, from, k, to, block->scale + i))
+        else if (!qk_quantize_row(&g->quantizer, from, to, &row))
             return 0;
+        block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
         if (k % KR) to[k] = 0;
         const int32_t size = largest_of(to, k);
         largest = size > largest ? size : largest;
@@ -240,15 +246,38 @@ static void correct_row(const product *g, const row_block *block, size_t row, si
         for (size_t j = 0; j < cols; j++) sum[j] -= block->term[row] * b_zero[col + j];
 }
 
+/* Rows of a tile some of which are wide. */
+static void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y, const qk_tile *t,
+                             const float *col_scale)
+{
+    const qk_kernels *k = g->b->kernels;
+    double sums[MAX_NR];
+    for (int i = 0; i < t->rows; i++, y += NC, sum += k->nr) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        for (int j = 0; j < t->cols; j++) sums[j] = (double)sum[j] * wide[i] * col_scale[j];
+        if (wide[i])
+            qk_finish_row(k, sums, &row);
+        else
+            k->blocked_to_float(y, &row);
+    }
+}
+
 static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
                          const int64_t *sum)
 {
     const qk_tile t = qk_float_tile(g->right, first + row, rows, col, cols, block->scale + row);
+    const float *col_scale = g->right->col_scale + col;
     float y[MAX_MR * NC] __attribute__((aligned(64)));
+    int any_wide = 0;
     memset(y, 0, rows * NC * sizeof *y);
-    for (size_t i = 0; i < rows; i++, sum += g->b->kernels->nr)
-        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[j] * g->right->col_scale[col + j];
-    g->b->kernels->blocked_to_float(y, &t);
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[i * (size_t)g->b->kernels->nr + j] * col_scale[j];
+        any_wide |= block->wide_scale[row + i] != 0;
+    }
+    if (any_wide)
+        store_rows_apart(g, block->wide_scale + row, sum, y, &t, col_scale);
+    else
+        g->b->kernels->blocked_to_float(y, &t);
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
@@ -257,7 +286,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
     const size_t ld = g->right->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t col = panel_begin * nr; col < panel_end * nr; col += nr)
+    for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row, cols = at_most(g->b->n - col, nr);
             const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
@@ -303,10 +332,16 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
     QK_DEFAULT_MODE;
     if (left->m == 0 || b->n == 0) return 1;
     product g = {.left = left, .b = b, .right = right};
+    if (left->type == QK_FLOATS) {
+        const double sum = 0x1p32 * (double)b->k * right->most_scale; /* codes less zero points are below 2^16 */
+        const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
+        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t),
+                                         qk_ordinary_rows(1, 1, sum, bias)};
+    }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
-    qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return g.failure ? g.failure : 1;
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
 }

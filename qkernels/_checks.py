@@ -3,25 +3,18 @@
 import numpy as np
 
 from . import _core
+from ._core import as_array, shown
 from ._mode import default_mode
 
 MAX_NDIM = 64  # of NumPy's arrays
 
 
-def float_array(x):
-    """x as an array of one of the four float types."""
-    x = array_of(x)
+def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
+    """x as a plain array of one of the four float types."""
+    x = as_array(x, name)
     if x.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        raise TypeError(f"{name} must be {what}, got {x.dtype}")
     return x
-
-
-def array_of(x):
-    """numpy.asarray of numbers, which may have to be converted."""
-    return x if type(x) is np.ndarray else _as_array(x)
-
-
-_as_array = default_mode(np.asarray)
 
 
 def float32_of(x):
@@ -34,12 +27,33 @@ def _rounded(x):
     return x.astype(np.float32, copy=False)
 
 
+def real_array(x, name, what="an array of floats"):
+    """x as a plain array of floats or integers."""
+    given = as_array(x, name)
+    if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
+        raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
+    return given
+
+
+def real(value, name):
+    """value as a float."""
+    if type(value) is float:
+        return value
+    given = real_array(value, name, "a float")
+    if given.ndim:
+        raise TypeError(f"{name} must be a float, got an array of shape {given.shape}")
+    return _as_float(given)
+
+
+_as_float = default_mode(float)
+
+
 def integer(value, name, least=None, *, what="an integer"):
     """value as an int, of at least `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be {what}, got {value!r}")
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
     if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
     return int(value)
 
 
@@ -51,5 +65,14 @@ def optional_int(value, name):
 def boolean(value, name):
     """value as a bool."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+def generator(rng):
+    """What numpy.random.default_rng makes of an `rng`."""
+    try:
+        return np.random.default_rng(rng)
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {shown(rng)}: {error}") from None

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, array_of, boolean, float_array, float32_of, optional_int
+from ._checks import MAX_NDIM, as_array, boolean, float_array, float32_of, optional_int, real_array
 from ._mode import default_mode
 
 MAX_LEVELS = 256
@@ -255,11 +255,12 @@ def decode(codes, codebook, scales=None, *, out=None):
     >>> qk.decode(np.uint8([2, 3, 0, 3]), qk.Codebook([-1, 0, 0.5, 1], block_size=2), np.float32([2, 8]))
     array([ 1.,  2., -8.,  8.], dtype=float32)
     """
-    codes = np.asarray(codes)
+    codes = as_array(codes, "codes")
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     axis = _checked_axis(codes, codebook, "codes")
-    scales, given_scales = checked_scales(scales, codebook, codes.shape, axis), scales
+    given_scales = None if scales is None else as_array(scales, "scales")
+    scales = checked_scales(given_scales, codebook, codes.shape, axis)
     if codebook.vector:
         return _core.decode_vectors(codes, codebook._levels, out)
     return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
@@ -366,14 +367,14 @@ def _thresholds(levels, dtype):
     order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
     ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
     low, high = ranked[:, :-1], ranked[:, 1:]
+    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
+    order[:, 1:] = np.take_along_axis(order, first, axis=1)
     total = low + high
     rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
     middle = total / 2
-    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code
+    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code, which is that of the first of equal levels
     near = middle.astype(dtype)
     beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
-    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
-    order[:, 1:] = np.take_along_axis(order, first, axis=1)
     return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
 
 
@@ -485,9 +486,7 @@ def checked_scales(scales, codebook, shape, axis):
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    given, expected = array_of(scales), _scales_shape(shape, axis, codebook.block_size)
-    if given.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"scales must be a float array, those of encode, got {given.dtype}")
+    given, expected = float_array(scales, "scales", "floats, those of encode"), _scales_shape(shape, axis, codebook.block_size)
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     kept = _contiguous_float32(given)
@@ -497,9 +496,7 @@ def checked_scales(scales, codebook, shape, axis):
 
 
 def _checked_levels(levels, axis, block_size, vector):
-    given = np.asarray(levels)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"levels must be an array of floats, got {levels!r}")
+    given = real_array(levels, "levels")
     dims, expected = (1,), "(k,)"
     if vector:
         dims, expected = (2, 3), "(k, d) or (m, k, d)"

@@ -8,7 +8,7 @@ from . import _core
 from ._codebook import MAX_LEVELS
 from ._kmeans import kmeans
 from ._kmeans1d import kmeans1d
-from ._checks import boolean, float_array, integer
+from ._checks import boolean, float_array, generator, integer, real_array
 
 
 def fit_levels(x, k, axis, block_size, weights, zero):
@@ -43,7 +43,7 @@ def fit_vectors(x, k, d, weights, rng):
         raise ValueError(f"k must be at most the number of vectors, {len(vectors)}, got {k}")
     if weights is not None:
         weights = checked_weights(weights, x[..., 0]).reshape(-1)
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     groups = range(0, x.shape[-1], d)
     return np.stack([kmeans(vectors[:, g : g + d], k, weights=weights, rng=rng).centroids for g in groups])
 
@@ -59,9 +59,7 @@ def checked_weights(weights, x):
     """Of the shape of x, or None."""
     if weights is None:
         return None
-    given = np.asarray(weights)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"weights must be real numbers, got {given.dtype}")
+    given = real_array(weights, "weights", "real numbers")
     try:
         given = np.broadcast_to(given, x.shape)
     except ValueError:

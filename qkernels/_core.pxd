@@ -1,4 +1,4 @@
-"""The C API (csrc/qkernels.h) as Cython sees it."""
+"""The C API (csrc/qkernels.h) as Cython sees it. What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler."""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
@@ -26,6 +26,8 @@ cdef extern from "qkernels.h" nogil:
     void qk_activate(const qk_kernels *k)
     void qk_set_num_threads(int n)
     int qk_get_num_threads()
+    int qk_most_threads()
+    void qk_set_interrupt(int (*poll)() noexcept nogil)
 
     ctypedef struct qk_params:
         qk_kind kind
@@ -36,13 +38,13 @@ cdef extern from "qkernels.h" nogil:
         int32_t qmin, qmax
 
     int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
-    void qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
-    void qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p)
-    void qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
-    int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding) except -3
+    int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p) except -3
+    int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p) except -3
+    int qk_minmax(const float *x, size_t n, float *lo, float *hi) except -3
     void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
     int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
-                         int symmetric, float *scale, int32_t *zero_point)
+                         int symmetric, float *scale, int32_t *zero_point) except -3
 
     ctypedef struct qk_requant:
         qk_rounding rounding
@@ -52,8 +54,8 @@ cdef extern from "qkernels.h" nogil:
         int32_t zero_point, qmin, qmax
 
     void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
-    void qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                       const qk_requant *r)
+    int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                       const qk_requant *r) except -3
 
     ctypedef struct qk_packed:
         const qk_kernels *kernels
@@ -66,8 +68,8 @@ cdef extern from "qkernels.h" nogil:
                                      size_t cols, int b_unsigned)
     size_t qk_packed_bytes(const qk_packed *p)
     void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
-    int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
-    void qk_unpack(const qk_packed *p, void *b)
+    int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point) except -3
+    int qk_unpack(const qk_packed *p, void *b) except -3
 
     ctypedef struct qk_left:
         size_t m
@@ -84,6 +86,7 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *b_zero
         const int32_t *int_bias
         const float *col_scale
+        float least_scale, most_scale
         const float *float_bias
         const float *residual
         size_t residual_stride
@@ -92,8 +95,10 @@ cdef extern from "qkernels.h" nogil:
         float lo, hi
         qk_requant requant
         float out_scale
+        const double *wide_scale
+        const double *wide_bias
 
-    int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
+    int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
 
     enum:
         QK_MAX_AXES
@@ -112,7 +117,7 @@ cdef extern from "qkernels.h" nogil:
         ptrdiff_t a_zero_step[64]
         ptrdiff_t b_zero_step[64]
 
-    int qk_gemm_batch(const qk_batch *batch)
+    int qk_gemm_batch(const qk_batch *batch) except -3
 
     ctypedef struct qk_blocked:
         const qk_kernels *kernels
@@ -133,10 +138,10 @@ cdef extern from "qkernels.h" nogil:
     void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                                 const int8_t *levels, int own_levels, float level_scale)
     size_t qk_blocked_bytes(const qk_blocked *p)
-    void qk_blocked_pack(const qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                         const qk_block_params *params)
-    void qk_blocked_unpack(const qk_blocked *p, void *b)
-    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
+    int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                        const qk_block_params *params) except -3
+    int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
+    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
 
     ctypedef struct qk_levels:
         int depth
@@ -154,18 +159,18 @@ cdef extern from "qkernels.h" nogil:
         qk_levels first
 
     int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                  float *scale)
-    void qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                   const float *scale)
-    int qk_largest_code(const uint8_t *q, size_t n)
+                  float *scale) except -3
+    int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+                   const float *scale) except -3
+    int qk_largest_code(const uint8_t *q, size_t n) except -3
 
     ctypedef enum qk_gguf_type:
         QK_Q8_0, QK_Q4_0
 
-    void qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)
-    void qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
-    int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type)
-    void qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
+    int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data) except -3
+    int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
+    int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
+    int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
 
     ctypedef struct qk_half:
         const qk_kernels *kernels
@@ -175,9 +180,9 @@ cdef extern from "qkernels.h" nogil:
 
     void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
     size_t qk_half_bytes(const qk_half *p)
-    int qk_half_pack(const qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
-    void qk_half_unpack(const qk_half *p, void *b)
-    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
+    int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_half_unpack(const qk_half *p, void *b) except -3
+    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right) except -3
 
     ctypedef struct qk_words:
         const qk_kernels *kernels
@@ -188,12 +193,12 @@ cdef extern from "qkernels.h" nogil:
 
     void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
     size_t qk_words_bytes(const qk_words *p)
-    void qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
-    void qk_words_unpack(const qk_words *p, int16_t *b)
-    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
+    int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_words_unpack(const qk_words *p, int16_t *b) except -3
+    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right) except -3
 
-    void qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                       const float *bias, float eps, float *y)
+    int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                      const float *bias, double eps, float *y) except -3
 
     ctypedef struct qk_attention_args:
         const float *q
@@ -204,9 +209,19 @@ cdef extern from "qkernels.h" nogil:
         size_t out_stride
         size_t heads, size, sequences
         const int64_t *starts
-        float scale
+        double scale
 
-    int qk_attention(const qk_attention_args *args)
+    int qk_attention(const qk_attention_args *args) except -3
+
+    ctypedef struct qk_least_squares:
+        size_t n, block
+        int qmin, qmax
+        int first_zero, last_zero
+        int (*poll)(void *context) noexcept nogil
+        void *context
+
+    int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
+                  int32_t *zero_point)
 
     ctypedef struct qk_kmeans:
         qk_dtype type
@@ -226,10 +241,10 @@ cdef extern from "qkernels.h" nogil:
     ctypedef struct qk_kmeans_counts:
         size_t changed, by_label
 
-    int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
-    int qk_kmeans_distances(const qk_kmeans *p)
-    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
-    void qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia)
+    int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts) except -3
+    int qk_kmeans_distances(const qk_kmeans *p) except -3
+    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential) except -3
+    int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia) except -3
 
     enum:
         QK_MAX_LEVELS
@@ -240,8 +255,8 @@ cdef extern from "qkernels.h" nogil:
         const float *columns
         const float *scaled
 
-    int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
-    void qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
-    void qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
+    int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
+    int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b) except -3
+    int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables) except -3
     int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
-                  float *distances, int64_t *indices)
+                  float *distances, int64_t *indices) except -3

@@ -5,17 +5,20 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX
+from libc.float cimport FLT_MAX, FLT_MIN
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
 import os
+import sys
+import threading
 
 import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport PyObject
 
 cnp.import_array()
@@ -33,9 +36,22 @@ cdef extern from *:
     #define QK_COMPILER "gcc " __VERSION__
     #endif
     static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+
+    /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns. */
+    static unsigned long main_thread;
+    static int signal_raises(void)
+    {
+        if (PyThread_get_thread_ident() != main_thread) return 0;
+        const PyGILState_STATE state = PyGILState_Ensure();
+        const int raised = PyErr_CheckSignals();
+        PyGILState_Release(state);
+        return raised;
+    }
     """
     const char *QK_COMPILER
     PyObject *descr_of(cnp.ndarray a)   # borrowed
+    unsigned long main_thread
+    int signal_raises() noexcept nogil
 
 cdef extern from "fpmode.h" nogil:
     ctypedef struct qk_mode:
@@ -105,6 +121,21 @@ def get_num_threads():
     return qk_get_num_threads()
 
 
+def most_threads():
+    """The largest number of threads that can be set."""
+    return qk_most_threads()
+
+
+def know_main_thread():
+    global main_thread
+    main_thread = threading.main_thread().ident
+
+
+know_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=know_main_thread)
+qk_set_interrupt(signal_raises)
+
 if os.environ.get("QKERNELS_ISA"):
     try:
         set_isa(os.environ["QKERNELS_ISA"])
@@ -164,35 +195,173 @@ def in_mode_of_caller(function, errors):
     return call
 
 
+# ---- arrays of other libraries ----
+
+# Floats that NumPy lacks: by the names that ml_dtypes and torch share, and by DLPack's (code, bits).
+SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
+               ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
+DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
+CPU_DEVICES = (1, 3, 11, 13)   # of DLPack: memory of the CPU, also pinned or managed by a GPU's driver
+
+cdef extern from *:
+    """
+    typedef struct {uint8_t code, bits; uint16_t lanes;} dl_type;
+    typedef struct {void *data; int32_t device[2], ndim; dl_type type; int64_t *shape, *strides; uint64_t offset;} dl_tensor;
+    typedef struct {uint32_t version[2]; void *context; void *deleter; uint64_t flags; dl_tensor tensor;} dl_versioned;
+    """
+    ctypedef struct dl_type:
+        uint8_t code, bits
+    ctypedef struct dl_tensor:
+        dl_type type
+    ctypedef struct dl_versioned:
+        dl_tensor tensor
+
+
+def shown(value, text=repr, most=100):
+    """What a caller gave, for a message: short, and never an error of its own."""
+    try:
+        found = " ".join(text(value).split())
+    except Exception:
+        return f"a {type(value).__name__}"
+    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
+
+
+class DLPackBits:
+    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one."""
+
+    def __init__(self, x):
+        self.x, self.dtype = x, None
+
+    def __dlpack_device__(self):
+        return self.x.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        cdef dl_type *t
+        capsule = self.x.__dlpack__(**options)
+        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+            t = &(<dl_versioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")).tensor.type
+        else:
+            t = &(<dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")).type
+        if (t.code, t.bits) in DLPACK_TYPES:
+            self.dtype = SMALL_TYPES[DLPACK_TYPES[t.code, t.bits]]
+            t.code = 1
+        return capsule
+
+
+def array_of_dlpack(x):
+    device = tuple(map(int, x.__dlpack_device__()))
+    if device[0] not in CPU_DEVICES:
+        raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
+    bits = DLPackBits(x)
+    array = np.from_dlpack(bits)
+    return array if bits.dtype is None else array.view(bits.dtype)
+
+
+def is_tensor(x):
+    """Whether x is a torch.Tensor; torch need not be imported to know."""
+    return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in type(x).__mro__)
+
+
+def array_of_tensor(x):
+    """The memory of a torch tensor. Small floats go by as integers, since its method numpy knows NumPy's own types only."""
+    if x.device.type != "cpu":
+        raise TypeError(f"it lies on {x.device}, not in the CPU's memory (the method cpu copies it there)")
+    x = x.detach().resolve_conj().resolve_neg()
+    dtype = SMALL_TYPES.get(str(x.dtype).removeprefix("torch."))
+    if dtype is None:
+        return x.numpy()
+    torch = sys.modules["torch"]
+    return x.view(torch.int16 if dtype.itemsize == 2 else torch.uint8).numpy().view(dtype)
+
+
+def base_array(x):
+    """An array of a subclass as its base, whatever attributes it overrides."""
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise TypeError(f"it is masked, at {int(np.sum(np.ma.getmaskarray(x)))} of its values (the method filled gives them values)")
+    return np.ndarray.view(x, np.ndarray)
+
+
+def read_array(x):
+    """x, which is no plain ndarray, as one, by the first way that it offers: what its methods raise comes through."""
+    kind = type(x)
+    if is_tensor(x):
+        return array_of_tensor(x)
+    if hasattr(kind, "__dlpack__") and not any(hasattr(kind, name) for name in
+                                               ("__array__", "__array_interface__", "__array_struct__")):
+        return array_of_dlpack(x)
+    return base_array(np.asanyarray(x))
+
+
+def foreign_array(x, name):
+    """What a caller gave as `name`, a tensor, an object of NumPy's or DLPack's protocol, a number, a list, as a plain ndarray."""
+    cdef qk_scope mode = qk_enter_scope()   # numbers of a list may be converted
+    try:
+        return read_array(x)
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} must be an array, got a {type(x).__name__}: {shown(error, str, 200)}") from error
+
+
+cdef cnp.ndarray memory_of(out):
+    """The memory of an `out` that is no plain ndarray, as one."""
+    cdef cnp.ndarray array = foreign_array(out, "out"), again
+    if not isinstance(out, cnp.ndarray):
+        again = foreign_array(out, "out")
+        if cnp.PyArray_DATA(again) != cnp.PyArray_DATA(array):
+            raise TypeError(f"out must be an array whose memory can be written, got a {type(out).__name__}")
+    return array
+
+
 # ---- arrays ----
 
 
-cdef int float_type(cnp.ndarray x) except -1:
+cdef int float_type(cnp.ndarray x, name) except -1:
     """qk_dtype of a float array."""
     cdef int num = PyArray_TYPE(x)
     if num == cnp.NPY_FLOAT32: return QK_F32
     if num == cnp.NPY_FLOAT64: return QK_F64
     if num == cnp.NPY_FLOAT16: return QK_F16
     if num == BF16_NUM: return QK_BF16
-    raise TypeError(f"x must be float32, float64, float16 or bfloat16, got {x.dtype}")
+    raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+
+
+def named_dtype(dtype):
+    """The NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by; None where there is none."""
+    if type(dtype).__module__ == "torch":
+        dtype = str(dtype)
+    if isinstance(dtype, str):
+        dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
+    try:
+        return None if dtype is None else np.dtype(SMALL_TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+    except Exception:   # of a hostile object whatever its attributes raise
+        return None
 
 
 def float_dtype(dtype):
     """The one of FLOATS that is called `dtype`."""
-    try:
-        found = None if dtype is None else np.dtype(dtype)   # None would be float64
-    except TypeError:
-        found = None
+    found = named_dtype(dtype)
     if found is None or found not in FLOATS:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype if found is None else found}")
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {shown(dtype) if found is None else found}")
     return found
 
 
-cdef cnp.ndarray contiguous(x):
-    """x as an aligned C-contiguous array in native byte order: itself, or a copy."""
-    if isinstance(x, cnp.ndarray) and PyArray_ISCARRAY_RO(<cnp.ndarray>x):
+cdef inline cnp.ndarray array_of(x, name):
+    """What a caller gave as `name`, as a plain ndarray: the door by which all arrays come in. It is a view where memory allows."""
+    if cnp.PyArray_CheckExact(x):
         return <cnp.ndarray>x
-    x = np.asarray(x)
+    return foreign_array(x, name)
+
+
+def as_array(x, name):
+    return array_of(x, name)
+
+
+cdef cnp.ndarray contiguous(cnp.ndarray x):
+    """x as an aligned C-contiguous array in native byte order: itself, or a copy."""
+    if PyArray_ISCARRAY_RO(x):
+        return x
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     return np.require(x, requirements="CA")
@@ -212,8 +381,6 @@ cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
 
 def check_out(out, tuple shape, dtype):
     """Raise unless `out` is a writeable, aligned, C-contiguous array of this shape and dtype."""
-    if not isinstance(out, cnp.ndarray):
-        raise TypeError(f"out must be an ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype.str if not out.dtype.isnative else out.dtype}")
     if out.shape != shape:
@@ -224,32 +391,39 @@ def check_out(out, tuple shape, dtype):
         raise ValueError(f"out must be C-contiguous and aligned, got strides {out.strides} for shape {out.shape}")
 
 
-cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
-    """`out` checked, or a new array, with the shape of `like`."""
+cdef cnp.ndarray out_array(out, tuple shape, dtype):
+    """The memory of `out`, checked, or a new array."""
     if out is None:
-        return np.empty((<object>like).shape, dtype)
-    if not (isinstance(out, cnp.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out)
-            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like)):
-        check_out(out, (<object>like).shape, dtype)
-    return <cnp.ndarray>out
+        return np.empty(shape, dtype)
+    array = out if cnp.PyArray_CheckExact(out) else memory_of(out)
+    check_out(array, shape, dtype)
+    return array
 
 
-cdef int refuse_overlap(cnp.ndarray out, x, name) except -1:
-    """x is what the caller gave: a copy of it overlaps nothing."""
-    if isinstance(x, cnp.ndarray) and (overlap(out, <cnp.ndarray>x) if PyArray_ISCARRAY_RO(<cnp.ndarray>x)
-                                      else np.may_share_memory(out, x)):
+cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
+    """Likewise, with the shape of `like`."""
+    if out is not None and cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like):
+        return <cnp.ndarray>out
+    return out_array(out, (<object>like).shape, dtype)
+
+
+cdef int refuse_overlap(cnp.ndarray out, cnp.ndarray x, name) except -1:
+    """x is what the caller gave, by array_of: a copy of it overlaps nothing."""
+    if overlap(out, x) if PyArray_ISCARRAY_RO(x) else np.may_share_memory(out, x):
         raise ValueError(f"out must not overlap {name}")
     return 0
 
 
-def store(out, value, x, name):
+def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
     """`value`, an array or a NumPy scalar, copied to `out` where it is given."""
     value = np.asarray(value)
     if out is None:
         return value
-    check_out(out, value.shape, value.dtype)
-    refuse_overlap(out, x, name)
-    out[...] = value
+    cdef cnp.ndarray y = out_array(out, value.shape, value.dtype)
+    if not (may_be_x and cnp.PyArray_DATA(y) == cnp.PyArray_DATA(x)):
+        refuse_overlap(y, x, name)
+    y[...] = value
     return out
 
 
@@ -258,7 +432,7 @@ cdef int rounding_code(rounding, int most) except -1:
     code = ROUNDINGS.get(rounding) if isinstance(rounding, str) else None
     if code is None or code > most:
         names = ", ".join(repr(name) for name, value in ROUNDINGS.items() if value <= most)
-        raise ValueError(f"rounding must be one of {names}, got {rounding!r}")
+        raise ValueError(f"rounding must be one of {names}, got {shown(rounding)}")
     return code
 
 
@@ -267,14 +441,13 @@ cdef int activation_code(activation) except -1:
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
         names = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"activation must be one of None, {names}, got {activation!r}")
+        raise ValueError(f"activation must be one of None, {names}, got {shown(activation)}")
     return code
 
 
 def raise_not_finite(x, name="x"):
     """The ValueError that says how many values of x are NaN or infinite, and where the first is."""
     cdef qk_scope mode = qk_enter_scope()
-    x = np.asarray(x)
     with np.errstate(invalid="ignore"):   # of a signalling NaN
         bad = ~np.isfinite(x)
     where = tuple(map(int, np.unravel_index(np.argmax(bad), bad.shape)))
@@ -326,12 +499,12 @@ cdef class Params:
         if block_size is not None:
             self.c.block = block_size
 
-    def check_shape(self, shape):
-        """Raise unless the scales fit data of this shape."""
+    def check_shape(self, shape, name="x"):
+        """Raise unless the scales fit data of this shape, which the caller gave as `name`."""
         if self.axis is None:
             return
         if not -len(shape) <= self.axis < len(shape):
-            raise ValueError(f"axis {self.axis} is out of range for x with shape {tuple(shape)}")
+            raise ValueError(f"params: axis {self.axis} is out of range for {name} with shape {tuple(shape)}")
         expected, axis, what = tuple(shape), self.axis % len(shape), f"axis {self.axis}"
         if self.block_size is None:
             expected = expected[axis : axis + 1]
@@ -340,17 +513,17 @@ cdef class Params:
             expected = expected[:axis] + (blocks,) + expected[axis + 1 :]
             what = f"blocks of {self.block_size} along axis {self.axis}"
         if self.scale.shape != expected:
-            raise ValueError(f"scale must have shape {expected} to match {what} of x with shape {tuple(shape)}, "
+            raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape {tuple(shape)}, "
                              f"got {self.scale.shape}")
 
-    cdef int lay_over(self, cnp.ndarray x, qk_params *p) except -1:
+    cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1:
         """The C parameters for an array of the shape of x."""
         cdef int i, axis, ndim = cnp.PyArray_NDIM(x)
         p[0] = self.c
         if p.kind == QK_PER_TENSOR:
             p.length = <size_t>cnp.PyArray_SIZE(x)
             return 0
-        self.check_shape((<object>x).shape)
+        self.check_shape((<object>x).shape, name)
         axis = self.c_axis + ndim if self.c_axis < 0 else self.c_axis
         for i in range(axis):
             p.outer *= <size_t>cnp.PyArray_DIM(x, i)
@@ -369,25 +542,25 @@ cdef Params params_of(params):
 def quantize(x, params, rounding, out):
     cdef qk_scope mode = qk_enter_scope()
     cdef Params to = params_of(params)
-    cdef cnp.ndarray a = contiguous(x)
-    cdef qk_dtype from_ = <qk_dtype>float_type(a)
+    cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
+    cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
     cdef qk_rounding how = <qk_rounding>rounding_code(rounding, QK_HALF_AWAY)
     cdef qk_params p
-    to.lay_over(a, &p)
+    to.lay_over(a, &p, "x")
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
     if out is not None:
-        refuse_overlap(q, x, "x")
+        refuse_overlap(q, given, "x")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(q)
     with nogil:
         qk_quantize(source, from_, target, to.storage, &p, how)
-    return q
+    return q if out is None else out
 
 
 def dequantize(q, params, dtype, out):
     cdef qk_scope mode = qk_enter_scope()
     cdef Params of = params_of(params)
-    cdef cnp.ndarray a = contiguous(q)
+    cdef cnp.ndarray given = array_of(q, "q"), a = contiguous(given)
     cdef qk_dtype from_ = of.storage
     if PyArray_TYPE(a) == cnp.NPY_INT32:
         from_ = QK_I32
@@ -398,33 +571,33 @@ def dequantize(q, params, dtype, out):
     else:
         dtype = FLOAT32
     cdef qk_params p
-    of.lay_over(a, &p)
+    of.lay_over(a, &p, "q")
     cdef cnp.ndarray y = result_array(out, a, dtype)
-    cdef qk_dtype to = <qk_dtype>float_type(y)
+    cdef qk_dtype to = <qk_dtype>float_type(y, "out")
     if out is not None:
-        refuse_overlap(y, q, "q")
+        refuse_overlap(y, given, "q")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(y)
     with nogil:
         qk_dequantize(source, from_, target, to, &p)
-    return y
+    return y if out is None else out
 
 
 def fake_quantize(x, params, out):
     cdef qk_scope mode = qk_enter_scope()
     cdef Params by = params_of(params)
-    cdef cnp.ndarray a = contiguous(x)
-    cdef qk_dtype type = <qk_dtype>float_type(a)
+    cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
+    cdef qk_dtype type = <qk_dtype>float_type(a, "x")
     cdef qk_params p
-    by.lay_over(a, &p)
+    by.lay_over(a, &p, "x")
     cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(y)
     if out is not None and source != target:
-        refuse_overlap(y, x, "x")
+        refuse_overlap(y, given, "x")
     with nogil:
         qk_fake_quantize(source, target, type, &p)
-    return y
+    return y if out is None else out
 
 
 def minmax(cnp.ndarray x):
@@ -441,7 +614,7 @@ def minmax(cnp.ndarray x):
 def choose(lo, hi, int qmin, int qmax, bint symmetric):
     """scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
     cdef qk_scope mode = qk_enter_scope()
-    cdef cnp.ndarray low = contiguous(lo), high = contiguous(hi)
+    cdef cnp.ndarray low = contiguous(np.asarray(lo)), high = contiguous(np.asarray(hi))
     scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
     cdef const float *l = <const float *>cnp.PyArray_DATA(low)
     cdef const float *h = <const float *>cnp.PyArray_DATA(high)
@@ -488,13 +661,10 @@ def quantize_multiplier(cnp.ndarray m):
     return mantissa, shift
 
 
-def multipliers(multiplier, Py_ssize_t n, bint fixed_point):
-    """One or n, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
+def multipliers(given, Py_ssize_t n, bint fixed_point):
+    """Multipliers, one or n real numbers, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
     cdef qk_scope mode = qk_enter_scope()
-    given = np.asarray(multiplier)
-    if given.dtype.kind not in "fiu":
-        raise TypeError(f"multiplier must be a float or an array of floats, got {multiplier!r}")
-    if given.shape not in ((), (n,)):
+    if given.shape not in ((), (1,), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
     if given.dtype.kind == "f" and given.dtype.itemsize > 8:
         with np.errstate(all="ignore"):   # they may be beyond float64
@@ -509,7 +679,7 @@ def multipliers(multiplier, Py_ssize_t n, bint fixed_point):
         return None, *quantize_multiplier(np.full(n, wide) if count != n else wide)
     cdef float *to = <float *>cnp.PyArray_DATA(narrow)
     for i in range(n):
-        to[i] = <float>m[i if count == n else 0]
+        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)   # beyond it, all but 0 saturates with the largest one as well
     return narrow, None, None
 
 
@@ -520,8 +690,9 @@ def multipliers_of_scales(Params a, Params b, Params of_result):
     return multipliers(exact, exact.size, True)[1:]
 
 
-def requantize(acc, cnp.ndarray bias, params, rounding, multiplier, mantissa, shift, out):
-    """int32 acc (..., n); bias and the multipliers are contiguous and have n entries."""
+def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, multiplier, mantissa, shift, given_multiplier, out):
+    """int32 acc (..., n); bias and the multipliers are contiguous and have n entries. The caller gave arrays: `acc`, `given_bias`
+    or None, `given_multiplier`."""
     cdef qk_scope mode = qk_enter_scope()
     cdef Params to = params_of(params)
     cdef cnp.ndarray a = contiguous(acc)
@@ -537,7 +708,8 @@ def requantize(acc, cnp.ndarray bias, params, rounding, multiplier, mantissa, sh
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
     if out is not None:
         refuse_overlap(q, acc, "acc")
-        refuse_overlap(q, bias, "bias")
+        refuse_overlap(q, bias if given_bias is None else given_bias, "bias")
+        refuse_overlap(q, given_multiplier, "multiplier")
     cdef size_t cols = <size_t>cnp.PyArray_SIZE(bias)
     cdef size_t rows = <size_t>cnp.PyArray_SIZE(a) // cols if cols else 0
     cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
@@ -545,7 +717,7 @@ def requantize(acc, cnp.ndarray bias, params, rounding, multiplier, mantissa, sh
     cdef void *target = cnp.PyArray_DATA(q)
     with nogil:
         qk_requantize(source, b, target, to.storage, rows, cols, &r)
-    return q
+    return q if out is None else out
 
 
 # ---- products ----
@@ -575,6 +747,7 @@ cdef class Packed:
     cdef readonly Py_ssize_t nbytes
     cdef object panels, colsum, scale, zero_point, zeros, levels
     cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef float least_scale, most_scale
     cdef Py_ssize_t k, n, n_pad
     cdef bint has_zero_point
 
@@ -619,6 +792,7 @@ cdef class Packed:
         self.zero_point = self.padded(self.params.zero_point, np.int32)
         self.zeros = np.zeros(self.n_pad, np.float32)
         self.has_zero_point = bool(np.any(self.zero_point))
+        self.least_scale, self.most_scale = np.min(self.params.scale, initial=FLT_MAX), np.max(self.params.scale, initial=0)
         self.nbytes += 12 * self.n_pad
         return 0
 
@@ -738,15 +912,15 @@ cdef class Packed:
 cdef int refuse_blocked(Packed b, name) except -1:
     if b.is_blocked or b.is_half or b.is_words:
         what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
-        raise TypeError(f"{name} needs 8-bit weights, got {what}: such weights are for linear")
+        raise TypeError(f"{name} must hold 8-bit weights, got {what}: such weights are for linear")
     return 0
 
 
-cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left) except -1:
+cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
     """Fills m and row_stride where a (..., k) can be read in place; returns 0 where it must be copied."""
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0 or cnp.PyArray_DIM(a, ndim - 1) != k:
-        raise ValueError(f"{name} must have {k} columns to match b, got shape {(<object>a).shape}")
+        raise ValueError(f"{name} must have {k} columns to match {other}, got shape {(<object>a).shape}")
     cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(a)
     left.m = <size_t>(cnp.PyArray_SIZE(a) // k) if k else <size_t>int(np.prod((<object>a).shape[:-1]))
     left.row_stride = k * item
@@ -760,18 +934,18 @@ cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left) 
     return 0
 
 
-cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, qk_left *left):
-    """a, or a contiguous copy of it, described in `left`."""
-    if not describe_rows(a, k, name, left):
+cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left):
+    """a, or a contiguous copy of it, described in `left`. `name` and `other`, the right operand, are the caller's."""
+    if not describe_rows(a, k, name, other, left):
         a = contiguous(a)
-        describe_rows(a, k, name, left)
+        describe_rows(a, k, name, other, left)
     return a
 
 
 cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     """`out` checked, or a new array, of shape a.shape[:-1] + (n,)."""
     cdef int ndim = cnp.PyArray_NDIM(a), i
-    if out is not None and isinstance(out, cnp.ndarray) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+    if out is not None and cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
             and cnp.PyArray_DIM(<cnp.ndarray>out, ndim - 1) == n:
         for i in range(ndim - 1):
@@ -779,11 +953,7 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
                 break
         else:
             return <cnp.ndarray>out
-    shape = (<object>a).shape[:-1] + (n,)
-    if out is None:
-        return np.empty(shape, dtype)
-    check_out(out, shape, dtype)
-    return <cnp.ndarray>out
+    return out_array(out, (<object>a).shape[:-1] + (n,), dtype)
 
 
 cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
@@ -811,24 +981,24 @@ cdef int check_status(int status, object x) except -1:
 
 cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
     """A zero point, or an array of them with `shape`, as contiguous int32 within the range of the codes."""
-    given = np.asarray(value)
+    given = array_of(value, name)
     if given.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be an integer or an array of integers, got {value!r}")
+        raise TypeError(f"{name} must be an integer or an array of integers, got {shown(value)}")
     if given.shape == (1,):
         given = given.reshape(())   # as ONNX files hold a scalar
     if given.ndim and given.shape != shape:
         raise ValueError(f"{name} must be a scalar or have shape {shape}, got {given.shape}")
     info = np.iinfo(codes.dtype)
     if given.size and (given.min() < info.min or given.max() > info.max):
-        raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {value!r}")
+        raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {shown(value)}")
     return np.asarray(given, np.int32, order="C")
 
 
-cdef int codes_type(cnp.ndarray a, name) except -1:
+cdef int codes_type(cnp.ndarray a, name, also="") except -1:
     cdef int num = PyArray_TYPE(a)
     if num == cnp.NPY_UINT8: return QK_CODES_U8
     if num == cnp.NPY_INT8: return QK_CODES_I8
-    raise TypeError(f"{name} must be uint8 or int8, got {a.dtype}")
+    raise TypeError(f"{name} must be uint8{', int8' if also else ''} or {also or 'int8'}, got {a.dtype}")
 
 
 cdef tuple lay_over_batch(cnp.ndarray a, cnp.ndarray b, qk_batch *p):
@@ -856,7 +1026,7 @@ cdef void fill_steps(cnp.ndarray x, int own, Py_ssize_t unit, const qk_batch *p,
 
 cdef cnp.ndarray batch_zero_points(value, cnp.ndarray codes, tuple shape, name):
     """Like zero_points, of any shape that broadcasts to `shape`: all of them, or a scalar."""
-    given = np.asarray(value)
+    given = array_of(value, name)
     if given.size == 1:
         return zero_points(given.reshape(()), codes, (), name)
     try:
@@ -876,17 +1046,13 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
         raise ValueError(f"a must have shape (..., M, {k}) to match b with shape {(<object>b).shape}, got {(<object>a).shape}")
     cdef Py_ssize_t m = cnp.PyArray_DIM(a, na - 2)
     shape = lay_over_batch(a, b, &p) + (m, n)
-    cdef cnp.ndarray c, az, bz
-    if out is None:
-        c = np.empty(shape, INT32)
-    else:
-        check_out(out, shape, INT32)
-        c = out
+    cdef cnp.ndarray c = out_array(out, shape, INT32), az, bz
+    if out is not None:
         for name, x in (("a", a), ("b", b), ("a_zero_point", a_zero_point), ("b_zero_point", b_zero_point)):
-            refuse_overlap(c, x, name)
+            refuse_overlap(c, array_of(x, name), name)
     cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
     p.left.m, p.left.a, p.left.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
-    p.left.type = <qk_left_type>codes_type(a, "a")
+    p.left.type = <qk_left_type>codes_type(a, "a", "int16")
     fill_steps(rows, 2, 1, &p, p.a_step)
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = batch_zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
@@ -910,26 +1076,28 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
     with nogil:
         status = qk_gemm_batch(&p)
     check_status(status, a)
-    return c
+    return c if out is None else out
 
 
 def matmul(a, b, a_zero_point, b_zero_point, out):
-    cdef cnp.ndarray left_array = a if isinstance(a, cnp.ndarray) else np.asarray(a)
+    cdef cnp.ndarray left_array = array_of(a, "a")
     cdef cnp.ndarray right_array
     cdef Packed packed
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
     memset(&right, 0, sizeof(right))
+    if not isinstance(b, Packed):
+        b = array_of(b, "b")
     if PyArray_TYPE(left_array) == cnp.NPY_INT16 or is_int16(b):
         return words_matmul(left_array, b, a_zero_point, b_zero_point, out)
-    left.type = <qk_left_type>codes_type(left_array, "a")
+    left.type = <qk_left_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
-        refuse_blocked(packed, "matmul")
+        refuse_blocked(packed, "b")
     else:
-        right_array = b if isinstance(b, cnp.ndarray) else np.asarray(b)
-        codes_type(right_array, "b")
+        right_array = <cnp.ndarray>b
+        codes_type(right_array, "b", "int16")
         if cnp.PyArray_NDIM(right_array) > 2:
             return matmul_batch(left_array, right_array, a_zero_point, b_zero_point, out)
         if cnp.PyArray_NDIM(right_array) < 2:
@@ -937,7 +1105,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
     cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
-    cdef cnp.ndarray rows = rows_of(left_array, k, "a", &left)
+    cdef cnp.ndarray rows = rows_of(left_array, k, "a", "b", &left)
     cdef cnp.ndarray c = product_out(out, left_array, n, INT32)
     if out is not None:
         refuse_overlap(c, left_array, "a")
@@ -948,7 +1116,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
         left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
         if out is not None:
-            refuse_overlap(c, a_zero_point, "a_zero_point")
+            refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
     if not (type(b_zero_point) is int and b_zero_point == 0):
         like = right_array if packed is None else np.empty(0, np.uint8 if packed.c.flipped else np.int8)
         bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
@@ -963,7 +1131,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     right.out = cnp.PyArray_DATA(c)
     right.row_stride = <size_t>n * 4
     run(&left, &packed.c, &right, a)
-    return c
+    return c if out is None else out
 
 
 cdef bint is_int16(b):
@@ -990,20 +1158,20 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
             raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
         packed = <Packed>b
     else:
-        b = b if isinstance(b, cnp.ndarray) else np.asarray(b)
         wide = int16_codes(b, "b")
         if b.ndim != 2:
             raise ValueError(f"b must have shape (K, N) where a or b is int16, got {b.shape}")
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
-    cdef cnp.ndarray rows = rows_of(codes, k, "a", &left)
+    cdef cnp.ndarray rows = rows_of(codes, k, "a", "b", &left)
     cdef cnp.ndarray c = product_out(out, a, n, INT64)
     cdef qk_right right
     memset(&right, 0, sizeof(right))
     if out is not None:
         refuse_overlap(c, a, "a")
-        refuse_overlap(c, b, "b")
-        refuse_overlap(c, a_zero_point, "a_zero_point")
+        if packed is None:
+            refuse_overlap(c, b, "b")
+        refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
@@ -1021,7 +1189,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
     right.out = cnp.PyArray_DATA(c)
     right.row_stride = <size_t>n * 8
     run_words(&left, &packed.words, &right, a)
-    return c
+    return c if out is None else out
 
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
@@ -1031,9 +1199,9 @@ cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
     return 0
 
 
-cdef float_bias(Packed b, bias):
+cdef float_bias(Packed b, cnp.ndarray bias):
     """bias (n,) as float32 padded to whole panels."""
-    given = np.asarray(bias)
+    cdef object given = bias
     if given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be a float array, got {given.dtype}")
     if given.shape != (b.n,):
@@ -1044,17 +1212,20 @@ cdef float_bias(Packed b, bias):
         return b.padded(given, FLOAT32)
 
 
-cdef bint rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) noexcept:
+cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
     """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
     cdef float lo, hi
-    cdef size_t i
+    cdef size_t i, first = 0
     cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
         n, rows = rows * cols, 1
-    with nogil:
-        for i in range(rows):
-            if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
-                return False
+    while first < rows:
+        with nogil:
+            for i in range(first, min(first + 65536, rows)):
+                if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
+                    return False
+        first += 65536
+        PyErr_CheckSignals()
     return True
 
 
@@ -1069,9 +1240,9 @@ def clamp_bounds(clamp):
         lo, hi = clamp
         lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
     except (TypeError, ValueError):
-        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {clamp!r}") from None
+        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
     if not lo <= hi:
-        raise ValueError(f"clamp must have lo <= hi, got {clamp!r}")
+        raise ValueError(f"clamp must have lo <= hi, got {shown(clamp)}")
     return lo, hi
 
 
@@ -1096,7 +1267,9 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if clamp is not None:
         right.bounded = True
         right.lo, right.hi = clamp_bounds(clamp)
-    cdef cnp.ndarray rows = rows_of(x, b.k, "x", &left)
+    cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &left)
+    if bias is not None:
+        bias = array_of(bias, "bias")
     cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
     if out is not None:
@@ -1123,42 +1296,72 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
             else:
                 status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, &right)
         check_status(status, x)
-        return y
+        return y if out is None else out
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    right.least_scale, right.most_scale = b.least_scale, b.most_scale
     if b.is_words:
         run_words(&left, &b.words, &right, x)
     else:
         run(&left, &b.c, &right, x)
-    return y
+    return y if out is None else out
+
+
+cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
 
 
 cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8)."""
+    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
+    float32 (numerics 21): their multiplier is -1."""
     cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
     cdef float *multiplier = &columns[0, 0]
     cdef float *scale = &columns[1, 0]
     cdef float *bias = &columns[2, 0]
-    cdef float largest = 0
+    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
     cdef Py_ssize_t j
-    for j in range(b.n_pad):
-        scale[j] = a_scale * b_scale[j]
-        multiplier[j] = scale[j] / out_scale
-        bias[j] = 0
-        largest = max(largest, multiplier[j])
-    if largest > FLT_MAX:
-        raise ValueError(f"the scales of q and b over that of the result must be finite in float32, got {largest}")
-    cdef const float *given
     if real_bias is not None:
         given = <const float *>cnp.PyArray_DATA(real_bias)
-        for j in range(b.n):
-            if not -FLT_MAX <= given[j] <= FLT_MAX:
-                raise_not_finite(real_bias, "bias")
-            bias[j] = given[j] if right.activation > QK_RELU else given[j] / out_scale
+    for j in range(b.n):
+        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+            raise_not_finite(real_bias, "bias")
+        scale[j] = a_scale * b_scale[j]
+        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
+        if FLT_MIN <= scale[j] <= FLT_MAX:
+            multiplier[j] = scale[j] / out_scale
+        else:
+            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
+        if real:
+            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
+        else:
+            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
+        if not serves:
+            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
+    for j in range(b.n, b.n_pad):
+        multiplier[j] = scale[j] = bias[j] = 0
     right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return 0
+    return any_wide
+
+
+cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Scales and biases, in double, of the columns that set_multipliers has left out."""
+    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    cdef const float *given = NULL
+    if real_bias is not None:
+        given = <const float *>cnp.PyArray_DATA(real_bias)
+    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
+    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
+    cdef double *bias = scale + b.n_pad
+    cdef double unit = 1 if right.activation > QK_RELU else out_scale
+    cdef Py_ssize_t j
+    for j in range(b.n):
+        if right.requant.multiplier[j] < 0:
+            scale[j] = <double>a_scale * b_scale[j] / unit
+            bias[j] = 0 if given == NULL else given[j] / unit
+    right.wide_scale, right.wide_bias = scale, bias
+    return wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1171,13 +1374,12 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
     return largest
 
 
-def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
-    """q (..., k) codes; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
+def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
+    """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     cdef qk_scope mode = qk_enter_scope()
-    refuse_blocked(b, "qlinear")
+    refuse_blocked(b, "packed")
     cdef Params of = params_of(params), to = params_of(out_params)
-    cdef cnp.ndarray a = q if isinstance(q, cnp.ndarray) else np.asarray(q)
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
@@ -1192,17 +1394,19 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, manti
         right.requant.qmin, right.requant.qmax = bounds
     right.out_scale = to.one_scale
     right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
-    cdef cnp.ndarray rows = rows_of(a, b.k, "q", &left)
+    cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &left)
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
-        refuse_overlap(y, bias, "bias")
+        if bias is not None:
+            refuse_overlap(y, bias, "bias")
     cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
         columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias)
+        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
+            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -1212,8 +1416,8 @@ def qlinear(q, params, Packed b, out_params, rounding, activation, bounds, manti
         right.int_bias = <const int32_t *>cnp.PyArray_DATA(int_bias)
     right.out = cnp.PyArray_DATA(y)
     right.row_stride = <size_t>b.n
-    run(&left, &b.c, &right, q)
-    return y
+    run(&left, &b.c, &right, a)
+    return y if out is None else out
 
 
 # ---- codebooks ----
@@ -1272,7 +1476,7 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
     return q if finite else None
 
 
-def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):
+def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):
     """Levels of uint8 codes below k times their scales (contiguous float32, or None), as float32."""
     cdef cnp.ndarray a = contiguous(codes)
     cdef size_t outer, length, inner
@@ -1280,7 +1484,8 @@ def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray
     cdef cnp.ndarray y = result_array(out, a, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
-        refuse_overlap(y, given_scales, "scales")
+        if given_scales is not None:
+            refuse_overlap(y, given_scales, "scales")
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef const float *scale = NULL
     if scales is not None:
@@ -1295,7 +1500,7 @@ def decode(codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray
             qk_decode(source, target, &levels.c, outer, length, inner, block, scale)
     if most >= k:
         raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
-    return y
+    return y if out is None else out
 
 
 # ---- codebooks of vectors ----
@@ -1347,17 +1552,14 @@ def encode_vectors(cnp.ndarray x, VectorLevels levels not None, size_t groups):
     return q
 
 
-def decode_vectors(codes, VectorLevels levels not None, out):
+def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     """Levels (..., groups * d), as float32, of uint8 codes (..., groups)."""
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_vector_book book = levels.over(groups)
     shape = (*(<object>a).shape[:-1], groups * book.d)
-    if out is None:
-        y = np.empty(shape, np.float32)
-    else:
-        check_out(out, shape, FLOAT32)
-        y = out
+    y = out_array(out, shape, FLOAT32)
+    if out is not None:
         refuse_overlap(y, codes, "codes")
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef float *target = <float *>cnp.PyArray_DATA(y)
@@ -1365,7 +1567,7 @@ def decode_vectors(codes, VectorLevels levels not None, out):
     refuse_codes(source, n * groups, book.k)
     with nogil:
         qk_decode_vectors(source, target, n, &book)
-    return y
+    return y if out is None else out
 
 
 def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
@@ -1440,14 +1642,11 @@ def to_gguf(cnp.ndarray x, Py_ssize_t size):
     return data, None if held else largest
 
 
-def from_gguf(data, Py_ssize_t size, out):
+def from_gguf(cnp.ndarray data, Py_ssize_t size, out):
     cdef cnp.ndarray a = contiguous(data), y
     shape = (<object>a).shape[:-1] + ((<object>a).shape[-1] // size * 32,)
-    if out is None:
-        y = np.empty(shape, FLOAT32)
-    else:
-        check_out(out, shape, FLOAT32)
-        y = out
+    y = out_array(out, shape, FLOAT32)
+    if out is not None:
         refuse_overlap(y, data, "data")
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef float *target = <float *>cnp.PyArray_DATA(y)
@@ -1455,18 +1654,17 @@ def from_gguf(data, Py_ssize_t size, out):
     cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
     with nogil:
         qk_from_gguf(source, target, blocks, type)
-    return y
+    return y if out is None else out
 
 
 # ---- layers ----
 
 
 cdef cnp.ndarray float32_array(x, name):
-    if not isinstance(x, cnp.ndarray):
-        x = np.asarray(x)
-    if PyArray_TYPE(<cnp.ndarray>x) != cnp.NPY_FLOAT32:
-        raise TypeError(f"{name} must be float32, got {x.dtype}")
-    return <cnp.ndarray>x
+    cdef cnp.ndarray given = array_of(x, name)
+    if PyArray_TYPE(given) != cnp.NPY_FLOAT32:
+        raise TypeError(f"{name} must be float32, got {given.dtype}")
+    return given
 
 
 cdef cnp.ndarray float32_vector(values, Py_ssize_t n, name):
@@ -1483,14 +1681,13 @@ cdef int refuse_partial_overlap(cnp.ndarray out, cnp.ndarray x, name) except -1:
     return 0
 
 
-def layer_norm(x, weight, bias, eps, residual, out):
+def layer_norm(x, weight, bias, double eps, residual, out):
     cdef qk_scope mode = qk_enter_scope()
     cdef cnp.ndarray a = contiguous(float32_array(x, "x")), r = None
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0:
         raise ValueError("x must have at least one axis, got a scalar")
-    cdef double epsilon = eps
-    if not epsilon >= 0:
+    if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
     cdef Py_ssize_t n = cnp.PyArray_DIM(a, ndim - 1)
     cdef cnp.ndarray w = float32_vector(weight, n, "weight"), b = float32_vector(bias, n, "bias")
@@ -1513,8 +1710,8 @@ def layer_norm(x, weight, bias, eps, residual, out):
     cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
     cdef float *to = <float *>cnp.PyArray_DATA(y)
     with nogil:
-        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, <float>epsilon, to)
-    return y
+        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
+    return y if out is None else out
 
 
 cdef cnp.ndarray token_rows(x, name, size_t *stride):
@@ -1531,9 +1728,9 @@ cdef cnp.ndarray token_rows(x, name, size_t *stride):
 
 cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
     """starts, as int64: 0 <= ... <= tokens, ascending, first 0 and last `tokens`, sequences of at most 65,536."""
-    given = np.asarray(starts)
+    given = array_of(starts, "starts")
     if given.dtype.kind not in "iu" or given.ndim != 1 or given.size < 1:
-        raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {starts!r}")
+        raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {shown(starts)}")
     cdef cnp.ndarray result = np.array(given, np.int64)   # a copy: what is checked must stay as it is
     cdef const int64_t *s = <const int64_t *>cnp.PyArray_DATA(result)
     cdef Py_ssize_t i, last = cnp.PyArray_DIM(result, 0) - 1
@@ -1558,7 +1755,7 @@ def attention(q, k, v, heads, starts, scale, out):
     if heads < 1 or width % heads or not 0 < width // heads <= 65536:
         raise ValueError(f"heads must divide the {width} columns of q into at least 1 and at most 65536 each, got {heads}")
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
-    if not 0 < factor < 3e38:
+    if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
@@ -1576,7 +1773,7 @@ def attention(q, k, v, heads, starts, scale, out):
     args.heads, args.size = <size_t>heads, <size_t>(width // heads)
     args.sequences = <size_t>(cnp.PyArray_DIM(bounds, 0) - 1)
     args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
-    args.scale = <float>factor
+    args.scale = factor
     cdef int status
     with nogil:
         status = qk_attention(&args)
@@ -1586,7 +1783,51 @@ def attention(q, k, v, heads, starts, scale, out):
         for name, a in (("q", qa), ("k", ka), ("v", va)):
             if not np.isfinite(a).all():
                 raise_not_finite(a, name)
-    return y
+    return y if out is None else out
+
+
+# ---- scales of least squares ----
+
+
+cdef extern from "Python.h":
+    int check_signals "PyErr_CheckSignals" ()
+    PyObject *PyErr_Occurred()
+
+
+cdef int should_stop(void *context) noexcept nogil:
+    """Whether a flag is set, or a signal's handler has raised: the exception is pending then. Only the main thread sees signals."""
+    if (<const char *>context)[0]:
+        return 1
+    with gil:
+        return check_signals() != 0
+
+
+cdef int raise_pending() except -1:
+    return -1 if PyErr_Occurred() != NULL else 0
+
+
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point,
+           cnp.ndarray stop):
+    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares, unless
+    the flag `stop`, uint8, is set meanwhile. importance is like x, or None."""
+    cdef qk_least_squares p
+    p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
+    p.qmin, p.qmax = code_range
+    p.first_zero, p.last_zero = zero_points
+    p.poll, p.context = should_stop, cnp.PyArray_DATA(stop)
+    cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
+    cdef const double *values = <const double *>cnp.PyArray_DATA(x)
+    cdef const double *weights = NULL
+    if importance is not None:
+        weights = <const double *>cnp.PyArray_DATA(importance)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef int status
+    with nogil:
+        status = qk_refine(&p, rows, values, weights, s, z)
+    if status == -1:
+        raise MemoryError(f"no memory for the breakpoints of {p.n} values")
+    raise_pending()
 
 
 # ---- k-means ----
@@ -1594,17 +1835,17 @@ def attention(q, k, v, heads, starts, scale, out):
 
 cdef class KMeans:
     """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py. Every call leaves all of it as the next
-    one needs it, and none keeps signals waiting for long."""
+    one needs it."""
 
     cdef qk_kmeans c
-    cdef size_t chunks, piece
+    cdef size_t chunks
     cdef readonly object x, weights, labels, sums
     cdef object centroids, distance, half, moved, passed, upper, lower, dtype
 
     def __init__(self, cnp.ndarray x, weights, Py_ssize_t k, Py_ssize_t chunk, bint with_distances):
         n, d = (<object>x).shape
         self.x, self.weights, self.dtype = x, weights, (<object>x).dtype
-        self.c.type = <qk_dtype>float_type(x)
+        self.c.type = <qk_dtype>float_type(x, "x")
         self.c.n, self.c.d, self.c.k, self.c.chunk = n, d, k, chunk
         self.c.x = cnp.PyArray_DATA(x)
         self.c.weight = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
@@ -1619,8 +1860,6 @@ cdef class KMeans:
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
         self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
         self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
-        # chunks between two looks for signals: 50 ms at 20 products a ns
-        self.piece = 1 + <size_t>(1e9 / (<double>chunk * k * (d + 4)))
         self.forget()
 
     def forget(self):
@@ -1650,19 +1889,15 @@ cdef class KMeans:
 
     def assign(self):
         """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
-        cdef size_t first = 0, last, piece = self.piece * qk_get_num_threads()
         cdef qk_kmeans_counts counts
         cdef int done = 1
         counts.changed = counts.by_label = 0
         if self.c.distance:
             with nogil:
                 done = qk_kmeans_distances(&self.c)
-        while first < self.chunks and done:
-            last = min(first + piece, self.chunks)
+        if done:
             with nogil:
-                done = qk_kmeans_assign(&self.c, first, last, &counts)
-            first = last
-            PyErr_CheckSignals()
+                done = qk_kmeans_assign(&self.c, 0, self.chunks, &counts)
         if not done:
             raise MemoryError(f"no memory for chunks of {self.c.chunk} points")
         self._use_distances(self.distance is not None and (counts.by_label > 0 or not self.c.distance))
@@ -1689,5 +1924,4 @@ cdef class KMeans:
             done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
-        PyErr_CheckSignals()
         return potential

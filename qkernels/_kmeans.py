@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _core
-from ._checks import integer
+from ._checks import as_array, generator, integer, real, shown
 from ._mode import default_mode, mode_of_caller
 
 
@@ -108,17 +108,18 @@ def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
         raise ValueError(f"k must be at most the number of points, {n}, got {k}")
     weights, weight_exponent = _weights(weights, n)
     n_init, max_iter = integer(n_init, "n_init", 1), integer(max_iter, "max_iter", 1)
-    if not isinstance(tol, (float, int, np.floating, np.integer)):
-        raise TypeError(f"tol must be a float, got {tol!r}")
+    tol = real(tol, "tol")
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function or None, got {shown(callback)}")
     if not isinstance(init, str):
         init = _start(init, (k, d), points, exponent)
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
     elif init not in ("k-means++", "random"):
-        raise ValueError(f"init must be 'k-means++', 'random' or an array of shape {k, d}, got {init!r}")
-    rng = np.random.default_rng(rng)
+        raise ValueError(f"init must be 'k-means++', 'random' or an array of shape {k, d}, got {shown(init)}")
+    rng = generator(rng)
     inertia_exponent = 2 * exponent + weight_exponent
     report = None if callback is None else lambda iteration, inertia: callback(iteration, _scaled(inertia, inertia_exponent))
 
@@ -152,7 +153,7 @@ def _chunk(points, k):
 
 def _points(x):
     """x as contiguous float32 or float64, scaled by 2**-exponent where its squares might over- or underflow."""
-    x = np.asarray(x)
+    x = as_array(x, "x")
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     if x.ndim != 2 or x.shape[1] == 0:
@@ -175,7 +176,7 @@ def _weights(weights, n):
     """Weights as contiguous float64, scaled by 2**-exponent to at most 1, or None."""
     if weights is None:
         return None, 0
-    given = np.asarray(weights)
+    given = as_array(weights, "weights")
     if given.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"weights must be real numbers, got {given.dtype}")
     if given.shape != (n,):
@@ -201,7 +202,7 @@ def _scaled(value, exponent):
 
 def _start(init, shape, points, exponent):
     """init, scaled as the points are, whose squared distances to them do not overflow."""
-    start = np.asarray(init)
+    start = as_array(init, "init")
     if start.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"init must be a name or an array of real numbers, got {start.dtype}")
     if start.shape != shape:

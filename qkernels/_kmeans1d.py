@@ -8,7 +8,7 @@ import numpy as np
 from . import _core
 from .config import get_num_threads
 from ._kmeans import REALS, KMeansResult
-from ._checks import integer, optional_int
+from ._checks import as_array, integer, optional_int
 from ._mode import default_mode
 
 CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
@@ -61,7 +61,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     array([[0.5, 5. ],
            [7. , 7. ]])
     """
-    x = np.asarray(x)
+    x = as_array(x, "x")
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
@@ -72,9 +72,9 @@ def kmeans1d(x, k, *, weights=None, axis=None):
         raise ValueError(f"x may have at most {2**31 - 2} values to cluster together, got {length}")
     lines = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
     shape, lines = lines.shape, lines.reshape(-1, length)
-    given_weights = weights
+    given_weights = weights = None if weights is None else as_array(weights, "weights")
     if weights is not None:
-        weights = weights_of_lines(np.asarray(weights), x, axis, lines.shape)
+        weights = weights_of_lines(weights, x, axis, lines.shape)
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
     k = min(k, length) if axis is None else k
     centroids = np.empty((len(lines), k))
@@ -127,7 +127,6 @@ def explain(x, weights, weights_of_lines):
     """The ValueError that says which values those are."""
     if not np.isfinite(x).all():
         _core.raise_not_finite(x)
-    weights = np.asarray(weights)
     if not np.isfinite(weights).all():
         _core.raise_not_finite(weights, "weights")
     if (weights < 0).any():

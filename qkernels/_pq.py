@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, finite_float32
-from ._checks import array_of, optional_int
+from ._checks import as_array, float_array, integer
 
 MOST_CODES = 2**32 - 1
 
@@ -84,7 +84,7 @@ def search(queries, codes, codebook, k):
     >>> qk.search(np.float32([[1, 0, 4, 4]]), codes, book, 2)
     (array([[ 1., 25.]], dtype=float32), array([[2, 1]]))
     """
-    queries, codes, k = _checked_queries(queries, codebook), np.asarray(codes), optional_int(k, "k")
+    queries, codes, k = _checked_queries(queries, codebook), as_array(codes, "codes"), integer(k, "k")
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     groups = queries.shape[1] // codebook.levels.shape[-1]
@@ -92,7 +92,7 @@ def search(queries, codes, codebook, k):
         raise ValueError(f"codes must have shape (n, {groups}) to match queries with shape {queries.shape}, got {codes.shape}")
     if len(codes) > MOST_CODES:
         raise ValueError(f"codes must have fewer than 2**32 rows, got {len(codes)}")
-    if k is None or not 1 <= k <= len(codes):
+    if not 1 <= k <= len(codes):
         raise ValueError(f"k must be from 1 to the number of rows of codes, {len(codes)}, got {k}")
     return _core.search(queries, codes, codebook._levels, k)
 
@@ -103,9 +103,7 @@ def _checked_queries(queries, codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if not codebook.vector:
         raise ValueError(f"codebook must be of vectors, got {codebook}")
-    queries, shape = array_of(queries), codebook.levels.shape
-    if queries.dtype.newbyteorder("=") not in _core.FLOATS:
-        raise TypeError(f"queries must be float32, float64, float16 or bfloat16, got {queries.dtype}")
+    queries, shape = float_array(queries, "queries"), codebook.levels.shape
     whole = queries.ndim == 2 and (queries.shape[1] == shape[0] * shape[2] if len(shape) == 3 else queries.shape[1] % shape[1] == 0)
     if not whole or queries.shape[1] == 0:
         wanted = shape[0] * shape[2] if len(shape) == 3 else f"a multiple of {shape[1]}"

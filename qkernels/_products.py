@@ -5,7 +5,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import array_of, float_array, float32_of
+from ._checks import as_array, float_array, float32_of
 from ._mode import default_mode
 from ._qparams import QParams, code_range
 from ._quantize import pack_bits, quantize, unpack_bits
@@ -68,7 +68,8 @@ def pack(b, params, *, scales=None):
     Parameters
     ----------
     b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
-        Of any strides, so that ``w.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
+        Inputs by outputs: the transpose of what `torch.nn.Linear` keeps, (out, in). Strides are free, so that ``weight.T``
+        costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
         byte. All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None where b is float16 or bfloat16
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
@@ -142,7 +143,7 @@ class PackedMatrix(_core.Packed):
     @staticmethod
     @default_mode
     def __new__(cls, b, params, scales=None):
-        b = np.asarray(b)
+        b = as_array(b, "b")
         b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
         if isinstance(params, Codebook):
             params, scales = _check_codes(b, params, scales)
@@ -258,7 +259,7 @@ def _check_weights(b, params):
         blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
         raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                          f"block_size={params.block_size}")
-    params.check_shape(b.shape)
+    params.check_shape(b.shape, "b")
     if params.axis in (-1, -2):
         return QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
                                params.block_size)
@@ -272,13 +273,13 @@ def _check_codes(b, codebook, scales):
     if b.ndim != 2:
         raise ValueError(f"b must have shape (K, N), got {b.shape}")
     if codebook.vector or codebook.k > 16:
-        raise ValueError(f"codebook must have at most 16 levels and no vectors, got {codebook}")
+        raise ValueError(f"params must be a Codebook of at most 16 levels and no vectors, got {codebook}")
     axis, block_size = codebook.axis, codebook.block_size
     if (axis, block_size) != (None, None) and axis not in ((0, -2) if block_size else (1, -1)):
-        raise ValueError(f"codebook must be for all values, for each column (axis=1) or for blocks of rows (axis=0 and block_size), "
+        raise ValueError(f"params must be a Codebook for all values, for each column (axis=1) or for blocks of rows (axis=0 and block_size), "
                          f"got axis={axis}, block_size={block_size}")
     if axis in (1, -1) and len(codebook.levels) != b.shape[1]:
-        raise ValueError(f"codebook must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
+        raise ValueError(f"params must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
     if b.size and b.max() >= codebook.k:
         raise ValueError(f"b must hold codes below {codebook.k}, got {b.max()}")
     scales = checked_scales(scales, codebook, b.shape, 0)
@@ -312,6 +313,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     x : array of float32, float64, float16 or bfloat16, shape (..., K)
         Finite; used as float32.
     packed : PackedMatrix of shape (K, N)
+        For a layer of `torch.nn.Linear`, whose weight is (out, in), pack ``weight.T``.
     bias : float array of shape (N,), optional
     activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
         ``gelu`` is the exact form, by erf.
@@ -401,8 +403,10 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     for name, given in (("params", params), ("out_params", out_params)):
         if given.dtype not in (np.int8, np.uint8):
             raise TypeError(f"{name} must have dtype int8 or uint8, got {given.dtype.name}")
-    if getattr(q, "dtype", params.dtype) != params.dtype:
+    q = as_array(q, "q")
+    if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
+    bias = None if bias is None else as_array(bias, "bias")
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None
@@ -424,7 +428,6 @@ def _split_bias(bias, n, rounding):
     """(int bias, float bias): one of them, or neither."""
     if bias is None:
         return None, None
-    bias = array_of(bias)
     if bias.shape != (n,):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
     if bias.dtype.kind in "iu":

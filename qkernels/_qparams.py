@@ -1,10 +1,13 @@
 """Quantization parameters: `QParams`, and how to choose them from data. Formulas: docs/numerics.md, sections 1 and 2."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, boolean, float_array, integer, optional_int
+from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
+from .config import get_num_threads
 from ._mode import default_mode
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
@@ -24,11 +27,12 @@ class QParams(_core.Params):
     Parameters
     ----------
     scale : float or array of floats
-        Kept as float32; positive, finite and not subnormal. A scalar is per tensor. With `axis`, shape (n,): one entry per
+        Kept as float32; positive, finite and not subnormal. A scalar, or one value of shape (1,), is per tensor. With `axis`, shape (n,): one entry per
         index of that axis of the data. With `axis` and `block_size`, the shape of the data with `axis`
         shortened to ``ceil(n / block_size)`` (ONNX blocked layout).
     zero_point : int or array of ints of the shape of `scale`, optional
-        Codes that stand for 0.0. None is 0 everywhere: symmetric. Codes that are floats have none.
+        Codes that stand for 0.0; a scalar, or one of shape (1,), stands for all. None is 0 everywhere: symmetric. For codes that
+        are floats it is 0, and may have their dtype.
     dtype : str or dtype
         ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float4_e2m1fn``; those that NumPy lacks
         are dtypes of `ml_dtypes`.
@@ -166,7 +170,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     [np.float32(0.571), np.float32(1.008)]
     """
     if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {method!r}")
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
     dtype, x = code_dtype(dtype), float_array(x)
@@ -191,12 +195,9 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
 
 def code_dtype(dtype):
     """The dtype of codes that is called `dtype`."""
-    try:
-        found = _BY_NAME.get(dtype) if isinstance(dtype, str) else np.dtype(dtype)
-    except TypeError:
-        found = None
+    found = _core.named_dtype(dtype)
     if found not in _RANGES:
-        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {dtype!r}")
+        raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {shown(dtype)}")
     return found
 
 
@@ -268,18 +269,60 @@ def _outward(bound, direction):
 
 def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_point):
     """Turn scale and zero_point, of minmax, into those of least squares."""
-    from ._numba import least_squares  # Numba takes long to import
-
     if importance is not None:
         importance = _checked_importance(importance, x)
     zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else code_range
     rows = [None if a is None else _as_rows(a, axis, block_size) for a in (x, importance)]
     found = [_as_rows(a, axis, block_size) if block_size else a.reshape(-1, 1) for a in (scale, zero_point)]
     kept = [np.ascontiguousarray(a) for a in found]
-    least_squares.refine(*rows, block_size or rows[0].shape[1], code_range, zero_points, *kept)
+    _refine_rows(*rows, block_size or rows[0].shape[1], code_range, zero_points, *kept)
     shape = scale.shape if not block_size else np.moveaxis(scale, axis, -1).shape
     for target, a in zip((scale, zero_point), kept):
         target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
+
+
+CHUNK = 1 << 18   # values that a thread takes at once
+LONG = 1 << 14    # lines of 16-bit floats from which values are counted first
+
+
+def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero_point):
+    """The same for the blocks (rows, blocks) of x (rows, n). Threads take some rows at a time."""
+    counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
+    step = 1 if counted else max(1, CHUNK // x.shape[1])
+    stop = np.zeros(1, np.uint8)
+
+    def some_rows(first):
+        rows = slice(first, first + step)
+        weights = None if importance is None else importance[rows].astype(np.float64, order="C")
+        if counted:
+            values, weights = _distinct(x[first], weights)
+        else:
+            values = x[rows].astype(np.float64, order="C")
+        _core.refine(values, weights, block_size, code_range, zero_points, scale[rows], zero_point[rows], stop)
+
+    parts = range(0, len(x), step)
+    threads = min(get_num_threads(), len(parts))
+    if threads == 1:
+        for first in parts:
+            some_rows(first)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            list(pool.map(default_mode(some_rows), parts))
+        except BaseException:
+            stop[:] = 1
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _distinct(x, weights):
+    """Each value of a line of 16-bit floats once, and the sum of its weights: float64 (1, m)."""
+    x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
+    if weights is not None:
+        weights = np.ldexp(weights[0], -np.frexp(weights.max())[1])   # whose sums are finite
+    counts = np.bincount(x.view(np.uint16), weights)
+    present = np.flatnonzero(counts)
+    return present.astype(np.uint16).view(x.dtype).astype(np.float64)[None], counts[present].astype(np.float64)[None]
 
 
 def _as_rows(x, axis, block_size):
@@ -291,9 +334,7 @@ def _as_rows(x, axis, block_size):
 
 
 def _checked_importance(importance, x):
-    given = np.asarray(importance)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"importance must be an array of floats, got {given.dtype}")
+    given = real_array(importance, "importance")
     try:
         broad = np.broadcast_to(given, x.shape)
     except ValueError:
@@ -302,6 +343,8 @@ def _checked_importance(importance, x):
         _core.raise_not_finite(given, "importance")
     if np.any(given < 0):
         raise ValueError(f"importance must not be negative, got {given[given < 0].flat[0]}")
+    if given.dtype.itemsize > 8:   # only ratios matter
+        broad = np.ldexp(broad, -np.frexp(given.max())[1])
     return broad
 
 
@@ -320,9 +363,9 @@ def _checked_blocks(axis, block_size):
 
 
 def _checked_scale(scale, axis, block_size):
-    given = np.asarray(scale)
-    if given.dtype.kind not in "fiu" and given.dtype not in _core.FLOATS:
-        raise TypeError(f"scale must be a float or an array of floats, got {scale!r}")
+    given = real_array(scale, "scale", "a float or an array of floats")
+    if axis is None and given.shape == (1,):
+        given = given.reshape(())   # as ONNX files hold a scalar
     if axis is None and given.ndim:
         raise ValueError(f"scale must be a scalar unless axis is given, got shape {given.shape}")
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
@@ -338,19 +381,19 @@ def _checked_scale(scale, axis, block_size):
 def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     if zero_point is None:
         return np.zeros(shape, np.int32)
-    given = np.asarray(zero_point)
-    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
-        raise TypeError(f"zero_point must be an integer or an array of integers, got {zero_point!r}")
-    if given.shape != shape:
-        raise ValueError(f"zero_point must have the shape of scale {shape}, got {given.shape}")
-    if given.dtype in INT_CODES:
-        given = given.astype(np.int32)
+    given = as_array(zero_point, "zero_point")
+    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES and not (given.dtype == dtype in FLOAT_CODES):
+        raise TypeError(f"zero_point must be an integer or an array of integers, got {shown(zero_point)}")
+    if given.shape not in (shape, (), (1,)):
+        raise ValueError(f"zero_point must be a scalar or have the shape of scale {shape}, got {given.shape}")
+    if given.dtype in _RANGES:
+        given = given.astype(np.float32 if given.dtype in FLOAT_CODES else np.int32)
     if dtype in FLOAT_CODES:
         qmin = qmax = 0
-    bad = (given < qmin) | (given > qmax)
+    bad = ~((given >= qmin) & (given <= qmax))
     if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
-    return given.astype(np.int32, order="C")
+    return np.broadcast_to(given if given.shape == shape else given.reshape(()), shape).astype(np.int32, order="C")
 
 
 def _brief(value):

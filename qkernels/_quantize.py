@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import float_array, integer, optional_int
+from ._checks import as_array, float_array, integer, optional_int, shown
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
@@ -81,8 +81,10 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
     array([-1.,  0.,  1.], dtype=float32)
     """
-    if getattr(params, "codes_are_floats", False) and getattr(q, "dtype", None) != np.int32:
-        return _dequantize_floats(q, params, dtype, out)
+    if getattr(params, "codes_are_floats", False):
+        q = as_array(q, "q")
+        if q.dtype.newbyteorder("=") != np.int32:
+            return _dequantize_floats(q, params, dtype, out)
     return _core.dequantize(q, params, dtype, out)
 
 
@@ -116,7 +118,8 @@ def fake_quantize(x, params, *, out=None):
     """
     if getattr(params, "codes_are_floats", False):
         x = float_array(x)
-        return _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), out)
+        y = _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), None)
+        return _core.store(out, y, x, "x", True)
     return _core.fake_quantize(x, params, out)
 
 
@@ -173,9 +176,9 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
 # ---- codes that are floats: the conversions are those of ml_dtypes ----
 
 
-def _per_element(values, params, shape):
+def _per_element(values, params, shape, name):
     """The scale of each element, as an array that broadcasts to `shape`."""
-    params.check_shape(shape)
+    params.check_shape(shape, name)
     if params.axis is None:
         return values
     if params.block_size is None:
@@ -186,10 +189,10 @@ def _per_element(values, params, shape):
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
     if rounding != "half_even":
-        raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {rounding!r}")
+        raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
-    quotient = np.clip(wide / _per_element(params.scale, params, x.shape), params.qmin, params.qmax)
+    quotient = np.clip(wide / _per_element(params.scale, params, x.shape, "x"), params.qmin, params.qmax)
     if params.dtype.name == "float4_e2m1fn":
         quotient = np.where(np.isnan(quotient), 0, quotient)
     return _core.store(out, _to_odd(quotient).astype(params.dtype), x, "x")
@@ -214,11 +217,11 @@ def _float_values(codes, dtype):
 
 @default_mode
 def _dequantize_floats(q, params, dtype, out):
-    q, dtype = np.asarray(q), _core.float_dtype(dtype)
+    dtype = _core.float_dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
     wide = np.take(_float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32), q.view(np.uint8))
-    return _core.store(out, (wide * _per_element(params.scale, params, q.shape)).astype(dtype), q, "q")
+    return _core.store(out, (wide * _per_element(params.scale, params, q.shape, "q")).astype(dtype), q, "q")
 
 
 # ---- dense storage ----
@@ -256,7 +259,7 @@ def pack_bits(codes, bits):
     >>> qk.pack_bits(np.uint8([1, 2, 7, 0]), 3)
     array([209,   1], dtype=uint8)
     """
-    codes, bits = np.asarray(codes), _checked_bits(bits)
+    codes, bits = as_array(codes, "codes"), _checked_bits(bits)
     if codes.dtype not in (np.int8, np.uint8) and not (codes.dtype in _SUB_BYTE):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
@@ -294,7 +297,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     >>> qk.unpack_bits(np.uint8([33, 15]), 4, 3, dtype="int8")
     array([ 1,  2, -1], dtype=int8)
     """
-    data, dtype, bits = np.asarray(data), code_dtype(dtype), _checked_bits(bits)
+    data, dtype, bits = as_array(data, "data"), code_dtype(dtype), _checked_bits(bits)
     if dtype not in (np.int8, np.uint8) and dtype not in _SUB_BYTE:
         raise TypeError(f"dtype must be int8, uint8, int4, uint4, int2 or uint2, got {dtype}")
     if data.dtype != np.uint8:

@@ -4,6 +4,7 @@ docs/numerics.md, section 7."""
 import numpy as np
 
 from . import _core
+from ._checks import as_array, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
@@ -49,16 +50,18 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     >>> qk.requantize(np.int32([-99, 5, 1000]), 0.5, qk.QParams(1, 10, "uint8"), rounding="tflite")
     array([  0,  13, 255], dtype=uint8)
     """
-    acc = np.asarray(acc)
+    acc = as_array(acc, "acc")
     if acc.dtype.newbyteorder("=") != np.int32:
         raise TypeError(f"acc must be int32, got {acc.dtype}")
     check_params(params, "params")
     if params.dtype in FLOAT_CODES:
         raise TypeError(f"params must have an integer dtype, got {params.dtype.name}")
     n = acc.shape[-1] if acc.ndim else 1
-    multipliers = _core.multipliers(multiplier, n, rounding in FIXED_POINT)
-    bias = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
-    return _core.requantize(acc, bias, params, rounding, *multipliers, out)
+    multiplier = real_array(multiplier, "multiplier", "a float or an array of floats")
+    bias = None if bias is None else as_array(bias, "bias")
+    summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
+    arrays = _core.multipliers(multiplier, n, rounding in FIXED_POINT)
+    return _core.requantize(acc, summand, bias, params, rounding, *arrays, multiplier, out)
 
 
 @default_mode
@@ -91,10 +94,7 @@ def quantize_multiplier(m):
     >>> qk.quantize_multiplier(0.1)
     (1717986918, -3)
     """
-    given = np.asarray(m)
-    if given.dtype.kind not in "fiu":
-        raise TypeError(f"m must be a float or an array of floats, got {m!r}")
-    given = given.astype(np.float64)
+    given = real_array(m, "m", "a float or an array of floats").astype(np.float64)
     bad = ~((given >= 0) & (given < np.inf))
     if bad.any():
         raise ValueError(f"m must be finite and not negative, got {given[bad].flat[0]}")
@@ -115,9 +115,8 @@ def check_params(params, name):
         raise ValueError(f"{name} must be per tensor, got axis {params.axis}")
 
 
-def checked_int_bias(bias, n):
-    """bias as n int32 values."""
-    given = np.asarray(bias)
+def checked_int_bias(given, n):
+    """The array of a bias as n int32 values."""
     if given.dtype.kind not in "iu":
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):

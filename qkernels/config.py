@@ -13,8 +13,10 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1. At first it is QKERNELS_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that this process may
-        use. Small work stays on one thread in any case, and results are the same bits.
+        At least 1; more than the machine has CPUs (or 8, where it has fewer) are as many as it has. At first it is
+        QKERNELS_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that this process may use. Threads start when
+        work first needs them: small work stays on one thread, and where the system refuses one, the others do its part.
+        Results are the same bits. A call that finds the threads at another's work runs on the thread that makes it.
 
     Raises
     ------
@@ -29,9 +31,7 @@ def set_num_threads(n):
     1
     >>> qk.set_num_threads(before)
     """
-    if integer(n, "n", 1) >= 2**31:
-        raise ValueError(f"n must be below 2**31, got {n}")
-    _core.set_num_threads(n)
+    _core.set_num_threads(min(integer(n, "n", 1), _core.most_threads()))
 
 
 def get_num_threads():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import _core
-from ._checks import float32_of, float_array
+from ._checks import as_array, float32_of, float_array, shown
 
 BLOCK = 32
 KINDS = {"Q8_0": 34, "Q4_0": 18}  # bytes of a block
@@ -81,7 +81,7 @@ def from_gguf(data, kind, *, out=None):
     >>> qk.from_gguf(qk.to_gguf(np.full(32, 2.54, np.float32), "Q4_0"), "Q4_0")[:2]
     array([2.5390625, 2.5390625], dtype=float32)
     """
-    data, size = np.asarray(data), _bytes_of(kind)
+    data, size = as_array(data, "data"), _bytes_of(kind)
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
     if data.ndim == 0 or data.shape[-1] % size:
@@ -91,5 +91,5 @@ def from_gguf(data, kind, *, out=None):
 
 def _bytes_of(kind):
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {kind!r}")
+        raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
     return KINDS[kind]

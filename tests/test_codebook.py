@@ -109,6 +109,67 @@ def test_ties_and_equal_levels(isas):
         assert_array_equal(qk.encode(np.float32([5, 5.1, 4.9, 4.5]), many), [20, 20, 20, 16])
 
 
+def nearest_codes(values, levels):
+    """By whole numbers, among all levels: the lowest code of those that are nearest."""
+    lowest = {int(Fraction(float(level)) * 2**1074): code for code, level in reversed(list(enumerate(levels)))}
+    exact = [int(Fraction(float(v)) * 2**1074) for v in values.ravel()]
+    return np.uint8([min((abs(v - level), code) for level, code in lowest.items())[1] for v in exact])
+
+
+def hostile_levels(k, rng):
+    """Few different values, most of them several times: small integers, neighbouring floats, subnormal numbers and both ends."""
+    near = np.float32(rng.choice([1.0, -3.5, 1e-40, 1e38, 2.0**-126]))
+    ulps = (near.view(np.int32) + np.arange(-2, 3, dtype=np.int32)).view(np.float32)
+    ends = np.float32([0, -0.0, 2.0**-149, -(2.0**-149), 3 * 2.0**-149, 2.0**-126, 3.4028235e38, -3.4028235e38, 3.4028233e38])
+    return rng.choice(rng.choice([np.arange(-3, 4).astype(np.float32), ulps, ends, np.concatenate([ulps, ends])][rng.integers(4)],
+                                 rng.integers(1, 9)), k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 16, 17, 40, 256])
+def test_of_levels_as_near_the_lowest_code_though_levels_repeat(k, isas):
+    rng = np.random.default_rng(k)
+    for _ in range(12 if k < 100 else 3):
+        levels = hostile_levels(k, rng)
+        x = around(np.unique(levels), rng)[: 150 if k < 100 else 60]
+        x = np.concatenate([x, np.resize((levels[:-1].astype(np.float64) + levels[1:]) / 2, 20).astype(np.float32)]) if k > 1 else x
+        expected, table = nearest_codes(x, levels), qk.Codebook(levels)
+        other = rng.permutation(levels)
+        beside = nearest_codes(x, other)
+        for isa in isas():
+            assert_array_equal(qk.encode(x, table), expected, err_msg=isa)
+            channels = qk.Codebook(np.stack([levels, other]), axis=0)
+            assert_array_equal(qk.encode(np.stack([x, x]), channels), [expected, beside], err_msg=isa)
+            assert_array_equal(qk.encode(np.stack([x, x], axis=1), qk.Codebook(channels.levels, axis=1)).T, [expected, beside])
+        wide = np.concatenate([x, (levels[:-1].astype(np.float64) + levels[1:]) / 2, x * (1 + 2.0**-40)])
+        assert_array_equal(qk.encode(wide, table), nearest_codes(wide, levels))
+        for dtype in np.float16, ml_dtypes.bfloat16:
+            with np.errstate(over="ignore", under="ignore"):
+                short = x.astype(dtype)
+            short = short[np.isfinite(short.astype(np.float32))]
+            assert_array_equal(qk.encode(short, table), nearest_codes(short, levels))
+
+
+@pytest.mark.parametrize("levels", [[0, 1, 0], [1, 0, 1, 0, -1, -0.0], np.repeat([-1.0, 0.5, 1], 7), np.tile([1, -1, 0.25], 30), qk.FP4.levels])
+@pytest.mark.parametrize("axis, size", [(None, 16), (None, 3), (0, 4), (1, 32)])
+def test_of_levels_as_near_the_lowest_code_in_blocks(levels, axis, size, isas):
+    codebook = qk.Codebook(levels, axis=axis, block_size=size)
+    x = np.random.default_rng(size).integers(-96, 97, (36, 40)).astype(np.float32)
+    x[::2, ::3], x[:, 5] = 96, 0
+    expected, scales, each = exact_blocks(x, codebook)
+    values = x * (1 / np.maximum(each, np.float32(2.0**-126)))
+    assert_array_equal(expected.ravel(), nearest_codes(values, codebook.levels))
+    for _ in isas():
+        codes, got = qk.encode(x, codebook)
+        assert_array_equal(codes, expected)
+        assert_array_equal(got, scales)
+
+
+def test_fp4_codes_a_tie_of_0_as_0(isas):
+    """The least level is 1/16 of 12; bitsandbytes gives 0, too."""
+    for _ in isas():
+        assert_array_equal(qk.encode(np.float32([12, 1 / 32, -1 / 32, np.nextafter(np.float32(1 / 32), 1)]), qk.FP4)[0], [3, 0, 0, 1])
+
+
 # ---- blocks and channels ----
 
 
@@ -288,7 +349,7 @@ BAD_CALLS = [
     (lambda out: qk.decode(CODES, FLAT, SCALES, out=out), ValueError, "scales must be None for a codebook without block_size"),
     (lambda out: qk.decode(CODES, BLOCKS, out=out), ValueError, "scales are needed for a codebook with block_size=2"),
     (lambda out: qk.decode(CODES, BLOCKS, SCALES[:1], out=out), ValueError, r"scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)"),
-    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be a float array, those of encode, got int64"),
+    (lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out), TypeError, "scales must be floats, those of encode, got int64"),
     (lambda out: qk.decode(CODES, BLOCKS, np.array([1, 1e39]), out=out), ValueError, r"scales must be finite in float32, got 1e\+39"),
     (lambda out: qk.decode(CODES[:2], FLAT, out=out), ValueError, r"out must have shape \(2,\), got \(3,\)"),
     (lambda out: qk.decode(CODES, FLAT, out=out.astype(np.float64)), TypeError, "out must have dtype float32, got float64"),

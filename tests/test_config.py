@@ -37,7 +37,7 @@ def output(code, **settings):
 def test_number_of_threads():
     before = qk.get_num_threads()
     try:
-        for n in 1, 3, np.int64(2), 2**31 - 1:
+        for n in 1, 3, np.int64(2), 8:
             qk.set_num_threads(n)
             assert qk.get_num_threads() == n
             with qk.num_threads(5) as nothing:
@@ -51,6 +51,14 @@ def test_number_of_threads():
             assert qk.get_num_threads() == n
     finally:
         qk.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [1000000, 2**31 - 1, 2**31, 10**30])
+def test_more_threads_than_the_machine_has_are_as_many_as_it_has(n):
+    most = max(os.cpu_count(), 8)
+    with qk.num_threads(n):
+        assert qk.get_num_threads() == most
+        assert np.all(qk.quantize(np.ones(10**6, np.float32), qk.QParams(1)) == 1)
 
 
 @pytest.mark.parametrize(("n", "error", "message"), [

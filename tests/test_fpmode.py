@@ -447,7 +447,7 @@ def test_functions_keep_name_signature_and_docstring_and_can_be_pickled():
 
 
 # These count, copy and look up, without arithmetic of floats.
-WITHOUT_FLOATS = re.compile(r"qk_(active|find|name|built|activate|(set|get)_num_threads|kernels_for|unpack|\w+_unpack|\w+_init|\w+_bytes)")
+WITHOUT_FLOATS = re.compile(r"qk_(active|find|name|built|activate|(set|get)_num_threads|most_threads|set_interrupt|kernels_for|\w+_init|\w+_bytes)")
 
 
 def test_functions_of_the_c_interface_begin_with_the_default_mode():

@@ -787,9 +787,9 @@ def with_bad_value(value):
 
 
 BAD = [
-    ("matmul", {"a": A.astype(np.int32)}, TypeError, "a must be uint8 or int8, got int32"),
-    ("matmul", {"a": X}, TypeError, "a must be uint8 or int8, got float32"),
-    ("matmul", {"b": B.astype(np.int32)}, TypeError, "b must be uint8 or int8, got int32"),
+    ("matmul", {"a": A.astype(np.int32)}, TypeError, "a must be uint8, int8 or int16, got int32"),
+    ("matmul", {"a": X}, TypeError, "a must be uint8, int8 or int16, got float32"),
+    ("matmul", {"b": B.astype(np.int32)}, TypeError, "b must be uint8, int8 or int16, got int32"),
     ("matmul", {"b": B[0]}, ValueError, r"b must have shape \(\.\.\., K, N\), got \(4,\)"),
     ("matmul", {"b": B[None]}, ValueError, r"out must have shape \(1, 2, 4\), got \(2, 4\)"),
     ("matmul", {"a": A.T}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
@@ -803,7 +803,7 @@ BAD = [
     ("matmul", {"b_zero_point": [[1, 2, 3, 4]]}, ValueError, r"b_zero_point must be .* shape \(4,\), got \(1, 4\)"),
     ("matmul", {"a_zero_point": 1.5}, TypeError, "a_zero_point must be an integer or an array of integers, got 1.5"),
     ("linear", {"x": A}, TypeError, "x must be float32, float64, float16 or bfloat16, got uint8"),
-    ("linear", {"x": X.T}, ValueError, r"x must have 3 columns to match b, got shape \(3, 2\)"),
+    ("linear", {"x": X.T}, ValueError, r"x must have 3 columns to match packed, got shape \(3, 2\)"),
     ("linear", {"x": with_bad_value(np.nan)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
     ("linear", {"x": with_bad_value(-np.inf)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
     ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
@@ -823,7 +823,7 @@ BAD = [
     ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
     ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
     ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
-    ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match b, got shape \(3, 2\)"),
+    ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match packed, got shape \(3, 2\)"),
     ("qlinear", {"params": 0.5}, TypeError, "params must be QParams, got float"),
     ("qlinear", {"params": qk.QParams(1, dtype="uint4")}, TypeError, "params must have dtype int8 or uint8, got uint4"),
     ("qlinear", {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)}, ValueError, "params must be per tensor, got axis 0"),
@@ -883,7 +883,7 @@ every_call = pytest.mark.parametrize("name", CALLS)
 
 @every_call
 @pytest.mark.parametrize(("change", "error", "message"), [
-    (lambda out: out.tolist(), TypeError, "out must be an ndarray, got list"),
+    (lambda out: out.tolist(), TypeError, "out must be an array whose memory can be written, got a list"),
     (lambda out: out.astype(np.int64), TypeError, "out must have dtype .*, got int64"),
     (lambda out: out.astype(out.dtype.newbyteorder()) if out.itemsize > 1 else out.astype(np.uint16), TypeError, "out must have dtype"),
     (lambda out: out.T, ValueError, r"out must have shape \(2, 4\), got \(4, 2\)"),

@@ -197,9 +197,9 @@ def test_errors_name_what_was_wrong():
         with pytest.raises(error, match=text):
             qk.pack(*args)
     for packed in (qk.pack(w, None), qk.pack(w.astype(ml_dtypes.bfloat16), None)):
-        with pytest.raises(TypeError, match=f"matmul needs 8-bit weights, got {packed.dtype}: such weights are for linear"):
+        with pytest.raises(TypeError, match=f"b must hold 8-bit weights, got {packed.dtype}: such weights are for linear"):
             qk.matmul(np.zeros((2, 4), np.uint8), packed)
-        with pytest.raises(TypeError, match=f"qlinear needs 8-bit weights, got {packed.dtype}: such weights are for linear"):
+        with pytest.raises(TypeError, match=f"packed must hold 8-bit weights, got {packed.dtype}: such weights are for linear"):
             qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
     with pytest.raises(TypeError, match="weights must be float16 or uint16, got float32"):
         qk.PackedMatrix.from_arrays({"weights": w.astype(np.float32)})
@@ -378,7 +378,7 @@ def test_int16_overlap_and_qlinear():
     with pytest.raises(ValueError, match="out must not overlap a"):
         qk.matmul(a, B, out=out)
     packed = qk.pack(B, qk.QParams(1, dtype="int16"))
-    with pytest.raises(TypeError, match="qlinear needs 8-bit weights, got int16: such weights are for linear"):
+    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got int16: such weights are for linear"):
         qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
 
 

@@ -236,9 +236,9 @@ def test_errors_name_what_was_wrong():
         with pytest.raises(error, match=text):
             qk.pack(*args)
     packed = qk.pack(b, params)
-    with pytest.raises(TypeError, match="matmul needs 8-bit weights, got int4"):
+    with pytest.raises(TypeError, match="b must hold 8-bit weights, got int4"):
         qk.matmul(np.zeros((2, 64), np.uint8), packed)
-    with pytest.raises(TypeError, match="qlinear needs 8-bit weights, got int4"):
+    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got int4"):
         qk.qlinear(np.zeros((2, 64), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
 
 
@@ -458,7 +458,7 @@ def test_codebook_errors_name_what_was_wrong():
         ((codes.astype(np.int8), codebook), scales, TypeError, "b must be uint8 codes for a Codebook, got int8"),
         ((codes[0], codebook), scales, ValueError, r"b must have shape \(K, N\), got \(3,\)"),
         ((codes, codebook), None, ValueError, "scales are needed for a codebook with block_size=32"),
-        ((codes, codebook), scales.astype(int), TypeError, "scales must be a float array.*int64"),
+        ((codes, codebook), scales.astype(int), TypeError, "scales must be floats.*int64"),
         ((codes, codebook), scales[:1], ValueError, r"scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)"),
         ((codes, codebook), scales * np.inf, ValueError, "scales must be finite in float32, got inf"),
         ((codes, sixteen), scales, ValueError, "scales must be None for a codebook without block_size"),
@@ -476,9 +476,9 @@ def test_codebook_errors_name_what_was_wrong():
         with pytest.raises(error, match=text):
             qk.pack(*args, scales=given_scales)
     packed = qk.pack(codes, codebook, scales=scales)
-    with pytest.raises(TypeError, match="matmul needs 8-bit weights, got codes of a Codebook"):
+    with pytest.raises(TypeError, match="b must hold 8-bit weights, got codes of a Codebook"):
         qk.matmul(np.zeros((2, 64), np.uint8), packed)
-    with pytest.raises(TypeError, match="qlinear needs 8-bit weights, got codes of a Codebook"):
+    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got codes of a Codebook"):
         qk.qlinear(np.zeros((2, 64), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
     arrays = packed.to_arrays()
     del arrays["shape"]

@@ -127,6 +127,16 @@ def test_recall_counts_queries_whose_nearest_document_is_their_own():
     assert minilm.recall_at_1(queries, documents) == 0.5
 
 
+def test_standard_error_of_a_recall_is_that_of_a_share():
+    assert [minilm.standard_error(recall, 100) for recall in (0.0, 0.5, 1.0)] == [0, 0.05, 0]
+
+
+def test_each_step_says_its_name_before_it_starts(capsys):
+    with minilm.step("counting", 3) as done:
+        assert "counting" in capsys.readouterr().out
+        done(3)
+
+
 def test_docstrings_are_split_after_the_first_sentence():
     text = "f(x, y=1.0)\n\nReturn 1.5 times\nthe sum. Nothing else.\n\nNotes\n-----\nSome."
     assert minilm.split_docstring(text) == ("Return 1.5 times the sum.", "Nothing else.\n\nNotes\n-----\nSome.")

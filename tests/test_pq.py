@@ -276,7 +276,7 @@ BAD = [
     (lambda out: qk.search(X, CODES, BOOK, 6), ValueError, "rows of codes, 5, got 6"),
     (lambda out: qk.search(X, CODES[:0], BOOK, 1), ValueError, "rows of codes, 0, got 1"),
     (lambda out: qk.search(X, CODES, BOOK, 1.0), TypeError, "k must be an integer"),
-    (lambda out: qk.search(X, CODES, BOOK, None), ValueError, "got None"),
+    (lambda out: qk.search(X, CODES, BOOK, None), TypeError, "k must be an integer, got None"),
     (lambda out: qk.Codebook.fit(X, 6, vector=3), ValueError, "k must be at most the number of vectors, 5, got 6"),
     (lambda out: qk.Codebook.fit(X, 257, vector=3), ValueError, "k must be from 1 to 256, got 257"),
     (lambda out: qk.Codebook.fit(X, 2, vector=4), ValueError, r"its last axis a multiple of vector=4, got shape \(5, 6\)"),

@@ -16,6 +16,7 @@ INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2
 FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 TINY, LARGEST = 2.0**-126, float(np.finfo(np.float32).max)
+E5M2 = ml_dtypes.float8_e5m2
 
 # ---- QParams ----
 
@@ -90,6 +91,31 @@ def test_pickle_and_copy(params):
         assert (again.qmin, again.qmax) == (params.qmin, params.qmax)
 
 
+def test_one_value_in_an_array_is_a_scalar_where_no_axis_says_otherwise():
+    assert qk.QParams([0.5], [3], "uint8") == qk.QParams(0.5, 3, "uint8") == qk.QParams(0.5, [3], "uint8")
+    assert qk.QParams([0.5]).scale.shape == ()
+    along = qk.QParams([0.5], axis=0)
+    assert along.scale.shape == along.zero_point.shape == (1,)
+    with pytest.raises(ValueError, match=r"scale must have shape \(3,\)"):
+        qk.quantize(np.zeros(3, np.float32), along)
+
+
+@pytest.mark.parametrize("zero_point", [7, [7], np.uint8(7), np.array([7], ml_dtypes.uint4)])
+@pytest.mark.parametrize("where", [{"axis": 1}, {"axis": 0, "block_size": 4}])
+def test_one_zero_point_beside_many_scales_stands_for_all(zero_point, where):
+    shape = (3,) if "block_size" not in where else (2, 3)
+    params = qk.QParams(np.full(shape, 0.5), zero_point, "uint4", **where)
+    assert params == qk.QParams(np.full(shape, 0.5), np.full(shape, 7), "uint4", **where)
+    assert qk.QParams(np.ones(0), 7, "uint4", axis=0).zero_point.shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_CODES)
+def test_codes_that_are_floats_may_have_a_zero_point_of_their_own_type(dtype):
+    zero = np.zeros(2, dtype)
+    assert qk.QParams([1, 2], zero, dtype, axis=0) == qk.QParams([1, 2], dtype=dtype, axis=0)
+    assert qk.QParams(1, -zero[:1], dtype) == qk.QParams(1, 0, dtype)
+
+
 def test_repr():
     assert repr(qk.QParams(0.1, 3, "uint8")) == "QParams(scale=0.1, zero_point=3, dtype='uint8')"
     assert repr(qk.QParams(0.5, dtype="int4", narrow_range=True)) == "QParams(scale=0.5, dtype='int4', narrow_range=True)"
@@ -131,8 +157,12 @@ def test_repr():
     ({"scale": 1, "zero_point": 8, "dtype": "int4"}, ValueError, r"zero_point must be within \[-8, 7\] for int4, got 8"),
     ({"scale": 1, "zero_point": 1, "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] for float8_e5m2, got 1"),
     ({"scale": 1, "zero_point": 0.0}, TypeError, "zero_point must be an integer or an array of integers, got 0.0"),
-    ({"scale": 1, "zero_point": [0]}, ValueError, r"zero_point must have the shape of scale \(\), got \(1,\)"),
-    ({"scale": [1, 2], "zero_point": 0, "axis": 0}, ValueError, r"zero_point must have the shape of scale \(2,\), got \(\)"),
+    ({"scale": 1, "zero_point": [0, 0]}, ValueError, r"zero_point must be a scalar or have the shape of scale \(\), got \(2,\)"),
+    ({"scale": [1, 2], "zero_point": [[0]], "axis": 0}, ValueError, r"zero_point must be a scalar or have .* \(2,\), got \(1, 1\)"),
+    ({"scale": [[1]]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(1, 1\)"),
+    ({"scale": 1, "zero_point": np.array([0], E5M2), "dtype": "float8_e4m3fn"}, TypeError, "zero_point must be an integer .* got array"),
+    ({"scale": 1, "zero_point": np.array([1], E5M2), "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] .* got 1"),
+    ({"scale": 1, "zero_point": np.array([np.nan], E5M2), "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] .* got nan"),
     ({"scale": 1, "dtype": "float4_e2m1fn", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float4_e2m1fn"),
     ({"scale": 1, "dtype": "int32"}, TypeError, "dtype must be one of .*int8, uint8, int16, .* got 'int32'"),
     ({"scale": 1, "dtype": "nonsense"}, TypeError, "dtype must be one of .* got 'nonsense'"),
@@ -330,7 +360,7 @@ X = np.ones((3, 4), np.float32)
     ({"method": "mse", "importance": np.ones(3)}, ValueError, r"importance must broadcast to the shape of x \(3, 4\), got \(3,\)"),
     ({"method": "mse", "importance": -X}, ValueError, "importance must not be negative, got -1.0"),
     ({"method": "mse", "importance": X * np.nan}, ValueError, r"importance has 12 NaN or infinite values, the first at \(0, 0\)"),
-    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got <U4"),
+    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got 'high'"),
     ({"dtype": "float8_e5m2", "symmetric": False}, ValueError, "codes of dtype float8_e5m2 are symmetric, got symmetric=False"),
     ({"dtype": "float8_e5m2", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float8_e5m2"),
 ])

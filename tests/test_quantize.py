@@ -456,7 +456,7 @@ def readonly_out(dtype):
 
 
 REFUSED_OUT = {
-    "list": (lambda t: [0, 0, 0], TypeError, "out must be an ndarray, got list"),
+    "list": (lambda t: [0, 0, 0], TypeError, "out must be an array whose memory can be written, got a list"),
     "dtype": (lambda t: np.zeros(3, np.uint32), TypeError, "out must have dtype {t}, got uint32"),
     "byte order": (lambda t: np.zeros(3, np.dtype(np.int32).newbyteorder()), TypeError, "out must have dtype {t}, got >i4"),
     "shape": (lambda t: np.zeros((1, 3), t), ValueError, r"out must have shape \(3,\), got \(1, 3\)"),
@@ -525,7 +525,7 @@ FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
     (lambda out: qk.dequantize(Q, qk.QParams(1, dtype="float8_e5m2")), TypeError, "q must have dtype float8_e5m2"),
     (lambda out: qk.dequantize(Q, PARAMS, dtype=np.int32), TypeError, "dtype must be float32, float64, float16 or bfloat16, got int32"),
     (lambda out: qk.dequantize(Q, PARAMS, dtype=None), TypeError, "dtype must be float32, .* got None"),
-    (lambda out: qk.dequantize(Q, PARAMS, dtype="real"), TypeError, "dtype must be float32, .* got real"),
+    (lambda out: qk.dequantize(Q, PARAMS, dtype="real"), TypeError, "dtype must be float32, .* got 'real'"),
     (lambda out: qk.dequantize(X.astype("float8_e5m2"), qk.QParams(1, dtype="float8_e5m2"), dtype=None), TypeError,
      "dtype must be float32, .* got None"),
     (lambda out: qk.fake_quantize(Q, PARAMS), TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),

@@ -318,7 +318,7 @@ def test_bad_input(case):
 
 
 OUTS = {
-    "a list": (lambda: [[77] * 4] * 3, TypeError, "out must be an ndarray, got list"),
+    "a list": (lambda: [[77] * 4] * 3, TypeError, "out must be an array whose memory can be written, got a list"),
     "uint8": (lambda: np.full((3, 4), 77, np.uint8), TypeError, "out must have dtype int8, got uint8"),
     "transposed": (lambda: np.full((4, 3), 77, np.int8), ValueError, r"out must have shape \(3, 4\), got \(4, 3\)"),
     "flat": (lambda: np.full(12, 77, np.int8), ValueError, r"out must have shape \(3, 4\), got \(12,\)"),

@@ -1,0 +1,103 @@
+/* What is not scaled in float32 (numerics 21). Plain C, compiled once: the same bits whatever the instruction set. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "blocking.h"
+#include "scales.h"
+
+qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias)
+{
+    if (!(sum <= 0x1p127) || bias > 0x1p126) return (qk_ordinary){INFINITY, 0};
+    const double room = 0x1p126 / sum; /* beyond 2^126 a bias could overflow */
+    return (qk_ordinary){0x1p-126 / least, (room < 0x1p127 ? room : 0x1p127) / most};
+}
+
+double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n)
+{
+    float most = qk_largest(k, bias, 0, 1, n);
+    if (most <= FLT_MAX) return most;
+    most = 0;
+    for (size_t i = 0; i < n; i++)
+        if (fabsf(bias[i]) <= FLT_MAX && fabsf(bias[i]) > most) most = fabsf(bias[i]);
+    return most;
+}
+
+static void quantize(const qk_row_quantizer *p, const float *x, size_t n, void *q, const qk_affine *affine)
+{
+    if (p->bytes == 1)
+        p->kernels->quantize_f32_8(x, q, n, affine);
+    else
+        p->kernels->quantize_f32_16(x, q, n, affine);
+}
+
+/* A row so small that its scale would be below float32's normal numbers is multiplied by a power of two, which is exact. */
+static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float lo, float hi, void *q, qk_row_scale *row)
+{
+    enum { CHUNK = 256 };
+    const float up = 0x1p100f;
+    float larger[CHUNK], scale;
+    qk_choose_inside(lo * up, hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
+    const qk_affine affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
+    row->wide = scale * 0x1p-100;
+    for (size_t done = 0, n; done < p->n; done += n) {
+        n = at_most(p->n - done, CHUNK);
+        for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
+        quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &affine);
+    }
+}
+
+int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_scale *row)
+{
+    float lo, hi;
+    p->kernels->minmax_f32(x, p->n, &lo, &hi);
+    if (!isfinite(lo) || !isfinite(hi)) return 0;
+    qk_choose_inside(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
+    row->wide = 0;
+    if (row->scale == FLT_MIN && lo != hi) {
+        quantize_tiny_row(p, x, lo, hi, q, row);
+        return 1;
+    }
+    const qk_affine affine = qk_affine_of(row->scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
+    quantize(p, x, p->n, q, &affine);
+    if (lo != hi && !qk_is_ordinary(&p->ordinary, row->scale)) row->wide = row->scale;
+    return 1;
+}
+
+void qk_finish_row(const qk_kernels *k, const double *sums, const qk_tile *t)
+{
+    float y[MAX_NR] = {0};
+    for (int j = 0; j < t->cols; j++) {
+        const double biased = sums[j] + t->bias[j];
+        y[j] = (float)(t->residual ? biased + t->residual[j] : biased);
+    }
+    k->activate(y, MAX_NR, t->activation);
+    if (t->bounded)
+        for (int j = 0; j < t->cols; j++) {
+            y[j] = t->lo > y[j] ? t->lo : y[j];
+            y[j] = t->hi < y[j] ? t->hi : y[j];
+        }
+    memcpy(t->dst, y, (size_t)t->cols * sizeof *y);
+}
+
+/* The code of a value in units of the result's scale. */
+static uint8_t code_of(double value, const qk_requant *r)
+{
+    const double lo = r->qmin - r->zero_point, hi = r->qmax - r->zero_point;
+    value = value < lo ? lo : value > hi ? hi : value;
+    return (uint8_t)((int32_t)(r->rounding == QK_HALF_AWAY ? round(value) : rint(value)) + r->zero_point);
+}
+
+void qk_finish_codes(const qk_kernels *k, const double *values, int n, const qk_tile *t, uint8_t *codes)
+{
+    float y[MAX_NR] = {0};
+    if (t->activation <= QK_RELU) {
+        for (int j = 0; j < n; j++) codes[j] = code_of(values[j], t->requant);
+        return;
+    }
+    for (int j = 0; j < n; j++) y[j] = (float)values[j];
+    k->activate(y, MAX_NR, t->activation);
+    k->quantize_f32_8(y, codes, (size_t)n, &t->out);
+    for (int j = 0; j < n; j++) /* beyond float32 an activation is the identity or 0 */
+        if (!(fabs(values[j]) <= FLT_MAX)) codes[j] = code_of(values[j] > 0 ? values[j] / t->out.scale : 0, t->requant);
+}

@@ -1,0 +1,32 @@
+"""What the source distribution holds."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    """Paths in the archive, without its top folder."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", folder, "sdist", "--dist-dir", folder]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(names):
+    kept = ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "conftest.py"]
+    for folder in "docs", "bench", "tests", "examples", "csrc", "qkernels":
+        kept += [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*")
+                 if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".md", ".json"} and "cache" not in path.parts]
+    assert not set(kept) - names - {"qkernels/_core.c"}
+
+
+def test_the_source_distribution_holds_nothing_that_is_built(names):
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc")) or name == "qkernels/_core.c"]
