@@ -96,7 +96,11 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     >>> inertia
     1.0
     """
-    return _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback and mode_of_caller(callback))
+    if callback is not None:
+        if not callable(callback):
+            raise TypeError(f"callback must be a function or None, got {shown(callback)}")
+        callback = mode_of_caller(callback)
+    return _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback)
 
 
 @default_mode
@@ -111,8 +115,6 @@ def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
     tol = real(tol, "tol")
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function or None, got {shown(callback)}")
     if not isinstance(init, str):
         init = _start(init, (k, d), points, exponent)
         if n_init > 1:
