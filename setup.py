@@ -1,22 +1,35 @@
 """The extension module; everything else is in pyproject.toml."""
 
+import os
+import shlex
+import subprocess
+import sysconfig
 from glob import glob
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+
+def compiler_is_clang():
+    command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    return "clang" in subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+
+
 # No -march: each csrc/kernels_*.c carries its own target pragma. Contraction to FMA
-# would make float results differ between instruction sets. gcc would also peel the loops over a tile's 16 columns
-# before it vectorizes them, and then fail to.
+# would make float results differ between instruction sets.
+flags = ["-std=gnu11", "-O3", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
+if not compiler_is_clang():
+    # gcc would also peel the loops over a tile's 16 columns before it vectorizes them, and then fail to.
+    flags.append("--param=max-completely-peel-times=8")
+
 core = Extension(
     "qkernels._core",
     sources=["qkernels/_core.pyx", *sorted(glob("csrc/*.c"))],
     depends=glob("csrc/*.h") + ["qkernels/_core.pxd"],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
-    extra_compile_args=["-std=gnu11", "-O3", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
-                        "--param=max-completely-peel-times=8", "-fvisibility=hidden", "-g0"],
+    extra_compile_args=flags,
     extra_link_args=["-pthread"],
 )
 

@@ -43,7 +43,7 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
                       .flip = b_signed ? 8 : 0, .half_scales = half_scales, .own_zeros = own_zeros,
                       .zero = zero_point + (b_signed ? 8 : 0), .level_scale = 1};
-    p->blocks = (k + p->block - 1) / p->block;
+    p->blocks = ceil_div(k, p->block);
 }
 
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
@@ -54,7 +54,12 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
-size_t qk_blocked_bytes(const qk_blocked *p) { return p->n_pad / NR * panel_bytes(p); }
+/* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
+size_t qk_blocked_bytes(const qk_blocked *p)
+{
+    enum { MOST = 1024 };
+    return p->k > SIZE_MAX / MOST - MOST ? SIZE_MAX : qk_times(p->n_pad / NR, panel_bytes(p));
+}
 
 typedef struct {
     const qk_blocked *p;
@@ -134,6 +139,7 @@ int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, params, 0};
+    if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
     memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);
     return status;
@@ -177,6 +183,28 @@ int qk_blocked_unpack(const qk_blocked *p, void *b)
     return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
+/* The record of a block in the panel of a column. */
+static const uint8_t *record_at(const qk_blocked *p, size_t block, size_t col)
+{
+    return p->panels + col / NR * panel_bytes(p) + block * record_bytes(p, 0);
+}
+
+void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    for (size_t block = 0; block < p->blocks; block++)
+        for (size_t col = 0; col < p->n; col += NR) {
+            const size_t cols = at_most(p->n - col, NR);
+            const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
+            float all[NR];
+            if (p->half_scales)
+                p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
+            else
+                memcpy(all, from, sizeof all);
+            for (size_t j = 0; j < cols; j++) *scale++ = all[j], *zero_point++ = (p->own_zeros ? from[NR * scale_bytes(p) + j] : p->zero) - p->flip;
+        }
+}
+
 /* ---- the product ---- */
 
 typedef struct {
@@ -205,9 +233,10 @@ static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __A
 
 static int allocate(const product *g, row_block *rows)
 {
-    const size_t codes = g->lda * g->share.block_rows, starts = round_up(g->ld_start * g->share.block_rows * 4, 64);
-    const size_t scales = round_up(g->share.block_rows * 4, 64);
-    rows->codes = aligned_alloc(64, codes + starts + scales + round_up(g->b->k + 64, 64));
+    const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
+    const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
+    const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
+    rows->codes = qk_obtain(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
     rows->scale = (float *)(rows->codes + codes + starts);
@@ -301,7 +330,7 @@ static void wide_sums_of_own_levels(const qk_blocked *b, const qk_blocked_panel 
 }
 
 /* Rows of a tile some of which are wide: `wide` are their scales. */
-static void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
+static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
                              const double *wide, float *y, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
@@ -333,11 +362,12 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
+        qk_tile t = qk_float_tile(g->right, col, at_most(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
-            const size_t count = rows * (tile + 1) / tiles - row, cols = at_most(b->n - col, NR);
-            const qk_tile t = qk_float_tile(g->right, first + row, count, col, cols, block->scale + row);
+            const size_t count = rows * (tile + 1) / tiles - row;
+            qk_set_rows(&t, g->right, first + row, count, col, block->scale + row);
             const int8_t *codes = block->codes + row * g->lda;
             const int32_t *start = block->start + row * g->ld_start;
             (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
@@ -378,11 +408,10 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));
-    if (b->blocks) g.k_pad = (b->blocks - 1) * g.block_pad + steps_of(b, b->blocks - 1) * rows_of(b);
+    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * rows_of(b));
     const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
-    const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
-    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1,
-                                     qk_ordinary_rows(b->level_scale, b->level_scale, sum, bias)};
+    const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, right, b->n)};
+    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

@@ -2,13 +2,13 @@
 #ifndef QK_BLOCKING_H
 #define QK_BLOCKING_H
 
-#include <stddef.h>
+#include "sizes.h"
 
 enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 };              /* no tile, and no step of one, is larger */
 enum { A_BLOCK_BYTES = 256 * 1024, MAX_ROWS = 480 };        /* rows of a that a task takes: they stay in the L2 cache */
 
-static inline size_t ceil_div(size_t n, size_t by) { return (n + by - 1) / by; }
-static inline size_t round_up(size_t n, size_t step) { return ceil_div(n, step) * step; }
+static inline size_t ceil_div(size_t n, size_t by) { return n / by + (n % by != 0); }
+static inline size_t round_up(size_t n, size_t step) { return qk_times(ceil_div(n, step), step); }
 static inline size_t at_most(size_t n, size_t limit) { return n < limit ? n : limit; }
 
 typedef struct {

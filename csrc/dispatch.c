@@ -1,4 +1,7 @@
 /* CPU features -> one table of kernels, chosen once. */
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +16,15 @@ static const qk_kernels *const tables[] = {
     &qk_kernels_scalar,
 };
 
+#if defined(__x86_64__)
+/* __builtin_cpu_supports knows f16c from clang 16 on only. */
+static int has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 static int cpu_has(const qk_kernels *k)
 {
 #if defined(__x86_64__)
@@ -20,9 +32,9 @@ static int cpu_has(const qk_kernels *k)
     if (k == &qk_kernels_avx512vnni)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("f16c");
+               __builtin_cpu_supports("avx512vnni") && has_f16c();
     if (k == &qk_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #endif
     return k == &qk_kernels_scalar;
 }

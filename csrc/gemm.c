@@ -12,6 +12,8 @@
 #include "parallel.h"
 #include "scales.h"
 
+const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
+
 enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
 
 /* ---- packing of b ---- */
@@ -55,7 +57,7 @@ void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n,
     p->panel_bytes = kernels->gemm_panel_bytes(p->k_pad / (size_t)kernels->kr);
 }
 
-size_t qk_packed_bytes(const qk_packed *p) { return p->n_pad / (size_t)p->kernels->nr * p->panel_bytes; }
+size_t qk_packed_bytes(const qk_packed *p) { return qk_times(p->n_pad / (size_t)p->kernels->nr, p->panel_bytes); }
 
 typedef struct {
     const qk_packed *p;
@@ -250,7 +252,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
 }
 
 /* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
-static void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
+static QK_SELDOM void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
@@ -266,7 +268,7 @@ static void store_rows_apart(const product *g, const double *wide, int32_t *acc,
 }
 
 /* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
-static void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
+static QK_SELDOM void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     const double *scale = g->right->wide_scale + col, *bias = g->right->wide_bias + col;
@@ -287,48 +289,52 @@ static void store_columns_apart(const product *g, size_t col, int32_t *acc, cons
     }
 }
 
-static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
-                       int32_t *acc)
+/* What tiles of a panel have in common; store_tile adds what their rows have. */
+static qk_tile tile_of_panel(const product *g, size_t col)
 {
     const qk_right *right = g->right;
-    const qk_kernels *k = g->b->kernels;
-    const size_t nr = (size_t)k->nr, size = right->type == QK_TO_CODES ? 1 : 4;
-    const int per_row = g->left->type == QK_FLOATS || g->left->zero_point_per_row;
     qk_tile t = {
-        .rows = (int)rows,
-        .cols = (int)at_most(g->b->n - col, nr),
-        .row_zero = per_row ? block->zero + row_in_block : NULL,
+        .cols = (int)at_most(g->b->n - col, (size_t)g->b->kernels->nr),
         .colsum = g->b->colsum + col,
-        .row_term = g->b_zero ? block->term + row_in_block : NULL,
         .col_zero = g->b_zero ? g->b_zero + col : NULL,
-        .row_scale = g->left->type == QK_FLOATS ? block->scale + row_in_block : NULL,
+        .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
         .hi = right->hi,
         .requant = &g->requant,
-        .dst = (char *)right->out + row * right->row_stride + col * size,
         .row_stride = right->row_stride,
     };
     if (right->col_scale) t.col_scale = right->col_scale + col;
-    if (right->float_bias) t.bias = right->float_bias + col;
-    if (right->residual) qk_tile_residual(&t, right, row, col);
     if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
-    if (right->type == QK_TO_INT32) {
-        k->tile_to_int32(acc, &t);
-    } else if (right->type == QK_TO_FLOAT && block->any_wide) {
-        store_rows_apart(g, block->wide_scale + row_in_block, acc, &t);
-    } else if (right->type == QK_TO_FLOAT) {
-        k->tile_to_float(acc, &t);
-    } else {
-        if (right->activation > QK_RELU)
-            t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
-        if (right->wide_scale)
-            store_columns_apart(g, col, acc, &t);
-        else
-            k->tile_to_codes(acc, &t);
-    }
+    if (right->type == QK_TO_CODES && right->activation > QK_RELU)
+        t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
+    return t;
+}
+
+static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
+                       int32_t *acc, qk_tile *t)
+{
+    const qk_right *right = g->right;
+    const qk_kernels *k = g->b->kernels;
+    const int floats = g->left->type == QK_FLOATS;
+    t->rows = (int)rows;
+    t->row_zero = floats || g->left->zero_point_per_row ? block->zero + row_in_block : NULL;
+    t->row_term = g->b_zero ? block->term + row_in_block : NULL;
+    t->row_scale = floats ? block->scale + row_in_block : NULL;
+    t->dst = (char *)right->out + row * right->row_stride + col * (right->type == QK_TO_CODES ? 1 : 4);
+    if (right->residual) qk_tile_residual(t, right, row, col);
+    if (right->type == QK_TO_INT32)
+        k->tile_to_int32(acc, t);
+    else if (right->type == QK_TO_FLOAT && block->any_wide)
+        store_rows_apart(g, block->wide_scale + row_in_block, acc, t);
+    else if (right->type == QK_TO_FLOAT)
+        k->tile_to_float(acc, t);
+    else if (right->wide_scale)
+        store_columns_apart(g, col, acc, t);
+    else
+        k->tile_to_codes(acc, t);
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
@@ -344,6 +350,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         const size_t col = panel * nr;
         if (block->wide) k->gemm_widen_panel(codes, steps, block->wide);
         const int direct = plain && col + nr <= b->n;
+        qk_tile t = tile_of_panel(g, col);
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = at_most(rows - i, mr);
             const char *a = block->a + i * block->lda;
@@ -353,7 +360,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                 k->gemm_wide_tile((int)count, steps, a, block->lda, block->wide, g->init + col, c, ldc);
             else
                 k->gemm_tile((int)count, steps, a, block->lda, codes, g->init + col, c, ldc);
-            if (!direct) store_tile(g, block, first + i, i, count, col, acc);
+            if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
 }
@@ -362,7 +369,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 static size_t wide_bytes(const product *g)
 {
     const qk_kernels *k = g->b->kernels;
-    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? g->b->k_pad * (size_t)k->nr * sizeof(int16_t) : 0;
+    return k->gemm_widen_panel && g->share.block_rows >= WIDE_ROWS ? qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t)) : 0;
 }
 
 static void run_tasks(void *context, size_t begin, size_t end)
@@ -375,9 +382,9 @@ static void run_tasks(void *context, size_t begin, size_t end)
     block.any_wide = 0;
     block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
     char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t before = g->in_place ? 0 : round_up(lda * g->share.block_rows, 64) + round_up(b->k_pad, 64) + 64;
-    const size_t wide = wide_bytes(g), size = before + wide;
-    block.buffer = size <= sizeof small ? small : aligned_alloc(64, size);
+    const size_t rows_bytes = round_up(qk_times(lda, g->share.block_rows), 64), spare = round_up(b->k_pad, 64) + 64;
+    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g), size = qk_plus(before, wide);
+    block.buffer = size <= sizeof small ? small : qk_obtain(size);
     if (!block.buffer) {
         fail(g, -1);
         return;
@@ -408,14 +415,13 @@ int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
     g.a_shift = left->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = left->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (left->type == QK_FLOATS) {
-        const qk_ordinary ordinary =
-            qk_ordinary_rows(right->least_scale, right->most_scale, 0x1p31, qk_largest_bias(k, right->float_bias, b->n));
-        g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, ordinary};
+        const qk_factors factors = {right->least_scale, right->most_scale, 0x1p31, qk_largest_bias(k, right, b->n)};
+        g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, factors};
     }
 
     /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
     int32_t small[2 * 512];
-    int32_t *columns = b->n_pad <= 512 ? small : malloc(2 * b->n_pad * sizeof *columns);
+    int32_t *columns = b->n_pad <= 512 ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
     int32_t *init = columns, *b_zero = columns + b->n_pad;
     const int one_zero = left->type != QK_FLOATS && !left->zero_point_per_row;
@@ -468,7 +474,7 @@ static void run_products(void *context, size_t begin, size_t end)
     qk_packed packed;
     qk_packed_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
     const size_t panels = round_up(qk_packed_bytes(&packed), 64);
-    char *memory = aligned_alloc(64, panels + round_up(2 * packed.n_pad * sizeof(int32_t) + 1, 64));
+    char *memory = qk_obtain(qk_plus(panels, qk_times(packed.n_pad, 2 * sizeof(int32_t))));
     if (!memory) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;

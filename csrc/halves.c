@@ -21,7 +21,7 @@ void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_
     *p = (qk_half){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .type = type};
 }
 
-size_t qk_half_bytes(const qk_half *p) { return p->k * p->n_pad * sizeof(uint16_t); }
+size_t qk_half_bytes(const qk_half *p) { return qk_times(qk_times(p->k, p->n_pad), sizeof(uint16_t)); }
 
 static uint16_t *panel_at(const qk_half *p, size_t panel) { return p->panels + panel * p->k * NR; }
 
@@ -103,6 +103,7 @@ int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
+    if (p->k == 0) return 1; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     const uint16_t bits = (uint16_t)job.largest;
     (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
@@ -140,7 +141,7 @@ typedef struct {
     const qk_right *right;
     size_t lda;
     blocking share;
-    qk_ordinary ordinary; /* of the largest magnitudes of rows */
+    qk_factors factors; /* of the largest magnitudes of rows */
     int failure;
 } product;
 
@@ -164,7 +165,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t co
         memcpy(to, (const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride, b->k * sizeof *to);
         b->kernels->minmax_f32(to, b->k, &lo, &hi);
         if (!isfinite(lo) || !isfinite(hi)) return 0;
-        block->wide[i] = lo != hi && !qk_is_ordinary(&g->ordinary, hi > -lo ? hi : -lo);
+        block->wide[i] = lo != hi && !qk_is_ordinary(&g->factors, hi > -lo ? hi : -lo);
         block->any_wide |= block->wide[i];
     }
     return 1;
@@ -183,26 +184,33 @@ static void wide_sums(const qk_half *b, const float *x, size_t panel, double *su
     for (size_t j = 0; j < NR; j++) sum[j] = in_place[place_of(j, b->type)];
 }
 
+/* Rows of a tile some of which are wide, from row `in_block` of the block on. */
+static QK_SELDOM void store_rows_apart(const product *g, const row_block *block, size_t in_block, size_t panel, float *y,
+                                       const qk_tile *t)
+{
+    double sums[NR];
+    for (int i = 0; i < t->rows; i++, in_block++, y += NR) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        if (!block->wide[in_block]) {
+            g->b->kernels->blocked_to_float(y, &row);
+            continue;
+        }
+        wide_sums(g->b, block->x + in_block * g->lda, panel, sums);
+        qk_finish_row(g->b->kernels, sums, &row);
+    }
+}
+
 /* Rows of sums on their way out, from row `in_block` of the block on; the epilogue's scale is 1, which changes nothing. */
 static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows, size_t panel)
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const size_t col = panel * NR;
-    const qk_tile t = qk_float_tile(g->right, first + in_block, rows, col, at_most(g->b->n - col, NR), ones);
-    double sums[NR];
-    if (!block->any_wide) {
+    qk_tile t = qk_float_tile(g->right, col, at_most(g->b->n - col, NR));
+    qk_set_rows(&t, g->right, first + in_block, rows, col, ones);
+    if (block->any_wide)
+        store_rows_apart(g, block, in_block, panel, y, &t);
+    else
         g->b->kernels->blocked_to_float(y, &t);
-        return;
-    }
-    for (size_t i = 0; i < rows; i++, y += NR) {
-        const qk_tile row = qk_row_of_tile(&t, (int)i);
-        if (!block->wide[in_block + i]) {
-            g->b->kernels->blocked_to_float(y, &row);
-            continue;
-        }
-        wide_sums(g->b, block->x + (in_block + i) * g->lda, panel, sums);
-        qk_finish_row(g->b->kernels, sums, &row);
-    }
 }
 
 static void multiply_row(const product *g, const row_block *block, size_t row, size_t begin, size_t end)
@@ -236,11 +244,11 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
 static void run_tasks(void *context, size_t begin, size_t end)
 {
     product *g = context;
-    const size_t panels = g->b->n_pad / NR, size = g->lda * g->share.block_rows;
+    const size_t panels = g->b->n_pad / NR, size = qk_times(g->lda, g->share.block_rows);
     float small[SMALL_FLOATS] __attribute__((aligned(64)));
     row_block block;
     block.any_wide = 0;
-    block.x = size <= SMALL_FLOATS ? small : aligned_alloc(64, size * sizeof *block.x);
+    block.x = size <= SMALL_FLOATS ? small : qk_obtain(qk_times(size, sizeof *block.x));
     if (!block.x) {
         fail(g, -1);
         return;
@@ -265,8 +273,7 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */
-    g.ordinary = qk_ordinary_rows(1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right->float_bias, b->n));
-    if (b->most > 0) g.ordinary.least = 0x1p-100 / b->most;
+    g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right, b->n)};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);

@@ -2,7 +2,9 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
+#include "line.h"
 #include "qkernels.h"
+#include "sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
@@ -41,6 +43,8 @@ typedef struct {
     size_t row_stride;
 } qk_tile;
 
+extern const float qk_no_bias[]; /* zeros for the columns of a tile */
+
 /* Points a tile to its part of the residual. */
 static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
 {
@@ -48,23 +52,27 @@ static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t ro
     t->residual_stride = right->residual_stride;
 }
 
-/* A tile of floats on its way to `right` from row and column (row, col) of the result on. */
-static inline qk_tile qk_float_tile(const qk_right *right, size_t row, size_t rows, size_t col, size_t cols, const float *row_scale)
+/* Tiles of floats on their way to `right`, from column `col` of the result on: without rows, which qk_set_rows gives them. */
+static inline qk_tile qk_float_tile(const qk_right *right, size_t col, size_t cols)
 {
-    qk_tile t = {
-        .rows = (int)rows,
+    return (qk_tile){
         .cols = (int)cols,
-        .row_scale = row_scale,
-        .bias = right->float_bias + col,
+        .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
+        .residual_stride = right->residual_stride,
         .activation = right->activation,
         .bounded = right->bounded,
         .lo = right->lo,
         .hi = right->hi,
-        .dst = (char *)right->out + row * right->row_stride + col * sizeof(float),
         .row_stride = right->row_stride,
     };
-    if (right->residual) qk_tile_residual(&t, right, row, col);
-    return t;
+}
+
+/* Such a tile from row `row` of the result on. */
+static inline void qk_set_rows(qk_tile *t, const qk_right *right, size_t row, size_t rows, size_t col, const float *row_scale)
+{
+    t->rows = (int)rows, t->row_scale = row_scale;
+    t->dst = (char *)right->out + row * right->row_stride + col * sizeof(float);
+    if (right->residual) qk_tile_residual(t, right, row, col);
 }
 
 /* The columns of b that become a panel. */
@@ -226,6 +234,8 @@ struct qk_kernels {
                                  float *tile, double *lanes, double *potential);
     void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update, double *nearest,
                                  double *tile, double *lanes, double *potential);
+
+    qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of codes; the
      * same of search_lanes queries, one a lane. */

@@ -685,6 +685,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 #include "kmeans_types.inc.h"
 #include "vectors.inc.h"
+#include "line_types.inc.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 

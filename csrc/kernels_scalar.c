@@ -72,6 +72,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 #include "kmeans_types.inc.h"
 #include "vectors.inc.h"
+#include "line_types.inc.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)

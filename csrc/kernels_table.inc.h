@@ -48,6 +48,7 @@
     .kmeans_distances_f64 = kmeans_distances_f64,
     .kmeans_potential_f32 = kmeans_potential_f32,
     .kmeans_potential_f64 = kmeans_potential_f64,
+    .line_search = line_search,
     .encode_vectors = encode_vectors,
     .distance_table = distance_table,
     .table_sums = table_sums,

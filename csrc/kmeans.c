@@ -45,7 +45,7 @@ static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
 /* Memory, or NULL and a note of it. */
 static void *obtain(kmeans_job *job, size_t bytes)
 {
-    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    void *memory = qk_obtain(bytes);
     if (!memory) __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
     return memory;
 }
@@ -91,7 +91,7 @@ static void distance_rows(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    void *columns = obtain(job, p->d * p->k * sizeof(double));
+    void *columns = obtain(job, qk_times(qk_times(p->d, p->k), sizeof(double)));
     if (!columns) return;
     if (p->type == QK_F32)
         job->k->kmeans_distances_f32(p, begin, end, columns);
@@ -111,7 +111,7 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    double *tile = obtain(job, (p->d + job->count) * QK_KMEANS_TILE * sizeof *tile), *lanes = tile + p->d * QK_KMEANS_TILE;
+    double *tile = obtain(job, qk_times(p->d + job->count, QK_KMEANS_TILE * sizeof *tile)), *lanes = tile + p->d * QK_KMEANS_TILE;
     if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
         double *potential = job->sums + chunk * job->count;

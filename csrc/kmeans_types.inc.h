@@ -12,7 +12,12 @@ static inline void prefetch_row(const void *row, size_t bytes)
 static inline float root_f32(float x) { return sqrtf(x); }
 
 typedef float quad_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__) || __GNUC__ >= 12
+#define shuffle(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
 typedef int32_t quad_order __attribute__((vector_size(16)));
+#define shuffle(a, b, ...) __builtin_shuffle(a, b, (quad_order){__VA_ARGS__})
+#endif
 
 static inline float sum_of_quad_f32(quad_f32 a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
@@ -21,12 +26,12 @@ static inline void transpose_f32(const float *const *row, size_t f, float *to)
 {
     const quad_f32 r0 = *(const quad_f32 *)(row[0] + f), r1 = *(const quad_f32 *)(row[1] + f);
     const quad_f32 r2 = *(const quad_f32 *)(row[2] + f), r3 = *(const quad_f32 *)(row[3] + f);
-    const quad_order even = {0, 4, 1, 5}, odd = {2, 6, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
-    const quad_f32 a = __builtin_shuffle(r0, r1, even), b = __builtin_shuffle(r2, r3, even);
-    const quad_f32 c = __builtin_shuffle(r0, r1, odd), d = __builtin_shuffle(r2, r3, odd);
-    *(quad_f32 *)to = __builtin_shuffle(a, b, low), *(quad_f32 *)(to + QK_KMEANS_TILE) = __builtin_shuffle(a, b, high);
-    *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, low);
-    *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = __builtin_shuffle(c, d, high);
+    const quad_f32 a = shuffle(r0, r1, 0, 4, 1, 5), b = shuffle(r2, r3, 0, 4, 1, 5);
+    const quad_f32 c = shuffle(r0, r1, 2, 6, 3, 7), d = shuffle(r2, r3, 2, 6, 3, 7);
+    *(quad_f32 *)to = shuffle(a, b, 0, 1, 4, 5);
+    *(quad_f32 *)(to + QK_KMEANS_TILE) = shuffle(a, b, 2, 3, 6, 7);
+    *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = shuffle(c, d, 0, 1, 4, 5);
+    *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = shuffle(c, d, 2, 3, 6, 7);
 }
 #include "kmeans.inc.h"
 #undef REAL

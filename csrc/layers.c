@@ -231,7 +231,7 @@ static void store_wide(const qk_kernels *k, const int32_t *acc, const double *un
 
 static void average(const attention_job *job, operands *o, size_t count, const double *unit, float *out)
 {
-    static const float ones[MAX_NR] = {[0 ... MAX_NR - 1] = 1.0f}, no_bias[MAX_NR];
+    static const float ones[MAX_NR] = {[0 ... MAX_NR - 1] = 1.0f};
     const qk_kernels *k = job->k;
     const size_t nr = (size_t)k->nr, size = job->args->size;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
@@ -240,7 +240,7 @@ static void average(const attention_job *job, operands *o, size_t count, const d
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
             .rows = (int)count, .cols = (int)at_most(size - col, nr), .colsum = zeros, .row_scale = scale, .col_scale = ones,
-            .bias = no_bias, .dst = out + col, .row_stride = job->args->out_stride * sizeof *out,
+            .bias = qk_no_bias, .dst = out + col, .row_stride = job->args->out_stride * sizeof *out,
         };
         k->gemm_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
                      o->values + col * o->n_steps, zeros, acc, nr);
@@ -280,7 +280,7 @@ static void attend_range(void *context, size_t begin, size_t end)
         if (n > longest) longest = n;
     }
     operands o;
-    char *memory = aligned_alloc(64, (size_t)(lay_out(&o, job, longest, (char *)64) - (char *)64) + 64);
+    char *memory = qk_obtain((size_t)(lay_out(&o, job, longest, (char *)64) - (char *)64));
     if (!memory) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
@@ -294,6 +294,7 @@ int qk_attention(const qk_attention_args *args)
 {
     QK_DEFAULT_MODE;
     attention_job job = {args, qk_active(), 0};
+    if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
     for (size_t i = 0; i < args->sequences; i++) {
         const double n = (double)(args->starts[i + 1] - args->starts[i]);

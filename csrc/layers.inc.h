@@ -17,56 +17,77 @@ static inline float sum_of_lanes(float *sums)
     return sums[0];
 }
 
-/* Values i .. i + 15 of x + residual, less `mean`. */
-static inline void take_lanes(const float *x, const float *residual, size_t i, float mean, half_lanes *a, half_lanes *b)
+/* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual. */
+static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean, half_lanes *a, half_lanes *b)
 {
     *a = halves_of(x + i)[0], *b = halves_of(x + i)[1];
-    if (residual) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
+    if (added) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
     *a -= mean, *b -= mean;
 }
 
-/* The last n % 16 values less `mean`, and zeros. */
-static inline void tail_of(const float *x, const float *residual, size_t n, float mean, float *tail)
+static inline float value_at(const float *x, const float *residual, const int added, size_t i) { return added ? x[i] + residual[i] : x[i]; }
+
+/* The same of the last n % 16 values, and zeros. */
+static inline void take_tail(const float *x, const float *residual, const int added, size_t n, float mean, half_lanes *a, half_lanes *b)
 {
     const size_t whole = n / LANES * LANES;
-    memset(tail, 0, LANES * sizeof *tail);
-    for (size_t i = whole; i < n; i++) tail[i - whole] = (residual ? x[i] + residual[i] : x[i]) - mean;
+    *a = *b = (half_lanes){0};
+    if (whole == n) return;
+    float tail[LANES] = {0};
+    for (size_t i = whole; i < n; i++) tail[i - whole] = value_at(x, residual, added, i) - mean;
+    *a = halves(tail)[0], *b = halves(tail)[1];
 }
 
-/* Three visits of a row, which stays in the L1 cache; y, which may be x or residual, is written by the last. Returns 0, with y as it
- * was, where an intermediate leaves float32 (numerics 21). */
-static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps, float *y)
+static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
+{
+    float sums[LANES];
+    halves(sums)[0] = low, halves(sums)[1] = high;
+    return sum_of_lanes(sums) / (float)n;
+}
+
+/* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written before the
+ * last visit. */
+static inline __attribute__((always_inline)) int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
+                                                          const float *weight, const float *bias, float eps, float *y)
 {
     const size_t whole = n / LANES * LANES;
-    float tail[LANES], sums[LANES];
     half_lanes low = {0}, high = {0}, a, b;
-    tail_of(x, residual, n, 0, tail);
     for (size_t i = 0; i < whole; i += LANES) {
-        take_lanes(x, residual, i, 0, &a, &b);
+        take_lanes(x, residual, added, i, 0, &a, &b);
+        if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
         low += a, high += b;
     }
-    halves(sums)[0] = low + halves(tail)[0], halves(sums)[1] = high + halves(tail)[1];
-    const float mean = sum_of_lanes(sums) / (float)n;
+    take_tail(x, residual, added, n, 0, &a, &b);
+    const float mean = mean_of_lanes(low + a, high + b, n);
     if (!(fabsf(mean) <= FLT_MAX)) return 0;
+    for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
+    if (kept) x = y, added = 0;
 
     low = high = (half_lanes){0};
-    tail_of(x, residual, n, mean, tail);
     for (size_t i = 0; i < whole; i += LANES) {
-        take_lanes(x, residual, i, mean, &a, &b);
+        take_lanes(x, residual, added, i, mean, &a, &b);
         low += a * a, high += b * b;
     }
-    halves(sums)[0] = low + halves(tail)[0] * halves(tail)[0], halves(sums)[1] = high + halves(tail)[1] * halves(tail)[1];
-    const float variance = sum_of_lanes(sums) / (float)n + eps;
+    take_tail(x, residual, added, n, mean, &a, &b);
+    const float variance = mean_of_lanes(low + a * a, high + b * b, n) + eps;
     if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
 
     const float inverse = 1.0f / sqrtf(variance);
     for (size_t i = 0; i < whole; i += LANES) {
-        take_lanes(x, residual, i, mean, &a, &b);
+        take_lanes(x, residual, added, i, mean, &a, &b);
         halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
         halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
     }
-    for (size_t i = whole; i < n; i++) y[i] = tail[i - whole] * inverse * weight[i] + bias[i];
+    for (size_t i = whole; i < n; i++) y[i] = (value_at(x, residual, added, i) - mean) * inverse * weight[i] + bias[i];
     return 1;
+}
+
+/* y may be x or residual. Returns 0, with these as they were, where an intermediate leaves float32 (numerics 21). */
+static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps, float *y)
+{
+    if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, y);
+    if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, y);
+    return norm_row(x, residual, 1, 1, n, weight, bias, eps, y);
 }
 
 /* ---- attention (numerics 11) ---- */

@@ -7,6 +7,7 @@
 
 #include "fpmode.h"
 #include "qkernels.h"
+#include "sizes.h"
 
 static const double NEGLIGIBLE = 0x1p-48;  /* of sum w x^2: what rounding a scale to float32 may cost */
 static const double SLACK = 1e-13;         /* of sum w x^2: more than the rounding of the sums of a bound */
@@ -182,7 +183,7 @@ static excess excess_of(const search *q, int side, double scale, double ratio, i
 
 /* ---- buckets ---- */
 
-static void *obtain(void *old, size_t count, size_t size) { return realloc(old, (count + 1) * size); }
+static void *obtain(void *old, size_t count, size_t size) { return realloc(old, qk_times(count + 1, size)); }
 
 /* Room for so many buckets. */
 static int make_room(search *q, size_t buckets)

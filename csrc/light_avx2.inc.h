@@ -37,6 +37,7 @@ static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
 
 static size_t light_panel_bytes(size_t steps)
 {
+    if (steps > SIZE_MAX / (4 * LIGHT_STEP)) return SIZE_MAX;
     const size_t bytes = 2 * steps * LIGHT_STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
     return (bytes + 63) / 64 * 64;
 }

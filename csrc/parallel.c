@@ -17,9 +17,11 @@
 #include <unistd.h>
 
 #include "fpmode.h"
+#include "sizes.h"
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
-static const double FIRST_PIECE = 2e6;          /* ns as estimated, which can be 50 times too little without vectors */
+static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */
+static const double FIRST_PIECE = 250e3;        /* ns as estimated: 100 times too little without vectors, or on new pages */
 static const int64_t PIECE = 10000000;          /* ns as measured */
 static const int64_t LOOK = 40000000;           /* between two looks for signals: each may wait 5 ms for Python's lock */
 static const int64_t SPIN = 100000;             /* what a thread waits awake: the gap between two layers of a model */
@@ -60,6 +62,7 @@ typedef struct {
 
 static struct {
     int busy;             /* whether a thread has the pool */
+    int generation;       /* of the process, counted in forks since the pool's first */
     size_t started;
     worker *workers;      /* room for the most there can be */
     share *shares;
@@ -151,7 +154,8 @@ int qk_threads_for(size_t items, double work)
 
 void qk_set_interrupt(int (*poll)(void)) { __atomic_store_n(&interrupted, poll, __ATOMIC_RELAXED); }
 
-/* Only the caller looks. A signal's handler may call the library: that is a call of its own. */
+/* Only the caller looks. A signal's handler may call the library: that is a call of its own. If it forks, the child has lost the
+ * workers of this one, and cannot finish it. */
 static int look(call *c)
 {
     int (*poll)(void) = __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
@@ -160,8 +164,9 @@ static int look(call *c)
     const int64_t time = now();
     if (time - c->looked < LOOK) return 0;
     c->looked = time;
+    const int generation = pool.generation;
     pthread_setspecific(here, NULL);
-    if (poll()) __atomic_store_n(&c->stopped, 1, __ATOMIC_RELAXED);
+    if (poll() || pool.generation != generation) __atomic_store_n(&c->stopped, 1, __ATOMIC_RELAXED);
     pthread_setspecific(here, c);
     return __atomic_load_n(&c->stopped, __ATOMIC_RELAXED);
 }
@@ -272,8 +277,8 @@ static int have_room(void)
 {
     if (pool.workers) return 1;
     const size_t most = (size_t)qk_most_threads();
-    pool.workers = aligned_alloc(64, most * sizeof *pool.workers);
-    pool.shares = aligned_alloc(64, most * sizeof *pool.shares);
+    pool.workers = qk_obtain(qk_times(most, sizeof *pool.workers));
+    pool.shares = qk_obtain(qk_times(most, sizeof *pool.shares));
     if (pool.workers && pool.shares) return 1;
     free(pool.workers), free(pool.shares);
     pool.workers = NULL, pool.shares = NULL;
@@ -359,14 +364,16 @@ static void run_together(loop *l, size_t items, size_t threads)
 int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size_t), void *context)
 {
     const size_t threads = (size_t)qk_threads_for(items, work);
-    if (threads == 1 && work < FIRST_PIECE) {
+    if (threads == 1 && work < LONG) {
         if (items) body(context, 0, items);
         return 0;
     }
     call *outer = pthread_getspecific(here), own = {.caller = pthread_self(), .looked = now()};
     loop l = {.body = body, .context = context, .call = outer ? outer : &own, .step = items};
-    const double step = FIRST_PIECE / work * (double)items;
-    if (step * (double)threads < (double)items) l.timed = 1, l.step = step < 1 ? 1 : (size_t)step;
+    if (work >= LONG * (double)threads) {
+        const double step = FIRST_PIECE / work * (double)items;
+        l.timed = 1, l.step = step > 1 ? (size_t)step : 1;
+    }
     pthread_setspecific(here, l.call);
     if (threads == 1)
         run_alone(&l, items);
@@ -378,16 +385,13 @@ int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size
 
 /* ---- birth and end ---- */
 
-/* A child has one thread, whatever the parent's others were at; the workers that it needs it starts itself. A loop that was forked
- * within (by a signal's handler) has lost its workers. */
+/* A child has one thread, whatever the parent's others were at; the workers that it needs it starts itself. */
 static void after_fork_in_child(void)
 {
-    call *c = pthread_getspecific(here);
-    if (c) c->stopped = 1;
     for (size_t i = 0; i < pool.started; i++) pool.workers[i].job = NULL;
     pool.started = 0, pool.refused = 0, pool.caller_asleep = 0;
     pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, pool.bell = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
-    pool.busy = c != NULL;
+    pool.busy = 0, pool.generation++;
 }
 
 __attribute__((constructor)) static void at_birth(void)

@@ -114,7 +114,7 @@ static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *pa
     return s->zero ? sum_columns(s, cols, colsum) : 0;
 }
 
-static size_t gemm_panel_bytes(size_t steps) { return steps * NR * KR; }
+static size_t gemm_panel_bytes(size_t steps) { return qk_times(steps, NR * KR); }
 
 static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
 {

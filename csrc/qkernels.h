@@ -88,7 +88,7 @@ typedef struct {
 /* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
 const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
                                  size_t cols, int b_unsigned);
-size_t qk_packed_bytes(const qk_packed *p);     /* of the panels */
+size_t qk_packed_bytes(const qk_packed *p);     /* of the panels; SIZE_MAX, as of the others below, where that overflows */
 void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
@@ -113,7 +113,7 @@ typedef struct {
     const int32_t *int_bias;         /* added to the sum, or NULL */
     const float *col_scale;          /* float: scale of b; codes: scale of a times scale of b */
     float least_scale, most_scale;   /* floats: of the n columns' scales */
-    const float *float_bias;         /* added after scaling, zeros if there is none */
+    const float *float_bias;         /* added after scaling; NULL: nothing */
     const float *residual;           /* floats: added before the activation, rows as those of out; or NULL */
     size_t residual_stride;          /* in bytes */
     qk_activation activation;
@@ -125,6 +125,20 @@ typedef struct {
      * where float32 serves. NULL: it serves everywhere. */
     const double *wide_scale, *wide_bias;
 } qk_right;
+
+/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL (numerics 8).
+ * `real`: with an activation that needs real values. */
+typedef struct {
+    size_t n;
+    float a_scale, out_scale;
+    const float *b_scale, *bias;
+    int real;
+} qk_unit_columns;
+
+/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a multiplier of -1,
+ * and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
+int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
@@ -188,6 +202,8 @@ size_t qk_blocked_bytes(const qk_blocked *p);
 /* b holds one code a byte. */
 int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params);
 int qk_blocked_unpack(const qk_blocked *p, void *b);
+/* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
+void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point);
 /* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as qk_gemm. */
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
 
@@ -342,6 +358,33 @@ int qk_kmeans_distances(const qk_kmeans *p);
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
 /* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is NULL. */
 int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
+
+/* ---- clustering on a line ---- */
+
+/* Lines of points and the best clusters of each (numerics 13). */
+typedef struct {
+    size_t lines, n, k;
+    int integers;              /* 0: values are doubles; 1: uint64_t; 2: int64_t, the sign bit flipped, so that they ascend as uint64_t */
+    int pinned;                /* whether the smallest value is a centroid, whatever that costs */
+    void *values;              /* (lines, n); overwritten, as weights are */
+    double *weights;           /* (lines, n), or NULL: 1 each */
+    double *centroids;         /* (lines, k); the last one fills the places of those that a line lacks */
+    void *limits;              /* (lines, k): the largest value of each cluster, of the type of values */
+    int32_t *counts;           /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
+    double *inertia;           /* (lines,) */
+    int32_t *exponents;        /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
+    int (*stop)(void *);       /* whether to give up, asked every few milliseconds */
+    void *context;
+} qk_lines;
+
+typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
+qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
+void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
+                    void *labels, int as_int32);
+/* Adds the weight of each code, or 1, to its bin. Returns 0 where a weight is negative or not finite. */
+int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
+void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
 
 /* ---- codebooks of vectors ---- */
 

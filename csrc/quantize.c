@@ -496,6 +496,7 @@ QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax
     if (symmetric) {
         float above = hi / (float)(qmax - middle), below = lo / (float)(qmin - middle);
         s = above > below ? above : below;
+        if (s * (float)(qmax - middle) > FLT_MAX) s = nextafterf(s, 0); /* rounded up: the largest code would stand for infinity */
     } else {
         s = (hi - lo) / levels;
         if (!isfinite(s)) s = hi / levels - lo / levels;

@@ -4,17 +4,13 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "scales.h"
 
-qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias)
+double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
 {
-    if (!(sum <= 0x1p127) || bias > 0x1p126) return (qk_ordinary){INFINITY, 0};
-    const double room = 0x1p126 / sum; /* beyond 2^126 a bias could overflow */
-    return (qk_ordinary){0x1p-126 / least, (room < 0x1p127 ? room : 0x1p127) / most};
-}
-
-double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n)
-{
+    if (!right->residual || !right->float_bias) return 0;
+    const float *bias = right->float_bias;
     float most = qk_largest(k, bias, 0, 1, n);
     if (most <= FLT_MAX) return most;
     most = 0;
@@ -60,7 +56,7 @@ int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_s
     }
     const qk_affine affine = qk_affine_of(row->scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     quantize(p, x, p->n, q, &affine);
-    if (lo != hi && !qk_is_ordinary(&p->ordinary, row->scale)) row->wide = row->scale;
+    if (lo != hi && !qk_is_ordinary(&p->factors, row->scale)) row->wide = row->scale;
     return 1;
 }
 
@@ -100,4 +96,59 @@ void qk_finish_codes(const qk_kernels *k, const double *values, int n, const qk_
     k->quantize_f32_8(y, codes, (size_t)n, &t->out);
     for (int j = 0; j < n; j++) /* beyond float32 an activation is the identity or 0 */
         if (!(fabs(values[j]) <= FLT_MAX)) codes[j] = code_of(values[j] > 0 ? values[j] / t->out.scale : 0, t->requant);
+}
+
+/* ---- columns of qlinear ---- */
+
+/* Whether float32 serves a column: all of what it meets is finite, and the scale keeps its bits. */
+static int serves(const qk_unit_columns *p, float multiplier, float scale, float bias)
+{
+    if (!p->real) return multiplier <= FLT_MAX && fabsf(bias) <= FLT_MAX;
+    const qk_factors factors = {1, 1, 0x1p31, 0};
+    return qk_is_ordinary(&factors, scale);
+}
+
+/* Columns one by one. A product of scales that float32 lacks is taken in double. */
+static int multipliers_apart(const qk_unit_columns *p, float *multiplier, const float *scale, const float *bias)
+{
+    int all = 1;
+    for (size_t j = 0; j < p->n; j++) {
+        if (!(scale[j] >= FLT_MIN && scale[j] <= FLT_MAX)) multiplier[j] = (float)((double)p->a_scale * p->b_scale[j] / p->out_scale);
+        if (serves(p, multiplier[j], scale[j], bias[j])) continue;
+        multiplier[j] = -1;
+        all = 0;
+    }
+    return all;
+}
+
+int qk_unit_multipliers(const qk_unit_columns *p, float *restrict multiplier, float *restrict scale, float *restrict bias)
+{
+    QK_DEFAULT_MODE;
+    const float a_scale = p->a_scale, out_scale = p->out_scale, *restrict b_scale = p->b_scale;
+    const float bias_unit = p->real ? 1 : out_scale, most = p->real ? 0x1p95f : FLT_MAX;
+    int unusual = 0;
+    for (size_t j = 0; j < p->n; j++) {
+        scale[j] = a_scale * b_scale[j];
+        multiplier[j] = scale[j] / out_scale;
+        unusual |= !(scale[j] >= FLT_MIN) | !(scale[j] <= most) | !(multiplier[j] <= FLT_MAX);
+    }
+    if (p->bias)
+        for (size_t j = 0; j < p->n; j++) {
+            bias[j] = p->bias[j] / bias_unit;
+            unusual |= !(fabsf(bias[j]) <= FLT_MAX);
+        }
+    else
+        memset(bias, 0, p->n * sizeof *bias);
+    return !unusual || multipliers_apart(p, multiplier, scale, bias);
+}
+
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
+{
+    QK_DEFAULT_MODE;
+    const double unit = p->real ? 1 : p->out_scale;
+    for (size_t j = 0; j < p->n; j++) {
+        const int wide = multiplier[j] < 0;
+        wide_scale[j] = wide ? (double)p->a_scale * p->b_scale[j] / unit : 0;
+        wide_bias[j] = wide && p->bias ? p->bias[j] / unit : 0;
+    }
 }

@@ -1,6 +1,6 @@
 /* Scales whose product may leave float32 (numerics 21): which rows are scaled in float32, by the kernels, and how the others are.
  *
- * A driver of float results states once a product what multiplies what (qk_ordinary_rows), has each row of x quantized by
+ * A driver of float results states once a product what multiplies what (qk_factors), has each row of x quantized by
  * qk_quantize_row, and where that says that a row is wide makes its results by qk_finish_row, from sums that it scales in double.
  * What a row is depends on the row, the weights and the bias alone: never on tiles, threads or the instruction set. */
 #ifndef QK_SCALES_H
@@ -10,17 +10,21 @@
 
 #include "kernels.h"
 
-/* Rows whose scale is within these bounds are ordinary. */
-typedef struct {
-    double least, most;
-} qk_ordinary;
+/* Of a function whose large frame would else weigh upon the one that seldom calls it. */
+#define QK_SELDOM __attribute__((noinline))
 
 /* What multiplies the scale of a row: first, in float32, factors from `least` to `most` (scales of columns, or 1); then sums of at
- * most `sum` in magnitude, in which no intermediate is larger. `bias` is the largest that is added. Each intermediate of an
- * ordinary row is a normal float32, or exact. */
-qk_ordinary qk_ordinary_rows(double least, double most, double sum, double bias);
+ * most `sum` in magnitude, in which no intermediate is larger. `bias` is that of qk_largest_bias. */
+typedef struct {
+    double least, most, sum, bias;
+} qk_factors;
 
-static inline int qk_is_ordinary(const qk_ordinary *o, double scale) { return o->least <= scale && scale <= o->most; }
+/* Whether each intermediate of a row of this scale is a normal float32, or exact. (Beyond 2^126 a bias could overflow.) */
+static inline int qk_is_ordinary(const qk_factors *f, double scale)
+{
+    return scale * f->least >= 0x1p-126 && scale * f->most <= 0x1p127 && scale * f->most * f->sum <= 0x1p126 && f->sum <= 0x1p127 &&
+           f->bias <= 0x1p126;
+}
 
 /* The largest magnitude of rows; not finite where a value is not. */
 static inline float qk_largest(const qk_kernels *k, const float *x, size_t stride, size_t rows, size_t cols)
@@ -31,8 +35,8 @@ static inline float qk_largest(const qk_kernels *k, const float *x, size_t strid
     return most;
 }
 
-/* The largest finite magnitude. (An infinite bias is one in float32, too.) */
-double qk_largest_bias(const qk_kernels *k, const float *bias, size_t n);
+/* The largest finite bias of n columns if a residual is added to it, which could bring the sum back from beyond float32; else 0. */
+double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n);
 
 /* How rows of x become codes of 8 or 16 bits (numerics 2 and 3). */
 typedef struct {
@@ -40,7 +44,7 @@ typedef struct {
     size_t n;
     int32_t qmin, qmax;
     int symmetric, bytes;
-    qk_ordinary ordinary;
+    qk_factors factors;
 } qk_row_quantizer;
 
 /* What is known of such a row. `wide` is 0 if it is ordinary; else it is the scale, `scale` being something finite. */

@@ -31,7 +31,7 @@ typedef struct {
 
 static void *obtain(job *j, size_t bytes)
 {
-    void *memory = aligned_alloc(64, round_up(bytes, 64));
+    void *memory = qk_obtain(bytes);
     if (!memory) __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
     return memory;
 }
@@ -43,7 +43,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     job *j = context;
     const qk_vector_book *b = j->b;
     int32_t all[QK_MAX_LEVELS + 4];
-    float *tile = obtain(j, b->d * QK_KMEANS_TILE * sizeof *tile);
+    float *tile = obtain(j, qk_times(b->d, QK_KMEANS_TILE * sizeof *tile));
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
     for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped(); at += QK_KMEANS_TILE)
@@ -175,7 +175,7 @@ static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
-    float *memory = obtain(j, j->b->m * (j->b->k + j->b->d) * j->lanes * sizeof *memory);
+    float *memory = obtain(j, qk_times(qk_times(j->b->m, j->b->k + j->b->d), j->lanes * sizeof *memory));
     if (!memory) return;
     for (size_t item = begin; item < end; item++) {
         const size_t unit = item / j->parts, part = item % j->parts;
@@ -224,7 +224,7 @@ int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n
     j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
     j.units = j.full + (j.singles ? rest : 1);
     j.parts = j.units >= 4 * threads ? 1 : threads;
-    j.heaps = obtain(&j, count * j.parts * k * sizeof *j.heaps);
+    j.heaps = obtain(&j, qk_times(qk_times(count, k), j.parts * sizeof *j.heaps));
     if (!j.heaps) return 0;
     for (size_t i = 0; i < count * j.parts * k; i++) j.heaps[i] = INT64_MAX;
     int status = qk_parallel_for(j.units * j.parts, work, scan_parts, &j);

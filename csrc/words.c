@@ -25,7 +25,10 @@ void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
 
 static size_t panels_of(const qk_words *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
 
-size_t qk_words_bytes(const qk_words *p) { return panels_of(p) * (size_t)p->kernels->nr * p->steps * KR * sizeof(int16_t); }
+size_t qk_words_bytes(const qk_words *p)
+{
+    return qk_times(qk_times(panels_of(p), (size_t)p->kernels->nr), qk_times(p->steps, KR * sizeof(int16_t)));
+}
 
 static int16_t *panel_at(const qk_words *p, size_t col) { return p->panels + p->steps * KR * col; }
 
@@ -247,7 +250,7 @@ static void correct_row(const product *g, const row_block *block, size_t row, si
 }
 
 /* Rows of a tile some of which are wide. */
-static void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y, const qk_tile *t,
+static QK_SELDOM void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y, const qk_tile *t,
                              const float *col_scale)
 {
     const qk_kernels *k = g->b->kernels;
@@ -265,7 +268,8 @@ static void store_rows_apart(const product *g, const double *wide, const int64_t
 static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
                          const int64_t *sum)
 {
-    const qk_tile t = qk_float_tile(g->right, first + row, rows, col, cols, block->scale + row);
+    qk_tile t = qk_float_tile(g->right, col, cols);
+    qk_set_rows(&t, g->right, first + row, rows, col, block->scale + row);
     const float *col_scale = g->right->col_scale + col;
     float y[MAX_MR * NC] __attribute__((aligned(64)));
     int any_wide = 0;
@@ -307,7 +311,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const size_t panels = panels_of(g->b);
     row_block block;
-    block.codes = aligned_alloc(64, 2 * g->lda * g->share.block_rows * sizeof *block.codes);
+    block.codes = qk_obtain(qk_times(qk_times(g->lda, g->share.block_rows), 2 * sizeof *block.codes));
     block.high = NULL, block.steps = 0;
     if (!block.codes) {
         fail(g, -1);
@@ -334,9 +338,8 @@ int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
     product g = {.left = left, .b = b, .right = right};
     if (left->type == QK_FLOATS) {
         const double sum = 0x1p32 * (double)b->k * right->most_scale; /* codes less zero points are below 2^16 */
-        const double bias = qk_largest_bias(b->kernels, right->float_bias, b->n);
-        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t),
-                                         qk_ordinary_rows(1, 1, sum, bias)};
+        const qk_factors factors = {1, 1, sum, qk_largest_bias(b->kernels, right, b->n)};
+        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t), factors};
     }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)left->m * (double)b->n * (double)b->k / 64;

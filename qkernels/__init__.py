@@ -1,4 +1,10 @@
-"""qkernels: exact, fast kernels for quantized machine learning on CPUs."""
+"""qkernels: exact, fast kernels for quantized machine learning on CPUs.
+
+Wherever an array is taken, so is a torch tensor in the CPU's memory (bfloat16 and float8 too; one that requires a gradient is
+detached), an object of DLPack's or of NumPy's array protocols, a subclass of ndarray, a list. Its memory is read in place where the
+layout allows. Results are NumPy arrays, but for `out`, which may be any of these that has memory to be written, and is returned as it
+was given. A masked array with a mask, or memory of another device, is refused.
+"""
 
 from . import _codebook
 from ._codebook import Codebook, decode, encode

@@ -32,7 +32,14 @@ def real_array(x, name, what="an array of floats"):
     given = as_array(x, name)
     if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
+    if given.dtype.kind == "f" and given.dtype.itemsize > 8:
+        return _as_doubles(given)   # what float64 lacks is infinite, which callers refuse
     return given
+
+
+@default_mode
+def _as_doubles(x):
+    return x.astype(np.float64)
 
 
 def real(value, name):
@@ -52,8 +59,10 @@ def integer(value, name, least=None, *, what="an integer"):
     """value as an int, of at least `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name} must fit 64 bits, got {shown(value)}")
     if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {shown(value)}")
+        raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)
 
 

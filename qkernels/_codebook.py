@@ -156,6 +156,19 @@ class Codebook:
     def __reduce__(self):
         return _rebuild, (self.levels, self.axis, self.block_size, self.vector)
 
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def _without_tables(self):
+        """An equal one, which shares the levels, and makes tables of its own when it needs them."""
+        other = object.__new__(Codebook)
+        for name in self.__slots__[:-1]:
+            object.__setattr__(other, name, getattr(self, name))
+        return other
+
     @property
     def _levels(self):
         """What C looks values up in, made on first use."""
@@ -455,7 +468,7 @@ def _checked_axis(a, codebook, name):
     if axis is None:
         return None
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} of codebook is out of range for {name} with shape {a.shape}")
+        raise ValueError(f"codebook: axis {axis} is out of range for {name} with shape {a.shape}")
     axis %= ndim
     if codebook.block_size is None and a.shape[axis] != len(codebook.levels):
         raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "

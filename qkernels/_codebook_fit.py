@@ -1,5 +1,6 @@
 """The best levels for given values: `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
 
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -101,27 +102,22 @@ def repeated(levels, k):
 # ---- with a level at 0 ----
 
 
-@cache
-def loops():
-    from ._numba import kmeans1d_zero
-
-    return kmeans1d_zero
-
-
 def fit_with_zero(values, weights, k):
     """The best k levels one of which is 0. The others serve values of one sign each, so a of them are the best of the negative side
     beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
     values = values.astype(np.float64)
-    weights = np.ones_like(values) if weights is None else weights / np.float64(weights.max())
+    weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
+    if weights.max() > 2.0**980:   # the sum of all must be a double
+        weights = weights * 2.0**-40
     negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
 
     @cache
     def best(side, count):
-        return loops().beside_zero(*(negative, positive)[side], count)
+        return beside_zero(*(negative, positive)[side], count)
 
     low, high = max(0, k - 1 - len(positive[0])), min(k - 1, len(negative[0]))
     if low > high:
-        return repeated(np.concatenate([-negative[0][::-1], [0], positive[0]]), k)
+        return repeated(np.concatenate([-best(0, len(negative[0]))[0][::-1], [0], best(1, len(positive[0]))[0]]), k)
     while low < high:
         a = (low + high) // 2
         fewer, more = (best(0, n)[1] + best(1, k - 1 - n)[1] for n in (a, a + 1))
@@ -134,3 +130,12 @@ def side_of(values, weights):
     chosen = (values > 0) & (weights > 0)
     distinct, which = np.unique(values[chosen], return_inverse=True)
     return distinct, np.bincount(which, weights[chosen], len(distinct)).astype(np.float64)
+
+
+def beside_zero(values, weights, count):
+    """The best `count` centroids beside one at 0, ascending, and the cost: a Fraction, which no weight makes infinite or 0."""
+    line, line_weights = np.append(0.0, values), np.append(1.0, weights)
+    centroids, limits = np.empty((2, 1, count + 1))
+    (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
+    _core.cluster_lines(line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop())
+    return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

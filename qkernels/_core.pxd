@@ -98,6 +98,14 @@ cdef extern from "qkernels.h" nogil:
         const double *wide_scale
         const double *wide_bias
 
+    ctypedef struct qk_unit_columns:
+        size_t n
+        float a_scale, out_scale
+        const float *b_scale
+        const float *bias
+        int real
+    int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
+    void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
     int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
 
     enum:
@@ -141,6 +149,7 @@ cdef extern from "qkernels.h" nogil:
     int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                         const qk_block_params *params) except -3
     int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
+    void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
     int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
 
     ctypedef struct qk_levels:
@@ -245,6 +254,28 @@ cdef extern from "qkernels.h" nogil:
     int qk_kmeans_distances(const qk_kmeans *p) except -3
     int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential) except -3
     int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia) except -3
+
+    ctypedef struct qk_lines:
+        size_t lines, n, k
+        int integers, pinned
+        void *values
+        double *weights
+        double *centroids
+        void *limits
+        int32_t *counts
+        double *inertia
+        int32_t *exponents
+        int (*stop)(void *) noexcept nogil
+        void *context
+
+    ctypedef enum qk_lines_status:
+        QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY
+
+    qk_lines_status qk_cluster_lines(const qk_lines *p)
+    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
+                        void *labels, int as_int32)
+    int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
+    void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 
     enum:
         QK_MAX_LEVELS

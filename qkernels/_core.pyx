@@ -5,7 +5,7 @@ The public functions (_quantize.py, _products.py, _rounding.py) hold the documen
 here, since 64 floats should not wait for Python.
 """
 
-from libc.float cimport FLT_MAX, FLT_MIN
+from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
@@ -18,6 +18,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from cpython.ref cimport PyObject
 
@@ -27,6 +28,7 @@ cdef extern from "numpy/arrayobject.h":
     int PyArray_ISCARRAY_RO(cnp.ndarray a)
     int PyArray_ISCARRAY(cnp.ndarray a)
     int PyArray_TYPE(cnp.ndarray a)
+    void PyArray_ENABLEFLAGS(cnp.ndarray a, int flags)
 
 cdef extern from *:
     """
@@ -79,6 +81,15 @@ ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "sil
 
 
 # ---- instruction sets and threads ----
+
+
+def shown(value, text=repr, most=100):
+    """What a caller gave, for a message: short, and never an error of its own."""
+    try:
+        found = " ".join(text(value).split())
+    except Exception:
+        return f"a {type(value).__name__}"
+    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
 
 
 def built_isas():
@@ -141,6 +152,19 @@ if os.environ.get("QKERNELS_ISA"):
         set_isa(os.environ["QKERNELS_ISA"])
     except ValueError as error:
         raise RuntimeError(f"QKERNELS_ISA: {error}") from None
+
+MOST_CPUS = 8192   # that a machine can have: a larger number of threads is a slip, one up to this means all CPUs
+
+
+def check_thread_count(text):
+    """Raise unless an environment's number of threads, which C reads on first use, is one."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and 1 <= int(digits) <= MOST_CPUS):
+        raise RuntimeError(f"QKERNELS_NUM_THREADS must be a number from 1 to {MOST_CPUS}, got {shown(text)}")
+
+
+if os.environ.get("QKERNELS_NUM_THREADS"):
+    check_thread_count(os.environ["QKERNELS_NUM_THREADS"])
 
 
 # ---- floating-point mode (_mode.py) ----
@@ -217,20 +241,12 @@ cdef extern from *:
         dl_tensor tensor
 
 
-def shown(value, text=repr, most=100):
-    """What a caller gave, for a message: short, and never an error of its own."""
-    try:
-        found = " ".join(text(value).split())
-    except Exception:
-        return f"a {type(value).__name__}"
-    return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
-
-
 class DLPackBits:
-    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one."""
+    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one,
+    `versioned` whether the object can tell that its memory is read-only: NumPy takes that of older ones for such."""
 
     def __init__(self, x):
-        self.x, self.dtype = x, None
+        self.x, self.dtype, self.versioned = x, None, False
 
     def __dlpack_device__(self):
         return self.x.__dlpack_device__()
@@ -238,7 +254,8 @@ class DLPackBits:
     def __dlpack__(self, **options):
         cdef dl_type *t
         capsule = self.x.__dlpack__(**options)
-        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        self.versioned = PyCapsule_IsValid(capsule, "dltensor_versioned")
+        if self.versioned:
             t = &(<dl_versioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")).tensor.type
         else:
             t = &(<dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")).type
@@ -254,6 +271,8 @@ def array_of_dlpack(x):
         raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
     bits = DLPackBits(x)
     array = np.from_dlpack(bits)
+    if not bits.versioned:
+        PyArray_ENABLEFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
     return array if bits.dtype is None else array.view(bits.dtype)
 
 
@@ -347,11 +366,26 @@ def float_dtype(dtype):
     return found
 
 
+cdef int refuse_giant(cnp.ndarray x, name) except -1:
+    """MemoryError where x is a view that repeats its memory to more than the machine could hold: a pass over it would not end."""
+    cdef Py_ssize_t extent = 1, i
+    if cnp.PyArray_NBYTES(x) < 1 << 28:
+        return 0
+    for i in range(cnp.PyArray_NDIM(x)):
+        extent += (cnp.PyArray_DIM(x, i) - 1) * abs(cnp.PyArray_STRIDE(x, i))
+    if cnp.PyArray_NBYTES(x) // 2 > extent:
+        try:
+            np.empty(cnp.PyArray_NBYTES(x), np.uint8)
+        except MemoryError:
+            raise MemoryError(f"{name} has {cnp.PyArray_SIZE(x)} elements, more than memory holds, got shape {(<object>x).shape}") from None
+    return 0
+
+
 cdef inline cnp.ndarray array_of(x, name):
     """What a caller gave as `name`, as a plain ndarray: the door by which all arrays come in. It is a view where memory allows."""
-    if cnp.PyArray_CheckExact(x):
-        return <cnp.ndarray>x
-    return foreign_array(x, name)
+    cdef cnp.ndarray array = <cnp.ndarray>x if cnp.PyArray_CheckExact(x) else foreign_array(x, name)
+    refuse_giant(array, name)
+    return array
 
 
 def as_array(x, name):
@@ -498,6 +532,10 @@ cdef class Params:
             self.c.reciprocal = reciprocal
         if block_size is not None:
             self.c.block = block_size
+
+    cdef Py_ssize_t nbytes(self):
+        """Of the arrays that it holds."""
+        return 0 if self.axis is None else self.scale.nbytes + self.zero_point.nbytes + self.reciprocal.nbytes
 
     def check_shape(self, shape, name="x"):
         """Raise unless the scales fit data of this shape, which the caller gave as `name`."""
@@ -666,9 +704,6 @@ def multipliers(given, Py_ssize_t n, bint fixed_point):
     cdef qk_scope mode = qk_enter_scope()
     if given.shape not in ((), (1,), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
-    if given.dtype.kind == "f" and given.dtype.itemsize > 8:
-        with np.errstate(all="ignore"):   # they may be beyond float64
-            given = np.where(given > 0, np.maximum(given.astype(np.float64), 5e-324), given.astype(np.float64))
     cdef cnp.ndarray wide = np.ascontiguousarray(given, np.float64), narrow = np.empty(n, FLOAT32)
     cdef const double *m = <const double *>cnp.PyArray_DATA(wide)
     cdef Py_ssize_t i, count = cnp.PyArray_SIZE(wide)
@@ -683,10 +718,10 @@ def multipliers(given, Py_ssize_t n, bint fixed_point):
     return narrow, None, None
 
 
-def multipliers_of_scales(Params a, Params b, Params of_result):
-    """Mantissas and shifts of scale(a) * scale(b) / scale(result), a and the result per tensor. In double nothing leaves the range."""
+def multipliers_of_scales(Params a, b_scale, Params of_result):
+    """Mantissas and shifts of scale(a) * b_scale / scale(result), a and the result per tensor. In double nothing leaves the range."""
     cdef qk_scope mode = qk_enter_scope()
-    exact = <double>a.one_scale * np.asarray(b.scale, np.float64).reshape(-1) / <double>of_result.one_scale
+    exact = <double>a.one_scale * np.asarray(b_scale, np.float64).reshape(-1) / <double>of_result.one_scale
     return multipliers(exact, exact.size, True)[1:]
 
 
@@ -735,6 +770,9 @@ cdef class Packed:
     fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
     a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
     blocks (blocks, n) or None.
+
+    What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing then: QParams
+    per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
     """
 
     cdef qk_packed c
@@ -742,17 +780,15 @@ cdef class Packed:
     cdef qk_half half
     cdef qk_words words
     cdef bint is_blocked, is_half, is_words
-    cdef readonly object params, scales
+    cdef readonly object _kept
     cdef readonly object dtype       # of b, in native byte order
-    cdef readonly Py_ssize_t nbytes
-    cdef object panels, colsum, scale, zero_point, zeros, levels
+    cdef object panels, colsum, scale, zero_point, levels   # zero_point: None where all are 0
     cdef int64_t bound               # max over columns of sum |b - zero_point|
+    cdef Py_ssize_t k, n, n_pad, panel_bytes
     cdef float least_scale, most_scale
-    cdef Py_ssize_t k, n, n_pad
-    cdef bint has_zero_point
 
     def __cinit__(self, cnp.ndarray b not None, params, levels=None):
-        self.params, self.dtype = params, np.dtype(b.dtype.type)
+        self.dtype = np.dtype(b.dtype.type)
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
             self.pack_halves(b)
@@ -761,6 +797,7 @@ cdef class Packed:
             self.pack_words(b, params)
             return
         if levels is not None:
+            self._kept = params
             self.pack_levels(b, levels[0], levels[1], levels[2])
             return
         if params is not None and params_of(params).storage in (QK_I4, QK_U4):
@@ -773,27 +810,28 @@ cdef class Packed:
         if params is not None:  # packed once, used often
             kernels = qk_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
         qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
-        self.n_pad = <Py_ssize_t>self.c.n_pad
-        cdef Py_ssize_t size = <Py_ssize_t>qk_packed_bytes(&self.c)
-        self.c.panels = <int8_t *>self.aligned(size)
+        self.c.panels = <int8_t *>self.panels_of(qk_packed_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
-        self.nbytes = size + 4 * self.n_pad
         cdef const int32_t *zero = NULL
         if params is not None:
-            self.keep_params()
-            zero = <const int32_t *>cnp.PyArray_DATA(self.zero_point)
+            zero_point = self.keep_columns(params)
+            zero = <const int32_t *>cnp.PyArray_DATA(zero_point)
         with nogil:
             self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
 
-    cdef int keep_params(self) except -1:
-        """Scales and zero points of columns, padded to whole panels."""
-        self.scale = self.padded(self.params.scale, np.float32)
-        self.zero_point = self.padded(self.params.zero_point, np.int32)
-        self.zeros = np.zeros(self.n_pad, np.float32)
-        self.has_zero_point = bool(np.any(self.zero_point))
-        self.least_scale, self.most_scale = np.min(self.params.scale, initial=FLT_MAX), np.max(self.params.scale, initial=0)
-        self.nbytes += 12 * self.n_pad
+    cdef cnp.ndarray keep_columns(self, Params params):
+        """Scales and zero points of columns, padded to whole panels: returns the latter."""
+        self.keep(params)
+        self.scale = self.padded(params.scale, np.float32)
+        zero_point = self.padded(params.zero_point, np.int32)
+        if np.any(zero_point):
+            self.zero_point = zero_point
+        self.least_scale, self.most_scale = np.min(params.scale, initial=FLT_MAX), np.max(params.scale, initial=0)
+        return zero_point
+
+    cdef int keep(self, Params params) except -1:
+        self._kept = params if params.axis is None else (params.qmin, params.qmax, params.axis, params.block_size)
         return 0
 
     cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
@@ -804,6 +842,10 @@ cdef class Packed:
         cdef bint own_zeros = bool(np.any(zero_point != zero))
         cdef bint half_scales = holds_as_half(params.scale)
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
+        if self.k:
+            self.keep(params)
+        else:   # there are no panels to hold them
+            self._kept = params
         qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, params.qmin < 0,
                         half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
@@ -814,13 +856,12 @@ cdef class Packed:
     cdef int pack_levels(self, cnp.ndarray b, cnp.ndarray levels, cnp.ndarray level_scale, scales) except -1:
         """Fills `blocked` with codes. Levels of each column stand in the panels."""
         cdef qk_block_params p
-        cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self.params.axis == 1
+        cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self._kept.axis == 1
         cdef cnp.ndarray of_blocks = level_scale if own else np.ones(1, np.float32) if scales is None else scales
-        cdef Py_ssize_t block = max(self.k if scales is None else min(self.params.block_size, self.k), 1)
+        cdef Py_ssize_t block = max(self.k if scales is None else min(self._kept.block_size, self.k), 1)
         cdef float one_scale = 1 if own else level_scale[0]
         qk_blocked_init_levels(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
                                not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels), own, one_scale)
-        self.scales = scales
         p.scale, p.zero_point = <const float *>cnp.PyArray_DATA(of_blocks), NULL
         p.col_stride = own or scales is not None
         p.row_stride = 0 if scales is None else <size_t>self.n
@@ -832,10 +873,8 @@ cdef class Packed:
         return 0
 
     cdef int fill_blocked(self, cnp.ndarray b, const qk_block_params *p) except -1:
-        self.is_blocked, self.n_pad = True, <Py_ssize_t>self.blocked.n_pad
-        self.nbytes = <Py_ssize_t>qk_blocked_bytes(&self.blocked)
-        self.blocked.panels = <uint8_t *>self.aligned(self.nbytes)
-        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.is_blocked = True
+        self.blocked.panels = <uint8_t *>self.panels_of(qk_blocked_bytes(&self.blocked), self.blocked.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
@@ -847,10 +886,8 @@ cdef class Packed:
         b = np.require(b, requirements="A")
         qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
                      QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
-        self.is_half, self.n_pad = True, <Py_ssize_t>self.half.n_pad
-        self.nbytes = <Py_ssize_t>qk_half_bytes(&self.half)
-        self.half.panels = <uint16_t *>self.aligned(self.nbytes)
-        self.zeros = np.zeros(self.n_pad, np.float32)
+        self.is_half = True
+        self.half.panels = <uint16_t *>self.panels_of(qk_half_bytes(&self.half), self.half.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int finite
@@ -864,23 +901,24 @@ cdef class Packed:
         """Fills `words`."""
         b = np.require(b, requirements="A")
         qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
-        self.is_words, self.n_pad = True, <Py_ssize_t>self.words.n_pad
-        self.nbytes = <Py_ssize_t>qk_words_bytes(&self.words) + 8 * self.n_pad
-        self.words.panels = <int16_t *>self.aligned(self.nbytes - 8 * self.n_pad)
+        self.is_words = True
+        self.words.panels = <int16_t *>self.panels_of(qk_words_bytes(&self.words), self.words.n_pad)
         self.colsum = np.zeros(self.n_pad, np.int64)
         self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
         if params is not None:
-            self.keep_params()
+            self.keep_columns(params)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
             qk_words_pack(&self.words, data, row_stride, col_stride)
         return 0
 
-    cdef void *aligned(self, Py_ssize_t size):
-        """Memory for `size` bytes of panels, aligned to 64."""
+    cdef void *panels_of(self, size_t size, size_t n_pad) except NULL:
+        """Memory for `size` bytes of panels of n_pad columns, aligned to 64."""
+        if max(size, n_pad) > <size_t>PY_SSIZE_T_MAX - 63:
+            raise MemoryError(f"no memory for packed weights of shape {self.shape}")
         cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
-        self.panels = buffer
+        self.panels, self.panel_bytes, self.n_pad = buffer, <Py_ssize_t>size, <Py_ssize_t>n_pad
         return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
 
     cdef padded(self, values, dtype):
@@ -893,10 +931,31 @@ cdef class Packed:
     def shape(self):
         return self.k, self.n
 
+    @property
+    def nbytes(self):
+        held = sum([array.nbytes for array in (self.colsum, self.scale, self.zero_point, self.levels) if array is not None])
+        if isinstance(self._kept, Params):
+            held += (<Params>self._kept).nbytes()
+        elif hasattr(self._kept, "levels"):
+            held += self._kept.levels.nbytes
+        return self.panel_bytes + held
+
+    def _columns(self):
+        """float32 scales and int32 zero points: (N,), or (blocks, N) of 4-bit weights and codes of a codebook."""
+        if not self.is_blocked:
+            return self.scale[: self.n], np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
+        shape = self.blocked.blocks, self.n
+        cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
+        if scale.size:
+            qk_blocked_params(&self.blocked, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
+        return scale, zero_point
+
     def unpack(self):
         """The weights as they were packed: (K, N), of dtype `dtype`."""
         codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
+        if codes.size == 0:   # of rows or columns there may be more than a loop can count
+            return codes
         with nogil:
             if self.is_half:
                 qk_half_unpack(&self.half, to)
@@ -909,11 +968,11 @@ cdef class Packed:
         return codes
 
 
-cdef int refuse_blocked(Packed b, name) except -1:
+def need_eight_bits(Packed b, name):
+    """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_blocked or b.is_half or b.is_words:
         what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
         raise TypeError(f"{name} must hold 8-bit weights, got {what}: such weights are for linear")
-    return 0
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
@@ -988,6 +1047,7 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
         given = given.reshape(())   # as ONNX files hold a scalar
     if given.ndim and given.shape != shape:
         raise ValueError(f"{name} must be a scalar or have shape {shape}, got {given.shape}")
+    refuse_giant(given, name)
     info = np.iinfo(codes.dtype)
     if given.size and (given.min() < info.min or given.max() > info.max):
         raise ValueError(f"{name} must be within [{info.min}, {info.max}] for {codes.dtype}, got {shown(value)}")
@@ -1094,7 +1154,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     left.type = <qk_left_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
-        refuse_blocked(packed, "b")
+        need_eight_bits(packed, "b")
     else:
         right_array = <cnp.ndarray>b
         codes_type(right_array, "b", "int16")
@@ -1239,8 +1299,11 @@ def clamp_bounds(clamp):
     try:
         lo, hi = clamp
         lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
-    except (TypeError, ValueError):
-        raise TypeError(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:   # whatever the methods of its entries raise
+        kind = ValueError if isinstance(error, OverflowError) else TypeError
+        raise kind(f"clamp must be None or a pair of floats (lo, hi), got {shown(clamp)}") from None
     if not lo <= hi:
         raise ValueError(f"clamp must have lo <= hi, got {shown(clamp)}")
     return lo, hi
@@ -1270,7 +1333,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &left)
     if bias is not None:
         bias = array_of(bias, "bias")
-    cdef object bias_array = b.zeros if bias is None else float_bias(b, bias)
+    cdef object bias_array = None if bias is None else float_bias(b, bias)
     cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
     if out is not None:
         refuse_overlap(y, x, "x")
@@ -1278,7 +1341,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
             refuse_overlap(y, bias, "bias")
     right.out = cnp.PyArray_DATA(y)
     right.row_stride = right.residual_stride = <size_t>b.n * 4
-    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array)
+    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array) if bias is not None else NULL
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
         right.residual = <const float *>cnp.PyArray_DATA(residual)
@@ -1299,7 +1362,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
         return y if out is None else out
     left.type = QK_FLOATS
     right.type = QK_TO_FLOAT
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
+    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
     right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
     right.least_scale, right.most_scale = b.least_scale, b.most_scale
     if b.is_words:
@@ -1309,59 +1372,28 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     return y if out is None else out
 
 
-cdef float LARGEST_UNIT = 2.0**95, LARGEST_TERM = 2.0**126  # an int32 sum times the one, plus the other, is within float32
-
-
-cdef int set_multipliers(qk_right *right, float[:, ::1] columns, float a_scale, Packed b, float out_scale, real_bias) except -1:
-    """Fills `columns`: multipliers, scales and biases of the sums, one row each (numerics 8). Returns whether some of them leave
-    float32 (numerics 21): their multiplier is -1."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    cdef float *multiplier = &columns[0, 0]
-    cdef float *scale = &columns[1, 0]
-    cdef float *bias = &columns[2, 0]
-    cdef bint real = right.activation > QK_RELU, serves, any_wide = False
-    cdef Py_ssize_t j
+cdef set_multipliers(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
+    """Points `right` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
+    cdef qk_unit_columns unit
+    cdef float lo, hi
+    memset(&unit, 0, sizeof(unit))
+    unit.n, unit.a_scale, unit.out_scale = <size_t>b.n, a_scale, out_scale
+    unit.b_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    unit.real = right.activation > QK_RELU
     if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    for j in range(b.n):
-        if given != NULL and not -FLT_MAX <= given[j] <= FLT_MAX:
+        unit.bias = <const float *>cnp.PyArray_DATA(real_bias)
+        if not qk_minmax(unit.bias, unit.n, &lo, &hi):
             raise_not_finite(real_bias, "bias")
-        scale[j] = a_scale * b_scale[j]
-        bias[j] = 0 if given == NULL else given[j] if real else given[j] / out_scale
-        if FLT_MIN <= scale[j] <= FLT_MAX:
-            multiplier[j] = scale[j] / out_scale
-        else:
-            multiplier[j] = <float>(<double>a_scale * b_scale[j] / out_scale)
-        if real:
-            serves = FLT_MIN <= scale[j] <= LARGEST_UNIT and -LARGEST_TERM <= bias[j] <= LARGEST_TERM
-        else:
-            serves = multiplier[j] <= FLT_MAX and -FLT_MAX <= bias[j] <= FLT_MAX
-        if not serves:
-            multiplier[j], scale[j], bias[j], any_wide = -1, 0, 0, True
-    for j in range(b.n, b.n_pad):
-        multiplier[j] = scale[j] = bias[j] = 0
-    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, scale, bias
-    return any_wide
-
-
-cdef set_wide_columns(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
-    """Scales and biases, in double, of the columns that set_multipliers has left out."""
-    cdef const float *b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    cdef const float *given = NULL
-    if real_bias is not None:
-        given = <const float *>cnp.PyArray_DATA(real_bias)
-    cdef cnp.ndarray wide = np.zeros((2, b.n_pad))
-    cdef double *scale = <double *>cnp.PyArray_DATA(wide)
-    cdef double *bias = scale + b.n_pad
-    cdef double unit = 1 if right.activation > QK_RELU else out_scale
-    cdef Py_ssize_t j
-    for j in range(b.n):
-        if right.requant.multiplier[j] < 0:
-            scale[j] = <double>a_scale * b_scale[j] / unit
-            bias[j] = 0 if given == NULL else given[j] / unit
-    right.wide_scale, right.wide_bias = scale, bias
-    return wide
+    cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
+    cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
+    cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
+    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
+    if not all_serve:
+        wide = np.zeros((2, b.n_pad))
+        right.wide_scale = <const double *>cnp.PyArray_DATA(wide)
+        right.wide_bias = right.wide_scale + b.n_pad
+        qk_wide_columns(&unit, multiplier, <double *>right.wide_scale, <double *>right.wide_bias)
+    return columns, wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
@@ -1378,7 +1410,6 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     cdef qk_scope mode = qk_enter_scope()
-    refuse_blocked(b, "packed")
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef qk_left left
     cdef qk_right right
@@ -1393,7 +1424,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     if bounds is not None:
         right.requant.qmin, right.requant.qmax = bounds
     right.out_scale = to.one_scale
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.has_zero_point else NULL
+    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
     cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &left)
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
@@ -1404,9 +1435,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
-        columns = np.empty((3, max(b.n_pad, 1)), np.float32)
-        if set_multipliers(&right, columns, of.one_scale, b, to.one_scale, real_bias):
-            wide = set_wide_columns(&right, of.one_scale, b, to.one_scale, real_bias)
+        columns = set_multipliers(&right, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
@@ -1557,7 +1586,7 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_vector_book book = levels.over(groups)
-    shape = (*(<object>a).shape[:-1], groups * book.d)
+    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
@@ -1616,8 +1645,8 @@ def pack_bits(cnp.ndarray codes, int bits):
 
 
 def unpack_bits(data, int bits, Py_ssize_t n):
-    cdef cnp.ndarray a = contiguous(data)
     codes = np.empty(n, np.uint8)
+    cdef cnp.ndarray a = contiguous(data)
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(codes)
     with nogil:
@@ -1854,7 +1883,7 @@ cdef class KMeans:
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
         self.c.stride = (d + 8) // 8 * 8
-        memory = np.empty(self.chunks * k * self.c.stride + 8)
+        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # of any size
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
@@ -1925,3 +1954,81 @@ cdef class KMeans:
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
         return potential
+
+
+# ---- clustering on a line ----
+
+
+cdef class Stop:
+    """What tells loops that run without the GIL to give up: a signal's exception, kept in `error`, or another thread that calls `now`."""
+
+    cdef readonly object error
+    cdef bint asked
+
+    def now(self):
+        self.asked = True
+
+
+cdef int must_stop(void *context) noexcept with gil:
+    stop = <Stop>context
+    try:
+        PyErr_CheckSignals()   # does nothing but in the main thread
+    except BaseException as error:
+        stop.error, stop.asked = error, True
+    return stop.asked
+
+
+def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
+                  cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
+    """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
+    cdef qk_lines p
+    cdef qk_lines_status status
+    p.lines, p.n, p.k = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1), k
+    p.integers = 0 if PyArray_TYPE(values) == cnp.NPY_DOUBLE else 2 if signed else 1
+    p.pinned, p.values = pinned, cnp.PyArray_DATA(values)
+    p.weights = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    p.centroids, p.limits = <double *>cnp.PyArray_DATA(centroids), cnp.PyArray_DATA(limits)
+    p.counts, p.inertia = <int32_t *>cnp.PyArray_DATA(counts), <double *>cnp.PyArray_DATA(inertia)
+    p.exponents = NULL if exponents is None else <int32_t *>cnp.PyArray_DATA(exponents)
+    p.stop, p.context = must_stop, <void *>stop
+    with nogil:
+        status = qk_cluster_lines(&p)
+    if stop.error is not None:
+        raise stop.error
+    if status == QK_LINES_NO_MEMORY:
+        raise MemoryError(f"no memory to cluster lines of {p.n} values")
+
+
+def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):
+    """Labels (lines, n), uint8 or int32, of values of the type of `limits`: how many of them each is above."""
+    cdef size_t lines = cnp.PyArray_DIM(values, 0), n = cnp.PyArray_DIM(values, 1), k = cnp.PyArray_DIM(limits, 1)
+    cdef int integers = PyArray_TYPE(values) != cnp.NPY_DOUBLE, as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    cdef const void *x = cnp.PyArray_DATA(values)
+    cdef const void *bounds = cnp.PyArray_DATA(limits)
+    cdef const int32_t *used = <int32_t *>cnp.PyArray_DATA(counts)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    with nogil:
+        qk_label_lines(x, integers, lines, n, bounds, k, used, to, as_int32)
+
+
+def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
+    """Adds the weight of each code (uint16), or 1, to its bin; False where a weight is negative or not finite."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const double *each = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+    cdef double *to = <double *>cnp.PyArray_DATA(bins)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int valid
+    with nogil:
+        valid = qk_count_codes(at, each, n, to)
+    return bool(valid)
+
+
+def look_up(cnp.ndarray codes, cnp.ndarray table, cnp.ndarray labels):
+    """The entries of a table, uint8 or int32, at codes (uint16)."""
+    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
+    cdef const void *entries = cnp.PyArray_DATA(table)
+    cdef void *to = cnp.PyArray_DATA(labels)
+    cdef size_t n = cnp.PyArray_DIM(codes, 0)
+    cdef int as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
+    with nogil:
+        qk_look_up(at, n, entries, to, as_int32)

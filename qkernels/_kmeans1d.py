@@ -1,5 +1,5 @@
 """Clustering on a line: the global optimum. Formulas: docs/numerics.md, section 13. The loops are in
-_numba/kmeans1d.py."""
+csrc/kmeans1d.c and line.inc.h."""
 
 from functools import cache
 
@@ -14,6 +14,7 @@ from ._mode import default_mode
 CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
 BLOCK = 1 << 16          # points of several lines
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
+MOST_COUNTED = 2.0**900  # weight up to which the sum of all is a double
 
 
 @default_mode
@@ -65,6 +66,8 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
+    if k >= 2**31:
+        raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
         raise ValueError(f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}"))
@@ -79,15 +82,16 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     k = min(k, length) if axis is None else k
     centroids = np.empty((len(lines), k))
     counts, inertia = np.empty(len(lines), np.int32), np.empty(len(lines))
-    base = base_of(x)
+    counted = x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM and (weights is None or weights.max() < MOST_COUNTED)
+    exact = beyond_doubles(x)
 
-    def cluster(block):
-        parts = centroids[block], labels[block], counts[block], inertia[block]
+    def cluster(block, stop):
+        parts = centroids[block], labels[block], counts[block], inertia[block], stop
         line_weights = None if weights is None else weights[block]
-        if x.dtype.itemsize <= 2 and length >= MIN_HISTOGRAM:
+        if counted:
             cluster_by_histogram(lines[block], line_weights, k, *parts)
         else:
-            cluster_by_sorting(lines[block], line_weights, k, base, *parts)
+            cluster_by_sorting(lines[block], line_weights, k, exact, *parts)
 
     size = max(1, BLOCK // length)
     try:
@@ -137,52 +141,52 @@ def explain(x, weights, weights_of_lines):
 
 
 def for_each(function, blocks):
-    """Call it with each block, on as many threads as there may be. Which thread has which block makes no difference."""
-    threads = min(get_num_threads(), len(blocks))
+    """Call it with each block and what stops it, on as many threads as there may be. Which thread has which block makes no difference."""
+    threads, stop = min(get_num_threads(), len(blocks)), _core.Stop()
     if threads < 2:
         for block in blocks:
-            function(block)
+            function(block, stop)
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(default_mode(function), blocks))
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for done in [pool.submit(default_mode(function), block, stop) for block in blocks]:
+            done.result()
+    finally:   # of a signal or an error, too: no thread goes on
+        stop.now()
+        pool.shutdown(cancel_futures=True)
 
 
-@cache
-def loops():
-    from ._numba import kmeans1d
-
-    return kmeans1d
+# ---- lines of doubles, or of 64-bit integers ----
 
 
-# ---- lines of doubles ----
+def beyond_doubles(x):
+    """Whether there are integers that doubles do not hold."""
+    return x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size > 0 and max(-int(x.min()), int(x.max())) > 2**53
 
 
-def base_of(x):
-    """What 64-bit integers are taken less of: their smallest, where some are beyond the integers that doubles hold."""
-    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8 or not x.size:
-        return 0
-    smallest = int(x.min())
-    return smallest if max(-smallest, int(x.max())) > 2**53 else 0
-
-
-def doubles(x, base=0):
+def doubles(x):
     """A new C-contiguous array."""
-    if base:
-        x = x.astype(np.uint64) - np.uint64(base % 2**64)
     return x.astype(np.float64, order="C")
 
 
-def cluster_by_sorting(lines, weights, k, base, centroids, labels, counts, inertia):
-    weights = np.empty((len(lines), 0)) if weights is None else doubles(weights)
-    loops().cluster_lines(doubles(lines, base), weights, k, centroids, counts, inertia)
+def keys(x):
+    """A new array of uint64 in the order of 64-bit integers."""
+    x = x.astype(x.dtype.newbyteorder("="), order="C")
+    return x if x.dtype.kind == "u" else x.view(np.uint64) ^ np.uint64(2**63)
+
+
+def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, inertia, stop):
+    read = keys if exact else doubles
+    weights = None if weights is None else doubles(weights)
+    limits = np.empty(centroids.shape, np.uint64 if exact else np.float64)
+    _core.cluster_lines(read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop)
     if not counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
-        loops().label_lines(doubles(lines[part], base), centroids, counts, labels[part])
-    centroids += base
+        _core.label_lines(read(lines[part]), limits, counts, labels[part])
 
 
 # ---- long lines of 8 and 16 bits ----
@@ -198,7 +202,7 @@ def values_of_codes(dtype):
     return values, codes
 
 
-def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia):
+def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, stop):
     """Of one line."""
     dtype = lines.dtype.newbyteorder("=")
     values, codes = values_of_codes(dtype)
@@ -209,14 +213,16 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia):
         return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
 
     for part in parts:
-        if not loops().histogram(codes_of(part), np.empty(0) if weights is None else doubles(weights[0, part]), bins):
+        if not _core.count_codes(codes_of(part), None if weights is None else doubles(weights[0, part]), bins):
             raise Refused
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
-    loops().cluster_lines(values[codes].reshape(1, -1), bins[codes].reshape(1, -1), k, centroids, counts, inertia)
+    limits = np.empty(centroids.shape)
+    points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
+    _core.cluster_lines(points, weights, k, False, False, centroids, limits, counts, inertia, None, stop)
     if not counts.all():
         raise Refused
     table = np.empty((1, len(values)), labels.dtype)
-    loops().label_lines(values.reshape(1, -1), centroids, counts, table)
+    _core.label_lines(values[None], limits, counts, table)
     for part in parts:
-        loops().look_up(codes_of(part), table[0], labels[0, part])
+        _core.look_up(codes_of(part), table[0], labels[0, part])

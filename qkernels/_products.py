@@ -1,15 +1,18 @@
 """Matrix products of codes: exact sums, and what becomes of them. Formulas: docs/numerics.md, sections 6 to 8, 12, 16 and 17."""
 
+import math
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import as_array, float_array, float32_of
+from ._checks import as_array, float_array, float32_of, integer, shown
 from ._mode import default_mode
-from ._qparams import QParams, code_range
+from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, quantize, unpack_bits
-from ._rounding import FIXED_POINT, check_params, checked_int_bias
+from ._rounding import check_params, checked_int_bias, is_fixed_point
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -125,7 +128,9 @@ class PackedMatrix(_core.Packed):
         The largest distance of a level of the codebook from what stands for it, an int8 multiple of a scale, in units of the
         codebook's largest level: at most 1 / 254. 0 for QParams.
     nbytes : int
-        Of the panels and of what is kept for each column.
+        All that it holds: the codes or floats in panels, scales and zero points (once: in the panels, or for each column), sums of
+        columns, and the levels of a codebook. What it does not count is constant: Python's objects, of about 1 kB, and less than a
+        cache line before the panels. `params` and `scales` are made when they are asked for.
 
     Examples
     --------
@@ -147,7 +152,7 @@ class PackedMatrix(_core.Packed):
         b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
         if isinstance(params, Codebook):
             params, scales = _check_codes(b, params, scales)
-            return super().__new__(cls, b, params, (*_int8_levels(params)[:2], scales))
+            return super().__new__(cls, b, params._without_tables(), (*_int8_levels(params)[:2], scales))
         if scales is not None:
             raise ValueError(f"scales must be None for weights without a Codebook, got {type(scales).__name__}")
         if params is None or b.dtype in HALVES:
@@ -173,12 +178,43 @@ class PackedMatrix(_core.Packed):
         return f"PackedMatrix(shape={self.shape}, params={self.params})"
 
     def __reduce__(self):
-        return PackedMatrix, (self.unpack(), self.params, self.scales)
+        return PackedMatrix.from_arrays, (self.to_arrays(),)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    @property
+    def params(self):
+        if isinstance(self._kept, Codebook):
+            return self._kept._without_tables()  # whose tables, once they are made, are the caller's
+        if self._kept is None or isinstance(self._kept, QParams):
+            return self._kept
+        qmin, qmax, axis, block_size = self._kept
+        scale, zero_point = self._columns()
+        if block_size is None:
+            scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
+        return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
+
+    @property
+    def _scale(self):
+        """That of `params`, without making the rest."""
+        return self._kept.scale if isinstance(self._kept, QParams) else self._columns()[0]
+
+    @property
+    def scales(self):
+        if not isinstance(self._kept, Codebook) or self._kept.block_size is None:
+            return None
+        scales = self._columns()[0]
+        scales.flags.writeable = False
+        return scales
 
     @property
     @default_mode
     def level_error(self):
-        return _int8_levels(self.params)[2] if isinstance(self.params, Codebook) else 0.0
+        return _int8_levels(self._kept)[2] if isinstance(self._kept, Codebook) else 0.0
 
     def to_arrays(self):
         """Plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them anywhere.
@@ -186,10 +222,12 @@ class PackedMatrix(_core.Packed):
         Returns
         -------
         dict of str to array
-            ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`), and ``qmin`` (). Of 4-bit weights ``codes``
-            has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest.
-            Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``.
-            Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
+            ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () where all zero points are equal), and ``qmin``
+            (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and
+            ``block_size`` () (0 for none) tell the rest. Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks,
+            ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
+
+            Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type that does.
         """
         if self.dtype in HALVES:
             weights = self.unpack()
@@ -197,8 +235,10 @@ class PackedMatrix(_core.Packed):
         p = self.params
         if isinstance(p, Codebook):
             arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
-            return arrays if self.scales is None else arrays | {"block_size": np.array(p.block_size), "scales": np.array(self.scales)}
-        arrays = {"scale": np.array(p.scale), "zero_point": np.array(p.zero_point), "qmin": np.array(p.qmin, np.int32)}
+            scales = self.scales
+            return arrays if scales is None else arrays | {"block_size": np.array(p.block_size), "scales": smallest(scales)}
+        scale, zero_point = (np.asarray(a) for a in smallest(p.scale, p.zero_point))
+        arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
             return {"codes": self.unpack()} | arrays
         return {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "signed": np.array(p.dtype == FOUR_BITS[0]),
@@ -214,36 +254,76 @@ class PackedMatrix(_core.Packed):
         TypeError, ValueError
             Where an array is missing, or is not as `to_arrays` makes it.
         """
-        if "weights" in arrays:
-            weights = np.asarray(arrays["weights"])
-            if weights.dtype not in (np.float16, np.uint16):
-                raise TypeError(f"weights must be float16 or uint16, got {weights.dtype}")
+        if not isinstance(arrays, Mapping):
+            raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
+        kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
+        _refuse_missing(arrays, NEEDED[kind])
+        if kind == "weights":
+            weights = _array(arrays, "weights", np.float16, np.uint16)
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
-        needed = ["codes", "shape"] if "levels" in arrays else ["codes", "scale", "zero_point", "qmin"]
-        if missing := [name for name in needed if name not in arrays]:
-            raise ValueError(f"arrays must hold {', '.join(needed[:-1])} and {needed[-1]}, got no {', '.join(missing)}")
-        if "levels" in arrays:
-            return cls._of_levels(**arrays)
-        codes, scale, qmin = np.asarray(arrays["codes"]), np.asarray(arrays["scale"]), int(arrays["qmin"])
-        if codes.dtype not in (np.int8, np.uint8, np.int16):
-            raise TypeError(f"codes must be int8, uint8 or int16, got {codes.dtype}")
-        block_size = None
-        if "shape" in arrays:
-            codes = unpack_bits(codes, 4, tuple(map(int, arrays["shape"])), dtype=FOUR_BITS[0 if arrays["signed"] else 1])
-            block_size = int(arrays["block_size"]) or None
-        lowest = code_range(codes.dtype)[0]
+        if kind == "levels":
+            return cls._of_levels(arrays)
+        codes = _dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
+        if codes.ndim != 2:
+            raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
+        block_size = (_number(arrays, "block_size", 0) or None) if kind == "shape" else None
+        scale, lowest, qmin = _array(arrays, "scale", *_core.FLOATS), code_range(codes.dtype)[0], _number(arrays, "qmin")
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
-        params = QParams(scale, arrays["zero_point"], codes.dtype, axis=0 if block_size else 1 if scale.ndim else None,
-                         block_size=block_size, narrow_range=qmin != lowest)
+        params = QParams(scale, spread(_array(arrays, "zero_point"), scale.shape), codes.dtype,
+                         axis=0 if block_size else 1 if scale.ndim else None, block_size=block_size, narrow_range=qmin != lowest)
         return cls(codes, params)
 
     @classmethod
-    def _of_levels(cls, codes, shape, levels, block_size=None, scales=None):
-        by_column = np.ndim(levels) == 2
-        codebook = Codebook(levels, axis=1 if by_column else None if block_size is None else 0,
-                            block_size=None if block_size is None else int(block_size))
-        return cls(unpack_bits(codes, 4, tuple(map(int, shape))), codebook, scales)
+    def _of_levels(cls, arrays):
+        levels, blocks = _array(arrays, "levels", *_core.FLOATS), bool(arrays.keys() & {"block_size", "scales"})
+        if blocks:
+            _refuse_missing(arrays, ("block_size", "scales"))
+        axis = 1 if levels.ndim == 2 else 0 if blocks else None
+        codebook = Codebook(levels, axis=axis, block_size=_number(arrays, "block_size", 1) if blocks else None)
+        return cls(_dense_codes(arrays), codebook, _array(arrays, "scales", *_core.FLOATS) if blocks else None)
+
+
+NEEDED = {"weights": ("weights",), "levels": ("codes", "shape"), "codes": ("codes", "scale", "zero_point", "qmin"),
+          "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin")}  # fmt: skip
+
+
+def _refuse_missing(arrays, names):
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"arrays must hold {', '.join(names[:-1])} and {names[-1]}, got no {', '.join(missing)}")
+
+
+def _array(arrays, name, *dtypes):
+    """arrays[name], of one of the dtypes; without them, integers."""
+    array = as_array(arrays[name], name)
+    if array.dtype.newbyteorder("=") not in dtypes if dtypes else array.dtype.kind not in "iu":
+        *more, last = [str(np.dtype(dtype)) for dtype in dtypes] or ["of integers"]
+        raise TypeError(f"{name} must be {', '.join(more)}{' or ' if more else ''}{last}, got {array.dtype}")
+    return array
+
+
+def _number(arrays, name, least=None):
+    """arrays[name], of shape (), as an int."""
+    array = _array(arrays, name)
+    if array.ndim:
+        raise ValueError(f"{name} must have shape (), got {array.shape}")
+    return integer(array[()], name, least)
+
+
+def _dense_codes(arrays):
+    """The 4-bit codes, one a byte: of a codebook uint8."""
+    codes, shape = _array(arrays, "codes", np.uint8), _array(arrays, "shape")
+    if shape.shape != (2,):
+        raise ValueError(f"shape must have shape (2,), got {shape.shape}")
+    expected = (-(-math.prod(map(int, shape)) // 2),)
+    if shape.min() >= 0 and codes.shape != expected:
+        raise ValueError(f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}")
+    if "signed" not in arrays:
+        return unpack_bits(codes, 4, tuple(shape))
+    signed = _array(arrays, "signed", np.bool_)
+    if signed.ndim:
+        raise ValueError(f"signed must have shape (), got {signed.shape}")
+    return unpack_bits(codes, 4, tuple(shape), dtype=FOUR_BITS[0 if signed else 1])
 
 
 def _check_weights(b, params):
@@ -260,6 +340,10 @@ def _check_weights(b, params):
         raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                          f"block_size={params.block_size}")
     params.check_shape(b.shape, "b")
+    if params.qmin != code_range(b.dtype)[0] and b.size:
+        least = int(b.min())
+        if least < params.qmin:
+            raise ValueError(f"b must hold codes from {params.qmin} on, as params have a narrow range, got {least}")
     if params.axis in (-1, -2):
         return QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
                                params.block_size)
@@ -283,8 +367,6 @@ def _check_codes(b, codebook, scales):
     if b.size and b.max() >= codebook.k:
         raise ValueError(f"b must hold codes below {codebook.k}, got {b.max()}")
     scales = checked_scales(scales, codebook, b.shape, 0)
-    if scales is not None:
-        scales = _core.frozen(scales)
     return Codebook(codebook.levels, axis=axis + 2, block_size=block_size) if axis in (-1, -2) else codebook, scales
 
 
@@ -398,6 +480,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     """
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
+    _core.need_eight_bits(packed, "packed")
     check_params(params, "params")
     check_params(out_params, "out_params")
     for name, given in (("params", params), ("out_params", out_params)):
@@ -410,10 +493,10 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None
-    if rounding in FIXED_POINT:
-        if activation not in (None, "relu"):
-            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {activation!r}")
-        mantissa, shift = _core.multipliers_of_scales(params, packed.params, out_params)
+    if is_fixed_point(rounding):
+        if not (activation is None or isinstance(activation, str) and activation == "relu"):
+            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
+        mantissa, shift = _core.multipliers_of_scales(params, packed._scale, out_params)
     return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
 
 
@@ -421,7 +504,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
 def _clamp_codes(clamp, params, rounding):
     """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
     lo, hi = _core.clamp_bounds(clamp)
-    return quantize(np.float32([lo, hi]), params, rounding="half_even" if rounding == "half_even" else "half_away")
+    return quantize(np.float32([lo, hi]), params, rounding="half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away")
 
 
 def _split_bias(bias, n, rounding):
@@ -434,6 +517,6 @@ def _split_bias(bias, n, rounding):
         return checked_int_bias(bias, n), None
     if bias.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
-    if rounding in FIXED_POINT:
+    if is_fixed_point(rounding):
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
     return None, np.ascontiguousarray(float32_of(bias))

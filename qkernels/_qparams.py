@@ -104,7 +104,13 @@ class QParams(_core.Params):
         return hash(self._key())
 
     def __reduce__(self):
-        return _rebuild, (self.scale, self.zero_point, self.dtype.name, self.axis, self.block_size, self._narrow_range)
+        return _rebuild, (*smallest(self.scale, self.zero_point), self.dtype.name, self.axis, self.block_size, self._narrow_range)
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
 
     @property
     def _narrow_range(self):
@@ -116,7 +122,23 @@ class QParams(_core.Params):
 
 
 def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
-    return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+    return QParams(scale, spread(zero_point, np.shape(scale)), dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+
+
+def smallest(scale, zero_point=None):
+    """The same values in fewer bytes: float16 scales where they are exact, and integers of the smallest type; one where all are equal."""
+    scale = np.float16(scale) if _core.holds_as_half(scale) else scale
+    if zero_point is None:
+        return scale
+    zero_point = np.asarray(zero_point)
+    lo, hi = (zero_point.min(), zero_point.max()) if zero_point.size else (0, 0)
+    dtype = np.result_type(np.min_scalar_type(lo), np.min_scalar_type(hi))
+    return scale, dtype.type(lo) if lo == hi else zero_point.astype(dtype)
+
+
+def spread(zero_point, shape):
+    """Of `smallest`: one zero point stands for all."""
+    return np.full(shape, zero_point) if np.ndim(zero_point) == 0 else zero_point
 
 
 @default_mode

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import as_array, float_array, integer, optional_int, shown
+from ._checks import MAX_NDIM, as_array, float_array, integer, optional_int, shown
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
@@ -188,7 +188,7 @@ def _per_element(values, params, shape, name):
 
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
-    if rounding != "half_even":
+    if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
@@ -330,5 +330,11 @@ def _checked_bits(bits):
 
 
 def _checked_shape(shape):
-    sizes = shape if np.iterable(shape) else (shape,)
-    return tuple(integer(n, "shape", 0, what="an integer or a tuple of integers") for n in sizes)
+    try:
+        sizes = tuple(shape) if np.iterable(shape) else (shape,)
+    except Exception as error:   # whatever the iterator raises
+        raise TypeError(f"shape must be an integer or a tuple of integers, got {shown(shape)}") from error
+    sizes = tuple(integer(n, "shape", 0, what="an integer or a tuple of integers") for n in sizes)
+    if len(sizes) > MAX_NDIM or math.prod(max(n, 1) for n in sizes) >= 2**63:
+        raise ValueError(f"shape must have at most {MAX_NDIM} axes and fewer than 2**63 values, got {shown(sizes)}")
+    return sizes

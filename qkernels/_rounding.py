@@ -11,6 +11,10 @@ from ._qparams import FLOAT_CODES, QParams
 FIXED_POINT = ("gemmlowp", "tflite")
 
 
+def is_fixed_point(rounding):
+    return isinstance(rounding, str) and rounding in FIXED_POINT
+
+
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
     """Codes of int32 sums: ``saturate(round((acc + bias) * multiplier) + zero_point)``.
 
@@ -60,7 +64,7 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     multiplier = real_array(multiplier, "multiplier", "a float or an array of floats")
     bias = None if bias is None else as_array(bias, "bias")
     summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
-    arrays = _core.multipliers(multiplier, n, rounding in FIXED_POINT)
+    arrays = _core.multipliers(multiplier, n, is_fixed_point(rounding))
     return _core.requantize(acc, summand, bias, params, rounding, *arrays, multiplier, out)
 
 

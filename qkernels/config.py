@@ -14,9 +14,10 @@ def set_num_threads(n):
     ----------
     n : int
         At least 1; more than the machine has CPUs (or 8, where it has fewer) are as many as it has. At first it is
-        QKERNELS_NUM_THREADS, else OMP_NUM_THREADS, else the number of CPUs that this process may use. Threads start when
-        work first needs them: small work stays on one thread, and where the system refuses one, the others do its part.
-        Results are the same bits. A call that finds the threads at another's work runs on the thread that makes it.
+        QKERNELS_NUM_THREADS (an error at import where it is no number from 1 to 8192), else OMP_NUM_THREADS, else the number of
+        CPUs that this process may use. Threads start when work first needs them: small work stays on one thread, and where the
+        system refuses one, the others do its part. Results are the same bits. A call that finds the threads at another's work
+        runs on the thread that makes it.
 
     Raises
     ------
@@ -48,6 +49,9 @@ def get_num_threads():
 @contextmanager
 def num_threads(n):
     """A context in which at most n threads are used; the setting is the process's, not the thread's.
+
+    `threadpoolctl.threadpool_limits` does not reach these threads: it finds the libraries that it has a controller for by the names of
+    their files, and these are none of OpenMP's or of a BLAS. (Processes that joblib starts have OMP_NUM_THREADS set, which counts.)
 
     Parameters
     ----------

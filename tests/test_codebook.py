@@ -337,7 +337,7 @@ BAD_CALLS = [
     (lambda out: qk.encode([1, 2], FLAT), TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
     (lambda out: qk.encode(X, [1, 2]), TypeError, "codebook must be a Codebook, got list"),
     (lambda out: qk.encode(X, ROWS), ValueError, r"x must have 2 entries along axis 0, .* got shape \(3,\)"),
-    (lambda out: qk.encode(X, qk.Codebook([[1, 2]], axis=1)), ValueError, r"axis 1 of codebook is out of range for x with shape \(3,\)"),
+    (lambda out: qk.encode(X, qk.Codebook([[1, 2]], axis=1)), ValueError, r"codebook: axis 1 is out of range for x with shape \(3,\)"),
     (lambda out: qk.encode(np.float32([[1, np.nan]]), FLAT), ValueError, r"x has 1 NaN or infinite values, the first at \(0, 1\)"),
     (lambda out: qk.encode(np.float32([1, np.inf, np.nan]), BLOCKS), ValueError, r"x has 2 NaN or infinite values, the first at \(1,\)"),
     (lambda out: qk.encode(np.float64([1, -np.inf]), FLAT), ValueError, r"x has 1 NaN or infinite values, the first at \(1,\)"),

@@ -53,7 +53,7 @@ def test_number_of_threads():
         qk.set_num_threads(before)
 
 
-@pytest.mark.parametrize("n", [1000000, 2**31 - 1, 2**31, 10**30])
+@pytest.mark.parametrize("n", [1000000, 2**31 - 1, 2**31, 2**63])
 def test_more_threads_than_the_machine_has_are_as_many_as_it_has(n):
     most = max(os.cpu_count(), 8)
     with qk.num_threads(n):
@@ -83,9 +83,28 @@ def test_environment_sets_the_number_of_threads():
     assert output(code) == available
     assert output(code, OMP_NUM_THREADS="5") == "5"
     assert output(code, QKERNELS_NUM_THREADS="7", OMP_NUM_THREADS="5") == "7"
+    assert output(code, QKERNELS_NUM_THREADS=" 7\n") == "7"
+    assert output(code, QKERNELS_NUM_THREADS="8192") == str(_core.most_threads())
     for nonsense in "", "0", "-3", "many":
-        assert output(code, QKERNELS_NUM_THREADS=nonsense) == available
-        assert output(code, QKERNELS_NUM_THREADS=nonsense, OMP_NUM_THREADS="5,2") == "5"
+        assert output(code, OMP_NUM_THREADS=nonsense) == available
+    assert output(code, QKERNELS_NUM_THREADS="", OMP_NUM_THREADS="5,2") == "5"
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "many", "1.5", "4,2", " ", "+2", "0x2", "8193", "100000", "4294967297", "9" * 30, "٣"])
+def test_a_number_of_threads_in_the_environment_that_is_none_is_an_error_at_import(text):
+    done = python("import qkernels", QKERNELS_NUM_THREADS=text, PYTHONIOENCODING="utf-8")
+    expected = f"RuntimeError: QKERNELS_NUM_THREADS must be a number from 1 to 8192, got {text!r}"
+    assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
+
+
+def test_threadpoolctl_does_not_reach_our_threads():
+    """As the docstring of num_threads says."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    with qk.num_threads(2):
+        with threadpool_limits(1):
+            assert qk.get_num_threads() == 2
+        assert not any(_core.__file__ == library["filepath"] for library in threadpool_info())
 
 
 COUNT_THREADS = """

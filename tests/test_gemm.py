@@ -331,7 +331,7 @@ def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, i
     """Panels of light weights are larger, since they hold an order of k."""
     for isa in isas():
         packed = qk.pack(np.full((256, 64), code, np.int8), qk.QParams(1))
-        plain = packed.nbytes == 256 * 64 + 16 * 64
+        plain = packed.nbytes == 256 * 64 + 8 * 64
         assert plain == (isa != "avx2" or not light), isa
 
 
@@ -747,7 +747,7 @@ def test_heavy_weights_take_the_slow_path(isas, data):
     for isa in isas():
         packed = qk.pack(b, qk.QParams(1))
         nr, kr = {"avx2": (16, 2), "avx512vnni": (32, 4), "scalar": (16, 4)}[isa]
-        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 16)
+        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 8)
         assert plain == (isa != "avx2" or 4 * size > 256), isa
         assert_array_equal(qk.matmul(rows, packed), wrapped(exact(rows, b)), err_msg=isa, strict=True)
 
@@ -877,6 +877,72 @@ def test_from_arrays_refuses():
     del arrays["scale"]
     with pytest.raises(ValueError, match="scale"):
         qk.PackedMatrix.from_arrays(arrays)
+
+
+def narrow(dtype):
+    info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype))
+    return qk.pack(np.full((4, 4), info.min + 1, info.dtype), qk.QParams(np.ones((2, 4)), dtype=dtype, axis=0, block_size=2, narrow_range=True))
+
+
+BLOCKS = qk.Codebook([1, 2, 3], axis=0, block_size=2)
+STORED = {
+    "codes": PACKED.to_arrays(),
+    "blocks": narrow("int4").to_arrays(),
+    "levels": qk.pack(np.zeros((4, 4), np.uint8), BLOCKS, scales=np.ones((2, 4))).to_arrays(),
+    "weights": qk.pack(np.ones((4, 4), np.float16), None).to_arrays(),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_from_arrays_needs_each_array(kind):
+    for name in STORED[kind].keys() - {"shape", "levels", "weights"}:
+        arrays = {key: value for key, value in STORED[kind].items() if key != name}
+        with pytest.raises(ValueError, match=f"arrays must hold .*got no .*{name}"):
+            qk.PackedMatrix.from_arrays(arrays)
+    for arrays in {}, {"levels": np.ones(3)}, {"shape": np.array([4, 4])}:
+        with pytest.raises(ValueError, match="arrays must hold .*got no .*codes"):
+            qk.PackedMatrix.from_arrays(arrays)
+    for arrays in None, 5, [1], "codes":
+        with pytest.raises(TypeError, match="arrays must be a mapping"):
+            qk.PackedMatrix.from_arrays(arrays)
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "error"), [
+    (kind, name, value, error)
+    for kind, names in [("blocks", "codes shape signed block_size scale zero_point qmin"), ("levels", "codes shape levels block_size scales"),
+                        ("codes", "codes scale zero_point qmin"), ("weights", "weights")]
+    for name in names.split()
+    for value, error in [(None, TypeError), ("x", TypeError), (np.ones(3, complex), TypeError), (10**400, TypeError), ([[1], [2, 3]], (TypeError, ValueError)),
+                         (np.array([object()]), TypeError), (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
+                         (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)), (np.array(np.nan), (TypeError, ValueError)),
+                         (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError))]
+] + [
+    ("blocks", "shape", [4.9, 4], TypeError), ("blocks", "shape", [-4, -4], ValueError), ("blocks", "shape", [4, 5], ValueError),
+    ("blocks", "shape", [4], ValueError), ("blocks", "shape", np.uint64([2**63, 4]), ValueError), ("levels", "shape", [4.0, 4.0], TypeError),
+    ("levels", "shape", [2**62, 2**62], ValueError), ("blocks", "qmin", -7.9, TypeError), ("codes", "qmin", -127.9, TypeError),
+    ("codes", "qmin", [-127], ValueError), ("codes", "qmin", True, TypeError), ("blocks", "qmin", -9, ValueError),
+    ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError), ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
+    ("blocks", "signed", 1.0, TypeError), ("blocks", "signed", [True], ValueError), ("blocks", "block_size", 2.0, TypeError),
+    ("blocks", "block_size", -1, ValueError), ("blocks", "block_size", 3.5, TypeError), ("blocks", "block_size", 0, ValueError),
+    ("blocks", "zero_point", 0.0, TypeError), ("blocks", "zero_point", -8, ValueError), ("blocks", "zero_point", [0, 0], ValueError),
+    ("blocks", "scale", [1.0, 2.0], ValueError), ("blocks", "scale", np.zeros((2, 4)), ValueError), ("levels", "block_size", 0, ValueError),
+    ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError), ("levels", "scales", np.full((2, 4), np.inf), ValueError),
+    ("levels", "levels", np.ones(17), ValueError), ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
+])
+def test_from_arrays_checks_each_array(kind, name, value, error):
+    with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):
+        qk.PackedMatrix.from_arrays({**STORED[kind], name: value})
+
+
+def test_codes_below_a_narrow_range_are_refused():
+    for dtype in "int8", "uint8", "int16", "int4", "uint4":
+        info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype, dtype))
+        b, params = np.full((3, 5), info.min, info.dtype), qk.QParams(1, 1, dtype, narrow_range=True)
+        with pytest.raises(ValueError, match=f"b must hold codes from {info.min + 1} on, as params have a narrow range, got {info.min}"):
+            qk.pack(b, params)
+        arrays = qk.pack(b, qk.QParams(1, 1, dtype)).to_arrays() | {"qmin": np.array(info.min + 1)}
+        with pytest.raises(ValueError, match=f"got {info.min}"):
+            qk.PackedMatrix.from_arrays(arrays)
 
 
 every_call = pytest.mark.parametrize("name", CALLS)

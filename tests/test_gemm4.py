@@ -428,7 +428,7 @@ def test_axes_from_the_end_are_those_from_the_front():
 
 def test_codebook_bytes():
     rng = np.random.default_rng(0)
-    for kind, most in [("all", 0.505), ("column", 0.53), (32, 0.63), (64, 0.57)]:
+    for kind, most in [("all", 0.505), ("column", 0.583), (32, 0.63), (64, 0.57)]:
         codes, codebook, scales = random_weights(rng, 1024, 1024, kind)
         assert 0.5 * codes.size <= qk.pack(codes, codebook, scales=scales).nbytes <= most * codes.size
     assert qk.pack(codes, codebook, scales=np.float16(scales)).nbytes <= 0.54 * codes.size

@@ -1,0 +1,25 @@
+/* Sizes computed from shapes. What size_t does not hold is SIZE_MAX, which no allocation grants: a size that is too large becomes a
+ * failure to allocate, never a small one. */
+#ifndef QK_SIZES_H
+#define QK_SIZES_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+static inline size_t qk_times(size_t a, size_t b)
+{
+    size_t product;
+    return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
+}
+
+static inline size_t qk_plus(size_t a, size_t b)
+{
+    size_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
+}
+
+/* Memory of whole cache lines, to be freed; or NULL. */
+static inline void *qk_obtain(size_t bytes) { return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, bytes / 64 * 64 + 64); }
+
+#endif

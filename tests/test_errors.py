@@ -1,0 +1,177 @@
+"""What hostile arguments do to each public function: the call works, or a TypeError, ValueError or MemoryError names the argument, and
+`out` stays as it was. The functions and their arguments are read from the package, so that a new one is covered once it has a valid call
+in calls.py."""
+
+import contextlib
+import inspect
+import re
+import warnings
+from decimal import Decimal
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from calls import CALLS, FUNCTIONS, call
+
+import qkernels as qk
+
+ERRORS = (TypeError, ValueError, MemoryError)
+
+# ---- hostile values ----
+
+
+class Raises:
+    """An object each of whose methods raises something else."""
+
+    def __repr__(self):
+        raise KeyError("repr")
+
+    def __array__(self, dtype=None, copy=None):
+        raise ZeroDivisionError("array")
+
+    def __len__(self):
+        raise OverflowError("len")
+
+    def __iter__(self):
+        raise LookupError("iter")
+
+    def __float__(self):
+        raise ArithmeticError("float")
+
+    def __index__(self):
+        raise AttributeError("index")
+
+    def __bool__(self):
+        raise RuntimeError("bool")
+
+    def __eq__(self, other):
+        raise RuntimeError("eq")
+
+    __hash__ = object.__hash__
+
+
+class RaisesByDLPack:
+    def __dlpack__(self, **options):
+        raise BufferError("dlpack")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+class OnAnotherDevice(RaisesByDLPack):
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+class LyingArray(np.ndarray):
+    """Its Python attributes tell nothing of its memory."""
+
+    shape = property(lambda self: (2**40, 2**40))
+    dtype = property(lambda self: np.dtype("O"))
+    ndim = property(lambda self: 99)
+    size = property(lambda self: -1)
+
+
+class Float(np.float64):
+    pass
+
+
+class Int(int):
+    pass
+
+
+HOSTILE = {
+    "None": None, "True": True, "numpy.True_": np.True_, "a string": "abc", "an empty string": "", "bytes": b"abc", "0": 0, "-1": -1,
+    "2**31": 2**31, "2**63": 2**63, "2**64": 2**64, "10**400": 10**400, "-10**400": -(10**400), "10**5000": 10**5000, "1.5": 1.5, "nan": np.nan,
+    "inf": np.inf, "-inf": -np.inf, "1e308": 1e308, "1e-320": 1e-320, "1j": 1j, "a subclass of float64": Float(-3),
+    "a subclass of int": Int(-3), "a fraction": Fraction(1, 3), "a decimal": Decimal("0.1"), "float32": np.float32(-1.5),
+    "int8": np.int8(-1), "uint64": np.uint64(2**64 - 1), "longdouble": np.longdouble("1e4000"), "datetime64": np.datetime64("2020-01-01"),
+    "object": object(), "an empty list": [], "a ragged list": [[1], [1, 2]], "a list of strings": ["a", "b"], "a list of None": [None, None],
+    "a list of huge integers": [10**400, 1], "a pair of nan": (np.nan, np.nan), "a pair of huge integers": (-(10**400), 10**400), "a dict": {"a": 1},
+    "a set": {1, 2}, "a range": range(-3, 3), "a memoryview": memoryview(b"abc"), "a 0-d array": np.array(-2), "a 0-d array of floats": np.array(np.nan),
+    "no values": np.zeros(0), "no rows": np.zeros((0, 4), np.float32), "four axes": np.zeros((1, 1, 1, 1), np.float32),
+    "complex": np.zeros((2, 4), complex), "objects": np.full((2, 4), None), "strings": np.full((2, 4), "a"), "bools": np.ones((2, 4), bool),
+    "datetimes": np.zeros((2, 4), "M8[s]"), "records": np.zeros((2, 4), [("a", "f4"), ("b", "i4")]), "longdoubles": np.zeros((2, 4), np.longdouble),
+    "NaN": np.full((2, 4), np.nan, np.float32), "infinities": np.full((2, 4), np.inf), "int64": np.full((2, 4), -(2**63)),
+    "uint64s": np.full((2, 4), 2**64 - 1, np.uint64), "int4": np.full((2, 4), -8, ml_dtypes.int4), "float8": np.full((2, 4), np.nan, ml_dtypes.float8_e5m2),
+    "big-endian": np.full((2, 4), -3, ">f8"), "masked": np.ma.masked, "a masked array": np.ma.array(np.ones((2, 4), np.float32), mask=True),
+    "a lying array": np.full((2, 4), -1, np.float32).view(LyingArray), "raises": Raises(), "raises by DLPack": RaisesByDLPack(),
+    "another device": OnAnotherDevice(),
+}
+
+# What is no error but would take for ever.
+ENDLESS = {("kmeans", "n_init", "2**31"), ("kmeans", "n_init", "2**63"), ("kmeans", "n_init", "uint64")}
+# Where a value that is valid as this argument does not fit another, which alone is named. (`out` must fit all others.)
+MISFITS = {("Codebook.fit", "vector"): ["weights"], ("Codebook.fit", "x"): ["k"], ("kmeans", "x"): ["k"], ("kmeans1d", "x"): ["weights"],
+           ("pack", "params"): ["scales"], ("QParams", "block_size"): ["scale"], ("from_arrays", "block_size"): ["scale", "scales"]}
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were():
+    before = qk.get_num_threads()
+    yield
+    qk.set_num_threads(before)
+
+
+def test_the_table_has_each_public_function_and_each_of_its_arguments():
+    assert CALLS.keys() == FUNCTIONS.keys()
+    for name, function in FUNCTIONS.items():
+        parameters = inspect.signature(function).parameters.values()
+        named = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        given = set().union(*CALLS[name])
+        assert named <= given, (name, named - given)
+        assert given == named or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters), (name, given - named)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_the_calls_of_the_table_are_valid(name):
+    for arguments in CALLS[name]:
+        call(name, {key: value() if key == "out" else value for key, value in arguments.items()})
+
+
+@pytest.mark.parametrize("i", range(len(CALLS["PackedMatrix.from_arrays"])))
+def test_a_hostile_array_of_a_packed_matrix_is_named(i):
+    arrays = CALLS["PackedMatrix.from_arrays"][i]["arrays"]
+    for key in arrays:
+        for label, value in HOSTILE.items():
+            with contextlib.suppress(*ERRORS), warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    qk.PackedMatrix.from_arrays(arrays | {key: value})
+                except ERRORS as error:
+                    assert names(str(error), "from_arrays", key, arrays | {"b": 0, "params": 0}), f"{key}: {label}: {error}"
+                    raise
+                except Exception as error:
+                    raise AssertionError(f"{key}: {label}: {type(error).__name__}: {error}") from error
+
+
+def names(message, function, argument, given):
+    """Whether a message begins with the argument, or with another that does not fit it, and names both."""
+    if "out" in given and message.startswith("out must have"):
+        return True
+    first = re.match(r"(?:the last axis of )?(\w+)", message)[1]
+    return first == argument or first in given and (re.search(rf"\b{argument}\b", message) or first in MISFITS.get((function, argument), []))
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, argument) for name in sorted(CALLS) for argument in sorted(set().union(*CALLS[name]))])
+def test_a_hostile_argument_is_named_by_a_type_or_value_error(name, argument):
+    for arguments in CALLS[name]:
+        if argument not in arguments:
+            continue
+        for label, value in HOSTILE.items():
+            if (name, argument, label) in ENDLESS:
+                continue
+            given = {key: value() if key == "out" else value for key, value in arguments.items()} | {argument: value}
+            before = {key: np.array(a) for key, a in given.items() if key == "out" and argument != "out"}
+            with contextlib.suppress(*ERRORS), warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    call(name, given)
+                except ERRORS as error:
+                    assert names(str(error), name, argument, given), f"{label}: {error}"
+                    for key, old in before.items():
+                        assert old.tobytes() == given[key].tobytes(), f"{label}: out has changed"
+                    raise
+                except Exception as error:
+                    raise AssertionError(f"{label}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,184 @@
+"""Ctrl-C, and other signals, during calls that take long: each in a process of its own, one thread of plain C, so that little memory takes
+long."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import qkernels as qk
+
+ROOT = Path(qk.__file__).parents[1]
+SECONDS = 0.2   # that a signal may wait, and as much again on a busy machine
+
+SETUP = """
+    import os, signal, sys, threading, time
+    import ml_dtypes, numpy as np, qkernels as qk
+
+    normal = np.random.default_rng(0).normal(0, 1, 99991).astype(np.float32)
+    small = np.random.default_rng(0).integers(0, 7, 99991)
+    rate = qk.QParams(0.01)
+    vectors = qk.Codebook(normal[:1024].reshape(256, 4), vector=True)
+
+    def floats(*shape):
+        return np.resize(normal, shape)
+
+    def codes(*shape, dtype=np.int8):
+        return np.resize(small.astype(dtype), shape)
+"""
+
+CALLS = {
+    "linear": "p = qk.pack(codes(2048, 2048), rate); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
+    "linear of one row": "p = qk.pack(codes(128, 1000000), rate); x = floats(8, 128); call = lambda: [qk.linear(x, p) for _ in range(9)]",
+    "linear, out": "p = qk.pack(codes(2048, 2048), rate); x, y = floats(4000, 2048), floats(4000, 2048); call = lambda: qk.linear(x, p, out=y)",
+    "linear, 4 bits": """
+        p = qk.pack(codes(2048, 2048, dtype=ml_dtypes.int4), qk.QParams(np.ones((64, 2048)), None, "int4", axis=0, block_size=32))
+        x = floats(4000, 2048)
+        call = lambda: qk.linear(x, p)""",
+    "linear, int16": "p = qk.pack(codes(2048, 2048, dtype=np.int16), qk.QParams(0.1, dtype='int16')); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
+    "linear, float16": "p = qk.pack(codes(2048, 2048, dtype=np.float16), None); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
+    "qlinear": """
+        p, q = qk.pack(codes(2048, 2048), rate), codes(4000, 2048)
+        call = lambda: qk.qlinear(q, rate, p, qk.QParams(1), activation="gelu")""",
+    "matmul": "a, b = codes(4000, 2048), codes(2048, 2048); call = lambda: qk.matmul(a, b)",
+    "matmul, int16": "a, b = codes(2000, 2048, dtype=np.int16), codes(2048, 2048, dtype=np.int16); call = lambda: qk.matmul(a, b)",
+    "matmul, many": "a, b = codes(9000, 64, 128), codes(9000, 128, 64); call = lambda: qk.matmul(a, b)",
+    "matmul, few": "a, b = codes(2, 6000, 1024), codes(2, 1024, 2048); call = lambda: qk.matmul(a, b)",
+    "attention, one head": "x = floats(16384, 64); call = lambda: qk.attention(x, x, x, 1)",
+    "attention": "x = floats(16384, 768); call = lambda: qk.attention(x, x, x, 12)",
+    "search": "q, c = floats(200, 64), codes(2000000, 16, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 10)",
+    "search, one query, all codes": "q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 6000000)",
+    "encode": "x, c = floats(4 * 10**7), qk.Codebook(np.linspace(-1, 1, 256)); call = lambda: qk.encode(x, c)",
+    "encode, a codebook a channel": "x, c = floats(4 * 10**5, 100), qk.Codebook(floats(100, 256), axis=1); call = lambda: qk.encode(x, c)",
+    "encode, vectors": "x = floats(300000, 64); call = lambda: qk.encode(x, vectors)",
+    "decode": "q, c = codes(4 * 10**7, dtype=np.uint8), qk.Codebook(np.linspace(-1, 1, 8)); call = lambda: qk.decode(q, c)",
+    "decode, vectors": "q = codes(10**6, 16, dtype=np.uint8); call = lambda: qk.decode(q, vectors)",
+    "distance_tables": "x = floats(30000, 64); call = lambda: qk.distance_tables(x, vectors)",
+    "kmeans": "x = floats(10**6, 16); call = lambda: qk.kmeans(x, 300, rng=0)",
+    "kmeans, large chunks": "x = floats(10**5, 64); call = lambda: qk.kmeans(x, 8000, init='random', rng=0)",
+    "quantize": "x = floats(4 * 10**7); call = lambda: [qk.quantize(x, rate) for _ in range(4)]",
+    "quantize, float64": "x = floats(4 * 10**7).astype(np.float64); call = lambda: qk.quantize(x, rate, rounding='half_away')",
+    "quantize, a scale a channel": "x, p = floats(4 * 10**6, 10), qk.QParams(np.ones(10), axis=1); call = lambda: qk.quantize(x, p)",
+    "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
+    "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
+    "dynamic_quantize": "x = floats(6 * 10**7); call = lambda: qk.dynamic_quantize(x)",
+    "dynamic_quantize, rows": "x = floats(60000, 1000); call = lambda: qk.dynamic_quantize(x, axis=0)",
+    "requantize": "a = codes(60000, 1000, dtype=np.int32); call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')",
+    "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
+    "pack": "b = codes(10000, 10000).T; call = lambda: qk.pack(b, rate)",
+    "pack, 4 bits": "b = codes(8000, 8000, dtype=ml_dtypes.int4); call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))",
+    "unpack": "p = qk.pack(codes(10000, 10000), rate); call = p.unpack",
+    "unpack, 4 bits": "p = qk.pack(codes(8000, 8000, dtype=ml_dtypes.int4), qk.QParams(1, dtype='int4')); call = p.unpack",
+    "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
+    "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
+    "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
+    "from_gguf": "d = np.zeros((100000, 18 * 32), np.uint8); call = lambda: qk.from_gguf(d, 'Q4_0')",
+    "pack_bits": "q = codes(10**8, dtype=np.uint8); call = lambda: qk.pack_bits(q, 3)",
+    "unpack_bits": "d = codes(375 * 10**5, dtype=np.uint8); call = lambda: qk.unpack_bits(d, 3, (10**8,))",
+}
+
+INTERRUPTED = """
+    before = qk.linear(floats(3, 64), qk.pack(codes(64, 32), rate))
+    sent = []
+    def send():
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.15, send).start()
+    try:
+        call()
+        time.sleep(9)
+    except KeyboardInterrupt:
+        print(time.perf_counter() - sent[0])
+    assert (qk.linear(floats(3, 64), qk.pack(codes(64, 32), rate)) == before).all()
+"""
+
+
+def output(*code, isa="scalar", threads=1):
+    env = {**os.environ, "QKERNELS_ISA": isa, "QKERNELS_NUM_THREADS": str(threads)}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, "-c", "".join(map(textwrap.dedent, code))], env=env, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_ctrl_c_returns_soon(name):
+    assert float(output(SETUP, CALLS[name] + "\n", INTERRUPTED)) < 2 * SECONDS
+
+
+@pytest.mark.parametrize("name", ["linear", "matmul, few", "attention", "attention, one head", "search", "kmeans"])
+def test_ctrl_c_stops_all_threads(name):
+    assert float(output(SETUP, CALLS[name] + "\n", INTERRUPTED, threads=3)) < 2 * SECONDS
+
+
+HANDLED = """
+    expected = call()
+    alone = qk.quantize(floats(10**6), rate)
+    seen = []
+    def handler(*_):
+        seen.append((qk.quantize(floats(10**6), rate) == alone).all())
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    result = call()
+    during = len(seen)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print((result == expected).all(), during > 0, all(seen))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_handler_that_returns_does_not_change_a_result(threads):
+    """It may call the library, too."""
+    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
+    assert output(SETUP, call, HANDLED, threads=threads) == "True True True"
+
+
+OTHER_THREAD = """
+    expected, results = call(), []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        print("interrupted", thread.is_alive())
+    thread.join()
+    print((results[0] == expected).all())
+"""
+
+
+def test_a_call_in_another_thread_is_not_interrupted():
+    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
+    assert output(SETUP, call, OTHER_THREAD, threads=2) == "interrupted True\nTrue"
+
+
+FORKING = """
+    expected = call()
+    def handler(*_):
+        if os.fork() == 0:
+            signal.alarm(60)
+            children.append(0)
+    children = []
+    signal.signal(signal.SIGUSR1, handler)
+    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+    try:
+        result = call()
+        assert not children and (result == expected).all()
+        print(os.waitstatus_to_exitcode(os.wait()[1]))
+    except SystemError:
+        same = (call() == expected).all()
+        os._exit(7 if children and same else 1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_handler_that_forks_does_not_leave_the_child_waiting():
+    """Its threads are gone, so its call ends with an error; the next one works."""
+    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
+    assert output(SETUP, call, FORKING, threads=2) == "7"

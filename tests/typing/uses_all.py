@@ -1,0 +1,84 @@
+"""Each public function once, and of what its type depends on: read by mypy and pyright, and run, by tests/test_typing.py."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import assert_type
+
+import qkernels as qk
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+
+x: Float32 = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+params = qk.choose_qparams(x, "int8", axis=1)
+one = qk.QParams(0.5, 3, "uint8")
+least = qk.choose_qparams(x, np.int8, method="mse", importance=np.ones(32), symmetric=True, narrow_range=False, block_size=16, axis=1)
+assert_type(least, qk.QParams)
+
+# elementwise
+q = qk.quantize(x, params, rounding="half_away")
+assert_type(q, Array)
+assert_type(qk.quantize(x, params, out=q), Array)
+assert_type(qk.dequantize(q, params), Float32)
+assert_type(qk.dequantize(q, params, dtype="float16"), NDArray[np.float16])
+assert_type(qk.dequantize(q, params, dtype=np.float64), NDArray[np.float64])
+assert_type(qk.dequantize(q, params, dtype="bfloat16"), Array)
+assert_type(qk.dequantize(q, params, out=np.empty_like(x)), Float32)
+assert_type(qk.fake_quantize(x, params), Float32)
+codes, chosen = qk.dynamic_quantize(x, "uint8", axis=0)
+assert_type(chosen, qk.QParams)
+assert_type(qk.requantize(np.array([[1, 2]], np.int32), [0.5, 1], one, bias=[1, 2], rounding="tflite"), Array)
+assert_type(qk.quantize_multiplier(0.5), tuple[int, int])
+assert_type(qk.quantize_multiplier([0.5, 1]), tuple[NDArray[np.int32], NDArray[np.int32]])
+dense = qk.pack_bits(np.array([1, 2, 3], np.uint8), 4)
+assert_type(qk.unpack_bits(dense, 4, (3,)), NDArray[np.uint8])
+assert_type(qk.unpack_bits(dense, 4, 3, dtype="int8"), NDArray[np.int8])
+assert_type(qk.unpack_bits(dense, 4, 3, dtype="int4"), Array)
+
+# products
+packed = qk.pack(q.T, qk.QParams(0.5))
+assert_type(packed, qk.PackedMatrix)
+assert_type(packed.shape, tuple[int, int])
+again = qk.PackedMatrix.from_arrays(packed.to_arrays())
+assert_type(qk.linear(x, again, np.ones(2, np.float32), activation="gelu", residual=np.zeros((2, 2), np.float32), clamp=(0, None)), Float32)
+assert_type(qk.qlinear(codes, one, packed, one, np.array([1, 2], np.int32), activation="relu", rounding="gemmlowp"), Array)
+sums: Array = qk.matmul(codes, packed, a_zero_point=3, b_zero_point=[1, 2])
+bytes_, words = np.ones((2, 2), np.int8), np.ones((2, 2), np.int16)
+assert_type(qk.matmul(bytes_, bytes_), NDArray[np.int32])
+assert_type(qk.matmul(bytes_, words), NDArray[np.int64])
+room: NDArray[np.int32] = np.empty((2, 2), np.int32)
+assert_type(qk.matmul(bytes_, bytes_, out=room), NDArray[np.int32])
+
+# layers
+assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
+assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=np.empty_like(x)), Float32)
+
+# codebooks
+plain, blocks = qk.Codebook([-1, 0, 1]), qk.Codebook([-1, 0, 1], axis=1, block_size=16)
+assert_type(qk.encode(x, plain), NDArray[np.uint8])
+numbers, scales = qk.encode(x, blocks)
+assert_type(scales, Float32)
+assert_type(qk.decode(numbers, blocks, scales), Float32)
+assert_type(qk.encode(x, qk.Codebook.fit(x, 4)), NDArray[np.uint8])
+for table in qk.NF4, qk.FP4:
+    assert_type(qk.decode(*qk.encode(x, table)[:1], table, qk.encode(x, table)[1]), Float32)
+vectors = qk.Codebook.fit(np.eye(4, dtype=np.float32), 2, vector=2, rng=0)
+assert_type(qk.distance_tables(np.ones((1, 4), np.float32), vectors), Float32)
+distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 2), np.uint8), vectors, 2)
+assert_type(rows, NDArray[np.int64])
+assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
+
+# clustering
+found: qk.KMeansResult[float] = qk.kmeans(x, 2, init="random", rng=np.random.default_rng(0), callback=lambda i, inertia: inertia < 0)
+assert_type(found.inertia, float)
+assert_type(qk.kmeans1d(x, 3).inertia, float)
+assert_type(qk.kmeans1d(x, 3, axis=1).inertia, NDArray[np.float64])
+
+# housekeeping
+with qk.num_threads(1):
+    threads = qk.get_num_threads()
+qk.set_num_threads(threads)
+qk.show_config()
+assert_type(qk.get_include(), str)
