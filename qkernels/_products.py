@@ -216,6 +216,7 @@ class PackedMatrix(_core.Packed):
     def level_error(self):
         return _int8_levels(self._kept)[2] if isinstance(self._kept, Codebook) else 0.0
 
+    @default_mode
     def to_arrays(self):
         """Plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them anywhere.
 

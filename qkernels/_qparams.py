@@ -125,6 +125,7 @@ def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
     return QParams(scale, spread(zero_point, np.shape(scale)), dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
+@default_mode
 def smallest(scale, zero_point=None):
     """The same values in fewer bytes: float16 scales where they are exact, and integers of the smallest type; one where all are equal."""
     scale = np.float16(scale) if _core.holds_as_half(scale) else scale

@@ -120,6 +120,9 @@ def elementwise():
     for scale in (0.1, THIRD, np.float64(1e-37) / 3, np.float16(6e-8), BF16(1e-38 * 2)):
         yield "QParams", partial(qk.QParams, scale)
     yield "QParams", lambda: repr(qk.QParams(0.1, 3, "uint8"))
+    for scale in (HALVES[HALVES > 0], TINY[TINY > 2e-38], NEAR_TIES[NEAR_TIES > 0]):
+        params = qk.QParams(scale, axis=0)
+        yield "QParams", lambda params=params: pickle.loads(pickle.dumps(params))
     yield "QParams", partial(qk.QParams, np.array([THIRD, 1 - THIRD / 8]), axis=0)
 
 
