@@ -165,10 +165,12 @@ static uint8_t largest_code(const uint8_t *q, size_t n)
 
 static inline float level_at(const float *level, uint64_t codes, int byte) { return level[codes >> 8 * byte & 255]; }
 
-/* Eight codes are one load; the levels of each are another, which is faster than a gather. */
+/* Eight codes are one load; the levels of each are another, which is faster than a gather. Codes are cut to the size of the table: those
+ * that another thread has changed since they were looked at stay within it. */
 static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, float scale, const qk_levels *t)
 {
     const float *restrict level = t->level;
+    const uint64_t mask = ((uint64_t)1 << t->depth) - 1, masks = mask * 0x0101010101010101;
     size_t i = 0;
 #ifdef HAVE_LEVELS16
     if (t->depth == 4) {
@@ -179,12 +181,13 @@ static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, f
     for (; n - i >= 8; i += 8) {
         uint64_t codes;
         memcpy(&codes, q + i, sizeof codes);
+        codes &= masks;
         const float v[8] = {level_at(level, codes, 0), level_at(level, codes, 1), level_at(level, codes, 2),
                             level_at(level, codes, 3), level_at(level, codes, 4), level_at(level, codes, 5),
                             level_at(level, codes, 6), level_at(level, codes, 7)};
         for (int j = 0; j < 8; j++) y[i + j] = v[j] * scale;
     }
-    for (; i < n; i++) y[i] = level[q[i]] * scale;
+    for (; i < n; i++) y[i] = level[q[i] & mask] * scale;
 }
 
 #ifdef HAVE_LEVELS16
@@ -218,7 +221,8 @@ static void decode_channels_f32(const uint8_t *restrict q, float *restrict y, si
 {
     const float *restrict level = t->level;
     const int depth = t->depth;
-    for (size_t i = 0; i < n; i++) y[i] = level[(i << depth) + q[i]];
+    const size_t mask = ((size_t)1 << depth) - 1;
+    for (size_t i = 0; i < n; i++) y[i] = level[(i << depth) + (q[i] & mask)];
 }
 
 static void decode_columns_f32(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,

@@ -108,6 +108,11 @@ typedef struct {
     int32_t *all, *near;               /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
+/* The nearest of k centroids by squared distances that do not underflow (numerics 14; of two as near the lower index). `found` is the
+ * lowest of those whose distance the kernels took for the smallest. */
+int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found);
+int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_t d, int32_t found);
+
 /* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16 columns j
  * and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
 enum { QK_HALF_NR = 32, QK_HALF_ROW_PANELS = 4 };
@@ -239,7 +244,8 @@ struct qk_kernels {
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of codes; the
      * same of search_lanes queries, one a lane. */
-    void (*encode_vectors)(const qk_vector_book *b, const float *x, size_t points, const int32_t *all, float *tile, uint8_t *codes);
+    void (*encode_vectors)(const qk_vector_book *b, const float *x, const float *given, size_t points, const int32_t *all, float *tile,
+                           uint8_t *codes);
     void (*distance_table)(const qk_vector_book *b, const float *query, float *table);
     void (*table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
     int search_lanes;

@@ -2,11 +2,53 @@
  * their order, so that they do not depend on the number of threads. */
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "blocking.h"
 #include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
+
+int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found)
+{
+    if (!memcmp(x, centroids + (size_t)found * d, d * sizeof *x)) return found;
+    double least = INFINITY;
+    for (size_t j = 0; j < k; j++) {
+        double sum = 0;
+        for (size_t f = 0; f < d; f++) {
+            const double t = (double)x[f] - (double)centroids[j * d + f];
+            sum += t * t;
+        }
+        if (sum < least) least = sum, found = (int32_t)j;
+    }
+    return found;
+}
+
+/* Squared distance as mantissa in [1/2, 1), or 0, and exponent. */
+static double scaled_distance(const double *x, const double *c, size_t d, int *exponent)
+{
+    double largest = 0, sum = 0;
+    int e, more;
+    for (size_t f = 0; f < d; f++) largest = fmax(largest, fabs(x[f] - c[f]));
+    frexp(largest, &e);
+    const double unit = ldexp(1, e < -1022 ? 1022 : -e);
+    for (size_t f = 0; f < d; f++) sum += (x[f] - c[f]) * unit * ((x[f] - c[f]) * unit);
+    sum = frexp(sum, &more);
+    *exponent = largest > 0 ? 2 * (e < -1022 ? -1022 : e) + more : INT32_MIN;
+    return sum;
+}
+
+int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_t d, int32_t found)
+{
+    if (!memcmp(x, centroids + (size_t)found * d, d * sizeof *x)) return found;
+    double least = INFINITY;
+    int of_least = INT32_MAX, exponent;
+    for (size_t j = 0; j < k; j++) {
+        const double sum = scaled_distance(x, centroids + j * d, d, &exponent);
+        if (exponent < of_least || (exponent == of_least && sum < least)) least = sum, of_least = exponent, found = (int32_t)j;
+    }
+    return found;
+}
 
 typedef struct {
     const qk_kmeans *args;

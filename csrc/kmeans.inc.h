@@ -140,7 +140,8 @@ static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, cons
     }
 }
 
-/* `list` by label, and roughly by upper bound within a label, by counting. `key` is memory for one entry a point, `ends` for
+/* `list` by label, and roughly by upper bound within a label, by counting: by the last of the bins where the bound is NaN, as that of a
+ * point is which another thread has changed since it was checked. `key` is memory for one entry a point, `ends` for
  * QK_KMEANS_BINS * k + 1. */
 static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, const REAL *reach,
                               uint32_t *key, int32_t *ends, int32_t *sorted)
@@ -148,8 +149,8 @@ static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k
     memset(ends, 0, (QK_KMEANS_BINS * k + 1) * sizeof *ends);
     for (size_t j = 0; j < count; j++) {
         const int32_t a = labels[list[j]];
-        const REAL part = upper[list[j]] / reach[a];
-        key[j] = QK_KMEANS_BINS * (uint32_t)a + (uint32_t)(part * part * (REAL)(QK_KMEANS_BINS - 1));
+        const REAL part = upper[list[j]] / reach[a], bin = part * part * (REAL)(QK_KMEANS_BINS - 1);
+        key[j] = QK_KMEANS_BINS * (uint32_t)a + (uint32_t)(bin < QK_KMEANS_BINS - 1 ? bin : QK_KMEANS_BINS - 1);
         ends[key[j] + 1]++;
     }
     for (size_t i = 1; i <= QK_KMEANS_BINS * k; i++) ends[i] += ends[i - 1];
@@ -200,9 +201,12 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
         found.second[i] = of(root)(found.second[i]);
     }
     for (size_t i = 0; i < count; i++) {
-        const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
+        const int32_t at = points[i];
+        int32_t nearest = (int32_t)found.nearest[i];
         const REAL others = beyond - upper[at];
         lower[at] = (found.second[i] < others ? found.second[i] : others) * below;
+        if (found.second[i] < TINY / 2) /* squares may have underflowed */
+            nearest = of(qk_nearest)((const REAL *)p->x + (begin + (size_t)at) * p->d, p->centroids, p->k, p->d, nearest), lower[at] = 0;
         upper[at] = found.first[i];
         changed += nearest != labels[at];
         labels[at] = nearest;

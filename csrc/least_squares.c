@@ -11,7 +11,7 @@
 
 static const double NEGLIGIBLE = 0x1p-48;  /* of sum w x^2: what rounding a scale to float32 may cost */
 static const double SLACK = 1e-13;         /* of sum w x^2: more than the rounding of the sums of a bound */
-static const double SHRINKS[] = {1.0, 0.92, 0.82, 0.7, 0.5};
+static const double SHRINKS[] = {1.0, 0.88, 0.74, 0.55};
 enum { MAX_BUCKETS = 1 << 16, MAX_SORTED = 1 << 22, POLL = 1 << 24, LANES = 4 };
 
 typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
@@ -24,6 +24,7 @@ typedef struct { uint32_t bucket, begin, end; } survivor;               /* where
 typedef struct {
     const qk_least_squares *args;
     double *y, *w;             /* magnitudes, positive values first; their weights */
+    double *spacing;           /* of the breakpoints of a value, in buckets */
     size_t n, positive;
     int codes;                 /* qmax - qmin */
     int limit[2];              /* of positive and of negative values; `codes` where there are several zero points */
@@ -89,39 +90,35 @@ static void keep(search *q, const sums *s, double scale, int zero)
 
 /* ---- what saturates ---- */
 
-/* The largest clipping point of one side below which saturation alone costs more than the best loss: Newton's method, from the left
- * on a convex function, does not overshoot. */
-static double least_clip(search *q, size_t begin, size_t end)
+/* Adds to `s` what values begin .. end - 1 cost where they are clipped at limit * scale, and half of its fall with the scale. */
+static void add_clipped(const search *q, size_t begin, size_t end, double limit, double scale, sums *s)
 {
-    double clip = 0, move = INFINITY;
-    while (move > 0.003 * clip) {
-        double cost = 0, slope = 0;
-        for (size_t i = begin; i < end; i++) {
-            const double r = q->y[i] > clip ? q->y[i] - clip : 0;
-            cost += q->w[i] * r * r, slope += q->w[i] * r;
-        }
-        q->work += end - begin;
-        if (cost <= q->loss || slope == 0) break;
-        move = (cost - q->loss) / (2 * slope);
-        clip += move;
+    const double clip = limit * scale;
+    lanes loss = {0}, slope = {0};
+    for (; begin + LANES <= end; begin += LANES) {
+        const lanes over = *(const lanes *)(q->y + begin) - clip;
+        const lanes r = (lanes)((masks)over & (over > 0)), wr = *(const lanes *)(q->w + begin) * r;
+        loss += wr * r, slope += wr;
     }
-    return clip;
+    s->loss += sum_of(loss), s->slope += limit * sum_of(slope);
+    for (; begin < end; begin++) {
+        const double r = q->y[begin] > clip ? q->y[begin] - clip : 0;
+        s->loss += q->w[begin] * r * r, s->slope += limit * q->w[begin] * r;
+    }
 }
 
-/* The same for a scale, where there is one zero point. */
-static double least_scale(search *q)
+/* A scale below which saturation of values begin .. end - 1 alone costs more than the best loss: Newton's method, from the left on a
+ * convex function, does not overshoot. */
+static double least_scale(search *q, size_t begin, size_t end, const double *limit)
 {
-    double scale = 0, move = INFINITY;
-    while (move > 0.003 * scale) {
-        double cost = 0, slope = 0;
-        for (size_t i = 0; i < q->n; i++) {
-            const double limit = q->limit[i >= q->positive], r = q->y[i] > limit * scale ? q->y[i] - limit * scale : 0;
-            cost += q->w[i] * r * r, slope += q->w[i] * limit * r;
-        }
-        q->work += q->n;
-        if (cost <= q->loss || slope == 0) break;
-        move = (cost - q->loss) / (2 * slope);
-        scale += move;
+    double scale = 0;
+    for (double move = INFINITY; move > 0.003 * scale; scale += move) {
+        const size_t middle = q->positive < begin ? begin : q->positive < end ? q->positive : end;
+        sums s = {0};
+        add_clipped(q, begin, middle, limit[0], scale, &s), add_clipped(q, middle, end, limit[1], scale, &s);
+        q->work += end - begin;
+        if (s.loss <= q->loss || s.slope == 0) break;
+        move = (s.loss - q->loss) / (2 * s.slope);
     }
     return scale;
 }
@@ -223,8 +220,9 @@ static void fill_buckets(search *q, size_t buckets)
 {
     memset(q->gain, 0, buckets * sizeof *q->gain), memset(q->square, 0, buckets * sizeof *q->square);
     memset(q->count, 0, buckets * sizeof *q->count);
+    for (size_t i = 0; i < q->n; i++) q->spacing[i] = 1 / (q->y[i] * q->step);
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
-        const double a = 1 / (q->y[i] * q->step), wy = q->w[i] * q->y[i], w = q->w[i], end = (double)buckets;
+        const double a = q->spacing[i], wy = q->w[i] * q->y[i], w = q->w[i], end = (double)buckets;
         const int limit = q->limit[i >= q->positive];
         int c = 1;
         for (double at; c <= limit && (at = a * (c - 0.5)) < end; c++) {
@@ -259,7 +257,7 @@ static void bound_buckets(search *q, size_t buckets)
     pair gain = {0}, square = {0};
     double first = q->total;
     for (size_t i = 0; i < q->n; i++)
-        if (1 / (q->y[i] * q->step) * 0.5 < 1) first -= q->w[i] * q->y[i] * q->y[i];
+        if (q->spacing[i] * 0.5 < 1) first -= q->w[i] * q->y[i] * q->y[i];
     for (size_t b = 0; b < buckets; b++) {
         const double s = 1 / ((double)(b + 1) * q->step), a0 = gain.high + gain.low, b0 = square.high + square.low;
         q->state[b] = (sums){q->total - s * (2 * a0 - s * b0), a0 - s * b0, b0};
@@ -346,10 +344,10 @@ static int viable(search *q, size_t b, int *first, int *last)
 /* ---- breakpoints one after the other ---- */
 
 /* The code of a value where a bucket begins, by the arithmetic that puts breakpoints into buckets. */
-static int code_at(const search *q, double y, double bucket, int limit)
+static inline int code_at(const search *q, double y, double bucket, int limit)
 {
-    const double a = 1 / (y * q->step);
-    int c = (int)fmin(bucket / a + 0.5, limit);
+    const double a = 1 / (y * q->step), near = bucket * (y * q->step) + 0.5;
+    int c = near < limit ? (int)near : limit;
     while (c > 0 && a * (c - 0.5) >= bucket) c--;
     while (c < limit && a * (c + 0.5) < bucket) c++;
     return c;
@@ -368,7 +366,7 @@ static void gather(search *q, size_t first, size_t last, size_t buckets)
     const double begin = s[first].bucket, end = s[last - 1].bucket + 1.0;
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
         const int limit = q->limit[i >= q->positive];
-        const double a = 1 / (q->y[i] * q->step);
+        const double a = q->spacing[i];
         int c = code_at(q, q->y[i], begin, limit) + 1;
         for (double at; c <= limit && (at = a * (c - 0.5)) < end; c++, q->work++) {
             const int32_t slot = q->slot[(size_t)at];
@@ -466,18 +464,18 @@ static int sweep_survivors(search *q, size_t first, size_t last, size_t points, 
 /* Scales from the least that can be best up to any. Returns 0 where memory ran out. */
 static int search_scales(search *q)
 {
-    double lowest = 0;
+    const double unit[2] = {1, 1}, limit[2] = {q->limit[0], q->limit[1]};
+    double lowest;
     if (q->many) {
-        q->clip[0] = least_clip(q, 0, q->positive), q->clip[1] = least_clip(q, q->positive, q->n);
+        q->clip[0] = least_scale(q, 0, q->positive, unit), q->clip[1] = least_scale(q, q->positive, q->n, unit);
         lowest = (q->clip[0] + q->clip[1]) / q->codes;
         for (int side = 0; side < 2; side++) take_tails(q, side);
     } else {
-        lowest = least_scale(q);
+        lowest = least_scale(q, 0, q->n, limit);
     }
     double least = INFINITY;
-    for (size_t i = 0; i < q->n; i++) least = fmin(least, q->y[i]);
-    const double top = q->limit[0] > q->limit[1] ? q->limit[0] : q->limit[1];
-    lowest = fmax(fmax(lowest, q->smallest), 0.999 * least / top); /* below the last one no code changes */
+    for (size_t i = 0; i < q->n; i++) least = q->y[i] < least ? q->y[i] : least;
+    lowest = fmax(fmax(lowest, q->smallest), 0.999 * least / fmax(limit[0], limit[1])); /* below the last one no code changes */
     const size_t buckets = choose_buckets(q, 1 / lowest);
     if (!make_room(q, buckets)) return 0;
     q->step = 1 / lowest / (double)buckets * (1 + 1e-9);
@@ -521,19 +519,20 @@ static void take_values(search *q, const double *x, const double *importance, si
     int most = INT32_MIN, e, f;
     q->n = 0;
     for (size_t i = 0; i < n; i++)
-        if (fabs(x[i]) > 0x1p-127 && !(w && w[i] == 0)) largest = fmax(largest, fabs(x[i]));
+        if (fabs(x[i]) > 0x1p-127 && !(w && w[i] == 0)) largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
     frexp(largest, exponent);
     for (size_t i = 0; w && i < n; i++)
         if (fabs(x[i]) > 0x1p-127 && w[i] != 0) {
             frexp(x[i], &e), frexp(w[i], &f);
             most = 2 * (e - *exponent) + f > most ? 2 * (e - *exponent) + f : most;
         }
+    const double factor = ldexp(1, -*exponent);
     for (int side = 0; side < 2; side++) {
         for (size_t i = 0; i < n; i++) {
             if ((x[i] < 0) != side || fabs(x[i]) <= 0x1p-127 || (w && w[i] == 0)) continue;
             const double weight = w ? ldexp(w[i], -most) : 1;
             if (weight == 0) continue; /* beside the largest w y^2 it is nothing */
-            q->y[q->n] = ldexp(fabs(x[i]), -*exponent), q->w[q->n++] = weight;
+            q->y[q->n] = fabs(x[i]) * factor, q->w[q->n++] = weight;
         }
         if (side == 0) q->positive = q->n;
     }
@@ -567,7 +566,7 @@ static int refine(search *q, const double *x, const double *importance, size_t n
 
 static void release(search *q)
 {
-    void *arrays[] = {q->y, q->w, q->gain, q->square, q->bound, q->state, q->count, q->slot, q->survivors, q->tails[0], q->tails[1],
+    void *arrays[] = {q->y, q->w, q->spacing, q->gain, q->square, q->bound, q->state, q->count, q->slot, q->survivors, q->tails[0], q->tails[1],
                       q->points, q->spare};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
@@ -579,8 +578,9 @@ int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const dou
     const size_t longest = p->n < p->block ? p->n : p->block, blocks = p->n ? (p->n - 1) / p->block + 1 : 0;
     int done = 1;
     q.y = obtain(NULL, longest, sizeof *q.y), q.w = obtain(NULL, longest, sizeof *q.w);
+    q.spacing = obtain(NULL, longest, sizeof *q.spacing);
     for (int side = 0; side < 2; side++) q.tails[side] = obtain(NULL, longest, sizeof(tail));
-    done = q.y && q.w && q.tails[0] && q.tails[1];
+    done = q.y && q.w && q.spacing && q.tails[0] && q.tails[1];
     const qk_mode mode = qk_enter_mode();
     for (size_t i = 0; i < rows * blocks && done && !q.stopped; i++) {
         const size_t begin = i / blocks * p->n + i % blocks * p->block, left = p->n - i % blocks * p->block;

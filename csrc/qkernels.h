@@ -398,8 +398,8 @@ typedef struct {
     const float *scaled;       /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
 } qk_vector_book;
 
-/* x (n, m * d), finite, to codes (n, m). Returns 0 where memory ran out. */
-int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b);
+/* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where memory ran out. */
+int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b);
 int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
 int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);

@@ -15,7 +15,7 @@ enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals 
 typedef struct {
     const qk_vector_book *b;
     const qk_kernels *kernels;
-    const float *x;
+    const float *x, *given;
     uint8_t *codes;
     float *y;
     size_t n;                  /* vectors of codes */
@@ -47,14 +47,15 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
     for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped(); at += QK_KMEANS_TILE)
-        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
+        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile,
+                                   j->codes + at * b->m);
     free(tile);
 }
 
-int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b)
+int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = x, .codes = codes, .n = n};
+    job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
     const double work = (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20;
     const int status = qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), work, encode_tiles, &j);
     return status ? status : !j.failed;
@@ -66,7 +67,8 @@ static inline __attribute__((always_inline)) void decode_run(const job *j, size_
     const qk_vector_book *b = j->b;
     for (size_t i = begin; i < end; i++)
         for (size_t g = 0; g < b->m; g++) {
-            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + j->codes[i * b->m + g]) * d;
+            const size_t code = at_most(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
+            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + code) * d;
             memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
         }
 }
@@ -175,7 +177,9 @@ static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
-    float *memory = obtain(j, qk_times(qk_times(j->b->m, j->b->k + j->b->d), j->lanes * sizeof *memory));
+    const size_t beyond = QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
+    const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
+    float *memory = obtain(j, qk_times(numbers, j->lanes * sizeof *memory));
     if (!memory) return;
     for (size_t item = begin; item < end; item++) {
         const size_t unit = item / j->parts, part = item % j->parts;
@@ -191,7 +195,7 @@ static void scan_parts(void *context, size_t begin, size_t end)
     free(memory);
 }
 
-/* Merges the parts of a query, and sorts. */
+/* Merges the parts of a query, and sorts. Codes that another thread has changed may have left a heap unfilled. */
 static void finish_queries(void *context, size_t begin, size_t end)
 {
     const job *j = context;
@@ -205,7 +209,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
             const uint64_t largest = heap[0];
             const uint32_t bits = (uint32_t)(largest >> 32);
             memcpy(&j->distances[q * k + left], &bits, sizeof bits);
-            j->indices[q * k + left] = (int64_t)(largest & UINT32_MAX);
+            j->indices[q * k + left] = (int64_t)at_most(largest & UINT32_MAX, j->n - 1);
             replace_largest(heap, left, heap[left]);
         }
     }

@@ -3,8 +3,9 @@
 
 enum { SEARCH_LANES = VECTOR / sizeof(float) };
 
-/* Codes of at most QK_KMEANS_TILE points. `all` lists the levels as k-means has it; `tile` is memory for d * QK_KMEANS_TILE floats. */
-static void encode_vectors(const qk_vector_book *b, const float *x, size_t points, const int32_t *all, float *tile, uint8_t *codes)
+/* Codes of at most QK_KMEANS_TILE points, x in the scale of the levels, `given` as they are. `all` lists the levels as k-means has it; `tile` is memory for d * QK_KMEANS_TILE floats. */
+static void encode_vectors(const qk_vector_book *b, const float *x, const float *given, size_t points, const int32_t *all, float *tile,
+                           uint8_t *codes)
 {
     const size_t k = b->k, d = b->d, listed = (k + 3) / 4 * 4;
     int32_t rows[QK_KMEANS_TILE];
@@ -13,7 +14,12 @@ static void encode_vectors(const qk_vector_book *b, const float *x, size_t point
     for (size_t g = 0; g < b->m; g++) {
         gather_f32(x + g * d, b->m * d, d, rows, points, tile);
         scan_f32(tile, d, b->scaled + (b->shared ? 0 : g * (k + 1) * d), all, listed, &found);
-        for (size_t i = 0; i < points; i++) codes[i * b->m + g] = (uint8_t)found.nearest[i];
+        for (size_t i = 0; i < points; i++) {
+            int32_t nearest = found.nearest[i];
+            if (found.second[i] < 0x1p-122f) /* squares may have underflowed, or values in scaling */
+                nearest = qk_nearest_f32(given + (i * b->m + g) * d, b->levels + (b->shared ? 0 : g * k * d), k, d, nearest);
+            codes[i * b->m + g] = (uint8_t)nearest;
+        }
     }
 }
 

@@ -303,11 +303,13 @@ def _encode_float64(x, codebook, axis):
 
 @default_mode
 def _encode_vectors(x, codebook):
-    """In the scale of `_vector_tables`, by a power of two."""
-    vectors = finite_float32(x)
-    if exponent := _exponent(codebook.levels):
-        vectors = np.clip(np.ldexp(vectors, -exponent), *FLOAT32_RANGE)
-    return _core.encode_vectors(vectors, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
+    """In the scales of `_vector_tables`, by powers of two."""
+    given = vectors = finite_float32(x)
+    exponents = _exponents(codebook.levels)
+    if exponents.any():
+        of_columns = np.repeat(exponents, codebook.levels.shape[-1]) if exponents.size > 1 else exponents
+        vectors = np.ascontiguousarray(np.clip(np.ldexp(given, -of_columns), *FLOAT32_RANGE))
+    return _core.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
 
 
 def finite_float32(x, name="x"):
@@ -408,17 +410,18 @@ def _tables(levels):
     return _core.Levels(whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets)
 
 
-def _exponent(levels):
-    """Of the power of two that levels of vectors are divided by, so that squares neither over- nor underflow (numerics 19)."""
-    exponent = math.frexp(np.abs(levels).max())[1]
-    return 0 if -20 <= exponent <= 30 else exponent
+def _exponents(levels):
+    """Of the powers of two that the levels of each group are divided by, so that squares do not overflow and few underflow (numerics 19)."""
+    exponents = np.frexp(np.abs(levels).max(axis=(-2, -1)).reshape(-1))[1]
+    return np.where((exponents >= -20) & (exponents <= 30), 0, exponents)
 
 
 def _vector_tables(levels):
     """Levels (k, d) or (m, k, d) as `VectorLevels` holds them."""
     shared = levels.ndim == 2
     levels = levels[None] if shared else levels
-    scaled = np.pad(np.ldexp(levels, -_exponent(levels)), ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
+    scaled = np.ldexp(levels, -_exponents(levels)[:, None, None])
+    scaled = np.pad(scaled, ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
     return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared)
 
 

@@ -286,7 +286,7 @@ cdef extern from "qkernels.h" nogil:
         const float *columns
         const float *scaled
 
-    int qk_encode_vectors(const float *x, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
+    int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
     int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b) except -3
     int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables) except -3
     int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,

@@ -1566,16 +1566,17 @@ cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
     return 0
 
 
-def encode_vectors(cnp.ndarray x, VectorLevels levels not None, size_t groups):
-    """Codes (..., groups) of finite contiguous float32 x (..., groups * d)."""
+def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not None, size_t groups):
+    """Codes (..., groups) of finite contiguous float32 x (..., groups * d), in the scale of the levels, and as it was given."""
     q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
     cdef qk_vector_book book = levels.over(groups)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
+    cdef const float *unscaled = <const float *>cnp.PyArray_DATA(given)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
     cdef size_t n = <size_t>cnp.PyArray_SIZE(x) // (groups * book.d) if groups else 0
     cdef int done
     with nogil:
-        done = qk_encode_vectors(source, target, n, &book)
+        done = qk_encode_vectors(source, unscaled, target, n, &book)
     if not done:
         raise MemoryError(f"no memory for levels of {book.d} values")
     return q

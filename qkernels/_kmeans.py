@@ -72,7 +72,8 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     Raises
     ------
     ValueError
-        Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
+        Where float64 x (or init) holds magnitudes both beyond 1e135 and some 1e420 times smaller, whose squared distances float64 cannot
+        tell apart. Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
         max_iter or tol are out of range.
     TypeError
         For other dtypes.
@@ -105,44 +106,47 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
 
 @default_mode
 def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
-    points, exponent = _points(x)
+    points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)
     if k > n:
         raise ValueError(f"k must be at most the number of points, {n}, got {k}")
-    weights, weight_exponent = _weights(weights, n)
+    given_weights, weights = _weights(weights, n)
     n_init, max_iter = integer(n_init, "n_init", 1), integer(max_iter, "max_iter", 1)
     tol = real(tol, "tol")
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not isinstance(init, str):
-        init = _start(init, (k, d), points, exponent)
+        init = _start(init, (k, d), points, exponent, dtype)
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
     elif init not in ("k-means++", "random"):
         raise ValueError(f"init must be 'k-means++', 'random' or an array of shape {k, d}, got {shown(init)}")
     rng = generator(rng)
-    inertia_exponent = 2 * exponent + weight_exponent
-    report = None if callback is None else lambda iteration, inertia: callback(iteration, _scaled(inertia, inertia_exponent))
-
-    limit = tol * _variance(points, weights) if tol else 0.0
+    data = _Data(points, weights, given_weights, exponent, dtype)
+    limit = tol * _variance(data) if tol else 0.0
     state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
     best = None
     for _ in range(n_init):
         if isinstance(init, np.ndarray):
             start = init
         else:
-            start = _seeds(state, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
-        centroids = _lloyd(state, start, max_iter, limit, report)
-        inertia = _inertia(state)
+            start = _seeds(state, data, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
+        centroids = _lloyd(state, data, start.astype(dtype, copy=False), max_iter, limit, callback)
+        inertia = _inertia(state, data, centroids)
         if best is None or inertia < best.inertia:
             best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
-    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, _scaled(best.inertia, inertia_exponent))
+    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, best.inertia)
 
 
 # ---- arguments ----
 
 REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{bytes}") for sign in "iu" for bytes in (1, 2, 4, 8)))
+REACH = {np.float32: (-20, 40), np.float64: (-450, 450)}   # exponents of the largest magnitude with which squares and sums do not overflow
+LEAST = {np.float32: -100, np.float64: -960}               # of the smallest, where the largest is scaled down to the end of its reach
+TINY = 2.0**-900       # of an inertia or a mean, below which terms may have underflowed
+LIGHT = 2.0**-100      # of the weight of a cluster, likewise
+LEAST_WEIGHT = 5e-324  # of a cluster that is not empty
 MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32 MB in float32
 
 
@@ -153,31 +157,57 @@ def _chunk(points, k):
     return max(1024, 8 * k, 2**19 // row, min(256 * k, 2**21 // row) if k >= 64 else 0)
 
 
-def _points(x):
-    """x as contiguous float32 or float64, scaled by 2**-exponent where its squares might over- or underflow."""
+class _Data(NamedTuple):
+    points: np.ndarray                   # float32 or float64, divided by 2**exponent
+    weights: np.ndarray | None           # at most 1
+    given_weights: np.ndarray | None     # as they are, float64
+    exponent: int
+    dtype: type                          # of centroids
+
+
+def _points(x, init):
+    """(points, exponent, dtype of centroids): x as contiguous float32 or float64, divided by 2**exponent where its squares might over- or
+    underflow. float32 values that this would round are float64."""
     x = as_array(x, "x")
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"x must have shape (n, d), d at least 1, got {x.shape}")
     wide = x.dtype.itemsize == 8 or x.dtype.kind in "iu" and x.dtype.itemsize > 2
-    points = _core.contiguous_reals(x, np.float64 if wide else np.float32)
+    dtype = np.float64 if wide else np.float32
+    points = _core.contiguous_reals(x, dtype)
     if points.size == 0:
-        return points, 0
+        return points, 0, dtype
     bounds = (points.min(), points.max()) if wide else _core.minmax(points)
     if bounds is None or not np.isfinite(bounds).all():
         _core.raise_not_finite(x)
-    low, high = map(float, bounds)
-    exponent = math.frexp(max(-low, high))[1]
-    if -20 <= exponent <= 40 or exponent == 0 == max(-low, high):
-        return points, 0
-    return np.ldexp(points, -exponent), exponent
+    largest = max(-float(bounds[0]), float(bounds[1]))
+    exponent, (low, high) = math.frexp(largest)[1], REACH[dtype]
+    if low <= exponent <= high or largest == 0:
+        return points, 0, dtype
+    if exponent > high:
+        exponent -= high if wide else 0
+        least = _least_magnitude(points, init)
+        if least < math.ldexp(1.0, exponent + LEAST[dtype]):
+            if not wide:
+                return points.astype(np.float64), 0, dtype
+            raise ValueError(f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: squared "
+                             "distances would leave the range of float64")
+    return np.ldexp(points, -exponent), exponent, dtype
+
+
+def _least_magnitude(points, init):
+    """Of the values that are not 0, also of an init that is an array of numbers."""
+    arrays = [points]
+    if not isinstance(init, str) and as_array(init, "init").dtype.newbyteorder("=") in REALS:
+        arrays.append(as_array(init, "init").astype(np.float64))
+    return min(float(np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)).min(initial=np.inf)) for a in arrays)
 
 
 def _weights(weights, n):
-    """Weights as contiguous float64, scaled by 2**-exponent to at most 1, or None."""
+    """Weights as contiguous float64, as given and divided by a power of two to at most 1; or None."""
     if weights is None:
-        return None, 0
+        return None, None
     given = as_array(weights, "weights")
     if given.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"weights must be real numbers, got {given.dtype}")
@@ -190,19 +220,10 @@ def _weights(weights, n):
         raise ValueError(f"weights must be at least 0, got {weights.min()} at {int(weights.argmin())}")
     if not weights.any():
         raise ValueError("weights must not all be 0")
-    exponent = math.frexp(weights.max())[1]
-    return np.ldexp(weights, -exponent), exponent
+    return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
-def _scaled(value, exponent):
-    """value * 2**exponent, infinite where that is too large."""
-    try:
-        return math.ldexp(value, exponent)
-    except OverflowError:
-        return math.inf
-
-
-def _start(init, shape, points, exponent):
+def _start(init, shape, points, exponent, dtype):
     """init, scaled as the points are, whose squared distances to them do not overflow."""
     start = as_array(init, "init")
     if start.dtype.newbyteorder("=") not in REALS:
@@ -211,7 +232,7 @@ def _start(init, shape, points, exponent):
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
         _core.raise_not_finite(start, "init")
-    scaled = np.ldexp(start.astype(points.dtype), -exponent)
+    scaled = np.ldexp(start.astype(dtype), -exponent)
     reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
         far = np.abs(start.astype(np.float64)).max()
@@ -219,32 +240,30 @@ def _start(init, shape, points, exponent):
     return scaled
 
 
-def _variance(points, weights):
+def _variance(data):
     """The mean over columns of their variance, by one cluster."""
-    one = _core.KMeans(points, weights, 1, _chunk(points, 1), False)
+    points = data.points
+    one = _core.KMeans(points, data.weights, 1, _chunk(points, 1), False)
     one.place(points[:1])
     one.assign()
     one.place(_means(one)[0].astype(points.dtype))
-    return _inertia(one) / (points.shape[1] * _total(weights, len(points)))
-
-
-def _total(weights, n):
-    return n if weights is None else math.fsum(weights)
+    return math.fsum(one.errors()) / (points.shape[1] * (len(points) if data.weights is None else math.fsum(data.weights)))
 
 
 # ---- iterations ----
 
 
-def _lloyd(state, centroids, max_iter, limit, callback):
+def _lloyd(state, data, centroids, max_iter, limit, callback):
     """The final centroids; labels are in `state`."""
     state.forget()
     for iteration in range(1, max_iter + 1):
         state.place(centroids)
         changed = state.assign()
-        if callback and callback(iteration, _inertia(state)) is True or changed == 0 and iteration > 1:
+        if callback and callback(iteration, _inertia(state, data, centroids)) is True or changed == 0 and iteration > 1:
             return centroids
-        last, centroids = centroids, _moved(state, centroids)
-        if np.square(np.subtract(centroids, last, dtype=np.float64)).sum() <= limit:
+        last, centroids = centroids, _moved(state, data, centroids)
+        moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
+        if moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)):
             break
     state.place(centroids)
     state.assign()
@@ -259,35 +278,111 @@ def _means(state):
     return sums[:, :-1] / sums[:, -1:], sums[:, -1]
 
 
-def _inertia(state):
-    return math.fsum(state.errors())
+def _mean_of(data, members):
+    """The mean of some points of positive weight, whatever these weigh: in units of the largest. None: there are none."""
+    weights = None if data.weights is None else data.given_weights[members]
+    if len(members) == 0 or weights is not None and not weights.any():
+        return None
+    x = data.points[members].astype(np.float64)
+    if weights is None:
+        return x.sum(axis=0) / len(members)
+    weights = np.ldexp(weights, -math.frexp(weights.max())[1])
+    exponent = np.frexp(np.abs(x).max(axis=0))[1]
+    return np.ldexp((np.ldexp(x, -exponent) * weights[:, None]).sum(axis=0) / weights.sum(), exponent)
 
 
-def _moved(state, centroids):
-    """The centroids of the labels, in the type of the points."""
+def _inertia(state, data, centroids):
+    """In the units of x and of the weights, infinite beyond float64."""
+    inertia, exponent = math.fsum(state.errors()), 2 * data.exponent
+    if data.weights is not None:
+        exponent += math.frexp(data.given_weights.max())[1]
+    if inertia < TINY and not _squares_are_exact(data):   # there may be more than the terms that have not underflowed
+        errors, exponents = _scaled_errors(data, state.labels, centroids)
+        top = int(exponents.max())
+        inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
+    try:
+        return math.ldexp(inertia, exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _squares_are_exact(data):
+    """Whether no difference is so small that its square, or that times a weight, leaves float64."""
+    return data.dtype == np.float32 and data.weights is None
+
+
+def _errors(state, data, centroids, count):
+    """weight * squared distance of each point from its centroid, and None; or, where one of the largest might have underflowed,
+    `_scaled_errors`."""
+    errors = np.empty(len(state.x))
+    state.errors(errors)
+    if _squares_are_exact(data) or np.partition(errors, -count)[-count] >= TINY:
+        return errors, None
+    return _scaled_errors(data, state.labels, centroids)
+
+
+def _scaled_errors(data, labels, centroids):
+    """weight * squared distance of each point from its centroid as mantissas, in [1/2, 1) or 0, and exponents."""
+    errors, exponents = np.zeros(len(labels)), np.full(len(labels), -(10**6), np.int64)
+    for first in range(0, len(labels), 1 << 16):
+        part = slice(first, first + (1 << 16))
+        away = np.abs(np.subtract(data.points[part], centroids[labels[part]], dtype=np.float64))
+        if not away.any():
+            continue
+        exponent = np.frexp(away.max(axis=1))[1]
+        error = np.square(np.ldexp(away, -exponent[:, None])).sum(axis=1)
+        exponent = 2 * exponent
+        if data.weights is not None:
+            weight, more = np.frexp(data.given_weights[part])
+            error, exponent = error * weight, exponent + more
+        errors[part], more = np.frexp(error)
+        exponents[part] = np.where(error > 0, exponent + more, exponents[part])
+    return errors, exponents
+
+
+def _moved(state, data, centroids):
+    """The centroids of the labels, in the type and the units of the result."""
     means, weights = _means(state)
+    if data.weights is not None:
+        small = ((means != 0) & (np.abs(means) < TINY)).any(axis=1)   # products with weights may have underflowed
+        for light in np.flatnonzero(small | (weights < LIGHT)):
+            mean = _mean_of(data, np.flatnonzero(state.labels == light))
+            if mean is not None:
+                means[light], weights[light] = mean, max(weights[light], LEAST_WEIGHT)
     empty = np.flatnonzero(weights == 0)
     if len(empty):
-        means = _repaired(state, means, weights, empty, centroids)
-    return means.astype(centroids.dtype)
+        means = _repaired(state, data, means, weights, empty, centroids)
+    if data.exponent == 0:
+        return means.astype(data.dtype)
+    return np.ldexp(np.ldexp(means, data.exponent).astype(data.dtype), -data.exponent)
 
 
-def _repaired(state, means, weights, empty, centroids):
+def _repaired(state, data, means, weights, empty, centroids):
     """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
-    errors = np.empty(len(state.x))
-    state.errors(errors)
-    farthest = np.argsort(-errors, kind="stable")[: len(empty)]
-    sums = means * weights[:, None]
+    errors, exponents = _errors(state, data, centroids, len(empty))
+    farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[: len(empty)]
+    sums, left, again = means * weights[:, None], [], set()
     for cluster, point in zip(empty, farthest):
-        donor, weight = state.labels[point], 1.0 if state.weights is None else state.weights[point]
-        if errors[point] == 0 or weights[donor] <= weight:
+        donor, weight = state.labels[point], 1.0 if data.weights is None else data.weights[point]
+        if errors[point] == 0:
             continue
-        x = state.x[point].astype(np.float64)
-        weights[donor] -= weight
-        sums[donor] -= weight * x
-        means[donor], means[cluster] = sums[donor] / weights[donor], x
+        x = data.points[point].astype(np.float64)
+        after = sums[donor] - weight * x
+        kept = weights[donor] - weight > max(weights[donor] * 2.0**-20, LIGHT) and np.all(np.abs(after) >= np.abs(sums[donor]) * 2.0**-20)
+        if kept and donor not in again:
+            weights[donor] -= weight
+            sums[donor] = after
+            means[donor] = after / weights[donor]
+        else:   # what is left would be mostly rounding
+            again.add(donor)
+            mean = _mean_of(data, np.setdiff1d(np.flatnonzero(state.labels == donor), [*left, point], assume_unique=True))
+            if mean is None:
+                continue
+            means[donor] = mean
+        means[cluster] = x
+        left.append(point)
     return means
 
 
@@ -295,16 +390,17 @@ def _repaired(state, means, weights, empty, centroids):
 
 
 def _draw(points, weights, k, rng):
-    """k different points; of positive weight as long as there are any."""
+    """k different points; of positive weight as long as there are any that is not beyond float64 beside the sum of all."""
     if weights is None:
         return points[rng.choice(len(points), k, replace=False)]
-    positive = np.flatnonzero(weights)
-    first = rng.choice(positive, min(k, len(positive)), replace=False, p=weights[positive] / weights[positive].sum())
-    rest = rng.choice(np.flatnonzero(weights == 0), k - len(first), replace=False) if len(first) < k else first[:0]
+    shares = weights / weights[np.flatnonzero(weights)].sum()
+    positive = np.flatnonzero(shares)
+    first = rng.choice(positive, min(k, len(positive)), replace=False, p=shares[positive])
+    rest = rng.choice(np.flatnonzero(shares == 0), k - len(first), replace=False) if len(first) < k else first[:0]
     return points[np.concatenate([first, rest])]
 
 
-def _seeds(state, k, rng):
+def _seeds(state, data, k, rng):
     """k-means++: each seed is the best of a few points, drawn in proportion to weight times squared distance from the seeds so far."""
     points, weights, chunk = state.x, state.weights, _chunk(state.x, k)
     trials = 2 + int(math.log(k))
@@ -314,13 +410,28 @@ def _seeds(state, k, rng):
     potential = state.seed(seeds[:1], nearest, True)[:, 0]
     for i in range(1, k):
         ends = np.cumsum(potential)
-        if ends[-1] == 0:   # every point is a seed already
-            seeds[i:] = seeds[0]
-            break
+        if ends[-1] == 0:
+            return _farthest(state, data, seeds, i)
         drawn = [_draw_one(nearest, weights, chunk, ends, part * ends[-1]) for part in rng.random(trials)]
         left = state.seed(points[drawn], nearest, False)
         seeds[i] = points[drawn[np.argmin(left.sum(axis=0))]]
         potential = state.seed(seeds[i : i + 1], nearest, True)[:, 0]
+    return seeds
+
+
+def _farthest(state, data, seeds, i):
+    """Seeds from i on where squared distances have underflowed: the points that add most to the inertia. If every point is a seed already,
+    they are all the first one."""
+    seeds[i:] = seeds[0]
+    for i in range(i, len(seeds)):
+        state.forget()
+        state.place(seeds)
+        state.assign()
+        errors, exponents = _errors(state, data, seeds, 1)
+        point = np.argmax(errors if exponents is None else np.where(exponents == exponents.max(), errors, -1))
+        if errors[point] == 0:
+            break
+        seeds[i] = state.x[point]
     return seeds
 
 

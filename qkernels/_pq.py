@@ -26,7 +26,7 @@ def distance_tables(queries, codebook):
     Returns
     -------
     float32 array of shape (queries, m, k)
-        Infinite where a square is beyond the range of float32.
+        Infinite where a square is beyond the range of float32, 0 where all are below it.
 
     Raises
     ------

@@ -164,7 +164,7 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
         the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the optimum, not the best of
         a grid. For integer codes; the time grows with their number.
     importance : array that broadcasts to the shape of x, optional
-        Of method `mse`: weights of the squares, finite and not negative.
+        Of method `mse`: weights of the squares, finite and not negative, of any magnitude: only ratios count.
 
     Returns
     -------

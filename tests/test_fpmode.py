@@ -204,7 +204,7 @@ def codebooks():
 
 
 def clusters():
-    columns = np.float64(WIDE[:, :4]) * [1, 1e-150, 1e-300, 1e150]
+    columns = np.float64(WIDE[:, :4]) * [1, 1e-50, 1e-100, 1e50]
     for x in (MANY[:4096], WIDE[:, :8], columns, HALVES.reshape(4, 2)):
         for init in ("k-means++", "random"):
             yield "kmeans", partial(qk.kmeans, x, 4, init=init, rng=1)

@@ -2,9 +2,11 @@
 
 import _thread
 import itertools
+import math
 import signal
 import threading
 import time
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -300,6 +302,109 @@ def test_an_init_as_far_as_squares_allow():
     result = kmeans(x, 20, init=init, max_iter=5)
     assert np.isfinite(result.centroids).all()
     assert result.inertia < 1e-2 * np.square(init.astype(np.float64)).sum()
+
+
+# ---- magnitudes far apart ----
+
+
+def exact(values):
+    return [[Fraction(float(v)) for v in row] for row in values]
+
+
+def check_exactly(x, weights, result, settled):
+    """By fractions: labels are the nearest centroids up to the rounding of distances, the inertia is that of both, and where no label
+    changed any more each centroid is the mean of its points."""
+    centroids, labels, inertia = result
+    assert np.isfinite(centroids).all() and inertia >= 0
+    epsilon = Fraction(float(np.finfo(centroids.dtype).eps))
+    points, means, total = exact(x), exact(centroids), Fraction(0)
+    weights = [Fraction(float(w)) for w in (np.ones(len(x)) if weights is None else weights)]
+    for point, label, weight in zip(points, labels, weights):
+        distances = [sum((a - b) ** 2 for a, b in zip(point, mean)) for mean in means]
+        assert distances[label] <= min(distances) * (1 + (len(point) + 2) * epsilon)
+        total += weight * distances[label]
+    bound, least = Fraction(2) ** 1023, Fraction(float(np.finfo(centroids.dtype).smallest_subnormal))
+    assert math.isinf(inertia) and total > bound or abs(Fraction(inertia) - total) <= total / 10**9 + Fraction(5e-324) * len(x)
+    for j, mean in enumerate(means) if settled else ():
+        members = [i for i in range(len(x)) if labels[i] == j]
+        weight = sum(weights[i] for i in members)
+        for f in range(len(mean)) if weight else ():
+            largest = max(abs(points[i][f]) for i in members)
+            exactly = sum(weights[i] * points[i][f] for i in members) / weight
+            assert abs(exactly - mean[f]) <= largest * 8 * epsilon + 8 * least
+
+
+def hostile_points(rng, dtype):
+    n, d = int(rng.integers(2, 24)), int(rng.integers(1, 5))
+    reach = {np.float32: (-44, 38), np.float64: (-320, 300)}[dtype]
+    low = rng.integers(*reach)
+    powers = rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d)) if rng.random() < 0.5 else rng.choice(rng.integers(*reach, 3), (n, d))
+    with np.errstate(under="ignore", over="ignore"):
+        x = (rng.normal(0, 1, (n, d)) * 10.0**powers).astype(dtype)
+        if rng.random() < 0.5:   # several points far from the others, and far nearer to each other
+            x = x[rng.integers(0, n, n)] + (10.0 ** float(rng.integers(*reach)) * rng.integers(-3, 4, (n, d))).astype(dtype)
+    return np.clip(x, *(np.finfo(dtype).min / 4, np.finfo(dtype).max / 4))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_are_the_nearest_centroids_of_points_of_any_magnitudes(seed, dtype):
+    rng, refused = np.random.default_rng(seed), 0
+    for _ in range(100):
+        x = hostile_points(rng, dtype)
+        weights = [None, rng.random(len(x)), 10.0 ** rng.uniform(-300, 300, len(x)), 10.0 ** rng.uniform(-20, 0, len(x))][rng.integers(4)]
+        k, init = int(rng.integers(1, len(x) + 1)), ["k-means++", "random"][rng.integers(2)]
+        seen = []
+        try:
+            result = kmeans(x, k, weights=weights, init=init, rng=0, tol=0, max_iter=200, callback=lambda *step: seen.append(step))
+        except ValueError as error:   # stated: float64 beyond a ratio of 1e400 or so
+            assert "x and init must not hold magnitudes" in str(error)
+            positive = np.abs(x[x != 0])
+            assert dtype == np.float64 and float(np.log10(positive.max()) - np.log10(positive.min())) > 400
+            refused += 1
+            continue
+        assert not any(math.isnan(inertia) for _, inertia in seen)
+        check_exactly(x, weights, result, len(seen) < 200)
+    assert refused < 60
+
+
+def test_one_far_point_among_near_ones(variants):
+    for dtype, far in (np.float32, 1e30), (np.float32, 3e38), (np.float64, 1e30), (np.float64, 1e300), (np.float64, 1.7e308):
+        x = np.array([[-far], [0], [1], [5]], dtype)
+        results = [kmeans(x, 4, rng=0) for _ in variants()]
+        assert same(results).inertia == 0 and sorted(results[0].labels) == [0, 1, 2, 3]
+        starts = [kmeans(x, 4, init=x[::-1], max_iter=2) for _ in variants()]
+        assert same(starts).labels.tolist() == [3, 2, 1, 0] and starts[0].inertia == 0
+
+
+def test_ties_go_to_the_lower_index_where_squares_underflow(variants):
+    for dtype, unit in (np.float32, 2.0**-140), (np.float64, 2.0**-1050):
+        x = np.array([[1], [0], [3 * unit], [4 * unit], [5 * unit]], dtype)
+        start = np.array([[1], [4 * unit], [2 * unit], [0], [2 * unit]], dtype)
+        for _ in variants():
+            result = kmeans(x, 5, init=start, callback=lambda *_: True)
+            assert result.labels.tolist() == [0, 3, 1, 1, 1]   # 3 is as near to 4 as to 2
+
+
+def test_weights_of_any_magnitude():
+    x = np.float32([[0], [1], [10], [11], [20], [23]])
+    for weights in [1e-300, 2e-300, 1, 2, 1e300, 2e300], [1, 3, 1e308, 1e308, 1e-320, 3e-320], [5e-324] * 6, [1.7e308] * 6:
+        result = kmeans(x, 3, weights=weights, init=np.float32([[0], [10], [20]]), tol=0)
+        check_exactly(x, weights, result, True)
+        assert result.labels.tolist() == [0, 0, 1, 1, 2, 2]
+        for init in "k-means++", "random":
+            check_exactly(x, weights, kmeans(x, 5, weights=weights, init=init, rng=1, tol=0), True)
+
+
+def test_a_far_point_that_leaves_its_cluster_leaves_the_mean_of_the_others():
+    x = np.float64([[1e30], [1], [2], [3]])
+    result = kmeans(x, 2, init=np.float64([[2], [-1e31]]), max_iter=1, tol=0)
+    assert result.centroids.ravel().tolist() == [2.0, 1e30] and result.inertia == 2.0
+
+
+def test_magnitudes_beyond_float64_are_refused():
+    with pytest.raises(ValueError, match=r"x and init must not hold magnitudes both as large as 1e\+300 and as small as 1e-300"):
+        kmeans(np.float64([[1e300], [1e-300], [1]]), 2, rng=0)
 
 
 # ---- bad input ----

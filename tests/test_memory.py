@@ -6,9 +6,13 @@ import itertools
 import math
 import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
+import sysconfig
+import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -347,6 +351,58 @@ def test_a_stray_touch_is_seen(what, at_end):
 def test_no_stray_touch(isa):
     done = run(isa)
     assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"
+
+
+STRAY = Path(__file__).parent / "stray_codes_test.c"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds its AVX kernels on x86-64 only")
+def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
+    """Codes may change between the check and the use: AddressSanitizer watches kernels that are given such codes at once."""
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
+    csrc, flags = STRAY.parents[1] / "csrc", ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"]
+    program = tmp_path / "stray_codes_test"
+    empty = tmp_path / "empty.c"
+    empty.write_text("int main(void) { return 0; }")
+    if subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True).returncode:
+        pytest.skip(f"{compiler} has no AddressSanitizer")
+    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.glob("*.c")), "-lm", "-o", program]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-5000:]
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr[-5000:]
+    assert int(ran.stdout.split()[0]) > 1000
+
+
+def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded():
+    """Whatever comes of it comes from the tables: the process lives, and indices are of rows."""
+    rng, stop = np.random.default_rng(0), threading.Event()
+    book = qk.Codebook(rng.normal(0, 1, (6, 200, 4)), vector=True)
+    table = qk.Codebook(np.linspace(-1, 1, 40))
+    codes, queries = np.zeros((20000, 6), np.uint8), rng.normal(0, 1, (17, 24)).astype(np.float32)
+
+    def change():
+        while not stop.is_set():
+            ctypes.memset(codes.ctypes.data, 0, codes.nbytes)
+            time.sleep(0.0003)
+            ctypes.memset(codes.ctypes.data, 255, codes.nbytes)
+            time.sleep(0.0003)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    done, end = 0, time.monotonic() + 2
+    try:
+        while time.monotonic() < end:
+            try:
+                assert np.all(qk.search(queries[: 1 + done % 17], codes, book, 5)[1] < len(codes))
+                qk.decode(codes, book)
+                qk.decode(codes, table)
+                done += 1
+            except ValueError as error:
+                assert "codes must be below" in str(error)
+    finally:
+        stop.set()
+        thread.join()
 
 
 if __name__ == "__main__":

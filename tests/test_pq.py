@@ -1,5 +1,7 @@
 """Product quantization: nearest levels and distances by brute force in float64, search by the formula, equal bits everywhere."""
 
+from fractions import Fraction
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -98,6 +100,45 @@ def test_scale_does_not_matter(power):
     same(qk.encode(scaled.levels[:, 7].reshape(1, 12), scaled), np.full((1, 3), 7, np.uint8))
     huge = np.full((1, 12), np.finfo(np.float32).max)
     assert qk.encode(huge, scaled).shape == (1, 3)
+
+
+def nearest_exactly(x, levels):
+    """Codes of vectors by fractions; those within the rounding of a distance of the nearest, as a set each."""
+    found = []
+    for vector in x:
+        distances = [sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(vector, level)) for level in levels]
+        least = min(distances)
+        found.append([i for i, distance in enumerate(distances) if distance <= least * (1 + (len(vector) + 2) * Fraction(2) ** -23)])
+    return found
+
+
+def test_levels_and_vectors_of_any_magnitudes(variants):
+    rng = np.random.default_rng(8)
+    for _ in range(12):
+        m, k, d = rng.integers(1, 5, 3) + (0, 3, 0)
+        with np.errstate(under="ignore"):
+            levels = (rng.normal(0, 1, (m, k, d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (m, k, d))).astype(np.float32)
+            x = (rng.normal(0, 1, (15, m * d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (15, m * d))).astype(np.float32)
+        x = np.concatenate([x, levels.transpose(1, 0, 2).reshape(k, -1), levels[:, ::-1].transpose(1, 0, 2).reshape(k, -1) * np.float32(0.75)])
+        results = [qk.encode(x, qk.Codebook(levels, vector=True)) for _ in variants()]
+        for g in range(m):
+            for code, near in zip(results[0][:, g], nearest_exactly(x[:, g * d : (g + 1) * d], levels[g])):
+                assert code in near
+        for codes in results[1:]:
+            same(codes, results[0])
+
+
+def test_far_levels_and_far_groups(variants):
+    x = np.float32([[0], [1], [5], [-1e30]])
+    far = qk.Codebook(x, vector=True)
+    rng = np.random.default_rng(9)
+    levels, points = rng.normal(0, 1, (1, 16, 4)).astype(np.float32), rng.normal(0, 1, (40, 4)).astype(np.float32)
+    units = np.float32([1, 1e-22, 1e-36, 1e22])
+    groups = qk.Codebook(np.concatenate([levels * unit for unit in units]), vector=True)
+    for _ in variants():
+        assert qk.encode(x.ravel(), far).tolist() == [0, 1, 2, 3]
+        codes = qk.encode(np.concatenate([points * unit for unit in units], axis=1), groups)
+        same(codes, np.repeat(qk.encode(points, qk.Codebook(levels, vector=True)), 4, axis=1))
 
 
 def test_layouts_and_dtypes(isas):
