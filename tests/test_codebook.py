@@ -126,6 +126,7 @@ def hostile_levels(k, rng):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 16, 17, 40, 256])
+@np.errstate(under="ignore")   # of references
 def test_of_levels_as_near_the_lowest_code_though_levels_repeat(k, isas):
     rng = np.random.default_rng(k)
     for _ in range(12 if k < 100 else 3):

@@ -256,6 +256,7 @@ def test_weights_of_zero_count_for_nothing_but_labels():
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-170, 1e-3, 1e150, 1e307])
+@np.errstate(under="ignore")   # of references
 def test_scales(scale):
     x = np.array([1.0, 2, 4, 8, 9])
     result = qk.kmeans1d(x * scale, 2)
@@ -368,6 +369,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.n
 
 
 @pytest.mark.parametrize("k", [3, 2**40, 2**70])
+@np.errstate(under="ignore")   # of references
 def test_more_clusters_than_points(k):
     result = qk.kmeans1d(np.float32([4, 1, 4, 2]), k)
     assert_array_equal(result.centroids, [1, 2, 4])

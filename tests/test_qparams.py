@@ -486,6 +486,7 @@ def test_mse_in_any_unit():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "uint4", "int2"])
 @pytest.mark.parametrize("spread", [1, 8, 300])
+@np.errstate(under="ignore")   # of references
 def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
     rng = np.random.default_rng(spread)
     for symmetric in True, False:
@@ -502,6 +503,7 @@ def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
 
 
 @pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("int8", False), ("int4", True), ("uint4", False)])
+@np.errstate(under="ignore")   # of references
 def test_mse_of_extreme_values(dtype, symmetric):
     """Down to where all codes are 0: the best scale that there is."""
     for x in [1e-310], [1e-310, -1e-300], [5e-324], [1e-38, 1e-300, -3e-38], [2.0**-127] * 3, [2.0**-126, 2.0**-120], [3e38, -3e38, 1e-310, 1], \
@@ -522,6 +524,7 @@ def test_mse_of_extreme_values(dtype, symmetric):
     assert np.sum((tiny / TINY - codes * float(params.scale) / TINY) ** 2) <= wanted * (1 + 1e-6)
 
 
+@np.errstate(under="ignore")   # of references
 def test_mse_of_importance_that_is_longdouble_is_that_of_its_ratios():
     x, importance = np.random.default_rng(7).normal(0, 1, 40), np.arange(1.0, 41)
     wide = np.longdouble("1e4000") * importance
