@@ -1,4 +1,5 @@
-"""Float in and out with 4-bit weights in blocks, numbers or codes of a codebook: qkernels.linear. Shapes are M x N x K."""
+"""Float in and out with 4-bit weights in blocks, numbers or codes of a codebook, and with 8-bit weights in blocks: qkernels.linear.
+Shapes are M x N x K."""
 
 import numpy as np
 import peers
@@ -73,4 +74,26 @@ def test_linear_codebook(race, block_size, shape):
         unit="GMAC/s", ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
         peers=[Contender("uniform", lambda: qk.linear(x, uniform, out=out_uniform), lambda: out_uniform, lambda _: "")],
         check=close, limits=[moving(x.nbytes + packed.nbytes, out.nbytes)],
+    )  # fmt: skip
+
+
+EIGHT = [(1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (8, 4096, 4096), (16, 1024, 1024), (1, 4096, 4096)]
+
+
+@pytest.mark.parametrize("shape", EIGHT, ids=named)
+@pytest.mark.parametrize("block_size", [32, 64, 128])
+def test_linear8_blocks(race, isa, block_size, shape):
+    """Against our own 8-bit weights with one scale a column."""
+    m, n, k = shape
+    x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2)
+    packed = []
+    for params in qk.choose_qparams(w, axis=0, block_size=block_size), qk.choose_qparams(w, axis=1):
+        packed.append(qk.pack(qk.quantize(w, params), params))
+    out, out_8 = aligned_empty((m, n), "float32"), aligned_empty((m, n), "float32")
+    close = relative(x.astype(np.float64) @ w, 0.03)
+    column = Contender("one scale a column", lambda: qk.linear(x, packed[1], out=out_8), lambda: out_8, close)
+    race_product(
+        race, isa, f"linear 8-bit, block {block_size}, {named(shape)}", shape,
+        ours=Contender("qkernels", lambda: qk.linear(x, packed[0], out=out), lambda: out, close), peers=[column], check=close,
+        inputs=[x], weight_bytes=packed[0].nbytes, out=out,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-/* Products of floats and 4-bit weights (numerics 12): packing, blocking, threads. The tile belongs to the instruction set.
+/* Products of floats and 4-bit weights, or blocks of 8-bit ones (numerics 12): packing, blocking, threads. The tile belongs to the
+ * instruction set.
  *
  * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of rows. */
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 #include "parallel.h"
 #include "scales.h"
 
-enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, STEP_BYTES = NR * KR / 2, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
+enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
 
 /* ---- packing of b ---- */
 
@@ -23,13 +24,19 @@ static size_t steps_of(const qk_blocked *p, size_t block)
     return ceil_div(at_most(p->k - block * p->block, p->block), rows_of(p));
 }
 
+static size_t step_bytes(const qk_blocked *p) { return NR * KR * (size_t)p->bits / 8; }
 static size_t scale_bytes(const qk_blocked *p) { return p->half_scales ? 2 : 4; }
-static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)); }
+static int long_sums(const qk_blocked *p) { return p->bits == 8 && p->block > QK_SHORT_BLOCK; }
+
+/* Of the sums of columns. */
+static size_t sum_bytes(const qk_blocked *p) { return p->bits == 8 ? NR * (long_sums(p) ? 4 : 2) : 0; }
+
+static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p); }
 static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
 {
-    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * STEP_BYTES) + params_bytes(p);
+    return (p->own_levels ? NR / QK_OWN_NR * group_bytes(p) : steps_of(p, block) * step_bytes(p)) + params_bytes(p);
 }
 
 static size_t panel_bytes(const qk_blocked *p)
@@ -37,12 +44,13 @@ static size_t panel_bytes(const qk_blocked *p)
     return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
-void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
-                     int own_zeros, int32_t zero_point)
+void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
+                     int half_scales, int own_zeros, int32_t zero_point)
 {
+    const int flip = bits == 4 ? (b_signed ? 8 : 0) : b_signed ? 0 : 128;
     *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
-                      .flip = b_signed ? 8 : 0, .half_scales = half_scales, .own_zeros = own_zeros,
-                      .zero = zero_point + (b_signed ? 8 : 0), .level_scale = 1};
+                      .bits = bits, .flip = flip, .half_scales = half_scales, .own_zeros = own_zeros,
+                      .zero = bits == 4 ? zero_point + flip : 0, .level_scale = 1};
     p->blocks = ceil_div(k, p->block);
 }
 
@@ -50,7 +58,7 @@ void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, 
                             const int8_t *levels, int own_levels, float level_scale)
 {
     QK_DEFAULT_MODE;
-    qk_blocked_init(p, kernels, k, n, block, 0, half_scales, 0, 128);
+    qk_blocked_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
 
@@ -80,7 +88,7 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
     for (size_t j = 0; j < cols; j++) {
         const size_t at = block * from->row_stride + (col + j) * from->col_stride;
         scale[j] = from->scale[at];
-        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip);
+        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     qk_keep_most(&job->most_scale, p->kernels->absmax_f32(scale, 0, 1, NR));
     if (p->half_scales)
@@ -93,8 +101,26 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
 static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
     const qk_blocked *p = job->p;
-    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += STEP_BYTES)
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
         p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
+}
+
+/* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
+static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_blocked *p = job->p;
+    int32_t sum[NR] = {0};
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
+        p->kernels->bytes_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to, sum);
+    to += params_bytes(p) - sum_bytes(p);
+    for (size_t j = 0; j < NR; j++) {
+        const int32_t negative = -sum[j];
+        const int16_t low = (int16_t)negative;
+        if (long_sums(p))
+            memcpy(to + 4 * j, &negative, 4);
+        else
+            memcpy(to + 2 * j, &low, 2);
+    }
 }
 
 /* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
@@ -129,7 +155,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
             if (p->own_levels)
                 pack_own_levels(job, col, cols, to);
             else
-                pack_block(job, b, rows, cols, to);
+                (p->bits == 8 ? pack_bytes : pack_block)(job, b, rows, cols, to);
             pack_params(job, block, col, cols, to + record_bytes(p, block) - params_bytes(p));
         }
     }
@@ -155,7 +181,9 @@ static int stored_code(const qk_blocked *p, size_t row, size_t col)
         const int two = group[j % QK_OWN_NR * (QK_OWN_KR / 2) + in_step % (QK_OWN_KR / 2)];
         return (in_step < QK_OWN_KR / 2 ? two : two >> 4) & 15;
     }
-    const int two = panel[row / p->block * record_bytes(p, 0) + step * STEP_BYTES + j % 16 * KR + in_step];
+    const uint8_t *codes = panel + row / p->block * record_bytes(p, 0) + step * step_bytes(p);
+    if (p->bits == 8) return codes[j * KR + in_step];
+    const int two = codes[j % 16 * KR + in_step];
     return (j < 16 ? two : two >> 4) & 15;
 }
 
@@ -172,7 +200,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
-            *to++ = (uint8_t)(p->flip ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+            *to++ = (uint8_t)(p->flip == 8 ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
         }
 }
 
@@ -189,6 +217,13 @@ static const uint8_t *record_at(const qk_blocked *p, size_t block, size_t col)
     return p->panels + col / NR * panel_bytes(p) + block * record_bytes(p, 0);
 }
 
+/* The zero point of column j as it was given, of those that a record has. */
+static int32_t given_zero(const qk_blocked *p, const uint8_t *zeros, size_t j)
+{
+    if (p->bits == 8) return (p->own_zeros ? (int8_t)zeros[j] : p->zero) + p->flip;
+    return (p->own_zeros ? zeros[j] : p->zero) - p->flip;
+}
+
 void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
 {
     QK_DEFAULT_MODE;
@@ -201,7 +236,7 @@ void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
                 p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
             else
                 memcpy(all, from, sizeof all);
-            for (size_t j = 0; j < cols; j++) *scale++ = all[j], *zero_point++ = (p->own_zeros ? from[NR * scale_bytes(p) + j] : p->zero) - p->flip;
+            for (size_t j = 0; j < cols; j++) *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
         }
 }
 
@@ -225,22 +260,27 @@ typedef struct {
     int8_t *codes;
     int32_t *start;
     float *scale, *spare; /* a row of codes before its blocks are padded */
+    int16_t *words;       /* the codes, where the tile wants them so */
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     int any_wide;
 } row_block;
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
+static int has_words(const qk_blocked *b) { return b->bits == 8 && b->kernels->bytes_widen_row; }
+
 static int allocate(const product *g, row_block *rows)
 {
     const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
     const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
     const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
-    rows->codes = qk_obtain(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)));
+    const size_t words = has_words(g->b) ? qk_times(codes, 2) : 0;
+    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), words));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
     rows->scale = (float *)(rows->codes + codes + starts);
     rows->spare = (float *)(rows->codes + codes + starts + scales);
+    rows->words = has_words(g->b) ? (int16_t *)(rows->codes + codes + starts + scales + spare) : NULL;
     return 1;
 }
 
@@ -254,11 +294,24 @@ static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
     }
 }
 
+/* What tiles need of row i, whose codes are there. */
+static void finish_row(const product *g, row_block *rows, size_t i)
+{
+    const qk_blocked *b = g->b;
+    const qk_kernels *k = b->kernels;
+    int8_t *codes = rows->codes + i * g->lda;
+    int32_t *start = rows->start + i * g->ld_start;
+    if (b->bits == 4 || b->own_zeros) k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+    if (b->bits == 4) return;
+    for (size_t j = 0; b->own_zeros && j < b->blocks; j++) start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
+    if (rows->words) k->bytes_widen_row(codes, g->k_pad, rows->words + i * g->lda);
+    for (size_t j = 0; k->bytes_flip && j < g->k_pad; j++) codes[j] ^= (int8_t)k->bytes_flip;
+}
+
 /* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
 static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
 {
     const qk_blocked *b = g->b;
-    const qk_kernels *k = b->kernels;
     const int spread = b->block % KR && b->blocks > 1;
     rows->any_wide = 0;
     for (size_t i = 0; i < count; i++) {
@@ -273,12 +326,19 @@ static int take_rows(const product *g, row_block *rows, size_t first, size_t cou
         rows->scale[i] = row.scale * b->level_scale;
         rows->wide_scale[i] = row.wide * b->level_scale;
         rows->any_wide |= row.wide != 0;
-        k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, rows->start + i * g->ld_start);
+        finish_row(g, rows, i);
     }
     return 1;
 }
 
 /* Adds the products of a row's codes with those of a step to the sums of its columns. */
+static void add_bytes(const int8_t *a, uint8_t flip, const uint8_t *step, int32_t *sum)
+{
+    for (int j = 0; j < NR; j++)
+        for (int i = 0; i < KR; i++) sum[j] += (int8_t)(a[i] ^ flip) * (int8_t)step[j * KR + i];
+}
+
+/* The same of 4 bits. */
 static void add_step(const int8_t *a, const uint8_t *step, const int8_t *levels, int32_t *sum)
 {
     for (int j = 0; j < NR / 2; j++)
@@ -289,7 +349,14 @@ static void add_step(const int8_t *a, const uint8_t *step, const int8_t *levels,
         }
 }
 
-/* What blocked_tile makes of a row, in double. */
+/* What a zero point in the panel is multiplied by, and that. */
+static int32_t zero_product(const qk_blocked *b, const uint8_t *zeros, int j, int32_t start)
+{
+    if (b->bits == 8) return b->own_zeros ? (int8_t)zeros[j] * ((start >> 16) * 256 + (start & 255)) : 0;
+    return b->levels ? 0 : start * (b->own_zeros ? zeros[j] : 1);
+}
+
+/* What blocked_tile or bytes_tile makes of a row, in double. */
 static void wide_sums(const qk_blocked *b, const qk_blocked_panel *p, const int8_t *a, const int32_t *start, double *total)
 {
     const uint8_t *record = p->records;
@@ -298,9 +365,13 @@ static void wide_sums(const qk_blocked *b, const qk_blocked_panel *p, const int8
     for (size_t block = 0; block < p->blocks; block++) {
         int32_t sum[NR];
         const size_t steps = steps_of(b, block);
-        const uint8_t *params = record + steps * STEP_BYTES, *zeros = params + NR * scale_bytes(b);
-        for (int j = 0; j < NR; j++) sum[j] = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
-        for (size_t s = 0; s < steps; s++, a += KR) add_step(a, record + s * STEP_BYTES, p->levels, sum);
+        const uint8_t *params = record + steps * step_bytes(b), *zeros = params + NR * scale_bytes(b);
+        for (int j = 0; j < NR; j++) sum[j] = zero_product(b, zeros, j, start[block]);
+        for (size_t s = 0; s < steps; s++, a += KR)
+            if (b->bits == 8)
+                add_bytes(a, (uint8_t)b->kernels->bytes_flip, record + s * step_bytes(b), sum);
+            else
+                add_step(a, record + s * step_bytes(b), p->levels, sum);
         if (b->half_scales)
             b->kernels->f16_to_f32((const uint16_t *)params, scale, NR);
         else
@@ -350,15 +421,30 @@ static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel 
     }
 }
 
+/* Rows that a tile takes. */
+static size_t tile_rows(const qk_blocked *b) { return (size_t)(b->bits == 8 ? b->kernels->bytes_mr : b->kernels->blocked_mr); }
+
+/* y = rows of the block from `row` on, times a panel. */
+static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_blocked_panel *panel, float *y)
+{
+    const qk_kernels *k = g->b->kernels;
+    const int8_t *codes = block->codes + row * g->lda;
+    const int32_t *start = block->start + row * g->ld_start;
+    if (g->b->bits == 8)
+        k->bytes_tile(rows, panel, block->words ? (const void *)(block->words + row * g->lda) : codes, g->lda, start, g->ld_start, y);
+    else
+        (g->b->own_levels ? k->own_levels_tile : k->blocked_tile)(rows, panel, codes, g->lda, start, g->ld_start, y);
+}
+
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
                            size_t panel_end)
 {
     const qk_blocked *b = g->b;
     const qk_kernels *k = b->kernels;
-    const size_t tiles = (rows + (size_t)k->blocked_mr - 1) / (size_t)k->blocked_mr;
+    const size_t tiles = ceil_div(rows, tile_rows(b));
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
-                          .own_zeros = b->own_zeros, .levels = b->levels};
+                          .own_zeros = b->own_zeros, .long_sums = long_sums(b), .params_bytes = params_bytes(b), .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
@@ -368,11 +454,9 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
             const size_t row = rows * tile / tiles; /* tiles of even height */
             const size_t count = rows * (tile + 1) / tiles - row;
             qk_set_rows(&t, g->right, first + row, count, col, block->scale + row);
-            const int8_t *codes = block->codes + row * g->lda;
-            const int32_t *start = block->start + row * g->ld_start;
-            (b->own_levels ? k->own_levels_tile : k->blocked_tile)(t.rows, &p, codes, g->lda, start, g->ld_start, y);
+            multiply_tile(g, block, row, t.rows, &p, y);
             if (block->any_wide)
-                store_rows_apart(g, &p, codes, start, block->wide_scale + row, y, &t);
+                store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start, block->wide_scale + row, y, &t);
             else
                 k->blocked_to_float(y, &t);
         }
@@ -409,13 +493,14 @@ int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_b
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));
     if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * rows_of(b));
-    const double sum = 127.0 * 128 * (double)b->k * b->most_scale; /* of magnitudes: codes and levels are below 128 */
+    const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
+    const double sum = 127.0 * most * (double)b->k * b->most_scale; /* of magnitudes */
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, right, b->n)};
     g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(g.m, g.lda, (size_t)b->kernels->blocked_mr, b->n_pad / NR, team);
+    g.share = block_rows(g.m, g.lda * (has_words(b) ? 2 : 1), tile_rows(b), b->n_pad / NR, team);
     const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return status ? status : g.failure ? g.failure : 1;
 }

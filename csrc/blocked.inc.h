@@ -1,8 +1,8 @@
-/* Products with 4-bit weights (numerics 12): packing, sums of activations and the epilogue, compiled once per instruction
- * set, after products.inc.h.
+/* Products with 4-bit weights and with blocks of 8-bit ones (numerics 12): packing, sums of activations and the epilogue,
+ * compiled once per instruction set, after products.inc.h.
  *
- * A step holds 4 rows of 32 columns in 64 bytes. Byte 4 j + i has row i of column j in its low half and of column j + 16 in its
- * high half: a lane of 4 bytes has 4 rows of two columns. */
+ * A step holds 4 rows of 32 columns. Of 4 bits: in 64 bytes. Byte 4 j + i has row i of column j in its low half and of column
+ * j + 16 in its high half: a lane of 4 bytes has 4 rows of two columns. Of 8 bits: in 128 bytes, 4 j + i having row i of column j. */
 
 /* `rows` codes of a column in the low halves of bytes. */
 static inline uint32_t column_codes(const uint8_t *b, ptrdiff_t row_stride, size_t rows)
@@ -40,6 +40,17 @@ static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t 
         const uint32_t high = j + 16 < cols ? column_codes(b + 16 * col_stride, row_stride, rows) : 0;
         const uint32_t four = (low | high << 4) ^ flip * 0x11111111u;
         memcpy(to, &four, sizeof four);
+    }
+}
+
+/* The same of 8 bits, those that b does not have being 0; adds the codes of each column, as signed ones, to `sum`. */
+static void bytes_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                            uint8_t flip, uint8_t *to, int32_t *restrict sum)
+{
+    interleave_step(b, row_stride, col_stride, rows, cols, flip, to, QK_BLOCKED_NR, QK_BLOCKED_KR);
+    for (int j = 0; j < QK_BLOCKED_NR; j++) {
+        const uint32_t four = ((const uint32_t *)to)[j];
+        sum[j] += (int8_t)four + (int8_t)(four >> 8) + (int8_t)(four >> 16) + (int8_t)(four >> 24);
     }
 }
 

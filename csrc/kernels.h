@@ -84,13 +84,16 @@ typedef struct {
     const int32_t *zero;               /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
 } qk_panel_source;
 
-/* A panel of 4-bit weights: see qk_blocked. */
+/* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_blocked. */
+enum { QK_SHORT_BLOCK = 255 };         /* 128 * 255 < 2^15 */
 enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4, QK_OWN_NR = 16, QK_OWN_KR = 32, QK_LEVELS = 16 };
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps;  /* steps of a block, and of the last */
     int half_scales, own_zeros;
     const int8_t *levels;              /* what codes stand for; NULL: for themselves */
+    int long_sums;                     /* of 8 bits: sums of columns are int32 */
+    size_t params_bytes;               /* what follows the codes of a block */
 } qk_blocked_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
@@ -170,6 +173,15 @@ struct qk_kernels {
                             size_t ld_start, float *y);
     void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to);
+    /* The same of blocks of 8-bit weights; rows <= bytes_mr, lda is in codes. The tile reads codes ^ bytes_flip, or, where there is
+     * bytes_widen_row, what this makes of n codes, a multiple of 4. start: the negative sum of a's codes in a block, 256 h + l, as
+     * h << 16 | l with 0 <= l < 256; of own_zeros only. */
+    int bytes_mr, bytes_flip;
+    void (*bytes_tile)(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
+                       float *y);
+    void (*bytes_widen_row)(const int8_t *a, size_t n, int16_t *to);
+    void (*bytes_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, uint8_t flip,
+                            uint8_t *to, int32_t *sum);
     void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
     void (*blocked_to_float)(float *y, const qk_tile *t);
 

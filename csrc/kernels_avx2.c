@@ -637,6 +637,121 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
     }
 }
 
+/* ---- blocks of 8-bit weights (numerics 12) ---- */
+
+/* A lane has 4 rows of a column: the even ones become int16 by two shifts, the odd ones by one, and meet codes of a in the order
+ * 0 2 1 3 (vpmaddubsw could saturate). Tile: 6 rows x 16 columns, as for one scale a column; the sums of all blocks are in the
+ * L1 cache. */
+
+enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
+
+static void bytes_widen_row(const int8_t *restrict a, size_t n, int16_t *restrict to)
+{
+    for (size_t i = 0; i < n; i += 4) to[i] = a[i], to[i + 1] = a[i + 2], to[i + 2] = a[i + 1], to[i + 3] = a[i + 3];
+}
+
+/* Zero points z of 8 columns, as int16 (z, 256 z). */
+static inline __m256i zero_words8(const uint8_t *zeros)
+{
+    const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
+    return _mm256_or_si256(_mm256_and_si256(z, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(z, 24));
+}
+
+/* The sums that 8 columns of a row start from. */
+static inline __m256i starts8(const int own_zeros, __m256i zeros, const int32_t *start)
+{
+    return own_zeros ? _mm256_madd_epi16(zeros, _mm256_set1_epi32(*start)) : _mm256_setzero_si256();
+}
+
+/* The even or the odd rows of a step, of 8 columns. */
+static inline __attribute__((always_inline)) __m256i rows_of_step(const uint8_t *b, const int odd)
+{
+    const __m256i codes = load_codes(b);
+    return _mm256_srai_epi16(odd ? codes : _mm256_slli_epi16(codes, 8), 8);
+}
+
+static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
+{
+    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c0), of.s0, _mm256_loadu_ps(y)));
+    _mm256_storeu_ps(y + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, _mm256_loadu_ps(y + 8)));
+}
+
+/* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this is inlined. */
+static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros, size_t col, size_t steps,
+                                                             const qk_blocked_panel *p, const uint8_t *b, const int16_t *a,
+                                                             size_t lda, const int32_t *start, size_t ld_start, float *y)
+{
+    const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_BLOCKED_NR * (p->half_scales ? 2 : 4) + col;
+    block_columns of = columns_at(p, 0, scales, col, col + 8);
+    if (own_zeros) of.z0 = zero_words8(zeros), of.z1 = zero_words8(zeros + 8);
+    const int16_t *a3 = a + 3 * lda;
+    const int32_t *start3 = start + 3 * ld_start;
+    __m256i c00, c01, c10, c11, c20, c21, c30, c31, c40, c41, c50, c51;
+    c00 = starts8(own_zeros, of.z0, start), c01 = starts8(own_zeros, of.z1, start);
+    if (rows > 1) c10 = starts8(own_zeros, of.z0, start + ld_start), c11 = starts8(own_zeros, of.z1, start + ld_start);
+    if (rows > 2) c20 = starts8(own_zeros, of.z0, start + 2 * ld_start), c21 = starts8(own_zeros, of.z1, start + 2 * ld_start);
+    if (rows > 3) c30 = starts8(own_zeros, of.z0, start3), c31 = starts8(own_zeros, of.z1, start3);
+    if (rows > 4) c40 = starts8(own_zeros, of.z0, start3 + ld_start), c41 = starts8(own_zeros, of.z1, start3 + ld_start);
+    if (rows > 5) c50 = starts8(own_zeros, of.z0, start3 + 2 * ld_start), c51 = starts8(own_zeros, of.z1, start3 + 2 * ld_start);
+    b += QK_BLOCKED_KR * col;
+    for (size_t s = 0; s < steps; s++, b += BYTES_STEP)
+        for (int odd = 0; odd < 2; odd++, a += 2, a3 += 2) {
+            const __m256i b0 = rows_of_step(b, odd), b1 = rows_of_step(b + 32, odd);
+            __m256i v = broadcast2(a);
+            c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+            if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+            if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+            if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+            if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+            if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+        }
+    y += col;
+    add_sums(y, c00, c01, of);
+    if (rows > 1) add_sums(y + QK_BLOCKED_NR, c10, c11, of);
+    if (rows > 2) add_sums(y + 2 * QK_BLOCKED_NR, c20, c21, of);
+    if (rows > 3) add_sums(y + 3 * QK_BLOCKED_NR, c30, c31, of);
+    if (rows > 4) add_sums(y + 4 * QK_BLOCKED_NR, c40, c41, of);
+    if (rows > 5) add_sums(y + 5 * QK_BLOCKED_NR, c50, c51, of);
+}
+
+/* Block by block, both halves of the columns of each. */
+static inline __attribute__((always_inline)) void bytes_blocks(const int rows, const int own_zeros, const qk_blocked_panel *p,
+                                                               const int16_t *a, size_t lda, const int32_t *start,
+                                                               size_t ld_start, float *y)
+{
+    const uint8_t *b = p->records;
+    for (size_t block = 1; block <= p->blocks; block++, start++) {
+        const size_t steps = block < p->blocks ? p->steps : p->last_steps;
+        for (size_t col = 0; col < QK_BLOCKED_NR; col += 16)
+            bytes_rows(rows, own_zeros, col, steps, p, b, a, lda, start, ld_start, y);
+        a += steps * QK_BLOCKED_KR, b += steps * BYTES_STEP + p->params_bytes;
+    }
+}
+
+static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows, const qk_blocked_panel *p,
+                                                                const int16_t *a, size_t lda, const int32_t *start,
+                                                                size_t ld_start, float *y)
+{
+    switch (rows) {
+    case 1: bytes_blocks(1, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 2: bytes_blocks(2, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 3: bytes_blocks(3, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 4: bytes_blocks(4, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 5: bytes_blocks(5, own_zeros, p, a, lda, start, ld_start, y); break;
+    default: bytes_blocks(6, own_zeros, p, a, lda, start, ld_start, y); break;
+    }
+}
+
+static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
+                       float *y)
+{
+    memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    if (p->own_zeros)
+        bytes_tile_of(1, rows, p, a, lda, start, ld_start, y);
+    else
+        bytes_tile_of(0, rows, p, a, lda, start, ld_start, y);
+}
+
 /* ---- k-means: what kmeans.inc.h needs ---- */
 
 #define VECTOR 32
@@ -840,7 +955,7 @@ const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
     .light = &light,
-    .blocked_mr = 4, .half_mr = 6,
+    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
     .gemm_tile = gemm_tile,
     .gemm_wide_tile = gemm_wide_tile,
     .gemm_widen_panel = gemm_widen_panel,

@@ -6,6 +6,8 @@
     .blocked_tile = blocked_tile,
     .own_levels_tile = own_levels_tile,
     .blocked_pack_step = blocked_pack_step,
+    .bytes_tile = bytes_tile,
+    .bytes_pack_step = bytes_pack_step,
     .blocked_starts = blocked_starts,
     .blocked_to_float = blocked_to_float,
     .half_tile = half_tile,

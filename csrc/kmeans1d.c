@@ -13,7 +13,7 @@
 #undef REAL
 #undef of
 
-enum { GROUPS_PER_CLUSTER = 16, SORTED_AT_ONCE = 1 << 20 };
+enum { GROUPS_PER_CLUSTER = 16, SORTED_AT_ONCE = 1 << 18 };
 enum { PLAIN = 200 }; /* exponents up to which products of a search stay in the range of double */
 static const uint64_t SIGN = (uint64_t)1 << 63;
 
@@ -88,11 +88,16 @@ static int scatter(const line_job *j, const uint64_t *from, const double *weight
     return 1;
 }
 
-static void count_digits(const uint64_t *keys, size_t n, size_t (*places)[256])
+static int count_digits(const line_job *j, size_t (*places)[256])
 {
     memset(places, 0, 8 * sizeof *places);
-    for (size_t i = 0; i < n; i++)
-        for (int d = 0; d < 8; d++) places[d][keys[i] >> 8 * d & 255]++;
+    for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
+        if (first && stopped(j)) return 0;
+        const size_t last = at_most(j->args->n, first + SORTED_AT_ONCE);
+        for (size_t i = first; i < last; i++)
+            for (int d = 0; d < 8; d++) places[d][j->keys[i] >> 8 * d & 255]++;
+    }
+    return 1;
 }
 
 /* Ascending keys, and their weights along. Digits that are all alike are passed over: the low ones of what was float32, say. */
@@ -103,7 +108,7 @@ static int sort_keys(const line_job *j)
     uint64_t *from = j->keys, *to = j->space.cost;
     double *weights = j->weights, *to_weights = j->space.left[0];
     if (ascends(from, n)) return 1;
-    count_digits(from, n, places);
+    if (!count_digits(j, places)) return 0;
     for (int d = 0; d < 8; d++) {
         size_t sum = 0;
         if (places[d][from[0] >> 8 * d & 255] == n) continue;
@@ -530,23 +535,21 @@ static wide mean_and_cost(const line_job *j, int plain, size_t first, size_t las
     return value(j, pivot) + shift;
 }
 
-/* The largest double that is no nearer to b than to a. */
-static double limit_between(double a, double b)
+/* The largest double that is no nearer to b than to a; less than `taken`, if that is as near to both. */
+static double limit_between(double a, double b, double taken)
 {
     const int large = fabs(a) > 0x1p1000 || fabs(b) > 0x1p1000;
     const double x = large ? a / 2 : a, y = large ? b / 2 : b, sum = x + y, part = sum - x;
     const double error = (x - (sum - part)) + (y - part), middle = large ? sum : sum / 2, twice = large ? sum : 2 * middle;
-    return twice > sum || (twice == sum && error < 0) ? nextafter(middle, -INFINITY) : middle;
+    const int above = twice > sum || (twice == sum && error < 0), tie = twice == sum && error == 0 && middle == taken;
+    return above || tie ? nextafter(middle, -INFINITY) : middle;
 }
 
-/* The limit of a cluster whose last point is at - 1; zero-weight points beyond it are nearer to the next. */
+/* The limit of a cluster whose last point is at - 1: what is not nearer to the next cluster, a tie being decided by the points. */
 static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits, size_t c)
 {
     if (!j->args->integers) {
-        double limit = limit_between((double)a, (double)b);
-        if (limit < j->v[at - 1]) limit = j->v[at - 1];
-        if (limit >= j->v[at]) limit = nextafter(j->v[at], -INFINITY);
-        ((double *)limits)[c] = limit;
+        ((double *)limits)[c] = limit_between((double)a, (double)b, j->v[at]);
         return;
     }
     const wide offset = j->args->integers == 2 ? 0x1p63 : 0, middle = (a + b) / 2 + offset;
@@ -685,6 +688,7 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
 {
     QK_DEFAULT_MODE;
     uint32_t at[LABELLED_AT_ONCE];
+    const qk_mode mode = qk_enter_mode();
     for (size_t line = 0; line < lines; line++) {
         const size_t limit = line * k, count = (size_t)counts[line] - 1;
         for (size_t i = 0; i < n; i += LABELLED_AT_ONCE) {
@@ -696,6 +700,7 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
             store_labels(at, size, labels, first, as_int32);
         }
     }
+    qk_leave_mode(mode);
 }
 
 /* ---- 16-bit codes ---- */
@@ -704,10 +709,12 @@ int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, doubl
 {
     QK_DEFAULT_MODE;
     int valid = 1;
+    const qk_mode mode = qk_enter_mode();
     for (size_t i = 0; i < n; i++) {
         bins[codes[i]] += weights ? weights[i] : 1;
         if (weights) valid &= weights[i] >= 0 && weights[i] < INFINITY;
     }
+    qk_leave_mode(mode);
     return valid;
 }
 

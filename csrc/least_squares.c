@@ -6,13 +6,14 @@
 #include <string.h>
 
 #include "fpmode.h"
+#include "parallel.h"
 #include "qkernels.h"
 #include "sizes.h"
 
 static const double NEGLIGIBLE = 0x1p-48;  /* of sum w x^2: what rounding a scale to float32 may cost */
 static const double SLACK = 1e-13;         /* of sum w x^2: more than the rounding of the sums of a bound */
 static const double SHRINKS[] = {1.0, 0.88, 0.74, 0.55};
-enum { MAX_BUCKETS = 1 << 16, MAX_SORTED = 1 << 22, POLL = 1 << 24, LANES = 4 };
+enum { MAX_BUCKETS = 1 << 16, MAX_SORTED = 1 << 22, LOOK = 1 << 19 /* steps of work between two looks for a signal */, LANES = 4 };
 
 typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef int64_t masks __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
@@ -48,6 +49,13 @@ typedef struct {
 
 /* ---- loss at a scale ---- */
 
+static void look_if_due(search *q)
+{
+    if (q->work < LOOK) return;
+    q->work = 0;
+    q->stopped |= qk_stopped();
+}
+
 static inline double sum_of(lanes a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 /* Of values begin .. end - 1 at a scale, added to `s`. Adding 1.5 * 2^52 rounds half to even. */
@@ -75,6 +83,7 @@ static sums loss_at(search *q, double scale, int zero)
     add_loss(q, 0, q->positive, scale, q->args->qmax - zero, &s);
     add_loss(q, q->positive, q->n, scale, zero - q->args->qmin, &s);
     q->work += q->n;
+    look_if_due(q);
     return s;
 }
 
@@ -117,6 +126,8 @@ static double least_scale(search *q, size_t begin, size_t end, const double *lim
         sums s = {0};
         add_clipped(q, begin, middle, limit[0], scale, &s), add_clipped(q, middle, end, limit[1], scale, &s);
         q->work += end - begin;
+        look_if_due(q);
+        if (q->stopped) break;
         if (s.loss <= q->loss || s.slope == 0) break;
         move = (s.loss - q->loss) / (2 * s.slope);
     }
@@ -208,13 +219,6 @@ static size_t choose_buckets(const search *q, double highest)
     return (size_t)fmin(fmin(fmax(fine, 4), MAX_BUCKETS), 0.5 * codes * highest + 4);
 }
 
-static void poll_if_due(search *q)
-{
-    if (q->work < POLL) return;
-    q->work = 0;
-    if (q->args->poll && q->args->poll(q->args->context)) q->stopped = 1;
-}
-
 /* Adds the breakpoints of all values to their buckets. */
 static void fill_buckets(search *q, size_t buckets)
 {
@@ -230,7 +234,7 @@ static void fill_buckets(search *q, size_t buckets)
             q->gain[b] += wy, q->square[b] += w * (2 * c - 1), q->count[b]++;
         }
         q->work += (size_t)c + 8;
-        poll_if_due(q);
+        look_if_due(q);
     }
 }
 
@@ -373,7 +377,7 @@ static void gather(search *q, size_t first, size_t last, size_t buckets)
             if (slot >= 0) q->points[s[slot].end++] = (breakpoint){at, (uint32_t)i, c};
         }
         q->work += 8;
-        poll_if_due(q);
+        look_if_due(q);
     }
 }
 
@@ -435,7 +439,7 @@ static void sweep_zeros(search *q, const survivor *v)
         const int zero = q->zero + (i % 2 ? (i + 1) / 2 : -(i / 2));
         if (zero < first || zero > last) continue;
         sweep(q, v, zero);
-        poll_if_due(q);
+        look_if_due(q);
     }
 }
 
@@ -453,6 +457,7 @@ static int sweep_survivors(search *q, size_t first, size_t last, size_t points, 
     for (size_t i = first; i < last && !q->stopped; i++) {
         survivor *v = q->survivors + i;
         if (q->bound[v->bucket] >= q->loss + SLACK * q->total) continue;
+        q->work += 8 * (v->end - v->begin);
         sort_points(q->points + v->begin, v->end - v->begin, q->spare, (uint32_t *)(q->spare + most), v->bucket);
         sweep_zeros(q, v);
     }
@@ -554,15 +559,23 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     double largest = 0;
     for (size_t i = 0; i < q->n; i++) q->total += q->w[i] * q->y[i] * q->y[i], largest = fmax(largest, q->y[i]);
     q->loss = q->total, q->scale = fmax(largest, q->smallest);
-    for (size_t i = 0; i < sizeof SHRINKS / sizeof *SHRINKS; i++) {
+    for (size_t i = 0; i < sizeof SHRINKS / sizeof *SHRINKS && !q->stopped; i++) {
         const double s = fmax(SHRINKS[i] * fmin(ldexp(*scale, -exponent), largest), q->smallest);
         const sums found = loss_at(q, s, q->zero);
         keep(q, &found, s, q->zero);
     }
-    if (q->loss > NEGLIGIBLE * q->total && !search_scales(q)) return 0;
+    if (!q->stopped && q->loss > NEGLIGIBLE * q->total && !search_scales(q)) return 0;
     if (!q->stopped) choose_float(q, exponent, scale, zero_point);
     return 1;
 }
+
+typedef struct {
+    const qk_least_squares *args;
+    const double *x, *importance;
+    float *scale;
+    int32_t *zero_point;
+    int failed;
+} job;
 
 static void release(search *q)
 {
@@ -571,24 +584,31 @@ static void release(search *q)
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
-int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point)
+/* Lines, or blocks of them, begin .. end - 1. */
+static void refine_some(void *context, size_t begin, size_t end)
 {
-    QK_DEFAULT_MODE;
+    job *j = context;
+    const qk_least_squares *p = j->args;
+    const size_t longest = p->n < p->block ? p->n : p->block, blocks = (p->n - 1) / p->block + 1;
     search q = {.args = p, .codes = p->qmax - p->qmin};
-    const size_t longest = p->n < p->block ? p->n : p->block, blocks = p->n ? (p->n - 1) / p->block + 1 : 0;
-    int done = 1;
     q.y = obtain(NULL, longest, sizeof *q.y), q.w = obtain(NULL, longest, sizeof *q.w);
     q.spacing = obtain(NULL, longest, sizeof *q.spacing);
     for (int side = 0; side < 2; side++) q.tails[side] = obtain(NULL, longest, sizeof(tail));
-    done = q.y && q.w && q.spacing && q.tails[0] && q.tails[1];
-    const qk_mode mode = qk_enter_mode();
-    for (size_t i = 0; i < rows * blocks && done && !q.stopped; i++) {
-        const size_t begin = i / blocks * p->n + i % blocks * p->block, left = p->n - i % blocks * p->block;
-        done = refine(&q, x + begin, importance ? importance + begin : NULL, left < p->block ? left : p->block, scale + i,
-                      zero_point + i);
-        poll_if_due(&q);
+    int done = q.y && q.w && q.spacing && q.tails[0] && q.tails[1];
+    for (size_t i = begin; i < end && done && !q.stopped; i++) {
+        const size_t skip = i % blocks * p->block, at = i / blocks * p->n + skip, n = p->n - skip < p->block ? p->n - skip : p->block;
+        done = refine(&q, j->x + at, j->importance ? j->importance + at : NULL, n, j->scale + i, j->zero_point + i);
+        look_if_due(&q);
     }
-    qk_leave_mode(mode);
+    if (!done) __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
     release(&q);
-    return !done ? -1 : q.stopped ? -2 : 1;
+}
+
+int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    if (p->n == 0) return 1;
+    job j = {.args = p, .x = x, .importance = importance, .scale = scale, .zero_point = zero_point};
+    const int status = qk_parallel_for(rows * ((p->n - 1) / p->block + 1), 150.0 * (double)rows * (double)p->n, refine_some, &j);
+    return status ? status : j.failed ? -1 : 1;
 }

@@ -348,7 +348,7 @@ static void light_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 static const qk_kernels light = {
     .name = "avx2",
     .mr = 8, .nr = NR, .kr = LIGHT_KR, .a_bytes = 1,
-    .blocked_mr = 4, .half_mr = 6,
+    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
     .gemm_tile = light_tile,
     .gemm_pack_row = light_pack_row,
     .gemm_pack_panel = light_pack_panel,

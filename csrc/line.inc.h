@@ -136,7 +136,7 @@ static int of(settle_block)(of(pass) *p, size_t start, size_t base, size_t size)
         for (size_t t = stride; t < size; t += 2 * stride) {
             const size_t right = t + stride < size ? t + stride : size;
             of(settle)(p, start, base, t, (size_t)p->begin[base + t - stride], (size_t)p->begin[base + right] + 1);
-            if (p->work < (size_t)1 << 22) continue;
+            if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) continue;
             p->work = 0;
             if (p->stop && p->stop(p->context)) return 0;
         }

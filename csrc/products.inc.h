@@ -3,36 +3,36 @@
 
 /* ---- b' ---- */
 
-/* kr rows of NR unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
-static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int kr)
+/* kr rows of nr unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
+static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int nr, const int kr)
 {
     const uint8_t *b1 = b + row_stride;
     if (kr == 2) {
         uint16_t *restrict pairs = (uint16_t *)to;
-        for (int j = 0; j < NR; j++) pairs[j] = (uint16_t)((b[j] | b1[j] << 8) ^ flip * 0x0101);
+        for (int j = 0; j < nr; j++) pairs[j] = (uint16_t)((b[j] | b1[j] << 8) ^ flip * 0x0101);
         return;
     }
     const uint8_t *b2 = b1 + row_stride, *b3 = b2 + row_stride;
     uint32_t *restrict fours = (uint32_t *)to;
-    for (int j = 0; j < NR; j++)
+    for (int j = 0; j < nr; j++)
         fours[j] = (b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24) ^ flip * 0x01010101u;
 }
 
 /* A step of any strides, codes that b does not have being 0. */
 static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, uint8_t flip,
-                      uint8_t *to, const int kr)
+                      uint8_t *to, const int nr, const int kr)
 {
-    memset(to, 0, NR * (size_t)kr);
+    memset(to, 0, (size_t)(nr * kr));
     for (size_t j = 0; j < cols; j++)
         for (size_t i = 0; i < rows; i++)
             to[j * (size_t)kr + i] = b[(ptrdiff_t)i * row_stride + (ptrdiff_t)j * col_stride] ^ flip;
 }
 
 /* A step of columns whose codes are adjacent: b is the transpose of a C-contiguous matrix. */
-static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int kr)
+static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int nr, const int kr)
 {
     uint32_t flips = flip * 0x01010101u, codes = 0;
-    for (int j = 0; j < NR; j++) {
+    for (int j = 0; j < nr; j++) {
         memcpy(&codes, b + j * col_stride, (size_t)kr);
         codes ^= flips;
         memcpy(to + j * kr, &codes, (size_t)kr);
@@ -91,6 +91,19 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
     return bound;
 }
 
+/* A step of kr rows and nr columns, which are constants where this is inlined. */
+static inline __attribute__((always_inline)) void interleave_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                                                                  size_t rows, size_t cols, uint8_t flip, uint8_t *to,
+                                                                  const size_t nr, const size_t kr)
+{
+    if (rows == kr && cols == nr && col_stride == 1)
+        interleave_rows(b, row_stride, flip, to, (int)nr, (int)kr);
+    else if (rows == kr && cols == nr && row_stride == 1)
+        copy_columns(b, col_stride, flip, to, (int)nr, (int)kr);
+    else
+        pack_step(b, row_stride, col_stride, rows, cols, flip, to, (int)nr, (int)kr);
+}
+
 /* Steps of kr codes from `row` on, which is a constant where this is inlined. */
 static inline __attribute__((always_inline)) void interleave(const qk_panel_source *s, size_t row, size_t steps, size_t cols,
                                                              int8_t *panel, const size_t kr)
@@ -98,13 +111,7 @@ static inline __attribute__((always_inline)) void interleave(const qk_panel_sour
     uint8_t *to = (uint8_t *)panel;
     for (size_t i = 0; i < steps; i++, row += kr, to += NR * kr) {
         const uint8_t *b = s->b + (ptrdiff_t)row * s->row_stride;
-        const size_t rows = s->k - row < kr ? s->k - row : kr;
-        if (rows == kr && cols == NR && s->col_stride == 1)
-            interleave_rows(b, s->row_stride, s->flip, to, kr);
-        else if (rows == kr && cols == NR && s->row_stride == 1)
-            copy_columns(b, s->col_stride, s->flip, to, kr);
-        else
-            pack_step(b, s->row_stride, s->col_stride, rows, cols, s->flip, to, kr);
+        interleave_step(b, s->row_stride, s->col_stride, s->k - row < kr ? s->k - row : kr, cols, s->flip, to, NR, kr);
     }
 }
 

@@ -162,18 +162,20 @@ typedef struct {
 /* Returns as qk_gemm. */
 int qk_gemm_batch(const qk_batch *batch);
 
-/* ---- products with 4-bit weights ---- */
+/* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 
-/* Weights b (k, n) of 4 bits, each block of `block` rows having a scale for each column (numerics 12). The panels, of 32 columns,
- * are the same for every instruction set. A panel is a run of records, one a block: the codes, two a byte, in steps of
- * 4 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal. Codes may stand for levels; where each
+/* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels, of 32 columns,
+ * are the same for every instruction set. A panel is a run of records, one a block: the codes, one or two a byte, in steps of
+ * 4 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal (of 8 bits: where not all are 0), and of 8 bits the
+ * negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK rows, else int32. Codes of 4 bits may stand for levels; where each
  * column has its own, there is one block, and a panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i
  * of a column's 16 has row i in its low half and row i + 16 in its high half; then 32 scales, float32. */
 typedef struct {
     const qk_kernels *kernels;
     size_t k, n, n_pad;
     size_t block, blocks;
-    int flip;               /* code ^ flip is stored, 0..15: 8 where b is int4 */
+    int bits;               /* of a code: 4 or 8 */
+    int flip;               /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
     int half_scales;        /* scales are float16, which holds each exactly */
     int own_zeros;
     int32_t zero;           /* of the stored codes, unless own_zeros; of levels + 128 */
@@ -191,9 +193,10 @@ typedef struct {
     size_t row_stride, col_stride;
 } qk_block_params;
 
-/* `zero_point` is that of b where all are equal, `own_zeros` is set where not. */
-void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed, int half_scales,
-                     int own_zeros, int32_t zero_point);
+/* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in the middle of the
+ * range. */
+void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
+                     int half_scales, int own_zeros, int32_t zero_point);
 /* b are codes of levels within -127..127, which must stay where they are. With own_levels there is one block, and scales are
  * float32. */
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
@@ -316,12 +319,10 @@ typedef struct {
     size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
     int qmin, qmax;            /* codes */
     int first_zero, last_zero; /* zero points to try */
-    int (*poll)(void *context); /* called now and then, or NULL; the search stops where it gives another value than 0 */
-    void *context;
 } qk_least_squares;
 
 /* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least squares, where these are
- * better. importance (rows, n), finite and not negative, may be NULL. Returns 1; -1 where memory ran out, -2 where poll stopped it. */
+ * better. importance (rows, n), finite and not negative, may be NULL. Returns 1, -1 where memory ran out, or QK_INTERRUPTED. */
 int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point);
 
 /* ---- k-means ---- */

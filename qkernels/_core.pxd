@@ -131,7 +131,7 @@ cdef extern from "qkernels.h" nogil:
         const qk_kernels *kernels
         size_t k, n, n_pad
         size_t block, blocks
-        int flip, half_scales, own_zeros
+        int bits, flip, half_scales, own_zeros
         int32_t zero
         const int8_t *levels
         uint8_t *panels
@@ -141,7 +141,7 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *zero_point
         size_t row_stride, col_stride
 
-    void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int b_signed,
+    void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
                          int half_scales, int own_zeros, int32_t zero_point)
     void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                                 const int8_t *levels, int own_levels, float level_scale)
@@ -226,11 +226,9 @@ cdef extern from "qkernels.h" nogil:
         size_t n, block
         int qmin, qmax
         int first_zero, last_zero
-        int (*poll)(void *context) noexcept nogil
-        void *context
 
     int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
-                  int32_t *zero_point)
+                  int32_t *zero_point) except -3
 
     ctypedef struct qk_kmeans:
         qk_dtype type

@@ -766,9 +766,9 @@ def holds_as_half(values):
 cdef class Packed:
     """PackedMatrix (_products.py), which has checked the arguments: weights in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, int4 or uint4, which fill `blocked`, float16 or bfloat16, which
-    fill `half`, or int16, which fill `words`. Without params it has no scales, and zero points are the caller's. Where params are
-    a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, or `blocked` if blocks of rows have scales of their own, int4 or
+    uint4, which fill `blocked`, float16 or bfloat16, which fill `half`, or int16, which fill `words`. Without params it has no
+    scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
     blocks (blocks, n) or None.
 
     What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing then: QParams
@@ -800,7 +800,7 @@ cdef class Packed:
             self._kept = params
             self.pack_levels(b, levels[0], levels[1], levels[2])
             return
-        if params is not None and params_of(params).storage in (QK_I4, QK_U4):
+        if params is not None and (params_of(params).storage in (QK_I4, QK_U4) or params.block_size is not None):
             self.pack_blocks(b, params_of(params))
             return
         cdef const void *data = cnp.PyArray_DATA(b)
@@ -839,6 +839,9 @@ cdef class Packed:
         cdef qk_block_params p
         cdef cnp.ndarray zero_point = np.asarray(params.zero_point)
         cdef int32_t zero = zero_point.flat[0] if zero_point.size else 0
+        cdef int bits = 4 if params.storage in (QK_I4, QK_U4) else 8
+        if bits == 8:
+            zero = 0 if params.qmin < 0 else 128
         cdef bint own_zeros = bool(np.any(zero_point != zero))
         cdef bint half_scales = holds_as_half(params.scale)
         cdef Py_ssize_t block = max(self.k if params.block_size is None else min(params.block_size, self.k), 1)
@@ -846,8 +849,8 @@ cdef class Packed:
             self.keep(params)
         else:   # there are no panels to hold them
             self._kept = params
-        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, params.qmin < 0,
-                        half_scales, own_zeros, zero)
+        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
+                        params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
         p.col_stride = params.axis is not None
         p.row_stride = <size_t>self.n if params.block_size is not None else 0
@@ -941,7 +944,7 @@ cdef class Packed:
         return self.panel_bytes + held
 
     def _columns(self):
-        """float32 scales and int32 zero points: (N,), or (blocks, N) of 4-bit weights and codes of a codebook."""
+        """float32 scales and int32 zero points: (N,), or (blocks, N) of weights in blocks, all of 4 bits, and codes of a codebook."""
         if not self.is_blocked:
             return self.scale[: self.n], np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
         shape = self.blocked.blocks, self.n
@@ -971,8 +974,12 @@ cdef class Packed:
 def need_eight_bits(Packed b, name):
     """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_blocked or b.is_half or b.is_words:
-        what = b.dtype.name if b.dtype != np.uint8 else "codes of a Codebook"
-        raise TypeError(f"{name} must hold 8-bit weights, got {what}: such weights are for linear")
+        needs, what = "8-bit weights", b.dtype.name
+        if b.is_blocked and b.blocked.bits == 8:
+            needs, what = "weights with one scale a column", f"{what} with a scale for each block of rows"
+        elif b.dtype == np.uint8:
+            what = "codes of a Codebook"
+        raise TypeError(f"{name} must hold {needs}, got {what}: such weights are for linear")
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
@@ -1254,7 +1261,7 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
     if b.bound * largest + bias > 0x7FFFFFFF:
-        raise ValueError(f"int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
+        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
                          f"be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds 2**31 - 1")
     return 0
 
@@ -1290,8 +1297,8 @@ cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_
 
 
 cdef size_t most_rows(Packed b):
-    """Rows of b whose sum int32 holds (numerics 12)."""
-    return 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
+    """Rows of b whose sum int32 holds, and of 8 bits those whose sum of a's codes two int16 hold (numerics 12)."""
+    return 65536 if b.blocked.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 def clamp_bounds(clamp):
@@ -1348,7 +1355,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if not b.is_blocked:
         refuse_overflow(b, 255, 0)
     elif b.blocked.block > most_rows(b):
-        raise ValueError(f"int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
         raise_not_finite(x)
     cdef int status
@@ -1819,32 +1826,13 @@ def attention(q, k, v, heads, starts, scale, out):
 # ---- scales of least squares ----
 
 
-cdef extern from "Python.h":
-    int check_signals "PyErr_CheckSignals" ()
-    PyObject *PyErr_Occurred()
-
-
-cdef int should_stop(void *context) noexcept nogil:
-    """Whether a flag is set, or a signal's handler has raised: the exception is pending then. Only the main thread sees signals."""
-    if (<const char *>context)[0]:
-        return 1
-    with gil:
-        return check_signals() != 0
-
-
-cdef int raise_pending() except -1:
-    return -1 if PyErr_Occurred() != NULL else 0
-
-
-def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point,
-           cnp.ndarray stop):
-    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares, unless
-    the flag `stop`, uint8, is set meanwhile. importance is like x, or None."""
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point):
+    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares.
+    importance is like x, or None."""
     cdef qk_least_squares p
     p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
     p.qmin, p.qmax = code_range
     p.first_zero, p.last_zero = zero_points
-    p.poll, p.context = should_stop, cnp.PyArray_DATA(stop)
     cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
     cdef const double *values = <const double *>cnp.PyArray_DATA(x)
     cdef const double *weights = NULL
@@ -1857,7 +1845,6 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
         status = qk_refine(&p, rows, values, weights, s, z)
     if status == -1:
         raise MemoryError(f"no memory for the breakpoints of {p.n} values")
-    raise_pending()
 
 
 # ---- k-means ----

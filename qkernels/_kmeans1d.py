@@ -66,7 +66,9 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     if x.dtype.newbyteorder("=") not in REALS:
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
-    if k >= 2**31:
+    if axis is None:
+        k = min(k, 2**31)   # more than there are values
+    elif k >= 2**31:   # of each line, so many centroids are returned
         raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:

@@ -75,8 +75,9 @@ def pack(b, params, *, scales=None):
         costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a
         byte. All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None where b is float16 or bfloat16
-        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit codes also per block of rows and column (``axis=0``,
-        `block_size`), where multiples of 4 run fastest. Their scales are kept as float16 if that holds them all exactly.
+        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit and 8-bit codes also per block of rows and column
+        (``axis=0``, `block_size`), where multiples of 4 run fastest; 8-bit codes fastest with the zero point 0 (int8) or 128 (uint8).
+        Scales of blocks, and of all 4-bit codes, are kept as float16 if that holds them all exactly.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
         `block_size`). Its levels are rounded to int8 multiples of the largest over 127.
@@ -224,9 +225,9 @@ class PackedMatrix(_core.Packed):
         -------
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () where all zero points are equal), and ``qmin``
-            (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and
-            ``block_size`` () (0 for none) tell the rest. Of a codebook, such ``codes``, ``shape``, ``levels``, and, if it has blocks,
-            ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
+            (). Of 8-bit weights in blocks, also ``block_size`` (). Of 4-bit weights ``codes`` has one dimension, as `pack_bits` makes
+            them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for none) tell the rest. Of a codebook, such ``codes``,
+            ``shape``, ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Of floats it is ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type that does.
         """
@@ -241,7 +242,7 @@ class PackedMatrix(_core.Packed):
         scale, zero_point = (np.asarray(a) for a in smallest(p.scale, p.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
-            return {"codes": self.unpack()} | arrays
+            return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
         return {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "signed": np.array(p.dtype == FOUR_BITS[0]),
                 "block_size": np.array(p.block_size or 0)} | arrays
 
@@ -267,7 +268,7 @@ class PackedMatrix(_core.Packed):
         codes = _dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
-        block_size = (_number(arrays, "block_size", 0) or None) if kind == "shape" else None
+        block_size = (_number(arrays, "block_size", 0) or None) if "block_size" in arrays else None
         scale, lowest, qmin = _array(arrays, "scale", *_core.FLOATS), code_range(codes.dtype)[0], _number(arrays, "qmin")
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
@@ -336,8 +337,8 @@ def _check_weights(b, params):
     if b.ndim != 2:
         raise ValueError(f"b must have shape (K, N), got {b.shape}")
     by_column = params.axis in (None, 1, -1) and params.block_size is None
-    if not by_column and not (b.dtype in FOUR_BITS and params.axis in (0, -2) and params.block_size):
-        blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype in FOUR_BITS else ""
+    if not by_column and not (b.dtype != np.int16 and params.axis in (0, -2) and params.block_size):
+        blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype != np.int16 else ""
         raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
                          f"block_size={params.block_size}")
     params.check_shape(b.shape, "b")
@@ -388,7 +389,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     """A dense layer: ``activation(x @ w + bias + residual)``, floats in and out; with integer products, unless the weights are floats.
 
     Each row of x is quantized by its own range (`dynamic_quantize` with ``axis=0``), which keeps the accuracy that one scale for
-    all rows loses: to uint8, or to int8 where the weights have 4 bits, int16 where they are int16. With float16 and bfloat16
+    all rows loses: to uint8, or to int8 where the weights have 4 bits or blocks of rows, int16 where they are int16. With float16 and bfloat16
     weights it is not quantized: they are half as many bytes to read as float32, and the arithmetic is that of float32.
 
     Parameters

@@ -1,7 +1,5 @@
 """Quantization parameters: `QParams`, and how to choose them from data. Formulas: docs/numerics.md, sections 1 and 2."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import ml_dtypes
 import numpy as np
 
@@ -304,48 +302,38 @@ def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_
         target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
 
 
-CHUNK = 1 << 18   # values that a thread takes at once
+CHUNK = 1 << 22   # values that are float64 at once
 LONG = 1 << 14    # lines of 16-bit floats from which values are counted first
 
 
 def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero_point):
-    """The same for the blocks (rows, blocks) of x (rows, n). Threads take some rows at a time."""
+    """The same for the blocks (rows, blocks) of x (rows, n)."""
     counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
-    step = 1 if counted else max(1, CHUNK // x.shape[1])
-    stop = np.zeros(1, np.uint8)
-
-    def some_rows(first):
+    step = max(get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
+    for first in range(0, len(x), step):
         rows = slice(first, first + step)
-        weights = None if importance is None else importance[rows].astype(np.float64, order="C")
+        weights = None if importance is None else importance[rows]
         if counted:
-            values, weights = _distinct(x[first], weights)
+            values, weights = _distinct(x[rows], weights)
         else:
             values = x[rows].astype(np.float64, order="C")
-        _core.refine(values, weights, block_size, code_range, zero_points, scale[rows], zero_point[rows], stop)
-
-    parts = range(0, len(x), step)
-    threads = min(get_num_threads(), len(parts))
-    if threads == 1:
-        for first in parts:
-            some_rows(first)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            list(pool.map(default_mode(some_rows), parts))
-        except BaseException:
-            stop[:] = 1
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            weights = None if weights is None else weights.astype(np.float64, order="C")
+        _core.refine(values, weights, min(block_size, values.shape[1]), code_range, zero_points, scale[rows], zero_point[rows])
 
 
 def _distinct(x, weights):
-    """Each value of a line of 16-bit floats once, and the sum of its weights: float64 (1, m)."""
-    x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
-    if weights is not None:
-        weights = np.ldexp(weights[0], -np.frexp(weights.max())[1])   # whose sums are finite
-    counts = np.bincount(x.view(np.uint16), weights)
-    present = np.flatnonzero(counts)
-    return present.astype(np.uint16).view(x.dtype).astype(np.float64)[None], counts[present].astype(np.float64)[None]
+    """The values of lines of 16-bit floats, each once, and the sums of their weights, 0 where a line lacks one: float64 (rows, values)."""
+    counts = np.zeros((len(x), 2**16))
+    for i, line in enumerate(x):
+        of_line = None if weights is None else weights[i].astype(np.float64)
+        if of_line is not None:
+            with np.errstate(under="ignore"):
+                of_line = np.ldexp(of_line, -np.frexp(of_line.max())[1])   # whose sums are finite
+        codes = np.ascontiguousarray(line, line.dtype.newbyteorder("=")).view(np.uint16)
+        counts[i] = np.bincount(codes, of_line, 2**16)
+    present = np.flatnonzero(counts.any(axis=0))
+    values = present.astype(np.uint16).view(x.dtype.newbyteorder("=")).astype(np.float64)
+    return np.ascontiguousarray(np.broadcast_to(values, (len(x), len(values)))), np.ascontiguousarray(counts[:, present])
 
 
 def _as_rows(x, axis, block_size):
@@ -367,7 +355,8 @@ def _checked_importance(importance, x):
     if np.any(given < 0):
         raise ValueError(f"importance must not be negative, got {given[given < 0].flat[0]}")
     if given.dtype.itemsize > 8:   # only ratios matter
-        broad = np.ldexp(broad, -np.frexp(given.max())[1])
+        with np.errstate(under="ignore"):
+            broad = np.ldexp(broad, -np.frexp(given.max())[1])
     return broad
 
 

@@ -1,9 +1,11 @@
 """The bytes of arrays in GGUF's block layouts. Formulas: docs/numerics.md, section 15."""
 
+import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import as_array, float32_of, float_array, shown
+from ._checks import as_array, boolean, float32_of, float_array, shown
+from ._qparams import QParams
 
 BLOCK = 32
 KINDS = {"Q8_0": 34, "Q4_0": 18}  # bytes of a block
@@ -51,26 +53,34 @@ def to_gguf(x, kind):
     return data
 
 
-def from_gguf(data, kind, *, out=None):
-    """The values of an array in a block layout of GGUF: code times scale.
+def from_gguf(data, kind, *, codes=False, out=None):
+    """The values of an array in a block layout of GGUF: code times scale; or what `pack` takes.
 
     Parameters
     ----------
     data : uint8 array
         Its last axis a multiple of the bytes of a block: 34 for `Q8_0`, 18 for `Q4_0`.
     kind : {"Q8_0", "Q4_0"}
+    codes : bool
+        Return codes and parameters instead of values, for a product without a second rounding: GGUF's rows are those of nn.Linear's
+        weight (N, K), so codes come transposed, (K, N), as `pack` and `linear` have them.
     out : float32 array of the result's shape, optional
-        C-contiguous; may not overlap data.
+        C-contiguous; may not overlap data. Not with `codes`.
 
     Returns
     -------
     float32 array
         As ``gguf.quants.dequantize``, bit for bit.
+    (array, QParams)
+        With `codes`: int8 or uint4 codes, the last two axes swapped, and scales of their blocks (``axis=0`` of two dimensions,
+        ``block_size=32``), of which `dequantize` makes exactly those values, zeros being +0.0. Of a block whose scale d is negative
+        code q becomes ``-1 - q`` with zero point -1 (Q8_0), or ``15 - q`` with zero point 7 (Q4_0); where d is 0, the scale is 1
+        and codes are the zero point.
 
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or kind, or a wrong `out`, which is then left untouched.
+        For another dtype, shape or kind, or a wrong `out`, which is then left untouched; with `codes`, where a scale is NaN or infinite.
 
     References
     ----------
@@ -80,13 +90,57 @@ def from_gguf(data, kind, *, out=None):
     --------
     >>> qk.from_gguf(qk.to_gguf(np.full(32, 2.54, np.float32), "Q4_0"), "Q4_0")[:2]
     array([2.5390625, 2.5390625], dtype=float32)
+
+    Straight into a product:
+
+    >>> data = qk.to_gguf(np.eye(3, 64, dtype=np.float32), "Q4_0")
+    >>> packed = qk.pack(*qk.from_gguf(data, "Q4_0", codes=True))
+    >>> packed.shape
+    (64, 3)
     """
     data, size = as_array(data, "data"), _bytes_of(kind)
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
     if data.ndim == 0 or data.shape[-1] % size:
         raise ValueError(f"the last axis of data must be a multiple of {size} bytes for {kind}, got shape {data.shape}")
-    return _core.from_gguf(data, size, out)
+    if not boolean(codes, "codes"):
+        return _core.from_gguf(data, size, out)
+    if out is not None:
+        raise ValueError(f"out must be None with codes, got {type(out).__name__}")
+    return _codes_and_params(data, kind)
+
+
+def _codes_and_params(data, kind):
+    lead, count = data.shape[:-1], data.shape[-1] // KINDS[kind]
+    blocks = data.reshape(*lead, count, KINDS[kind])
+    d = np.ascontiguousarray(blocks[..., :2]).view("<u2")[..., 0]  # bits of float16
+    _refuse_not_finite(d)
+    negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
+    scale = (d & 0x7FFF).astype(np.uint16).view(np.float16).astype(np.float32)
+    scale[nothing] = 1
+    if kind == "Q8_0":
+        q, zero_point = blocks[..., 2:].view(np.int8).copy(), np.where(negative, -1, 0)
+        if negative.any():
+            q ^= zero_point[..., None].astype(np.int8)
+    else:
+        q, zero_point = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), axis=-1), np.where(negative, 7, 8)
+        if negative.any():
+            q ^= np.where(negative, np.uint8(15), np.uint8(0))[..., None]
+    q[nothing] = zero_point[nothing][:, None]
+    dtype = np.dtype(np.int8 if kind == "Q8_0" else ml_dtypes.uint4)
+    q, scale, zero_point = (_turned(a) for a in (q.reshape(*lead, count * BLOCK), scale, zero_point))
+    return q.view(dtype), QParams(scale, zero_point, dtype, axis=-2 if q.ndim > 2 else 0, block_size=BLOCK)
+
+
+def _turned(a):
+    return a.swapaxes(-1, -2) if a.ndim > 1 else a
+
+
+def _refuse_not_finite(d):
+    bad = (d & 0x7C00) == 0x7C00
+    if bad.any():
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"data has {np.count_nonzero(bad)} blocks whose scale is NaN or infinite, the first at {first}")
 
 
 def _bytes_of(kind):

@@ -38,6 +38,14 @@ static inline __m512i widened(__m128i a)
     return simde__m512i_from_private(n);
 }
 
+static inline __m512i sign_widened(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) n.i32[i] = a_.i8[i];
+    return simde__m512i_from_private(n);
+}
+
 static inline __m512i shifted_right(__m512i a, __m512i by)
 {
     simde__m512i_private a_ = simde__m512i_to_private(a), by_ = simde__m512i_to_private(by);
@@ -99,8 +107,10 @@ static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
 #undef _mm512_reduce_ps
 #define _mm512_reduce_ps(a, mode) _mm512_sub_ps(a, _mm512_roundscale_ps(a, mode))
 #undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi8_epi32
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)
+#define _mm512_cvtepi8_epi32(a) sign_widened(a)
 #define _mm512_cvtph_ps(a) of_halves(a)
 #undef _mm256_fmadd_ps
 #undef _mm256_cvtph_ps

@@ -315,6 +315,46 @@ static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_step
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
+/* Blocks of 8-bit weights. The scalar tile reads codes of a as they are; sums of columns are those of the codes. */
+static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros, int long_sums)
+{
+    enum { BLOCKS = 4, STEPS = 9, STEP = 4 * NR, RECORD = STEP * STEPS + NR * 9 };
+    static uint8_t records[BLOCKS * RECORD];
+    static int8_t a[MR * (4 * BLOCKS * STEPS + 4)], flipped[sizeof a];
+    static float got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
+    int32_t start[MR * (BLOCKS + 3)];
+    const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
+    const size_t params_bytes = NR * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
+    random_bytes(records, sizeof records), random_bytes(a, sizeof a);
+    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->bytes_flip);
+    for (size_t i = 0; i < sizeof start / 4; i++) start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
+    const uint8_t *codes = records;
+    for (size_t block = 0; block < blocks; block++) {
+        uint8_t *scales = records + (codes - records) + STEP * (block + 1 < blocks ? steps : last_steps);
+        uint8_t *sums = scales + params_bytes - NR * (long_sums ? 4 : 2);
+        for (int j = 0; j < NR; j++) {
+            const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
+            const uint16_t half = (uint16_t)(random32() % 0x7c00);
+            int32_t sum = 0;
+            if (half_scales)
+                memcpy(scales + 2 * j, &half, 2);
+            else
+                memcpy(scales + 4 * j, &scale, 4);
+            for (const uint8_t *step = codes; step != scales; step += STEP)
+                for (int i = 0; i < 4; i++) sum -= (int8_t)step[4 * j + i];
+            memcpy(sums + (long_sums ? 4 : 2) * j, &sum, long_sums ? 4 : 2); /* little-endian */
+        }
+        codes = scales + params_bytes;
+    }
+    const qk_blocked_panel p = {.records = records, .blocks = blocks, .steps = steps, .last_steps = last_steps, .half_scales = half_scales,
+                                .own_zeros = own_zeros, .long_sums = long_sums, .params_bytes = params_bytes};
+    what = "bytes_tile";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+    simde->bytes_tile(rows, &p, flipped, lda, start, ld_start, got);
+    scalar->bytes_tile(rows, &p, a, lda, start, ld_start, want);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+}
+
 /* 32 columns with levels of their own, 16 at a time. */
 static void test_own_levels(int rows, size_t steps)
 {
@@ -554,6 +594,10 @@ int main(void)
             for (int i = 0; i < 6; i++)
                 for (size_t steps = 1; steps <= 9; steps++)
                     test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
+    for (int rows = 1; rows <= simde->bytes_mr; rows++)
+        for (size_t blocks = 0; blocks <= 4; blocks++)
+            for (size_t steps = 1; steps <= 9; steps += 4)
+                for (int i = 0; i < 8; i++) test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
     for (int rows = 1; rows <= simde->blocked_mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_own_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {

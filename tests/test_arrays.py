@@ -143,7 +143,7 @@ def takes(kind, array):
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
     if request.param == "torch":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch", exc_type=ImportError)
     elif "torch" not in sys.modules:
         monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(int16=TorchDtype("int16"), uint8=TorchDtype("uint8")))
     return request.param

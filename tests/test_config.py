@@ -244,6 +244,68 @@ def test_show_config(capsys):
     assert done.stdout.startswith(f"qkernels {qk.__version__}\n")
 
 
+# ---- first use: nothing is compiled, and no cache is read or written ----
+
+FIRST_USE = """
+import sys
+import numpy as np, qkernels as qk
+x = np.float32([[1, 2, 8, 9, 10]])
+assert qk.kmeans1d(x, 2).inertia == 2.5
+assert qk.Codebook.fit(x, 3, axis=0, zero=True).levels.shape == (1, 3)
+assert qk.choose_qparams(x, "uint8", method="mse").scale > 0
+assert not {"numba", "llvmlite"} & set(sys.modules)
+"""
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {"HOME": None}, {"HOME": "/nonexistent"}, {"HOME": "relative"},
+    {"NUMBA_CACHE_DIR": "/nonexistent/cache"}, {"TMPDIR": "/nonexistent"},
+], ids=str)  # fmt: skip
+def test_first_calls_need_no_home_and_leave_no_file(tmp_path, change):
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **change}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    subprocess.run([sys.executable, "-c", FIRST_USE], env=environment, cwd=tmp_path, check=True)
+    assert files_below(tmp_path) == []
+
+
+def test_a_planted_cache_is_not_read(tmp_path):
+    """Caches of compiled code are pickles, which run what they please: none is opened, whoever owns it."""
+    folder = tmp_path / ".cache" / "qkernels"
+    folder.mkdir(parents=True)
+    for name in ("kmeans1d.cluster_lines-1.py311.nbi", "least_squares._refine-1.py311.nbi"):
+        (folder / name).write_bytes(b"cos\nabort\n(tR.")
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o777)
+    watched = "import sys; opened = []; sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
+    told = f"print(any({str(folder)!r} in name for name in opened))"
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", watched + FIRST_USE + told], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("call", ["qk.kmeans1d(x, 3)", "qk.Codebook.fit(x, 3)", "qk.Codebook.fit(x, 3, zero=True)",
+                                  'qk.choose_qparams(x, "uint8", method="mse")'])  # fmt: skip
+def test_first_calls_are_as_quick_as_others(call):
+    code = f"""
+    import time
+    import numpy as np, qkernels as qk
+    x = np.random.default_rng(0).standard_normal(1000).astype("f4")
+    start = time.process_time(); {call}
+    print(time.process_time() - start)
+    """
+    assert min(float(output(code)) for _ in range(3)) < 0.3
+
+
+def test_compile_has_nothing_to_do():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "qkernels", "--compile"], env=environment, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("nothing to compile: all loops are built into the extension\n", "")
+
+
 def test_get_include_compiles(tmp_path):
     header = Path(qk.get_include()) / "qkernels.h"
     source = tmp_path / "embedder.c"

@@ -231,7 +231,7 @@ def test_errors_name_what_was_wrong():
         ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
         ((b, qk.QParams(np.ones((64, 1)), dtype="int4", axis=1, block_size=3)), ValueError, "per block of rows .*got axis=1, block_size=3"),
         ((b, qk.QParams(np.ones(64), dtype="int4", axis=0)), ValueError, "got axis=0, block_size=None"),
-        ((b.astype(np.int8), qk.QParams(np.ones((2, 3)), axis=0, block_size=32)), ValueError, "got axis=0, block_size=32"),
+        ((b.astype(np.int16), qk.QParams(np.ones((2, 3)), dtype="int16", axis=0, block_size=32)), ValueError, "got axis=0, block_size=32"),
     ]:
         with pytest.raises(error, match=text):
             qk.pack(*args)

@@ -1,10 +1,15 @@
 """kmeans1d against all clusterings in exact arithmetic, against the textbook's dynamic program, and against two other libraries."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from fractions import Fraction
-from itertools import combinations
+from functools import cache
+from itertools import accumulate, combinations
+from operator import mul
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +21,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import qkernels as qk
 
+NAN, INF = float("nan"), float("inf")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64)]
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -145,28 +151,11 @@ def test_optimal_at_600_points(name):
 
 
 def test_two_solutions_are_joined():
-    """Pairs of neighbours: each pair that is split saves 1/2, so one penalty has all numbers of clusters, and others have none of them.
-    Run without compilation, where calls can be counted, and indices beyond an array raise."""
-    code = """
-import numpy as np, qkernels as qk
-from qkernels._numba import kmeans1d as loops
-calls, join = [], loops.join
-loops.join = lambda few, many, k: calls.append(k) or join(few, many, k)
-x = np.array([0, 1, 10, 11, 20, 21, 30, 31])
-for k in range(1, 9):
-    result = qk.kmeans1d(x, k)
-    if k >= 4:
-        assert result.inertia == (8 - k) / 2, (k, result)
-        assert len(result.centroids) == k
-assert {5, 6, 7} <= set(calls), calls
-rng = np.random.default_rng(0)
-for n in (40, 700):
-    for k in (1, 2, 5):
-        qk.kmeans1d(rng.standard_normal(n), k, weights=rng.random(n))
-        qk.kmeans1d(rng.integers(0, 3, n) + 1e-7 * rng.random(n), k)
-"""
-    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(Path(qk.__file__).parents[1])}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, check=True)
+    """Pairs of neighbours: each pair that is split saves 1/2, so one penalty has all numbers of clusters, and others have none of them."""
+    x = np.array([0, 1, 10, 11, 20, 21, 30, 31])
+    for k in range(4, 9):
+        result = qk.kmeans1d(x, k)
+        assert (result.inertia, len(result.centroids)) == ((8 - k) / 2, k)
 
 
 @pytest.mark.parametrize("n,k", [(600, 150), (600, 401), (599, 237), (1000, 30), (999, 7)])
@@ -175,6 +164,137 @@ def test_joined_where_steps_are_equal(n, k):
     size, larger = divmod(n, k)
     cost = sum(s * (s * s - 1) / 12 for s in [size + 1] * larger + [size] * (k - larger))
     assert_allclose(qk.kmeans1d(np.arange(n), k).inertia, cost, rtol=1e-12)
+
+
+# ---- hostile lines: any magnitudes, any weights ----
+
+
+def exact_optimum(points, k):
+    """The least cost, a Fraction, of sorted distinct points (value, weight)."""
+    n, k = len(points), min(k, len(points))
+    x, w = [Fraction(v) for v, _ in points], [Fraction(w) for _, w in points]
+    sums = [[Fraction(0), *accumulate(terms)] for terms in (w, map(mul, w, x), (a * b * b for a, b in zip(w, x)))]
+
+    @cache
+    def cost(i, j):
+        weight, moment, square = (s[j] - s[i] for s in sums)
+        return square - moment * moment / weight
+
+    best = [None] + [cost(0, j) for j in range(1, n + 1)]
+    for m in range(2, k + 1):
+        best = [None] * m + [min(best[i] + cost(i, j) for i in range(m - 1, j)) for j in range(m, n + 1)]
+    return best[n]
+
+
+def exact_cost(x, weights, labels):
+    """The cost of a labelling about the exact means of its clusters."""
+    total = Fraction(0)
+    for label in set(labels):
+        points = [(Fraction(v), Fraction(w)) for v, w, own in zip(x, weights, labels) if own == label]
+        weight, moment = sum(w for _, w in points), sum(v * w for v, w in points)
+        if weight:
+            total += sum(v * v * w for v, w in points) - moment * moment / weight
+    return total
+
+
+def hostile_values(rng, n):
+    sign = rng.choice([-1.0, 1], n)
+    masked = rng.standard_normal(n)
+    masked[0] = np.finfo(rng.choice([np.float32, np.float64])).min * sign[0]
+    with np.errstate(under="ignore"):
+        return [
+            sign * 10.0 ** rng.uniform(-300, 300, n), sign * 10.0 ** rng.uniform(-20, 20, n), rng.integers(-5, 6, n) * 5e-324, masked,
+            1 + rng.integers(0, 8, n) * 2.0**-52, np.ldexp(sign, rng.integers(-1070, 1023, n)), rng.integers(0, 6, n).astype(float),
+            rng.integers(-(2**63), 2**63 - 1, n), rng.choice([-(2**63), 2**62, 2**63 - 40], n) + rng.integers(0, 30, n),
+            np.ldexp(rng.integers(-9, 9, n).astype(float), rng.choice([-1074, -500, 0, 500, 1010], n)),
+        ][rng.integers(10)]  # fmt: skip
+
+
+def hostile_weights(rng, n):
+    weights = [None, 10.0 ** rng.uniform(-300, 306, n), rng.random(n), 10.0 ** rng.uniform(-20, 20, n), rng.integers(0, 4, n).astype(float),
+               rng.choice([0, 5e-324, 1e-18, 1, 1e18, 1e306], n)][rng.integers(6)]  # fmt: skip
+    return weights if weights is None or weights.any() else None
+
+
+def as_float(exact):
+    """Rounded; infinite beyond the range of doubles."""
+    try:
+        return float(exact)
+    except OverflowError:
+        return INF
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_optimal_for_hostile_values_and_weights(seed):
+    """As dynamic programming in fractions finds it."""
+    rng = np.random.default_rng(seed)
+    equal, cases = 0, 400
+    for _ in range(cases):
+        n, k = int(rng.integers(1, 10)), int(rng.integers(1, 7))
+        x, weights = hostile_values(rng, n), hostile_weights(rng, n)
+        result = qk.kmeans1d(x, k, weights=weights)
+        each, numbers, labels = [1] * n if weights is None else weights.tolist(), x.tolist(), result.labels.tolist()
+        merged = Counter()
+        for v, w in zip(numbers, each):
+            if w:
+                merged[v] += Fraction(w)
+        best, case = exact_optimum(sorted(merged.items()), k), f"{numbers}, {k}, {each}"
+        cost = exact_cost(numbers, each, labels)
+        assert cost <= best * (1 + Fraction(1, 10**13)), case
+        equal += cost == best
+        assert len(result.centroids) == min(k, len(merged)), case
+        assert_allclose(result.inertia, as_float(best), rtol=1e-15, atol=5e-324, err_msg=case)
+        distances = [[abs(Fraction(v) - Fraction(c)) for c in result.centroids.tolist()] for v in numbers]
+        assert all(d[label] == min(d) for d, label in zip(distances, labels)), case
+        mirrored = qk.kmeans1d(-x if x.dtype.kind == "f" else ~x, k, weights=weights)
+        assert_allclose(mirrored.inertia, result.inertia, rtol=2e-15, err_msg=case)
+    assert equal >= 0.98 * cases  # the others by less than their points' rounding
+
+
+@pytest.mark.parametrize("x,k,weights,inertia", [
+    ([0, 1, 2, 3, 4, 5.5], 3, [1] + [1e-18] * 5, 2.625e-18),
+    ([-(2.0**63), 0, 1, 2, 5, 9, 20], 4, None, 10),
+    (np.int64([-(2**63), 0, 1, 2, 5, 9, 20]), 4, None, 10),
+    (np.int64([-(2**63), 2**63 - 1, 2**63 - 2, 7]), 3, None, 0.5),
+    (np.uint64([0, 2**64 - 1, 2**64 - 2, 7]), 3, None, 0.5),
+    ([1e-250, 2e-250, 2e92], 3, None, 0),
+    ([1e160, 0, 1, 5], 2, [0, 1, 1, 1], 0.5),
+    ([0, 1, 2], 1, [1e306] * 3, 2e306),
+    ([1e300, -1e300], 1, None, INF),
+    ([1e-300, -1e-300], 1, None, 0),
+], ids=str)  # fmt: skip
+def test_hostile_examples(x, k, weights, inertia):
+    result = qk.kmeans1d(x, k, weights=weights)
+    assert_allclose(result.inertia, inertia, rtol=1e-15)
+    assert len(result.centroids) == k
+
+
+@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, np.finfo(np.float64).min, 1e30])
+@pytest.mark.parametrize("n,k", [(60, 8), (5000, 17), (100_000, 256)])
+def test_a_far_value_is_a_cluster_by_itself(mask, n, k):
+    x = np.random.default_rng(15).standard_normal(n)
+    for sign in (1, -1):
+        far, near = qk.kmeans1d(np.append(sign * mask, sign * x), k + 1), qk.kmeans1d(sign * x, k)
+        assert_allclose(far.inertia, near.inertia, rtol=1e-12)
+        assert_allclose(np.setdiff1d(far.centroids, [sign * mask]), near.centroids, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [1e-18, 1e-100, 1e-300])
+def test_light_points_beside_heavy_ones(ratio):
+    """Heavy ones take a cluster each; light ones are clustered as if by themselves in what is left between them."""
+    x = np.random.default_rng(16).random(400)
+    light = qk.kmeans1d(x, 6)
+    both = qk.kmeans1d(np.append(x, [-50, 60]), 8, weights=np.append(np.full(400, ratio), [1, 1]))
+    assert_allclose(both.centroids[1:-1], light.centroids, rtol=1e-12)
+    assert_allclose(both.inertia, light.inertia * ratio, rtol=1e-12)
+
+
+def test_a_histogram_of_huge_weights():
+    x = np.tile(np.arange(5, dtype=np.int8), 8000)
+    for weight in (1e300, 1e306):
+        result = qk.kmeans1d(x, 3, weights=np.full(x.size, weight))
+        assert_array_equal(np.unique(result.labels, return_counts=True)[1].max(), 16000)
+        assert len(result.centroids) == 3
 
 
 # ---- other systems ----
@@ -333,12 +453,16 @@ def test_threads_and_strides_make_no_difference():
                     assert_array_equal(got, want, strict=True)
 
 
-def test_nothing_is_compiled_again():
-    from qkernels._numba import kmeans1d as loops
-
-    for name, count in [("cluster_lines", 1), ("label_lines", 2), ("histogram", 1), ("look_up", 2)]:
-        function = getattr(loops, name)
-        assert len(function.signatures) == count and not function._can_compile
+@pytest.mark.parametrize("shape,k,weighted", [((1, 3000), 5, True), ((40, 500), 3, False), ((1, 1), 2, False)])
+def test_every_instruction_set_gives_equal_bits(variants, shape, k, weighted):
+    rng = np.random.default_rng(14)
+    x, weights = rng.standard_cauchy(shape), rng.random(shape) if weighted else None
+    expected = None
+    for name in variants():
+        result = qk.kmeans1d(x, k, weights=weights, axis=1)
+        expected = expected or result
+        for got, want in zip(result, expected):
+            assert_array_equal(got, want, strict=True, err_msg=name)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -368,7 +492,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.n
     assert times <= 10, times
 
 
-@pytest.mark.parametrize("k", [3, 2**40, 2**70])
+@pytest.mark.parametrize("k", [3, 2**40, 2**63 - 1])
 @np.errstate(under="ignore")   # of references
 def test_more_clusters_than_points(k):
     result = qk.kmeans1d(np.float32([4, 1, 4, 2]), k)
@@ -377,9 +501,42 @@ def test_more_clusters_than_points(k):
     assert result.inertia == 0
 
 
+# ---- interrupts, first use ----
+
+INTERRUPTED = """
+import numpy as np, qkernels as qk, time
+x = np.random.default_rng(0).standard_normal({shape})
+print(flush=True)
+try:
+    while True:
+        {call}
+except KeyboardInterrupt:
+    print(time.monotonic())
+assert qk.kmeans1d([0, 1, 5], 2).inertia == 0.5
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize("shape,call", [
+    ("3_000_000", "qk.kmeans1d(x, 16)"), ("3_000_000", "qk.kmeans1d(x, 2)"), ("(2, 2_000_000)", "qk.kmeans1d(x, 16, axis=1)"),
+    ("(2000, 3000)", "qk.kmeans1d(x, 16, axis=1)"), ("1_000_000", "qk.Codebook.fit(x, 64, zero=True)"),
+    ("300_000", "qk.kmeans1d(x, 5, weights=10 ** (50 * x))"),
+])  # fmt: skip
+def test_interrupts_are_heard(shape, call):
+    """Within 0.2 s of quiet; a second here, where tests share their processors."""
+    environment = os.environ | {"PYTHONPATH": str(Path(qk.__file__).parents[1])}
+    code = INTERRUPTED.format(shape=shape, call=call)
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as child:
+        child.stdout.readline()
+        time.sleep(0.25)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        assert float(child.stdout.read()) - sent < 1
+    assert child.returncode == 0
+
+
 # ---- bad input ----
 
-NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize("x,k,options,error,message", [

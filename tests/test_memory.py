@@ -146,6 +146,7 @@ def sweep_codebooks(n, rng, at_end):
         data = qk.to_gguf(place(blocks), kind)
         same(data, qk.to_gguf(blocks, kind))
         same(qk.from_gguf(place(data), kind, out=place.empty(blocks.shape, np.float32)), qk.from_gguf(data, kind))
+        same(qk.from_gguf(Places(at_end)(data), kind, codes=True)[0], qk.from_gguf(data, kind, codes=True)[0])
 
 
 def sweep_vectors(n, rng, at_end):
@@ -233,6 +234,21 @@ def sweep_4_bits(m, k, n, rng, at_end):
             same(out, qk.linear(x, packed, bias, residual=residual))
 
 
+def sweep_blocks(m, k, n, rng, at_end):
+    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    for dtype, block_size, scale in (("int8", 32, 0.1), ("uint8", 5, 0.125), ("int8", 300, 0.1)):
+        b, shape = rng.integers(0, 127, (k, n)).astype(dtype), (-(-k // block_size), n)
+        for zeros in np.full(shape, 0 if dtype == "int8" else 128), rng.integers(0, 127, shape):
+            params = qk.QParams(np.full(shape, scale), zeros, dtype, axis=0, block_size=block_size)
+            place = Places(at_end)
+            packed = qk.pack(place(b), params)
+            same(packed.unpack(), b)
+            same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
+            out = place.empty((m, n), np.float32)
+            qk.linear(place(x), packed, place(bias), out=out)
+            same(out, qk.linear(x, packed, bias))
+
+
 def sweep_codes(m, k, n, rng, at_end):
     x, codes = rng.normal(0, 1, (m, k)).astype(np.float32), rng.integers(0, 16, (k, n), np.uint8)
     of_columns = [qk.Codebook(rng.normal(0, 1, (n, 16)), axis=1)] if n else []
@@ -311,6 +327,7 @@ def sweep(isa):
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)
             sweep_4_bits(m, k, columns, rng, at_end)
+            sweep_blocks(m, k, columns, rng, at_end)
             sweep_codes(m, k, columns, rng, at_end)
             sweep_floats(m, k, columns, rng, at_end)
             sweep_int16(m, k, columns, rng, at_end)

@@ -46,5 +46,9 @@ def test_any_bytes_are_read(kind, isas):
     data = np.random.default_rng(1).integers(0, 256, (7, 5 * size), np.uint8)
     data.reshape(-1, size)[:, 1] &= 0xBF  # no infinite or NaN scales
     for isa in isas():
-        got = qk.from_gguf(data, kind)
-        assert_array_equal(got.view(np.int32), gguf.quants.dequantize(data, type_of).view(np.int32), err_msg=isa)
+        got, want = qk.from_gguf(data, kind), gguf.quants.dequantize(data, type_of)
+        assert_array_equal(got.view(np.int32), want.view(np.int32), err_msg=isa)
+        codes, params = qk.from_gguf(data, kind, codes=True)
+        packed = qk.pack(codes, params)
+        for turned in qk.dequantize(codes, params), qk.dequantize(packed.unpack(), packed.params):
+            assert_array_equal(turned, want.T, err_msg=isa, strict=True)

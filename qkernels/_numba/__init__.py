@@ -1,1 +1,0 @@
-"""All that imports Numba: compiled loops, imported when they are first called."""
