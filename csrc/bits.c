@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "parallel.h"
 #include "qkernels.h"
 
@@ -100,12 +101,14 @@ static void unpack_pieces(void *context, size_t begin, size_t end)
 
 int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)
 {
+    QK_DEFAULT_MODE;
     job j = {.codes = codes, .to = data, .n = n, .bits = bits};
     return qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, pack_pieces, &j);
 }
 
 int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes)
 {
+    QK_DEFAULT_MODE;
     job j = {.data = data, .to = codes, .n = n, .bits = bits};
     return qk_parallel_for(ceil_div(n, PIECE), 0.3 * (double)n, unpack_pieces, &j);
 }

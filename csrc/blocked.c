@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scales.h"
@@ -56,6 +57,7 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
 void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
                             const int8_t *levels, int own_levels, float level_scale)
 {
+    QK_DEFAULT_MODE;
     qk_blocked_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
     p->levels = levels, p->own_levels = own_levels, p->level_scale = level_scale;
 }
@@ -161,6 +163,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, params, 0};
     if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
@@ -203,6 +206,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
 
 int qk_blocked_unpack(const qk_blocked *p, void *b)
 {
+    QK_DEFAULT_MODE;
     unpack_job job = {p, b};
     return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
@@ -222,6 +226,7 @@ static int32_t given_zero(const qk_blocked *p, const uint8_t *zeros, size_t j)
 
 void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     for (size_t block = 0; block < p->blocks; block++)
         for (size_t col = 0; col < p->n; col += NR) {
             const size_t cols = at_most(p->n - col, NR);
@@ -488,6 +493,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     g.block_pad = round_up(b->block, rows_of(b));

@@ -1,5 +1,6 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -138,6 +139,7 @@ static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, 
 
 int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale)
 {
+    QK_DEFAULT_MODE;
     job j = {.c = c, .x = x, .codes = q, .scales = scale};
     const int status = run(&j, outer, length, inner, block, 0.3);
     return status ? status : j.most < 0x7f800000;
@@ -146,6 +148,7 @@ int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, si
 int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
               const float *scale)
 {
+    QK_DEFAULT_MODE;
     job j = {.c = c, .codes = (uint8_t *)q, .y = y, .scales = (float *)scale};
     return run(&j, outer, length, inner, block, 0.2);
 }
@@ -159,6 +162,7 @@ static void look_at_codes(void *context, size_t begin, size_t end)
 
 int qk_largest_code(const uint8_t *q, size_t n)
 {
+    QK_DEFAULT_MODE;
     job j = {.codes = (uint8_t *)q, .length = n};
     const int status = qk_parallel_for(ceil_div(n, PIECE), 0.03 * (double)n, look_at_codes, &j);
     return status ? status : j.most;

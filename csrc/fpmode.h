@@ -1,5 +1,5 @@
 /* The floating-point mode of a thread: rounding direction, flush-to-zero, denormals-are-zero, traps. Results promise the default
- * mode (numerics 20), whatever the caller has set: who enters the library puts it back when it leaves. */
+ * mode (numerics 20), whatever the caller has set: functions of qkernels.h begin with QK_DEFAULT_MODE. */
 #ifndef QK_FPMODE_H
 #define QK_FPMODE_H
 
@@ -8,42 +8,67 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 
-enum { QK_DEFAULT_MODE = 0x1F80, QK_MODE_FLAGS = 0x3F /* what has happened, not what is wanted */ };
-typedef uint32_t qk_mode;
+enum { QK_MXCSR = 0x1F80, QK_MXCSR_FLAGS = 0x3F /* what has happened, not what is wanted */, QK_X87_WORD = 0x37F };
 
-/* Sets the default mode in this thread; returns what it was. Writing the register is slow, reading it is not. */
+/* MXCSR is that of all arithmetic but long double's, which arguments may be. */
+typedef struct {
+    uint32_t mxcsr;
+    uint16_t x87_word;
+} qk_mode;
+
+/* Sets the default mode in this thread; returns what it was. Writing a control register is slow, reading it is not. */
 static inline qk_mode qk_enter_mode(void)
 {
-    const uint32_t was = _mm_getcsr();
-    if ((was & ~QK_MODE_FLAGS) != QK_DEFAULT_MODE) _mm_setcsr(QK_DEFAULT_MODE);
+    qk_mode was;
+    was.mxcsr = _mm_getcsr();
+    if (__builtin_expect((was.mxcsr & ~(uint32_t)QK_MXCSR_FLAGS) != QK_MXCSR, 0)) _mm_setcsr(QK_MXCSR);
+    __asm__ volatile("fnstcw %0" : "=m"(was.x87_word));
+    if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) {
+        const uint16_t word = QK_X87_WORD;
+        __asm__ volatile("fldcw %0" : : "m"(word));
+    }
+    __asm__ volatile("" : : : "memory");   /* what is read from here on was not read before */
     return was;
 }
 
+/* The flags of the x87 are cleared where its word differs: one that our own work has raised would trap. */
 static inline void qk_leave_mode(qk_mode was)
 {
-    if ((was & ~QK_MODE_FLAGS) != QK_DEFAULT_MODE) _mm_setcsr(was);
+    __asm__ volatile("" : : : "memory");
+    if (__builtin_expect((was.mxcsr & ~(uint32_t)QK_MXCSR_FLAGS) != QK_MXCSR, 0)) _mm_setcsr(was.mxcsr);
+    if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) __asm__ volatile("fnclex\n\tfldcw %0" : : "m"(was.x87_word));
 }
 
 #elif defined(__aarch64__)
 
-typedef uint64_t qk_mode;
+typedef struct {
+    uint64_t fpcr;
+} qk_mode;
 
 static inline qk_mode qk_enter_mode(void)
 {
-    uint64_t was;
-    const uint64_t wanted = 0;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(was));
-    if (was != wanted) __asm__ volatile("msr fpcr, %0" : : "r"(wanted));
+    qk_mode was;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(was.fpcr));
+    if (was.fpcr != 0) __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
+    __asm__ volatile("" : : : "memory");
     return was;
 }
 
 static inline void qk_leave_mode(qk_mode was)
 {
-    if (was != 0) __asm__ volatile("msr fpcr, %0" : : "r"(was));
+    __asm__ volatile("" : : : "memory");
+    if (was.fpcr != 0) __asm__ volatile("msr fpcr, %0" : : "r"(was.fpcr));
 }
 
 #else
 #error "what is the floating-point control register of this machine?"
 #endif
+
+#define QK_NOINLINE __attribute__((noinline))
+
+/* The default mode from here to the end of the block, whichever way it is left. */
+static inline void qk_end_scope(qk_mode *of_caller) { qk_leave_mode(*of_caller); }
+#define QK_SCOPE __attribute__((cleanup(qk_end_scope))) qk_mode
+#define QK_DEFAULT_MODE QK_SCOPE of_caller = qk_enter_mode()
 
 #endif

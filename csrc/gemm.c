@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scales.h"
@@ -110,6 +111,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
     const double work = 0.5 * (double)p->k * (double)p->n;
     const int status = qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, work, pack_panels, &job);
@@ -136,6 +138,7 @@ static void unpack_parts(void *context, size_t begin, size_t end)
 
 int qk_unpack(const qk_packed *p, void *b)
 {
+    QK_DEFAULT_MODE;
     unpack_job job = {p, b};
     const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->kernels->nr);
     return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
@@ -405,6 +408,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (left->m == 0 || b->n == 0) return 1;
     const qk_kernels *k = b->kernels;
     product g = {.left = left, .b = b, .right = right, .requant = right->requant};
@@ -502,6 +506,7 @@ static void run_products(void *context, size_t begin, size_t end)
 /* Threads share the products, or each of them where they are few. */
 int qk_gemm_batch(const qk_batch *p)
 {
+    QK_DEFAULT_MODE;
     if (p->left.m == 0 || p->n == 0) return 1;
     batch_job job = {p, 0};
     size_t count = 1;

@@ -1,5 +1,6 @@
 /* Drivers of GGUF's block layouts: the kernel of each, and threads. */
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -45,6 +46,7 @@ static void read_pieces(void *context, size_t begin, size_t end)
 
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type)
 {
+    QK_DEFAULT_MODE;
     job j = {.x = x, .to = data, .blocks = blocks, .type = type};
     const int status = qk_parallel_for(ceil_div(blocks, PIECE), 15.0 * (double)blocks, write_pieces, &j);
     return status ? status : j.most;
@@ -52,6 +54,7 @@ int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type ty
 
 int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type)
 {
+    QK_DEFAULT_MODE;
     job j = {.from = data, .y = y, .blocks = blocks, .type = type};
     return qk_parallel_for(ceil_div(blocks, PIECE), 8.0 * (double)blocks, read_pieces, &j);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scales.h"
@@ -100,6 +101,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
     if (p->k == 0) return 1; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
@@ -124,6 +126,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
 
 int qk_half_unpack(const qk_half *p, void *b)
 {
+    QK_DEFAULT_MODE;
     unpack_job job = {p, b};
     return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
@@ -266,6 +269,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */

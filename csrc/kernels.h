@@ -271,5 +271,7 @@ extern const qk_kernels qk_kernels_avx2;
 extern const qk_kernels qk_kernels_avx512vnni;
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
+/* qk_choose where the mode is the default one already. */
+void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point);
 
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -123,6 +124,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
 
 int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
 {
+    QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .first = first, .counts = counts};
     return run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
 }
@@ -142,6 +144,7 @@ static void distance_rows(void *context, size_t begin, size_t end)
 
 int qk_kmeans_distances(const qk_kmeans *p)
 {
+    QK_DEFAULT_MODE;
     kmeans_job job = {.args = p};
     return run(&job, p->k, (double)p->k * (double)(p->d + 4) / 10, distance_rows);
 }
@@ -164,6 +167,7 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
 {
+    QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .seeds = seeds, .count = count, .update = update, .nearest = nearest, .sums = potential};
     return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(count + 2) * (double)(p->d + 4) / 20, seed_chunks);
 }
@@ -178,6 +182,7 @@ static void error_chunks(void *context, size_t begin, size_t end)
 
 int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)
 {
+    QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .nearest = errors, .sums = sums};
     return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(p->d + 8) / 4, error_chunks);
 }

@@ -644,6 +644,7 @@ static qk_lines_status cluster_line(line_job *j, size_t line)
 
 qk_lines_status qk_cluster_lines(const qk_lines *p)
 {
+    QK_DEFAULT_MODE;
     line_job j = {.args = p};
     char *memory = obtain(&j.space, p->n, sizeof(double));
     const qk_mode mode = qk_enter_mode();
@@ -692,6 +693,7 @@ static void store_labels(const uint32_t *from, size_t n, void *labels, size_t fi
 void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
                     void *labels, int as_int32)
 {
+    QK_DEFAULT_MODE;
     uint32_t at[LABELLED_AT_ONCE];
     const qk_mode mode = qk_enter_mode();
     for (size_t line = 0; line < lines; line++) {
@@ -712,6 +714,7 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
 
 int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
 {
+    QK_DEFAULT_MODE;
     int valid = 1;
     const qk_mode mode = qk_enter_mode();
     for (size_t i = 0; i < n; i++) {
@@ -724,6 +727,7 @@ int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, doubl
 
 void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 {
+    QK_DEFAULT_MODE;
     if (as_int32)
         for (size_t i = 0; i < n; i++) ((int32_t *)labels)[i] = ((const int32_t *)table)[codes[i]];
     else

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scales.h"
@@ -52,6 +53,7 @@ static void norm_rows(void *context, size_t begin, size_t end)
 int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
                   double eps, float *y)
 {
+    QK_DEFAULT_MODE;
     norm_job job = {x, residual, weight, bias, y, cols, eps};
     return qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
 }
@@ -290,6 +292,7 @@ static void attend_range(void *context, size_t begin, size_t end)
 
 int qk_attention(const qk_attention_args *args)
 {
+    QK_DEFAULT_MODE;
     attention_job job = {args, qk_active(), 0};
     if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */

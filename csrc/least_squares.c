@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fpmode.h"
 #include "parallel.h"
 #include "qkernels.h"
 #include "sizes.h"
@@ -605,6 +606,7 @@ static void refine_some(void *context, size_t begin, size_t end)
 
 int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     if (p->n == 0) return 1;
     job j = {.args = p, .x = x, .importance = importance, .scale = scale, .zero_point = zero_point};
     const int status = qk_parallel_for(rows * ((p->n - 1) / p->block + 1), 150.0 * (double)rows * (double)p->n, refine_some, &j);

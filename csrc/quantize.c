@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -31,6 +32,7 @@ static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0
 
 int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
 {
+    QK_DEFAULT_MODE;
     int all = 1;
     for (size_t i = 0; i < n; i++) {
         reciprocal[i] = reciprocal_of(scale[i]);
@@ -352,10 +354,16 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+static int quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
+}
+
+int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+{
+    QK_DEFAULT_MODE;
+    return quantize_all(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -386,6 +394,7 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
 
 int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
+    QK_DEFAULT_MODE;
     operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
     return apply_all(&op, p);
 }
@@ -418,6 +427,7 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
 
 int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
+    QK_DEFAULT_MODE;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
     return apply_all(&op, p);
 }
@@ -459,7 +469,7 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
     qk_keep_most(&job->above, bits[1]);
 }
 
-int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+static int minmax_of(const float *x, size_t n, float *lo, float *hi)
 {
     if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
     minmax_job job = {.x = x, .n = n};
@@ -471,7 +481,14 @@ int qk_minmax(const float *x, size_t n, float *lo, float *hi)
     return status < 0 ? status : !job.not_finite;
 }
 
-void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+{
+    QK_DEFAULT_MODE;
+    return minmax_of(x, n, lo, hi);
+}
+
+/* Not inline, as below: in qk_choose nothing may be computed before the mode is set. */
+QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
 {
     const float levels = (float)(qmax - qmin);
     const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
@@ -496,6 +513,12 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
     *zero_point = (int32_t)rintf(zero);
 }
 
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    qk_choose_inside(lo, hi, qmin, qmax, symmetric, scale, zero_point);
+}
+
 typedef struct {
     const float *x;
     size_t cols;
@@ -514,17 +537,17 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
     for (size_t row = begin; row < end; row++) {
         const float *x = job->x + row * job->cols;
         float lo, hi;
-        const int finite = qk_minmax(x, job->cols, &lo, &hi);
+        const int finite = minmax_of(x, job->cols, &lo, &hi);
         if (finite <= 0) {
             __atomic_store_n(finite ? &job->stopped : &job->not_finite, 1, __ATOMIC_RELAXED);
             return;
         }
         float *scale = job->scale + row;
         int32_t *zero_point = job->zero_point + row;
-        qk_choose(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
+        qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
         const qk_params p = {.kind = QK_PER_TENSOR, .outer = 1, .length = job->cols, .inner = 1, .scale = scale,
                              .zero_point = zero_point, .qmin = job->qmin, .qmax = job->qmax};
-        if (qk_quantize(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
+        if (quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
             __atomic_store_n(&job->stopped, 1, __ATOMIC_RELAXED);
             return;
         }
@@ -535,6 +558,7 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point)
 {
+    QK_DEFAULT_MODE;
     rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0, 0};
     if (rows < 2 * (size_t)qk_get_num_threads())
         quantize_some_rows(&job, 0, rows);
@@ -545,7 +569,7 @@ int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype
 
 /* ---- requantize (numerics 7) ---- */
 
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
 {
     int exponent;
     int64_t q = (int64_t)round(frexp(m, &exponent) * 0x1p31);
@@ -554,6 +578,12 @@ void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
     if (exponent > 30) q = INT32_MAX, exponent = 30;
     *mantissa = (int32_t)q;
     *shift = exponent;
+}
+
+void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+{
+    QK_DEFAULT_MODE;
+    fixed_point_of(m, mantissa, shift);
 }
 
 typedef struct {
@@ -582,6 +612,7 @@ static void requantize_items(void *context, size_t begin, size_t end)
 int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
                   const qk_requant *r)
 {
+    QK_DEFAULT_MODE;
     requantize_job job = {acc, bias, q, to, cols, r};
     return qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "scales.h"
 
 double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
@@ -32,7 +33,7 @@ static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float l
     enum { CHUNK = 256 };
     const float up = 0x1p100f;
     float larger[CHUNK], scale;
-    qk_choose(lo * up, hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
+    qk_choose_inside(lo * up, hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
     const qk_affine affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     row->wide = scale * 0x1p-100;
     for (size_t done = 0, n; done < p->n; done += n) {
@@ -47,7 +48,7 @@ int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_s
     float lo, hi;
     p->kernels->minmax_f32(x, p->n, &lo, &hi);
     if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
+    qk_choose_inside(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
     row->wide = 0;
     if (row->scale == FLT_MIN && lo != hi) {
         quantize_tiny_row(p, x, lo, hi, q, row);
@@ -122,6 +123,7 @@ static int multipliers_apart(const qk_unit_columns *p, float *multiplier, const 
 
 int qk_unit_multipliers(const qk_unit_columns *p, float *restrict multiplier, float *restrict scale, float *restrict bias)
 {
+    QK_DEFAULT_MODE;
     const float a_scale = p->a_scale, out_scale = p->out_scale, *restrict b_scale = p->b_scale;
     const float bias_unit = p->real ? 1 : out_scale, most = p->real ? 0x1p95f : FLT_MAX;
     int unusual = 0;
@@ -142,6 +144,7 @@ int qk_unit_multipliers(const qk_unit_columns *p, float *restrict multiplier, fl
 
 void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
 {
+    QK_DEFAULT_MODE;
     const double unit = p->real ? 1 : p->out_scale;
     for (size_t j = 0; j < p->n; j++) {
         const int wide = multiplier[j] < 0;

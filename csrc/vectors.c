@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -53,6 +54,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
 
 int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
     const double work = (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20;
     const int status = qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), work, encode_tiles, &j);
@@ -84,6 +86,7 @@ static void decode_rows(void *context, size_t begin, size_t end)
 
 int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .codes = (uint8_t *)codes, .y = y, .n = n};
     return qk_parallel_for(n, (double)(n * b->m) * (1 + 0.3 * (double)b->d), decode_rows, &j);
 }
@@ -99,6 +102,7 @@ static void fill_tables(void *context, size_t begin, size_t end)
 
 int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
     return qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
@@ -214,6 +218,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
 int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,
               int64_t *indices)
 {
+    QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .codes = (uint8_t *)codes, .n = n, .count = count, .k = k,
              .distances = distances, .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;

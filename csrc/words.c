@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "blocking.h"
+#include "fpmode.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "scales.h"
@@ -103,6 +104,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
     const int status = qk_parallel_for(panels_of(p), (double)p->k * (double)p->n, pack_panels, &job);
     p->largest = job.largest;
@@ -126,6 +128,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
 
 int qk_words_unpack(const qk_words *p, int16_t *b)
 {
+    QK_DEFAULT_MODE;
     unpack_job job = {p, b};
     return qk_parallel_for(p->k, 2.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
@@ -330,6 +333,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
 
 int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
 {
+    QK_DEFAULT_MODE;
     if (left->m == 0 || b->n == 0) return 1;
     product g = {.left = left, .b = b, .right = right};
     if (left->type == QK_FLOATS) {

@@ -4,6 +4,7 @@ import numpy as np
 
 from . import _core
 from ._core import as_array, shown
+from ._mode import default_mode
 
 MAX_NDIM = 64  # of NumPy's arrays
 
@@ -16,15 +17,29 @@ def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
     return x
 
 
+def float32_of(x):
+    """An array of floats as float32 in native byte order, infinite beyond its range: itself, or a copy."""
+    return x if x.dtype is _core.FLOAT32 else _rounded(x)
+
+
+@default_mode
+def _rounded(x):
+    return x.astype(np.float32, copy=False)
+
+
 def real_array(x, name, what="an array of floats"):
     """x as a plain array of floats or integers."""
     given = as_array(x, name)
     if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
     if given.dtype.kind == "f" and given.dtype.itemsize > 8:
-        with np.errstate(over="ignore", under="ignore"):   # what float64 lacks is infinite, which callers refuse
-            return given.astype(np.float64)
+        return _as_doubles(given)   # what float64 lacks is infinite, which callers refuse
     return given
+
+
+@default_mode
+def _as_doubles(x):
+    return x.astype(np.float64)
 
 
 def real(value, name):
@@ -34,7 +49,10 @@ def real(value, name):
     given = real_array(value, name, "a float")
     if given.ndim:
         raise TypeError(f"{name} must be a float, got an array of shape {given.shape}")
-    return float(given)
+    return _as_float(given)
+
+
+_as_float = default_mode(float)
 
 
 def integer(value, name, least=None, *, what="an integer"):

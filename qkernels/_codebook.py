@@ -6,7 +6,8 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array
+from ._checks import MAX_NDIM, as_array, boolean, float_array, float32_of, optional_int, real_array
+from ._mode import default_mode
 
 MAX_LEVELS = 256
 
@@ -57,6 +58,8 @@ class Codebook:
 
     __slots__ = ("levels", "axis", "block_size", "vector", "k", "_tables")
 
+    @staticmethod
+    @default_mode
     def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
         axis, block_size = _checked_blocks(axis, block_size)
         vector = boolean(vector, "vector")
@@ -70,6 +73,7 @@ class Codebook:
         return self
 
     @classmethod
+    @default_mode
     def fit(cls, x, k, *, axis=None, block_size=None, weights=None, zero=False, vector=None, rng=None):
         """The codebook of k levels that represents x best: the global optimum of ``sum(weights * (x - level)**2)``.
 
@@ -133,6 +137,7 @@ class Codebook:
     def __delattr__(self, name):
         raise AttributeError(f"a Codebook is frozen: {name} cannot be deleted")
 
+    @default_mode
     def __repr__(self):
         few = self.levels.ndim == 1 and self.k <= 8
         levels = f"[{', '.join(f'{v:.6g}' for v in self.levels)}]" if few else f"<{' x '.join(map(str, self.levels.shape))} levels>"
@@ -168,9 +173,12 @@ class Codebook:
     def _levels(self):
         """What C looks values up in, made on first use."""
         if not hasattr(self, "_tables"):
-            made = _vector_tables(self.levels) if self.vector else _tables(self.levels.reshape(-1, self.k))
-            object.__setattr__(self, "_tables", made)
+            object.__setattr__(self, "_tables", self._made_tables())
         return self._tables
+
+    @default_mode
+    def _made_tables(self):
+        return _vector_tables(self.levels) if self.vector else _tables(self.levels.reshape(-1, self.k))
 
     def _key(self):
         return self.levels.shape, self.levels.tobytes(), self.axis, self.block_size, self.vector
@@ -273,16 +281,13 @@ def decode(codes, codebook, scales=None, *, out=None):
 
 def _encode_blocks(x, codebook, axis):
     scales = np.empty(_scales_shape(x.shape, axis, codebook.block_size), np.float32)
-    with np.errstate(over="ignore"):
-        narrow = _contiguous_float32(x)
-    codes = _core.encode(narrow, codebook._levels, axis, codebook.block_size, scales)
+    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, codebook.block_size, scales)
     if codes is not None:
         return codes, scales
-    if not np.isfinite(x).all():
-        _core.raise_not_finite(x)
-    raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
+    raise_beyond_float32(x)
 
 
+@default_mode
 def _encode_float64(x, codebook, axis):
     """Comparisons in float64, in which x is exact."""
     if not np.isfinite(x).all():
@@ -296,33 +301,38 @@ def _encode_float64(x, codebook, axis):
     return codes
 
 
+@default_mode
 def _encode_vectors(x, codebook):
     """In the scales of `_vector_tables`, by powers of two."""
     given = vectors = finite_float32(x)
     exponents = _exponents(codebook.levels)
     if exponents.any():
         of_columns = np.repeat(exponents, codebook.levels.shape[-1]) if exponents.size > 1 else exponents
-        with np.errstate(over="ignore", under="ignore"):
-            vectors = np.ascontiguousarray(np.clip(np.ldexp(given, -of_columns), *FLOAT32_RANGE))
+        vectors = np.ascontiguousarray(np.clip(np.ldexp(given, -of_columns), *FLOAT32_RANGE))
     return _core.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
 
 
 def finite_float32(x, name="x"):
     """x as contiguous float32; none of its values is NaN or infinite, even so."""
-    with np.errstate(over="ignore"):
-        narrow = _contiguous_float32(x)
+    narrow = _contiguous_float32(x)
     if _core.minmax(narrow) is None:
-        if not np.isfinite(x).all():
-            _core.raise_not_finite(x, name)
-        raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
+        raise_beyond_float32(x, name)
     return narrow
+
+
+@default_mode
+def raise_beyond_float32(x, name="x"):
+    """The ValueError for values that are not finite, at least not in float32."""
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x, name)
+    raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
 
 
 FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
 def _contiguous_float32(x):
-    return np.require(x, np.float32, "CA")
+    return np.require(float32_of(x), requirements="CA")
 
 
 # ---- NF4 and FP4 ----
@@ -337,6 +347,7 @@ def __getattr__(name):
 
 
 @cache
+@default_mode
 def _nf4():
     """NormalFloat of 4 bits (QLoRA, section 3): quantiles of the normal distribution, as many as fit evenly between 1/2 and its end,
     8 above and 7 below, and 0, over the largest. The end is a mean of 1 - 1/32 and 1 - 1/30 of seven digits, and probabilities are
@@ -355,6 +366,7 @@ def _nf4():
 
 
 @cache
+@default_mode
 def _fp4():
     """Floats of a sign, two bits of exponent e and one of mantissa m: (1 + m / 2) 2^(4 - e), for e = 0 m / 16, over the largest."""
     e, m = np.divmod(np.arange(8), 2)
@@ -376,10 +388,9 @@ def _thresholds(levels, dtype):
     rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
     middle = total / 2
     upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code, which is that of the first of equal levels
-    with np.errstate(over="ignore", under="ignore"):
-        near = middle.astype(dtype)
-        beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
-        return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
+    near = middle.astype(dtype)
+    beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
+    return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
 
 
 def _tables(levels):
@@ -409,8 +420,7 @@ def _vector_tables(levels):
     """Levels (k, d) or (m, k, d) as `VectorLevels` holds them."""
     shared = levels.ndim == 2
     levels = levels[None] if shared else levels
-    with np.errstate(under="ignore"):
-        scaled = np.ldexp(levels, -_exponents(levels)[:, None, None])
+    scaled = np.ldexp(levels, -_exponents(levels)[:, None, None])
     scaled = np.pad(scaled, ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
     return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared)
 
@@ -495,8 +505,7 @@ def checked_scales(scales, codebook, shape, axis):
     given, expected = float_array(scales, "scales", "floats, those of encode"), _scales_shape(shape, axis, codebook.block_size)
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
-    with np.errstate(over="ignore"):
-        kept = _contiguous_float32(given)
+    kept = _contiguous_float32(given)
     if not np.isfinite(kept).all():
         raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
     return kept
@@ -515,8 +524,7 @@ def _checked_levels(levels, axis, block_size, vector):
     k = given.shape[-2 if vector else -1]
     if not 1 <= k <= MAX_LEVELS or given.size == 0:
         raise ValueError(f"levels must number from 1 to {MAX_LEVELS}, got shape {given.shape}")
-    with np.errstate(over="ignore", under="ignore"):
-        kept = np.array(given, np.float32, order="C")
+    kept = np.array(given, np.float32, order="C")
     bad = ~np.isfinite(kept)
     if bad.any():
         raise ValueError(f"levels must be finite in float32, got {given[bad].flat[0]}")

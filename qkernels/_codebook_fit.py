@@ -76,8 +76,7 @@ def checked_weights(weights, x):
 
 def normalized(x, weights, axis, block_size):
     """The values that `encode` compares with levels, and their weights, both in the same order."""
-    with np.errstate(over="ignore"):
-        narrow = x.astype(np.float32, copy=False)
+    narrow = x.astype(np.float32, copy=False)
     if not np.isfinite(narrow).all():
         raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
     lines, line_weights = (None if a is None else rows_along(a, axis) for a in (narrow, weights))
@@ -109,8 +108,7 @@ def fit_with_zero(values, weights, k):
     values = values.astype(np.float64)
     weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
     if weights.max() > 2.0**980:   # the sum of all must be a double
-        with np.errstate(under="ignore"):
-            weights = weights * 2.0**-40
+        weights = weights * 2.0**-40
     negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
 
     @cache

@@ -55,6 +55,15 @@ cdef extern from *:
     unsigned long main_thread
     int signal_raises() noexcept nogil
 
+cdef extern from "fpmode.h" nogil:
+    ctypedef struct qk_mode:
+        pass
+    ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends: `cdef qk_scope mode = qk_enter_scope()`
+        pass
+    qk_mode qk_enter_mode()
+    qk_scope qk_enter_scope "qk_enter_mode" ()
+    void qk_leave_mode(qk_mode was)
+
 INT32 = np.dtype(np.int32)
 INT64 = np.dtype(np.int64)
 FLOAT32 = np.dtype(np.float32)
@@ -158,6 +167,58 @@ if os.environ.get("QKERNELS_NUM_THREADS"):
     check_thread_count(os.environ["QKERNELS_NUM_THREADS"])
 
 
+# ---- floating-point mode (_mode.py) ----
+
+cdef extern from *:
+    """
+    /* Of this thread: whether a function of in_default_mode is at work, and the mode of its caller. */
+    static __thread struct { int inside; qk_mode of_caller; } qk_calls;
+    """
+    struct calls:
+        int inside
+        qk_mode of_caller
+    calls qk_calls
+
+
+cdef void enter_default() noexcept:
+    qk_calls.inside = True
+    qk_calls.of_caller = qk_enter_mode()
+
+
+cdef void leave_default() noexcept:
+    qk_calls.inside = False
+    qk_leave_mode(qk_calls.of_caller)
+
+
+def in_default_mode(function):
+    """The function, in the default mode and without NumPy's warnings. (In Python, Ctrl-C could come between entering and `try`.)"""
+    def call(*args, **kwargs):
+        if qk_calls.inside:
+            return function(*args, **kwargs)
+        enter_default()
+        try:
+            with np.errstate(all="ignore"):
+                return function(*args, **kwargs)
+        finally:
+            leave_default()
+    return call
+
+
+def in_mode_of_caller(function, errors):
+    """The function, in the mode of whoever called the outermost in_default_mode, and with these settings of np.errstate."""
+    def call(*args, **kwargs):
+        cdef bint inside = qk_calls.inside
+        if inside:
+            leave_default()
+        try:
+            with np.errstate(**errors):
+                return function(*args, **kwargs)
+        finally:
+            if inside:
+                enter_default()
+    return call
+
+
 # ---- arrays of other libraries ----
 
 # Floats that NumPy lacks: by the names that ml_dtypes and torch share, and by DLPack's (code, bits).
@@ -252,6 +313,7 @@ def read_array(x):
 
 def foreign_array(x, name):
     """What a caller gave as `name`, a tensor, an object of NumPy's or DLPack's protocol, a number, a list, as a plain ndarray."""
+    cdef qk_scope mode = qk_enter_scope()   # numbers of a list may be converted
     try:
         return read_array(x)
     except MemoryError:
@@ -419,7 +481,9 @@ cdef int activation_code(activation) except -1:
 
 def raise_not_finite(x, name="x"):
     """The ValueError that says how many values of x are NaN or infinite, and where the first is."""
-    bad = ~np.isfinite(x)
+    cdef qk_scope mode = qk_enter_scope()
+    with np.errstate(invalid="ignore"):   # of a signalling NaN
+        bad = ~np.isfinite(x)
     where = tuple(map(int, np.unravel_index(np.argmax(bad), bad.shape)))
     raise ValueError(f"{name} has {int(bad.sum())} NaN or infinite values, the first at {where}")
 
@@ -514,6 +578,7 @@ cdef Params params_of(params):
 
 
 def quantize(x, params, rounding, out):
+    cdef qk_scope mode = qk_enter_scope()
     cdef Params to = params_of(params)
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
@@ -531,6 +596,7 @@ def quantize(x, params, rounding, out):
 
 
 def dequantize(q, params, dtype, out):
+    cdef qk_scope mode = qk_enter_scope()
     cdef Params of = params_of(params)
     cdef cnp.ndarray given = array_of(q, "q"), a = contiguous(given)
     cdef qk_dtype from_ = of.storage
@@ -556,6 +622,7 @@ def dequantize(q, params, dtype, out):
 
 
 def fake_quantize(x, params, out):
+    cdef qk_scope mode = qk_enter_scope()
     cdef Params by = params_of(params)
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype type = <qk_dtype>float_type(a, "x")
@@ -584,6 +651,7 @@ def minmax(cnp.ndarray x):
 
 def choose(lo, hi, int qmin, int qmax, bint symmetric):
     """scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
+    cdef qk_scope mode = qk_enter_scope()
     cdef cnp.ndarray low = contiguous(np.asarray(lo)), high = contiguous(np.asarray(hi))
     scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
     cdef const float *l = <const float *>cnp.PyArray_DATA(low)
@@ -631,9 +699,36 @@ def quantize_multiplier(cnp.ndarray m):
     return mantissa, shift
 
 
+def multipliers(given, Py_ssize_t n, bint fixed_point):
+    """Multipliers, one or n real numbers, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
+    cdef qk_scope mode = qk_enter_scope()
+    if given.shape not in ((), (1,), (n,)):
+        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
+    cdef cnp.ndarray wide = np.ascontiguousarray(given, np.float64), narrow = np.empty(n, FLOAT32)
+    cdef const double *m = <const double *>cnp.PyArray_DATA(wide)
+    cdef Py_ssize_t i, count = cnp.PyArray_SIZE(wide)
+    for i in range(count):
+        if not 0 < m[i] < INFINITY:
+            raise ValueError(f"multiplier must be positive and finite, got {given.flat[i]}")
+    if fixed_point:
+        return None, *quantize_multiplier(np.full(n, wide) if count != n else wide)
+    cdef float *to = <float *>cnp.PyArray_DATA(narrow)
+    for i in range(n):
+        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)   # beyond it, all but 0 saturates with the largest one as well
+    return narrow, None, None
+
+
+def multipliers_of_scales(Params a, b_scale, Params of_result):
+    """Mantissas and shifts of scale(a) * b_scale / scale(result), a and the result per tensor. In double nothing leaves the range."""
+    cdef qk_scope mode = qk_enter_scope()
+    exact = <double>a.one_scale * np.asarray(b_scale, np.float64).reshape(-1) / <double>of_result.one_scale
+    return multipliers(exact, exact.size, True)[1:]
+
+
 def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, multiplier, mantissa, shift, given_multiplier, out):
     """int32 acc (..., n); bias and the multipliers are contiguous and have n entries. The caller gave arrays: `acc`, `given_bias`
     or None, `given_multiplier`."""
+    cdef qk_scope mode = qk_enter_scope()
     cdef Params to = params_of(params)
     cdef cnp.ndarray a = contiguous(acc)
     cdef qk_requant r
@@ -665,8 +760,7 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
 
 def holds_as_half(values):
     """Whether float16 has each of the float32 values."""
-    with np.errstate(over="ignore"):
-        return bool(np.all(np.float16(values) == values))
+    return bool(np.all(np.float16(values) == values))
 
 
 cdef class Packed:
@@ -803,8 +897,7 @@ cdef class Packed:
         with nogil:
             finite = qk_half_pack(&self.half, data, row_stride, col_stride)
         if not finite:
-            with np.errstate(invalid="ignore"):  # of signalling NaN
-                raise_not_finite(b, "b")
+            raise_not_finite(b, "b")
         return 0
 
     cdef int pack_words(self, cnp.ndarray b, params) except -1:
@@ -1182,9 +1275,10 @@ cdef float_bias(Packed b, cnp.ndarray bias):
         raise TypeError(f"bias must be a float array, got {given.dtype}")
     if given.shape != (b.n,):
         raise ValueError(f"bias must have shape {(b.n,)}, got {given.shape}")
-    if b.n == b.n_pad and given.dtype == FLOAT32 and PyArray_ISCARRAY_RO(given):
-        return given
-    return b.padded(given, np.float32)
+    if given.dtype == FLOAT32:
+        return given if b.n == b.n_pad and PyArray_ISCARRAY_RO(given) else b.padded(given, FLOAT32)
+    with np.errstate(all="ignore"):   # float64 may be beyond float32
+        return b.padded(given, FLOAT32)
 
 
 cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
@@ -1236,6 +1330,7 @@ cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
 
 def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     """float32 x (..., k)."""
+    cdef qk_scope mode = qk_enter_scope()
     cdef qk_left left
     cdef qk_right right
     memset(&left, 0, sizeof(left))
@@ -1323,6 +1418,7 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
 def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
     """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
+    cdef qk_scope mode = qk_enter_scope()
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef qk_left left
     cdef qk_right right
@@ -1569,7 +1665,8 @@ def unpack_bits(data, int bits, Py_ssize_t n):
 
 
 def to_gguf(cnp.ndarray x, Py_ssize_t size):
-    """Contiguous float32 x in blocks of `size` bytes, and the largest magnitude."""
+    """Contiguous float32 x in blocks of `size` bytes, and the largest magnitude, or None where float16 holds all scales."""
+    cdef qk_scope mode = qk_enter_scope()
     shape = (<object>x).shape
     data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
@@ -1579,7 +1676,9 @@ def to_gguf(cnp.ndarray x, Py_ssize_t size):
     cdef int32_t most
     with nogil:
         most = qk_to_gguf(source, target, blocks, type)
-    return data, np.int32(most).view(np.float32)
+    largest = np.int32(most).view(np.float32)
+    cdef bint held = <float>largest / (127 if type == QK_Q8_0 else 8) < 65520   # not of NaN
+    return data, None if held else largest
 
 
 def from_gguf(cnp.ndarray data, Py_ssize_t size, out):
@@ -1622,6 +1721,7 @@ cdef int refuse_partial_overlap(cnp.ndarray out, cnp.ndarray x, name) except -1:
 
 
 def layer_norm(x, weight, bias, double eps, residual, out):
+    cdef qk_scope mode = qk_enter_scope()
     cdef cnp.ndarray a = contiguous(float32_array(x, "x")), r = None
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0:
@@ -1682,6 +1782,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
 
 
 def attention(q, k, v, heads, starts, scale, out):
+    cdef qk_scope mode = qk_enter_scope()
     cdef qk_attention_args args
     cdef cnp.ndarray qa = token_rows(q, "q", &args.q_stride)
     cdef cnp.ndarray ka = token_rows(k, "k", &args.k_stride)

@@ -7,6 +7,7 @@ import numpy as np
 
 from . import _core
 from ._checks import as_array, generator, integer, real, shown
+from ._mode import default_mode, mode_of_caller
 
 
 class KMeansResult(NamedTuple):
@@ -96,6 +97,15 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     >>> inertia
     1.0
     """
+    if callback is not None:
+        if not callable(callback):
+            raise TypeError(f"callback must be a function or None, got {shown(callback)}")
+        callback = mode_of_caller(callback)
+    return _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback)
+
+
+@default_mode
+def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
     points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)
@@ -106,8 +116,6 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     tol = real(tol, "tol")
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function or None, got {shown(callback)}")
     if not isinstance(init, str):
         init = _start(init, (k, d), points, exponent, dtype)
         if n_init > 1:
@@ -128,8 +136,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
         inertia = _inertia(state, data, centroids)
         if best is None or inertia < best.inertia:
             best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
-    with np.errstate(under="ignore"):
-        return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, best.inertia)
+    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, best.inertia)
 
 
 # ---- arguments ----
@@ -213,8 +220,7 @@ def _weights(weights, n):
         raise ValueError(f"weights must be at least 0, got {weights.min()} at {int(weights.argmin())}")
     if not weights.any():
         raise ValueError("weights must not all be 0")
-    with np.errstate(under="ignore"):
-        return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
+    return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
 def _start(init, shape, points, exponent, dtype):
@@ -226,8 +232,7 @@ def _start(init, shape, points, exponent, dtype):
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
         _core.raise_not_finite(start, "init")
-    with np.errstate(over="ignore", under="ignore"):
-        scaled = np.ldexp(start.astype(dtype), -exponent)
+    scaled = np.ldexp(start.astype(dtype), -exponent)
     reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
         far = np.abs(start.astype(np.float64)).max()
@@ -257,8 +262,7 @@ def _lloyd(state, data, centroids, max_iter, limit, callback):
         if callback and callback(iteration, _inertia(state, data, centroids)) is True or changed == 0 and iteration > 1:
             return centroids
         last, centroids = centroids, _moved(state, data, centroids)
-        with np.errstate(under="ignore"):
-            moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
+        moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
         if moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)):
             break
     state.place(centroids)
@@ -271,8 +275,7 @@ def _means(state):
     sums = state.sums[0].copy()
     for more in state.sums[1:]:
         sums += more
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
-        return sums[:, :-1] / sums[:, -1:], sums[:, -1]
+    return sums[:, :-1] / sums[:, -1:], sums[:, -1]
 
 
 def _mean_of(data, members):
@@ -283,10 +286,9 @@ def _mean_of(data, members):
     x = data.points[members].astype(np.float64)
     if weights is None:
         return x.sum(axis=0) / len(members)
-    with np.errstate(under="ignore"):
-        weights = np.ldexp(weights, -math.frexp(weights.max())[1])
-        exponent = np.frexp(np.abs(x).max(axis=0))[1]
-        return np.ldexp((np.ldexp(x, -exponent) * weights[:, None]).sum(axis=0) / weights.sum(), exponent)
+    weights = np.ldexp(weights, -math.frexp(weights.max())[1])
+    exponent = np.frexp(np.abs(x).max(axis=0))[1]
+    return np.ldexp((np.ldexp(x, -exponent) * weights[:, None]).sum(axis=0) / weights.sum(), exponent)
 
 
 def _inertia(state, data, centroids):
@@ -297,8 +299,7 @@ def _inertia(state, data, centroids):
     if inertia < TINY and not _squares_are_exact(data):   # there may be more than the terms that have not underflowed
         errors, exponents = _scaled_errors(data, state.labels, centroids)
         top = int(exponents.max())
-        with np.errstate(under="ignore"):
-            inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
+        inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
     try:
         return math.ldexp(inertia, exponent)
     except OverflowError:
@@ -329,8 +330,7 @@ def _scaled_errors(data, labels, centroids):
         if not away.any():
             continue
         exponent = np.frexp(away.max(axis=1))[1]
-        with np.errstate(under="ignore"):
-            error = np.square(np.ldexp(away, -exponent[:, None])).sum(axis=1)
+        error = np.square(np.ldexp(away, -exponent[:, None])).sum(axis=1)
         exponent = 2 * exponent
         if data.weights is not None:
             weight, more = np.frexp(data.given_weights[part])
@@ -354,8 +354,7 @@ def _moved(state, data, centroids):
         means = _repaired(state, data, means, weights, empty, centroids)
     if data.exponent == 0:
         return means.astype(data.dtype)
-    with np.errstate(under="ignore"):
-        return np.ldexp(np.ldexp(means, data.exponent).astype(data.dtype), -data.exponent)
+    return np.ldexp(np.ldexp(means, data.exponent).astype(data.dtype), -data.exponent)
 
 
 def _repaired(state, data, means, weights, empty, centroids):
@@ -364,8 +363,7 @@ def _repaired(state, data, means, weights, empty, centroids):
     means[empty] = centroids[empty]
     errors, exponents = _errors(state, data, centroids, len(empty))
     farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[: len(empty)]
-    with np.errstate(under="ignore"):
-        sums, left, again = means * weights[:, None], [], set()
+    sums, left, again = means * weights[:, None], [], set()
     for cluster, point in zip(empty, farthest):
         donor, weight = state.labels[point], 1.0 if data.weights is None else data.weights[point]
         if errors[point] == 0:
@@ -395,8 +393,7 @@ def _draw(points, weights, k, rng):
     """k different points; of positive weight as long as there are any that is not beyond float64 beside the sum of all."""
     if weights is None:
         return points[rng.choice(len(points), k, replace=False)]
-    with np.errstate(under="ignore"):
-        shares = weights / weights[np.flatnonzero(weights)].sum()
+    shares = weights / weights[np.flatnonzero(weights)].sum()
     positive = np.flatnonzero(shares)
     first = rng.choice(positive, min(k, len(positive)), replace=False, p=shares[positive])
     rest = rng.choice(np.flatnonzero(shares == 0), k - len(first), replace=False) if len(first) < k else first[:0]

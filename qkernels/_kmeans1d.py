@@ -9,6 +9,7 @@ from . import _core
 from .config import get_num_threads
 from ._kmeans import REALS, KMeansResult
 from ._checks import as_array, integer, optional_int
+from ._mode import default_mode
 
 CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
 BLOCK = 1 << 16          # points of several lines
@@ -16,6 +17,7 @@ MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is chea
 MOST_COUNTED = 2.0**900  # weight up to which the sum of all is a double
 
 
+@default_mode
 def kmeans1d(x, k, *, weights=None, axis=None):
     """The k centroids that minimise the weighted sum of squared distances: the global optimum, or one of several.
 
@@ -153,7 +155,7 @@ def for_each(function, blocks):
 
     pool = ThreadPoolExecutor(threads)
     try:
-        for done in [pool.submit(function, block, stop) for block in blocks]:
+        for done in [pool.submit(default_mode(function), block, stop) for block in blocks]:
             done.result()
     finally:   # of a signal or an error, too: no thread goes on
         stop.now()
@@ -198,8 +200,7 @@ def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, iner
 def values_of_codes(dtype):
     """The value of every code, those that are finite in ascending order, and their codes."""
     bits = 8 * dtype.itemsize
-    with np.errstate(invalid="ignore"):
-        values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
+    values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
     finite = np.flatnonzero(np.isfinite(values))
     codes = finite[np.argsort(values[finite], kind="stable")]
     return values, codes

@@ -8,10 +8,11 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import as_array, float_array, integer, shown
+from ._checks import as_array, float_array, float32_of, integer, shown
+from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, quantize, unpack_bits
-from ._rounding import check_params, checked_int_bias, is_fixed_point, multiplier_arrays
+from ._rounding import check_params, checked_int_bias, is_fixed_point
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -145,6 +146,8 @@ class PackedMatrix(_core.Packed):
 
     __slots__ = ()
 
+    @staticmethod
+    @default_mode
     def __new__(cls, b, params, scales=None):
         b = as_array(b, "b")
         b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
@@ -169,6 +172,7 @@ class PackedMatrix(_core.Packed):
             raise ValueError(f"b must have shape (K, N), got {b.shape}")
         return super().__new__(cls, b, None)
 
+    @default_mode
     def __repr__(self):
         if self.params is None:
             return f"PackedMatrix(shape={self.shape}, dtype='{self.dtype}')"
@@ -209,9 +213,11 @@ class PackedMatrix(_core.Packed):
         return scales
 
     @property
+    @default_mode
     def level_error(self):
         return _int8_levels(self._kept)[2] if isinstance(self._kept, Codebook) else 0.0
 
+    @default_mode
     def to_arrays(self):
         """Plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them anywhere.
 
@@ -244,6 +250,7 @@ class PackedMatrix(_core.Packed):
                 "block_size": np.array(p.block_size or 0)} | arrays
 
     @classmethod
+    @default_mode
     def from_arrays(cls, arrays):
         """The matrix whose `to_arrays` gave `arrays` (a mapping of str to array), packed for this machine.
 
@@ -431,8 +438,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
-        with np.errstate(over="ignore"):  # what float32 lacks is refused as infinite
-            x = float_array(x).astype(np.float32, copy=False)
+        x = float32_of(float_array(x))   # what float32 lacks is refused as infinite
     return _core.linear(x, packed, bias, activation, residual, clamp, out)
 
 
@@ -497,11 +503,11 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if is_fixed_point(rounding):
         if not (activation is None or isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-        exact = np.float64(params.scale) * np.float64(packed._scale) / np.float64(out_params.scale)
-        _, mantissa, shift = multiplier_arrays(np.atleast_1d(exact), rounding)
+        mantissa, shift = _core.multipliers_of_scales(params, packed._scale, out_params)
     return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
 
 
+@default_mode
 def _clamp_codes(clamp, params, rounding):
     """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
     lo, hi = _core.clamp_bounds(clamp)
@@ -520,4 +526,4 @@ def _split_bias(bias, n, rounding):
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
     if is_fixed_point(rounding):
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
-    return None, np.ascontiguousarray(bias, np.float32)
+    return None, np.ascontiguousarray(float32_of(bias))

@@ -6,6 +6,7 @@ import numpy as np
 from . import _core
 from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
 from .config import get_num_threads
+from ._mode import default_mode
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
@@ -66,6 +67,8 @@ class QParams(_core.Params):
 
     __slots__ = ()
 
+    @staticmethod
+    @default_mode
     def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
         dtype = code_dtype(dtype)
         axis, block_size = _checked_blocks(axis, block_size)
@@ -79,6 +82,7 @@ class QParams(_core.Params):
         """From arrays that hold what they must."""
         return super().__new__(cls, scale, zero_point, dtype, *code_range, axis, block_size)
 
+    @default_mode
     def __repr__(self):
         parts = [f"scale={_brief(self.scale)}"]
         if np.any(self.zero_point):
@@ -119,6 +123,7 @@ def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
     return QParams(scale, spread(zero_point, np.shape(scale)), dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
+@default_mode
 def smallest(scale, zero_point=None):
     """The same values in fewer bytes: float16 scales if exact, integers of the smallest type, one where all are equal."""
     scale = np.float16(scale) if _core.holds_as_half(scale) else scale
@@ -135,6 +140,7 @@ def spread(zero_point, shape):
     return np.full(shape, zero_point) if np.ndim(zero_point) == 0 else zero_point
 
 
+@default_mode
 def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax",
                    **options):
     """Parameters that represent the values of x well.
@@ -254,8 +260,7 @@ def _bounds(x, axis, block_size):
     lo, hi = (_reduce(f, wide, axis, block_size) for f in (np.minimum, np.maximum))
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
         _core.raise_not_finite(x)
-    with np.errstate(over="ignore"):
-        bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
     return bounds
@@ -375,8 +380,7 @@ def _checked_scale(scale, axis, block_size):
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):
         expected = "shape (n,)" if block_size is None else "the shape of the blocks"
         raise ValueError(f"scale must have {expected} when axis is {axis}, got shape {given.shape}")
-    with np.errstate(over="ignore", under="ignore"):
-        kept = np.array(given, np.float32, order="C")
+    kept = np.array(given, np.float32, order="C")
     bad = ~((kept >= SMALLEST_SCALE) & (kept < np.inf))
     if np.count_nonzero(bad):
         raise ValueError(f"scale must be positive, finite and at least 2**-126 in float32, got {given[bad].flat[0]}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import _core
 from ._checks import MAX_NDIM, as_array, float_array, integer, optional_int, shown
+from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
 
@@ -185,13 +186,13 @@ def _per_element(values, params, shape, name):
     return np.take(values, np.arange(shape[params.axis]) // params.block_size, axis=params.axis)
 
 
+@default_mode
 def _quantize_to_floats(x, params, rounding, out):
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        quotient = np.clip(wide / _per_element(params.scale, params, x.shape, "x"), params.qmin, params.qmax)
+    quotient = np.clip(wide / _per_element(params.scale, params, x.shape, "x"), params.qmin, params.qmax)
     if params.dtype.name == "float4_e2m1fn":
         quotient = np.where(np.isnan(quotient), 0, quotient)
     return _core.store(out, _to_odd(quotient).astype(params.dtype), x, "x")
@@ -214,13 +215,13 @@ def _float_values(codes, dtype):
     return np.arange(256, dtype=np.uint8).view(codes).astype(dtype)
 
 
+@default_mode
 def _dequantize_floats(q, params, dtype, out):
     dtype = _core.float_dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
     wide = np.take(_float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32), q.view(np.uint8))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _core.store(out, (wide * _per_element(params.scale, params, q.shape, "q")).astype(dtype), q, "q")
+    return _core.store(out, (wide * _per_element(params.scale, params, q.shape, "q")).astype(dtype), q, "q")
 
 
 # ---- dense storage ----

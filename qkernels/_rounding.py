@@ -5,6 +5,7 @@ import numpy as np
 
 from . import _core
 from ._checks import as_array, real_array
+from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 FIXED_POINT = ("gemmlowp", "tflite")
@@ -63,10 +64,11 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     multiplier = real_array(multiplier, "multiplier", "a float or an array of floats")
     bias = None if bias is None else as_array(bias, "bias")
     summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
-    arrays = multiplier_arrays(checked_multiplier(multiplier, n), rounding)
+    arrays = _core.multipliers(multiplier, n, is_fixed_point(rounding))
     return _core.requantize(acc, summand, bias, params, rounding, *arrays, multiplier, out)
 
 
+@default_mode
 def quantize_multiplier(m):
     """The fixed-point form of a positive multiplier: ``m = mantissa * 2**(shift - 31)``, nearly.
 
@@ -117,16 +119,6 @@ def check_params(params, name):
         raise ValueError(f"{name} must be per tensor, got axis {params.axis}")
 
 
-def checked_multiplier(given, n):
-    """The array of a multiplier as n float64 values."""
-    if given.shape not in ((), (1,), (n,)):
-        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
-    bad = ~((given > 0) & (given < np.inf))
-    if bad.any():
-        raise ValueError(f"multiplier must be positive and finite, got {given[bad].flat[0]}")
-    return np.broadcast_to(given.astype(np.float64), (n,))
-
-
 def checked_int_bias(given, n):
     """The array of a bias as n int32 values."""
     if given.dtype.kind not in "iu":
@@ -136,11 +128,3 @@ def checked_int_bias(given, n):
     if given.dtype != np.int32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
         raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
     return np.ascontiguousarray(np.broadcast_to(given, (n,)), np.int32)
-
-
-def multiplier_arrays(multiplier, rounding):
-    """(multiplier, mantissa, shift) as the kernels of this rounding read them; None where they do not."""
-    if is_fixed_point(rounding):
-        return None, *_core.quantize_multiplier(np.ascontiguousarray(multiplier))
-    with np.errstate(over="ignore", under="ignore"):  # beyond float32, all but 0 saturates with the largest one as well
-        return np.ascontiguousarray(np.minimum(multiplier, np.finfo(np.float32).max), np.float32), None, None

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import as_array, boolean, float_array, shown
+from ._checks import as_array, boolean, float32_of, float_array, shown
 from ._qparams import QParams
 
 BLOCK = 32
@@ -45,10 +45,8 @@ def to_gguf(x, kind):
     x, size = float_array(x), _bytes_of(kind)
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise ValueError(f"the last axis of x must be a multiple of {BLOCK}, got shape {x.shape}")
-    with np.errstate(over="ignore"):
-        narrow = np.require(x, np.float32, "CA")
-    data, largest = _core.to_gguf(narrow, size)
-    if not np.isfinite(largest) or largest / (127 if kind == "Q8_0" else 8) >= 65520:
+    data, largest = _core.to_gguf(np.require(float32_of(x), requirements="CA"), size)
+    if largest is not None:
         if not np.isfinite(x).all():
             _core.raise_not_finite(x)
         raise ValueError(f"x reaches {largest} in magnitude, whose scale is beyond the range of float16")

@@ -19,6 +19,7 @@ def bits(x):
     return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
 
+@np.errstate(all="ignore")
 def fused(a, b, c):
     """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
     the second rounding (Boldo and Melquiond, 2008)."""

@@ -50,13 +50,13 @@ def some_levels(kind, k, rng):
 KINDS = ["uniform", "normal", "logarithmic", "far", "crowded", "extreme", "permuted"]
 
 
+@np.errstate(all="ignore")
 def around(levels, rng):
     """Levels, midpoints, their neighbours among floats, and others."""
     ordered = np.sort(levels).astype(np.float64)
     middle = ((ordered[1:] + ordered[:-1]) / 2).astype(np.float32)
     near = np.concatenate([levels, middle])
-    with np.errstate(over="ignore"):
-        beside = [np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf)]
+    beside = [np.nextafter(near, np.float32(side)) for side in (-np.inf, np.inf)]
     spread = rng.uniform(-1.5, 1.5, 100) * np.abs(levels).max(initial=1e-3)
     values = np.concatenate([near, *beside, spread, [0.0, -0.0, 2.0**-149, 1e38, -1e38, 3.4028235e38]])
     return np.clip(values, -3.4028235e38, 3.4028235e38).astype(np.float32)
@@ -126,6 +126,7 @@ def hostile_levels(k, rng):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 16, 17, 40, 256])
+@np.errstate(under="ignore")   # of references
 def test_of_levels_as_near_the_lowest_code_though_levels_repeat(k, isas):
     rng = np.random.default_rng(k)
     for _ in range(12 if k < 100 else 3):

@@ -494,6 +494,7 @@ def gelu_tanh(x):
     return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * np.minimum(x, 1e100) ** 3)))
 
 
+@np.errstate(all="ignore")
 def silu(x):
     return x / (1 + np.exp(-np.maximum(x, -700)))
 

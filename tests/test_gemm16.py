@@ -32,6 +32,7 @@ def every_finite(dtype):
     return bits[bits & 0x7FFF < (0x7C00 if dtype == np.float16 else 0x7F80)].view(dtype)
 
 
+@np.errstate(all="ignore")
 def random_weights(rng, shape, dtype):
     """Normal ones, and a tenth of any finite bits that leave sums finite: subnormal numbers among them."""
     w, some = rng.normal(0, 1, shape), every_finite(dtype)

@@ -95,6 +95,7 @@ def per_element(values, layout):
     return np.reshape(values, few + (1,) * (len(shape) - 2) if few else ())
 
 
+@np.errstate(all="ignore")
 def near_midpoints(rng, params, layout):
     """float32 values that are, divided by scale, at or beside a midpoint between codes; extremes among them."""
     codes = all_codes(params)
