@@ -166,7 +166,7 @@ static void bound_weights(line_job *j)
     double sum = 0;
     for (size_t i = 0; i < j->args->n; i++) sum += j->weights[i] * 0x1p-40;
     const int exponent = sum > 0 ? ilogb(sum) + 40 : 0;
-    const int most = j->args->pinned ? 950 : 1022;
+    const int most = j->args->pinned ? 1020 : 1022;
     j->weight_exponent = exponent > most ? exponent - most : 0;
     if (!j->weight_exponent) return;
     for (size_t i = 0; i < j->args->n; i++) {
@@ -426,6 +426,7 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
     *plain_line = plain;
     int exponent = r.gap_high - PLAIN + 1, done = 1;
     double *gaps = NULL, *weights = NULL, penalty = 0;
+    if (j->args->pinned && r.weight_high >= 900) return search_wide(j, k);
     if (!plain && (weights_span >= 2 * PLAIN || (gaps_span >= 2 * PLAIN - 2 && weights_span >= PLAIN))) return search_wide(j, k);
     if (gaps_span >= 2 * PLAIN - 2) exponent = exponent_of_gap(j, k);
     if (!plain || j->args->integers) {
@@ -620,7 +621,7 @@ static int pin_first(line_job *j)
 {
     double sum = 0;
     for (size_t i = 0; i < j->n; i++) sum += j->weights[i];
-    j->weights[0] = ldexp(sum, 60);
+    j->weights[0] = sum < 0x1p900 ? ldexp(sum, 60) : sum; /* search_wide makes more of it */
     return isfinite(j->weights[0]);
 }
 

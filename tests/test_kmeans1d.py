@@ -297,6 +297,16 @@ def test_a_histogram_of_huge_weights():
         assert len(result.centroids) == 3
 
 
+def test_levels_beside_zero_at_hostile_weights_and_dead_channels():
+    def levels(x, k, weights=None, axis=None):
+        return qk.Codebook.fit(np.float32(x), k, zero=True, weights=weights, axis=axis).levels
+
+    assert_array_equal(levels([5, 3, 1, 1, 0], 5, [5e-324, 1e-18, 1e306, 1, 1]), [0, 1, 3, 5, 5])
+    assert_array_equal(levels([-4, -3, 1, 2], 3, [1e-300, 1e-300, 1e300, 1e300]), [0, 1, 2])
+    assert_array_equal(levels([-3e38, 1, 2, 5], 4), np.float32([-3e38, 0, 1.5, 5]))
+    assert_array_equal(levels([[0, 0, 0], [-1, 1, 3]], 4, axis=0), [[0, 0, 0, 0], [-1, 0, 1, 3]])
+
+
 # ---- other systems ----
 
 
