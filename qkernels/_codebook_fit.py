@@ -107,7 +107,7 @@ def fit_with_zero(values, weights, k):
     beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
     values = values.astype(np.float64)
     weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
-   if not np.isfinite(weights.sum()):   # equal values add their weights
+    if not np.isfinite(weights.sum()):   # equal values add their weights
         weights = weights * 2.0**-40
     negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
 
