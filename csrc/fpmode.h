@@ -68,7 +68,7 @@ static inline void qk_leave_mode(qk_mode was)
 
 /* The default mode from here to the end of the block, whichever way it is left. */
 static inline void qk_end_scope(qk_mode *of_caller) { qk_leave_mode(*of_caller); }
-#define QK_SCOPE __attribute__((cleanup(qk_end_scope))) qk_mode
+#define QK_SCOPE __attribute__((cleanup(qk_end_scope), unused)) qk_mode
 #define QK_DEFAULT_MODE QK_SCOPE of_caller = qk_enter_mode()
 
 #endif

@@ -17,14 +17,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import Raising
 from numpy.testing import assert_allclose, assert_array_equal
 
-import qkernels as qk
+qk = Raising()
 
 NAN, INF = float("nan"), float("inf")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(t) for t in (np.float16, BFLOAT16, np.float32, np.float64)]
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+@pytest.fixture(autouse=True)
+def references_may_underflow(errors_of_numpy_raise):
+    with np.errstate(under="ignore"):
+        yield
 
 
 # ---- exact answers ----
@@ -386,7 +393,6 @@ def test_weights_of_zero_count_for_nothing_but_labels():
 
 
 @pytest.mark.parametrize("scale", [1e-310, 1e-170, 1e-3, 1e150, 1e307])
-@np.errstate(under="ignore")   # of references
 def test_scales(scale):
     x = np.array([1.0, 2, 4, 8, 9])
     result = qk.kmeans1d(x * scale, 2)
@@ -503,7 +509,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.n
 
 
 @pytest.mark.parametrize("k", [3, 2**40, 2**63 - 1])
-@np.errstate(under="ignore")   # of references
 def test_more_clusters_than_points(k):
     result = qk.kmeans1d(np.float32([4, 1, 4, 2]), k)
     assert_array_equal(result.centroids, [1, 2, 4])

@@ -1,5 +1,6 @@
 """The AVX-512 kernels on CPUs without AVX-512: simde_test.c, compiled with SIMDe in the place of the instructions."""
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -16,12 +17,10 @@ FLAGS = ["-std=gnu11", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fno-trap
 
 def simde_include():
     """The folder that holds simde/x86/avx512.h: of the package simde-py (extra `test`), else of the system."""
-    try:
-        import simde_py
-    except ImportError:
-        system = Path("/usr/include")
-        return system if (system / "simde/x86/avx512.h").exists() else None
-    return simde_py.get_include()
+    places = [Path("/usr/include")]
+    if found := importlib.util.find_spec("simde_py"):
+        places = [*Path(found.origin).parent.glob("simde"), Path(found.origin).parent, *places]
+    return next((place for place in places if (place / "simde/x86/avx512.h").exists()), None)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds kernels_avx512vnni.c on x86-64 only")
