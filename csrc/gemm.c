@@ -350,7 +350,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         const size_t col = panel * nr;
         if (block->wide) k->gemm_widen_panel(codes, steps, block->wide);
         const int direct = plain && col + nr <= b->n;
-        qk_tile t = tile_of_panel(g, col);
+        qk_tile t;
+        if (!direct) t = tile_of_panel(g, col);
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = at_most(rows - i, mr);
             const char *a = block->a + i * block->lda;

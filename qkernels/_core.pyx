@@ -973,7 +973,7 @@ cdef class Packed:
         return codes
 
 
-def need_eight_bits(Packed b, name):
+cpdef int need_eight_bits(Packed b, name) except -1:
     """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_blocked or b.is_half or b.is_words:
         needs, what = "8-bit weights", b.dtype.name
@@ -982,6 +982,7 @@ def need_eight_bits(Packed b, name):
         elif b.dtype == np.uint8:
             what = "codes of a Codebook"
         raise TypeError(f"{name} must hold {needs}, got {what}: such weights are for linear")
+    return 0
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
@@ -1118,7 +1119,8 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
     cdef cnp.ndarray c = out_array(out, shape, INT32), az, bz
     if out is not None:
         for name, x in (("a", a), ("b", b), ("a_zero_point", a_zero_point), ("b_zero_point", b_zero_point)):
-            refuse_overlap(c, array_of(x, name), name)
+            if type(x) is not int:
+                refuse_overlap(c, array_of(x, name), name)
     cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
     p.left.m, p.left.a, p.left.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
     p.left.type = <qk_left_type>codes_type(a, "a", "int16")
@@ -1240,9 +1242,10 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         refuse_overlap(c, a, "a")
         if packed is None:
             refuse_overlap(c, b, "b")
-        refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
+        if out is not None:
+            refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
         left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
         left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
     if not (type(b_zero_point) is int and b_zero_point == 0):
@@ -1271,12 +1274,15 @@ cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
 cdef float_bias(Packed b, cnp.ndarray bias):
     """bias (n,) as float32 padded to whole panels."""
     cdef object given = bias
+    if PyArray_TYPE(bias) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(bias) == 1 and cnp.PyArray_DIM(bias, 0) == b.n == b.n_pad \
+            and PyArray_ISCARRAY_RO(bias):
+        return bias
     if given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be a float array, got {given.dtype}")
     if given.shape != (b.n,):
         raise ValueError(f"bias must have shape {(b.n,)}, got {given.shape}")
     if given.dtype == FLOAT32:
-        return given if b.n == b.n_pad and PyArray_ISCARRAY_RO(given) else b.padded(given, FLOAT32)
+        return b.padded(given, FLOAT32)
     with np.errstate(all="ignore"):   # float64 may be beyond float32
         return b.padded(given, FLOAT32)
 
