@@ -1309,11 +1309,20 @@ cdef size_t most_rows(Packed b):
     return 65536 if b.blocked.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
+cdef double bound(value) except? -1:
+    """A bound as a double; that of an array or tensor without what the conversion would warn of (axes, gradients)."""
+    if not isinstance(value, (float, int, np.generic)) and hasattr(value, "__array__"):
+        value = as_array(value, "clamp")
+        if value.ndim:
+            raise TypeError
+    return <double>value
+
+
 def clamp_bounds(clamp):
     """(lo, hi) as floats; None, for either, is no bound."""
     try:
         lo, hi = clamp
-        lo, hi = -INFINITY if lo is None else <double>lo, INFINITY if hi is None else <double>hi
+        lo, hi = -INFINITY if lo is None else bound(lo), INFINITY if hi is None else bound(hi)
     except MemoryError:
         raise
     except Exception as error:   # whatever the methods of its entries raise

@@ -4,6 +4,7 @@ covered once it has a valid call in calls.py."""
 
 import contextlib
 import inspect
+import itertools
 import re
 import warnings
 from decimal import Decimal
@@ -241,3 +242,39 @@ def test_a_hostile_argument_is_named_by_a_type_or_value_error(name, argument):
                     raise
                 except Exception as error:
                     raise AssertionError(f"{label}: {type(error).__name__}: {error}") from error
+
+
+class Contrary(int):
+    """An integer whose comparisons raise."""
+
+    def __lt__(self, other):
+        raise OSError("lt")
+
+    __le__ = __gt__ = __ge__ = __eq__ = __lt__
+    __hash__ = int.__hash__
+
+
+def test_a_subclass_of_int_is_taken_for_its_value():
+    codes = np.uint8([1, 2, 3, 0])
+    np.testing.assert_array_equal(qk.unpack_bits(qk.pack_bits(codes, Contrary(2)), Contrary(2), Contrary(4)), codes)
+    assert len(qk.kmeans1d([1.0, 2, 7], Contrary(2)).centroids) == 2
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        qk.kmeans1d([1.0, 2, 7], Contrary(0))
+
+
+def test_a_shape_without_an_end_is_refused_before_memory_is():
+    with pytest.raises(ValueError, match="shape must have at most 64 axes"):
+        qk.unpack_bits(np.zeros(1, np.uint8), 4, itertools.repeat(1))
+    with pytest.raises((TypeError, ValueError), match="shape"):
+        qk.unpack_bits(np.zeros(1, np.uint8), 4, np.broadcast_to(np.float32(1), (2**60,)))
+
+
+def test_a_bound_of_a_clamp_is_converted_without_a_warning():
+    torch = pytest.importorskip("torch")
+    packed, x = qk.pack(np.int8([[1], [2]]), qk.QParams(1.0)), np.float32([[3, 4]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bounded = qk.linear(x, packed, clamp=(torch.tensor(-2.0, requires_grad=True), torch.tensor(1.5, requires_grad=True)))
+        with pytest.raises(TypeError, match="clamp must be None or a pair of floats"):
+            qk.linear(x, packed, clamp=(np.float32([1]), None))
+    np.testing.assert_array_equal(bounded, [[1.5]])
