@@ -1,5 +1,7 @@
 """Checks of arguments that the modules share."""
 
+import math
+
 import numpy as np
 
 from . import _core
@@ -37,6 +39,21 @@ def real_array(x, name, what="an array of floats"):
     return given
 
 
+PART = 1 << 22   # values, of which NumPy takes some tens of milliseconds
+
+
+def cuts(shape, most=PART):
+    """Indices that cut an array of `shape` along its longest axis into parts of some `most` values, between which Python sees signals."""
+    size = math.prod(shape)
+    if size <= most:
+        yield ...
+        return
+    axis = shape.index(max(shape))
+    step = max(1, most * shape[axis] // size)
+    for first in range(0, shape[axis], step):
+        yield (slice(None),) * axis + (slice(first, first + step),)
+
+
 @default_mode
 def _as_doubles(x):
     return x.astype(np.float64)
@@ -59,11 +76,12 @@ def integer(value, name, least=None, *, what="an integer"):
     """value as an int, of at least `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
+    value = int.__index__(value) if isinstance(value, int) else int(value)   # a subclass may compare as it likes
     if not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} must fit 64 bits, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+    return value
 
 
 def optional_int(value, name):

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, as_array, boolean, float_array, optional_int, real_array, shown
+from ._checks import MAX_NDIM, PART, as_array, boolean, cuts, float_array, optional_int, real_array, shown
 from .config import get_num_threads
 from ._mode import default_mode
 
@@ -271,11 +271,19 @@ def _reduce(ufunc, x, axis, block_size):
         return ufunc.reduce(x, axis=None, initial=0)
     if block_size is None:
         return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis % x.ndim), initial=0)
+    if 0 < x.size <= PART:
+        return ufunc(ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis), 0)
+    axis %= x.ndim
+    found = np.zeros((*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1:]), x.dtype)
     if x.size == 0:
-        shape = list(x.shape)
-        shape[axis] = -(-shape[axis] // block_size)
-        return np.zeros(shape, x.dtype)
-    return ufunc(ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis), 0)
+        return found
+    for part in cuts(found.shape, max(1, PART // min(block_size, x.shape[axis]))):
+        of_x = part
+        if part is not ... and len(part) == axis + 1:
+            of_x = (*part[:-1], slice(part[-1].start * block_size, part[-1].stop * block_size))
+        values = x[of_x]
+        found[part] = ufunc.reduceat(values, range(0, values.shape[axis], block_size), axis=axis)
+    return ufunc(found, 0, out=found)
 
 
 def _outward(bound, direction):
@@ -316,9 +324,19 @@ def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero
         if counted:
             values, weights = _distinct(x[rows], weights)
         else:
-            values = x[rows].astype(np.float64, order="C")
-            weights = None if weights is None else weights.astype(np.float64, order="C")
+            values = _doubles(x[rows])
+            weights = None if weights is None else _doubles(weights)
         _core.refine(values, weights, min(block_size, values.shape[1]), code_range, zero_points, scale[rows], zero_point[rows])
+
+
+def _doubles(x):
+    """x as contiguous float64, of which a signal need not wait for the whole."""
+    if x.size <= PART:
+        return x.astype(np.float64, order="C")
+    wide = np.empty(x.shape)
+    for part in cuts(x.shape):
+        wide[part] = x[part]
+    return wide
 
 
 def _distinct(x, weights):

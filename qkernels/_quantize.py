@@ -3,12 +3,13 @@ sections 3 to 5."""
 
 import math
 from functools import cache
+from itertools import islice
 
 import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, as_array, float_array, integer, optional_int, shown
+from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
@@ -191,11 +192,26 @@ def _quantize_to_floats(x, params, rounding, out):
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
+    scale = _per_element(params.scale, params, x.shape, "x")
+    return _core.store(out, _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype), x, "x")
+
+
+def _float_codes(x, scale, params):
     wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
-    quotient = np.clip(wide / _per_element(params.scale, params, x.shape, "x"), params.qmin, params.qmax)
+    quotient = np.clip(wide / scale, params.qmin, params.qmax)
     if params.dtype.name == "float4_e2m1fn":
         quotient = np.where(np.isnan(quotient), 0, quotient)
-    return _core.store(out, _to_odd(quotient).astype(params.dtype), x, "x")
+    return _to_odd(quotient).astype(params.dtype)
+
+
+def _in_parts(function, x, scale, dtype):
+    """function(x, scale), of the shape of x, in parts where x is long, so that a signal need not wait for the whole."""
+    if x.size <= PART:
+        return function(x, scale)
+    result, scale = np.empty(x.shape, dtype), np.broadcast_to(scale, x.shape)
+    for part in cuts(x.shape):
+        result[part] = function(x[part], scale[part])
+    return result
 
 
 def _to_odd(v):
@@ -220,8 +236,10 @@ def _dequantize_floats(q, params, dtype, out):
     dtype = _core.float_dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
-    wide = np.take(_float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32), q.view(np.uint8))
-    return _core.store(out, (wide * _per_element(params.scale, params, q.shape, "q")).astype(dtype), q, "q")
+    values = _float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32)
+    scale = _per_element(params.scale, params, q.shape, "q")
+    x = _in_parts(lambda part, scale: (np.take(values, part) * scale).astype(dtype), q.view(np.uint8), scale, dtype)
+    return _core.store(out, x, q, "q")
 
 
 # ---- dense storage ----
@@ -331,7 +349,7 @@ def _checked_bits(bits):
 
 def _checked_shape(shape):
     try:
-        sizes = tuple(shape) if np.iterable(shape) else (shape,)
+        sizes = tuple(islice(shape, MAX_NDIM + 1)) if np.iterable(shape) else (shape,)   # which may have no end
     except Exception as error:   # whatever the iterator raises
         raise TypeError(f"shape must be an integer or a tuple of integers, got {shown(shape)}") from error
     sizes = tuple(integer(n, "shape", 0, what="an integer or a tuple of integers") for n in sizes)

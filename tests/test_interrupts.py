@@ -57,6 +57,13 @@ CALLS = {
     "decode": "q, c = codes(4 * 10**7, dtype=np.uint8), qk.Codebook(np.linspace(-1, 1, 8)); call = lambda: qk.decode(q, c)",
     "decode, vectors": "q = codes(10**6, 16, dtype=np.uint8); call = lambda: qk.decode(q, vectors)",
     "distance_tables": "x = floats(30000, 64); call = lambda: qk.distance_tables(x, vectors)",
+    "quantize, float8": "x, p = floats(6 * 10**7), qk.QParams(0.1, dtype='float8_e4m3fn'); call = lambda: qk.quantize(x, p)",
+    "dequantize, float8": """
+        q, p = codes(6 * 10**7, dtype=ml_dtypes.float8_e5m2), qk.QParams(0.1, dtype='float8_e5m2')
+        call = lambda: [qk.dequantize(q, p) for _ in range(9)]""",
+    "choose_qparams, blocks": """
+        x = floats(4000, 16000)
+        call = lambda: [qk.choose_qparams(x, 'int4', axis=0, block_size=32) for _ in range(9)]""",
     "kmeans": "x = floats(10**6, 16); call = lambda: qk.kmeans(x, 300, rng=0)",
     "kmeans, large chunks": "x = floats(10**5, 64); call = lambda: qk.kmeans(x, 8000, init='random', rng=0)",
     "quantize": "x = floats(4 * 10**7); call = lambda: [qk.quantize(x, rate) for _ in range(4)]",

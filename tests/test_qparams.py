@@ -569,3 +569,15 @@ def test_mse_where_nothing_counts():
 def test_mse_refuses_what_minmax_refuses(bad):
     with pytest.raises(ValueError, match="x has 1 NaN or infinite|x spans"):
         qk.choose_qparams(np.array([1, bad]), method="mse")
+
+
+@pytest.mark.parametrize("part", [1, 5, 16])
+@pytest.mark.parametrize("shape, axis", [((7, 50), 1), ((50, 7), 0), ((3, 40, 5), -2), ((100,), 0)])
+def test_ranges_of_blocks_are_those_of_their_parts(monkeypatch, shape, axis, part):
+    """Long passes of NumPy's are cut, so that signals are noticed between the parts."""
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    for block_size in 1, 3, 7, 1000:
+        whole = qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size)
+        with monkeypatch.context() as patch:
+            patch.setattr("qkernels._qparams.PART", part)
+            assert qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size) == whole

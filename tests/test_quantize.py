@@ -565,3 +565,18 @@ def test_dynamic_quantize_says_where_values_are_not_finite(of, axis):
     x[3, 37], x[4, 1], x[4, 2] = np.inf, np.nan, -np.inf
     with pytest.raises(ValueError, match=r"x has 3 NaN or infinite values, the first at \(3, 37\)"):
         qk.dynamic_quantize(x, axis=axis)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4_e2m1fn"])
+@pytest.mark.parametrize("shape, axis", [((9 * 2**19,), None), ((3, 3 * 2**19), 0), ((3 * 2**18, 7), 1)])
+def test_many_values_in_small_floats_are_those_of_few(dtype, shape, axis):
+    """Long passes of NumPy's are cut, so that signals are noticed between the parts."""
+    x = np.resize(np.random.default_rng(0).normal(size=9973).astype(np.float32), shape)
+    p = qk.QParams(0.5 if axis is None else np.linspace(0.1, 1, shape[axis]), None, dtype, axis=axis)
+    q = qk.quantize(x, p)
+    y = qk.dequantize(q, p)
+    for at in np.ndindex(*(3 if n > 7 else 1 for n in shape)):
+        part = tuple(slice(i * n // 3, (i + 1) * n // 3) if n > 7 else slice(None) for i, n in zip(at, shape))
+        few = p if axis is None else qk.QParams(np.ascontiguousarray(p.scale[part[axis]]), None, dtype, axis=axis)
+        np.testing.assert_array_equal(q[part].view(np.uint8), qk.quantize(x[part], few).view(np.uint8))
+        np.testing.assert_array_equal(y[part], qk.dequantize(np.ascontiguousarray(q[part]), few))
