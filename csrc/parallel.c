@@ -76,6 +76,7 @@ static loop busy, quit;     /* jobs that are none */
 static pthread_key_t here;  /* the call that a thread works for; not _Thread_local, whose memory glibc cannot do without */
 static int num_threads;     /* 0: not yet read from the environment */
 static int (*interrupted)(void);
+int qk_long_loops;
 
 static int64_t now(void)
 {
@@ -171,7 +172,7 @@ static int look(call *c)
     return __atomic_load_n(&c->stopped, __ATOMIC_RELAXED);
 }
 
-int qk_stopped(void)
+int qk_call_is_stopped(void)
 {
     call *c = pthread_getspecific(here);
     return c && look(c);
@@ -375,10 +376,12 @@ int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size
         l.timed = 1, l.step = step > 1 ? (size_t)step : 1;
     }
     pthread_setspecific(here, l.call);
+    __atomic_fetch_add(&qk_long_loops, 1, __ATOMIC_RELAXED);
     if (threads == 1)
         run_alone(&l, items);
     else
         run_together(&l, items, threads);
+    __atomic_fetch_sub(&qk_long_loops, 1, __ATOMIC_RELAXED);
     pthread_setspecific(here, outer);
     return __atomic_load_n(&l.call->stopped, __ATOMIC_RELAXED) ? QK_INTERRUPTED : 0;
 }

@@ -14,8 +14,10 @@ int qk_parallel_for(size_t items, double work, void (*body)(void *context, size_
 /* The number of threads that qk_parallel_for would use at most. */
 int qk_threads_for(size_t items, double work);
 /* Whether the call that this thread works for has been interrupted: for bodies to ask, every millisecond or so, within an item that
- * can be long; they return then. Costs a few nanoseconds. */
-int qk_stopped(void);
+ * can be long; they return then. Costs a load where no loop of the process is long, else a few nanoseconds. */
+extern int qk_long_loops; /* of the process, in work now */
+int qk_call_is_stopped(void);
+static inline int qk_stopped(void) { return __atomic_load_n(&qk_long_loops, __ATOMIC_RELAXED) && qk_call_is_stopped(); }
 
 /* *most = max(*most, value), from several threads. */
 static inline void qk_keep_most(int32_t *most, int32_t value)

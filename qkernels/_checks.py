@@ -8,6 +8,7 @@ from . import _core
 from ._core import as_array, shown
 from ._mode import default_mode
 
+FLOAT32 = np.dtype(np.float32)
 MAX_NDIM = 64  # of NumPy's arrays
 
 
@@ -21,7 +22,7 @@ def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
 
 def float32_of(x):
     """An array of floats as float32 in native byte order, infinite beyond its range: itself, or a copy."""
-    return x if x.dtype is _core.FLOAT32 else _rounded(x)
+    return x if x.dtype is FLOAT32 else _rounded(x)
 
 
 @default_mode

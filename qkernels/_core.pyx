@@ -64,9 +64,9 @@ cdef extern from "fpmode.h" nogil:
     qk_scope qk_enter_scope "qk_enter_mode" ()
     void qk_leave_mode(qk_mode was)
 
-INT32 = np.dtype(np.int32)
-INT64 = np.dtype(np.int64)
-FLOAT32 = np.dtype(np.float32)
+cdef object INT32 = np.dtype(np.int32)
+cdef object INT64 = np.dtype(np.int64)
+cdef object FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 cdef int BF16_NUM = BFLOAT16.num
 
@@ -366,11 +366,13 @@ def float_dtype(dtype):
     return found
 
 
+cdef enum:
+    GIANT = 1 << 28   # bytes from which an array is looked at
+
+
 cdef int refuse_giant(cnp.ndarray x, name) except -1:
     """MemoryError where x repeats its memory to more than the machine could hold: a pass over it would not end."""
     cdef Py_ssize_t extent = 1, i
-    if cnp.PyArray_NBYTES(x) < 1 << 28:
-        return 0
     for i in range(cnp.PyArray_NDIM(x)):
         extent += (cnp.PyArray_DIM(x, i) - 1) * abs(cnp.PyArray_STRIDE(x, i))
     if cnp.PyArray_NBYTES(x) // 2 > extent:
@@ -384,7 +386,8 @@ cdef int refuse_giant(cnp.ndarray x, name) except -1:
 cdef inline cnp.ndarray array_of(x, name):
     """What a caller gave as `name`, as a plain ndarray: the door by which all arrays come in. It is a view where memory allows."""
     cdef cnp.ndarray array = <cnp.ndarray>x if cnp.PyArray_CheckExact(x) else foreign_array(x, name)
-    refuse_giant(array, name)
+    if cnp.PyArray_NBYTES(array) >= GIANT:
+        refuse_giant(array, name)
     return array
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import as_array, float_array, float32_of, integer, shown
+from ._checks import FLOAT32, as_array, float_array, float32_of, integer, shown
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, quantize, unpack_bits
@@ -437,7 +437,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     """
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
-    if type(x) is not np.ndarray or x.dtype is not _core.FLOAT32:
+    if type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))   # what float32 lacks is refused as infinite
     return _core.linear(x, packed, bias, activation, residual, clamp, out)
 
