@@ -1,5 +1,6 @@
-"""What the extension's C says, as Cython writes it: directives in the wrong place are ignored without a word."""
+"""What the extension's C says, as Cython writes it: directives in the wrong place are ignored without a word; and what clang makes of it."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import qkernels as qk
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "qkernels" / "_core.pyx"
@@ -44,3 +47,29 @@ def test_clang_takes_the_c_code_without_a_warning():
     flags = ["-std=gnu11", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only"]
     done = subprocess.run(["clang", *flags, *sorted((ROOT / "csrc").glob("*.c"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def results(package):
+    """What results.py writes where qkernels is imported from the folder `package`."""
+    settings = {"PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, ROOT / "tests" / "results.py"]
+    done = subprocess.run(command, env=os.environ | settings, cwd=package, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="no clang here")
+def test_clang_builds_an_extension_that_gives_the_same_bits(tmp_path):
+    pytest.importorskip("Cython")
+    ignored = shutil.ignore_patterns("*.so", "_core.c", "__pycache__")
+    for folder in "qkernels", "csrc":
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    for name in "setup.py", "pyproject.toml", "README.md", "LICENSE":
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"]
+    built = subprocess.run(command, cwd=tmp_path, env=os.environ | {"CC": "clang"}, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-5000:]
+    assert b"clang" in next((tmp_path / "qkernels").glob("_core.*.so")).read_bytes()
+    here, there = results(Path(qk.__file__).parents[1]), results(tmp_path)
+    assert len(here) > 1000
+    assert [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]] == []

@@ -1,10 +1,12 @@
 """The library under the compiler's sanitizers: `python tests/sanitize/run.py address` (with undefined behaviour) or `thread`.
 
-Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it. Arguments after the
-name go to pytest instead; `--chosen` is a short part, that of `thread` in the ordinary tests. Needs gcc with the sanitizers' libraries.
+Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it; `address` runs the
+tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that test_sanitize.py runs. Needs gcc with the
+sanitizers' libraries.
 """
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +23,6 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-LIBRARY = {"address": "libasan.so", "thread": "libtsan.so"}
 # Python frees nothing at its end, and allocations that are refused are part of the tests. Children of a fork start threads of their own.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0",
@@ -29,24 +30,46 @@ OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:die_after_fork=0:ignore_noninstrumented_modules=1:handle_segv=0",
 }
 TESTS = {
-    "address": ["test_quantize.py", "test_rounding.py", "test_gemm.py", "test_gemm4.py", "test_gemm16.py", "test_codebook.py", "test_pq.py",
-                "test_kmeans.py", "test_layers.py", "test_config.py"],
+    "address": ["test_quantize.py", "test_rounding.py", "test_qparams.py", "test_scales.py", "test_gemm.py", "test_gemm4.py", "test_gemm16.py",
+                "test_blocks8.py", "test_codebook.py", "test_pq.py", "test_kmeans.py", "test_kmeans1d.py", "test_layers.py",
+                "test_config.py"],
     "thread": ["test_threads.py", "test_config.py", "test_gemm.py", "test_gemm4.py", "test_gemm16.py", "test_layers.py", "test_kmeans.py",
                "test_pq.py", "test_codebook.py", "test_quantize.py"],
 }
 # What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's library end well in
 # a process whose other threads compute.
 MEANT = "not memory and not costs and not process_ends and not leave_to_start and not large_work and not environment"
-CHOSEN = {
-    "address": ["test_gemm.py", "test_layers.py", "test_pq.py", "-k", MEANT],
-    "thread": ["test_threads.py", "test_config.py", "-k", f"(thread or fork) and {MEANT}"],
-}
+CHOSEN = ["test_threads.py", "test_config.py", "-k", f"(thread or fork) and {MEANT}"]   # of `thread`; of `address`, results.py
 
 
 def library(name):
-    """The path of the sanitizer's library, to be loaded before Python's own; None where the compiler has none."""
-    found = subprocess.run([*CC, f"-print-file-name={LIBRARY[name]}"], capture_output=True, text=True).stdout.strip()
-    return found if os.path.isabs(found) else None
+    """The path of the sanitizer's library, to be loaded before Python's own; None where the compiler has none that can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "empty.c"), Path(folder, "empty.so")
+        source.write_text("int empty;")
+        try:
+            subprocess.run([*CC, *SANITIZERS[name], "-shared", "-fPIC", source, "-o", target], capture_output=True, check=True)
+            needed = subprocess.run(["ldd", target], capture_output=True, text=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    found = re.search(r"lib[at]san\S* => (/\S+)", needed)
+    return found and found[1]
+
+
+def c_tests():
+    """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
+    sys.path.append(str(ROOT / "tests"))
+    from test_simde import simde_include
+
+    include = simde_include()
+    programs = {"stray_codes_test": []} | ({"simde_test": ["-DQK_SIMDE", f"-I{include}"]} if include else {})
+    for name, own in programs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            # Sums wrap in SIMDe as they do in the instructions, and its stores to unaligned addresses are those of its own types.
+            flags = [*FLAGS, "-fwrapv", *SANITIZERS["address"], "-fno-sanitize=alignment", *own, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
+            sources = [ROOT / "tests" / f"{name}.c", *sorted((ROOT / "csrc").glob("*.c"))]
+            subprocess.run([*CC, *flags, *sources, "-lm", "-o", Path(folder, name)], check=True)
+            subprocess.run([Path(folder, name)], env=os.environ | OPTIONS, check=True)
 
 
 def build(name, folder):
@@ -70,20 +93,27 @@ def build(name, folder):
     subprocess.run([*CC, *SANITIZERS[name], "-shared", "-pthread", *objects, "-lm", "-o", target], cwd=folder, check=True)
 
 
-def run(name, arguments):
-    """The exit status of pytest, of a build in a temporary folder."""
+def run(name, command):
+    """The exit status of Python with the arguments `command`, which imports a build in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build(name, folder)
         settings = {"LD_PRELOAD": library(name), "PYTHONPATH": str(folder), "PYTHONMALLOC": "malloc", "OPENBLAS_NUM_THREADS": "1", **OPTIONS}
-        tests = [str(ROOT / "tests" / word) if word.endswith(".py") else word for word in arguments]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *tests]
-        return subprocess.run(command, cwd=folder, env=os.environ | settings).returncode
+        return subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | settings).returncode
+
+
+def pytest(words):
+    """The arguments of Python that have pytest run tests."""
+    tests = [str(ROOT / "tests" / word) if word.endswith(".py") else word for word in words]
+    return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), *tests]
 
 
 def main(name, *arguments):
-    chosen = CHOSEN[name] if arguments == ("--chosen",) else list(arguments) or [*TESTS[name], "-k", MEANT]
-    sys.exit(run(name, chosen))
+    if arguments == ("--chosen",):
+        sys.exit(run(name, pytest(CHOSEN) if name == "thread" else [str(ROOT / "tests" / "results.py")]))
+    if name == "address" and not arguments:
+        c_tests()
+    sys.exit(run(name, pytest(arguments or [*TESTS[name], "-k", MEANT])))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A part of what run.py does that the ordinary tests have time for: the pool of threads, forks and all, under the thread sanitizer."""
+"""A part of what run.py does that the ordinary tests have time for: the pool of threads, forks and all, under the thread sanitizer, and
+the calls of results.py under those of addresses and undefined behaviour."""
 
 import subprocess
 import sys
@@ -12,8 +13,18 @@ import run  # noqa: E402
 sys.path.remove(HERE)
 
 
-@pytest.mark.skipif(run.library("thread") is None, reason="the compiler has no library of the thread sanitizer")
-def test_threads_have_no_races():
-    done = subprocess.run([sys.executable, HERE + "run.py", "thread", "--chosen"], capture_output=True, text=True, timeout=900)
+def chosen(name):
+    """What the chosen part writes; skips where the compiler lacks the sanitizer."""
+    if run.library(name) is None:
+        pytest.skip(f"the compiler has no library of the {name} sanitizer")
+    done = subprocess.run([sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    assert " passed" in done.stdout
+    return done.stdout
+
+
+def test_threads_have_no_races():
+    assert " passed" in chosen("thread")
+
+
+def test_calls_touch_no_foreign_memory_and_have_no_undefined_behaviour():
+    assert len(chosen("address").splitlines()) > 1000
