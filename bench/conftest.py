@@ -64,6 +64,11 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
 
 
+@pytest.fixture(autouse=True)
+def errors_of_numpy_raise():
+    """They do in tests; here data and peers may under- and overflow."""
+
+
 @pytest.fixture(scope="session")
 def isa(request):
     """The instruction set of this run, with every peer settled before it is used."""
