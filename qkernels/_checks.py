@@ -100,7 +100,7 @@ def boolean(value, name):
 def generator(rng):
     """What numpy.random.default_rng makes of an `rng`."""
     try:
-        return np.random.default_rng(rng)
+        return np.random.default_rng(np.asarray(rng) if isinstance(rng, list) else rng)   # NumPy follows a list that holds itself for ever
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {shown(rng)}: {error}") from None

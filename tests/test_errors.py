@@ -278,3 +278,11 @@ def test_a_bound_of_a_clamp_is_converted_without_a_warning():
         with pytest.raises(TypeError, match="clamp must be None or a pair of floats"):
             qk.linear(x, packed, clamp=(np.float32([1]), None))
     np.testing.assert_array_equal(bounded, [[1.5]])
+
+
+def test_a_list_that_holds_itself_is_no_source_of_random_numbers():
+    endless = []
+    endless.append(endless)
+    with pytest.raises((TypeError, ValueError), match="rng must be"):
+        qk.kmeans(np.float32([[1], [2]]), 1, rng=endless)
+    assert qk.kmeans(np.float32([[1], [2]]), 1, rng=[1, 2]).labels.tolist() == [0, 0]
