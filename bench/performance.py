@@ -22,9 +22,10 @@ RUNS = {  # name: environment, arguments of pytest, heading
     "avx2": ({"QKERNELS_ISA": "avx2"}, [], "One thread, AVX2"),
     "threads": ({"QKERNELS_NUM_THREADS": "2"}, ["-k", "threads"], "Two threads"),
 }
+OTHER_CPUS = {"amx": "One thread, a CPU with AMX"}   # results that were brought from elsewhere
 INTRODUCTION = """# Performance
 
-Made by `python bench/performance.py` from the results of `pytest bench`; [bench/README.md](../bench/README.md) tells how they are measured. A time is
+Made by `python bench/performance.py` from the results of `pytest bench`, on the CPU and in the state of the code that each section names; [bench/README.md](../bench/README.md) tells how they are measured. A time is
 the best of many turns; the ratio is that of the fastest peer's time to ours. *Of limit* is the share of what this machine could do at most: its
 multiply-accumulates from registers alone, or reading and writing each array once, whichever takes longer. `~` marks results that agree but for
 float roundings, `wrong` and `crashed` peers that are not timed, `*` peers that could not be held to the instruction set of ours and are
@@ -47,6 +48,8 @@ def main():
         roofline.draw(found["best"], ROOT / "docs" / "roofline.png")
         parts.append("## Roofline\n\n![Multiply-accumulates a second against arithmetic intensity](roofline.png)\n")
     parts += [section(RUNS[name][2], report) for name, report in found.items()]
+    parts += [section(heading, json.loads(path.read_text())) for name, heading in OTHER_CPUS.items()
+              if (path := RESULTS / f"{name}.json").exists()]
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
 
 
@@ -79,7 +82,7 @@ def minilm_section(report):
              f"{r['recall']:.3f} ± {r['recall_error']:.3f}", f"{r['cosine']:.4f}"]
             for r in report["results"]]
     title = ". ".join(report["title"].split("\n"))
-    return (f"## MiniLM\n\n{title}. Made by `python examples/minilm.py --variants all`.\n\n"
+    return (f"## MiniLM\n\n{title}. {report.get('note', '')} Made by `python examples/minilm.py --variants all`.\n\n"
             f"{table(headings, rows)}\n![Size, speed and quality](minilm.png)\n")
 
 
@@ -97,7 +100,7 @@ def section(heading, report):
     limits = [f"{rate:.0f} GMAC/s {name}" for name, rate in report["peaks"].items()]
     limits += [f"{rate:.0f} GB/s from {level}" for level, rate in report["bandwidths"].items()]
     text = [f"## {heading}\n", f"{report['cpu']}, {report['isa']}, {report['threads']} thread(s). {libraries}.",
-            f"Limits of one core: {'; '.join(limits)}.\n"]
+            f"Limits of one core: {'; '.join(limits)}.", f"{report.get('note', '')}\n"]
     for suite in dict.fromkeys(row["suite"] for row in report["rows"].values()):
         rows = {case: row for case, row in report["rows"].items() if row["suite"] == suite}
         text += [f"### {suite}\n", suite_table(rows)]
