@@ -184,6 +184,18 @@ static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, si
     return some;
 }
 
+/* The nearest centroids of points whose squared distances may have underflowed, of which a bound of 0 is then true. */
+static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                                                     of(two) *found)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (found->second[i] >= TINY / 2) continue;
+        const REAL *x = (const REAL *)p->x + (begin + (size_t)points[i]) * p->d;
+        found->nearest[i] = (INTEGER)of(qk_nearest)(x, p->centroids, p->k, p->d, (int32_t)found->nearest[i]);
+        found->second[i] = 0;
+    }
+}
+
 /* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper
  * bound. The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
 static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
@@ -200,13 +212,13 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
         found.first[i] = of(root)(found.first[i]) * above + TINY;
         found.second[i] = of(root)(found.second[i]);
     }
+    int underflowed = 0;
+    for (size_t i = 0; i < count; i++) underflowed |= found.second[i] < TINY / 2;
+    if (underflowed) of(look_again)(p, begin, points, count, &found);
     for (size_t i = 0; i < count; i++) {
-        const int32_t at = points[i];
-        int32_t nearest = (int32_t)found.nearest[i];
+        const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
         const REAL others = beyond - upper[at];
         lower[at] = (found.second[i] < others ? found.second[i] : others) * below;
-        if (found.second[i] < TINY / 2) /* squares may have underflowed */
-            nearest = of(qk_nearest)((const REAL *)p->x + (begin + (size_t)at) * p->d, p->centroids, p->k, p->d, nearest), lower[at] = 0;
         upper[at] = found.first[i];
         changed += nearest != labels[at];
         labels[at] = nearest;
@@ -219,7 +231,7 @@ static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *po
 {
     const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
-    for (size_t at = 0; at < count && !s->stopped(); at += QK_KMEANS_TILE)
+    for (size_t at = 0; at < count && !(at % QK_KMEANS_LOOK == 0 && s->stopped()); at += QK_KMEANS_TILE)
         changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, s->all, listed,
                                    (REAL)INFINITY, s->tile);
     return changed;
@@ -253,7 +265,11 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
         work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, of(limit)(upper, sorted + at, some, p->d));
     }
     if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
-    for (size_t at = 0, some; at < count && !s->stopped(); at += some) {
+    for (size_t at = 0, some, looked = 0; at < count; at += some) {
+        if (at >= looked + QK_KMEANS_LOOK) {
+            if (s->stopped()) break;
+            looked = at;
+        }
         some = of(tile_of_label)(labels, sorted + at, count - at);
         const REAL limit = of(limit)(upper, sorted + at, some, p->d);
         const size_t listed = of(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near), next = at + some;
