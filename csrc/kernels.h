@@ -100,7 +100,7 @@ enum { QK_CODEBOOK_COLUMNS = 256 };
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
 enum { QK_UNPACK_ROWS = 1024 };
-enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16, QK_KMEANS_LOOK = 512 /* points between two looks for signals */ };
+enum { QK_KMEANS_TILE = 32, QK_KMEANS_BINS = 16, QK_KMEANS_LOOK = 1 << 21 /* products between two looks for signals */ };
 typedef struct {
     int (*stopped)(void);              /* whether the rest need not be computed */
     void *tile;                        /* d * QK_KMEANS_TILE */

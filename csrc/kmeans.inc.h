@@ -231,7 +231,8 @@ static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *po
 {
     const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
-    for (size_t at = 0; at < count && !(at % QK_KMEANS_LOOK == 0 && s->stopped()); at += QK_KMEANS_TILE)
+    const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
+    for (size_t at = 0; at < count && !(at % look == 0 && s->stopped()); at += QK_KMEANS_TILE)
         changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, s->all, listed,
                                    (REAL)INFINITY, s->tile);
     return changed;
@@ -265,8 +266,9 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
         work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, of(limit)(upper, sorted + at, some, p->d));
     }
     if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
+    const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
     for (size_t at = 0, some, looked = 0; at < count; at += some) {
-        if (at >= looked + QK_KMEANS_LOOK) {
+        if (at >= looked + look) {
             if (s->stopped()) break;
             looked = at;
         }

@@ -11,6 +11,13 @@ static inline void prefetch_row(const void *row, size_t bytes)
 #define of(name) name##_f32
 static inline float root_f32(float x) { return sqrtf(x); }
 
+/* Tiles of points between two looks for signals: a look costs as much as a small tile. */
+static inline size_t tiles_a_look(const qk_kmeans *p)
+{
+    const size_t tiles = QK_KMEANS_LOOK / QK_KMEANS_TILE / (p->k * p->d);
+    return tiles ? tiles : 1;
+}
+
 typedef float quad_f32 __attribute__((vector_size(16), aligned(4), may_alias));
 #if defined(__clang__) || __GNUC__ >= 12
 #define shuffle(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
