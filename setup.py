@@ -18,8 +18,17 @@ def compiler_is_clang():
 
 # No -march: each csrc/kernels_*.c carries its own target pragma. Contraction to FMA
 # would make float results differ between instruction sets. Vectors wider than the ABI's registers go to static functions only.
-flags = ["-std=gnu11", "-O3", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-         "-Wno-psabi", "-g0"]
+flags = [
+    "-std=gnu11",
+    "-O3",
+    "-pthread",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-g0",
+]
 if not compiler_is_clang():
     # gcc would also peel the loops over a tile's 16 columns before it vectorizes them, and then fail to.
     flags.append("--param=max-completely-peel-times=8")

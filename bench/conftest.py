@@ -16,8 +16,12 @@ THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREAD
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
 # Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-HOLD_TO_AVX2 = {"OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
-                "FAISS_OPT_LEVEL": "AVX2"}
+HOLD_TO_AVX2 = {
+    "OPENBLAS_CORETYPE": "Haswell",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FAISS_OPT_LEVEL": "AVX2",
+}
 
 
 def set_environment(config):
@@ -45,9 +49,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: the s
 collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
 
 
-
 def pytest_addoption(parser):
-    parser.addoption("--report", type=Path, metavar="FILE", help="JSON of the closing table; cases that it has already are replaced")
+    parser.addoption(
+        "--report", type=Path, metavar="FILE", help="JSON of the closing table; cases that it has already are replaced"
+    )
 
 
 ROWS, ISA = pytest.StashKey(), pytest.StashKey()

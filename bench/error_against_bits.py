@@ -18,9 +18,9 @@ RESULTS = ROOT / "bench" / "results" / "error_against_bits.json"
 CHART = ROOT / "docs" / "error_against_bits.png"
 CODE_BITS = range(2, 9)
 DOCSTRINGS = 100
-MOST_BITS = 9   # of the chart; codebooks of many levels for each column weigh more than the codes
+MOST_BITS = 9  # of the chart; codebooks of many levels for each column weigh more than the codes
 STYLES = {"uniform": ("#64748b", "s"), "NormalFloat": ("#c2410c", "^"), "k-means": ("#1d4ed8", "o")}
-LINES = ["-", "--", ":"]   # of the schemes of one style
+LINES = ["-", "--", ":"]  # of the schemes of one style
 
 
 def main():
@@ -77,7 +77,9 @@ def scaled(weight, levels, block_size):
     """With the largest magnitude of each block as its scale."""
     codebook = qk.Codebook(levels, axis=0, block_size=block_size)
     codes, scales = qk.encode(weight, codebook)
-    return qk.decode(codes, codebook, np.float16(scales)), (len(levels) - 1).bit_length() * weight.size + 16 * scales.size
+    return qk.decode(codes, codebook, np.float16(scales)), (
+        len(levels) - 1
+    ).bit_length() * weight.size + 16 * scales.size
 
 
 def uniform_levels(bits):
@@ -138,8 +140,14 @@ def measure():
     schemes = {}
     for name, scheme in SCHEMES.items():
         schemes[name] = [row(scheme, bits) for bits in CODE_BITS]
-        print(f"{name}: " + ", ".join(f"{found['cosine']:.4f} at {found['bits']:.2f} bits" for found in schemes[name]), flush=True)
-    return {"title": f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(len(batch.ids) for batch in batches):,} tokens", "schemes": schemes}
+        print(
+            f"{name}: " + ", ".join(f"{found['cosine']:.4f} at {found['bits']:.2f} bits" for found in schemes[name]),
+            flush=True,
+        )
+    return {
+        "title": f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(len(batch.ids) for batch in batches):,} tokens",
+        "schemes": schemes,
+    }
 
 
 # ---- the chart ----

@@ -71,7 +71,12 @@ def reading(total, piece):
     source, sink = big_buffer(total), aligned_empty((LINE,), "uint8")
     starts = range(0, total - groups * 8 * LINE + 1, groups * 8 * LINE)
     following = cycle([ctypes.c_void_p(source.ctypes.data + start) for start in starts]).__next__
-    reads, writes, to, count = ctypes.c_int(8), ctypes.c_int(0), ctypes.c_void_p(sink.ctypes.data), ctypes.c_size_t(groups)
+    reads, writes, to, count = (
+        ctypes.c_int(8),
+        ctypes.c_int(0),
+        ctypes.c_void_p(sink.ctypes.data),
+        ctypes.c_size_t(groups),
+    )
     return Contender("stream", lambda keep=(source, sink): run(reads, writes, following(), to, count))
 
 
@@ -130,6 +135,8 @@ def bandwidths():
 def cache_size(level):
     """Bytes; None where the system does not tell."""
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        if (folder / "level").read_text().strip() == str(level) and (folder / "type").read_text().strip() != "Instruction":
+        if (folder / "level").read_text().strip() == str(level) and (
+            folder / "type"
+        ).read_text().strip() != "Instruction":
             return int((folder / "size").read_text().strip().removesuffix("K")) * 1024
     return None

@@ -34,7 +34,24 @@ def settle(isa, best_isa, number_of_threads):
         hold_numkong_to_avx2()
         not_held.update(["onnxruntime", "torch fbgemm", "bitsandbytes"])  # they choose by CPUID and have no switch
     else:
-        not_held.update(["onnxruntime", "torch", "torch float32", "torch fbgemm", "torch onednn", "numkong", "sgemm", "NumPy float32", "bitsandbytes", "gguf", "searchsorted", "faiss", "scikit-learn", "dgemm"])
+        not_held.update(
+            [
+                "onnxruntime",
+                "torch",
+                "torch float32",
+                "torch fbgemm",
+                "torch onednn",
+                "numkong",
+                "sgemm",
+                "NumPy float32",
+                "bitsandbytes",
+                "gguf",
+                "searchsorted",
+                "faiss",
+                "scikit-learn",
+                "dgemm",
+            ]
+        )
 
 
 def contender(name, call, read, check=None):
@@ -63,7 +80,9 @@ def ort_graph(name, nodes, inputs, constants, outputs):
     binding = session.io_binding()
     for key, x in inputs.items():
         binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(x))
-    values = [onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype)) for shape, dtype in outputs.values()]
+    values = [
+        onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype)) for shape, dtype in outputs.values()
+    ]
     for key, value in zip(outputs, values):
         binding.bind_ortvalue_output(key, value)
     run = session.run_with_iobinding
@@ -110,7 +129,10 @@ def ort_matmul_nbits(x, b, scale, block_size):
     """4-bit weights b (K, N), 0..15 with zero points 8, in blocks of K; accuracy_level 4: x is quantized to int8 by blocks."""
     k, n = b.shape
     blocks = b.T.reshape(n, k // block_size, block_size)
-    constants = {"b": np.ascontiguousarray(blocks[..., ::2] | blocks[..., 1::2] << 4), "scale": np.ascontiguousarray(scale.T).ravel()}
+    constants = {
+        "b": np.ascontiguousarray(blocks[..., ::2] | blocks[..., 1::2] << 4),
+        "scale": np.ascontiguousarray(scale.T).ravel(),
+    }
     return ort_node("MatMulNBits", {"x": x}, constants, ((len(x), n), "float32"), domain="com.microsoft", K=k, N=n, bits=4,
                     block_size=block_size, accuracy_level=4)  # fmt: skip
 
@@ -136,7 +158,9 @@ def ort_fake_quantize(x, scale, zero_point, **attributes):
 
 
 def ort_dynamic_quantize(x):
-    return ort_node("DynamicQuantizeLinear", {"x": x}, {}, (x.shape, "uint8"), {"scale": ((), "float32"), "zero": ((), "uint8")})
+    return ort_node(
+        "DynamicQuantizeLinear", {"x": x}, {}, (x.shape, "uint8"), {"scale": ((), "float32"), "zero": ((), "uint8")}
+    )
 
 
 # ---- torch ----
@@ -174,8 +198,13 @@ def torch_packed(engine, b, b_scale, bias=None):
 
 
 def torch_qlinear(engine, q, scale, zero_point, b, b_scale, y_scale, y_zero):
-    codes, packed = torch._make_per_tensor_quantized_tensor(torch.from_numpy(q), scale, zero_point), torch_packed(engine, b, b_scale)
-    return torch_contender(lambda: torch.ops.quantized.linear(codes, packed, y_scale, y_zero), read_codes, f"torch {engine}")
+    codes, packed = (
+        torch._make_per_tensor_quantized_tensor(torch.from_numpy(q), scale, zero_point),
+        torch_packed(engine, b, b_scale),
+    )
+    return torch_contender(
+        lambda: torch.ops.quantized.linear(codes, packed, y_scale, y_zero), read_codes, f"torch {engine}"
+    )
 
 
 def torch_dynamic_linear(engine, x, b, b_scale, bias, shapes):
@@ -202,7 +231,9 @@ for m, n, k in eval(sys.argv[2]):
     found = set()
     left = list(shapes)
     while left:
-        run = subprocess.run([sys.executable, "-W", "ignore", "-c", script, engine, repr(left)], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, engine, repr(left)], capture_output=True, text=True
+        )
         found |= {tuple(map(int, line.split())) for line in run.stdout.splitlines()}
         if run.returncode == 0:
             break
@@ -238,9 +269,13 @@ def torch_fake_quantize(x, scale, zero_point, axis=None):
     tensor, info = torch.from_numpy(x), np.iinfo(zero_point.dtype)
     if axis is None:
         scale, zero_point = float(scale), int(zero_point)
-        return torch_contender(lambda: torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, info.min, info.max))
+        return torch_contender(
+            lambda: torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, info.min, info.max)
+        )
     scales, zeros = torch.from_numpy(scale), torch.from_numpy(zero_point.astype(np.int32))
-    return torch_contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))
+    return torch_contender(
+        lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max)
+    )
 
 
 # ---- numkong ----
@@ -269,11 +304,17 @@ def dynamic_map():
 def bitsandbytes_encode(x, book):
     tensor, f = torch.from_numpy(x), bitsandbytes.functional
     if book.k == 16:
-        return contender("bitsandbytes", lambda: f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4"),
-                         lambda: halves(f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4")[0].numpy()))
+        return contender(
+            "bitsandbytes",
+            lambda: f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4"),
+            lambda: halves(f.quantize_4bit(tensor, blocksize=book.block_size, quant_type="nf4")[0].numpy()),
+        )
     levels = torch.from_numpy(book.levels.copy())
-    return contender("bitsandbytes", lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size),
-                     lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size)[0].numpy())
+    return contender(
+        "bitsandbytes",
+        lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size),
+        lambda: f.quantize_blockwise(tensor, code=levels, blocksize=book.block_size)[0].numpy(),
+    )
 
 
 def halves(data):
@@ -283,26 +324,46 @@ def halves(data):
 def bitsandbytes_decode(codes, scales, book):
     """Results are new arrays: its CPU code takes no other."""
     f, levels = bitsandbytes.functional, torch.from_numpy(book.levels.copy())
-    state = f.QuantState(absmax=torch.from_numpy(scales), shape=torch.Size([1, codes.size]), code=levels, blocksize=book.block_size,
-                         dtype=torch.float32, quant_type="nf4")
+    state = f.QuantState(
+        absmax=torch.from_numpy(scales),
+        shape=torch.Size([1, codes.size]),
+        code=levels,
+        blocksize=book.block_size,
+        dtype=torch.float32,
+        quant_type="nf4",
+    )
     if book.k == 16:
         packed = torch.from_numpy((codes[::2] << 4 | codes[1::2])[:, None])
-        return contender("bitsandbytes", lambda: f.dequantize_4bit(packed, state), lambda: f.dequantize_4bit(packed, state).numpy().reshape(-1))
+        return contender(
+            "bitsandbytes",
+            lambda: f.dequantize_4bit(packed, state),
+            lambda: f.dequantize_4bit(packed, state).numpy().reshape(-1),
+        )
     tensor = torch.from_numpy(codes)
-    return contender("bitsandbytes", lambda: f.dequantize_blockwise(tensor, state), lambda: f.dequantize_blockwise(tensor, state).numpy())
+    return contender(
+        "bitsandbytes",
+        lambda: f.dequantize_blockwise(tensor, state),
+        lambda: f.dequantize_blockwise(tensor, state).numpy(),
+    )
 
 
 # ---- gguf-py: NumPy ----
 
 
 def gguf_write(x, kind):
-    return contender("gguf", lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]),
-                     lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]))
+    return contender(
+        "gguf",
+        lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]),
+        lambda: gguf.quants.quantize(x, gguf.GGMLQuantizationType[kind]),
+    )
 
 
 def gguf_read(data, kind):
-    return contender("gguf", lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]),
-                     lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]))
+    return contender(
+        "gguf",
+        lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]),
+        lambda: gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]),
+    )
 
 
 # ---- OpenBLAS ----
@@ -334,7 +395,11 @@ def flash_kmeans(x, k, weights=None):
     import flash1dkmeans
 
     run = flash1dkmeans.kmeans_1d
-    return contender("flash1dkmeans", lambda: run(x, k, sample_weights=weights), lambda: run(x, k, sample_weights=weights, random_state=0)[0])
+    return contender(
+        "flash1dkmeans",
+        lambda: run(x, k, sample_weights=weights),
+        lambda: run(x, k, sample_weights=weights, random_state=0)[0],
+    )
 
 
 # ---- clustering, from `start` ----
@@ -342,7 +407,9 @@ def flash_kmeans(x, k, weights=None):
 
 def faiss_kmeans(x, start, iterations):
     def cluster():
-        trained = faiss.Kmeans(x.shape[1], len(start), niter=iterations, min_points_per_centroid=1, max_points_per_centroid=len(x))
+        trained = faiss.Kmeans(
+            x.shape[1], len(start), niter=iterations, min_points_per_centroid=1, max_points_per_centroid=len(x)
+        )
         trained.train(x, init_centroids=start)
         return trained.centroids
 
@@ -351,7 +418,11 @@ def faiss_kmeans(x, start, iterations):
 
 def sklearn_kmeans(x, start, iterations):
     def cluster():
-        return KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd").fit(x).cluster_centers_
+        return (
+            KMeans(len(start), init=start, n_init=1, max_iter=iterations, tol=0, algorithm="lloyd")
+            .fit(x)
+            .cluster_centers_
+        )
 
     return contender("scikit-learn", cluster, cluster)
 

@@ -25,15 +25,15 @@ EXACT, CLOSE, WRONG, CRASHED = "", "~", "wrong", "crashed"
 @dataclass
 class Contender:
     name: str
-    call: Callable[[], object] | None                     # None where it must not be called: it crashed
-    read: Callable[[], np.ndarray] | None = None          # the result, of the last call or of one more
-    check: Callable[[np.ndarray], str] | None = None      # where the check of the case does not suit
-    held: bool = True                                     # to the instruction set that ours is held to
-    scale: float = 1.0                                    # calls that make the work of the case
+    call: Callable[[], object] | None  # None where it must not be called: it crashed
+    read: Callable[[], np.ndarray] | None = None  # the result, of the last call or of one more
+    check: Callable[[np.ndarray], str] | None = None  # where the check of the case does not suit
+    held: bool = True  # to the instruction set that ours is held to
+    scale: float = 1.0  # calls that make the work of the case
     note: str = EXACT
-    calls: int = 1                                        # a turn
-    every: int = 1                                        # rounds
-    turns: list[float] = field(default_factory=list)      # seconds of one call
+    calls: int = 1  # a turn
+    every: int = 1  # rounds
+    turns: list[float] = field(default_factory=list)  # seconds of one call
 
     @property
     def seconds(self):
@@ -46,12 +46,12 @@ class Row:
 
     suite: str
     case: str
-    work: float           # multiply-accumulates, or bytes read and written
+    work: float  # multiply-accumulates, or bytes read and written
     unit: str
     ours: Contender
     peers: list[Contender]
     limits: list[Contender]
-    moved: float = 0.0    # bytes read and written once, of a product
+    moved: float = 0.0  # bytes read and written once, of a product
 
     @property
     def to_best_peer(self):
@@ -61,7 +61,9 @@ class Row:
 
     @property
     def best_peer(self):
-        return min((peer for peer in self.peers if peer.turns and peer.held), key=lambda peer: peer.seconds, default=None)
+        return min(
+            (peer for peer in self.peers if peer.turns and peer.held), key=lambda peer: peer.seconds, default=None
+        )
 
     @property
     def of_limit(self):

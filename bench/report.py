@@ -25,8 +25,11 @@ def print_report(rows, isa, threads):
         console = Console(width=190)
     console.print(f"\n[bold]{cpu_name()}[/], instruction set [bold]{isa}[/], {threads} thread(s)")
     console.print(", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", OpenBLAS for {openblas_core()}")
-    console.print("Limits of one core: " + "; ".join(f"{name} {rate:.0f} GMAC/s" for name, rate in peaks().items())
-                  + "; ".join(["", *(f"{level} {rate:.0f} GB/s read" for level, rate in bandwidths().items())]))
+    console.print(
+        "Limits of one core: "
+        + "; ".join(f"{name} {rate:.0f} GMAC/s" for name, rate in peaks().items())
+        + "; ".join(["", *(f"{level} {rate:.0f} GB/s read" for level, rate in bandwidths().items())])
+    )
     for suite in dict.fromkeys(row.suite for row in rows):
         console.print(suite_table(suite, [row for row in rows if row.suite == suite]))
     console.print(LEGEND, style="dim")
@@ -36,8 +39,15 @@ def print_report(rows, isa, threads):
 
 def save_report(path, rows, isa, threads):
     """The rows as JSON, beside those of other cases that the file holds."""
-    report = {"cpu": cpu_name(), "isa": isa, "threads": threads, "libraries": {name: version(name) for name in LIBRARIES},
-              "peaks": peaks(), "bandwidths": bandwidths(), "rows": {}}
+    report = {
+        "cpu": cpu_name(),
+        "isa": isa,
+        "threads": threads,
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "peaks": peaks(),
+        "bandwidths": bandwidths(),
+        "rows": {},
+    }
     if path.exists():
         report["rows"] = json.loads(path.read_text())["rows"]
     report["rows"] |= {row.case: row_as_json(row) for row in rows}
@@ -47,8 +57,16 @@ def save_report(path, rows, isa, threads):
 
 def row_as_json(row):
     peers = {p.name: {"seconds": p.seconds if p.turns else None, "note": p.note, "held": p.held} for p in row.peers}
-    return {"suite": row.suite, "work": row.work, "unit": row.unit, "moved": row.moved, "seconds": row.ours.seconds,
-            "of_limit": row.of_limit if row.limits else None, "to_best_peer": row.to_best_peer, "peers": peers}
+    return {
+        "suite": row.suite,
+        "work": row.work,
+        "unit": row.unit,
+        "moved": row.moved,
+        "seconds": row.ours.seconds,
+        "of_limit": row.of_limit if row.limits else None,
+        "to_best_peer": row.to_best_peer,
+        "peers": peers,
+    }
 
 
 def means_table(rows):
@@ -58,8 +76,13 @@ def means_table(rows):
         table.add_column(heading, justify="right" if heading in ("number", "geometric mean", "least") else "left")
     for group, members in groups(rows).items():
         worst = min(members, key=lambda row: row.to_best_peer)
-        table.add_row(group, str(len(members)), f"{geometric_mean(row.to_best_peer for row in members):.2f}x",
-                      f"{worst.to_best_peer:.2f}x", worst.case.removeprefix(group).strip(", "))
+        table.add_row(
+            group,
+            str(len(members)),
+            f"{geometric_mean(row.to_best_peer for row in members):.2f}x",
+            f"{worst.to_best_peer:.2f}x",
+            worst.case.removeprefix(group).strip(", "),
+        )
     return table
 
 
@@ -73,7 +96,9 @@ def groups(rows):
 
 
 def openblas_core():
-    return next((library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"), "no CPU")
+    return next(
+        (library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"), "no CPU"
+    )
 
 
 def cpu_name():
@@ -92,8 +117,14 @@ def suite_table(suite, rows):
         table.add_column(heading, justify="right")
     for row in rows:
         peers = {peer.name: peer for peer in row.peers}
-        table.add_row(row.case, show_time(row.ours.seconds), f"{row.work / row.ours.seconds / 1e9:.1f} {row.unit}",
-                      f"{row.of_limit:.0%}" if row.limits else "", show_ratio(row), *(show_peer(peers.get(name)) for name in names))
+        table.add_row(
+            row.case,
+            show_time(row.ours.seconds),
+            f"{row.work / row.ours.seconds / 1e9:.1f} {row.unit}",
+            f"{row.of_limit:.0%}" if row.limits else "",
+            show_ratio(row),
+            *(show_peer(peers.get(name)) for name in names),
+        )
     return table
 
 

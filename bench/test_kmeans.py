@@ -14,7 +14,7 @@ from race import CLOSE, EXACT, WRONG, Contender
 import qkernels as qk
 
 SHAPES = [(1_000_000, 4, 256), (1_000_000, 8, 256), (200_000, 32, 256), (100_000, 64, 16)]
-ITERATIONS = 25   # as faiss has it
+ITERATIONS = 25  # as faiss has it
 
 
 def inertia(x, centroids):

@@ -28,7 +28,9 @@ def test_qlinear(race, isa, shape):
     multiplier = np.float32(0.02) * b_scale / np.float32(0.7)
     sums = exact_product(q.astype(np.int64) - 120, b)
     expected = np.clip(np.rint(sums.astype(np.float32) * multiplier) + 131, 0, 255).astype(np.uint8)
-    ours = Contender("qkernels", lambda: qk.qlinear(q, params, packed, out_params, out=out), lambda: out, exactly(expected))
+    ours = Contender(
+        "qkernels", lambda: qk.qlinear(q, params, packed, out_params, out=out), lambda: out, exactly(expected)
+    )
     others = [peers.torch_qlinear(engine, q, 0.02, 120, b, b_scale, 0.7, 131) for engine in ("fbgemm", "onednn")]
     race_product(
         race, isa, f"qlinear {named(shape)}", shape, ours=ours,
@@ -92,7 +94,9 @@ def test_epilogue(race, isa, epilogue):
         real = (exact_product(q.astype(np.int64) - 120, b) + bias) * scaled
         lowest = 3 if activation else -128
         check = within(np.clip(np.rint(real / 0.7) + 3, lowest, 127), step=1, most=0.02)
-        ours = Contender("qkernels", lambda: qk.qlinear(q, params, packed, out_params, bias, **options), lambda: out, check)
+        ours = Contender(
+            "qkernels", lambda: qk.qlinear(q, params, packed, out_params, bias, **options), lambda: out, check
+        )
         inputs = [q]
     else:
         x, bias, out = random_floats(m, k), random_floats(n, seed=3), aligned_empty((m, n), "float32")

@@ -25,7 +25,10 @@ def smaller_blocks(x, k, n, block_size=32):
     codes, scale = quantized_weights(k, n, block_size)
     real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
     found = peers.ort_matmul_nbits(x, codes, scale, block_size)
-    found.name, found.check = f"onnxruntime, block {block_size}", relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    found.name, found.check = (
+        f"onnxruntime, block {block_size}",
+        relative(x.astype(np.float64) @ real.reshape(k, n), 0.03),
+    )
     return found
 
 

@@ -62,7 +62,9 @@ def test_few_rows(race, isa, shape, temperature):
     others = []
     if copies < 100 and m == 1:  # onnxruntime takes long to make more sessions
         sessions = [peers.ort_matmul_integer(a, b) for _ in range(copies)]
-        others = [Contender("onnxruntime", in_turn([s.call for s in sessions]), sessions[0].read, held=sessions[0].held)]
+        others = [
+            Contender("onnxruntime", in_turn([s.call for s in sessions]), sessions[0].read, held=sessions[0].held)
+        ]
     race_product(
         race, isa, f"matmul {temperature} weights {named(shape)}", shape,
         ours=Contender("qkernels", in_turn([matmul(a, p, out).call for p in packed]), lambda: out), peers=others,
@@ -99,7 +101,11 @@ def test_threads(race, isa, shape):
         qk.matmul(a, packed, out=out_1)
         qk.set_num_threads(peers.threads)
 
-    others = [Contender("one thread", one_thread, lambda: out_1), peers.ort_matmul_integer(a, b), peers.torch_int_mm(a, b)]
+    others = [
+        Contender("one thread", one_thread, lambda: out_1),
+        peers.ort_matmul_integer(a, b),
+        peers.torch_int_mm(a, b),
+    ]
     race_product(
         race, isa, f"matmul threads {named(shape)}", shape, ours=matmul(a, packed, out), peers=others, check=exactly(expected),
         inputs=[a], weight_bytes=b.nbytes, out=out,

@@ -33,7 +33,11 @@ def nearest_by(queries, codes, book):
     def check(indices):
         if np.array_equal(indices, expected):
             return EXACT
-        return CLOSE if np.allclose(*(np.take_along_axis(sums, i, axis=1) for i in (indices, expected)), rtol=1e-5) else WRONG
+        return (
+            CLOSE
+            if np.allclose(*(np.take_along_axis(sums, i, axis=1) for i in (indices, expected)), rtol=1e-5)
+            else WRONG
+        )
 
     return check
 

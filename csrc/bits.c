@@ -1,5 +1,5 @@
-/* Codes of a few bits, stored densely: code i has the bits from i * bits on, the lowest first, of little-endian bytes. Eight codes
- * fill `bits` bytes; in a register they move together, and apart again, in three steps. */
+/* Codes of a few bits, stored densely: code i has the bits from i * bits on, the lowest first, of little-endian bytes.
+ * Eight codes fill `bits` bytes; in a register they move together, and apart again, in three steps. */
 #include <string.h>
 
 #include "blocking.h"

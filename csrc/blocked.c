@@ -1,7 +1,8 @@
-/* Products of floats and 4-bit weights, or blocks of 8-bit ones (numerics 12): packing, blocking, threads. The tile belongs to the
- * instruction set.
+/* Products of floats and 4-bit weights, or blocks of 8-bit ones (numerics 12): packing, blocking, threads. The tile
+ * belongs to the instruction set.
  *
- * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of rows. */
+ * Loop order as in gemm.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
+ * rows. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +32,10 @@ static int long_sums(const qk_blocked *p) { return p->bits == 8 && p->block > QK
 /* Of the sums of columns. */
 static size_t sum_bytes(const qk_blocked *p) { return p->bits == 8 ? NR * (long_sums(p) ? 4 : 2) : 0; }
 
-static size_t params_bytes(const qk_blocked *p) { return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p); }
+static size_t params_bytes(const qk_blocked *p)
+{
+    return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p);
+}
 static size_t group_bytes(const qk_blocked *p) { return OWN_STEP_BYTES * (1 + steps_of(p, 0)); } /* levels and codes */
 
 static size_t record_bytes(const qk_blocked *p, size_t block)
@@ -48,9 +52,19 @@ void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t 
                      int half_scales, int own_zeros, int32_t zero_point)
 {
     const int flip = bits == 4 ? (b_signed ? 8 : 0) : b_signed ? 0 : 128;
-    *p = (qk_blocked){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .block = block < k ? block : k ? k : 1,
-                      .bits = bits, .flip = flip, .half_scales = half_scales, .own_zeros = own_zeros,
-                      .zero = bits == 4 ? zero_point + flip : 0, .level_scale = 1};
+    *p = (qk_blocked){.kernels = kernels,
+                      .k = k,
+                      .n = n,
+                      .n_pad = round_up(n, NR),
+                      .block = block < k ? block
+                          : k            ? k
+                                         : 1,
+                      .bits = bits,
+                      .flip = flip,
+                      .half_scales = half_scales,
+                      .own_zeros = own_zeros,
+                      .zero = bits == 4 ? zero_point + flip : 0,
+                      .level_scale = 1};
     p->blocks = ceil_div(k, p->block);
 }
 
@@ -102,7 +116,8 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 {
     const qk_blocked *p = job->p;
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to);
+        p->kernels->blocked_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols,
+                                      (uint8_t)p->flip, to);
 }
 
 /* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
@@ -111,7 +126,8 @@ static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_
     const qk_blocked *p = job->p;
     int32_t sum[NR] = {0};
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->bytes_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols, (uint8_t)p->flip, to, sum);
+        p->kernels->bytes_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols,
+                                    (uint8_t)p->flip, to, sum);
     to += params_bytes(p) - sum_bytes(p);
     for (size_t j = 0; j < NR; j++) {
         const int32_t negative = -sum[j];
@@ -161,7 +177,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const qk_block_params *params)
+int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                    const qk_block_params *params)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, params, 0};
@@ -236,7 +253,8 @@ void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
                 p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
             else
                 memcpy(all, from, sizeof all);
-            for (size_t j = 0; j < cols; j++) *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
+            for (size_t j = 0; j < cols; j++)
+                *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
         }
 }
 
@@ -248,7 +266,7 @@ typedef struct {
     size_t m;
     const qk_blocked *b;
     const qk_right *right;
-    size_t block_pad, k_pad;                    /* of a row's codes: each block is padded with zeros to whole steps */
+    size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start;
     blocking share;
     qk_row_quantizer quantizer;
@@ -259,8 +277,8 @@ typedef struct {
 typedef struct {
     int8_t *codes;
     int32_t *start;
-    float *scale, *spare; /* a row of codes before its blocks are padded */
-    int16_t *words;       /* the codes, where the tile wants them so */
+    float *scale, *spare;        /* a row of codes before its blocks are padded */
+    int16_t *words;              /* the codes, where the tile wants them so */
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     int any_wide;
 } row_block;
@@ -306,9 +324,11 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     const qk_kernels *k = b->kernels;
     int8_t *codes = rows->codes + i * g->lda;
     int32_t *start = rows->start + i * g->ld_start;
-    if (b->bits == 4 || b->own_zeros) k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+    if (b->bits == 4 || b->own_zeros)
+        k->blocked_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
     if (b->bits == 4) return;
-    for (size_t j = 0; b->own_zeros && j < b->blocks; j++) start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
+    for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
+        start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
     if (rows->words) k->bytes_widen_row(codes, g->k_pad, rows->words + i * g->lda);
     if (k->bytes_flip) flip_codes(codes, g->k_pad, k->bytes_flip);
 }
@@ -362,7 +382,8 @@ static int32_t zero_product(const qk_blocked *b, const uint8_t *zeros, int j, in
 }
 
 /* What blocked_tile or bytes_tile makes of a row, in double. */
-static void wide_sums(const qk_blocked *b, const qk_blocked_panel *p, const int8_t *a, const int32_t *start, double *total)
+static void wide_sums(const qk_blocked *b, const qk_blocked_panel *p, const int8_t *a, const int32_t *start,
+                      double *total)
 {
     const uint8_t *record = p->records;
     float scale[NR];
@@ -400,14 +421,15 @@ static void wide_sums_of_own_levels(const qk_blocked *b, const qk_blocked_panel 
         int32_t sum = 0;
         for (size_t s = 0; s < p->last_steps; s++, codes += OWN_STEP_BYTES)
             for (size_t i = 0; i < HALF; i++)
-                sum += a[s * QK_OWN_KR + i] * levels[codes[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[codes[i] >> 4];
+                sum +=
+                    a[s * QK_OWN_KR + i] * levels[codes[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[codes[i] >> 4];
         total[j] = (double)sum * scale[j];
     }
 }
 
 /* Rows of a tile some of which are wide: `wide` are their scales. */
-static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes, const int32_t *start,
-                             const double *wide, float *y, const qk_tile *t)
+static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel *p, const int8_t *codes,
+                                       const int32_t *start, const double *wide, float *y, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[NR];
@@ -427,16 +449,21 @@ static QK_SELDOM void store_rows_apart(const product *g, const qk_blocked_panel 
 }
 
 /* Rows that a tile takes. */
-static size_t tile_rows(const qk_blocked *b) { return (size_t)(b->bits == 8 ? b->kernels->bytes_mr : b->kernels->blocked_mr); }
+static size_t tile_rows(const qk_blocked *b)
+{
+    return (size_t)(b->bits == 8 ? b->kernels->bytes_mr : b->kernels->blocked_mr);
+}
 
 /* y = rows of the block from `row` on, times a panel. */
-static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_blocked_panel *panel, float *y)
+static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_blocked_panel *panel,
+                          float *y)
 {
     const qk_kernels *k = g->b->kernels;
     const int8_t *codes = block->codes + row * g->lda;
     const int32_t *start = block->start + row * g->ld_start;
     if (g->b->bits == 8)
-        k->bytes_tile(rows, panel, block->words ? (const void *)(block->words + row * g->lda) : codes, g->lda, start, g->ld_start, y);
+        k->bytes_tile(rows, panel, block->words ? (const void *)(block->words + row * g->lda) : codes, g->lda, start,
+                      g->ld_start, y);
     else
         (g->b->own_levels ? k->own_levels_tile : k->blocked_tile)(rows, panel, codes, g->lda, start, g->ld_start, y);
 }
@@ -448,8 +475,13 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
     float y[MAX_MR * NR] __attribute__((aligned(64)));
-    qk_blocked_panel p = {.blocks = b->blocks, .steps = g->block_pad / rows_of(b), .half_scales = b->half_scales,
-                          .own_zeros = b->own_zeros, .long_sums = long_sums(b), .params_bytes = params_bytes(b), .levels = b->levels};
+    qk_blocked_panel p = {.blocks = b->blocks,
+                          .steps = g->block_pad / rows_of(b),
+                          .half_scales = b->half_scales,
+                          .own_zeros = b->own_zeros,
+                          .long_sums = long_sums(b),
+                          .params_bytes = params_bytes(b),
+                          .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
@@ -461,7 +493,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
             qk_set_rows(&t, g->right, first + row, count, col, block->scale + row);
             multiply_tile(g, block, row, t.rows, &p, y);
             if (block->any_wide)
-                store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start, block->wide_scale + row, y, &t);
+                store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
+                                 block->wide_scale + row, y, &t);
             else
                 k->blocked_to_float(y, &t);
         }
@@ -486,7 +519,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
     }
     free(block.codes);
 }

@@ -1,8 +1,9 @@
-/* Products with 4-bit weights and with blocks of 8-bit ones (numerics 12): packing, sums of activations and the epilogue,
- * compiled once per instruction set, after products.inc.h.
+/* Products with 4-bit weights and with blocks of 8-bit ones (numerics 12): packing, sums of activations and the
+ * epilogue, compiled once per instruction set, after products.inc.h.
  *
- * A step holds 4 rows of 32 columns. Of 4 bits: in 64 bytes. Byte 4 j + i has row i of column j in its low half and of column
- * j + 16 in its high half: a lane of 4 bytes has 4 rows of two columns. Of 8 bits: in 128 bytes, 4 j + i having row i of column j. */
+ * A step holds 4 rows of 32 columns. Of 4 bits: in 64 bytes. Byte 4 j + i has row i of column j in its low half and of
+ * column j + 16 in its high half: a lane of 4 bytes has 4 rows of two columns. Of 8 bits: in 128 bytes, 4 j + i having
+ * row i of column j. */
 
 /* `rows` codes of a column in the low halves of bytes. */
 static inline uint32_t column_codes(const uint8_t *b, ptrdiff_t row_stride, size_t rows)
@@ -54,8 +55,8 @@ static void bytes_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t co
     }
 }
 
-/* Sum of 8 codes at a time, as unsigned bytes: pairs in the 16-bit parts of `pairs`, which 32 steps cannot overflow, nor
- * their sum: 32 * 8 * 255 < 2^16. `n` is a multiple of 4. */
+/* Sum of 8 codes at a time, as unsigned bytes: pairs in the 16-bit parts of `pairs`, which 32 steps cannot overflow,
+ * nor their sum: 32 * 8 * 255 < 2^16. `n` is a multiple of 4. */
 static inline int32_t sum_block(const int8_t *a, size_t n)
 {
     int32_t sum = 0;
@@ -94,7 +95,8 @@ static inline void scale_line(const float *y, const float *restrict bias, float 
 static void blocked_to_float(float *y, const qk_tile *t)
 {
     enum { NC = QK_BLOCKED_NR };
-    const int in_place = t->activation == QK_IDENTITY && t->cols == NC && !t->residual && !t->bounded; /* one visit is enough */
+    const int in_place =
+        t->activation == QK_IDENTITY && t->cols == NC && !t->residual && !t->bounded; /* one visit is enough */
     for (int row = 0; row < t->rows; row++) {
         float *dst = (float *)((char *)t->dst + (size_t)row * t->row_stride);
         scale_line(y + row * NC, t->bias, t->row_scale[row], in_place ? dst : y + row * NC);

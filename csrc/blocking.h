@@ -4,8 +4,8 @@
 
 #include "sizes.h"
 
-enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 };              /* no tile, and no step of one, is larger */
-enum { A_BLOCK_BYTES = 256 * 1024, MAX_ROWS = 480 };        /* rows of a that a task takes: they stay in the L2 cache */
+enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 };       /* no tile, and no step of one, is larger */
+enum { A_BLOCK_BYTES = 256 * 1024, MAX_ROWS = 480 }; /* rows of a that a task takes: they stay in the L2 cache */
 
 static inline size_t ceil_div(size_t n, size_t by) { return n / by + (n % by != 0); }
 static inline size_t round_up(size_t n, size_t step) { return qk_times(ceil_div(n, step), step); }

@@ -53,23 +53,25 @@ static void code_columns(void *context, size_t begin, size_t end)
         if (j->y)
             qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, t);
         else
-            qk_keep_most(&j->most, qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, t));
+            qk_keep_most(
+                &j->most,
+                qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, t));
     }
 }
 
 enum { TILE_COLUMNS = 16, TILE_VALUES = 64 }; /* a cache line of floats in each of 64 rows, or fewer longer ones */
 
 /* `inner` is a constant 1 in the usual case. */
-static inline __attribute__((always_inline)) void gather(const float *x, size_t row, size_t rows, size_t channels, size_t inner,
-                                                         float (*to)[TILE_VALUES])
+static inline __attribute__((always_inline)) void gather(const float *x, size_t row, size_t rows, size_t channels,
+                                                         size_t inner, float (*to)[TILE_VALUES])
 {
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < channels; c++)
             for (size_t i = 0; i < inner; i++) to[c][r * inner + i] = x[r * row + c * inner + i];
 }
 
-static inline __attribute__((always_inline)) void scatter(uint8_t (*codes)[TILE_VALUES], size_t row, size_t rows, size_t channels,
-                                                          size_t inner, uint8_t *to)
+static inline __attribute__((always_inline)) void scatter(uint8_t (*codes)[TILE_VALUES], size_t row, size_t rows,
+                                                          size_t channels, size_t inner, uint8_t *to)
 {
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < channels; c++)
@@ -85,7 +87,8 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     uint8_t codes[TILE_COLUMNS][TILE_VALUES];
     for (size_t item = begin; item < end; item++) {
         const size_t first = item % tiles * TILE_COLUMNS, channels = at_most(j->length - first, TILE_COLUMNS);
-        const size_t top = item / tiles * j->block, rows = at_most(j->outer - top, j->block), start = top * row + first * inner;
+        const size_t top = item / tiles * j->block, rows = at_most(j->outer - top, j->block),
+                     start = top * row + first * inner;
         if (inner == 1)
             gather(j->x + start, row, rows, channels, 1, values);
         else
@@ -106,7 +109,8 @@ static void decode_rows(void *context, size_t begin, size_t end)
 {
     job *j = context;
     for (; begin < end; begin++)
-        qk_active()->decode_channels_f32(j->codes + begin * j->length, j->y + begin * j->length, j->length, &j->c->first);
+        qk_active()->decode_channels_f32(j->codes + begin * j->length, j->y + begin * j->length, j->length,
+                                         &j->c->first);
 }
 
 static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, double ns)
@@ -120,7 +124,8 @@ static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, 
     }
     if (j->c->channels > 1 && inner < TILE_VALUES / 2 && !j->y) {
         j->outer = outer, j->length = length, j->inner = inner, j->block = TILE_VALUES / inner;
-        return qk_parallel_for(ceil_div(outer, j->block) * ceil_div(length, TILE_COLUMNS), 1.0 * (double)total, encode_tiles, j);
+        return qk_parallel_for(ceil_div(outer, j->block) * ceil_div(length, TILE_COLUMNS), 1.0 * (double)total,
+                               encode_tiles, j);
     }
     if (j->c->channels > 1 && inner == 1 && j->y) {
         j->length = length;
@@ -137,7 +142,8 @@ static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, 
     return qk_parallel_for(lines * j->pieces, ns * (double)total, code_lines, j);
 }
 
-int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block, float *scale)
+int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+              float *scale)
 {
     QK_DEFAULT_MODE;
     job j = {.c = c, .x = x, .codes = q, .scales = scale};

@@ -1,17 +1,18 @@
 /* The loops of codebooks (codebook.c, numerics 15), compiled once per instruction set, after layers.inc.h.
  *
- * At most 16 levels fit a register or two. An instruction set that looks them up there defines HAVE_LEVELS16 and, before this,
- * encode16 and decode16 for GROUP16 values at a time, and magnitudes4 for blocks. More levels are found through a table of buckets. */
+ * At most 16 levels fit a register or two. An instruction set that looks them up there defines HAVE_LEVELS16 and,
+ * before this, encode16 and decode16 for GROUP16 values at a time, and magnitudes4 for blocks. More levels are found
+ * through a table of buckets. */
 
 enum { BUCKETED = 256, SEARCHED = 64 }; /* values at a time: their intermediate results stay in the L1 cache */
 
 /* The value as an unsigned integer: ordered as values are, -0.0 just below 0.0. */
 static inline uint32_t ordered_bits(int32_t bits) { return (uint32_t)bits ^ (uint32_t)(bits >> 31 | INT32_MIN); }
 
-/* Without gathers: plain loads, an addition and a shift for each value. The carry of the addition is the comparison with a
- * threshold of the bucket. `pairs` is a constant where this is inlined: buckets have a second threshold. */
-static inline void encode_buckets(const float *restrict x, uint8_t *restrict q, size_t n, float factor, const qk_levels *t,
-                                  int pairs)
+/* Without gathers: plain loads, an addition and a shift for each value. The carry of the addition is the comparison
+ * with a threshold of the bucket. `pairs` is a constant where this is inlined: buckets have a second threshold. */
+static inline void encode_buckets(const float *restrict x, uint8_t *restrict q, size_t n, float factor,
+                                  const qk_levels *t, int pairs)
 {
     const uint64_t *restrict bucket = t->bucket, *restrict second = t->second;
     const int32_t least = t->least, last = t->last;
@@ -89,12 +90,16 @@ static void encode_run(const float *x, uint8_t *q, size_t n, float factor, const
 }
 
 /* Of the bits of the largest magnitude: 1 over it, or over FLT_MIN where it is smaller. */
-static inline float normalizer(int32_t magnitude) { return 1.0f / float_of(magnitude > 0x00800000 ? magnitude : 0x00800000); }
+static inline float normalizer(int32_t magnitude)
+{
+    return 1.0f / float_of(magnitude > 0x00800000 ? magnitude : 0x00800000);
+}
 
 #ifdef HAVE_LEVELS16
-/* Four blocks at a time, whose maxima and reciprocals are found together. Short ones are normalised first and then encoded at once.
- * Returns how many values are done. */
-static size_t encode_blocks(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t, int32_t *most)
+/* Four blocks at a time, whose maxima and reciprocals are found together. Short ones are normalised first and then
+ * encoded at once. Returns how many values are done. */
+static size_t encode_blocks(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t,
+                            int32_t *most)
 {
     const int together = t->depth == 4 ? block % GROUP16 != 0 : 1;
     size_t done = 0;
@@ -165,8 +170,8 @@ static uint8_t largest_code(const uint8_t *q, size_t n)
 
 static inline float level_at(const float *level, uint64_t codes, int byte) { return level[codes >> 8 * byte & 255]; }
 
-/* Eight codes are one load; the levels of each are another, which is faster than a gather. Codes are cut to the size of the table: those
- * that another thread has changed since they were looked at stay within it. */
+/* Eight codes are one load; the levels of each are another, which is faster than a gather. Codes are cut to the size of
+ * the table: those that another thread has changed since they were looked at stay within it. */
 static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, float scale, const qk_levels *t)
 {
     const float *restrict level = t->level;

@@ -10,7 +10,7 @@
 
 #include "gelu.h"
 
-#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
+#define ROUNDER 12582912.0f     /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
 #define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
 
 static inline int32_t bits_of(float v)
@@ -27,7 +27,7 @@ static inline float float_of(int32_t i)
     return v;
 }
 
-static inline float at_least(float lo, float v) { return lo > v ? lo : v; }  /* NaN stays NaN */
+static inline float at_least(float lo, float v) { return lo > v ? lo : v; } /* NaN stays NaN */
 static inline float at_most(float hi, float v) { return hi < v ? hi : v; }
 static inline float clamp(float v, float lo, float hi) { return at_most(hi, at_least(lo, v)); }
 static inline float nan_to_zero(float v) { return v == v ? v : 0.0f; }
@@ -56,7 +56,10 @@ static inline float quotient_or_nan(float x, const qk_affine *p, int divide)
     return __builtin_fmaf(__builtin_fmaf(-q, p->scale, x), p->reciprocal, q);
 }
 
-static inline float quotient(float x, const qk_affine *p, int divide) { return nan_to_zero(quotient_or_nan(x, p, divide)); }
+static inline float quotient(float x, const qk_affine *p, int divide)
+{
+    return nan_to_zero(quotient_or_nan(x, p, divide));
+}
 
 static inline int must_divide(const qk_affine *p) { return !HAVE_FMA || p->reciprocal == 0; }
 
@@ -85,8 +88,8 @@ static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_
         quantize_run(x, q, bytes, n, p, 0, 0);
 }
 
-static inline void quantize_row(const float *restrict x, void *restrict q, int bytes, size_t n, const qk_affine_columns *p,
-                                int half_away)
+static inline void quantize_row(const float *restrict x, void *restrict q, int bytes, size_t n,
+                                const qk_affine_columns *p, int half_away)
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
@@ -174,7 +177,10 @@ static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const
 /* ---- dequantize (numerics 4) ---- */
 
 /* int32 codes wrap, so the difference is taken modulo 2^32 */
-static inline float difference(int32_t code, int32_t zero_point) { return (float)(int32_t)((uint32_t)code - (uint32_t)zero_point); }
+static inline float difference(int32_t code, int32_t zero_point)
+{
+    return (float)(int32_t)((uint32_t)code - (uint32_t)zero_point);
+}
 
 static inline void dequantize_run(const void *restrict q, qk_dtype from, float *restrict y, size_t n,
                                   const qk_affine *p)
@@ -216,7 +222,8 @@ static void dequantize_8(const uint8_t *q, qk_dtype from, float *y, size_t n, co
 static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
 {
     switch (from) {
-    case QK_I8: case QK_U8: dequantize_8(q, from, y, n, p); break;
+    case QK_I8:
+    case QK_U8: dequantize_8(q, from, y, n, p); break;
     case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
     case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
     case QK_I4: dequantize_run(q, QK_I4, y, n, p); break;
@@ -252,7 +259,8 @@ static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_
     }
 }
 
-/* Returns the bits of all sums or-ed: those of SPECIAL_BITS are set where, and only where, some x is NaN. x may be y. */
+/* Returns the bits of all sums or-ed: those of SPECIAL_BITS are set where, and only where, some x is NaN. x may be y.
+ */
 static inline int32_t fake_quantize_block(const float *x, float *y, size_t n, const qk_affine *given, int divide)
 {
     const qk_affine p = *given;
@@ -299,8 +307,8 @@ static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const 
 
 /* ---- bounds (numerics 2) ---- */
 
-/* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative floats lie
- * below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
+/* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative
+ * floats lie below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
 static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 {
     int32_t highest = 0;
@@ -405,8 +413,8 @@ static inline int32_t shift_left(int32_t acc, int32_t shift)
     return (int32_t)((uint32_t)saturate(acc, INT32_MIN >> shift, INT32_MAX >> shift) << shift);
 }
 
-/* The high half of the doubled product, rounded half up; then a shift, rounded half away from zero. |product| < 2^62, so the
- * 32 bits that are kept do not depend on how the sign is shifted in. */
+/* The high half of the doubled product, rounded half up; then a shift, rounded half away from zero. |product| < 2^62,
+ * so the 32 bits that are kept do not depend on how the sign is shifted in. */
 static inline int32_t multiply_gemmlowp(int32_t acc, int32_t mantissa, int32_t shift)
 {
     const int32_t left = shift > 0 ? shift : 0, right = shift < 0 ? -shift : 0;
@@ -416,8 +424,8 @@ static inline int32_t multiply_gemmlowp(int32_t acc, int32_t mantissa, int32_t s
     return (high >> right) + (rest > (mask >> 1) + (high < 0));
 }
 
-/* Half up. The high 32 bits of the product, and at least one bit more, are shifted out; where the multiplier is so large that
- * this needs a shift of acc to the left first, what saturates there does so in the result. */
+/* Half up. The high 32 bits of the product, and at least one bit more, are shifted out; where the multiplier is so
+ * large that this needs a shift of acc to the left first, what saturates there does so in the result. */
 static inline int32_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shift)
 {
     shift = shift > 28 ? 28 : shift;
@@ -426,8 +434,8 @@ static inline int32_t multiply_tflite(int32_t acc, int32_t mantissa, int32_t shi
     return (high + (int32_t)(1u << (right - 1))) >> right;
 }
 
-static inline void fixed_point_run(const int32_t *restrict acc, const int32_t *restrict mantissa, const int32_t *restrict shift,
-                                   uint16_t *restrict q, size_t n, const qk_requant *r)
+static inline void fixed_point_run(const int32_t *restrict acc, const int32_t *restrict mantissa,
+                                   const int32_t *restrict shift, uint16_t *restrict q, size_t n, const qk_requant *r)
 {
     const int32_t zero_point = r->zero_point, lo = r->qmin - zero_point, hi = r->qmax - zero_point;
     if (r->rounding == QK_GEMMLOWP)

@@ -1,5 +1,5 @@
-/* The floating-point mode of a thread: rounding direction, flush-to-zero, denormals-are-zero, traps. Results promise the default
- * mode (numerics 20), whatever the caller has set: functions of qkernels.h begin with QK_DEFAULT_MODE. */
+/* The floating-point mode of a thread: rounding direction, flush-to-zero, denormals-are-zero, traps. Results promise
+ * the default mode (numerics 20), whatever the caller has set: functions of qkernels.h begin with QK_DEFAULT_MODE. */
 #ifndef QK_FPMODE_H
 #define QK_FPMODE_H
 
@@ -27,7 +27,7 @@ static inline qk_mode qk_enter_mode(void)
         const uint16_t word = QK_X87_WORD;
         __asm__ volatile("fldcw %0" : : "m"(word));
     }
-    __asm__ volatile("" : : : "memory");   /* what is read from here on was not read before */
+    __asm__ volatile("" : : : "memory"); /* what is read from here on was not read before */
     return was;
 }
 

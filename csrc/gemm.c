@@ -1,8 +1,8 @@
 /* Integer products: packing, blocking, threads. The inner tile and the epilogues belong to the instruction set.
  *
- * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of k), for
- * each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the epilogue
- * turns each finished tile into its output while it is in the L1 cache. */
+ * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of
+ * k), for each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the
+ * epilogue turns each finished tile into its output while it is in the L1 cache. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +18,8 @@ enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to w
 
 /* ---- packing of b ---- */
 
-/* The largest of the sums of four magnitudes that two steps of 4 codes add up in 16 bits, over 8 columns (numerics 6). */
+/* The largest of the sums of four magnitudes that two steps of 4 codes add up in 16 bits, over 8 columns (numerics 6).
+ */
 static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, uint8_t flip)
 {
     int largest = 0;
@@ -33,9 +34,10 @@ static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_str
     return largest;
 }
 
-/* Light weights are those of which most sums fit, in a sample of at most 16 x 16 places. The choice changes no result. */
-const qk_kernels *qk_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t k,
-                                 size_t n, int b_unsigned)
+/* Light weights are those of which most sums fit, in a sample of at most 16 x 16 places. The choice changes no result.
+ */
+const qk_kernels *qk_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                                 size_t k, size_t n, int b_unsigned)
 {
     enum { PLACES = 16, LIMIT = 256 };
     if (!kernels->light) return kernels;
@@ -92,8 +94,12 @@ static void pack_panels(void *context, size_t begin, size_t end)
         const size_t col = panel * nr, cols = at_most(p->n - col, nr);
         int8_t *codes = p->panels + panel * p->panel_bytes;
         int32_t zero[MAX_NR];
-        qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride, job->row_stride, job->col_stride, p->k,
-                                  p->flipped ? 0x80 : 0, NULL};
+        qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride,
+                                  job->row_stride,
+                                  job->col_stride,
+                                  p->k,
+                                  p->flipped ? 0x80 : 0,
+                                  NULL};
         if (!job->zero_point) {
             p->kernels->gemm_pack_panel(&source, cols, codes, NULL);
             sum_panel(p, codes, p->colsum + col);
@@ -105,8 +111,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
-    while (bound > seen && !__atomic_compare_exchange_n(&job->bound, &seen, bound, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-    }
+    while (bound > seen &&
+           !__atomic_compare_exchange_n(&job->bound, &seen, bound, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 
 int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point)
@@ -150,12 +156,12 @@ typedef struct {
     const qk_left *left;
     const qk_packed *b;
     const qk_right *right;
-    qk_requant requant;             /* of right, ReLU being a bound of the codes */
+    qk_requant requant; /* of right, ReLU being a bound of the codes */
     blocking share;
-    const int32_t *init;            /* starting sums, n_pad of them */
-    const int32_t *b_zero;          /* zero points of the stored codes, or NULL */
-    int32_t a_shift;                /* a' = a + a_shift */
-    qk_row_quantizer quantizer;     /* of floats */
+    const int32_t *init;        /* starting sums, n_pad of them */
+    const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
+    int32_t a_shift;            /* a' = a + a_shift */
+    qk_row_quantizer quantizer; /* of floats */
     int in_place;
     int failure;
 } product;
@@ -188,7 +194,10 @@ static int32_t zero_of_codes(const qk_left *left, size_t row)
     return left->zero_point ? left->zero_point[left->zero_point_per_row ? row : 0] : 0;
 }
 
-static const char *row_of(const qk_left *left, size_t row) { return (const char *)left->a + (ptrdiff_t)row * left->row_stride; }
+static const char *row_of(const qk_left *left, size_t row)
+{
+    return (const char *)left->a + (ptrdiff_t)row * left->row_stride;
+}
 
 static int needs_description(const product *g) { return g->left->zero_point_per_row || g->b_zero; }
 
@@ -199,7 +208,8 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
     const int dense = g->left->row_stride == (ptrdiff_t)depth && block->lda == depth * (size_t)k->a_bytes;
-    if (dense) k->gemm_pack_row((const uint8_t *)row_of(g->left, first), rows * depth, rows * depth, flip, block->buffer);
+    if (dense)
+        k->gemm_pack_row((const uint8_t *)row_of(g->left, first), rows * depth, rows * depth, flip, block->buffer);
     if (dense && !needs_description(g)) return;
     for (size_t i = 0; i < rows; i++) {
         const uint8_t *a = (const uint8_t *)row_of(g->left, first + i);
@@ -309,12 +319,13 @@ static qk_tile tile_of_panel(const product *g, size_t col)
     if (right->requant.multiplier) t.multiplier = right->requant.multiplier + col;
     if (right->requant.mantissa) t.mantissa = right->requant.mantissa + col, t.shift = right->requant.shift + col;
     if (right->type == QK_TO_CODES && right->activation > QK_RELU)
-        t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax, g->requant.rounding);
+        t.out = qk_affine_of(right->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
+                             g->requant.rounding);
     return t;
 }
 
-static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
-                       int32_t *acc, qk_tile *t)
+static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
+                       size_t col, int32_t *acc, qk_tile *t)
 {
     const qk_right *right = g->right;
     const qk_kernels *k = g->b->kernels;
@@ -343,7 +354,8 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const qk_packed *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
-    const int plain = g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
+    const int plain =
+        g->right->type == QK_TO_INT32 && !g->b_zero && g->left->type != QK_FLOATS && !g->left->zero_point_per_row;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
@@ -379,7 +391,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
     product *g = context;
     const qk_packed *b = g->b;
     const size_t panels = b->n_pad / (size_t)b->kernels->nr;
-    const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes, lda = g->left->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes,
+                 lda = g->left->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     row_block block;
     block.any_wide = 0;
     block.lda = g->in_place ? (size_t)g->left->row_stride : lda;
@@ -402,7 +415,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
     }
     if (block.buffer != small) free(block.buffer);
 }
@@ -493,7 +507,9 @@ static void run_products(void *context, size_t begin, size_t end)
         left.a = (const char *)left.a + at.a;
         if (left.zero_point) left.zero_point += at.a_zero;
         if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
-        const qk_right right = {.type = QK_TO_INT32, .out = p->out + number * left.m * p->n, .row_stride = p->n * sizeof(int32_t),
+        const qk_right right = {.type = QK_TO_INT32,
+                                .out = p->out + number * left.m * p->n,
+                                .row_stride = p->n * sizeof(int32_t),
                                 .b_zero = p->b_zero ? b_zero : NULL};
         int64_t status = b == taken ? 0 : qk_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
         taken = b;

@@ -1,7 +1,8 @@
 /* Products of floats and float16 or bfloat16 weights (numerics 16): packing, blocking, threads. The tile belongs to the
  * instruction set.
  *
- * Loop order as in gemm.c: a block of rows of x, copied into the L2 cache, x all panels of b, each for all tiles of rows. */
+ * Loop order as in gemm.c: a block of rows of x, copied into the L2 cache, x all panels of b, each for all tiles of
+ * rows. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,8 +48,8 @@ static void pack_row(const char *b, qk_dtype type, uint16_t *to)
 }
 
 /* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
-static void pack_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, qk_dtype type,
-                         uint16_t *to)
+static void pack_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                         qk_dtype type, uint16_t *to)
 {
     memset(to, 0, rows * NR * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
@@ -107,7 +108,8 @@ int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_
     const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     const uint16_t bits = (uint16_t)job.largest;
     (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
-    return status ? status : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
+    return status ? status
+                  : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
 }
 
 typedef struct {
@@ -185,8 +187,8 @@ static void wide_sums(const qk_half *b, const float *x, size_t panel, double *su
 }
 
 /* Rows of a tile some of which are wide, from row `in_block` of the block on. */
-static QK_SELDOM void store_rows_apart(const product *g, const row_block *block, size_t in_block, size_t panel, float *y,
-                                       const qk_tile *t)
+static QK_SELDOM void store_rows_apart(const product *g, const row_block *block, size_t in_block, size_t panel,
+                                       float *y, const qk_tile *t)
 {
     double sums[NR];
     for (int i = 0; i < t->rows; i++, in_block++, y += NR) {
@@ -200,8 +202,10 @@ static QK_SELDOM void store_rows_apart(const product *g, const row_block *block,
     }
 }
 
-/* Rows of sums on their way out, from row `in_block` of the block on; the epilogue's scale is 1, which changes nothing. */
-static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows, size_t panel)
+/* Rows of sums on their way out, from row `in_block` of the block on; the epilogue's scale is 1, which changes nothing.
+ */
+static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows,
+                       size_t panel)
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const size_t col = panel * NR;
@@ -224,7 +228,8 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
     }
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t begin, size_t end)
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t begin,
+                           size_t end)
 {
     const qk_half *b = g->b;
     const size_t mr = (size_t)b->kernels->half_mr, tiles = ceil_div(rows, mr);
@@ -262,7 +267,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
     }
     if (block.x != small) free(block.x);
 }
@@ -273,8 +279,10 @@ int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half
     if (m == 0 || b->n == 0) return 1;
     product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */
-    g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most, qk_largest_bias(b->kernels, right, b->n)};
-    g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) * LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
+    g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most,
+                             qk_largest_bias(b->kernels, right, b->n)};
+    g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) *
+        LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->half_mr, b->n_pad / NR, team);

@@ -4,9 +4,9 @@
  * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums
  * (light_avx2.inc.h).
  *
- * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a (widened once per block of rows), 1 the
- * products: all 16 registers. b is widened from int8 by vpmovsxbw as it is loaded; where many rows share a panel, once for all of
- * them, which saves 2 of the 26 instructions of a step that need the four vector pipes.
+ * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a (widened once per block of
+ * rows), 1 the products: all 16 registers. b is widened from int8 by vpmovsxbw as it is loaded; where many rows share a
+ * panel, once for all of them, which saves 2 of the 26 instructions of a step that need the four vector pipes.
  *
  *          b0 (8 columns)   b1 (8 columns)
  *     a0   c00              c01
@@ -31,8 +31,8 @@ static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
     return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
 }
 
-/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7, 12-15, n1
- * the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
+/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7,
+ * 12-15, n1 the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
 static inline int store32(uint8_t *q, __m256i n0, __m256i n1, __m256i zero0, __m256i zero1, int32_t qmin, int32_t qmax)
 {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -64,16 +64,20 @@ static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
 
 static inline __m256i zero16(const int32_t *zero)
 {
-    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero), _mm256_loadu_si256((const __m256i *)(zero + 8)));
+    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero),
+                              _mm256_loadu_si256((const __m256i *)(zero + 8)));
 }
 
-/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one that
- * store32 refused. */
-static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
+/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one
+ * that store32 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
+                                            size_t rows)
 {
     const float *s = p->scale + i, *r = p->reciprocal + i;
-    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16), s3 = _mm256_loadu_ps(s + 24);
-    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16), r3 = _mm256_loadu_ps(r + 24);
+    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16),
+                 s3 = _mm256_loadu_ps(s + 24);
+    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16),
+                 r3 = _mm256_loadu_ps(r + 24);
     const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
     const int32_t qmin = p->qmin, qmax = p->qmax;
     const size_t stride = p->stride;
@@ -97,8 +101,8 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 
-/* The thresholds are a binary tree whose depths 1, 2 and 3 fit a register each, as do their 2, 4 and 8 nodes; vpermps looks up the one
- * where each lane has got to. */
+/* The thresholds are a binary tree whose depths 1, 2 and 3 fit a register each, as do their 2, 4 and 8 nodes; vpermps
+ * looks up the one where each lane has got to. */
 #define HAVE_LEVELS16
 #define GROUP16 32
 typedef struct {
@@ -108,12 +112,16 @@ typedef struct {
 
 static inline nodes16 load_nodes16(const qk_levels *t)
 {
-    return (nodes16){_mm256_set1_ps(t->node[1]), _mm256_loadu_ps(t->node + 2), _mm256_loadu_ps(t->node + 4), _mm256_loadu_ps(t->node + 8),
+    return (nodes16){_mm256_set1_ps(t->node[1]), _mm256_loadu_ps(t->node + 2), _mm256_loadu_ps(t->node + 4),
+                     _mm256_loadu_ps(t->node + 8),
                      _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->order))};
 }
 
 /* -1 where v is above the threshold. */
-static inline __m256i above(__m256 v, __m256 threshold) { return _mm256_castps_si256(_mm256_cmp_ps(v, threshold, _CMP_GT_OQ)); }
+static inline __m256i above(__m256 v, __m256 threshold)
+{
+    return _mm256_castps_si256(_mm256_cmp_ps(v, threshold, _CMP_GT_OQ));
+}
 
 /* One level down: from `at` to 2 at, or 2 at + 1 where v is above the node. */
 static inline __m256i descend(__m256i at, __m256 v, __m256 nodes)
@@ -151,8 +159,8 @@ static inline __m256i magnitudes(const float *x, size_t block)
     return larger(even, odd);
 }
 
-/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought together, so that
- * the maxima of all four take little more than those of one. */
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought
+ * together, so that the maxima of all four take little more than those of one. */
 static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
 {
     const __m256i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
@@ -172,7 +180,10 @@ typedef struct {
     __m256 low, high;
 } levels16;
 
-static inline levels16 load_levels16(const qk_levels *t) { return (levels16){_mm256_loadu_ps(t->level), _mm256_loadu_ps(t->level + 8)}; }
+static inline levels16 load_levels16(const qk_levels *t)
+{
+    return (levels16){_mm256_loadu_ps(t->level), _mm256_loadu_ps(t->level + 8)};
+}
 
 /* vpermps reads the low 3 bits of a code; the fourth, moved to the sign, chooses between the halves. */
 static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
@@ -180,7 +191,8 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
     const __m256 s = _mm256_set1_ps(scale);
     for (int i = 0; i < GROUP16; i += 8) {
         const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(q + i)));
-        const __m256 low = _mm256_permutevar8x32_ps(levels.low, codes), high = _mm256_permutevar8x32_ps(levels.high, codes);
+        const __m256 low = _mm256_permutevar8x32_ps(levels.low, codes),
+                     high = _mm256_permutevar8x32_ps(levels.high, codes);
         const __m256 v = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
         _mm256_storeu_ps(y + i, _mm256_mul_ps(v, s));
     }
@@ -200,14 +212,16 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 /* values[i], by bit 3 of which one of the two halves holds it. */
 static inline __m256 look_up(const float *values, __m256i i)
 {
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8), i);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), i),
+                 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8), i);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
 }
 
 static inline __m256 gelu8(__m256 x, const gelu_table *g)
 {
     const __m256 rounder = _mm256_set1_ps(ROUNDER), magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-    const __m256 v = _mm256_min_ps(_mm256_set1_ps(GELU_SEGMENTS - 1), _mm256_mul_ps(magnitude, _mm256_set1_ps(g->per_unit)));
+    const __m256 v =
+        _mm256_min_ps(_mm256_set1_ps(GELU_SEGMENTS - 1), _mm256_mul_ps(magnitude, _mm256_set1_ps(g->per_unit)));
     const __m256 shifted = _mm256_add_ps(v, rounder), t = _mm256_sub_ps(v, _mm256_sub_ps(shifted, rounder));
     const __m256i i = _mm256_castps_si256(shifted);
     __m256 p = look_up(g->coefficient[4], i);
@@ -220,7 +234,8 @@ static inline __m256 gelu8(__m256 x, const gelu_table *g)
 #define HAVE_GELU_RUN
 static void gelu_run(float *y, size_t n, const gelu_table *g)
 {
-    for (size_t i = 0; i < n; i += 8) _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
+    for (size_t i = 0; i < n; i += 8)
+        _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
 }
 
 #include "products.inc.h"
@@ -256,12 +271,14 @@ static inline __attribute__((always_inline)) __m256i load_b(const void *panel, s
 }
 
 /* `rows` and `wide` are constants where this is inlined: the accumulators of absent rows vanish. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int wide, size_t steps, const int16_t *a, size_t lda,
-                                                       const void *panel, const int32_t *init, int32_t *c, size_t ldc)
+static inline __attribute__((always_inline)) void tile(const int rows, const int wide, size_t steps, const int16_t *a,
+                                                       size_t lda, const void *panel, const int32_t *init, int32_t *c,
+                                                       size_t ldc)
 {
     const int16_t *a3 = a + 3 * lda;
     __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
-    __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00, c51 = c01;
+    __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00,
+            c51 = c01;
     for (size_t i = 0; i < steps * NR * KR; i += NR * KR, a += KR, a3 += KR) {
         const __m256i b0 = load_b(panel, i, wide), b1 = load_b(panel, i + 16, wide);
         __m256i v = broadcast2(a);
@@ -280,8 +297,9 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     if (rows > 5) c += ldc, store(c, c50, c51);
 }
 
-static inline __attribute__((always_inline)) void any_tile(int rows, const int wide, size_t steps, const int16_t *a, size_t lda,
-                                                           const void *panel, const int32_t *init, int32_t *c, size_t ldc)
+static inline __attribute__((always_inline)) void any_tile(int rows, const int wide, size_t steps, const int16_t *a,
+                                                           size_t lda, const void *panel, const int32_t *init,
+                                                           int32_t *c, size_t ldc)
 {
     lda /= sizeof *a;
     switch (rows) {
@@ -319,9 +337,10 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 /* ---- 4-bit weights (numerics 12) ---- */
 
 /* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
- * vpmaddwd by ones every 32 rows of b. Levels of a codebook fill int8: |a| is the unsigned operand, and the level takes the sign
- * of a, so that pairs fit int16, 2 * 127 * 127 < 2^15, and are widened at once. Tile: 4 rows x 16 columns, 8 accumulators; for
- * one row 32 columns, so that it reads panels as they lie. The sums of all blocks are in the L1 cache. */
+ * vpmaddwd by ones every 32 rows of b. Levels of a codebook fill int8: |a| is the unsigned operand, and the level takes
+ * the sign of a, so that pairs fit int16, 2 * 127 * 127 < 2^15, and are widened at once. Tile: 4 rows x 16 columns, 8
+ * accumulators; for one row 32 columns, so that it reads panels as they lie. The sums of all blocks are in the L1
+ * cache. */
 
 enum {
     STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
@@ -354,7 +373,8 @@ static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i 
 }
 
 /* c + level * a in int32. */
-static inline __attribute__((always_inline)) __m256i multiply_add_level(__m256i c, __m256i level, __m256i a, __m256i magnitude)
+static inline __attribute__((always_inline)) __m256i multiply_add_level(__m256i c, __m256i level, __m256i a,
+                                                                        __m256i magnitude)
 {
     const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(level, a));
     c = _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -362,9 +382,10 @@ static inline __attribute__((always_inline)) __m256i multiply_add_level(__m256i 
     return c;
 }
 
-/* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops. */
-static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda,
-                                                                       const uint8_t *b)
+/* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops.
+ */
+static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a,
+                                                                       size_t lda, const uint8_t *b)
 {
     const __m256i zero = _mm256_setzero_si256();
     const int8_t *a3 = a + 3 * lda;
@@ -374,15 +395,19 @@ static inline __attribute__((always_inline)) eight_sums multiply_steps(const int
         const __m256i two = load_codes(b), b0 = low_halves(two), b1 = high_halves(two);
         __m256i v = broadcast4(a);
         c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
-        if (rows > 1) v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
-        if (rows > 2) v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
-        if (rows > 3) v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
+        if (rows > 1)
+            v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2)
+            v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3)
+            v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
     }
     return c;
 }
 
 /* One row and all 32 columns, in c0 .. c3. */
-static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
+static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a,
+                                                                           const uint8_t *b)
 {
     const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
@@ -395,15 +420,16 @@ static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_
 }
 
 /* The same with levels, any number of steps, sums in int32. */
-static inline __attribute__((always_inline)) eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a, size_t lda,
-                                                                        const uint8_t *b, __m256i levels)
+static inline __attribute__((always_inline)) eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a,
+                                                                        size_t lda, const uint8_t *b, __m256i levels)
 {
     const __m256i zero = _mm256_setzero_si256();
     const int8_t *a3 = a + 3 * lda;
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
     for (size_t s = 0; s < steps; s++, b += STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR) {
         const __m256i two = load_codes(b);
-        const __m256i b0 = _mm256_shuffle_epi8(levels, low_halves(two)), b1 = _mm256_shuffle_epi8(levels, high_halves(two));
+        const __m256i b0 = _mm256_shuffle_epi8(levels, low_halves(two)),
+                      b1 = _mm256_shuffle_epi8(levels, high_halves(two));
         __m256i v = broadcast4(a), w = _mm256_abs_epi8(v);
         c.c0 = multiply_add_level(c.c0, b0, v, w), c.c1 = multiply_add_level(c.c1, b1, v, w);
         if (rows > 1) v = broadcast4(a + lda), w = _mm256_abs_epi8(v);
@@ -416,8 +442,8 @@ static inline __attribute__((always_inline)) eight_sums multiply_levels(const in
     return c;
 }
 
-static inline __attribute__((always_inline)) eight_sums multiply_row_levels(size_t steps, const int8_t *a, const uint8_t *b,
-                                                                            __m256i levels)
+static inline __attribute__((always_inline)) eight_sums multiply_row_levels(size_t steps, const int8_t *a,
+                                                                            const uint8_t *b, __m256i levels)
 {
     const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
@@ -438,7 +464,8 @@ static inline __attribute__((always_inline)) __m256i widen_sum(__m256i c, const 
     return more ? _mm256_add_epi32(c, *sum) : c;
 }
 
-static inline __attribute__((always_inline)) eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums, int more)
+static inline __attribute__((always_inline)) eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums,
+                                                                   int more)
 {
     c.c0 = widen_sum(c.c0, sums, more), c.c1 = widen_sum(c.c1, sums + 1, more);
     if (used > 2) c.c2 = widen_sum(c.c2, sums + 2, more), c.c3 = widen_sum(c.c3, sums + 3, more);
@@ -455,7 +482,8 @@ static inline __attribute__((always_inline)) void store_sums(const int used, __m
     if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
 }
 
-static inline __attribute__((always_inline)) __m256 scales8(const qk_blocked_panel *p, const uint8_t *scales, size_t col)
+static inline __attribute__((always_inline)) __m256 scales8(const qk_blocked_panel *p, const uint8_t *scales,
+                                                            size_t col)
 {
     return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
                           : _mm256_loadu_ps((const float *)scales + col);
@@ -471,7 +499,8 @@ static inline __attribute__((always_inline)) block_columns columns_at(const qk_b
                                                                       const uint8_t *scales, size_t col0, size_t col1)
 {
     const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_BLOCKED_NR;
-    block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(),
+                        _mm256_setzero_si256()};
     if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col0)));
     if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col1)));
     return of;
@@ -489,28 +518,30 @@ static inline __attribute__((always_inline)) void add_block(__m256 *total, __m25
 }
 
 /* The sums of a block. */
-static inline __attribute__((always_inline)) eight_sums multiply_numbers(const int rows, const int wide, size_t steps, const int8_t *a,
-                                                                         size_t lda, const uint8_t *b)
+static inline __attribute__((always_inline)) eight_sums multiply_numbers(const int rows, const int wide, size_t steps,
+                                                                         const int8_t *a, size_t lda, const uint8_t *b)
 {
     const int used = wide ? 4 : 2 * rows;
     __m256i sums[8];
     int more = 0; /* whether `sums` hold some of them */
-    for (; steps > SHORT_STEPS; steps -= SHORT_STEPS, a += QK_BLOCKED_KR * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
-        const eight_sums c = wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
+    for (; steps > SHORT_STEPS;
+         steps -= SHORT_STEPS, a += QK_BLOCKED_KR * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
+        const eight_sums c =
+            wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
         store_sums(used, sums, widen_sums(used, c, sums, more));
     }
     const eight_sums last = wide ? multiply_row_steps(steps, a, b)
-                          : steps == SHORT_STEPS ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
-                                                 : multiply_steps(rows, steps, a, lda, b);
+        : steps == SHORT_STEPS   ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
+                                 : multiply_steps(rows, steps, a, lda, b);
     return widen_sums(used, last, sums, more);
 }
 
-/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32 columns.
- * The first four are constants where this is inlined. */
+/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32
+ * columns. The first four are constants where this is inlined. */
 static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int wide, const int own_zeros,
-                                                               const int looked_up, size_t col, const qk_blocked_panel *p,
-                                                               const int8_t *a, size_t lda, const int32_t *start,
-                                                               size_t ld_start, float *y)
+                                                               const int looked_up, size_t col,
+                                                               const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
 {
     const int used = wide ? 4 : 2 * rows;
     const size_t params_bytes = QK_BLOCKED_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
@@ -519,28 +550,33 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
     const __m256i levels = looked_up ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->levels)) : zero;
     __m256 total[8];
     y += col;
-    for (int i = 0; i < used; i++) total[i] = _mm256_loadu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16);
+    for (int i = 0; i < used; i++)
+        total[i] = _mm256_loadu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16);
     for (size_t block = 0; block < p->blocks; block++, start++) {
         const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
         const uint8_t *scales = b - 4 * col + steps * STEP;
         const eight_sums c = !looked_up ? multiply_numbers(rows, wide, steps, a, lda, b)
-                           : wide       ? multiply_row_levels(steps, a, b, levels)
+            : wide                      ? multiply_row_levels(steps, a, b, levels)
                                         : multiply_levels(rows, steps, a, lda, b, levels);
         const block_columns of = columns_at(p, own_zeros, scales, col, col + (wide ? 8 : 16));
         add_block(total, c.c0, c.c1, looked_up ? 0 : start[0], of, own_zeros);
-        if (wide) add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[0], columns_at(p, own_zeros, scales, 16, 24), own_zeros);
+        if (wide)
+            add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[0], columns_at(p, own_zeros, scales, 16, 24),
+                      own_zeros);
         if (rows > 1) add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[ld_start], of, own_zeros);
         if (rows > 2) add_block(total + 4, c.c4, c.c5, looked_up ? 0 : start[2 * ld_start], of, own_zeros);
         if (rows > 3) add_block(total + 6, c.c6, c.c7, looked_up ? 0 : start[3 * ld_start], of, own_zeros);
         a += steps * QK_BLOCKED_KR, b = scales + params_bytes + 4 * col;
     }
-    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16, total[i]);
+    for (int i = 0; i < used; i++)
+        _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_BLOCKED_NR + i % 2 * 16, total[i]);
 }
 
 /* All 32 columns. */
 static inline __attribute__((always_inline)) void blocked_columns(const int own_zeros, const int looked_up, int rows,
-                                                                  const qk_blocked_panel *p, const int8_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+                                                                  const qk_blocked_panel *p, const int8_t *a,
+                                                                  size_t lda, const int32_t *start, size_t ld_start,
+                                                                  float *y)
 {
     for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8) switch (rows) {
         case 1: blocked_rows(1, 1, own_zeros, looked_up, 0, p, a, lda, start, ld_start, y); break;
@@ -550,8 +586,8 @@ static inline __attribute__((always_inline)) void blocked_columns(const int own_
         }
 }
 
-/* Some blocks at a time, so that the second half of the columns finds them in the L1 cache: 128 bytes apart and from L2,
- * lines came half as fast at times. */
+/* Some blocks at a time, so that the second half of the columns finds them in the L1 cache: 128 bytes apart and from
+ * L2, lines came half as fast at times. */
 static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
@@ -574,12 +610,15 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 
 /* ---- 4-bit weights with levels of each column (numerics 12) ---- */
 
-/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum in
- * four parts, which are added at the end of k. */
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum
+ * in four parts, which are added at the end of k. */
 
 enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
 
-static inline __m256i broadcast16(const int8_t *a) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a)); }
+static inline __m256i broadcast16(const int8_t *a)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a));
+}
 
 /* c0 has columns 0 and 1, c1 columns 2 and 3. */
 static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
@@ -589,10 +628,11 @@ static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
     _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
 }
 
-/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP apart. */
+/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP
+ * apart. */
 static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *levels,
-                                                                  const uint8_t *b, __m128 scale, const int8_t *a, size_t lda,
-                                                                  float *y)
+                                                                  const uint8_t *b, __m128 scale, const int8_t *a,
+                                                                  size_t lda, float *y)
 {
     enum { HALF = QK_OWN_KR / 2 };
     const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
@@ -626,7 +666,8 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
     (void)start, (void)ld_start; /* of tiles that add 128 to each level */
     if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
     for (int col = 0; p->blocks && col < QK_BLOCKED_NR; col += 4, y += 4) {
-        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS, *b = levels + OWN_STEP;
+        const uint8_t *levels = p->records + (size_t)(col / QK_OWN_NR) * group + col % QK_OWN_NR * QK_LEVELS,
+                      *b = levels + OWN_STEP;
         const __m128 scale = _mm_loadu_ps(scales + col);
         switch (rows) {
         case 1: own_levels_rows(1, steps, levels, b, scale, a, lda, y); break;
@@ -639,9 +680,9 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
 
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
-/* A lane has 4 rows of a column: the even ones become int16 by two shifts, the odd ones by one, and meet codes of a in the order
- * 0 2 1 3 (vpmaddubsw could saturate). Tile: 6 rows x 16 columns, as for one scale a column; the sums of all blocks are in the
- * L1 cache. */
+/* A lane has 4 rows of a column: the even ones become int16 by two shifts, the odd ones by one, and meet codes of a in
+ * the order 0 2 1 3 (vpmaddubsw could saturate). Tile: 6 rows x 16 columns, as for one scale a column; the sums of all
+ * blocks are in the L1 cache. */
 
 enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
 
@@ -676,10 +717,12 @@ static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
     _mm256_storeu_ps(y + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, _mm256_loadu_ps(y + 8)));
 }
 
-/* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros, size_t col, size_t steps,
-                                                             const qk_blocked_panel *p, const uint8_t *b, const int16_t *a,
-                                                             size_t lda, const int32_t *start, size_t ld_start, float *y)
+/* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this
+ * is inlined. */
+static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros, size_t col,
+                                                             size_t steps, const qk_blocked_panel *p, const uint8_t *b,
+                                                             const int16_t *a, size_t lda, const int32_t *start,
+                                                             size_t ld_start, float *y)
 {
     const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_BLOCKED_NR * (p->half_scales ? 2 : 4) + col;
     block_columns of = columns_at(p, 0, scales, col, col + 8);
@@ -689,10 +732,13 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     __m256i c00, c01, c10, c11, c20, c21, c30, c31, c40, c41, c50, c51;
     c00 = starts8(own_zeros, of.z0, start), c01 = starts8(own_zeros, of.z1, start);
     if (rows > 1) c10 = starts8(own_zeros, of.z0, start + ld_start), c11 = starts8(own_zeros, of.z1, start + ld_start);
-    if (rows > 2) c20 = starts8(own_zeros, of.z0, start + 2 * ld_start), c21 = starts8(own_zeros, of.z1, start + 2 * ld_start);
+    if (rows > 2)
+        c20 = starts8(own_zeros, of.z0, start + 2 * ld_start), c21 = starts8(own_zeros, of.z1, start + 2 * ld_start);
     if (rows > 3) c30 = starts8(own_zeros, of.z0, start3), c31 = starts8(own_zeros, of.z1, start3);
-    if (rows > 4) c40 = starts8(own_zeros, of.z0, start3 + ld_start), c41 = starts8(own_zeros, of.z1, start3 + ld_start);
-    if (rows > 5) c50 = starts8(own_zeros, of.z0, start3 + 2 * ld_start), c51 = starts8(own_zeros, of.z1, start3 + 2 * ld_start);
+    if (rows > 4)
+        c40 = starts8(own_zeros, of.z0, start3 + ld_start), c41 = starts8(own_zeros, of.z1, start3 + ld_start);
+    if (rows > 5)
+        c50 = starts8(own_zeros, of.z0, start3 + 2 * ld_start), c51 = starts8(own_zeros, of.z1, start3 + 2 * ld_start);
     b += QK_BLOCKED_KR * col;
     for (size_t s = 0; s < steps; s++, b += BYTES_STEP)
         for (int odd = 0; odd < 2; odd++, a += 2, a3 += 2) {
@@ -715,9 +761,9 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
 }
 
 /* Block by block, both halves of the columns of each. */
-static inline __attribute__((always_inline)) void bytes_blocks(const int rows, const int own_zeros, const qk_blocked_panel *p,
-                                                               const int16_t *a, size_t lda, const int32_t *start,
-                                                               size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void bytes_blocks(const int rows, const int own_zeros,
+                                                               const qk_blocked_panel *p, const int16_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
 {
     const uint8_t *b = p->records;
     for (size_t block = 1; block <= p->blocks; block++, start++) {
@@ -728,9 +774,9 @@ static inline __attribute__((always_inline)) void bytes_blocks(const int rows, c
     }
 }
 
-static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows, const qk_blocked_panel *p,
-                                                                const int16_t *a, size_t lda, const int32_t *start,
-                                                                size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows,
+                                                                const qk_blocked_panel *p, const int16_t *a, size_t lda,
+                                                                const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
     case 1: bytes_blocks(1, own_zeros, p, a, lda, start, ld_start, y); break;
@@ -742,8 +788,8 @@ static inline __attribute__((always_inline)) void bytes_tile_of(const int own_ze
     }
 }
 
-static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
-                       float *y)
+static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
 {
     memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
     if (p->own_zeros)
@@ -765,8 +811,14 @@ static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(
 static inline __m256d minus_f64(__m256d x, const double *c) { return _mm256_sub_pd(x, _mm256_broadcast_sd(c)); }
 
 /* What is computed before and after stays there. */
-static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
-static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d) { __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d)); }
+static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d)
+{
+    __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d));
+}
+static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d)
+{
+    __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d));
+}
 
 static inline void keep_two_f32(__m256 distance, int32_t index, __m256 *first, __m256 *second, indices8 *nearest)
 {
@@ -804,8 +856,8 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 
-/* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes two
- * panels at once, 8 chains of multiply-adds. */
+/* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes
+ * two panels at once, 8 chains of multiply-adds. */
 
 /* 8 columns each. */
 typedef struct {
@@ -813,7 +865,8 @@ typedef struct {
 } two_floats;
 
 /* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
+static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, size_t col,
+                                                                      const qk_dtype type)
 {
     if (type == QK_F16)
         return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
@@ -829,23 +882,32 @@ static inline __attribute__((always_inline)) void store_floats(float *y, __m256 
     _mm256_storeu_ps(y + 16, right);
 }
 
-static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k, const float *a,
-                                                            size_t lda, const uint16_t *panel, size_t col, float *y)
+static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k,
+                                                            const float *a, size_t lda, const uint16_t *panel,
+                                                            size_t col, float *y)
 {
     const float *a3 = a + 3 * lda;
     const __m256 zero = _mm256_setzero_ps();
     __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
     for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_HALF_NR) {
-        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR),
+                     _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, col, type);
         __m256 v = _mm256_set1_ps(a[0]);
         c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
-        if (rows > 1) v = _mm256_set1_ps(a[lda]), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
-        if (rows > 2) v = _mm256_set1_ps(a[2 * lda]), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
-        if (rows > 3) v = _mm256_set1_ps(a3[0]), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
-        if (rows > 4) v = _mm256_set1_ps(a3[lda]), c40 = _mm256_fmadd_ps(v, b.left, c40), c41 = _mm256_fmadd_ps(v, b.right, c41);
-        if (rows > 5) v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50), c51 = _mm256_fmadd_ps(v, b.right, c51);
+        if (rows > 1)
+            v = _mm256_set1_ps(a[lda]), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (rows > 2)
+            v = _mm256_set1_ps(a[2 * lda]), c20 = _mm256_fmadd_ps(v, b.left, c20),
+            c21 = _mm256_fmadd_ps(v, b.right, c21);
+        if (rows > 3)
+            v = _mm256_set1_ps(a3[0]), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+        if (rows > 4)
+            v = _mm256_set1_ps(a3[lda]), c40 = _mm256_fmadd_ps(v, b.left, c40), c41 = _mm256_fmadd_ps(v, b.right, c41);
+        if (rows > 5)
+            v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50),
+            c51 = _mm256_fmadd_ps(v, b.right, c51);
     }
     y += col;
     store_floats(y, c00, c01);
@@ -856,8 +918,8 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     if (rows > 5) y += 32, store_floats(y, c50, c51);
 }
 
-static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
-                                                               const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a,
+                                                               size_t lda, const uint16_t *panel, float *y)
 {
     for (size_t col = 0; col < 16; col += 8) switch (rows) {
         case 1: half_rows(1, type, k, a, lda, panel, col, y); break;
@@ -878,8 +940,8 @@ static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint
 }
 
 /* One row and one or two panels. */
-static inline __attribute__((always_inline)) void half_panels(const int panels, const qk_dtype type, size_t k, const float *a,
-                                                              const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void half_panels(const int panels, const qk_dtype type, size_t k,
+                                                              const float *a, const uint16_t *panel, float *y)
 {
     const size_t size = k * QK_HALF_NR;
     const __m256 zero = _mm256_setzero_ps();
@@ -888,10 +950,13 @@ static inline __attribute__((always_inline)) void half_panels(const int panels, 
         const __m256 v = _mm256_set1_ps(a[i]);
         two_floats b = row_of_floats(panel, 0, type);
         c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
-        b = row_of_floats(panel, 8, type), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        b = row_of_floats(panel, 8, type), c10 = _mm256_fmadd_ps(v, b.left, c10),
+        c11 = _mm256_fmadd_ps(v, b.right, c11);
         if (panels == 1) continue;
-        b = row_of_floats(panel + size, 0, type), c20 = _mm256_fmadd_ps(v, b.left, c20), c21 = _mm256_fmadd_ps(v, b.right, c21);
-        b = row_of_floats(panel + size, 8, type), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+        b = row_of_floats(panel + size, 0, type), c20 = _mm256_fmadd_ps(v, b.left, c20),
+        c21 = _mm256_fmadd_ps(v, b.right, c21);
+        b = row_of_floats(panel + size, 8, type), c30 = _mm256_fmadd_ps(v, b.left, c30),
+        c31 = _mm256_fmadd_ps(v, b.right, c31);
     }
     store_floats(y, c00, c01), store_floats(y + 8, c10, c11);
     if (panels > 1) store_floats(y + 32, c20, c21), store_floats(y + 40, c30, c31);
@@ -900,7 +965,8 @@ static inline __attribute__((always_inline)) void half_panels(const int panels, 
 static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
 {
     const uint16_t *p = panel;
-    for (; panels > 0; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR) switch ((type == QK_BF16) + 2 * (panels > 1)) {
+    for (; panels > 0; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR)
+        switch ((type == QK_BF16) + 2 * (panels > 1)) {
         case 0: half_panels(1, QK_F16, k, a, p, y); break;
         case 1: half_panels(1, QK_BF16, k, a, p, y); break;
         case 2: half_panels(2, QK_F16, k, a, p, y); break;
@@ -919,8 +985,10 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
     __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
     for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
-        if (rows > 1) _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0); /* as in half_rows; one reads faster without */
-        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel), b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
+        if (rows > 1)
+            _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0); /* as in half_rows; one reads faster without */
+        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel),
+                      b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
         __m256i v = broadcast2(a);
         c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
         if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
@@ -953,9 +1021,15 @@ static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, con
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
-    .mr = 6, .nr = NR, .kr = KR, .a_bytes = 2,
+    .mr = 6,
+    .nr = NR,
+    .kr = KR,
+    .a_bytes = 2,
     .light = &light,
-    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
+    .blocked_mr = 4,
+    .bytes_mr = 6,
+    .bytes_widen_row = bytes_widen_row,
+    .half_mr = 6,
     .gemm_tile = gemm_tile,
     .gemm_wide_tile = gemm_wide_tile,
     .gemm_widen_panel = gemm_widen_panel,

@@ -3,9 +3,9 @@
  * vpdpbusd: 16 lanes x (4 unsigned by 4 signed bytes) added to int32, no saturation (numerics 6).
  * Zen 4 issues one 512-bit vpdpbusd a cycle (latency 4), Zen 5 two: 64 or 128 products a cycle.
  *
- * Tile: 12 rows x 32 columns, 24 accumulators; 2 registers hold b, 1 the broadcast of a: 27 of 32. One step takes 4 codes of
- * k: 2 loads of b, 12 broadcasts of a, 24 vpdpbusd, so loads (2 a cycle) are never the limit. Half as many rows do as
- * well from the L1 cache, but at k = 1024 a panel fills it, and is read from L2 once for each tile.
+ * Tile: 12 rows x 32 columns, 24 accumulators; 2 registers hold b, 1 the broadcast of a: 27 of 32. One step takes 4
+ * codes of k: 2 loads of b, 12 broadcasts of a, 24 vpdpbusd, so loads (2 a cycle) are never the limit. Half as many
+ * rows do as well from the L1 cache, but at k = 1024 a panel fills it, and is read from L2 once for each tile.
  *
  *          b0 (16 columns)  b1 (16 columns)
  *     a0   c00              c01
@@ -21,7 +21,8 @@
 #else
 #include <immintrin.h>
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))),   \
+                             apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
 #endif
@@ -79,14 +80,17 @@ static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
     return store64(q, n0, n1, zero, zero, p->qmin, p->qmax);
 }
 
-/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one that
- * store64 refused. */
-static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i, size_t rows)
+/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one
+ * that store64 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
+                                            size_t rows)
 {
     const float *s = p->scale + i, *r = p->reciprocal + i;
     const int32_t *z = p->zero_point + i;
-    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32), s3 = _mm512_loadu_ps(s + 48);
-    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32), r3 = _mm512_loadu_ps(r + 48);
+    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32),
+                 s3 = _mm512_loadu_ps(s + 48);
+    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32),
+                 r3 = _mm512_loadu_ps(r + 48);
     const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 16));
     const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 32), _mm512_loadu_si512(z + 48));
     const int32_t qmin = p->qmin, qmax = p->qmax;
@@ -113,7 +117,8 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 
-/* The thresholds are a binary tree: each of its four depths is a register, in which vpermps looks up where each lane has got to. */
+/* The thresholds are a binary tree: each of its four depths is a register, in which vpermps looks up where each lane
+ * has got to. */
 #define HAVE_LEVELS16
 #define GROUP16 64
 typedef struct {
@@ -121,8 +126,8 @@ typedef struct {
     __m512i order;
 } nodes16;
 
-/* Depth d of the tree, for lanes that have d bits of their rank, the first decision in the lowest bit: 16 entries from 2^d on, in the
- * order of the bits reversed. So a decision is one masked addition. */
+/* Depth d of the tree, for lanes that have d bits of their rank, the first decision in the lowest bit: 16 entries from
+ * 2^d on, in the order of the bits reversed. So a decision is one masked addition. */
 static inline nodes16 load_nodes16(const qk_levels *t)
 {
     const __m512i reversed2 = _mm512_setr_epi32(0, 2, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -172,8 +177,8 @@ static inline __m512i magnitudes(const float *x, size_t block)
     return most;
 }
 
-/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought together, so that
- * the maxima of all four take little more than those of one. */
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought
+ * together, so that the maxima of all four take little more than those of one. */
 static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
 {
     const __m512i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
@@ -225,7 +230,8 @@ static inline __attribute__((always_inline)) void gelu64(__m512 *y, const gelu_t
     __m512 t[4], p[4];
     __m512i i[4];
     for (int v = 0; v < 4; v++) {
-        t[v] = _mm512_range_ps(_mm512_mul_ps(y[v], _mm512_set1_ps(g->per_unit)), _mm512_set1_ps(GELU_SEGMENTS - 1), 0xa);
+        t[v] =
+            _mm512_range_ps(_mm512_mul_ps(y[v], _mm512_set1_ps(g->per_unit)), _mm512_set1_ps(GELU_SEGMENTS - 1), 0xa);
         i[v] = _mm512_cvtps_epi32(t[v]);
         t[v] = _mm512_reduce_ps(t[v], 8);
     }
@@ -256,9 +262,11 @@ static inline __attribute__((always_inline)) __m512i sums16(const int32_t *acc, 
 {
     __m512i sums = _mm512_loadu_si512(acc + NR * row + col);
     if (t->row_zero)
-        sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_zero[row]), _mm512_loadu_si512(t->colsum + col)));
+        sums = _mm512_sub_epi32(
+            sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_zero[row]), _mm512_loadu_si512(t->colsum + col)));
     if (t->row_term)
-        sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_term[row]), _mm512_loadu_si512(t->col_zero + col)));
+        sums = _mm512_sub_epi32(
+            sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_term[row]), _mm512_loadu_si512(t->col_zero + col)));
     return sums;
 }
 
@@ -266,7 +274,8 @@ static inline __attribute__((always_inline)) __m512 scaled16(const int32_t *acc,
 {
     __m512 scale = _mm512_loadu_ps(t->col_scale + col);
     if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
-    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums16(acc, t, row, col)), scale), _mm512_loadu_ps(t->bias + col));
+    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums16(acc, t, row, col)), scale),
+                         _mm512_loadu_ps(t->bias + col));
 }
 
 static inline float *line_of(const void *first, size_t row_stride, int row)
@@ -275,7 +284,8 @@ static inline float *line_of(const void *first, size_t row_stride, int row)
 }
 
 /* Two rows at a time; where their number is odd, the last of them twice. */
-static inline __attribute__((always_inline)) void float_rows(const int32_t *acc, const qk_tile *t, const qk_activation activation)
+static inline __attribute__((always_inline)) void float_rows(const int32_t *acc, const qk_tile *t,
+                                                             const qk_activation activation)
 {
     const int rows = t->rows, whole = t->cols == NR;
     float edge[2 * NR];
@@ -283,19 +293,25 @@ static inline __attribute__((always_inline)) void float_rows(const int32_t *acc,
     const __mmask16 right = (__mmask16)(t->cols > 16 ? (1 << (t->cols - 16)) - 1 : 0);
     for (int row = 0; row < rows; row += 2) {
         const int next = row + 1 < rows ? row + 1 : row;
-        __m512 y[4] = {scaled16(acc, t, row, 0), scaled16(acc, t, row, 16), scaled16(acc, t, next, 0), scaled16(acc, t, next, 16)};
+        __m512 y[4] = {scaled16(acc, t, row, 0), scaled16(acc, t, row, 16), scaled16(acc, t, next, 0),
+                       scaled16(acc, t, next, 16)};
         if (t->residual) {
-            const float *r0 = line_of(t->residual, t->residual_stride, row), *r1 = line_of(t->residual, t->residual_stride, next);
-            y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)), y[1] = _mm512_add_ps(y[1], _mm512_maskz_loadu_ps(right, r0 + 16));
-            y[2] = _mm512_add_ps(y[2], _mm512_maskz_loadu_ps(left, r1)), y[3] = _mm512_add_ps(y[3], _mm512_maskz_loadu_ps(right, r1 + 16));
+            const float *r0 = line_of(t->residual, t->residual_stride, row),
+                        *r1 = line_of(t->residual, t->residual_stride, next);
+            y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)),
+            y[1] = _mm512_add_ps(y[1], _mm512_maskz_loadu_ps(right, r0 + 16));
+            y[2] = _mm512_add_ps(y[2], _mm512_maskz_loadu_ps(left, r1)),
+            y[3] = _mm512_add_ps(y[3], _mm512_maskz_loadu_ps(right, r1 + 16));
         }
         if (activation == QK_RELU)
             for (int v = 0; v < 4; v++) y[v] = _mm512_max_ps(_mm512_setzero_ps(), y[v]);
         if (activation == QK_GELU) gelu64(y, &gelu_erf);
         if (activation == QK_GELU_TANH) gelu64(y, &gelu_tanh);
         if (t->bounded)
-            for (int v = 0; v < 4; v++) y[v] = _mm512_min_ps(_mm512_set1_ps(t->hi), _mm512_max_ps(_mm512_set1_ps(t->lo), y[v]));
-        float *to0 = whole ? line_of(t->dst, t->row_stride, row) : edge, *to1 = whole ? line_of(t->dst, t->row_stride, next) : edge + NR;
+            for (int v = 0; v < 4; v++)
+                y[v] = _mm512_min_ps(_mm512_set1_ps(t->hi), _mm512_max_ps(_mm512_set1_ps(t->lo), y[v]));
+        float *to0 = whole ? line_of(t->dst, t->row_stride, row) : edge,
+              *to1 = whole ? line_of(t->dst, t->row_stride, next) : edge + NR;
         _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
         _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
         if (whole) continue;
@@ -316,15 +332,19 @@ static void float_tile(const int32_t *acc, const qk_tile *given)
     }
 }
 
-/* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded. */
-static inline __attribute__((always_inline)) __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi, const int half_away)
+/* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
+ */
+static inline __attribute__((always_inline)) __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi,
+                                                               const int half_away)
 {
     __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(t->multiplier + col));
     v = _mm512_min_ps(hi, _mm512_add_ps(v, _mm512_loadu_ps(t->bias + col)));
     if (half_away) {
         const __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_ZERO), rest = _mm512_sub_ps(v, whole);
-        v = _mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(0.5f), _CMP_GE_OQ), whole, _mm512_set1_ps(1.0f));
-        v = _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(-0.5f), _CMP_LE_OQ), whole, _mm512_set1_ps(1.0f));
+        v = _mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(0.5f), _CMP_GE_OQ), whole,
+                               _mm512_set1_ps(1.0f));
+        v = _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(-0.5f), _CMP_LE_OQ), whole,
+                               _mm512_set1_ps(1.0f));
     }
     return _mm512_cvtps_epi32(v);
 }
@@ -332,12 +352,16 @@ static inline __attribute__((always_inline)) __m512i rounded16(__m512i sums, con
 /* shift_left */
 static inline __m512i shifted_left16(__m512i sums, __m512i shift)
 {
-    const __m512i lo = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MIN), shift), hi = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MAX), shift);
+    const __m512i lo = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MIN), shift),
+                  hi = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MAX), shift);
     return _mm512_sllv_epi32(_mm512_min_epi32(_mm512_max_epi32(sums, lo), hi), shift);
 }
 
 static inline __m512i even_products(__m512i a, __m512i b) { return _mm512_mul_epi32(a, b); }
-static inline __m512i odd_products(__m512i a, __m512i b) { return _mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32)); }
+static inline __m512i odd_products(__m512i a, __m512i b)
+{
+    return _mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+}
 /* The low words of `even`, and the high ones of `odd`. */
 static inline __m512i interleaved(__m512i even, __m512i odd) { return _mm512_mask_mov_epi32(even, 0xaaaa, odd); }
 
@@ -345,11 +369,13 @@ static inline __m512i interleaved(__m512i even, __m512i odd) { return _mm512_mas
 static inline __m512i gemmlowp16(__m512i sums, __m512i mantissa, __m512i shift)
 {
     const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), half = _mm512_set1_epi64(1 << 30);
-    const __m512i right = _mm512_max_epi32(_mm512_sub_epi32(zero, shift), zero), a = shifted_left16(sums, _mm512_max_epi32(shift, zero));
+    const __m512i right = _mm512_max_epi32(_mm512_sub_epi32(zero, shift), zero),
+                  a = shifted_left16(sums, _mm512_max_epi32(shift, zero));
     const __m512i even = _mm512_srli_epi64(_mm512_add_epi64(even_products(a, mantissa), half), 31);
     const __m512i odd = _mm512_slli_epi64(_mm512_add_epi64(odd_products(a, mantissa), half), 1);
     const __m512i high = interleaved(even, odd), mask = _mm512_sub_epi32(_mm512_sllv_epi32(one, right), one);
-    const __m512i limit = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(high, 31)), q = _mm512_srav_epi32(high, right);
+    const __m512i limit = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(high, 31)),
+                  q = _mm512_srav_epi32(high, right);
     return _mm512_mask_add_epi32(q, _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, mask), limit), q, one);
 }
 
@@ -364,8 +390,8 @@ static inline __m512i tflite16(__m512i sums, __m512i mantissa, __m512i given)
     return _mm512_srav_epi32(_mm512_add_epi32(high, _mm512_sllv_epi32(one, last)), _mm512_add_epi32(last, one));
 }
 
-static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
-                                                                  const qk_rounding rounding)
+static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row,
+                                                                  int col, __m512 hi, const qk_rounding rounding)
 {
     const __m512i sums = sums16(acc, t, row, col);
     if (rounding <= QK_HALF_AWAY) return rounded16(sums, t, col, hi, rounding == QK_HALF_AWAY);
@@ -382,8 +408,10 @@ static inline __attribute__((always_inline)) void multiply_rows(const int32_t *a
     const __m512 hi = _mm512_set1_ps((float)(qmax - zero_point));
     for (int row = 0; row < rows; row += 2) { /* q has MR rows, and MR is even */
         const int next = row + 1 < rows ? row + 1 : row;
-        const __m512i n0 = _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, rounding), multiplied16(acc, t, row, 16, hi, rounding));
-        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, rounding), multiplied16(acc, t, next, 16, hi, rounding));
+        const __m512i n0 =
+            _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, rounding), multiplied16(acc, t, row, 16, hi, rounding));
+        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, rounding),
+                                              multiplied16(acc, t, next, 16, hi, rounding));
         _mm512_storeu_si512(q + NR * row, to_codes(n0, n1, zero, zero, qmin, qmax));
     }
 }
@@ -411,8 +439,8 @@ static inline __m512i broadcast4(const uint8_t *p)
     return _mm512_set1_epi32(codes);
 }
 
-/* Panels may come from the L3 cache or from memory: asking 32 steps ahead gains 3% at 32 x 4096 x 4096, and nothing at few rows, where
- * it would cost. */
+/* Panels may come from the L3 cache or from memory: asking 32 steps ahead gains 3% at 32 x 4096 x 4096, and nothing at
+ * few rows, where it would cost. */
 enum { AHEAD = 32 * NR * KR };
 
 /* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
@@ -431,17 +459,25 @@ static inline __attribute__((always_inline)) void tile(const int rows, size_t st
         if (rows > 4) __builtin_prefetch(panel + AHEAD), __builtin_prefetch(panel + AHEAD + 64);
         __m512i v = broadcast4(a);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
-        if (rows > 1) v = broadcast4(a + lda), c10 = _mm512_dpbusd_epi32(c10, v, b0), c11 = _mm512_dpbusd_epi32(c11, v, b1);
-        if (rows > 2) v = broadcast4(a + 2 * lda), c20 = _mm512_dpbusd_epi32(c20, v, b0), c21 = _mm512_dpbusd_epi32(c21, v, b1);
+        if (rows > 1)
+            v = broadcast4(a + lda), c10 = _mm512_dpbusd_epi32(c10, v, b0), c11 = _mm512_dpbusd_epi32(c11, v, b1);
+        if (rows > 2)
+            v = broadcast4(a + 2 * lda), c20 = _mm512_dpbusd_epi32(c20, v, b0), c21 = _mm512_dpbusd_epi32(c21, v, b1);
         if (rows > 3) v = broadcast4(a3), c30 = _mm512_dpbusd_epi32(c30, v, b0), c31 = _mm512_dpbusd_epi32(c31, v, b1);
-        if (rows > 4) v = broadcast4(a3 + lda), c40 = _mm512_dpbusd_epi32(c40, v, b0), c41 = _mm512_dpbusd_epi32(c41, v, b1);
-        if (rows > 5) v = broadcast4(a3 + 2 * lda), c50 = _mm512_dpbusd_epi32(c50, v, b0), c51 = _mm512_dpbusd_epi32(c51, v, b1);
+        if (rows > 4)
+            v = broadcast4(a3 + lda), c40 = _mm512_dpbusd_epi32(c40, v, b0), c41 = _mm512_dpbusd_epi32(c41, v, b1);
+        if (rows > 5)
+            v = broadcast4(a3 + 2 * lda), c50 = _mm512_dpbusd_epi32(c50, v, b0), c51 = _mm512_dpbusd_epi32(c51, v, b1);
         if (rows > 6) v = broadcast4(a6), c60 = _mm512_dpbusd_epi32(c60, v, b0), c61 = _mm512_dpbusd_epi32(c61, v, b1);
-        if (rows > 7) v = broadcast4(a6 + lda), c70 = _mm512_dpbusd_epi32(c70, v, b0), c71 = _mm512_dpbusd_epi32(c71, v, b1);
-        if (rows > 8) v = broadcast4(a6 + 2 * lda), c80 = _mm512_dpbusd_epi32(c80, v, b0), c81 = _mm512_dpbusd_epi32(c81, v, b1);
+        if (rows > 7)
+            v = broadcast4(a6 + lda), c70 = _mm512_dpbusd_epi32(c70, v, b0), c71 = _mm512_dpbusd_epi32(c71, v, b1);
+        if (rows > 8)
+            v = broadcast4(a6 + 2 * lda), c80 = _mm512_dpbusd_epi32(c80, v, b0), c81 = _mm512_dpbusd_epi32(c81, v, b1);
         if (rows > 9) v = broadcast4(a9), c90 = _mm512_dpbusd_epi32(c90, v, b0), c91 = _mm512_dpbusd_epi32(c91, v, b1);
-        if (rows > 10) v = broadcast4(a9 + lda), ca0 = _mm512_dpbusd_epi32(ca0, v, b0), ca1 = _mm512_dpbusd_epi32(ca1, v, b1);
-        if (rows > 11) v = broadcast4(a9 + 2 * lda), cb0 = _mm512_dpbusd_epi32(cb0, v, b0), cb1 = _mm512_dpbusd_epi32(cb1, v, b1);
+        if (rows > 10)
+            v = broadcast4(a9 + lda), ca0 = _mm512_dpbusd_epi32(ca0, v, b0), ca1 = _mm512_dpbusd_epi32(ca1, v, b1);
+        if (rows > 11)
+            v = broadcast4(a9 + 2 * lda), cb0 = _mm512_dpbusd_epi32(cb0, v, b0), cb1 = _mm512_dpbusd_epi32(cb1, v, b1);
     }
     _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
     if (rows > 1) c += ldc, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
@@ -459,7 +495,8 @@ static inline __attribute__((always_inline)) void tile(const int rows, size_t st
 
 /* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. */
 static inline __attribute__((always_inline)) void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                           const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+                                                           const int8_t *panel, const int32_t *init, int32_t *c,
+                                                           size_t ldc)
 {
     __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16), c10 = c00, c11 = c01;
     __m512i d00 = _mm512_setzero_si512(), d01 = d00, d10 = d00, d11 = d00;
@@ -478,11 +515,14 @@ static inline __attribute__((always_inline)) void few_rows(const int rows, size_
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         const __m512i v = broadcast4(a);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
-        if (rows > 1) d10 = _mm512_dpbusd_epi32(d10, broadcast4(a + lda), b0), d11 = _mm512_dpbusd_epi32(d11, broadcast4(a + lda), b1);
+        if (rows > 1)
+            d10 = _mm512_dpbusd_epi32(d10, broadcast4(a + lda), b0),
+            d11 = _mm512_dpbusd_epi32(d11, broadcast4(a + lda), b1);
     }
     _mm512_storeu_si512(c, _mm512_add_epi32(c00, d00)), _mm512_storeu_si512(c + 16, _mm512_add_epi32(c01, d01));
     if (rows == 1) return;
-    _mm512_storeu_si512(c + ldc, _mm512_add_epi32(c10, d10)), _mm512_storeu_si512(c + ldc + 16, _mm512_add_epi32(c11, d11));
+    _mm512_storeu_si512(c + ldc, _mm512_add_epi32(c10, d10)),
+        _mm512_storeu_si512(c + ldc + 16, _mm512_add_epi32(c11, d11));
 }
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -511,13 +551,14 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 
 /* ---- 4-bit weights (numerics 12) ---- */
 
-/* The weights are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all blocks.
+/* The weights are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all
+ * blocks.
  *
- * A byte t = 16 h + l has codes of two columns, which meet the same a: T = sum a t = 16 H + L, and sum a (t & 240) = 16 H. So
- * one `and` for two vpdpbusd decodes both, but to part H and L takes two instructions a row at the end of a block. One row, which
- * is bound by vector instructions of all kinds, gains 10%; 4 rows decode code by code, on other pipes than vpdpbusd, and levels
- * must. Multiply-adds at the end of a block are on the pipes of vpdpbusd: with 64 of those in a block of 32 rows, 8/9 of the
- * peak is the limit. */
+ * A byte t = 16 h + l has codes of two columns, which meet the same a: T = sum a t = 16 H + L, and sum a (t & 240) = 16
+ * H. So one `and` for two vpdpbusd decodes both, but to part H and L takes two instructions a row at the end of a
+ * block. One row, which is bound by vector instructions of all kinds, gains 10%; 4 rows decode code by code, on other
+ * pipes than vpdpbusd, and levels must. Multiply-adds at the end of a block are on the pipes of vpdpbusd: with 64 of
+ * those in a block of 32 rows, 8/9 of the peak is the limit. */
 
 enum {
     STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
@@ -530,7 +571,8 @@ static inline __m512i broadcast_codes(const int8_t *p) { return broadcast4((cons
 /* Scales 16 i .. 16 i + 15. */
 static inline __m512 scales16(const uint8_t *p, int half, int i)
 {
-    return half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p + i)) : _mm512_loadu_ps((const float *)p + 16 * i);
+    return half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p + i))
+                : _mm512_loadu_ps((const float *)p + 16 * i);
 }
 
 /* The sums that a row starts from: the zero points of 16 columns (or 1) times `start`. */
@@ -552,8 +594,8 @@ typedef struct {
     __m512i low, high;
 } step_bytes;
 
-/* How a step becomes bytes: t and t & 240; codes; levels by vpshufb, or by vpermb (AVX-512 VBMI), which ignores the bits that
- * vpshufb must not see. */
+/* How a step becomes bytes: t and t & 240; codes; levels by vpshufb, or by vpermb (AVX-512 VBMI), which ignores the
+ * bits that vpshufb must not see. */
 enum { BOTH, CODES, SHUFFLED, PERMUTED };
 
 static inline int has_vpermb(void)
@@ -594,8 +636,8 @@ static inline __attribute__((always_inline)) two_sums multiply_step(two_sums c, 
 }
 
 /* Adds to the sums so far those of a block, times its scales. */
-static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *y1, two_sums c, const int kind, __m512i start1,
-                                                            __m512 s0, __m512 s1)
+static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *y1, two_sums c, const int kind,
+                                                            __m512i start1, __m512 s0, __m512 s1)
 {
     const __m512i low = kind ? c.low : _mm512_sub_epi32(c.low, c.high);
     const __m512i high = kind ? c.high : _mm512_srai_epi32(c.high, 4);
@@ -605,8 +647,9 @@ static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *
 
 /* `rows`, `own_zeros` and `kind` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int own_zeros, const int kind,
-                                                               const qk_blocked_panel *panel, const int8_t *a, size_t lda,
-                                                               const int32_t *start, size_t ld_start, float *y)
+                                                               const qk_blocked_panel *panel, const int8_t *a,
+                                                               size_t lda, const int32_t *start, size_t ld_start,
+                                                               float *y)
 {
     const qk_blocked_panel p = *panel;
     const __m512i levels = kind >= SHUFFLED ? table_of(p.levels) : _mm512_setzero_si512();
@@ -650,8 +693,9 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
 }
 
 static inline __attribute__((always_inline)) void blocked_tile_of(const int own_zeros, const int kind, int rows,
-                                                                  const qk_blocked_panel *p, const int8_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+                                                                  const qk_blocked_panel *p, const int8_t *a,
+                                                                  size_t lda, const int32_t *start, size_t ld_start,
+                                                                  float *y)
 {
     switch (rows) {
     case 1: blocked_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
@@ -681,13 +725,19 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 
 /* ---- 4-bit weights with levels of each column (numerics 12) ---- */
 
-/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 16 columns, each sum in
- * four parts, which are added at the end of k. With 8 columns, broadcasts of 16 codes of a cost 25%. */
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 16 columns, each
+ * sum in four parts, which are added at the end of k. With 8 columns, broadcasts of 16 codes of a cost 25%. */
 
 enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
 
-static inline __m512i broadcast16(const int8_t *a) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)a)); }
-static inline __m512i levels_at(const uint8_t *p) { return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)128)); }
+static inline __m512i broadcast16(const int8_t *a)
+{
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)a));
+}
+static inline __m512i levels_at(const uint8_t *p)
+{
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)128));
+}
 
 /* c + b * a. The asm pins the sum to its register: gcc would copy it each time. */
 static inline __attribute__((always_inline)) __m512i multiply_add(__m512i c, __m512i b, __m512i a)
@@ -739,8 +789,10 @@ static inline __attribute__((always_inline)) void own_levels_rows(const int rows
         if (rows > 2) c22 = multiply_add(c22, b2, v), c23 = multiply_add(c23, b3, v);
         if (rows > 3) v = broadcast16(a3), c30 = multiply_add(c30, b0, v), c31 = multiply_add(c31, b1, v);
         if (rows > 3) c32 = multiply_add(c32, b2, v), c33 = multiply_add(c33, b3, v);
-        b0 = byte_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0), b1 = byte_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
-        b2 = byte_of(_mm512_srli_epi16(two2, 4), SHUFFLED, levels2), b3 = byte_of(_mm512_srli_epi16(two3, 4), SHUFFLED, levels3);
+        b0 = byte_of(_mm512_srli_epi16(two0, 4), SHUFFLED, levels0),
+        b1 = byte_of(_mm512_srli_epi16(two1, 4), SHUFFLED, levels1);
+        b2 = byte_of(_mm512_srli_epi16(two2, 4), SHUFFLED, levels2),
+        b3 = byte_of(_mm512_srli_epi16(two3, 4), SHUFFLED, levels3);
         v = broadcast16(a + 16), c00 = multiply_add(c00, b0, v), c01 = multiply_add(c01, b1, v);
         c02 = multiply_add(c02, b2, v), c03 = multiply_add(c03, b3, v);
         if (rows > 1) v = broadcast16(a + lda + 16), c10 = multiply_add(c10, b0, v), c11 = multiply_add(c11, b1, v);
@@ -774,11 +826,11 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
 
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
-/* Codes of a are the unsigned operand, + 128, as where a column has one scale; its zero points are those of the sums of the columns,
- * from which all rows start: copies of a register are free, while to load a start of each row took 6%. Tile: 12 rows x 32 columns, 24 sums
- * of a block; those of all blocks are in y, in the L1 cache. 6 rows, which leave registers for these, are slower by 5%. At the end of
- * a block each sum takes two instructions on the pipes of vpdpbusd, which has 8 in a block of 32 rows: 8/10 of the peak is the
- * limit. */
+/* Codes of a are the unsigned operand, + 128, as where a column has one scale; its zero points are those of the sums of
+ * the columns, from which all rows start: copies of a register are free, while to load a start of each row took 6%.
+ * Tile: 12 rows x 32 columns, 24 sums of a block; those of all blocks are in y, in the L1 cache. 6 rows, which leave
+ * registers for these, are slower by 5%. At the end of a block each sum takes two instructions on the pipes of
+ * vpdpbusd, which has 8 in a block of 32 rows: 8/10 of the peak is the limit. */
 
 enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
 
@@ -788,7 +840,10 @@ static inline __attribute__((always_inline)) two_sums multiply_bytes(two_sums c,
     return (two_sums){multiply_add(c.low, v, b.low), multiply_add(c.high, v, b.high)};
 }
 
-static inline step_bytes load_step(const uint8_t *b) { return (step_bytes){_mm512_loadu_si512(b), _mm512_loadu_si512(b + 64)}; }
+static inline step_bytes load_step(const uint8_t *b)
+{
+    return (step_bytes){_mm512_loadu_si512(b), _mm512_loadu_si512(b + 64)};
+}
 
 /* What all rows start from: -128 times the sums of 16 columns. */
 static inline __m512i column_starts16(const uint8_t *sums, const int wide, int i)
@@ -824,13 +879,15 @@ typedef struct {
 static inline __attribute__((always_inline)) block_columns columns_of(const int own_zeros, const uint8_t *scales,
                                                                       const uint8_t *zeros, int half_scales)
 {
-    block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(),
+                        _mm512_setzero_si512()};
     if (own_zeros) of.z0 = zero_words16(zeros), of.z1 = zero_words16(zeros + 16);
     return of;
 }
 
 /* Adds the sums of a block, of one row, to those of all blocks. */
-static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, const int own_zeros, block_columns of, const int32_t *start)
+static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, const int own_zeros, block_columns of,
+                                                           const int32_t *start)
 {
     if (own_zeros) {
         const __m512i v = _mm512_set1_epi32(*start);
@@ -840,11 +897,11 @@ static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c,
     _mm512_storeu_ps(y + 16, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.high), of.s1, _mm512_loadu_ps(y + 16)));
 }
 
-/* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own, since vpdpbusd
- * takes 4 cycles or 5. */
-static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros, const qk_blocked_panel *panel,
-                                                             const int8_t *a, size_t lda, const int32_t *start, size_t ld_start,
-                                                             float *y)
+/* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own,
+ * since vpdpbusd takes 4 cycles or 5. */
+static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros,
+                                                             const qk_blocked_panel *panel, const int8_t *a, size_t lda,
+                                                             const int32_t *start, size_t ld_start, float *y)
 {
     const qk_blocked_panel p = *panel;
     const uint8_t *b = p.records;
@@ -853,18 +910,22 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     const __m512i none = _mm512_setzero_si512();
     clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
-        const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP, *next = scales + p.params_bytes;
+        const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP,
+                      *next = scales + p.params_bytes;
         const uint8_t *sums = next - (p.long_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
         const two_sums columns = {column_starts16(sums, p.long_sums, 0), column_starts16(sums, p.long_sums, 1)};
-        two_sums c0 = columns, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0, cb = c0;
+        two_sums c0 = columns, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0,
+                 cb = c0;
         two_sums d0 = {none, none}, d1 = d0;
         if (rows < 3)
             for (; b + BYTES_STEP < scales; b += 2 * BYTES_STEP, a += 2 * QK_BLOCKED_KR) {
                 const step_bytes of = load_step(b), after = load_step(b + BYTES_STEP);
                 c0 = multiply_bytes(c0, of, a), d0 = multiply_bytes(d0, after, a + QK_BLOCKED_KR);
-                if (rows > 1) c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, after, a + lda + QK_BLOCKED_KR);
+                if (rows > 1)
+                    c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, after, a + lda + QK_BLOCKED_KR);
             }
-        for (; b != scales; b += BYTES_STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR, a6 += QK_BLOCKED_KR, a9 += QK_BLOCKED_KR) {
+        for (; b != scales;
+             b += BYTES_STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR, a6 += QK_BLOCKED_KR, a9 += QK_BLOCKED_KR) {
             const step_bytes of = load_step(b);
             if (rows > 4) __builtin_prefetch(b + 2 * AHEAD), __builtin_prefetch(b + 2 * AHEAD + 64);
             c0 = multiply_bytes(c0, of, a);
@@ -902,9 +963,9 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     }
 }
 
-static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows, const qk_blocked_panel *p,
-                                                                const int8_t *a, size_t lda, const int32_t *start,
-                                                                size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows,
+                                                                const qk_blocked_panel *p, const int8_t *a, size_t lda,
+                                                                const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
     case 1: bytes_rows(1, own_zeros, p, a, lda, start, ld_start, y); break;
@@ -922,8 +983,8 @@ static inline __attribute__((always_inline)) void bytes_tile_of(const int own_ze
     }
 }
 
-static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
-                       float *y)
+static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
 {
     if (p->own_zeros)
         bytes_tile_of(1, rows, p, a, lda, start, ld_start, y);
@@ -963,11 +1024,18 @@ static inline __m512d minus_f64(__m512d x, const double *c)
 }
 
 /* What is computed before and after stays there. */
-static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d)); }
-static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d)); }
+static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d)
+{
+    __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d));
+}
+static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d)
+{
+    __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d));
+}
 #endif
 
-/* Distances are positive, and so ordered as their bits are: integer minima run on all four pipes of Zen 4, float ones on two. */
+/* Distances are positive, and so ordered as their bits are: integer minima run on all four pipes of Zen 4, float ones
+ * on two. */
 static inline __m512 smaller_f32(__m512 a, __m512 b)
 {
     return _mm512_castsi512_ps(_mm512_min_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)));
@@ -1027,8 +1095,8 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 
-/* Tile: 12 rows x 32 columns, as for bytes; a step is a row of 64 bytes of the panel. Widening it takes two instructions
- * on other pipes than its 24 multiply-adds. */
+/* Tile: 12 rows x 32 columns, as for bytes; a step is a row of 64 bytes of the panel. Widening it takes two
+ * instructions on other pipes than its 24 multiply-adds. */
 
 /* 16 columns each. */
 typedef struct {
@@ -1046,8 +1114,8 @@ static inline __attribute__((always_inline)) two_floats row_of_floats(const uint
                         _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32((int32_t)0xffff0000)))};
 }
 
-static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k, const float *a,
-                                                            size_t lda, const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k,
+                                                            const float *a, size_t lda, const uint16_t *panel, float *y)
 {
     const float *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512 zero = _mm512_setzero_ps();
@@ -1055,21 +1123,37 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
     for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_HALF_NR) {
-        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR), _MM_HINT_T0); /* few rows use weights as fast as they arrive */
+        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR),
+                     _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, type);
         __m512 v = _mm512_set1_ps(a[0]);
         c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
-        if (rows > 1) v = _mm512_set1_ps(a[lda]), c10 = _mm512_fmadd_ps(v, b.left, c10), c11 = _mm512_fmadd_ps(v, b.right, c11);
-        if (rows > 2) v = _mm512_set1_ps(a[2 * lda]), c20 = _mm512_fmadd_ps(v, b.left, c20), c21 = _mm512_fmadd_ps(v, b.right, c21);
-        if (rows > 3) v = _mm512_set1_ps(a3[0]), c30 = _mm512_fmadd_ps(v, b.left, c30), c31 = _mm512_fmadd_ps(v, b.right, c31);
-        if (rows > 4) v = _mm512_set1_ps(a3[lda]), c40 = _mm512_fmadd_ps(v, b.left, c40), c41 = _mm512_fmadd_ps(v, b.right, c41);
-        if (rows > 5) v = _mm512_set1_ps(a3[2 * lda]), c50 = _mm512_fmadd_ps(v, b.left, c50), c51 = _mm512_fmadd_ps(v, b.right, c51);
-        if (rows > 6) v = _mm512_set1_ps(a6[0]), c60 = _mm512_fmadd_ps(v, b.left, c60), c61 = _mm512_fmadd_ps(v, b.right, c61);
-        if (rows > 7) v = _mm512_set1_ps(a6[lda]), c70 = _mm512_fmadd_ps(v, b.left, c70), c71 = _mm512_fmadd_ps(v, b.right, c71);
-        if (rows > 8) v = _mm512_set1_ps(a6[2 * lda]), c80 = _mm512_fmadd_ps(v, b.left, c80), c81 = _mm512_fmadd_ps(v, b.right, c81);
-        if (rows > 9) v = _mm512_set1_ps(a9[0]), c90 = _mm512_fmadd_ps(v, b.left, c90), c91 = _mm512_fmadd_ps(v, b.right, c91);
-        if (rows > 10) v = _mm512_set1_ps(a9[lda]), ca0 = _mm512_fmadd_ps(v, b.left, ca0), ca1 = _mm512_fmadd_ps(v, b.right, ca1);
-        if (rows > 11) v = _mm512_set1_ps(a9[2 * lda]), cb0 = _mm512_fmadd_ps(v, b.left, cb0), cb1 = _mm512_fmadd_ps(v, b.right, cb1);
+        if (rows > 1)
+            v = _mm512_set1_ps(a[lda]), c10 = _mm512_fmadd_ps(v, b.left, c10), c11 = _mm512_fmadd_ps(v, b.right, c11);
+        if (rows > 2)
+            v = _mm512_set1_ps(a[2 * lda]), c20 = _mm512_fmadd_ps(v, b.left, c20),
+            c21 = _mm512_fmadd_ps(v, b.right, c21);
+        if (rows > 3)
+            v = _mm512_set1_ps(a3[0]), c30 = _mm512_fmadd_ps(v, b.left, c30), c31 = _mm512_fmadd_ps(v, b.right, c31);
+        if (rows > 4)
+            v = _mm512_set1_ps(a3[lda]), c40 = _mm512_fmadd_ps(v, b.left, c40), c41 = _mm512_fmadd_ps(v, b.right, c41);
+        if (rows > 5)
+            v = _mm512_set1_ps(a3[2 * lda]), c50 = _mm512_fmadd_ps(v, b.left, c50),
+            c51 = _mm512_fmadd_ps(v, b.right, c51);
+        if (rows > 6)
+            v = _mm512_set1_ps(a6[0]), c60 = _mm512_fmadd_ps(v, b.left, c60), c61 = _mm512_fmadd_ps(v, b.right, c61);
+        if (rows > 7)
+            v = _mm512_set1_ps(a6[lda]), c70 = _mm512_fmadd_ps(v, b.left, c70), c71 = _mm512_fmadd_ps(v, b.right, c71);
+        if (rows > 8)
+            v = _mm512_set1_ps(a6[2 * lda]), c80 = _mm512_fmadd_ps(v, b.left, c80),
+            c81 = _mm512_fmadd_ps(v, b.right, c81);
+        if (rows > 9)
+            v = _mm512_set1_ps(a9[0]), c90 = _mm512_fmadd_ps(v, b.left, c90), c91 = _mm512_fmadd_ps(v, b.right, c91);
+        if (rows > 10)
+            v = _mm512_set1_ps(a9[lda]), ca0 = _mm512_fmadd_ps(v, b.left, ca0), ca1 = _mm512_fmadd_ps(v, b.right, ca1);
+        if (rows > 11)
+            v = _mm512_set1_ps(a9[2 * lda]), cb0 = _mm512_fmadd_ps(v, b.left, cb0),
+            cb1 = _mm512_fmadd_ps(v, b.right, cb1);
     }
     _mm512_storeu_ps(y, c00), _mm512_storeu_ps(y + 16, c01);
     if (rows > 1) y += 32, _mm512_storeu_ps(y, c10), _mm512_storeu_ps(y + 16, c11);
@@ -1085,8 +1169,8 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     if (rows > 11) y += 32, _mm512_storeu_ps(y, cb0), _mm512_storeu_ps(y + 16, cb1);
 }
 
-static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
-                                                               const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a,
+                                                               size_t lda, const uint16_t *panel, float *y)
 {
     switch (rows) {
     case 1: half_rows(1, type, k, a, lda, panel, y); break;
@@ -1124,9 +1208,15 @@ static inline __attribute__((always_inline)) void bfloat_panels(const int panels
         const __m512 v = _mm512_set1_ps(a[i]);
         two_floats b = row_of_floats(panel, QK_BF16);
         c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
-        if (panels > 1) b = row_of_floats(panel + size, QK_BF16), c10 = _mm512_fmadd_ps(v, b.left, c10), c11 = _mm512_fmadd_ps(v, b.right, c11);
-        if (panels > 2) b = row_of_floats(panel + 2 * size, QK_BF16), c20 = _mm512_fmadd_ps(v, b.left, c20), c21 = _mm512_fmadd_ps(v, b.right, c21);
-        if (panels > 3) b = row_of_floats(panel3, QK_BF16), c30 = _mm512_fmadd_ps(v, b.left, c30), c31 = _mm512_fmadd_ps(v, b.right, c31);
+        if (panels > 1)
+            b = row_of_floats(panel + size, QK_BF16), c10 = _mm512_fmadd_ps(v, b.left, c10),
+            c11 = _mm512_fmadd_ps(v, b.right, c11);
+        if (panels > 2)
+            b = row_of_floats(panel + 2 * size, QK_BF16), c20 = _mm512_fmadd_ps(v, b.left, c20),
+            c21 = _mm512_fmadd_ps(v, b.right, c21);
+        if (panels > 3)
+            b = row_of_floats(panel3, QK_BF16), c30 = _mm512_fmadd_ps(v, b.left, c30),
+            c31 = _mm512_fmadd_ps(v, b.right, c31);
     }
     _mm512_storeu_ps(y, c00), _mm512_storeu_ps(y + 16, c01);
     if (panels > 1) _mm512_storeu_ps(y + 32, c10), _mm512_storeu_ps(y + 48, c11);
@@ -1154,16 +1244,19 @@ static inline __attribute__((always_inline)) void half_panels(const int panels, 
         c10 = multiply_add8(c10, v, panel + size), c11 = multiply_add8(c11, v, panel + size + 8);
         c12 = multiply_add8(c12, v, panel + size + 16), c13 = multiply_add8(c13, v, panel + size + 24);
     }
-    _mm256_storeu_ps(y, c00), _mm256_storeu_ps(y + 8, c01), _mm256_storeu_ps(y + 16, c02), _mm256_storeu_ps(y + 24, c03);
+    _mm256_storeu_ps(y, c00), _mm256_storeu_ps(y + 8, c01), _mm256_storeu_ps(y + 16, c02),
+        _mm256_storeu_ps(y + 24, c03);
     if (panels == 1) return;
     y += 32;
-    _mm256_storeu_ps(y, c10), _mm256_storeu_ps(y + 8, c11), _mm256_storeu_ps(y + 16, c12), _mm256_storeu_ps(y + 24, c13);
+    _mm256_storeu_ps(y, c10), _mm256_storeu_ps(y + 8, c11), _mm256_storeu_ps(y + 16, c12),
+        _mm256_storeu_ps(y + 24, c13);
 }
 
 static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
 {
     const uint16_t *p = panel;
-    for (; type == QK_F16 && panels > 1; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR) half_panels(2, k, a, p, y);
+    for (; type == QK_F16 && panels > 1; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR)
+        half_panels(2, k, a, p, y);
     if (type == QK_F16) {
         if (panels) half_panels(1, k, a, p, y);
         return;
@@ -1198,17 +1291,32 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + NR);
         __m512i v = broadcast_words(a);
         c00 = _mm512_dpwssd_epi32(c00, v, b0), c01 = _mm512_dpwssd_epi32(c01, v, b1);
-        if (rows > 1) v = broadcast_words(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
-        if (rows > 2) v = broadcast_words(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0), c21 = _mm512_dpwssd_epi32(c21, v, b1);
-        if (rows > 3) v = broadcast_words(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
-        if (rows > 4) v = broadcast_words(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
-        if (rows > 5) v = broadcast_words(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0), c51 = _mm512_dpwssd_epi32(c51, v, b1);
-        if (rows > 6) v = broadcast_words(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
-        if (rows > 7) v = broadcast_words(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
-        if (rows > 8) v = broadcast_words(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0), c81 = _mm512_dpwssd_epi32(c81, v, b1);
-        if (rows > 9) v = broadcast_words(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
-        if (rows > 10) v = broadcast_words(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
-        if (rows > 11) v = broadcast_words(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0), cb1 = _mm512_dpwssd_epi32(cb1, v, b1);
+        if (rows > 1)
+            v = broadcast_words(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
+        if (rows > 2)
+            v = broadcast_words(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0),
+            c21 = _mm512_dpwssd_epi32(c21, v, b1);
+        if (rows > 3)
+            v = broadcast_words(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
+        if (rows > 4)
+            v = broadcast_words(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
+        if (rows > 5)
+            v = broadcast_words(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0),
+            c51 = _mm512_dpwssd_epi32(c51, v, b1);
+        if (rows > 6)
+            v = broadcast_words(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
+        if (rows > 7)
+            v = broadcast_words(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
+        if (rows > 8)
+            v = broadcast_words(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0),
+            c81 = _mm512_dpwssd_epi32(c81, v, b1);
+        if (rows > 9)
+            v = broadcast_words(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
+        if (rows > 10)
+            v = broadcast_words(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
+        if (rows > 11)
+            v = broadcast_words(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0),
+            cb1 = _mm512_dpwssd_epi32(cb1, v, b1);
     }
     _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
     if (rows > 1) c += NR, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
@@ -1244,8 +1352,14 @@ static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, con
 
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
-    .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
-    .blocked_mr = 4, .bytes_mr = 12, .bytes_flip = 128, .half_mr = 12,
+    .mr = MR,
+    .nr = NR,
+    .kr = KR,
+    .a_bytes = 1,
+    .blocked_mr = 4,
+    .bytes_mr = 12,
+    .bytes_flip = 128,
+    .half_mr = 12,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

@@ -128,15 +128,16 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
                 const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
                 const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
                 int32_t sum = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
-                for (; b != scales; b += STEP, ar += QK_BLOCKED_KR) sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
+                for (; b != scales; b += STEP, ar += QK_BLOCKED_KR)
+                    sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
                 y[j] = __builtin_fmaf((float)sum, scale_at(scales, p->half_scales, j), y[j]);
                 b = zeros + (p->own_zeros ? NC : 0);
             }
         }
 }
 
-static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start, size_t ld_start,
-                       float *y)
+static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
 {
     enum { NC = QK_BLOCKED_NR, STEP = NC * QK_BLOCKED_KR };
     for (int row = 0; row < rows; row++, start += ld_start, y += NC)
@@ -146,7 +147,9 @@ static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_
             for (size_t block = 0; block < p->blocks; block++) {
                 const int8_t *scales = b + STEP * (block + 1 < p->blocks ? p->steps : p->last_steps);
                 int64_t sum = 0;
-                if (p->own_zeros) sum = scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
+                if (p->own_zeros)
+                    sum =
+                        scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
                 for (; b != scales; b += STEP, codes += QK_BLOCKED_KR)
                     for (int i = 0; i < QK_BLOCKED_KR; i++) sum += codes[i] * b[QK_BLOCKED_KR * j + i];
                 y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p->half_scales, j), y[j]);
@@ -205,8 +208,13 @@ static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, con
 
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
-    .mr = MR, .nr = NR, .kr = KR, .a_bytes = 1,
-    .blocked_mr = 4, .bytes_mr = 4, .half_mr = 4,
+    .mr = MR,
+    .nr = NR,
+    .kr = KR,
+    .a_bytes = 1,
+    .blocked_mr = 4,
+    .bytes_mr = 4,
+    .half_mr = 4,
     .gemm_tile = gemm_tile,
     .gemm_pack_row = gemm_pack_row,
     .gemm_pack_panel = gemm_pack_panel,

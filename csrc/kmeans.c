@@ -1,5 +1,5 @@
-/* Lloyd's k-means in d dimensions (numerics 14): which chunk of points goes to which thread. Sums are those of chunks, merged in
- * their order, so that they do not depend on the number of threads. */
+/* Lloyd's k-means in d dimensions (numerics 14): which chunk of points goes to which thread. Sums are those of chunks,
+ * merged in their order, so that they do not depend on the number of threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +45,8 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
     int of_least = INT32_MAX, exponent;
     for (size_t j = 0; j < k; j++) {
         const double sum = scaled_distance(x, centroids + j * d, d, &exponent);
-        if (exponent < of_least || (exponent == of_least && sum < least)) least = sum, of_least = exponent, found = (int32_t)j;
+        if (exponent < of_least || (exponent == of_least && sum < least))
+            least = sum, of_least = exponent, found = (int32_t)j;
     }
     return found;
 }
@@ -53,14 +54,14 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 typedef struct {
     const qk_kmeans *args;
     const qk_kernels *k;
-    size_t first;                  /* chunk */
+    size_t first; /* chunk */
     qk_kmeans_counts *counts;
     int failed;
-    const void *seeds;             /* of qk_kmeans_seed */
+    const void *seeds; /* of qk_kmeans_seed */
     size_t count;
     int update;
     void *nearest;
-    double *sums;                  /* one or `count` a chunk */
+    double *sums; /* one or `count` a chunk */
 } kmeans_job;
 
 static void *carve(char **at, size_t bytes)
@@ -153,14 +154,17 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 {
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
-    double *tile = obtain(job, qk_times(p->d + job->count, QK_KMEANS_TILE * sizeof *tile)), *lanes = tile + p->d * QK_KMEANS_TILE;
+    double *tile = obtain(job, qk_times(p->d + job->count, QK_KMEANS_TILE * sizeof *tile)),
+           *lanes = tile + p->d * QK_KMEANS_TILE;
     if (!tile) return;
     for (size_t chunk = begin; chunk < end; chunk++) {
         double *potential = job->sums + chunk * job->count;
         if (p->type == QK_F32)
-            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, (float *)tile, lanes, potential);
+            job->k->kmeans_potential_f32(p, chunk, job->seeds, job->count, job->update, job->nearest, (float *)tile,
+                                         lanes, potential);
         else
-            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, lanes, potential);
+            job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, lanes,
+                                         potential);
     }
     free(tile);
 }
@@ -168,8 +172,10 @@ static void seed_chunks(void *context, size_t begin, size_t end)
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)
 {
     QK_DEFAULT_MODE;
-    kmeans_job job = {.args = p, .seeds = seeds, .count = count, .update = update, .nearest = nearest, .sums = potential};
-    return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(count + 2) * (double)(p->d + 4) / 20, seed_chunks);
+    kmeans_job job = {
+        .args = p, .seeds = seeds, .count = count, .update = update, .nearest = nearest, .sums = potential};
+    return run(&job, ceil_div(p->n, p->chunk), (double)p->chunk * (double)(count + 2) * (double)(p->d + 4) / 20,
+               seed_chunks);
 }
 
 static void error_chunks(void *context, size_t begin, size_t end)
@@ -177,7 +183,8 @@ static void error_chunks(void *context, size_t begin, size_t end)
     kmeans_job *job = context;
     const qk_kmeans *p = job->args;
     for (size_t chunk = begin; chunk < end; chunk++)
-        job->sums[chunk] = (p->type == QK_F32 ? job->k->kmeans_errors_f32 : job->k->kmeans_errors_f64)(p, chunk, job->nearest);
+        job->sums[chunk] =
+            (p->type == QK_F32 ? job->k->kmeans_errors_f32 : job->k->kmeans_errors_f64)(p, chunk, job->nearest);
 }
 
 int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums)

@@ -1,6 +1,6 @@
-/* The loops of k-means (kmeans.c, numerics 14), compiled once per instruction set for each of two types: the including file has set
- * REAL, its INTEGER of the same size, EPSILON (half a unit in the last place of 1), VECTOR, the bytes of a register, and `of`, which
- * gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
+/* The loops of k-means (kmeans.c, numerics 14), compiled once per instruction set for each of two types: the including
+ * file has set REAL, its INTEGER of the same size, EPSILON (half a unit in the last place of 1), VECTOR, the bytes of a
+ * register, and `of`, which gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
 
 typedef REAL of(lanes) __attribute__((vector_size(VECTOR)));
 typedef REAL of(stored_lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
@@ -10,18 +10,20 @@ static inline of(lanes) of(load)(const REAL *x) { return *(const of(stored_lanes
 
 /* ---- the two nearest ---- */
 
-/* Of the points of a tile: squared distances to the nearest and to the second nearest centroid, and which is the nearest. */
+/* Of the points of a tile: squared distances to the nearest and to the second nearest centroid, and which is the
+ * nearest. */
 typedef struct {
     REAL first[QK_KMEANS_TILE], second[QK_KMEANS_TILE];
     INTEGER nearest[QK_KMEANS_TILE];
 } of(two);
 
 /* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of
- * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of that
- * where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4 centroids. */
+ * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of
+ * that where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4
+ * centroids. */
 static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids,
-                                                                const int32_t *list, size_t count, REAL *first, REAL *second,
-                                                                INTEGER *nearest)
+                                                                const int32_t *list, size_t count, REAL *first,
+                                                                REAL *second, INTEGER *nearest)
 {
     enum { LANES = VECTOR / sizeof(REAL) };
     const of(lanes) zero = {0};
@@ -33,17 +35,25 @@ static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, c
         of(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
         for (size_t f = 0; f < d; f++) {
             const of(lanes) xa = of(load)(x + f * QK_KMEANS_TILE), xb = of(load)(x + f * QK_KMEANS_TILE + LANES);
-            of(lanes) t0 = of(minus)(xa, c0 + f), t1 = of(minus)(xb, c0 + f), t2 = of(minus)(xa, c1 + f), t3 = of(minus)(xb, c1 + f);
+            of(lanes) t0 = of(minus)(xa, c0 + f), t1 = of(minus)(xb, c0 + f), t2 = of(minus)(xa, c1 + f),
+                      t3 = of(minus)(xb, c1 + f);
             of(fence)(&t0, &t1, &t2, &t3);
-            a0 = of(multiply_add)(t0, a0), b0 = of(multiply_add)(t1, b0), a1 = of(multiply_add)(t2, a1), b1 = of(multiply_add)(t3, b1);
-            t0 = of(minus)(xa, c2 + f), t1 = of(minus)(xb, c2 + f), t2 = of(minus)(xa, c3 + f), t3 = of(minus)(xb, c3 + f);
+            a0 = of(multiply_add)(t0, a0), b0 = of(multiply_add)(t1, b0), a1 = of(multiply_add)(t2, a1),
+            b1 = of(multiply_add)(t3, b1);
+            t0 = of(minus)(xa, c2 + f), t1 = of(minus)(xb, c2 + f), t2 = of(minus)(xa, c3 + f),
+            t3 = of(minus)(xb, c3 + f);
             of(fence)(&t0, &t1, &t2, &t3);
-            a2 = of(multiply_add)(t0, a2), b2 = of(multiply_add)(t1, b2), a3 = of(multiply_add)(t2, a3), b3 = of(multiply_add)(t3, b3);
+            a2 = of(multiply_add)(t0, a2), b2 = of(multiply_add)(t1, b2), a3 = of(multiply_add)(t2, a3),
+            b3 = of(multiply_add)(t3, b3);
         }
-        of(keep_two)(a0, list[i], &first0, &second0, &nearest0), of(keep_two)(b0, list[i], &first1, &second1, &nearest1);
-        of(keep_two)(a1, list[i + 1], &first0, &second0, &nearest0), of(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
-        of(keep_two)(a2, list[i + 2], &first0, &second0, &nearest0), of(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
-        of(keep_two)(a3, list[i + 3], &first0, &second0, &nearest0), of(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
+        of(keep_two)(a0, list[i], &first0, &second0, &nearest0),
+            of(keep_two)(b0, list[i], &first1, &second1, &nearest1);
+        of(keep_two)(a1, list[i + 1], &first0, &second0, &nearest0),
+            of(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
+        of(keep_two)(a2, list[i + 2], &first0, &second0, &nearest0),
+            of(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
+        of(keep_two)(a3, list[i + 3], &first0, &second0, &nearest0),
+            of(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
     }
     *(of(stored_lanes) *)first = first0, *(of(stored_lanes) *)(first + LANES) = first1;
     *(of(stored_lanes) *)second = second0, *(of(stored_lanes) *)(second + LANES) = second1;
@@ -51,13 +61,14 @@ static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, c
 }
 
 static inline __attribute__((always_inline)) void of(scan_of)(const REAL *tile, const size_t d, const REAL *centroids,
-                                                              const int32_t *list, size_t count, of(two) *found)
+                                                              const int32_t *list, size_t count, of(two) * found)
 {
     for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL))
         of(scan_pair)(tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
 }
 
-static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count, of(two) *found)
+static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count,
+                     of(two) * found)
 {
     switch (d) {
     case 1: of(scan_of)(tile, 1, centroids, list, count, found); break;
@@ -86,8 +97,8 @@ static inline REAL of(distance)(const REAL *x, const REAL *c, size_t d)
 
 /* ---- a chunk of points ---- */
 
-/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie `stride` values apart.
- * Squares of 16 bytes a side are transposed at a time. */
+/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie
+ * `stride` values apart. Squares of 16 bytes a side are transposed at a time. */
 static void of(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
 {
     enum { SIDE = 16 / sizeof(REAL) };
@@ -101,9 +112,9 @@ static void of(gather)(const REAL *x, size_t stride, size_t d, const int32_t *ro
     }
 }
 
-/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label stays. Two
- * rounds: in the second the upper bound is an actual distance again, unless there is no label yet or distances to all centroids cost
- * little more. */
+/* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label
+ * stays. Two rounds: in the second the upper bound is an actual distance again, unless there is no label yet or
+ * distances to all centroids cost little more. */
 static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
@@ -131,7 +142,8 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
 }
 
 /* Largest upper bound of the points of each label. */
-static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, REAL *reach)
+static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
+                        REAL *reach)
 {
     memset(reach, 0, k * sizeof *reach);
     for (size_t j = 0; j < count; j++) {
@@ -140,11 +152,11 @@ static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, cons
     }
 }
 
-/* `list` by label, and roughly by upper bound within a label, by counting: by the last of the bins where the bound is NaN, as that of a
- * point is which another thread has changed since it was checked. `key` is memory for one entry a point, `ends` for
- * QK_KMEANS_BINS * k + 1. */
-static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count, const REAL *reach,
-                              uint32_t *key, int32_t *ends, int32_t *sorted)
+/* `list` by label, and roughly by upper bound within a label, by counting: by the last of the bins where the bound is
+ * NaN, as that of a point is which another thread has changed since it was checked. `key` is memory for one entry a
+ * point, `ends` for QK_KMEANS_BINS * k + 1. */
+static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
+                              const REAL *reach, uint32_t *key, int32_t *ends, int32_t *sorted)
 {
     memset(ends, 0, (QK_KMEANS_BINS * k + 1) * sizeof *ends);
     for (size_t j = 0; j < count; j++) {
@@ -157,7 +169,8 @@ static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k
     for (size_t j = 0; j < count; j++) sorted[ends[key[j]]++] = list[j];
 }
 
-/* Lists those of k centroids whose distance is within the limit, filled up to a multiple of 4 by k. Returns how many. */
+/* Lists those of k centroids whose distance is within the limit, filled up to a multiple of 4 by k. Returns how many.
+ */
 static size_t of(within)(const REAL *distance, size_t k, REAL limit, int32_t *list)
 {
     size_t j = 0, listed = of(within_registers)(distance, k, limit, list, &j);
@@ -185,8 +198,8 @@ static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, si
 }
 
 /* The nearest centroids of points whose squared distances may have underflowed, of which a bound of 0 is then true. */
-static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
-                                                     of(two) *found)
+static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t begin, const int32_t *points,
+                                                     size_t count, of(two) * found)
 {
     for (size_t i = 0; i < count; i++) {
         if (found->second[i] >= TINY / 2) continue;
@@ -196,10 +209,11 @@ static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t 
     }
 }
 
-/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond` less the upper
- * bound. The list ascends, so that ties go to the lower index. Returns the number of labels that changed. */
-static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const int32_t *list,
-                              size_t listed, REAL beyond, REAL *tile)
+/* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond`
+ * less the upper bound. The list ascends, so that ties go to the lower index. Returns the number of labels that
+ * changed. */
+static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                              const int32_t *list, size_t listed, REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
@@ -227,18 +241,20 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
 }
 
 /* All centroids for points in any order. */
-static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count, const qk_kmeans_scratch *s)
+static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                             const qk_kmeans_scratch *s)
 {
     const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
     for (size_t at = 0; at < count && !(at % look == 0 && s->stopped()); at += QK_KMEANS_TILE)
-        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE, s->all, listed,
-                                   (REAL)INFINITY, s->tile);
+        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE,
+                                   s->all, listed, (REAL)INFINITY, s->tile);
     return changed;
 }
 
-/* Twice the largest upper bound of some points of one label: no centroid farther than that from theirs is nearest to any of them. */
+/* Twice the largest upper bound of some points of one label: no centroid farther than that from theirs is nearest to
+ * any of them. */
 static REAL of(limit)(const REAL *upper, const int32_t *points, size_t count, size_t d)
 {
     REAL most = 0;
@@ -252,9 +268,10 @@ static void of(prefetch)(const qk_kmeans *p, size_t begin, const int32_t *points
     for (size_t i = 0; i < count; i++) prefetch_row(x + (size_t)points[i] * p->d, p->d * sizeof(REAL));
 }
 
-/* Points by label, each tile with its own candidates. Returns 0, and does nothing, where that is more work than all centroids for
- * whole tiles. */
-static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s, size_t *changed)
+/* Points by label, each tile with its own candidates. Returns 0, and does nothing, where that is more work than all
+ * centroids for whole tiles. */
+static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s,
+                               size_t *changed)
 {
     const REAL *upper = (const REAL *)p->upper + begin, *distance = p->distance;
     const int32_t *labels = p->labels + begin, *sorted = s->sorted;
@@ -263,7 +280,8 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
     of(sort_by_label)(labels, upper, p->k, s->list, count, s->reach, s->key, s->ends, s->sorted);
     for (size_t at = 0, some; at < count; at += some) {
         some = of(tile_of_label)(labels, sorted + at, count - at);
-        work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, of(limit)(upper, sorted + at, some, p->d));
+        work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k,
+                                 of(limit)(upper, sorted + at, some, p->d));
     }
     if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
@@ -274,17 +292,19 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
         }
         some = of(tile_of_label)(labels, sorted + at, count - at);
         const REAL limit = of(limit)(upper, sorted + at, some, p->d);
-        const size_t listed = of(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near), next = at + some;
+        const size_t listed = of(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near),
+                     next = at + some;
         of(prefetch)(p, begin, sorted + next, count - next < QK_KMEANS_TILE ? count - next : QK_KMEANS_TILE);
         *changed += of(assign_tile)(p, begin, sorted + at, some, s->near, listed, limit, s->tile);
     }
     return 1;
 }
 
-/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d`, `stride` and `weighted` are constants where
- * this is inlined. */
-static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d,
-                                                             const size_t stride, const int weighted, double *restrict sums)
+/* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d`, `stride` and `weighted` are
+ * constants where this is inlined. */
+static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end,
+                                                             const size_t d, const size_t stride, const int weighted,
+                                                             double *restrict sums)
 {
     const REAL *restrict x = p->x;
     const int32_t *restrict labels = p->labels;
@@ -333,14 +353,15 @@ static inline double of(squared_error)(const REAL *x, const REAL *c, size_t d)
     size_t f = 0;
     for (; f + 8 <= d; f += 8) {
         const of(eight_doubles) difference = __builtin_convertvector(*(const of(eight) *)(x + f), of(eight_doubles)) -
-                                             __builtin_convertvector(*(const of(eight) *)(c + f), of(eight_doubles));
+            __builtin_convertvector(*(const of(eight) *)(c + f), of(eight_doubles));
         sums += difference * difference;
     }
     for (size_t i = 0; f < d; f++, i++) sums[i] += ((double)x[f] - (double)c[f]) * ((double)x[f] - (double)c[f]);
     return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
 }
 
-/* weight * squared distance to the centroid of the label, summed over a chunk and, unless `errors` is NULL, of each point. */
+/* weight * squared distance to the centroid of the label, summed over a chunk and, unless `errors` is NULL, of each
+ * point. */
 static double of(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
@@ -357,7 +378,8 @@ static double of(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors
 
 /* ---- distances between centroids ---- */
 
-/* Lower bounds of the distances of centroids first .. last - 1 from all, and half of the smallest. `columns` (d, k) is memory. */
+/* Lower bounds of the distances of centroids first .. last - 1 from all, and half of the smallest. `columns` (d, k) is
+ * memory. */
 static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, REAL *columns)
 {
     const size_t k = p->k;
@@ -380,10 +402,11 @@ static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, 
 
 /* ---- seeds (k-means++) ---- */
 
-/* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance to seed t) of a
- * chunk, by a sum for each place in a tile (lanes: one tile of double for each seed); `update` stores the minimum for the one seed. */
-static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update, REAL *nearest,
-                                 REAL *tile, double *lanes, double *potential)
+/* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance
+ * to seed t) of a chunk, by a sum for each place in a tile (lanes: one tile of double for each seed); `update` stores
+ * the minimum for the one seed. */
+static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update,
+                                 REAL *nearest, REAL *tile, double *lanes, double *potential)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n, d = p->d;
     memset(lanes, 0, count * QK_KMEANS_TILE * sizeof *lanes);

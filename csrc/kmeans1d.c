@@ -21,11 +21,11 @@ static const uint64_t SIGN = (uint64_t)1 << 63;
 typedef struct {
     const qk_lines *args;
     size_t n;
-    uint64_t *keys;        /* values as integers; doubles' bits after sorting */
-    double *v;             /* the same memory */
-    double *weights;       /* or NULL: 1 each */
-    int weight_exponent;   /* by which weights were made smaller */
-    double *counts;        /* room for weights that count equal values */
+    uint64_t *keys;      /* values as integers; doubles' bits after sorting */
+    double *v;           /* the same memory */
+    double *weights;     /* or NULL: 1 each */
+    int weight_exponent; /* by which weights were made smaller */
+    double *counts;      /* room for weights that count equal values */
     qk_line_space space;
     int32_t *splits;
 } line_job;
@@ -74,8 +74,8 @@ static int ascends(const uint64_t *keys, size_t n)
 }
 
 /* One digit of a radix sort. */
-static int scatter(const line_job *j, const uint64_t *from, const double *weights, uint64_t *to, double *to_weights, size_t *place,
-                   int shift)
+static int scatter(const line_job *j, const uint64_t *from, const double *weights, uint64_t *to, double *to_weights,
+                   size_t *place, int shift)
 {
     for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
         if (first && stopped(j)) return 0;
@@ -298,7 +298,10 @@ static void make_gaps(const line_job *j, int exponent, double *gaps)
 
 /* ---- the search ---- */
 
-static double position(const line_job *j, size_t i) { return j->args->integers ? (double)(j->keys[i] - j->keys[0]) : j->v[i]; }
+static double position(const line_job *j, size_t i)
+{
+    return j->args->integers ? (double)(j->keys[i] - j->keys[0]) : j->v[i];
+}
 
 /* (w h^2)^(1/3) of each run of `size` points, h being its extent; and their sum. */
 static double density_cost(const line_job *j, size_t size, double *runs)
@@ -427,7 +430,8 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
     int exponent = r.gap_high - PLAIN + 1, done = 1;
     double *gaps = NULL, *weights = NULL, penalty = 0;
     if (j->args->pinned && r.weight_high >= 900) return search_wide(j, k);
-    if (!plain && (weights_span >= 2 * PLAIN || (gaps_span >= 2 * PLAIN - 2 && weights_span >= PLAIN))) return search_wide(j, k);
+    if (!plain && (weights_span >= 2 * PLAIN || (gaps_span >= 2 * PLAIN - 2 && weights_span >= PLAIN)))
+        return search_wide(j, k);
     if (gaps_span >= 2 * PLAIN - 2) exponent = exponent_of_gap(j, k);
     if (!plain || j->args->integers) {
         gaps = malloc(j->n * sizeof *gaps);
@@ -511,7 +515,8 @@ static size_t nearest(const line_job *j, size_t first, size_t last, size_t pivot
     size_t low = first, high = last - 1;
     while (low < high) {
         const size_t middle = (low + high) / 2;
-        const wide left = shift - (value(j, middle) - value(j, pivot)), right = value(j, middle + 1) - value(j, pivot) - shift;
+        const wide left = shift - (value(j, middle) - value(j, pivot)),
+                   right = value(j, middle + 1) - value(j, pivot) - shift;
         if (left > right)
             low = middle + 1;
         else
@@ -546,7 +551,8 @@ static double limit_between(double a, double b, double taken)
 {
     const int large = fabs(a) > 0x1p1000 || fabs(b) > 0x1p1000;
     const double x = large ? a / 2 : a, y = large ? b / 2 : b, sum = x + y, part = sum - x;
-    const double error = (x - (sum - part)) + (y - part), middle = large ? sum : sum / 2, twice = large ? sum : 2 * middle;
+    const double error = (x - (sum - part)) + (y - part), middle = large ? sum : sum / 2,
+                 twice = large ? sum : 2 * middle;
     const int above = twice > sum || (twice == sum && error < 0), tie = twice == sum && error == 0 && middle == taken;
     return above || tie ? nextafter(middle, -INFINITY) : middle;
 }
@@ -691,8 +697,8 @@ static void store_labels(const uint32_t *from, size_t n, void *labels, size_t fi
         for (size_t i = 0; i < n; i++) ((uint8_t *)labels)[first + i] = (uint8_t)from[i];
 }
 
-void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
-                    void *labels, int as_int32)
+void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
+                    const int32_t *counts, void *labels, int as_int32)
 {
     QK_DEFAULT_MODE;
     uint32_t at[LABELLED_AT_ONCE];

@@ -50,8 +50,8 @@ static void norm_rows(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight, const float *bias,
-                  double eps, float *y)
+int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                  const float *bias, double eps, float *y)
 {
     QK_DEFAULT_MODE;
     norm_job job = {x, residual, weight, bias, y, cols, eps};
@@ -75,13 +75,13 @@ typedef struct {
 /* One task's operands. Counts of codes, up to whole steps (kr) and whole panels (nr): of a head, of a sequence. */
 typedef struct {
     size_t n, size_steps, size_cols, n_steps, n_cols;
-    uint8_t *codes;                 /* n_steps rows of size_steps or mr codes, before packing */
-    char *q, *weights;              /* n rows of size_steps codes, mr rows of n_steps: as the tile reads them */
-    int8_t *keys, *values;          /* panels */
-    int32_t *init, *score;          /* starting sums of the scores; mr rows of n_cols */
-    int32_t *unused;                /* sums of the columns of v */
+    uint8_t *codes;                   /* n_steps rows of size_steps or mr codes, before packing */
+    char *q, *weights;                /* n rows of size_steps codes, mr rows of n_steps: as the tile reads them */
+    int8_t *keys, *values;            /* panels */
+    int32_t *init, *score;            /* starting sums of the scores; mr rows of n_cols */
+    int32_t *unused;                  /* sums of the columns of v */
     double q_scale, k_scale, v_scale; /* that of v as float32 unless `wide` */
-    int wide;                       /* whether results are made in double (numerics 21) */
+    int wide;                         /* whether results are made in double (numerics 21) */
 } operands;
 
 static void *carve(char **at, size_t bytes)
@@ -94,9 +94,14 @@ static void *carve(char **at, size_t bytes)
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
 static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
 {
-    const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, mr = (size_t)job->k->mr, bytes = (size_t)job->k->a_bytes;
+    const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, mr = (size_t)job->k->mr,
+                 bytes = (size_t)job->k->a_bytes;
     const size_t size = job->args->size, size_steps = round_up(size, kr), n_steps = round_up(n, kr);
-    *o = (operands){.n = n, .size_steps = size_steps, .size_cols = round_up(size, nr), .n_steps = n_steps, .n_cols = round_up(n, nr)};
+    *o = (operands){.n = n,
+                    .size_steps = size_steps,
+                    .size_cols = round_up(size, nr),
+                    .n_steps = n_steps,
+                    .n_cols = round_up(n, nr)};
     o->codes = carve(&at, n_steps * (size_steps > mr ? size_steps : mr));
     o->q = carve(&at, n * size_steps * bytes);
     o->weights = carve(&at, mr * n_steps * bytes);
@@ -108,9 +113,10 @@ static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
     return at;
 }
 
-/* Codes of rows so small that the inverse of their largest magnitude could be infinite: a power of two first, which is exact. */
-static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, size_t rows, size_t size, float absmax, uint8_t flip,
-                          uint8_t *to, size_t ld)
+/* Codes of rows so small that the inverse of their largest magnitude could be infinite: a power of two first, which is
+ * exact. */
+static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, size_t rows, size_t size, float absmax,
+                          uint8_t flip, uint8_t *to, size_t ld)
 {
     enum { CHUNK = 256 };
     const float up = 0x1p64f;
@@ -123,10 +129,10 @@ static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, si
         }
 }
 
-/* Codes ^ flip of a head, in rows of size_steps that zeros fill up, and the largest magnitude. Returns 0 where a value is not
- * finite. */
-static int quantize_head(const attention_job *job, const operands *o, const float *x, size_t stride, uint8_t flip, void *to,
-                         float *absmax)
+/* Codes ^ flip of a head, in rows of size_steps that zeros fill up, and the largest magnitude. Returns 0 where a value
+ * is not finite. */
+static int quantize_head(const attention_job *job, const operands *o, const float *x, size_t stride, uint8_t flip,
+                         void *to, float *absmax)
 {
     const size_t size = job->args->size, ld = o->size_steps;
     *absmax = qk_largest(job->k, x, stride, o->n, size);
@@ -170,7 +176,11 @@ static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, 
     const size_t nr = (size_t)k->nr;
     for (size_t col = 0; col < cols; col += nr) {
         const qk_panel_source s = {
-            .b = codes + (ptrdiff_t)col * col_stride, .row_stride = row_stride, .col_stride = col_stride, .k = rows, .zero = zeros,
+            .b = codes + (ptrdiff_t)col * col_stride,
+            .row_stride = row_stride,
+            .col_stride = col_stride,
+            .k = rows,
+            .zero = zeros,
         };
         k->gemm_pack_panel(&s, at_most(cols - col, nr), panels + col * panel_rows, colsum + col);
     }
@@ -239,8 +249,14 @@ static void average(const attention_job *job, operands *o, size_t count, const d
     for (size_t i = 0; i < count; i++) scale[i] = (float)unit[i];
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
-            .rows = (int)count, .cols = (int)at_most(size - col, nr), .colsum = zeros, .row_scale = scale, .col_scale = ones,
-            .bias = qk_no_bias, .dst = out + col, .row_stride = job->args->out_stride * sizeof *out,
+            .rows = (int)count,
+            .cols = (int)at_most(size - col, nr),
+            .colsum = zeros,
+            .row_scale = scale,
+            .col_scale = ones,
+            .bias = qk_no_bias,
+            .dst = out + col,
+            .row_stride = job->args->out_stride * sizeof *out,
         };
         k->gemm_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
                      o->values + col * o->n_steps, zeros, acc, nr);
@@ -259,8 +275,8 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
     operands o;
     double unit[MAX_MR];
     lay_out(&o, job, n, memory);
-    if (!pack_queries(job, &o, a->q + first * a->q_stride + at) || !pack_keys(job, &o, a->k + first * a->k_stride + at) ||
-        !pack_values(job, &o, a->v + first * a->v_stride + at))
+    if (!pack_queries(job, &o, a->q + first * a->q_stride + at) ||
+        !pack_keys(job, &o, a->k + first * a->k_stride + at) || !pack_values(job, &o, a->v + first * a->v_stride + at))
         return 0;
     for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
         const size_t count = at_most(n - row, mr);
@@ -286,7 +302,8 @@ static void attend_range(void *context, size_t begin, size_t end)
         return;
     }
     for (size_t task = begin; task < end; task++)
-        if (!attend(job, memory, task / a->heads, task % a->heads)) __atomic_store_n(&job->failure, -2, __ATOMIC_RELAXED);
+        if (!attend(job, memory, task / a->heads, task % a->heads))
+            __atomic_store_n(&job->failure, -2, __ATOMIC_RELAXED);
     free(memory);
 }
 

@@ -29,7 +29,7 @@ static int has_huge(const float *x, size_t n)
     for (size_t i = 0; i < whole; i += WHOLE) {
         const half_ints *v = (const half_ints *)(x + i);
         all &= ((v[0] & INT32_MAX) - HUGE_BITS) & ((v[1] & INT32_MAX) - HUGE_BITS) & ((v[2] & INT32_MAX) - HUGE_BITS) &
-               ((v[3] & INT32_MAX) - HUGE_BITS);
+            ((v[3] & INT32_MAX) - HUGE_BITS);
     }
     memcpy(lanes, &all, sizeof lanes);
     for (int i = 0; i < LANES / 2; i++) each &= lanes[i];
@@ -37,18 +37,24 @@ static int has_huge(const float *x, size_t n)
     return each >= 0;
 }
 
-/* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual. */
-static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean, half_lanes *a, half_lanes *b)
+/* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual.
+ */
+static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean,
+                              half_lanes *a, half_lanes *b)
 {
     *a = halves_of(x + i)[0], *b = halves_of(x + i)[1];
     if (added) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
     *a -= mean, *b -= mean;
 }
 
-static inline float value_at(const float *x, const float *residual, const int added, size_t i) { return added ? x[i] + residual[i] : x[i]; }
+static inline float value_at(const float *x, const float *residual, const int added, size_t i)
+{
+    return added ? x[i] + residual[i] : x[i];
+}
 
 /* The same of the last n % 16 values, and zeros. */
-static inline void take_tail(const float *x, const float *residual, const int added, size_t n, float mean, half_lanes *a, half_lanes *b)
+static inline void take_tail(const float *x, const float *residual, const int added, size_t n, float mean,
+                             half_lanes *a, half_lanes *b)
 {
     const size_t whole = n / LANES * LANES;
     *a = *b = (half_lanes){0};
@@ -65,10 +71,11 @@ static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
     return sum_of_lanes(sums) / (float)n;
 }
 
-/* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written before the
- * last visit. */
-static inline __attribute__((always_inline)) int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
-                                                          const float *weight, const float *bias, float eps, float *y)
+/* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written
+ * before the last visit. */
+static inline __attribute__((always_inline)) int norm_row(const float *x, const float *residual, int added,
+                                                          const int kept, size_t n, const float *weight,
+                                                          const float *bias, float eps, float *y)
 {
     const size_t whole = n / LANES * LANES;
     half_lanes low = {0}, high = {0}, a, b;
@@ -103,7 +110,8 @@ static inline __attribute__((always_inline)) int norm_row(const float *x, const 
 }
 
 /* y may be x or residual. Returns 0, with these as they were, where an intermediate leaves float32 (numerics 21). */
-static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias, float eps, float *y)
+static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
+                          float eps, float *y)
 {
     if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, y);
     if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, y);
@@ -146,7 +154,8 @@ static inline int32_t weight_code(float x)
     return bits_of(float_of(bits_of(p) + (int32_t)((uint32_t)bits_of(shifted) << 23)) + ROUNDER) - bits_of(ROUNDER);
 }
 
-/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum. */
+/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum.
+ */
 static int32_t attention_weights(const int32_t *restrict score, size_t n, float factor, uint8_t *restrict w)
 {
     int32_t most = INT32_MIN, sum = 0;

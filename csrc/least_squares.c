@@ -1,6 +1,6 @@
-/* Scales of least squares, exactly (numerics 18, whose symbols these names follow): scales are searched by u = 1 / s, in which the
- * breakpoints (c - 1/2) / y of a value are evenly spaced, and in buckets of u. One search serves all zero points: they differ in what
- * saturates, which few values do. */
+/* Scales of least squares, exactly (numerics 18, whose symbols these names follow): scales are searched by u = 1 / s,
+ * in which the breakpoints (c - 1/2) / y of a value are evenly spaced, and in buckets of u. One search serves all zero
+ * points: they differ in what saturates, which few values do. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,36 +10,51 @@
 #include "qkernels.h"
 #include "sizes.h"
 
-static const double NEGLIGIBLE = 0x1p-48;  /* of sum w x^2: what rounding a scale to float32 may cost */
-static const double SLACK = 1e-13;         /* of sum w x^2: more than the rounding of the sums of a bound */
+static const double NEGLIGIBLE = 0x1p-48; /* of sum w x^2: what rounding a scale to float32 may cost */
+static const double SLACK = 1e-13;        /* of sum w x^2: more than the rounding of the sums of a bound */
 static const double SHRINKS[] = {1.0, 0.88, 0.74, 0.55};
-enum { MAX_BUCKETS = 1 << 16, MAX_SORTED = 1 << 22, LOOK = 1 << 19 /* steps of work between two looks for a signal */, LANES = 4 };
+enum {
+    MAX_BUCKETS = 1 << 16,
+    MAX_SORTED = 1 << 22,
+    LOOK = 1 << 19 /* steps of work between two looks for a signal */,
+    LANES = 4
+};
 
 typedef double lanes __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 typedef int64_t masks __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
-typedef struct { double loss, slope, square; } sums;   /* sum w r^2, sum w c r, sum w c^2: r = y - s c */
-typedef struct { double y, w, wyy, wy, ww; } tail;     /* a value, and the sums up to it of w y^2, w y and w */
-typedef struct { double at; uint32_t value; int32_t code; } breakpoint; /* `at` in buckets: the code becomes `code` there */
-typedef struct { uint32_t bucket, begin, end; } survivor;               /* where its breakpoints are */
+typedef struct {
+    double loss, slope, square;
+} sums; /* sum w r^2, sum w c r, sum w c^2: r = y - s c */
+typedef struct {
+    double y, w, wyy, wy, ww;
+} tail; /* a value, and the sums up to it of w y^2, w y and w */
+typedef struct {
+    double at;
+    uint32_t value;
+    int32_t code;
+} breakpoint; /* `at` in buckets: the code becomes `code` there */
+typedef struct {
+    uint32_t bucket, begin, end;
+} survivor; /* where its breakpoints are */
 
 typedef struct {
     const qk_least_squares *args;
-    double *y, *w;             /* magnitudes, positive values first; their weights */
-    double *spacing;           /* of the breakpoints of a value, in buckets */
+    double *y, *w;   /* magnitudes, positive values first; their weights */
+    double *spacing; /* of the breakpoints of a value, in buckets */
     size_t n, positive;
-    int codes;                 /* qmax - qmin */
-    int limit[2];              /* of positive and of negative values; `codes` where there are several zero points */
-    int zero, many;            /* where the search begins, and whether there are other zero points */
-    double total, smallest;    /* sum w y^2; scale, in units of y */
-    double loss, scale;        /* the best so far */
+    int codes;              /* qmax - qmin */
+    int limit[2];           /* of positive and of negative values; `codes` where there are several zero points */
+    int zero, many;         /* where the search begins, and whether there are other zero points */
+    double total, smallest; /* sum w y^2; scale, in units of y */
+    double loss, scale;     /* the best so far */
     int best_zero;
-    size_t room;               /* of the arrays by bucket */
+    size_t room;                         /* of the arrays by bucket */
     double step, *gain, *square, *bound; /* of u; by bucket: sums over its breakpoints, later states at its begin */
     sums *state;
     uint32_t *count;
     int32_t *slot;
-    double clip[2];            /* whatever is clipped below these costs more than the best loss */
-    tail *tails[2];            /* values above, descending */
+    double clip[2]; /* whatever is clipped below these costs more than the best loss */
+    tail *tails[2]; /* values above, descending */
     size_t tail_count[2];
     breakpoint *points, *spare;
     survivor *survivors;
@@ -64,7 +79,8 @@ static void add_loss(const search *q, size_t begin, size_t end, double scale, do
     const double magic = 0x1.8p52;
     lanes loss = {0}, slope = {0}, square = {0};
     for (; begin + LANES <= end; begin += LANES) {
-        const lanes y = *(const lanes *)(q->y + begin), w = *(const lanes *)(q->w + begin), v = y / scale, top = (lanes){0} + limit;
+        const lanes y = *(const lanes *)(q->y + begin), w = *(const lanes *)(q->w + begin), v = y / scale,
+                    top = (lanes){0} + limit;
         const masks within = v < top;
         const lanes c = (lanes)(((masks)v & within) | ((masks)top & ~within)) + magic - magic;
         const lanes r = y - scale * c, wc = w * c;
@@ -99,7 +115,8 @@ static void keep(search *q, const sums *s, double scale, int zero)
 
 /* ---- what saturates ---- */
 
-/* Adds to `s` what values begin .. end - 1 cost where they are clipped at limit * scale, and half of its fall with the scale. */
+/* Adds to `s` what values begin .. end - 1 cost where they are clipped at limit * scale, and half of its fall with the
+ * scale. */
 static void add_clipped(const search *q, size_t begin, size_t end, double limit, double scale, sums *s)
 {
     const double clip = limit * scale;
@@ -116,8 +133,8 @@ static void add_clipped(const search *q, size_t begin, size_t end, double limit,
     }
 }
 
-/* A scale below which saturation of values begin .. end - 1 alone costs more than the best loss: Newton's method, from the left on a
- * convex function, does not overshoot. */
+/* A scale below which saturation of values begin .. end - 1 alone costs more than the best loss: Newton's method, from
+ * the left on a convex function, does not overshoot. */
 static double least_scale(search *q, size_t begin, size_t end, const double *limit)
 {
     double scale = 0;
@@ -172,9 +189,11 @@ static size_t above(const search *q, int side, double limit)
     return low;
 }
 
-/* What saturation of one side adds to the loss without it, in which codes are at most q->codes: at most `most` at the scale; at
- * least `least` at it and at scales down to `ratio` times it. */
-typedef struct { double least, most; } excess;
+/* What saturation of one side adds to the loss without it, in which codes are at most q->codes: at most `most` at the
+ * scale; at least `least` at it and at scales down to `ratio` times it. */
+typedef struct {
+    double least, most;
+} excess;
 static excess excess_of(const search *q, int side, double scale, double ratio, int limit)
 {
     const size_t count = above(q, side, scale * (limit + 0.5));
@@ -198,10 +217,10 @@ static int make_room(search *q, size_t buckets)
 {
     if (buckets <= q->room) return 1;
     q->room = buckets;
-    void **arrays[] = {(void **)&q->gain, (void **)&q->square, (void **)&q->bound, (void **)&q->state, (void **)&q->count,
-                       (void **)&q->slot, (void **)&q->survivors};
-    const size_t sizes[] = {sizeof(double), sizeof(double), sizeof(double), sizeof(sums), sizeof(uint32_t), sizeof(int32_t),
-                            sizeof(survivor)};
+    void **arrays[] = {(void **)&q->gain,  (void **)&q->square, (void **)&q->bound,    (void **)&q->state,
+                       (void **)&q->count, (void **)&q->slot,   (void **)&q->survivors};
+    const size_t sizes[] = {sizeof(double),   sizeof(double),  sizeof(double),  sizeof(sums),
+                            sizeof(uint32_t), sizeof(int32_t), sizeof(survivor)};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         void *more = obtain(*arrays[i], buckets, sizes[i]);
         if (!more) return 0;
@@ -246,7 +265,9 @@ static double least_of(double constant, double linear, double square, double s0,
 }
 
 /* Neumaier's sum. */
-typedef struct { double high, low; } pair;
+typedef struct {
+    double high, low;
+} pair;
 static void add(pair *p, double x)
 {
     const double sum = p->high + x;
@@ -254,8 +275,8 @@ static void add(pair *p, double x)
     p->high = sum;
 }
 
-/* Of each bucket the state at its begin, at the scale of its end, and the lower bound of the loss without what saturates. Of the first
- * one, in which scales have no end, it is that of the values that have no breakpoint there. */
+/* Of each bucket the state at its begin, at the scale of its end, and the lower bound of the loss without what
+ * saturates. Of the first one, in which scales have no end, it is that of the values that have no breakpoint there. */
 static void bound_buckets(search *q, size_t buckets)
 {
     pair gain = {0}, square = {0};
@@ -284,7 +305,8 @@ static excess excess_at(const search *q, double scale, double ratio, int zero)
     return (excess){of_positive.least + of_negative.least, of_positive.most + of_negative.most};
 }
 
-/* Improves the best by the scales at the beginnings of buckets, with zero points found by descent from one bucket to the next. */
+/* Improves the best by the scales at the beginnings of buckets, with zero points found by descent from one bucket to
+ * the next. */
 static void try_beginnings(search *q, size_t buckets)
 {
     int zero = q->zero;
@@ -406,9 +428,11 @@ static sums saturated(search *q, size_t b, double s, const int *limit)
     for (int side = 0; side < 2 && q->many; side++)
         for (size_t i = 0; i < q->tail_count[side]; i++, q->work += 4) {
             const tail *t = q->tails[side] + i;
-            const double c = code_at(q, t->y, (double)b, q->codes), h = limit[side], r = t->y - s * c, to = t->y - s * h;
+            const double c = code_at(q, t->y, (double)b, q->codes), h = limit[side], r = t->y - s * c,
+                         to = t->y - s * h;
             if (c <= h) break;
-            state.loss += t->w * (to * to - r * r), state.slope += t->w * (h * to - c * r), state.square += t->w * (h * h - c * c);
+            state.loss += t->w * (to * to - r * r), state.slope += t->w * (h * to - c * r),
+                state.square += t->w * (h * h - c * c);
         }
     return state;
 }
@@ -447,7 +471,8 @@ static void sweep_zeros(search *q, const survivor *v)
 static int sweep_survivors(search *q, size_t first, size_t last, size_t points, size_t buckets)
 {
     size_t most = 0;
-    for (size_t i = first; i < last; i++) most = q->count[q->survivors[i].bucket] > most ? q->count[q->survivors[i].bucket] : most;
+    for (size_t i = first; i < last; i++)
+        most = q->count[q->survivors[i].bucket] > most ? q->count[q->survivors[i].bucket] : most;
     breakpoint *all = obtain(q->points, points, sizeof *all);
     if (all) q->points = all;
     breakpoint *spare = obtain(q->spare, most + most / 2 + 2, sizeof *spare);
@@ -480,7 +505,8 @@ static int search_scales(search *q)
     }
     double least = INFINITY;
     for (size_t i = 0; i < q->n; i++) least = q->y[i] < least ? q->y[i] : least;
-    lowest = fmax(fmax(lowest, q->smallest), 0.999 * least / fmax(limit[0], limit[1])); /* below the last one no code changes */
+    lowest = fmax(fmax(lowest, q->smallest),
+                  0.999 * least / fmax(limit[0], limit[1])); /* below the last one no code changes */
     const size_t buckets = choose_buckets(q, 1 / lowest);
     if (!make_room(q, buckets)) return 0;
     q->step = 1 / lowest / (double)buckets * (1 + 1e-9);
@@ -515,8 +541,8 @@ static void choose_float(search *q, int exponent, float *scale, int32_t *zero_po
     }
 }
 
-/* Magnitudes in units of 2^exponent, the largest below 1, and weights in such that the largest w y^2 is below 1; those of weight 0,
- * and those that have the code 0 at every scale, are left out. */
+/* Magnitudes in units of 2^exponent, the largest below 1, and weights in such that the largest w y^2 is below 1; those
+ * of weight 0, and those that have the code 0 at every scale, are left out. */
 static void take_values(search *q, const double *x, const double *importance, size_t n, int *exponent)
 {
     const double *w = importance;
@@ -550,7 +576,8 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     int exponent, first = p->first_zero, last = p->last_zero;
     take_values(q, x, importance, n, &exponent);
     if (q->n == 0) return 1;
-    if (first < last && (q->positive == 0 || q->positive == q->n)) /* no other zero point leaves one sign as many codes */
+    if (first < last &&
+        (q->positive == 0 || q->positive == q->n)) /* no other zero point leaves one sign as many codes */
         first = last = q->positive ? first : last;
     q->many = first < last, q->zero = q->many ? *zero_point : first, q->best_zero = q->zero;
     q->limit[0] = q->many ? q->codes : p->qmax - q->zero, q->limit[1] = q->many ? q->codes : q->zero - p->qmin;
@@ -579,8 +606,8 @@ typedef struct {
 
 static void release(search *q)
 {
-    void *arrays[] = {q->y, q->w, q->spacing, q->gain, q->square, q->bound, q->state, q->count, q->slot, q->survivors, q->tails[0], q->tails[1],
-                      q->points, q->spare};
+    void *arrays[] = {q->y,     q->w,    q->spacing,   q->gain,     q->square,   q->bound,  q->state,
+                      q->count, q->slot, q->survivors, q->tails[0], q->tails[1], q->points, q->spare};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -596,7 +623,8 @@ static void refine_some(void *context, size_t begin, size_t end)
     for (int side = 0; side < 2; side++) q.tails[side] = obtain(NULL, longest, sizeof(tail));
     int done = q.y && q.w && q.spacing && q.tails[0] && q.tails[1];
     for (size_t i = begin; i < end && done && !q.stopped; i++) {
-        const size_t skip = i % blocks * p->block, at = i / blocks * p->n + skip, n = p->n - skip < p->block ? p->n - skip : p->block;
+        const size_t skip = i % blocks * p->block, at = i / blocks * p->n + skip,
+                     n = p->n - skip < p->block ? p->n - skip : p->block;
         done = refine(&q, j->x + at, j->importance ? j->importance + at : NULL, n, j->scale + i, j->zero_point + i);
         look_if_due(&q);
     }
@@ -604,11 +632,13 @@ static void refine_some(void *context, size_t begin, size_t end)
     release(&q);
 }
 
-int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale, int32_t *zero_point)
+int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
+              int32_t *zero_point)
 {
     QK_DEFAULT_MODE;
     if (p->n == 0) return 1;
     job j = {.args = p, .x = x, .importance = importance, .scale = scale, .zero_point = zero_point};
-    const int status = qk_parallel_for(rows * ((p->n - 1) / p->block + 1), 150.0 * (double)rows * (double)p->n, refine_some, &j);
+    const int status =
+        qk_parallel_for(rows * ((p->n - 1) / p->block + 1), 150.0 * (double)rows * (double)p->n, refine_some, &j);
     return status ? status : j.failed ? -1 : 1;
 }

@@ -1,24 +1,26 @@
 /* Products with light weights on AVX2 (numerics 6); kernels_avx2.c includes this.
  *
- * vpmaddubsw multiplies bytes, twice as many as vpmaddwd, and saturates the sums of two products to 16 bits. A step is 4 codes of
- * k x 8 columns, one register of b. Packing proves of each step, and of pairs of steps, what fits 16 bits (numerics 6):
+ * vpmaddubsw multiplies bytes, twice as many as vpmaddwd, and saturates the sums of two products to 16 bits. A step is
+ * 4 codes of k x 8 columns, one register of b. Packing proves of each step, and of pairs of steps, what fits 16 bits
+ * (numerics 6):
  *
  *     plain     vpmaddubsw(a, b); then vpmaddwd by ones, vpaddd: 3 instructions for 32 products
  *     centred   vpmaddubsw(|b|, a ^ flip), a factor of 127 - a or a - 128 with the sign of b: 4, and fits always
  *
- * Two steps whose products fit together are added (vpaddw) before they are widened: 5 or 7 instructions for 64 products. On Zen 4 the
- * tile does 130 (plain pairs), 108 (plain), 98 (centred pairs) and 86 GMAC/s (centred; vpmaddwd on int16 as well). A panel has
- * its own pairs and its own order of k, which costs an index for each step, as 4 codes of a row of a are one broadcast wherever they
- * lie. Tile: 8 rows x 8 columns, 8 accumulators, 4 registers for two steps of b, 2 for products, 1 of ones.
+ * Two steps whose products fit together are added (vpaddw) before they are widened: 5 or 7 instructions for 64
+ * products. On Zen 4 the tile does 130 (plain pairs), 108 (plain), 98 (centred pairs) and 86 GMAC/s (centred; vpmaddwd
+ * on int16 as well). A panel has its own pairs and its own order of k, which costs an index for each step, as 4 codes
+ * of a row of a are one broadcast wherever they lie. Tile: 8 rows x 8 columns, 8 accumulators, 4 registers for two
+ * steps of b, 2 for products, 1 of ones.
  *
- * A panel: for each chunk of 256 steps its left 8 columns, then its right ones, steps in the order in which they are taken; 16
- * starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers in their order: plain
- * pairs, plain steps, centred pairs, centred steps. */
+ * A panel: for each chunk of 256 steps its left 8 columns, then its right ones, steps in the order in which they are
+ * taken; 16 starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers
+ * in their order: plain pairs, plain steps, centred pairs, centred steps. */
 
 enum { LIGHT_KR = 4, HALF = 8, LIGHT_STEP = HALF * LIGHT_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
 
 typedef struct {
-    uint16_t plain_pairs, plain, centred_pairs, centred;  /* how many pairs of steps, and steps alone */
+    uint16_t plain_pairs, plain, centred_pairs, centred; /* how many pairs of steps, and steps alone */
 } kinds;
 
 static size_t chunks_of(size_t steps) { return (steps + CHUNK - 1) / CHUNK; }
@@ -42,15 +44,16 @@ static size_t light_panel_bytes(size_t steps)
     return (bytes + 63) / 64 * 64;
 }
 
-/* Per pair of codes of a step: `signed_sums` has the sums of its positive codes, then those of the magnitudes of its negative ones, as
- * bytes; `sizes` the sums of both, at most 256. */
+/* Per pair of codes of a step: `signed_sums` has the sums of its positive codes, then those of the magnitudes of its
+ * negative ones, as bytes; `sizes` the sums of both, at most 256. */
 typedef struct {
     __m256i signed_sums, sizes;
 } weight;
 
 static inline weight weigh(__m256i codes)
 {
-    const __m256i one = _mm256_set1_epi8(1), size = _mm256_abs_epi8(codes), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
+    const __m256i one = _mm256_set1_epi8(1), size = _mm256_abs_epi8(codes),
+                  sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
     const __m256i positive = _mm256_maddubs_epi16(_mm256_andnot_si256(sign, size), one);
     const __m256i negative = _mm256_maddubs_epi16(_mm256_and_si256(sign, size), one);
     return (weight){_mm256_packus_epi16(positive, negative), _mm256_add_epi16(positive, negative)};
@@ -58,7 +61,8 @@ static inline weight weigh(__m256i codes)
 
 static inline int fits_plain(const weight *s, const weight *t)
 {
-    const __m256i beyond = _mm256_subs_epu8(_mm256_adds_epu8(s->signed_sums, t->signed_sums), _mm256_set1_epi8((char)PLAIN_LIMIT));
+    const __m256i beyond =
+        _mm256_subs_epu8(_mm256_adds_epu8(s->signed_sums, t->signed_sums), _mm256_set1_epi8((char)PLAIN_LIMIT));
     return _mm256_testz_si256(beyond, beyond);
 }
 
@@ -68,11 +72,12 @@ static inline int fits_centred(const weight *s, const weight *t)
     return _mm256_testz_si256(beyond, beyond);
 }
 
-/* Pairs the steps in `from` greedily: pairs go to `order`, the rest to `rest`. Returns how many pairs; *count becomes that of the
- * rest. A step waits for one that fits; few wait at a time, which bounds the search, and all are tried, which spares branches. */
+/* Pairs the steps in `from` greedily: pairs go to `order`, the rest to `rest`. Returns how many pairs; *count becomes
+ * that of the rest. A step waits for one that fits; few wait at a time, which bounds the search, and all are tried,
+ * which spares branches. */
 static inline __attribute__((always_inline)) size_t pair_steps(const weight *w, const uint8_t *from, size_t *count,
-                                                               int (*fits)(const weight *, const weight *), uint8_t *order,
-                                                               uint8_t *rest)
+                                                               int (*fits)(const weight *, const weight *),
+                                                               uint8_t *order, uint8_t *rest)
 {
     enum { WAITING = 8 };
     uint8_t waiting[WAITING];
@@ -113,7 +118,8 @@ static size_t take_plain(const weight *w, uint8_t *steps, size_t *count, uint8_t
     return taken;
 }
 
-/* What the centred products of a step lack: 128 |b| where b >= 0, -127 |b| elsewhere; or 128 b, and |b| more where b < 0. */
+/* What the centred products of a step lack: 128 |b| where b >= 0, -127 |b| elsewhere; or 128 b, and |b| more where b <
+ * 0. */
 static inline __m256i centre_term(__m256i codes)
 {
     const __m256i one = _mm256_set1_epi16(1), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), codes);
@@ -122,8 +128,8 @@ static inline __m256i centre_term(__m256i codes)
     return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(sum, one), 7), _mm256_madd_epi16(negative, one));
 }
 
-/* Chooses kinds and order of a chunk's steps for 8 columns, of which `from` holds the codes (2 * LIGHT_STEP apart), and writes them to `to`
- * in that order. Adds to `start` what the centred products lack. */
+/* Chooses kinds and order of a chunk's steps for 8 columns, of which `from` holds the codes (2 * LIGHT_STEP apart), and
+ * writes them to `to` in that order. Adds to `start` what the centred products lack. */
 static kinds plan_chunk(const int8_t *from, size_t steps, uint8_t *order, int8_t *to, int32_t *start)
 {
     weight w[CHUNK];
@@ -164,7 +170,8 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
         for (int half = 0; half < 2; half++) {
             uint8_t *order = panel_order(panel, steps, half) + first;
             int8_t *to = panel + (2 * first + (half ? count : 0)) * LIGHT_STEP;
-            panel_kinds(panel, steps, half)[first / CHUNK] = plan_chunk(chunk + half * LIGHT_STEP, count, order, to, start + half * HALF);
+            panel_kinds(panel, steps, half)[first / CHUNK] =
+                plan_chunk(chunk + half * LIGHT_STEP, count, order, to, start + half * HALF);
         }
     }
     return sum_columns(s, cols, colsum);
@@ -173,15 +180,19 @@ static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
 _Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
 
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to,
+                               size_t row_stride)
 {
     const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
     for (size_t i = top / LIGHT_KR; i < steps && i < (top + QK_UNPACK_ROWS) / LIGHT_KR; i++)
         for (size_t col = 0; col < cols; col++) {
-            const size_t half = col / HALF, first = i / CHUNK * CHUNK, count = steps - first < CHUNK ? steps - first : CHUNK;
-            const int8_t *codes = panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;
+            const size_t half = col / HALF, first = i / CHUNK * CHUNK,
+                         count = steps - first < CHUNK ? steps - first : CHUNK;
+            const int8_t *codes =
+                panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;
             const size_t row = (first + panel_order(panel, steps, (int)half)[i]) * LIGHT_KR;
-            for (size_t j = 0; j < LIGHT_KR && row + j < k; j++) to[(row + j) * row_stride + col] = (uint8_t)codes[j] ^ flip;
+            for (size_t j = 0; j < LIGHT_KR && row + j < k; j++)
+                to[(row + j) * row_stride + col] = (uint8_t)codes[j] ^ flip;
         }
 }
 
@@ -193,10 +204,11 @@ static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256
 }
 
 /* c + a b, a being the unsigned factor, of two steps. */
-static inline __attribute__((always_inline)) __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0,
-                                                                __m256i b1)
+static inline __attribute__((always_inline)) __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1,
+                                                                __m256i b0, __m256i b1)
 {
-    return add_pairs(c, _mm256_add_epi16(_mm256_maddubs_epi16(broadcast4(a0), b0), _mm256_maddubs_epi16(broadcast4(a1), b1)));
+    return add_pairs(
+        c, _mm256_add_epi16(_mm256_maddubs_epi16(broadcast4(a0), b0), _mm256_maddubs_epi16(broadcast4(a1), b1)));
 }
 
 static inline __attribute__((always_inline)) __m256i plain(__m256i c, const uint8_t *a, __m256i b)
@@ -220,8 +232,8 @@ static inline __attribute__((always_inline)) __m256i centred_products(const uint
     return _mm256_maddubs_epi16(b.size, _mm256_xor_si256(broadcast4(a), b.flip));
 }
 
-static inline __attribute__((always_inline)) __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, centred_codes b0,
-                                                             centred_codes b1)
+static inline __attribute__((always_inline)) __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1,
+                                                                  centred_codes b0, centred_codes b1)
 {
     return add_pairs(c, _mm256_add_epi16(centred_products(a0, b0), centred_products(a1, b1)));
 }
@@ -231,11 +243,11 @@ static inline __attribute__((always_inline)) __m256i centred(__m256i c, const ui
     return add_pairs(c, centred_products(a, b));
 }
 
-/* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the accumulators of
- * absent rows vanish. */
-static inline __attribute__((always_inline)) void light_half(const int rows, const uint8_t *a, size_t lda, const int8_t *codes,
-                                                             kinds k, const uint8_t *order, const int32_t *from,
-                                                             size_t ldf, int32_t *c, size_t ldc)
+/* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the
+ * accumulators of absent rows vanish. */
+static inline __attribute__((always_inline)) void light_half(const int rows, const uint8_t *a, size_t lda,
+                                                             const int8_t *codes, kinds k, const uint8_t *order,
+                                                             const int32_t *from, size_t ldf, int32_t *c, size_t ldc)
 {
     const size_t lda3 = 3 * lda, lda5 = 5 * lda, lda7 = 7 * lda;
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
@@ -308,7 +320,8 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
 
 /* A chunk at a time, so that codes are read from begin to end. */
 static inline __attribute__((always_inline)) void light_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                             const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+                                                             const int8_t *panel, const int32_t *init, int32_t *c,
+                                                             size_t ldc)
 {
     const kinds *left = panel_kinds(panel, steps, 0), *right = panel_kinds(panel, steps, 1);
     const uint8_t *order = panel_order(panel, steps, 0);
@@ -322,8 +335,8 @@ static inline __attribute__((always_inline)) void light_rows(const int rows, siz
     }
 }
 
-static void light_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init, int32_t *c,
-                       size_t ldc)
+static void light_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
 {
     const int32_t *start = panel_start(panel, steps);
     int32_t from[NR];
@@ -347,8 +360,14 @@ static void light_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 
 static const qk_kernels light = {
     .name = "avx2",
-    .mr = 8, .nr = NR, .kr = LIGHT_KR, .a_bytes = 1,
-    .blocked_mr = 4, .bytes_mr = 6, .bytes_widen_row = bytes_widen_row, .half_mr = 6,
+    .mr = 8,
+    .nr = NR,
+    .kr = LIGHT_KR,
+    .a_bytes = 1,
+    .blocked_mr = 4,
+    .bytes_mr = 6,
+    .bytes_widen_row = bytes_widen_row,
+    .half_mr = 6,
     .gemm_tile = light_tile,
     .gemm_pack_row = light_pack_row,
     .gemm_pack_panel = light_pack_panel,

@@ -17,7 +17,7 @@ typedef __float128 wide; /* 113 bits, exponents of 15 */
 /* Distinct points in ascending order. */
 typedef struct {
     size_t n;
-    const void *gap;     /* reals: from each point to the next; NULL: differences of v */
+    const void *gap; /* reals: from each point to the next; NULL: differences of v */
     const double *v;
     const void *weight;  /* positive reals; NULL: 1 each */
     int (*stop)(void *); /* whether to give up, asked every few milliseconds; or NULL */
@@ -27,10 +27,10 @@ typedef struct {
 enum { QK_LINE_LEFT = 4, QK_LINE_RIGHT = 6 };
 /* Room for n points. */
 typedef struct {
-    void *cost;                  /* n + 1 reals */
-    int32_t *count, *begin;      /* n + 1 */
+    void *cost;                                      /* n + 1 reals */
+    int32_t *count, *begin;                          /* n + 1 */
     void *left[QK_LINE_LEFT], *right[QK_LINE_RIGHT]; /* n + 1 reals each */
-    int32_t *few, *many, *splits; /* n + 1 */
+    int32_t *few, *many, *splits;                    /* n + 1 */
 } qk_line_space;
 
 /* Puts into `splits` where the best k clusters begin, and n: 1 <= k < n. `penalty` is a guess of what asks for k

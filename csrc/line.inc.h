@@ -12,16 +12,17 @@ typedef struct {
     REAL penalty;           /* what each cluster costs more */
     REAL *cost;             /* of the first j points, without penalties */
     int32_t *count, *begin; /* their clusters; where the last of these begins */
-    /* Runs that end at a base, by their first point: weight, distance of the mean from the base, own cost and that of all points
-     * before the base, without and with penalties. */
+    /* Runs that end at a base, by their first point: weight, distance of the mean from the base, own cost and that of
+     * all points before the base, without and with penalties. */
     REAL *left_weight, *left_mean, *left_cost, *left_total;
-    /* Runs that begin at a base, by their length: the same; sums of w d and w d^2, d being the distance from the base; bound of errors. */
+    /* Runs that begin at a base, by their length: the same; sums of w d and w d^2, d being the distance from the base;
+     * bound of errors. */
     REAL *weight_of, *mean_of, *cost_of, *moment_of, *square_of, *reach_of;
 } of(pass);
 
-static inline REAL of(gap)(const of(pass) *p, size_t i) { return p->gap ? p->gap[i] : (REAL)(p->v[i + 1] - p->v[i]); }
-static inline REAL of(weight)(const of(pass) *p, size_t i) { return p->weight ? p->weight[i] : 1; }
-static inline REAL of(total)(const of(pass) *p, size_t j) { return p->cost[j] + p->penalty * (REAL)p->count[j]; }
+static inline REAL of(gap)(const of(pass) * p, size_t i) { return p->gap ? p->gap[i] : (REAL)(p->v[i + 1] - p->v[i]); }
+static inline REAL of(weight)(const of(pass) * p, size_t i) { return p->weight ? p->weight[i] : 1; }
+static inline REAL of(total)(const of(pass) * p, size_t j) { return p->cost[j] + p->penalty * (REAL)p->count[j]; }
 
 /* A run of points that grows at one edge. `moment` is about its outermost point, `sum` about the base, `reach` away
  * from it. */
@@ -31,7 +32,7 @@ typedef struct {
 
 /* Takes in a point that lies `gap` beyond. Its distance from the mean is moment / weight: a sum of gaps, so that
  * nothing cancels. */
-static inline void of(grow)(of(run) *r, REAL gap, REAL w)
+static inline void of(grow)(of(run) * r, REAL gap, REAL w)
 {
     const REAL all = r->weight + w, inverse = 1 / (r->weight * all);
     r->moment += r->weight * gap;
@@ -43,7 +44,7 @@ static inline void of(grow)(of(run) *r, REAL gap, REAL w)
 }
 
 /* Runs of points i .. base - 1, for i from `start` on. */
-static void of(look_left)(of(pass) *p, size_t start, size_t base)
+static void of(look_left)(of(pass) * p, size_t start, size_t base)
 {
     size_t at = base - start;
     of(run) r = {0};
@@ -65,7 +66,7 @@ static void of(look_left)(of(pass) *p, size_t start, size_t base)
 }
 
 /* Runs of 1 .. size points from base on. */
-static void of(look_right)(of(pass) *p, size_t base, size_t size)
+static void of(look_right)(of(pass) * p, size_t base, size_t size)
 {
     of(run) r = {.weight = of(weight)(p, base)};
     REAL square = 0;
@@ -81,7 +82,7 @@ static void of(look_right)(of(pass) *p, size_t base, size_t size)
 }
 
 /* What it costs to join a run left of the base, of index i, to one right of it. */
-static inline REAL of(joint)(const of(pass) *p, size_t i, REAL inverse, REAL mean)
+static inline REAL of(joint)(const of(pass) * p, size_t i, REAL inverse, REAL mean)
 {
     const REAL distance = p->left_mean[i] + mean;
     return p->left_weight[i] / (p->left_weight[i] * inverse + 1) * (distance * distance);
@@ -91,7 +92,7 @@ enum { of(FEW) = 12, of(SAMPLES) = 32, of(CHUNK) = 64 };
 
 /* Which of the runs first .. last - 1 left of the base had best be joined to the one of t points right of it.
  * Division is slow: most chunks are seen to have nothing better without it. */
-static size_t of(best_left)(of(pass) *p, size_t first, size_t last, size_t t)
+static size_t of(best_left)(of(pass) * p, size_t first, size_t last, size_t t)
 {
     const REAL inverse = 1 / p->weight_of[t], mean = p->mean_of[t];
     const REAL *weight = p->left_weight, *means = p->left_mean, *totals = p->left_total;
@@ -121,7 +122,7 @@ static size_t of(best_left)(of(pass) *p, size_t first, size_t last, size_t t)
 }
 
 /* Finds the last cluster of the first base + t points, which begins at one of first .. last - 1. */
-static void of(settle)(of(pass) *p, size_t start, size_t base, size_t t, size_t first, size_t last)
+static void of(settle)(of(pass) * p, size_t start, size_t base, size_t t, size_t first, size_t last)
 {
     const size_t at = of(best_left)(p, first - start, last - start, t), j = base + t;
     p->begin[j] = (int32_t)(start + at);
@@ -131,7 +132,7 @@ static void of(settle)(of(pass) *p, size_t start, size_t base, size_t t, size_t 
 
 /* The points after the base, by halves: the last cluster of each begins between those of its neighbours that are
  * done. */
-static int of(settle_block)(of(pass) *p, size_t start, size_t base, size_t size)
+static int of(settle_block)(of(pass) * p, size_t start, size_t base, size_t size)
 {
     size_t stride = 1;
     of(settle)(p, start, base, size, start, base + 1);
@@ -149,7 +150,7 @@ static int of(settle_block)(of(pass) *p, size_t start, size_t base, size_t size)
 
 /* Whether the last cluster of the first base + t points had better begin after the base, or might: differences of
  * sums may err. */
-static int of(doubtful)(of(pass) *p, size_t base, size_t t)
+static int of(doubtful)(of(pass) * p, size_t base, size_t t)
 {
     const REAL error = (REAL)(t + 16) * 0x1p-51, total = of(total)(p, base + t);
     const REAL weight = p->weight_of[t] * (1 - (p->weight ? error : 0)), moment = p->moment_of[t] * (1 + error);
@@ -170,7 +171,7 @@ static int of(doubtful)(of(pass) *p, size_t base, size_t t)
 
 /* One pass with a penalty: cost, count and begin of the first j points, for j = 1 .. n. Returns 0 where it was told
  * to stop. */
-static int of(relax)(of(pass) *p, REAL penalty)
+static int of(relax)(of(pass) * p, REAL penalty)
 {
     p->penalty = penalty;
     p->cost[0] = 0, p->count[0] = p->begin[0] = 0;
@@ -193,7 +194,7 @@ static int of(relax)(of(pass) *p, REAL penalty)
 }
 
 /* Where the clusters of the last pass begin, and n. Returns how many there are. */
-static size_t of(trace)(const of(pass) *p, int32_t *splits)
+static size_t of(trace)(const of(pass) * p, int32_t *splits)
 {
     const size_t count = (size_t)p->count[p->n];
     splits[count] = (int32_t)p->n;
@@ -202,12 +203,13 @@ static size_t of(trace)(const of(pass) *p, int32_t *splits)
 }
 
 /* Of the clusters that begin at the splits. */
-static REAL of(cost)(const of(pass) *p, const int32_t *splits, size_t count)
+static REAL of(cost)(const of(pass) * p, const int32_t *splits, size_t count)
 {
     REAL sum = 0;
     for (size_t c = 0; c < count; c++) {
         of(run) r = {.weight = of(weight)(p, (size_t)splits[c])};
-        for (size_t i = (size_t)splits[c] + 1; i < (size_t)splits[c + 1]; i++) of(grow)(&r, of(gap)(p, i - 1), of(weight)(p, i));
+        for (size_t i = (size_t)splits[c] + 1; i < (size_t)splits[c + 1]; i++)
+            of(grow)(&r, of(gap)(p, i - 1), of(weight)(p, i));
         sum += r.cost;
     }
     return sum;
@@ -237,14 +239,14 @@ typedef struct {
 } of(found);
 
 /* The clustering of one penalty into `f->splits`. */
-static int of(try)(of(pass) *p, REAL penalty, of(found) *f)
+static int of(try)(of(pass) * p, REAL penalty, of(found) * f)
 {
     if (!of(relax)(p, penalty)) return 0;
     f->count = of(trace)(p, f->splits), f->cost = p->cost[p->n], f->penalty = penalty;
     return 1;
 }
 
-static void of(swap)(of(found) *a, of(found) *b)
+static void of(swap)(of(found) * a, of(found) * b)
 {
     const of(found) c = *a;
     *a = *b, *b = c;
@@ -252,7 +254,7 @@ static void of(swap)(of(found) *a, of(found) *b)
 
 /* k clusters were found by a penalty that is large beside their cost, in which this is rounded: again by one that is
  * not. */
-static int of(sharpen)(of(pass) *p, size_t k, of(found) *found, of(found) *spare)
+static int of(sharpen)(of(pass) * p, size_t k, of(found) * found, of(found) * spare)
 {
     while (found->penalty > 2 * found->cost && found->cost > 0) {
         if (!of(try)(p, found->cost, spare)) return 0;
@@ -268,17 +270,32 @@ static int of(sharpen)(of(pass) *p, size_t k, of(found) *found, of(found) *spare
 static of(pass) of(pass_of)(const qk_line *line, const qk_line_space *s)
 {
     of(pass) p = {
-        .n = line->n, .gap = line->gap, .weight = line->weight, .v = line->v, .stop = line->stop, .context = line->context,
-        .cost = s->cost, .count = s->count, .begin = s->begin,
-        .left_weight = s->left[0], .left_mean = s->left[1], .left_cost = s->left[2], .left_total = s->left[3],
-        .weight_of = s->right[0], .mean_of = s->right[1], .cost_of = s->right[2],
-        .moment_of = s->right[3], .square_of = s->right[4], .reach_of = s->right[5],
+        .n = line->n,
+        .gap = line->gap,
+        .weight = line->weight,
+        .v = line->v,
+        .stop = line->stop,
+        .context = line->context,
+        .cost = s->cost,
+        .count = s->count,
+        .begin = s->begin,
+        .left_weight = s->left[0],
+        .left_mean = s->left[1],
+        .left_cost = s->left[2],
+        .left_total = s->left[3],
+        .weight_of = s->right[0],
+        .mean_of = s->right[1],
+        .cost_of = s->right[2],
+        .moment_of = s->right[3],
+        .square_of = s->right[4],
+        .reach_of = s->right[5],
     };
     return p;
 }
 
 /* The penalty after one that gave `now`. On a chord it makes `few` and `many` equally good. */
-static REAL of(next)(const of(found) *few, const of(found) *many, const of(found) *now, size_t k, int trial, int *chord)
+static REAL of(next)(const of(found) * few, const of(found) * many, const of(found) * now, size_t k, int trial,
+                     int *chord)
 {
     REAL penalty = now->penalty;
     if (trial <= 8) {
@@ -299,7 +316,8 @@ static int of(search)(const qk_line *line, size_t k, double *guess, qk_line_spac
 {
     of(pass) p = of(pass_of)(line, space);
     const REAL near = 0x1p-47;
-    of(found) few = {space->few, 1, 0, (REAL)INFINITY}, many = {space->many, p.n, 0, 0}, now = {.splits = space->splits};
+    of(found) few = {space->few, 1, 0, (REAL)INFINITY}, many = {space->many, p.n, 0, 0},
+              now = {.splits = space->splits};
     few.splits[0] = 0, few.splits[1] = (int32_t)p.n;
     for (size_t i = 0; i <= p.n && k > 1; i++) many.splits[i] = (int32_t)i;
     few.cost = of(cost)(&p, few.splits, 1);

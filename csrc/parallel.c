@@ -1,8 +1,9 @@
-/* A pool of threads that serves one loop at a time. Whoever finds it in use, or is in it, works alone, so nothing waits for the pool
- * and nothing can deadlock in it. Workers are started when work first needs them; where one cannot be had, there is one fewer.
+/* A pool of threads that serves one loop at a time. Whoever finds it in use, or is in it, works alone, so nothing waits
+ * for the pool and nothing can deadlock in it. Workers are started when work first needs them; where one cannot be had,
+ * there is one fewer.
  *
- * A loop's items are divided into a share for each thread. A thread begins with its own (on the next call its part of the weights is
- * still in its cache) and then helps with the others': who comes late, or not at all, delays nobody. */
+ * A loop's items are divided into a share for each thread. A thread begins with its own (on the next call its part of
+ * the weights is still in its cache) and then helps with the others': who comes late, or not at all, delays nobody. */
 #define _GNU_SOURCE
 #include "parallel.h"
 
@@ -21,13 +22,13 @@
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
 static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */
-static const double FIRST_PIECE = 250e3;        /* ns as estimated: 100 times too little without vectors, or on new pages */
-static const int64_t PIECE = 10000000;          /* ns as measured */
-static const int64_t LOOK = 40000000;           /* between two looks for signals: each may wait 5 ms for Python's lock */
-static const int64_t SPIN = 100000;             /* what a thread waits awake: the gap between two layers of a model */
-static const int64_t RETRY = 1000000000;        /* after a thread could not be had */
-enum { FEWEST_MOST = 8 };                       /* threads that may be asked for on any machine */
-enum { STACK_BYTES = 1 << 20 };                 /* kernels use some 20 KB of it, sanitizers several times that */
+static const double FIRST_PIECE = 250e3; /* ns as estimated: 100 times too little without vectors, or on new pages */
+static const int64_t PIECE = 10000000;   /* ns as measured */
+static const int64_t LOOK = 40000000;    /* between two looks for signals: each may wait 5 ms for Python's lock */
+static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap between two layers of a model */
+static const int64_t RETRY = 1000000000; /* after a thread could not be had */
+enum { FEWEST_MOST = 8 };                /* threads that may be asked for on any machine */
+enum { STACK_BYTES = 1 << 20 };          /* kernels use some 20 KB of it, sanitizers several times that */
 
 /* Items that nobody has taken. Each in its own cache line. */
 typedef struct {
@@ -61,10 +62,10 @@ typedef struct {
 } worker;
 
 static struct {
-    int busy;             /* whether a thread has the pool */
-    int generation;       /* of the process, counted in forks since the pool's first */
+    int busy;       /* whether a thread has the pool */
+    int generation; /* of the process, counted in forks since the pool's first */
     size_t started;
-    worker *workers;      /* room for the most there can be */
+    worker *workers; /* room for the most there can be */
     share *shares;
     int64_t refused, spin;
     int caller_asleep;
@@ -72,9 +73,10 @@ static struct {
     pthread_cond_t bell;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
 
-static loop busy, quit;     /* jobs that are none */
-static pthread_key_t here;  /* the call that a thread works for; not _Thread_local, whose memory glibc cannot do without */
-static int num_threads;     /* 0: not yet read from the environment */
+static loop busy, quit; /* jobs that are none */
+static pthread_key_t
+    here;               /* the call that a thread works for; not _Thread_local, whose memory glibc cannot do without */
+static int num_threads; /* 0: not yet read from the environment */
 static int (*interrupted)(void);
 int qk_long_loops;
 
@@ -155,8 +157,8 @@ int qk_threads_for(size_t items, double work)
 
 void qk_set_interrupt(int (*poll)(void)) { __atomic_store_n(&interrupted, poll, __ATOMIC_RELAXED); }
 
-/* Only the caller looks. A signal's handler may call the library: that is a call of its own. If it forks, the child has lost the
- * workers of this one, and cannot finish it. */
+/* Only the caller looks. A signal's handler may call the library: that is a call of its own. If it forks, the child has
+ * lost the workers of this one, and cannot finish it. */
 static int look(call *c)
 {
     int (*poll)(void) = __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
@@ -286,14 +288,16 @@ static int have_room(void)
     return 0;
 }
 
-/* Sees to `wanted` workers; returns how many of them there are. Where one is refused, none is asked for in the next second. */
+/* Sees to `wanted` workers; returns how many of them there are. Where one is refused, none is asked for in the next
+ * second. */
 static size_t start_workers(size_t wanted)
 {
     if (pool.started < wanted && (!pool.refused || now() - pool.refused > RETRY)) {
         pool.refused = have_room() ? 0 : now();
         while (pool.started < wanted && !pool.refused) {
             worker *w = &pool.workers[pool.started];
-            *w = (worker){.index = pool.started + 1, .lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
+            *w = (worker){
+                .index = pool.started + 1, .lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
             if (start_thread(w))
                 pool.started++;
             else
@@ -354,7 +358,8 @@ static void run_together(loop *l, size_t items, size_t threads)
         run_alone(l, items);
     } else {
         l->threads = workers + 1, l->shares = pool.shares;
-        for (size_t i = 0; i <= workers; i++) pool.shares[i] = (share){items * i / l->threads, items * (i + 1) / l->threads};
+        for (size_t i = 0; i <= workers; i++)
+            pool.shares[i] = (share){items * i / l->threads, items * (i + 1) / l->threads};
         for (size_t i = 0; i < workers; i++) post(&pool.workers[i], l);
         work_on(l, 0);
         for (size_t i = 0; i < workers; i++) finish(&pool.workers[i], l);
@@ -407,7 +412,8 @@ __attribute__((constructor)) static void at_birth(void)
 #endif
 }
 
-/* Of the process, or of this library in it. A thread that is still computing has the pool: it goes down with the process. */
+/* Of the process, or of this library in it. A thread that is still computing has the pool: it goes down with the
+ * process. */
 __attribute__((destructor)) static void at_end(void)
 {
     if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) return;

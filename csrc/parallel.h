@@ -7,14 +7,16 @@
 
 #include "qkernels.h"
 
-/* Calls body(context, begin, end) on ranges that cover 0 .. items, each once, in any order, on this thread and others. `work` is the
- * time that all of it takes on one thread, in nanoseconds, roughly: small work is one range, on this thread; ranges of long work take
- * some 10 ms each. Returns 0, or QK_INTERRUPTED, and then some ranges may be missing. A loop within a body is not divided further. */
+/* Calls body(context, begin, end) on ranges that cover 0 .. items, each once, in any order, on this thread and others.
+ * `work` is the time that all of it takes on one thread, in nanoseconds, roughly: small work is one range, on this
+ * thread; ranges of long work take some 10 ms each. Returns 0, or QK_INTERRUPTED, and then some ranges may be missing.
+ * A loop within a body is not divided further. */
 int qk_parallel_for(size_t items, double work, void (*body)(void *context, size_t begin, size_t end), void *context);
 /* The number of threads that qk_parallel_for would use at most. */
 int qk_threads_for(size_t items, double work);
-/* Whether the call that this thread works for has been interrupted: for bodies to ask, every millisecond or so, within an item that
- * can be long; they return then. Costs a load where no loop of the process is long, else a few nanoseconds. */
+/* Whether the call that this thread works for has been interrupted: for bodies to ask, every millisecond or so, within
+ * an item that can be long; they return then. Costs a load where no loop of the process is long, else a few
+ * nanoseconds. */
 extern int qk_long_loops; /* of the process, in work now */
 int qk_call_is_stopped(void);
 static inline int qk_stopped(void) { return __atomic_load_n(&qk_long_loops, __ATOMIC_RELAXED) && qk_call_is_stopped(); }

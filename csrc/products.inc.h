@@ -1,10 +1,11 @@
-/* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.inc.h. The
- * including file sets NR and KR, the columns of a panel and the codes of k that a step takes. */
+/* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.inc.h.
+ * The including file sets NR and KR, the columns of a panel and the codes of k that a step takes. */
 
 /* ---- b' ---- */
 
 /* kr rows of nr unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
-static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int nr, const int kr)
+static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int nr,
+                                   const int kr)
 {
     const uint8_t *b1 = b + row_stride;
     if (kr == 2) {
@@ -19,8 +20,8 @@ static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8
 }
 
 /* A step of any strides, codes that b does not have being 0. */
-static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, uint8_t flip,
-                      uint8_t *to, const int nr, const int kr)
+static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                      uint8_t flip, uint8_t *to, const int nr, const int kr)
 {
     memset(to, 0, (size_t)(nr * kr));
     for (size_t j = 0; j < cols; j++)
@@ -29,7 +30,8 @@ static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stri
 }
 
 /* A step of columns whose codes are adjacent: b is the transpose of a C-contiguous matrix. */
-static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int nr, const int kr)
+static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int nr,
+                                const int kr)
 {
     uint32_t flips = flip * 0x01010101u, codes = 0;
     for (int j = 0; j < nr; j++) {
@@ -92,9 +94,10 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
 }
 
 /* A step of kr rows and nr columns, which are constants where this is inlined. */
-static inline __attribute__((always_inline)) void interleave_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                                                                  size_t rows, size_t cols, uint8_t flip, uint8_t *to,
-                                                                  const size_t nr, const size_t kr)
+static inline __attribute__((always_inline)) void interleave_step(const uint8_t *b, ptrdiff_t row_stride,
+                                                                  ptrdiff_t col_stride, size_t rows, size_t cols,
+                                                                  uint8_t flip, uint8_t *to, const size_t nr,
+                                                                  const size_t kr)
 {
     if (rows == kr && cols == nr && col_stride == 1)
         interleave_rows(b, row_stride, flip, to, (int)nr, (int)kr);
@@ -105,8 +108,8 @@ static inline __attribute__((always_inline)) void interleave_step(const uint8_t 
 }
 
 /* Steps of kr codes from `row` on, which is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void interleave(const qk_panel_source *s, size_t row, size_t steps, size_t cols,
-                                                             int8_t *panel, const size_t kr)
+static inline __attribute__((always_inline)) void interleave(const qk_panel_source *s, size_t row, size_t steps,
+                                                             size_t cols, int8_t *panel, const size_t kr)
 {
     uint8_t *to = (uint8_t *)panel;
     for (size_t i = 0; i < steps; i++, row += kr, to += NR * kr) {
@@ -123,7 +126,8 @@ static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *pa
 
 static size_t gemm_panel_bytes(size_t steps) { return qk_times(steps, NR * KR); }
 
-static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to, size_t row_stride)
+static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
+                              size_t row_stride)
 {
     for (size_t row = first; row < k && row < first + QK_UNPACK_ROWS; row++)
         for (size_t col = 0; col < cols; col++)
@@ -247,9 +251,11 @@ static inline void scale_row(const int32_t *restrict acc, float *restrict y, con
     if (t->row_scale) {
         const float row_scale = t->row_scale[row];
         for (int j = 0; j < NR; j++)
-            y[j] = (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * (row_scale * col_scale[j]) + bias[j];
+            y[j] =
+                (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * (row_scale * col_scale[j]) + bias[j];
     } else {
-        for (int j = 0; j < NR; j++) y[j] = (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * col_scale[j] + bias[j];
+        for (int j = 0; j < NR; j++)
+            y[j] = (float)(int32_t)((uint32_t)acc[j] - zero * (uint32_t)colsum[j]) * col_scale[j] + bias[j];
     }
 }
 
@@ -262,10 +268,12 @@ static void tile_to_float(int32_t *acc, const qk_tile *t)
     }
 #endif
     float y[MR * NR];
-    const int in_place = t->activation == QK_IDENTITY && t->cols == NR && !t->residual && !t->bounded; /* one visit is enough */
+    const int in_place =
+        t->activation == QK_IDENTITY && t->cols == NR && !t->residual && !t->bounded; /* one visit is enough */
     correct_for_b(acc, t);
     for (int row = 0; row < t->rows; row++)
-        scale_row(acc + row * NR, in_place ? (float *)((char *)t->dst + (size_t)row * t->row_stride) : y + row * NR, t, row);
+        scale_row(acc + row * NR, in_place ? (float *)((char *)t->dst + (size_t)row * t->row_stride) : y + row * NR, t,
+                  row);
     if (in_place) return;
     finish_rows(y, NR, t);
     store_rows(y, sizeof *y, t);

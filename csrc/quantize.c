@@ -8,8 +8,8 @@
 #include "kernels.h"
 #include "parallel.h"
 
-enum { CHUNK = 1024 };  /* elements that are converted at a time: fits the L1 cache */
-enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time */
+enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
+enum { PIECE = 32768 };             /* elements of a long run that a thread takes at a time */
 enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */
 
 static size_t size_of(qk_dtype t)
@@ -43,8 +43,8 @@ int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
 {
-    qk_affine p = {.scale = scale, .zero_point = zero_point, .qmin = qmin, .qmax = qmax,
-                   .half_away = rounding == QK_HALF_AWAY};
+    qk_affine p = {
+        .scale = scale, .zero_point = zero_point, .qmin = qmin, .qmax = qmax, .half_away = rounding == QK_HALF_AWAY};
     p.v_lo = (float)(qmin - zero_point);
     p.v_hi = (float)(qmax - zero_point);
     p.x_lo = p.v_lo * scale;
@@ -56,13 +56,13 @@ qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qm
 /* ---- runs: consecutive elements with one scale, or rows of them with a scale for each column ---- */
 
 typedef struct {
-    size_t items, length;  /* runs, and the elements of each (of a row, where there are rows) */
+    size_t items, length; /* runs, and the elements of each (of a row, where there are rows) */
     int by_column;
     const qk_params *p;
 } runs;
 
 typedef struct {
-    size_t start, count, rows, first;  /* first: index of the first scale */
+    size_t start, count, rows, first; /* first: index of the first scale */
 } run;
 
 static runs runs_of(const qk_params *p)
@@ -130,14 +130,21 @@ static void apply_affine(const operation *op, const char *in, char *out, size_t 
 static void apply_columns(const operation *op, const char *in, char *out, size_t n, size_t scale, size_t rows)
 {
     const qk_params *p = op->r.p;
-    qk_affine_columns columns = {p->scale + scale, p->reciprocal ? p->reciprocal + scale : NULL, p->zero_point + scale,
-                                 p->qmin, p->qmax, op->rounding == QK_HALF_AWAY, rows, op->r.length};
+    qk_affine_columns columns = {p->scale + scale,
+                                 p->reciprocal ? p->reciprocal + scale : NULL,
+                                 p->zero_point + scale,
+                                 p->qmin,
+                                 p->qmax,
+                                 op->rounding == QK_HALF_AWAY,
+                                 rows,
+                                 op->r.length};
     if ((op->from == QK_F32 || op->from >= QK_I8) && (op->to == QK_F32 || op->to >= QK_I8)) {
         op->apply(op, in, out, n, NULL, &columns);
         return;
     }
     columns.rows = 1;
-    for (size_t row = 0; row < rows; row++, in += op->r.length * size_of(op->from), out += op->r.length * size_of(op->to))
+    for (size_t row = 0; row < rows;
+         row++, in += op->r.length * size_of(op->from), out += op->r.length * size_of(op->to))
         op->apply(op, in, out, n, NULL, &columns);
 }
 
@@ -192,8 +199,9 @@ static void apply_written(void *context, size_t begin, size_t end)
     const operation *op = context;
     const qk_params *p = op->r.p;
     written w;
-    const qk_affine_columns columns = {w.scale, p->reciprocal ? w.reciprocal : NULL, w.zero_point, p->qmin, p->qmax,
-                                       op->rounding == QK_HALF_AWAY, 1, 0};
+    const qk_affine_columns columns = {
+        w.scale, p->reciprocal ? w.reciprocal : NULL, w.zero_point, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY, 1,
+        0};
     for (size_t start = begin * WRITTEN; begin < end; begin++, start += WRITTEN) {
         const size_t n = at_most(op->r.length - start, WRITTEN);
         write_out(&w, p, start, n);
@@ -266,7 +274,8 @@ static void quantize_f64(const double *x, void *q, qk_dtype to, size_t n, int ha
     }
 }
 
-static void fake_quantize_f64(const double *x, double *y, size_t n, const qk_affine *one, const qk_affine_columns *columns)
+static void fake_quantize_f64(const double *x, double *y, size_t n, const qk_affine *one,
+                              const qk_affine_columns *columns)
 {
     for (size_t i = 0; i < n; i++) {
         double scale, zero, lo, hi;
@@ -458,7 +467,8 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
 {
     minmax_job *job = context;
     float lo, hi;
-    if (!bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi)) {
+    if (!bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo,
+                   &hi)) {
         __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
         return;
     }
@@ -488,7 +498,8 @@ int qk_minmax(const float *x, size_t n, float *lo, float *hi)
 }
 
 /* Not inline, as below: in qk_choose nothing may be computed before the mode is set. */
-QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale,
+                                  int32_t *zero_point)
 {
     const float levels = (float)(qmax - qmin);
     const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
@@ -496,7 +507,8 @@ QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax
     if (symmetric) {
         float above = hi / (float)(qmax - middle), below = lo / (float)(qmin - middle);
         s = above > below ? above : below;
-        if (s * (float)(qmax - middle) > FLT_MAX) s = nextafterf(s, 0); /* rounded up: the largest code would stand for infinity */
+        if (s * (float)(qmax - middle) > FLT_MAX)
+            s = nextafterf(s, 0); /* rounded up: the largest code would stand for infinity */
     } else {
         s = (hi - lo) / levels;
         if (!isfinite(s)) s = hi / levels - lo / levels;
@@ -545,8 +557,14 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
         float *scale = job->scale + row;
         int32_t *zero_point = job->zero_point + row;
         qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
-        const qk_params p = {.kind = QK_PER_TENSOR, .outer = 1, .length = job->cols, .inner = 1, .scale = scale,
-                             .zero_point = zero_point, .qmin = job->qmin, .qmax = job->qmax};
+        const qk_params p = {.kind = QK_PER_TENSOR,
+                             .outer = 1,
+                             .length = job->cols,
+                             .inner = 1,
+                             .scale = scale,
+                             .zero_point = zero_point,
+                             .qmin = job->qmin,
+                             .qmax = job->qmax};
         if (quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
             __atomic_store_n(&job->stopped, 1, __ATOMIC_RELAXED);
             return;
@@ -600,7 +618,8 @@ static void requantize_items(void *context, size_t begin, size_t end)
     const requantize_job *job = context;
     const size_t size = size_of(job->to), pieces = ceil_div(job->cols, PIECE);
     for (size_t item = begin; item < end; item++) {
-        const size_t col = item % pieces * PIECE, start = item / pieces * job->cols + col, n = at_most(job->cols - col, PIECE);
+        const size_t col = item % pieces * PIECE, start = item / pieces * job->cols + col,
+                     n = at_most(job->cols - col, PIECE);
         qk_requant r = *job->r;
         if (r.multiplier) r.multiplier += col;
         if (r.mantissa) r.mantissa += col, r.shift += col;

@@ -27,7 +27,8 @@ static void quantize(const qk_row_quantizer *p, const float *x, size_t n, void *
         p->kernels->quantize_f32_16(x, q, n, affine);
 }
 
-/* A row so small that its scale would be below float32's normal numbers is multiplied by a power of two, which is exact. */
+/* A row so small that its scale would be below float32's normal numbers is multiplied by a power of two, which is
+ * exact. */
 static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float lo, float hi, void *q, qk_row_scale *row)
 {
     enum { CHUNK = 256 };
@@ -113,7 +114,8 @@ static int multipliers_apart(const qk_unit_columns *p, float *multiplier, const 
 {
     int all = 1;
     for (size_t j = 0; j < p->n; j++) {
-        if (!(scale[j] >= FLT_MIN && scale[j] <= FLT_MAX)) multiplier[j] = (float)((double)p->a_scale * p->b_scale[j] / p->out_scale);
+        if (!(scale[j] >= FLT_MIN && scale[j] <= FLT_MAX))
+            multiplier[j] = (float)((double)p->a_scale * p->b_scale[j] / p->out_scale);
         if (serves(p, multiplier[j], scale[j], bias[j])) continue;
         multiplier[j] = -1;
         all = 0;
@@ -121,7 +123,8 @@ static int multipliers_apart(const qk_unit_columns *p, float *multiplier, const 
     return all;
 }
 
-int qk_unit_multipliers(const qk_unit_columns *p, float *restrict multiplier, float *restrict scale, float *restrict bias)
+int qk_unit_multipliers(const qk_unit_columns *p, float *restrict multiplier, float *restrict scale,
+                        float *restrict bias)
 {
     QK_DEFAULT_MODE;
     const float a_scale = p->a_scale, out_scale = p->out_scale, *restrict b_scale = p->b_scale;

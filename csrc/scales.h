@@ -1,8 +1,10 @@
-/* Scales whose product may leave float32 (numerics 21): which rows are scaled in float32, by the kernels, and how the others are.
+/* Scales whose product may leave float32 (numerics 21): which rows are scaled in float32, by the kernels, and how the
+ * others are.
  *
  * A driver of float results states once a product what multiplies what (qk_factors), has each row of x quantized by
- * qk_quantize_row, and where that says that a row is wide makes its results by qk_finish_row, from sums that it scales in double.
- * What a row is depends on the row, the weights and the bias alone: never on tiles, threads or the instruction set. */
+ * qk_quantize_row, and where that says that a row is wide makes its results by qk_finish_row, from sums that it scales
+ * in double. What a row is depends on the row, the weights and the bias alone: never on tiles, threads or the
+ * instruction set. */
 #ifndef QK_SCALES_H
 #define QK_SCALES_H
 
@@ -13,17 +15,18 @@
 /* Of a function whose large frame would else weigh upon the one that seldom calls it. */
 #define QK_SELDOM __attribute__((noinline))
 
-/* What multiplies the scale of a row: first, in float32, factors from `least` to `most` (scales of columns, or 1); then sums of at
- * most `sum` in magnitude, in which no intermediate is larger. `bias` is that of qk_largest_bias. */
+/* What multiplies the scale of a row: first, in float32, factors from `least` to `most` (scales of columns, or 1); then
+ * sums of at most `sum` in magnitude, in which no intermediate is larger. `bias` is that of qk_largest_bias. */
 typedef struct {
     double least, most, sum, bias;
 } qk_factors;
 
-/* Whether each intermediate of a row of this scale is a normal float32, or exact. (Beyond 2^126 a bias could overflow.) */
+/* Whether each intermediate of a row of this scale is a normal float32, or exact. (Beyond 2^126 a bias could overflow.)
+ */
 static inline int qk_is_ordinary(const qk_factors *f, double scale)
 {
-    return scale * f->least >= 0x1p-126 && scale * f->most <= 0x1p127 && scale * f->most * f->sum <= 0x1p126 && f->sum <= 0x1p127 &&
-           f->bias <= 0x1p126;
+    return scale * f->least >= 0x1p-126 && scale * f->most <= 0x1p127 && scale * f->most * f->sum <= 0x1p126 &&
+        f->sum <= 0x1p127 && f->bias <= 0x1p126;
 }
 
 /* The largest magnitude of rows; not finite where a value is not. */
@@ -35,7 +38,8 @@ static inline float qk_largest(const qk_kernels *k, const float *x, size_t strid
     return most;
 }
 
-/* The largest finite bias of n columns if a residual is added to it, which could bring the sum back from beyond float32; else 0. */
+/* The largest finite bias of n columns if a residual is added to it, which could bring the sum back from beyond
+ * float32; else 0. */
 double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n);
 
 /* How rows of x become codes of 8 or 16 bits (numerics 2 and 3). */
@@ -61,8 +65,8 @@ int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_s
  * then the activation and the clamp. */
 void qk_finish_row(const qk_kernels *k, const double *sums, const qk_tile *t);
 
-/* Codes of n values, at most MAX_NR, of a tile's columns: real ones if it has an activation that needs those, else in units of the
- * result's scale. */
+/* Codes of n values, at most MAX_NR, of a tile's columns: real ones if it has an activation that needs those, else in
+ * units of the result's scale. */
 void qk_finish_codes(const qk_kernels *k, const double *values, int n, const qk_tile *t, uint8_t *codes);
 
 /* The sum of a column in the one row of a tile, corrected for zero points. */

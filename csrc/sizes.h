@@ -1,5 +1,5 @@
-/* Sizes computed from shapes. What size_t does not hold is SIZE_MAX, which no allocation grants: a size that is too large
- * becomes a failure to allocate, never a small one. */
+/* Sizes computed from shapes. What size_t does not hold is SIZE_MAX, which no allocation grants: a size that is too
+ * large becomes a failure to allocate, never a small one. */
 #ifndef QK_SIZES_H
 #define QK_SIZES_H
 

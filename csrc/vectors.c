@@ -1,5 +1,5 @@
-/* Codebooks of vectors (numerics 19): encoding, decoding, and search among codes. The k nearest are the smallest of keys that all
- * differ, so how codes are divided among threads does not matter. */
+/* Codebooks of vectors (numerics 19): encoding, decoding, and search among codes. The k nearest are the smallest of
+ * keys that all differ, so how codes are divided among threads does not matter. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,9 +46,10 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     float *tile = obtain(j, qk_times(b->d, QK_KMEANS_TILE * sizeof *tile));
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
-    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped(); at += QK_KMEANS_TILE)
-        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d, at_most(j->n - at, QK_KMEANS_TILE), all, tile,
-                                   j->codes + at * b->m);
+    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped();
+         at += QK_KMEANS_TILE)
+        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d,
+                                   at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
     free(tile);
 }
 
@@ -97,7 +98,8 @@ static void fill_tables(void *context, size_t begin, size_t end)
 {
     const job *j = context;
     const qk_vector_book *b = j->b;
-    for (size_t i = begin; i < end && !qk_stopped(); i++) j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
+    for (size_t i = begin; i < end && !qk_stopped(); i++)
+        j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
 }
 
 int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
@@ -150,8 +152,8 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
 }
 
 /* The same for a query a lane; their heaps are `stride` keys apart. */
-static void scan_for_lanes(const job *j, const float *queries, size_t count, size_t first, size_t last, float *memory, uint64_t *heaps,
-                           size_t stride)
+static void scan_for_lanes(const job *j, const float *queries, size_t count, size_t first, size_t last, float *memory,
+                           uint64_t *heaps, size_t stride)
 {
     const size_t m = j->b->m, lanes = j->lanes;
     float *turned = memory + m * j->b->k * lanes, sum[LANE_SCAN * MAX_LANES];
@@ -177,7 +179,8 @@ static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
-    const size_t beyond = QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
+    const size_t beyond =
+        QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
     float *memory = obtain(j, qk_times(numbers, j->lanes * sizeof *memory));
     if (!memory) return;
@@ -190,7 +193,8 @@ static void scan_parts(void *context, size_t begin, size_t end)
         if (single)
             scan_for_one(j, j->x + query * width, first, last, memory, heap);
         else
-            scan_for_lanes(j, j->x + query * width, at_most(j->count - query, j->lanes), first, last, memory, heap, stride);
+            scan_for_lanes(j, j->x + query * width, at_most(j->count - query, j->lanes), first, last, memory, heap,
+                           stride);
     }
     free(memory);
 }
@@ -215,12 +219,19 @@ static void finish_queries(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k, float *distances,
-              int64_t *indices)
+int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
+              float *distances, int64_t *indices)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = queries, .codes = (uint8_t *)codes, .n = n, .count = count, .k = k,
-             .distances = distances, .indices = indices};
+    job j = {.b = b,
+             .kernels = qk_active(),
+             .x = queries,
+             .codes = (uint8_t *)codes,
+             .n = n,
+             .count = count,
+             .k = k,
+             .distances = distances,
+             .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;
     const size_t threads = (size_t)qk_threads_for(n, work);
     j.lanes = (size_t)j.kernels->search_lanes, j.full = count / j.lanes;

@@ -1,11 +1,12 @@
-/* The loops of codebooks of vectors (vectors.c, numerics 19), compiled once per instruction set, after kmeans_types.inc.h: VECTOR is the
- * bytes of a register, whose lanes are points or queries. */
+/* The loops of codebooks of vectors (vectors.c, numerics 19), compiled once per instruction set, after
+ * kmeans_types.inc.h: VECTOR is the bytes of a register, whose lanes are points or queries. */
 
 enum { SEARCH_LANES = VECTOR / sizeof(float) };
 
-/* Codes of at most QK_KMEANS_TILE points, x in the scale of the levels, `given` as they are. `all` lists the levels as k-means has it; `tile` is memory for d * QK_KMEANS_TILE floats. */
-static void encode_vectors(const qk_vector_book *b, const float *x, const float *given, size_t points, const int32_t *all, float *tile,
-                           uint8_t *codes)
+/* Codes of at most QK_KMEANS_TILE points, x in the scale of the levels, `given` as they are. `all` lists the levels as
+ * k-means has it; `tile` is memory for d * QK_KMEANS_TILE floats. */
+static void encode_vectors(const qk_vector_book *b, const float *x, const float *given, size_t points,
+                           const int32_t *all, float *tile, uint8_t *codes)
 {
     const size_t k = b->k, d = b->d, listed = (k + 3) / 4 * 4;
     int32_t rows[QK_KMEANS_TILE];
@@ -17,7 +18,8 @@ static void encode_vectors(const qk_vector_book *b, const float *x, const float 
         for (size_t i = 0; i < points; i++) {
             int32_t nearest = found.nearest[i];
             if (found.second[i] < 0x1p-122f) /* squares may have underflowed, or values in scaling */
-                nearest = qk_nearest_f32(given + (i * b->m + g) * d, b->levels + (b->shared ? 0 : g * k * d), k, d, nearest);
+                nearest =
+                    qk_nearest_f32(given + (i * b->m + g) * d, b->levels + (b->shared ? 0 : g * k * d), k, d, nearest);
             codes[i * b->m + g] = (uint8_t)nearest;
         }
     }
@@ -38,7 +40,8 @@ static void distance_table(const qk_vector_book *b, const float *query, float *t
     }
 }
 
-/* The same (m, k, SEARCH_LANES) of one query a lane; absent ones repeat the last. `turned` is memory for m * d * SEARCH_LANES floats. */
+/* The same (m, k, SEARCH_LANES) of one query a lane; absent ones repeat the last. `turned` is memory for m * d *
+ * SEARCH_LANES floats. */
 static void distance_lanes(const qk_vector_book *b, const float *queries, size_t count, float *turned, float *table)
 {
     const size_t k = b->k, d = b->d, n = b->m * d;
@@ -48,16 +51,17 @@ static void distance_lanes(const qk_vector_book *b, const float *queries, size_t
         const float *level = b->levels + (b->shared ? 0 : g * k * d);
         for (size_t j = 0; j < k; j++, level += d, table += SEARCH_LANES) {
             lanes_f32 sum = {0};
-            for (size_t f = 0; f < d; f++) sum = multiply_add_f32(minus_f32(load_f32(turned + f * SEARCH_LANES), level + f), sum);
+            for (size_t f = 0; f < d; f++)
+                sum = multiply_add_f32(minus_f32(load_f32(turned + f * SEARCH_LANES), level + f), sum);
             *(stored_lanes_f32 *)table = sum;
         }
     }
 }
 
-/* Eight groups at a time: their part of the table stays in the L1 cache, and chains of eight additions of many vectors overlap.
- * `k` is a constant where this is inlined for 256. */
-static inline __attribute__((always_inline)) void sums_of(const float *table, size_t m, const size_t k, const uint8_t *codes, size_t n,
-                                                          float *restrict sum)
+/* Eight groups at a time: their part of the table stays in the L1 cache, and chains of eight additions of many vectors
+ * overlap. `k` is a constant where this is inlined for 256. */
+static inline __attribute__((always_inline)) void sums_of(const float *table, size_t m, const size_t k,
+                                                          const uint8_t *codes, size_t n, float *restrict sum)
 {
     size_t g = 0;
     for (size_t i = 0; i < n; i++) sum[i] = 0;
@@ -87,14 +91,17 @@ static void table_sums(const float *table, size_t m, size_t k, const uint8_t *co
         sums_of(table, m, k, codes, n, sum);
 }
 
-/* The same (n, SEARCH_LANES) of one query a lane, and the bits of the smallest sum of each. Four vectors at a time: each is one chain of
- * additions. */
-static void lane_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum, int32_t *least)
+/* The same (n, SEARCH_LANES) of one query a lane, and the bits of the smallest sum of each. Four vectors at a time:
+ * each is one chain of additions. */
+static void lane_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
+                      int32_t *least)
 {
     indices_f32 smallest = (indices_f32){0} + INT32_MAX;
     for (size_t i = 0; i < n; i += 4) {
-        const size_t last = n - 1, at[4] = {i, i + 1 < n ? i + 1 : last, i + 2 < n ? i + 2 : last, i + 3 < n ? i + 3 : last};
-        const uint8_t *c0 = codes + at[0] * m, *c1 = codes + at[1] * m, *c2 = codes + at[2] * m, *c3 = codes + at[3] * m;
+        const size_t last = n - 1,
+                     at[4] = {i, i + 1 < n ? i + 1 : last, i + 2 < n ? i + 2 : last, i + 3 < n ? i + 3 : last};
+        const uint8_t *c0 = codes + at[0] * m, *c1 = codes + at[1] * m, *c2 = codes + at[2] * m,
+                      *c3 = codes + at[3] * m;
         const float *row = table;
         lanes_f32 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
         for (size_t g = 0; g < m; g++, row += k * SEARCH_LANES) {

@@ -1,8 +1,8 @@
-/* Exact products of int16 codes, and of floats quantized to int16 (numerics 17): packing, blocking, threads. The tile belongs to
- * the instruction set.
+/* Exact products of int16 codes, and of floats quantized to int16 (numerics 17): packing, blocking, threads. The tile
+ * belongs to the instruction set.
  *
- * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along k a tile is
- * cut where its int32 sums could overflow; there they are added to int64 ones. */
+ * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along
+ * k a tile is cut where its int32 sums could overflow; there they are added to int64 ones. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +12,12 @@
 #include "parallel.h"
 #include "scales.h"
 
-enum { KR = 2, LINE = 32 /* codes in a cache line */, LARGEST = 32768, NC = QK_BLOCKED_NR /* columns of the epilogue */ };
+enum {
+    KR = 2,
+    LINE = 32 /* codes in a cache line */,
+    LARGEST = 32768,
+    NC = QK_BLOCKED_NR /* columns of the epilogue */
+};
 
 /* ---- packing of b ---- */
 
@@ -52,7 +57,8 @@ static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stri
     memset(to, 0, ceil_div(rows, KR) * nr * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
         const char *column = b + (ptrdiff_t)j * col_stride;
-        for (size_t i = 0; i < rows; i++) to[i / KR * nr + j] |= code_at(column + (ptrdiff_t)i * row_stride) << (i % KR ? 16 : 0);
+        for (size_t i = 0; i < rows; i++)
+            to[i / KR * nr + j] |= code_at(column + (ptrdiff_t)i * row_stride) << (i % KR ? 16 : 0);
     }
 }
 
@@ -64,7 +70,8 @@ static int32_t sum_steps(const int16_t *panel, size_t steps, size_t nr, int64_t 
     for (size_t s = 0; s < steps; s++, panel += KR * nr)
         for (size_t j = 0; j < nr; j++) sum[j] += panel[2 * j] + panel[2 * j + 1];
     panel -= steps * KR * nr;
-    for (size_t i = 0; i < steps * KR * nr; i++) low = panel[i] < low ? panel[i] : low, high = panel[i] > high ? panel[i] : high;
+    for (size_t i = 0; i < steps * KR * nr; i++)
+        low = panel[i] < low ? panel[i] : low, high = panel[i] > high ? panel[i] : high;
     for (size_t j = 0; j < nr; j++) colsum[j] += sum[j];
     return -low > high ? -low : high;
 }
@@ -145,13 +152,14 @@ typedef struct {
     int failure;
 } product;
 
-/* A block of rows of a: codes in one plane, or in two, low and high, where sums of the codes themselves would overflow too soon. */
+/* A block of rows of a: codes in one plane, or in two, low and high, where sums of the codes themselves would overflow
+ * too soon. */
 typedef struct {
-    int16_t *codes, *high;      /* high NULL: one plane */
-    size_t steps;               /* after which int32 sums are added to the int64 ones */
+    int16_t *codes, *high; /* high NULL: one plane */
+    size_t steps;          /* after which int32 sums are added to the int64 ones */
     int64_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
-    double wide_scale[MAX_ROWS];      /* qk_row_scale */
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
 } row_block;
 
 /* Steps whose sums int32 holds, factors being at most a and b. */
@@ -212,7 +220,8 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
     if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
     block->high = block->codes + g->lda * g->share.block_rows;
     for (size_t i = 0; i < rows; i++) split(block->codes + i * g->lda, block->high + i * g->lda, KR * steps);
-    block->steps = steps_within(LARGEST >> 8, g->b->largest, L1_STEPS); /* the second plane finds the panel in the L1 cache */
+    block->steps =
+        steps_within(LARGEST >> 8, g->b->largest, L1_STEPS); /* the second plane finds the panel in the L1 cache */
     return 1;
 }
 
@@ -250,8 +259,8 @@ static void correct_row(const product *g, const row_block *block, size_t row, si
 }
 
 /* Rows of a tile some of which are wide. */
-static QK_SELDOM void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y, const qk_tile *t,
-                             const float *col_scale)
+static QK_SELDOM void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y,
+                                       const qk_tile *t, const float *col_scale)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
@@ -265,8 +274,8 @@ static QK_SELDOM void store_rows_apart(const product *g, const double *wide, con
     }
 }
 
-static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col, size_t cols,
-                         const int64_t *sum)
+static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col,
+                         size_t cols, const int64_t *sum)
 {
     qk_tile t = qk_float_tile(g->right, col, cols);
     qk_set_rows(&t, g->right, first + row, rows, col, block->scale + row);
@@ -292,9 +301,11 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
-            const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row, cols = at_most(g->b->n - col, nr);
+            const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row,
+                         cols = at_most(g->b->n - col, nr);
             const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
-            int64_t *out = to_float ? NULL : (int64_t *)g->right->out + (first + row) * ld + col, *to = in_place ? out : sum;
+            int64_t *out = to_float ? NULL : (int64_t *)g->right->out + (first + row) * ld + col,
+                    *to = in_place ? out : sum;
             multiply_tile(g, block, row, count, panel_at(g->b, col), to, in_place ? ld : nr);
             for (size_t i = 0; i < count; i++, to += in_place ? ld : nr) {
                 correct_row(g, block, row + i, col, cols, to);
@@ -326,7 +337,8 @@ static void run_tasks(void *context, size_t begin, size_t end)
             break;
         }
         taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks, panels * (chunk + 1) / g->share.col_chunks);
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
     }
     free(block.codes);
 }

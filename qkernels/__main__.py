@@ -6,8 +6,12 @@ import argparse
 from .config import show_config
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m qkernels", description="What this build of qkernels is and what it uses.")
-    parser.add_argument("--compile", action="store_true", help="compile ahead what first calls would (nothing: all of it is built in)")
+    parser = argparse.ArgumentParser(
+        prog="python -m qkernels", description="What this build of qkernels is and what it uses."
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile ahead what first calls would (nothing: all of it is built in)"
+    )
     if parser.parse_args().compile:
         print("nothing to compile: all loops are built into the extension")
     else:

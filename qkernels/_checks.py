@@ -36,11 +36,11 @@ def real_array(x, name, what="an array of floats"):
     if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
     if given.dtype.kind == "f" and given.dtype.itemsize > 8:
-        return _as_doubles(given)   # what float64 lacks is infinite, which callers refuse
+        return _as_doubles(given)  # what float64 lacks is infinite, which callers refuse
     return given
 
 
-PART = 1 << 22   # values, of which NumPy takes some tens of milliseconds
+PART = 1 << 22  # values, of which NumPy takes some tens of milliseconds
 
 
 def cuts(shape, most=PART):
@@ -77,7 +77,7 @@ def integer(value, name, least=None, *, what="an integer"):
     """value as an int, of at least `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
-    value = int.__index__(value) if isinstance(value, int) else int(value)   # a subclass may compare as it likes
+    value = int.__index__(value) if isinstance(value, int) else int(value)  # a subclass may compare as it likes
     if not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} must fit 64 bits, got {shown(value)}")
     if least is not None and value < least:
@@ -100,7 +100,9 @@ def boolean(value, name):
 def generator(rng):
     """What numpy.random.default_rng makes of an `rng`."""
     try:
-        return np.random.default_rng(np.asarray(rng) if isinstance(rng, list) else rng)   # NumPy follows a list that holds itself for ever
+        return np.random.default_rng(
+            np.asarray(rng) if isinstance(rng, list) else rng
+        )  # NumPy follows a list that holds itself for ever
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {shown(rng)}: {error}") from None

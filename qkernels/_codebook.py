@@ -140,7 +140,11 @@ class Codebook:
     @default_mode
     def __repr__(self):
         few = self.levels.ndim == 1 and self.k <= 8
-        levels = f"[{', '.join(f'{v:.6g}' for v in self.levels)}]" if few else f"<{' x '.join(map(str, self.levels.shape))} levels>"
+        levels = (
+            f"[{', '.join(f'{v:.6g}' for v in self.levels)}]"
+            if few
+            else f"<{' x '.join(map(str, self.levels.shape))} levels>"
+        )
         parts = [levels]
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "block_size") if getattr(self, name) is not None]
         return f"Codebook({', '.join(parts + ['vector=True'] * self.vector)})"
@@ -382,7 +386,9 @@ def _thresholds(levels, dtype):
     order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
     ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
     low, high = ranked[:, :-1], ranked[:, 1:]
-    first = np.maximum.accumulate(np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1)  # rank of the first equal level
+    first = np.maximum.accumulate(
+        np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1
+    )  # rank of the first equal level
     order[:, 1:] = np.take_along_axis(order, first, axis=1)
     total = low + high
     rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
@@ -474,8 +480,10 @@ def _checked_axis(a, codebook, name):
         raise ValueError(f"codebook: axis {axis} is out of range for {name} with shape {a.shape}")
     axis %= ndim
     if codebook.block_size is None and a.shape[axis] != len(codebook.levels):
-        raise ValueError(f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "
-                         f"got shape {a.shape}")
+        raise ValueError(
+            f"{name} must have {len(codebook.levels)} entries along axis {axis}, one for each channel of codebook, "
+            f"got shape {a.shape}"
+        )
     return axis
 
 
@@ -502,7 +510,10 @@ def checked_scales(scales, codebook, shape, axis):
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    given, expected = float_array(scales, "scales", "floats, those of encode"), _scales_shape(shape, axis, codebook.block_size)
+    given, expected = (
+        float_array(scales, "scales", "floats, those of encode"),
+        _scales_shape(shape, axis, codebook.block_size),
+    )
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     kept = _contiguous_float32(given)
@@ -519,8 +530,10 @@ def _checked_levels(levels, axis, block_size, vector):
     elif axis is not None and block_size is None:
         dims, expected = (2,), "(channels, k)"
     if given.ndim not in dims:
-        raise ValueError(f"levels must have shape {expected} for axis={axis}, block_size={block_size}, vector={vector}, "
-                         f"got {given.shape}")
+        raise ValueError(
+            f"levels must have shape {expected} for axis={axis}, block_size={block_size}, vector={vector}, "
+            f"got {given.shape}"
+        )
     k = given.shape[-2 if vector else -1]
     if not 1 <= k <= MAX_LEVELS or given.size == 0:
         raise ValueError(f"levels must number from 1 to {MAX_LEVELS}, got shape {given.shape}")

@@ -26,7 +26,9 @@ def fit_levels(x, k, axis, block_size, weights, zero):
     if axis is None or block_size is not None:
         values, weights = normalized(x, weights, axis, block_size) if block_size is not None else (x, weights)
         return fit(values.reshape(-1), None if weights is None else weights.reshape(-1), k)
-    lines, line_weights = (None if a is None else np.moveaxis(a, axis, 0).reshape(x.shape[axis], -1) for a in (x, weights))
+    lines, line_weights = (
+        None if a is None else np.moveaxis(a, axis, 0).reshape(x.shape[axis], -1) for a in (x, weights)
+    )
     if not zero:
         return kmeans1d(lines, k, weights=line_weights, axis=1).centroids
     return np.stack([fit(line, None if weights is None else line_weights[i], k) for i, line in enumerate(lines)])
@@ -107,7 +109,7 @@ def fit_with_zero(values, weights, k):
     beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
     values = values.astype(np.float64)
     weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
-    if not np.isfinite(weights.sum()):   # equal values add their weights
+    if not np.isfinite(weights.sum()):  # equal values add their weights
         weights = weights * 2.0**-40
     negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
 
@@ -137,5 +139,7 @@ def beside_zero(values, weights, count):
     line, line_weights = np.append(0.0, values), np.append(1.0, weights)
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
-    _core.cluster_lines(line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop())
+    _core.cluster_lines(
+        line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop()
+    )
     return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

@@ -142,12 +142,18 @@ def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
 # ---- arguments ----
 
 REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{bytes}") for sign in "iu" for bytes in (1, 2, 4, 8)))
-REACH = {np.float32: (-20, 40), np.float64: (-450, 450)}   # exponents of the largest magnitude with which squares and sums do not overflow
-LEAST = {np.float32: -100, np.float64: -960}               # of the smallest, where the largest is scaled down to the end of its reach
-TINY = 2.0**-900       # of an inertia or a mean, below which terms may have underflowed
-LIGHT = 2.0**-100      # of the weight of a cluster, likewise
+REACH = {
+    np.float32: (-20, 40),
+    np.float64: (-450, 450),
+}  # exponents of the largest magnitude with which squares and sums do not overflow
+LEAST = {
+    np.float32: -100,
+    np.float64: -960,
+}  # of the smallest, where the largest is scaled down to the end of its reach
+TINY = 2.0**-900  # of an inertia or a mean, below which terms may have underflowed
+LIGHT = 2.0**-100  # of the weight of a cluster, likewise
 LEAST_WEIGHT = 5e-324  # of a cluster that is not empty
-MOST_COMPARED = 2048   # centroids whose distances from one another are kept: 32 MB in float32
+MOST_COMPARED = 2048  # centroids whose distances from one another are kept: 32 MB in float32
 
 
 def _chunk(points, k):
@@ -158,11 +164,11 @@ def _chunk(points, k):
 
 
 class _Data(NamedTuple):
-    points: np.ndarray                   # float32 or float64, divided by 2**exponent
-    weights: np.ndarray | None           # at most 1
-    given_weights: np.ndarray | None     # as they are, float64
+    points: np.ndarray  # float32 or float64, divided by 2**exponent
+    weights: np.ndarray | None  # at most 1
+    given_weights: np.ndarray | None  # as they are, float64
     exponent: int
-    dtype: type                          # of centroids
+    dtype: type  # of centroids
 
 
 def _points(x, init):
@@ -191,8 +197,10 @@ def _points(x, init):
         if least < math.ldexp(1.0, exponent + LEAST[dtype]):
             if not wide:
                 return points.astype(np.float64), 0, dtype
-            raise ValueError(f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: squared "
-                             "distances would leave the range of float64")
+            raise ValueError(
+                f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: squared "
+                "distances would leave the range of float64"
+            )
     return np.ldexp(points, -exponent), exponent, dtype
 
 
@@ -201,7 +209,9 @@ def _least_magnitude(points, init):
     arrays = [points]
     if not isinstance(init, str) and as_array(init, "init").dtype.newbyteorder("=") in REALS:
         arrays.append(as_array(init, "init").astype(np.float64))
-    return min(float(np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)).min(initial=np.inf)) for a in arrays)
+    return min(
+        float(np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)).min(initial=np.inf)) for a in arrays
+    )
 
 
 def _weights(weights, n):
@@ -236,7 +246,9 @@ def _start(init, shape, points, exponent, dtype):
     reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
         far = np.abs(start.astype(np.float64)).max()
-        raise ValueError(f"init must be so near to x that squared distances fit {points.dtype}, got a magnitude of {far}")
+        raise ValueError(
+            f"init must be so near to x that squared distances fit {points.dtype}, got a magnitude of {far}"
+        )
     return scaled
 
 
@@ -247,7 +259,9 @@ def _variance(data):
     one.place(points[:1])
     one.assign()
     one.place(_means(one)[0].astype(points.dtype))
-    return math.fsum(one.errors()) / (points.shape[1] * (len(points) if data.weights is None else math.fsum(data.weights)))
+    return math.fsum(one.errors()) / (
+        points.shape[1] * (len(points) if data.weights is None else math.fsum(data.weights))
+    )
 
 
 # ---- iterations ----
@@ -296,7 +310,7 @@ def _inertia(state, data, centroids):
     inertia, exponent = math.fsum(state.errors()), 2 * data.exponent
     if data.weights is not None:
         exponent += math.frexp(data.given_weights.max())[1]
-    if inertia < TINY and not _squares_are_exact(data):   # there may be more than the terms that have not underflowed
+    if inertia < TINY and not _squares_are_exact(data):  # there may be more than the terms that have not underflowed
         errors, exponents = _scaled_errors(data, state.labels, centroids)
         top = int(exponents.max())
         inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
@@ -344,7 +358,7 @@ def _moved(state, data, centroids):
     """The centroids of the labels, in the type and the units of the result."""
     means, weights = _means(state)
     if data.weights is not None:
-        small = ((means != 0) & (np.abs(means) < TINY)).any(axis=1)   # products with weights may have underflowed
+        small = ((means != 0) & (np.abs(means) < TINY)).any(axis=1)  # products with weights may have underflowed
         for light in np.flatnonzero(small | (weights < LIGHT)):
             mean = _mean_of(data, np.flatnonzero(state.labels == light))
             if mean is not None:
@@ -362,7 +376,9 @@ def _repaired(state, data, means, weights, empty, centroids):
     its cluster. Where no such point is left, a centroid stays."""
     means[empty] = centroids[empty]
     errors, exponents = _errors(state, data, centroids, len(empty))
-    farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[: len(empty)]
+    farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[
+        : len(empty)
+    ]
     sums, left, again = means * weights[:, None], [], set()
     for cluster, point in zip(empty, farthest):
         donor, weight = state.labels[point], 1.0 if data.weights is None else data.weights[point]
@@ -370,14 +386,18 @@ def _repaired(state, data, means, weights, empty, centroids):
             continue
         x = data.points[point].astype(np.float64)
         after = sums[donor] - weight * x
-        kept = weights[donor] - weight > max(weights[donor] * 2.0**-20, LIGHT) and np.all(np.abs(after) >= np.abs(sums[donor]) * 2.0**-20)
+        kept = weights[donor] - weight > max(weights[donor] * 2.0**-20, LIGHT) and np.all(
+            np.abs(after) >= np.abs(sums[donor]) * 2.0**-20
+        )
         if kept and donor not in again:
             weights[donor] -= weight
             sums[donor] = after
             means[donor] = after / weights[donor]
-        else:   # what is left would be mostly rounding
+        else:  # what is left would be mostly rounding
             again.add(donor)
-            mean = _mean_of(data, np.setdiff1d(np.flatnonzero(state.labels == donor), [*left, point], assume_unique=True))
+            mean = _mean_of(
+                data, np.setdiff1d(np.flatnonzero(state.labels == donor), [*left, point], assume_unique=True)
+            )
             if mean is None:
                 continue
             means[donor] = mean

@@ -11,8 +11,8 @@ from ._kmeans import REALS, KMeansResult
 from ._checks import as_array, integer, optional_int
 from ._mode import default_mode
 
-CHUNK = 1 << 15          # points of a line at a time, whose doubles fit the L2 cache
-BLOCK = 1 << 16          # points of several lines
+CHUNK = 1 << 15  # points of a line at a time, whose doubles fit the L2 cache
+BLOCK = 1 << 16  # points of several lines
 MIN_HISTOGRAM = 1 << 14  # points from which a histogram of 65,536 codes is cheaper than sorting
 MOST_COUNTED = 2.0**900  # weight up to which the sum of all is a double
 
@@ -69,12 +69,14 @@ def kmeans1d(x, k, *, weights=None, axis=None):
         raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
     if axis is None:
-        k = min(k, 2**31)   # more than there are values
-    elif k >= 2**31:   # of each line, so many centroids are returned
+        k = min(k, 2**31)  # more than there are values
+    elif k >= 2**31:  # of each line, so many centroids are returned
         raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
-        raise ValueError(f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}"))
+        raise ValueError(
+            f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}")
+        )
     if length >= 2**31 - 1:
         raise ValueError(f"x may have at most {2**31 - 2} values to cluster together, got {length}")
     lines = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
@@ -141,7 +143,9 @@ def explain(x, weights, weights_of_lines):
         first = tuple(map(int, np.argwhere(weights < 0)[0]))
         raise ValueError(f"weights must not be negative, got {weights[first]} at {first}")
     line = np.argmin(weights_of_lines.max(axis=-1))
-    raise ValueError("weights must not all be 0" + (f", as those of line {line} are" if len(weights_of_lines) > 1 else ""))
+    raise ValueError(
+        "weights must not all be 0" + (f", as those of line {line} are" if len(weights_of_lines) > 1 else "")
+    )
 
 
 def for_each(function, blocks):
@@ -157,7 +161,7 @@ def for_each(function, blocks):
     try:
         for done in [pool.submit(default_mode(function), block, stop) for block in blocks]:
             done.result()
-    finally:   # of a signal or an error, too: no thread goes on
+    finally:  # of a signal or an error, too: no thread goes on
         stop.now()
         pool.shutdown(cancel_futures=True)
 
@@ -185,7 +189,9 @@ def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, iner
     read = keys if exact else doubles
     weights = None if weights is None else doubles(weights)
     limits = np.empty(centroids.shape, np.uint64 if exact else np.float64)
-    _core.cluster_lines(read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop)
+    _core.cluster_lines(
+        read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop
+    )
     if not counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):

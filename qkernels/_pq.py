@@ -89,7 +89,9 @@ def search(queries, codes, codebook, k):
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     groups = queries.shape[1] // codebook.levels.shape[-1]
     if codes.ndim != 2 or codes.shape[1] != groups:
-        raise ValueError(f"codes must have shape (n, {groups}) to match queries with shape {queries.shape}, got {codes.shape}")
+        raise ValueError(
+            f"codes must have shape (n, {groups}) to match queries with shape {queries.shape}, got {codes.shape}"
+        )
     if len(codes) > MOST_CODES:
         raise ValueError(f"codes must have fewer than 2**32 rows, got {len(codes)}")
     if not 1 <= k <= len(codes):
@@ -104,8 +106,12 @@ def _checked_queries(queries, codebook):
     if not codebook.vector:
         raise ValueError(f"codebook must be of vectors, got {codebook}")
     queries, shape = float_array(queries, "queries"), codebook.levels.shape
-    whole = queries.ndim == 2 and (queries.shape[1] == shape[0] * shape[2] if len(shape) == 3 else queries.shape[1] % shape[1] == 0)
+    whole = queries.ndim == 2 and (
+        queries.shape[1] == shape[0] * shape[2] if len(shape) == 3 else queries.shape[1] % shape[1] == 0
+    )
     if not whole or queries.shape[1] == 0:
         wanted = shape[0] * shape[2] if len(shape) == 3 else f"a multiple of {shape[1]}"
-        raise ValueError(f"queries must have shape (queries, columns), columns {wanted} for codebook {codebook}, got {queries.shape}")
+        raise ValueError(
+            f"queries must have shape (queries, columns), columns {wanted} for codebook {codebook}, got {queries.shape}"
+        )
     return finite_float32(queries, "queries")

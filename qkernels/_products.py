@@ -246,8 +246,12 @@ class PackedMatrix(_core.Packed):
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
-        return {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "signed": np.array(p.dtype == FOUR_BITS[0]),
-                "block_size": np.array(p.block_size or 0)} | arrays
+        return {
+            "codes": pack_bits(self.unpack(), 4),
+            "shape": np.array(self.shape),
+            "signed": np.array(p.dtype == FOUR_BITS[0]),
+            "block_size": np.array(p.block_size or 0),
+        } | arrays
 
     @classmethod
     @default_mode
@@ -276,9 +280,14 @@ class PackedMatrix(_core.Packed):
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
-        zero_point, axis = spread(_array(arrays, "zero_point"), scale.shape), 0 if block_size else 1 if scale.ndim else None
+        zero_point, axis = (
+            spread(_array(arrays, "zero_point"), scale.shape),
+            0 if block_size else 1 if scale.ndim else None,
+        )
         narrow = qmin != lowest
-        return cls(codes, QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow))
+        return cls(
+            codes, QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow)
+        )
 
     @classmethod
     def _of_levels(cls, arrays):
@@ -323,7 +332,9 @@ def _dense_codes(arrays):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
     expected = (-(-math.prod(map(int, shape)) // 2),)
     if shape.min() >= 0 and codes.shape != expected:
-        raise ValueError(f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}")
+        raise ValueError(
+            f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}"
+        )
     if "signed" not in arrays:
         return unpack_bits(codes, 4, tuple(shape))
     signed = _array(arrays, "signed", np.bool_)
@@ -343,16 +354,24 @@ def _check_weights(b, params):
     by_column = params.axis in (None, 1, -1) and params.block_size is None
     if not by_column and not (b.dtype != np.int16 and params.axis in (0, -2) and params.block_size):
         blocks = ", or per block of rows (axis=0 and block_size)" if b.dtype != np.int16 else ""
-        raise ValueError(f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
-                         f"block_size={params.block_size}")
+        raise ValueError(
+            f"params must be per tensor or per column (axis=1){blocks}, got axis={params.axis}, "
+            f"block_size={params.block_size}"
+        )
     params.check_shape(b.shape, "b")
     if params.qmin != code_range(b.dtype)[0] and b.size:
         least = int(b.min())
         if least < params.qmin:
             raise ValueError(f"b must hold codes from {params.qmin} on, as params have a narrow range, got {least}")
     if params.axis in (-1, -2):
-        return QParams._chosen(params.scale, params.zero_point, params.dtype, (params.qmin, params.qmax), params.axis + 2,
-                               params.block_size)
+        return QParams._chosen(
+            params.scale,
+            params.zero_point,
+            params.dtype,
+            (params.qmin, params.qmax),
+            params.axis + 2,
+            params.block_size,
+        )
     return params
 
 
@@ -366,8 +385,10 @@ def _check_codes(b, codebook, scales):
         raise ValueError(f"params must be a Codebook of at most 16 levels and no vectors, got {codebook}")
     axis, block_size = codebook.axis, codebook.block_size
     if (axis, block_size) != (None, None) and axis not in ((0, -2) if block_size else (1, -1)):
-        raise ValueError(f"params must be a Codebook for all values, for each column (axis=1) or for blocks of rows (axis=0 and block_size), "
-                         f"got axis={axis}, block_size={block_size}")
+        raise ValueError(
+            f"params must be a Codebook for all values, for each column (axis=1) or for blocks of rows (axis=0 and block_size), "
+            f"got axis={axis}, block_size={block_size}"
+        )
     if axis in (1, -1) and len(codebook.levels) != b.shape[1]:
         raise ValueError(f"params must have levels for {b.shape[1]} columns, got {len(codebook.levels)}")
     if b.size and b.max() >= codebook.k:
@@ -438,7 +459,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not FLOAT32:
-        x = float32_of(float_array(x))   # what float32 lacks is refused as infinite
+        x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
     return _core.linear(x, packed, bias, activation, residual, clamp, out)
 
 
@@ -504,14 +525,20 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
         if not (activation is None or isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
         mantissa, shift = _core.multipliers_of_scales(params, packed._scale, out_params)
-    return _core.qlinear(q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out)
+    return _core.qlinear(
+        q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out
+    )
 
 
 @default_mode
 def _clamp_codes(clamp, params, rounding):
     """The codes of real bounds: rounding is monotonic, so that they clamp codes as the bounds clamp values."""
     lo, hi = _core.clamp_bounds(clamp)
-    return quantize(np.float32([lo, hi]), params, rounding="half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away")
+    return quantize(
+        np.float32([lo, hi]),
+        params,
+        rounding="half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away",
+    )
 
 
 def _split_bias(bias, n, rounding):

@@ -10,8 +10,12 @@ from ._mode import default_mode
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
-INT_CODES = tuple(map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4,
-                                 ml_dtypes.int2, ml_dtypes.uint2)))
+INT_CODES = tuple(
+    map(
+        np.dtype,
+        (np.int8, np.uint8, np.int16, np.uint16, ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2),
+    )
+)
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
@@ -88,7 +92,11 @@ class QParams(_core.Params):
         if np.any(self.zero_point):
             parts.append(f"zero_point={_brief(self.zero_point)}")
         parts.append(f"dtype={self.dtype.name!r}")
-        parts += [f"{name}={value}" for name, value in (("axis", self.axis), ("block_size", self.block_size)) if value is not None]
+        parts += [
+            f"{name}={value}"
+            for name, value in (("axis", self.axis), ("block_size", self.block_size))
+            if value is not None
+        ]
         if self._narrow_range:
             parts.append("narrow_range=True")
         return f"QParams({', '.join(parts)})"
@@ -102,7 +110,13 @@ class QParams(_core.Params):
         return hash(self._key())
 
     def __reduce__(self):
-        return _rebuild, (*smallest(self.scale, self.zero_point), self.dtype.name, self.axis, self.block_size, self._narrow_range)
+        return _rebuild, (
+            *smallest(self.scale, self.zero_point),
+            self.dtype.name,
+            self.axis,
+            self.block_size,
+            self._narrow_range,
+        )
 
     def __copy__(self):
         return self
@@ -115,12 +129,21 @@ class QParams(_core.Params):
         return self.qmin != code_range(self.dtype, False)[0]
 
     def _key(self):
-        return (np.shape(self.scale), self.scale.tobytes(), self.zero_point.tobytes(), self.dtype.name, self.axis,
-                self.block_size, self.qmin)
+        return (
+            np.shape(self.scale),
+            self.scale.tobytes(),
+            self.zero_point.tobytes(),
+            self.dtype.name,
+            self.axis,
+            self.block_size,
+            self.qmin,
+        )
 
 
 def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
-    return QParams(scale, spread(zero_point, np.shape(scale)), dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+    return QParams(
+        scale, spread(zero_point, np.shape(scale)), dtype, axis=axis, block_size=block_size, narrow_range=narrow_range
+    )
 
 
 @default_mode
@@ -141,8 +164,9 @@ def spread(zero_point, shape):
 
 
 @default_mode
-def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax",
-                   **options):
+def choose_qparams(
+    x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax", **options
+):
     """Parameters that represent the values of x well.
 
     Parameters
@@ -207,7 +231,16 @@ def choose_qparams(x, dtype="int8", *, axis=None, block_size=None, symmetric=Non
     else:
         scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
     if method == "mse" and x.size:
-        _refine(x, options.get("importance"), code_range(dtype, narrow_range), axis, block_size, symmetric, scale, zero_point)
+        _refine(
+            x,
+            options.get("importance"),
+            code_range(dtype, narrow_range),
+            axis,
+            block_size,
+            symmetric,
+            scale,
+            zero_point,
+        )
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 
 
@@ -274,7 +307,7 @@ def _reduce(ufunc, x, axis, block_size):
     if 0 < x.size <= PART:
         return ufunc(ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis), 0)
     axis %= x.ndim
-    found = np.zeros((*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1:]), x.dtype)
+    found = np.zeros((*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1 :]), x.dtype)
     if x.size == 0:
         return found
     for part in cuts(found.shape, max(1, PART // min(block_size, x.shape[axis]))):
@@ -310,8 +343,8 @@ def _refine(x, importance, code_range, axis, block_size, symmetric, scale, zero_
         target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
 
 
-CHUNK = 1 << 22   # values that are float64 at once
-LONG = 1 << 14    # lines of 16-bit floats from which values are counted first
+CHUNK = 1 << 22  # values that are float64 at once
+LONG = 1 << 14  # lines of 16-bit floats from which values are counted first
 
 
 def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero_point):
@@ -326,7 +359,9 @@ def _refine_rows(x, importance, block_size, code_range, zero_points, scale, zero
         else:
             values = _doubles(x[rows])
             weights = None if weights is None else _doubles(weights)
-        _core.refine(values, weights, min(block_size, values.shape[1]), code_range, zero_points, scale[rows], zero_point[rows])
+        _core.refine(
+            values, weights, min(block_size, values.shape[1]), code_range, zero_points, scale[rows], zero_point[rows]
+        )
 
 
 def _doubles(x):
@@ -346,12 +381,14 @@ def _distinct(x, weights):
         of_line = None if weights is None else weights[i].astype(np.float64)
         if of_line is not None:
             with np.errstate(under="ignore"):
-                of_line = np.ldexp(of_line, -np.frexp(of_line.max())[1])   # whose sums are finite
+                of_line = np.ldexp(of_line, -np.frexp(of_line.max())[1])  # whose sums are finite
         codes = np.ascontiguousarray(line, line.dtype.newbyteorder("=")).view(np.uint16)
         counts[i] = np.bincount(codes, of_line, 2**16)
     present = np.flatnonzero(counts.any(axis=0))
     values = present.astype(np.uint16).view(x.dtype.newbyteorder("=")).astype(np.float64)
-    return np.ascontiguousarray(np.broadcast_to(values, (len(x), len(values)))), np.ascontiguousarray(counts[:, present])
+    return np.ascontiguousarray(np.broadcast_to(values, (len(x), len(values)))), np.ascontiguousarray(
+        counts[:, present]
+    )
 
 
 def _as_rows(x, axis, block_size):
@@ -392,7 +429,7 @@ def _checked_blocks(axis, block_size):
 def _checked_scale(scale, axis, block_size):
     given = real_array(scale, "scale", "a float or an array of floats")
     if axis is None and given.shape == (1,):
-        given = given.reshape(())   # as ONNX files hold a scalar
+        given = given.reshape(())  # as ONNX files hold a scalar
     if axis is None and given.ndim:
         raise ValueError(f"scale must be a scalar unless axis is given, got shape {given.shape}")
     if axis is not None and (given.ndim == 0 or (block_size is None and given.ndim != 1)):

@@ -119,7 +119,9 @@ def fake_quantize(x, params, *, out=None):
     """
     if getattr(params, "codes_are_floats", False):
         x = float_array(x)
-        y = _dequantize_floats(_quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), None)
+        y = _dequantize_floats(
+            _quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), None
+        )
         return _core.store(out, y, x, "x", True)
     return _core.fake_quantize(x, params, out)
 
@@ -193,7 +195,9 @@ def _quantize_to_floats(x, params, rounding, out):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     scale = _per_element(params.scale, params, x.shape, "x")
-    return _core.store(out, _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype), x, "x")
+    return _core.store(
+        out, _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype), x, "x"
+    )
 
 
 def _float_codes(x, scale, params):
@@ -283,7 +287,9 @@ def pack_bits(codes, bits):
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
     codes = np.require(codes, np.int8 if low else np.uint8, "C")
     if codes.size and not low <= codes.min() <= codes.max() <= high:
-        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {codes[(codes < low) | (codes > high)][0]}")
+        raise ValueError(
+            f"codes must be within [{low}, {high}] for {bits} bits, got {codes[(codes < low) | (codes > high)][0]}"
+        )
     return _core.pack_bits(codes, bits)
 
 
@@ -349,8 +355,8 @@ def _checked_bits(bits):
 
 def _checked_shape(shape):
     try:
-        sizes = tuple(islice(shape, MAX_NDIM + 1)) if np.iterable(shape) else (shape,)   # which may have no end
-    except Exception as error:   # whatever the iterator raises
+        sizes = tuple(islice(shape, MAX_NDIM + 1)) if np.iterable(shape) else (shape,)  # which may have no end
+    except Exception as error:  # whatever the iterator raises
         raise TypeError(f"shape must be an integer or a tuple of integers, got {shown(shape)}") from error
     sizes = tuple(integer(n, "shape", 0, what="an integer or a tuple of integers") for n in sizes)
     if len(sizes) > MAX_NDIM or math.prod(max(n, 1) for n in sizes) >= 2**63:

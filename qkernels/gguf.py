@@ -140,7 +140,9 @@ def _refuse_not_finite(d):
     bad = (d & 0x7C00) == 0x7C00
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"data has {np.count_nonzero(bad)} blocks whose scale is NaN or infinite, the first at {first}")
+        raise ValueError(
+            f"data has {np.count_nonzero(bad)} blocks whose scale is NaN or infinite, the first at {first}"
+        )
 
 
 def _bytes_of(kind):

@@ -4,11 +4,15 @@ from hypothesis import HealthCheck, settings
 import qkernels as qk
 from qkernels import _core
 
-collect_ignore = ["typing"]   # a script that test_typing.py runs
+collect_ignore = ["typing"]  # a script that test_typing.py runs
 
 # `isas` serves every example of a test alike; the same examples in each run, so that a failure is found again.
-settings.register_profile("qkernels", deadline=None, derandomize=True,
-                          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+settings.register_profile(
+    "qkernels",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 settings.load_profile("qkernels")
 
 

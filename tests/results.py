@@ -13,7 +13,13 @@ import qkernels as qk
 import test_fpmode
 from qkernels import _core
 
-SETTINGS = {"get_include", "get_num_threads", "num_threads", "set_num_threads", "show_config"}   # tell of the process, not of inputs
+SETTINGS = {
+    "get_include",
+    "get_num_threads",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+}  # tell of the process, not of inputs
 RNG = np.random.default_rng(22)
 
 
@@ -57,7 +63,10 @@ def products():
         for m in (1, 4, 37):
             yield f"linear, {name}, {m} rows", partial(qk.linear, x[:m], packed)
         for activation in ("relu", "gelu", "gelu_tanh", "silu"):
-            yield f"linear, {name}, {activation}", partial(qk.linear, x, packed, bias, activation=activation, residual=residual)
+            yield (
+                f"linear, {name}, {activation}",
+                partial(qk.linear, x, packed, bias, activation=activation, residual=residual),
+            )
         if name in {"int8 of matrix", "int8 of columns", "uint8 of matrix", "uint8 of columns"}:
             for rounding in ("half_even", "half_away", "gemmlowp", "tflite"):
                 yield f"qlinear, {name}, {rounding}", partial(qk.qlinear, q, params, packed, out, rounding=rounding)
@@ -85,7 +94,10 @@ def elementwise():
     sums = RNG.integers(-(2**31), 2**31, (77, 130), np.int32)
     for rounding in ("half_even", "half_away", "gemmlowp", "tflite"):
         multiplier = np.logspace(-9, -7, 130)
-        yield f"requantize, {rounding}", partial(qk.requantize, sums, multiplier, qk.QParams(1, 3, "uint8"), rounding=rounding)
+        yield (
+            f"requantize, {rounding}",
+            partial(qk.requantize, sums, multiplier, qk.QParams(1, 3, "uint8"), rounding=rounding),
+        )
 
 
 def tables():

@@ -1,5 +1,6 @@
 /* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
- * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing. */
+ * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
+ */
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
@@ -70,7 +71,8 @@ static inline __m512 of_halves(__m256i a)
 
 static inline __m512d fused_doubles(__m512d a, __m512d b, __m512d c)
 {
-    simde__m512d_private a_ = simde__m512d_to_private(a), b_ = simde__m512d_to_private(b), c_ = simde__m512d_to_private(c);
+    simde__m512d_private a_ = simde__m512d_to_private(a), b_ = simde__m512d_to_private(b),
+                         c_ = simde__m512d_to_private(c);
     for (int i = 0; i < 8; i++) c_.f64[i] = fma(a_.f64[i], b_.f64[i], c_.f64[i]);
     return simde__m512d_from_private(c_);
 }

@@ -40,7 +40,8 @@ static float of_bits(uint32_t bits)
 
 static void random_bytes(void *to, size_t n)
 {
-    for (size_t i = 0; i < n; i++) ((uint8_t *)to)[i] = random32() % 3 ? (uint8_t)random32() : random32() % 2 ? 0xff : 0x80;
+    for (size_t i = 0; i < n; i++)
+        ((uint8_t *)to)[i] = random32() % 3 ? (uint8_t)random32() : random32() % 2 ? 0xff : 0x80;
 }
 
 static void random_ints(int32_t *to, size_t n)
@@ -57,7 +58,10 @@ static void random_floats(float *to, size_t n, float scale, int wild)
     for (size_t i = 0; i < n; i++) {
         const uint32_t kind = wild ? random32() % 8 : 2 + random32() % 6;
         float tie = ((float)((int32_t)random32() >> (14 + random32() % 16)) + 0.5f) * scale;
-        to[i] = kind == 0 ? extremes[random32() % 9] : kind == 1 ? of_bits(random32()) : kind == 2 ? nextafterf(tie, random32() % 2 ? 1e38f : -1e38f) : tie;
+        to[i] = kind == 0 ? extremes[random32() % 9]
+            : kind == 1   ? of_bits(random32())
+            : kind == 2   ? nextafterf(tie, random32() % 2 ? 1e38f : -1e38f)
+                          : tie;
     }
 }
 
@@ -97,16 +101,22 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
         a->zero_point[i] = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     }
     const int multiply = qk_reciprocals(a->scale, n, a->reciprocal);
-    const qk_affine_columns columns = {.scale = a->scale, .reciprocal = multiply ? a->reciprocal : NULL,
-                                       .zero_point = a->zero_point, .qmin = qmin, .qmax = qmax, .half_away = half_away,
-                                       .rows = ROWS, .stride = stride};
+    const qk_affine_columns columns = {.scale = a->scale,
+                                       .reciprocal = multiply ? a->reciprocal : NULL,
+                                       .zero_point = a->zero_point,
+                                       .qmin = qmin,
+                                       .qmax = qmax,
+                                       .half_away = half_away,
+                                       .rows = ROWS,
+                                       .stride = stride};
     for (int wide = qmax - qmin > 255; wide < 2; wide++)
         for (int by_column = 0; by_column < 2; by_column++) {
             const size_t bytes = size << wide;
             void *to[2] = {a->got, a->want};
             const qk_kernels *k[2] = {simde, scalar};
-            what = wide ? by_column ? "quantize_columns_f32_16" : "quantize_f32_16"
-                        : by_column ? "quantize_columns_f32_8" : "quantize_f32_8";
+            what = wide     ? by_column ? "quantize_columns_f32_16" : "quantize_f32_16"
+                : by_column ? "quantize_columns_f32_8"
+                            : "quantize_f32_8";
             for (int i = 0; i < 2; i++) {
                 clear(to[i], bytes);
                 if (wide && by_column)
@@ -163,7 +173,8 @@ static void test_requantize(arrays *a, size_t n, qk_rounding rounding)
         qk_quantize_multiplier(multiplier, &a->mantissa[i], &a->shift[i]);
     }
     for (int bytes = 1; bytes <= 2; bytes++) {
-        const qk_requant r = {rounding, a->multiplier, a->mantissa, a->shift, 3, bytes == 1 ? -128 : -32768, bytes == 1 ? 127 : 32767};
+        const qk_requant r = {
+            rounding, a->multiplier, a->mantissa, a->shift, 3, bytes == 1 ? -128 : -32768, bytes == 1 ? 127 : 32767};
         what = "requantize_i32";
         clear(a->got, n * (size_t)bytes), clear(a->want, n * (size_t)bytes);
         simde->requantize_i32(a->codes, a->bias, a->got, bytes, n, &r);
@@ -244,7 +255,8 @@ static void test_pack_panel(size_t k, size_t cols)
     random_bytes(b, sizeof b);
     for (int j = 0; j < NR; j++) zero[j] = (int32_t)random32() >> 24;
     for (int by_row = 0; by_row < 2; by_row++) {
-        qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k, k, random32() % 2 ? 0x80 : 0, zero};
+        qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k,
+                             k, random32() % 2 ? 0x80 : 0,    zero};
         int32_t colsum[2][NR + MARGIN / 4];
         what = "gemm_pack_panel";
         clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
@@ -260,15 +272,16 @@ static void test_pack_panel(size_t k, size_t cols)
         }
         check(got, want, k_pad * NR, k * cols);
         check(colsum[0], colsum[1], 4 * cols, cols);
-        if (bound != largest) printf("gemm_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
+        if (bound != largest)
+            printf("gemm_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
     }
 }
 
 static int8_t random_level(void) { return (int8_t)((int)(random32() % 255) - 127); }
 
 /* start of levels (numerics 12): -128 times the sum of each block. */
-static void start_levels(int rows, size_t blocks, size_t block, size_t last, const int8_t *a, size_t lda, int32_t *start,
-                         size_t ld_start)
+static void start_levels(int rows, size_t blocks, size_t block, size_t last, const int8_t *a, size_t lda,
+                         int32_t *start, size_t ld_start)
 {
     for (int row = 0; row < rows; row++)
         for (size_t i = 0; i < blocks; i++) {
@@ -279,7 +292,8 @@ static void start_levels(int rows, size_t blocks, size_t block, size_t last, con
 }
 
 /* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
-static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros, int looked_up)
+static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
+                         int looked_up)
 {
     enum { BLOCKS = 5, STEPS = 9, RECORD = 64 * STEPS + 32 * 5 };
     static uint8_t records[BLOCKS * RECORD];
@@ -316,7 +330,8 @@ static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_step
 }
 
 /* Blocks of 8-bit weights. The scalar tile reads codes of a as they are; sums of columns are those of the codes. */
-static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros, int long_sums)
+static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
+                       int long_sums)
 {
     enum { BLOCKS = 4, STEPS = 9, STEP = 4 * NR, RECORD = STEP * STEPS + NR * 9 };
     static uint8_t records[BLOCKS * RECORD];
@@ -327,7 +342,8 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     const size_t params_bytes = NR * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
     for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->bytes_flip);
-    for (size_t i = 0; i < sizeof start / 4; i++) start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
+    for (size_t i = 0; i < sizeof start / 4; i++)
+        start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
     const uint8_t *codes = records;
     for (size_t block = 0; block < blocks; block++) {
         uint8_t *scales = records + (codes - records) + STEP * (block + 1 < blocks ? steps : last_steps);
@@ -346,8 +362,14 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
         }
         codes = scales + params_bytes;
     }
-    const qk_blocked_panel p = {.records = records, .blocks = blocks, .steps = steps, .last_steps = last_steps, .half_scales = half_scales,
-                                .own_zeros = own_zeros, .long_sums = long_sums, .params_bytes = params_bytes};
+    const qk_blocked_panel p = {.records = records,
+                                .blocks = blocks,
+                                .steps = steps,
+                                .last_steps = last_steps,
+                                .half_scales = half_scales,
+                                .own_zeros = own_zeros,
+                                .long_sums = long_sums,
+                                .params_bytes = params_bytes};
     what = "bytes_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->bytes_tile(rows, &p, flipped, lda, start, ld_start, got);
@@ -379,7 +401,8 @@ static void test_own_levels(int rows, size_t steps)
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
-/* Panels of finite float16 or bfloat16 weights are the same for all; float rows of a are random numbers of few sizes. */
+/* Panels of finite float16 or bfloat16 weights are the same for all; float rows of a are random numbers of few sizes.
+ */
 static void test_half(int rows, size_t k, qk_dtype type)
 {
     enum { K = 70, PANELS = QK_HALF_ROW_PANELS };
@@ -388,7 +411,8 @@ static void test_half(int rows, size_t k, qk_dtype type)
     const size_t lda = k + random32() % 5;
     for (size_t i = 0; i < sizeof panels / 2; i++)
         panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
-    for (size_t i = 0; i < sizeof a / 4; i++) a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
+    for (size_t i = 0; i < sizeof a / 4; i++)
+        a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
     what = "half_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->half_tile(rows, k, a, lda, panels, type, got);
@@ -435,14 +459,16 @@ static void test_words(int rows, size_t steps)
     }
 }
 
-static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales, int zeros)
+static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales,
+                          int zeros)
 {
     int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
     float row_scale[MR], col_scale[NR], bias[NR], multiplier[NR];
     static float residual[MR * 40];
     static char got[MR * 4 * 40 + MARGIN], want[MR * 4 * 40 + MARGIN];
     const size_t size = output == 2 ? 1 : 4, row_stride = 40 * size;
-    random_ints(acc, MR * NR), random_ints(row_zero, MR), random_ints(row_term, MR), random_ints(colsum, NR), random_ints(col_zero, NR);
+    random_ints(acc, MR * NR), random_ints(row_zero, MR), random_ints(row_term, MR), random_ints(colsum, NR),
+        random_ints(col_zero, NR);
     for (int i = 0; i < MR; i++) row_scale[i] = ldexpf(1.0f + (float)(random32() >> 9) * 0x1p-23f, -10);
     for (int j = 0; j < NR; j++) {
         const double m = ldexp(0.5 + random32() / 8589934592.0, (int)(random32() % 30) - 28);
@@ -451,12 +477,28 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
     }
     for (int i = 0; i < MR * 40; i++) residual[i] = (float)((int32_t)random32() >> 20) / 64;
     const qk_requant requant = {.rounding = rounding, .zero_point = 7, .qmin = -128, .qmax = 127};
-    qk_tile t = {.rows = rows, .cols = cols, .row_zero = zeros & 1 ? row_zero : NULL, .colsum = colsum,
-                 .row_term = zeros & 2 ? row_term : NULL, .col_zero = col_zero, .row_scale = scales ? row_scale : NULL,
-                 .col_scale = col_scale, .bias = bias, .residual = cols & 1 ? residual : NULL, .residual_stride = 160,
-                 .activation = activation, .bounded = cols & 2, .lo = -3, .hi = 17, .requant = &requant,
-                 .multiplier = multiplier, .mantissa = mantissa, .shift = shift,
-                 .out = qk_affine_of(0.02f, 7, -128, 127, rounding), .dst = got, .row_stride = row_stride};
+    qk_tile t = {.rows = rows,
+                 .cols = cols,
+                 .row_zero = zeros & 1 ? row_zero : NULL,
+                 .colsum = colsum,
+                 .row_term = zeros & 2 ? row_term : NULL,
+                 .col_zero = col_zero,
+                 .row_scale = scales ? row_scale : NULL,
+                 .col_scale = col_scale,
+                 .bias = bias,
+                 .residual = cols & 1 ? residual : NULL,
+                 .residual_stride = 160,
+                 .activation = activation,
+                 .bounded = cols & 2,
+                 .lo = -3,
+                 .hi = 17,
+                 .requant = &requant,
+                 .multiplier = multiplier,
+                 .mantissa = mantissa,
+                 .shift = shift,
+                 .out = qk_affine_of(0.02f, 7, -128, 127, rounding),
+                 .dst = got,
+                 .row_stride = row_stride};
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     const int step = scalar->mr; /* rows; before simde, which corrects acc in place */
     for (int row = 0; row < rows; row += step)
@@ -472,7 +514,9 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
             if (part.residual) part.residual += 40 * row + 16 * h;
             part.dst = want + (size_t)row * row_stride + (size_t)(16 * h) * size;
             for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + NR * (row + i) + 16 * h, 64);
-            (output == 0 ? scalar->tile_to_int32 : output == 1 ? scalar->tile_to_float : scalar->tile_to_codes)(half, &part);
+            (output == 0       ? scalar->tile_to_int32
+                 : output == 1 ? scalar->tile_to_float
+                               : scalar->tile_to_codes)(half, &part);
         }
     what = output == 0 ? "tile_to_int32" : output == 1 ? "tile_to_float" : "tile_to_codes";
     (output == 0 ? simde->tile_to_int32 : output == 1 ? simde->tile_to_float : simde->tile_to_codes)(acc, &t);
@@ -497,7 +541,8 @@ static void store_real(void *to, size_t i, double v, int wide)
         ((float *)to)[i] = (float)v;
 }
 
-/* Two steps: all centroids are candidates, then those that bounds and distances leave. Coordinates of few bits, so that ties occur. */
+/* Two steps: all centroids are candidates, then those that bounds and distances leave. Coordinates of few bits, so that
+ * ties occur. */
 static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
 {
     static double x[POINTS * WIDTH], centroids[(CLUSTERS + 1) * WIDTH], weight[POINTS], moved[CLUSTERS];
@@ -518,10 +563,23 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
         for (int i = 0; i < 2; i++) {
             clusters *c = to[i];
             qk_kmeans_counts counts = {0};
-            const qk_kmeans p = {.type = wide ? QK_F64 : QK_F32, .n = n, .d = d, .k = k, .stride = d + 1, .chunk = n, .x = x,
-                                 .weight = weighted ? weight : NULL, .centroids = centroids, .distance = step ? c->distance : NULL,
-                                 .half = c->half, .moved = moved, .passed = moved, .labels = c->labels, .upper = c->upper,
-                                 .lower = c->lower, .sums = c->sums};
+            const qk_kmeans p = {.type = wide ? QK_F64 : QK_F32,
+                                 .n = n,
+                                 .d = d,
+                                 .k = k,
+                                 .stride = d + 1,
+                                 .chunk = n,
+                                 .x = x,
+                                 .weight = weighted ? weight : NULL,
+                                 .centroids = centroids,
+                                 .distance = step ? c->distance : NULL,
+                                 .half = c->half,
+                                 .moved = moved,
+                                 .passed = moved,
+                                 .labels = c->labels,
+                                 .upper = c->upper,
+                                 .lower = c->lower,
+                                 .sums = c->sums};
             qk_activate(of[i]);
             if (step) qk_kmeans_distances(&p);
             qk_kmeans_assign(&p, 0, 1, &counts);
@@ -529,7 +587,8 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
         }
         what = wide ? "kmeans_chunk_f64" : "kmeans_chunk_f32";
         check(&got, &want, sizeof got - MARGIN, n);
-        for (size_t i = 0; i < k * d; i += 3) store_real(centroids, i, (wide ? centroids[i] : ((float *)centroids)[i]) + 0.25, wide);
+        for (size_t i = 0; i < k * d; i += 3)
+            store_real(centroids, i, (wide ? centroids[i] : ((float *)centroids)[i]) + 0.25, wide);
         for (size_t i = 0; i < k; i++) store_real(moved, i, 2, wide);
     }
     qk_activate(before);
@@ -537,7 +596,10 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
 
 /* ---- codebooks ---- */
 
-static int ascending(const void *a, const void *b) { return (*(const float *)a > *(const float *)b) - (*(const float *)a < *(const float *)b); }
+static int ascending(const void *a, const void *b)
+{
+    return (*(const float *)a > *(const float *)b) - (*(const float *)a < *(const float *)b);
+}
 
 static void test_codebook(arrays *a, size_t n, int wild, size_t block)
 {
@@ -556,7 +618,8 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
         clear(a->got, n), clear(a->want, n), memset(scales, 0, sizeof scales);
         what = "encode_f32";
         const int32_t most = simde->encode_f32(a->x, (uint8_t *)a->got, n, block, got_scales, &t);
-        if (most != scalar->encode_f32(a->x, (uint8_t *)a->want, n, block, want_scales, &t)) puts("encode_f32: another maximum"), exit(1);
+        if (most != scalar->encode_f32(a->x, (uint8_t *)a->want, n, block, want_scales, &t))
+            puts("encode_f32: another maximum"), exit(1);
         check(a->got, a->want, n, n);
         if (memcmp(scales[0], scales[1], sizeof *scales)) puts("encode_f32: other scales"), exit(1);
         uint8_t *codes = (uint8_t *)a->codes;
@@ -572,7 +635,8 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
 int main(void)
 {
     static arrays a;
-    if (simde->mr != MR || simde->nr != NR || scalar->nr != 16) return puts("the tiles have another size than this test"), 1;
+    if (simde->mr != MR || simde->nr != NR || scalar->nr != 16)
+        return puts("the tiles have another size than this test"), 1;
     for (int round = 0; round < 4; round++)
         for (size_t n = 0; n < LENGTHS; n++) {
             for (int i = 0; i < 4; i++) {
@@ -582,9 +646,11 @@ int main(void)
                 test_floats_to_codes(&a, n, i & 1, i >> 1, -2, 1);
             }
             test_codes_to_floats(&a, n);
-            for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++) test_requantize(&a, n, (qk_rounding)rounding);
+            for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++)
+                test_requantize(&a, n, (qk_rounding)rounding);
             test_conversions(&a, n);
-            for (size_t block = 16; block <= 64; block += 16) test_codebook(&a, n, 0, block), test_codebook(&a, 3 * n, 1, block);
+            for (size_t block = 16; block <= 64; block += 16)
+                test_codebook(&a, n, 0, block), test_codebook(&a, 3 * n, 1, block);
             test_pack_row(n);
         }
     for (size_t k = 0; k < LENGTHS; k++)
@@ -597,7 +663,8 @@ int main(void)
     for (int rows = 1; rows <= simde->bytes_mr; rows++)
         for (size_t blocks = 0; blocks <= 4; blocks++)
             for (size_t steps = 1; steps <= 9; steps += 4)
-                for (int i = 0; i < 8; i++) test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
+                for (int i = 0; i < 8; i++)
+                    test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
     for (int rows = 1; rows <= simde->blocked_mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_own_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {

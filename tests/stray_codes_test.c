@@ -1,5 +1,6 @@
-/* Codes beyond their tables, as another thread may make them after they were checked: nothing outside the tables and arrays is touched.
- * Compiled with AddressSanitizer; test_memory.py runs it. Tables are blocks of their own, so that a touch beside them is seen. */
+/* Codes beyond their tables, as another thread may make them after they were checked: nothing outside the tables and
+ * arrays is touched. Compiled with AddressSanitizer; test_memory.py runs it. Tables are blocks of their own, so that a
+ * touch beside them is seen. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,7 +29,8 @@ static void decode(int depth, size_t channels, size_t n)
 {
     float *level = levels_of(channels << depth), *y = block(2 * n * sizeof *y, 0), *scale = levels_of(2 * n);
     uint8_t *codes = block(2 * n, 255), *order = block(channels << depth, 0);
-    const qk_codebook book = {.channels = channels, .first = {.depth = depth, .in_order = 1, .level = level, .order = order}};
+    const qk_codebook book = {.channels = channels,
+                              .first = {.depth = depth, .in_order = 1, .level = level, .order = order}};
     qk_decode(codes, y, &book, 2, n, 1, n + 1, NULL);
     qk_decode(codes, y, &book, 1, n, 2, n + 1, NULL);
     if (channels == 1) {
@@ -43,11 +45,13 @@ static void decode(int depth, size_t channels, size_t n)
 static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
 {
     float *level = levels_of(m * k * d), *columns = levels_of(m * d * k), *scaled = levels_of(m * (k + 1) * d);
-    float *y = block(n * m * d * sizeof *y, 0), *q = levels_of(queries * m * d), *distances = block(queries * sizeof *distances, 0);
+    float *y = block(n * m * d * sizeof *y, 0), *q = levels_of(queries * m * d),
+          *distances = block(queries * sizeof *distances, 0);
     uint8_t *codes = block(n * m, 255);
     int64_t *indices = block(queries * sizeof *indices, 0);
     for (int shared = 0; shared < 2; shared++) {
-        const qk_vector_book book = {.m = m, .k = k, .d = d, .shared = shared, .levels = level, .columns = columns, .scaled = scaled};
+        const qk_vector_book book = {
+            .m = m, .k = k, .d = d, .shared = shared, .levels = level, .columns = columns, .scaled = scaled};
         qk_decode_vectors(codes, y, n, &book);
         qk_search(q, queries, codes, n, &book, 1, distances, indices);
         for (size_t i = 0; i < queries; i++)
@@ -61,13 +65,27 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
 static void clusters(size_t n, size_t k)
 {
     enum { D = 3, STRIDE = 8 };
-    float *x = levels_of(n * D), *centroids = levels_of((k + 1) * D), *distance = block(k * k * 4, 0), *half = block(k * 4, 0);
+    float *x = levels_of(n * D), *centroids = levels_of((k + 1) * D), *distance = block(k * k * 4, 0),
+          *half = block(k * 4, 0);
     float *moved = block(k * 4, 0), *upper = block(n * 4, 0), *lower = block(n * 4, 0);
     int32_t *labels = block(n * 4, 0);
     double *sums = aligned_alloc(64, k * STRIDE * 8);
-    const qk_kmeans p = {.type = QK_F32, .n = n, .d = D, .k = k, .stride = STRIDE, .chunk = n, .x = x, .centroids = centroids,
-                         .distance = distance, .half = half, .moved = moved, .passed = moved, .labels = labels, .upper = upper,
-                         .lower = lower, .sums = sums};
+    const qk_kmeans p = {.type = QK_F32,
+                         .n = n,
+                         .d = D,
+                         .k = k,
+                         .stride = STRIDE,
+                         .chunk = n,
+                         .x = x,
+                         .centroids = centroids,
+                         .distance = distance,
+                         .half = half,
+                         .moved = moved,
+                         .passed = moved,
+                         .labels = labels,
+                         .upper = upper,
+                         .lower = lower,
+                         .sums = sums};
     qk_kmeans_counts counts = {0};
     for (size_t f = 0; f < D; f++) centroids[k * D + f] = INFINITY;
     for (size_t i = 0; i < n; i++) upper[i] = INFINITY;
@@ -80,7 +98,8 @@ static void clusters(size_t n, size_t k)
             if (labels[i] < 0 || (size_t)labels[i] >= k) exit(3);
         calls++;
     }
-    free(x), free(centroids), free(distance), free(half), free(moved), free(upper), free(lower), free(labels), free(sums);
+    free(x), free(centroids), free(distance), free(half), free(moved), free(upper), free(lower), free(labels),
+        free(sums);
 }
 
 int main(void)
@@ -93,7 +112,8 @@ int main(void)
             for (size_t n = 1; n < 80; n += 13) decode(depth, 1, n), decode(depth, n, n);
         for (size_t m = 1; m < 20; m += 3)
             for (size_t k = 1; k <= 256; k += 51)
-                for (size_t d = 1; d < 6; d += 2) vectors(m, k, d, 70, 1), vectors(m, k, d, 300, 19), vectors(m, k, d, 5, 37);
+                for (size_t d = 1; d < 6; d += 2)
+                    vectors(m, k, d, 70, 1), vectors(m, k, d, 300, 19), vectors(m, k, d, 5, 37);
         for (size_t k = 2; k < 60; k += 19) clusters(1000, k);
     }
     printf("%u calls\n", calls);

@@ -19,7 +19,9 @@ every_dtype = pytest.mark.parametrize("dtype", list(RANGE))
 def random_codes(rng, shape, dtype):
     """Codes, a third of which are at the ends of the range."""
     low, high = RANGE[dtype]
-    return np.where(rng.random(shape) < 1 / 3, rng.choice([low, high], shape), rng.integers(low, high + 1, shape)).astype(dtype)
+    return np.where(
+        rng.random(shape) < 1 / 3, rng.choice([low, high], shape), rng.integers(low, high + 1, shape)
+    ).astype(dtype)
 
 
 def random_params(rng, k, n, dtype, block_size, zeros="none", half=False):
@@ -41,10 +43,14 @@ def layers(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     sizes = st.one_of(st.integers(0, 200), st.sampled_from([0, 1, 31, 32, 33, 64, 128, 200]))
     k, n, dtype = draw(sizes), draw(sizes), draw(st.sampled_from(list(RANGE)))
-    rows = draw(st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9))))
+    rows = draw(
+        st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9)))
+    )
     x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
     block_size = draw(st.sampled_from([32, 64, 128, 8, 16, 256, 1, 5, 20, 33]))
-    params = random_params(rng, k, n, dtype, block_size, draw(st.sampled_from(["none", "one", "own"])), draw(st.booleans()))
+    params = random_params(
+        rng, k, n, dtype, block_size, draw(st.sampled_from(["none", "one", "own"])), draw(st.booleans())
+    )
     bias = draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
     return x, random_codes(rng, (k, n), dtype), params, bias
 
@@ -87,7 +93,14 @@ def test_worst_cases(dtype, block_size, isas):
     (low, high), k, n = RANGE[dtype], 1000, 40
     for sign in (1, -1):
         x = np.full((5, k), 127.0 * sign, np.float32)
-        for code, zero in [(low, low), (low, high), (high, low), (high, high), (high, 0), (low, 128 if low == 0 else 0)]:
+        for code, zero in [
+            (low, low),
+            (low, high),
+            (high, low),
+            (high, high),
+            (high, 0),
+            (low, 128 if low == 0 else 0),
+        ]:
             params = random_params(np.random.default_rng(0), k, n, dtype, block_size)
             params = qk.QParams(params.scale, np.full(params.scale.shape, zero), dtype, axis=0, block_size=block_size)
             b = np.full((k, n), code, dtype)
@@ -163,12 +176,18 @@ def test_rows_of_zeros_give_the_bias_itself(isas):
     for isa in isas():
         for zeros in ("none", "own"):
             packed = qk.pack(b, random_params(rng, 100, 40, "uint8", 32, zeros))
-            assert_array_equal(qk.linear(np.zeros((13, 100), np.float32), packed, bias), np.tile(bias, (13, 1)), err_msg=isa)
+            assert_array_equal(
+                qk.linear(np.zeros((13, 100), np.float32), packed, bias), np.tile(bias, (13, 1)), err_msg=isa
+            )
 
 
 def test_packed_under_one_instruction_set_and_used_under_another(isas):
     rng = np.random.default_rng(0)
-    x, b, params = random_x(rng, 9, 131), random_codes(rng, (131, 67), "uint8"), random_params(rng, 131, 67, "uint8", 32, "own")
+    x, b, params = (
+        random_x(rng, 9, 131),
+        random_codes(rng, (131, 67), "uint8"),
+        random_params(rng, 131, 67, "uint8", 32, "own"),
+    )
     packed = {isa: qk.pack(b, params) for isa in isas()}
     want = linear_by_numpy(x, b, params)
     for isa in isas():
@@ -235,7 +254,11 @@ def test_errors_name_what_was_wrong():
         ((b.astype(np.uint8), params), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
         ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
         ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
-        ((b, qk.QParams(np.ones((64, 1)), axis=1, block_size=3)), ValueError, "per block of rows .*got axis=1, block_size=3"),
+        (
+            (b, qk.QParams(np.ones((64, 1)), axis=1, block_size=3)),
+            ValueError,
+            "per block of rows .*got axis=1, block_size=3",
+        ),
         ((b, qk.QParams(np.ones(64), axis=0)), ValueError, "got axis=0, block_size=None"),
     ]:
         with pytest.raises(error, match=text):
@@ -323,7 +346,9 @@ def test_gguf_codes_refuse_scales_that_no_params_have(kind):
     data = hostile_blocks(kind, 4, 3)
     for high in (0x7C, 0xFC, 0x7E):
         data.reshape(4, 3, -1)[2, 1, :2] = 0, high
-        with pytest.raises(ValueError, match=r"data has 1 blocks whose scale is NaN or infinite, the first at \(2, 1\)"):
+        with pytest.raises(
+            ValueError, match=r"data has 1 blocks whose scale is NaN or infinite, the first at \(2, 1\)"
+        ):
             qk.from_gguf(data, kind, codes=True)
     with pytest.raises(ValueError, match="out must be None with codes, got ndarray"):
         qk.from_gguf(data, kind, codes=True, out=np.empty((4, 96), np.float32))

@@ -19,7 +19,9 @@ SOURCE = ROOT / "qkernels" / "_core.pyx"
 def generated(tmp_path_factory):
     pytest.importorskip("Cython")
     path = tmp_path_factory.mktemp("build") / "core.c"
-    done = subprocess.run([sys.executable, "-m", "cython", "-3", SOURCE, "-o", path], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cython", "-3", SOURCE, "-o", path], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return path.read_text()
 

@@ -21,8 +21,13 @@ def python(code, **settings):
     """Run code in a new process with these environment variables, and no others of ours."""
     env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env={**env, **settings}, capture_output=True, text=True,
-                          timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**env, **settings},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def output(code, **settings):
@@ -61,14 +66,17 @@ def test_more_threads_than_the_machine_has_are_as_many_as_it_has(n):
         assert np.all(qk.quantize(np.ones(10**6, np.float32), qk.QParams(1)) == 1)
 
 
-@pytest.mark.parametrize(("n", "error", "message"), [
-    (0, ValueError, "n must be at least 1, got 0"),
-    (-2, ValueError, "n must be at least 1, got -2"),
-    (1.0, TypeError, "n must be an integer, got 1.0"),
-    ("2", TypeError, "n must be an integer, got '2'"),
-    (True, TypeError, "n must be an integer, got True"),
-    (None, TypeError, "n must be an integer, got None"),
-])
+@pytest.mark.parametrize(
+    ("n", "error", "message"),
+    [
+        (0, ValueError, "n must be at least 1, got 0"),
+        (-2, ValueError, "n must be at least 1, got -2"),
+        (1.0, TypeError, "n must be an integer, got 1.0"),
+        ("2", TypeError, "n must be an integer, got '2'"),
+        (True, TypeError, "n must be an integer, got True"),
+        (None, TypeError, "n must be an integer, got None"),
+    ],
+)
 def test_numbers_of_threads_that_are_refused(n, error, message):
     before = qk.get_num_threads()
     for call in qk.set_num_threads, lambda n: qk.num_threads(n).__enter__():
@@ -90,7 +98,9 @@ def test_environment_sets_the_number_of_threads():
     assert output(code, QKERNELS_NUM_THREADS="", OMP_NUM_THREADS="5,2") == "5"
 
 
-@pytest.mark.parametrize("text", ["0", "-3", "many", "1.5", "4,2", " ", "+2", "0x2", "8193", "100000", "4294967297", "9" * 30, "٣"])
+@pytest.mark.parametrize(
+    "text", ["0", "-3", "many", "1.5", "4,2", " ", "+2", "0x2", "8193", "100000", "4294967297", "9" * 30, "٣"]
+)
 def test_a_number_of_threads_in_the_environment_that_is_none_is_an_error_at_import(text):
     done = python("import qkernels", QKERNELS_NUM_THREADS=text, PYTHONIOENCODING="utf-8")
     expected = f"RuntimeError: QKERNELS_NUM_THREADS must be a number from 1 to 8192, got {text!r}"
@@ -189,7 +199,14 @@ def test_calls_from_several_threads_at_once():
 
     def work(x):
         q = qk.quantize(x, params)
-        parts = q, qk.dequantize(q, params), qk.fake_quantize(x, params), qk.dynamic_quantize(x)[0], qk.linear(x, packed), qk.matmul(q, packed)
+        parts = (
+            q,
+            qk.dequantize(q, params),
+            qk.fake_quantize(x, params),
+            qk.dynamic_quantize(x)[0],
+            qk.linear(x, packed),
+            qk.matmul(q, packed),
+        )
         return b"".join(part.tobytes() for part in parts)
 
     with qk.num_threads(2), ThreadPoolExecutor(4) as pool:
@@ -202,7 +219,9 @@ def test_calls_from_several_threads_at_once():
 
 @pytest.mark.parametrize("isa", _core.built_isas())
 def test_environment_forces_an_instruction_set(isa):
-    done = python("import qkernels as qk; from qkernels import _core; print(_core.get_isa()); qk.show_config()", QKERNELS_ISA=isa)
+    done = python(
+        "import qkernels as qk; from qkernels import _core; print(_core.get_isa()); qk.show_config()", QKERNELS_ISA=isa
+    )
     if isa in _core.available_isas():
         assert done.stdout.splitlines()[0] == isa
         assert f"in use: {isa}" in done.stdout
@@ -240,7 +259,9 @@ def test_show_config(capsys):
     assert lines["in use"].split()[0] == _core.get_isa()
     assert lines["threads"] == "3"
     assert lines["compiler"].split()[0] in ("gcc", "clang")
-    done = subprocess.run([sys.executable, "-m", "qkernels"], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "qkernels"], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.stdout.startswith(f"qkernels {qk.__version__}\n")
 
 
@@ -266,7 +287,13 @@ def files_below(folder):
     {"NUMBA_CACHE_DIR": "/nonexistent/cache"}, {"TMPDIR": "/nonexistent"},
 ], ids=str)  # fmt: skip
 def test_first_calls_need_no_home_and_leave_no_file(tmp_path, change):
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **change}
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **change,
+    }
     environment = {name: value for name, value in environment.items() if value is not None}
     subprocess.run([sys.executable, "-c", FIRST_USE], env=environment, cwd=tmp_path, check=True)
     assert files_below(tmp_path) == []
@@ -282,8 +309,15 @@ def test_a_planted_cache_is_not_read(tmp_path):
         path.chmod(0o777)
     watched = "import sys; opened = []; sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
     told = f"print(any({str(folder)!r} in name for name in opened))"
-    environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", watched + FIRST_USE + told], env=environment, check=True, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / ".cache"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", watched + FIRST_USE + told], env=environment, check=True, capture_output=True, text=True
+    )
     assert done.stdout == "False\n"
 
 
@@ -302,7 +336,9 @@ def test_first_calls_are_as_quick_as_others(call):
 
 def test_compile_has_nothing_to_do():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "qkernels", "--compile"], env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "qkernels", "--compile"], env=environment, check=True, capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == ("nothing to compile: all loops are built into the extension\n", "")
 
 
@@ -311,8 +347,11 @@ def test_get_include_compiles(tmp_path):
     source = tmp_path / "embedder.c"
     source.write_text('#include "qkernels.h"\nint main(void) { return (int)sizeof(qk_params) == 0; }\n')
     compiler = os.environ.get("CC", "cc")
-    done = subprocess.run([compiler, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [compiler, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source],
+        capture_output=True,
+        text=True,
+    )
     assert header.exists() and done.returncode == 0, done.stderr
 
 

@@ -274,7 +274,9 @@ def test_a_bound_of_a_clamp_is_converted_without_a_warning():
     packed, x = qk.pack(np.int8([[1], [2]]), qk.QParams(1.0)), np.float32([[3, 4]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bounded = qk.linear(x, packed, clamp=(torch.tensor(-2.0, requires_grad=True), torch.tensor(1.5, requires_grad=True)))
+        bounded = qk.linear(
+            x, packed, clamp=(torch.tensor(-2.0, requires_grad=True), torch.tensor(1.5, requires_grad=True))
+        )
         with pytest.raises(TypeError, match="clamp must be None or a pair of floats"):
             qk.linear(x, packed, clamp=(np.float32([1]), None))
     np.testing.assert_array_equal(bounded, [[1.5]])

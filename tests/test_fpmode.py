@@ -24,11 +24,22 @@ from qkernels import _core
 
 HERE = Path(__file__).parent
 FLUSH, DENORMALS, DOWN, UP, TO_ZERO = (
-    (0x8000, 0x40, 0x2000, 0x4000, 0x6000) if platform.machine() == "x86_64" else (1 << 24, 1 << 19, 2 << 22, 1 << 22, 3 << 22))
+    (0x8000, 0x40, 0x2000, 0x4000, 0x6000)
+    if platform.machine() == "x86_64"
+    else (1 << 24, 1 << 19, 2 << 22, 1 << 22, 3 << 22)
+)
 DEFAULT = 0x1F80 | 0x37F << 32 if platform.machine() == "x86_64" else 0
-SINGLE_TO_ZERO = 0x0F00 ^ 0x0300 << 32 if platform.machine() != "x86_64" else (0x0C7F ^ 0x037F) << 32   # of the x87
-MODES = {"flush": FLUSH, "denormals": DENORMALS, "both": FLUSH | DENORMALS, "down": DOWN, "up": UP, "zero": TO_ZERO,
-         "up and both": UP | FLUSH | DENORMALS, "zero, both, x87": TO_ZERO | FLUSH | DENORMALS | SINGLE_TO_ZERO}
+SINGLE_TO_ZERO = 0x0F00 ^ 0x0300 << 32 if platform.machine() != "x86_64" else (0x0C7F ^ 0x037F) << 32  # of the x87
+MODES = {
+    "flush": FLUSH,
+    "denormals": DENORMALS,
+    "both": FLUSH | DENORMALS,
+    "down": DOWN,
+    "up": UP,
+    "zero": TO_ZERO,
+    "up and both": UP | FLUSH | DENORMALS,
+    "zero, both, x87": TO_ZERO | FLUSH | DENORMALS | SINGLE_TO_ZERO,
+}
 
 
 @cache
@@ -40,7 +51,11 @@ def helper(folder=None):
     path = Path(folder or tempfile.mkdtemp()) / "fpmode.so"
     subprocess.run([*compiler.split(), "-O1", "-shared", "-fPIC", HERE / "fpmode.c", "-o", path], check=True)
     library = ctypes.CDLL(str(path))
-    library.get_mode.restype, library.set_mode.argtypes, library.set_mode.restype = ctypes.c_uint64, [ctypes.c_uint64], None
+    library.get_mode.restype, library.set_mode.argtypes, library.set_mode.restype = (
+        ctypes.c_uint64,
+        [ctypes.c_uint64],
+        None,
+    )
     return library
 
 
@@ -48,7 +63,7 @@ def helper(folder=None):
 
 RNG = np.random.default_rng(10)
 F32, BF16 = np.float32, ml_dtypes.bfloat16
-NEAR_TIES = np.linspace(-4, 4, 257) + np.tile([0, 1e-17, -1e-17], 86)[:257]   # halves among them
+NEAR_TIES = np.linspace(-4, 4, 257) + np.tile([0, 1e-17, -1e-17], 86)[:257]  # halves among them
 HALVES = np.float16([6e-8, -3e-7, 1e-6, 3e-5, -6.1e-5, 0.1, 1, -2])
 TINY = F32([1e-45, -3e-42, 5e-39, 1.1e-38, -1.2e-38, 2e-38, 0, 7e-40])
 TINY64 = np.float64([5e-324, -1e-310, 2e-308, 1e-300, -1e-45, 1e-39, 0.1, 1e-50])
@@ -94,8 +109,13 @@ def elementwise():
     yield "quantize", partial(qk.quantize, MANY_HALVES, qk.QParams(2e-7))
     for x in (HALVES, TINY, TINY64, NEAR_TIES, MANY):
         for name, y in floats_of(x).items():
-            for params in (qk.QParams(SMALLEST, 3, "uint8"), qk.QParams(0.1, dtype="int16"), qk.QParams(2e-38, dtype="float8_e4m3fn"),
-                           qk.QParams(0.3, dtype="float4_e2m1fn"), qk.QParams(1e-3, dtype="float8_e5m2")):
+            for params in (
+                qk.QParams(SMALLEST, 3, "uint8"),
+                qk.QParams(0.1, dtype="int16"),
+                qk.QParams(2e-38, dtype="float8_e4m3fn"),
+                qk.QParams(0.3, dtype="float4_e2m1fn"),
+                qk.QParams(1e-3, dtype="float8_e5m2"),
+            ):
                 yield "quantize", partial(qk.quantize, y, params)
                 yield "fake_quantize", partial(qk.fake_quantize, y, params)
             yield "quantize", partial(qk.quantize, y, qk.QParams(0.25), rounding="half_away")
@@ -107,14 +127,27 @@ def elementwise():
     for dtype in floats_of(TINY):
         dtype = BF16 if dtype == "bfloat16" else dtype
         yield "dequantize", partial(qk.dequantize, CODES, qk.QParams(SMALLEST / 2 * 3, 5), dtype=dtype)
-        yield "dequantize", partial(qk.dequantize, np.arange(-999, 999, dtype=np.int32) * 2**20, qk.QParams(1e-6 / 3), dtype=dtype)
-        yield "dequantize", partial(
-            qk.dequantize, np.arange(1, 127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn), qk.QParams(2e-38, dtype="float8_e4m3fn"), dtype=dtype)
+        yield (
+            "dequantize",
+            partial(qk.dequantize, np.arange(-999, 999, dtype=np.int32) * 2**20, qk.QParams(1e-6 / 3), dtype=dtype),
+        )
+        yield (
+            "dequantize",
+            partial(
+                qk.dequantize,
+                np.arange(1, 127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn),
+                qk.QParams(2e-38, dtype="float8_e4m3fn"),
+                dtype=dtype,
+            ),
+        )
     for method in ("minmax", "mse"):
         for x in (np.float16([0, 1, 2]), HALVES, TINY, NEAR_TIES.astype(F32), MANY[:64].T):
             yield "choose_qparams", partial(qk.choose_qparams, x, "uint8", method=method)
             yield "choose_qparams", partial(qk.choose_qparams, x, "int4", axis=0, method=method)
-    yield "choose_qparams", lambda: qk.choose_qparams(np.tile(MANY, (2, 2)).T, "int4", axis=0, method="mse")   # by threads
+    yield (
+        "choose_qparams",
+        lambda: qk.choose_qparams(np.tile(MANY, (2, 2)).T, "int4", axis=0, method="mse"),
+    )  # by threads
     yield "choose_qparams", partial(qk.choose_qparams, WIDE.astype(np.float64), "int4", axis=1, block_size=32)
     yield "choose_qparams", partial(qk.choose_qparams, np.float64([1, 1e-3]) / 3, "int8")
     for scale in (0.1, THIRD, np.float64(1e-37) / 3, np.float16(6e-8), BF16(1e-38 * 2)):
@@ -131,14 +164,22 @@ def rounding():
     for how in ("half_even", "half_away", "gemmlowp", "tflite"):
         for multiplier in (1e-8 / 3, THIRD * 1e-8, 1e-320, np.linspace(1e-9, 1e-7, 512), np.float16(6e-8)):
             yield "requantize", partial(qk.requantize, sums, multiplier, qk.QParams(1, 3, "uint8"), rounding=how)
-        yield "requantize", partial(qk.requantize, np.arange(-99, 99, dtype=np.int32), 0.5, qk.QParams(1, dtype="int16"), rounding=how)
+        yield (
+            "requantize",
+            partial(qk.requantize, np.arange(-99, 99, dtype=np.int32), 0.5, qk.QParams(1, dtype="int16"), rounding=how),
+        )
     for m in (0.1, THIRD, np.float64([5e-324, 2.0**-31, 1 - 2.0**-53, 1e300]), F32(1e-45)):
         yield "quantize_multiplier", partial(qk.quantize_multiplier, m)
 
 
 def products():
     yield "matmul", lambda: qk.matmul(CODES.view(np.uint8), CODES.T, a_zero_point=3)
-    floats = {"some": WIDE, "tiny64": np.float64(WIDE[:3]) * 1e-30, "halves": np.tile(HALVES, (2, 32)), "bfloat16": WIDE[:5].astype(BF16)}
+    floats = {
+        "some": WIDE,
+        "tiny64": np.float64(WIDE[:3]) * 1e-30,
+        "halves": np.tile(HALVES, (2, 32)),
+        "bfloat16": WIDE[:5].astype(BF16),
+    }
     bias = np.linspace(-1e-38, 1e-38, 64).astype(F32)
     for name, packed in weights().items():
         for x in floats.values():
@@ -146,9 +187,15 @@ def products():
         for activation in ("relu", "gelu", "gelu_tanh", "silu"):
             yield "linear", partial(qk.linear, WIDE, packed, bias, activation=activation)
         residual = WIDE[:, :64].copy()
-        yield "linear", partial(qk.linear, WIDE, packed, bias.astype(np.float64) / 3, residual=residual, clamp=(-THIRD, 1e300))
+        yield (
+            "linear",
+            partial(qk.linear, WIDE, packed, bias.astype(np.float64) / 3, residual=residual, clamp=(-THIRD, 1e300)),
+        )
         yield "PackedMatrix", packed.to_arrays
-        yield "PackedMatrix", lambda packed=packed: (packed.level_error, packed.unpack(), pickle.loads(pickle.dumps(packed)))
+        yield (
+            "PackedMatrix",
+            lambda packed=packed: (packed.level_error, packed.unpack(), pickle.loads(pickle.dumps(packed))),
+        )
         yield "PackedMatrix", lambda packed=packed: (qk.PackedMatrix.from_arrays(packed.to_arrays()), repr(packed))
         yield "pack", partial(qk.pack, packed.unpack(), packed.params, scales=packed.scales)
     for rounding in ("half_even", "half_away", "gemmlowp", "tflite"):
@@ -159,7 +206,10 @@ def products():
             yield "qlinear", partial(call, out)
             yield "qlinear", partial(call, out, activation="relu", clamp=(0, 1e300), bias=np.arange(64, dtype=np.int32))
             if rounding.startswith("half"):
-                yield "qlinear", partial(call, out, np.float64(packed.params.scale) * np.ones(64) / 3, activation="silu")
+                yield (
+                    "qlinear",
+                    partial(call, out, np.float64(packed.params.scale) * np.ones(64) / 3, activation="silu"),
+                )
 
 
 def layers():
@@ -173,10 +223,21 @@ def layers():
 
 
 def codebooks():
-    tables = {"tiny": qk.Codebook(np.sort(TINY)), "ties": qk.Codebook([0, 1, 2, 1e-45, 3]), "many": qk.Codebook(NEAR_TIES[:256]),
-              "blocks": qk.Codebook([-1, -1e-40, 0, 0.5, 1], block_size=4), "channels": qk.Codebook(MANY[:8], axis=0)}
+    tables = {
+        "tiny": qk.Codebook(np.sort(TINY)),
+        "ties": qk.Codebook([0, 1, 2, 1e-45, 3]),
+        "many": qk.Codebook(NEAR_TIES[:256]),
+        "blocks": qk.Codebook([-1, -1e-40, 0, 0.5, 1], block_size=4),
+        "channels": qk.Codebook(MANY[:8], axis=0),
+    }
     for name, book in tables.items():
-        for x in (TINY, HALVES, TINY64 * (1 if name != "blocks" else 1e-10), NEAR_TIES.astype(F32)[:256], *([MANY] if name != "channels" else [])):
+        for x in (
+            TINY,
+            HALVES,
+            TINY64 * (1 if name != "blocks" else 1e-10),
+            NEAR_TIES.astype(F32)[:256],
+            *([MANY] if name != "channels" else []),
+        ):
             x = x[:8] if name == "channels" else x
             yield "encode", partial(qk.encode, x, book)
         yield "Codebook", lambda book=book: (book, repr(book), pickle.loads(pickle.dumps(book)))
@@ -185,14 +246,26 @@ def codebooks():
     for levels in (THIRD * np.arange(4), TINY64, BF16(TINY)):
         yield "Codebook", partial(qk.Codebook, levels)
     for name in ("NF4", "FP4"):
-        yield name, lambda name=name: (getattr(qk._codebook, f"_{name.lower()}").__wrapped__(), qk.encode(WIDE, getattr(qk, name)))
-        yield name, partial(qk.decode, qk.encode(WIDE, getattr(qk, name))[0], getattr(qk, name), np.full(512, 1e-39, F32))
+        yield (
+            name,
+            lambda name=name: (
+                getattr(qk._codebook, f"_{name.lower()}").__wrapped__(),
+                qk.encode(WIDE, getattr(qk, name)),
+            ),
+        )
+        yield (
+            name,
+            partial(qk.decode, qk.encode(WIDE, getattr(qk, name))[0], getattr(qk, name), np.full(512, 1e-39, F32)),
+        )
     for x in (TINY, HALVES, TINY64, WIDE):
         yield "Codebook", partial(qk.Codebook.fit, x, 3)
         yield "Codebook", partial(qk.Codebook.fit, x, 3, zero=True, weights=np.abs(x.astype(np.float64)))
     yield "Codebook", lambda: qk.Codebook.fit(WIDE, 4, axis=0)
     yield "Codebook", lambda: qk.Codebook.fit(WIDE, 4, block_size=16)
-    vectors = {1.0: qk.Codebook(WIDE[:128].reshape(2, 64, 256), vector=True), 1e-30: qk.Codebook(WIDE[:2, :16].reshape(4, 8) * F32(1e-36), vector=True)}
+    vectors = {
+        1.0: qk.Codebook(WIDE[:128].reshape(2, 64, 256), vector=True),
+        1e-30: qk.Codebook(WIDE[:2, :16].reshape(4, 8) * F32(1e-36), vector=True),
+    }
     for factor, book in vectors.items():
         x = np.tile(WIDE, 2) * F32(factor)
         codes = qk.encode(x, book)
@@ -208,7 +281,12 @@ def clusters():
     for x in (MANY[:4096], WIDE[:, :8], columns, HALVES.reshape(4, 2)):
         for init in ("k-means++", "random"):
             yield "kmeans", partial(qk.kmeans, x, 4, init=init, rng=1)
-        yield "kmeans", partial(qk.kmeans, x, 3, init=x[:3].astype(np.float64), weights=np.linspace(0, 1e-310, len(x)), tol=THIRD * 1e-9)
+        yield (
+            "kmeans",
+            partial(
+                qk.kmeans, x, 3, init=x[:3].astype(np.float64), weights=np.linspace(0, 1e-310, len(x)), tol=THIRD * 1e-9
+            ),
+        )
     for x in (TINY, HALVES, TINY64, NEAR_TIES, MANY_HALVES):
         yield "kmeans1d", partial(qk.kmeans1d, x, 3)
     yield "kmeans1d", partial(qk.kmeans1d, WIDE, 5, axis=1, weights=np.linspace(1e-310, 1, 256))
@@ -220,7 +298,14 @@ def storage():
     yield "pack_bits", lambda: qk.pack_bits(CODES & 15, 5)
     yield "unpack_bits", lambda: qk.unpack_bits(np.arange(256, dtype=np.uint8), 3, 682)
     for kind in ("Q8_0", "Q4_0"):
-        for x in (np.full((1, 32), 0.005, F32), np.tile(TINY, 4), np.tile(HALVES, 4), np.tile(TINY64, 4), np.tile(MANY_HALVES, 4), WIDE):
+        for x in (
+            np.full((1, 32), 0.005, F32),
+            np.tile(TINY, 4),
+            np.tile(HALVES, 4),
+            np.tile(TINY64, 4),
+            np.tile(MANY_HALVES, 4),
+            WIDE,
+        ):
             yield "to_gguf", partial(qk.to_gguf, x, kind)
             yield "from_gguf", partial(qk.from_gguf, qk.to_gguf(x, kind), kind)
 
@@ -242,7 +327,11 @@ def settings():
 def calls():
     """(name, function without arguments), made in the default mode."""
     with np.errstate(all="ignore"):
-        return [call for group in (elementwise, rounding, products, layers, codebooks, clusters, storage, settings) for call in group()]
+        return [
+            call
+            for group in (elementwise, rounding, products, layers, codebooks, clusters, storage, settings)
+            for call in group()
+        ]
 
 
 def bits(result):
@@ -254,7 +343,17 @@ def bits(result):
     if isinstance(result, dict):
         return tuple((key, bits(value)) for key, value in result.items())
     if isinstance(result, qk.QParams):
-        return bits((result.scale, result.zero_point, result.dtype.name, result.axis, result.block_size, result.qmin, result.qmax))
+        return bits(
+            (
+                result.scale,
+                result.zero_point,
+                result.dtype.name,
+                result.axis,
+                result.block_size,
+                result.qmin,
+                result.qmax,
+            )
+        )
     if isinstance(result, qk.Codebook):
         return bits((result.levels, result.axis, result.block_size, result.vector))
     if isinstance(result, qk.PackedMatrix):
@@ -360,7 +459,7 @@ for i, (name, function) in enumerate(test_fpmode.calls()):
     assert test_fpmode.bits(result) == test_fpmode.bits(function()), name
     assert after == test_fpmode.TRAPPING
 """
-TRAPPING = 0x1F80 | 0x3F << 32   # every exception unmasked, here and in the x87
+TRAPPING = 0x1F80 | 0x3F << 32  # every exception unmasked, here and in the x87
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="few other CPUs have traps")
@@ -415,7 +514,7 @@ FAILING = {
 @pytest.mark.parametrize("name", FAILING)
 def test_mode_is_as_before_after_an_exception(name):
     mode, mode_of = MODES["zero, both, x87"], helper()
-    calls()   # whose weights are made in the default mode
+    calls()  # whose weights are made in the default mode
     mode_of.set_mode(DEFAULT ^ mode)
     try:
         with pytest.raises((ValueError, TypeError, ZeroDivisionError)), np.errstate(all="raise"):
@@ -451,12 +550,16 @@ def test_functions_keep_name_signature_and_docstring_and_can_be_pickled():
 
 
 # These count, copy and look up, without arithmetic of floats.
-WITHOUT_FLOATS = re.compile(r"qk_(active|find|name|built|activate|(set|get)_num_threads|most_threads|set_interrupt|kernels_for|\w+_init|\w+_bytes)")
+WITHOUT_FLOATS = re.compile(
+    r"qk_(active|find|name|built|activate|(set|get)_num_threads|most_threads|set_interrupt|kernels_for|\w+_init|\w+_bytes)"
+)
 
 
 def test_functions_of_the_c_interface_begin_with_the_default_mode():
     sources = "\n".join(path.read_text() for path in (HERE.parent / "csrc").glob("*.c"))
-    declared = set(re.findall(r"\b(qk_\w+)\(", re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/qkernels.h").read_text(), flags=re.S)))
+    declared = set(
+        re.findall(r"\b(qk_\w+)\(", re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/qkernels.h").read_text(), flags=re.S))
+    )
     assert len(declared) > 50
     for name in declared:
         if not WITHOUT_FLOATS.fullmatch(name):

@@ -78,16 +78,38 @@ def products(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
     k, n = draw(sizes), draw(sizes)
-    rows = draw(st.one_of(sizes.map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 4), st.integers(0, 30)),
-                          st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 9))))
+    rows = draw(
+        st.one_of(
+            sizes.map(lambda m: (m,)),
+            st.just(()),
+            st.tuples(st.integers(0, 4), st.integers(0, 30)),
+            st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 9)),
+        )
+    )
     a, b = random_codes(rng, (*rows, k), a_dtype), random_codes(rng, (k, n), b_dtype)
     zero = {}
     if draw(st.booleans()):
-        zero["a_zero_point"] = draw(st.sampled_from([random_codes(rng, (), a_dtype), int(random_codes(rng, (), a_dtype)),
-                                                     random_codes(rng, rows, a_dtype), random_codes(rng, rows, a_dtype).astype(int)]))
+        zero["a_zero_point"] = draw(
+            st.sampled_from(
+                [
+                    random_codes(rng, (), a_dtype),
+                    int(random_codes(rng, (), a_dtype)),
+                    random_codes(rng, rows, a_dtype),
+                    random_codes(rng, rows, a_dtype).astype(int),
+                ]
+            )
+        )
     if draw(st.booleans()):
-        zero["b_zero_point"] = draw(st.sampled_from([random_codes(rng, (), b_dtype), int(random_codes(rng, (), b_dtype)),
-                                                     random_codes(rng, n, b_dtype), random_codes(rng, n, b_dtype).astype(int)]))
+        zero["b_zero_point"] = draw(
+            st.sampled_from(
+                [
+                    random_codes(rng, (), b_dtype),
+                    int(random_codes(rng, (), b_dtype)),
+                    random_codes(rng, n, b_dtype),
+                    random_codes(rng, n, b_dtype).astype(int),
+                ]
+            )
+        )
     return draw(layouts)(a), draw(layouts)(b), zero
 
 
@@ -125,7 +147,9 @@ def test_matmul_worst_cases(a_dtype, b_dtype, k, isas):
 @every_pair
 def test_longest_sums_that_fit_without_zero_points(a_dtype, b_dtype):
     """K of DESIGN section 2: one more and the extremes no longer fit int32."""
-    k = {("int8", "int8"): 131_071, ("uint8", "int8"): 65_793, ("int8", "uint8"): 65_793, ("uint8", "uint8"): 33_025}[a_dtype, b_dtype]
+    k = {("int8", "int8"): 131_071, ("uint8", "int8"): 65_793, ("int8", "uint8"): 65_793, ("uint8", "uint8"): 33_025}[
+        a_dtype, b_dtype
+    ]
     largest = max(abs(l * r) for l in code_range(a_dtype) for r in code_range(b_dtype))
     assert k * largest <= 2**31 - 1 < (k + 1) * largest
     for left in code_range(a_dtype):
@@ -176,7 +200,9 @@ def test_panels_that_many_rows_share(a_dtype, b_dtype, m, k, n, variants):
     for variant in variants():
         packed = qk.pack(b, qk.QParams(1, dtype=b_dtype))
         assert_array_equal(qk.matmul(a, packed), want, err_msg=variant, strict=True)
-        assert_array_equal(qk.matmul(a, packed, b_zero_point=b_zero_point), with_zero_points, err_msg=variant, strict=True)
+        assert_array_equal(
+            qk.matmul(a, packed, b_zero_point=b_zero_point), with_zero_points, err_msg=variant, strict=True
+        )
 
 
 def test_lists_and_broadcast_rows():
@@ -201,18 +227,30 @@ def batches(draw):
     a, b = random_codes(rng, (*of_a, m, k), a_dtype), random_codes(rng, (*of_b, k, n), b_dtype)
     zero = {}
     if draw(st.booleans()):
-        zero["a_zero_point"] = random_codes(rng, draw(st.sampled_from([(), (1,), (m,), (*of_a, m), (*of_a, 1)])), a_dtype)
+        zero["a_zero_point"] = random_codes(
+            rng, draw(st.sampled_from([(), (1,), (m,), (*of_a, m), (*of_a, 1)])), a_dtype
+        )
     if draw(st.booleans()):
-        zero["b_zero_point"] = random_codes(rng, draw(st.sampled_from([(), (1,), (n,), (*of_b, n), (*of_b, 1)])), b_dtype)
+        zero["b_zero_point"] = random_codes(
+            rng, draw(st.sampled_from([(), (1,), (n,), (*of_b, n), (*of_b, 1)])), b_dtype
+        )
     return a, b, zero
 
 
-MATRIX_LAYOUTS = {**LAYOUTS, "transposed": lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2), "moved": lambda x: np.moveaxis(
-    np.moveaxis(x, 0, -2).copy(), -2, 0)}
+MATRIX_LAYOUTS = {
+    **LAYOUTS,
+    "transposed": lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2),
+    "moved": lambda x: np.moveaxis(np.moveaxis(x, 0, -2).copy(), -2, 0),
+}
 
 
 @settings(max_examples=150)
-@given(batches(), st.sampled_from(list(MATRIX_LAYOUTS.values())), st.sampled_from(list(MATRIX_LAYOUTS.values())), st.booleans())
+@given(
+    batches(),
+    st.sampled_from(list(MATRIX_LAYOUTS.values())),
+    st.sampled_from(list(MATRIX_LAYOUTS.values())),
+    st.booleans(),
+)
 def test_batched_matmul(variants, batch, a_layout, b_layout, with_out):
     a, b, zero = batch
     left, right = a.astype(np.float64), b.astype(np.float64)
@@ -229,7 +267,9 @@ def test_batched_matmul(variants, batch, a_layout, b_layout, with_out):
 
 
 @every_pair
-@pytest.mark.parametrize(("heads", "m", "k", "n"), [(12, 100, 32, 128), (2, 300, 40, 500), (3, 200, 200, 33), (1, 400, 300, 200)])
+@pytest.mark.parametrize(
+    ("heads", "m", "k", "n"), [(12, 100, 32, 128), (2, 300, 40, 500), (3, 200, 200, 33), (1, 400, 300, 200)]
+)
 def test_batches_large_enough_for_threads(a_dtype, b_dtype, heads, m, k, n, variants):
     """Shared by product, and, where there are fewer products than threads, within each."""
     rng = np.random.default_rng(0)
@@ -239,17 +279,36 @@ def test_batches_large_enough_for_threads(a_dtype, b_dtype, heads, m, k, n, vari
         assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
 
 
-@pytest.mark.parametrize(("change", "error", "message"), [
-    ({"a": (3, 5, 7)}, ValueError, r"a and b must have leading axes that broadcast, got shapes \(3, 5, 7\) and \(2, 7, 4\)"),
-    ({"a": (2, 5, 6)}, ValueError, r"a must have shape \(\.\.\., M, 7\) to match b with shape \(2, 7, 4\), got \(2, 5, 6\)"),
-    ({"a": (7,)}, ValueError, r"a must have shape \(\.\.\., M, 7\) .* got \(7,\)"),
-    ({"a_zero_point": [1, 2]}, ValueError, r"a_zero_point must be a scalar or broadcast to shape \(2, 5\), got \(2,\)"),
-    ({"b_zero_point": [[1], [2], [3]]}, ValueError, r"b_zero_point must be a scalar or broadcast to shape \(2, 4\), got \(3, 1\)"),
-    ({"a_zero_point": [[256], [0]]}, ValueError, r"a_zero_point must be within \[0, 255\]"),
-    ({"b_zero_point": 1.5}, TypeError, "b_zero_point must be an integer"),
-    ({"out": (2, 5, 5)}, ValueError, r"out must have shape \(2, 5, 4\), got \(2, 5, 5\)"),
-    ({"out": (5, 4)}, ValueError, r"out must have shape \(2, 5, 4\)"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"a": (3, 5, 7)},
+            ValueError,
+            r"a and b must have leading axes that broadcast, got shapes \(3, 5, 7\) and \(2, 7, 4\)",
+        ),
+        (
+            {"a": (2, 5, 6)},
+            ValueError,
+            r"a must have shape \(\.\.\., M, 7\) to match b with shape \(2, 7, 4\), got \(2, 5, 6\)",
+        ),
+        ({"a": (7,)}, ValueError, r"a must have shape \(\.\.\., M, 7\) .* got \(7,\)"),
+        (
+            {"a_zero_point": [1, 2]},
+            ValueError,
+            r"a_zero_point must be a scalar or broadcast to shape \(2, 5\), got \(2,\)",
+        ),
+        (
+            {"b_zero_point": [[1], [2], [3]]},
+            ValueError,
+            r"b_zero_point must be a scalar or broadcast to shape \(2, 4\), got \(3, 1\)",
+        ),
+        ({"a_zero_point": [[256], [0]]}, ValueError, r"a_zero_point must be within \[0, 255\]"),
+        ({"b_zero_point": 1.5}, TypeError, "b_zero_point must be an integer"),
+        ({"out": (2, 5, 5)}, ValueError, r"out must have shape \(2, 5, 4\), got \(2, 5, 5\)"),
+        ({"out": (5, 4)}, ValueError, r"out must have shape \(2, 5, 4\)"),
+    ],
+)
 def test_bad_batches(change, error, message):
     arguments = {"a": np.ones(change.get("a", (2, 5, 7)), np.uint8), "b": np.ones((2, 7, 4), np.int8)}
     out = np.full(change.get("out", (2, 5, 4)), 77, np.int32)
@@ -267,8 +326,11 @@ def test_out_must_not_overlap_a_batch():
     memory = np.zeros(2 * 5 * 4 * 4, np.uint8)
     out = memory.view(np.int32).reshape(2, 5, 4)
     a, b = np.ones((2, 5, 7), np.uint8), np.ones((2, 7, 4), np.int8)
-    for name, given in [("a", {"a": memory[:70].reshape(2, 5, 7), "b": b}), ("b", {"a": a, "b": memory[:56].view(np.int8).reshape(2, 7, 4)}),
-                        ("a_zero_point", {"a": a, "b": b, "a_zero_point": memory[:5]})]:
+    for name, given in [
+        ("a", {"a": memory[:70].reshape(2, 5, 7), "b": b}),
+        ("b", {"a": a, "b": memory[:56].view(np.int8).reshape(2, 7, 4)}),
+        ("a_zero_point", {"a": a, "b": b, "a_zero_point": memory[:5]}),
+    ]:
         with pytest.raises(ValueError, match=f"out must not overlap {name}"):
             qk.matmul(**given, out=out)
 
@@ -279,7 +341,9 @@ def test_out_must_not_overlap_a_batch():
 def extreme_rows(b, column):
     """uint8 rows that make the sum of a column's products as large, as small and as mixed as can be."""
     up = np.where(b[:, column] > 0, 255, 0)
-    return np.array([up, 255 - up, np.full(len(b), 255), np.full(len(b), 0), np.full(len(b), 128), np.full(len(b), 127)], np.uint8)
+    return np.array(
+        [up, 255 - up, np.full(len(b), 255), np.full(len(b), 0), np.full(len(b), 128), np.full(len(b), 127)], np.uint8
+    )
 
 
 @pytest.mark.parametrize("total", [127, 128, 129, 130, 255, 256, 257, 258, 381, 508, 512])
@@ -287,11 +351,16 @@ def extreme_rows(b, column):
 @pytest.mark.parametrize("rows", [(0, 1, 4, 5), (2, 3, 6, 7), (0, 1, 6, 7)])
 def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isas):
     """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are light. Even and uneven parts."""
-    for parts in ([total // 4 + (i < total % 4) for i in range(4)], np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)])):
+    for parts in (
+        [total // 4 + (i < total % 4) for i in range(4)],
+        np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)]),
+    ):
         b = np.ones((8, 64), np.int8)
         for column in (3, 12):
             b[:, column] = 0
-            b[list(rows), column] = [np.clip(int(part) * (1 if sign == "+" else -1), -128, 127) for part, sign in zip(parts, signs)]
+            b[list(rows), column] = [
+                np.clip(int(part) * (1 if sign == "+" else -1), -128, 127) for part, sign in zip(parts, signs)
+            ]
         a = np.concatenate([extreme_rows(b, 3), extreme_rows(b, 12)])
         for isa in isas():
             packed = qk.pack(b, qk.QParams(1))
@@ -304,10 +373,17 @@ def light_weights(draw):
     """a and b, whose codes are normally distributed, a few at the ends of their range."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
-    k, n = draw(st.one_of(st.integers(8, 300), st.sampled_from([1023, 1024, 1025, 1028, 2051]))), draw(st.integers(8, 70))
+    k, n = (
+        draw(st.one_of(st.integers(8, 300), st.sampled_from([1023, 1024, 1025, 1028, 2051]))),
+        draw(st.integers(8, 70)),
+    )
     b = np.clip(rng.normal(0, draw(st.sampled_from([1, 10, 25, 35, 45, 60])), (k, n)).round(), -128, 127)
-    b = np.where(rng.random((k, n)) < draw(st.sampled_from([0, 0.001, 0.02, 0.1])), rng.choice([-128, 127], (k, n)), b).astype(np.int8)
-    a = np.concatenate([extreme_rows(b, draw(st.integers(0, n - 1))), random_codes(rng, (draw(st.integers(0, 12)), k), "uint8")])
+    b = np.where(
+        rng.random((k, n)) < draw(st.sampled_from([0, 0.001, 0.02, 0.1])), rng.choice([-128, 127], (k, n)), b
+    ).astype(np.int8)
+    a = np.concatenate(
+        [extreme_rows(b, draw(st.integers(0, n - 1))), random_codes(rng, (draw(st.integers(0, 12)), k), "uint8")]
+    )
     flip = np.uint8(128)
     a = a if a_dtype == "uint8" else (a ^ flip).view(np.int8)
     return a[: draw(st.integers(1, len(a)))], b if b_dtype == "int8" else b.view(np.uint8) ^ flip, rng
@@ -326,7 +402,9 @@ def test_light_weights(variants, example, a_layout, b_layout):
         assert_array_equal(packed.unpack(), b, err_msg=variant, strict=True)
 
 
-@pytest.mark.parametrize(("code", "light"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)])
+@pytest.mark.parametrize(
+    ("code", "light"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)]
+)
 def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, isas):
     """Panels of light weights are larger, since they hold an order of k."""
     for isa in isas():
@@ -398,7 +476,9 @@ def test_packed_under_one_instruction_set_and_used_under_another(a_dtype, b_dtyp
     for isa in isas():
         for origin, matrix in packed.items():
             assert_array_equal(qk.matmul(a, matrix), want, err_msg=f"{origin}, {isa}", strict=True)
-            assert_array_equal(qk.linear(x, matrix, bias, activation="gelu"), y, err_msg=f"{origin}, {isa}", strict=True)
+            assert_array_equal(
+                qk.linear(x, matrix, bias, activation="gelu"), y, err_msg=f"{origin}, {isa}", strict=True
+            )
 
 
 def test_one_matrix_in_many_python_threads():
@@ -482,8 +562,14 @@ def test_linear_takes_every_float(dtype, isas):
     want = linear_by_numpy(x.astype(np.float32), b, packed.params, bias.astype(np.float32))
     for isa in isas():
         assert_array_equal(qk.linear(x, packed, bias), want, err_msg=isa, strict=True)
-        assert_array_equal(qk.linear(x.tolist() if dtype is np.float64 else x[:, ::-1].copy()[:, ::-1], packed, bias[::-1].copy()[::-1]),
-                           want, err_msg=isa, strict=True)
+        assert_array_equal(
+            qk.linear(
+                x.tolist() if dtype is np.float64 else x[:, ::-1].copy()[:, ::-1], packed, bias[::-1].copy()[::-1]
+            ),
+            want,
+            err_msg=isa,
+            strict=True,
+        )
 
 
 def gelu(x):
@@ -502,13 +588,22 @@ def silu(x):
 FUNCTIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
 
 
-@pytest.mark.parametrize(("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)])
+@pytest.mark.parametrize(
+    ("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)]
+)
 def test_activations_are_near_the_functions(activation, absolute, relative, isas):
     """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be off by,
     beside the half unit in the last place that rounding takes."""
     rng = np.random.default_rng(0)
-    bias = np.concatenate([np.linspace(-12, 12, 20_001), np.geomspace(1e-30, 1e38, 1001), -np.geomspace(1e-30, 87, 1001),
-                           rng.normal(0, 2, 5000), [0.0, 88.4, 3.4e38]]).astype(np.float32)
+    bias = np.concatenate(
+        [
+            np.linspace(-12, 12, 20_001),
+            np.geomspace(1e-30, 1e38, 1001),
+            -np.geomspace(1e-30, 87, 1001),
+            rng.normal(0, 2, 5000),
+            [0.0, 88.4, 3.4e38],
+        ]
+    ).astype(np.float32)
     want = FUNCTIONS[activation](bias.astype(np.float64))
     packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
     results = [qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)[0] for _ in isas()]
@@ -539,12 +634,24 @@ def test_residual_and_clamp(variants, layer, layout, activation, data):
     want = sums + residual
     if activation:  # of the same sums without a product
         zeros = qk.pack(np.zeros((1, want.size), np.int8), qk.QParams(1))
-        want = qk.linear(np.zeros((1, 1), np.float32), zeros, want.reshape(-1), activation=activation).reshape(want.shape)
+        want = qk.linear(np.zeros((1, 1), np.float32), zeros, want.reshape(-1), activation=activation).reshape(
+            want.shape
+        )
     if clamp:
-        want = np.clip(want, *np.float32([-np.inf if clamp[0] is None else clamp[0], np.inf if clamp[1] is None else clamp[1]]))
+        want = np.clip(
+            want, *np.float32([-np.inf if clamp[0] is None else clamp[0], np.inf if clamp[1] is None else clamp[1]])
+        )
     for variant in variants():
         given = residual.copy() if in_place else layout(residual)
-        got = qk.linear(x, qk.pack(b, params), bias, activation=activation, residual=given, clamp=clamp, out=given if in_place else None)
+        got = qk.linear(
+            x,
+            qk.pack(b, params),
+            bias,
+            activation=activation,
+            residual=given,
+            clamp=clamp,
+            out=given if in_place else None,
+        )
         assert (got is given) == in_place
         assert_array_equal(got, want, err_msg=variant, strict=True)
 
@@ -669,9 +776,17 @@ def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
 # ---- sums that could overflow ----
 
 
-@pytest.mark.parametrize(("a_dtype", "zero_point", "largest"), [
-    ("uint8", 0, 255), ("uint8", 128, 128), ("uint8", 255, 255), ("int8", 0, 128), ("int8", -128, 255), ("int8", 127, 255),
-])
+@pytest.mark.parametrize(
+    ("a_dtype", "zero_point", "largest"),
+    [
+        ("uint8", 0, 255),
+        ("uint8", 128, 128),
+        ("uint8", 255, 255),
+        ("int8", 0, 128),
+        ("int8", -128, 255),
+        ("int8", 127, 255),
+    ],
+)
 @pytest.mark.parametrize(("code", "b_zero_point"), [(-128, 0), (127, 0), (-128, 127), (127, -128)])
 def test_weights_are_refused_exactly_where_a_sum_can_overflow(a_dtype, zero_point, largest, code, b_zero_point):
     """The largest sum is K * largest * |code - zero point|, in the second column alone."""
@@ -755,9 +870,15 @@ def test_heavy_weights_take_the_slow_path(isas, data):
 def test_linear_refuses_weights_that_can_overflow():
     longest = (2**31 - 1) // (255 * 128)
     x, out = np.ones((1, longest), np.float32), np.full((1, 1), 77, np.float32)
-    assert qk.linear(x, qk.pack(np.full((longest, 1), -128, np.int8), qk.QParams(1)))[0, 0] == pytest.approx(-128 * longest)
+    assert qk.linear(x, qk.pack(np.full((longest, 1), -128, np.int8), qk.QParams(1)))[0, 0] == pytest.approx(
+        -128 * longest
+    )
     with pytest.raises(ValueError, match=f"int32 could overflow.*{128 * (longest + 1)}.*255"):
-        qk.linear(np.ones((1, longest + 1), np.float32), qk.pack(np.full((longest + 1, 1), -128, np.int8), qk.QParams(1)), out=out)
+        qk.linear(
+            np.ones((1, longest + 1), np.float32),
+            qk.pack(np.full((longest + 1, 1), -128, np.int8), qk.QParams(1)),
+            out=out,
+        )
     assert out == 77
 
 
@@ -777,7 +898,11 @@ PACKED = qk.pack(B, PARAMS)
 CALLS = {
     "matmul": (qk.matmul, {"a": A, "b": B}, np.int32),
     "linear": (qk.linear, {"x": X, "packed": PACKED}, np.float32),
-    "qlinear": (qk.qlinear, {"q": A, "params": qk.QParams(0.5, 3, "uint8"), "packed": PACKED, "out_params": PARAMS}, np.int8),
+    "qlinear": (
+        qk.qlinear,
+        {"q": A, "params": qk.QParams(0.5, 3, "uint8"), "packed": PACKED, "out_params": PARAMS},
+        np.int8,
+    ),
 }
 
 
@@ -799,7 +924,12 @@ BAD = [
     ("matmul", {"a_zero_point": 256}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got 256"),
     ("matmul", {"a_zero_point": -1}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got -1"),
     ("matmul", {"b_zero_point": 128}, ValueError, r"b_zero_point must be within \[-128, 127\] for int8, got 128"),
-    ("matmul", {"a_zero_point": [1, 2, 3]}, ValueError, r"a_zero_point must be a scalar or have shape \(2,\), got \(3,\)"),
+    (
+        "matmul",
+        {"a_zero_point": [1, 2, 3]},
+        ValueError,
+        r"a_zero_point must be a scalar or have shape \(2,\), got \(3,\)",
+    ),
     ("matmul", {"b_zero_point": [1, 2]}, ValueError, r"b_zero_point must be a scalar or have shape \(4,\), got \(2,\)"),
     ("matmul", {"b_zero_point": [[1, 2, 3, 4]]}, ValueError, r"b_zero_point must be .* shape \(4,\), got \(1, 4\)"),
     ("matmul", {"a_zero_point": 1.5}, TypeError, "a_zero_point must be an integer or an array of integers, got 1.5"),
@@ -810,8 +940,18 @@ BAD = [
     ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
     ("linear", {"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
     ("linear", {"bias": np.ones(4, np.int32)}, TypeError, "bias must be a float array, got int32"),
-    ("linear", {"activation": "tanh"}, ValueError, "activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'"),
-    ("linear", {"residual": np.ones((2, 3), np.float32)}, ValueError, r"residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)"),
+    (
+        "linear",
+        {"activation": "tanh"},
+        ValueError,
+        "activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'",
+    ),
+    (
+        "linear",
+        {"residual": np.ones((2, 3), np.float32)},
+        ValueError,
+        r"residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)",
+    ),
     ("linear", {"residual": np.ones(4, np.float32)}, ValueError, r"residual must have shape \(2, 4\)"),
     ("linear", {"residual": np.ones((2, 4))}, TypeError, "residual must be float32, got float64"),
     ("linear", {"clamp": 6}, TypeError, r"clamp must be None or a pair of floats \(lo, hi\), got 6"),
@@ -820,26 +960,50 @@ BAD = [
     ("linear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
     ("linear", {"clamp": (np.nan, 0)}, ValueError, "clamp must have lo <= hi"),
     ("qlinear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
-    ("qlinear", {"bias": np.float32([1, np.nan, np.inf, 0])}, ValueError, r"bias has 2 NaN or infinite values, the first at \(1,\)"),
+    (
+        "qlinear",
+        {"bias": np.float32([1, np.nan, np.inf, 0])},
+        ValueError,
+        r"bias has 2 NaN or infinite values, the first at \(1,\)",
+    ),
     ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
     ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
     ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
     ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match packed, got shape \(3, 2\)"),
     ("qlinear", {"params": 0.5}, TypeError, "params must be QParams, got float"),
     ("qlinear", {"params": qk.QParams(1, dtype="uint4")}, TypeError, "params must have dtype int8 or uint8, got uint4"),
-    ("qlinear", {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)}, ValueError, "params must be per tensor, got axis 0"),
+    (
+        "qlinear",
+        {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)},
+        ValueError,
+        "params must be per tensor, got axis 0",
+    ),
     ("qlinear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
     ("qlinear", {"out_params": None}, TypeError, "out_params must be QParams, got NoneType"),
-    ("qlinear", {"out_params": qk.QParams(1, dtype="int16")}, TypeError, "out_params must have dtype int8 or uint8, got int16"),
+    (
+        "qlinear",
+        {"out_params": qk.QParams(1, dtype="int16")},
+        TypeError,
+        "out_params must have dtype int8 or uint8, got int16",
+    ),
     ("qlinear", {"out_params": qk.QParams([1.0] * 4, axis=1)}, ValueError, "out_params must be per tensor, got axis 1"),
     ("qlinear", {"bias": np.ones(3, np.int32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
     ("qlinear", {"bias": np.full(4, 2**31)}, ValueError, "bias must fit int32, got .*2147483648"),
     ("qlinear", {"bias": np.ones(4, complex)}, TypeError, "bias must be int32 or a float array, got complex128"),
-    ("qlinear", {"bias": np.ones(4, np.float32), "rounding": "tflite"}, TypeError, "bias must be int32 with rounding 'tflite', got float32"),
+    (
+        "qlinear",
+        {"bias": np.ones(4, np.float32), "rounding": "tflite"},
+        TypeError,
+        "bias must be int32 with rounding 'tflite', got float32",
+    ),
     ("qlinear", {"rounding": "up"}, ValueError, "rounding must be one of 'half_even', .*, got 'up'"),
     ("qlinear", {"activation": "tanh"}, ValueError, "activation must be one of .*, got 'tanh'"),
-    ("qlinear", {"activation": "gelu", "rounding": "gemmlowp"}, ValueError, "activation must be None or 'relu' with rounding 'gemmlowp', "
-     "got 'gelu'"),
+    (
+        "qlinear",
+        {"activation": "gelu", "rounding": "gemmlowp"},
+        ValueError,
+        "activation must be None or 'relu' with rounding 'gemmlowp', got 'gelu'",
+    ),
 ]
 
 
@@ -847,20 +1011,29 @@ BAD = [
 def test_bad_input(name, change, error, message):
     function, arguments, dtype = CALLS[name]
     arguments = {**arguments, **change}
-    out = np.full((2, 4), 77, arguments["out_params"].dtype if change.keys() == {"out_params"} and error is ValueError else dtype)
+    out = np.full(
+        (2, 4), 77, arguments["out_params"].dtype if change.keys() == {"out_params"} and error is ValueError else dtype
+    )
     with pytest.raises(error, match=message):
         function(**arguments, out=out)
     assert (out == 77).all()
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ((B.astype(np.int32), PARAMS), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
-    ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
-    ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
-    ((B, 0.5), TypeError, "params must be QParams or a Codebook, got float"),
-    ((B, qk.QParams([1.0] * 3, axis=0)), ValueError, r"params must be per tensor or per column \(axis=1\), .* got axis=0"),
-    ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((B.astype(np.int32), PARAMS), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
+        ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
+        ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
+        ((B, 0.5), TypeError, "params must be QParams or a Codebook, got float"),
+        (
+            (B, qk.QParams([1.0] * 3, axis=0)),
+            ValueError,
+            r"params must be per tensor or per column \(axis=1\), .* got axis=0",
+        ),
+        ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
+    ],
+)
 def test_pack_refuses(arguments, error, message):
     with pytest.raises(error, match=message):
         qk.pack(*arguments)
@@ -881,7 +1054,10 @@ def test_from_arrays_refuses():
 
 def narrow(dtype):
     info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype))
-    return qk.pack(np.full((4, 4), info.min + 1, info.dtype), qk.QParams(np.ones((2, 4)), dtype=dtype, axis=0, block_size=2, narrow_range=True))
+    return qk.pack(
+        np.full((4, 4), info.min + 1, info.dtype),
+        qk.QParams(np.ones((2, 4)), dtype=dtype, axis=0, block_size=2, narrow_range=True),
+    )
 
 
 BLOCKS = qk.Codebook([1, 2, 3], axis=0, block_size=2)
@@ -907,28 +1083,63 @@ def test_from_arrays_needs_each_array(kind):
             qk.PackedMatrix.from_arrays(arrays)
 
 
-@pytest.mark.parametrize(("kind", "name", "value", "error"), [
-    (kind, name, value, error)
-    for kind, names in [("blocks", "codes shape signed block_size scale zero_point qmin"), ("levels", "codes shape levels block_size scales"),
-                        ("codes", "codes scale zero_point qmin"), ("weights", "weights")]
-    for name in names.split()
-    for value, error in [(None, TypeError), ("x", TypeError), (np.ones(3, complex), TypeError), (10**400, TypeError), ([[1], [2, 3]], (TypeError, ValueError)),
-                         (np.array([object()]), TypeError), (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
-                         (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)), (np.array(np.nan), (TypeError, ValueError)),
-                         (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError))]
-] + [
-    ("blocks", "shape", [4.9, 4], TypeError), ("blocks", "shape", [-4, -4], ValueError), ("blocks", "shape", [4, 5], ValueError),
-    ("blocks", "shape", [4], ValueError), ("blocks", "shape", np.uint64([2**63, 4]), ValueError), ("levels", "shape", [4.0, 4.0], TypeError),
-    ("levels", "shape", [2**62, 2**62], ValueError), ("blocks", "qmin", -7.9, TypeError), ("codes", "qmin", -127.9, TypeError),
-    ("codes", "qmin", [-127], ValueError), ("codes", "qmin", True, TypeError), ("blocks", "qmin", -9, ValueError),
-    ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError), ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
-    ("blocks", "signed", 1.0, TypeError), ("blocks", "signed", [True], ValueError), ("blocks", "block_size", 2.0, TypeError),
-    ("blocks", "block_size", -1, ValueError), ("blocks", "block_size", 3.5, TypeError), ("blocks", "block_size", 0, ValueError),
-    ("blocks", "zero_point", 0.0, TypeError), ("blocks", "zero_point", -8, ValueError), ("blocks", "zero_point", [0, 0], ValueError),
-    ("blocks", "scale", [1.0, 2.0], ValueError), ("blocks", "scale", np.zeros((2, 4)), ValueError), ("levels", "block_size", 0, ValueError),
-    ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError), ("levels", "scales", np.full((2, 4), np.inf), ValueError),
-    ("levels", "levels", np.ones(17), ValueError), ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
-])
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error"),
+    [
+        (kind, name, value, error)
+        for kind, names in [
+            ("blocks", "codes shape signed block_size scale zero_point qmin"),
+            ("levels", "codes shape levels block_size scales"),
+            ("codes", "codes scale zero_point qmin"),
+            ("weights", "weights"),
+        ]
+        for name in names.split()
+        for value, error in [
+            (None, TypeError),
+            ("x", TypeError),
+            (np.ones(3, complex), TypeError),
+            (10**400, TypeError),
+            ([[1], [2, 3]], (TypeError, ValueError)),
+            (np.array([object()]), TypeError),
+            (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
+            (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)),
+            (np.array(np.nan), (TypeError, ValueError)),
+            (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError)),
+        ]
+    ]
+    + [
+        ("blocks", "shape", [4.9, 4], TypeError),
+        ("blocks", "shape", [-4, -4], ValueError),
+        ("blocks", "shape", [4, 5], ValueError),
+        ("blocks", "shape", [4], ValueError),
+        ("blocks", "shape", np.uint64([2**63, 4]), ValueError),
+        ("levels", "shape", [4.0, 4.0], TypeError),
+        ("levels", "shape", [2**62, 2**62], ValueError),
+        ("blocks", "qmin", -7.9, TypeError),
+        ("codes", "qmin", -127.9, TypeError),
+        ("codes", "qmin", [-127], ValueError),
+        ("codes", "qmin", True, TypeError),
+        ("blocks", "qmin", -9, ValueError),
+        ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError),
+        ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
+        ("blocks", "signed", 1.0, TypeError),
+        ("blocks", "signed", [True], ValueError),
+        ("blocks", "block_size", 2.0, TypeError),
+        ("blocks", "block_size", -1, ValueError),
+        ("blocks", "block_size", 3.5, TypeError),
+        ("blocks", "block_size", 0, ValueError),
+        ("blocks", "zero_point", 0.0, TypeError),
+        ("blocks", "zero_point", -8, ValueError),
+        ("blocks", "zero_point", [0, 0], ValueError),
+        ("blocks", "scale", [1.0, 2.0], ValueError),
+        ("blocks", "scale", np.zeros((2, 4)), ValueError),
+        ("levels", "block_size", 0, ValueError),
+        ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError),
+        ("levels", "scales", np.full((2, 4), np.inf), ValueError),
+        ("levels", "levels", np.ones(17), ValueError),
+        ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
+    ],
+)
 def test_from_arrays_checks_each_array(kind, name, value, error):
     with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):
         qk.PackedMatrix.from_arrays({**STORED[kind], name: value})
@@ -938,7 +1149,9 @@ def test_codes_below_a_narrow_range_are_refused():
     for dtype in "int8", "uint8", "int16", "int4", "uint4":
         info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype, dtype))
         b, params = np.full((3, 5), info.min, info.dtype), qk.QParams(1, 1, dtype, narrow_range=True)
-        with pytest.raises(ValueError, match=f"b must hold codes from {info.min + 1} on, as params have a narrow range, got {info.min}"):
+        with pytest.raises(
+            ValueError, match=f"b must hold codes from {info.min + 1} on, as params have a narrow range, got {info.min}"
+        ):
             qk.pack(b, params)
         arrays = qk.pack(b, qk.QParams(1, 1, dtype)).to_arrays() | {"qmin": np.array(info.min + 1)}
         with pytest.raises(ValueError, match=f"got {info.min}"):
@@ -949,16 +1162,23 @@ every_call = pytest.mark.parametrize("name", CALLS)
 
 
 @every_call
-@pytest.mark.parametrize(("change", "error", "message"), [
-    (lambda out: out.tolist(), TypeError, "out must be an array whose memory can be written, got a list"),
-    (lambda out: out.astype(np.int64), TypeError, "out must have dtype .*, got int64"),
-    (lambda out: out.astype(out.dtype.newbyteorder()) if out.itemsize > 1 else out.astype(np.uint16), TypeError, "out must have dtype"),
-    (lambda out: out.T, ValueError, r"out must have shape \(2, 4\), got \(4, 2\)"),
-    (lambda out: out[0], ValueError, r"out must have shape \(2, 4\), got \(4,\)"),
-    (read_only, ValueError, "out must be writeable, got a read-only array"),
-    (np.asfortranarray, ValueError, "out must be C-contiguous"),
-    (lambda out: np.repeat(out, 2, 1)[:, ::2], ValueError, "out must be C-contiguous"),
-])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda out: out.tolist(), TypeError, "out must be an array whose memory can be written, got a list"),
+        (lambda out: out.astype(np.int64), TypeError, "out must have dtype .*, got int64"),
+        (
+            lambda out: out.astype(out.dtype.newbyteorder()) if out.itemsize > 1 else out.astype(np.uint16),
+            TypeError,
+            "out must have dtype",
+        ),
+        (lambda out: out.T, ValueError, r"out must have shape \(2, 4\), got \(4, 2\)"),
+        (lambda out: out[0], ValueError, r"out must have shape \(2, 4\), got \(4,\)"),
+        (read_only, ValueError, "out must be writeable, got a read-only array"),
+        (np.asfortranarray, ValueError, "out must be C-contiguous"),
+        (lambda out: np.repeat(out, 2, 1)[:, ::2], ValueError, "out must be C-contiguous"),
+    ],
+)
 def test_bad_out(name, change, error, message):
     function, arguments, dtype = CALLS[name]
     out = change(np.full((2, 4), 77, dtype))
@@ -976,11 +1196,19 @@ def overlapping(x, shape, dtype, offset):
     return copy, memory[64 + offset : 64 + offset + size].view(dtype).reshape(shape)
 
 
-@pytest.mark.parametrize(("name", "argument", "x"), [
-    ("matmul", "a", A), ("matmul", "b", B), ("matmul", "a_zero_point", np.ones(2, np.int32)), ("linear", "x", X), ("linear", "bias", np.ones(4, np.float32)),
-    ("qlinear", "q", A),
-    ("qlinear", "bias", np.ones(4, np.int32)), ("qlinear", "bias", np.ones(4, np.float32)),
-])
+@pytest.mark.parametrize(
+    ("name", "argument", "x"),
+    [
+        ("matmul", "a", A),
+        ("matmul", "b", B),
+        ("matmul", "a_zero_point", np.ones(2, np.int32)),
+        ("linear", "x", X),
+        ("linear", "bias", np.ones(4, np.float32)),
+        ("qlinear", "q", A),
+        ("qlinear", "bias", np.ones(4, np.int32)),
+        ("qlinear", "bias", np.ones(4, np.float32)),
+    ],
+)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_out_must_not_overlap_input(name, argument, x, transposed):
     function, arguments, dtype = CALLS[name]
@@ -1058,5 +1286,7 @@ print("done")
 @pytest.mark.parametrize("how", ["fork", "pool", "fork while another thread multiplies"])
 def test_threads_after_fork(how):
     """libgomp's threads do not live on in a child: a child that waited for them would wait for ever."""
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK, how], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, how], capture_output=True, text=True, timeout=60
+    )
     assert result.stdout == "done\n", result.stderr

@@ -52,8 +52,12 @@ LAYOUTS = {
 }
 every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 layouts = st.sampled_from(list(LAYOUTS.values()))
-sizes = st.one_of(st.integers(0, 150), st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 128, 129, 160]))
-shapes_of_rows = st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9)))
+sizes = st.one_of(
+    st.integers(0, 150), st.sampled_from([0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 96, 128, 129, 160])
+)
+shapes_of_rows = st.one_of(
+    st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9))
+)
 
 
 @st.composite
@@ -108,7 +112,9 @@ def test_activations_and_layers_large_enough_for_threads(dtype, variants):
         for activation in [None, "gelu", "silu"]:
             want = qk.linear(np.zeros((1, 1), np.float32), eight, plain.ravel(), activation=activation).reshape(m, n)
             for variant in variants():
-                assert_array_equal(qk.linear(x, packed, bias, activation=activation), want, err_msg=variant, strict=True)
+                assert_array_equal(
+                    qk.linear(x, packed, bias, activation=activation), want, err_msg=variant, strict=True
+                )
 
 
 @every_half
@@ -120,7 +126,9 @@ def test_near_the_exact_product(dtype):
     bound = 384 * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(real)) * 1.001
     assert (np.abs(qk.linear(x, packed) - x.astype(np.float64) @ real) <= bound).all()
     for other in (np.float64, np.float16, ml_dtypes.bfloat16):
-        assert_array_equal(qk.linear(x.astype(other), packed), qk.linear(x.astype(other).astype(np.float32), packed), strict=True)
+        assert_array_equal(
+            qk.linear(x.astype(other), packed), qk.linear(x.astype(other).astype(np.float32), packed), strict=True
+        )
 
 
 def test_sums_beyond_float32_are_infinite(isas):
@@ -128,7 +136,9 @@ def test_sums_beyond_float32_are_infinite(isas):
     packed = qk.pack(np.full((2, 33), 2.0**127, ml_dtypes.bfloat16), None)
     for isa in isas():
         y = qk.linear(np.float32([[2, 0], [1, -1], [1, 1], [-2, 0]]), packed)
-        assert_array_equal(y, np.repeat(np.float32([[np.inf], [0], [np.inf], [-np.inf]]), 33, 1), err_msg=isa, strict=True)
+        assert_array_equal(
+            y, np.repeat(np.float32([[np.inf], [0], [np.inf], [-np.inf]]), 33, 1), err_msg=isa, strict=True
+        )
 
 
 def test_packed_under_one_instruction_set_and_used_under_another(isas):
@@ -181,7 +191,9 @@ def test_refuses_weights_that_are_not_finite(dtype, bad, isas):
             w[place] = bad
             for b in (w, np.asfortranarray(w)):
                 for _ in isas():
-                    with pytest.raises(ValueError, match=rf"b has 1 NaN or infinite values, the first at \({place[0]}, {place[1]}\)"):
+                    with pytest.raises(
+                        ValueError, match=rf"b has 1 NaN or infinite values, the first at \({place[0]}, {place[1]}\)"
+                    ):
                         qk.pack(b, None)
 
 
@@ -189,7 +201,11 @@ def test_errors_name_what_was_wrong():
     w = np.ones((4, 3), np.float16)
     for args, error, text in [
         ((w, qk.QParams(1)), TypeError, "params must be None for weights of float16, got QParams"),
-        ((w.astype(ml_dtypes.bfloat16), qk.QParams(1)), TypeError, "params must be None for weights of bfloat16, got QParams"),
+        (
+            (w.astype(ml_dtypes.bfloat16), qk.QParams(1)),
+            TypeError,
+            "params must be None for weights of bfloat16, got QParams",
+        ),
         ((w.astype(np.float32), None), TypeError, "b must be float16 or bfloat16 where params is None, got float32"),
         ((w.astype(np.int8), None), TypeError, "b must be float16 or bfloat16 where params is None, got int8"),
         ((w[0], None), ValueError, r"b must have shape \(K, N\), got \(3,\)"),
@@ -198,9 +214,13 @@ def test_errors_name_what_was_wrong():
         with pytest.raises(error, match=text):
             qk.pack(*args)
     for packed in (qk.pack(w, None), qk.pack(w.astype(ml_dtypes.bfloat16), None)):
-        with pytest.raises(TypeError, match=f"b must hold 8-bit weights, got {packed.dtype}: such weights are for linear"):
+        with pytest.raises(
+            TypeError, match=f"b must hold 8-bit weights, got {packed.dtype}: such weights are for linear"
+        ):
             qk.matmul(np.zeros((2, 4), np.uint8), packed)
-        with pytest.raises(TypeError, match=f"packed must hold 8-bit weights, got {packed.dtype}: such weights are for linear"):
+        with pytest.raises(
+            TypeError, match=f"packed must hold 8-bit weights, got {packed.dtype}: such weights are for linear"
+        ):
             qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
     with pytest.raises(TypeError, match="weights must be float16 or uint16, got float32"):
         qk.PackedMatrix.from_arrays({"weights": w.astype(np.float32)})
@@ -218,8 +238,13 @@ def test_an_error_leaves_out_untouched(dtype, isas):
                 qk.linear(wrong, packed, out=out)
             with pytest.raises(ValueError, match="x has 1 NaN"):
                 qk.linear(wrong, packed)
-    for kwargs, error in [({"x": x[:, :63]}, ValueError), ({"bias": np.ones(4)}, ValueError), ({"activation": "tanh"}, ValueError),
-                          ({"bias": np.ones(3, int)}, TypeError), ({"x": x.astype(int)}, TypeError)]:
+    for kwargs, error in [
+        ({"x": x[:, :63]}, ValueError),
+        ({"bias": np.ones(4)}, ValueError),
+        ({"activation": "tanh"}, ValueError),
+        ({"bias": np.ones(3, int)}, TypeError),
+        ({"x": x.astype(int)}, TypeError),
+    ]:
         with pytest.raises(error):
             qk.linear(**{"x": x, "packed": packed, "out": out, **kwargs})
     with pytest.raises(ValueError, match="out must not overlap x"):
@@ -238,7 +263,9 @@ def random_codes(rng, shape, dtype, largest):
     """Codes of at most that magnitude, a third of them at the ends of the range."""
     info = np.iinfo(dtype)
     low, high = max(info.min, -largest), min(info.max, largest)
-    return np.where(rng.random(shape) < 1 / 3, rng.choice([low, high], shape), rng.integers(low, high + 1, shape)).astype(dtype)
+    return np.where(
+        rng.random(shape) < 1 / 3, rng.choice([low, high], shape), rng.integers(low, high + 1, shape)
+    ).astype(dtype)
 
 
 def exact(a, b, a_zero_point=0, b_zero_point=0):
@@ -332,11 +359,19 @@ def test_int16_packed_gives_back_what_it_was_made_of(isas):
             params = qk.QParams(rng.uniform(0.1, 1, n), rng.integers(-9, 9, n), "int16", axis=1)
             for isa in isas():
                 packed = qk.pack(layout(b), params)
-                for same in (packed, pickle.loads(pickle.dumps(packed)), qk.PackedMatrix.from_arrays(packed.to_arrays())):
+                for same in (
+                    packed,
+                    pickle.loads(pickle.dumps(packed)),
+                    qk.PackedMatrix.from_arrays(packed.to_arrays()),
+                ):
                     assert same.shape == (k, n) and same.params == params and same.dtype == np.int16
                     assert_array_equal(same.unpack(), b, err_msg=isa, strict=True)
                     assert_array_equal(qk.matmul(a, same), exact(a, b), err_msg=isa, strict=True)
-    assert 2 * 1024 * 1024 <= qk.pack(np.zeros((1024, 1024), np.int16), qk.QParams(1, dtype="int16")).nbytes <= 2.02 * 1024 * 1024
+    assert (
+        2 * 1024 * 1024
+        <= qk.pack(np.zeros((1024, 1024), np.int16), qk.QParams(1, dtype="int16")).nbytes
+        <= 2.02 * 1024 * 1024
+    )
 
 
 def test_int16_packed_under_one_instruction_set_and_used_under_another(isas):
@@ -351,21 +386,40 @@ def test_int16_packed_under_one_instruction_set_and_used_under_another(isas):
 A, B = np.ones((2, 4), np.int16), np.ones((4, 3), np.int16)
 
 
-@pytest.mark.parametrize(("kwargs", "error", "text"), [
-    ({"a": A.astype(np.int32)}, TypeError, "a must be int16, int8 or uint8 where the other is int16, got int32"),
-    ({"a": A.astype(np.uint16)}, TypeError, "a must be int16, int8 or uint8 .*got uint16"),
-    ({"b": B.astype(np.float32)}, TypeError, "b must be int16, int8 or uint8 .*got float32"),
-    ({"b": B[0]}, ValueError, r"b must have shape \(K, N\) where a or b is int16, got \(3,\)"),
-    ({"b": B[:3]}, ValueError, r"a must have 3 columns to match b, got shape \(2, 4\)"),
-    ({"b": qk.pack(B.astype(np.int8), qk.QParams(1))}, TypeError, "b must be packed from int16 where a is int16, got a PackedMatrix of int8"),
-    ({"b": qk.pack(B.astype(np.float16), None)}, TypeError, "b must be packed from int16 where a is int16, got a PackedMatrix of float16"),
-    ({"a_zero_point": 2**15}, ValueError, r"a_zero_point must be within \[-32768, 32767\] for int16, got 32768"),
-    ({"a": A.astype(np.uint8), "a_zero_point": -1}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8"),
-    ({"b_zero_point": np.zeros(2, int)}, ValueError, r"b_zero_point must be a scalar or have shape \(3,\), got \(2,\)"),
-    ({"b_zero_point": 1.0}, TypeError, "b_zero_point must be an integer"),
-    ({"out": np.full((2, 3), 7, np.int32)}, TypeError, "out must have dtype int64, got int32"),
-    ({"out": np.full((2, 2), 7, np.int64)}, ValueError, r"out must have shape \(2, 3\), got \(2, 2\)"),
-])
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"a": A.astype(np.int32)}, TypeError, "a must be int16, int8 or uint8 where the other is int16, got int32"),
+        ({"a": A.astype(np.uint16)}, TypeError, "a must be int16, int8 or uint8 .*got uint16"),
+        ({"b": B.astype(np.float32)}, TypeError, "b must be int16, int8 or uint8 .*got float32"),
+        ({"b": B[0]}, ValueError, r"b must have shape \(K, N\) where a or b is int16, got \(3,\)"),
+        ({"b": B[:3]}, ValueError, r"a must have 3 columns to match b, got shape \(2, 4\)"),
+        (
+            {"b": qk.pack(B.astype(np.int8), qk.QParams(1))},
+            TypeError,
+            "b must be packed from int16 where a is int16, got a PackedMatrix of int8",
+        ),
+        (
+            {"b": qk.pack(B.astype(np.float16), None)},
+            TypeError,
+            "b must be packed from int16 where a is int16, got a PackedMatrix of float16",
+        ),
+        ({"a_zero_point": 2**15}, ValueError, r"a_zero_point must be within \[-32768, 32767\] for int16, got 32768"),
+        (
+            {"a": A.astype(np.uint8), "a_zero_point": -1},
+            ValueError,
+            r"a_zero_point must be within \[0, 255\] for uint8",
+        ),
+        (
+            {"b_zero_point": np.zeros(2, int)},
+            ValueError,
+            r"b_zero_point must be a scalar or have shape \(3,\), got \(2,\)",
+        ),
+        ({"b_zero_point": 1.0}, TypeError, "b_zero_point must be an integer"),
+        ({"out": np.full((2, 3), 7, np.int32)}, TypeError, "out must have dtype int64, got int32"),
+        ({"out": np.full((2, 2), 7, np.int64)}, ValueError, r"out must have shape \(2, 3\), got \(2, 2\)"),
+    ],
+)
 def test_int16_errors(kwargs, error, text):
     out = kwargs.get("out", np.full((2, 3), 7, np.int64))
     with pytest.raises(error, match=text):

@@ -73,7 +73,9 @@ block_sizes = st.sampled_from([32, 64, 128, 8, 16, 256, 1, 5, 20, 33, "column", 
 def layers(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     k, n, dtype = draw(sizes), draw(sizes), draw(st.sampled_from(DTYPES))
-    rows = draw(st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9))))
+    rows = draw(
+        st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9)))
+    )
     x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
     params = random_params(rng, k, n, dtype, draw(block_sizes), draw(st.booleans()), draw(st.booleans()))
     bias = draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
@@ -147,7 +149,9 @@ def test_activations_and_layers_large_enough_for_threads(variants):
         assert_array_equal(qk.linear(x, packed, bias), plain, strict=True)
         # 8-bit products have the same activations: where their sums are 0, they give those of the bias.
         eight = qk.pack(np.zeros((1, m * n), np.int8), qk.QParams(1))
-        assert_array_equal(qk.linear(np.zeros((1, 1), np.float32), eight, plain.ravel(), activation="silu")[0], first.ravel())
+        assert_array_equal(
+            qk.linear(np.zeros((1, 1), np.float32), eight, plain.ravel(), activation="silu")[0], first.ravel()
+        )
 
 
 @every_dtype
@@ -196,7 +200,9 @@ def test_packed_gives_back_what_it_was_made_of(dtype, layout, isas):
                     assert_array_equal(qk.linear(x, same), qk.linear(x, packed), err_msg=isa, strict=True)
 
 
-@pytest.mark.parametrize(("half", "asymmetric", "most"), [(False, False, 0.63), (True, False, 0.57), (False, True, 0.66), (True, True, 0.6)])
+@pytest.mark.parametrize(
+    ("half", "asymmetric", "most"), [(False, False, 0.63), (True, False, 0.57), (False, True, 0.66), (True, True, 0.6)]
+)
 def test_bytes(half, asymmetric, most):
     rng = np.random.default_rng(0)
     for k, n in [(384, 1536), (1536, 384), (1024, 1024)]:
@@ -216,7 +222,9 @@ def test_any_byte_of_a_4_bit_code_is_taken_by_its_low_half(isas):
     for dtype in (ml_dtypes.int4, ml_dtypes.uint4):
         for isa in isas():
             for b in (raw.view(dtype), raw.view(dtype).T):
-                assert_array_equal(qk.pack(b, qk.QParams(1, dtype=dtype)).unpack(), b.astype(np.int8).astype(dtype), err_msg=isa)
+                assert_array_equal(
+                    qk.pack(b, qk.QParams(1, dtype=dtype)).unpack(), b.astype(np.int8).astype(dtype), err_msg=isa
+                )
 
 
 # ---- errors ----
@@ -229,9 +237,17 @@ def test_errors_name_what_was_wrong():
         ((b.astype(np.int8), params), TypeError, r"b must have dtype int4 \(as params\), got int8"),
         ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
         ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
-        ((b, qk.QParams(np.ones((64, 1)), dtype="int4", axis=1, block_size=3)), ValueError, "per block of rows .*got axis=1, block_size=3"),
+        (
+            (b, qk.QParams(np.ones((64, 1)), dtype="int4", axis=1, block_size=3)),
+            ValueError,
+            "per block of rows .*got axis=1, block_size=3",
+        ),
         ((b, qk.QParams(np.ones(64), dtype="int4", axis=0)), ValueError, "got axis=0, block_size=None"),
-        ((b.astype(np.int16), qk.QParams(np.ones((2, 3)), dtype="int16", axis=0, block_size=32)), ValueError, "got axis=0, block_size=32"),
+        (
+            (b.astype(np.int16), qk.QParams(np.ones((2, 3)), dtype="int16", axis=0, block_size=32)),
+            ValueError,
+            "got axis=0, block_size=32",
+        ),
     ]:
         with pytest.raises(error, match=text):
             qk.pack(*args)
@@ -252,8 +268,13 @@ def test_an_error_leaves_out_untouched():
             qk.linear(wrong, packed, out=out)
         with pytest.raises(ValueError, match="x has 1 NaN"):
             qk.linear(wrong, packed)
-    for kwargs, error in [({"x": x[:, :63]}, ValueError), ({"bias": np.ones(4)}, ValueError), ({"activation": "tanh"}, ValueError),
-                          ({"bias": np.ones(3, int)}, TypeError), ({"x": x.astype(int)}, TypeError)]:
+    for kwargs, error in [
+        ({"x": x[:, :63]}, ValueError),
+        ({"bias": np.ones(4)}, ValueError),
+        ({"activation": "tanh"}, ValueError),
+        ({"bias": np.ones(3, int)}, TypeError),
+        ({"x": x.astype(int)}, TypeError),
+    ]:
         with pytest.raises(error):
             qk.linear(**{"x": x, "packed": packed, "out": out, **kwargs})
     with pytest.raises(ValueError, match="out must not overlap x"):
@@ -265,32 +286,67 @@ def test_refuses_blocks_whose_sums_could_overflow():
     """127 * 15 for each row: one more than fits."""
     k = (2**31 - 1) // (127 * 15)
     for rows, block_size in [(k, None), (k + 1, None), (k + 1, k)]:
-        params = qk.QParams(np.ones((-(-rows // block_size), 1)), 0 * np.ones((-(-rows // block_size), 1), int), "uint4", axis=0,
-                            block_size=block_size) if block_size else qk.QParams(1, 0, "uint4")
+        params = (
+            qk.QParams(
+                np.ones((-(-rows // block_size), 1)),
+                0 * np.ones((-(-rows // block_size), 1), int),
+                "uint4",
+                axis=0,
+                block_size=block_size,
+            )
+            if block_size
+            else qk.QParams(1, 0, "uint4")
+        )
         packed = qk.pack(np.full((rows, 1), 15, ml_dtypes.uint4), params)
         x = np.full((1, rows), 127, np.float32)
         if block_size is None and rows > k:
             with pytest.raises(ValueError, match=f"shared by {rows} rows, at most {k} are possible"):
                 qk.linear(x, packed)
         else:
-            assert_array_equal(qk.linear(x, packed), linear_by_numpy(x, np.full((rows, 1), 15, ml_dtypes.uint4), params))
+            assert_array_equal(
+                qk.linear(x, packed), linear_by_numpy(x, np.full((rows, 1), 15, ml_dtypes.uint4), params)
+            )
 
 
 # ---- codes of codebooks ----
 
-NF4 = np.float32([-1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0, 0.0795803, 0.1609302,
-                  0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1])
+NF4 = np.float32(
+    [
+        -1,
+        -0.6961928,
+        -0.52507305,
+        -0.3949175,
+        -0.28444138,
+        -0.18477343,
+        -0.09105004,
+        0,
+        0.0795803,
+        0.1609302,
+        0.2461123,
+        0.33791524,
+        0.44070983,
+        0.562617,
+        0.72295684,
+        1,
+    ]
+)
 KINDS = ["all", "column", 32, 64, 20, 3]
 
 
 def random_weights(rng, k, n, kind, levels=16):
     """(codes, codebook, scales), a third of the codes being at the ends of the levels."""
-    codes = np.where(rng.random((k, n)) < 1 / 3, rng.choice([0, levels - 1], (k, n)), rng.integers(0, levels, (k, n))).astype(np.uint8)
+    codes = np.where(
+        rng.random((k, n)) < 1 / 3, rng.choice([0, levels - 1], (k, n)), rng.integers(0, levels, (k, n))
+    ).astype(np.uint8)
     if kind == "column":
         return codes, qk.Codebook(np.sort(rng.normal(0, 0.1, (n, levels))), axis=1), None
     if kind == "all":
         return codes, qk.Codebook(rng.normal(0, 0.1, levels)), None
-    return codes, qk.Codebook(np.sort(rng.normal(0, 0.4, levels)), axis=0, block_size=kind), rng.uniform(0.01, 1, (-(-k // kind), n))
+    return (
+        codes,
+        qk.Codebook(np.sort(rng.normal(0, 0.4, levels)), axis=0, block_size=kind),
+        rng.uniform(0.01, 1, (-(-k // kind), n)),
+    )
 
 
 def int8_levels(codebook):
@@ -321,7 +377,9 @@ def codebook_linear_by_numpy(x, codes, codebook, scales, bias=None):
 def codebook_layers(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     k, n = draw(sizes), draw(st.one_of(st.integers(1, 200), st.sampled_from([1, 15, 16, 17, 31, 32, 33, 64, 65])))
-    rows = draw(st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9))))
+    rows = draw(
+        st.one_of(st.integers(0, 40).map(lambda m: (m,)), st.just(()), st.tuples(st.integers(0, 3), st.integers(0, 9)))
+    )
     x = rng.normal(rng.choice([0, 3]), 10.0 ** rng.integers(-3, 4), (*rows, k)).astype(np.float32)
     weights = random_weights(rng, k, n, draw(st.sampled_from(KINDS)), draw(st.sampled_from([16, 16, 8, 5, 1])))
     return x, weights, draw(st.sampled_from([None, rng.normal(0, 10, n).astype(np.float32)]))
@@ -353,11 +411,20 @@ def test_codebook_worst_cases(kind, isas):
         codebook, scales = qk.Codebook(levels), None
     else:
         codebook, scales = qk.Codebook(levels, axis=0, block_size=kind), np.full((-(-k // kind), n), 0.7)
-    for x in (np.full((5, k), 127.0, np.float32), np.full((5, k), -127.0, np.float32), np.tile(np.float32([127, -127]), (5, k // 2))):
-        for codes in [*(np.full((k, n), code, np.uint8) for code in range(4)), np.tile(np.uint8([[0], [1]]), (k // 2, n))]:
+    for x in (
+        np.full((5, k), 127.0, np.float32),
+        np.full((5, k), -127.0, np.float32),
+        np.tile(np.float32([127, -127]), (5, k // 2)),
+    ):
+        for codes in [
+            *(np.full((k, n), code, np.uint8) for code in range(4)),
+            np.tile(np.uint8([[0], [1]]), (k // 2, n)),
+        ]:
             want = codebook_linear_by_numpy(x, codes, codebook, scales)
             for isa in isas():
-                assert_array_equal(qk.linear(x, qk.pack(codes, codebook, scales=scales)), want, err_msg=isa, strict=True)
+                assert_array_equal(
+                    qk.linear(x, qk.pack(codes, codebook, scales=scales)), want, err_msg=isa, strict=True
+                )
 
 
 @pytest.mark.parametrize("kind", ["all", "column", 64])
@@ -366,7 +433,10 @@ def test_codebook_layers_large_enough_for_threads(kind, variants):
     for m, k, n in [(301, 401, 203), (1, 4096, 2048), (8, 1024, 1024)]:
         x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
         codes, codebook, scales = random_weights(rng, k, n, kind)
-        packed, want = qk.pack(codes, codebook, scales=scales), codebook_linear_by_numpy(x, codes, codebook, scales, bias)
+        packed, want = (
+            qk.pack(codes, codebook, scales=scales),
+            codebook_linear_by_numpy(x, codes, codebook, scales, bias),
+        )
         for variant in variants():
             assert_array_equal(qk.linear(x, packed, bias), want, err_msg=variant, strict=True)
 
@@ -388,7 +458,11 @@ def test_weights_that_encode_gave(axis_of):
     rng = np.random.default_rng(0)
     x, w = rng.normal(0, 1, (50, 384)).astype(np.float32), axis_of(rng.normal(0, 0.05, (384, 200)).astype(np.float32))
     quantiles = np.quantile(w, np.linspace(0.02, 0.98, 16), axis=0).T
-    for codebook in (qk.Codebook(NF4, axis=0, block_size=64), qk.Codebook(NF4 * np.abs(w).max()), qk.Codebook(quantiles, axis=1)):
+    for codebook in (
+        qk.Codebook(NF4, axis=0, block_size=64),
+        qk.Codebook(NF4 * np.abs(w).max()),
+        qk.Codebook(quantiles, axis=1),
+    ):
         result = qk.encode(w, codebook)
         codes, scales = result if codebook.block_size else (result, None)
         packed, real = qk.pack(codes, codebook, scales=scales), qk.decode(codes, codebook, scales).astype(np.float64)
@@ -436,7 +510,13 @@ def test_codebook_bytes():
 
 def test_level_error():
     """The largest distance to the int8 multiple that stands for a level, in units of the largest level."""
-    for levels, want in [([-127, 3, 50, 127], 0), ([127, 0.5], 0.5 / 127), ([127, 10.25], 0.25 / 127), ([0, 0], 0), ([-1], 0)]:
+    for levels, want in [
+        ([-127, 3, 50, 127], 0),
+        ([127, 0.5], 0.5 / 127),
+        ([127, 10.25], 0.25 / 127),
+        ([0, 0], 0),
+        ([-1], 0),
+    ]:
         packed = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook(levels))
         assert packed.level_error == pytest.approx(want, rel=1e-5, abs=1e-7)
     columns = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook([[127, 10.25], [127, 1.125]], axis=1))
@@ -459,7 +539,12 @@ def test_codebook_errors_name_what_was_wrong():
         ((codes[0], codebook), scales, ValueError, r"b must have shape \(K, N\), got \(3,\)"),
         ((codes, codebook), None, ValueError, "scales are needed for a codebook with block_size=32"),
         ((codes, codebook), scales.astype(int), TypeError, "scales must be floats.*int64"),
-        ((codes, codebook), scales[:1], ValueError, r"scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)"),
+        (
+            (codes, codebook),
+            scales[:1],
+            ValueError,
+            r"scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)",
+        ),
         ((codes, codebook), scales * np.inf, ValueError, "scales must be finite in float32, got inf"),
         ((codes, sixteen), scales, ValueError, "scales must be None for a codebook without block_size"),
         ((codes, qk.Codebook(np.arange(17))), None, ValueError, "at most 16 levels and no vectors, got .*17 levels"),
@@ -469,9 +554,19 @@ def test_codebook_errors_name_what_was_wrong():
         ((codes, qk.Codebook(np.arange(16), axis=1, block_size=32)), scales, ValueError, "got axis=1, block_size=32"),
         ((codes, qk.Codebook(np.ones((4, 16)), axis=1)), None, ValueError, "levels for 3 columns, got 4"),
         ((np.full((4, 3), 16, np.uint8), sixteen), None, ValueError, "b must hold codes below 16, got 16"),
-        ((np.full((4, 3), 5, np.uint8), qk.Codebook(np.arange(5))), None, ValueError, "b must hold codes below 5, got 5"),
+        (
+            (np.full((4, 3), 5, np.uint8), qk.Codebook(np.arange(5))),
+            None,
+            ValueError,
+            "b must hold codes below 5, got 5",
+        ),
         ((codes, 5), None, TypeError, "params must be QParams or a Codebook, got int"),
-        ((codes, qk.QParams(1, 0, "uint8")), scales, ValueError, "scales must be None for weights without a Codebook, got ndarray"),
+        (
+            (codes, qk.QParams(1, 0, "uint8")),
+            scales,
+            ValueError,
+            "scales must be None for weights without a Codebook, got ndarray",
+        ),
     ]:
         with pytest.raises(error, match=text):
             qk.pack(*args, scales=given_scales)

@@ -12,7 +12,7 @@ import pytest
 import qkernels as qk
 
 ROOT = Path(qk.__file__).parents[1]
-SECONDS = 0.2   # that a signal may wait, and as much again on a busy machine
+SECONDS = 0.2  # that a signal may wait, and as much again on a busy machine
 
 SETUP = """
     import os, signal, sys, threading, time
@@ -108,8 +108,13 @@ INTERRUPTED = """
 def output(*code, isa="scalar", threads=1):
     env = {**os.environ, "QKERNELS_ISA": isa, "QKERNELS_NUM_THREADS": str(threads)}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", "".join(map(textwrap.dedent, code))], env=env, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", "".join(map(textwrap.dedent, code))],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout.strip()
 

@@ -33,8 +33,12 @@ def lloyd(x, centroids, iterations, weights=None):
     for _ in range(iterations):
         labels = squared_distances(x, centroids).argmin(axis=1)
         total = np.bincount(labels, weights, len(centroids))
-        sums = np.stack([np.bincount(labels, weights * column, len(centroids)) for column in x.T.astype(np.float64)], axis=1)
-        centroids = np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1)[:, None], centroids).astype(centroids.dtype)
+        sums = np.stack(
+            [np.bincount(labels, weights * column, len(centroids)) for column in x.T.astype(np.float64)], axis=1
+        )
+        centroids = np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1)[:, None], centroids).astype(
+            centroids.dtype
+        )
     return centroids
 
 
@@ -51,15 +55,19 @@ def check_consistent(x, result, weights=None):
     distances = squared_distances(np.asarray(x), result.centroids)
     chosen = distances[np.arange(len(distances)), result.labels]
     assert np.all(chosen <= distances.min(axis=1) * (1 + 1e-4) + 1e-30)
-    assert result.inertia == pytest.approx(np.sum(chosen if weights is None else weights * chosen), rel=1e-12, abs=1e-30)
+    assert result.inertia == pytest.approx(
+        np.sum(chosen if weights is None else weights * chosen), rel=1e-12, abs=1e-30
+    )
 
 
 # ---- the algorithm ----
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n, d, k", [(1, 1, 1), (40, 2, 1), (100, 1, 7), (500, 3, 20), (333, 5, 33), (700, 17, 16), (300, 70, 10),
-                                     (150, 2, 150)])
+@pytest.mark.parametrize(
+    "n, d, k",
+    [(1, 1, 1), (40, 2, 1), (100, 1, 7), (500, 3, 20), (333, 5, 33), (700, 17, 16), (300, 70, 10), (150, 2, 150)],
+)
 def test_kmeans_is_lloyds_algorithm(variants, n, d, k, dtype):
     x = blobs(n, d, k, spread=2, dtype=dtype)
     start = x[RNG.choice(n, k, replace=False)]
@@ -75,7 +83,7 @@ def test_bounds_lose_no_label(variants, d):
     x = RNG.standard_normal((2500, d), np.float32)
     result = same([kmeans(x, 40, init=x[:40], max_iter=15, tol=0) for _ in variants()])
     state = _core.KMeans(x, None, 40, 1024, False)
-    with np.errstate(under="ignore"):   # which kmeans itself sees to
+    with np.errstate(under="ignore"):  # which kmeans itself sees to
         state.place(result.centroids)
     state.assign()
     np.testing.assert_array_equal(result.labels, state.labels)
@@ -84,7 +92,7 @@ def test_bounds_lose_no_label(variants, d):
 def test_chunks_are_merged_in_order(variants):
     x, results = RNG.standard_normal((40000, 4), np.float32), []
     for name in variants():
-        if not name.startswith("scalar"):   # which takes a function call for each multiply-add
+        if not name.startswith("scalar"):  # which takes a function call for each multiply-add
             results.append(kmeans(x, 64, init=x[:64], max_iter=8, tol=0))
     if results:
         check_consistent(x, same(results))
@@ -103,10 +111,12 @@ def test_ties_go_to_the_lower_index(variants):
     start = np.float32([[2, 0], [0, 0], [2, 0], [0, 0]])
     for _ in variants():
         result = kmeans(x, 4, init=start, max_iter=1, callback=lambda *_: True)
-        assert result.labels.tolist() == [1, 0, 0, 0]   # 1 is as near to 0 as to 2
+        assert result.labels.tolist() == [1, 0, 0, 0]  # 1 is as near to 0 as to 2
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, ml_dtypes.bfloat16, np.int8, np.uint8, np.int16, np.int32, np.int64, np.float64]
+)
 def test_other_types_are_clustered_as_floats(dtype):
     x = (RNG.standard_normal((200, 3)) * 20).astype(dtype)
     real = x.astype(np.float64 if np.dtype(dtype).itemsize >= 8 or dtype == np.int32 else np.float32)
@@ -278,7 +288,7 @@ def test_ctrl_c_stops_soon_and_leaves_nothing_behind(interruptible):
     with pytest.raises(KeyboardInterrupt):
         kmeans(x, 512, init=x[:512], tol=0, max_iter=10**6)
     timer.join()
-    assert time.perf_counter() - start < 10   # 0.4 on an idle machine
+    assert time.perf_counter() - start < 10  # 0.4 on an idle machine
     check_consistent(x[:100], kmeans(x[:100], 5, rng=0))
 
 
@@ -324,7 +334,11 @@ def check_exactly(x, weights, result, settled):
         assert distances[label] <= min(distances) * (1 + (len(point) + 2) * epsilon)
         total += weight * distances[label]
     bound, least = Fraction(2) ** 1023, Fraction(float(np.finfo(centroids.dtype).smallest_subnormal))
-    assert math.isinf(inertia) and total > bound or abs(Fraction(inertia) - total) <= total / 10**9 + Fraction(5e-324) * len(x)
+    assert (
+        math.isinf(inertia)
+        and total > bound
+        or abs(Fraction(inertia) - total) <= total / 10**9 + Fraction(5e-324) * len(x)
+    )
     for j, mean in enumerate(means) if settled else ():
         members = [i for i in range(len(x)) if labels[i] == j]
         weight = sum(weights[i] for i in members)
@@ -339,9 +353,13 @@ def hostile_points(rng, dtype):
     n, d = int(rng.integers(2, 24)), int(rng.integers(1, 5))
     reach = {np.float32: (-44, 38), np.float64: (-320, 300)}[dtype]
     low = rng.integers(*reach)
-    powers = rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d)) if rng.random() < 0.5 else rng.choice(rng.integers(*reach, 3), (n, d))
+    powers = (
+        rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d))
+        if rng.random() < 0.5
+        else rng.choice(rng.integers(*reach, 3), (n, d))
+    )
     x = (rng.normal(0, 1, (n, d)) * 10.0**powers).astype(dtype)
-    if rng.random() < 0.5:   # several points far from the others, and far nearer to each other
+    if rng.random() < 0.5:  # several points far from the others, and far nearer to each other
         x = x[rng.integers(0, n, n)] + (10.0 ** float(rng.integers(*reach)) * rng.integers(-3, 4, (n, d))).astype(dtype)
     return np.clip(x, *(np.finfo(dtype).min / 4, np.finfo(dtype).max / 4))
 
@@ -352,12 +370,19 @@ def test_labels_are_the_nearest_centroids_of_points_of_any_magnitudes(seed, dtyp
     rng, refused = np.random.default_rng(seed), 0
     for _ in range(100):
         x = hostile_points(rng, dtype)
-        weights = [None, rng.random(len(x)), 10.0 ** rng.uniform(-300, 300, len(x)), 10.0 ** rng.uniform(-20, 0, len(x))][rng.integers(4)]
+        weights = [
+            None,
+            rng.random(len(x)),
+            10.0 ** rng.uniform(-300, 300, len(x)),
+            10.0 ** rng.uniform(-20, 0, len(x)),
+        ][rng.integers(4)]
         k, init = int(rng.integers(1, len(x) + 1)), ["k-means++", "random"][rng.integers(2)]
         seen = []
         try:
-            result = kmeans(x, k, weights=weights, init=init, rng=0, tol=0, max_iter=200, callback=lambda *step: seen.append(step))
-        except ValueError as error:   # stated: float64 beyond a ratio of 1e400 or so
+            result = kmeans(
+                x, k, weights=weights, init=init, rng=0, tol=0, max_iter=200, callback=lambda *step: seen.append(step)
+            )
+        except ValueError as error:  # stated: float64 beyond a ratio of 1e400 or so
             assert "x and init must not hold magnitudes" in str(error)
             positive = np.abs(x[x != 0])
             assert dtype == np.float64 and float(np.log10(positive.max()) - np.log10(positive.min())) > 400
@@ -369,7 +394,13 @@ def test_labels_are_the_nearest_centroids_of_points_of_any_magnitudes(seed, dtyp
 
 
 def test_one_far_point_among_near_ones(variants):
-    for dtype, far in (np.float32, 1e30), (np.float32, 3e38), (np.float64, 1e30), (np.float64, 1e300), (np.float64, 1.7e308):
+    for dtype, far in (
+        (np.float32, 1e30),
+        (np.float32, 3e38),
+        (np.float64, 1e30),
+        (np.float64, 1e300),
+        (np.float64, 1.7e308),
+    ):
         x = np.array([[-far], [0], [1], [5]], dtype)
         results = [kmeans(x, 4, rng=0) for _ in variants()]
         assert same(results).inertia == 0 and sorted(results[0].labels) == [0, 1, 2, 3]
@@ -383,12 +414,17 @@ def test_ties_go_to_the_lower_index_where_squares_underflow(variants):
         start = np.array([[1], [4 * unit], [2 * unit], [0], [2 * unit]], dtype)
         for _ in variants():
             result = kmeans(x, 5, init=start, callback=lambda *_: True)
-            assert result.labels.tolist() == [0, 3, 1, 1, 1]   # 3 is as near to 4 as to 2
+            assert result.labels.tolist() == [0, 3, 1, 1, 1]  # 3 is as near to 4 as to 2
 
 
 def test_weights_of_any_magnitude():
     x = np.float32([[0], [1], [10], [11], [20], [23]])
-    for weights in [1e-300, 2e-300, 1, 2, 1e300, 2e300], [1, 3, 1e308, 1e308, 1e-320, 3e-320], [5e-324] * 6, [1.7e308] * 6:
+    for weights in (
+        [1e-300, 2e-300, 1, 2, 1e300, 2e300],
+        [1, 3, 1e308, 1e308, 1e-320, 3e-320],
+        [5e-324] * 6,
+        [1.7e308] * 6,
+    ):
         result = kmeans(x, 3, weights=weights, init=np.float32([[0], [10], [20]]), tol=0)
         check_exactly(x, weights, result, True)
         assert result.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -403,43 +439,72 @@ def test_a_far_point_that_leaves_its_cluster_leaves_the_mean_of_the_others():
 
 
 def test_magnitudes_beyond_float64_are_refused():
-    with pytest.raises(ValueError, match=r"x and init must not hold magnitudes both as large as 1e\+300 and as small as 1e-300"):
+    with pytest.raises(
+        ValueError, match=r"x and init must not hold magnitudes both as large as 1e\+300 and as small as 1e-300"
+    ):
         kmeans(np.float64([[1e300], [1e-300], [1]]), 2, rng=0)
 
 
 # ---- bad input ----
 
 
-@pytest.mark.parametrize("change, error, message", [
-    (dict(x=np.zeros(4)), ValueError, r"x must have shape \(n, d\), d at least 1, got \(4,\)"),
-    (dict(x=np.zeros((4, 0))), ValueError, r"d at least 1, got \(4, 0\)"),
-    (dict(x=np.zeros((4, 2), complex)), TypeError, "x must be float16, bfloat16, float32, float64 or integers, got complex128"),
-    (dict(x=np.zeros((4, 2), np.longdouble)), TypeError, "x must be float16, bfloat16, .* got float128"),
-    (dict(x=np.zeros((0, 2)), init="random"), ValueError, "k must be at most the number of points, 0, got 2"),
-    (dict(x=np.float32([[0, np.nan], [1, 1], [np.inf, 0]])), ValueError, r"x has 2 NaN or infinite values, the first at \(0, 1\)"),
-    (dict(k=0), ValueError, "k must be at least 1, got 0"),
-    (dict(k=5), ValueError, "k must be at most the number of points, 4, got 5"),
-    (dict(k=2.0), TypeError, "k must be an integer, got 2.0"),
-    (dict(k=True), TypeError, "k must be an integer, got True"),
-    (dict(weights=[1, 2, 3]), ValueError, r"weights must have shape \(4,\) to match x, got \(3,\)"),
-    (dict(weights=[1, -2, 3, 4]), ValueError, "weights must be at least 0, got -2.0 at 1"),
-    (dict(weights=[0, 0, 0, 0]), ValueError, "weights must not all be 0"),
-    (dict(weights=[1, np.inf, 3, 4]), ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
-    (dict(weights="abcd"), TypeError, "weights must be real numbers, got <U4"),
-    (dict(init=np.zeros((3, 2))), ValueError, r"init must have shape \(2, 2\), got \(3, 2\)"),
-    (dict(init=[[0, 0], [0, np.nan]]), ValueError, r"init has 1 NaN or infinite values, the first at \(1, 1\)"),
-    (dict(init=[[0, 0], [0, 1e20]]), ValueError, r"init must be so near to x .* float32, got a magnitude of 1e\+20"),
-    (dict(x=np.full((4, 2), 1e-40, np.float32), init=[[0, 0], [0, 1]]), ValueError, r"init must be so near to x .* got a magnitude of 1.0"),
-    (dict(x=np.zeros((4, 2)), init=[[0, 0], [0, -1e200]]), ValueError, r"init must be so near to x .* float64, got a magnitude of 1e\+200"),
-    (dict(init="kmeans"), ValueError, r"init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'"),
-    (dict(n_init=2), ValueError, "n_init must be 1 where init is an array, got 2"),
-    (dict(n_init=0), ValueError, "n_init must be at least 1, got 0"),
-    (dict(max_iter=0), ValueError, "max_iter must be at least 1, got 0"),
-    (dict(tol=-1), ValueError, "tol must be at least 0 and finite, got -1"),
-    (dict(tol="1"), TypeError, "tol must be a float, got '1'"),
-    (dict(tol=None), TypeError, "tol must be a float, got None"),
-    (dict(tol=np.nan), ValueError, "tol must be at least 0 and finite, got nan"),
-])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(x=np.zeros(4)), ValueError, r"x must have shape \(n, d\), d at least 1, got \(4,\)"),
+        (dict(x=np.zeros((4, 0))), ValueError, r"d at least 1, got \(4, 0\)"),
+        (
+            dict(x=np.zeros((4, 2), complex)),
+            TypeError,
+            "x must be float16, bfloat16, float32, float64 or integers, got complex128",
+        ),
+        (dict(x=np.zeros((4, 2), np.longdouble)), TypeError, "x must be float16, bfloat16, .* got float128"),
+        (dict(x=np.zeros((0, 2)), init="random"), ValueError, "k must be at most the number of points, 0, got 2"),
+        (
+            dict(x=np.float32([[0, np.nan], [1, 1], [np.inf, 0]])),
+            ValueError,
+            r"x has 2 NaN or infinite values, the first at \(0, 1\)",
+        ),
+        (dict(k=0), ValueError, "k must be at least 1, got 0"),
+        (dict(k=5), ValueError, "k must be at most the number of points, 4, got 5"),
+        (dict(k=2.0), TypeError, "k must be an integer, got 2.0"),
+        (dict(k=True), TypeError, "k must be an integer, got True"),
+        (dict(weights=[1, 2, 3]), ValueError, r"weights must have shape \(4,\) to match x, got \(3,\)"),
+        (dict(weights=[1, -2, 3, 4]), ValueError, "weights must be at least 0, got -2.0 at 1"),
+        (dict(weights=[0, 0, 0, 0]), ValueError, "weights must not all be 0"),
+        (dict(weights=[1, np.inf, 3, 4]), ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
+        (dict(weights="abcd"), TypeError, "weights must be real numbers, got <U4"),
+        (dict(init=np.zeros((3, 2))), ValueError, r"init must have shape \(2, 2\), got \(3, 2\)"),
+        (dict(init=[[0, 0], [0, np.nan]]), ValueError, r"init has 1 NaN or infinite values, the first at \(1, 1\)"),
+        (
+            dict(init=[[0, 0], [0, 1e20]]),
+            ValueError,
+            r"init must be so near to x .* float32, got a magnitude of 1e\+20",
+        ),
+        (
+            dict(x=np.full((4, 2), 1e-40, np.float32), init=[[0, 0], [0, 1]]),
+            ValueError,
+            r"init must be so near to x .* got a magnitude of 1.0",
+        ),
+        (
+            dict(x=np.zeros((4, 2)), init=[[0, 0], [0, -1e200]]),
+            ValueError,
+            r"init must be so near to x .* float64, got a magnitude of 1e\+200",
+        ),
+        (
+            dict(init="kmeans"),
+            ValueError,
+            r"init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'",
+        ),
+        (dict(n_init=2), ValueError, "n_init must be 1 where init is an array, got 2"),
+        (dict(n_init=0), ValueError, "n_init must be at least 1, got 0"),
+        (dict(max_iter=0), ValueError, "max_iter must be at least 1, got 0"),
+        (dict(tol=-1), ValueError, "tol must be at least 0 and finite, got -1"),
+        (dict(tol="1"), TypeError, "tol must be a float, got '1'"),
+        (dict(tol=None), TypeError, "tol must be a float, got None"),
+        (dict(tol=np.nan), ValueError, "tol must be at least 0 and finite, got nan"),
+    ],
+)
 def test_kmeans_refuses(change, error, message):
     arguments = dict(x=np.float32([[0, 0], [0, 1], [5, 5], [6, 5]]), k=2, init=np.float32([[0, 0], [5, 5]]))
     with pytest.raises(error, match=message):

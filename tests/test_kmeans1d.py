@@ -58,7 +58,9 @@ def smallest_inertia(x, k, weights=None):
     n, k = len(order), min(k, len(order))
     cost_of = runs_cost(x[order], weights[order])
     cost = {(i, j): cost_of(i, j) for i in range(n) for j in range(i + 1, n + 1)}
-    return float(min(sum(cost[run] for run in zip((0, *inner), (*inner, n))) for inner in combinations(range(1, n), k - 1)))
+    return float(
+        min(sum(cost[run] for run in zip((0, *inner), (*inner, n))) for inner in combinations(range(1, n), k - 1))
+    )
 
 
 def inertia_by_rows(x, k, weights=None):
@@ -96,7 +98,9 @@ def check(x, k, result, weights=None):
     assert result.labels.dtype == (np.uint8 if k <= 256 else np.int32)
     assert isinstance(result.inertia, float)
     distance = np.abs(wide[..., None] - result.centroids)
-    assert_array_equal(np.take_along_axis(distance, result.labels[..., None].astype(np.intp), -1)[..., 0], distance.min(axis=-1))
+    assert_array_equal(
+        np.take_along_axis(distance, result.labels[..., None].astype(np.intp), -1)[..., 0], distance.min(axis=-1)
+    )
     if weights is None or np.all(np.asarray(weights) > 0):
         assert len(np.unique(result.labels)) == len(result.centroids)
     assert_allclose(result.inertia, inertia_of(x, result, weights), rtol=1e-6, atol=1e-20)
@@ -144,7 +148,9 @@ def test_optimal_for_every_k(name, weighted):
     expected = inertia_by_rows(x, 150, weights)
     scale = max(1e-30, 1e-18 * expected[0])  # what the reference is sure of
     for k in range(1, 151):
-        assert_allclose(qk.kmeans1d(x, k, weights=weights).inertia, expected[k - 1], rtol=1e-9, atol=scale, err_msg=f"k = {k}")
+        assert_allclose(
+            qk.kmeans1d(x, k, weights=weights).inertia, expected[k - 1], rtol=1e-9, atol=scale, err_msg=f"k = {k}"
+        )
 
 
 @pytest.mark.parametrize("name", datasets(4))
@@ -317,7 +323,9 @@ def test_levels_beside_zero_at_hostile_weights_and_dead_channels():
 # ---- other systems ----
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "uniform", "constant", "clustered", "integers", "equal steps", "far"])
+@pytest.mark.parametrize(
+    "name", ["normal", "laplace", "uniform", "constant", "clustered", "integers", "equal steps", "far"]
+)
 @pytest.mark.parametrize("n,k", [(1000, 16), (3000, 40)])
 def test_as_other_libraries(name, n, k):
     """Both sum squares about 0 or the median: far data are taken less their offset for them, which is exact."""
@@ -432,12 +440,22 @@ def test_each_line_by_itself(shape, dtype):
     for axis in range(-len(shape), len(shape)):
         n = shape[axis]
         lines = np.moveaxis(x, axis, -1).reshape(-1, n)
-        for w in (None, weights, weights[tuple(0 if i != axis % len(shape) else slice(None) for i in range(len(shape)))]):
+        for w in (
+            None,
+            weights,
+            weights[tuple(0 if i != axis % len(shape) else slice(None) for i in range(len(shape)))],
+        ):
             result = qk.kmeans1d(x, 3, weights=w, axis=axis)
             others = tuple(np.delete(shape, axis))
             assert (result.centroids.shape, result.labels.shape, result.inertia.shape) == ((*others, 3), shape, others)
             labels = np.moveaxis(result.labels, axis, -1).reshape(-1, n)
-            w = None if w is None else np.broadcast_to(w, lines.shape) if w.ndim == 1 else np.moveaxis(w, axis, -1).reshape(-1, n)
+            w = (
+                None
+                if w is None
+                else np.broadcast_to(w, lines.shape)
+                if w.ndim == 1
+                else np.moveaxis(w, axis, -1).reshape(-1, n)
+            )
             for i, (line, centroids) in enumerate(zip(lines[:20], result.centroids.reshape(-1, 3))):
                 alone = qk.kmeans1d(line, 3, weights=None if w is None else w[i])
                 assert_array_equal(centroids, np.resize(alone.centroids, 3) if len(alone.centroids) == 3 else centroids)
@@ -504,7 +522,9 @@ qk.kmeans1d(x, 16)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(qk.__file__).parents[1])}
-    times = float(subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout)
+    times = float(
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
+    )
     assert times <= 10, times
 
 
@@ -552,7 +572,6 @@ def test_interrupts_are_heard(shape, call):
 
 
 # ---- bad input ----
-
 
 
 @pytest.mark.parametrize("x,k,options,error,message", [

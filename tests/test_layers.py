@@ -46,7 +46,9 @@ def test_layer_norm_is_within_its_bound(n, with_residual):
     deviation, sigma = s - s.mean(-1, keepdims=True), np.sqrt(s.var(-1, keepdims=True) + 1e-3)
     exact = deviation / sigma * weight + bias
     size = np.abs(s).max(-1, keepdims=True) + np.abs(deviation)
-    assert np.all(np.abs(y - exact) <= 2.0**-24 * (np.abs(weight) * (n / 16 + 8) * size / sigma + np.abs(exact) + np.abs(bias)))
+    assert np.all(
+        np.abs(y - exact) <= 2.0**-24 * (np.abs(weight) * (n / 16 + 8) * size / sigma + np.abs(exact) + np.abs(bias))
+    )
 
 
 def test_layer_norm_of_many_rows_uses_threads_with_equal_bits():
@@ -65,7 +67,9 @@ def test_layer_norm_writes_to_out_which_may_be_an_input():
 
 def test_layer_norm_takes_strides_and_empty_arrays():
     x, ones, zeros = floats(6, 20), np.ones(10, np.float32), np.zeros(10, np.float32)
-    np.testing.assert_array_equal(qk.layer_norm(x[::2, ::2], ones, zeros), qk.layer_norm(x[::2, ::2].copy(), ones, zeros))
+    np.testing.assert_array_equal(
+        qk.layer_norm(x[::2, ::2], ones, zeros), qk.layer_norm(x[::2, ::2].copy(), ones, zeros)
+    )
     assert qk.layer_norm(np.empty((0, 10), np.float32), ones, zeros).shape == (0, 10)
     assert qk.layer_norm(np.empty((3, 0), np.float32), ones[:0], zeros[:0]).shape == (3, 0)
 
@@ -78,18 +82,31 @@ def test_layer_norm_of_a_row_with_nan_is_nan(bad):
     assert np.isnan(y).tolist() == [[False] * 33, [True] * 33, [False] * 33]
 
 
-@pytest.mark.parametrize("change, error, message", [
-    (dict(x=np.zeros((2, 4))), TypeError, "x must be float32, got float64"),
-    (dict(x=np.float32(1)), ValueError, "x must have at least one axis"),
-    (dict(weight=np.ones(3, np.float32)), ValueError, r"weight must have shape \(4,\) to match the last axis of x, got \(3,\)"),
-    (dict(bias=np.ones(4)), TypeError, "bias must be float32, got float64"),
-    (dict(eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
-    (dict(eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
-    (dict(residual=np.zeros((3, 4), np.float32)), ValueError, r"residual must have shape \(2, 4\) \(as x\), got \(3, 4\)"),
-])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(x=np.zeros((2, 4))), TypeError, "x must be float32, got float64"),
+        (dict(x=np.float32(1)), ValueError, "x must have at least one axis"),
+        (
+            dict(weight=np.ones(3, np.float32)),
+            ValueError,
+            r"weight must have shape \(4,\) to match the last axis of x, got \(3,\)",
+        ),
+        (dict(bias=np.ones(4)), TypeError, "bias must be float32, got float64"),
+        (dict(eps=-1.0), ValueError, "eps must be at least 0, got -1.0"),
+        (dict(eps=float("nan")), ValueError, "eps must be at least 0, got nan"),
+        (
+            dict(residual=np.zeros((3, 4), np.float32)),
+            ValueError,
+            r"residual must have shape \(2, 4\) \(as x\), got \(3, 4\)",
+        ),
+    ],
+)
 def test_layer_norm_refuses(change, error, message):
     out = np.full((2, 4), 7, np.float32)
-    arguments = dict(x=np.ones((2, 4), np.float32), weight=np.ones(4, np.float32), bias=np.zeros(4, np.float32), out=out)
+    arguments = dict(
+        x=np.ones((2, 4), np.float32), weight=np.ones(4, np.float32), bias=np.zeros(4, np.float32), out=out
+    )
     with pytest.raises(error, match=message):
         qk.layer_norm(**(arguments | change))
     assert np.all(out == 7)
@@ -131,7 +148,7 @@ def test_attention_is_within_its_bound(heads, size, starts):
     exact, bound = exact_attention(q, k, v, heads, starts)
     assert np.all(abs(y - exact) <= bound)
     if starts[-1] > 60 and size > 15:
-        assert np.abs(y - exact).mean() < 0.01   # what is usual; the bound is the worst case
+        assert np.abs(y - exact).mean() < 0.01  # what is usual; the bound is the worst case
 
 
 def test_attention_of_equal_scores_is_the_mean():
@@ -154,7 +171,7 @@ def test_attention_keeps_sequences_apart():
 
 
 @pytest.mark.parametrize("magnitude", [0, 1e-45, 1e-38, 1e-20, 1e19, 3e38])
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_attention_of_extreme_magnitudes_is_finite(magnitude):
     with np.errstate(under="ignore"):
         x = np.clip(floats(30, 16), -1, 1) * np.float32(magnitude)
@@ -177,19 +194,22 @@ def test_attention_refuses_values_that_are_not_finite(name):
         qk.attention(**arrays, heads=2)
 
 
-@pytest.mark.parametrize("change, error, message", [
-    (dict(q=np.ones((6, 4))), TypeError, "q must be float32, got float64"),
-    (dict(v=np.ones(4, np.float32)), ValueError, r"v must have shape \(tokens, width\), got \(4,\)"),
-    (dict(k=np.ones((5, 4), np.float32)), ValueError, r"k must have shape \(6, 4\) \(as q\), got \(5, 4\)"),
-    (dict(heads=3), ValueError, "heads must divide the 4 columns of q .* got 3"),
-    (dict(heads=0), ValueError, "heads must be at least 1, got 0"),
-    (dict(heads=2**70), ValueError, "heads must fit 64 bits, got 1180591620717411303424"),
-    (dict(heads=2.0), TypeError, "heads must be an integer, got 2.0"),
-    (dict(scale=0.0), ValueError, "scale must be positive and finite, got 0.0"),
-    (dict(starts=[0, 4]), ValueError, "starts must begin with 0 and end with the 6 tokens of q, got 0 and 4"),
-    (dict(starts=[0, 5, 3, 6]), ValueError, "starts must ascend by at most 65536, got 5 then 3 at 1"),
-    (dict(starts=[0.0, 6.0]), ValueError, "starts must be a 1-D array of integers"),
-])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (dict(q=np.ones((6, 4))), TypeError, "q must be float32, got float64"),
+        (dict(v=np.ones(4, np.float32)), ValueError, r"v must have shape \(tokens, width\), got \(4,\)"),
+        (dict(k=np.ones((5, 4), np.float32)), ValueError, r"k must have shape \(6, 4\) \(as q\), got \(5, 4\)"),
+        (dict(heads=3), ValueError, "heads must divide the 4 columns of q .* got 3"),
+        (dict(heads=0), ValueError, "heads must be at least 1, got 0"),
+        (dict(heads=2**70), ValueError, "heads must fit 64 bits, got 1180591620717411303424"),
+        (dict(heads=2.0), TypeError, "heads must be an integer, got 2.0"),
+        (dict(scale=0.0), ValueError, "scale must be positive and finite, got 0.0"),
+        (dict(starts=[0, 4]), ValueError, "starts must begin with 0 and end with the 6 tokens of q, got 0 and 4"),
+        (dict(starts=[0, 5, 3, 6]), ValueError, "starts must ascend by at most 65536, got 5 then 3 at 1"),
+        (dict(starts=[0.0, 6.0]), ValueError, "starts must be a 1-D array of integers"),
+    ],
+)
 def test_attention_refuses(change, error, message):
     ones, out = np.ones((6, 4), np.float32), np.full((6, 4), 7, np.float32)
     with pytest.raises(error, match=message):

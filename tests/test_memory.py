@@ -135,7 +135,10 @@ def sweep_codebooks(n, rng, at_end):
             place = Places(at_end)
             encoded = qk.encode(place(x), book)
             codes, scales = encoded if book.block_size else (encoded, None)
-            for got, want in zip((codes, scales) if book.block_size else [codes], qk.encode(x, book) if book.block_size else [qk.encode(x, book)]):
+            for got, want in zip(
+                (codes, scales) if book.block_size else [codes],
+                qk.encode(x, book) if book.block_size else [qk.encode(x, book)],
+            ):
                 same(got, want)
             out = place.empty(x.shape, np.float32)
             qk.decode(place(codes), book, None if scales is None else place(scales), out=out)
@@ -161,7 +164,9 @@ def sweep_vectors(n, rng, at_end):
     same(qk.distance_tables(Places(at_end)(queries), book), qk.distance_tables(queries, book))
     if n:
         place = Places(at_end)
-        for got, want in zip(qk.search(place(queries), place(codes), book, 1 + n // 2), qk.search(queries, codes, book, 1 + n // 2)):
+        for got, want in zip(
+            qk.search(place(queries), place(codes), book, 1 + n // 2), qk.search(queries, codes, book, 1 + n // 2)
+        ):
             same(got, want)
 
 
@@ -176,7 +181,10 @@ def strided_rows(place, a):
 
 def sweep_products(m, k, n, rng, at_end):
     for a_dtype, b_dtype in itertools.product(("uint8", "int8"), repeat=2):
-        a, b = (rng.integers(*((0, 256) if d == "uint8" else (-128, 128)), s, d) for d, s in ((a_dtype, (m, k)), (b_dtype, (k, n))))
+        a, b = (
+            rng.integers(*((0, 256) if d == "uint8" else (-128, 128)), s, d)
+            for d, s in ((a_dtype, (m, k)), (b_dtype, (k, n)))
+        )
         want = (a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
         params = qk.QParams(np.full(n, 0.02), dtype=b_dtype, axis=1)
         place = Places(at_end)
@@ -190,22 +198,38 @@ def sweep_products(m, k, n, rng, at_end):
             same(out, want)
         place = Places(at_end)
         pair = a[None].repeat(2, 0), np.ascontiguousarray(b.T)[None].repeat(2, 0)
-        same(qk.matmul(place(pair[0]), place(pair[1]).swapaxes(1, 2), a_zero_point=place(np.zeros((2, m), np.uint8).view(a_dtype)),
-                       out=place.empty((2, m, n), np.int32)), want[None].repeat(2, 0))
+        same(
+            qk.matmul(
+                place(pair[0]),
+                place(pair[1]).swapaxes(1, 2),
+                a_zero_point=place(np.zeros((2, m), np.uint8).view(a_dtype)),
+                out=place.empty((2, m, n), np.int32),
+            ),
+            want[None].repeat(2, 0),
+        )
         place = Places(at_end)
         light = np.ascontiguousarray(b.view(np.int8)) >> 3
-        same(qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
-             (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32))
+        same(
+            qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
+            (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32),
+        )
         place = Places(at_end)
         zero = rng.integers(0, 100, m, np.int32)
-        got = qk.matmul(strided_rows(place, a) if m and k else a, packed, a_zero_point=place(zero), out=place.empty((m, n), np.int32))
+        got = qk.matmul(
+            strided_rows(place, a) if m and k else a,
+            packed,
+            a_zero_point=place(zero),
+            out=place.empty((m, n), np.int32),
+        )
         same(got, want - np.multiply.outer(zero, b.sum(axis=0, dtype=np.int32)))
         a_params, out_params = qk.QParams(0.01, 3, a_dtype), qk.QParams(1, 5, a_dtype)
         bias = rng.integers(-99, 99, n, np.int32)
         for rounding, activation in [*zip(ROUNDINGS, [None, "gelu", "relu", None]), ("half_even", None)]:
             place = Places(at_end)
             out = place.empty((m, n), out_params.dtype)
-            qk.qlinear(place(a), a_params, packed, out_params, place(bias), rounding=rounding, activation=activation, out=out)
+            qk.qlinear(
+                place(a), a_params, packed, out_params, place(bias), rounding=rounding, activation=activation, out=out
+            )
             same(out, qk.qlinear(a, a_params, packed, out_params, bias, rounding=rounding, activation=activation))
         x = rng.normal(0, 1, (m, k)).astype(np.float32)
         residual = rng.normal(0, 1, (m, n)).astype(np.float32)
@@ -214,7 +238,9 @@ def sweep_products(m, k, n, rng, at_end):
                 place = Places(at_end)
                 out = place.empty((m, n), np.float32)
                 given = None if added is None else place(added)
-                qk.linear(place(x), packed, place(bias.astype(np.float32)), activation=activation, residual=given, out=out)
+                qk.linear(
+                    place(x), packed, place(bias.astype(np.float32)), activation=activation, residual=given, out=out
+                )
                 same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation, residual=added))
 
 
@@ -280,7 +306,9 @@ def sweep_int16(m, k, n, rng, at_end):
     for factor in 1, 330:  # one plane, and two
         place = Places(at_end)
         out = place.empty((m, n), np.int64)
-        qk.matmul(place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out)
+        qk.matmul(
+            place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out
+        )
         same(out, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
     x, bias, place = a.astype(np.float32), rng.normal(0, 1, n).astype(np.float32), Places(at_end)
     packed, out = qk.pack(b, qk.QParams(np.ones(n), dtype="int16", axis=1)), place.empty((m, n), np.float32)
@@ -377,7 +405,10 @@ STRAY = Path(__file__).parent / "stray_codes_test.c"
 def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
     """Codes may change between the check and the use: AddressSanitizer watches kernels that are given such codes at once."""
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
-    csrc, flags = STRAY.parents[1] / "csrc", ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"]
+    csrc, flags = (
+        STRAY.parents[1] / "csrc",
+        ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"],
+    )
     program = tmp_path / "stray_codes_test"
     empty = tmp_path / "empty.c"
     empty.write_text("int main(void) { return 0; }")

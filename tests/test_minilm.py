@@ -18,17 +18,29 @@ CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers"
 @pytest.fixture(scope="module")
 def weights():
     rng = np.random.default_rng(0)
-    shapes = {f"embeddings.{name}_embeddings.weight": (rows, 64)
-              for name, rows in (("word", 500), ("position", 40), ("token_type", 2))}
+    shapes = {
+        f"embeddings.{name}_embeddings.weight": (rows, 64)
+        for name, rows in (("word", 500), ("position", 40), ("token_type", 2))
+    }
     shapes |= {f"embeddings.LayerNorm.{kind}": (64,) for kind in ("weight", "bias")}
     for i in range(CONFIG["num_hidden_layers"]):
-        for name, outputs, inputs in (("attention.self.query", 64, 64), ("attention.self.key", 64, 64),
-                                      ("attention.self.value", 64, 64), ("attention.output.dense", 64, 64),
-                                      ("intermediate.dense", 256, 64), ("output.dense", 64, 256)):
-            shapes |= {f"encoder.layer.{i}.{name}.weight": (outputs, inputs), f"encoder.layer.{i}.{name}.bias": (outputs,)}
+        for name, outputs, inputs in (
+            ("attention.self.query", 64, 64),
+            ("attention.self.key", 64, 64),
+            ("attention.self.value", 64, 64),
+            ("attention.output.dense", 64, 64),
+            ("intermediate.dense", 256, 64),
+            ("output.dense", 64, 256),
+        ):
+            shapes |= {
+                f"encoder.layer.{i}.{name}.weight": (outputs, inputs),
+                f"encoder.layer.{i}.{name}.bias": (outputs,),
+            }
         for name in ("attention.output.LayerNorm", "output.LayerNorm"):
             shapes |= {f"encoder.layer.{i}.{name}.{kind}": (64,) for kind in ("weight", "bias")}
-    values = {name: rng.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[-1])) for name, shape in shapes.items()}
+    values = {
+        name: rng.standard_normal(shape, np.float32) / np.sqrt(np.float32(shape[-1])) for name, shape in shapes.items()
+    }
     return {name: value + 1 if name.endswith("LayerNorm.weight") else value for name, value in values.items()}
 
 

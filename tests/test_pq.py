@@ -9,7 +9,7 @@ import pytest
 import qkernels as qk
 
 RNG = np.random.default_rng(0)
-SHAPES = [(1, 1, 1), (3, 5, 2), (8, 256, 4), (9, 16, 3), (17, 200, 8), (4, 256, 33)]   # m, k, d
+SHAPES = [(1, 1, 1), (3, 5, 2), (8, 256, 4), (9, 16, 3), (17, 200, 8), (4, 256, 33)]  # m, k, d
 
 
 def book_of(m, k, d, shared=False, integers=False):
@@ -89,12 +89,12 @@ def test_decode_is_a_look_up_that_encode_reverses(m, k, d, shared, variants):
 
 
 @pytest.mark.parametrize("power", [-130, -60, 0, 60, 120])
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_scale_does_not_matter(power):
     book = book_of(3, 20, 4)
     x = RNG.normal(0, 1, (50, 12)).astype(np.float32)
     scaled = qk.Codebook(np.ldexp(book.levels, power), vector=True)
-    if power > -126:   # nothing is rounded
+    if power > -126:  # nothing is rounded
         with np.errstate(under="ignore"):
             scaled_x = np.ldexp(x, power)
         same(qk.encode(scaled_x, scaled), qk.encode(x, book))
@@ -107,20 +107,32 @@ def nearest_exactly(x, levels):
     """Codes of vectors by fractions; those within the rounding of a distance of the nearest, as a set each."""
     found = []
     for vector in x:
-        distances = [sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(vector, level)) for level in levels]
+        distances = [
+            sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(vector, level)) for level in levels
+        ]
         least = min(distances)
-        found.append([i for i, distance in enumerate(distances) if distance <= least * (1 + (len(vector) + 2) * Fraction(2) ** -23)])
+        found.append(
+            [
+                i
+                for i, distance in enumerate(distances)
+                if distance <= least * (1 + (len(vector) + 2) * Fraction(2) ** -23)
+            ]
+        )
     return found
 
 
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_levels_and_vectors_of_any_magnitudes(variants):
     rng = np.random.default_rng(8)
     for _ in range(12):
         m, k, d = rng.integers(1, 5, 3) + (0, 3, 0)
         with np.errstate(under="ignore"):
-            levels = (rng.normal(0, 1, (m, k, d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (m, k, d))).astype(np.float32)
-            x = (rng.normal(0, 1, (15, m * d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (15, m * d))).astype(np.float32)
+            levels = (rng.normal(0, 1, (m, k, d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (m, k, d))).astype(
+                np.float32
+            )
+            x = (rng.normal(0, 1, (15, m * d)) * 10.0 ** rng.choice(rng.integers(-44, 38, 3), (15, m * d))).astype(
+                np.float32
+            )
             rows = levels.transpose(1, 0, 2).reshape(k, -1)
             x = np.concatenate([x, rows, rows[::-1] * np.float32(0.75)])
         results = [qk.encode(x, qk.Codebook(levels, vector=True)) for _ in variants()]
@@ -131,7 +143,7 @@ def test_levels_and_vectors_of_any_magnitudes(variants):
             same(codes, results[0])
 
 
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_far_levels_and_far_groups(variants):
     x = np.float32([[0], [1], [5], [-1e30]])
     far = qk.Codebook(x, vector=True)
@@ -161,7 +173,10 @@ def test_layouts_and_dtypes(isas):
         same(qk.decode(codes[::2], book), qk.decode(codes, book)[::2])
         for dtype in np.float16, ml_dtypes.bfloat16:
             same(qk.encode(x.astype(dtype), book), qk.encode(x.astype(dtype).astype(np.float32), book))
-            results = qk.search(x.astype(dtype), codes[::-1], book, 3), qk.search(x.astype(dtype).astype(np.float32), codes[::-1].copy(), book, 3)
+            results = (
+                qk.search(x.astype(dtype), codes[::-1], book, 3),
+                qk.search(x.astype(dtype).astype(np.float32), codes[::-1].copy(), book, 3),
+            )
             for got, want in zip(*results):
                 same(got, want)
 
@@ -196,7 +211,9 @@ def test_search_is_the_formula(m, k, d, variants):
             expected = smallest(sums_of(tables[:count], codes[:n]), nearest)
             same(found, expected[0])
             same(indices, expected[1])
-            np.testing.assert_allclose(found, np.take_along_axis(distances[:count], indices, axis=1), rtol=1e-5, err_msg=variant)
+            np.testing.assert_allclose(
+                found, np.take_along_axis(distances[:count], indices, axis=1), rtol=1e-5, err_msg=variant
+            )
 
 
 def test_equal_distances_come_in_the_order_of_indices(variants):
@@ -212,7 +229,7 @@ def test_equal_distances_come_in_the_order_of_indices(variants):
 def test_threads_take_parts_of_the_codes(variants):
     """Enough work for several threads, many queries and one."""
     book = book_of(8, 256, 2)
-    codes = np.tile(RNG.integers(0, 256, (10_000, 8), np.uint8), (6, 1))   # each distance six times
+    codes = np.tile(RNG.integers(0, 256, (10_000, 8), np.uint8), (6, 1))  # each distance six times
     queries = RNG.normal(0, 1, (33, 16)).astype(np.float32)
     expected = smallest(sums_of(qk.distance_tables(queries, book), codes), 20)
     for _ in variants():
@@ -234,7 +251,9 @@ def test_empty_arrays():
     book, shared = book_of(2, 4, 3), book_of(2, 4, 3, shared=True)
     none = np.empty((0, 6), np.float32)
     assert qk.encode(none, book).shape == (0, 2) and qk.decode(np.empty((0, 2), np.uint8), book).shape == (0, 6)
-    assert qk.encode(np.empty((5, 0), np.float32), shared).shape == (5, 0) and qk.decode(np.empty((5, 0), np.uint8), shared).shape == (5, 0)
+    assert qk.encode(np.empty((5, 0), np.float32), shared).shape == (5, 0) and qk.decode(
+        np.empty((5, 0), np.uint8), shared
+    ).shape == (5, 0)
     assert qk.distance_tables(none, book).shape == (0, 2, 4)
     distances, indices = qk.search(none, np.zeros((5, 2), np.uint8), book, 3)
     assert distances.shape == indices.shape == (0, 3)
@@ -251,7 +270,9 @@ def test_fit_is_kmeans_of_each_group():
         rng = np.random.default_rng(5)
         same(book.levels, np.stack([qk.kmeans(x[:, g : g + 4], 7, weights=w, rng=rng).centroids for g in (0, 4, 8)]))
         assert book.vector and book.k == 7
-    same(qk.Codebook.fit(x.reshape(3, 100, 12), 7, vector=4, weights=weights.reshape(3, 100), rng=5).levels, book.levels)
+    same(
+        qk.Codebook.fit(x.reshape(3, 100, 12), 7, vector=4, weights=weights.reshape(3, 100), rng=5).levels, book.levels
+    )
 
 
 def test_fit_is_the_same_for_a_seed(variants):
@@ -265,7 +286,7 @@ def test_fit_is_the_same_for_a_seed(variants):
 def test_fit_finds_levels_that_are_all_there_is():
     levels = RNG.integers(-9, 9, (2, 5, 3))
     x = levels[np.arange(2), RNG.integers(0, 5, (100, 2))].reshape(100, 6).astype(np.float32)
-    book = qk.Codebook.fit(x, 8, vector=3, rng=0)   # fewer different points than levels
+    book = qk.Codebook.fit(x, 8, vector=3, rng=0)  # fewer different points than levels
     same(qk.decode(qk.encode(x, book), book), x)
 
 

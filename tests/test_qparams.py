@@ -25,10 +25,22 @@ E5M2 = ml_dtypes.float8_e5m2
 # ---- QParams ----
 
 
-@pytest.mark.parametrize(("dtype", "qmin", "qmax"), [
-    ("int8", -128, 127), ("uint8", 0, 255), ("int16", -32768, 32767), ("uint16", 0, 65535), ("int4", -8, 7), ("uint4", 0, 15),
-    ("int2", -2, 1), ("uint2", 0, 3), ("float8_e4m3fn", -448, 448), ("float8_e5m2", -57344, 57344), ("float4_e2m1fn", -6, 6),
-])
+@pytest.mark.parametrize(
+    ("dtype", "qmin", "qmax"),
+    [
+        ("int8", -128, 127),
+        ("uint8", 0, 255),
+        ("int16", -32768, 32767),
+        ("uint16", 0, 65535),
+        ("int4", -8, 7),
+        ("uint4", 0, 15),
+        ("int2", -2, 1),
+        ("uint2", 0, 3),
+        ("float8_e4m3fn", -448, 448),
+        ("float8_e5m2", -57344, 57344),
+        ("float4_e2m1fn", -6, 6),
+    ],
+)
 def test_range_of_codes(dtype, qmin, qmax):
     params = qk.QParams(0.5, dtype=dtype)
     assert (params.qmin, params.qmax) == (qmin, qmax)
@@ -71,11 +83,23 @@ def test_frozen():
 
 
 DIFFERENT = [
-    qk.QParams(0.5), qk.QParams(0.25), qk.QParams(0.5, 1), qk.QParams(0.5, dtype="uint8"), qk.QParams(0.5, dtype="int16"),
-    qk.QParams(0.5, dtype="float8_e4m3fn"), qk.QParams(0.5, dtype="float8_e5m2"), qk.QParams(0.5, narrow_range=True),
-    qk.QParams([0.5], axis=0), qk.QParams([0.5], axis=1), qk.QParams([0.5], axis=-1), qk.QParams([0.5, 0.5], axis=0),
-    qk.QParams([0.5], axis=0, block_size=2), qk.QParams([0.5], axis=0, block_size=3), qk.QParams([[0.5]], axis=0, block_size=3),
-    qk.QParams([0.5, 0.25], [1, 2], "uint4", axis=0, narrow_range=True), qk.QParams([], axis=0),
+    qk.QParams(0.5),
+    qk.QParams(0.25),
+    qk.QParams(0.5, 1),
+    qk.QParams(0.5, dtype="uint8"),
+    qk.QParams(0.5, dtype="int16"),
+    qk.QParams(0.5, dtype="float8_e4m3fn"),
+    qk.QParams(0.5, dtype="float8_e5m2"),
+    qk.QParams(0.5, narrow_range=True),
+    qk.QParams([0.5], axis=0),
+    qk.QParams([0.5], axis=1),
+    qk.QParams([0.5], axis=-1),
+    qk.QParams([0.5, 0.5], axis=0),
+    qk.QParams([0.5], axis=0, block_size=2),
+    qk.QParams([0.5], axis=0, block_size=3),
+    qk.QParams([[0.5]], axis=0, block_size=3),
+    qk.QParams([0.5, 0.25], [1, 2], "uint4", axis=0, narrow_range=True),
+    qk.QParams([], axis=0),
 ]
 
 
@@ -90,7 +114,11 @@ def test_equality_and_hash():
 
 @pytest.mark.parametrize("params", DIFFERENT, ids=repr)
 def test_pickle_and_copy(params):
-    for again in copy.copy(params), copy.deepcopy(params), *(pickle.loads(pickle.dumps(params, p)) for p in range(2, 6)):
+    for again in (
+        copy.copy(params),
+        copy.deepcopy(params),
+        *(pickle.loads(pickle.dumps(params, p)) for p in range(2, 6)),
+    ):
         assert again == params and hash(again) == hash(params) and type(again) is qk.QParams
         assert (again.qmin, again.qmax) == (params.qmin, params.qmax)
 
@@ -122,57 +150,120 @@ def test_codes_that_are_floats_may_have_a_zero_point_of_their_own_type(dtype):
 
 def test_repr():
     assert repr(qk.QParams(0.1, 3, "uint8")) == "QParams(scale=0.1, zero_point=3, dtype='uint8')"
-    assert repr(qk.QParams(0.5, dtype="int4", narrow_range=True)) == "QParams(scale=0.5, dtype='int4', narrow_range=True)"
+    assert (
+        repr(qk.QParams(0.5, dtype="int4", narrow_range=True)) == "QParams(scale=0.5, dtype='int4', narrow_range=True)"
+    )
     assert repr(qk.QParams(np.ones((2, 3)), axis=1, block_size=4)) == (
-        "QParams(scale=<float32 array of shape (2, 3)>, dtype='int8', axis=1, block_size=4)")
+        "QParams(scale=<float32 array of shape (2, 3)>, dtype='int8', axis=1, block_size=4)"
+    )
     assert repr(qk.QParams([1, 1], [0, 1], axis=0)) == (
-        "QParams(scale=<float32 array of shape (2,)>, zero_point=<int32 array of shape (2,)>, dtype='int8', axis=0)")
+        "QParams(scale=<float32 array of shape (2,)>, zero_point=<int32 array of shape (2,)>, dtype='int8', axis=0)"
+    )
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"scale": 0}, ValueError, r"scale must be positive, finite and at least 2\*\*-126 in float32, got 0"),
-    ({"scale": -0.5}, ValueError, "scale must be positive.* got -0.5"),
-    ({"scale": 1e-39}, ValueError, "scale must be positive.* got 1e-39"),
-    ({"scale": np.nextafter(TINY, 0) / 2}, ValueError, "scale must be positive.* got 5.87"),
-    ({"scale": 1e39}, ValueError, r"scale must be positive.* got 1e\+39"),
-    ({"scale": np.inf}, ValueError, "scale must be positive.* got inf"),
-    ({"scale": np.nan}, ValueError, "scale must be positive.* got nan"),
-    ({"scale": [1, 2, -3, 0], "axis": 0}, ValueError, "scale must be positive.* got -3"),
-    ({"scale": "1"}, TypeError, "scale must be a float or an array of floats, got '1'"),
-    ({"scale": None}, TypeError, "scale must be a float or an array of floats, got None"),
-    ({"scale": True}, TypeError, "scale must be a float or an array of floats, got True"),
-    ({"scale": 1j}, TypeError, "scale must be a float or an array of floats, got 1j"),
-    ({"scale": [1, 2]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(2,\)"),
-    ({"scale": 1, "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(\)"),
-    ({"scale": [[1]], "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(1, 1\)"),
-    ({"scale": 1, "axis": 1, "block_size": 2}, ValueError, r"scale must have the shape of the blocks when axis is 1, got shape \(\)"),
-    ({"scale": 1, "block_size": 2}, ValueError, "block_size needs an axis, got block_size=2 and axis=None"),
-    ({"scale": [1], "axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
-    ({"scale": [1], "axis": 0, "block_size": -4}, ValueError, "block_size must be at least 1 and fit 64 bits, got -4"),
-    ({"scale": [1], "axis": 0, "block_size": 2**63}, ValueError, "block_size must be .* got 9223372036854775808"),
-    ({"scale": [1], "axis": 0, "block_size": 2.0}, TypeError, "block_size must be an integer or None, got 2.0"),
-    ({"scale": [1], "axis": "0"}, TypeError, "axis must be an integer or None, got '0'"),
-    ({"scale": [1], "axis": True}, TypeError, "axis must be an integer or None, got True"),
-    ({"scale": [1], "axis": 2**40}, ValueError, r"axis must be within \[-64, 63\], got 1099511627776"),
-    ({"scale": 1, "zero_point": 128}, ValueError, r"zero_point must be within \[-128, 127\] for int8, got 128"),
-    ({"scale": 1, "zero_point": -1, "dtype": "uint8"}, ValueError, r"zero_point must be within \[0, 255\] for uint8, got -1"),
-    ({"scale": 1, "zero_point": np.uint64(2**63)}, ValueError, "zero_point must be within .* got 9223372036854775808"),
-    ({"scale": 1, "zero_point": -128, "narrow_range": True}, ValueError, r"zero_point must be within \[-127, 127\] for int8, got -128"),
-    ({"scale": 1, "zero_point": 8, "dtype": "int4"}, ValueError, r"zero_point must be within \[-8, 7\] for int4, got 8"),
-    ({"scale": 1, "zero_point": 1, "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] for float8_e5m2, got 1"),
-    ({"scale": 1, "zero_point": 0.0}, TypeError, "zero_point must be an integer or an array of integers, got 0.0"),
-    ({"scale": 1, "zero_point": [0, 0]}, ValueError, r"zero_point must be a scalar or have the shape of scale \(\), got \(2,\)"),
-    ({"scale": [1, 2], "zero_point": [[0]], "axis": 0}, ValueError, r"zero_point must be a scalar or have .* \(2,\), got \(1, 1\)"),
-    ({"scale": [[1]]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(1, 1\)"),
-    ({"scale": 1, "zero_point": np.array([0], E5M2), "dtype": "float8_e4m3fn"}, TypeError, "zero_point must be an integer .* got array"),
-    ({"scale": 1, "zero_point": np.array([1], E5M2), "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] .* got 1"),
-    ({"scale": 1, "zero_point": np.array([np.nan], E5M2), "dtype": "float8_e5m2"}, ValueError, r"zero_point must be within \[0, 0\] .* got nan"),
-    ({"scale": 1, "dtype": "float4_e2m1fn", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float4_e2m1fn"),
-    ({"scale": 1, "dtype": "int32"}, TypeError, "dtype must be one of .*int8, uint8, int16, .* got 'int32'"),
-    ({"scale": 1, "dtype": "nonsense"}, TypeError, "dtype must be one of .* got 'nonsense'"),
-    ({"scale": 1, "dtype": None}, TypeError, "dtype must be one of .* got None"),
-    ({"scale": 1, "dtype": np.float32}, TypeError, "dtype must be one of .* got <class 'numpy.float32'>"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scale": 0}, ValueError, r"scale must be positive, finite and at least 2\*\*-126 in float32, got 0"),
+        ({"scale": -0.5}, ValueError, "scale must be positive.* got -0.5"),
+        ({"scale": 1e-39}, ValueError, "scale must be positive.* got 1e-39"),
+        ({"scale": np.nextafter(TINY, 0) / 2}, ValueError, "scale must be positive.* got 5.87"),
+        ({"scale": 1e39}, ValueError, r"scale must be positive.* got 1e\+39"),
+        ({"scale": np.inf}, ValueError, "scale must be positive.* got inf"),
+        ({"scale": np.nan}, ValueError, "scale must be positive.* got nan"),
+        ({"scale": [1, 2, -3, 0], "axis": 0}, ValueError, "scale must be positive.* got -3"),
+        ({"scale": "1"}, TypeError, "scale must be a float or an array of floats, got '1'"),
+        ({"scale": None}, TypeError, "scale must be a float or an array of floats, got None"),
+        ({"scale": True}, TypeError, "scale must be a float or an array of floats, got True"),
+        ({"scale": 1j}, TypeError, "scale must be a float or an array of floats, got 1j"),
+        ({"scale": [1, 2]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(2,\)"),
+        ({"scale": 1, "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(\)"),
+        ({"scale": [[1]], "axis": 0}, ValueError, r"scale must have shape \(n,\) when axis is 0, got shape \(1, 1\)"),
+        (
+            {"scale": 1, "axis": 1, "block_size": 2},
+            ValueError,
+            r"scale must have the shape of the blocks when axis is 1, got shape \(\)",
+        ),
+        ({"scale": 1, "block_size": 2}, ValueError, "block_size needs an axis, got block_size=2 and axis=None"),
+        (
+            {"scale": [1], "axis": 0, "block_size": 0},
+            ValueError,
+            "block_size must be at least 1 and fit 64 bits, got 0",
+        ),
+        (
+            {"scale": [1], "axis": 0, "block_size": -4},
+            ValueError,
+            "block_size must be at least 1 and fit 64 bits, got -4",
+        ),
+        ({"scale": [1], "axis": 0, "block_size": 2**63}, ValueError, "block_size must be .* got 9223372036854775808"),
+        ({"scale": [1], "axis": 0, "block_size": 2.0}, TypeError, "block_size must be an integer or None, got 2.0"),
+        ({"scale": [1], "axis": "0"}, TypeError, "axis must be an integer or None, got '0'"),
+        ({"scale": [1], "axis": True}, TypeError, "axis must be an integer or None, got True"),
+        ({"scale": [1], "axis": 2**40}, ValueError, r"axis must be within \[-64, 63\], got 1099511627776"),
+        ({"scale": 1, "zero_point": 128}, ValueError, r"zero_point must be within \[-128, 127\] for int8, got 128"),
+        (
+            {"scale": 1, "zero_point": -1, "dtype": "uint8"},
+            ValueError,
+            r"zero_point must be within \[0, 255\] for uint8, got -1",
+        ),
+        (
+            {"scale": 1, "zero_point": np.uint64(2**63)},
+            ValueError,
+            "zero_point must be within .* got 9223372036854775808",
+        ),
+        (
+            {"scale": 1, "zero_point": -128, "narrow_range": True},
+            ValueError,
+            r"zero_point must be within \[-127, 127\] for int8, got -128",
+        ),
+        (
+            {"scale": 1, "zero_point": 8, "dtype": "int4"},
+            ValueError,
+            r"zero_point must be within \[-8, 7\] for int4, got 8",
+        ),
+        (
+            {"scale": 1, "zero_point": 1, "dtype": "float8_e5m2"},
+            ValueError,
+            r"zero_point must be within \[0, 0\] for float8_e5m2, got 1",
+        ),
+        ({"scale": 1, "zero_point": 0.0}, TypeError, "zero_point must be an integer or an array of integers, got 0.0"),
+        (
+            {"scale": 1, "zero_point": [0, 0]},
+            ValueError,
+            r"zero_point must be a scalar or have the shape of scale \(\), got \(2,\)",
+        ),
+        (
+            {"scale": [1, 2], "zero_point": [[0]], "axis": 0},
+            ValueError,
+            r"zero_point must be a scalar or have .* \(2,\), got \(1, 1\)",
+        ),
+        ({"scale": [[1]]}, ValueError, r"scale must be a scalar unless axis is given, got shape \(1, 1\)"),
+        (
+            {"scale": 1, "zero_point": np.array([0], E5M2), "dtype": "float8_e4m3fn"},
+            TypeError,
+            "zero_point must be an integer .* got array",
+        ),
+        (
+            {"scale": 1, "zero_point": np.array([1], E5M2), "dtype": "float8_e5m2"},
+            ValueError,
+            r"zero_point must be within \[0, 0\] .* got 1",
+        ),
+        (
+            {"scale": 1, "zero_point": np.array([np.nan], E5M2), "dtype": "float8_e5m2"},
+            ValueError,
+            r"zero_point must be within \[0, 0\] .* got nan",
+        ),
+        (
+            {"scale": 1, "dtype": "float4_e2m1fn", "narrow_range": True},
+            ValueError,
+            "narrow_range is for integer codes, got dtype float4_e2m1fn",
+        ),
+        ({"scale": 1, "dtype": "int32"}, TypeError, "dtype must be one of .*int8, uint8, int16, .* got 'int32'"),
+        ({"scale": 1, "dtype": "nonsense"}, TypeError, "dtype must be one of .* got 'nonsense'"),
+        ({"scale": 1, "dtype": None}, TypeError, "dtype must be one of .* got None"),
+        ({"scale": 1, "dtype": np.float32}, TypeError, "dtype must be one of .* got <class 'numpy.float32'>"),
+    ],
+)
 def test_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         qk.QParams(**arguments)
@@ -240,8 +331,13 @@ def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
     lines = np.moveaxis(x, axis, 0)
     params = qk.choose_qparams(x, dtype, axis=axis, symmetric=symmetric)
     of_lines = [qk.choose_qparams(line, dtype, symmetric=symmetric) for line in lines]
-    assert params == qk.QParams([p.scale for p in of_lines], np.array([p.zero_point for p in of_lines], int), dtype, axis=axis,
-                                narrow_range=symmetric and dtype in INT_CODES)
+    assert params == qk.QParams(
+        [p.scale for p in of_lines],
+        np.array([p.zero_point for p in of_lines], int),
+        dtype,
+        axis=axis,
+        narrow_range=symmetric and dtype in INT_CODES,
+    )
     block = more.draw(st.integers(1, 50))
     params = qk.choose_qparams(x, dtype, axis=axis, block_size=block, symmetric=symmetric)
     blocks = np.moveaxis(params.scale, axis, 0), np.moveaxis(params.zero_point, axis, 0)
@@ -257,14 +353,24 @@ def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
 def test_scales_of_any_layout():
     """Fortran-ordered scales and zero points stand for the elements that they are indexed by."""
     rng = np.random.default_rng(0)
-    x, scale, zero_point = rng.normal(0, 20, (6, 8)).astype(np.float32), rng.uniform(0.5, 1.5, (6, 2)), rng.integers(-50, 50, (6, 2))
+    x, scale, zero_point = (
+        rng.normal(0, 20, (6, 8)).astype(np.float32),
+        rng.uniform(0.5, 1.5, (6, 2)),
+        rng.integers(-50, 50, (6, 2)),
+    )
     want = qk.quantize(x, qk.QParams(scale, zero_point, axis=1, block_size=4))
     for layout in np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[::-1].copy()[::-1]:
         params = qk.QParams(layout(scale), layout(zero_point), axis=1, block_size=4)
         assert_array_equal(params.scale, scale.astype(np.float32))
         assert_array_equal(qk.quantize(x, params), want, strict=True)
-        assert_array_equal(qk.quantize(x, qk.QParams(layout(scale.astype(np.float32)), layout(zero_point.astype(np.int32)), axis=1,
-                                                     block_size=4)), want, strict=True)
+        assert_array_equal(
+            qk.quantize(
+                x,
+                qk.QParams(layout(scale.astype(np.float32)), layout(zero_point.astype(np.int32)), axis=1, block_size=4),
+            ),
+            want,
+            strict=True,
+        )
 
 
 def test_schemes():
@@ -272,7 +378,11 @@ def test_schemes():
     for dtype in INT_CODES:
         signed = dtype.startswith("i")
         params = qk.choose_qparams(x, dtype)
-        assert params == qk.choose_qparams(x, dtype, symmetric=signed) == qk.choose_qparams(x, dtype, symmetric=signed, narrow_range=signed)
+        assert (
+            params
+            == qk.choose_qparams(x, dtype, symmetric=signed)
+            == qk.choose_qparams(x, dtype, symmetric=signed, narrow_range=signed)
+        )
         assert (params.zero_point == 0) == signed
         wide = qk.choose_qparams(x, dtype, symmetric=True, narrow_range=False)
         assert wide.zero_point == (0 if signed else (params.qmax + 1) // 2)
@@ -345,30 +455,53 @@ def test_values_that_are_not_finite_are_counted_and_found(of, where):
 X = np.ones((3, 4), np.float32)
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), [
-    ({"x": np.int8([1])}, TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
-    ({"x": [1, 2]}, TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
-    ({"dtype": "int32"}, TypeError, "dtype must be one of .* got 'int32'"),
-    ({"axis": 2}, ValueError, r"axis 2 is out of range for x with shape \(3, 4\)"),
-    ({"axis": -3}, ValueError, r"axis -3 is out of range for x with shape \(3, 4\)"),
-    ({"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
-    ({"block_size": 4}, ValueError, "block_size needs an axis, got block_size=4 and axis=None"),
-    ({"axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
-    ({"symmetric": "False"}, TypeError, "symmetric must be True or False, got 'False'"),
-    ({"narrow_range": 1}, TypeError, "narrow_range must be True or False, got 1"),
-    ({"method": ["mse"]}, ValueError, r"method must be 'minmax' or 'mse', got \['mse'\]"),
-    ({"method": "median"}, ValueError, "method must be 'minmax' or 'mse', got 'median'"),
-    ({"grid": 3}, TypeError, "method 'minmax' takes no option 'grid'"),
-    ({"method": "mse", "grid": 3}, TypeError, "method 'mse' takes no option 'grid'"),
-    ({"method": "mse", "dtype": "float8_e5m2"}, ValueError, "method 'mse' is for integer codes, got dtype float8_e5m2"),
-    ({"importance": X}, TypeError, "method 'minmax' takes no option 'importance'"),
-    ({"method": "mse", "importance": np.ones(3)}, ValueError, r"importance must broadcast to the shape of x \(3, 4\), got \(3,\)"),
-    ({"method": "mse", "importance": -X}, ValueError, "importance must not be negative, got -1.0"),
-    ({"method": "mse", "importance": X * np.nan}, ValueError, r"importance has 12 NaN or infinite values, the first at \(0, 0\)"),
-    ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got 'high'"),
-    ({"dtype": "float8_e5m2", "symmetric": False}, ValueError, "codes of dtype float8_e5m2 are symmetric, got symmetric=False"),
-    ({"dtype": "float8_e5m2", "narrow_range": True}, ValueError, "narrow_range is for integer codes, got dtype float8_e5m2"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": np.int8([1])}, TypeError, "x must be float32, float64, float16 or bfloat16, got int8"),
+        ({"x": [1, 2]}, TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
+        ({"dtype": "int32"}, TypeError, "dtype must be one of .* got 'int32'"),
+        ({"axis": 2}, ValueError, r"axis 2 is out of range for x with shape \(3, 4\)"),
+        ({"axis": -3}, ValueError, r"axis -3 is out of range for x with shape \(3, 4\)"),
+        ({"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
+        ({"block_size": 4}, ValueError, "block_size needs an axis, got block_size=4 and axis=None"),
+        ({"axis": 0, "block_size": 0}, ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
+        ({"symmetric": "False"}, TypeError, "symmetric must be True or False, got 'False'"),
+        ({"narrow_range": 1}, TypeError, "narrow_range must be True or False, got 1"),
+        ({"method": ["mse"]}, ValueError, r"method must be 'minmax' or 'mse', got \['mse'\]"),
+        ({"method": "median"}, ValueError, "method must be 'minmax' or 'mse', got 'median'"),
+        ({"grid": 3}, TypeError, "method 'minmax' takes no option 'grid'"),
+        ({"method": "mse", "grid": 3}, TypeError, "method 'mse' takes no option 'grid'"),
+        (
+            {"method": "mse", "dtype": "float8_e5m2"},
+            ValueError,
+            "method 'mse' is for integer codes, got dtype float8_e5m2",
+        ),
+        ({"importance": X}, TypeError, "method 'minmax' takes no option 'importance'"),
+        (
+            {"method": "mse", "importance": np.ones(3)},
+            ValueError,
+            r"importance must broadcast to the shape of x \(3, 4\), got \(3,\)",
+        ),
+        ({"method": "mse", "importance": -X}, ValueError, "importance must not be negative, got -1.0"),
+        (
+            {"method": "mse", "importance": X * np.nan},
+            ValueError,
+            r"importance has 12 NaN or infinite values, the first at \(0, 0\)",
+        ),
+        ({"method": "mse", "importance": "high"}, TypeError, "importance must be an array of floats, got 'high'"),
+        (
+            {"dtype": "float8_e5m2", "symmetric": False},
+            ValueError,
+            "codes of dtype float8_e5m2 are symmetric, got symmetric=False",
+        ),
+        (
+            {"dtype": "float8_e5m2", "narrow_range": True},
+            ValueError,
+            "narrow_range is for integer codes, got dtype float8_e5m2",
+        ),
+    ],
+)
 def test_choose_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         qk.choose_qparams(**{"x": X, **arguments})
@@ -392,7 +525,9 @@ def least_squared_error(x, params, zero_points, importance=1.0):
         codes = np.arange(1, params.qmax - params.qmin + 1)
         reached = codes <= np.where(x > 0, params.qmax - zero, zero - params.qmin)[:, None]
         order = np.argsort(-(y / (codes - 0.5))[reached], kind="stable")
-        a, b = (np.cumsum(np.broadcast_to(step, reached.shape)[reached][order]) for step in (w * y, w * (2 * codes - 1)))
+        a, b = (
+            np.cumsum(np.broadcast_to(step, reached.shape)[reached][order]) for step in (w * y, w * (2 * codes - 1))
+        )
         gains.append(np.max(a**2 / np.where(b > 0, b, np.inf), initial=np.longdouble(0)))
     return np.sum(w * y * y) - max(gains)
 
@@ -402,7 +537,10 @@ def check_least_squares(x, dtype, symmetric, importance=None):
     importance = np.ones(1) if importance is None else importance
     assert params.qmin == qk.choose_qparams(x, dtype, symmetric=symmetric).qmin
     zero_points = [params.zero_point] if symmetric else range(params.qmin, params.qmax + 1)
-    least, power = least_squared_error(x, params, zero_points, importance), np.sum(importance * x.astype(np.float64) ** 2)
+    least, power = (
+        least_squared_error(x, params, zero_points, importance),
+        np.sum(importance * x.astype(np.float64) ** 2),
+    )
     assert squared_error(x, params, importance) <= least * (1 + 1e-9) + 4e-15 * power
 
 
@@ -410,11 +548,33 @@ def check_least_squares(x, dtype, symmetric, importance=None):
 @given(st.data())
 def test_mse_is_the_optimum_of_all_scales_and_zero_points(draw):
     rng = np.random.default_rng(draw.draw(st.integers(0, 2**32)))
-    dtype, symmetric = draw.draw(st.sampled_from([("int2", True), ("int4", True), ("int8", True), ("uint4", True), ("int2", False),
-                                                  ("uint4", False), ("int4", False), ("uint8", False)]))
+    dtype, symmetric = draw.draw(
+        st.sampled_from(
+            [
+                ("int2", True),
+                ("int4", True),
+                ("int8", True),
+                ("uint4", True),
+                ("int2", False),
+                ("uint4", False),
+                ("int4", False),
+                ("uint8", False),
+            ]
+        )
+    )
     n = draw.draw(st.integers(1, 30))
-    x = draw.draw(st.sampled_from([rng.normal(0, 1, n), rng.normal(3, 1, n), rng.laplace(0, 1, n), rng.uniform(-1, 0, n),
-                                   rng.integers(-9, 10, n) * 0.25, rng.standard_t(1, n)])).astype(np.float32)
+    x = draw.draw(
+        st.sampled_from(
+            [
+                rng.normal(0, 1, n),
+                rng.normal(3, 1, n),
+                rng.laplace(0, 1, n),
+                rng.uniform(-1, 0, n),
+                rng.integers(-9, 10, n) * 0.25,
+                rng.standard_t(1, n),
+            ]
+        )
+    ).astype(np.float32)
     importance = draw.draw(st.sampled_from([None, rng.uniform(0, 2, n), rng.integers(0, 2, n)]))
     check_least_squares(x, dtype, symmetric, importance)
 
@@ -423,8 +583,13 @@ def test_mse_is_the_optimum_of_all_scales_and_zero_points(draw):
 @pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("int4", True), ("uint4", False)])
 def test_mse_of_long_lines(kind, dtype, symmetric):
     rng = np.random.default_rng(1)
-    x = {"normal": rng.normal(0, 1, 2000), "laplace": rng.laplace(0.5, 1, 2000), "uniform": rng.uniform(0, 1, 2000),
-         "one of each sign": np.r_[-np.ones(1000), np.full(1000, 0.7)], "outlier": np.r_[rng.normal(0, 1, 1999), 1000]}[kind]
+    x = {
+        "normal": rng.normal(0, 1, 2000),
+        "laplace": rng.laplace(0.5, 1, 2000),
+        "uniform": rng.uniform(0, 1, 2000),
+        "one of each sign": np.r_[-np.ones(1000), np.full(1000, 0.7)],
+        "outlier": np.r_[rng.normal(0, 1, 1999), 1000],
+    }[kind]
     x = x.astype(np.float32)
     if dtype == "uint8":
         x = x[::4]
@@ -445,14 +610,20 @@ def test_no_other_float32_scale_is_better(dtype):
         assert squared_error(x, qk.QParams(scale, dtype=dtype, narrow_range=True)) >= least
 
 
-@pytest.mark.parametrize("shape", [{}, {"axis": 0}, {"axis": 1}, {"axis": -2, "block_size": 3}, {"axis": 1, "block_size": 64}])
+@pytest.mark.parametrize(
+    "shape", [{}, {"axis": 0}, {"axis": 1}, {"axis": -2, "block_size": 3}, {"axis": 1, "block_size": 64}]
+)
 @pytest.mark.parametrize(("dtype", "symmetric"), [("int4", True), ("uint4", False)])
 def test_mse_of_lines_and_blocks(shape, dtype, symmetric):
     """Each is as it is alone, at any thread count and layout."""
     rng = np.random.default_rng(4)
     x, importance = rng.normal(0.3, 1, (7, 5)).astype(np.float32), rng.uniform(0, 1, (7, 5))
-    parts = {None: [np.s_[:, :]], 0: [np.s_[i, :] for i in range(7)], 1: [np.s_[:, j] for j in range(5)],
-             -2: [np.s_[i : i + 3, j] for i in (0, 3, 6) for j in range(5)]}[shape.get("axis")]
+    parts = {
+        None: [np.s_[:, :]],
+        0: [np.s_[i, :] for i in range(7)],
+        1: [np.s_[:, j] for j in range(5)],
+        -2: [np.s_[i : i + 3, j] for i in (0, 3, 6) for j in range(5)],
+    }[shape.get("axis")]
     if shape.get("block_size") == 64:
         parts = [np.s_[i, :] for i in range(7)]
     options = dict(symmetric=symmetric, method="mse")
@@ -472,7 +643,9 @@ def test_mse_counts_values_of_16_bits(of):
         x, importance = rng.normal(0, 1, (2, 20000)).astype(of), rng.uniform(0, 1, 20000)
     for options in {}, {"importance": importance}:
         counted = qk.choose_qparams(x, "int4", axis=0, method="mse", **options)
-        assert_array_equal(counted.scale, qk.choose_qparams(x.astype(np.float32), "int4", axis=0, method="mse", **options).scale)
+        assert_array_equal(
+            counted.scale, qk.choose_qparams(x.astype(np.float32), "int4", axis=0, method="mse", **options).scale
+        )
 
 
 def test_mse_in_any_unit():
@@ -488,7 +661,7 @@ def test_mse_in_any_unit():
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int4", "uint4", "int2"])
 @pytest.mark.parametrize("spread", [1, 8, 300])
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
     rng = np.random.default_rng(spread)
     for symmetric in True, False:
@@ -499,7 +672,7 @@ def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
             heaviest = int(np.max(2 * np.frexp(x.astype(np.float64))[1] + np.frexp(importance)[1]))
             params = qk.choose_qparams(x, dtype, symmetric=symmetric, method="mse", importance=importance)
             with np.errstate(under="ignore"):
-                importance = np.ldexp(importance, -heaviest)   # only ratios count
+                importance = np.ldexp(importance, -heaviest)  # only ratios count
             zero_points = [params.zero_point] if symmetric else range(params.qmin, params.qmax + 1)
             with np.errstate(under="ignore"):
                 power = np.sum(importance * x.astype(np.float64) ** 2)
@@ -507,32 +680,56 @@ def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
             assert squared_error(x, params, importance) <= least * (1 + 1e-9) + 4e-15 * power
 
 
-@pytest.mark.parametrize(("dtype", "symmetric"), [("int8", True), ("uint8", False), ("int8", False), ("int4", True), ("uint4", False)])
-@np.errstate(under="ignore")   # of references
+@pytest.mark.parametrize(
+    ("dtype", "symmetric"), [("int8", True), ("uint8", False), ("int8", False), ("int4", True), ("uint4", False)]
+)
+@np.errstate(under="ignore")  # of references
 def test_mse_of_extreme_values(dtype, symmetric):
     """Down to where all codes are 0: the best scale that there is."""
-    for x in [1e-310], [1e-310, -1e-300], [5e-324], [1e-38, 1e-300, -3e-38], [2.0**-127] * 3, [2.0**-126, 2.0**-120], [3e38, -3e38, 1e-310, 1], \
-            [1e-45, 1.0], [-1e38, 1e-38, 2e-38]:
+    for x in (
+        [1e-310],
+        [1e-310, -1e-300],
+        [5e-324],
+        [1e-38, 1e-300, -3e-38],
+        [2.0**-127] * 3,
+        [2.0**-126, 2.0**-120],
+        [3e38, -3e38, 1e-310, 1],
+        [1e-45, 1.0],
+        [-1e38, 1e-38, 2e-38],
+    ):
         x = np.float64(x)
-        for importance in None, np.linspace(1, 2, x.size), np.longdouble("1e300") * np.arange(1, x.size + 1), np.full(x.size, 5e-324), \
-                np.full(x.size, 1.7e308), np.zeros(x.size):
+        for importance in (
+            None,
+            np.linspace(1, 2, x.size),
+            np.longdouble("1e300") * np.arange(1, x.size + 1),
+            np.full(x.size, 5e-324),
+            np.full(x.size, 1.7e308),
+            np.zeros(x.size),
+        ):
             params = qk.choose_qparams(x, dtype, symmetric=symmetric, method="mse", importance=importance)
             start = qk.choose_qparams(x, dtype, symmetric=symmetric)
-            assert params.scale >= TINY and (np.abs(x).max() > 2.0**-127 and (importance is None or importance.any()) or params == start)
+            assert params.scale >= TINY and (
+                np.abs(x).max() > 2.0**-127 and (importance is None or importance.any()) or params == start
+            )
             if importance is None:
                 assert squared_error(x, params) <= squared_error(x, start)
-    tiny = np.float64([1.4, -0.6, 2.5, 0.2]) * TINY   # the best of all scales is below the smallest that there is
+    tiny = np.float64([1.4, -0.6, 2.5, 0.2]) * TINY  # the best of all scales is below the smallest that there is
     params = qk.choose_qparams(tiny, dtype, symmetric=symmetric, method="mse")
     codes = qk.quantize(tiny, params).astype(np.int32) - params.zero_point
-    wanted = min(np.sum((tiny / TINY - s * np.rint(tiny / TINY / s)) ** 2) for s in np.linspace(1, 3, 20001)) if dtype != "int2" else np.inf
+    wanted = (
+        min(np.sum((tiny / TINY - s * np.rint(tiny / TINY / s)) ** 2) for s in np.linspace(1, 3, 20001))
+        if dtype != "int2"
+        else np.inf
+    )
     assert np.sum((tiny / TINY - codes * float(params.scale) / TINY) ** 2) <= wanted * (1 + 1e-6)
 
 
-@np.errstate(under="ignore")   # of references
+@np.errstate(under="ignore")  # of references
 def test_mse_of_importance_beyond_float64_is_refused():
     x, importance = np.random.default_rng(7).normal(0, 1, 40), np.arange(1.0, 41)
-    assert qk.choose_qparams(x, "uint4", method="mse", importance=np.longdouble("1e300") * importance) == qk.choose_qparams(
-        x, "uint4", method="mse", importance=importance)
+    assert qk.choose_qparams(
+        x, "uint4", method="mse", importance=np.longdouble("1e300") * importance
+    ) == qk.choose_qparams(x, "uint4", method="mse", importance=importance)
     with pytest.raises(ValueError, match="importance has 40 NaN or infinite values"):
         qk.choose_qparams(x, "uint4", method="mse", importance=np.longdouble("1e4000") * importance)
 
@@ -550,7 +747,7 @@ def test_ctrl_c_stops_mse_soon():
                     for _ in range(100):
                         qk.choose_qparams(x, "uint8", axis=0, method="mse")
                 timer.join()
-                assert time.perf_counter() - start < 5   # 0.2 on an idle machine
+                assert time.perf_counter() - start < 5  # 0.2 on an idle machine
     finally:
         signal.signal(signal.SIGINT, before)
     assert qk.choose_qparams(x[:, :100], "uint8", axis=0, method="mse").scale.shape == (3,)

@@ -72,18 +72,26 @@ def code_range(dtype):
 
 def exact(acc, multiplier, params, bias, rounding):
     """The codes of acc (rows, n), as integers; multiplier and bias have n entries."""
-    return [[saturate(ROUND[rounding](wrap(int(a) + int(b)), m) + int(params.zero_point), params.qmin, params.qmax)
-             for a, b, m in zip(row, bias, multiplier)] for row in acc]
+    return [
+        [
+            saturate(ROUND[rounding](wrap(int(a) + int(b)), m) + int(params.zero_point), params.qmin, params.qmax)
+            for a, b, m in zip(row, bias, multiplier)
+        ]
+        for row in acc
+    ]
 
 
 # ---- quantize_multiplier ----
 
-multipliers = st.builds(math.ldexp, st.one_of(st.floats(0.5, 1, exclude_max=True), st.sampled_from([0.5, 0.75, 1 - 2**-53])),
-                        st.integers(-36, 36))
+multipliers = st.builds(
+    math.ldexp,
+    st.one_of(st.floats(0.5, 1, exclude_max=True), st.sampled_from([0.5, 0.75, 1 - 2**-53])),
+    st.integers(-36, 36),
+)
 
 
 @given(multipliers)
-@example(math.ldexp(2**31 - 0.5, -31))   # a tie: the mantissa would be 2**31
+@example(math.ldexp(2**31 - 0.5, -31))  # a tie: the mantissa would be 2**31
 @example(math.ldexp(2**31 - 1.5, -31))
 @example(math.ldexp(2**30 + 0.5, -30))
 @example(math.nextafter(2.0**30, 0))
@@ -99,12 +107,25 @@ def test_mantissa_is_the_nearest(m):
         assert -unit / 2 <= error < unit / 2
 
 
-@pytest.mark.parametrize(("m", "expected"), [
-    (0.5, (2**30, 0)), (1.0, (2**30, 1)), (0.1, (1717986918, -3)), (3.0, (3 * 2**29, 2)), (0.0, (0, 0)),
-    (1 - 2**-53, (2**30, 1)), (1 - 2**-31, (INT32_MAX, 0)), (2.0**-32, (2**30, -31)), (2.0**-33, (0, 0)),
-    (math.nextafter(2.0**-32, 0), (2**30, -31)), (5e-324, (0, 0)),
-    (2.0**29, (2**30, 30)), (2.0**30, (INT32_MAX, 30)), (1.7976931348623157e308, (INT32_MAX, 30)),
-])
+@pytest.mark.parametrize(
+    ("m", "expected"),
+    [
+        (0.5, (2**30, 0)),
+        (1.0, (2**30, 1)),
+        (0.1, (1717986918, -3)),
+        (3.0, (3 * 2**29, 2)),
+        (0.0, (0, 0)),
+        (1 - 2**-53, (2**30, 1)),
+        (1 - 2**-31, (INT32_MAX, 0)),
+        (2.0**-32, (2**30, -31)),
+        (2.0**-33, (0, 0)),
+        (math.nextafter(2.0**-32, 0), (2**30, -31)),
+        (5e-324, (0, 0)),
+        (2.0**29, (2**30, 30)),
+        (2.0**30, (INT32_MAX, 30)),
+        (1.7976931348623157e308, (INT32_MAX, 30)),
+    ],
+)
 def test_quantize_multiplier_examples(m, expected):
     assert qk.quantize_multiplier(m) == expected
 
@@ -132,9 +153,12 @@ def problems(draw):
     dtype = draw(st.sampled_from(DTYPES))
     qmin, qmax = code_range(dtype)
     zero_point = draw(st.integers(qmin, qmax))
-    midpoints = st.builds(lambda code, m, step: saturate(round((code + 0.5) / m) + step),
-                          st.integers(qmin - zero_point - 1, qmax - zero_point), st.sampled_from(np.atleast_1d(multiplier).tolist()),
-                          st.integers(-2, 2))
+    midpoints = st.builds(
+        lambda code, m, step: saturate(round((code + 0.5) / m) + step),
+        st.integers(qmin - zero_point - 1, qmax - zero_point),
+        st.sampled_from(np.atleast_1d(multiplier).tolist()),
+        st.integers(-2, 2),
+    )
     extremes = st.sampled_from([INT32_MIN, INT32_MIN + 1, -1, 0, 1, INT32_MAX - 1, INT32_MAX])
     sums = st.one_of(midpoints, midpoints, extremes, st.integers(INT32_MIN, INT32_MAX))
     acc = draw(st.lists(st.lists(sums, min_size=n, max_size=n), min_size=4, max_size=20))
@@ -157,25 +181,33 @@ def test_exact(rounding, isas, problem):
 
 
 @every_rounding
-@pytest.mark.parametrize("multiplier", [2.0**-40, 2.0**-32, 2.0**-31, 0.5, 1 - 2**-24, 1.0, 1.5, 2.0**16, 2.0**30, 2.0**31])
+@pytest.mark.parametrize(
+    "multiplier", [2.0**-40, 2.0**-32, 2.0**-31, 0.5, 1 - 2**-24, 1.0, 1.5, 2.0**16, 2.0**30, 2.0**31]
+)
 @pytest.mark.parametrize("dtype", ["int8", "uint16"])
 def test_extremes(rounding, multiplier, dtype, isas):
     """Every sum within 4 of -2**31, -2**30, 0, 2**30 and 2**31."""
-    acc = np.array([v for at in (INT32_MIN, -(2**30), 0, 2**30, INT32_MAX) for v in range(at - 4, at + 5) if wrap(v) == v], np.int32)
+    acc = np.array(
+        [v for at in (INT32_MIN, -(2**30), 0, 2**30, INT32_MAX) for v in range(at - 4, at + 5) if wrap(v) == v],
+        np.int32,
+    )
     params = qk.QParams(1, 3, dtype)
-    want, = exact([acc], [multiplier] * len(acc), params, [0] * len(acc), rounding)
+    (want,) = exact([acc], [multiplier] * len(acc), params, [0] * len(acc), rounding)
     for isa in isas():
         got = qk.requantize(acc, multiplier, params, rounding=rounding)
         assert_array_equal(got.astype(np.int64), want, err_msg=isa)
 
 
-@pytest.mark.parametrize(("rounding", "expected"), [
-    #            -7/2 -5/2 -3/2 -1/2  1/2  3/2  5/2  7/2
-    ("half_even", [-4, -2, -2, 0, 0, 2, 2, 4]),
-    ("half_away", [-4, -3, -2, -1, 1, 2, 3, 4]),
-    ("gemmlowp", [-3, -2, -1, 0, 1, 2, 3, 4]),
-    ("tflite", [-3, -2, -1, 0, 1, 2, 3, 4]),
-])
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [
+        #            -7/2 -5/2 -3/2 -1/2  1/2  3/2  5/2  7/2
+        ("half_even", [-4, -2, -2, 0, 0, 2, 2, 4]),
+        ("half_away", [-4, -3, -2, -1, 1, 2, 3, 4]),
+        ("gemmlowp", [-3, -2, -1, 0, 1, 2, 3, 4]),
+        ("tflite", [-3, -2, -1, 0, 1, 2, 3, 4]),
+    ],
+)
 def test_ties(rounding, expected, isas):
     acc = np.arange(-7, 8, 2, dtype=np.int32)
     for isa in isas():
@@ -185,8 +217,12 @@ def test_ties(rounding, expected, isas):
 def test_gemmlowp_rounds_twice(isas):
     """A tie of the second rounding goes away from zero, also where it is the first rounding that made the tie."""
     for isa in isas():
-        assert_array_equal(qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="gemmlowp"), [-2, 2], err_msg=isa)
-        assert_array_equal(qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="tflite"), [-1, 2], err_msg=isa)
+        assert_array_equal(
+            qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="gemmlowp"), [-2, 2], err_msg=isa
+        )
+        assert_array_equal(
+            qk.requantize(np.int32([-6, 6]), 0.25, qk.QParams(1), rounding="tflite"), [-1, 2], err_msg=isa
+        )
         # 5 * 0.7 / 8 = 0.4375: first 3.5 to 4, then 4 / 8 to 1.
         assert_array_equal(qk.requantize(np.int32([5]), 0.7 / 8, qk.QParams(1), rounding="gemmlowp"), [1], err_msg=isa)
         assert_array_equal(qk.requantize(np.int32([5]), 0.7 / 8, qk.QParams(1), rounding="tflite"), [0], err_msg=isa)
@@ -273,7 +309,9 @@ def test_layouts(layout, isas):
     for rounding in ROUNDINGS:
         for isa in isas():
             want = qk.requantize(acc, multiplier, params, bias=bias, rounding=rounding)
-            assert_array_equal(qk.requantize(other, multiplier, params, bias=bias, rounding=rounding), want, err_msg=isa)
+            assert_array_equal(
+                qk.requantize(other, multiplier, params, bias=bias, rounding=rounding), want, err_msg=isa
+            )
             got = qk.requantize(acc, wide[0], params, bias=wide[1].astype(np.int32), rounding=rounding)
             assert_array_equal(got, want, err_msg=isa)
 
@@ -288,18 +326,37 @@ BAD = {
     "acc of float32": ({"acc": ACC.astype(np.float32)}, TypeError, "acc must be int32, got float32"),
     "acc of uint32": ({"acc": ACC.astype(np.uint32)}, TypeError, "acc must be int32, got uint32"),
     "multiplier 0": ({"multiplier": 0.0}, ValueError, "multiplier must be positive and finite, got 0.0"),
-    "multiplier negative": ({"multiplier": [1, 1, -0.5, 1]}, ValueError, "multiplier must be positive and finite, got -0.5"),
+    "multiplier negative": (
+        {"multiplier": [1, 1, -0.5, 1]},
+        ValueError,
+        "multiplier must be positive and finite, got -0.5",
+    ),
     "multiplier NaN": ({"multiplier": np.nan}, ValueError, "multiplier must be positive and finite, got nan"),
     "multiplier infinite": ({"multiplier": np.inf}, ValueError, "multiplier must be positive and finite, got inf"),
-    "multiplier of 3": ({"multiplier": [1.0] * 3}, ValueError, r"multiplier must be a scalar or have shape \(4,\), got \(3,\)"),
-    "multiplier a column": ({"multiplier": np.ones((3, 1))}, ValueError, r"multiplier must .* shape \(4,\), got \(3, 1\)"),
-    "multiplier a string": ({"multiplier": "1"}, TypeError, "multiplier must be a float or an array of floats, got '1'"),
+    "multiplier of 3": (
+        {"multiplier": [1.0] * 3},
+        ValueError,
+        r"multiplier must be a scalar or have shape \(4,\), got \(3,\)",
+    ),
+    "multiplier a column": (
+        {"multiplier": np.ones((3, 1))},
+        ValueError,
+        r"multiplier must .* shape \(4,\), got \(3, 1\)",
+    ),
+    "multiplier a string": (
+        {"multiplier": "1"},
+        TypeError,
+        "multiplier must be a float or an array of floats, got '1'",
+    ),
     "multiplier complex": ({"multiplier": 1j}, TypeError, "multiplier must be a float or an array of floats, got 1j"),
     "params a float": ({"params": 0.5}, TypeError, "params must be QParams, got float"),
     "params per axis": ({"params": qk.QParams([1.0] * 4, axis=1)}, ValueError, "params must be per tensor, got axis 1"),
     "params of floats": ({"params": qk.QParams(1, dtype="float8_e5m2")}, TypeError, "integer dtype, got float8_e5m2"),
-    "rounding unknown": ({"rounding": "up"}, ValueError, "rounding must be one of 'half_even', 'half_away', 'gemmlowp', 'tflite', "
-                         "got 'up'"),
+    "rounding unknown": (
+        {"rounding": "up"},
+        ValueError,
+        "rounding must be one of 'half_even', 'half_away', 'gemmlowp', 'tflite', got 'up'",
+    ),
     "rounding None": ({"rounding": None}, ValueError, "rounding must be one of .*, got None"),
     "bias of floats": ({"bias": np.ones(4, np.float32)}, TypeError, "bias must be int32, got float32"),
     "bias of 3": ({"bias": np.ones(3, np.int32)}, ValueError, r"bias must be .* shape \(4,\), got \(3,\)"),
@@ -322,7 +379,11 @@ OUTS = {
     "uint8": (lambda: np.full((3, 4), 77, np.uint8), TypeError, "out must have dtype int8, got uint8"),
     "transposed": (lambda: np.full((4, 3), 77, np.int8), ValueError, r"out must have shape \(3, 4\), got \(4, 3\)"),
     "flat": (lambda: np.full(12, 77, np.int8), ValueError, r"out must have shape \(3, 4\), got \(12,\)"),
-    "read-only": (lambda: read_only(np.full((3, 4), 77, np.int8)), ValueError, "out must be writeable, got a read-only array"),
+    "read-only": (
+        lambda: read_only(np.full((3, 4), 77, np.int8)),
+        ValueError,
+        "out must be writeable, got a read-only array",
+    ),
     "strided": (lambda: np.full((3, 8), 77, np.int8)[:, ::2], ValueError, "out must be C-contiguous"),
 }
 

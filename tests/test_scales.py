@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 qk = Raising()
 
 
-
 @pytest.fixture(autouse=True)
 def references_may_underflow(errors_of_numpy_raise):
     with np.errstate(all="ignore"):
@@ -20,13 +19,27 @@ def references_may_underflow(errors_of_numpy_raise):
 
 MOST = float(np.finfo(np.float32).max)
 K, N = 40, 70
-WEIGHTS = ["int8", "uint8", "int16", "int4", "uint4", "int4 blocks", "uint4 blocks", "levels", "levels of blocks", "levels of columns",
-           "float16", "bfloat16"]
+WEIGHTS = [
+    "int8",
+    "uint8",
+    "int16",
+    "int4",
+    "uint4",
+    "int4 blocks",
+    "uint4 blocks",
+    "levels",
+    "levels of blocks",
+    "levels of columns",
+    "float16",
+    "bfloat16",
+]
 EXPONENTS = [-126, -100, -70, -30, 0, 30, 70, 100, 119]
 ACTIVATIONS = {
     None: lambda y: y,
     "relu": lambda y: np.maximum(y, 0),
-    "gelu": lambda y: np.where(np.abs(y) < 40, y * 0.5 * (1 + np.vectorize(math.erf)(np.clip(y, -40, 40) / 2**0.5)), np.maximum(y, 0)),
+    "gelu": lambda y: np.where(
+        np.abs(y) < 40, y * 0.5 * (1 + np.vectorize(math.erf)(np.clip(y, -40, 40) / 2**0.5)), np.maximum(y, 0)
+    ),
     "silu": lambda y: np.where(y < -700, 0, y / (1 + np.exp(-np.maximum(y, -700)))),
 }
 
@@ -36,7 +49,9 @@ def weights(kind, exponent, rng, k=K, n=N):
     name, _, layout = kind.partition(" ")
     unit = np.float32(2.0**exponent)
     if name in ("float16", "bfloat16"):
-        w = (rng.integers(-100, 101, (k, n)) * 2.0**exponent).astype(ml_dtypes.bfloat16 if name == "bfloat16" else np.float16)
+        w = (rng.integers(-100, 101, (k, n)) * 2.0**exponent).astype(
+            ml_dtypes.bfloat16 if name == "bfloat16" else np.float16
+        )
         return qk.pack(w, None), w.astype(np.float64)
     if name == "levels":
         levels = np.float32([-127, -70, -8, 0, 1, 33, 100, 127])
@@ -46,8 +61,10 @@ def weights(kind, exponent, rng, k=K, n=N):
         if layout == "":
             return qk.pack(codes, qk.Codebook(levels * unit)), levels[codes] * float(unit)
         scales = np.float32(rng.integers(1, 9, (-(-k // 16), n)) * float(unit))
-        return (qk.pack(codes, qk.Codebook(levels, axis=0, block_size=16), scales=scales),
-                levels[codes] * np.repeat(scales, 16, axis=0)[:k].astype(np.float64))
+        return (
+            qk.pack(codes, qk.Codebook(levels, axis=0, block_size=16), scales=scales),
+            levels[codes] * np.repeat(scales, 16, axis=0)[:k].astype(np.float64),
+        )
     dtype = np.dtype(getattr(ml_dtypes, name) if "4" in name else name)
     info = ml_dtypes.iinfo(dtype)
     codes = rng.integers(max(info.min, -3000), min(info.max, 3000) + 1, (k, n)).astype(dtype)
@@ -87,8 +104,13 @@ def test_linear_is_exact_to_a_few_roundings_at_all_magnitudes(kind, variants):
         x[3] = 0
         exact = x.astype(np.float64) @ w
         size = np.abs(x.astype(np.float64)) @ np.abs(w)
-        for bias, residual in ((None, None), (rng.standard_normal(N), None), (np.full(N, -2e38), None), (np.full(N, 2e38), -exact),
-                               (-exact[4].clip(-1e38, 1e38) / 2, np.full(exact.shape, 1e-40))):
+        for bias, residual in (
+            (None, None),
+            (rng.standard_normal(N), None),
+            (np.full(N, -2e38), None),
+            (np.full(N, 2e38), -exact),
+            (-exact[4].clip(-1e38, 1e38) / 2, np.full(exact.shape, 1e-40)),
+        ):
             bias, residual = (None if a is None else np.float32(np.clip(a, -MOST, MOST)) for a in (bias, residual))
             added = sum(a.astype(np.float64) for a in (bias, residual) if a is not None) + np.zeros_like(exact)
             sizes = size + sum(np.abs(a.astype(np.float64)) for a in (bias, residual) if a is not None)
@@ -109,7 +131,9 @@ def test_activations_and_clamps_see_the_right_value_or_its_limit(kind, activatio
         x = rows(kind, rng, [-149, -120, -20, 0, 100, 112]) * np.float32([[1], [-1]] * 3)
         exact = x.astype(np.float64) @ w
         expected = ACTIVATIONS[activation](exact)
-        size = (np.abs(x.astype(np.float64)) @ np.abs(w)) * (1.2 if activation else 1) + (0.1 if activation == "gelu" else 0)
+        size = (np.abs(x.astype(np.float64)) @ np.abs(w)) * (1.2 if activation else 1) + (
+            0.1 if activation == "gelu" else 0
+        )
         for _ in isas():
             y = qk.linear(x, packed, activation=activation)
             check(y, expected, size, (K + 8) * 2.0**-24)
@@ -128,7 +152,9 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(kind, isas):
         y = qk.linear(x, packed, residual=residual, activation="gelu")
         for i in range(len(x)):
             assert_array_equal(bits(y[i]), bits(qk.linear(x[i], packed, residual=residual[i], activation="gelu")))
-        assert_array_equal(bits(y), bits(qk.linear(x, packed, residual=(own := residual.copy()), activation="gelu", out=own)))
+        assert_array_equal(
+            bits(y), bits(qk.linear(x, packed, residual=(own := residual.copy()), activation="gelu", out=own))
+        )
 
 
 @pytest.mark.parametrize("axis", [None, 1])
@@ -169,38 +195,78 @@ def test_infinite_and_huge_biases_stay_what_they_are(isas):
                 x = rows(kind, rng, [exponent])
                 residual = np.float32([[1, 1, -MOST, MOST, 0]])
                 with np.errstate(invalid="ignore"):
-                    check(qk.linear(x, packed, bias, residual=residual)[:, 2:], (x.astype(np.float64) @ w + bias + residual)[:, 2:],
-                          np.abs(x.astype(np.float64)) @ np.abs(w)[:, 2:] + 2 * MOST)
+                    check(
+                        qk.linear(x, packed, bias, residual=residual)[:, 2:],
+                        (x.astype(np.float64) @ w + bias + residual)[:, 2:],
+                        np.abs(x.astype(np.float64)) @ np.abs(w)[:, 2:] + 2 * MOST,
+                    )
                 assert_array_equal(qk.linear(x, packed, bias)[0, :2], [np.inf, -np.inf])
 
 
 def test_the_cases_that_were_reported(isas):
     for _ in isas():
-        assert_array_equal(qk.linear(np.full((1, 2), 3e38, np.float32), qk.pack(np.int8([[127, 0], [127, 0]]), qk.QParams(1000.0))), [[np.inf, 0]])
+        assert_array_equal(
+            qk.linear(np.full((1, 2), 3e38, np.float32), qk.pack(np.int8([[127, 0], [127, 0]]), qk.QParams(1000.0))),
+            [[np.inf, 0]],
+        )
         for dtype in ("int8", "uint8", "int16", "int4", "uint4"):
-            for value, x, k, exact in ((1e36, 1e-30, 64, 6.4e7), (1e-20, 1e-20, 4096, 4.096e-37), (1e30, 1e-40, 64, 64e-10)):
+            for value, x, k, exact in (
+                (1e36, 1e-30, 64, 6.4e7),
+                (1e-20, 1e-20, 4096, 4.096e-37),
+                (1e30, 1e-40, 64, 64e-10),
+            ):
                 w = np.full((k, 1), value, np.float32)
                 params = qk.choose_qparams(w, dtype, axis=1)
                 y = qk.linear(np.full((1, k), x, np.float32), qk.pack(qk.quantize(w, params), params))
                 assert_allclose(y, exact, rtol=2e-7 if x > 1e-38 else 2e-5)  # 1e-40 has 17 bits
         w = np.full((4096, 1), 1e-20).astype(ml_dtypes.bfloat16)
-        assert_allclose(qk.linear(np.full((1, 4096), 1e-20, np.float32), qk.pack(w, None)), 4096 * float(w[0, 0]) * 1e-20, rtol=2e-7)
+        assert_allclose(
+            qk.linear(np.full((1, 4096), 1e-20, np.float32), qk.pack(w, None)), 4096 * float(w[0, 0]) * 1e-20, rtol=2e-7
+        )
         one = qk.pack(np.int8([[1]]), qk.QParams(1))
-        assert qk.qlinear(np.uint8([[100]]), qk.QParams(1, 0, "uint8"), one, qk.QParams(2.0**-126), bias=np.float32([-5])) == 127
+        assert (
+            qk.qlinear(np.uint8([[100]]), qk.QParams(1, 0, "uint8"), one, qk.QParams(2.0**-126), bias=np.float32([-5]))
+            == 127
+        )
 
 
-@pytest.mark.parametrize("rounding, activation", [(r, a) for r in ("half_even", "half_away", "gemmlowp", "tflite") for a in ACTIVATIONS
-                                                  if r[:4] == "half" or a in (None, "relu")])
+@pytest.mark.parametrize(
+    "rounding, activation",
+    [
+        (r, a)
+        for r in ("half_even", "half_away", "gemmlowp", "tflite")
+        for a in ACTIVATIONS
+        if r[:4] == "half" or a in (None, "relu")
+    ],
+)
 def test_qlinear_gives_the_nearest_code_at_all_magnitudes(rounding, activation, variants):
     rng = np.random.default_rng(5)
     q, codes = np.uint8(rng.integers(0, 256, (5, 9))), np.int8(rng.integers(-127, 128, (9, 70)))
     acc = (q.astype(np.int64) - 100) @ codes
-    for a, b, out in [(-126, -126, -126), (-126, -20, -126), (-100, -70, -126), (100, -120, -10), (-60, -60, -110), (100, 100, 120), (120, 120, 127),
-                      (60, 60, 120), (-70, 80, 14), (0, 0, -126), (90, 20, 115), (127, 0, 120), (-80, -64, -126), (64, 63, 127)]:
+    for a, b, out in [
+        (-126, -126, -126),
+        (-126, -20, -126),
+        (-100, -70, -126),
+        (100, -120, -10),
+        (-60, -60, -110),
+        (100, 100, 120),
+        (120, 120, 127),
+        (60, 60, 120),
+        (-70, 80, 14),
+        (0, 0, -126),
+        (90, 20, 115),
+        (127, 0, 120),
+        (-80, -64, -126),
+        (64, 63, 127),
+    ]:
         scales = np.float32(2.0**b * rng.choice([1, 1.5], 70)).clip(None, MOST)
         packed = qk.pack(codes, qk.QParams(scales, axis=1))
         size = np.abs(acc).max() * 2.0 ** (a + b)
-        for bias in (None, np.float32(rng.choice([-1, 1], 70) * min(size, MOST)), np.float32(rng.choice([-MOST, MOST], 70))):
+        for bias in (
+            None,
+            np.float32(rng.choice([-1, 1], 70) * min(size, MOST)),
+            np.float32(rng.choice([-MOST, MOST], 70)),
+        ):
             if bias is not None and rounding in ("gemmlowp", "tflite"):
                 continue
             real = acc * (2.0**a * scales.astype(np.float64)) + (0 if bias is None else bias.astype(np.float64))
@@ -211,8 +277,15 @@ def test_qlinear_gives_the_nearest_code_at_all_magnitudes(rounding, activation, 
             clear = np.abs(value - np.floor(value) - 0.5) > margin * np.maximum(1, size_of_terms)
             first = None
             for variant in variants():
-                codes_out = qk.qlinear(q, qk.QParams(2.0**a, 100, "uint8"), packed, qk.QParams(2.0**out, 3, "uint8"), bias,
-                                       activation=activation, rounding=rounding)
+                codes_out = qk.qlinear(
+                    q,
+                    qk.QParams(2.0**a, 100, "uint8"),
+                    packed,
+                    qk.QParams(2.0**out, 3, "uint8"),
+                    bias,
+                    activation=activation,
+                    rounding=rounding,
+                )
                 first = codes_out if first is None else first
                 assert_array_equal(codes_out, first, err_msg=variant)
             assert_array_equal(first[clear], expected[clear])
@@ -221,14 +294,19 @@ def test_qlinear_gives_the_nearest_code_at_all_magnitudes(rounding, activation, 
 def test_a_column_of_qlinear_has_the_same_codes_whatever_stands_beside_it(isas):
     rng = np.random.default_rng(6)
     q, codes = np.uint8(rng.integers(0, 256, (7, 9))), np.int8(rng.integers(-127, 128, (9, 70)))
-    scale, bias = np.float32(2.0 ** rng.integers(-126, 127, 70)), np.float32(rng.standard_normal(70) * 2.0 ** rng.integers(-120, 127, 70))
+    scale, bias = (
+        np.float32(2.0 ** rng.integers(-126, 127, 70)),
+        np.float32(rng.standard_normal(70) * 2.0 ** rng.integers(-120, 127, 70)),
+    )
     a, out = qk.QParams(1.7, 90, "uint8"), qk.QParams(0.3, 100, "uint8")
     for _ in isas():
         for activation in (None, "relu", "gelu", "silu"):
             y = qk.qlinear(q, a, qk.pack(codes, qk.QParams(scale, axis=1)), out, bias, activation=activation)
             for j in range(70):
-                alone = qk.pack(codes[:, j:j + 1], qk.QParams(scale[j:j + 1], axis=1))
-                assert_array_equal(y[:, j:j + 1], qk.qlinear(q, a, alone, out, bias[j:j + 1], activation=activation))
+                alone = qk.pack(codes[:, j : j + 1], qk.QParams(scale[j : j + 1], axis=1))
+                assert_array_equal(
+                    y[:, j : j + 1], qk.qlinear(q, a, alone, out, bias[j : j + 1], activation=activation)
+                )
 
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
@@ -241,7 +319,12 @@ def test_requantize_takes_every_positive_multiplier(rounding, variants):
 
 
 def test_dequantize_and_fake_quantize_round_once_at_all_magnitudes(isas):
-    for dtype, q in (("int8", np.arange(-128, 128)), ("uint8", np.arange(256)), ("int16", np.array([-32768, -1, 0, 1, 32767])), ("int32", np.array([-2**31, -5, 0, 7, 2**31 - 1]))):
+    for dtype, q in (
+        ("int8", np.arange(-128, 128)),
+        ("uint8", np.arange(256)),
+        ("int16", np.array([-32768, -1, 0, 1, 32767])),
+        ("int32", np.array([-(2**31), -5, 0, 7, 2**31 - 1])),
+    ):
         codes = q.astype(dtype)
         for exponent in (-126, -120, 0, 100, 120, 127):
             scale = np.float32(1.75 * 2.0**exponent)
@@ -258,10 +341,23 @@ def test_dequantize_and_fake_quantize_round_once_at_all_magnitudes(isas):
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int4", "uint4"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_parameters_of_extreme_ranges_keep_values_within_half_a_step(dtype, symmetric, isas):
-    for lo, hi in ((-3e38, 3e38), (-MOST, MOST), (0, MOST), (-MOST, 0), (-1e38, 3e38), (-1e-44, 1e-44), (0, 1e-38), (-2.0**-126, 1e-30), (1e-45, 3e38)):
+    for lo, hi in (
+        (-3e38, 3e38),
+        (-MOST, MOST),
+        (0, MOST),
+        (-MOST, 0),
+        (-1e38, 3e38),
+        (-1e-44, 1e-44),
+        (0, 1e-38),
+        (-(2.0**-126), 1e-30),
+        (1e-45, 3e38),
+    ):
         x = np.linspace(lo, hi, 50).astype(np.float32)
         for _ in isas():
-            for q, params in (qk.dynamic_quantize(x, dtype, symmetric=symmetric), (None, qk.choose_qparams(x, dtype, symmetric=symmetric))):
+            for q, params in (
+                qk.dynamic_quantize(x, dtype, symmetric=symmetric),
+                (None, qk.choose_qparams(x, dtype, symmetric=symmetric)),
+            ):
                 assert np.isfinite(params.scale) and params.scale >= 2.0**-126
                 q = qk.quantize(x, params) if q is None else q
                 exact = (q.astype(np.int64) - int(params.zero_point)) * float(params.scale)
@@ -299,7 +395,9 @@ def test_layer_norm_is_right_at_all_magnitudes(n, magnitude, variants):
                 for given in (x, residual) if residual is not None else (x,):
                     own = given.copy()
                     args = (own, residual) if given is x else (x, own)
-                    assert_array_equal(bits(qk.layer_norm(args[0], weight, bias, eps=eps, residual=args[1], out=own)), bits(y))
+                    assert_array_equal(
+                        bits(qk.layer_norm(args[0], weight, bias, eps=eps, residual=args[1], out=own)), bits(y)
+                    )
             constant = np.ptp(s, axis=1) == 0
             assert_allclose(first[~constant], expected[~constant], rtol=1e-4, atol=1e-5)
             assert not np.isnan(first).any()
@@ -321,8 +419,17 @@ def test_attention_scales_with_its_operands(variants):
     q, k = (np.float32(rng.integers(-127, 128, (20, 16))) for _ in range(2))
     v = np.float32(rng.integers(-127, 128, (20, 16)))
     expected = qk.attention(q, k, v, 2, scale=2.0**-12)
-    for of_q, of_k, of_v in ((0, 0, -149), (0, 0, -110), (0, 0, -80), (0, 0, 120), (-149, 100, 0), (-149, -149, -149), (100, -120, 0), (110, 110, 119),
-                             (-120, 120, -100)):
+    for of_q, of_k, of_v in (
+        (0, 0, -149),
+        (0, 0, -110),
+        (0, 0, -80),
+        (0, 0, 120),
+        (-149, 100, 0),
+        (-149, -149, -149),
+        (100, -120, 0),
+        (110, 110, 119),
+        (-120, 120, -100),
+    ):
         scaled = [np.float32(np.ldexp(a.astype(np.float64), e)) for a, e in ((q, of_q), (k, of_k), (v, of_v))]
         first = None
         for variant in variants():
@@ -340,7 +447,9 @@ def test_attention_to_one_value_gives_that_value(isas):
 
 
 def test_silu_goes_to_zero_where_it_should(isas):
-    x = np.concatenate([-np.linspace(80, 110, 997), [-200, -1e5, -MOST, -np.inf, np.inf, 89, MOST, 0, -5]]).astype(np.float32)
+    x = np.concatenate([-np.linspace(80, 110, 997), [-200, -1e5, -MOST, -np.inf, np.inf, 89, MOST, 0, -5]]).astype(
+        np.float32
+    )
     packed = qk.pack(np.zeros((1, len(x)), np.int8), qk.QParams(1))
     exact = ACTIVATIONS["silu"](x.astype(np.float64))
     for _ in isas():

@@ -23,8 +23,11 @@ def names(tmp_path_factory):
 def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(names):
     kept = ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "conftest.py"]
     for folder in "docs", "bench", "tests", "examples", "csrc", "qkernels":
-        kept += [str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*")
-                 if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".md", ".json"} and "cache" not in path.parts]
+        kept += [
+            str(path.relative_to(ROOT))
+            for path in (ROOT / folder).rglob("*")
+            if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".md", ".json"} and "cache" not in path.parts
+        ]
     assert not set(kept) - names - {"qkernels/_core.c"}
 
 

@@ -24,12 +24,25 @@ def simde_include():
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds kernels_avx512vnni.c on x86-64 only")
-@pytest.mark.skipif(simde_include() is None, reason="no SIMDe headers: pip install simde-py, or apt-get install libsimde-dev")
+@pytest.mark.skipif(
+    simde_include() is None, reason="no SIMDe headers: pip install simde-py, or apt-get install libsimde-dev"
+)
 def test_avx512vnni_by_simde(tmp_path):
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
     program = tmp_path / "simde_test"
-    command = [compiler, *FLAGS, "-DQK_SIMDE", f"-I{CSRC}", f"-I{HERE}", f"-I{simde_include()}", HERE / "simde_test.c",
-               *sorted(CSRC.glob("*.c")), "-lm", "-o", program]
+    command = [
+        compiler,
+        *FLAGS,
+        "-DQK_SIMDE",
+        f"-I{CSRC}",
+        f"-I{HERE}",
+        f"-I{simde_include()}",
+        HERE / "simde_test.c",
+        *sorted(CSRC.glob("*.c")),
+        "-lm",
+        "-o",
+        program,
+    ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-5000:]
     ran = subprocess.run([program], capture_output=True, text=True, timeout=60)

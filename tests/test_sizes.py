@@ -105,11 +105,11 @@ def print_held(isa):
     """For each kind what `nbytes` says, what tracemalloc and what the pages of a second matrix say."""
     _core.set_isa(isa)
     result = {}
-    pack(next(iter(KINDS.values()))())   # imports
+    pack(next(iter(KINDS.values()))())  # imports
     for kind, make in KINDS.items():
         tracemalloc.start()
         packed = pack(make())
-        packed.params, packed.scales   # what is made when asked for is not kept
+        packed.params, packed.scales  # what is made when asked for is not kept
         traced = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         before = resident()
@@ -138,15 +138,28 @@ def test_what_is_stored_is_no_more_than_its_values(kind):
     for protocol in 4, 5:
         assert len(pickle.dumps(packed, protocol)) <= stored + 700
     x = np.random.default_rng(4).normal(0, 1, (3, K)).astype(np.float32)
-    for same in qk.PackedMatrix.from_arrays(arrays), pickle.loads(pickle.dumps(packed)), copy.copy(packed), copy.deepcopy(packed):
+    for same in (
+        qk.PackedMatrix.from_arrays(arrays),
+        pickle.loads(pickle.dumps(packed)),
+        copy.copy(packed),
+        copy.deepcopy(packed),
+    ):
         assert same.params == packed.params and same.nbytes == packed.nbytes and same.dtype == packed.dtype
         assert np.array_equal(same.scales, packed.scales)
         assert same.unpack().tobytes() == packed.unpack().tobytes()
         assert qk.linear(x, same).tobytes() == qk.linear(x, packed).tobytes()
 
 
-@pytest.mark.parametrize(("kind", "most"), [("int4 in blocks of 32", 4.51), ("uint4 in blocks of 32", 4.76), ("int4 per column", 4.02),
-                                            ("codebook in blocks of 64", 4.26), ("int8 per column", 8.02)])
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        ("int4 in blocks of 32", 4.51),
+        ("uint4 in blocks of 32", 4.76),
+        ("int4 per column", 4.02),
+        ("codebook in blocks of 64", 4.26),
+        ("int8 per column", 8.02),
+    ],
+)
 def test_bits_of_a_stored_weight(kind, most):
     arguments = KINDS[kind]()
     arrays = pack(arguments).to_arrays()
@@ -178,13 +191,21 @@ def test_parameters_are_those_given():
                 of += [((-(-k // size), n), axis, size) for axis in (0, -2) for size in (3, 32, 1 << 62)]
             for (shape, axis, size), narrow in itertools.product(of, (False, True)):
                 equal = None if least < 0 else np.full(shape, 1)
-                for scale in rng.uniform(0.1, 1, shape).astype(np.float32), np.full(shape, 2.0**-24), np.full(shape, 3e38):
+                for scale in (
+                    rng.uniform(0.1, 1, shape).astype(np.float32),
+                    np.full(shape, 2.0**-24),
+                    np.full(shape, 3e38),
+                ):
                     for zero in rng.integers(least + 1, most + 1, shape), np.full(shape, most), equal:
                         options = {"block_size": size, "narrow_range": narrow}
                         positive = qk.QParams(scale, zero, dtype, axis=None if axis is None else axis % 2, **options)
                         packed = qk.pack(b, qk.QParams(scale, zero, dtype, axis=axis, **options))
                         assert packed.params == positive == qk.PackedMatrix.from_arrays(packed.to_arrays()).params
-                        assert pickle.loads(pickle.dumps(packed)).params == positive == pickle.loads(pickle.dumps(positive))
+                        assert (
+                            pickle.loads(pickle.dumps(packed)).params
+                            == positive
+                            == pickle.loads(pickle.dumps(positive))
+                        )
 
 
 def test_a_pickle_of_parameters_holds_their_values_once():
@@ -211,7 +232,9 @@ LIMIT = 4 << 30
 
 def wide(dtype, *shape, value=1):
     """An array of this shape in the memory of one value."""
-    return np.broadcast_to(np.asarray(value, getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype), shape)
+    return np.broadcast_to(
+        np.asarray(value, getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype), shape
+    )
 
 
 def empty(dtype, *shape):
@@ -235,7 +258,9 @@ def packs(size):
     for shape in (1 << size, 1), (1, 1 << size), (0, 1 << size), (1 << size, 0):
         codes = wide("uint8", *shape) if all(shape) else empty("uint8", *shape)
         yield lambda: qk.pack(codes, book)
-        yield lambda: qk.pack(codes, qk.Codebook(np.arange(16), axis=0, block_size=1 << 62), scales=np.ones((1, 1), np.float32))
+        yield lambda: qk.pack(
+            codes, qk.Codebook(np.arange(16), axis=0, block_size=1 << 62), scales=np.ones((1, 1), np.float32)
+        )
         yield lambda: qk.pack(codes, qk.Codebook(np.ones((1, 16)), axis=1))
 
 
@@ -306,7 +331,9 @@ def elementwise(size):
         q = wide(dtype, n // 4)
         for to in FLOATS:
             yield lambda: qk.dequantize(q, params, dtype=to)
-        yield lambda: qk.dequantize(empty(dtype, n // 4, 0), qk.QParams(np.ones((1, 1)), dtype=params.dtype, axis=0, block_size=1 << 62))
+        yield lambda: qk.dequantize(
+            empty(dtype, n // 4, 0), qk.QParams(np.ones((1, 1)), dtype=params.dtype, axis=0, block_size=1 << 62)
+        )
     yield lambda: qk.QParams(wide("float32", n // 4), axis=0)
     yield lambda: qk.QParams(wide("float32", n // 4, 1), wide("int8", n // 4, 1), axis=0, block_size=1 << 62)
     for acc in wide("int32", n // 4), wide("int32", n // 8, 2), empty("int32", 0, n // 4), empty("int32", n // 4, 0):
@@ -346,7 +373,15 @@ def codebooks(size):
     for book in books:
         for of in FLOATS:
             count = n // np.dtype(of).itemsize
-            for shape in (count,), (count // 2, 2), (2, count // 2), (count // 8, 6), (count, 0), (0, count), (0, count // 8 * 6):
+            for shape in (
+                (count,),
+                (count // 2, 2),
+                (2, count // 2),
+                (count // 8, 6),
+                (count, 0),
+                (0, count),
+                (0, count // 8 * 6),
+            ):
                 x = wide(of, *shape) if all(shape) else empty(of, *shape)
                 yield lambda: qk.encode(x, book)
         for shape in (n,), (n // 2, 2), (2, n // 2), (n, 0), (0, n), (0, 1 << 62):
@@ -412,7 +447,7 @@ def call_giants(size):
     """Each call ends within a second of this thread, in MemoryError or ValueError or with a result of nothing: prints others."""
     import resource
 
-    qk.kmeans1d(np.float32([[1, 2, 3]]), 2, axis=1)   # compiles
+    qk.kmeans1d(np.float32([[1, 2, 3]]), 2, axis=1)  # compiles
     qk.choose_qparams(np.float32([1, 2]), "int8", method="mse")
     qk.Codebook.fit(np.float32([1, 2]), 2, zero=True)
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))

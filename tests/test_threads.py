@@ -11,7 +11,9 @@ import pytest
 import qkernels as qk
 
 ROOT = Path(qk.__file__).parents[1]
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are looked at as Linux shows them")
+pytestmark = pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="threads are looked at as Linux shows them"
+)
 
 WORK = """
     import os, resource, signal, sys, threading, time
@@ -33,10 +35,19 @@ WORK = """
 
 def output(code, **settings):
     names = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND"
-    env = {name: value for name, value in os.environ.items() if name not in names} | {"OPENBLAS_NUM_THREADS": "1"} | settings
+    env = (
+        {name: value for name, value in os.environ.items() if name not in names}
+        | {"OPENBLAS_NUM_THREADS": "1"}
+        | settings
+    )
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(WORK) + textwrap.dedent(code)], env=env, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WORK) + textwrap.dedent(code)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr or f"killed by signal {-done.returncode}"
     return done.stdout.strip()
 

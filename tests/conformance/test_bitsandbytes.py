@@ -95,7 +95,9 @@ def test_live(name):
     different = codes != theirs
     assert np.all(at_ties(normal.reshape(-1)[different], codebook.levels))
     assert different.sum() <= 4, different.sum()
-    assert_array_equal(qk.decode(theirs, codebook, scales), functional.dequantize_4bit(packed, state).numpy().reshape(-1))
+    assert_array_equal(
+        qk.decode(theirs, codebook, scales), functional.dequantize_4bit(packed, state).numpy().reshape(-1)
+    )
 
 
 def test_live_8_bit():
@@ -108,4 +110,6 @@ def test_live_8_bit():
     codes, scales = qk.encode(x, codebook)
     assert_array_equal(scales, state.absmax.numpy())
     assert np.mean(codes != theirs.numpy()) < 0.01
-    assert_array_equal(qk.decode(theirs.numpy(), codebook, scales), functional.dequantize_blockwise(theirs, state).numpy())
+    assert_array_equal(
+        qk.decode(theirs.numpy(), codebook, scales), functional.dequantize_blockwise(theirs, state).numpy()
+    )

@@ -50,8 +50,9 @@ def litert_run(x, operator, options_name, options, tensors, constants):
     node.builtinOptionsType, node.builtinOptions = getattr(schema.BuiltinOptions, options_name), options
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
-    interpreter = Interpreter(model_content=bytes(builder.Output()), num_threads=1,
-                              experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    interpreter = Interpreter(
+        model_content=bytes(builder.Output()), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+    )
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
     interpreter.invoke()
@@ -62,16 +63,21 @@ def fully_connected(x, px, w, pw, py, bias=None, relu=False):
     """int8 codes x (m, k) times weights w (n, k); each p is (scale, zero point)."""
     options = schema.FullyConnectedOptionsT()
     options.fusedActivationFunction = getattr(schema.ActivationFunctionType, "RELU" if relu else "NONE")
-    tensors = [tensor(x.shape, x.dtype, px), tensor(w.shape, w.dtype, pw),
-               tensor(w.shape[:1], np.int32, (np.float32(px[0]) * pw[0], 0)), tensor((len(x), len(w)), np.int8, py)]
+    tensors = [
+        tensor(x.shape, x.dtype, px),
+        tensor(w.shape, w.dtype, pw),
+        tensor(w.shape[:1], np.int32, (np.float32(px[0]) * pw[0], 0)),
+        tensor((len(x), len(w)), np.int8, py),
+    ]
     return litert_run(x, schema.BuiltinOperator.FULLY_CONNECTED, "FullyConnectedOptions", options, tensors, [w, bias])
 
 
 def qlinear(x, px, w, pw, py, bias=None, relu=False):
     scale, zero_point = pw
     packed = qk.pack(w.T, qk.QParams(scale, np.full(np.shape(scale), zero_point), axis=1 if np.ndim(scale) else None))
-    return qk.qlinear(x, qk.QParams(*px), packed, qk.QParams(*py), bias,
-                      activation="relu" if relu else None, rounding="tflite")
+    return qk.qlinear(
+        x, qk.QParams(*px), packed, qk.QParams(*py), bias, activation="relu" if relu else None, rounding="tflite"
+    )
 
 
 def multiplier(px, pw, py):
@@ -109,13 +115,17 @@ def test_tflite(per_column, with_bias, relu, limit, isas):
         pw = random_scale(rng, n if per_column else ()), 0 if per_column else rng.integers(-limit, limit)
         acc = sums(x, px, w, pw)
         bias = rng.integers(-limit * limit, limit * limit, n).astype(np.int32) if with_bias else None
-        py = np.float32(px[0] * np.mean(pw[0]) * (acc.std() + limit * limit * with_bias + 1) / 50), rng.integers(-50, 50)
+        py = (
+            np.float32(px[0] * np.mean(pw[0]) * (acc.std() + limit * limit * with_bias + 1) / 50),
+            rng.integers(-50, 50),
+        )
         want = fully_connected(x, px, w, pw, py, bias, relu)
         for isa in isas():
             assert_array_equal(qlinear(x, px, w, pw, py, bias, relu), want, err_msg=isa, strict=True)
             if not relu:
-                got = qk.requantize(acc.astype(np.int32), multiplier(px, pw, py), qk.QParams(*py), bias=bias,
-                                    rounding="tflite")
+                got = qk.requantize(
+                    acc.astype(np.int32), multiplier(px, pw, py), qk.QParams(*py), bias=bias, rounding="tflite"
+                )
                 assert_array_equal(got, want, err_msg=isa, strict=True)
 
 
@@ -150,7 +160,9 @@ def test_tflite_ties(isas):
         assert np.abs(product).max() < 127 and tie_below_zero.sum() > 5
         want = fully_connected(x, px, w, pw, py)
         for isa in isas():
-            assert_array_equal(qlinear(x, px, w, pw, py) - tie_below_zero.astype(np.int8), want, err_msg=isa, strict=True)
+            assert_array_equal(
+                qlinear(x, px, w, pw, py) - tie_below_zero.astype(np.int8), want, err_msg=isa, strict=True
+            )
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
@@ -170,7 +182,9 @@ def test_gemmlowp(dtype, powers_of_two, isas):
         acc = acc.astype(np.int32)
         zero_point = rng.integers(-100, 100) if dtype == "int8" else 0
         tensors = [tensor((n,), np.int32, (scale_in, 0)), tensor((n,), dtype, (scale_out, zero_point))]
-        want = litert_run(acc, schema.BuiltinOperator.QUANTIZE, "QuantizeOptions", schema.QuantizeOptionsT(), tensors, [])
+        want = litert_run(
+            acc, schema.BuiltinOperator.QUANTIZE, "QuantizeOptions", schema.QuantizeOptionsT(), tensors, []
+        )
         params = qk.QParams(1, zero_point, dtype)
         for isa in isas():
             assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)

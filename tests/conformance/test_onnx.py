@@ -36,8 +36,10 @@ def matmul_integer(a, b, a_zero_point, b_zero_point):
 
 
 def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, y_zero_point):
-    pa, pb, py = (qparams(scale, zero_point, zero_point.dtype) for scale, zero_point in
-                  ((a_scale, a_zero_point), (b_scale, b_zero_point), (y_scale, y_zero_point)))
+    pa, pb, py = (
+        qparams(scale, zero_point, zero_point.dtype)
+        for scale, zero_point in ((a_scale, a_zero_point), (b_scale, b_zero_point), (y_scale, y_zero_point))
+    )
     pairs = zip(a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:]))
     products = [qk.qlinear(left, pa, qk.pack(right, pb), py) for left, right in pairs]
     return [np.reshape(products, a.shape[:-1] + b.shape[-1:])]
@@ -72,7 +74,7 @@ def collect():
         if case.name.startswith("test_dynamicquantizelinear") and case.name.endswith("_expanded"):
             found[case.name] = "DynamicQuantizeLinear", {}, case.data_sets
         elif OPERATORS.keys() & {node.op_type for node in nodes}:
-            node, = nodes
+            (node,) = nodes
             if OTHER_TYPES & {array(value).dtype.name for values in case.data_sets[0] for value in values}:
                 continue
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

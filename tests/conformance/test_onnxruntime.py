@@ -46,11 +46,16 @@ def onnxruntime_run(operator, inputs, out_dtypes, **attributes):
     for out, dtype in zip(outs, map(np.dtype, out_dtypes)):
         if dtype.isbuiltin != 1:
             dtype = np.dtype("float32" if "float" in dtype.name else "int8")
-            nodes.append(helper.make_node("Cast", [out], [out := f"{out}_cast"], to=helper.np_dtype_to_tensor_dtype(dtype)))
+            nodes.append(
+                helper.make_node("Cast", [out], [out := f"{out}_cast"], to=helper.np_dtype_to_tensor_dtype(dtype))
+            )
         infos.append(helper.make_tensor_value_info(out, helper.np_dtype_to_tensor_dtype(dtype), None))
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items()]
-    model = helper.make_model(helper.make_graph(nodes, operator, [], infos, constants),
-                              opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    model = helper.make_model(
+        helper.make_graph(nodes, operator, [], infos, constants),
+        opset_imports=[helper.make_opsetid("", 21)],
+        ir_version=10,
+    )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -114,7 +119,7 @@ def test_quantize(dtype, layout, isas):
     rng = np.random.default_rng([DTYPES.index(dtype), list(LAYOUTS).index(layout)])
     params = random_params(rng, dtype, layout)
     x = near_midpoints(rng, params, layout)
-    want, = onnxruntime_run("QuantizeLinear", onnx_inputs(x, params), [params.dtype], **LAYOUTS[layout][2])
+    (want,) = onnxruntime_run("QuantizeLinear", onnx_inputs(x, params), [params.dtype], **LAYOUTS[layout][2])
     for isa in isas():
         assert_array_equal(bits(qk.quantize(x, params)), bits(want), err_msg=isa, strict=True)
 
@@ -124,7 +129,7 @@ def test_dequantize(dtype, layout, isas):
     rng = np.random.default_rng([DTYPES.index(dtype), list(LAYOUTS).index(layout)])
     params = random_params(rng, dtype, layout)
     q = rng.choice(all_codes(params), LAYOUTS[layout][0]).astype(params.dtype)
-    want, = onnxruntime_run("DequantizeLinear", onnx_inputs(q, params), [np.float32], **LAYOUTS[layout][2])
+    (want,) = onnxruntime_run("DequantizeLinear", onnx_inputs(q, params), [np.float32], **LAYOUTS[layout][2])
     for isa in isas():
         assert_array_equal(bits(qk.dequantize(q, params)), bits(want), err_msg=isa, strict=True)
 
@@ -132,7 +137,7 @@ def test_dequantize(dtype, layout, isas):
 def test_dequantize_int32(isas):
     """Sums of products, which ONNX dequantizes without a zero point."""
     q = np.random.default_rng(0).integers(-(2**31), 2**31, 1_000_003, dtype=np.int32)
-    want, = onnxruntime_run("DequantizeLinear", {"x": q, "scale": np.float32(0.1)}, [np.float32])
+    (want,) = onnxruntime_run("DequantizeLinear", {"x": q, "scale": np.float32(0.1)}, [np.float32])
     for isa in isas():
         assert_array_equal(bits(qk.dequantize(q, qk.QParams(0.1))), bits(want), err_msg=isa, strict=True)
 
@@ -187,8 +192,11 @@ def test_matmul(a_dtype, b_dtype, zero_points, isas):
         zero = {}
         if zero_points != "none":
             per_column = b_shape[1:] if zero_points == "per_column" else ()
-            zero = {"a_zero_point": random_codes(rng, a_dtype, ()), "b_zero_point": random_codes(rng, b_dtype, per_column)}
-        want, = onnxruntime_run("MatMulInteger", {"a": a, "b": b, **zero}, [np.int32])
+            zero = {
+                "a_zero_point": random_codes(rng, a_dtype, ()),
+                "b_zero_point": random_codes(rng, b_dtype, per_column),
+            }
+        (want,) = onnxruntime_run("MatMulInteger", {"a": a, "b": b, **zero}, [np.int32])
         for isa in isas():
             packed = qk.pack(b, qk.QParams(1, dtype=b_dtype))
             assert_array_equal(qk.matmul(a, b, **zero), want, err_msg=isa, strict=True)
@@ -219,10 +227,16 @@ def qlinear_params(rng, a, b, per_column, powers_of_two):
     scales = [rng.uniform(0.01, 0.02), rng.uniform(0.002, 0.004, few), rng.uniform(0.003, 0.005) * len(b) ** 0.5]
     if powers_of_two:
         scales = [2.0 ** np.round(np.log2(scale)) for scale in scales]
-    zero_points = [int(a.mean()), (b.mean() + rng.integers(-9, 10, few)).astype(np.int32), np.iinfo(a.dtype).max // 2 - 10]
+    zero_points = [
+        int(a.mean()),
+        (b.mean() + rng.integers(-9, 10, few)).astype(np.int32),
+        np.iinfo(a.dtype).max // 2 - 10,
+    ]
     axes = [None, 1 if per_column else None, None]
-    return [qk.QParams(scale, zero_point, dtype, axis=axis)
-            for scale, zero_point, dtype, axis in zip(scales, zero_points, [a.dtype, b.dtype, a.dtype], axes)]
+    return [
+        qk.QParams(scale, zero_point, dtype, axis=axis)
+        for scale, zero_point, dtype, axis in zip(scales, zero_points, [a.dtype, b.dtype, a.dtype], axes)
+    ]
 
 
 @pytest.mark.parametrize("powers_of_two", [False, True])
@@ -234,8 +248,16 @@ def test_qlinear(a_dtype, b_dtype, per_column, powers_of_two, isas):
     for a_shape, b_shape in SHAPES:
         a, b = random_codes(rng, a_dtype, a_shape), random_codes(rng, b_dtype, b_shape, WEIGHT_LIMIT)
         pa, pb, py = qlinear_params(rng, a, b, per_column, powers_of_two)
-        inputs = [a, pa.scale, pa.zero_point.astype(pa.dtype), b, pb.scale, pb.zero_point.astype(pb.dtype),
-                  py.scale, py.zero_point.astype(py.dtype)]
-        want, = onnxruntime_run("QLinearMatMul", {f"x{i}": value for i, value in enumerate(inputs)}, [a_dtype])
+        inputs = [
+            a,
+            pa.scale,
+            pa.zero_point.astype(pa.dtype),
+            b,
+            pb.scale,
+            pb.zero_point.astype(pb.dtype),
+            py.scale,
+            py.zero_point.astype(py.dtype),
+        ]
+        (want,) = onnxruntime_run("QLinearMatMul", {f"x{i}": value for i, value in enumerate(inputs)}, [a_dtype])
         for isa in isas():
             assert_array_equal(qk.qlinear(a, pa, qk.pack(b, pb), py), want, err_msg=isa, strict=True)

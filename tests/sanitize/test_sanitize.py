@@ -17,7 +17,9 @@ def chosen(name):
     """What the chosen part writes; skips where the compiler lacks the sanitizer."""
     if run.library(name) is None:
         pytest.skip(f"the compiler has no library of the {name} sanitizer")
-    done = subprocess.run([sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return done.stdout
 
