@@ -3,7 +3,7 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
-cdef extern from "qkernels.h" nogil:
+cdef extern from "include/qkernels.h" nogil:
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:

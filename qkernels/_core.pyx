@@ -55,7 +55,7 @@ cdef extern from *:
     unsigned long main_thread
     int signal_raises() noexcept nogil
 
-cdef extern from "fpmode.h" nogil:
+cdef extern from "runtime/fpmode.h" nogil:
     ctypedef struct qk_mode:
         pass
     ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends: `cdef qk_scope mode = qk_enter_scope()`

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #ifdef __AVX512F__
 #error "compile without AVX-512, so that SIMDe's portable code runs"

@@ -414,7 +414,7 @@ def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
     empty.write_text("int main(void) { return 0; }")
     if subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True).returncode:
         pytest.skip(f"{compiler} has no AddressSanitizer")
-    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.glob("*.c")), "-lm", "-o", program]
+    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-5000:]
     ran = subprocess.run([program], capture_output=True, text=True, timeout=300)

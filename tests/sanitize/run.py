@@ -121,7 +121,7 @@ def build(name, folder):
     subprocess.run([sys.executable, "-m", "cython", "-3", "qkernels/_core.pyx", "-o", "core.c"], cwd=folder, check=True)
     include = [f"-I{path}" for path in ("csrc", sysconfig.get_path("include"), numpy.get_include())]
     compile = [*CC, *FLAGS, "-fPIC", "-fvisibility=hidden", *include]
-    sources = ["core.c", *(f"csrc/{path.name}" for path in sorted((ROOT / "csrc").glob("*.c")))]
+    sources = ["core.c", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c")))]
     objects = [f"{Path(source).stem}.{name}.o" for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # What Cython writes is long, and not ours: it is not instrumented.

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "qkernels.h"
+#include "include/qkernels.h"
 
 /* Calls body(context, begin, end) on ranges that cover 0 .. items, each once, in any order, on this thread and others.
  * `work` is the time that all of it takes on one thread, in nanoseconds, roughly: small work is one range, on this

@@ -14,7 +14,7 @@
  *     ab   cb0              cb1
  */
 #if defined(__x86_64__)
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #ifdef QK_SIMDE
 #include "simde_avx512.h" /* in tests/: for CPUs without AVX-512 */
@@ -213,10 +213,10 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #define KR 4
 #define HAVE_FMA 1
 #define GROUP 64
-#include "elementwise.inc.h"
-#include "layers.inc.h"
-#include "codebook.inc.h"
-#include "gguf.inc.h"
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/codebook.h"
+#include "kernels/generic/gguf.h"
 
 /* ---- epilogues (numerics 7 to 9): 4 registers at a time, step by step, for each step waits for the one before ---- */
 
@@ -428,9 +428,9 @@ static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
     }
 }
 
-#include "products.inc.h"
-#include "blocked.inc.h"
-#include "words.inc.h"
+#include "kernels/generic/gemm8.h"
+#include "kernels/generic/gemm4.h"
+#include "kernels/generic/gemm16.h"
 
 static inline __m512i broadcast4(const uint8_t *p)
 {
@@ -1089,9 +1089,9 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
     return listed;
 }
 
-#include "kmeans_types.inc.h"
-#include "vectors.inc.h"
-#include "line_types.inc.h"
+#include "kernels/generic/kmeans.h"
+#include "kernels/generic/pq.h"
+#include "kernels/generic/kmeans1d.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 
@@ -1365,7 +1365,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .gemm_pack_panel = gemm_pack_panel,
     .gemm_unpack_panel = gemm_unpack_panel,
     .gemm_panel_bytes = gemm_panel_bytes,
-#include "kernels_table.inc.h"
+#include "kernels/generic/table.def"
 };
 
 #if defined(__clang__) && !defined(QK_SIMDE)

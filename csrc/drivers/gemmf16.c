@@ -7,11 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
-#include "parallel.h"
-#include "scales.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
 
 enum { NR = QK_HALF_NR, ROW_PANELS = QK_HALF_ROW_PANELS, SMALL_FLOATS = 2048, LINE_FLOATS = 16 };
 

@@ -40,7 +40,7 @@ static inline void transpose_f32(const float *const *row, size_t f, float *to)
     *(quad_f32 *)(to + 2 * QK_KMEANS_TILE) = shuffle(c, d, 0, 1, 4, 5);
     *(quad_f32 *)(to + 3 * QK_KMEANS_TILE) = shuffle(c, d, 2, 3, 6, 7);
 }
-#include "kmeans.inc.h"
+#include "kernels/generic/kmeans_template.h"
 #undef REAL
 #undef INTEGER
 #undef EPSILON
@@ -63,7 +63,7 @@ static inline void transpose_f64(const double *const *row, size_t f, double *to)
     to[0] = row[0][f], to[1] = row[1][f];
     to[QK_KMEANS_TILE] = row[0][f + 1], to[QK_KMEANS_TILE + 1] = row[1][f + 1];
 }
-#include "kmeans.inc.h"
+#include "kernels/generic/kmeans_template.h"
 #undef REAL
 #undef INTEGER
 #undef EPSILON

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 /* Of a function whose large frame would else weigh upon the one that seldom calls it. */
 #define QK_SELDOM __attribute__((noinline))

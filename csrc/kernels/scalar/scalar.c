@@ -1,17 +1,17 @@
 /* The reference: plain C that runs anywhere. Every other instruction set gives the same bits. */
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define MR 4
 #define NR 16
 #define KR 4
 #define HAVE_FMA 0
-#include "elementwise.inc.h"
-#include "layers.inc.h"
-#include "codebook.inc.h"
-#include "gguf.inc.h"
-#include "products.inc.h"
-#include "blocked.inc.h"
-#include "words.inc.h"
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/codebook.h"
+#include "kernels/generic/gguf.h"
+#include "kernels/generic/gemm8.h"
+#include "kernels/generic/gemm4.h"
+#include "kernels/generic/gemm16.h"
 
 /* ---- k-means: what kmeans.inc.h needs, four points or two at a time ---- */
 
@@ -70,9 +70,9 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
     return 0;
 }
 
-#include "kmeans_types.inc.h"
-#include "vectors.inc.h"
-#include "line_types.inc.h"
+#include "kernels/generic/kmeans.h"
+#include "kernels/generic/pq.h"
+#include "kernels/generic/kmeans1d.h"
 
 static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                       int32_t *c, size_t ldc)
@@ -220,5 +220,5 @@ const qk_kernels qk_kernels_scalar = {
     .gemm_pack_panel = gemm_pack_panel,
     .gemm_unpack_panel = gemm_unpack_panel,
     .gemm_panel_bytes = gemm_panel_bytes,
-#include "kernels_table.inc.h"
+#include "kernels/generic/table.def"
 };

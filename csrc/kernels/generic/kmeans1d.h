@@ -1,6 +1,6 @@
 /* The search for clusters on a line, for doubles. */
 #define REAL double
 #define of(name) line_##name
-#include "line.inc.h"
+#include "kernels/generic/kmeans1d_template.h"
 #undef REAL
 #undef of

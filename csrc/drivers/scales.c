@@ -3,9 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "scales.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "drivers/scales.h"
 
 double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
 {

@@ -373,5 +373,5 @@ static const qk_kernels light = {
     .gemm_pack_panel = light_pack_panel,
     .gemm_unpack_panel = light_unpack_panel,
     .gemm_panel_bytes = light_panel_bytes,
-#include "kernels_table.inc.h"
+#include "kernels/generic/table.def"
 };

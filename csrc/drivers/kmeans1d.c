@@ -3,13 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
 
 #define REAL wide
 #define of(name) wide_line_##name
-#include "line.inc.h"
+#include "kernels/generic/kmeans1d_template.h"
 #undef REAL
 #undef of
 

@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
-#include "parallel.h"
-#include "scales.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
 
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 

@@ -16,7 +16,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -204,10 +204,10 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #define HAVE_FMA 1
 #define GROUP 32
 #define HAVE_WIDEN
-#include "elementwise.inc.h"
-#include "layers.inc.h"
-#include "codebook.inc.h"
-#include "gguf.inc.h"
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/codebook.h"
+#include "kernels/generic/gguf.h"
 
 /* values[i], by bit 3 of which one of the two halves holds it. */
 static inline __m256 look_up(const float *values, __m256i i)
@@ -238,9 +238,9 @@ static void gelu_run(float *y, size_t n, const gelu_table *g)
         _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
 }
 
-#include "products.inc.h"
-#include "blocked.inc.h"
-#include "words.inc.h"
+#include "kernels/generic/gemm8.h"
+#include "kernels/generic/gemm4.h"
+#include "kernels/generic/gemm16.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -850,9 +850,9 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
     return 0;
 }
 
-#include "kmeans_types.inc.h"
-#include "vectors.inc.h"
-#include "line_types.inc.h"
+#include "kernels/generic/kmeans.h"
+#include "kernels/generic/pq.h"
+#include "kernels/generic/kmeans1d.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 
@@ -1017,7 +1017,7 @@ static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, con
     }
 }
 
-#include "light_avx2.inc.h"
+#include "kernels/x86/avx2_maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
@@ -1037,7 +1037,7 @@ const qk_kernels qk_kernels_avx2 = {
     .gemm_pack_panel = gemm_pack_panel,
     .gemm_unpack_panel = gemm_unpack_panel,
     .gemm_panel_bytes = gemm_panel_bytes,
-#include "kernels_table.inc.h"
+#include "kernels/generic/table.def"
 };
 
 #if defined(__clang__)

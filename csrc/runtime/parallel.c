@@ -5,7 +5,7 @@
  * A loop's items are divided into a share for each thread. A thread begins with its own (on the next call its part of
  * the weights is still in its cache) and then helps with the others': who comes late, or not at all, delays nobody. */
 #define _GNU_SOURCE
-#include "parallel.h"
+#include "runtime/parallel.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -17,8 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "fpmode.h"
-#include "sizes.h"
+#include "runtime/fpmode.h"
+#include "runtime/sizes.h"
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
 static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */

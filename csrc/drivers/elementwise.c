@@ -3,10 +3,10 @@
 #include <math.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
 
 enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
 enum { PIECE = 32768 };             /* elements of a long run that a thread takes at a time */

@@ -2,10 +2,10 @@
  * Eight codes fill `bits` bytes; in a register they move together, and apart again, in three steps. */
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "parallel.h"
-#include "qkernels.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+#include "include/qkernels.h"
 
 enum { PIECE = 65536 }; /* codes that a thread takes at a time: whole bytes */
 

@@ -2,7 +2,7 @@
 #ifndef QK_BLOCKING_H
 #define QK_BLOCKING_H
 
-#include "sizes.h"
+#include "runtime/sizes.h"
 
 enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 };       /* no tile, and no step of one, is larger */
 enum { A_BLOCK_BYTES = 256 * 1024, MAX_ROWS = 480 }; /* rows of a that a task takes: they stay in the L2 cache */

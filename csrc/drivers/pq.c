@@ -3,10 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };

@@ -2,9 +2,9 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
-#include "line.h"
-#include "qkernels.h"
-#include "sizes.h"
+#include "kernels/kmeans1d.h"
+#include "include/qkernels.h"
+#include "runtime/sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {

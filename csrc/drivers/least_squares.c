@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fpmode.h"
-#include "parallel.h"
-#include "qkernels.h"
-#include "sizes.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+#include "include/qkernels.h"
+#include "runtime/sizes.h"
 
 static const double NEGLIGIBLE = 0x1p-48; /* of sum w x^2: what rounding a scale to float32 may cost */
 static const double SLACK = 1e-13;        /* of sum w x^2: more than the rounding of the sums of a bound */

@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "blocking.h"
-#include "fpmode.h"
-#include "kernels.h"
-#include "parallel.h"
-#include "scales.h"
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
 
 enum { NR = QK_BLOCKED_NR, KR = QK_BLOCKED_KR, OWN_STEP_BYTES = QK_OWN_NR * QK_OWN_KR / 2 };
 
