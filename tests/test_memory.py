@@ -208,10 +208,10 @@ def sweep_products(m, k, n, rng, at_end):
             want[None].repeat(2, 0),
         )
         place = Places(at_end)
-        light = np.ascontiguousarray(b.view(np.int8)) >> 3
+        small = np.ascontiguousarray(b.view(np.int8)) >> 3
         same(
-            qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
-            (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32),
+            qk.matmul(place(a), qk.pack(place(small), qk.QParams(1)), out=place.empty((m, n), np.int32)),
+            (a.astype(np.int64) @ small.astype(np.int64)).astype(np.int32),
         )
         place = Places(at_end)
         zero = rng.integers(0, 100, m, np.int32)

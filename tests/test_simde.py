@@ -23,7 +23,7 @@ def simde_include():
     return next((place for place in places if (place / "simde/x86/avx512.h").exists()), None)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds kernels_avx512vnni.c on x86-64 only")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds avx512vnni.c on x86-64 only")
 @pytest.mark.skipif(
     simde_include() is None, reason="no SIMDe headers: pip install simde-py, or apt-get install libsimde-dev"
 )

@@ -1,7 +1,7 @@
 /* Exact products of int16 codes, and of floats quantized to int16 (numerics 17): packing, blocking, threads. The tile
  * belongs to the instruction set.
  *
- * Loop order as in gemm.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along
+ * Loop order as in gemm8.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along
  * k a tile is cut where its int32 sums could overflow; there they are added to int64 ones. */
 #include <stdlib.h>
 #include <string.h>
@@ -16,26 +16,26 @@ enum {
     KR = 2,
     LINE = 32 /* codes in a cache line */,
     LARGEST = 32768,
-    NC = QK_BLOCKED_NR /* columns of the epilogue */
+    NC = QK_GEMM4_NR /* columns of the epilogue */
 };
 
 /* ---- packing of b ---- */
 
-void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
+void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n)
 {
     const size_t nr = (size_t)kernels->nr;
-    *p = (qk_words){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR)};
+    *p = (qk_gemm16_weights){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR)};
     if (n) p->n_pad = round_up(n, nr) - nr + NC; /* the epilogue reads that much from the last panel on */
 }
 
-static size_t panels_of(const qk_words *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
+static size_t panels_of(const qk_gemm16_weights *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
 
-size_t qk_words_bytes(const qk_words *p)
+size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
 {
     return qk_times(qk_times(panels_of(p), (size_t)p->kernels->nr), qk_times(p->steps, KR * sizeof(int16_t)));
 }
 
-static int16_t *panel_at(const qk_words *p, size_t col) { return p->panels + p->steps * KR * col; }
+static int16_t *panel_at(const qk_gemm16_weights *p, size_t col) { return p->panels + p->steps * KR * col; }
 
 static uint32_t code_at(const char *b)
 {
@@ -77,7 +77,7 @@ static int32_t sum_steps(const int16_t *panel, size_t steps, size_t nr, int64_t 
 }
 
 typedef struct {
-    qk_words *p;
+    qk_gemm16_weights *p;
     const char *b;
     ptrdiff_t row_stride, col_stride;
     int32_t largest;
@@ -87,7 +87,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 {
     enum { ROWS = 32 }; /* at a time: their part of the panel stays in the L1 cache */
     pack_job *job = context;
-    const qk_words *p = job->p;
+    const qk_gemm16_weights *p = job->p;
     const size_t nr = (size_t)p->kernels->nr;
     int32_t largest = 0;
     for (size_t col = begin * nr; col < end * nr; col += nr) {
@@ -109,7 +109,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     qk_keep_most(&job->largest, largest);
 }
 
-int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
@@ -119,21 +119,21 @@ int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t co
 }
 
 typedef struct {
-    const qk_words *p;
+    const qk_gemm16_weights *p;
     int16_t *b;
 } unpack_job;
 
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_words *p = job->p;
+    const qk_gemm16_weights *p = job->p;
     const size_t nr = (size_t)p->kernels->nr;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
             job->b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
 }
 
-int qk_words_unpack(const qk_words *p, int16_t *b)
+int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b)
 {
     QK_DEFAULT_MODE;
     unpack_job job = {p, b};
@@ -143,9 +143,9 @@ int qk_words_unpack(const qk_words *p, int16_t *b)
 /* ---- the product ---- */
 
 typedef struct {
-    const qk_left *left;
-    const qk_words *b;
-    const qk_right *right;
+    const qk_rows *source;
+    const qk_gemm16_weights *b;
+    const qk_epilogue *epilogue;
     size_t lda;
     blocking share;
     qk_row_quantizer quantizer; /* of floats */
@@ -197,15 +197,15 @@ static void split(int16_t *restrict low, int16_t *restrict high, size_t n)
 static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
 {
     enum { FEW_STEPS = 8, L1_STEPS = 128 };
-    const qk_left *left = g->left;
+    const qk_rows *source = g->source;
     const size_t k = g->b->k, steps = g->b->steps;
     int32_t largest = 0;
     block->high = NULL;
     for (size_t i = 0; i < rows; i++) {
         int16_t *to = block->codes + i * g->lda;
-        const void *from = (const char *)left->a + (ptrdiff_t)(first + i) * left->row_stride;
+        const void *from = (const char *)source->a + (ptrdiff_t)(first + i) * source->row_stride;
         qk_row_scale row = {0};
-        if (left->type != QK_FLOATS)
+        if (source->type != QK_FLOATS)
             memcpy(to, from, k * sizeof *to);
         else if (!qk_quantize_row(&g->quantizer, from, to, &row))
             return 0;
@@ -213,8 +213,8 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
         if (k % KR) to[k] = 0;
         const int32_t size = largest_of(to, k);
         largest = size > largest ? size : largest;
-        block->zero[i] = left->zero_point ? left->zero_point[left->zero_point_per_row ? first + i : 0] : 0;
-        if (g->right->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
+        block->zero[i] = source->zero_point ? source->zero_point[source->zero_point_per_row ? first + i : 0] : 0;
+        if (g->epilogue->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
     }
     block->steps = steps_within(largest, g->b->largest, steps);
     if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
@@ -236,11 +236,11 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     int more = 0;
     do {
         const size_t steps = at_most(left, block->steps);
-        k->words_tile((int)rows, steps, a, g->lda, panel, c);
-        k->words_add((int)rows, c, 0, more, sum, ld);
+        k->gemm16_tile((int)rows, steps, a, g->lda, panel, c);
+        k->gemm16_add((int)rows, c, 0, more, sum, ld);
         if (high) {
-            k->words_tile((int)rows, steps, high, g->lda, panel, c);
-            k->words_add((int)rows, c, 8, 1, sum, ld);
+            k->gemm16_tile((int)rows, steps, high, g->lda, panel, c);
+            k->gemm16_add((int)rows, c, 8, 1, sum, ld);
             high += KR * steps;
         }
         a += KR * steps, panel += KR * steps * (size_t)k->nr, left -= steps, more = 1;
@@ -251,7 +251,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
 static void correct_row(const product *g, const row_block *block, size_t row, size_t col, size_t cols, int64_t *sum)
 {
     const int64_t zero = block->zero[row], *colsum = g->b->colsum + col;
-    const int32_t *b_zero = g->right->b_zero;
+    const int32_t *b_zero = g->epilogue->b_zero;
     if (zero)
         for (size_t j = 0; j < cols; j++) sum[j] -= zero * colsum[j];
     if (b_zero)
@@ -270,16 +270,16 @@ static QK_SELDOM void store_rows_apart(const product *g, const double *wide, con
         if (wide[i])
             qk_finish_row(k, sums, &row);
         else
-            k->blocked_to_float(y, &row);
+            k->finish_floats(y, &row);
     }
 }
 
 static void store_floats(const product *g, const row_block *block, size_t first, size_t row, size_t rows, size_t col,
                          size_t cols, const int64_t *sum)
 {
-    qk_tile t = qk_float_tile(g->right, col, cols);
-    qk_set_rows(&t, g->right, first + row, rows, col, block->scale + row);
-    const float *col_scale = g->right->col_scale + col;
+    qk_tile t = qk_float_tile(g->epilogue, col, cols);
+    qk_set_rows(&t, g->epilogue, first + row, rows, col, block->scale + row);
+    const float *col_scale = g->epilogue->col_scale + col;
     float y[MAX_MR * NC] __attribute__((aligned(64)));
     int any_wide = 0;
     memset(y, 0, rows * NC * sizeof *y);
@@ -290,21 +290,21 @@ static void store_floats(const product *g, const row_block *block, size_t first,
     if (any_wide)
         store_rows_apart(g, block->wide_scale + row, sum, y, &t, col_scale);
     else
-        g->b->kernels->blocked_to_float(y, &t);
+        g->b->kernels->finish_floats(y, &t);
 }
 
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
                            size_t panel_end)
 {
     const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
-    const size_t ld = g->right->row_stride / sizeof(int64_t);
+    const size_t ld = g->epilogue->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row,
                          cols = at_most(g->b->n - col, nr);
-            const int to_float = g->right->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
-            int64_t *out = to_float ? NULL : (int64_t *)g->right->out + (first + row) * ld + col,
+            const int to_float = g->epilogue->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
+            int64_t *out = to_float ? NULL : (int64_t *)g->epilogue->out + (first + row) * ld + col,
                     *to = in_place ? out : sum;
             multiply_tile(g, block, row, count, panel_at(g->b, col), to, in_place ? ld : nr);
             for (size_t i = 0; i < count; i++, to += in_place ? ld : nr) {
@@ -331,7 +331,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = at_most(g->left->m - first, g->share.block_rows);
+        const size_t rows = at_most(g->source->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;
@@ -343,20 +343,20 @@ static void run_tasks(void *context, size_t begin, size_t end)
     free(block.codes);
 }
 
-int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right)
+int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue)
 {
     QK_DEFAULT_MODE;
-    if (left->m == 0 || b->n == 0) return 1;
-    product g = {.left = left, .b = b, .right = right};
-    if (left->type == QK_FLOATS) {
-        const double sum = 0x1p32 * (double)b->k * right->most_scale; /* codes less zero points are below 2^16 */
-        const qk_factors factors = {1, 1, sum, qk_largest_bias(b->kernels, right, b->n)};
+    if (source->m == 0 || b->n == 0) return 1;
+    product g = {.source = source, .b = b, .epilogue = epilogue};
+    if (source->type == QK_FLOATS) {
+        const double sum = 0x1p32 * (double)b->k * epilogue->most_scale; /* codes less zero points are below 2^16 */
+        const qk_factors factors = {1, 1, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
         g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t), factors};
     }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
-    const double work = (double)left->m * (double)b->n * (double)b->k / 64;
+    const double work = (double)source->m * (double)b->n * (double)b->k / 64;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(left->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
+    g.share = block_rows(source->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->mr, panels_of(b), team);
     const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return status ? status : g.failure ? g.failure : 1;
 }

@@ -1,7 +1,7 @@
 /* Products of floats and float16 or bfloat16 weights (numerics 16): packing, blocking, threads. The tile belongs to the
  * instruction set.
  *
- * Loop order as in gemm.c: a block of rows of x, copied into the L2 cache, x all panels of b, each for all tiles of
+ * Loop order as in gemm8.c: a block of rows of x, copied into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
 #include <math.h>
 #include <stdlib.h>
@@ -13,18 +13,18 @@
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
 
-enum { NR = QK_HALF_NR, ROW_PANELS = QK_HALF_ROW_PANELS, SMALL_FLOATS = 2048, LINE_FLOATS = 16 };
+enum { NR = QK_GEMMF16_NR, ROW_PANELS = QK_GEMMF16_ROW_PANELS, SMALL_FLOATS = 2048, LINE_FLOATS = 16 };
 
 /* ---- packing of b ---- */
 
-void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
+void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
 {
-    *p = (qk_half){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .type = type};
+    *p = (qk_gemmf16_weights){.kernels = kernels, .k = k, .n = n, .n_pad = round_up(n, NR), .type = type};
 }
 
-size_t qk_half_bytes(const qk_half *p) { return qk_times(qk_times(p->k, p->n_pad), sizeof(uint16_t)); }
+size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p) { return qk_times(qk_times(p->k, p->n_pad), sizeof(uint16_t)); }
 
-static uint16_t *panel_at(const qk_half *p, size_t panel) { return p->panels + panel * p->k * NR; }
+static uint16_t *panel_at(const qk_gemmf16_weights *p, size_t panel) { return p->panels + panel * p->k * NR; }
 
 /* Where column j stands in a row of a panel. */
 static size_t place_of(size_t j, qk_dtype type) { return type == QK_BF16 ? j % 16 * 2 + j / 16 : j; }
@@ -71,7 +71,7 @@ static int16_t largest_of(const uint16_t *weights, size_t n)
 }
 
 typedef struct {
-    const qk_half *p;
+    const qk_gemmf16_weights *p;
     const char *b;
     ptrdiff_t row_stride, col_stride;
     int32_t largest;
@@ -81,7 +81,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 {
     enum { ROWS = 32 }; /* at a time: their part of the panel stays in the L1 cache */
     pack_job *job = context;
-    const qk_half *p = job->p;
+    const qk_gemmf16_weights *p = job->p;
     int16_t largest = 0;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t cols = at_most(p->n - panel * NR, NR);
@@ -100,7 +100,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     qk_keep_most(&job->largest, largest);
 }
 
-int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
+int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, 0};
@@ -113,20 +113,20 @@ int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_
 }
 
 typedef struct {
-    const qk_half *p;
+    const qk_gemmf16_weights *p;
     uint16_t *b;
 } unpack_job;
 
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_half *p = job->p;
+    const qk_gemmf16_weights *p = job->p;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
             job->b[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
 }
 
-int qk_half_unpack(const qk_half *p, void *b)
+int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b)
 {
     QK_DEFAULT_MODE;
     unpack_job job = {p, b};
@@ -139,8 +139,8 @@ typedef struct {
     const float *x;
     ptrdiff_t row_stride;
     size_t m;
-    const qk_half *b;
-    const qk_right *right;
+    const qk_gemmf16_weights *b;
+    const qk_epilogue *epilogue;
     size_t lda;
     blocking share;
     qk_factors factors; /* of the largest magnitudes of rows */
@@ -159,7 +159,7 @@ static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __A
 /* Copies rows of x. Returns 0 where a value is not finite. */
 static int take_rows(const product *g, row_block *block, size_t first, size_t count)
 {
-    const qk_half *b = g->b;
+    const qk_gemmf16_weights *b = g->b;
     float *to = block->x;
     block->any_wide = 0;
     for (size_t i = 0; i < count; i++, to += g->lda) {
@@ -174,7 +174,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t co
 }
 
 /* The sums of a row and a panel in double. */
-static void wide_sums(const qk_half *b, const float *x, size_t panel, double *sum)
+static void wide_sums(const qk_gemmf16_weights *b, const float *x, size_t panel, double *sum)
 {
     const uint16_t *weights = panel_at(b, panel);
     double in_place[NR] = {0};
@@ -194,7 +194,7 @@ static QK_SELDOM void store_rows_apart(const product *g, const row_block *block,
     for (int i = 0; i < t->rows; i++, in_block++, y += NR) {
         const qk_tile row = qk_row_of_tile(t, i);
         if (!block->wide[in_block]) {
-            g->b->kernels->blocked_to_float(y, &row);
+            g->b->kernels->finish_floats(y, &row);
             continue;
         }
         wide_sums(g->b, block->x + in_block * g->lda, panel, sums);
@@ -209,21 +209,21 @@ static void store_tile(const product *g, const row_block *block, float *y, size_
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const size_t col = panel * NR;
-    qk_tile t = qk_float_tile(g->right, col, at_most(g->b->n - col, NR));
-    qk_set_rows(&t, g->right, first + in_block, rows, col, ones);
+    qk_tile t = qk_float_tile(g->epilogue, col, at_most(g->b->n - col, NR));
+    qk_set_rows(&t, g->epilogue, first + in_block, rows, col, ones);
     if (block->any_wide)
         store_rows_apart(g, block, in_block, panel, y, &t);
     else
-        g->b->kernels->blocked_to_float(y, &t);
+        g->b->kernels->finish_floats(y, &t);
 }
 
 static void multiply_row(const product *g, const row_block *block, size_t row, size_t begin, size_t end)
 {
-    const qk_half *b = g->b;
+    const qk_gemmf16_weights *b = g->b;
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
     for (size_t panel = begin; panel < end && !qk_stopped(); panel += ROW_PANELS) {
         const size_t panels = at_most(end - panel, ROW_PANELS);
-        b->kernels->half_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
+        b->kernels->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
     }
 }
@@ -231,8 +231,8 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
 static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t begin,
                            size_t end)
 {
-    const qk_half *b = g->b;
-    const size_t mr = (size_t)b->kernels->half_mr, tiles = ceil_div(rows, mr);
+    const qk_gemmf16_weights *b = g->b;
+    const size_t mr = (size_t)b->kernels->gemmf16_mr, tiles = ceil_div(rows, mr);
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     if (rows == 1) {
         multiply_row(g, block, first, begin, end);
@@ -241,7 +241,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     for (size_t panel = begin; panel < end && !qk_stopped(); panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            b->kernels->half_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
+            b->kernels->gemmf16_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
             store_tile(g, block, y, first, row, count, panel);
         }
 }
@@ -273,19 +273,20 @@ static void run_tasks(void *context, size_t begin, size_t end)
     if (block.x != small) free(block.x);
 }
 
-int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right)
+int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
+                      const qk_epilogue *epilogue)
 {
     QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .right = right};
+    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .epilogue = epilogue};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */
     g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most,
-                             qk_largest_bias(b->kernels, right, b->n)};
+                             qk_largest_bias(b->kernels, epilogue, b->n)};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) *
         LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     const double work = (double)m * (double)b->n * (double)b->k / 48;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->half_mr, b->n_pad / NR, team);
+    g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->gemmf16_mr, b->n_pad / NR, team);
     const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return status ? status : g.failure ? g.failure : 1;
 }

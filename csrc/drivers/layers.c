@@ -61,7 +61,7 @@ int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t col
 /* ---- attention ----
  *
  * A task is one head of one sequence. Its q, k and v become int8 codes with one scale each; k and v become panels of an
- * integer product (gemm.c). Then, for mr tokens at a time, all of it in the L1 cache:
+ * integer product (gemm8.c). Then, for mr tokens at a time, all of it in the L1 cache:
  *
  *     q (mr x size) . k' (size x n) -> scores (mr x n) -> weights, uint8 -> . v (n x size) -> out (mr x size)
  */
@@ -150,7 +150,7 @@ static int quantize_head(const attention_job *job, const operands *o, const floa
 static void widen_rows(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t length, char *to)
 {
     for (size_t i = 0; i < rows; i++, codes += length, to += length * (size_t)k->a_bytes)
-        k->gemm_pack_row(codes, length, length, 0, to);
+        k->gemm8_pack_row(codes, length, length, 0, to);
 }
 
 /* What a code of a head is worth. */
@@ -182,7 +182,7 @@ static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, 
             .k = rows,
             .zero = zeros,
         };
-        k->gemm_pack_panel(&s, at_most(cols - col, nr), panels + col * panel_rows, colsum + col);
+        k->gemm8_pack_panel(&s, at_most(cols - col, nr), panels + col * panel_rows, colsum + col);
     }
 }
 
@@ -216,8 +216,8 @@ static void weigh(const attention_job *job, operands *o, size_t row, size_t coun
     const double factor = o->q_scale * o->k_scale * job->args->scale * 1.4426950408889634; /* log2 e */
     const float score_factor = factor < FLT_MAX ? (float)factor : FLT_MAX;
     for (size_t col = 0; col < o->n_cols; col += nr)
-        k->gemm_tile((int)count, o->size_steps / (size_t)k->kr, o->q + row * lda, lda, o->keys + col * o->size_steps,
-                     o->init + col, o->score + col, o->n_cols);
+        k->gemm8_tile((int)count, o->size_steps / (size_t)k->kr, o->q + row * lda, lda, o->keys + col * o->size_steps,
+                      o->init + col, o->score + col, o->n_cols);
     uint8_t *codes = k->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
     for (size_t i = 0; i < count; i++) {
         uint8_t *w = codes + i * o->n_steps;
@@ -258,8 +258,8 @@ static void average(const attention_job *job, operands *o, size_t count, const d
             .dst = out + col,
             .row_stride = job->args->out_stride * sizeof *out,
         };
-        k->gemm_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
-                     o->values + col * o->n_steps, zeros, acc, nr);
+        k->gemm8_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
+                      o->values + col * o->n_steps, zeros, acc, nr);
         if (o->wide)
             store_wide(k, acc, unit, &t);
         else

@@ -13,7 +13,7 @@ enum { MAX_LANES = 16 };
 enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals */
 
 typedef struct {
-    const qk_vector_book *b;
+    const qk_pq_book *b;
     const qk_kernels *kernels;
     const float *x, *given;
     uint8_t *codes;
@@ -41,19 +41,19 @@ static void *obtain(job *j, size_t bytes)
 static void encode_tiles(void *context, size_t begin, size_t end)
 {
     job *j = context;
-    const qk_vector_book *b = j->b;
+    const qk_pq_book *b = j->b;
     int32_t all[QK_MAX_LEVELS + 4];
     float *tile = obtain(j, qk_times(b->d, QK_KMEANS_TILE * sizeof *tile));
     if (!tile) return;
     for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
     for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped();
          at += QK_KMEANS_TILE)
-        j->kernels->encode_vectors(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d,
-                                   at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
+        j->kernels->pq_encode(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d,
+                              at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
     free(tile);
 }
 
-int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b)
+int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
@@ -65,7 +65,7 @@ int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t
 /* `d` is a constant where this is inlined for a usual one. */
 static inline __attribute__((always_inline)) void decode_run(const job *j, size_t begin, size_t end, const size_t d)
 {
-    const qk_vector_book *b = j->b;
+    const qk_pq_book *b = j->b;
     for (size_t i = begin; i < end; i++)
         for (size_t g = 0; g < b->m; g++) {
             const size_t code = at_most(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
@@ -85,7 +85,7 @@ static void decode_rows(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b)
+int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .codes = (uint8_t *)codes, .y = y, .n = n};
@@ -97,12 +97,12 @@ int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_
 static void fill_tables(void *context, size_t begin, size_t end)
 {
     const job *j = context;
-    const qk_vector_book *b = j->b;
+    const qk_pq_book *b = j->b;
     for (size_t i = begin; i < end && !qk_stopped(); i++)
-        j->kernels->distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
+        j->kernels->pq_distance_table(b, j->x + i * b->m * b->d, j->y + i * b->m * b->k);
 }
 
-int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables)
+int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
@@ -139,11 +139,11 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
 {
     const size_t m = j->b->m;
     float sum[SCAN];
-    j->kernels->distance_table(j->b, query, memory);
+    j->kernels->pq_distance_table(j->b, query, memory);
     for (size_t at = first, count; at < last; at += count) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
         count = at_most(last - at, SCAN);
-        j->kernels->table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
+        j->kernels->pq_table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
         for (size_t i = 0; i < count; i++) {
             const uint64_t key = key_of(sum[i], at + i);
             if (key < heap[0]) replace_largest(heap, j->k, key);
@@ -158,11 +158,11 @@ static void scan_for_lanes(const job *j, const float *queries, size_t count, siz
     const size_t m = j->b->m, lanes = j->lanes;
     float *turned = memory + m * j->b->k * lanes, sum[LANE_SCAN * MAX_LANES];
     int32_t least[MAX_LANES];
-    j->kernels->distance_lanes(j->b, queries, count, turned, memory);
+    j->kernels->pq_distance_lanes(j->b, queries, count, turned, memory);
     for (size_t at = first, vectors; at < last; at += vectors) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
         vectors = at_most(last - at, LANE_SCAN);
-        j->kernels->lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
+        j->kernels->pq_lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
         for (size_t q = 0; q < count; q++) {
             uint64_t *heap = heaps + q * stride;
             if (least[q] >= limit_of(heap)) continue;
@@ -219,8 +219,8 @@ static void finish_queries(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
-              float *distances, int64_t *indices)
+int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+                 float *distances, int64_t *indices)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b,
@@ -234,7 +234,7 @@ int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n
              .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;
     const size_t threads = (size_t)qk_threads_for(n, work);
-    j.lanes = (size_t)j.kernels->search_lanes, j.full = count / j.lanes;
+    j.lanes = (size_t)j.kernels->pq_lanes, j.full = count / j.lanes;
     const size_t rest = count % j.lanes;
     j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
     j.units = j.full + (j.singles ? rest : 1);

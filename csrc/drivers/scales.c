@@ -7,10 +7,10 @@
 #include "runtime/fpmode.h"
 #include "drivers/scales.h"
 
-double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n)
+double qk_largest_bias(const qk_kernels *k, const qk_epilogue *epilogue, size_t n)
 {
-    if (!right->residual || !right->float_bias) return 0;
-    const float *bias = right->float_bias;
+    if (!epilogue->residual || !epilogue->float_bias) return 0;
+    const float *bias = epilogue->float_bias;
     float most = qk_largest(k, bias, 0, 1, n);
     if (most <= FLT_MAX) return most;
     most = 0;

@@ -40,7 +40,7 @@ static inline float qk_largest(const qk_kernels *k, const float *x, size_t strid
 
 /* The largest finite bias of n columns if a residual is added to it, which could bring the sum back from beyond
  * float32; else 0. */
-double qk_largest_bias(const qk_kernels *k, const qk_right *right, size_t n);
+double qk_largest_bias(const qk_kernels *k, const qk_epilogue *epilogue, size_t n);
 
 /* How rows of x become codes of 8 or 16 bits (numerics 2 and 3). */
 typedef struct {

@@ -95,16 +95,18 @@ typedef struct {
     size_t panel_bytes;
     int8_t *panels;  /* n_pad / nr of them, aligned to 64 */
     int32_t *colsum; /* of the stored codes */
-} qk_packed;
+} qk_gemm8_weights;
 
-/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_packed_init. */
-const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                                 size_t rows, size_t cols, int b_unsigned);
-size_t qk_packed_bytes(const qk_packed *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
-void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
+/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_gemm8_init. */
+const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                                       size_t rows, size_t cols, int b_unsigned);
+size_t qk_gemm8_bytes(
+    const qk_gemm8_weights *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
-int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point);
-int qk_unpack(const qk_packed *p, void *b);
+int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                      const int32_t *zero_point);
+int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b);
 
 /* Where a comes from: codes with zero points, or floats that each row quantizes on the fly. */
 typedef struct {
@@ -114,7 +116,7 @@ typedef struct {
     enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
     const int32_t *zero_point; /* of codes: NULL for 0 */
     int zero_point_per_row;
-} qk_left;
+} qk_rows;
 
 /* What becomes of a sum. Column arrays have n_pad entries. */
 typedef struct {
@@ -136,7 +138,7 @@ typedef struct {
     /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
      * double; scale 0 where float32 serves. NULL: it serves everywhere. */
     const double *wide_scale, *wide_bias;
-} qk_right;
+} qk_epilogue;
 
 /* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
  * (numerics 8). `real`: with an activation that needs real values. */
@@ -153,15 +155,15 @@ int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scal
 void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
-int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right);
+int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue);
 
 /* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C
  * order; each operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in
  * entries. */
 enum { QK_MAX_AXES = 64 };
 typedef struct {
-    qk_left left;  /* the first a; zero_point: one, or m of them */
-    const void *b; /* the first b (k, n) */
+    qk_rows source; /* the first a; zero_point: one, or m of them */
+    const void *b;  /* the first b (k, n) */
     size_t k, n;
     ptrdiff_t b_row_stride, b_col_stride;
     int b_unsigned;
@@ -172,14 +174,14 @@ typedef struct {
     ptrdiff_t a_step[QK_MAX_AXES], b_step[QK_MAX_AXES], a_zero_step[QK_MAX_AXES], b_zero_step[QK_MAX_AXES];
 } qk_batch;
 
-/* Returns as qk_gemm. */
-int qk_gemm_batch(const qk_batch *batch);
+/* Returns as qk_gemm8. */
+int qk_gemm8_batch(const qk_batch *batch);
 
 /* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 
 /* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,
  * of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes, one or
- * two a byte, in steps of 4 rows (blocked.inc.h), 32 scales, and 32 zero points where they are not all equal (of 8
+ * two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
  * bits: where not all are 0), and of 8 bits the negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK
  * rows, else int32. Codes of 4 bits may stand for levels; where each column has its own, there is one block, and a
  * panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i of a column's 16 has row i in its
@@ -193,12 +195,12 @@ typedef struct {
     int half_scales; /* scales are float16, which holds each exactly */
     int own_zeros;
     int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
-    const int8_t *levels; /* 16 of a codebook (own_levels: of each column), or NULL */
-    int own_levels;
+    const int8_t *levels; /* 16 of a codebook (column_levels: of each column), or NULL */
+    int column_levels;
     float level_scale; /* of all levels, 1 where scales have it */
     float most_scale;  /* the largest of the blocks' */
-    uint8_t *panels;   /* qk_blocked_bytes of them, aligned to 64 */
-} qk_blocked;
+    uint8_t *panels;   /* qk_gemm4_bytes of them, aligned to 64 */
+} qk_gemm4_weights;
 
 /* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
 typedef struct {
@@ -209,22 +211,23 @@ typedef struct {
 
 /* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in
  * the middle of the range. */
-void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
-                     int half_scales, int own_zeros, int32_t zero_point);
-/* b are codes of levels within -127..127, which must stay where they are. With own_levels there is one block, and
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
+                   int b_signed, int half_scales, int own_zeros, int32_t zero_point);
+/* b are codes of levels within -127..127, which must stay where they are. With column_levels there is one block, and
  * scales are float32. */
-void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
-                            const int8_t *levels, int own_levels, float level_scale);
-size_t qk_blocked_bytes(const qk_blocked *p);
+void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
+                          int half_scales, const int8_t *levels, int column_levels, float level_scale);
+size_t qk_gemm4_bytes(const qk_gemm4_weights *p);
 /* b holds one code a byte. */
-int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                    const qk_block_params *params);
-int qk_blocked_unpack(const qk_blocked *p, void *b);
+int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                  const qk_block_params *params);
+int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
 /* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
-void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point);
-/* x (m, k), whose row_stride is in bytes, times b; of `right` what concerns floats, but for col_scale. Returns as
- * qk_gemm. */
-int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right);
+void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
+/* x (m, k), whose row_stride is in bytes, times b; of `epilogue` what concerns floats, but for col_scale. Returns as
+ * qk_gemm8. */
+int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
+                    const qk_epilogue *epilogue);
 
 /* ---- codebooks (numerics 15) ---- */
 
@@ -279,16 +282,17 @@ typedef struct {
     size_t k, n, n_pad;
     qk_dtype type;    /* QK_F16 or QK_BF16 */
     float most;       /* the largest magnitude */
-    uint16_t *panels; /* qk_half_bytes of them, aligned to 64 */
-} qk_half;
+    uint16_t *panels; /* qk_gemmf16_bytes of them, aligned to 64 */
+} qk_gemmf16_weights;
 
-void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
-size_t qk_half_bytes(const qk_half *p);
+void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
+size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p);
 /* Strides in bytes. Returns 0 where b holds NaN or infinity. */
-int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-int qk_half_unpack(const qk_half *p, void *b);
-/* As qk_blocked_linear. */
-int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right);
+int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b);
+/* As qk_gemm4_linear. */
+int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
+                      const qk_epilogue *epilogue);
 
 /* ---- products of int16 ---- */
 
@@ -298,18 +302,18 @@ typedef struct {
     const qk_kernels *kernels;
     size_t k, n, steps, n_pad;
     int32_t largest; /* magnitude of b */
-    int16_t *panels; /* qk_words_bytes of them, aligned to 64 */
+    int16_t *panels; /* qk_gemm16_bytes of them, aligned to 64 */
     int64_t *colsum;
-} qk_words;
+} qk_gemm16_weights;
 
-void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n);
-size_t qk_words_bytes(const qk_words *p);
+void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n);
+size_t qk_gemm16_bytes(const qk_gemm16_weights *p);
 /* Fills panels, colsum and largest; strides in bytes. */
-int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-int qk_words_unpack(const qk_words *p, int16_t *b);
-/* As qk_gemm: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `right` it reads
+int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
+/* As qk_gemm8: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `epilogue` it reads
  * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
-int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right);
+int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
 
 /* ---- layers ---- */
 
@@ -421,17 +425,17 @@ typedef struct {
     const float *levels;  /* (m, k, d) */
     const float *columns; /* (m, d, k) */
     const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
-} qk_vector_book;
+} qk_pq_book;
 
 /* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where
  * memory ran out. */
-int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b);
-int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b);
+int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b);
+int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
-int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables);
+int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables);
 /* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0
  * where memory ran out. */
-int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
-              float *distances, int64_t *indices);
+int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+                 float *distances, int64_t *indices);
 
 #endif

@@ -46,35 +46,35 @@ typedef struct {
 extern const float qk_no_bias[]; /* zeros for the columns of a tile */
 
 /* Points a tile to its part of the residual. */
-static inline void qk_tile_residual(qk_tile *t, const qk_right *right, size_t row, size_t col)
+static inline void qk_tile_residual(qk_tile *t, const qk_epilogue *epilogue, size_t row, size_t col)
 {
-    t->residual = (const float *)((const char *)right->residual + row * right->residual_stride) + col;
-    t->residual_stride = right->residual_stride;
+    t->residual = (const float *)((const char *)epilogue->residual + row * epilogue->residual_stride) + col;
+    t->residual_stride = epilogue->residual_stride;
 }
 
-/* Tiles of floats on their way to `right`, from column `col` of the result on: without rows, which qk_set_rows gives
+/* Tiles of floats on their way to `epilogue`, from column `col` of the result on: without rows, which qk_set_rows gives
  * them. */
-static inline qk_tile qk_float_tile(const qk_right *right, size_t col, size_t cols)
+static inline qk_tile qk_float_tile(const qk_epilogue *epilogue, size_t col, size_t cols)
 {
     return (qk_tile){
         .cols = (int)cols,
-        .bias = right->float_bias ? right->float_bias + col : qk_no_bias,
-        .residual_stride = right->residual_stride,
-        .activation = right->activation,
-        .bounded = right->bounded,
-        .lo = right->lo,
-        .hi = right->hi,
-        .row_stride = right->row_stride,
+        .bias = epilogue->float_bias ? epilogue->float_bias + col : qk_no_bias,
+        .residual_stride = epilogue->residual_stride,
+        .activation = epilogue->activation,
+        .bounded = epilogue->bounded,
+        .lo = epilogue->lo,
+        .hi = epilogue->hi,
+        .row_stride = epilogue->row_stride,
     };
 }
 
 /* Such a tile from row `row` of the result on. */
-static inline void qk_set_rows(qk_tile *t, const qk_right *right, size_t row, size_t rows, size_t col,
+static inline void qk_set_rows(qk_tile *t, const qk_epilogue *epilogue, size_t row, size_t rows, size_t col,
                                const float *row_scale)
 {
     t->rows = (int)rows, t->row_scale = row_scale;
-    t->dst = (char *)right->out + row * right->row_stride + col * sizeof(float);
-    if (right->residual) qk_tile_residual(t, right, row, col);
+    t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * sizeof(float);
+    if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
 }
 
 /* The columns of b that become a panel. */
@@ -86,9 +86,9 @@ typedef struct {
     const int32_t *zero; /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
 } qk_panel_source;
 
-/* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_blocked. */
+/* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_gemm4_weights. */
 enum { QK_SHORT_BLOCK = 255 }; /* 128 * 255 < 2^15 */
-enum { QK_BLOCKED_NR = 32, QK_BLOCKED_KR = 4, QK_OWN_NR = 16, QK_OWN_KR = 32, QK_LEVELS = 16 };
+enum { QK_GEMM4_NR = 32, QK_GEMM4_KR = 4, QK_COLUMN_LEVELS_NR = 16, QK_COLUMN_LEVELS_KR = 32, QK_LEVELS = 16 };
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps; /* steps of a block, and of the last */
@@ -96,7 +96,7 @@ typedef struct {
     const int8_t *levels; /* what codes stand for; NULL: for themselves */
     int long_sums;        /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;  /* what follows the codes of a block */
-} qk_blocked_panel;
+} qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 
@@ -124,7 +124,7 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 
 /* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16
  * columns j and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
-enum { QK_HALF_NR = 32, QK_HALF_ROW_PANELS = 4 };
+enum { QK_GEMMF16_NR = 32, QK_GEMMF16_ROW_PANELS = 4 };
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
@@ -147,25 +147,25 @@ struct qk_kernels {
 
     /* Products. a' is uint8, widened to a_bytes; b' is int8 in panels of nr columns x kr codes of k. */
     int mr, nr, kr, a_bytes;
-    const qk_kernels *light; /* the same with products that are faster on light weights (numerics 6), or NULL */
-    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Light panels have steps.
+    const qk_kernels *small; /* the same with products that are faster on small weights (numerics 6), or NULL */
+    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Small panels have steps.
      */
-    void (*gemm_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                      int32_t *c, size_t ldc);
+    void (*gemm8_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc);
     /* The same of a panel widened to int16, for tables whose tile is faster on these; else NULL. */
-    void (*gemm_wide_tile)(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel, const int32_t *init,
-                           int32_t *c, size_t ldc);
-    void (*gemm_widen_panel)(const int8_t *panel, size_t steps, int16_t *to);
+    void (*gemm8_wide_tile)(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel,
+                            const int32_t *init, int32_t *c, size_t ldc);
+    void (*gemm8_widen_panel)(const int8_t *panel, size_t steps, int16_t *to);
     /* A panel of b' from `cols` columns, the sums of its columns, and max over columns of sum |b' - zero|: see
      * qk_panel_source. */
-    int64_t (*gemm_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
-    size_t (*gemm_panel_bytes)(size_t steps); /* at least nr * kr for each */
+    int64_t (*gemm8_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
+    size_t (*gemm8_panel_bytes)(size_t steps); /* at least nr * kr for each */
     /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
     /* Rows of the panel, QK_UNPACK_ROWS from `first` on, to their places in the matrix at `to`. */
-    void (*gemm_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
-                              size_t row_stride);
+    void (*gemm8_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
+                               size_t row_stride);
     /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
-    void (*gemm_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
+    void (*gemm8_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
     int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
     void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
     void (*tile_to_float)(int32_t *acc, const qk_tile *t);
@@ -173,39 +173,40 @@ struct qk_kernels {
     void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
 
     /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero
-     * points freed by `start`, as blocked.inc.h has it); rows of a are lda bytes apart, those of start ld_start
+     * points freed by `start`, as gemm4.h has it); rows of a are lda bytes apart, those of start ld_start
      * entries. */
-    int blocked_mr;
-    void (*blocked_tile)(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y);
-    /* The same where each column has levels of its own. */
-    void (*own_levels_tile)(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                            size_t ld_start, float *y);
-    void (*blocked_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                              uint8_t flip, uint8_t *to);
-    /* The same of blocks of 8-bit weights; rows <= bytes_mr, lda is in codes. The tile reads codes ^ bytes_flip, or,
-     * where there is bytes_widen_row, what this makes of n codes, a multiple of 4. start: the negative sum of a's codes
-     * in a block, 256 h + l, as h << 16 | l with 0 <= l < 256; of own_zeros only. */
-    int bytes_mr, bytes_flip;
-    void (*bytes_tile)(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
+    int gemm4_mr;
+    void (*gemm4_tile)(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                        size_t ld_start, float *y);
-    void (*bytes_widen_row)(const int8_t *a, size_t n, int16_t *to);
-    void (*bytes_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                            uint8_t flip, uint8_t *to, int32_t *sum);
-    void (*blocked_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
-    void (*blocked_to_float)(float *y, const qk_tile *t);
+    /* The same where each column has levels of its own. */
+    void (*column_levels_tile)(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                               size_t ld_start, float *y);
+    void (*gemm4_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                            uint8_t flip, uint8_t *to);
+    /* The same of blocks of 8-bit weights; rows <= blocks8_mr, lda is in codes. The tile reads codes ^ blocks8_flip,
+     * or, where there is blocks8_widen_row, what this makes of n codes, a multiple of 4. start: the negative sum of a's
+     * codes in a block, 256 h + l, as h << 16 | l with 0 <= l < 256; of own_zeros only. */
+    int blocks8_mr, blocks8_flip;
+    void (*blocks8_tile)(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y);
+    void (*blocks8_widen_row)(const int8_t *a, size_t n, int16_t *to);
+    void (*blocks8_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                              uint8_t flip, uint8_t *to, int32_t *sum);
+    void (*gemm4_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
+    void (*finish_floats)(float *y, const qk_tile *t);
 
     /* Products with float16 and bfloat16 weights (numerics 16). y (rows x 32) = a (rows x k, lda floats) * panel; rows
-     * <= half_mr. half_row: one row and adjacent panels, at most QK_HALF_ROW_PANELS. */
-    int half_mr;
-    void (*half_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y);
-    void (*half_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
+     * <= gemmf16_mr. gemmf16_row: one row and adjacent panels, at most QK_GEMMF16_ROW_PANELS. */
+    int gemmf16_mr;
+    void (*gemmf16_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type,
+                         float *y);
+    void (*gemmf16_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
 
     /* Products of int16 (numerics 17). c (rows x nr) = a (rows x 2 steps, lda codes) * panel, steps of 2 codes of k;
      * rows <= mr. No sum leaves int32. */
-    void (*words_tile)(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c);
+    void (*gemm16_tile)(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c);
     /* sum (rows x nr, ld) = c (rows x nr), or where there is `more`, sum += c * 2^shift; shift is 0 or 8. */
-    void (*words_add)(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld);
+    void (*gemm16_add)(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld);
 
     /* Elementwise. Codes are stored by their low 8 or 16 bits. */
     void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);
@@ -268,15 +269,15 @@ struct qk_kernels {
     qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of
-     * codes; the same of search_lanes queries, one a lane. */
-    void (*encode_vectors)(const qk_vector_book *b, const float *x, const float *given, size_t points,
-                           const int32_t *all, float *tile, uint8_t *codes);
-    void (*distance_table)(const qk_vector_book *b, const float *query, float *table);
-    void (*table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
-    int search_lanes;
-    void (*distance_lanes)(const qk_vector_book *b, const float *queries, size_t count, float *turned, float *table);
-    void (*lane_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
-                      int32_t *least);
+     * codes; the same of pq_lanes queries, one a lane. */
+    void (*pq_encode)(const qk_pq_book *b, const float *x, const float *given, size_t points, const int32_t *all,
+                      float *tile, uint8_t *codes);
+    void (*pq_distance_table)(const qk_pq_book *b, const float *query, float *table);
+    void (*pq_table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
+    int pq_lanes;
+    void (*pq_distance_lanes)(const qk_pq_book *b, const float *queries, size_t count, float *turned, float *table);
+    void (*pq_lane_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
+                         int32_t *least);
 };
 
 extern const qk_kernels qk_kernels_scalar;

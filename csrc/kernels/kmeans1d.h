@@ -1,6 +1,6 @@
 /* Clustering on a line (numerics 13): what the search for clusters is given, and what it needs. Its reals are double
- * or `wide`: the same loops (line.inc.h) serve ordinary lines on each instruction set, and in software those that no
- * range of double holds. */
+ * or `wide`: the same loops (kmeans1d_template.h) serve ordinary lines on each instruction set, and in software those
+ * that no range of double holds. */
 #ifndef QK_LINE_H
 #define QK_LINE_H
 

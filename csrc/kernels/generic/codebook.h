@@ -1,4 +1,4 @@
-/* The loops of codebooks (codebook.c, numerics 15), compiled once per instruction set, after layers.inc.h.
+/* The loops of codebooks (codebook.c, numerics 15), compiled once per instruction set, after layers.h.
  *
  * At most 16 levels fit a register or two. An instruction set that looks them up there defines HAVE_LEVELS16 and,
  * before this, encode16 and decode16 for GROUP16 values at a time, and magnitudes4 for blocks. More levels are found

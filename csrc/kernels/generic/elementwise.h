@@ -88,8 +88,8 @@ static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_
         quantize_run(x, q, bytes, n, p, 0, 0);
 }
 
-static inline void quantize_row(const float *restrict x, void *restrict q, int bytes, size_t n,
-                                const qk_affine_columns *p, int half_away)
+static inline void quantize_columns_row(const float *restrict x, void *restrict q, int bytes, size_t n,
+                                        const qk_affine_columns *p, int half_away)
 {
     const float *restrict scale = p->scale;
     const int32_t *restrict zero_point = p->zero_point;
@@ -113,9 +113,9 @@ static void quantize_rows(const float *x, void *q, int bytes, size_t n, const qk
         const float *from = x + row * p->stride;
         char *to = (char *)q + row * p->stride * (size_t)bytes;
         if (p->half_away)
-            quantize_row(from, to, bytes, n, p, 1);
+            quantize_columns_row(from, to, bytes, n, p, 1);
         else
-            quantize_row(from, to, bytes, n, p, 0);
+            quantize_columns_row(from, to, bytes, n, p, 0);
     }
 }
 

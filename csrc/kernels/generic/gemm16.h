@@ -1,19 +1,19 @@
 /* Products of int16 (numerics 17), compiled once per instruction set. */
 
 /* Rows of NR sums: sum = c * 2^shift, plus what is there if there is `more`. */
-static inline void words_add_rows(int rows, const int32_t *restrict c, const int shift, const int more,
-                                  int64_t *restrict sum, size_t ld)
+static inline void gemm16_add_rows(int rows, const int32_t *restrict c, const int shift, const int more,
+                                   int64_t *restrict sum, size_t ld)
 {
     for (; rows > 0; rows--, c += NR, sum += ld)
         for (int j = 0; j < NR; j++) sum[j] = (more ? sum[j] : 0) + (int64_t)((uint64_t)(int64_t)c[j] << shift);
 }
 
-static void words_add(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld)
+static void gemm16_add(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld)
 {
     if (!more)
-        words_add_rows(rows, c, 0, 0, sum, ld);
+        gemm16_add_rows(rows, c, 0, 0, sum, ld);
     else if (!shift)
-        words_add_rows(rows, c, 0, 1, sum, ld);
+        gemm16_add_rows(rows, c, 0, 1, sum, ld);
     else
-        words_add_rows(rows, c, 8, 1, sum, ld);
+        gemm16_add_rows(rows, c, 8, 1, sum, ld);
 }

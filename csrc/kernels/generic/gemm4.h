@@ -1,5 +1,5 @@
 /* Products with 4-bit weights and with blocks of 8-bit ones (numerics 12): packing, sums of activations and the
- * epilogue, compiled once per instruction set, after products.inc.h.
+ * epilogue, compiled once per instruction set, after gemm8.h.
  *
  * A step holds 4 rows of 32 columns. Of 4 bits: in 64 bytes. Byte 4 j + i has row i of column j in its low half and of
  * column j + 16 in its high half: a lane of 4 bytes has 4 rows of two columns. Of 8 bits: in 128 bytes, 4 j + i having
@@ -9,7 +9,7 @@
 static inline uint32_t column_codes(const uint8_t *b, ptrdiff_t row_stride, size_t rows)
 {
     uint32_t codes = 0;
-    if (rows == QK_BLOCKED_KR && row_stride == 1)
+    if (rows == QK_GEMM4_KR && row_stride == 1)
         memcpy(&codes, b, sizeof codes);
     else
         for (size_t i = 0; i < rows; i++) codes |= (uint32_t)b[(ptrdiff_t)i * row_stride] << 8 * i;
@@ -29,10 +29,10 @@ static inline void pack_whole_step(const uint8_t *b, ptrdiff_t row_stride, uint8
 }
 
 /* One step of codes, one a byte in b, of any strides. Those that b does not have are 0 ^ flip. */
-static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                              uint8_t flip, uint8_t *to)
+static void gemm4_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                            uint8_t flip, uint8_t *to)
 {
-    if (rows == QK_BLOCKED_KR && cols == QK_BLOCKED_NR && col_stride == 1) {
+    if (rows == QK_GEMM4_KR && cols == QK_GEMM4_NR && col_stride == 1) {
         pack_whole_step(b, row_stride, flip, to);
         return;
     }
@@ -45,11 +45,11 @@ static void blocked_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t 
 }
 
 /* The same of 8 bits, those that b does not have being 0; adds the codes of each column, as signed ones, to `sum`. */
-static void bytes_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                            uint8_t flip, uint8_t *to, int32_t *restrict sum)
+static void blocks8_pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
+                              uint8_t flip, uint8_t *to, int32_t *restrict sum)
 {
-    interleave_step(b, row_stride, col_stride, rows, cols, flip, to, QK_BLOCKED_NR, QK_BLOCKED_KR);
-    for (int j = 0; j < QK_BLOCKED_NR; j++) {
+    interleave_step(b, row_stride, col_stride, rows, cols, flip, to, QK_GEMM4_NR, QK_GEMM4_KR);
+    for (int j = 0; j < QK_GEMM4_NR; j++) {
         const uint32_t four = ((const uint32_t *)to)[j];
         sum[j] += (int8_t)four + (int8_t)(four >> 8) + (int8_t)(four >> 16) + (int8_t)(four >> 24);
     }
@@ -79,7 +79,7 @@ static inline int32_t sum_block(const int8_t *a, size_t n)
 
 /* start = factor * sum of a, for each block of a row: what tiles start from (factor -zero), or multiply by their zero
  * points first (factor -1). */
-static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t factor, int32_t *start)
+static void gemm4_starts(const int8_t *a, size_t k_pad, size_t block, int32_t factor, int32_t *start)
 {
     size_t i = 0;
     if (block == 32)
@@ -89,12 +89,12 @@ static void blocked_starts(const int8_t *a, size_t k_pad, size_t block, int32_t 
 
 static inline void scale_line(const float *y, const float *restrict bias, float scale, float *to)
 {
-    for (int j = 0; j < QK_BLOCKED_NR; j++) to[j] = y[j] * scale + bias[j];
+    for (int j = 0; j < QK_GEMM4_NR; j++) to[j] = y[j] * scale + bias[j];
 }
 
-static void blocked_to_float(float *y, const qk_tile *t)
+static void finish_floats(float *y, const qk_tile *t)
 {
-    enum { NC = QK_BLOCKED_NR };
+    enum { NC = QK_GEMM4_NR };
     const int in_place =
         t->activation == QK_IDENTITY && t->cols == NC && !t->residual && !t->bounded; /* one visit is enough */
     for (int row = 0; row < t->rows; row++) {

@@ -1,4 +1,4 @@
-/* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.inc.h.
+/* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.h.
  * The including file sets NR and KR, the columns of a panel and the codes of k that a step takes. */
 
 /* ---- b' ---- */
@@ -118,16 +118,16 @@ static inline __attribute__((always_inline)) void interleave(const qk_panel_sour
     }
 }
 
-static int64_t gemm_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+static int64_t gemm8_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
     interleave(s, 0, (s->k + KR - 1) / KR, cols, panel, KR);
     return s->zero ? sum_columns(s, cols, colsum) : 0;
 }
 
-static size_t gemm_panel_bytes(size_t steps) { return qk_times(steps, NR * KR); }
+static size_t gemm8_panel_bytes(size_t steps) { return qk_times(steps, NR * KR); }
 
-static void gemm_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
-                              size_t row_stride)
+static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
+                               size_t row_stride)
 {
     for (size_t row = first; row < k && row < first + QK_UNPACK_ROWS; row++)
         for (size_t col = 0; col < cols; col++)
@@ -142,7 +142,7 @@ static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_
     memset(to + n, 0, n_pad - n);
 }
 
-static inline void pack_row_words(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
+static inline void pack_row_int16(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
 {
     for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
     memset(to + n, 0, (n_pad - n) * sizeof *to);
@@ -280,7 +280,7 @@ static void tile_to_float(int32_t *acc, const qk_tile *t)
 }
 
 #ifndef HAVE_MULTIPLY_TILE
-static inline void multiply_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
+static inline void multiply_tile_row(const int32_t *restrict acc, uint8_t *restrict q, const qk_tile *t, int half_away)
 {
     const float *restrict multiplier = t->multiplier, *restrict bias = t->bias;
     const int32_t zero_point = t->requant->zero_point;
@@ -303,9 +303,9 @@ static void multiply_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
     correct_for_a(acc, t);
     for (int row = 0; row < t->rows; row++, acc += NR, q += NR) {
         if (rounding == QK_HALF_EVEN)
-            multiply_row(acc, q, t, 0);
+            multiply_tile_row(acc, q, t, 0);
         else if (rounding == QK_HALF_AWAY)
-            multiply_row(acc, q, t, 1);
+            multiply_tile_row(acc, q, t, 1);
         else
             fixed_point_row(acc, q, t);
     }

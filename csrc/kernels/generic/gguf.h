@@ -1,4 +1,4 @@
-/* GGUF's blocks of 32 values (gguf.c, numerics 15), compiled once per instruction set, after layers.inc.h. */
+/* GGUF's blocks of 32 values (gguf.c, numerics 15), compiled once per instruction set, after layers.h. */
 
 enum { GGUF_BLOCK = 32, Q8_0_BYTES = 2 + GGUF_BLOCK, Q4_0_BYTES = 2 + GGUF_BLOCK / 2 };
 

@@ -1,4 +1,4 @@
-/* The loops of float layers (layers.c), compiled once per instruction set, after elementwise.inc.h. */
+/* The loops of float layers (layers.c), compiled once per instruction set, after elementwise.h. */
 
 /* ---- layer norm (numerics 10) ---- */
 

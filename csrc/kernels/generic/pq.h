@@ -1,12 +1,12 @@
-/* The loops of codebooks of vectors (vectors.c, numerics 19), compiled once per instruction set, after
- * kmeans_types.inc.h: VECTOR is the bytes of a register, whose lanes are points or queries. */
+/* The loops of codebooks of vectors (pq.c, numerics 19), compiled once per instruction set, after
+ * kmeans.h: VECTOR is the bytes of a register, whose lanes are points or queries. */
 
-enum { SEARCH_LANES = VECTOR / sizeof(float) };
+enum { PQ_LANES = VECTOR / sizeof(float) };
 
 /* Codes of at most QK_KMEANS_TILE points, x in the scale of the levels, `given` as they are. `all` lists the levels as
  * k-means has it; `tile` is memory for d * QK_KMEANS_TILE floats. */
-static void encode_vectors(const qk_vector_book *b, const float *x, const float *given, size_t points,
-                           const int32_t *all, float *tile, uint8_t *codes)
+static void pq_encode(const qk_pq_book *b, const float *x, const float *given, size_t points, const int32_t *all,
+                      float *tile, uint8_t *codes)
 {
     const size_t k = b->k, d = b->d, listed = (k + 3) / 4 * 4;
     int32_t rows[QK_KMEANS_TILE];
@@ -26,7 +26,7 @@ static void encode_vectors(const qk_vector_book *b, const float *x, const float 
 }
 
 /* Squared distances (m, k) of one query from all levels. */
-static void distance_table(const qk_vector_book *b, const float *query, float *table)
+static void pq_distance_table(const qk_pq_book *b, const float *query, float *table)
 {
     const size_t k = b->k, d = b->d;
     for (size_t g = 0; g < b->m; g++) {
@@ -40,19 +40,19 @@ static void distance_table(const qk_vector_book *b, const float *query, float *t
     }
 }
 
-/* The same (m, k, SEARCH_LANES) of one query a lane; absent ones repeat the last. `turned` is memory for m * d *
- * SEARCH_LANES floats. */
-static void distance_lanes(const qk_vector_book *b, const float *queries, size_t count, float *turned, float *table)
+/* The same (m, k, PQ_LANES) of one query a lane; absent ones repeat the last. `turned` is memory for m * d *
+ * PQ_LANES floats. */
+static void pq_distance_lanes(const qk_pq_book *b, const float *queries, size_t count, float *turned, float *table)
 {
     const size_t k = b->k, d = b->d, n = b->m * d;
-    for (size_t i = 0; i < SEARCH_LANES; i++)
-        for (size_t f = 0; f < n; f++) turned[f * SEARCH_LANES + i] = queries[(i < count ? i : count - 1) * n + f];
-    for (size_t g = 0; g < b->m; g++, turned += d * SEARCH_LANES) {
+    for (size_t i = 0; i < PQ_LANES; i++)
+        for (size_t f = 0; f < n; f++) turned[f * PQ_LANES + i] = queries[(i < count ? i : count - 1) * n + f];
+    for (size_t g = 0; g < b->m; g++, turned += d * PQ_LANES) {
         const float *level = b->levels + (b->shared ? 0 : g * k * d);
-        for (size_t j = 0; j < k; j++, level += d, table += SEARCH_LANES) {
+        for (size_t j = 0; j < k; j++, level += d, table += PQ_LANES) {
             lanes_f32 sum = {0};
             for (size_t f = 0; f < d; f++)
-                sum = multiply_add_f32(minus_f32(load_f32(turned + f * SEARCH_LANES), level + f), sum);
+                sum = multiply_add_f32(minus_f32(load_f32(turned + f * PQ_LANES), level + f), sum);
             *(stored_lanes_f32 *)table = sum;
         }
     }
@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) void sums_of(const float *table, si
 }
 
 /* Of n vectors of codes (n, m), the sums of their entries in the table of one query. */
-static void table_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum)
+static void pq_table_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum)
 {
     if (k == 256)
         sums_of(table, m, 256, codes, n, sum);
@@ -91,10 +91,10 @@ static void table_sums(const float *table, size_t m, size_t k, const uint8_t *co
         sums_of(table, m, k, codes, n, sum);
 }
 
-/* The same (n, SEARCH_LANES) of one query a lane, and the bits of the smallest sum of each. Four vectors at a time:
+/* The same (n, PQ_LANES) of one query a lane, and the bits of the smallest sum of each. Four vectors at a time:
  * each is one chain of additions. */
-static void lane_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
-                      int32_t *least)
+static void pq_lane_sums(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
+                         int32_t *least)
 {
     indices_f32 smallest = (indices_f32){0} + INT32_MAX;
     for (size_t i = 0; i < n; i += 4) {
@@ -104,14 +104,14 @@ static void lane_sums(const float *table, size_t m, size_t k, const uint8_t *cod
                       *c3 = codes + at[3] * m;
         const float *row = table;
         lanes_f32 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
-        for (size_t g = 0; g < m; g++, row += k * SEARCH_LANES) {
-            s0 += load_f32(row + c0[g] * SEARCH_LANES), s1 += load_f32(row + c1[g] * SEARCH_LANES);
-            s2 += load_f32(row + c2[g] * SEARCH_LANES), s3 += load_f32(row + c3[g] * SEARCH_LANES);
+        for (size_t g = 0; g < m; g++, row += k * PQ_LANES) {
+            s0 += load_f32(row + c0[g] * PQ_LANES), s1 += load_f32(row + c1[g] * PQ_LANES);
+            s2 += load_f32(row + c2[g] * PQ_LANES), s3 += load_f32(row + c3[g] * PQ_LANES);
         }
         const lanes_f32 sums[4] = {s0, s1, s2, s3};
         for (size_t v = 0; v < 4; v++) {
             const indices_f32 bits = (indices_f32)sums[v], smaller = bits < smallest;
-            *(stored_lanes_f32 *)(sum + at[v] * SEARCH_LANES) = sums[v];
+            *(stored_lanes_f32 *)(sum + at[v] * PQ_LANES) = sums[v];
             smallest = (bits & smaller) | (smallest & ~smaller);
         }
     }

@@ -13,7 +13,7 @@
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
 
-/* ---- k-means: what kmeans.inc.h needs, four points or two at a time ---- */
+/* ---- k-means: what kmeans.h needs, four points or two at a time ---- */
 
 #define VECTOR 16
 typedef float lanes4 __attribute__((vector_size(16), aligned(4), may_alias));
@@ -74,8 +74,8 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
 
-static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                      int32_t *c, size_t ldc)
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
 {
     for (int row = 0; row < rows; row++) {
         const uint8_t *ar = (const uint8_t *)a + (size_t)row * lda;
@@ -88,7 +88,7 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
     pack_row_bytes(a, n, n_pad, flip, to);
 }
@@ -97,7 +97,7 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
 static int32_t sum_of_step(const int8_t *a, const uint8_t *b, int high, const int8_t *levels)
 {
     int32_t sum = 0;
-    for (int i = 0; i < QK_BLOCKED_KR; i++) {
+    for (int i = 0; i < QK_GEMM4_KR; i++) {
         const int code = high ? b[i] >> 4 : b[i] & 15;
         sum += a[i] * (levels ? levels[code] : code);
     }
@@ -115,10 +115,10 @@ static float scale_at(const uint8_t *scales, int half, int j)
     return scale;
 }
 
-static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y)
+static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
 {
-    enum { NC = QK_BLOCKED_NR, STEP = NC * QK_BLOCKED_KR / 2 };
+    enum { NC = QK_GEMM4_NR, STEP = NC * QK_GEMM4_KR / 2 };
     for (int row = 0; row < rows; row++, a += lda, start += ld_start, y += NC)
         for (int j = 0; j < NC; j++) {
             const uint8_t *b = p->records;
@@ -128,7 +128,7 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
                 const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
                 const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
                 int32_t sum = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
-                for (; b != scales; b += STEP, ar += QK_BLOCKED_KR)
+                for (; b != scales; b += STEP, ar += QK_GEMM4_KR)
                     sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
                 y[j] = __builtin_fmaf((float)sum, scale_at(scales, p->half_scales, j), y[j]);
                 b = zeros + (p->own_zeros ? NC : 0);
@@ -136,10 +136,10 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
         }
 }
 
-static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
-                       size_t ld_start, float *y)
+static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
 {
-    enum { NC = QK_BLOCKED_NR, STEP = NC * QK_BLOCKED_KR };
+    enum { NC = QK_GEMM4_NR, STEP = NC * QK_GEMM4_KR };
     for (int row = 0; row < rows; row++, start += ld_start, y += NC)
         for (int j = 0; j < NC; j++) {
             const int8_t *b = (const int8_t *)p->records, *codes = (const int8_t *)a + (size_t)row * lda;
@@ -150,54 +150,56 @@ static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_
                 if (p->own_zeros)
                     sum =
                         scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
-                for (; b != scales; b += STEP, codes += QK_BLOCKED_KR)
-                    for (int i = 0; i < QK_BLOCKED_KR; i++) sum += codes[i] * b[QK_BLOCKED_KR * j + i];
+                for (; b != scales; b += STEP, codes += QK_GEMM4_KR)
+                    for (int i = 0; i < QK_GEMM4_KR; i++) sum += codes[i] * b[QK_GEMM4_KR * j + i];
                 y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p->half_scales, j), y[j]);
                 b = scales + p->params_bytes;
             }
         }
 }
 
-static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                            size_t ld_start, float *y)
+static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                               size_t ld_start, float *y)
 {
-    enum { NC = QK_OWN_NR, STEP = NC * QK_OWN_KR / 2, HALF = QK_OWN_KR / 2 };
+    enum { NC = QK_COLUMN_LEVELS_NR, STEP = NC * QK_COLUMN_LEVELS_KR / 2, HALF = QK_COLUMN_LEVELS_KR / 2 };
     const size_t group = p->blocks * STEP * (1 + p->last_steps);
-    const float *scales = (const float *)(p->records + QK_BLOCKED_NR / NC * group);
+    const float *scales = (const float *)(p->records + QK_GEMM4_NR / NC * group);
     (void)start, (void)ld_start; /* of tiles that add 128 to each level */
-    for (int row = 0; row < rows; row++, a += lda, y += QK_BLOCKED_NR)
-        for (int j = 0; j < QK_BLOCKED_NR; j++) {
+    for (int row = 0; row < rows; row++, a += lda, y += QK_GEMM4_NR)
+        for (int j = 0; j < QK_GEMM4_NR; j++) {
             const int8_t *levels = (const int8_t *)p->records + (size_t)(j / NC) * group + j % NC * QK_LEVELS;
             const uint8_t *b = (const uint8_t *)levels + STEP;
             int32_t sum = 0;
             for (size_t s = 0; s < p->blocks * p->last_steps; s++, b += STEP)
                 for (size_t i = 0; i < HALF; i++)
-                    sum += a[s * QK_OWN_KR + i] * levels[b[i] & 15] + a[s * QK_OWN_KR + HALF + i] * levels[b[i] >> 4];
+                    sum += a[s * QK_COLUMN_LEVELS_KR + i] * levels[b[i] & 15] +
+                        a[s * QK_COLUMN_LEVELS_KR + HALF + i] * levels[b[i] >> 4];
             y[j] = p->blocks ? (float)sum * scales[j] : 0;
         }
 }
 
-static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
 {
-    memset(y, 0, (size_t)rows * QK_HALF_NR * sizeof *y);
+    memset(y, 0, (size_t)rows * QK_GEMMF16_NR * sizeof *y);
     for (size_t i = 0; i < k; i++) {
-        float b[QK_HALF_NR];
-        (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_HALF_NR, b, QK_HALF_NR);
+        float b[QK_GEMMF16_NR];
+        (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_GEMMF16_NR, b, QK_GEMMF16_NR);
         for (int row = 0; row < rows; row++)
-            for (int j = 0; j < QK_HALF_NR; j++) {
+            for (int j = 0; j < QK_GEMMF16_NR; j++) {
                 const float weight = b[type == QK_BF16 ? j % 16 * 2 + j / 16 : j];
-                y[row * QK_HALF_NR + j] = __builtin_fmaf(a[(size_t)row * lda + i], weight, y[row * QK_HALF_NR + j]);
+                y[row * QK_GEMMF16_NR + j] =
+                    __builtin_fmaf(a[(size_t)row * lda + i], weight, y[row * QK_GEMMF16_NR + j]);
             }
     }
 }
 
-static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
 {
     for (int i = 0; i < panels; i++)
-        half_tile(1, k, a, 0, panel + (size_t)i * k * QK_HALF_NR, type, y + i * QK_HALF_NR);
+        gemmf16_tile(1, k, a, 0, panel + (size_t)i * k * QK_GEMMF16_NR, type, y + i * QK_GEMMF16_NR);
 }
 
-static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
 {
     for (int row = 0; row < rows; row++, a += lda)
         for (int j = 0; j < NR; j++, c++) {
@@ -212,13 +214,13 @@ const qk_kernels qk_kernels_scalar = {
     .nr = NR,
     .kr = KR,
     .a_bytes = 1,
-    .blocked_mr = 4,
-    .bytes_mr = 4,
-    .half_mr = 4,
-    .gemm_tile = gemm_tile,
-    .gemm_pack_row = gemm_pack_row,
-    .gemm_pack_panel = gemm_pack_panel,
-    .gemm_unpack_panel = gemm_unpack_panel,
-    .gemm_panel_bytes = gemm_panel_bytes,
+    .gemm4_mr = 4,
+    .blocks8_mr = 4,
+    .gemmf16_mr = 4,
+    .gemm8_tile = gemm8_tile,
+    .gemm8_pack_row = gemm8_pack_row,
+    .gemm8_pack_panel = gemm8_pack_panel,
+    .gemm8_unpack_panel = gemm8_unpack_panel,
+    .gemm8_panel_bytes = gemm8_panel_bytes,
 #include "kernels/generic/table.def"
 };

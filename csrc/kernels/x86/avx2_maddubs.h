@@ -1,4 +1,4 @@
-/* Products with light weights on AVX2 (numerics 6); kernels_avx2.c includes this.
+/* Products with small weights on AVX2 (numerics 6); avx2.c includes this.
  *
  * vpmaddubsw multiplies bytes, twice as many as vpmaddwd, and saturates the sums of two products to 16 bits. A step is
  * 4 codes of k x 8 columns, one register of b. Packing proves of each step, and of pairs of steps, what fits 16 bits
@@ -17,7 +17,7 @@
  * taken; 16 starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers
  * in their order: plain pairs, plain steps, centred pairs, centred steps. */
 
-enum { LIGHT_KR = 4, HALF = 8, LIGHT_STEP = HALF * LIGHT_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
+enum { SMALL_KR = 4, HALF = 8, SMALL_STEP = HALF * SMALL_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
 
 typedef struct {
     uint16_t plain_pairs, plain, centred_pairs, centred; /* how many pairs of steps, and steps alone */
@@ -25,11 +25,11 @@ typedef struct {
 
 static size_t chunks_of(size_t steps) { return (steps + CHUNK - 1) / CHUNK; }
 
-static int32_t *panel_start(const int8_t *panel, size_t steps) { return (int32_t *)(panel + 2 * steps * LIGHT_STEP); }
+static int32_t *panel_start(const int8_t *panel, size_t steps) { return (int32_t *)(panel + 2 * steps * SMALL_STEP); }
 
 static kinds *panel_kinds(const int8_t *panel, size_t steps, int half)
 {
-    return (kinds *)(panel + 2 * steps * LIGHT_STEP + NR * sizeof(int32_t)) + (half ? chunks_of(steps) : 0);
+    return (kinds *)(panel + 2 * steps * SMALL_STEP + NR * sizeof(int32_t)) + (half ? chunks_of(steps) : 0);
 }
 
 static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
@@ -37,10 +37,10 @@ static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
     return (uint8_t *)panel_kinds(panel, steps, 0) + 2 * chunks_of(steps) * sizeof(kinds) + (half ? steps : 0);
 }
 
-static size_t light_panel_bytes(size_t steps)
+static size_t small_panel_bytes(size_t steps)
 {
-    if (steps > SIZE_MAX / (4 * LIGHT_STEP)) return SIZE_MAX;
-    const size_t bytes = 2 * steps * LIGHT_STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
+    if (steps > SIZE_MAX / (4 * SMALL_STEP)) return SIZE_MAX;
+    const size_t bytes = 2 * steps * SMALL_STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
     return (bytes + 63) / 64 * 64;
 }
 
@@ -128,70 +128,70 @@ static inline __m256i centre_term(__m256i codes)
     return _mm256_add_epi32(_mm256_slli_epi32(_mm256_madd_epi16(sum, one), 7), _mm256_madd_epi16(negative, one));
 }
 
-/* Chooses kinds and order of a chunk's steps for 8 columns, of which `from` holds the codes (2 * LIGHT_STEP apart), and
+/* Chooses kinds and order of a chunk's steps for 8 columns, of which `from` holds the codes (2 * SMALL_STEP apart), and
  * writes them to `to` in that order. Adds to `start` what the centred products lack. */
 static kinds plan_chunk(const int8_t *from, size_t steps, uint8_t *order, int8_t *to, int32_t *start)
 {
     weight w[CHUNK];
-    uint8_t left[CHUNK], heavy[CHUNK];
+    uint8_t left[CHUNK], rest[CHUNK];
     size_t count = steps;
     kinds k;
     for (size_t s = 0; s < steps; s++) {
-        w[s] = weigh(_mm256_loadu_si256((const __m256i *)(from + s * 2 * LIGHT_STEP)));
+        w[s] = weigh(_mm256_loadu_si256((const __m256i *)(from + s * 2 * SMALL_STEP)));
         left[s] = (uint8_t)s;
     }
-    k.plain_pairs = (uint16_t)pair_steps(w, left, &count, fits_plain, order, heavy);
+    k.plain_pairs = (uint16_t)pair_steps(w, left, &count, fits_plain, order, rest);
     order += 2 * k.plain_pairs;
-    k.plain = (uint16_t)take_plain(w, heavy, &count, order);
+    k.plain = (uint16_t)take_plain(w, rest, &count, order);
     order += k.plain;
     __m256i sum = _mm256_loadu_si256((const __m256i *)start);
     for (size_t i = 0; i < count; i++) {
-        const __m256i codes = _mm256_load_si256((const __m256i *)(from + heavy[i] * 2 * LIGHT_STEP));
+        const __m256i codes = _mm256_load_si256((const __m256i *)(from + rest[i] * 2 * SMALL_STEP));
         sum = _mm256_add_epi32(sum, centre_term(codes));
     }
     _mm256_storeu_si256((__m256i *)start, sum);
-    k.centred_pairs = (uint16_t)pair_steps(w, heavy, &count, fits_centred, order, left);
+    k.centred_pairs = (uint16_t)pair_steps(w, rest, &count, fits_centred, order, left);
     k.centred = (uint16_t)count;
     memcpy(order + 2 * k.centred_pairs, left, count);
     order -= 2 * k.plain_pairs + k.plain;
-    for (size_t i = 0; i < steps; i++) memcpy(to + i * LIGHT_STEP, from + order[i] * 2 * LIGHT_STEP, LIGHT_STEP);
+    for (size_t i = 0; i < steps; i++) memcpy(to + i * SMALL_STEP, from + order[i] * 2 * SMALL_STEP, SMALL_STEP);
     return k;
 }
 
-static int64_t light_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+static int64_t small_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
-    const size_t steps = (s->k + LIGHT_KR - 1) / LIGHT_KR;
-    int8_t chunk[2 * CHUNK * LIGHT_STEP] __attribute__((aligned(32)));
+    const size_t steps = (s->k + SMALL_KR - 1) / SMALL_KR;
+    int8_t chunk[2 * CHUNK * SMALL_STEP] __attribute__((aligned(32)));
     int32_t *start = panel_start(panel, steps);
     memset(start, 0, NR * sizeof *start);
     for (size_t first = 0; first < steps; first += CHUNK) {
         const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
-        interleave(s, first * LIGHT_KR, count, cols, chunk, LIGHT_KR);
+        interleave(s, first * SMALL_KR, count, cols, chunk, SMALL_KR);
         for (int half = 0; half < 2; half++) {
             uint8_t *order = panel_order(panel, steps, half) + first;
-            int8_t *to = panel + (2 * first + (half ? count : 0)) * LIGHT_STEP;
+            int8_t *to = panel + (2 * first + (half ? count : 0)) * SMALL_STEP;
             panel_kinds(panel, steps, half)[first / CHUNK] =
-                plan_chunk(chunk + half * LIGHT_STEP, count, order, to, start + half * HALF);
+                plan_chunk(chunk + half * SMALL_STEP, count, order, to, start + half * HALF);
         }
     }
     return sum_columns(s, cols, colsum);
 }
 
-_Static_assert(QK_UNPACK_ROWS % (CHUNK * LIGHT_KR) == 0, "rows are in order chunk by chunk only");
+_Static_assert(QK_UNPACK_ROWS % (CHUNK * SMALL_KR) == 0, "rows are in order chunk by chunk only");
 
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void light_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to,
+static void small_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to,
                                size_t row_stride)
 {
-    const size_t steps = (k + LIGHT_KR - 1) / LIGHT_KR;
-    for (size_t i = top / LIGHT_KR; i < steps && i < (top + QK_UNPACK_ROWS) / LIGHT_KR; i++)
+    const size_t steps = (k + SMALL_KR - 1) / SMALL_KR;
+    for (size_t i = top / SMALL_KR; i < steps && i < (top + QK_UNPACK_ROWS) / SMALL_KR; i++)
         for (size_t col = 0; col < cols; col++) {
             const size_t half = col / HALF, first = i / CHUNK * CHUNK,
                          count = steps - first < CHUNK ? steps - first : CHUNK;
             const int8_t *codes =
-                panel + first * 2 * LIGHT_STEP + (half * count + i % CHUNK) * LIGHT_STEP + col % HALF * LIGHT_KR;
-            const size_t row = (first + panel_order(panel, steps, (int)half)[i]) * LIGHT_KR;
-            for (size_t j = 0; j < LIGHT_KR && row + j < k; j++)
+                panel + first * 2 * SMALL_STEP + (half * count + i % CHUNK) * SMALL_STEP + col % HALF * SMALL_KR;
+            const size_t row = (first + panel_order(panel, steps, (int)half)[i]) * SMALL_KR;
+            for (size_t j = 0; j < SMALL_KR && row + j < k; j++)
                 to[(row + j) * row_stride + col] = (uint8_t)codes[j] ^ flip;
         }
 }
@@ -245,7 +245,7 @@ static inline __attribute__((always_inline)) __m256i centred(__m256i c, const ui
 
 /* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the
  * accumulators of absent rows vanish. */
-static inline __attribute__((always_inline)) void light_half(const int rows, const uint8_t *a, size_t lda,
+static inline __attribute__((always_inline)) void small_half(const int rows, const uint8_t *a, size_t lda,
                                                              const int8_t *codes, kinds k, const uint8_t *order,
                                                              const int32_t *from, size_t ldf, int32_t *c, size_t ldc)
 {
@@ -259,10 +259,10 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
     if (rows > 5) c5 = _mm256_loadu_si256((const __m256i *)(from + 5 * ldf));
     if (rows > 6) c6 = _mm256_loadu_si256((const __m256i *)(from + 6 * ldf));
     if (rows > 7) c7 = _mm256_loadu_si256((const __m256i *)(from + 7 * ldf));
-    for (int i = k.plain_pairs; i; i--, order += 2, codes += 2 * LIGHT_STEP) {
-        const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
+    for (int i = k.plain_pairs; i; i--, order += 2, codes += 2 * SMALL_STEP) {
+        const uint8_t *s = a + order[0] * SMALL_KR, *t = a + order[1] * SMALL_KR;
         const __m256i b0 = _mm256_load_si256((const __m256i *)(codes));
-        const __m256i b1 = _mm256_load_si256((const __m256i *)(codes + LIGHT_STEP));
+        const __m256i b1 = _mm256_load_si256((const __m256i *)(codes + SMALL_STEP));
         c0 = plain_pair(c0, s, t, b0, b1);
         if (rows > 1) c1 = plain_pair(c1, s + lda, t + lda, b0, b1);
         if (rows > 2) c2 = plain_pair(c2, s + 2 * lda, t + 2 * lda, b0, b1);
@@ -272,8 +272,8 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
         if (rows > 6) c6 = plain_pair(c6, s + 2 * lda3, t + 2 * lda3, b0, b1);
         if (rows > 7) c7 = plain_pair(c7, s + lda7, t + lda7, b0, b1);
     }
-    for (int i = k.plain; i; i--, order++, codes += LIGHT_STEP) {
-        const uint8_t *s = a + *order * LIGHT_KR;
+    for (int i = k.plain; i; i--, order++, codes += SMALL_STEP) {
+        const uint8_t *s = a + *order * SMALL_KR;
         const __m256i b = _mm256_load_si256((const __m256i *)codes);
         c0 = plain(c0, s, b);
         if (rows > 1) c1 = plain(c1, s + lda, b);
@@ -284,9 +284,9 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
         if (rows > 6) c6 = plain(c6, s + 2 * lda3, b);
         if (rows > 7) c7 = plain(c7, s + lda7, b);
     }
-    for (int i = k.centred_pairs; i; i--, order += 2, codes += 2 * LIGHT_STEP) {
-        const uint8_t *s = a + order[0] * LIGHT_KR, *t = a + order[1] * LIGHT_KR;
-        const centred_codes b0 = centre(codes), b1 = centre(codes + LIGHT_STEP);
+    for (int i = k.centred_pairs; i; i--, order += 2, codes += 2 * SMALL_STEP) {
+        const uint8_t *s = a + order[0] * SMALL_KR, *t = a + order[1] * SMALL_KR;
+        const centred_codes b0 = centre(codes), b1 = centre(codes + SMALL_STEP);
         c0 = centred_pair(c0, s, t, b0, b1);
         if (rows > 1) c1 = centred_pair(c1, s + lda, t + lda, b0, b1);
         if (rows > 2) c2 = centred_pair(c2, s + 2 * lda, t + 2 * lda, b0, b1);
@@ -296,8 +296,8 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
         if (rows > 6) c6 = centred_pair(c6, s + 2 * lda3, t + 2 * lda3, b0, b1);
         if (rows > 7) c7 = centred_pair(c7, s + lda7, t + lda7, b0, b1);
     }
-    for (int i = k.centred; i; i--, order++, codes += LIGHT_STEP) {
-        const uint8_t *s = a + *order * LIGHT_KR;
+    for (int i = k.centred; i; i--, order++, codes += SMALL_STEP) {
+        const uint8_t *s = a + *order * SMALL_KR;
         const centred_codes b = centre(codes);
         c0 = centred(c0, s, b);
         if (rows > 1) c1 = centred(c1, s + lda, b);
@@ -319,59 +319,59 @@ static inline __attribute__((always_inline)) void light_half(const int rows, con
 }
 
 /* A chunk at a time, so that codes are read from begin to end. */
-static inline __attribute__((always_inline)) void light_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
+static inline __attribute__((always_inline)) void small_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
                                                              const int8_t *panel, const int32_t *init, int32_t *c,
                                                              size_t ldc)
 {
     const kinds *left = panel_kinds(panel, steps, 0), *right = panel_kinds(panel, steps, 1);
     const uint8_t *order = panel_order(panel, steps, 0);
     size_t ldf = 0;
-    for (size_t first = 0; first < steps; first += CHUNK, a += CHUNK * LIGHT_KR, order += CHUNK, left++, right++) {
+    for (size_t first = 0; first < steps; first += CHUNK, a += CHUNK * SMALL_KR, order += CHUNK, left++, right++) {
         const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
-        light_half(rows, a, lda, panel, *left, order, init, ldf, c, ldc);
-        light_half(rows, a, lda, panel + count * LIGHT_STEP, *right, order + steps, init + HALF, ldf, c + HALF, ldc);
-        panel += 2 * count * LIGHT_STEP;
+        small_half(rows, a, lda, panel, *left, order, init, ldf, c, ldc);
+        small_half(rows, a, lda, panel + count * SMALL_STEP, *right, order + steps, init + HALF, ldf, c + HALF, ldc);
+        panel += 2 * count * SMALL_STEP;
         init = c, ldf = ldc;
     }
 }
 
-static void light_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+static void small_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
     const int32_t *start = panel_start(panel, steps);
     int32_t from[NR];
     for (int j = 0; j < NR; j++) from[j] = (int32_t)((uint32_t)init[j] + (uint32_t)start[j]);
     switch (rows) {
-    case 1: light_rows(1, steps, a, lda, panel, from, c, ldc); break;
-    case 2: light_rows(2, steps, a, lda, panel, from, c, ldc); break;
-    case 3: light_rows(3, steps, a, lda, panel, from, c, ldc); break;
-    case 4: light_rows(4, steps, a, lda, panel, from, c, ldc); break;
-    case 5: light_rows(5, steps, a, lda, panel, from, c, ldc); break;
-    case 6: light_rows(6, steps, a, lda, panel, from, c, ldc); break;
-    case 7: light_rows(7, steps, a, lda, panel, from, c, ldc); break;
-    default: light_rows(8, steps, a, lda, panel, from, c, ldc); break;
+    case 1: small_rows(1, steps, a, lda, panel, from, c, ldc); break;
+    case 2: small_rows(2, steps, a, lda, panel, from, c, ldc); break;
+    case 3: small_rows(3, steps, a, lda, panel, from, c, ldc); break;
+    case 4: small_rows(4, steps, a, lda, panel, from, c, ldc); break;
+    case 5: small_rows(5, steps, a, lda, panel, from, c, ldc); break;
+    case 6: small_rows(6, steps, a, lda, panel, from, c, ldc); break;
+    case 7: small_rows(7, steps, a, lda, panel, from, c, ldc); break;
+    default: small_rows(8, steps, a, lda, panel, from, c, ldc); break;
     }
 }
 
-static void light_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void small_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
-static const qk_kernels light = {
+static const qk_kernels small = {
     .name = "avx2",
     .mr = 8,
     .nr = NR,
-    .kr = LIGHT_KR,
+    .kr = SMALL_KR,
     .a_bytes = 1,
-    .blocked_mr = 4,
-    .bytes_mr = 6,
-    .bytes_widen_row = bytes_widen_row,
-    .half_mr = 6,
-    .gemm_tile = light_tile,
-    .gemm_pack_row = light_pack_row,
-    .gemm_pack_panel = light_pack_panel,
-    .gemm_unpack_panel = light_unpack_panel,
-    .gemm_panel_bytes = light_panel_bytes,
+    .gemm4_mr = 4,
+    .blocks8_mr = 6,
+    .blocks8_widen_row = blocks8_widen_row,
+    .gemmf16_mr = 6,
+    .gemm8_tile = small_tile,
+    .gemm8_pack_row = small_pack_row,
+    .gemm8_pack_panel = small_pack_panel,
+    .gemm8_unpack_panel = small_unpack_panel,
+    .gemm8_panel_bytes = small_panel_bytes,
 #include "kernels/generic/table.def"
 };

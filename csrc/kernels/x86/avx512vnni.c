@@ -525,8 +525,8 @@ static inline __attribute__((always_inline)) void few_rows(const int rows, size_
         _mm512_storeu_si512(c + ldc + 16, _mm512_add_epi32(c11, d11));
 }
 
-static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                      int32_t *c, size_t ldc)
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
 {
     switch (rows) {
     case 1: few_rows(1, steps, a, lda, panel, init, c, ldc); break;
@@ -544,7 +544,7 @@ static void gemm_tile(int rows, size_t steps, const void *a, size_t lda, const i
     }
 }
 
-static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
     pack_row_bytes(a, n, n_pad, flip, to);
 }
@@ -561,7 +561,7 @@ static void gemm_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip
  * those in a block of 32 rows, 8/9 of the peak is the limit. */
 
 enum {
-    STEP = QK_BLOCKED_NR * QK_BLOCKED_KR / 2,
+    STEP = QK_GEMM4_NR * QK_GEMM4_KR / 2,
     MOST_STEPS = 16 * 1024 /* of a block: 4 * 16 * 1024 * 255 * 127 < 2^31 */
 };
 
@@ -646,15 +646,14 @@ static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *
 }
 
 /* `rows`, `own_zeros` and `kind` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void blocked_rows(const int rows, const int own_zeros, const int kind,
-                                                               const qk_blocked_panel *panel, const int8_t *a,
-                                                               size_t lda, const int32_t *start, size_t ld_start,
-                                                               float *y)
+static inline __attribute__((always_inline)) void gemm4_rows(const int rows, const int own_zeros, const int kind,
+                                                             const qk_gemm4_panel *panel, const int8_t *a, size_t lda,
+                                                             const int32_t *start, size_t ld_start, float *y)
 {
-    const qk_blocked_panel p = *panel;
+    const qk_gemm4_panel p = *panel;
     const __m512i levels = kind >= SHUFFLED ? table_of(p.levels) : _mm512_setzero_si512();
     const uint8_t *b = p.records;
-    const size_t scale_bytes = p.half_scales ? 2 * QK_BLOCKED_NR : 4 * QK_BLOCKED_NR;
+    const size_t scale_bytes = p.half_scales ? 2 * QK_GEMM4_NR : 4 * QK_GEMM4_NR;
     const __m512i none = _mm512_setzero_si512();
     __m512 y00 = _mm512_setzero_ps(), y01 = y00, y10 = y00, y11 = y00, y20 = y00, y21 = y00, y30 = y00, y31 = y00;
     for (size_t block = 1; block <= p.blocks; block++, start++) {
@@ -667,11 +666,11 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
         if (rows > 2) c2.low = starts16(z0, own_zeros, start[2 * ld_start]);
         if (rows > 3) c3.low = starts16(z0, own_zeros, start[3 * ld_start]);
         if (rows == 1) /* two more chains, for vpdpbusd takes 4 cycles */
-            for (; b + STEP < scales; b += 2 * STEP, a += 2 * QK_BLOCKED_KR) {
+            for (; b + STEP < scales; b += 2 * STEP, a += 2 * QK_GEMM4_KR) {
                 c0 = multiply_step(c0, decode(b, kind, levels), a);
-                d0 = multiply_step(d0, decode(b + STEP, kind, levels), a + QK_BLOCKED_KR);
+                d0 = multiply_step(d0, decode(b + STEP, kind, levels), a + QK_GEMM4_KR);
             }
-        for (; b != scales; b += STEP, a += QK_BLOCKED_KR) {
+        for (; b != scales; b += STEP, a += QK_GEMM4_KR) {
             const step_bytes of = decode(b, kind, levels);
             c0 = multiply_step(c0, of, a);
             if (rows > 1) c1 = multiply_step(c1, of, a + lda);
@@ -684,7 +683,7 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
         if (rows > 1) add_block(&y10, &y11, c1, kind, starts16(z1, own_zeros, start[ld_start]), s0, s1);
         if (rows > 2) add_block(&y20, &y21, c2, kind, starts16(z1, own_zeros, start[2 * ld_start]), s0, s1);
         if (rows > 3) add_block(&y30, &y31, c3, kind, starts16(z1, own_zeros, start[3 * ld_start]), s0, s1);
-        b = zeros + (own_zeros ? QK_BLOCKED_NR : 0);
+        b = zeros + (own_zeros ? QK_GEMM4_NR : 0);
     }
     _mm512_storeu_ps(y, y00), _mm512_storeu_ps(y + 16, y01);
     if (rows > 1) y += 32, _mm512_storeu_ps(y, y10), _mm512_storeu_ps(y + 16, y11);
@@ -692,35 +691,34 @@ static inline __attribute__((always_inline)) void blocked_rows(const int rows, c
     if (rows > 3) y += 32, _mm512_storeu_ps(y, y30), _mm512_storeu_ps(y + 16, y31);
 }
 
-static inline __attribute__((always_inline)) void blocked_tile_of(const int own_zeros, const int kind, int rows,
-                                                                  const qk_blocked_panel *p, const int8_t *a,
-                                                                  size_t lda, const int32_t *start, size_t ld_start,
-                                                                  float *y)
+static inline __attribute__((always_inline)) void gemm4_tile_of(const int own_zeros, const int kind, int rows,
+                                                                const qk_gemm4_panel *p, const int8_t *a, size_t lda,
+                                                                const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
-    case 1: blocked_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    case 2: blocked_rows(2, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    case 3: blocked_rows(3, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    default: blocked_rows(4, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    case 1: gemm4_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    case 2: gemm4_rows(2, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    case 3: gemm4_rows(3, own_zeros, kind, p, a, lda, start, ld_start, y); break;
+    default: gemm4_rows(4, own_zeros, kind, p, a, lda, start, ld_start, y); break;
     }
 }
 
-static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y)
+static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
 {
     const int by_code = rows > 3 || (p->blocks > 1 ? p->steps : p->last_steps) > MOST_STEPS;
     if (p->levels && has_vpermb())
-        blocked_tile_of(0, PERMUTED, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(0, PERMUTED, rows, p, a, lda, start, ld_start, y);
     else if (p->levels)
-        blocked_tile_of(0, SHUFFLED, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(0, SHUFFLED, rows, p, a, lda, start, ld_start, y);
     else if (p->own_zeros && by_code)
-        blocked_tile_of(1, CODES, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(1, CODES, rows, p, a, lda, start, ld_start, y);
     else if (p->own_zeros)
-        blocked_tile_of(1, BOTH, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(1, BOTH, rows, p, a, lda, start, ld_start, y);
     else if (by_code)
-        blocked_tile_of(0, CODES, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(0, CODES, rows, p, a, lda, start, ld_start, y);
     else
-        blocked_tile_of(0, BOTH, rows, p, a, lda, start, ld_start, y);
+        gemm4_tile_of(0, BOTH, rows, p, a, lda, start, ld_start, y);
 }
 
 /* ---- 4-bit weights with levels of each column (numerics 12) ---- */
@@ -728,7 +726,7 @@ static void blocked_tile(int rows, const qk_blocked_panel *p, const int8_t *a, s
 /* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 16 columns, each
  * sum in four parts, which are added at the end of k. With 8 columns, broadcasts of 16 codes of a cost 25%. */
 
-enum { OWN_STEP = QK_OWN_NR * QK_OWN_KR / 2 };
+enum { OWN_STEP = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
 
 static inline __m512i broadcast16(const int8_t *a)
 {
@@ -766,16 +764,16 @@ static inline void store_columns(float *y, __m512i c0, __m512i c1, __m512i c2, _
 }
 
 /* `rows` is a constant where this is inlined. b has levels, then codes, of 16 columns. */
-static inline __attribute__((always_inline)) void own_levels_rows(const int rows, size_t steps, const uint8_t *b,
-                                                                  const float *scales, const int8_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void column_levels_rows(const int rows, size_t steps, const uint8_t *b,
+                                                                     const float *scales, const int8_t *a, size_t lda,
+                                                                     const int32_t *start, size_t ld_start, float *y)
 {
     const __m512i levels0 = levels_at(b), levels1 = levels_at(b + 64);
     const __m512i levels2 = levels_at(b + 128), levels3 = levels_at(b + 192);
     const int8_t *a3 = a + 3 * lda;
     __m512i c00 = _mm512_setzero_si512(), c01 = c00, c02 = c00, c03 = c00, c10 = c00, c11 = c00, c12 = c00, c13 = c00;
     __m512i c20 = c00, c21 = c00, c22 = c00, c23 = c00, c30 = c00, c31 = c00, c32 = c00, c33 = c00, v;
-    for (const uint8_t *end = b + OWN_STEP * steps; b != end; a += QK_OWN_KR, a3 += QK_OWN_KR) {
+    for (const uint8_t *end = b + OWN_STEP * steps; b != end; a += QK_COLUMN_LEVELS_KR, a3 += QK_COLUMN_LEVELS_KR) {
         b += OWN_STEP;
         const __m512i two0 = _mm512_loadu_si512(b), two1 = _mm512_loadu_si512(b + 64);
         const __m512i two2 = _mm512_loadu_si512(b + 128), two3 = _mm512_loadu_si512(b + 192);
@@ -809,18 +807,18 @@ static inline __attribute__((always_inline)) void own_levels_rows(const int rows
     if (rows > 3) store_columns(y + 96, c30, c31, c32, c33, start[3 * ld_start], scale);
 }
 
-static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                            size_t ld_start, float *y)
+static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                               size_t ld_start, float *y)
 {
     const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
     const uint8_t *b = p->records;
     const float *scales = (const float *)(b + 2 * group);
-    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_BLOCKED_NR * sizeof *y);
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
     for (int i = 0; p->blocks && i < 2; i++, b += group, scales += 16, y += 16) switch (rows) {
-        case 1: own_levels_rows(1, steps, b, scales, a, lda, start, ld_start, y); break;
-        case 2: own_levels_rows(2, steps, b, scales, a, lda, start, ld_start, y); break;
-        case 3: own_levels_rows(3, steps, b, scales, a, lda, start, ld_start, y); break;
-        default: own_levels_rows(4, steps, b, scales, a, lda, start, ld_start, y); break;
+        case 1: column_levels_rows(1, steps, b, scales, a, lda, start, ld_start, y); break;
+        case 2: column_levels_rows(2, steps, b, scales, a, lda, start, ld_start, y); break;
+        case 3: column_levels_rows(3, steps, b, scales, a, lda, start, ld_start, y); break;
+        default: column_levels_rows(4, steps, b, scales, a, lda, start, ld_start, y); break;
         }
 }
 
@@ -832,7 +830,7 @@ static void own_levels_tile(int rows, const qk_blocked_panel *p, const int8_t *a
  * registers for these, are slower by 5%. At the end of a block each sum takes two instructions on the pipes of
  * vpdpbusd, which has 8 in a block of 32 rows: 8/10 of the peak is the limit. */
 
-enum { BYTES_STEP = QK_BLOCKED_NR * QK_BLOCKED_KR };
+enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR };
 
 static inline __attribute__((always_inline)) two_sums multiply_bytes(two_sums c, step_bytes b, const int8_t *a)
 {
@@ -854,7 +852,7 @@ static inline __m512i column_starts16(const uint8_t *sums, const int wide, int i
 }
 
 /* Zero points z of 16 columns, as int16 (z, 256 z). */
-static inline __m512i zero_words16(const uint8_t *zeros)
+static inline __m512i zero_pairs16(const uint8_t *zeros)
 {
     const __m512i z = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)zeros));
     return _mm512_or_si512(_mm512_and_si512(z, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(z, 24));
@@ -867,7 +865,7 @@ static inline __attribute__((always_inline)) void clear_rows(float *y, const int
 #ifndef QK_SIMDE
     __asm__("" : "+v"(zero));
 #endif
-    for (int i = 0; i < rows * QK_BLOCKED_NR; i += 16) _mm512_storeu_ps(y + i, zero);
+    for (int i = 0; i < rows * QK_GEMM4_NR; i += 16) _mm512_storeu_ps(y + i, zero);
 }
 
 /* What 32 columns of a block have. */
@@ -881,7 +879,7 @@ static inline __attribute__((always_inline)) block_columns columns_of(const int 
 {
     block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(),
                         _mm512_setzero_si512()};
-    if (own_zeros) of.z0 = zero_words16(zeros), of.z1 = zero_words16(zeros + 16);
+    if (own_zeros) of.z0 = zero_pairs16(zeros), of.z1 = zero_pairs16(zeros + 16);
     return of;
 }
 
@@ -899,11 +897,11 @@ static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c,
 
 /* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own,
  * since vpdpbusd takes 4 cycles or 5. */
-static inline __attribute__((always_inline)) void bytes_rows(const int rows, const int own_zeros,
-                                                             const qk_blocked_panel *panel, const int8_t *a, size_t lda,
-                                                             const int32_t *start, size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void blocks8_rows(const int rows, const int own_zeros,
+                                                               const qk_gemm4_panel *panel, const int8_t *a, size_t lda,
+                                                               const int32_t *start, size_t ld_start, float *y)
 {
-    const qk_blocked_panel p = *panel;
+    const qk_gemm4_panel p = *panel;
     const uint8_t *b = p.records;
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
@@ -912,20 +910,20 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP,
                       *next = scales + p.params_bytes;
-        const uint8_t *sums = next - (p.long_sums ? 4 : 2) * QK_BLOCKED_NR, *zeros = sums - QK_BLOCKED_NR;
+        const uint8_t *sums = next - (p.long_sums ? 4 : 2) * QK_GEMM4_NR, *zeros = sums - QK_GEMM4_NR;
         const two_sums columns = {column_starts16(sums, p.long_sums, 0), column_starts16(sums, p.long_sums, 1)};
         two_sums c0 = columns, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0,
                  cb = c0;
         two_sums d0 = {none, none}, d1 = d0;
         if (rows < 3)
-            for (; b + BYTES_STEP < scales; b += 2 * BYTES_STEP, a += 2 * QK_BLOCKED_KR) {
+            for (; b + BYTES_STEP < scales; b += 2 * BYTES_STEP, a += 2 * QK_GEMM4_KR) {
                 const step_bytes of = load_step(b), after = load_step(b + BYTES_STEP);
-                c0 = multiply_bytes(c0, of, a), d0 = multiply_bytes(d0, after, a + QK_BLOCKED_KR);
+                c0 = multiply_bytes(c0, of, a), d0 = multiply_bytes(d0, after, a + QK_GEMM4_KR);
                 if (rows > 1)
-                    c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, after, a + lda + QK_BLOCKED_KR);
+                    c1 = multiply_bytes(c1, of, a + lda), d1 = multiply_bytes(d1, after, a + lda + QK_GEMM4_KR);
             }
         for (; b != scales;
-             b += BYTES_STEP, a += QK_BLOCKED_KR, a3 += QK_BLOCKED_KR, a6 += QK_BLOCKED_KR, a9 += QK_BLOCKED_KR) {
+             b += BYTES_STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR, a6 += QK_GEMM4_KR, a9 += QK_GEMM4_KR) {
             const step_bytes of = load_step(b);
             if (rows > 4) __builtin_prefetch(b + 2 * AHEAD), __builtin_prefetch(b + 2 * AHEAD + 64);
             c0 = multiply_bytes(c0, of, a);
@@ -963,36 +961,36 @@ static inline __attribute__((always_inline)) void bytes_rows(const int rows, con
     }
 }
 
-static inline __attribute__((always_inline)) void bytes_tile_of(const int own_zeros, int rows,
-                                                                const qk_blocked_panel *p, const int8_t *a, size_t lda,
-                                                                const int32_t *start, size_t ld_start, float *y)
+static inline __attribute__((always_inline)) void blocks8_tile_of(const int own_zeros, int rows,
+                                                                  const qk_gemm4_panel *p, const int8_t *a, size_t lda,
+                                                                  const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
-    case 1: bytes_rows(1, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 2: bytes_rows(2, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 3: bytes_rows(3, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 4: bytes_rows(4, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 5: bytes_rows(5, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 6: bytes_rows(6, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 7: bytes_rows(7, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 8: bytes_rows(8, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 9: bytes_rows(9, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 10: bytes_rows(10, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 11: bytes_rows(11, own_zeros, p, a, lda, start, ld_start, y); break;
-    default: bytes_rows(12, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 1: blocks8_rows(1, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 2: blocks8_rows(2, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 3: blocks8_rows(3, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 4: blocks8_rows(4, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 5: blocks8_rows(5, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 6: blocks8_rows(6, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 7: blocks8_rows(7, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 8: blocks8_rows(8, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 9: blocks8_rows(9, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 10: blocks8_rows(10, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 11: blocks8_rows(11, own_zeros, p, a, lda, start, ld_start, y); break;
+    default: blocks8_rows(12, own_zeros, p, a, lda, start, ld_start, y); break;
     }
 }
 
-static void bytes_tile(int rows, const qk_blocked_panel *p, const void *a, size_t lda, const int32_t *start,
-                       size_t ld_start, float *y)
+static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
 {
     if (p->own_zeros)
-        bytes_tile_of(1, rows, p, a, lda, start, ld_start, y);
+        blocks8_tile_of(1, rows, p, a, lda, start, ld_start, y);
     else
-        bytes_tile_of(0, rows, p, a, lda, start, ld_start, y);
+        blocks8_tile_of(0, rows, p, a, lda, start, ld_start, y);
 }
 
-/* ---- k-means: what kmeans.inc.h needs ---- */
+/* ---- k-means: what kmeans.h needs ---- */
 
 #define VECTOR 64
 typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias));
@@ -1114,16 +1112,17 @@ static inline __attribute__((always_inline)) two_floats row_of_floats(const uint
                         _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32((int32_t)0xffff0000)))};
 }
 
-static inline __attribute__((always_inline)) void half_rows(const int rows, const qk_dtype type, size_t k,
-                                                            const float *a, size_t lda, const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void gemmf16_rows(const int rows, const qk_dtype type, size_t k,
+                                                               const float *a, size_t lda, const uint16_t *panel,
+                                                               float *y)
 {
     const float *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512 zero = _mm512_setzero_ps();
     __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
     __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
-    for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_HALF_NR) {
-        _mm_prefetch((const char *)(panel + 64 * QK_HALF_NR),
+    for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_GEMMF16_NR) {
+        _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
                      _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, type);
         __m512 v = _mm512_set1_ps(a[0]);
@@ -1169,42 +1168,43 @@ static inline __attribute__((always_inline)) void half_rows(const int rows, cons
     if (rows > 11) y += 32, _mm512_storeu_ps(y, cb0), _mm512_storeu_ps(y + 16, cb1);
 }
 
-static inline __attribute__((always_inline)) void half_tile_of(const qk_dtype type, int rows, size_t k, const float *a,
-                                                               size_t lda, const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void gemmf16_tile_of(const qk_dtype type, int rows, size_t k,
+                                                                  const float *a, size_t lda, const uint16_t *panel,
+                                                                  float *y)
 {
     switch (rows) {
-    case 1: half_rows(1, type, k, a, lda, panel, y); break;
-    case 2: half_rows(2, type, k, a, lda, panel, y); break;
-    case 3: half_rows(3, type, k, a, lda, panel, y); break;
-    case 4: half_rows(4, type, k, a, lda, panel, y); break;
-    case 5: half_rows(5, type, k, a, lda, panel, y); break;
-    case 6: half_rows(6, type, k, a, lda, panel, y); break;
-    case 7: half_rows(7, type, k, a, lda, panel, y); break;
-    case 8: half_rows(8, type, k, a, lda, panel, y); break;
-    case 9: half_rows(9, type, k, a, lda, panel, y); break;
-    case 10: half_rows(10, type, k, a, lda, panel, y); break;
-    case 11: half_rows(11, type, k, a, lda, panel, y); break;
-    default: half_rows(12, type, k, a, lda, panel, y); break;
+    case 1: gemmf16_rows(1, type, k, a, lda, panel, y); break;
+    case 2: gemmf16_rows(2, type, k, a, lda, panel, y); break;
+    case 3: gemmf16_rows(3, type, k, a, lda, panel, y); break;
+    case 4: gemmf16_rows(4, type, k, a, lda, panel, y); break;
+    case 5: gemmf16_rows(5, type, k, a, lda, panel, y); break;
+    case 6: gemmf16_rows(6, type, k, a, lda, panel, y); break;
+    case 7: gemmf16_rows(7, type, k, a, lda, panel, y); break;
+    case 8: gemmf16_rows(8, type, k, a, lda, panel, y); break;
+    case 9: gemmf16_rows(9, type, k, a, lda, panel, y); break;
+    case 10: gemmf16_rows(10, type, k, a, lda, panel, y); break;
+    case 11: gemmf16_rows(11, type, k, a, lda, panel, y); break;
+    default: gemmf16_rows(12, type, k, a, lda, panel, y); break;
     }
 }
 
-static void half_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
 {
     if (type == QK_F16)
-        half_tile_of(QK_F16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, y);
     else
-        half_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, y);
 }
 
 /* One row takes panels side by side: the two chains of one panel would wait for their own multiply-adds. */
 static inline __attribute__((always_inline)) void bfloat_panels(const int panels, size_t k, const float *a,
                                                                 const uint16_t *panel, float *y)
 {
-    const size_t size = k * QK_HALF_NR;
+    const size_t size = k * QK_GEMMF16_NR;
     const uint16_t *panel3 = panel + 3 * size;
     const __m512 zero = _mm512_setzero_ps();
     __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
-    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR, panel3 += QK_HALF_NR) {
+    for (size_t i = 0; i < k; i++, panel += QK_GEMMF16_NR, panel3 += QK_GEMMF16_NR) {
         const __m512 v = _mm512_set1_ps(a[i]);
         two_floats b = row_of_floats(panel, QK_BF16);
         c00 = _mm512_fmadd_ps(v, b.left, c00), c01 = _mm512_fmadd_ps(v, b.right, c01);
@@ -1230,13 +1230,13 @@ static inline __attribute__((always_inline)) __m256 multiply_add8(__m256 c, __m2
 }
 
 /* The same of float16: conversions of 256 bits, two of which are faster than one of 512. */
-static inline __attribute__((always_inline)) void half_panels(const int panels, size_t k, const float *a,
-                                                              const uint16_t *panel, float *y)
+static inline __attribute__((always_inline)) void gemmf16_panels(const int panels, size_t k, const float *a,
+                                                                 const uint16_t *panel, float *y)
 {
-    const size_t size = k * QK_HALF_NR;
+    const size_t size = k * QK_GEMMF16_NR;
     const __m256 zero = _mm256_setzero_ps();
     __m256 c00 = zero, c01 = zero, c02 = zero, c03 = zero, c10 = zero, c11 = zero, c12 = zero, c13 = zero;
-    for (size_t i = 0; i < k; i++, panel += QK_HALF_NR) {
+    for (size_t i = 0; i < k; i++, panel += QK_GEMMF16_NR) {
         const __m256 v = _mm256_set1_ps(a[i]);
         c00 = multiply_add8(c00, v, panel), c01 = multiply_add8(c01, v, panel + 8);
         c02 = multiply_add8(c02, v, panel + 16), c03 = multiply_add8(c03, v, panel + 24);
@@ -1252,13 +1252,13 @@ static inline __attribute__((always_inline)) void half_panels(const int panels, 
         _mm256_storeu_ps(y + 24, c13);
 }
 
-static void half_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
 {
     const uint16_t *p = panel;
-    for (; type == QK_F16 && panels > 1; panels -= 2, p += 2 * k * QK_HALF_NR, y += 2 * QK_HALF_NR)
-        half_panels(2, k, a, p, y);
+    for (; type == QK_F16 && panels > 1; panels -= 2, p += 2 * k * QK_GEMMF16_NR, y += 2 * QK_GEMMF16_NR)
+        gemmf16_panels(2, k, a, p, y);
     if (type == QK_F16) {
-        if (panels) half_panels(1, k, a, p, y);
+        if (panels) gemmf16_panels(1, k, a, p, y);
         return;
     }
     switch (panels) {
@@ -1273,10 +1273,10 @@ static void half_row(int panels, size_t k, const float *a, const uint16_t *panel
 
 /* vpdpwssd: 16 lanes x (2 by 2 int16) added to int32, half as many products as vpdpbusd; the same tile. */
 
-static inline __m512i broadcast_words(const int16_t *p) { return broadcast4((const uint8_t *)p); }
+static inline __m512i broadcast_pairs(const int16_t *p) { return broadcast4((const uint8_t *)p); }
 
-static inline __attribute__((always_inline)) void words_rows(const int rows, size_t steps, const int16_t *a, size_t lda,
-                                                             const int16_t *panel, int32_t *c)
+static inline __attribute__((always_inline)) void gemm16_rows(const int rows, size_t steps, const int16_t *a,
+                                                              size_t lda, const int16_t *panel, int32_t *c)
 {
     const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512i zero = _mm512_setzero_si512();
@@ -1284,38 +1284,38 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
     __m512i c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512i c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
     for (size_t s = 0; s < steps; s++, a += 2, a3 += 2, a6 += 2, a9 += 2, panel += 2 * NR) {
-        if (rows > 4) { /* as in half_rows; fewer read faster without */
+        if (rows > 4) { /* as in gemmf16_rows; fewer read faster without */
             _mm_prefetch((const char *)(panel + 128 * NR), _MM_HINT_T0);
             _mm_prefetch((const char *)(panel + 129 * NR), _MM_HINT_T0);
         }
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + NR);
-        __m512i v = broadcast_words(a);
+        __m512i v = broadcast_pairs(a);
         c00 = _mm512_dpwssd_epi32(c00, v, b0), c01 = _mm512_dpwssd_epi32(c01, v, b1);
         if (rows > 1)
-            v = broadcast_words(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
+            v = broadcast_pairs(a + lda), c10 = _mm512_dpwssd_epi32(c10, v, b0), c11 = _mm512_dpwssd_epi32(c11, v, b1);
         if (rows > 2)
-            v = broadcast_words(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0),
+            v = broadcast_pairs(a + 2 * lda), c20 = _mm512_dpwssd_epi32(c20, v, b0),
             c21 = _mm512_dpwssd_epi32(c21, v, b1);
         if (rows > 3)
-            v = broadcast_words(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
+            v = broadcast_pairs(a3), c30 = _mm512_dpwssd_epi32(c30, v, b0), c31 = _mm512_dpwssd_epi32(c31, v, b1);
         if (rows > 4)
-            v = broadcast_words(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
+            v = broadcast_pairs(a3 + lda), c40 = _mm512_dpwssd_epi32(c40, v, b0), c41 = _mm512_dpwssd_epi32(c41, v, b1);
         if (rows > 5)
-            v = broadcast_words(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0),
+            v = broadcast_pairs(a3 + 2 * lda), c50 = _mm512_dpwssd_epi32(c50, v, b0),
             c51 = _mm512_dpwssd_epi32(c51, v, b1);
         if (rows > 6)
-            v = broadcast_words(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
+            v = broadcast_pairs(a6), c60 = _mm512_dpwssd_epi32(c60, v, b0), c61 = _mm512_dpwssd_epi32(c61, v, b1);
         if (rows > 7)
-            v = broadcast_words(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
+            v = broadcast_pairs(a6 + lda), c70 = _mm512_dpwssd_epi32(c70, v, b0), c71 = _mm512_dpwssd_epi32(c71, v, b1);
         if (rows > 8)
-            v = broadcast_words(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0),
+            v = broadcast_pairs(a6 + 2 * lda), c80 = _mm512_dpwssd_epi32(c80, v, b0),
             c81 = _mm512_dpwssd_epi32(c81, v, b1);
         if (rows > 9)
-            v = broadcast_words(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
+            v = broadcast_pairs(a9), c90 = _mm512_dpwssd_epi32(c90, v, b0), c91 = _mm512_dpwssd_epi32(c91, v, b1);
         if (rows > 10)
-            v = broadcast_words(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
+            v = broadcast_pairs(a9 + lda), ca0 = _mm512_dpwssd_epi32(ca0, v, b0), ca1 = _mm512_dpwssd_epi32(ca1, v, b1);
         if (rows > 11)
-            v = broadcast_words(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0),
+            v = broadcast_pairs(a9 + 2 * lda), cb0 = _mm512_dpwssd_epi32(cb0, v, b0),
             cb1 = _mm512_dpwssd_epi32(cb1, v, b1);
     }
     _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
@@ -1332,21 +1332,21 @@ static inline __attribute__((always_inline)) void words_rows(const int rows, siz
     if (rows > 11) c += NR, _mm512_storeu_si512(c, cb0), _mm512_storeu_si512(c + 16, cb1);
 }
 
-static void words_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
 {
     switch (rows) {
-    case 1: words_rows(1, steps, a, lda, panel, c); break;
-    case 2: words_rows(2, steps, a, lda, panel, c); break;
-    case 3: words_rows(3, steps, a, lda, panel, c); break;
-    case 4: words_rows(4, steps, a, lda, panel, c); break;
-    case 5: words_rows(5, steps, a, lda, panel, c); break;
-    case 6: words_rows(6, steps, a, lda, panel, c); break;
-    case 7: words_rows(7, steps, a, lda, panel, c); break;
-    case 8: words_rows(8, steps, a, lda, panel, c); break;
-    case 9: words_rows(9, steps, a, lda, panel, c); break;
-    case 10: words_rows(10, steps, a, lda, panel, c); break;
-    case 11: words_rows(11, steps, a, lda, panel, c); break;
-    default: words_rows(12, steps, a, lda, panel, c); break;
+    case 1: gemm16_rows(1, steps, a, lda, panel, c); break;
+    case 2: gemm16_rows(2, steps, a, lda, panel, c); break;
+    case 3: gemm16_rows(3, steps, a, lda, panel, c); break;
+    case 4: gemm16_rows(4, steps, a, lda, panel, c); break;
+    case 5: gemm16_rows(5, steps, a, lda, panel, c); break;
+    case 6: gemm16_rows(6, steps, a, lda, panel, c); break;
+    case 7: gemm16_rows(7, steps, a, lda, panel, c); break;
+    case 8: gemm16_rows(8, steps, a, lda, panel, c); break;
+    case 9: gemm16_rows(9, steps, a, lda, panel, c); break;
+    case 10: gemm16_rows(10, steps, a, lda, panel, c); break;
+    case 11: gemm16_rows(11, steps, a, lda, panel, c); break;
+    default: gemm16_rows(12, steps, a, lda, panel, c); break;
     }
 }
 
@@ -1356,15 +1356,15 @@ const qk_kernels qk_kernels_avx512vnni = {
     .nr = NR,
     .kr = KR,
     .a_bytes = 1,
-    .blocked_mr = 4,
-    .bytes_mr = 12,
-    .bytes_flip = 128,
-    .half_mr = 12,
-    .gemm_tile = gemm_tile,
-    .gemm_pack_row = gemm_pack_row,
-    .gemm_pack_panel = gemm_pack_panel,
-    .gemm_unpack_panel = gemm_unpack_panel,
-    .gemm_panel_bytes = gemm_panel_bytes,
+    .gemm4_mr = 4,
+    .blocks8_mr = 12,
+    .blocks8_flip = 128,
+    .gemmf16_mr = 12,
+    .gemm8_tile = gemm8_tile,
+    .gemm8_pack_row = gemm8_pack_row,
+    .gemm8_pack_panel = gemm8_pack_panel,
+    .gemm8_unpack_panel = gemm8_unpack_panel,
+    .gemm8_panel_bytes = gemm8_panel_bytes,
 #include "kernels/generic/table.def"
 };
 
