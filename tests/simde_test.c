@@ -1,4 +1,4 @@
-/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (-DQK_SIMDE), whose portable C stands for
+/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (emulated/immintrin.h), whose portable C stands for
  * each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
  *
  * Every function of the table is called at all lengths 0..130 (all rows and columns for tiles) on random and

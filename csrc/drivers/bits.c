@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 #include "include/qkernels.h"
@@ -37,7 +38,7 @@ typedef struct {
 } job;
 
 /* `bits` is a constant where these are inlined, so that copies of so many bytes are not calls. */
-static inline __attribute__((always_inline)) void pack(const uint8_t *codes, uint8_t *to, size_t n, const int bits)
+static QK_INLINE void pack(const uint8_t *codes, uint8_t *to, size_t n, const int bits)
 {
     uint64_t x;
     for (; n >= 8; n -= 8, codes += 8, to += bits) {
@@ -51,7 +52,7 @@ static inline __attribute__((always_inline)) void pack(const uint8_t *codes, uin
     for (size_t i = 0; i < ceil_div(n * (size_t)bits, 8); i++) to[i] = (uint8_t)(x >> 8 * i);
 }
 
-static inline __attribute__((always_inline)) void unpack(const uint8_t *data, uint8_t *to, size_t n, const int bits)
+static QK_INLINE void unpack(const uint8_t *data, uint8_t *to, size_t n, const int bits)
 {
     uint64_t x = 0;
     for (; n >= 8; n -= 8, data += bits, to += 8) {
@@ -68,7 +69,7 @@ static inline __attribute__((always_inline)) void unpack(const uint8_t *data, ui
 static void pack_pieces(void *context, size_t begin, size_t end)
 {
     const job *j = context;
-    const size_t start = begin * PIECE, n = at_most(j->n - start, (end - begin) * PIECE);
+    const size_t start = begin * PIECE, n = min_size(j->n - start, (end - begin) * PIECE);
     const uint8_t *from = j->codes + start;
     uint8_t *to = j->to + start / 8 * (size_t)j->bits;
     switch (j->bits) {
@@ -85,7 +86,7 @@ static void pack_pieces(void *context, size_t begin, size_t end)
 static void unpack_pieces(void *context, size_t begin, size_t end)
 {
     const job *j = context;
-    const size_t start = begin * PIECE, n = at_most(j->n - start, (end - begin) * PIECE);
+    const size_t start = begin * PIECE, n = min_size(j->n - start, (end - begin) * PIECE);
     const uint8_t *from = j->data + start / 8 * (size_t)j->bits;
     uint8_t *to = j->to + start;
     switch (j->bits) {

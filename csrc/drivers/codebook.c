@@ -1,5 +1,6 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -31,7 +32,7 @@ static void code_lines(void *context, size_t begin, size_t end)
     job *j = context;
     for (size_t item = begin; item < end; item++) {
         const size_t line = item / j->pieces, skip = item % j->pieces * j->piece, start = line * j->length + skip;
-        const size_t n = at_most(j->length - skip, j->piece);
+        const size_t n = min_size(j->length - skip, j->piece);
         const qk_levels t = levels_of(j->c, line % j->c->channels);
         float *scale = j->scales ? j->scales + line * j->blocks + skip / j->block : NULL;
         if (j->y)
@@ -47,7 +48,7 @@ static void code_columns(void *context, size_t begin, size_t end)
     for (size_t item = begin; item < end; item++) {
         const size_t part = item / j->pieces, col = item % j->pieces * j->piece, row = part % j->blocks * j->block;
         const size_t start = (part / j->blocks * j->length + row) * j->inner + col;
-        const size_t rows = at_most(j->length - row, j->block), cols = at_most(j->inner - col, j->piece);
+        const size_t rows = min_size(j->length - row, j->block), cols = min_size(j->inner - col, j->piece);
         float *scale = j->scales + part * j->inner + col;
         const qk_levels *t = &j->c->first;
         if (j->y)
@@ -62,16 +63,16 @@ static void code_columns(void *context, size_t begin, size_t end)
 enum { TILE_COLUMNS = 16, TILE_VALUES = 64 }; /* a cache line of floats in each of 64 rows, or fewer longer ones */
 
 /* `inner` is a constant 1 in the usual case. */
-static inline __attribute__((always_inline)) void gather(const float *x, size_t row, size_t rows, size_t channels,
-                                                         size_t inner, float (*to)[TILE_VALUES])
+static QK_INLINE void gather(const float *x, size_t row, size_t rows, size_t channels, size_t inner,
+                             float (*to)[TILE_VALUES])
 {
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < channels; c++)
             for (size_t i = 0; i < inner; i++) to[c][r * inner + i] = x[r * row + c * inner + i];
 }
 
-static inline __attribute__((always_inline)) void scatter(uint8_t (*codes)[TILE_VALUES], size_t row, size_t rows,
-                                                          size_t channels, size_t inner, uint8_t *to)
+static QK_INLINE void scatter(uint8_t (*codes)[TILE_VALUES], size_t row, size_t rows, size_t channels, size_t inner,
+                              uint8_t *to)
 {
     for (size_t r = 0; r < rows; r++)
         for (size_t c = 0; c < channels; c++)
@@ -86,8 +87,8 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     float values[TILE_COLUMNS][TILE_VALUES];
     uint8_t codes[TILE_COLUMNS][TILE_VALUES];
     for (size_t item = begin; item < end; item++) {
-        const size_t first = item % tiles * TILE_COLUMNS, channels = at_most(j->length - first, TILE_COLUMNS);
-        const size_t top = item / tiles * j->block, rows = at_most(j->outer - top, j->block),
+        const size_t first = item % tiles * TILE_COLUMNS, channels = min_size(j->length - first, TILE_COLUMNS);
+        const size_t top = item / tiles * j->block, rows = min_size(j->outer - top, j->block),
                      start = top * row + first * inner;
         if (inner == 1)
             gather(j->x + start, row, rows, channels, 1, values);
@@ -118,7 +119,8 @@ static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, 
     const size_t total = outer * length * inner;
     if (total == 0) return 0;
     if (j->scales && inner > 1) {
-        j->length = length, j->inner = inner, j->block = at_most(block, length), j->blocks = ceil_div(length, j->block);
+        j->length = length, j->inner = inner, j->block = min_size(block, length),
+        j->blocks = ceil_div(length, j->block);
         j->piece = QK_CODEBOOK_COLUMNS, j->pieces = ceil_div(inner, j->piece);
         return qk_parallel_for(outer * j->blocks * j->pieces, ns * (double)total, code_columns, j);
     }
@@ -136,7 +138,7 @@ static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, 
         lines = j->c->channels > 1 ? outer * length : 1, length = total / lines, block = CHUNK;
     else if (length % block == 0)
         lines = 1, length = total;
-    j->length = length, j->block = at_most(block, length), j->blocks = ceil_div(length, j->block);
+    j->length = length, j->block = min_size(block, length), j->blocks = ceil_div(length, j->block);
     j->piece = j->block < PIECE ? PIECE / j->block * j->block : j->block;
     j->pieces = ceil_div(length, j->piece);
     return qk_parallel_for(lines * j->pieces, ns * (double)total, code_lines, j);
@@ -162,7 +164,7 @@ int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, si
 static void look_at_codes(void *context, size_t begin, size_t end)
 {
     job *j = context;
-    const size_t start = begin * PIECE, n = at_most(j->length - start, (end - begin) * PIECE);
+    const size_t start = begin * PIECE, n = min_size(j->length - start, (end - begin) * PIECE);
     qk_keep_most(&j->most, qk_active()->largest_code(j->codes + start, n));
 }
 

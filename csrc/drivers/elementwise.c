@@ -1,31 +1,14 @@
 /* Drivers of the elementwise operations: which scale an element has, conversion of the float types, threads. */
-#include <float.h>
 #include <math.h>
-#include <string.h>
 
 #include "drivers/blocking.h"
-#include "runtime/fpmode.h"
+#include "drivers/elementwise.h"
 #include "kernels/kernels.h"
+#include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 
 enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
-enum { PIECE = 32768 };             /* elements of a long run that a thread takes at a time */
 enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */
-
-static size_t size_of(qk_dtype t)
-{
-    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4, 1, 1, 1, 1};
-    return sizes[t];
-}
-
-/* Clears what lies above the code in a byte. */
-static void keep_bits(void *q, qk_dtype to, size_t n)
-{
-    if (to < QK_I4) return;
-    const uint8_t mask = to <= QK_U4 ? 15 : 3;
-    uint8_t *bytes = q;
-    for (size_t i = 0; i < n; i++) bytes[i] &= mask;
-}
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
 static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f; }
@@ -75,7 +58,7 @@ static runs runs_of(const qk_params *p)
         return (runs){p->outer * p->length, p->inner, 0, p};
     }
     const size_t items = p->outer * ceil_div(p->length, p->block);
-    if (p->inner == 1) return (runs){items, at_most(p->block, p->length), 0, p};
+    if (p->inner == 1) return (runs){items, min_size(p->block, p->length), 0, p};
     return (runs){items, p->inner, 1, p};
 }
 
@@ -85,10 +68,10 @@ static run run_at(const runs *r, size_t item)
     if (p->kind == QK_PER_TENSOR) return (run){0, r->length, 1, 0};
     if (p->kind == QK_PER_AXIS) {
         if (p->inner > 1) return (run){item * p->inner, p->inner, 1, item % p->length};
-        return (run){item * ROWS * p->length, p->length, at_most(p->outer - item * ROWS, ROWS), 0};
+        return (run){item * ROWS * p->length, p->length, min_size(p->outer - item * ROWS, ROWS), 0};
     }
     const size_t blocks = ceil_div(p->length, p->block), begin = item % blocks * p->block;
-    const size_t start = (item / blocks * p->length + begin) * p->inner, count = at_most(p->length - begin, p->block);
+    const size_t start = (item / blocks * p->length + begin) * p->inner, count = min_size(p->length - begin, p->block);
     if (p->inner == 1) return (run){start, count, 1, item};
     return (run){start, p->inner, count, item * p->inner};
 }
@@ -107,10 +90,7 @@ struct operation {
     size_t piece, pieces; /* elements of a row at a time, and how many times */
 };
 
-/* Of n elements, those before a cache line begins: a vector that straddles two costs twice. */
-static size_t before_line(const void *p, size_t size, size_t n) { return n < 1024 ? 0 : (-(uintptr_t)p & 63) / size; }
-
-/* The same of the wider operand, which is the float one. */
+/* before_line of the wider operand, which is the float one. */
 static size_t misaligned(const operation *op, const void *in, const void *out, size_t n)
 {
     const size_t in_size = size_of(op->from), out_size = size_of(op->to);
@@ -155,7 +135,7 @@ static void apply_range(void *context, size_t begin, size_t end)
         const run part = run_at(&op->r, item / op->pieces);
         const size_t skip = item % op->pieces * op->piece;
         if (skip >= part.count) continue;
-        const size_t n = at_most(part.count - skip, op->piece);
+        const size_t n = min_size(part.count - skip, op->piece);
         const char *in = op->in + (part.start + skip) * size_of(op->from);
         char *out = op->out + (part.start + skip) * size_of(op->to);
         if (op->r.by_column)
@@ -203,7 +183,7 @@ static void apply_written(void *context, size_t begin, size_t end)
         w.scale, p->reciprocal ? w.reciprocal : NULL, w.zero_point, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY, 1,
         0};
     for (size_t start = begin * WRITTEN; begin < end; begin++, start += WRITTEN) {
-        const size_t n = at_most(op->r.length - start, WRITTEN);
+        const size_t n = min_size(op->r.length - start, WRITTEN);
         write_out(&w, p, start, n);
         op->apply(op, op->in + start * size_of(op->from), op->out + start * size_of(op->to), n, NULL, &columns);
     }
@@ -348,7 +328,7 @@ static void quantize_any_float(const operation *op, const void *x, void *q, size
     float buffer[CHUNK];
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = at_most(n - done, CHUNK);
+        count = min_size(n - done, CHUNK);
         const float *part = to_f32(op->k, (const uint16_t *)x + done, op->from, buffer, count);
         quantize_f32(op, part, (char *)q + done * size_of(op->to), count, one, &rest);
         advance(&rest, count);
@@ -363,7 +343,7 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
-static int quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
@@ -372,7 +352,7 @@ static int quantize_all(const void *x, qk_dtype from, void *q, qk_dtype to, cons
 int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     QK_DEFAULT_MODE;
-    return quantize_all(x, from, q, to, p, rounding);
+    return qk_quantize_inside(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -389,7 +369,7 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
     const size_t step = op->to == QK_F32 ? n : CHUNK;
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = at_most(n - done, step);
+        count = min_size(n - done, step);
         const char *part = (const char *)q + done * size_of(op->from);
         float *to = op->to == QK_F32 ? (float *)y : buffer;
         if (one)
@@ -422,7 +402,7 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
     const size_t step = op->from == QK_F32 ? n : CHUNK;
     qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
     for (size_t done = 0, count; done < n; done += count) {
-        count = at_most(n - done, step);
+        count = min_size(n - done, step);
         const float *part = to_f32(k, (const char *)x + done * size_of(op->from), op->from, buffer, count);
         float *to = op->from == QK_F32 ? (float *)y : buffer;
         if (one)
@@ -439,199 +419,4 @@ int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
     QK_DEFAULT_MODE;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
     return apply_all(&op, p);
-}
-
-/* ---- choosing parameters (numerics 2) ---- */
-
-static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
-{
-    const size_t head = before_line(x, sizeof *x, n);
-    float head_lo, head_hi;
-    k->minmax_f32(x, head, &head_lo, &head_hi);
-    k->minmax_f32(x + head, n - head, lo, hi);
-    const int finite = isfinite(head_lo) && isfinite(head_hi) && isfinite(*lo) && isfinite(*hi);
-    if (head_lo < *lo) *lo = head_lo;
-    if (head_hi > *hi) *hi = head_hi;
-    return finite;
-}
-
-/* Bounds of pieces, put together in whatever order the threads finish: the extremes are the same. */
-typedef struct {
-    const float *x;
-    size_t n;
-    int32_t below, above; /* bits of -lo and hi, which are not negative: in the order of the values */
-    int not_finite;
-} minmax_job;
-
-static void minmax_pieces(void *context, size_t begin, size_t end)
-{
-    minmax_job *job = context;
-    float lo, hi;
-    if (!bounds_of(qk_active(), job->x + begin * PIECE, at_most(job->n - begin * PIECE, (end - begin) * PIECE), &lo,
-                   &hi)) {
-        __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
-        return;
-    }
-    int32_t bits[2];
-    const float bounds[2] = {0 - lo, hi};
-    memcpy(bits, bounds, sizeof bits);
-    qk_keep_most(&job->below, bits[0]);
-    qk_keep_most(&job->above, bits[1]);
-}
-
-static int minmax_of(const float *x, size_t n, float *lo, float *hi)
-{
-    if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
-    minmax_job job = {.x = x, .n = n};
-    float bounds[2];
-    const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
-    memcpy(bounds, &job.below, sizeof *bounds);
-    memcpy(bounds + 1, &job.above, sizeof *bounds);
-    *lo = 0 - bounds[0], *hi = bounds[1];
-    return status < 0 ? status : !job.not_finite;
-}
-
-int qk_minmax(const float *x, size_t n, float *lo, float *hi)
-{
-    QK_DEFAULT_MODE;
-    return minmax_of(x, n, lo, hi);
-}
-
-/* Not inline, as below: in qk_choose nothing may be computed before the mode is set. */
-QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale,
-                                  int32_t *zero_point)
-{
-    const float levels = (float)(qmax - qmin);
-    const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
-    float s;
-    if (symmetric) {
-        float above = hi / (float)(qmax - middle), below = lo / (float)(qmin - middle);
-        s = above > below ? above : below;
-        if (s * (float)(qmax - middle) > FLT_MAX)
-            s = nextafterf(s, 0); /* rounded up: the largest code would stand for infinity */
-    } else {
-        s = (hi - lo) / levels;
-        if (!isfinite(s)) s = hi / levels - lo / levels;
-    }
-    if (lo == hi) s = 1.0f;
-    if (s < FLT_MIN) s = FLT_MIN;
-    *scale = s;
-    if (symmetric) {
-        *zero_point = middle;
-        return;
-    }
-    float zero = (float)qmin - lo / s;
-    zero = zero < (float)qmin ? (float)qmin : zero > (float)qmax ? (float)qmax : zero;
-    *zero_point = (int32_t)rintf(zero);
-}
-
-void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
-{
-    QK_DEFAULT_MODE;
-    qk_choose_inside(lo, hi, qmin, qmax, symmetric, scale, zero_point);
-}
-
-typedef struct {
-    const float *x;
-    size_t cols;
-    char *q;
-    qk_dtype to;
-    int32_t qmin, qmax;
-    int symmetric;
-    float *scale;
-    int32_t *zero_point;
-    int not_finite, stopped;
-} rows_job;
-
-static void quantize_some_rows(void *context, size_t begin, size_t end)
-{
-    rows_job *job = context;
-    for (size_t row = begin; row < end; row++) {
-        const float *x = job->x + row * job->cols;
-        float lo, hi;
-        const int finite = minmax_of(x, job->cols, &lo, &hi);
-        if (finite <= 0) {
-            __atomic_store_n(finite ? &job->stopped : &job->not_finite, 1, __ATOMIC_RELAXED);
-            return;
-        }
-        float *scale = job->scale + row;
-        int32_t *zero_point = job->zero_point + row;
-        qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
-        const qk_params p = {.kind = QK_PER_TENSOR,
-                             .outer = 1,
-                             .length = job->cols,
-                             .inner = 1,
-                             .scale = scale,
-                             .zero_point = zero_point,
-                             .qmin = job->qmin,
-                             .qmax = job->qmax};
-        if (quantize_all(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
-            __atomic_store_n(&job->stopped, 1, __ATOMIC_RELAXED);
-            return;
-        }
-    }
-}
-
-/* Threads share the rows; where these are few, the elements of each. */
-int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
-                     int symmetric, float *scale, int32_t *zero_point)
-{
-    QK_DEFAULT_MODE;
-    rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0, 0};
-    if (rows < 2 * (size_t)qk_get_num_threads())
-        quantize_some_rows(&job, 0, rows);
-    else if (qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job))
-        return QK_INTERRUPTED;
-    return job.stopped ? QK_INTERRUPTED : !job.not_finite;
-}
-
-/* ---- requantize (numerics 7) ---- */
-
-static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
-{
-    int exponent;
-    int64_t q = (int64_t)round(frexp(m, &exponent) * 0x1p31);
-    if (q == (int64_t)1 << 31) q /= 2, exponent++;
-    if (exponent < -31) q = 0, exponent = 0;
-    if (exponent > 30) q = INT32_MAX, exponent = 30;
-    *mantissa = (int32_t)q;
-    *shift = exponent;
-}
-
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
-{
-    QK_DEFAULT_MODE;
-    fixed_point_of(m, mantissa, shift);
-}
-
-typedef struct {
-    const int32_t *acc, *bias;
-    char *q;
-    qk_dtype to;
-    size_t cols;
-    const qk_requant *r;
-} requantize_job;
-
-/* An item is up to PIECE columns of a row. */
-static void requantize_items(void *context, size_t begin, size_t end)
-{
-    const requantize_job *job = context;
-    const size_t size = size_of(job->to), pieces = ceil_div(job->cols, PIECE);
-    for (size_t item = begin; item < end; item++) {
-        const size_t col = item % pieces * PIECE, start = item / pieces * job->cols + col,
-                     n = at_most(job->cols - col, PIECE);
-        qk_requant r = *job->r;
-        if (r.multiplier) r.multiplier += col;
-        if (r.mantissa) r.mantissa += col, r.shift += col;
-        qk_active()->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n, &r);
-        keep_bits(job->q + start * size, job->to, n);
-    }
-}
-
-int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                  const qk_requant *r)
-{
-    QK_DEFAULT_MODE;
-    requantize_job job = {acc, bias, q, to, cols, r};
-    return qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
 }

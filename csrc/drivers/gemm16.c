@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -91,12 +92,12 @@ static void pack_panels(void *context, size_t begin, size_t end)
     const size_t nr = (size_t)p->kernels->nr;
     int32_t largest = 0;
     for (size_t col = begin * nr; col < end * nr; col += nr) {
-        const size_t cols = at_most(p->n - col, nr);
+        const size_t cols = min_size(p->n - col, nr);
         const char *b = job->b + (ptrdiff_t)col * job->col_stride;
         int16_t *to = panel_at(p, col);
         memset(p->colsum + col, 0, nr * sizeof *p->colsum);
         for (size_t row = 0; row < p->k; row += ROWS, b += ROWS * job->row_stride, to += ROWS * nr) {
-            const size_t rows = at_most(p->k - row, ROWS), steps = ceil_div(rows, KR);
+            const size_t rows = min_size(p->k - row, ROWS), steps = ceil_div(rows, KR);
             if (cols == nr && job->col_stride == sizeof *to && rows == ROWS)
                 for (size_t s = 0; s < steps; s++)
                     pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (uint32_t *)to + s * nr);
@@ -166,7 +167,7 @@ typedef struct {
 static size_t steps_within(int64_t a, int64_t b, size_t steps)
 {
     const int64_t pair = KR * a * b;
-    return pair > 0 ? at_most(steps, (size_t)(INT32_MAX / pair)) : steps;
+    return pair > 0 ? min_size(steps, (size_t)(INT32_MAX / pair)) : steps;
 }
 
 static int32_t largest_of(const int16_t *a, size_t n)
@@ -235,7 +236,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     int32_t c[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     int more = 0;
     do {
-        const size_t steps = at_most(left, block->steps);
+        const size_t steps = min_size(left, block->steps);
         k->gemm16_tile((int)rows, steps, a, g->lda, panel, c);
         k->gemm16_add((int)rows, c, 0, more, sum, ld);
         if (high) {
@@ -259,8 +260,8 @@ static void correct_row(const product *g, const row_block *block, size_t row, si
 }
 
 /* Rows of a tile some of which are wide. */
-static QK_SELDOM void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y,
-                                       const qk_tile *t, const float *col_scale)
+static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, const int64_t *sum, float *y,
+                                         const qk_tile *t, const float *col_scale)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
@@ -302,7 +303,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row,
-                         cols = at_most(g->b->n - col, nr);
+                         cols = min_size(g->b->n - col, nr);
             const int to_float = g->epilogue->type == QK_TO_FLOAT, in_place = !to_float && cols == nr;
             int64_t *out = to_float ? NULL : (int64_t *)g->epilogue->out + (first + row) * ld + col,
                     *to = in_place ? out : sum;
@@ -331,7 +332,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = at_most(g->source->m - first, g->share.block_rows);
+        const size_t rows = min_size(g->source->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;

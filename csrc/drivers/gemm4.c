@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -22,7 +23,7 @@ static size_t step_rows(const qk_gemm4_weights *p) { return p->column_levels ? Q
 /* Steps of a block, which the last, short one has fewer of. */
 static size_t steps_of(const qk_gemm4_weights *p, size_t block)
 {
-    return ceil_div(at_most(p->k - block * p->block, p->block), step_rows(p));
+    return ceil_div(min_size(p->k - block * p->block, p->block), step_rows(p));
 }
 
 static size_t step_bytes(const qk_gemm4_weights *p) { return NR * KR * (size_t)p->bits / 8; }
@@ -120,7 +121,7 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 {
     const qk_gemm4_weights *p = job->p;
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->gemm4_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols,
+        p->kernels->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
                                     (uint8_t)p->flip, to);
 }
 
@@ -130,7 +131,7 @@ static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_
     const qk_gemm4_weights *p = job->p;
     int32_t sum[NR] = {0};
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->blocks8_pack_step(b, job->row_stride, job->col_stride, at_most(rows - row, KR), cols,
+        p->kernels->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
                                       (uint8_t)p->flip, to, sum);
     to += params_bytes(p) - sum_bytes(p);
     for (size_t j = 0; j < NR; j++) {
@@ -167,10 +168,10 @@ static void pack_panels(void *context, size_t begin, size_t end)
     pack_job *job = context;
     const qk_gemm4_weights *p = job->p;
     for (size_t panel = begin; panel < end; panel++) {
-        const size_t col = panel * NR, cols = at_most(p->n - col, NR);
+        const size_t col = panel * NR, cols = min_size(p->n - col, NR);
         uint8_t *to = p->panels + panel * panel_bytes(p);
         for (size_t block = 0; block < p->blocks; block++, to += record_bytes(p, 0)) {
-            const size_t first = block * p->block, rows = at_most(p->k - first, p->block);
+            const size_t first = block * p->block, rows = min_size(p->k - first, p->block);
             const uint8_t *b = job->b + (ptrdiff_t)first * job->row_stride + (ptrdiff_t)col * job->col_stride;
             if (p->column_levels)
                 pack_column_levels(job, col, cols, to);
@@ -251,7 +252,7 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
     QK_DEFAULT_MODE;
     for (size_t block = 0; block < p->blocks; block++)
         for (size_t col = 0; col < p->n; col += NR) {
-            const size_t cols = at_most(p->n - col, NR);
+            const size_t cols = min_size(p->n - col, NR);
             const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
             float all[NR];
             if (p->half_scales)
@@ -311,7 +312,7 @@ static int allocate(const product *g, row_block *rows)
 static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
 {
     for (size_t i = 0; i < g->b->k; i += g->b->block, to += g->block_pad) {
-        const size_t n = at_most(g->b->k - i, g->b->block);
+        const size_t n = min_size(g->b->k - i, g->b->block);
         memcpy(to, from + i, n);
         memset(to + n, 0, round_up(n, KR) - n);
     }
@@ -435,8 +436,8 @@ static void wide_sums_of_column_levels(const qk_gemm4_weights *b, const qk_gemm4
 }
 
 /* Rows of a tile some of which are wide: `wide` are their scales. */
-static QK_SELDOM void store_rows_apart(const product *g, const qk_gemm4_panel *p, const int8_t *codes,
-                                       const int32_t *start, const double *wide, float *y, const qk_tile *t)
+static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel *p, const int8_t *codes,
+                                         const int32_t *start, const double *wide, float *y, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[NR];
@@ -493,7 +494,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
         const size_t col = panel * NR;
-        qk_tile t = qk_float_tile(g->epilogue, col, at_most(b->n - col, NR));
+        qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
@@ -521,7 +522,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = at_most(g->m - first, g->share.block_rows);
+        const size_t rows = min_size(g->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;

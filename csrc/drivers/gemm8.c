@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -79,7 +80,7 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
     for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
-        steps = at_most(rest, STRETCH);
+        steps = min_size(rest, STRETCH);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
     }
@@ -92,7 +93,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     const size_t nr = (size_t)p->kernels->nr;
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
-        const size_t col = panel * nr, cols = at_most(p->n - col, nr);
+        const size_t col = panel * nr, cols = min_size(p->n - col, nr);
         int8_t *codes = p->panels + panel * p->panel_bytes;
         int32_t zero[MAX_NR];
         qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride,
@@ -140,7 +141,7 @@ static void unpack_parts(void *context, size_t begin, size_t end)
     for (size_t item = begin; item < end; item++) {
         const size_t panel = item % panels, col = panel * nr;
         p->kernels->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
-                                       at_most(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
+                                       min_size(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
     }
 }
 
@@ -265,7 +266,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
 }
 
 /* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
-static QK_SELDOM void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
+static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
@@ -281,7 +282,7 @@ static QK_SELDOM void store_rows_apart(const product *g, const double *wide, int
 }
 
 /* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
-static QK_SELDOM void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
+static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
 {
     const qk_kernels *k = g->b->kernels;
     const double *scale = g->epilogue->wide_scale + col, *bias = g->epilogue->wide_bias + col;
@@ -307,7 +308,7 @@ static qk_tile tile_of_panel(const product *g, size_t col)
 {
     const qk_epilogue *epilogue = g->epilogue;
     qk_tile t = {
-        .cols = (int)at_most(g->b->n - col, (size_t)g->b->kernels->nr),
+        .cols = (int)min_size(g->b->n - col, (size_t)g->b->kernels->nr),
         .colsum = g->b->colsum + col,
         .col_zero = g->b_zero ? g->b_zero + col : NULL,
         .bias = epilogue->float_bias ? epilogue->float_bias + col : qk_no_bias,
@@ -369,7 +370,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         qk_tile t;
         if (!direct) t = tile_of_panel(g, col);
         for (size_t i = 0; i < rows; i += mr) {
-            const size_t count = at_most(rows - i, mr);
+            const size_t count = min_size(rows - i, mr);
             const char *a = block->a + i * block->lda;
             int32_t *c =
                 direct ? (int32_t *)((char *)g->epilogue->out + (first + i) * g->epilogue->row_stride) + col : acc;
@@ -414,7 +415,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = at_most(g->source->m - first, g->share.block_rows);
+        const size_t rows = min_size(g->source->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;

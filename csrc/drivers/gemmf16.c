@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -84,11 +85,11 @@ static void pack_panels(void *context, size_t begin, size_t end)
     const qk_gemmf16_weights *p = job->p;
     int16_t largest = 0;
     for (size_t panel = begin; panel < end; panel++) {
-        const size_t cols = at_most(p->n - panel * NR, NR);
+        const size_t cols = min_size(p->n - panel * NR, NR);
         const char *b = job->b + (ptrdiff_t)(panel * NR) * job->col_stride;
         uint16_t *to = panel_at(p, panel);
         for (size_t row = 0; row < p->k; row += ROWS, b += ROWS * job->row_stride, to += ROWS * NR) {
-            const size_t rows = at_most(p->k - row, ROWS);
+            const size_t rows = min_size(p->k - row, ROWS);
             if (cols == NR && job->col_stride == sizeof *to)
                 for (size_t i = 0; i < rows; i++) pack_row(b + (ptrdiff_t)i * job->row_stride, p->type, to + i * NR);
             else
@@ -187,8 +188,8 @@ static void wide_sums(const qk_gemmf16_weights *b, const float *x, size_t panel,
 }
 
 /* Rows of a tile some of which are wide, from row `in_block` of the block on. */
-static QK_SELDOM void store_rows_apart(const product *g, const row_block *block, size_t in_block, size_t panel,
-                                       float *y, const qk_tile *t)
+static QK_NOINLINE void store_rows_apart(const product *g, const row_block *block, size_t in_block, size_t panel,
+                                         float *y, const qk_tile *t)
 {
     double sums[NR];
     for (int i = 0; i < t->rows; i++, in_block++, y += NR) {
@@ -209,7 +210,7 @@ static void store_tile(const product *g, const row_block *block, float *y, size_
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const size_t col = panel * NR;
-    qk_tile t = qk_float_tile(g->epilogue, col, at_most(g->b->n - col, NR));
+    qk_tile t = qk_float_tile(g->epilogue, col, min_size(g->b->n - col, NR));
     qk_set_rows(&t, g->epilogue, first + in_block, rows, col, ones);
     if (block->any_wide)
         store_rows_apart(g, block, in_block, panel, y, &t);
@@ -222,7 +223,7 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
     const qk_gemmf16_weights *b = g->b;
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
     for (size_t panel = begin; panel < end && !qk_stopped(); panel += ROW_PANELS) {
-        const size_t panels = at_most(end - panel, ROW_PANELS);
+        const size_t panels = min_size(end - panel, ROW_PANELS);
         b->kernels->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
     }
@@ -261,7 +262,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
     size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
     for (size_t task = begin; task < end; task++) {
         const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = at_most(g->m - first, g->share.block_rows);
+        const size_t rows = min_size(g->m - first, g->share.block_rows);
         if (first != taken && !take_rows(g, &block, first, rows)) {
             fail(g, -2);
             break;

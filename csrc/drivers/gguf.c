@@ -25,7 +25,7 @@ static void write_pieces(void *context, size_t begin, size_t end)
     for (size_t start = begin * PIECE; begin < end; begin++, start += PIECE) {
         const float *x = j->x + start * BLOCK;
         uint8_t *to = j->to + start * bytes_of(j->type);
-        const size_t n = at_most(j->blocks - start, PIECE);
+        const size_t n = min_size(j->blocks - start, PIECE);
         const int32_t most = j->type == QK_Q8_0 ? k->to_q8_0(x, to, n) : k->to_q4_0(x, to, n);
         qk_keep_most(&j->most, most);
     }
@@ -35,7 +35,7 @@ static void read_pieces(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const qk_kernels *k = qk_active();
-    const size_t start = begin * PIECE, n = at_most(j->blocks - start, (end - begin) * PIECE);
+    const size_t start = begin * PIECE, n = min_size(j->blocks - start, (end - begin) * PIECE);
     const uint8_t *from = j->from + start * bytes_of(j->type);
     float *y = j->y + start * BLOCK;
     if (j->type == QK_Q8_0)

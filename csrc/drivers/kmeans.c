@@ -111,7 +111,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     if (!memory) return;
     lay_out(p, &s, memory);
     s.stopped = qk_stopped;
-    for (size_t j = 0; j < p->k + 16; j++) s.all[j] = (int32_t)at_most(j, p->k);
+    for (size_t j = 0; j < p->k + 16; j++) s.all[j] = (int32_t)min_size(j, p->k);
     for (size_t chunk = job->first + begin; chunk < job->first + end; chunk++) {
         if (p->type == QK_F32)
             job->k->kmeans_chunk_f32(p, chunk, &s, &counts);

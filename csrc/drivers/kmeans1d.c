@@ -8,10 +8,10 @@
 #include "kernels/kernels.h"
 
 #define REAL wide
-#define of(name) wide_line_##name
+#define TYPED(name) wide_line_##name
 #include "kernels/generic/kmeans1d_template.h"
 #undef REAL
-#undef of
+#undef TYPED
 
 enum { GROUPS_PER_CLUSTER = 16, SORTED_AT_ONCE = 1 << 18 };
 enum { PLAIN = 200 }; /* exponents up to which products of a search stay in the range of double */
@@ -79,7 +79,7 @@ static int scatter(const line_job *j, const uint64_t *from, const double *weight
 {
     for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
         if (first && stopped(j)) return 0;
-        const size_t last = at_most(j->args->n, first + SORTED_AT_ONCE);
+        const size_t last = min_size(j->args->n, first + SORTED_AT_ONCE);
         for (size_t i = first; i < last; i++) {
             const size_t at = place[from[i] >> shift & 255]++;
             to[at] = from[i];
@@ -94,7 +94,7 @@ static int count_digits(const line_job *j, size_t (*places)[256])
     memset(places, 0, 8 * sizeof *places);
     for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
         if (first && stopped(j)) return 0;
-        const size_t last = at_most(j->args->n, first + SORTED_AT_ONCE);
+        const size_t last = min_size(j->args->n, first + SORTED_AT_ONCE);
         for (size_t i = first; i < last; i++)
             for (int d = 0; d < 8; d++) places[d][j->keys[i] >> 8 * d & 255]++;
     }
@@ -308,8 +308,8 @@ static double density_cost(const line_job *j, size_t size, double *runs)
 {
     double sum = 0;
     for (size_t first = 0, r = 0; first < j->n; first += size, r++) {
-        const size_t last = at_most(j->n, first + size);
-        const double h = position(j, at_most(last, j->n - 1)) - position(j, first);
+        const size_t last = min_size(j->n, first + size);
+        const double h = position(j, min_size(last, j->n - 1)) - position(j, first);
         double w = (double)(last - first);
         if (j->weights) {
             w = 0;
@@ -327,7 +327,7 @@ static size_t coarse_ends(const line_job *j, size_t size, const double *runs, do
     size_t count = 0, last = 0;
     double sum = 0;
     for (size_t begin = 0, r = 0; begin < j->n; begin += size, r++) {
-        const size_t end = at_most(j->n, begin + size);
+        const size_t end = min_size(j->n, begin + size);
         sum += runs[r];
         if (runs[r] > share) { /* a gap somewhere: every point by itself */
             for (size_t i = begin > last ? begin : last + 1; i <= end; i++)
@@ -492,7 +492,7 @@ static line_sums sums_of(const line_job *j, size_t first, size_t last, size_t pi
 {
     line_sums s = {0, 0, 0};
     for (size_t block = first; block < last; block += SUMMED_AT_ONCE) {
-        const size_t end = at_most(last, block + SUMMED_AT_ONCE);
+        const size_t end = min_size(last, block + SUMMED_AT_ONCE);
         double weight[LANES] = {0}, moment[LANES] = {0}, square[LANES] = {0}, d[LANES], total[3] = {0};
         size_t i = block;
         for (; i + LANES <= end; i += LANES) {
@@ -642,7 +642,7 @@ static qk_lines_status cluster_line(line_job *j, size_t line)
     if (!can_be_clustered(j)) return QK_LINES_DONE;
     if (!merge(j)) return QK_LINES_NO_MEMORY;
     if (p->pinned && !pin_first(j)) return QK_LINES_DONE;
-    const size_t count = at_most(j->n, p->k);
+    const size_t count = min_size(j->n, p->k);
     qk_lines_status status = QK_LINES_DONE;
     int plain = 1;
     if (count < j->n) status = search(j, count, &plain);
@@ -706,7 +706,7 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
     for (size_t line = 0; line < lines; line++) {
         const size_t limit = line * k, count = (size_t)counts[line] - 1;
         for (size_t i = 0; i < n; i += LABELLED_AT_ONCE) {
-            const size_t size = at_most(n - i, LABELLED_AT_ONCE), first = line * n + i;
+            const size_t size = min_size(n - i, LABELLED_AT_ONCE), first = line * n + i;
             if (integers)
                 rank_integers((const uint64_t *)values + first, size, (const uint64_t *)limits + limit, count, at);
             else

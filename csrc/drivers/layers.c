@@ -123,7 +123,7 @@ static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, si
     float larger[CHUNK];
     for (size_t row = 0; row < rows; row++, x += stride, to += ld)
         for (size_t done = 0, n; done < size; done += n) {
-            n = at_most(size - done, CHUNK);
+            n = min_size(size - done, CHUNK);
             for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
             k->symmetric_codes_f32(larger, 0, 1, n, 127.0f / (absmax * up), flip, to + done, n);
         }
@@ -182,7 +182,7 @@ static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, 
             .k = rows,
             .zero = zeros,
         };
-        k->gemm8_pack_panel(&s, at_most(cols - col, nr), panels + col * panel_rows, colsum + col);
+        k->gemm8_pack_panel(&s, min_size(cols - col, nr), panels + col * panel_rows, colsum + col);
     }
 }
 
@@ -250,7 +250,7 @@ static void average(const attention_job *job, operands *o, size_t count, const d
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
             .rows = (int)count,
-            .cols = (int)at_most(size - col, nr),
+            .cols = (int)min_size(size - col, nr),
             .colsum = zeros,
             .row_scale = scale,
             .col_scale = ones,
@@ -279,7 +279,7 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
         !pack_keys(job, &o, a->k + first * a->k_stride + at) || !pack_values(job, &o, a->v + first * a->v_stride + at))
         return 0;
     for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
-        const size_t count = at_most(n - row, mr);
+        const size_t count = min_size(n - row, mr);
         weigh(job, &o, row, count, unit);
         average(job, &o, count, unit, a->out + (first + row) * a->out_stride + at);
     }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "drivers/blocking.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
@@ -45,11 +46,11 @@ static void encode_tiles(void *context, size_t begin, size_t end)
     int32_t all[QK_MAX_LEVELS + 4];
     float *tile = obtain(j, qk_times(b->d, QK_KMEANS_TILE * sizeof *tile));
     if (!tile) return;
-    for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)at_most(i, b->k);
-    for (size_t at = begin * QK_KMEANS_TILE; at < at_most(end * QK_KMEANS_TILE, j->n) && !qk_stopped();
+    for (size_t i = 0; i < QK_MAX_LEVELS + 4; i++) all[i] = (int32_t)min_size(i, b->k);
+    for (size_t at = begin * QK_KMEANS_TILE; at < min_size(end * QK_KMEANS_TILE, j->n) && !qk_stopped();
          at += QK_KMEANS_TILE)
         j->kernels->pq_encode(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d,
-                              at_most(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
+                              min_size(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
     free(tile);
 }
 
@@ -63,12 +64,12 @@ int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, c
 }
 
 /* `d` is a constant where this is inlined for a usual one. */
-static inline __attribute__((always_inline)) void decode_run(const job *j, size_t begin, size_t end, const size_t d)
+static QK_INLINE void decode_run(const job *j, size_t begin, size_t end, const size_t d)
 {
     const qk_pq_book *b = j->b;
     for (size_t i = begin; i < end; i++)
         for (size_t g = 0; g < b->m; g++) {
-            const size_t code = at_most(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
+            const size_t code = min_size(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
             const float *level = b->levels + ((b->shared ? 0 : g * b->k) + code) * d;
             memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
         }
@@ -142,7 +143,7 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
     j->kernels->pq_distance_table(j->b, query, memory);
     for (size_t at = first, count; at < last; at += count) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
-        count = at_most(last - at, SCAN);
+        count = min_size(last - at, SCAN);
         j->kernels->pq_table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
         for (size_t i = 0; i < count; i++) {
             const uint64_t key = key_of(sum[i], at + i);
@@ -161,7 +162,7 @@ static void scan_for_lanes(const job *j, const float *queries, size_t count, siz
     j->kernels->pq_distance_lanes(j->b, queries, count, turned, memory);
     for (size_t at = first, vectors; at < last; at += vectors) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
-        vectors = at_most(last - at, LANE_SCAN);
+        vectors = min_size(last - at, LANE_SCAN);
         j->kernels->pq_lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
         for (size_t q = 0; q < count; q++) {
             uint64_t *heap = heaps + q * stride;
@@ -193,7 +194,7 @@ static void scan_parts(void *context, size_t begin, size_t end)
         if (single)
             scan_for_one(j, j->x + query * width, first, last, memory, heap);
         else
-            scan_for_lanes(j, j->x + query * width, at_most(j->count - query, j->lanes), first, last, memory, heap,
+            scan_for_lanes(j, j->x + query * width, min_size(j->count - query, j->lanes), first, last, memory, heap,
                            stride);
     }
     free(memory);
@@ -213,7 +214,7 @@ static void finish_queries(void *context, size_t begin, size_t end)
             const uint64_t largest = heap[0];
             const uint32_t bits = (uint32_t)(largest >> 32);
             memcpy(&j->distances[q * k + left], &bits, sizeof bits);
-            j->indices[q * k + left] = (int64_t)at_most(largest & UINT32_MAX, j->n - 1);
+            j->indices[q * k + left] = (int64_t)min_size(largest & UINT32_MAX, j->n - 1);
             replace_largest(heap, left, heap[left]);
         }
     }

@@ -38,7 +38,7 @@ static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float l
     const qk_affine affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     row->wide = scale * 0x1p-100;
     for (size_t done = 0, n; done < p->n; done += n) {
-        n = at_most(p->n - done, CHUNK);
+        n = min_size(p->n - done, CHUNK);
         for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
         quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &affine);
     }

@@ -12,9 +12,6 @@
 
 #include "kernels/kernels.h"
 
-/* Of a function whose large frame would else weigh upon the one that seldom calls it. */
-#define QK_SELDOM __attribute__((noinline))
-
 /* What multiplies the scale of a row: first, in float32, factors from `least` to `most` (scales of columns, or 1); then
  * sums of at most `sum` in magnitude, in which no intermediate is larger. `bias` is that of qk_largest_bias. */
 typedef struct {

@@ -64,8 +64,6 @@ static inline void qk_leave_mode(qk_mode was)
 #error "what is the floating-point control register of this machine?"
 #endif
 
-#define QK_NOINLINE __attribute__((noinline))
-
 /* The default mode from here to the end of the block, whichever way it is left. */
 static inline void qk_end_scope(qk_mode *of_caller) { qk_leave_mode(*of_caller); }
 #define QK_SCOPE __attribute__((cleanup(qk_end_scope), unused)) qk_mode

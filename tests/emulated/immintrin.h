@@ -1,6 +1,13 @@
 /* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
  * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
  */
+#ifndef EMULATED_IMMINTRIN_H
+#define EMULATED_IMMINTRIN_H
+
+#define QK_TARGET_BEGIN(...)
+#define QK_TARGET_END
+#define QK_ASM 0
+
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
@@ -118,3 +125,5 @@ static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
 #undef _mm256_cvtph_ps
 #define _mm256_fmadd_ps(a, b, c) fused8(a, b, c)
 #define _mm256_cvtph_ps(a) of_halves8(a)
+
+#endif

@@ -3,6 +3,13 @@
  * At most 16 levels fit a register or two. An instruction set that looks them up there defines HAVE_LEVELS16 and,
  * before this, encode16 and decode16 for GROUP16 values at a time, and magnitudes4 for blocks. More levels are found
  * through a table of buckets. */
+#ifndef QK_GENERIC_CODEBOOK_H
+#define QK_GENERIC_CODEBOOK_H
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
 
 enum { BUCKETED = 256, SEARCHED = 64 }; /* values at a time: their intermediate results stay in the L1 cache */
 
@@ -238,3 +245,5 @@ static void decode_columns_f32(const uint8_t *q, float *y, size_t stride, size_t
         for (size_t j = 0; j < cols; j++) y[j] *= scale[j];
     }
 }
+
+#endif

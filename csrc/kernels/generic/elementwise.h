@@ -4,11 +4,17 @@
  *
  * Float results have equal bits everywhere: each operation is written out, rounded once and never
  * contracted; where a fused multiply-add is meant it is called by name (numerics 9). */
+#ifndef QK_GENERIC_ELEMENTWISE_H
+#define QK_GENERIC_ELEMENTWISE_H
+
 #include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "kernels/generic/gelu.h"
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 #define ROUNDER 12582912.0f     /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
 #define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
@@ -28,8 +34,8 @@ static inline float float_of(int32_t i)
 }
 
 static inline float at_least(float lo, float v) { return lo > v ? lo : v; } /* NaN stays NaN */
-static inline float at_most(float hi, float v) { return hi < v ? hi : v; }
-static inline float clamp(float v, float lo, float hi) { return at_most(hi, at_least(lo, v)); }
+static inline float not_above(float hi, float v) { return hi < v ? hi : v; }
+static inline float clamp(float v, float lo, float hi) { return not_above(hi, at_least(lo, v)); }
 static inline float nan_to_zero(float v) { return v == v ? v : 0.0f; }
 
 /* |v| < 2^22 */
@@ -381,7 +387,8 @@ static inline float exp_f32(float x)
 
 static inline float gelu_f32(float x, const gelu_table *g)
 {
-    const float v = at_most(GELU_SEGMENTS - 1, float_of(bits_of(x) & 0x7fffffff) * g->per_unit), shifted = v + ROUNDER;
+    const float v = not_above(GELU_SEGMENTS - 1, float_of(bits_of(x) & 0x7fffffff) * g->per_unit),
+                shifted = v + ROUNDER;
     const float t = v - (shifted - ROUNDER);
     const int i = bits_of(shifted) & (GELU_SEGMENTS - 1);
     float p = g->coefficient[4][i];
@@ -487,3 +494,5 @@ static void requantize_i32(const int32_t *acc, const int32_t *bias, void *q, int
         if (part.multiplier) part.multiplier += count;
     }
 }
+
+#endif

@@ -1,4 +1,9 @@
 /* Products of int16 (numerics 17), compiled once per instruction set. */
+#ifndef QK_GENERIC_GEMM16_H
+#define QK_GENERIC_GEMM16_H
+
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
 
 /* Rows of NR sums: sum = c * 2^shift, plus what is there if there is `more`. */
 static inline void gemm16_add_rows(int rows, const int32_t *restrict c, const int shift, const int more,
@@ -17,3 +22,5 @@ static void gemm16_add(int rows, const int32_t *c, int shift, int more, int64_t 
     else
         gemm16_add_rows(rows, c, 8, 1, sum, ld);
 }
+
+#endif

@@ -4,6 +4,13 @@
  * A step holds 4 rows of 32 columns. Of 4 bits: in 64 bytes. Byte 4 j + i has row i of column j in its low half and of
  * column j + 16 in its high half: a lane of 4 bytes has 4 rows of two columns. Of 8 bits: in 128 bytes, 4 j + i having
  * row i of column j. */
+#ifndef QK_GENERIC_GEMM4_H
+#define QK_GENERIC_GEMM4_H
+
+#include <string.h>
+
+#include "kernels/generic/gemm8.h"
+#include "kernels/kernels.h"
 
 /* `rows` codes of a column in the low halves of bytes. */
 static inline uint32_t column_codes(const uint8_t *b, ptrdiff_t row_stride, size_t rows)
@@ -106,3 +113,5 @@ static void finish_floats(float *y, const qk_tile *t)
     for (int row = 0; row < t->rows; row++, y += NC)
         memcpy((char *)t->dst + (size_t)row * t->row_stride, y, (size_t)t->cols * sizeof *y);
 }
+
+#endif

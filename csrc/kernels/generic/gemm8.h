@@ -1,5 +1,14 @@
 /* Packing and the epilogues of products (numerics 6 to 8), compiled once per instruction set, after elementwise.h.
  * The including file sets NR and KR, the columns of a panel and the codes of k that a step takes. */
+#ifndef QK_GENERIC_GEMM8_H
+#define QK_GENERIC_GEMM8_H
+
+#include <string.h>
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 /* ---- b' ---- */
 
@@ -94,10 +103,8 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
 }
 
 /* A step of kr rows and nr columns, which are constants where this is inlined. */
-static inline __attribute__((always_inline)) void interleave_step(const uint8_t *b, ptrdiff_t row_stride,
-                                                                  ptrdiff_t col_stride, size_t rows, size_t cols,
-                                                                  uint8_t flip, uint8_t *to, const size_t nr,
-                                                                  const size_t kr)
+static QK_INLINE void interleave_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
+                                      size_t cols, uint8_t flip, uint8_t *to, const size_t nr, const size_t kr)
 {
     if (rows == kr && cols == nr && col_stride == 1)
         interleave_rows(b, row_stride, flip, to, (int)nr, (int)kr);
@@ -108,8 +115,8 @@ static inline __attribute__((always_inline)) void interleave_step(const uint8_t 
 }
 
 /* Steps of kr codes from `row` on, which is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void interleave(const qk_panel_source *s, size_t row, size_t steps,
-                                                             size_t cols, int8_t *panel, const size_t kr)
+static QK_INLINE void interleave(const qk_panel_source *s, size_t row, size_t steps, size_t cols, int8_t *panel,
+                                 const size_t kr)
 {
     uint8_t *to = (uint8_t *)panel;
     for (size_t i = 0; i < steps; i++, row += kr, to += NR * kr) {
@@ -332,3 +339,5 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t)
         multiply_tile(acc, q, t);
     store_rows(q, 1, t);
 }
+
+#endif

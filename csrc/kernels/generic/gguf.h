@@ -1,4 +1,12 @@
 /* GGUF's blocks of 32 values (gguf.c, numerics 15), compiled once per instruction set, after layers.h. */
+#ifndef QK_GENERIC_GGUF_H
+#define QK_GENERIC_GGUF_H
+
+#include <float.h>
+#include <string.h>
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
 
 enum { GGUF_BLOCK = 32, Q8_0_BYTES = 2 + GGUF_BLOCK, Q4_0_BYTES = 2 + GGUF_BLOCK / 2 };
 
@@ -63,7 +71,7 @@ static int32_t to_q4_0(const float *x, uint8_t *to, size_t blocks)
         put_half(scale, to);
         for (int i = 0; i < GGUF_BLOCK; i++) {
             const float code = x[i] * reciprocal + 8.5f;
-            codes[i] = (int32_t)at_most(
+            codes[i] = (int32_t)not_above(
                 15.0f, code >= 0.0f ? code : 0.0f); /* NaN, which the caller refuses later, is no int */
         }
         for (int i = 0; i < GGUF_BLOCK / 2; i++) to[2 + i] = (uint8_t)(codes[i] | codes[i + GGUF_BLOCK / 2] << 4);
@@ -87,3 +95,5 @@ static void from_q4_0(const uint8_t *from, float *y, size_t blocks)
         for (int i = 0; i < GGUF_BLOCK / 2; i++) y[i + GGUF_BLOCK / 2] = (float)((from[2 + i] >> 4) - 8) * scale;
     }
 }
+
+#endif

@@ -1,4 +1,17 @@
 /* k-means for float32 and float64; the including file has set VECTOR, the bytes of a register. */
+#ifndef QK_GENERIC_KMEANS_H
+#define QK_GENERIC_KMEANS_H
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+
+#ifndef HAVE_LANES
+#include "kernels/generic/lanes.h"
+#endif
+
 static inline void prefetch_row(const void *row, size_t bytes)
 {
     for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)row + at);
@@ -8,7 +21,7 @@ static inline void prefetch_row(const void *row, size_t bytes)
 #define INTEGER int32_t
 #define EPSILON 0x1p-24f
 #define TINY 0x1p-60f /* above the error that underflow brings to a distance */
-#define of(name) name##_f32
+#define TYPED(name) name##_f32
 static inline float root_f32(float x) { return sqrtf(x); }
 
 /* Tiles of points between two looks for signals: a look costs as much as a small tile. */
@@ -45,13 +58,13 @@ static inline void transpose_f32(const float *const *row, size_t f, float *to)
 #undef INTEGER
 #undef EPSILON
 #undef TINY
-#undef of
+#undef TYPED
 
 #define REAL double
 #define INTEGER int64_t
 #define EPSILON 0x1p-53
 #define TINY 0x1p-500
-#define of(name) name##_f64
+#define TYPED(name) name##_f64
 static inline double root_f64(double x) { return sqrt(x); }
 
 typedef double quad_f64 __attribute__((vector_size(16), aligned(8), may_alias));
@@ -68,4 +81,6 @@ static inline void transpose_f64(const double *const *row, size_t f, double *to)
 #undef INTEGER
 #undef EPSILON
 #undef TINY
-#undef of
+#undef TYPED
+
+#endif

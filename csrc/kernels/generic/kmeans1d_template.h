@@ -1,6 +1,13 @@
 /* The best clusters of a line (numerics 13), compiled once per instruction set for double, once for wide: the
- * including file has set REAL, and `of`, which gives names their suffix. No difference is formed but that of
+ * including file has set REAL, and `TYPED`, which gives names their suffix. No difference is formed but that of
  * neighbours: all sums have positive terms. */
+#ifndef REAL
+#include "kernels/generic/kmeans1d.h" /* which sets it */
+#else
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
 
 typedef struct {
     size_t n;
@@ -18,21 +25,24 @@ typedef struct {
     /* Runs that begin at a base, by their length: the same; sums of w d and w d^2, d being the distance from the base;
      * bound of errors. */
     REAL *weight_of, *mean_of, *cost_of, *moment_of, *square_of, *reach_of;
-} of(pass);
+} TYPED(pass);
 
-static inline REAL of(gap)(const of(pass) * p, size_t i) { return p->gap ? p->gap[i] : (REAL)(p->v[i + 1] - p->v[i]); }
-static inline REAL of(weight)(const of(pass) * p, size_t i) { return p->weight ? p->weight[i] : 1; }
-static inline REAL of(total)(const of(pass) * p, size_t j) { return p->cost[j] + p->penalty * (REAL)p->count[j]; }
+static inline REAL TYPED(gap)(const TYPED(pass) * p, size_t i)
+{
+    return p->gap ? p->gap[i] : (REAL)(p->v[i + 1] - p->v[i]);
+}
+static inline REAL TYPED(weight)(const TYPED(pass) * p, size_t i) { return p->weight ? p->weight[i] : 1; }
+static inline REAL TYPED(total)(const TYPED(pass) * p, size_t j) { return p->cost[j] + p->penalty * (REAL)p->count[j]; }
 
 /* A run of points that grows at one edge. `moment` is about its outermost point, `sum` about the base, `reach` away
  * from it. */
 typedef struct {
     REAL weight, moment, reach, sum, cost, mean;
-} of(run);
+} TYPED(run);
 
 /* Takes in a point that lies `gap` beyond. Its distance from the mean is moment / weight: a sum of gaps, so that
  * nothing cancels. */
-static inline void of(grow)(of(run) * r, REAL gap, REAL w)
+static inline void TYPED(grow)(TYPED(run) * r, REAL gap, REAL w)
 {
     const REAL all = r->weight + w, inverse = 1 / (r->weight * all);
     r->moment += r->weight * gap;
@@ -44,69 +54,69 @@ static inline void of(grow)(of(run) * r, REAL gap, REAL w)
 }
 
 /* Runs of points i .. base - 1, for i from `start` on. */
-static void of(look_left)(of(pass) * p, size_t start, size_t base)
+static void TYPED(look_left)(TYPED(pass) * p, size_t start, size_t base)
 {
     size_t at = base - start;
-    of(run) r = {0};
+    TYPED(run) r = {0};
     p->left_weight[at] = p->left_mean[at] = 0;
-    p->left_cost[at] = p->cost[base], p->left_total[at] = of(total)(p, base);
+    p->left_cost[at] = p->cost[base], p->left_total[at] = TYPED(total)(p, base);
     for (size_t i = base; i-- > start;) {
         if (i + 1 == base) {
-            r.weight = of(weight)(p, i);
-            r.reach = r.mean = of(gap)(p, i);
+            r.weight = TYPED(weight)(p, i);
+            r.reach = r.mean = TYPED(gap)(p, i);
             r.sum = r.weight * r.reach;
         } else {
-            of(grow)(&r, of(gap)(p, i), of(weight)(p, i));
+            TYPED(grow)(&r, TYPED(gap)(p, i), TYPED(weight)(p, i));
         }
         at--;
         p->left_weight[at] = r.weight, p->left_mean[at] = r.mean;
-        p->left_cost[at] = p->cost[i] + r.cost, p->left_total[at] = of(total)(p, i) + r.cost;
+        p->left_cost[at] = p->cost[i] + r.cost, p->left_total[at] = TYPED(total)(p, i) + r.cost;
     }
     p->work += base - start;
 }
 
 /* Runs of 1 .. size points from base on. */
-static void of(look_right)(of(pass) * p, size_t base, size_t size)
+static void TYPED(look_right)(TYPED(pass) * p, size_t base, size_t size)
 {
-    of(run) r = {.weight = of(weight)(p, base)};
+    TYPED(run) r = {.weight = TYPED(weight)(p, base)};
     REAL square = 0;
     for (size_t t = 1;; t++) {
         p->weight_of[t] = r.weight, p->mean_of[t] = r.mean, p->cost_of[t] = r.cost;
         p->moment_of[t] = r.sum, p->square_of[t] = square, p->reach_of[t] = r.reach * r.sum;
         if (t == size) break;
-        const REAL w = of(weight)(p, base + t);
-        of(grow)(&r, of(gap)(p, base + t - 1), w);
+        const REAL w = TYPED(weight)(p, base + t);
+        TYPED(grow)(&r, TYPED(gap)(p, base + t - 1), w);
         square += w * r.reach * r.reach;
     }
     p->work += size;
 }
 
 /* What it costs to join a run left of the base, of index i, to one right of it. */
-static inline REAL of(joint)(const of(pass) * p, size_t i, REAL inverse, REAL mean)
+static inline REAL TYPED(joint)(const TYPED(pass) * p, size_t i, REAL inverse, REAL mean)
 {
     const REAL distance = p->left_mean[i] + mean;
     return p->left_weight[i] / (p->left_weight[i] * inverse + 1) * (distance * distance);
 }
 
-enum { of(FEW) = 12, of(SAMPLES) = 32, of(CHUNK) = 64 };
+enum { TYPED(FEW) = 12, TYPED(SAMPLES) = 32, TYPED(CHUNK) = 64 };
 
 /* Which of the runs first .. last - 1 left of the base had best be joined to the one of t points right of it.
  * Division is slow: most chunks are seen to have nothing better without it. */
-static size_t of(best_left)(of(pass) * p, size_t first, size_t last, size_t t)
+static size_t TYPED(best_left)(TYPED(pass) * p, size_t first, size_t last, size_t t)
 {
     const REAL inverse = 1 / p->weight_of[t], mean = p->mean_of[t];
     const REAL *weight = p->left_weight, *means = p->left_mean, *totals = p->left_total;
-    const size_t stride = last - first <= of(FEW) ? 1 : 1 + (last - first) / of(SAMPLES);
+    const size_t stride = last - first <= TYPED(FEW) ? 1 : 1 + (last - first) / TYPED(SAMPLES);
     size_t at = first;
-    REAL lowest = totals[first] + of(joint)(p, first, inverse, mean);
+    REAL lowest = totals[first] + TYPED(joint)(p, first, inverse, mean);
     for (size_t i = first + stride; i < last; i += stride) {
-        const REAL total = totals[i] + of(joint)(p, i, inverse, mean);
+        const REAL total = totals[i] + TYPED(joint)(p, i, inverse, mean);
         if (total < lowest) lowest = total, at = i;
     }
-    p->work += last - first + of(FEW);
+    p->work += last - first + TYPED(FEW);
     if (stride == 1) return at;
-    for (size_t chunk = first; chunk < last; chunk += of(CHUNK)) {
-        const size_t end = last - chunk < of(CHUNK) ? last : chunk + of(CHUNK);
+    for (size_t chunk = first; chunk < last; chunk += TYPED(CHUNK)) {
+        const size_t end = last - chunk < TYPED(CHUNK) ? last : chunk + TYPED(CHUNK);
         int64_t better = 0;
         for (size_t i = chunk; i < end; i++) {
             const REAL distance = means[i] + mean;
@@ -114,7 +124,7 @@ static size_t of(best_left)(of(pass) * p, size_t first, size_t last, size_t t)
         }
         if (!better) continue;
         for (size_t i = chunk; i < end; i++) {
-            const REAL total = totals[i] + of(joint)(p, i, inverse, mean);
+            const REAL total = totals[i] + TYPED(joint)(p, i, inverse, mean);
             if (total < lowest) lowest = total, at = i;
         }
     }
@@ -122,25 +132,25 @@ static size_t of(best_left)(of(pass) * p, size_t first, size_t last, size_t t)
 }
 
 /* Finds the last cluster of the first base + t points, which begins at one of first .. last - 1. */
-static void of(settle)(of(pass) * p, size_t start, size_t base, size_t t, size_t first, size_t last)
+static void TYPED(settle)(TYPED(pass) * p, size_t start, size_t base, size_t t, size_t first, size_t last)
 {
-    const size_t at = of(best_left)(p, first - start, last - start, t), j = base + t;
+    const size_t at = TYPED(best_left)(p, first - start, last - start, t), j = base + t;
     p->begin[j] = (int32_t)(start + at);
     p->count[j] = p->count[start + at] + 1;
-    p->cost[j] = p->left_cost[at] + (of(joint)(p, at, 1 / p->weight_of[t], p->mean_of[t]) + p->cost_of[t]);
+    p->cost[j] = p->left_cost[at] + (TYPED(joint)(p, at, 1 / p->weight_of[t], p->mean_of[t]) + p->cost_of[t]);
 }
 
 /* The points after the base, by halves: the last cluster of each begins between those of its neighbours that are
  * done. */
-static int of(settle_block)(of(pass) * p, size_t start, size_t base, size_t size)
+static int TYPED(settle_block)(TYPED(pass) * p, size_t start, size_t base, size_t size)
 {
     size_t stride = 1;
-    of(settle)(p, start, base, size, start, base + 1);
+    TYPED(settle)(p, start, base, size, start, base + 1);
     while (2 * stride < size) stride *= 2;
     for (; stride > 0 && size > 1; stride /= 2)
         for (size_t t = stride; t < size; t += 2 * stride) {
             const size_t right = t + stride < size ? t + stride : size;
-            of(settle)(p, start, base, t, (size_t)p->begin[base + t - stride], (size_t)p->begin[base + right] + 1);
+            TYPED(settle)(p, start, base, t, (size_t)p->begin[base + t - stride], (size_t)p->begin[base + right] + 1);
             if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) continue;
             p->work = 0;
             if (p->stop && p->stop(p->context)) return 0;
@@ -150,13 +160,13 @@ static int of(settle_block)(of(pass) * p, size_t start, size_t base, size_t size
 
 /* Whether the last cluster of the first base + t points had better begin after the base, or might: differences of
  * sums may err. */
-static int of(doubtful)(of(pass) * p, size_t base, size_t t)
+static int TYPED(doubtful)(TYPED(pass) * p, size_t base, size_t t)
 {
-    const REAL error = (REAL)(t + 16) * 0x1p-51, total = of(total)(p, base + t);
+    const REAL error = (REAL)(t + 16) * 0x1p-51, total = TYPED(total)(p, base + t);
     const REAL weight = p->weight_of[t] * (1 - (p->weight ? error : 0)), moment = p->moment_of[t] * (1 + error);
     const REAL rest = p->penalty + p->square_of[t] - total - error * (p->reach_of[t] + total);
-    for (size_t chunk = 1; chunk < t; chunk += of(CHUNK)) {
-        const size_t end = t - chunk < of(CHUNK) ? t : chunk + of(CHUNK);
+    for (size_t chunk = 1; chunk < t; chunk += TYPED(CHUNK)) {
+        const size_t end = t - chunk < TYPED(CHUNK) ? t : chunk + TYPED(CHUNK);
         int64_t better = 0;
         for (size_t i = chunk; i < end; i++) {
             const REAL w = weight - p->weight_of[i], s = moment - p->moment_of[i];
@@ -171,7 +181,7 @@ static int of(doubtful)(of(pass) * p, size_t base, size_t t)
 
 /* One pass with a penalty: cost, count and begin of the first j points, for j = 1 .. n. Returns 0 where it was told
  * to stop. */
-static int of(relax)(of(pass) * p, REAL penalty)
+static int TYPED(relax)(TYPED(pass) * p, REAL penalty)
 {
     p->penalty = penalty;
     p->cost[0] = 0, p->count[0] = p->begin[0] = 0;
@@ -179,11 +189,11 @@ static int of(relax)(of(pass) * p, REAL penalty)
         const size_t start = (size_t)p->begin[base];
         size_t size = (base - start) / 2, good = 1;
         size = size < 1 ? 1 : size > p->n - base ? p->n - base : size;
-        of(look_left)(p, start, base);
-        of(look_right)(p, base, size);
-        if (!of(settle_block)(p, start, base, size)) return 0;
+        TYPED(look_left)(p, start, base);
+        TYPED(look_right)(p, base, size);
+        if (!TYPED(settle_block)(p, start, base, size)) return 0;
         for (size_t bad = size + 1, at = size; bad - good > 1; at = (good + bad) / 2) {
-            if (of(doubtful)(p, base, at))
+            if (TYPED(doubtful)(p, base, at))
                 bad = at;
             else
                 good = at;
@@ -194,7 +204,7 @@ static int of(relax)(of(pass) * p, REAL penalty)
 }
 
 /* Where the clusters of the last pass begin, and n. Returns how many there are. */
-static size_t of(trace)(const of(pass) * p, int32_t *splits)
+static size_t TYPED(trace)(const TYPED(pass) * p, int32_t *splits)
 {
     const size_t count = (size_t)p->count[p->n];
     splits[count] = (int32_t)p->n;
@@ -203,20 +213,20 @@ static size_t of(trace)(const of(pass) * p, int32_t *splits)
 }
 
 /* Of the clusters that begin at the splits. */
-static REAL of(cost)(const of(pass) * p, const int32_t *splits, size_t count)
+static REAL TYPED(cost)(const TYPED(pass) * p, const int32_t *splits, size_t count)
 {
     REAL sum = 0;
     for (size_t c = 0; c < count; c++) {
-        of(run) r = {.weight = of(weight)(p, (size_t)splits[c])};
+        TYPED(run) r = {.weight = TYPED(weight)(p, (size_t)splits[c])};
         for (size_t i = (size_t)splits[c] + 1; i < (size_t)splits[c + 1]; i++)
-            of(grow)(&r, of(gap)(p, i - 1), of(weight)(p, i));
+            TYPED(grow)(&r, TYPED(gap)(p, i - 1), TYPED(weight)(p, i));
         sum += r.cost;
     }
     return sum;
 }
 
 /* k clusters out of two optimal clusterings for one penalty: one with fewer, one with more. */
-static void of(join)(const int32_t *few, size_t few_count, const int32_t *many, size_t k, int32_t *splits)
+static void TYPED(join)(const int32_t *few, size_t few_count, const int32_t *many, size_t k, int32_t *splits)
 {
     const size_t skip = k - few_count;
     size_t r = 0;
@@ -226,7 +236,7 @@ static void of(join)(const int32_t *few, size_t few_count, const int32_t *many, 
 }
 
 /* Halfway between two penalties in their logarithm, roughly. */
-static REAL of(middle)(REAL low, REAL high)
+static REAL TYPED(middle)(REAL low, REAL high)
 {
     for (REAL ratio = high / low; ratio > 4; ratio /= 4) low *= 2;
     return low;
@@ -236,40 +246,41 @@ typedef struct {
     int32_t *splits;
     size_t count;
     REAL cost, penalty;
-} of(found);
+} TYPED(found);
 
 /* The clustering of one penalty into `f->splits`. */
-static int of(try)(of(pass) * p, REAL penalty, of(found) * f)
+static int TYPED(try)(TYPED(pass) * p, REAL penalty, TYPED(found) * f)
 {
-    if (!of(relax)(p, penalty)) return 0;
-    f->count = of(trace)(p, f->splits), f->cost = p->cost[p->n], f->penalty = penalty;
+    if (!TYPED(relax)(p, penalty)) return 0;
+    f->count = TYPED(trace)(p, f->splits), f->cost = p->cost[p->n], f->penalty = penalty;
     return 1;
 }
 
-static void of(swap)(of(found) * a, of(found) * b)
+static void TYPED(swap)(TYPED(found) * a, TYPED(found) * b)
 {
-    const of(found) c = *a;
+    const TYPED(found) c = *a;
     *a = *b, *b = c;
 }
 
 /* k clusters were found by a penalty that is large beside their cost, in which this is rounded: again by one that is
  * not. */
-static int of(sharpen)(of(pass) * p, size_t k, of(found) * found, of(found) * spare)
+static int TYPED(sharpen)(TYPED(pass) * p, size_t k, TYPED(found) * found, TYPED(found) * spare)
 {
     while (found->penalty > 2 * found->cost && found->cost > 0) {
-        if (!of(try)(p, found->cost, spare)) return 0;
+        if (!TYPED(try)(p, found->cost, spare)) return 0;
         if (spare->count != k) break;
         const int better = spare->cost < found->cost;
         const REAL penalty = spare->penalty;
-        if (better) of(swap)(found, spare);
+        if (better) TYPED(swap)(found, spare);
         found->penalty = penalty;
     }
     return 1;
 }
 
-static of(pass) of(pass_of)(const qk_line *line, const qk_line_space *s)
+static TYPED(pass) TYPED(pass_of)(const qk_line *line, const qk_line_space *s)
 {
-    of(pass) p = {
+    TYPED(pass)
+    p = {
         .n = line->n,
         .gap = line->gap,
         .weight = line->weight,
@@ -294,15 +305,15 @@ static of(pass) of(pass_of)(const qk_line *line, const qk_line_space *s)
 }
 
 /* The penalty after one that gave `now`. On a chord it makes `few` and `many` equally good. */
-static REAL of(next)(const of(found) * few, const of(found) * many, const of(found) * now, size_t k, int trial,
-                     int *chord)
+static REAL TYPED(next)(const TYPED(found) * few, const TYPED(found) * many, const TYPED(found) * now, size_t k,
+                        int trial, int *chord)
 {
     REAL penalty = now->penalty;
     if (trial <= 8) {
         const REAL ratio = (REAL)now->count / (REAL)k;
         penalty *= ratio * ratio * ratio;
     } else if (trial % 2 && many->penalty > 0 && few->penalty > 64 * many->penalty && few->penalty < (REAL)INFINITY) {
-        penalty = of(middle)(many->penalty, few->penalty);
+        penalty = TYPED(middle)(many->penalty, few->penalty);
     } else {
         penalty = 0;
     }
@@ -312,23 +323,24 @@ static REAL of(next)(const of(found) * few, const of(found) * many, const of(fou
 
 /* See qk_line_search. The join of two clusterings is the answer where no penalty has one of k clusters, or it is
  * close enough to the lower bound that a penalty gives. */
-static int of(search)(const qk_line *line, size_t k, double *guess, qk_line_space *space)
+static int TYPED(search)(const qk_line *line, size_t k, double *guess, qk_line_space *space)
 {
-    of(pass) p = of(pass_of)(line, space);
+    TYPED(pass) p = TYPED(pass_of)(line, space);
     const REAL near = 0x1p-47;
-    of(found) few = {space->few, 1, 0, (REAL)INFINITY}, many = {space->many, p.n, 0, 0},
-              now = {.splits = space->splits};
+    TYPED(found)
+    few = {space->few, 1, 0, (REAL)INFINITY},
+    many = {space->many, p.n, 0, 0}, now = {.splits = space->splits};
     few.splits[0] = 0, few.splits[1] = (int32_t)p.n;
     for (size_t i = 0; i <= p.n && k > 1; i++) many.splits[i] = (int32_t)i;
-    few.cost = of(cost)(&p, few.splits, 1);
+    few.cost = TYPED(cost)(&p, few.splits, 1);
     REAL bound = 0, penalty = (REAL)*guess;
     if (!(penalty > 0 && penalty < few.cost)) penalty = few.cost / ((REAL)k * (REAL)k * (REAL)k);
     int done = k == 1, chord = 0;
-    if (done) of(swap)(&now, &few);
+    if (done) TYPED(swap)(&now, &few);
     for (int trial = 1; !done; trial++) {
-        if (!of(try)(&p, penalty, &now)) return 0;
+        if (!TYPED(try)(&p, penalty, &now)) return 0;
         if (now.count == k) {
-            if (!of(sharpen)(&p, k, &now, &few)) return 0;
+            if (!TYPED(sharpen)(&p, k, &now, &few)) return 0;
             penalty = now.penalty;
             break;
         }
@@ -337,18 +349,20 @@ static int of(search)(const qk_line *line, size_t k, double *guess, qk_line_spac
         if (under - slack > bound) bound = under - slack;
         const int between = few.count < now.count && now.count < many.count;
         const int better = value < (few.cost + penalty * (REAL)few.count) * (1 - near);
-        const of(found) last = now;
+        const TYPED(found) last = now;
         if (now.count < k && now.count >= few.count)
-            of(swap)(&now, &few);
+            TYPED(swap)(&now, &few);
         else if (now.count > k && now.count <= many.count)
-            of(swap)(&now, &many);
+            TYPED(swap)(&now, &many);
         if (chord) {
-            of(join)(few.splits, few.count, many.splits, k, now.splits);
-            done = !(between || better) || of(cost)(&p, now.splits, k) * (1 - 8 * near) <= bound;
+            TYPED(join)(few.splits, few.count, many.splits, k, now.splits);
+            done = !(between || better) || TYPED(cost)(&p, now.splits, k) * (1 - 8 * near) <= bound;
         }
-        if (!done) penalty = of(next)(&few, &many, &last, k, trial, &chord);
+        if (!done) penalty = TYPED(next)(&few, &many, &last, k, trial, &chord);
     }
     *guess = (double)penalty;
     space->splits = now.splits, space->few = few.splits, space->many = many.splits;
     return 1;
 }
+
+#endif

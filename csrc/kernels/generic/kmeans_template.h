@@ -1,12 +1,17 @@
 /* The loops of k-means (kmeans.c, numerics 14), compiled once per instruction set for each of two types: the including
  * file has set REAL, its INTEGER of the same size, EPSILON (half a unit in the last place of 1), VECTOR, the bytes of a
- * register, and `of`, which gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
+ * register, and `TYPED`, which gives names their suffix; and it has, of that suffix, `multiply_add` and `keep_two`. */
+#ifndef REAL
+#include "kernels/generic/kmeans.h" /* which sets it */
+#else
 
-typedef REAL of(lanes) __attribute__((vector_size(VECTOR)));
-typedef REAL of(stored_lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
-typedef INTEGER of(indices) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+#include "runtime/compiler.h"
 
-static inline of(lanes) of(load)(const REAL *x) { return *(const of(stored_lanes) *)x; }
+typedef REAL TYPED(lanes) __attribute__((vector_size(VECTOR)));
+typedef REAL TYPED(stored_lanes) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+typedef INTEGER TYPED(indices) __attribute__((vector_size(VECTOR), aligned(sizeof(REAL)), may_alias));
+
+static inline TYPED(lanes) TYPED(load)(const REAL *x) { return *(const TYPED(stored_lanes) *)x; }
 
 /* ---- the two nearest ---- */
 
@@ -15,98 +20,100 @@ static inline of(lanes) of(load)(const REAL *x) { return *(const of(stored_lanes
 typedef struct {
     REAL first[QK_KMEANS_TILE], second[QK_KMEANS_TILE];
     INTEGER nearest[QK_KMEANS_TILE];
-} of(two);
+} TYPED(two);
 
 /* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of
  * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of
  * that where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4
  * centroids. */
-static inline __attribute__((always_inline)) void of(scan_pair)(const REAL *x, const size_t d, const REAL *centroids,
-                                                                const int32_t *list, size_t count, REAL *first,
-                                                                REAL *second, INTEGER *nearest)
+static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
+                                       size_t count, REAL *first, REAL *second, INTEGER *nearest)
 {
     enum { LANES = VECTOR / sizeof(REAL) };
-    const of(lanes) zero = {0};
-    of(lanes) first0 = zero + (REAL)INFINITY, first1 = first0, second0 = first0, second1 = first0;
-    of(indices) nearest0 = {0}, nearest1 = {0};
+    const TYPED(lanes) zero = {0};
+    TYPED(lanes) first0 = zero + (REAL)INFINITY, first1 = first0, second0 = first0, second1 = first0;
+    TYPED(indices) nearest0 = {0}, nearest1 = {0};
     for (size_t i = 0; i < count; i += 4) {
         const REAL *c0 = centroids + (size_t)list[i] * d, *c1 = centroids + (size_t)list[i + 1] * d;
         const REAL *c2 = centroids + (size_t)list[i + 2] * d, *c3 = centroids + (size_t)list[i + 3] * d;
-        of(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+        TYPED(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
         for (size_t f = 0; f < d; f++) {
-            const of(lanes) xa = of(load)(x + f * QK_KMEANS_TILE), xb = of(load)(x + f * QK_KMEANS_TILE + LANES);
-            of(lanes) t0 = of(minus)(xa, c0 + f), t1 = of(minus)(xb, c0 + f), t2 = of(minus)(xa, c1 + f),
-                      t3 = of(minus)(xb, c1 + f);
-            of(fence)(&t0, &t1, &t2, &t3);
-            a0 = of(multiply_add)(t0, a0), b0 = of(multiply_add)(t1, b0), a1 = of(multiply_add)(t2, a1),
-            b1 = of(multiply_add)(t3, b1);
-            t0 = of(minus)(xa, c2 + f), t1 = of(minus)(xb, c2 + f), t2 = of(minus)(xa, c3 + f),
-            t3 = of(minus)(xb, c3 + f);
-            of(fence)(&t0, &t1, &t2, &t3);
-            a2 = of(multiply_add)(t0, a2), b2 = of(multiply_add)(t1, b2), a3 = of(multiply_add)(t2, a3),
-            b3 = of(multiply_add)(t3, b3);
+            const TYPED(lanes) xa = TYPED(load)(x + f * QK_KMEANS_TILE),
+                               xb = TYPED(load)(x + f * QK_KMEANS_TILE + LANES);
+            TYPED(lanes)
+            t0 = TYPED(minus)(xa, c0 + f),
+            t1 = TYPED(minus)(xb, c0 + f), t2 = TYPED(minus)(xa, c1 + f), t3 = TYPED(minus)(xb, c1 + f);
+            TYPED(fence)(&t0, &t1, &t2, &t3);
+            a0 = TYPED(multiply_add)(t0, a0), b0 = TYPED(multiply_add)(t1, b0), a1 = TYPED(multiply_add)(t2, a1),
+            b1 = TYPED(multiply_add)(t3, b1);
+            t0 = TYPED(minus)(xa, c2 + f), t1 = TYPED(minus)(xb, c2 + f), t2 = TYPED(minus)(xa, c3 + f),
+            t3 = TYPED(minus)(xb, c3 + f);
+            TYPED(fence)(&t0, &t1, &t2, &t3);
+            a2 = TYPED(multiply_add)(t0, a2), b2 = TYPED(multiply_add)(t1, b2), a3 = TYPED(multiply_add)(t2, a3),
+            b3 = TYPED(multiply_add)(t3, b3);
         }
-        of(keep_two)(a0, list[i], &first0, &second0, &nearest0),
-            of(keep_two)(b0, list[i], &first1, &second1, &nearest1);
-        of(keep_two)(a1, list[i + 1], &first0, &second0, &nearest0),
-            of(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
-        of(keep_two)(a2, list[i + 2], &first0, &second0, &nearest0),
-            of(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
-        of(keep_two)(a3, list[i + 3], &first0, &second0, &nearest0),
-            of(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
+        TYPED(keep_two)
+        (a0, list[i], &first0, &second0, &nearest0), TYPED(keep_two)(b0, list[i], &first1, &second1, &nearest1);
+        TYPED(keep_two)
+        (a1, list[i + 1], &first0, &second0, &nearest0), TYPED(keep_two)(b1, list[i + 1], &first1, &second1, &nearest1);
+        TYPED(keep_two)
+        (a2, list[i + 2], &first0, &second0, &nearest0), TYPED(keep_two)(b2, list[i + 2], &first1, &second1, &nearest1);
+        TYPED(keep_two)
+        (a3, list[i + 3], &first0, &second0, &nearest0), TYPED(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
     }
-    *(of(stored_lanes) *)first = first0, *(of(stored_lanes) *)(first + LANES) = first1;
-    *(of(stored_lanes) *)second = second0, *(of(stored_lanes) *)(second + LANES) = second1;
-    *(of(indices) *)nearest = nearest0, *(of(indices) *)(nearest + LANES) = nearest1;
+    *(TYPED(stored_lanes) *)first = first0, *(TYPED(stored_lanes) *)(first + LANES) = first1;
+    *(TYPED(stored_lanes) *)second = second0, *(TYPED(stored_lanes) *)(second + LANES) = second1;
+    *(TYPED(indices) *)nearest = nearest0, *(TYPED(indices) *)(nearest + LANES) = nearest1;
 }
 
-static inline __attribute__((always_inline)) void of(scan_of)(const REAL *tile, const size_t d, const REAL *centroids,
-                                                              const int32_t *list, size_t count, of(two) * found)
+static QK_INLINE void TYPED(scan_of)(const REAL *tile, const size_t d, const REAL *centroids, const int32_t *list,
+                                     size_t count, TYPED(two) * found)
 {
     for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL))
-        of(scan_pair)(tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
+        TYPED(scan_pair)
+        (tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
 }
 
-static void of(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count,
-                     of(two) * found)
+static void TYPED(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count,
+                        TYPED(two) * found)
 {
     switch (d) {
-    case 1: of(scan_of)(tile, 1, centroids, list, count, found); break;
-    case 2: of(scan_of)(tile, 2, centroids, list, count, found); break;
-    case 3: of(scan_of)(tile, 3, centroids, list, count, found); break;
-    case 4: of(scan_of)(tile, 4, centroids, list, count, found); break;
-    case 8: of(scan_of)(tile, 8, centroids, list, count, found); break;
-    default: of(scan_of)(tile, d, centroids, list, count, found); break;
+    case 1: TYPED(scan_of)(tile, 1, centroids, list, count, found); break;
+    case 2: TYPED(scan_of)(tile, 2, centroids, list, count, found); break;
+    case 3: TYPED(scan_of)(tile, 3, centroids, list, count, found); break;
+    case 4: TYPED(scan_of)(tile, 4, centroids, list, count, found); break;
+    case 8: TYPED(scan_of)(tile, 8, centroids, list, count, found); break;
+    default: TYPED(scan_of)(tile, d, centroids, list, count, found); break;
     }
 }
 
 /* A distance, for bounds: 16 bytes at a time, so that it is the same on every instruction set. */
-static inline REAL of(distance)(const REAL *x, const REAL *c, size_t d)
+static inline REAL TYPED(distance)(const REAL *x, const REAL *c, size_t d)
 {
     enum { SIDE = 16 / sizeof(REAL) };
-    of(quad) sums = {0};
+    TYPED(quad) sums = {0};
     REAL sum = 0;
     size_t f = 0;
     for (; f + SIDE <= d; f += SIDE) {
-        const of(quad) difference = *(const of(quad) *)(x + f) - *(const of(quad) *)(c + f);
+        const TYPED(quad) difference = *(const TYPED(quad) *)(x + f) - *(const TYPED(quad) *)(c + f);
         sums += difference * difference;
     }
     for (; f < d; f++) sum += (x[f] - c[f]) * (x[f] - c[f]);
-    return of(root)(sum + of(sum_of_quad)(sums));
+    return TYPED(root)(sum + TYPED(sum_of_quad)(sums));
 }
 
 /* ---- a chunk of points ---- */
 
 /* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie
  * `stride` values apart. Squares of 16 bytes a side are transposed at a time. */
-static void of(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
+static void TYPED(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
 {
     enum { SIDE = 16 / sizeof(REAL) };
     for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
         const REAL *row[SIDE];
         for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * stride;
         size_t f = 0;
-        for (; f + SIDE <= d; f += SIDE) of(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
+        for (; f + SIDE <= d; f += SIDE) TYPED(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
         for (; f < d; f++)
             for (size_t r = 0; r < SIDE; r++) tile[f * QK_KMEANS_TILE + i + r] = row[r][f];
     }
@@ -115,7 +122,7 @@ static void of(gather)(const REAL *x, size_t stride, size_t d, const int32_t *ro
 /* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label
  * stays. Two rounds: in the second the upper bound is an actual distance again, unless there is no label yet or
  * distances to all centroids cost little more. */
-static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
+static size_t TYPED(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
     const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
     REAL *upper = p->upper, *lower = p->lower;
@@ -133,7 +140,7 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
         const size_t i = begin + (size_t)list[j], ahead = begin + (size_t)list[j + 32 < count ? j + 32 : count - 1];
         const int32_t a = p->labels[i];
         prefetch_row(x + ahead * p->d, p->d * sizeof(REAL));
-        const REAL u = of(distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
+        const REAL u = TYPED(distance)(x + i * p->d, centroids + (size_t)a * p->d, p->d) * above + TINY;
         upper[i] = u;
         list[rest] = list[j];
         rest += !(u < (lower[i] > half[a] ? lower[i] : half[a]));
@@ -142,8 +149,8 @@ static size_t of(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t
 }
 
 /* Largest upper bound of the points of each label. */
-static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
-                        REAL *reach)
+static void TYPED(reaches)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
+                           REAL *reach)
 {
     memset(reach, 0, k * sizeof *reach);
     for (size_t j = 0; j < count; j++) {
@@ -155,8 +162,8 @@ static void of(reaches)(const int32_t *labels, const REAL *upper, size_t k, cons
 /* `list` by label, and roughly by upper bound within a label, by counting: by the last of the bins where the bound is
  * NaN, as that of a point is which another thread has changed since it was checked. `key` is memory for one entry a
  * point, `ends` for QK_KMEANS_BINS * k + 1. */
-static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
-                              const REAL *reach, uint32_t *key, int32_t *ends, int32_t *sorted)
+static void TYPED(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k, const int32_t *list, size_t count,
+                                 const REAL *reach, uint32_t *key, int32_t *ends, int32_t *sorted)
 {
     memset(ends, 0, (QK_KMEANS_BINS * k + 1) * sizeof *ends);
     for (size_t j = 0; j < count; j++) {
@@ -171,9 +178,9 @@ static void of(sort_by_label)(const int32_t *labels, const REAL *upper, size_t k
 
 /* Lists those of k centroids whose distance is within the limit, filled up to a multiple of 4 by k. Returns how many.
  */
-static size_t of(within)(const REAL *distance, size_t k, REAL limit, int32_t *list)
+static size_t TYPED(within)(const REAL *distance, size_t k, REAL limit, int32_t *list)
 {
-    size_t j = 0, listed = of(within_registers)(distance, k, limit, list, &j);
+    size_t j = 0, listed = TYPED(within_registers)(distance, k, limit, list, &j);
     for (; j < k; j++) {
         list[listed] = (int32_t)j;
         listed += distance[j] <= limit;
@@ -182,7 +189,7 @@ static size_t of(within)(const REAL *distance, size_t k, REAL limit, int32_t *li
     return listed;
 }
 
-static size_t of(count_within)(const REAL *distance, size_t k, REAL limit)
+static size_t TYPED(count_within)(const REAL *distance, size_t k, REAL limit)
 {
     INTEGER listed = 0;
     for (size_t j = 0; j < k; j++) listed += distance[j] <= limit;
@@ -190,7 +197,7 @@ static size_t of(count_within)(const REAL *distance, size_t k, REAL limit)
 }
 
 /* How many of the points, up to a tile, have the label of the first. */
-static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, size_t count)
+static size_t TYPED(tile_of_label)(const int32_t *labels, const int32_t *points, size_t count)
 {
     size_t some = count < QK_KMEANS_TILE ? count : QK_KMEANS_TILE;
     while (labels[points[some - 1]] != labels[points[0]]) some--;
@@ -198,13 +205,13 @@ static size_t of(tile_of_label)(const int32_t *labels, const int32_t *points, si
 }
 
 /* The nearest centroids of points whose squared distances may have underflowed, of which a bound of 0 is then true. */
-static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t begin, const int32_t *points,
-                                                     size_t count, of(two) * found)
+static QK_NOINLINE void TYPED(look_again)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                                          TYPED(two) * found)
 {
     for (size_t i = 0; i < count; i++) {
         if (found->second[i] >= TINY / 2) continue;
         const REAL *x = (const REAL *)p->x + (begin + (size_t)points[i]) * p->d;
-        found->nearest[i] = (INTEGER)of(qk_nearest)(x, p->centroids, p->k, p->d, (int32_t)found->nearest[i]);
+        found->nearest[i] = (INTEGER)TYPED(qk_nearest)(x, p->centroids, p->k, p->d, (int32_t)found->nearest[i]);
         found->second[i] = 0;
     }
 }
@@ -212,23 +219,23 @@ static __attribute__((noinline)) void of(look_again)(const qk_kmeans *p, size_t 
 /* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond`
  * less the upper bound. The list ascends, so that ties go to the lower index. Returns the number of labels that
  * changed. */
-static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
-                              const int32_t *list, size_t listed, REAL beyond, REAL *tile)
+static size_t TYPED(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                                 const int32_t *list, size_t listed, REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
     int32_t *labels = p->labels + begin;
     size_t changed = 0;
-    of(two) found;
-    of(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
-    of(scan)(tile, p->d, p->centroids, list, listed, &found);
+    TYPED(two) found;
+    TYPED(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
+    TYPED(scan)(tile, p->d, p->centroids, list, listed, &found);
     for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
-        found.first[i] = of(root)(found.first[i]) * above + TINY;
-        found.second[i] = of(root)(found.second[i]);
+        found.first[i] = TYPED(root)(found.first[i]) * above + TINY;
+        found.second[i] = TYPED(root)(found.second[i]);
     }
     int underflowed = 0;
     for (size_t i = 0; i < count; i++) underflowed |= found.second[i] < TINY / 2;
-    if (underflowed) of(look_again)(p, begin, points, count, &found);
+    if (underflowed) TYPED(look_again)(p, begin, points, count, &found);
     for (size_t i = 0; i < count; i++) {
         const int32_t at = points[i], nearest = (int32_t)found.nearest[i];
         const REAL others = beyond - upper[at];
@@ -241,28 +248,28 @@ static size_t of(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *p
 }
 
 /* All centroids for points in any order. */
-static size_t of(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
-                             const qk_kmeans_scratch *s)
+static size_t TYPED(assign_all)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
+                                const qk_kmeans_scratch *s)
 {
     const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
     for (size_t at = 0; at < count && !(at % look == 0 && s->stopped()); at += QK_KMEANS_TILE)
-        changed += of(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE,
-                                   s->all, listed, (REAL)INFINITY, s->tile);
+        changed += TYPED(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE,
+                                      s->all, listed, (REAL)INFINITY, s->tile);
     return changed;
 }
 
 /* Twice the largest upper bound of some points of one label: no centroid farther than that from theirs is nearest to
  * any of them. */
-static REAL of(limit)(const REAL *upper, const int32_t *points, size_t count, size_t d)
+static REAL TYPED(limit)(const REAL *upper, const int32_t *points, size_t count, size_t d)
 {
     REAL most = 0;
     for (size_t i = 0; i < count; i++) most = upper[points[i]] > most ? upper[points[i]] : most;
     return 2 * most * (1 + (REAL)(d + 8) * EPSILON);
 }
 
-static void of(prefetch)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count)
+static void TYPED(prefetch)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count)
 {
     const REAL *x = (const REAL *)p->x + begin * p->d;
     for (size_t i = 0; i < count; i++) prefetch_row(x + (size_t)points[i] * p->d, p->d * sizeof(REAL));
@@ -270,18 +277,18 @@ static void of(prefetch)(const qk_kmeans *p, size_t begin, const int32_t *points
 
 /* Points by label, each tile with its own candidates. Returns 0, and does nothing, where that is more work than all
  * centroids for whole tiles. */
-static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s,
-                               size_t *changed)
+static int TYPED(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, const qk_kmeans_scratch *s,
+                                  size_t *changed)
 {
     const REAL *upper = (const REAL *)p->upper + begin, *distance = p->distance;
     const int32_t *labels = p->labels + begin, *sorted = s->sorted;
     size_t work = 0;
-    of(reaches)(labels, upper, p->k, s->list, count, s->reach);
-    of(sort_by_label)(labels, upper, p->k, s->list, count, s->reach, s->key, s->ends, s->sorted);
+    TYPED(reaches)(labels, upper, p->k, s->list, count, s->reach);
+    TYPED(sort_by_label)(labels, upper, p->k, s->list, count, s->reach, s->key, s->ends, s->sorted);
     for (size_t at = 0, some; at < count; at += some) {
-        some = of(tile_of_label)(labels, sorted + at, count - at);
-        work += of(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k,
-                                 of(limit)(upper, sorted + at, some, p->d));
+        some = TYPED(tile_of_label)(labels, sorted + at, count - at);
+        work += TYPED(count_within)(distance + (size_t)labels[sorted[at]] * p->k, p->k,
+                                    TYPED(limit)(upper, sorted + at, some, p->d));
     }
     if (work >= (count + QK_KMEANS_TILE - 1) / QK_KMEANS_TILE * p->k) return 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
@@ -290,21 +297,20 @@ static int of(assign_by_label)(const qk_kmeans *p, size_t begin, size_t count, c
             if (s->stopped()) break;
             looked = at;
         }
-        some = of(tile_of_label)(labels, sorted + at, count - at);
-        const REAL limit = of(limit)(upper, sorted + at, some, p->d);
-        const size_t listed = of(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near),
+        some = TYPED(tile_of_label)(labels, sorted + at, count - at);
+        const REAL limit = TYPED(limit)(upper, sorted + at, some, p->d);
+        const size_t listed = TYPED(within)(distance + (size_t)labels[sorted[at]] * p->k, p->k, limit, s->near),
                      next = at + some;
-        of(prefetch)(p, begin, sorted + next, count - next < QK_KMEANS_TILE ? count - next : QK_KMEANS_TILE);
-        *changed += of(assign_tile)(p, begin, sorted + at, some, s->near, listed, limit, s->tile);
+        TYPED(prefetch)(p, begin, sorted + next, count - next < QK_KMEANS_TILE ? count - next : QK_KMEANS_TILE);
+        *changed += TYPED(assign_tile)(p, begin, sorted + at, some, s->near, listed, limit, s->tile);
     }
     return 1;
 }
 
 /* Sums of weight * x and of weights of a chunk, in double, in the order of points. `d`, `stride` and `weighted` are
  * constants where this is inlined. */
-static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p, size_t begin, size_t end,
-                                                             const size_t d, const size_t stride, const int weighted,
-                                                             double *restrict sums)
+static QK_INLINE void TYPED(sum_of)(const qk_kmeans *p, size_t begin, size_t end, const size_t d, const size_t stride,
+                                    const int weighted, double *restrict sums)
 {
     const REAL *restrict x = p->x;
     const int32_t *restrict labels = p->labels;
@@ -316,44 +322,45 @@ static inline __attribute__((always_inline)) void of(sum_of)(const qk_kmeans *p,
     }
 }
 
-static void of(sum)(const qk_kmeans *p, size_t begin, size_t end, double *sums)
+static void TYPED(sum)(const qk_kmeans *p, size_t begin, size_t end, double *sums)
 {
     memset(sums, 0, p->k * p->stride * sizeof *sums);
     if (p->weight)
-        of(sum_of)(p, begin, end, p->d, p->stride, 1, sums);
+        TYPED(sum_of)(p, begin, end, p->d, p->stride, 1, sums);
     else if (p->d == 4)
-        of(sum_of)(p, begin, end, 4, 8, 0, sums);
+        TYPED(sum_of)(p, begin, end, 4, 8, 0, sums);
     else if (p->d == 8)
-        of(sum_of)(p, begin, end, 8, 16, 0, sums);
+        TYPED(sum_of)(p, begin, end, 8, 16, 0, sums);
     else
-        of(sum_of)(p, begin, end, p->d, p->stride, 0, sums);
+        TYPED(sum_of)(p, begin, end, p->d, p->stride, 0, sums);
 }
 
 /* Bounds, labels and sums of a chunk. */
-static void of(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts)
+static void TYPED(kmeans_chunk)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
-    const size_t count = of(doubtful)(p, begin, end, s->list);
-    if (p->distance && of(assign_by_label)(p, begin, count, s, &counts->changed))
+    const size_t count = TYPED(doubtful)(p, begin, end, s->list);
+    if (p->distance && TYPED(assign_by_label)(p, begin, count, s, &counts->changed))
         counts->by_label++;
     else
-        counts->changed += of(assign_all)(p, begin, s->list, count, s);
-    of(sum)(p, begin, end, p->sums + chunk * p->k * p->stride);
+        counts->changed += TYPED(assign_all)(p, begin, s->list, count, s);
+    TYPED(sum)(p, begin, end, p->sums + chunk * p->k * p->stride);
 }
 
 /* ---- inertia ---- */
 
-typedef REAL of(eight) __attribute__((vector_size(8 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
-typedef double of(eight_doubles) __attribute__((vector_size(64)));
+typedef REAL TYPED(eight) __attribute__((vector_size(8 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+typedef double TYPED(eight_doubles) __attribute__((vector_size(64)));
 
 /* Exact differences, in double; eight sums, difference f going to number f mod 8. */
-static inline double of(squared_error)(const REAL *x, const REAL *c, size_t d)
+static inline double TYPED(squared_error)(const REAL *x, const REAL *c, size_t d)
 {
-    of(eight_doubles) sums = {0};
+    TYPED(eight_doubles) sums = {0};
     size_t f = 0;
     for (; f + 8 <= d; f += 8) {
-        const of(eight_doubles) difference = __builtin_convertvector(*(const of(eight) *)(x + f), of(eight_doubles)) -
-            __builtin_convertvector(*(const of(eight) *)(c + f), of(eight_doubles));
+        const TYPED(eight_doubles) difference =
+            __builtin_convertvector(*(const TYPED(eight) *)(x + f), TYPED(eight_doubles)) -
+            __builtin_convertvector(*(const TYPED(eight) *)(c + f), TYPED(eight_doubles));
         sums += difference * difference;
     }
     for (size_t i = 0; f < d; f++, i++) sums[i] += ((double)x[f] - (double)c[f]) * ((double)x[f] - (double)c[f]);
@@ -362,13 +369,13 @@ static inline double of(squared_error)(const REAL *x, const REAL *c, size_t d)
 
 /* weight * squared distance to the centroid of the label, summed over a chunk and, unless `errors` is NULL, of each
  * point. */
-static double of(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors)
+static double TYPED(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n;
     const REAL *x = p->x, *centroids = p->centroids;
     double sum = 0;
     for (size_t i = begin; i < end; i++) {
-        double error = of(squared_error)(x + i * p->d, centroids + (size_t)p->labels[i] * p->d, p->d);
+        double error = TYPED(squared_error)(x + i * p->d, centroids + (size_t)p->labels[i] * p->d, p->d);
         if (p->weight) error *= p->weight[i];
         if (errors) errors[i] = error;
         sum += error;
@@ -380,7 +387,7 @@ static double of(kmeans_errors)(const qk_kmeans *p, size_t chunk, double *errors
 
 /* Lower bounds of the distances of centroids first .. last - 1 from all, and half of the smallest. `columns` (d, k) is
  * memory. */
-static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, REAL *columns)
+static void TYPED(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, REAL *columns)
 {
     const size_t k = p->k;
     const REAL below = 1 - (REAL)(p->d + 8) * EPSILON, *centroids = p->centroids;
@@ -393,7 +400,7 @@ static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, 
             const REAL c = centroids[a * p->d + f], *restrict column = columns + f * k;
             for (size_t j = 0; j < k; j++) distance[j] += (column[j] - c) * (column[j] - c);
         }
-        for (size_t j = 0; j < k; j++) distance[j] = of(root)(distance[j]) * below;
+        for (size_t j = 0; j < k; j++) distance[j] = TYPED(root)(distance[j]) * below;
         for (size_t j = 0; j < k; j++)
             if (j != a && distance[j] < least) least = distance[j];
         ((REAL *)p->half)[a] = least / 2;
@@ -405,8 +412,8 @@ static void of(kmeans_distances)(const qk_kmeans *p, size_t first, size_t last, 
 /* nearest[i] is the squared distance to the nearest seed so far. potential[t] = sum of weight * min(nearest, distance
  * to seed t) of a chunk, by a sum for each place in a tile (lanes: one tile of double for each seed); `update` stores
  * the minimum for the one seed. */
-static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update,
-                                 REAL *nearest, REAL *tile, double *lanes, double *potential)
+static void TYPED(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *seeds, size_t count, int update,
+                                    REAL *nearest, REAL *tile, double *lanes, double *potential)
 {
     const size_t begin = chunk * p->chunk, end = begin + p->chunk < p->n ? begin + p->chunk : p->n, d = p->d;
     memset(lanes, 0, count * QK_KMEANS_TILE * sizeof *lanes);
@@ -416,7 +423,7 @@ static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *s
         REAL least[QK_KMEANS_TILE] = {0};
         int32_t rows[QK_KMEANS_TILE];
         for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
-        of(gather)((const REAL *)p->x + at * d, d, d, rows, points, tile);
+        TYPED(gather)((const REAL *)p->x + at * d, d, d, rows, points, tile);
         for (size_t i = 0; i < points; i++) weight[i] = p->weight ? p->weight[at + i] : 1;
         memcpy(least, nearest + at, points * sizeof *least);
         for (size_t t = 0; t < count; t++) {
@@ -437,3 +444,5 @@ static void of(kmeans_potential)(const qk_kmeans *p, size_t chunk, const REAL *s
         potential[t] = lanes[0];
     }
 }
+
+#endif

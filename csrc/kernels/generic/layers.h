@@ -1,4 +1,10 @@
 /* The loops of float layers (layers.c), compiled once per instruction set, after elementwise.h. */
+#ifndef QK_GENERIC_LAYERS_H
+#define QK_GENERIC_LAYERS_H
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 /* ---- layer norm (numerics 10) ---- */
 
@@ -73,9 +79,8 @@ static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
 
 /* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written
  * before the last visit. */
-static inline __attribute__((always_inline)) int norm_row(const float *x, const float *residual, int added,
-                                                          const int kept, size_t n, const float *weight,
-                                                          const float *bias, float eps, float *y)
+static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
+                              const float *weight, const float *bias, float eps, float *y)
 {
     const size_t whole = n / LANES * LANES;
     half_lanes low = {0}, high = {0}, a, b;
@@ -167,3 +172,5 @@ static int32_t attention_weights(const int32_t *restrict score, size_t n, float 
     }
     return sum;
 }
+
+#endif

@@ -1,5 +1,11 @@
 /* The loops of codebooks of vectors (pq.c, numerics 19), compiled once per instruction set, after
  * kmeans.h: VECTOR is the bytes of a register, whose lanes are points or queries. */
+#ifndef QK_GENERIC_PQ_H
+#define QK_GENERIC_PQ_H
+
+#include "kernels/generic/kmeans.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 enum { PQ_LANES = VECTOR / sizeof(float) };
 
@@ -60,8 +66,8 @@ static void pq_distance_lanes(const qk_pq_book *b, const float *queries, size_t 
 
 /* Eight groups at a time: their part of the table stays in the L1 cache, and chains of eight additions of many vectors
  * overlap. `k` is a constant where this is inlined for 256. */
-static inline __attribute__((always_inline)) void sums_of(const float *table, size_t m, const size_t k,
-                                                          const uint8_t *codes, size_t n, float *restrict sum)
+static QK_INLINE void sums_of(const float *table, size_t m, const size_t k, const uint8_t *codes, size_t n,
+                              float *restrict sum)
 {
     size_t g = 0;
     for (size_t i = 0; i < n; i++) sum[i] = 0;
@@ -117,3 +123,5 @@ static void pq_lane_sums(const float *table, size_t m, size_t k, const uint8_t *
     }
     *(indices_f32 *)least = smallest;
 }
+
+#endif

@@ -14,15 +14,12 @@
  *     a5   c50              c51
  */
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernels/kernels.h"
+#include "kernels/x86/target.h"
+#include "runtime/compiler.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma,f16c")
-#endif
+QK_TARGET_BEGIN("avx2,fma,f16c")
+#include "kernels/x86/avx2.h"
 
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
 static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
@@ -201,6 +198,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #define MR 8 /* at most */
 #define NR 16
 #define KR 2
+#define VECTOR 32
 #define HAVE_FMA 1
 #define GROUP 32
 #define HAVE_WIDEN
@@ -252,28 +250,27 @@ static inline __m256i broadcast2(const int16_t *p)
 static inline __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
 /* c + a * b. Left to itself gcc would reassociate integer sums across steps, spill, and copy each accumulator. */
-static inline __attribute__((always_inline)) __m256i multiply_add(__m256i c, __m256i a, __m256i b)
+static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
 {
     __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
     return c;
 }
 
-static inline __attribute__((always_inline)) void store(int32_t *c, __m256i left, __m256i right)
+static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
 {
     _mm256_storeu_si256((__m256i *)c, left);
     _mm256_storeu_si256((__m256i *)(c + 8), right);
 }
 
 /* 16 codes of b, at `i` of a panel that is wide already or not. */
-static inline __attribute__((always_inline)) __m256i load_b(const void *panel, size_t i, const int wide)
+static QK_INLINE __m256i load_b(const void *panel, size_t i, const int wide)
 {
     return wide ? _mm256_load_si256((const __m256i *)((const int16_t *)panel + i)) : widen((const int8_t *)panel + i);
 }
 
 /* `rows` and `wide` are constants where this is inlined: the accumulators of absent rows vanish. */
-static inline __attribute__((always_inline)) void tile(const int rows, const int wide, size_t steps, const int16_t *a,
-                                                       size_t lda, const void *panel, const int32_t *init, int32_t *c,
-                                                       size_t ldc)
+static QK_INLINE void tile(const int rows, const int wide, size_t steps, const int16_t *a, size_t lda,
+                           const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     const int16_t *a3 = a + 3 * lda;
     __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
@@ -297,9 +294,8 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     if (rows > 5) c += ldc, store(c, c50, c51);
 }
 
-static inline __attribute__((always_inline)) void any_tile(int rows, const int wide, size_t steps, const int16_t *a,
-                                                           size_t lda, const void *panel, const int32_t *init,
-                                                           int32_t *c, size_t ldc)
+static QK_INLINE void any_tile(int rows, const int wide, size_t steps, const int16_t *a, size_t lda, const void *panel,
+                               const int32_t *init, int32_t *c, size_t ldc)
 {
     lda /= sizeof *a;
     switch (rows) {
@@ -353,39 +349,30 @@ typedef struct {
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
 } eight_sums;
 
-static inline __m256i broadcast4(const void *p)
-{
-    int32_t codes;
-    memcpy(&codes, p, sizeof codes);
-    return _mm256_set1_epi32(codes);
-}
-
 static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline __m256i low_halves(__m256i codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
 static inline __m256i high_halves(__m256i codes) { return low_halves(_mm256_srli_epi16(codes, 4)); }
 
 /* c + b * a in int16; pinned as in multiply_add. */
-static inline __attribute__((always_inline)) __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
+static QK_INLINE __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
 {
     c = _mm256_add_epi16(c, _mm256_maddubs_epi16(b, a));
-    __asm__("" : "+x"(c));
+    QK_KEEP(c);
     return c;
 }
 
 /* c + level * a in int32. */
-static inline __attribute__((always_inline)) __m256i multiply_add_level(__m256i c, __m256i level, __m256i a,
-                                                                        __m256i magnitude)
+static QK_INLINE __m256i multiply_add_level(__m256i c, __m256i level, __m256i a, __m256i magnitude)
 {
     const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(level, a));
     c = _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    __asm__("" : "+x"(c));
+    QK_KEEP(c);
     return c;
 }
 
 /* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops.
  */
-static inline __attribute__((always_inline)) eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a,
-                                                                       size_t lda, const uint8_t *b)
+static QK_INLINE eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda, const uint8_t *b)
 {
     const __m256i zero = _mm256_setzero_si256();
     const int8_t *a3 = a + 3 * lda;
@@ -406,8 +393,7 @@ static inline __attribute__((always_inline)) eight_sums multiply_steps(const int
 }
 
 /* One row and all 32 columns, in c0 .. c3. */
-static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_t steps, const int8_t *a,
-                                                                           const uint8_t *b)
+static QK_INLINE eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
 {
     const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
@@ -420,8 +406,8 @@ static inline __attribute__((always_inline)) eight_sums multiply_row_steps(size_
 }
 
 /* The same with levels, any number of steps, sums in int32. */
-static inline __attribute__((always_inline)) eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a,
-                                                                        size_t lda, const uint8_t *b, __m256i levels)
+static QK_INLINE eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a, size_t lda, const uint8_t *b,
+                                            __m256i levels)
 {
     const __m256i zero = _mm256_setzero_si256();
     const int8_t *a3 = a + 3 * lda;
@@ -442,8 +428,7 @@ static inline __attribute__((always_inline)) eight_sums multiply_levels(const in
     return c;
 }
 
-static inline __attribute__((always_inline)) eight_sums multiply_row_levels(size_t steps, const int8_t *a,
-                                                                            const uint8_t *b, __m256i levels)
+static QK_INLINE eight_sums multiply_row_levels(size_t steps, const int8_t *a, const uint8_t *b, __m256i levels)
 {
     const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
@@ -458,14 +443,13 @@ static inline __attribute__((always_inline)) eight_sums multiply_row_levels(size
 }
 
 /* Neighbours of int16 added; and to them, if there is `more`, the sum so far. */
-static inline __attribute__((always_inline)) __m256i widen_sum(__m256i c, const __m256i *sum, int more)
+static QK_INLINE __m256i widen_sum(__m256i c, const __m256i *sum, int more)
 {
     c = _mm256_madd_epi16(c, _mm256_set1_epi16(1));
     return more ? _mm256_add_epi32(c, *sum) : c;
 }
 
-static inline __attribute__((always_inline)) eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums,
-                                                                   int more)
+static QK_INLINE eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums, int more)
 {
     c.c0 = widen_sum(c.c0, sums, more), c.c1 = widen_sum(c.c1, sums + 1, more);
     if (used > 2) c.c2 = widen_sum(c.c2, sums + 2, more), c.c3 = widen_sum(c.c3, sums + 3, more);
@@ -474,7 +458,7 @@ static inline __attribute__((always_inline)) eight_sums widen_sums(const int use
     return c;
 }
 
-static inline __attribute__((always_inline)) void store_sums(const int used, __m256i *sums, eight_sums c)
+static QK_INLINE void store_sums(const int used, __m256i *sums, eight_sums c)
 {
     sums[0] = c.c0, sums[1] = c.c1;
     if (used > 2) sums[2] = c.c2, sums[3] = c.c3;
@@ -482,7 +466,7 @@ static inline __attribute__((always_inline)) void store_sums(const int used, __m
     if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
 }
 
-static inline __attribute__((always_inline)) __m256 scales8(const qk_gemm4_panel *p, const uint8_t *scales, size_t col)
+static QK_INLINE __m256 scales8(const qk_gemm4_panel *p, const uint8_t *scales, size_t col)
 {
     return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
                           : _mm256_loadu_ps((const float *)scales + col);
@@ -494,8 +478,8 @@ typedef struct {
     __m256i z0, z1;
 } block_columns;
 
-static inline __attribute__((always_inline)) block_columns columns_at(const qk_gemm4_panel *p, const int own_zeros,
-                                                                      const uint8_t *scales, size_t col0, size_t col1)
+static QK_INLINE block_columns columns_at(const qk_gemm4_panel *p, const int own_zeros, const uint8_t *scales,
+                                          size_t col0, size_t col1)
 {
     const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_GEMM4_NR;
     block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(),
@@ -506,8 +490,8 @@ static inline __attribute__((always_inline)) block_columns columns_at(const qk_g
 }
 
 /* The sums of a block, of one row, scaled and added to the total. */
-static inline __attribute__((always_inline)) void add_block(__m256 *total, __m256i c0, __m256i c1, int32_t start,
-                                                            block_columns of, const int own_zeros)
+static QK_INLINE void add_block(__m256 *total, __m256i c0, __m256i c1, int32_t start, block_columns of,
+                                const int own_zeros)
 {
     const __m256i v = _mm256_set1_epi32(start);
     c0 = _mm256_add_epi32(c0, own_zeros ? _mm256_mullo_epi32(of.z0, v) : v);
@@ -517,8 +501,8 @@ static inline __attribute__((always_inline)) void add_block(__m256 *total, __m25
 }
 
 /* The sums of a block. */
-static inline __attribute__((always_inline)) eight_sums multiply_numbers(const int rows, const int wide, size_t steps,
-                                                                         const int8_t *a, size_t lda, const uint8_t *b)
+static QK_INLINE eight_sums multiply_numbers(const int rows, const int wide, size_t steps, const int8_t *a, size_t lda,
+                                             const uint8_t *b)
 {
     const int used = wide ? 4 : 2 * rows;
     __m256i sums[8];
@@ -537,10 +521,9 @@ static inline __attribute__((always_inline)) eight_sums multiply_numbers(const i
 
 /* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32
  * columns. The first four are constants where this is inlined. */
-static inline __attribute__((always_inline)) void gemm4_rows(const int rows, const int wide, const int own_zeros,
-                                                             const int looked_up, size_t col, const qk_gemm4_panel *p,
-                                                             const int8_t *a, size_t lda, const int32_t *start,
-                                                             size_t ld_start, float *y)
+static QK_INLINE void gemm4_rows(const int rows, const int wide, const int own_zeros, const int looked_up, size_t col,
+                                 const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                                 size_t ld_start, float *y)
 {
     const int used = wide ? 4 : 2 * rows;
     const size_t params_bytes = QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
@@ -570,9 +553,8 @@ static inline __attribute__((always_inline)) void gemm4_rows(const int rows, con
 }
 
 /* All 32 columns. */
-static inline __attribute__((always_inline)) void gemm4_columns(const int own_zeros, const int looked_up, int rows,
-                                                                const qk_gemm4_panel *p, const int8_t *a, size_t lda,
-                                                                const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void gemm4_columns(const int own_zeros, const int looked_up, int rows, const qk_gemm4_panel *p,
+                                    const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8) switch (rows) {
         case 1: gemm4_rows(1, 1, own_zeros, looked_up, 0, p, a, lda, start, ld_start, y); break;
@@ -626,10 +608,8 @@ static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
 
 /* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP
  * apart. */
-static inline __attribute__((always_inline)) void column_levels_rows(const int rows, size_t steps,
-                                                                     const uint8_t *levels, const uint8_t *b,
-                                                                     __m128 scale, const int8_t *a, size_t lda,
-                                                                     float *y)
+static QK_INLINE void column_levels_rows(const int rows, size_t steps, const uint8_t *levels, const uint8_t *b,
+                                         __m128 scale, const int8_t *a, size_t lda, float *y)
 {
     enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
     const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
@@ -703,7 +683,7 @@ static inline __m256i starts8(const int own_zeros, __m256i zeros, const int32_t 
 }
 
 /* The even or the odd rows of a step, of 8 columns. */
-static inline __attribute__((always_inline)) __m256i rows_of_step(const uint8_t *b, const int odd)
+static QK_INLINE __m256i rows_of_step(const uint8_t *b, const int odd)
 {
     const __m256i codes = load_codes(b);
     return _mm256_srai_epi16(odd ? codes : _mm256_slli_epi16(codes, 8), 8);
@@ -717,10 +697,9 @@ static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
 
 /* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this
  * is inlined. */
-static inline __attribute__((always_inline)) void blocks8_rows(const int rows, const int own_zeros, size_t col,
-                                                               size_t steps, const qk_gemm4_panel *p, const uint8_t *b,
-                                                               const int16_t *a, size_t lda, const int32_t *start,
-                                                               size_t ld_start, float *y)
+static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, size_t col, size_t steps,
+                                   const qk_gemm4_panel *p, const uint8_t *b, const int16_t *a, size_t lda,
+                                   const int32_t *start, size_t ld_start, float *y)
 {
     const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_GEMM4_NR * (p->half_scales ? 2 : 4) + col;
     block_columns of = columns_at(p, 0, scales, col, col + 8);
@@ -759,9 +738,8 @@ static inline __attribute__((always_inline)) void blocks8_rows(const int rows, c
 }
 
 /* Block by block, both halves of the columns of each. */
-static inline __attribute__((always_inline)) void blocks8_columns(const int rows, const int own_zeros,
-                                                                  const qk_gemm4_panel *p, const int16_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void blocks8_columns(const int rows, const int own_zeros, const qk_gemm4_panel *p, const int16_t *a,
+                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     const uint8_t *b = p->records;
     for (size_t block = 1; block <= p->blocks; block++, start++) {
@@ -772,9 +750,8 @@ static inline __attribute__((always_inline)) void blocks8_columns(const int rows
     }
 }
 
-static inline __attribute__((always_inline)) void blocks8_tile_of(const int own_zeros, int rows,
-                                                                  const qk_gemm4_panel *p, const int16_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_gemm4_panel *p, const int16_t *a,
+                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
     case 1: blocks8_columns(1, own_zeros, p, a, lda, start, ld_start, y); break;
@@ -798,7 +775,6 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
 
 /* ---- k-means: what kmeans.h needs ---- */
 
-#define VECTOR 32
 typedef int32_t indices8 __attribute__((vector_size(32), aligned(4), may_alias));
 typedef int64_t indices4 __attribute__((vector_size(32), aligned(8), may_alias));
 
@@ -808,15 +784,8 @@ static inline __m256d multiply_add_f64(__m256d x, __m256d sum) { return _mm256_f
 static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(x, _mm256_broadcast_ss(c)); }
 static inline __m256d minus_f64(__m256d x, const double *c) { return _mm256_sub_pd(x, _mm256_broadcast_sd(c)); }
 
-/* What is computed before and after stays there. */
-static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d)
-{
-    __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d));
-}
-static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d)
-{
-    __asm__("" : "+x"(*a), "+x"(*b), "+x"(*c), "+x"(*d));
-}
+static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d) { QK_KEEP4(*a, *b, *c, *d); }
+static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d) { QK_KEEP4(*a, *b, *c, *d); }
 
 static inline void keep_two_f32(__m256 distance, int32_t index, __m256 *first, __m256 *second, indices8 *nearest)
 {
@@ -848,6 +817,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
     return 0;
 }
 
+#define HAVE_LANES
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
@@ -863,8 +833,7 @@ typedef struct {
 } two_floats;
 
 /* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, size_t col,
-                                                                      const qk_dtype type)
+static QK_INLINE two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
 {
     if (type == QK_F16)
         return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
@@ -874,15 +843,14 @@ static inline __attribute__((always_inline)) two_floats row_of_floats(const uint
                         _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32((int32_t)0xffff0000)))};
 }
 
-static inline __attribute__((always_inline)) void store_floats(float *y, __m256 left, __m256 right)
+static QK_INLINE void store_floats(float *y, __m256 left, __m256 right)
 {
     _mm256_storeu_ps(y, left);
     _mm256_storeu_ps(y + 16, right);
 }
 
-static inline __attribute__((always_inline)) void gemmf16_rows(const int rows, const qk_dtype type, size_t k,
-                                                               const float *a, size_t lda, const uint16_t *panel,
-                                                               size_t col, float *y)
+static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
+                                   const uint16_t *panel, size_t col, float *y)
 {
     const float *a3 = a + 3 * lda;
     const __m256 zero = _mm256_setzero_ps();
@@ -916,9 +884,8 @@ static inline __attribute__((always_inline)) void gemmf16_rows(const int rows, c
     if (rows > 5) y += 32, store_floats(y, c50, c51);
 }
 
-static inline __attribute__((always_inline)) void gemmf16_tile_of(const qk_dtype type, int rows, size_t k,
-                                                                  const float *a, size_t lda, const uint16_t *panel,
-                                                                  float *y)
+static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                      const uint16_t *panel, float *y)
 {
     for (size_t col = 0; col < 16; col += 8) switch (rows) {
         case 1: gemmf16_rows(1, type, k, a, lda, panel, col, y); break;
@@ -939,8 +906,8 @@ static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const u
 }
 
 /* One row and one or two panels. */
-static inline __attribute__((always_inline)) void gemmf16_panels(const int panels, const qk_dtype type, size_t k,
-                                                                 const float *a, const uint16_t *panel, float *y)
+static QK_INLINE void gemmf16_panels(const int panels, const qk_dtype type, size_t k, const float *a,
+                                     const uint16_t *panel, float *y)
 {
     const size_t size = k * QK_GEMMF16_NR;
     const __m256 zero = _mm256_setzero_ps();
@@ -976,8 +943,8 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
 /* ---- int16 (numerics 17) ---- */
 
 /* The tile of bytes, whose codes are int16 already. */
-static inline __attribute__((always_inline)) void gemm16_rows(const int rows, size_t steps, const int16_t *a,
-                                                              size_t lda, const int16_t *panel, int32_t *c)
+static QK_INLINE void gemm16_rows(const int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel,
+                                  int32_t *c)
 {
     const int16_t *a3 = a + 3 * lda;
     const __m256i zero = _mm256_setzero_si256();
@@ -1019,6 +986,24 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 
 #include "kernels/x86/avx2_maddubs.h"
 
+static const qk_kernels small = {
+    .name = "avx2",
+    .mr = 8,
+    .nr = NR,
+    .kr = SMALL_KR,
+    .a_bytes = 1,
+    .gemm4_mr = 4,
+    .blocks8_mr = 6,
+    .blocks8_widen_row = blocks8_widen_row,
+    .gemmf16_mr = 6,
+    .gemm8_tile = small_tile,
+    .gemm8_pack_row = small_pack_row,
+    .gemm8_pack_panel = small_pack_panel,
+    .gemm8_unpack_panel = small_unpack_panel,
+    .gemm8_panel_bytes = small_panel_bytes,
+#include "kernels/generic/table.def"
+};
+
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .mr = 6,
@@ -1040,7 +1025,5 @@ const qk_kernels qk_kernels_avx2 = {
 #include "kernels/generic/table.def"
 };
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+QK_TARGET_END
 #endif

@@ -16,6 +16,15 @@
  * A panel: for each chunk of 256 steps its left 8 columns, then its right ones, steps in the order in which they are
  * taken; 16 starting sums; for each half and chunk how many steps are of which kind; for each half the steps' numbers
  * in their order: plain pairs, plain steps, centred pairs, centred steps. */
+#ifndef QK_AVX2_MADDUBS_H
+#define QK_AVX2_MADDUBS_H
+
+#include <string.h>
+
+#include "kernels/generic/gemm8.h"
+#include "kernels/kernels.h"
+#include "kernels/x86/avx2.h"
+#include "runtime/compiler.h"
 
 enum { SMALL_KR = 4, HALF = 8, SMALL_STEP = HALF * SMALL_KR, CHUNK = 256, PLAIN_LIMIT = 128, CENTRED_LIMIT = 256 };
 
@@ -75,9 +84,8 @@ static inline int fits_centred(const weight *s, const weight *t)
 /* Pairs the steps in `from` greedily: pairs go to `order`, the rest to `rest`. Returns how many pairs; *count becomes
  * that of the rest. A step waits for one that fits; few wait at a time, which bounds the search, and all are tried,
  * which spares branches. */
-static inline __attribute__((always_inline)) size_t pair_steps(const weight *w, const uint8_t *from, size_t *count,
-                                                               int (*fits)(const weight *, const weight *),
-                                                               uint8_t *order, uint8_t *rest)
+static QK_INLINE size_t pair_steps(const weight *w, const uint8_t *from, size_t *count,
+                                   int (*fits)(const weight *, const weight *), uint8_t *order, uint8_t *rest)
 {
     enum { WAITING = 8 };
     uint8_t waiting[WAITING];
@@ -196,7 +204,7 @@ static void small_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t
         }
 }
 
-static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256i products)
+static QK_INLINE __m256i add_pairs(__m256i c, __m256i products)
 {
     __m256i ones = _mm256_set1_epi16(1);
     __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(products, ones)));
@@ -204,14 +212,13 @@ static inline __attribute__((always_inline)) __m256i add_pairs(__m256i c, __m256
 }
 
 /* c + a b, a being the unsigned factor, of two steps. */
-static inline __attribute__((always_inline)) __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1,
-                                                                __m256i b0, __m256i b1)
+static QK_INLINE __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0, __m256i b1)
 {
     return add_pairs(
         c, _mm256_add_epi16(_mm256_maddubs_epi16(broadcast4(a0), b0), _mm256_maddubs_epi16(broadcast4(a1), b1)));
 }
 
-static inline __attribute__((always_inline)) __m256i plain(__m256i c, const uint8_t *a, __m256i b)
+static QK_INLINE __m256i plain(__m256i c, const uint8_t *a, __m256i b)
 {
     return add_pairs(c, _mm256_maddubs_epi16(broadcast4(a), b));
 }
@@ -221,33 +228,32 @@ typedef struct {
     __m256i size, flip;
 } centred_codes;
 
-static inline __attribute__((always_inline)) centred_codes centre(const int8_t *p)
+static QK_INLINE centred_codes centre(const int8_t *p)
 {
     const __m256i b = _mm256_load_si256((const __m256i *)p), sign = _mm256_cmpgt_epi8(_mm256_setzero_si256(), b);
     return (centred_codes){_mm256_abs_epi8(b), _mm256_xor_si256(sign, _mm256_set1_epi8(-128))};
 }
 
-static inline __attribute__((always_inline)) __m256i centred_products(const uint8_t *a, centred_codes b)
+static QK_INLINE __m256i centred_products(const uint8_t *a, centred_codes b)
 {
     return _mm256_maddubs_epi16(b.size, _mm256_xor_si256(broadcast4(a), b.flip));
 }
 
-static inline __attribute__((always_inline)) __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1,
-                                                                  centred_codes b0, centred_codes b1)
+static QK_INLINE __m256i centred_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, centred_codes b0,
+                                      centred_codes b1)
 {
     return add_pairs(c, _mm256_add_epi16(centred_products(a0, b0), centred_products(a1, b1)));
 }
 
-static inline __attribute__((always_inline)) __m256i centred(__m256i c, const uint8_t *a, centred_codes b)
+static QK_INLINE __m256i centred(__m256i c, const uint8_t *a, centred_codes b)
 {
     return add_pairs(c, centred_products(a, b));
 }
 
 /* A chunk of rows x 8 columns, added to `from` (ldf between rows). `rows` is a constant where this is inlined: the
  * accumulators of absent rows vanish. */
-static inline __attribute__((always_inline)) void small_half(const int rows, const uint8_t *a, size_t lda,
-                                                             const int8_t *codes, kinds k, const uint8_t *order,
-                                                             const int32_t *from, size_t ldf, int32_t *c, size_t ldc)
+static QK_INLINE void small_half(const int rows, const uint8_t *a, size_t lda, const int8_t *codes, kinds k,
+                                 const uint8_t *order, const int32_t *from, size_t ldf, int32_t *c, size_t ldc)
 {
     const size_t lda3 = 3 * lda, lda5 = 5 * lda, lda7 = 7 * lda;
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
@@ -319,9 +325,8 @@ static inline __attribute__((always_inline)) void small_half(const int rows, con
 }
 
 /* A chunk at a time, so that codes are read from begin to end. */
-static inline __attribute__((always_inline)) void small_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                             const int8_t *panel, const int32_t *init, int32_t *c,
-                                                             size_t ldc)
+static QK_INLINE void small_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                                 const int32_t *init, int32_t *c, size_t ldc)
 {
     const kinds *left = panel_kinds(panel, steps, 0), *right = panel_kinds(panel, steps, 1);
     const uint8_t *order = panel_order(panel, steps, 0);
@@ -358,20 +363,4 @@ static void small_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
-static const qk_kernels small = {
-    .name = "avx2",
-    .mr = 8,
-    .nr = NR,
-    .kr = SMALL_KR,
-    .a_bytes = 1,
-    .gemm4_mr = 4,
-    .blocks8_mr = 6,
-    .blocks8_widen_row = blocks8_widen_row,
-    .gemmf16_mr = 6,
-    .gemm8_tile = small_tile,
-    .gemm8_pack_row = small_pack_row,
-    .gemm8_pack_panel = small_pack_panel,
-    .gemm8_unpack_panel = small_unpack_panel,
-    .gemm8_panel_bytes = small_panel_bytes,
-#include "kernels/generic/table.def"
-};
+#endif

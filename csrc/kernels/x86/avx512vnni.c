@@ -15,26 +15,16 @@
  */
 #if defined(__x86_64__)
 #include "kernels/kernels.h"
+#include "kernels/x86/target.h"
+#include "runtime/compiler.h"
 
-#ifdef QK_SIMDE
-#include "simde_avx512.h" /* in tests/: for CPUs without AVX-512 */
-#else
-#include <immintrin.h>
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))),   \
-                             apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prefer-vector-width=512")
-#endif
-#endif
+QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "prefer-vector-width=512")
 
 /* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
 static inline __m512 load_once(const float *x)
 {
     __m512 v = _mm512_loadu_ps(x);
-#ifndef QK_SIMDE
-    __asm__("" : "+v"(v));
-#endif
+    QK_KEEP(v);
     return v;
 }
 
@@ -103,7 +93,6 @@ static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk
     return rows;
 }
 
-#ifndef QK_SIMDE /* which lacks these conversions */
 #define HAVE_WIDEN
 /* 64 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
 static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
@@ -113,7 +102,6 @@ static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
         _mm512_storeu_si512(to + i, is_signed ? _mm512_cvtepi8_epi32(codes) : _mm512_cvtepu8_epi32(codes));
     }
 }
-#endif
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 
@@ -211,6 +199,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #define MR 12
 #define NR 32
 #define KR 4
+#define VECTOR 64
 #define HAVE_FMA 1
 #define GROUP 64
 #include "kernels/generic/elementwise.h"
@@ -221,7 +210,7 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 /* ---- epilogues (numerics 7 to 9): 4 registers at a time, step by step, for each step waits for the one before ---- */
 
 /* gelu_f32. The segment is looked up by the low 4 bits of vpermps' indices. */
-static inline __attribute__((always_inline)) void gelu64(__m512 *y, const gelu_table *g)
+static QK_INLINE void gelu64(__m512 *y, const gelu_table *g)
 {
     const __m512 zero = _mm512_setzero_ps();
     const __m512 c0 = _mm512_loadu_ps(g->coefficient[0]), c1 = _mm512_loadu_ps(g->coefficient[1]);
@@ -258,7 +247,7 @@ static void gelu_run(float *y, size_t n, const gelu_table *g)
 }
 
 /* The sums of a row, corrected for zero points. */
-static inline __attribute__((always_inline)) __m512i sums16(const int32_t *acc, const qk_tile *t, int row, int col)
+static QK_INLINE __m512i sums16(const int32_t *acc, const qk_tile *t, int row, int col)
 {
     __m512i sums = _mm512_loadu_si512(acc + NR * row + col);
     if (t->row_zero)
@@ -270,7 +259,7 @@ static inline __attribute__((always_inline)) __m512i sums16(const int32_t *acc, 
     return sums;
 }
 
-static inline __attribute__((always_inline)) __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
+static QK_INLINE __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
 {
     __m512 scale = _mm512_loadu_ps(t->col_scale + col);
     if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
@@ -284,8 +273,7 @@ static inline float *line_of(const void *first, size_t row_stride, int row)
 }
 
 /* Two rows at a time; where their number is odd, the last of them twice. */
-static inline __attribute__((always_inline)) void float_rows(const int32_t *acc, const qk_tile *t,
-                                                             const qk_activation activation)
+static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const qk_activation activation)
 {
     const int rows = t->rows, whole = t->cols == NR;
     float edge[2 * NR];
@@ -334,8 +322,7 @@ static void float_tile(const int32_t *acc, const qk_tile *given)
 
 /* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
  */
-static inline __attribute__((always_inline)) __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi,
-                                                               const int half_away)
+static QK_INLINE __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi, const int half_away)
 {
     __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(t->multiplier + col));
     v = _mm512_min_ps(hi, _mm512_add_ps(v, _mm512_loadu_ps(t->bias + col)));
@@ -390,8 +377,8 @@ static inline __m512i tflite16(__m512i sums, __m512i mantissa, __m512i given)
     return _mm512_srav_epi32(_mm512_add_epi32(high, _mm512_sllv_epi32(one, last)), _mm512_add_epi32(last, one));
 }
 
-static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row,
-                                                                  int col, __m512 hi, const qk_rounding rounding)
+static QK_INLINE __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
+                                      const qk_rounding rounding)
 {
     const __m512i sums = sums16(acc, t, row, col);
     if (rounding <= QK_HALF_AWAY) return rounded16(sums, t, col, hi, rounding == QK_HALF_AWAY);
@@ -399,8 +386,7 @@ static inline __attribute__((always_inline)) __m512i multiplied16(const int32_t 
     return rounding == QK_GEMMLOWP ? gemmlowp16(sums, mantissa, shift) : tflite16(sums, mantissa, shift);
 }
 
-static inline __attribute__((always_inline)) void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t,
-                                                                const qk_rounding rounding)
+static QK_INLINE void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t, const qk_rounding rounding)
 {
     const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax, zero_point = t->requant->zero_point;
     const int rows = t->rows;
@@ -445,8 +431,8 @@ enum { AHEAD = 32 * NR * KR };
 
 /* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
  * since gcc keeps arrays of them in memory. */
-static inline __attribute__((always_inline)) void tile(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                       const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
+static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                           const int32_t *init, int32_t *c, size_t ldc)
 {
     const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512i i0 = _mm512_loadu_si512(init), i1 = _mm512_loadu_si512(init + 16);
@@ -494,9 +480,8 @@ static inline __attribute__((always_inline)) void tile(const int rows, size_t st
 }
 
 /* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. */
-static inline __attribute__((always_inline)) void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda,
-                                                           const int8_t *panel, const int32_t *init, int32_t *c,
-                                                           size_t ldc)
+static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                               const int32_t *init, int32_t *c, size_t ldc)
 {
     __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16), c10 = c00, c11 = c01;
     __m512i d00 = _mm512_setzero_si512(), d01 = d00, d10 = d00, d11 = d00;
@@ -598,26 +583,19 @@ typedef struct {
  * bits that vpshufb must not see. */
 enum { BOTH, CODES, SHUFFLED, PERMUTED };
 
-static inline int has_vpermb(void)
-{
-#ifdef QK_SIMDE
-    return 0;
-#else
-    return __builtin_cpu_supports("avx512vbmi");
-#endif
-}
+static inline int has_vpermb(void) { return QK_ASM && __builtin_cpu_supports("avx512vbmi"); }
 
-static inline __attribute__((always_inline)) __m512i byte_of(__m512i codes, const int kind, __m512i levels)
+static QK_INLINE __m512i byte_of(__m512i codes, const int kind, __m512i levels)
 {
     if (kind != PERMUTED) codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
     if (kind == SHUFFLED) codes = _mm512_shuffle_epi8(levels, codes);
-#ifndef QK_SIMDE /* the intrinsic would need another target */
+#if QK_ASM /* the intrinsic would need another target */
     if (kind == PERMUTED) __asm__("vpermb %2, %1, %0" : "=v"(codes) : "v"(codes), "v"(levels));
 #endif
     return codes;
 }
 
-static inline __attribute__((always_inline)) step_bytes decode(const uint8_t *b, const int kind, __m512i levels)
+static QK_INLINE step_bytes decode(const uint8_t *b, const int kind, __m512i levels)
 {
     const __m512i two = _mm512_loadu_si512(b);
     if (kind == BOTH) return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
@@ -629,15 +607,15 @@ typedef struct {
     __m512i low, high;
 } two_sums;
 
-static inline __attribute__((always_inline)) two_sums multiply_step(two_sums c, step_bytes b, const int8_t *a)
+static QK_INLINE two_sums multiply_step(two_sums c, step_bytes b, const int8_t *a)
 {
     const __m512i v = broadcast_codes(a);
     return (two_sums){_mm512_dpbusd_epi32(c.low, b.low, v), _mm512_dpbusd_epi32(c.high, b.high, v)};
 }
 
 /* Adds to the sums so far those of a block, times its scales. */
-static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *y1, two_sums c, const int kind,
-                                                            __m512i start1, __m512 s0, __m512 s1)
+static QK_INLINE void add_block(__m512 *y0, __m512 *y1, two_sums c, const int kind, __m512i start1, __m512 s0,
+                                __m512 s1)
 {
     const __m512i low = kind ? c.low : _mm512_sub_epi32(c.low, c.high);
     const __m512i high = kind ? c.high : _mm512_srai_epi32(c.high, 4);
@@ -646,9 +624,8 @@ static inline __attribute__((always_inline)) void add_block(__m512 *y0, __m512 *
 }
 
 /* `rows`, `own_zeros` and `kind` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void gemm4_rows(const int rows, const int own_zeros, const int kind,
-                                                             const qk_gemm4_panel *panel, const int8_t *a, size_t lda,
-                                                             const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int kind, const qk_gemm4_panel *panel,
+                                 const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     const qk_gemm4_panel p = *panel;
     const __m512i levels = kind >= SHUFFLED ? table_of(p.levels) : _mm512_setzero_si512();
@@ -691,9 +668,8 @@ static inline __attribute__((always_inline)) void gemm4_rows(const int rows, con
     if (rows > 3) y += 32, _mm512_storeu_ps(y, y30), _mm512_storeu_ps(y + 16, y31);
 }
 
-static inline __attribute__((always_inline)) void gemm4_tile_of(const int own_zeros, const int kind, int rows,
-                                                                const qk_gemm4_panel *p, const int8_t *a, size_t lda,
-                                                                const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void gemm4_tile_of(const int own_zeros, const int kind, int rows, const qk_gemm4_panel *p,
+                                    const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
     case 1: gemm4_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
@@ -738,13 +714,13 @@ static inline __m512i levels_at(const uint8_t *p)
 }
 
 /* c + b * a. The asm pins the sum to its register: gcc would copy it each time. */
-static inline __attribute__((always_inline)) __m512i multiply_add(__m512i c, __m512i b, __m512i a)
+static QK_INLINE __m512i multiply_add(__m512i c, __m512i b, __m512i a)
 {
-#ifdef QK_SIMDE
-    return _mm512_dpbusd_epi32(c, b, a);
-#else
+#if QK_ASM
     __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(b), "v"(a));
     return c;
+#else
+    return _mm512_dpbusd_epi32(c, b, a);
 #endif
 }
 
@@ -764,9 +740,8 @@ static inline void store_columns(float *y, __m512i c0, __m512i c1, __m512i c2, _
 }
 
 /* `rows` is a constant where this is inlined. b has levels, then codes, of 16 columns. */
-static inline __attribute__((always_inline)) void column_levels_rows(const int rows, size_t steps, const uint8_t *b,
-                                                                     const float *scales, const int8_t *a, size_t lda,
-                                                                     const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void column_levels_rows(const int rows, size_t steps, const uint8_t *b, const float *scales,
+                                         const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     const __m512i levels0 = levels_at(b), levels1 = levels_at(b + 64);
     const __m512i levels2 = levels_at(b + 128), levels3 = levels_at(b + 192);
@@ -832,7 +807,7 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
 
 enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR };
 
-static inline __attribute__((always_inline)) two_sums multiply_bytes(two_sums c, step_bytes b, const int8_t *a)
+static QK_INLINE two_sums multiply_bytes(two_sums c, step_bytes b, const int8_t *a)
 {
     const __m512i v = broadcast_codes(a);
     return (two_sums){multiply_add(c.low, v, b.low), multiply_add(c.high, v, b.high)};
@@ -859,12 +834,10 @@ static inline __m512i zero_pairs16(const uint8_t *zeros)
 }
 
 /* Of plain stores of zeros gcc makes `rep stos`, which waits for the stores of the tile before. */
-static inline __attribute__((always_inline)) void clear_rows(float *y, const int rows)
+static QK_INLINE void clear_rows(float *y, const int rows)
 {
     __m512 zero = _mm512_setzero_ps();
-#ifndef QK_SIMDE
-    __asm__("" : "+v"(zero));
-#endif
+    QK_KEEP(zero);
     for (int i = 0; i < rows * QK_GEMM4_NR; i += 16) _mm512_storeu_ps(y + i, zero);
 }
 
@@ -874,8 +847,8 @@ typedef struct {
     __m512i z0, z1;
 } block_columns;
 
-static inline __attribute__((always_inline)) block_columns columns_of(const int own_zeros, const uint8_t *scales,
-                                                                      const uint8_t *zeros, int half_scales)
+static QK_INLINE block_columns columns_of(const int own_zeros, const uint8_t *scales, const uint8_t *zeros,
+                                          int half_scales)
 {
     block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(),
                         _mm512_setzero_si512()};
@@ -884,8 +857,7 @@ static inline __attribute__((always_inline)) block_columns columns_of(const int 
 }
 
 /* Adds the sums of a block, of one row, to those of all blocks. */
-static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c, const int own_zeros, block_columns of,
-                                                           const int32_t *start)
+static QK_INLINE void add_sums(float *y, two_sums c, const int own_zeros, block_columns of, const int32_t *start)
 {
     if (own_zeros) {
         const __m512i v = _mm512_set1_epi32(*start);
@@ -897,9 +869,8 @@ static inline __attribute__((always_inline)) void add_sums(float *y, two_sums c,
 
 /* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own,
  * since vpdpbusd takes 4 cycles or 5. */
-static inline __attribute__((always_inline)) void blocks8_rows(const int rows, const int own_zeros,
-                                                               const qk_gemm4_panel *panel, const int8_t *a, size_t lda,
-                                                               const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk_gemm4_panel *panel, const int8_t *a,
+                                   size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     const qk_gemm4_panel p = *panel;
     const uint8_t *b = p.records;
@@ -961,9 +932,8 @@ static inline __attribute__((always_inline)) void blocks8_rows(const int rows, c
     }
 }
 
-static inline __attribute__((always_inline)) void blocks8_tile_of(const int own_zeros, int rows,
-                                                                  const qk_gemm4_panel *p, const int8_t *a, size_t lda,
-                                                                  const int32_t *start, size_t ld_start, float *y)
+static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_gemm4_panel *p, const int8_t *a,
+                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     switch (rows) {
     case 1: blocks8_rows(1, own_zeros, p, a, lda, start, ld_start, y); break;
@@ -992,19 +962,13 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
 
 /* ---- k-means: what kmeans.h needs ---- */
 
-#define VECTOR 64
 typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int64_t indices8 __attribute__((vector_size(64), aligned(8), may_alias));
 
 static inline __m512 multiply_add_f32(__m512 x, __m512 sum) { return _mm512_fmadd_ps(x, x, sum); }
 static inline __m512d multiply_add_f64(__m512d x, __m512d sum) { return _mm512_fmadd_pd(x, x, sum); }
 
-#ifdef QK_SIMDE
-static inline __m512 minus_f32(__m512 x, const float *c) { return _mm512_sub_ps(x, _mm512_set1_ps(*c)); }
-static inline __m512d minus_f64(__m512d x, const double *c) { return _mm512_sub_pd(x, _mm512_set1_pd(*c)); }
-static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { (void)a, (void)b, (void)c, (void)d; }
-static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { (void)a, (void)b, (void)c, (void)d; }
-#else
+#if QK_ASM
 /* x - *c, by an operand that is broadcast from memory, which is free: gcc would broadcast to a register once for two
  * differences, which takes the slot of a multiply-add. */
 static inline __m512 minus_f32(__m512 x, const float *c)
@@ -1020,17 +984,13 @@ static inline __m512d minus_f64(__m512d x, const double *c)
     __asm__("vsubpd %2%{1to8%}, %1, %0" : "=v"(y) : "v"(x), "m"(*c));
     return y;
 }
-
-/* What is computed before and after stays there. */
-static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d)
-{
-    __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d));
-}
-static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d)
-{
-    __asm__("" : "+v"(*a), "+v"(*b), "+v"(*c), "+v"(*d));
-}
+#else
+static inline __m512 minus_f32(__m512 x, const float *c) { return _mm512_sub_ps(x, _mm512_set1_ps(*c)); }
+static inline __m512d minus_f64(__m512d x, const double *c) { return _mm512_sub_pd(x, _mm512_set1_pd(*c)); }
 #endif
+
+static inline void fence_f32(__m512 *a, __m512 *b, __m512 *c, __m512 *d) { QK_KEEP4(*a, *b, *c, *d); }
+static inline void fence_f64(__m512d *a, __m512d *b, __m512d *c, __m512d *d) { QK_KEEP4(*a, *b, *c, *d); }
 
 /* Distances are positive, and so ordered as their bits are: integer minima run on all four pipes of Zen 4, float ones
  * on two. */
@@ -1087,6 +1047,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
     return listed;
 }
 
+#define HAVE_LANES
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
@@ -1102,7 +1063,7 @@ typedef struct {
 } two_floats;
 
 /* A row of a panel. `type` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) two_floats row_of_floats(const uint16_t *p, const qk_dtype type)
+static QK_INLINE two_floats row_of_floats(const uint16_t *p, const qk_dtype type)
 {
     if (type == QK_F16)
         return (two_floats){_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)),
@@ -1112,9 +1073,8 @@ static inline __attribute__((always_inline)) two_floats row_of_floats(const uint
                         _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32((int32_t)0xffff0000)))};
 }
 
-static inline __attribute__((always_inline)) void gemmf16_rows(const int rows, const qk_dtype type, size_t k,
-                                                               const float *a, size_t lda, const uint16_t *panel,
-                                                               float *y)
+static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
+                                   const uint16_t *panel, float *y)
 {
     const float *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512 zero = _mm512_setzero_ps();
@@ -1168,9 +1128,8 @@ static inline __attribute__((always_inline)) void gemmf16_rows(const int rows, c
     if (rows > 11) y += 32, _mm512_storeu_ps(y, cb0), _mm512_storeu_ps(y + 16, cb1);
 }
 
-static inline __attribute__((always_inline)) void gemmf16_tile_of(const qk_dtype type, int rows, size_t k,
-                                                                  const float *a, size_t lda, const uint16_t *panel,
-                                                                  float *y)
+static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                      const uint16_t *panel, float *y)
 {
     switch (rows) {
     case 1: gemmf16_rows(1, type, k, a, lda, panel, y); break;
@@ -1197,8 +1156,7 @@ static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const u
 }
 
 /* One row takes panels side by side: the two chains of one panel would wait for their own multiply-adds. */
-static inline __attribute__((always_inline)) void bfloat_panels(const int panels, size_t k, const float *a,
-                                                                const uint16_t *panel, float *y)
+static QK_INLINE void bfloat_panels(const int panels, size_t k, const float *a, const uint16_t *panel, float *y)
 {
     const size_t size = k * QK_GEMMF16_NR;
     const uint16_t *panel3 = panel + 3 * size;
@@ -1224,14 +1182,13 @@ static inline __attribute__((always_inline)) void bfloat_panels(const int panels
     if (panels > 3) _mm512_storeu_ps(y + 96, c30), _mm512_storeu_ps(y + 112, c31);
 }
 
-static inline __attribute__((always_inline)) __m256 multiply_add8(__m256 c, __m256 v, const uint16_t *p)
+static QK_INLINE __m256 multiply_add8(__m256 c, __m256 v, const uint16_t *p)
 {
     return _mm256_fmadd_ps(v, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), c);
 }
 
 /* The same of float16: conversions of 256 bits, two of which are faster than one of 512. */
-static inline __attribute__((always_inline)) void gemmf16_panels(const int panels, size_t k, const float *a,
-                                                                 const uint16_t *panel, float *y)
+static QK_INLINE void gemmf16_panels(const int panels, size_t k, const float *a, const uint16_t *panel, float *y)
 {
     const size_t size = k * QK_GEMMF16_NR;
     const __m256 zero = _mm256_setzero_ps();
@@ -1275,8 +1232,8 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
 
 static inline __m512i broadcast_pairs(const int16_t *p) { return broadcast4((const uint8_t *)p); }
 
-static inline __attribute__((always_inline)) void gemm16_rows(const int rows, size_t steps, const int16_t *a,
-                                                              size_t lda, const int16_t *panel, int32_t *c)
+static QK_INLINE void gemm16_rows(const int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel,
+                                  int32_t *c)
 {
     const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512i zero = _mm512_setzero_si512();
@@ -1368,7 +1325,5 @@ const qk_kernels qk_kernels_avx512vnni = {
 #include "kernels/generic/table.def"
 };
 
-#if defined(__clang__) && !defined(QK_SIMDE)
-#pragma clang attribute pop
-#endif
+QK_TARGET_END
 #endif
