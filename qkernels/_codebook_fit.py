@@ -140,6 +140,11 @@ def beside_zero(values, weights, count):
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
     _core.cluster_lines(
-        line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop()
+        line[None],
+        line_weights[None],
+        count + 1,
+        (centroids, limits, found, cost, exponent),
+        _core.Stop(),
+        pinned=True,
     )
     return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

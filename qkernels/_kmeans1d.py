@@ -2,6 +2,7 @@
 csrc/kmeans1d.c and line.inc.h."""
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -92,12 +93,12 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     exact = beyond_doubles(x)
 
     def cluster(block, stop):
-        parts = centroids[block], labels[block], counts[block], inertia[block], stop
+        found = Found(centroids[block], counts[block], inertia[block], labels[block])
         line_weights = None if weights is None else weights[block]
         if counted:
-            cluster_by_histogram(lines[block], line_weights, k, *parts)
+            cluster_by_histogram(lines[block], line_weights, k, found, stop)
         else:
-            cluster_by_sorting(lines[block], line_weights, k, exact, *parts)
+            cluster_by_sorting(lines[block], line_weights, k, exact, found, stop)
 
     size = max(1, BLOCK // length)
     try:
@@ -127,6 +128,19 @@ def weights_of_lines(weights, x, axis, shape):
         return np.broadcast_to(weights, shape)
     either = "" if axis is None or x.ndim == 1 else f" or {(x.shape[axis],)}"
     raise ValueError(f"weights must have shape {x.shape}{either}, got {weights.shape}")
+
+
+class Found(NamedTuple):
+    """Arrays for the clusters of some lines, to be filled."""
+
+    centroids: np.ndarray
+    counts: np.ndarray
+    inertia: np.ndarray
+    labels: np.ndarray
+
+    def with_limits(self, limits):
+        """Return what `cluster_lines` fills."""
+        return self.centroids, limits, self.counts, self.inertia, None
 
 
 class Refused(Exception):
@@ -185,18 +199,17 @@ def keys(x):
     return x if x.dtype.kind == "u" else x.view(np.uint64) ^ np.uint64(2**63)
 
 
-def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, inertia, stop):
+def cluster_by_sorting(lines, weights, k, exact, found, stop):
+    """Cluster lines of doubles; or of 64-bit integers, if `exact`."""
     read = keys if exact else doubles
     weights = None if weights is None else doubles(weights)
-    limits = np.empty(centroids.shape, np.uint64 if exact else np.float64)
-    _core.cluster_lines(
-        read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop
-    )
-    if not counts.all():
+    limits = np.empty(found.centroids.shape, np.uint64 if exact else np.float64)
+    _core.cluster_lines(read(lines), weights, k, found.with_limits(limits), stop, signed=lines.dtype.kind == "i")
+    if not found.counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
-        _core.label_lines(read(lines[part]), limits, counts, labels[part])
+        _core.label_lines(read(lines[part]), limits, found.counts, found.labels[part])
 
 
 # ---- long lines of 8 and 16 bits ----
@@ -212,8 +225,8 @@ def values_of_codes(dtype):
     return values, codes
 
 
-def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, stop):
-    """Of one line."""
+def cluster_by_histogram(lines, weights, k, found, stop):
+    """Cluster one line by the weights of its codes."""
     dtype = lines.dtype.newbyteorder("=")
     values, codes = values_of_codes(dtype)
     bins, line = np.zeros(len(values)), lines[0]
@@ -227,12 +240,12 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, 
             raise Refused
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
-    limits = np.empty(centroids.shape)
+    limits = np.empty(found.centroids.shape)
     points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
-    _core.cluster_lines(points, weights, k, False, False, centroids, limits, counts, inertia, None, stop)
-    if not counts.all():
+    _core.cluster_lines(points, weights, k, found.with_limits(limits), stop)
+    if not found.counts.all():
         raise Refused
-    table = np.empty((1, len(values)), labels.dtype)
-    _core.label_lines(values[None], limits, counts, table)
+    table = np.empty((1, len(values)), found.labels.dtype)
+    _core.label_lines(values[None], limits, found.counts, table)
     for part in parts:
-        _core.look_up(codes_of(part), table[0], labels[0, part])
+        _core.look_up(codes_of(part), table[0], found.labels[0, part])

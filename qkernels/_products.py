@@ -200,11 +200,6 @@ class PackedMatrix(_core.Packed):
         return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
 
     @property
-    def _scale(self):
-        """That of `params`, without making the rest."""
-        return self._kept.scale if isinstance(self._kept, QParams) else self._columns()[0]
-
-    @property
     def scales(self):
         if not isinstance(self._kept, Codebook) or self._kept.block_size is None:
             return None
@@ -518,16 +513,12 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     bias = None if bias is None else as_array(bias, "bias")
-    int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
+    biases = None if bias is None else (_checked_bias(bias, packed.shape[1], rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
-    mantissa = shift = None
     if is_fixed_point(rounding):
         if not (activation is None or isinstance(activation, str) and activation == "relu"):
             raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-        mantissa, shift = _core.multipliers_of_scales(params, packed._scale, out_params)
-    return _core.qlinear(
-        q, params, packed, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out
-    )
+    return _core.qlinear(q, params, packed, out_params, biases, activation, bounds, rounding, out)
 
 
 @default_mode
@@ -541,16 +532,14 @@ def _clamp_codes(clamp, params, rounding):
     )
 
 
-def _split_bias(bias, n, rounding):
-    """(int bias, float bias): one of them, or neither."""
-    if bias is None:
-        return None, None
+def _checked_bias(bias, n, rounding):
+    """Return the bias as C reads it: int32, or float32."""
     if bias.shape != (n,):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
     if bias.dtype.kind in "iu":
-        return checked_int_bias(bias, n), None
+        return checked_int_bias(bias, n)
     if bias.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
     if is_fixed_point(rounding):
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")
-    return None, np.ascontiguousarray(float32_of(bias))
+    return np.ascontiguousarray(float32_of(bias))

@@ -65,7 +65,7 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     bias = None if bias is None else as_array(bias, "bias")
     summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
     arrays = _core.multipliers(multiplier, n, is_fixed_point(rounding))
-    return _core.requantize(acc, summand, bias, params, rounding, *arrays, multiplier, out)
+    return _core.requantize(acc, summand, bias, params, rounding, arrays, multiplier, out)
 
 
 @default_mode
