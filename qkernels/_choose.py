@@ -172,7 +172,7 @@ def _refine(x, importance, axes, codes, zero_points, scale, zero_point):
     kept = [np.ascontiguousarray(a) for a in found]
     _refine_rows(*rows, block_size or rows[0].shape[1], codes, zero_points, *kept)
     shape = scale.shape if not block_size else np.moveaxis(scale, axis, -1).shape
-    for target, a in zip((scale, zero_point), kept):
+    for target, a in zip((scale, zero_point), kept, strict=True):
         target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
 
 

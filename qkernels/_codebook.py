@@ -80,7 +80,7 @@ class Codebook(Value):
         levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
         values = (_core.frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
-        for name, value in zip(cls.__slots__, values):
+        for name, value in zip(cls.__slots__[:-1], values, strict=True):
             object.__setattr__(self, name, value)
         return self
 
@@ -295,7 +295,7 @@ def _encode_float64(x, codebook, axis):
     codes = np.empty(x.shape, np.uint8)
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
-    for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
+    for i, (numbers, bounds) in enumerate(zip(order, thresholds, strict=True)):
         results[i] = numbers[np.searchsorted(bounds, lines[i])]
     return codes
 

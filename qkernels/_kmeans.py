@@ -447,13 +447,13 @@ def _seeds(state, data, k, rng):
     return seeds
 
 
-def _farthest(state, data, seeds, i):
-    """Fill seeds from i on if squared distances have underflowed: by the points that add most to the inertia.
+def _farthest(state, data, seeds, first):
+    """Fill seeds from `first` on if squared distances have underflowed, by the points that add most to the inertia.
 
     If every point is a seed already, they are all the first one.
     """
-    seeds[i:] = seeds[0]
-    for i in range(i, len(seeds)):
+    seeds[first:] = seeds[0]
+    for i in range(first, len(seeds)):
         state.forget()
         state.place(seeds)
         state.assign()

@@ -168,9 +168,8 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     bias = None if bias is None else as_array(bias, "bias")
     biases = None if bias is None else (_checked_bias(bias, packed.shape[1], rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
-    if is_fixed_point(rounding):
-        if not (activation is None or isinstance(activation, str) and activation == "relu"):
-            raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
+    if is_fixed_point(rounding) and not (activation is None or isinstance(activation, str) and activation == "relu"):
+        raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
     return _core.qlinear(q, params, packed, out_params, biases, activation, bounds, rounding, out)
 
 

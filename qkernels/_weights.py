@@ -163,8 +163,9 @@ class PackedMatrix(_core.Packed, Frozen):
 
     @default_mode
     def to_arrays(self):
-        """Return plain arrays that hold all of it, for safetensors, npz and the like: `from_arrays` reads them
-        anywhere.
+        """Return plain arrays that hold all of it, for safetensors, npz and the like.
+
+        `from_arrays` reads them on any machine.
 
         Returns
         -------

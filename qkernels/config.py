@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import _core
 from ._checks import integer
+from ._version import __version__
 
 
 def set_num_threads(n):
@@ -86,8 +87,6 @@ def show_config():
     in use: ...
     threads: ...
     """
-    from . import __version__
-
     print(f"qkernels {__version__}")
     print(f"compiler: {_core.compiler()}")
     print(f"instruction sets built: {', '.join(_core.built_isas())}")
