@@ -10,8 +10,8 @@ from ._core import as_array, shown
 FLOAT32 = np.dtype(np.float32)
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # 2**-126: smaller numbers are subnormal
 REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8)))
-MAX_NDIM = 64  # of NumPy's arrays
-PART = 1 << 22  # values, of which NumPy takes some tens of milliseconds
+MAX_NDIM = 64  # NumPy's arrays have no more axes
+PART = 1 << 22  # values that take NumPy some tens of milliseconds
 
 
 # ---- arrays ----

@@ -44,7 +44,7 @@ def choose_qparams(
         symmetric the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the
         optimum, not the best of a grid. For integer codes; the time grows with their number.
     importance : array that broadcasts to the shape of x, optional
-        Of method `mse`: weights of the squares, finite and not negative, of any magnitude: only ratios count.
+        Weights of the squares, for method `mse`: finite and not negative, of any magnitude: only ratios count.
 
     Returns
     -------

@@ -39,7 +39,7 @@ class Codebook(Value):
     axis : int, optional
     block_size : int, optional
         Levels (k,) only. Each block of so many values is divided by its largest magnitude first, its scale. Blocks are
-        neighbours in C order or, with `axis`, along that axis, where the last block of a line may be short.
+        neighbours in C order or, with `axis`, along that axis; the last block of a line may be short.
     vector : bool
 
     Attributes
@@ -430,4 +430,4 @@ def _checked_levels(levels, axis, block_size, vector):
     bad = ~np.isfinite(kept)
     if bad.any():
         raise ValueError(f"levels must be finite in float32, got {given[bad].flat[0]}")
-    return kept + np.float32(0)  # of zeros one is kept
+    return kept + np.float32(0)  # -0.0 becomes 0.0

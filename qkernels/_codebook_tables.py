@@ -60,7 +60,7 @@ def vector_tables_of(levels):
     return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared)
 
 
-MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks
+MAX_BUCKETS = 2048  # for each sign; fewer than 1,000 serve most codebooks
 
 
 def _buckets(thresholds):

@@ -78,7 +78,7 @@ CODE_TYPES = {
 }
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
-MAX_LEVELS = QK_MAX_LEVELS   # of a codebook
+MAX_LEVELS = QK_MAX_LEVELS   # a codebook has no more
 ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
 
 
@@ -233,7 +233,7 @@ def in_mode_of_caller(function, errors):
 SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
                ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
-CPU_DEVICES = (1, 3, 11, 13)   # of DLPack: memory of the CPU, also pinned or managed by a GPU's driver
+CPU_DEVICES = (1, 3, 11, 13)   # DLPack's numbers for the CPU's memory, also pinned or managed by a GPU's driver
 
 cdef extern from *:
     """
@@ -823,7 +823,7 @@ cdef class Packed:
     cdef qk_words words
     cdef bint is_blocked, is_half, is_words
     cdef readonly object _kept
-    cdef readonly object dtype       # of b, in native byte order
+    cdef readonly object dtype       # that of b, in native byte order
     cdef object panels, colsum, scale, zero_point, levels   # zero_point: None if all are 0
     cdef int64_t bound               # max over columns of sum |b - zero_point|
     cdef Py_ssize_t k, n, n_pad, panel_bytes
@@ -1685,7 +1685,7 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_vector_book book = levels.over(groups)
-    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
+    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # may exceed Py_ssize_t
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
@@ -1977,7 +1977,7 @@ cdef class KMeans:
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
         self.c.stride = (d + 8) // 8 * 8
-        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # of any size
+        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # may exceed Py_ssize_t
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)

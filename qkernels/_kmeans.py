@@ -48,7 +48,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
     weights : array of shape (n,), optional
         Those of the points, at least 0 and not all 0; 1 each by default.
     init : "k-means++", "random" or array of shape (k, d)
-        The place where centroids start: at points drawn in proportion to their squared distance from those before (the
+        The start of centroids: at points drawn in proportion to their squared distance from those before (the
         best of ``2 + floor(ln k)`` draws each), at different points drawn in proportion to their weights, or at the
         rows given.
     n_init : int
@@ -161,9 +161,9 @@ def _kmeans(x, k, weights, rng, settings):
 REACH = {np.float32: (-20, 40), np.float64: (-450, 450)}
 # those of the smallest magnitude, if the largest is scaled down to the end of its reach
 LEAST = {np.float32: -100, np.float64: -960}
-TINY = 2.0**-900  # of an inertia or a mean, below which terms may have underflowed
-LIGHT = 2.0**-100  # of the weight of a cluster, likewise
-LEAST_WEIGHT = 5e-324  # of a cluster that is not empty
+TINY = 2.0**-900  # an inertia or a mean below it may be of terms that have underflowed
+LIGHT = 2.0**-100  # likewise, the weight of a cluster
+LEAST_WEIGHT = 5e-324  # a cluster that is not empty has no less
 MOST_COMPARED = 2048  # centroids whose distances from one another are kept: 32 MB in float32
 
 
@@ -182,7 +182,7 @@ class _Data(NamedTuple):
     weights: np.ndarray | None  # at most 1
     given_weights: np.ndarray | None  # as they are, float64
     exponent: int
-    dtype: type  # of centroids
+    dtype: type  # that of centroids
 
 
 def _points(x, init):

@@ -37,9 +37,11 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     KMeansResult
         centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values
         of positive weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their
-        last. labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two;
-        where rounding a centroid makes two as near, the cluster of the optimum. inertia : float, or float64 array of
-        the shape of x without `axis`. The optimum rounded to float64: infinite or 0 if that is beyond its range.
+        last.
+        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; if
+        rounding a centroid makes two as near, the cluster of the optimum.
+        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or
+        0 if that is beyond its range.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
     if axis is None:
         k = min(k, 2**31)  # more than there are values
-    elif k >= 2**31:  # of each line, so many centroids are returned
+    elif k >= 2**31:  # each line gets so many centroids
         raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
@@ -164,7 +166,7 @@ def for_each(function, blocks):
     try:
         for done in [pool.submit(default_mode(function), block, stop) for block in blocks]:
             done.result()
-    finally:  # of a signal or an error, too: no thread goes on
+    finally:  # after a signal or an error, too: no thread goes on
         stop.now()
         pool.shutdown(cancel_futures=True)
 
