@@ -5,8 +5,8 @@ import sys
 from functools import cache
 
 import bitsandbytes.functional
-import gguf
 import faiss
+import gguf
 import numkong
 import numpy as np
 import onnxruntime

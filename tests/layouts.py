@@ -22,8 +22,8 @@ def bits(x):
 
 
 class Raising:
-    """The names of qkernels. Whatever NumPy would report raises in their calls, though not in a test that uses them: for tests whose own
-    references underflow."""
+    """The names of qkernels. Whatever NumPy would report raises in their calls, though not in a test that uses them:
+    for tests whose own references underflow."""
 
     def __init__(self, named=qkernels):
         self.named = named
@@ -39,8 +39,8 @@ class Raising:
 
 @np.errstate(all="ignore")
 def fused(a, b, c):
-    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
-    the second rounding (Boldo and Melquiond, 2008)."""
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what
+    decides the second rounding (Boldo and Melquiond, 2008)."""
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
     part = total - product
