@@ -14,8 +14,8 @@ def code_range(dtype):
 
 
 def random_codes(rng, shape, dtype, largest=2**15):
-    """Return codes of at most that magnitude, a third of which are at the ends of the range, where a kernel that saturates
-    would be wrong."""
+    """Return codes of at most that magnitude, a third of which are at the ends of the range, where a kernel that
+    saturates would be wrong."""
     low, high = np.clip(code_range(dtype), -largest, largest)
     ends = rng.choice([low, high], shape)
     codes = np.where(rng.random(shape) < 1 / 3, ends, rng.integers(low, high + 1, shape))
@@ -60,8 +60,8 @@ def bits(x):
 
 
 class Raising:
-    """The names of qkernels. Whatever NumPy would report raises in their calls, though not in a test that uses them: for tests whose own
-    references underflow."""
+    """The names of qkernels. Whatever NumPy would report raises in their calls, though not in a test that uses them:
+    for tests whose own references underflow."""
 
     def __init__(self, named=qkernels):
         self.named = named
@@ -77,8 +77,8 @@ class Raising:
 
 @np.errstate(all="ignore")
 def fused(a, b, c):
-    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what decides
-    the second rounding (Boldo and Melquiond, 2008)."""
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what
+    decides the second rounding (Boldo and Melquiond, 2008)."""
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
     total = product + c
     part = total - product

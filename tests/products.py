@@ -1,5 +1,5 @@
-"""The kinds of weights, each with `linear` by NumPy, one operation after the other, by the formulas of docs/numerics.md; and integer
-products by NumPy."""
+"""The kinds of weights, each with `linear` by NumPy, one operation after the other, by the formulas of
+docs/numerics.md; and integer products by NumPy."""
 
 import math
 from collections import namedtuple
@@ -64,8 +64,8 @@ class Weights(namedtuple("Weights", "kind b params scales")):
 class Kind:
     """8 bits with one scale for all or for each column: numerics 8. The other kinds differ from it.
 
-    dtypes: of the codes. shared: what shares a scale, None for all, "column", or a number of rows of a column. some: (dtype, shared)
-    for laws that are tested at few. lefts: dtypes of what matmul multiplies such weights by."""
+    dtypes: of the codes. shared: what shares a scale, None for all, "column", or a number of rows of a column. some:
+    (dtype, shared) for laws that are tested at few. lefts: dtypes of what matmul multiplies such weights by."""
 
     dtypes, shared = ("int8", "uint8"), (None, "column")
     some = ("int8", "column"), ("uint8", "column"), ("int8", None)
@@ -180,7 +180,8 @@ class Halves(Kind):
 
     @np.errstate(all="ignore")
     def make(self, rng, k, n, dtype, shared=None, zeros=None, half=False):
-        """Return normal weights, and a tenth of any finite bits that leave sums finite: subnormal numbers among them."""
+        """Return normal weights, and a tenth of any finite bits that leave sums finite: subnormal numbers among
+        them."""
         w, some = rng.normal(0, 1, (k, n)), every_finite(dtype)
         some = some[np.abs(some.astype(np.float32)) < 2**15].astype(np.float64)
         w = np.where(rng.random((k, n)) < 0.1, rng.choice(some, (k, n)), w)

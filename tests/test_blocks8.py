@@ -1,5 +1,5 @@
-"""What is particular to 8-bit weights with a scale for each block of rows (docs/numerics.md, section 12); and GGUF's blocks on their
-way into a product."""
+"""What is particular to 8-bit weights with a scale for each block of rows (docs/numerics.md, section 12); and GGUF's
+blocks on their way into a product."""
 
 import numpy as np
 import pytest

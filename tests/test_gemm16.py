@@ -1,4 +1,5 @@
-"""What is particular to weights of 16 bits: float16 and bfloat16 in `linear` (docs/numerics.md, section 16), and int16 (section 17)."""
+"""What is particular to weights of 16 bits: float16 and bfloat16 in `linear` (docs/numerics.md, section 16), and int16
+(section 17)."""
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,8 @@ every_half = pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(ml
 
 @every_half
 def test_each_finite_weight(dtype, isas):
-    """All 65,536 bit patterns but NaN and infinity, subnormal numbers and zeros of both signs included, are widened exactly."""
+    """All 65,536 bit patterns but NaN and infinity, subnormal numbers and zeros of both signs included, are widened
+    exactly."""
     values = every_finite(dtype)
     for shape in [(1, -1), (8, -1)]:  # in rows of a panel and in all places of it
         w = values.reshape(shape)

@@ -1,5 +1,5 @@
-"""linear with each kind of weights against NumPy, bit for bit by the formulas of docs/numerics.md, sections 8, 12, 16 and 17; on
-every instruction set, at 1, 2 and 3 threads."""
+"""linear with each kind of weights against NumPy, bit for bit by the formulas of docs/numerics.md, sections 8, 12, 16
+and 17; on every instruction set, at 1, 2 and 3 threads."""
 
 import ml_dtypes
 import numpy as np
@@ -199,8 +199,8 @@ def test_linear_takes_every_float(dtype, isas):
     ("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)]
 )
 def test_activations_are_near_the_functions(activation, absolute, relative, isas):
-    """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be off by,
-    beside the half unit in the last place that rounding takes."""
+    """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be
+    off by, beside the half unit in the last place that rounding takes."""
     rng = np.random.default_rng(0)
     bias = np.concatenate(
         [

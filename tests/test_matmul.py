@@ -1,4 +1,5 @@
-"""matmul of 8 bits and of int16 against NumPy in wider types, exactly; on every instruction set, at 1, 2 and 3 threads."""
+"""matmul of 8 bits and of int16 against NumPy in wider types, exactly; on every instruction set, at 1, 2 and 3
+threads."""
 
 import numpy as np
 import pytest
@@ -51,7 +52,8 @@ def test_matmul(variants, pairs, data, layout, layout_of_b, with_out):
 @every_pair
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 63, 64, 65, 1031, 33_025, 65_793, 70_000])
 def test_matmul_worst_cases(a_dtype, b_dtype, k, isas):
-    """Every factor at an end of its range, with zero points at the ends too. Beyond int32 sums wrap, as ONNX MatMulInteger's."""
+    """Every factor at an end of its range, with zero points at the ends too. Beyond int32 sums wrap, as ONNX
+    MatMulInteger's."""
     for isa in isas():
         for left in code_range(a_dtype):
             for right in code_range(b_dtype):
@@ -276,7 +278,8 @@ def extreme_rows(b, column):
 @pytest.mark.parametrize("signs", ["++++", "----", "+-+-", "++--", "+---"])
 @pytest.mark.parametrize("rows", [(0, 1, 4, 5), (2, 3, 6, 7), (0, 1, 6, 7)])
 def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isas):
-    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are light. Even and uneven parts."""
+    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are light. Even and
+    uneven parts."""
     for parts in (
         [total // 4 + (i < total % 4) for i in range(4)],
         np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)]),
@@ -342,7 +345,8 @@ def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, i
 @settings(max_examples=60)
 @given(st.data())
 def test_heavy_weights_take_the_slow_path(isas, data):
-    """Weights most of whose sums of four magnitudes exceed 256 are packed without an order of k; lighter ones with it. Both are exact."""
+    """Weights most of whose sums of four magnitudes exceed 256 are packed without an order of k; lighter ones with it.
+    Both are exact."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     k, n, size = data.draw(st.integers(32, 160)), data.draw(st.integers(32, 80)), data.draw(st.integers(1, 127))
     b = (size * rng.choice([-1, 1], (k, n))).astype(np.int8)
@@ -360,7 +364,8 @@ def test_heavy_weights_take_the_slow_path(isas, data):
 
 @pytest.mark.parametrize("k", [1, 2, 3, 255, 256, 257, 510, 511, 512, 1023, 70_000])
 def test_int16_worst_cases(k, isas):
-    """Every code at an end of the range, where a sum of 32 bits would overflow first; object arrays have integers of any size."""
+    """Every code at an end of the range, where a sum of 32 bits would overflow first; object arrays have integers of
+    any size."""
     ends = [-32768, -32767, 32767]
     for left in ends:
         for right in ends:

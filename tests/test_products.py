@@ -1,4 +1,5 @@
-"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads and processes."""
+"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads and
+processes."""
 
 import math
 import os

@@ -1,5 +1,5 @@
-"""qlinear against NumPy, bit for bit by the formulas of docs/numerics.md, sections 7 and 8; on every instruction set, at 1, 2 and 3
-threads; and the weights that it refuses, since their sums could overflow."""
+"""qlinear against NumPy, bit for bit by the formulas of docs/numerics.md, sections 7 and 8; on every instruction set,
+at 1, 2 and 3 threads; and the weights that it refuses, since their sums could overflow."""
 
 import math
 
@@ -166,7 +166,8 @@ def long_columns(draw):
 @settings(max_examples=30)
 @given(long_columns())
 def test_weights_are_accepted_only_where_no_input_can_overflow(isas, example):
-    """Of weights that are accepted, the row that makes the largest sum, and that which makes the smallest, are exact."""
+    """Of weights that are accepted, the row that makes the largest sum, and that which makes the smallest, are
+    exact."""
     b, b_dtype, b_zero_point, a_dtype, a_zero_point, largest = example
     distances = b.astype(np.int64) - b_zero_point
     bound = int(np.abs(distances).sum(axis=0).max()) * largest
