@@ -1,7 +1,7 @@
 """docs/performance.md from the results of the benchmarks: python bench/performance.py [--measure]
 
 `--measure` runs everything first, in about half an hour, and keeps the results in bench/results: the suites on the best
-instruction set of this CPU, on AVX2, and on two threads, the MiniLM example, and its error against bits. Without it the tables
+instruction set of this CPU, on AVX2, and on two threads, MiniLM, and its error against bits. Without it the tables
 are made of what is there.
 """
 
@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import error_against_bits
 import roofline
+from minilm import error_against_bits
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -62,21 +62,9 @@ def measure():
         path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", ROOT / "bench", "-q", "--report", path, *arguments]
         subprocess.run(command, env=os.environ | environment, cwd=ROOT, check=True)
-    example = ROOT / "examples" / "minilm.py"
-    subprocess.run(
-        [
-            sys.executable,
-            example,
-            "--variants",
-            "all",
-            "--output",
-            ROOT / "docs" / "minilm.png",
-            "--json",
-            RESULTS / "minilm.json",
-        ],
-        check=True,
-    )
-    subprocess.run([sys.executable, ROOT / "bench" / "error_against_bits.py"], check=True)
+    options = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
+    for module in ["bench.minilm", *options], ["bench.minilm.error_against_bits"]:
+        subprocess.run([sys.executable, "-m", *module], cwd=ROOT, check=True)
 
 
 # ---- tables ----
@@ -116,7 +104,7 @@ def minilm_section(report):
     ]
     title = ". ".join(report["title"].split("\n"))
     return (
-        f"## MiniLM\n\n{title}. {report.get('note', '')} Made by `python examples/minilm.py --variants all`.\n\n"
+        f"## MiniLM\n\n{title}. {report.get('note', '')} Made by `python -m bench.minilm --variants all`.\n\n"
         f"{table(headings, rows)}\n![Size, speed and quality](minilm.png)\n"
     )
 

@@ -202,7 +202,7 @@ cdef void leave_default() noexcept:
 
 
 def _quiet_errors():
-    """Return NumPy's context variable for what np.errstate sets, and its value for all="ignore"; None if it has none."""
+    """Return NumPy's context variable for what np.errstate sets, and its value for all="ignore"; None without one."""
     with np.errstate(all="ignore"):
         context = contextvars.copy_context()
     return next(((var, state) for var, state in context.items() if var.name == "numpy.ufunc.extobj"), None)

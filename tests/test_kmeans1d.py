@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import Raising
+from common import Raising
 from numpy.testing import assert_allclose, assert_array_equal
 
 qk = Raising()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import bits, read_only, unaligned
+from common import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk

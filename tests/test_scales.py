@@ -5,7 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from layouts import Raising, bits
+from common import Raising, bits
 from numpy.testing import assert_allclose, assert_array_equal
 
 qk = Raising()
