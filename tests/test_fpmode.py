@@ -558,7 +558,9 @@ WITHOUT_FLOATS = re.compile(
 def test_functions_of_the_c_interface_begin_with_the_default_mode():
     sources = "\n".join(path.read_text() for path in (HERE.parent / "csrc").rglob("*.c"))
     declared = set(
-        re.findall(r"\b(qk_\w+)\(", re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/include/qkernels.h").read_text(), flags=re.S))
+        re.findall(
+            r"\b(qk_\w+)\(", re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/include/qkernels.h").read_text(), flags=re.S)
+        )
     )
     assert len(declared) > 50
     for name in declared:
