@@ -9,6 +9,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
+import contextvars
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
+from cpython.contextvars cimport PyContextVar_Reset, PyContextVar_Set
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
@@ -75,9 +77,16 @@ CODE_TYPES = {
     np.dtype(ml_dtypes.int4): QK_I4, np.dtype(ml_dtypes.uint4): QK_U4, np.dtype(ml_dtypes.int2): QK_I2,
     np.dtype(ml_dtypes.uint2): QK_U2,
 }
+CODE_NAMES = {dtype.name: dtype for dtype in CODE_TYPES}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
 ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
+
+
+# Releasing the GIL, and having it back, costs as much as work on so many values, or so many products: below they keep it.
+cdef enum:
+    BRIEF = 1 << 13
+    BRIEF_PRODUCT = 1 << 18
 
 
 # ---- instruction sets and threads ----
@@ -190,6 +199,29 @@ cdef void leave_default() noexcept:
     qk_leave_mode(qk_calls.of_caller)
 
 
+def _quiet_errors():
+    """The context variable in which NumPy keeps what np.errstate sets, and its value for all="ignore"; None of a NumPy without."""
+    with np.errstate(all="ignore"):
+        context = contextvars.copy_context()
+    return next(((var, state) for var, state in context.items() if var.name == "numpy.ufunc.extobj"), None)
+
+
+# np.errstate costs more than the rest of a call with few values.
+cdef object quiet_errors = _quiet_errors()
+
+
+cdef call_quietly(function, tuple args, dict kwargs):
+    """The function, under np.errstate(all="ignore")."""
+    if quiet_errors is None:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+    token = PyContextVar_Set(quiet_errors[0], quiet_errors[1])
+    try:
+        return function(*args, **kwargs)
+    finally:
+        PyContextVar_Reset(quiet_errors[0], token)
+
+
 def in_default_mode(function):
     """The function, in the default mode and without NumPy's warnings. (In Python, Ctrl-C could come between entering and `try`.)"""
     def call(*args, **kwargs):
@@ -197,8 +229,7 @@ def in_default_mode(function):
             return function(*args, **kwargs)
         enter_default()
         try:
-            with np.errstate(all="ignore"):
-                return function(*args, **kwargs)
+            return call_quietly(function, args, kwargs)
         finally:
             leave_default()
     return call
@@ -225,6 +256,7 @@ def in_mode_of_caller(function, errors):
 SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
                ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
+PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
 CPU_DEVICES = (1, 3, 11, 13)   # of DLPack: memory of the CPU, also pinned or managed by a GPU's driver
 
 cdef extern from *:
@@ -303,6 +335,8 @@ def base_array(x):
 def read_array(x):
     """x, which is no plain ndarray, as one, by the first way that it offers: what its methods raise comes through."""
     kind = type(x)
+    if kind in PLAIN_TYPES:
+        return base_array(np.asanyarray(x))
     if is_tensor(x):
         return array_of_tensor(x)
     if hasattr(kind, "__dlpack__") and not any(hasattr(kind, name) for name in
@@ -348,6 +382,8 @@ cdef int float_type(cnp.ndarray x, name) except -1:
 
 def named_dtype(dtype):
     """The NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by; None where there is none."""
+    if type(dtype) is str and dtype in CODE_NAMES:
+        return CODE_NAMES[dtype]
     if type(dtype).__module__ == "torch":
         dtype = str(dtype)
     if isinstance(dtype, str):
@@ -406,7 +442,8 @@ cdef cnp.ndarray contiguous(cnp.ndarray x):
 
 def contiguous_reals(x, dtype):
     """x as an aligned C-contiguous array of a float type: itself, or a copy."""
-    return np.require(contiguous(x), dtype, "CA")
+    a = contiguous(x)
+    return a if a.dtype == dtype else a.astype(dtype)
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
@@ -593,8 +630,11 @@ def quantize(x, params, rounding, out):
         refuse_overlap(q, given, "x")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(q)
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_quantize(source, from_, target, to.storage, &p, how)
+    else:
+        with nogil:
+            qk_quantize(source, from_, target, to.storage, &p, how)
     return q if out is None else out
 
 
@@ -619,8 +659,11 @@ def dequantize(q, params, dtype, out):
         refuse_overlap(y, given, "q")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(y)
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_dequantize(source, from_, target, to, &p)
+    else:
+        with nogil:
+            qk_dequantize(source, from_, target, to, &p)
     return y if out is None else out
 
 
@@ -636,8 +679,11 @@ def fake_quantize(x, params, out):
     cdef void *target = cnp.PyArray_DATA(y)
     if out is not None and source != target:
         refuse_overlap(y, given, "x")
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_fake_quantize(source, target, type, &p)
+    else:
+        with nogil:
+            qk_fake_quantize(source, target, type, &p)
     return y if out is None else out
 
 
@@ -753,8 +799,11 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
     cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
     cdef const int32_t *b = <const int32_t *>cnp.PyArray_DATA(bias)
     cdef void *target = cnp.PyArray_DATA(q)
-    with nogil:
+    if rows * cols <= BRIEF:
         qk_requantize(source, b, target, to.storage, rows, cols, &r)
+    else:
+        with nogil:
+            qk_requantize(source, b, target, to.storage, rows, cols, &r)
     return q if out is None else out
 
 
@@ -820,8 +869,11 @@ cdef class Packed:
         if params is not None:
             zero_point = self.keep_columns(params)
             zero = <const int32_t *>cnp.PyArray_DATA(zero_point)
-        with nogil:
+        if self.panel_bytes <= BRIEF:
             self.bound = qk_gemm8_pack(&self.c, data, row_stride, col_stride, zero)
+        else:
+            with nogil:
+                self.bound = qk_gemm8_pack(&self.c, data, row_stride, col_stride, zero)
 
     cdef cnp.ndarray keep_columns(self, Params params):
         """Scales and zero points of columns, padded to whole panels: returns the latter."""
@@ -923,7 +975,8 @@ cdef class Packed:
         """Memory for `size` bytes of panels of n_pad columns, aligned to 64."""
         if max(size, n_pad) > <size_t>PY_SSIZE_T_MAX - 63:
             raise MemoryError(f"no memory for packed weights of shape {self.shape}")
-        cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
+        cdef cnp.npy_intp length = <cnp.npy_intp>size + 63
+        cdef cnp.ndarray buffer = cnp.PyArray_EMPTY(1, &length, cnp.NPY_UINT8, 0)
         self.panels, self.panel_bytes, self.n_pad = buffer, <Py_ssize_t>size, <Py_ssize_t>n_pad
         return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
 
@@ -1030,15 +1083,40 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
 
 cdef int run(qk_rows *source, qk_gemm8_weights *b, qk_epilogue *epilogue, object x) except -1:
     cdef int status
-    with nogil:
+    if source.m * b.k_pad * b.n_pad <= BRIEF_PRODUCT:
         status = qk_gemm8(source, b, epilogue)
+    else:
+        with nogil:
+            status = qk_gemm8(source, b, epilogue)
     return check_status(status, x)
 
 
 cdef int run_gemm16(qk_rows *source, qk_gemm16_weights *b, qk_epilogue *epilogue, object x) except -1:
     cdef int status
-    with nogil:
+    if source.m * b.k * b.n_pad <= BRIEF_PRODUCT:
         status = qk_gemm16(source, b, epilogue)
+    else:
+        with nogil:
+            status = qk_gemm16(source, b, epilogue)
+    return check_status(status, x)
+
+
+cdef int linear_of(const qk_rows *source, const qk_gemm4_weights *gemm4, const qk_gemmf16_weights *gemmf16, const qk_epilogue *epilogue) except -3 nogil:
+    """Multiply rows of floats by the weights that are not NULL."""
+    if gemmf16 != NULL:
+        return qk_gemmf16_linear(<const float *>source.a, source.row_stride, source.m, gemmf16, epilogue)
+    return qk_gemm4_linear(<const float *>source.a, source.row_stride, source.m, gemm4, epilogue)
+
+
+cdef int run_floats(const qk_rows *source, Packed b, const qk_epilogue *epilogue, object x) except -1:
+    cdef const qk_gemm4_weights *gemm4 = &b.gemm4 if b.is_gemm4 else NULL
+    cdef const qk_gemmf16_weights *gemmf16 = &b.gemmf16 if b.is_gemmf16 else NULL
+    cdef int status
+    if source.m * <size_t>b.k * <size_t>b.n_pad <= BRIEF_PRODUCT:
+        status = linear_of(left, gemm4, gemmf16, epilogue)
+    else:
+        with nogil:
+            status = linear_of(left, gemm4, gemmf16, epilogue)
     return check_status(status, x)
 
 
@@ -1147,8 +1225,11 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
         fill_steps(bz, 1, 4, &p, p.b_zero_step)
     p.out = <int32_t *>cnp.PyArray_DATA(c)
     cdef int status
-    with nogil:
+    if cnp.PyArray_SIZE(c) <= BRIEF_PRODUCT // (k + 1):
         status = qk_gemm8_batch(&p)
+    else:
+        with nogil:
+            status = qk_gemm8_batch(&p)
     check_status(status, a)
     return c if out is None else out
 
@@ -1297,6 +1378,8 @@ cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_
     cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
         n, rows = rows * cols, 1
+    if rows == 1 and n <= BRIEF:
+        return qk_minmax(<const float *>x, n, &lo, &hi)
     while first < rows:
         with nogil:
             for i in range(first, min(first + 65536, rows)):
@@ -1378,14 +1461,8 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
         raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.gemm4.block} rows, at most {most_rows(b)} are possible")
     if out is not None and not rows_are_finite(source.a, source.m, <size_t>b.k, source.row_stride):
         raise_not_finite(x)
-    cdef int status
     if b.is_gemm4 or b.is_gemmf16:
-        with nogil:
-            if b.is_gemmf16:
-                status = qk_gemmf16_linear(<const float *>source.a, source.row_stride, source.m, &b.gemmf16, &epilogue)
-            else:
-                status = qk_gemm4_linear(<const float *>source.a, source.row_stride, source.m, &b.gemm4, &epilogue)
-        check_status(status, x)
+        run_floats(&source, b, &epilogue, x)
         return y if out is None else out
     source.type = QK_FLOATS
     epilogue.type = QK_TO_FLOAT
@@ -1564,13 +1641,15 @@ def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block,
 
 cdef class VectorLevels:
     """The tables of a Codebook of vectors (_codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
-    (1 or m, d, k), scaled (1 or m, k + 1, d)."""
+    (1 or m, d, k), scaled (1 or m, k + 1, d). Values are multiplied by 2**shift before they are compared with these; None: by 1."""
 
     cdef qk_pq_book c
     cdef object arrays
+    cdef readonly object shift
 
-    def __cinit__(self, cnp.ndarray levels, cnp.ndarray columns, cnp.ndarray scaled, bint shared):
+    def __cinit__(self, cnp.ndarray levels, cnp.ndarray columns, cnp.ndarray scaled, bint shared, shift):
         self.arrays = levels, columns, scaled
+        self.shift = shift
         self.c.shared = shared
         self.c.k, self.c.d = <size_t>cnp.PyArray_DIM(levels, 1), <size_t>cnp.PyArray_DIM(levels, 2)
         self.c.levels = <const float *>cnp.PyArray_DATA(levels)
@@ -1766,8 +1845,11 @@ def layer_norm(x, weight, bias, double eps, residual, out):
     cdef const float *scale = <const float *>cnp.PyArray_DATA(w)
     cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
     cdef float *to = <float *>cnp.PyArray_DATA(y)
-    with nogil:
+    if rows * <size_t>n <= BRIEF:
         qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
+    else:
+        with nogil:
+            qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
     return y if out is None else out
 
 
@@ -1814,7 +1896,7 @@ def attention(q, k, v, heads, starts, scale, out):
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
     if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
+    cdef cnp.ndarray bounds = sequence_starts(np.array((0, tokens)) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
     if out is not None:
         for name, a, stride in (("q", qa, args.q_stride), ("k", ka, args.k_stride), ("v", va, args.v_stride)):
@@ -1832,8 +1914,11 @@ def attention(q, k, v, heads, starts, scale, out):
     args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
     args.scale = factor
     cdef int status
-    with nogil:
+    if tokens * tokens <= BRIEF_PRODUCT // (width + 1):
         status = qk_attention(&args)
+    else:
+        with nogil:
+            status = qk_attention(&args)
     if status == -1:
         raise MemoryError("no memory for the codes of a sequence")
     if status == -2:
