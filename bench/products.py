@@ -25,18 +25,18 @@ def named(shape):
     return "x".join(map(str, shape))
 
 
-def race_product(race, isa, case, shape, *, ours, peers, check, inputs, weight_bytes, out, cold=False):
-    """The race of a product of arrays: `inputs` and `out` are moved once, and so are the weights, from memory where they are cold."""
+def race_product(race, isa, case, shape, ours, peers, check, inputs, weight_bytes, out, cold=False):
+    """Race products of arrays: `inputs`, `out` and the weights are moved once, cold ones from memory."""
     m, n, k = shape
     read, written = sum(a.nbytes for a in inputs) + weight_bytes, out.nbytes
     limits = product_limits(isa, m * n * k, read, written)
     if cold and len(limits) > 1:
         limits = [*limits[:-1], reading(COLD_BYTES, weight_bytes)]
-    race(case, work=m * n * k, unit="GMAC/s", ours=ours, peers=peers, check=check, limits=limits, moved=read + written)
+    race(case, ours, peers, check, m * n * k, "GMAC/s", limits, read + written)
 
 
 def product_limits(isa, macs, read, written):
-    """None where no peak is known: a stream alone would say too little. The stream has one thread."""
+    """Return none if no peak is known: a stream alone would say too little. The stream has one thread."""
     peak = multiplying(isa, macs, peers.threads)
     return peak and [*peak, moving(read, written)] if peers.threads == 1 else peak
 
