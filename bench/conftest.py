@@ -4,6 +4,7 @@ the instruction set of QKERNELS_ISA where it can be."""
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def pytest_addoption(parser):
     parser.addoption("--answer", metavar="READ,WRITE", help="of bench/compare.py: pipes through which to time cases")
 
 
-ISA, ROWS = pytest.StashKey(), pytest.StashKey()
+ROWS = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,7 +66,7 @@ def pytest_configure(config):
     config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON has them all
     config.addinivalue_line("filterwarnings", "ignore::sklearn.exceptions.ConvergenceWarning")
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
-    config.addinivalue_line("filterwarnings", "ignore:Benchmark machine_info is different")  # peaks always are
+    warnings.filterwarnings("ignore", "Benchmark machine_info is different")  # peaks always are
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,6 @@ def isa(request):
     racing.gauge = limits.gauge(peers.isa)
     if racing.gauge:
         racing.gauge.turns = [racing.timed_turn(racing.gauge) for _ in range(100)]
-    request.config.stash[ISA] = peers.isa
     return peers.isa
 
 
@@ -120,10 +120,10 @@ def race(benchmark, isa, request):
     return check_and_run
 
 
-def pytest_benchmark_generate_machine_info(config):
+def pytest_benchmark_generate_machine_info():
     from report import machine_info
 
-    return machine_info(config.stash[ISA], THREADS)
+    return machine_info(THREADS)
 
 
 def pytest_benchmark_update_json(config, output_json):
@@ -136,4 +136,4 @@ def pytest_terminal_summary(config):
     if rows := config.stash[ROWS]:
         from report import machine_info, print_report
 
-        print_report(machine_info(config.stash[ISA], THREADS) | {"rows": {row["case"]: row for row in rows}})
+        print_report(machine_info(THREADS) | {"rows": {row["case"]: row for row in rows}})

@@ -40,13 +40,15 @@ def extra_info(work, unit, moved, peak, limits, peers):
     }
 
 
-def machine_info(isa, threads):
+def machine_info(threads):
     from limits import bandwidths, peaks
+
+    from qkernels import _core
 
     return {
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "isa": isa,
+        "isa": _core.get_isa(),
         "threads": threads,
         "libraries": {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"},
         "peaks": peaks(),
