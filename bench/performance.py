@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import error_against_bits
 import report
 import roofline
+from minilm import error_against_bits
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -64,9 +64,9 @@ def measure():
         path = RESULTS / f"{name}.json"
         run("-m", "pytest", "bench", "-q", f"--benchmark-json={path}", *arguments, **environment)
         report.save(path, report.load(path))
-    minilm = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
-    run(ROOT / "examples" / "minilm.py", *minilm)
-    run(ROOT / "bench" / "error_against_bits.py")
+    options = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
+    run("-m", "bench.minilm", *options)
+    run("-m", "bench.minilm.error_against_bits")
 
 
 # ---- sections ----
@@ -90,7 +90,7 @@ def minilm_section(results):
         for r in results["results"]
     ]
     title = ". ".join(results["title"].split("\n"))
-    text = f"{title}. {results.get('note', '')} Made by `python examples/minilm.py --variants all`."
+    text = f"{title}. {results.get('note', '')} Made by `python -m bench.minilm --variants all`."
     table = report.as_markdown("MiniLM", [*headings, "cosine to float32"], rows, text)
     return f"{table}\n![Size, speed and quality](minilm.png)\n"
 

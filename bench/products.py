@@ -1,9 +1,7 @@
 """What the suites of products share: shapes, limits and the race itself. Shapes are M x N x K."""
 
-import importlib.util
 from functools import cache
 from itertools import cycle
-from pathlib import Path
 
 import peers
 from limits import moving, multiplying, reading
@@ -17,8 +15,6 @@ THREADED = [CUBES[0], *CUBES[3:], *LAYERS[1:3], (8, 4096, 4096), (1, 4096, 4096)
 CODES = {"uint8": "u8", "int8": "s8"}
 
 COLD_BYTES = 2**30  # of weights in turn: more than caches hold
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm.py"
 
 
 def named(shape):
@@ -50,8 +46,7 @@ def in_turn(calls):
 @cache
 def minilm_layer(name):
     """float32 weights (K, N) of a dense layer of MiniLM, which the example downloads."""
-    spec = importlib.util.spec_from_file_location("minilm", EXAMPLE)
-    minilm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(minilm)
-    weights, _, _ = minilm.load_model(minilm.download(minilm.CACHE))
+    from minilm import example
+
+    weights, _, _ = example.load_model()
     return weights[f"encoder.layer.2.{name}.weight"].T
