@@ -64,7 +64,7 @@ def pytest_configure(config):
     config.stash[ROWS] = []
     config.option.benchmark_timer = "race.replay"
     config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON has them all
-    config.addinivalue_line("filterwarnings", "ignore::sklearn.exceptions.ConvergenceWarning")
+    config.addinivalue_line("filterwarnings", "ignore:Number of distinct clusters")
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
     warnings.filterwarnings("ignore", "Benchmark machine_info is different")  # peaks always are
 

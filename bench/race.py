@@ -9,7 +9,7 @@ it runs again.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 
@@ -18,6 +18,7 @@ MIN_ROUNDS, MAX_ROUNDS = 24, 400
 FEW_ROUNDS, LONG_ROUND = 5, 0.1  # rounds that take longer are fewer
 PATIENCE = 5 * WINDOW  # a contender whose turn takes longer sits out rounds in proportion
 DISTURBED, ATTEMPTS = 0.9, 3  # of the known peak; races of a case at most
+PAUSE = 5.0  # seconds to wait at most until a disturbed machine is itself again
 
 EXACT, CLOSE, WRONG, CRASHED, MISSING = "", "~", "wrong", "crashed", "missing"
 
@@ -78,15 +79,27 @@ def plan(contenders):
 def run_race(ours, others):
     """Time the contenders; return the peak meanwhile, in GMAC/s, or None on a CPU of which it is not known."""
     runners = [c for c in [ours, *others] if c.call and c.note in (EXACT, CLOSE)]
-    known = min(gauge.turns) if gauge else None
-    peak = Contender("peak", gauge.call, scale=gauge.scale) if gauge else None
+    if gauge is None:
+        return take_turns(runners)
+    peak = Contender("peak", gauge.call, scale=gauge.scale)
     for _ in range(ATTEMPTS):
-        take_turns(runners + [peak] * bool(peak))
-        if not peak or min(peak.turns) * DISTURBED <= known:
+        take_turns([*runners, peak])
+        if not is_disturbed(min(peak.turns)):
             break
-    if peak:
-        gauge.turns.append(min(peak.turns))
-    return peak and 1 / peak.seconds
+        wait_for_quiet()
+    gauge.turns.append(min(peak.turns))
+    return 1 / peak.seconds
+
+
+def is_disturbed(seconds):
+    """Return if a call of the gauge took longer than on an undisturbed machine."""
+    return seconds * DISTURBED > min(gauge.turns)
+
+
+def wait_for_quiet():
+    end = perf_counter() + PAUSE
+    while perf_counter() < end and is_disturbed(timed_turn(gauge)):
+        sleep(0.1)
 
 
 def take_turns(contenders):
