@@ -5,7 +5,6 @@ from itertools import cycle
 
 import peers
 from limits import moving, multiplying, reading
-from minilm import example
 
 CUBES = [(n, n, n) for n in (64, 128, 256, 512, 1024, 2048)]
 LAYERS = [(128, 384, 384), (128, 1536, 384), (128, 384, 1536), (256, 3072, 768), (32, 4096, 4096), (8, 4096, 4096)]
@@ -22,18 +21,18 @@ def named(shape):
     return "x".join(map(str, shape))
 
 
-def race_product(race, isa, case, shape, *, ours, peers, check, inputs, weight_bytes, out, cold=False):
-    """The race of a product of arrays: `inputs` and `out` are moved once, and so are the weights, from memory where they are cold."""
+def race_product(race, isa, case, shape, ours, peers, check, inputs, weight_bytes, out, cold=False):
+    """Race products of arrays: `inputs`, `out` and the weights are moved once, cold ones from memory."""
     m, n, k = shape
     read, written = sum(a.nbytes for a in inputs) + weight_bytes, out.nbytes
     limits = product_limits(isa, m * n * k, read, written)
     if cold and len(limits) > 1:
         limits = [*limits[:-1], reading(COLD_BYTES, weight_bytes)]
-    race(case, work=m * n * k, unit="GMAC/s", ours=ours, peers=peers, check=check, limits=limits, moved=read + written)
+    race(case, ours, peers, check, m * n * k, "GMAC/s", limits, read + written)
 
 
 def product_limits(isa, macs, read, written):
-    """None where no peak is known: a stream alone would say too little. The stream has one thread."""
+    """Return none if no peak is known: a stream alone would say too little. The stream has one thread."""
     peak = multiplying(isa, macs, peers.threads)
     return peak and [*peak, moving(read, written)] if peers.threads == 1 else peak
 
@@ -47,5 +46,7 @@ def in_turn(calls):
 @cache
 def minilm_layer(name):
     """float32 weights (K, N) of a dense layer of MiniLM, which the example downloads."""
+    from minilm import example
+
     weights, _, _ = example.load_model()
     return weights[f"encoder.layer.2.{name}.weight"].T
