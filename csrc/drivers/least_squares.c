@@ -7,7 +7,7 @@
 
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
-#include "include/qkernels.h"
+#include "drivers/drivers.h"
 #include "runtime/sizes.h"
 
 static const double NEGLIGIBLE = 0x1p-48; /* of sum w x^2: what rounding a scale to float32 may cost */
