@@ -142,6 +142,8 @@ static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
     }
 }
 
+enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
+
 struct qk_kernels {
     const char *name;
 
@@ -266,6 +268,10 @@ struct qk_kernels {
                                  double *nearest, double *tile, double *lanes, double *potential);
 
     qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
+
+    /* Scales of least squares (numerics 18): sum w r^2, sum w c r and sum w c^2 of n magnitudes y, a multiple of
+     * QK_ROUNDED_LANES, with the codes c = min(y / scale, limit), rounded, and r = y - scale * c. */
+    void (*rounded_sums)(const double *y, const double *w, const double *limit, size_t n, double scale, double *sums);
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of
      * codes; the same of search_lanes queries, one a lane. */

@@ -999,6 +999,7 @@ typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias)
 typedef int64_t indices8 __attribute__((vector_size(64), aligned(8), may_alias));
 
 static inline __m512 multiply_add_f32(__m512 x, __m512 sum) { return _mm512_fmadd_ps(x, x, sum); }
+static inline __m512d smaller_f64(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
 static inline __m512d multiply_add_f64(__m512d x, __m512d sum) { return _mm512_fmadd_pd(x, x, sum); }
 
 #ifdef QK_SIMDE
@@ -1091,6 +1092,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 
 #include "kmeans_types.inc.h"
 #include "vectors.inc.h"
+#include "least_squares.inc.h"
 #include "line_types.inc.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
