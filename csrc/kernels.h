@@ -248,7 +248,6 @@ struct qk_kernels {
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
     int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
                           float eps, float *y);
-    int (*has_huge)(const float *x, size_t n);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);

@@ -11,7 +11,7 @@
     .encode_f32 = encode_f32, .encode_columns_f32 = encode_columns_f32, .largest_code = largest_code,
     .decode_f32 = decode_f32, .decode_channels_f32 = decode_channels_f32, .decode_columns_f32 = decode_columns_f32,
     .to_q8_0 = to_q8_0, .to_q4_0 = to_q4_0, .from_q8_0 = from_q8_0, .from_q4_0 = from_q4_0,
-    .layer_norm_f32 = layer_norm_f32, .has_huge = has_huge, .absmax_f32 = absmax_f32,
+    .layer_norm_f32 = layer_norm_f32, .absmax_f32 = absmax_f32,
     .symmetric_codes_f32 = symmetric_codes_f32, .attention_weights = attention_weights,
     .kmeans_chunk_f32 = kmeans_chunk_f32, .kmeans_chunk_f64 = kmeans_chunk_f64, .kmeans_errors_f32 = kmeans_errors_f32,
     .kmeans_errors_f64 = kmeans_errors_f64, .kmeans_distances_f32 = kmeans_distances_f32,
