@@ -73,7 +73,7 @@ def save(path, report):
     lines = [json.dumps(entry | {"extra_info": row}) for entry, row in zip(own, rows)]
     info = {name: value for name, value in report.items() if name not in ("note", "rows")}
     head = f'"note": {json.dumps(report["note"])},\n"machine_info": {json.dumps(info)}'
-    Path(path).write_text("{%s,\n" % head + '"benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
+    Path(path).write_text("{" + head + ',\n"benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def is_disturbed(row, report):
