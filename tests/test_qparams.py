@@ -776,5 +776,5 @@ def test_ranges_of_blocks_are_those_of_their_parts(monkeypatch, shape, axis, par
     for block_size in 1, 3, 7, 1000:
         whole = qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size)
         with monkeypatch.context() as patch:
-            patch.setattr("qkernels._qparams.PART", part)
+            patch.setattr("qkernels._choose.PART", part)
             assert qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size) == whole

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from layouts import read_only, unaligned
+from common import read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk

@@ -1,4 +1,5 @@
-"""MiniLM in many ways, timed and drawn: `python -m bench.minilm`. The network is that of examples/minilm.py, `example` here."""
+"""MiniLM in many ways, timed and drawn: `python -m bench.minilm`. The network is that of examples/minilm.py, `example`
+here."""
 
 import importlib.util
 from pathlib import Path

@@ -1,12 +1,12 @@
 """The table and the chart of MiniLM in 8 and 4 bits: `python -m bench.minilm`, in the project's folder.
 
-The documentation of NumPy and SciPy is searched: from the first sentence of a function's docstring the rest of that docstring
-must be found, by the cosine of their embeddings. This is done in float32 and with every dense layer in int8, and in 4 bits in
-several ways. A table, and a chart, compare size, speed and quality. It takes some minutes; each step has a bar, or says its
-name before it starts.
+The documentation of NumPy and SciPy is searched: from the first sentence of a function's docstring the rest of that
+docstring must be found, by the cosine of their embeddings. This is done in float32 and with every dense layer in int8,
+and in 4 bits in several ways. A table, and a chart, compare size, speed and quality. It takes some minutes; each step
+has a bar, or says its name before it starts.
 
-The baseline, against which speed-ups count, is float32 by NumPy; if torch is installed (`pip install torch`), it is float32 by
-torch, which is faster. The table says which.
+The baseline, against which speed-ups count, is float32 by NumPy; if torch is installed (`pip install torch`), it is
+float32 by torch, which is faster. The table says which.
 
     python -m bench.minilm --docs 200           # a quick look, under a minute: some of the docstrings
     python -m bench.minilm --variants int8      # besides float32; "all" for every variant
@@ -42,9 +42,10 @@ def main():
     models = make_models(options.variants, weights, config, tokens[len(docstrings) :])
     embeddings, seconds = timed_embeddings(models, tokens)
     results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
+    threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
     title = (
         f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
-        f"{qk._core.get_isa()}, {options.threads} thread{'s' * (options.threads > 1)}; baseline: {models[0].description}"
+        f"{qk._core.get_isa()}, {threads}; baseline: {models[0].description}"
     )
     print_table(title, results)
     with step("drawing the chart"):

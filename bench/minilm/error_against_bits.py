@@ -1,8 +1,8 @@
 """What fewer bits cost MiniLM, scheme by scheme: python -m bench.minilm.error_against_bits [results.json] [chart.png]
 
-The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in float32, so
-that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each). Docstrings are others than
-those of calibration. Takes about five minutes.
+The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in
+float32, so that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each).
+Docstrings are others than those of calibration. Takes about five minutes.
 """
 
 import json
@@ -36,7 +36,9 @@ def main():
     draw(report, chart)
 
 
-# ---- the schemes: of a weight (inputs, outputs), bits of a code, and the mean square of each input, (decoded weight, bits in all) ----
+# ---- the schemes ----
+#
+# From a weight (inputs, outputs), bits of a code, and the mean square of each input: (decoded weight, bits in all).
 
 
 def uniform_columns(weight, bits, squares):

@@ -46,7 +46,8 @@ def step(name, total=None):
 
 
 def make_groups(tokens, most=BATCH_TOKENS):
-    """Return lists of sentences (indices of `tokens`) in the order of their lengths, as many to a list as `most` tokens allow."""
+    """Return lists of sentences (indices of `tokens`) in the order of their lengths, as many to a list as `most`
+    tokens allow."""
     groups, group, size = [], [], 0
     for i in sorted(range(len(tokens)), key=lambda i: len(tokens[i])):
         if group and size + len(tokens[i]) > most:
@@ -79,7 +80,8 @@ def timed_embeddings(models, tokens):
 
 
 def measure(model, embeddings, seconds, reference, tokens):
-    """Return the `Result` of a model whose embeddings of all `tokens` took `seconds`; `reference` are those in float32."""
+    """Return the `Result` of a model whose embeddings of all `tokens` took `seconds`; `reference` are those in
+    float32."""
     queries, documents = np.split(embeddings, 2)
     cosine = float((embeddings * reference).sum(axis=1).mean())
     with step(f"one sentence, {model.name}"):

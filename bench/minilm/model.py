@@ -1,4 +1,5 @@
-"""The network of the example in float32, by NumPy and by torch, and on the weights of a variant; and what its layers are given."""
+"""The network of the example in float32, by NumPy and by torch, and on the weights of a variant; and what its layers
+are given."""
 
 import importlib.util
 from itertools import pairwise
@@ -31,7 +32,8 @@ class Model(example.MiniLM):
 
 
 class Quantized(Model):
-    """Runs on qkernels. squares: {name of a dense layer: mean square of each of its inputs}, if the variant is calibrated."""
+    """Runs on qkernels. squares: {name of a dense layer: mean square of each of its inputs}, if the variant is
+    calibrated."""
 
     def __init__(self, weights, config, variant, squares=None):
         self.name, self.variant, self.squares = variant.name, variant, squares

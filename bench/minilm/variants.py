@@ -33,9 +33,9 @@ def kmeans_blocks(weight, importance):
 
 
 def fit_scaled_levels(weight, k, block_size, importance, rounds=3):
-    """Return k levels for all of a weight (inputs, outputs), codes, and float16 scales of the blocks of each output: of least
-    squared error, weighed by the importance of inputs. In turn the best levels for given scales, the largest magnitudes at
-    first, and the best scales for given codes."""
+    """Return k levels for all of a weight (inputs, outputs), codes, and float16 scales of the blocks of each output:
+    of least squared error, weighed by the importance of inputs. In turn the best levels for given scales, the largest
+    magnitudes at first, and the best scales for given codes."""
     blocks = weight.reshape(-1, block_size, weight.shape[1])
     importance = np.float32(importance).reshape(-1, block_size, 1)
     scales = np.abs(blocks).max(axis=1, keepdims=True)

@@ -1,8 +1,9 @@
-"""The library under the compiler's sanitizers: `python tests/sanitize/run.py address` (with undefined behaviour) or `thread`.
+"""The library under the compiler's sanitizers: `python tests/sanitize/run.py address` (with undefined behaviour) or
+`thread`.
 
-Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it; `address` runs the
-tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that test_sanitize.py runs. Needs gcc with the
-sanitizers' libraries.
+Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it;
+`address` runs the tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that
+test_sanitize.py runs. Needs gcc with the sanitizers' libraries.
 """
 
 import os
@@ -32,7 +33,8 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-# Python frees nothing at its end, and allocations that are refused are part of the tests. Children of a fork start threads of their own.
+# Python frees nothing at its end, and allocations that are refused are part of the tests. Children of a fork start
+# threads of their own.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -44,7 +46,11 @@ TESTS = {
         "test_rounding.py",
         "test_qparams.py",
         "test_scales.py",
-        "test_gemm.py",
+        "test_products.py",
+        "test_matmul.py",
+        "test_linear.py",
+        "test_qlinear.py",
+        "test_pack.py",
         "test_gemm4.py",
         "test_gemm16.py",
         "test_blocks8.py",
@@ -58,7 +64,11 @@ TESTS = {
     "thread": [
         "test_threads.py",
         "test_config.py",
-        "test_gemm.py",
+        "test_products.py",
+        "test_matmul.py",
+        "test_linear.py",
+        "test_qlinear.py",
+        "test_pack.py",
         "test_gemm4.py",
         "test_gemm16.py",
         "test_layers.py",
@@ -68,8 +78,8 @@ TESTS = {
         "test_quantize.py",
     ],
 }
-# What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's library end well in
-# a process whose other threads compute.
+# What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's
+# library end well in a process whose other threads compute.
 MEANT = "not memory and not costs and not process_ends and not leave_to_start and not large_work and not environment"
 CHOSEN = [
     "test_threads.py",
@@ -80,7 +90,7 @@ CHOSEN = [
 
 
 def library(name):
-    """The path of the sanitizer's library, to be loaded before Python's own; None where the compiler has none that can be."""
+    """Return the path of the sanitizer's library, to be loaded before Python's own; None if the compiler has none."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "empty.c"), Path(folder, "empty.so")
         source.write_text("int empty;")
@@ -98,17 +108,18 @@ def library(name):
 def c_tests():
     """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
     sys.path.append(str(ROOT / "tests"))
-    from test_simde import simde_include
+    from test_simde import build_commands, simde_include
 
-    include = simde_include()
-    programs = {"stray_codes_test": []} | ({"simde_test": ["-DQK_SIMDE", f"-I{include}"]} if include else {})
-    for name, own in programs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            # Sums wrap in SIMDe as they do in the instructions.
-            flags = [*FLAGS, "-fwrapv", *SANITIZERS["address"], *own, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
-            sources = [ROOT / "tests" / f"{name}.c", *sorted((ROOT / "csrc").glob("*.c"))]
-            subprocess.run([*CC, *flags, *sources, "-lm", "-o", Path(folder, name)], check=True)
-            subprocess.run([Path(folder, name)], env=os.environ | OPTIONS, check=True)
+    # Sums wrap in SIMDe as they do in the instructions.
+    compiler = [*CC, *FLAGS, "-fwrapv", *SANITIZERS["address"]]
+    with tempfile.TemporaryDirectory() as folder:
+        stray, simde = Path(folder, "stray_codes_test"), Path(folder, "simde_test")
+        sources = [ROOT / "tests/stray_codes_test.c", *sorted((ROOT / "csrc").rglob("*.c"))]
+        commands = [[*compiler, f"-I{ROOT / 'csrc'}", *sources, "-lm", "-o", stray], [stray]]
+        if simde_include():
+            commands += [*build_commands(compiler, simde), [simde]]
+        for command in commands:
+            subprocess.run(command, env=os.environ | OPTIONS, check=True)
 
 
 def build(name, folder):
@@ -121,7 +132,7 @@ def build(name, folder):
     subprocess.run([sys.executable, "-m", "cython", "-3", "qkernels/_core.pyx", "-o", "core.c"], cwd=folder, check=True)
     include = [f"-I{path}" for path in ("csrc", sysconfig.get_path("include"), numpy.get_include())]
     compile = [*CC, *FLAGS, "-fPIC", "-fvisibility=hidden", *include]
-    sources = ["core.c", *(f"csrc/{path.name}" for path in sorted((ROOT / "csrc").glob("*.c")))]
+    sources = ["core.c", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c")))]
     objects = [f"{Path(source).stem}.{name}.o" for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # What Cython writes is long, and not ours: it is not instrumented.
