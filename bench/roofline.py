@@ -63,7 +63,9 @@ def draw(report, path):
         ylabel="multiply-accumulates a second (GMAC/s)",
         title=f"Products M x N x K on one core: {report['cpu']}, {report['isa']}",
     )
-    axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500], labels=["0.5", "1", "2", "5", "10", "20", "50", "100", "200", "500"])
+    axis.set_xticks(
+        [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500], labels=["0.5", "1", "2", "5", "10", "20", "50", "100", "200", "500"]
+    )
     axis.set_yticks([5, 10, 20, 50, 100, 200, 500], labels=["5", "10", "20", "50", "100", "200", "500"])
     axis.minorticks_off()
     axis.grid(alpha=0.25)
