@@ -1,9 +1,8 @@
 /* The drivers, as the bindings call them; the library's public interface is include/qkernels.h.
  *
- * Functions that can take long return an int, which is 0 where nothing else is said; QK_INTERRUPTED see below.
- * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here:
- * the Python layer has validated its arguments. Formulas and bounds:
- * docs/numerics.md, cited as "numerics N". */
+ * Functions that can take long return an int, which is 0 where nothing else is said, or QK_INTERRUPTED.
+ * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here: who calls has
+ * validated its arguments. Formulas and bounds: docs/numerics.md, cited as "numerics N". */
 #ifndef QK_DRIVERS_H
 #define QK_DRIVERS_H
 
@@ -19,24 +18,7 @@ const char *qk_name(const qk_kernels *k);
 const char *qk_built(size_t i);        /* names of all that are built, best first, then NULL */
 void qk_activate(const qk_kernels *k); /* for tests: what later calls use */
 
-/* ---- elementwise ---- */
-
-/* Which scale an element has. The array is seen as (outer, length, inner) around the axis;
- * the scales as (), (length,) or (outer, ceil(length / block), inner). */
-typedef struct {
-    enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } kind;
-    size_t outer, length, inner, block;
-    const float *scale;
-    const float *reciprocal; /* of the scales, by qk_reciprocals; NULL: divide */
-    const int32_t *zero_point;
-    int32_t qmin, qmax;
-} qk_params;
-
-/* Returns 0 where a scale is such that quotients need a division (numerics 3). */
-int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
-int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
-int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
+/* ---- ranges ---- */
 
 /* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
 int qk_minmax(const float *x, size_t n, float *lo, float *hi);
@@ -44,18 +26,6 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
 /* One scale and zero point a row. Returns 0 where x holds NaN or infinity. */
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point);
-
-/* Multipliers of int32 sums, one per column (numerics 7): float ones, or mantissa and shift. */
-typedef struct {
-    qk_rounding rounding;
-    const float *multiplier;
-    const int32_t *mantissa, *shift;
-    int32_t zero_point, qmin, qmax;
-} qk_requant;
-
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
-int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                  const qk_requant *r);
 
 /* ---- integer products ---- */
 
@@ -286,27 +256,6 @@ int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
 /* As qk_gemm8: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `epilogue` it reads
  * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
 int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
-
-/* ---- layers ---- */
-
-/* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                  const float *bias, double eps, float *y);
-
-/* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
- * Rows hold `heads` heads of `size` values; strides are in elements. */
-typedef struct {
-    const float *q, *k, *v;
-    size_t q_stride, k_stride, v_stride;
-    float *out;
-    size_t out_stride;
-    size_t heads, size, sequences;
-    const int64_t *starts; /* sequences + 1 of them */
-    double scale;          /* of the scores, positive */
-} qk_attention_args;
-
-/* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
-int qk_attention(const qk_attention_args *args);
 
 /* ---- scales of least squares ---- */
 
