@@ -37,7 +37,7 @@ def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
     >>> qk.layer_norm(np.float32([[1, 2, 3, 6]]), np.ones(4, np.float32), np.zeros(4, np.float32)).round(3)
     array([[-1.069, -0.535,  0.   ,  1.604]], dtype=float32)
     """
-    return _core.layer_norm(x, weight, bias, real(eps, "eps"), residual, out)
+    return _core.layer_norm(x, weight, bias, eps if type(eps) is float else real(eps, "eps"), residual, out)
 
 
 def attention(q, k, v, heads, *, starts=None, scale=None, out=None):

@@ -7,9 +7,9 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from common import bits, read_only, unaligned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from common import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk

@@ -15,9 +15,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import Raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from common import Raising
 from numpy.testing import assert_allclose, assert_array_equal
 
 qk = Raising()
