@@ -11,9 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from calls import CALLS, call
+from qkernels._bind.arrays import as_array
 
 import qkernels as qk
-from qkernels._bind.arrays import as_array
 
 BFLOAT16, FLOAT8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 SMALL = {t.name: t for t in (BFLOAT16, FLOAT8, np.dtype(ml_dtypes.float8_e5m2))}
