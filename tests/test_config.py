@@ -365,7 +365,7 @@ def test_compile_has_nothing_to_do():
 def test_get_include_compiles(tmp_path):
     header = Path(qk.get_include()) / "qkernels.h"
     source = tmp_path / "embedder.c"
-    source.write_text('#include "qkernels.h"\nint main(void) { return (int)sizeof(qk_params) == 0; }\n')
+    source.write_text('#include "qkernels.h"\nint main(void) { return (int)sizeof(qk_dtype) == 0; }\n')
     compiler = os.environ.get("CC", "cc")
     done = subprocess.run(
         [compiler, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source],

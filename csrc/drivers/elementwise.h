@@ -2,7 +2,7 @@
 #ifndef QK_ELEMENTWISE_H
 #define QK_ELEMENTWISE_H
 
-#include "include/qkernels.h"
+#include "drivers/drivers.h"
 
 enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time */
 

@@ -1,4 +1,4 @@
-"""Declare the C API (csrc/include/qkernels.h) to Cython.
+"""Declare the C API (csrc/drivers/drivers.h) to Cython.
 
 What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler.
 """
@@ -6,7 +6,7 @@ What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
-cdef extern from "include/qkernels.h" nogil:
+cdef extern from "drivers/drivers.h" nogil:
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
