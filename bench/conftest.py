@@ -81,9 +81,9 @@ def isa(request):
     import peers
     import race as racing
 
-    from qkernels import _core
+    from qkernels._bind import runtime
 
-    peers.threads, peers.isa, peers.best_isa = THREADS, _core.get_isa(), _core.available_isas()[0]
+    peers.threads, peers.isa, peers.best_isa = THREADS, runtime.get_isa(), runtime.available_isas()[0]
     peers.left_out = bool(request.config.option.answer)
     racing.timer, racing.case_seconds = getattr(time, TIMER), request.config.option.seconds
     racing.gauge = limits.gauge(peers.isa)
