@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import elementwise, runtime
+from ._bind.arrays import raise_not_finite
 from ._checks import (
     FLOAT32,
     PART,
@@ -87,7 +88,7 @@ def choose_qparams(
     if dtype in FLOAT_CODES:
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
-        scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+        scale, zero_point = elementwise.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
     if method == "mse" and x.size:
         codes = code_range(dtype, narrow_range)
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
@@ -117,14 +118,14 @@ def float_code_scale(lo, hi, dtype):
 def _bounds(x, axis, block_size):
     """Return the smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == FLOAT32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
-        bounds = _core.minmax(x)
+        bounds = elementwise.minmax(x)
         if bounds is None:
-            _core.raise_not_finite(x)
+            raise_not_finite(x)
         return np.float32(bounds[0]), np.float32(bounds[1])
     wide = x if x.dtype.itemsize == 8 else x.astype(np.float32, copy=False)
     lo, hi = (_reduce(f, wide, axis, block_size) for f in (np.minimum, np.maximum))
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
@@ -183,7 +184,7 @@ LONG = 1 << 14  # lines of 16-bit floats from which values are counted first
 def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_point):
     """Do the same for the blocks (rows, blocks) of x (rows, n)."""
     counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
-    step = max(_core.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
+    step = max(runtime.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
         weights = None if importance is None else importance[rows]
@@ -193,7 +194,7 @@ def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_poin
             values = _doubles(x[rows])
             weights = None if weights is None else _doubles(weights)
         block = min(block_size, values.shape[1])
-        _core.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
+        elementwise.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
 
 
 def _doubles(x):

@@ -297,3 +297,12 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
     int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
                      float *distances, int64_t *indices) except -3
+
+cdef extern from "runtime/fpmode.h" nogil:
+    ctypedef struct qk_mode:
+        pass
+    ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends
+        pass
+    qk_mode qk_enter_mode()
+    qk_scope qk_enter_scope "qk_enter_mode" ()
+    void qk_leave_mode(qk_mode was)
