@@ -898,10 +898,11 @@ cdef class Packed:
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
         cdef const qk_kernels *kernels = qk_active()
+        cdef const qk_gemm8_kernels *gemm8 = NULL
         if params is not None:  # packed once, used often
-            kernels = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n,
-                                           is_unsigned)
-        qk_gemm8_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
+            gemm8 = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n,
+                                         is_unsigned)
+        qk_gemm8_init(&self.c, kernels, gemm8, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.c.panels = <int8_t *>self.panels_of(qk_gemm8_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
