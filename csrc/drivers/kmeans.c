@@ -53,7 +53,7 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 
 typedef struct {
     const qk_kmeans *args;
-    const qk_kernels *k;
+    const qk_kmeans_kernels *k;
     size_t first; /* chunk */
     qk_kmeans_counts *counts;
     int failed;
@@ -96,7 +96,7 @@ static void *obtain(kmeans_job *job, size_t bytes)
 /* Runs body on items, with the time in nanoseconds of one. */
 static int run(kmeans_job *job, size_t items, double each, void (*body)(void *, size_t, size_t))
 {
-    job->k = qk_active();
+    job->k = qk_active()->kmeans;
     const int status = qk_parallel_for(items, each * (double)items, body, job);
     return status ? status : !job->failed;
 }

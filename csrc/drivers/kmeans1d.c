@@ -371,7 +371,7 @@ static int coarse_penalty(const line_job *j, size_t k, size_t size, const double
         if (v && memory) {
             coarse_points(j, ends, m, v, v + m);
             const qk_line line = {.n = m, .v = v, .weight = v + m, .stop = j->args->stop, .context = j->args->context};
-            done = qk_active()->line_search(&line, k, penalty, &space);
+            done = qk_active()->kmeans->line_search(&line, k, penalty, &space);
         } else {
             done = -1;
         }
@@ -446,7 +446,7 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
     if (plain) done = guess_penalty(j, k, &penalty);
     if (done > 0) {
         const qk_line line = {j->n, gaps, j->v, weights ? weights : j->weights, j->args->stop, j->args->context};
-        done = qk_active()->line_search(&line, k, &penalty, &j->space);
+        done = qk_active()->kmeans->line_search(&line, k, &penalty, &j->space);
     }
     free(gaps), free(weights);
     j->splits = j->space.splits;

@@ -43,7 +43,7 @@ typedef struct {
 
 typedef struct {
     const qk_least_squares *args;
-    const qk_kernels *kernels;
+    const qk_kmeans_kernels *kernels;
     double *limits;  /* of the codes of values, as doubles */
     double *y, *w;   /* magnitudes, positive values first; their weights */
     double *spacing; /* of the breakpoints of a value, in buckets */
@@ -659,7 +659,7 @@ static void refine_some(void *context, size_t begin, size_t end)
     job *j = context;
     const qk_least_squares *p = j->args;
     const size_t longest = p->n < p->block ? p->n : p->block, blocks = (p->n - 1) / p->block + 1;
-    search q = {.args = p, .kernels = qk_active(), .codes = p->qmax - p->qmin};
+    search q = {.args = p, .kernels = qk_active()->kmeans, .codes = p->qmax - p->qmin};
     const size_t lanes = whole_lanes(longest);
     q.y = obtain(NULL, lanes, sizeof *q.y), q.w = obtain(NULL, lanes, sizeof *q.w);
     q.limits = obtain(NULL, lanes, sizeof *q.limits);

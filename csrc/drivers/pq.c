@@ -15,7 +15,7 @@ enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals 
 
 typedef struct {
     const qk_pq_book *b;
-    const qk_kernels *kernels;
+    const qk_pq_kernels *kernels;
     const float *x, *given;
     uint8_t *codes;
     float *y;
@@ -57,7 +57,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
 int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
+    job j = {.b = b, .kernels = qk_active()->pq, .x = x, .given = given, .codes = codes, .n = n};
     const double work = (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20;
     const int status = qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), work, encode_tiles, &j);
     return status ? status : !j.failed;
@@ -109,7 +109,7 @@ static void fill_tables(void *context, size_t begin, size_t end)
 int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
+    job j = {.b = b, .kernels = qk_active()->pq, .x = queries, .y = tables};
     return qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
 
@@ -228,7 +228,7 @@ int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_
 {
     QK_DEFAULT_MODE;
     job j = {.b = b,
-             .kernels = qk_active(),
+             .kernels = qk_active()->pq,
              .x = queries,
              .codes = (uint8_t *)codes,
              .n = n,
@@ -238,7 +238,7 @@ int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_
              .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;
     const size_t threads = (size_t)qk_threads_for(n, work);
-    j.lanes = (size_t)j.kernels->pq_lanes, j.full = count / j.lanes;
+    j.lanes = (size_t)j.kernels->lanes, j.full = count / j.lanes;
     const size_t rest = count % j.lanes;
     j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
     j.units = j.full + (j.singles ? rest : 1);

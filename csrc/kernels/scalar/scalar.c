@@ -148,19 +148,47 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
         }
 }
 
+static int available(void) { return 1; }
+
+#include "kernels/generic/table.h"
+const qk_gemm8_kernels qk_gemm8_scalar = {
+#include "kernels/families/gemm8.def"
+};
+const qk_gemm4_kernels qk_gemm4_scalar = {
+#include "kernels/families/gemm4.def"
+};
+const qk_gemm16_kernels qk_gemm16_scalar = {
+#include "kernels/families/gemm16.def"
+};
+const qk_gemmf16_kernels qk_gemmf16_scalar = {
+#include "kernels/families/gemmf16.def"
+};
+const qk_elementwise_kernels qk_elementwise_scalar = {
+#include "kernels/families/elementwise.def"
+};
+const qk_codebooks_kernels qk_codebooks_scalar = {
+#include "kernels/families/codebooks.def"
+};
+const qk_layers_kernels qk_layers_scalar = {
+#include "kernels/families/layers.def"
+};
+const qk_kmeans_kernels qk_kmeans_scalar = {
+#include "kernels/families/kmeans.def"
+};
+const qk_pq_kernels qk_pq_scalar = {
+#include "kernels/families/pq.def"
+};
+
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
-    .mr = MR,
-    .nr = NR,
-    .kr = KR,
-    .a_bytes = 1,
-    .gemm4_mr = 4,
-    .blocks8_mr = 4,
-    .gemmf16_mr = 4,
-    .gemm8_tile = gemm8_tile,
-    .gemm8_pack_row = gemm8_pack_row,
-    .gemm8_pack_panel = gemm8_pack_panel,
-    .gemm8_unpack_panel = gemm8_unpack_panel,
-    .gemm8_panel_bytes = gemm8_panel_bytes,
-#include "kernels/generic/table.def"
+    .available = available,
+    .gemm8 = &qk_gemm8_scalar,
+    .gemm4 = &qk_gemm4_scalar,
+    .gemm16 = &qk_gemm16_scalar,
+    .gemmf16 = &qk_gemmf16_scalar,
+    .elementwise = &qk_elementwise_scalar,
+    .codebooks = &qk_codebooks_scalar,
+    .layers = &qk_layers_scalar,
+    .kmeans = &qk_kmeans_scalar,
+    .pq = &qk_pq_scalar,
 };

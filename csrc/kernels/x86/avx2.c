@@ -15,8 +15,11 @@
  */
 #if defined(__x86_64__)
 #include "kernels/kernels.h"
+#include "kernels/x86/cpu.h"
 #include "kernels/x86/target.h"
 #include "runtime/compiler.h"
+
+static int available(void) { return qk_has_avx2(); }
 
 QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/x86/avx2.h"
@@ -195,9 +198,17 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
     }
 }
 
-#define MR 8 /* at most */
+#define MR 8 /* of small weights; of others: */
+#define GEMM8_MR 6
+#define GEMM16_MR 6
+#define GEMMF16_MR 6
+#define BLOCKS8_MR 6
 #define NR 16
 #define KR 2
+#define A_BYTES 2
+#define GEMM8_WIDE_TILE gemm8_wide_tile
+#define GEMM8_WIDEN_PANEL gemm8_widen_panel
+#define BLOCKS8_WIDEN_ROW blocks8_widen_row
 #define VECTOR 32
 #define HAVE_FMA 1
 #define GROUP 32
@@ -986,45 +997,50 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
     }
 }
 
-#include "kernels/x86/avx2_maddubs.h"
-
-static const qk_kernels small = {
-    .name = "avx2",
-    .mr = 8,
-    .nr = NR,
-    .kr = SMALL_KR,
-    .a_bytes = 1,
-    .gemm4_mr = 4,
-    .blocks8_mr = 6,
-    .blocks8_widen_row = blocks8_widen_row,
-    .gemmf16_mr = 6,
-    .gemm8_tile = small_tile,
-    .gemm8_pack_row = small_pack_row,
-    .gemm8_pack_panel = small_pack_panel,
-    .gemm8_unpack_panel = small_unpack_panel,
-    .gemm8_panel_bytes = small_panel_bytes,
-#include "kernels/generic/table.def"
+#include "kernels/generic/table.h"
+const qk_gemm8_kernels qk_gemm8_avx2 = {
+#include "kernels/families/gemm8.def"
 };
+const qk_gemm4_kernels qk_gemm4_avx2 = {
+#include "kernels/families/gemm4.def"
+};
+const qk_gemm16_kernels qk_gemm16_avx2 = {
+#include "kernels/families/gemm16.def"
+};
+const qk_gemmf16_kernels qk_gemmf16_avx2 = {
+#include "kernels/families/gemmf16.def"
+};
+const qk_elementwise_kernels qk_elementwise_avx2 = {
+#include "kernels/families/elementwise.def"
+};
+const qk_codebooks_kernels qk_codebooks_avx2 = {
+#include "kernels/families/codebooks.def"
+};
+const qk_layers_kernels qk_layers_avx2 = {
+#include "kernels/families/layers.def"
+};
+const qk_kmeans_kernels qk_kmeans_avx2 = {
+#include "kernels/families/kmeans.def"
+};
+const qk_pq_kernels qk_pq_avx2 = {
+#include "kernels/families/pq.def"
+};
+
+#include "kernels/x86/avx2_maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
-    .mr = 6,
-    .nr = NR,
-    .kr = KR,
-    .a_bytes = 2,
-    .small = &small,
-    .gemm4_mr = 4,
-    .blocks8_mr = 6,
-    .blocks8_widen_row = blocks8_widen_row,
-    .gemmf16_mr = 6,
-    .gemm8_tile = gemm8_tile,
-    .gemm8_wide_tile = gemm8_wide_tile,
-    .gemm8_widen_panel = gemm8_widen_panel,
-    .gemm8_pack_row = gemm8_pack_row,
-    .gemm8_pack_panel = gemm8_pack_panel,
-    .gemm8_unpack_panel = gemm8_unpack_panel,
-    .gemm8_panel_bytes = gemm8_panel_bytes,
-#include "kernels/generic/table.def"
+    .available = available,
+    .gemm8 = &qk_gemm8_avx2,
+    .gemm8_small = &gemm8_small,
+    .gemm4 = &qk_gemm4_avx2,
+    .gemm16 = &qk_gemm16_avx2,
+    .gemmf16 = &qk_gemmf16_avx2,
+    .elementwise = &qk_elementwise_avx2,
+    .codebooks = &qk_codebooks_avx2,
+    .layers = &qk_layers_avx2,
+    .kmeans = &qk_kmeans_avx2,
+    .pq = &qk_pq_avx2,
 };
 
 QK_TARGET_END

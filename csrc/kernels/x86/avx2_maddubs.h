@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "kernels/generic/gemm8.h"
+#include "kernels/generic/table.h"
 #include "kernels/kernels.h"
 #include "kernels/x86/avx2.h"
 #include "runtime/compiler.h"
@@ -46,7 +47,7 @@ static uint8_t *panel_order(const int8_t *panel, size_t steps, int half)
     return (uint8_t *)panel_kinds(panel, steps, 0) + 2 * chunks_of(steps) * sizeof(kinds) + (half ? steps : 0);
 }
 
-static size_t small_panel_bytes(size_t steps)
+static size_t small_gemm8_panel_bytes(size_t steps)
 {
     if (steps > SIZE_MAX / (4 * SMALL_STEP)) return SIZE_MAX;
     const size_t bytes = 2 * steps * SMALL_STEP + NR * sizeof(int32_t) + 2 * (chunks_of(steps) * sizeof(kinds) + steps);
@@ -166,7 +167,7 @@ static kinds plan_chunk(const int8_t *from, size_t steps, uint8_t *order, int8_t
     return k;
 }
 
-static int64_t small_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+static int64_t small_gemm8_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
     const size_t steps = (s->k + SMALL_KR - 1) / SMALL_KR;
     int8_t chunk[2 * CHUNK * SMALL_STEP] __attribute__((aligned(32)));
@@ -188,8 +189,8 @@ static int64_t small_pack_panel(const qk_panel_source *s, size_t cols, int8_t *p
 _Static_assert(QK_UNPACK_ROWS % (CHUNK * SMALL_KR) == 0, "rows are in order chunk by chunk only");
 
 /* Where the codes of step `order[i]` are: those of half 0 come first in each chunk. */
-static void small_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to,
-                               size_t row_stride)
+static void small_gemm8_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t cols, uint8_t flip, uint8_t *to,
+                                     size_t row_stride)
 {
     const size_t steps = (k + SMALL_KR - 1) / SMALL_KR;
     for (size_t i = top / SMALL_KR; i < steps && i < (top + QK_UNPACK_ROWS) / SMALL_KR; i++)
@@ -340,8 +341,8 @@ static QK_INLINE void small_rows(const int rows, size_t steps, const uint8_t *a,
     }
 }
 
-static void small_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                       int32_t *c, size_t ldc)
+static void small_gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
+                             const int32_t *init, int32_t *c, size_t ldc)
 {
     const int32_t *start = panel_start(panel, steps);
     int32_t from[NR];
@@ -358,9 +359,23 @@ static void small_tile(int rows, size_t steps, const void *a, size_t lda, const 
     }
 }
 
-static void small_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+static void small_gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
 {
     pack_row_bytes(a, n, n_pad, flip, to);
 }
+
+/* ---- the table ---- */
+
+enum { SMALL_GEMM8_MR = 8, SMALL_NR = NR, SMALL_A_BYTES = 1 };
+
+#undef SIZE
+#undef PANEL
+#undef OPTIONAL
+#define SIZE(size, value) .size = SMALL_##value,
+#define PANEL(result, name, arguments) .name = small_##name,
+#define OPTIONAL(result, name, arguments, value) .name = NULL,
+static const qk_gemm8_kernels gemm8_small = {
+#include "kernels/families/gemm8.def"
+};
 
 #endif

@@ -15,8 +15,11 @@
  */
 #if defined(__x86_64__)
 #include "kernels/kernels.h"
+#include "kernels/x86/cpu.h"
 #include "kernels/x86/target.h"
 #include "runtime/compiler.h"
+
+static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "prefer-vector-width=512")
 
@@ -199,6 +202,8 @@ static inline void decode16(const uint8_t *q, float *y, float scale, levels16 le
 #define MR 12
 #define NR 32
 #define KR 4
+#define GEMM4_MR 4
+#define BLOCKS8_FLIP 128
 #define VECTOR 64
 #define HAVE_FMA 1
 #define GROUP 64
@@ -1309,22 +1314,47 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
     }
 }
 
+#include "kernels/generic/table.h"
+const qk_gemm8_kernels qk_gemm8_avx512vnni = {
+#include "kernels/families/gemm8.def"
+};
+const qk_gemm4_kernels qk_gemm4_avx512vnni = {
+#include "kernels/families/gemm4.def"
+};
+const qk_gemm16_kernels qk_gemm16_avx512vnni = {
+#include "kernels/families/gemm16.def"
+};
+const qk_gemmf16_kernels qk_gemmf16_avx512vnni = {
+#include "kernels/families/gemmf16.def"
+};
+const qk_elementwise_kernels qk_elementwise_avx512vnni = {
+#include "kernels/families/elementwise.def"
+};
+const qk_codebooks_kernels qk_codebooks_avx512vnni = {
+#include "kernels/families/codebooks.def"
+};
+const qk_layers_kernels qk_layers_avx512vnni = {
+#include "kernels/families/layers.def"
+};
+const qk_kmeans_kernels qk_kmeans_avx512vnni = {
+#include "kernels/families/kmeans.def"
+};
+const qk_pq_kernels qk_pq_avx512vnni = {
+#include "kernels/families/pq.def"
+};
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
-    .mr = MR,
-    .nr = NR,
-    .kr = KR,
-    .a_bytes = 1,
-    .gemm4_mr = 4,
-    .blocks8_mr = 12,
-    .blocks8_flip = 128,
-    .gemmf16_mr = 12,
-    .gemm8_tile = gemm8_tile,
-    .gemm8_pack_row = gemm8_pack_row,
-    .gemm8_pack_panel = gemm8_pack_panel,
-    .gemm8_unpack_panel = gemm8_unpack_panel,
-    .gemm8_panel_bytes = gemm8_panel_bytes,
-#include "kernels/generic/table.def"
+    .available = available,
+    .gemm8 = &qk_gemm8_avx512vnni,
+    .gemm4 = &qk_gemm4_avx512vnni,
+    .gemm16 = &qk_gemm16_avx512vnni,
+    .gemmf16 = &qk_gemmf16_avx512vnni,
+    .elementwise = &qk_elementwise_avx512vnni,
+    .codebooks = &qk_codebooks_avx512vnni,
+    .layers = &qk_layers_avx512vnni,
+    .kmeans = &qk_kmeans_avx512vnni,
+    .pq = &qk_pq_avx512vnni,
 };
 
 QK_TARGET_END
