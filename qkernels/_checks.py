@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from . import _core
-from ._core import as_array, shown
+from ._core import as_array, shown, word
 from ._mode import default_mode
 
 FLOAT32 = np.dtype(np.float32)

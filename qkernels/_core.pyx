@@ -92,6 +92,11 @@ def shown(value, text=repr, most=100):
     return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
 
 
+def word(value):
+    """Return what a caller gave; of a subclass of str, which may compare as it likes, the str that it is."""
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def built_isas():
     """Names of the instruction sets that are built, best first."""
     cdef size_t i = 0
@@ -348,12 +353,12 @@ cdef int float_type(cnp.ndarray x, name) except -1:
 
 def named_dtype(dtype):
     """The NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by; None where there is none."""
-    if type(dtype).__module__ == "torch":
-        dtype = str(dtype)
-    if isinstance(dtype, str):
-        dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
     try:
-        return None if dtype is None else np.dtype(SMALL_TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+        dtype = word(str(dtype) if type(dtype).__module__ == "torch" else dtype)
+        if isinstance(dtype, str):
+            dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
+            dtype = SMALL_TYPES.get(dtype, dtype)
+        return None if dtype is None else np.dtype(dtype)
     except Exception:   # of a hostile object whatever its attributes raise
         return None
 
@@ -465,6 +470,7 @@ def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
 
 
 cdef int rounding_code(rounding, int most) except -1:
+    rounding = word(rounding)
     if isinstance(rounding, str) and rounding == "half_even": return QK_HALF_EVEN
     code = ROUNDINGS.get(rounding) if isinstance(rounding, str) else None
     if code is None or code > most:
@@ -475,6 +481,7 @@ cdef int rounding_code(rounding, int most) except -1:
 
 cdef int activation_code(activation) except -1:
     if activation is None: return QK_IDENTITY
+    activation = word(activation)
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
         names = ", ".join(map(repr, ACTIVATIONS))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _core
-from ._checks import as_array, generator, integer, real, shown
+from ._checks import as_array, generator, integer, real, shown, word
 from ._mode import default_mode, mode_of_caller
 
 
@@ -106,6 +106,7 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
 
 @default_mode
 def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
+    init = word(init)
     points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)

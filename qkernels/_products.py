@@ -8,7 +8,7 @@ import numpy as np
 
 from . import _core
 from ._codebook import Codebook, checked_scales
-from ._checks import FLOAT32, as_array, float_array, float32_of, integer, shown
+from ._checks import FLOAT32, as_array, float_array, float32_of, integer, shown, word
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, quantize, unpack_bits
@@ -265,6 +265,7 @@ class PackedMatrix(_core.Packed):
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
+        arrays = _by_exact_names(arrays)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         _refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
@@ -301,6 +302,20 @@ class PackedMatrix(_core.Packed):
 
 NEEDED = {"weights": ("weights",), "levels": ("codes", "shape"), "codes": ("codes", "scale", "zero_point", "qmin"),
           "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin")}  # fmt: skip
+
+
+OPTIONAL = {"levels", "block_size", "scales"}
+
+
+def _by_exact_names(arrays):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are looked for."""
+    try:
+        names = {word(name): name for name in arrays}
+        return {name: arrays[names[name]] for name in OPTIONAL.union(*NEEDED.values()) if name in names}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
 
 
 def _refuse_missing(arrays, names):
@@ -518,6 +533,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     bias = None if bias is None else as_array(bias, "bias")
+    rounding, activation = word(rounding), word(activation)
     int_bias, real_bias = _split_bias(bias, packed.shape[1], rounding)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     mantissa = shift = None

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, PART, as_array, boolean, cuts, float_array, optional_int, real_array, shown
+from ._checks import MAX_NDIM, PART, as_array, boolean, cuts, float_array, optional_int, real_array, shown, word
 from .config import get_num_threads
 from ._mode import default_mode
 
@@ -214,6 +214,7 @@ def choose_qparams(
     >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
     [np.float32(0.571), np.float32(1.008)]
     """
+    method = word(method)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:

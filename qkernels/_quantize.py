@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
+from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown, word
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
 
@@ -191,6 +191,7 @@ def _per_element(values, params, shape, name):
 
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
+    rounding = word(rounding)
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)

@@ -4,7 +4,7 @@ docs/numerics.md, section 7."""
 import numpy as np
 
 from . import _core
-from ._checks import as_array, real_array
+from ._checks import as_array, real_array, word
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
@@ -12,6 +12,7 @@ FIXED_POINT = ("gemmlowp", "tflite")
 
 
 def is_fixed_point(rounding):
+    rounding = word(rounding)
     return isinstance(rounding, str) and rounding in FIXED_POINT
 
 
