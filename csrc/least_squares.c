@@ -71,6 +71,21 @@ static void look_if_due(search *q)
     q->stopped |= qk_stopped();
 }
 
+/* Between two passes over all values. */
+static int stopped_after(search *q, size_t values)
+{
+    q->work += values;
+    look_if_due(q);
+    return q->stopped;
+}
+
+/* The same within a pass, at value i. */
+static inline int stopped_at(search *q, size_t i)
+{
+    enum { SOME = 1 << 16 };
+    return i % SOME == 0 && i && stopped_after(q, SOME);
+}
+
 static inline double sum_of(lanes a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 
 /* Of values begin .. end - 1 at a scale, added to `s`. Adding 1.5 * 2^52 rounds half to even. */
@@ -162,7 +177,7 @@ static void take_tails(search *q, int side)
     tail *t = q->tails[side];
     const size_t end = side ? q->n : q->positive;
     size_t count = 0;
-    for (size_t i = side ? q->positive : 0; i < end; i++)
+    for (size_t i = side ? q->positive : 0; i < end && !stopped_at(q, i); i++)
         if (q->y[i] >= q->clip[side]) t[count++] = (tail){.y = q->y[i], .w = q->w[i]};
     qsort(t, count, sizeof *t, descending);
     tail sum = {0};
@@ -244,6 +259,7 @@ static void fill_buckets(search *q, size_t buckets)
     memset(q->gain, 0, buckets * sizeof *q->gain), memset(q->square, 0, buckets * sizeof *q->square);
     memset(q->count, 0, buckets * sizeof *q->count);
     for (size_t i = 0; i < q->n; i++) q->spacing[i] = 1 / (q->y[i] * q->step);
+    stopped_after(q, q->n);
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
         const double a = q->spacing[i], wy = q->w[i] * q->y[i], w = q->w[i], end = (double)buckets;
         const int limit = q->limit[i >= q->positive];
@@ -503,16 +519,19 @@ static int search_scales(search *q)
     } else {
         lowest = least_scale(q, 0, q->n, limit);
     }
+    if (q->stopped) return 1;
     double least = INFINITY;
     for (size_t i = 0; i < q->n; i++) least = q->y[i] < least ? q->y[i] : least;
     lowest = fmax(fmax(lowest, q->smallest),
                   0.999 * least / fmax(limit[0], limit[1])); /* below the last one no code changes */
     const size_t buckets = choose_buckets(q, 1 / lowest);
+    if (stopped_after(q, 2 * q->n)) return 1;
     if (!make_room(q, buckets)) return 0;
     q->step = 1 / lowest / (double)buckets * (1 + 1e-9);
     fill_buckets(q, buckets);
     if (q->stopped) return 1;
     bound_buckets(q, buckets);
+    if (stopped_after(q, q->n)) return 1;
     try_beginnings(q, buckets);
     size_t count = 0, first = 0, points = 0;
     int one, other;
@@ -549,17 +568,17 @@ static void take_values(search *q, const double *x, const double *importance, si
     double largest = 0;
     int most = INT32_MIN, e, f;
     q->n = 0;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && !(w && w[i] == 0)) largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
     frexp(largest, exponent);
-    for (size_t i = 0; w && i < n; i++)
+    for (size_t i = 0; w && i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && w[i] != 0) {
             frexp(x[i], &e), frexp(w[i], &f);
             most = 2 * (e - *exponent) + f > most ? 2 * (e - *exponent) + f : most;
         }
     const double factor = ldexp(1, -*exponent);
     for (int side = 0; side < 2; side++) {
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n && !stopped_at(q, i); i++) {
             if ((x[i] < 0) != side || fabs(x[i]) <= 0x1p-127 || (w && w[i] == 0)) continue;
             const double weight = w ? ldexp(w[i], -most) : 1;
             if (weight == 0) continue; /* beside the largest w y^2 it is nothing */
@@ -575,7 +594,7 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     const qk_least_squares *p = q->args;
     int exponent, first = p->first_zero, last = p->last_zero;
     take_values(q, x, importance, n, &exponent);
-    if (q->n == 0) return 1;
+    if (q->n == 0 || q->stopped) return 1;
     if (first < last &&
         (q->positive == 0 || q->positive == q->n)) /* no other zero point leaves one sign as many codes */
         first = last = q->positive ? first : last;
@@ -584,7 +603,8 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     q->smallest = ldexp(0x1p-126, -exponent);
     q->total = 0;
     double largest = 0;
-    for (size_t i = 0; i < q->n; i++) q->total += q->w[i] * q->y[i] * q->y[i], largest = fmax(largest, q->y[i]);
+    for (size_t i = 0; i < q->n && !stopped_at(q, i); i++)
+        q->total += q->w[i] * q->y[i] * q->y[i], largest = fmax(largest, q->y[i]);
     q->loss = q->total, q->scale = fmax(largest, q->smallest);
     for (size_t i = 0; i < sizeof SHRINKS / sizeof *SHRINKS && !q->stopped; i++) {
         const double s = fmax(SHRINKS[i] * fmin(ldexp(*scale, -exponent), largest), q->smallest);

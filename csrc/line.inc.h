@@ -43,8 +43,18 @@ static inline void of(grow)(of(run) * r, REAL gap, REAL w)
     r->weight = all;
 }
 
+/* Asks, every few milliseconds of work. */
+static int of(told)(of(pass) * p)
+{
+    if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) return 0;
+    p->work = 0;
+    return p->stop && p->stop(p->context);
+}
+
+enum { of(AT_ONCE) = 1 << 18 }; /* points of a run between two looks at the work */
+
 /* Runs of points i .. base - 1, for i from `start` on. */
-static void of(look_left)(of(pass) * p, size_t start, size_t base)
+static int of(look_left)(of(pass) * p, size_t start, size_t base)
 {
     size_t at = base - start;
     of(run) r = {0};
@@ -61,12 +71,15 @@ static void of(look_left)(of(pass) * p, size_t start, size_t base)
         at--;
         p->left_weight[at] = r.weight, p->left_mean[at] = r.mean;
         p->left_cost[at] = p->cost[i] + r.cost, p->left_total[at] = of(total)(p, i) + r.cost;
+        if (at % of(AT_ONCE)) continue;
+        p->work += base - start - at < of(AT_ONCE) ? base - start - at : of(AT_ONCE);
+        if (of(told)(p)) return 0;
     }
-    p->work += base - start;
+    return 1;
 }
 
 /* Runs of 1 .. size points from base on. */
-static void of(look_right)(of(pass) * p, size_t base, size_t size)
+static int of(look_right)(of(pass) * p, size_t base, size_t size)
 {
     of(run) r = {.weight = of(weight)(p, base)};
     REAL square = 0;
@@ -77,8 +90,12 @@ static void of(look_right)(of(pass) * p, size_t base, size_t size)
         const REAL w = of(weight)(p, base + t);
         of(grow)(&r, of(gap)(p, base + t - 1), w);
         square += w * r.reach * r.reach;
+        if (t % of(AT_ONCE)) continue;
+        p->work += of(AT_ONCE);
+        if (of(told)(p)) return 0;
     }
-    p->work += size;
+    p->work += size % of(AT_ONCE);
+    return 1;
 }
 
 /* What it costs to join a run left of the base, of index i, to one right of it. */
@@ -141,9 +158,7 @@ static int of(settle_block)(of(pass) * p, size_t start, size_t base, size_t size
         for (size_t t = stride; t < size; t += 2 * stride) {
             const size_t right = t + stride < size ? t + stride : size;
             of(settle)(p, start, base, t, (size_t)p->begin[base + t - stride], (size_t)p->begin[base + right] + 1);
-            if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) continue;
-            p->work = 0;
-            if (p->stop && p->stop(p->context)) return 0;
+            if (of(told)(p)) return 0;
         }
     return 1;
 }
@@ -179,10 +194,10 @@ static int of(relax)(of(pass) * p, REAL penalty)
         const size_t start = (size_t)p->begin[base];
         size_t size = (base - start) / 2, good = 1;
         size = size < 1 ? 1 : size > p->n - base ? p->n - base : size;
-        of(look_left)(p, start, base);
-        of(look_right)(p, base, size);
+        if (!of(look_left)(p, start, base) || !of(look_right)(p, base, size)) return 0;
         if (!of(settle_block)(p, start, base, size)) return 0;
         for (size_t bad = size + 1, at = size; bad - good > 1; at = (good + bad) / 2) {
+            if (of(told)(p)) return 0;
             if (of(doubtful)(p, base, at))
                 bad = at;
             else

@@ -55,6 +55,19 @@ def cuts(shape, most=PART):
         yield (slice(None),) * axis + (slice(first, first + step),)
 
 
+def in_parts(function, x, dtype):
+    """function(x) as a new C-contiguous array of `dtype` and the shape of x, made in parts, so that a signal need not wait for all."""
+    made = np.empty(x.shape, dtype)
+    for part in cuts(x.shape):
+        made[part] = function(x[part])
+    return made
+
+
+def doubles(x):
+    """x as a new C-contiguous array of float64."""
+    return in_parts(lambda part: part, x, np.float64)
+
+
 @default_mode
 def _as_doubles(x):
     return x.astype(np.float64)

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, as_array, boolean, float_array, float32_of, optional_int, real_array
+from ._checks import MAX_NDIM, PART, as_array, boolean, cuts, float_array, float32_of, optional_int, real_array
 from ._mode import default_mode
 
 MAX_LEVELS = 256
@@ -301,7 +301,9 @@ def _encode_float64(x, codebook, axis):
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
     for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
-        results[i] = numbers[np.searchsorted(bounds, lines[i])]
+        for part in cuts(lines.shape[1:], PART // 8):
+            at = (i, ...) if part is ... else (i, *part)
+            results[at] = numbers[np.searchsorted(bounds, lines[at])]
     return codes
 
 

@@ -1993,6 +1993,30 @@ cdef int must_stop(void *context) noexcept with gil:
     return stop.asked
 
 
+cdef int raise_unless_done(qk_lines_status status, Stop stop, size_t n) except -1:
+    if status == QK_LINES_STOPPED:   # by a signal, or by the thread that got one
+        raise KeyboardInterrupt if stop.error is None else stop.error
+    if status == QK_LINES_NO_MEMORY:
+        raise MemoryError(f"no memory to cluster lines of {n} values")
+    return 0
+
+
+def distinct_points(cnp.ndarray values, cnp.ndarray weights):
+    """Return the number n of different values, float64, whose weight is not 0: the first n of both arrays are these, ascending,
+    and the sums of their weights."""
+    cdef qk_lines p
+    cdef qk_lines_status status
+    cdef int32_t count
+    stop = Stop()
+    p.lines, p.n, p.integers, p.pinned = 1, cnp.PyArray_DIM(values, 0), 0, 0
+    p.values, p.weights, p.counts = cnp.PyArray_DATA(values), <double *>cnp.PyArray_DATA(weights), &count
+    p.stop, p.context = must_stop, <void *>stop
+    with nogil:
+        status = qk_distinct_points(&p)
+    raise_unless_done(status, stop, p.n)
+    return count
+
+
 def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
                   cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
     """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
@@ -2008,10 +2032,7 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint p
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_cluster_lines(&p)
-    if status == QK_LINES_STOPPED:   # by a signal, or by the thread that got one
-        raise KeyboardInterrupt if stop.error is None else stop.error
-    if status == QK_LINES_NO_MEMORY:
-        raise MemoryError(f"no memory to cluster lines of {p.n} values")
+    raise_unless_done(status, stop, p.n)
 
 
 def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):

@@ -8,7 +8,7 @@ import numpy as np
 from . import _core
 from .config import get_num_threads
 from ._kmeans import REALS, KMeansResult
-from ._checks import as_array, integer, optional_int
+from ._checks import as_array, doubles, in_parts, integer, optional_int
 from ._mode import default_mode
 
 CHUNK = 1 << 15  # points of a line at a time, whose doubles fit the L2 cache
@@ -174,15 +174,10 @@ def beyond_doubles(x):
     return x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size > 0 and max(-int(x.min()), int(x.max())) > 2**53
 
 
-def doubles(x):
-    """A new C-contiguous array."""
-    return x.astype(np.float64, order="C")
-
-
 def keys(x):
     """A new array of uint64 in the order of 64-bit integers."""
-    x = x.astype(x.dtype.newbyteorder("="), order="C")
-    return x if x.dtype.kind == "u" else x.view(np.uint64) ^ np.uint64(2**63)
+    offset = np.uint64(0 if x.dtype.kind == "u" else 2**63)
+    return in_parts(lambda part: part.astype(x.dtype.newbyteorder("=")).view(np.uint64) ^ offset, x, np.uint64)
 
 
 def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, inertia, stop):
