@@ -16,7 +16,7 @@ def compiler_is_clang():
     return "clang" in subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
 
 
-# No -march: each csrc/kernels_*.c carries its own target pragma. Contraction to FMA
+# No -march: each file of csrc/kernels/x86 carries its own target pragma. Contraction to FMA
 # would make float results differ between instruction sets. Vectors wider than the ABI's registers go to static functions only.
 flags = [
     "-std=gnu11",
@@ -35,8 +35,8 @@ if not compiler_is_clang():
 
 core = Extension(
     "qkernels._core",
-    sources=["qkernels/_core.pyx", *sorted(glob("csrc/*.c"))],
-    depends=glob("csrc/*.h") + ["qkernels/_core.pxd"],
+    sources=["qkernels/_core.pyx", *sorted(glob("csrc/**/*.c", recursive=True))],
+    depends=glob("csrc/**/*.[hd]*", recursive=True) + ["qkernels/_core.pxd"],
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=flags,

@@ -37,7 +37,7 @@ def test_matmul(race, isa, a_dtype, shape):
 
 @pytest.mark.parametrize("layer", ["attention.output.dense", "intermediate.dense", "output.dense"])
 def test_matmul_minilm(race, isa, layer):
-    """Trained weights are mostly light, which AVX2 makes use of; those of test_matmul are uniform."""
+    """Trained weights are mostly small, which AVX2 makes use of; those of test_matmul are uniform."""
     w = minilm_layer(layer)
     params = qk.choose_qparams(w, "int8", axis=1)
     b, shape = aligned(qk.quantize(w, params)), (128, w.shape[1], w.shape[0])

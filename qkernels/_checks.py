@@ -15,7 +15,7 @@ MAX_NDIM = 64  # of NumPy's arrays
 def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
     """x as a plain array of one of the four float types."""
     x = as_array(x, name)
-    if x.dtype.newbyteorder("=") not in _core.FLOATS:
+    if x.dtype is not FLOAT32 and x.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {x.dtype}")
     return x
 

@@ -311,10 +311,9 @@ def _encode_float64(x, codebook, axis):
 def _encode_vectors(x, codebook):
     """In the scales of `_vector_tables`, by powers of two."""
     given = vectors = finite_float32(x)
-    exponents = _exponents(codebook.levels)
-    if exponents.any():
-        of_columns = np.repeat(exponents, codebook.levels.shape[-1]) if exponents.size > 1 else exponents
-        vectors = np.ascontiguousarray(np.clip(np.ldexp(given, -of_columns), *FLOAT32_RANGE))
+    shift = codebook._levels.shift
+    if shift is not None:
+        vectors = np.ascontiguousarray(np.clip(np.ldexp(given, shift), *FLOAT32_RANGE))
     return _core.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
 
 
@@ -338,7 +337,7 @@ FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
 def _contiguous_float32(x):
-    return np.require(float32_of(x), requirements="CA")
+    return _core.contiguous_reals(float32_of(x), np.float32)
 
 
 # ---- NF4 and FP4 ----
@@ -428,9 +427,11 @@ def _vector_tables(levels):
     """Levels (k, d) or (m, k, d) as `VectorLevels` holds them."""
     shared = levels.ndim == 2
     levels = levels[None] if shared else levels
-    scaled = np.ldexp(levels, -_exponents(levels)[:, None, None])
+    exponents = _exponents(levels)
+    shift = np.repeat(-exponents, levels.shape[-1] if len(levels) > 1 else 1) if exponents.any() else None
+    scaled = np.ldexp(levels, -exponents[:, None, None])
     scaled = np.pad(scaled, ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
-    return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared)
+    return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared, shift)
 
 
 MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks

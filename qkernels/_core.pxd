@@ -1,9 +1,9 @@
-"""The C API (csrc/qkernels.h) as Cython sees it. What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler."""
+"""The C API (csrc/include/qkernels.h) as Cython sees it. What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler."""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
-cdef extern from "qkernels.h" nogil:
+cdef extern from "include/qkernels.h" nogil:
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
@@ -14,9 +14,9 @@ cdef extern from "qkernels.h" nogil:
         QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU
     ctypedef enum qk_kind "int":
         QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
-    ctypedef enum qk_left_type "int":
+    ctypedef enum qk_rows_type "int":
         QK_CODES_U8, QK_CODES_I8, QK_FLOATS
-    ctypedef enum qk_right_type "int":
+    ctypedef enum qk_epilogue_type "int":
         QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES
 
     const qk_kernels *qk_active()
@@ -57,30 +57,30 @@ cdef extern from "qkernels.h" nogil:
     int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
                        const qk_requant *r) except -3
 
-    ctypedef struct qk_packed:
+    ctypedef struct qk_gemm8_weights:
         const qk_kernels *kernels
         size_t k, n, k_pad, n_pad
         int flipped
         int8_t *panels
         int32_t *colsum
 
-    const qk_kernels *qk_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
+    const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
                                      size_t cols, int b_unsigned)
-    size_t qk_packed_bytes(const qk_packed *p)
-    void qk_packed_init(qk_packed *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
-    int64_t qk_pack(qk_packed *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point) except -3
-    int qk_unpack(const qk_packed *p, void *b) except -3
+    size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
+    void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+    int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point) except -3
+    int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b) except -3
 
-    ctypedef struct qk_left:
+    ctypedef struct qk_rows:
         size_t m
         const void *a
         ptrdiff_t row_stride
-        qk_left_type type
+        qk_rows_type type
         const int32_t *zero_point
         int zero_point_per_row
 
-    ctypedef struct qk_right:
-        qk_right_type type
+    ctypedef struct qk_epilogue:
+        qk_epilogue_type type
         void *out
         size_t row_stride
         const int32_t *b_zero
@@ -106,12 +106,12 @@ cdef extern from "qkernels.h" nogil:
         int real
     int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
     void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
-    int qk_gemm(const qk_left *left, const qk_packed *b, const qk_right *right) except -3
+    int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue) except -3
 
     enum:
         QK_MAX_AXES
     ctypedef struct qk_batch:
-        qk_left left
+        qk_rows source
         const void *b
         size_t k, n
         ptrdiff_t b_row_stride, b_col_stride
@@ -125,9 +125,9 @@ cdef extern from "qkernels.h" nogil:
         ptrdiff_t a_zero_step[64]
         ptrdiff_t b_zero_step[64]
 
-    int qk_gemm_batch(const qk_batch *batch) except -3
+    int qk_gemm8_batch(const qk_batch *batch) except -3
 
-    ctypedef struct qk_blocked:
+    ctypedef struct qk_gemm4_weights:
         const qk_kernels *kernels
         size_t k, n, n_pad
         size_t block, blocks
@@ -141,16 +141,16 @@ cdef extern from "qkernels.h" nogil:
         const int32_t *zero_point
         size_t row_stride, col_stride
 
-    void qk_blocked_init(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
+    void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
                          int half_scales, int own_zeros, int32_t zero_point)
-    void qk_blocked_init_levels(qk_blocked *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
-                                const int8_t *levels, int own_levels, float level_scale)
-    size_t qk_blocked_bytes(const qk_blocked *p)
-    int qk_blocked_pack(qk_blocked *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+    void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
+                                const int8_t *levels, int column_levels, float level_scale)
+    size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
+    int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                         const qk_block_params *params) except -3
-    int qk_blocked_unpack(const qk_blocked *p, void *b) except -3
-    void qk_blocked_params(const qk_blocked *p, float *scale, int32_t *zero_point)
-    int qk_blocked_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_blocked *b, const qk_right *right) except -3
+    int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b) except -3
+    void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point)
+    int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b, const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_levels:
         int depth
@@ -181,30 +181,30 @@ cdef extern from "qkernels.h" nogil:
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
     int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
 
-    ctypedef struct qk_half:
+    ctypedef struct qk_gemmf16_weights:
         const qk_kernels *kernels
         size_t k, n, n_pad
         qk_dtype type
         uint16_t *panels
 
-    void qk_half_init(qk_half *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
-    size_t qk_half_bytes(const qk_half *p)
-    int qk_half_pack(qk_half *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_half_unpack(const qk_half *p, void *b) except -3
-    int qk_half_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_half *b, const qk_right *right) except -3
+    void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
+    size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p)
+    int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b) except -3
+    int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b, const qk_epilogue *epilogue) except -3
 
-    ctypedef struct qk_words:
+    ctypedef struct qk_gemm16_weights:
         const qk_kernels *kernels
         size_t k, n, steps, n_pad
         int32_t largest
         int16_t *panels
         int64_t *colsum
 
-    void qk_words_init(qk_words *p, const qk_kernels *kernels, size_t k, size_t n)
-    size_t qk_words_bytes(const qk_words *p)
-    int qk_words_pack(qk_words *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_words_unpack(const qk_words *p, int16_t *b) except -3
-    int qk_words_gemm(const qk_left *left, const qk_words *b, const qk_right *right) except -3
+    void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n)
+    size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
+    int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
+    int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b) except -3
+    int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3
@@ -278,15 +278,15 @@ cdef extern from "qkernels.h" nogil:
 
     enum:
         QK_MAX_LEVELS
-    ctypedef struct qk_vector_book:
+    ctypedef struct qk_pq_book:
         size_t m, k, d
         int shared
         const float *levels
         const float *columns
         const float *scaled
 
-    int qk_encode_vectors(const float *x, const float *given, uint8_t *codes, size_t n, const qk_vector_book *b) except -3
-    int qk_decode_vectors(const uint8_t *codes, float *y, size_t n, const qk_vector_book *b) except -3
-    int qk_distance_tables(const float *queries, size_t count, const qk_vector_book *b, float *tables) except -3
-    int qk_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_vector_book *b, size_t k,
+    int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b) except -3
+    int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b) except -3
+    int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
+    int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
                   float *distances, int64_t *indices) except -3

@@ -9,6 +9,7 @@ from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
 from libc.string cimport memset
 
+import contextvars
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
+from cpython.contextvars cimport PyContextVar_Reset, PyContextVar_Set
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pyport cimport PY_SSIZE_T_MAX
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
@@ -55,7 +57,7 @@ cdef extern from *:
     unsigned long main_thread
     int signal_raises() noexcept nogil
 
-cdef extern from "fpmode.h" nogil:
+cdef extern from "runtime/fpmode.h" nogil:
     ctypedef struct qk_mode:
         pass
     ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends: `cdef qk_scope mode = qk_enter_scope()`
@@ -75,9 +77,16 @@ CODE_TYPES = {
     np.dtype(ml_dtypes.int4): QK_I4, np.dtype(ml_dtypes.uint4): QK_U4, np.dtype(ml_dtypes.int2): QK_I2,
     np.dtype(ml_dtypes.uint2): QK_U2,
 }
+CODE_NAMES = {dtype.name: dtype for dtype in CODE_TYPES}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
 ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
+
+
+# Releasing the GIL, and having it back, costs as much as work on so many values, or so many products: below they keep it.
+cdef enum:
+    BRIEF = 1 << 13
+    BRIEF_PRODUCT = 1 << 18
 
 
 # ---- instruction sets and threads ----
@@ -195,6 +204,29 @@ cdef void leave_default() noexcept:
     qk_leave_mode(qk_calls.of_caller)
 
 
+def _quiet_errors():
+    """The context variable in which NumPy keeps what np.errstate sets, and its value for all="ignore"; None of a NumPy without."""
+    with np.errstate(all="ignore"):
+        context = contextvars.copy_context()
+    return next(((var, state) for var, state in context.items() if var.name == "numpy.ufunc.extobj"), None)
+
+
+# np.errstate costs more than the rest of a call with few values.
+cdef object quiet_errors = _quiet_errors()
+
+
+cdef call_quietly(function, tuple args, dict kwargs):
+    """The function, under np.errstate(all="ignore")."""
+    if quiet_errors is None:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+    token = PyContextVar_Set(quiet_errors[0], quiet_errors[1])
+    try:
+        return function(*args, **kwargs)
+    finally:
+        PyContextVar_Reset(quiet_errors[0], token)
+
+
 def in_default_mode(function):
     """The function, in the default mode and without NumPy's warnings. (In Python, Ctrl-C could come between entering and `try`.)"""
     def call(*args, **kwargs):
@@ -202,8 +234,7 @@ def in_default_mode(function):
             return function(*args, **kwargs)
         enter_default()
         try:
-            with np.errstate(all="ignore"):
-                return function(*args, **kwargs)
+            return call_quietly(function, args, kwargs)
         finally:
             leave_default()
     return call
@@ -230,6 +261,7 @@ def in_mode_of_caller(function, errors):
 SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
                ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
+PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
 CPU_DEVICES = (1, 3, 11, 13)   # of DLPack: memory of the CPU, also pinned or managed by a GPU's driver
 
 cdef extern from *:
@@ -308,6 +340,8 @@ def base_array(x):
 def read_array(x):
     """x, which is no plain ndarray, as one, by the first way that it offers: what its methods raise comes through."""
     kind = type(x)
+    if kind in PLAIN_TYPES:
+        return base_array(np.asanyarray(x))
     if is_tensor(x):
         return array_of_tensor(x)
     if hasattr(kind, "__dlpack__") and not any(hasattr(kind, name) for name in
@@ -353,6 +387,8 @@ cdef int float_type(cnp.ndarray x, name) except -1:
 
 def named_dtype(dtype):
     """The NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by; None where there is none."""
+    if type(dtype) is str and dtype in CODE_NAMES:
+        return CODE_NAMES[dtype]
     try:
         dtype = word(str(dtype) if type(dtype).__module__ == "torch" else dtype)
         if isinstance(dtype, str):
@@ -411,7 +447,8 @@ cdef cnp.ndarray contiguous(cnp.ndarray x):
 
 def contiguous_reals(x, dtype):
     """x as an aligned C-contiguous array of a float type: itself, or a copy."""
-    return np.require(contiguous(x), dtype, "CA")
+    a = contiguous(x)
+    return a if a.dtype == dtype else a.astype(dtype)
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
@@ -600,8 +637,11 @@ def quantize(x, params, rounding, out):
         refuse_overlap(q, given, "x")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(q)
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_quantize(source, from_, target, to.storage, &p, how)
+    else:
+        with nogil:
+            qk_quantize(source, from_, target, to.storage, &p, how)
     return q if out is None else out
 
 
@@ -626,8 +666,11 @@ def dequantize(q, params, dtype, out):
         refuse_overlap(y, given, "q")
     cdef void *source = cnp.PyArray_DATA(a)
     cdef void *target = cnp.PyArray_DATA(y)
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_dequantize(source, from_, target, to, &p)
+    else:
+        with nogil:
+            qk_dequantize(source, from_, target, to, &p)
     return y if out is None else out
 
 
@@ -643,8 +686,11 @@ def fake_quantize(x, params, out):
     cdef void *target = cnp.PyArray_DATA(y)
     if out is not None and source != target:
         refuse_overlap(y, given, "x")
-    with nogil:
+    if cnp.PyArray_SIZE(a) <= BRIEF:
         qk_fake_quantize(source, target, type, &p)
+    else:
+        with nogil:
+            qk_fake_quantize(source, target, type, &p)
     return y if out is None else out
 
 
@@ -760,8 +806,11 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
     cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
     cdef const int32_t *b = <const int32_t *>cnp.PyArray_DATA(bias)
     cdef void *target = cnp.PyArray_DATA(q)
-    with nogil:
+    if rows * cols <= BRIEF:
         qk_requantize(source, b, target, to.storage, rows, cols, &r)
+    else:
+        with nogil:
+            qk_requantize(source, b, target, to.storage, rows, cols, &r)
     return q if out is None else out
 
 
@@ -785,11 +834,11 @@ cdef class Packed:
     then: QParams per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
     """
 
-    cdef qk_packed c
-    cdef qk_blocked blocked
-    cdef qk_half half
-    cdef qk_words words
-    cdef bint is_blocked, is_half, is_words
+    cdef qk_gemm8_weights c
+    cdef qk_gemm4_weights gemm4
+    cdef qk_gemmf16_weights gemmf16
+    cdef qk_gemm16_weights gemm16
+    cdef bint is_gemm4, is_gemmf16, is_gemm16
     cdef readonly object _kept
     cdef readonly object dtype       # of b, in native byte order
     cdef object panels, colsum, scale, zero_point, levels   # zero_point: None where all are 0
@@ -801,10 +850,10 @@ cdef class Packed:
         self.dtype = np.dtype(b.dtype.type)
         self.k, self.n = cnp.PyArray_DIM(b, 0), cnp.PyArray_DIM(b, 1)
         if PyArray_TYPE(b) in (cnp.NPY_FLOAT16, BF16_NUM):
-            self.pack_halves(b)
+            self.pack_gemmf16(b)
             return
         if PyArray_TYPE(b) == cnp.NPY_INT16:
-            self.pack_words(b, params)
+            self.pack_gemm16(b, params)
             return
         if levels is not None:
             self._kept = params
@@ -818,17 +867,20 @@ cdef class Packed:
         cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
         cdef const qk_kernels *kernels = qk_active()
         if params is not None:  # packed once, used often
-            kernels = qk_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
-        qk_packed_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
-        self.c.panels = <int8_t *>self.panels_of(qk_packed_bytes(&self.c), self.c.n_pad)
+            kernels = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
+        qk_gemm8_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
+        self.c.panels = <int8_t *>self.panels_of(qk_gemm8_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
         cdef const int32_t *zero = NULL
         if params is not None:
             zero_point = self.keep_columns(params)
             zero = <const int32_t *>cnp.PyArray_DATA(zero_point)
-        with nogil:
-            self.bound = qk_pack(&self.c, data, row_stride, col_stride, zero)
+        if self.panel_bytes <= BRIEF:
+            self.bound = qk_gemm8_pack(&self.c, data, row_stride, col_stride, zero)
+        else:
+            with nogil:
+                self.bound = qk_gemm8_pack(&self.c, data, row_stride, col_stride, zero)
 
     cdef cnp.ndarray keep_columns(self, Params params):
         """Scales and zero points of columns, padded to whole panels: returns the latter."""
@@ -859,12 +911,12 @@ cdef class Packed:
             self.keep(params)
         else:   # there are no panels to hold them
             self._kept = params
-        qk_blocked_init(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
+        qk_gemm4_init(&self.gemm4, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
                         params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
         p.col_stride = params.axis is not None
         p.row_stride = <size_t>self.n if params.block_size is not None else 0
-        return self.fill_blocked(b, &p)
+        return self.fill_gemm4(b, &p)
 
     cdef int pack_levels(self, cnp.ndarray b, cnp.ndarray levels, cnp.ndarray level_scale, scales) except -1:
         """Fills `blocked` with codes. Levels of each column stand in the panels."""
@@ -873,64 +925,65 @@ cdef class Packed:
         cdef cnp.ndarray of_blocks = level_scale if own else np.ones(1, np.float32) if scales is None else scales
         cdef Py_ssize_t block = max(self.k if scales is None else min(self._kept.block_size, self.k), 1)
         cdef float one_scale = 1 if own else level_scale[0]
-        qk_blocked_init_levels(&self.blocked, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
+        qk_gemm4_init_levels(&self.gemm4, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
                                not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels), own, one_scale)
         p.scale, p.zero_point = <const float *>cnp.PyArray_DATA(of_blocks), NULL
         p.col_stride = own or scales is not None
         p.row_stride = 0 if scales is None else <size_t>self.n
-        self.fill_blocked(b, &p)
+        self.fill_gemm4(b, &p)
         if own:
-            self.blocked.levels = NULL
+            self.gemm4.levels = NULL
         else:
             self.levels = levels
         return 0
 
-    cdef int fill_blocked(self, cnp.ndarray b, const qk_block_params *p) except -1:
-        self.is_blocked = True
-        self.blocked.panels = <uint8_t *>self.panels_of(qk_blocked_bytes(&self.blocked), self.blocked.n_pad)
+    cdef int fill_gemm4(self, cnp.ndarray b, const qk_block_params *p) except -1:
+        self.is_gemm4 = True
+        self.gemm4.panels = <uint8_t *>self.panels_of(qk_gemm4_bytes(&self.gemm4), self.gemm4.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
-            qk_blocked_pack(&self.blocked, data, row_stride, col_stride, p)
+            qk_gemm4_pack(&self.gemm4, data, row_stride, col_stride, p)
         return 0
 
-    cdef int pack_halves(self, cnp.ndarray b) except -1:
+    cdef int pack_gemmf16(self, cnp.ndarray b) except -1:
         """Fills `half`, of finite weights."""
         b = np.require(b, requirements="A")
-        qk_half_init(&self.half, qk_active(), <size_t>self.k, <size_t>self.n,
+        qk_gemmf16_init(&self.gemmf16, qk_active(), <size_t>self.k, <size_t>self.n,
                      QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
-        self.is_half = True
-        self.half.panels = <uint16_t *>self.panels_of(qk_half_bytes(&self.half), self.half.n_pad)
+        self.is_gemmf16 = True
+        self.gemmf16.panels = <uint16_t *>self.panels_of(qk_gemmf16_bytes(&self.gemmf16), self.gemmf16.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int finite
         with nogil:
-            finite = qk_half_pack(&self.half, data, row_stride, col_stride)
+            finite = qk_gemmf16_pack(&self.gemmf16, data, row_stride, col_stride)
         if not finite:
             raise_not_finite(b, "b")
         return 0
 
-    cdef int pack_words(self, cnp.ndarray b, params) except -1:
+    cdef int pack_gemm16(self, cnp.ndarray b, params) except -1:
         """Fills `words`."""
         b = np.require(b, requirements="A")
-        qk_words_init(&self.words, qk_active(), <size_t>self.k, <size_t>self.n)
-        self.is_words = True
-        self.words.panels = <int16_t *>self.panels_of(qk_words_bytes(&self.words), self.words.n_pad)
+        qk_gemm16_init(&self.gemm16, qk_active(), <size_t>self.k, <size_t>self.n)
+        self.is_gemm16 = True
+        self.gemm16.panels = <int16_t *>self.panels_of(qk_gemm16_bytes(&self.gemm16), self.gemm16.n_pad)
         self.colsum = np.zeros(self.n_pad, np.int64)
-        self.words.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
+        self.gemm16.colsum = <int64_t *>cnp.PyArray_DATA(self.colsum)
         if params is not None:
             self.keep_columns(params)
         cdef const void *data = cnp.PyArray_DATA(b)
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         with nogil:
-            qk_words_pack(&self.words, data, row_stride, col_stride)
+            qk_gemm16_pack(&self.gemm16, data, row_stride, col_stride)
         return 0
 
     cdef void *panels_of(self, size_t size, size_t n_pad) except NULL:
         """Memory for `size` bytes of panels of n_pad columns, aligned to 64."""
         if max(size, n_pad) > <size_t>PY_SSIZE_T_MAX - 63:
             raise MemoryError(f"no memory for packed weights of shape {self.shape}")
-        cdef cnp.ndarray buffer = np.empty(size + 63, np.uint8)
+        cdef cnp.npy_intp length = <cnp.npy_intp>size + 63
+        cdef cnp.ndarray buffer = cnp.PyArray_EMPTY(1, &length, cnp.NPY_UINT8, 0)
         self.panels, self.panel_bytes, self.n_pad = buffer, <Py_ssize_t>size, <Py_ssize_t>n_pad
         return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
 
@@ -956,13 +1009,13 @@ cdef class Packed:
 
     def _columns(self):
         """float32 scales and int32 zero points: (N,), or (blocks, N) of weights in blocks, all of 4 bits, and codes of a codebook."""
-        if not self.is_blocked:
+        if not self.is_gemm4:
             zeros = np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
             return self.scale[: self.n], zeros
-        shape = self.blocked.blocks, self.n
+        shape = self.gemm4.blocks, self.n
         cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
         if scale.size:
-            qk_blocked_params(&self.blocked, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
+            qk_gemm4_params(&self.gemm4, <float *>cnp.PyArray_DATA(scale), <int32_t *>cnp.PyArray_DATA(zero_point))
         return scale, zero_point
 
     def unpack(self):
@@ -972,22 +1025,22 @@ cdef class Packed:
         if codes.size == 0:   # of rows or columns there may be more than a loop can count
             return codes
         with nogil:
-            if self.is_half:
-                qk_half_unpack(&self.half, to)
-            elif self.is_words:
-                qk_words_unpack(&self.words, <int16_t *>to)
-            elif self.is_blocked:
-                qk_blocked_unpack(&self.blocked, to)
+            if self.is_gemmf16:
+                qk_gemmf16_unpack(&self.gemmf16, to)
+            elif self.is_gemm16:
+                qk_gemm16_unpack(&self.gemm16, <int16_t *>to)
+            elif self.is_gemm4:
+                qk_gemm4_unpack(&self.gemm4, to)
             else:
-                qk_unpack(&self.c, to)
+                qk_gemm8_unpack(&self.c, to)
         return codes
 
 
 cpdef int need_eight_bits(Packed b, name) except -1:
     """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
-    if b.is_blocked or b.is_half or b.is_words:
+    if b.is_gemm4 or b.is_gemmf16 or b.is_gemm16:
         needs, what = "8-bit weights", b.dtype.name
-        if b.is_blocked and b.blocked.bits == 8:
+        if b.is_gemm4 and b.gemm4.bits == 8:
             needs, what = "weights with one scale a column", f"{what} with a scale for each block of rows"
         elif b.dtype == np.uint8:
             what = "codes of a Codebook"
@@ -995,29 +1048,29 @@ cpdef int need_eight_bits(Packed b, name) except -1:
     return 0
 
 
-cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left) except -1:
+cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_rows *source) except -1:
     """Fills m and row_stride where a (..., k) can be read in place; returns 0 where it must be copied."""
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0 or cnp.PyArray_DIM(a, ndim - 1) != k:
         raise ValueError(f"{name} must have {k} columns to match {other}, got shape {(<object>a).shape}")
     cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(a)
-    left.m = <size_t>(cnp.PyArray_SIZE(a) // k) if k else <size_t>int(np.prod((<object>a).shape[:-1]))
-    left.row_stride = k * item
+    source.m = <size_t>(cnp.PyArray_SIZE(a) // k) if k else <size_t>int(np.prod((<object>a).shape[:-1]))
+    source.row_stride = k * item
     if PyArray_ISCARRAY_RO(a):
-        left.a = cnp.PyArray_DATA(a)
+        source.a = cnp.PyArray_DATA(a)
         return 1
     if ndim == 2 and (k <= 1 or cnp.PyArray_STRIDE(a, 1) == item) and a.flags.aligned and a.dtype.isnative:
-        left.a = cnp.PyArray_DATA(a)
-        left.row_stride = cnp.PyArray_STRIDE(a, 0)
-        return left.row_stride % item == 0
+        source.a = cnp.PyArray_DATA(a)
+        source.row_stride = cnp.PyArray_STRIDE(a, 0)
+        return source.row_stride % item == 0
     return 0
 
 
-cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_left *left):
-    """a, or a contiguous copy of it, described in `left`. `name` and `other`, the right operand, are the caller's."""
-    if not describe_rows(a, k, name, other, left):
+cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_rows *source):
+    """a, or a contiguous copy of it, described in `source`. `name` and `other`, the right operand, are the caller's."""
+    if not describe_rows(a, k, name, other, source):
         a = contiguous(a)
-        describe_rows(a, k, name, other, left)
+        describe_rows(a, k, name, other, source)
     return a
 
 
@@ -1035,17 +1088,42 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     return out_array(out, (<object>a).shape[:-1] + (n,), dtype)
 
 
-cdef int run(qk_left *left, qk_packed *b, qk_right *right, object x) except -1:
+cdef int run(qk_rows *source, qk_gemm8_weights *b, qk_epilogue *epilogue, object x) except -1:
     cdef int status
-    with nogil:
-        status = qk_gemm(left, b, right)
+    if source.m * b.k_pad * b.n_pad <= BRIEF_PRODUCT:
+        status = qk_gemm8(source, b, epilogue)
+    else:
+        with nogil:
+            status = qk_gemm8(source, b, epilogue)
     return check_status(status, x)
 
 
-cdef int run_words(qk_left *left, qk_words *b, qk_right *right, object x) except -1:
+cdef int run_gemm16(qk_rows *source, qk_gemm16_weights *b, qk_epilogue *epilogue, object x) except -1:
     cdef int status
-    with nogil:
-        status = qk_words_gemm(left, b, right)
+    if source.m * b.k * b.n_pad <= BRIEF_PRODUCT:
+        status = qk_gemm16(source, b, epilogue)
+    else:
+        with nogil:
+            status = qk_gemm16(source, b, epilogue)
+    return check_status(status, x)
+
+
+cdef int linear_of(const qk_rows *source, const qk_gemm4_weights *gemm4, const qk_gemmf16_weights *gemmf16, const qk_epilogue *epilogue) except -3 nogil:
+    """Multiply rows of floats by the weights that are not NULL."""
+    if gemmf16 != NULL:
+        return qk_gemmf16_linear(<const float *>source.a, source.row_stride, source.m, gemmf16, epilogue)
+    return qk_gemm4_linear(<const float *>source.a, source.row_stride, source.m, gemm4, epilogue)
+
+
+cdef int run_floats(const qk_rows *source, Packed b, const qk_epilogue *epilogue, object x) except -1:
+    cdef const qk_gemm4_weights *gemm4 = &b.gemm4 if b.is_gemm4 else NULL
+    cdef const qk_gemmf16_weights *gemmf16 = &b.gemmf16 if b.is_gemmf16 else NULL
+    cdef int status
+    if source.m * <size_t>b.k * <size_t>b.n_pad <= BRIEF_PRODUCT:
+        status = linear_of(left, gemm4, gemmf16, epilogue)
+    else:
+        with nogil:
+            status = linear_of(left, gemm4, gemmf16, epilogue)
     return check_status(status, x)
 
 
@@ -1132,14 +1210,14 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
             if type(x) is not int:
                 refuse_overlap(c, array_of(x, name), name)
     cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
-    p.left.m, p.left.a, p.left.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
-    p.left.type = <qk_left_type>codes_type(a, "a", "int16")
+    p.source.m, p.source.a, p.source.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
+    p.source.type = <qk_rows_type>codes_type(a, "a", "int16")
     fill_steps(rows, 2, 1, &p, p.a_step)
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = batch_zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
-        p.left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
-        p.left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
-        if p.left.zero_point_per_row:
+        p.source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        p.source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        if p.source.zero_point_per_row:
             fill_steps(az, 1, 4, &p, p.a_zero_step)
     p.b, p.k, p.n = cnp.PyArray_DATA(b), <size_t>k, <size_t>n
     p.b_row_stride, p.b_col_stride = cnp.PyArray_STRIDE(b, nb - 2), cnp.PyArray_STRIDE(b, nb - 1)
@@ -1154,8 +1232,11 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
         fill_steps(bz, 1, 4, &p, p.b_zero_step)
     p.out = <int32_t *>cnp.PyArray_DATA(c)
     cdef int status
-    with nogil:
-        status = qk_gemm_batch(&p)
+    if cnp.PyArray_SIZE(c) <= BRIEF_PRODUCT // (k + 1):
+        status = qk_gemm8_batch(&p)
+    else:
+        with nogil:
+            status = qk_gemm8_batch(&p)
     check_status(status, a)
     return c if out is None else out
 
@@ -1164,15 +1245,15 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
     cdef cnp.ndarray left_array = array_of(a, "a")
     cdef cnp.ndarray right_array
     cdef Packed packed
-    cdef qk_left left
-    cdef qk_right right
-    memset(&left, 0, sizeof(left))
-    memset(&right, 0, sizeof(right))
+    cdef qk_rows source
+    cdef qk_epilogue epilogue
+    memset(&source, 0, sizeof(source))
+    memset(&epilogue, 0, sizeof(epilogue))
     if not isinstance(b, Packed):
         b = array_of(b, "b")
     if PyArray_TYPE(left_array) == cnp.NPY_INT16 or is_int16(b):
-        return words_matmul(left_array, b, a_zero_point, b_zero_point, out)
-    left.type = <qk_left_type>codes_type(left_array, "a", "int16")
+        return matmul_gemm16(left_array, b, a_zero_point, b_zero_point, out)
+    source.type = <qk_rows_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
         need_eight_bits(packed, "b")
@@ -1186,7 +1267,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
     cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
-    cdef cnp.ndarray rows = rows_of(left_array, k, "a", "b", &left)
+    cdef cnp.ndarray rows = rows_of(left_array, k, "a", "b", &source)
     cdef cnp.ndarray c = product_out(out, left_array, n, INT32)
     if out is not None:
         refuse_overlap(c, left_array, "a")
@@ -1194,8 +1275,8 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
             refuse_overlap(c, right_array, "b")
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = zero_points(a_zero_point, left_array, (<object>left_array).shape[:-1], "a_zero_point")
-        left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
-        left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
         if out is not None:
             refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
     if not (type(b_zero_point) is int and b_zero_point == 0):
@@ -1207,17 +1288,17 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         packed = Packed(right_array, None)
     if bz is not None:
         bz = packed.padded(bz, np.int32)
-        right.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
-    right.type = QK_TO_INT32
-    right.out = cnp.PyArray_DATA(c)
-    right.row_stride = <size_t>n * 4
-    run(&left, &packed.c, &right, a)
+        epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+    epilogue.type = QK_TO_INT32
+    epilogue.out = cnp.PyArray_DATA(c)
+    epilogue.row_stride = <size_t>n * 4
+    run(&source, &packed.c, &epilogue, a)
     return c if out is None else out
 
 
 cdef bint is_int16(b):
     if isinstance(b, Packed):
-        return (<Packed>b).is_words
+        return (<Packed>b).is_gemm16
     return isinstance(b, cnp.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
 
 
@@ -1228,14 +1309,14 @@ cdef cnp.ndarray int16_codes(codes, name):
     return codes.astype(np.int16, copy=False)
 
 
-cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
+cdef matmul_gemm16(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
     """matmul where a or b is int16."""
-    cdef qk_left left
+    cdef qk_rows source
     cdef Packed packed
-    memset(&left, 0, sizeof(left))
+    memset(&source, 0, sizeof(source))
     cdef cnp.ndarray codes = int16_codes(a, "a")
     if isinstance(b, Packed):
-        if not (<Packed>b).is_words:
+        if not (<Packed>b).is_gemm16:
             raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
         packed = <Packed>b
     else:
@@ -1244,10 +1325,10 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
             raise ValueError(f"b must have shape (K, N) where a or b is int16, got {b.shape}")
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
-    cdef cnp.ndarray rows = rows_of(codes, k, "a", "b", &left)
+    cdef cnp.ndarray rows = rows_of(codes, k, "a", "b", &source)
     cdef cnp.ndarray c = product_out(out, a, n, INT64)
-    cdef qk_right right
-    memset(&right, 0, sizeof(right))
+    cdef qk_epilogue epilogue
+    memset(&epilogue, 0, sizeof(epilogue))
     if out is not None:
         refuse_overlap(c, a, "a")
         if packed is None:
@@ -1256,8 +1337,8 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
         if out is not None:
             refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
-        left.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
-        left.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
     if not (type(b_zero_point) is int and b_zero_point == 0):
         like = np.empty(0, np.int16) if packed is not None else b
         bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
@@ -1267,10 +1348,10 @@ cdef words_matmul(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         packed = Packed(wide, None)
     if bz is not None:
         bz = packed.padded(bz, np.int32)
-        right.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
-    right.out = cnp.PyArray_DATA(c)
-    right.row_stride = <size_t>n * 8
-    run_words(&left, &packed.words, &right, a)
+        epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+    epilogue.out = cnp.PyArray_DATA(c)
+    epilogue.row_stride = <size_t>n * 8
+    run_gemm16(&source, &packed.gemm16, &epilogue, a)
     return c if out is None else out
 
 
@@ -1304,6 +1385,8 @@ cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_
     cdef size_t n = cols
     if row_stride == <ptrdiff_t>(cols * sizeof(float)):
         n, rows = rows * cols, 1
+    if rows == 1 and n <= BRIEF:
+        return qk_minmax(<const float *>x, n, &lo, &hi)
     while first < rows:
         with nogil:
             for i in range(first, min(first + 65536, rows)):
@@ -1316,7 +1399,7 @@ cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_
 
 cdef size_t most_rows(Packed b):
     """Rows of b whose sum int32 holds, and of 8 bits those whose sum of a's codes two int16 hold (numerics 12)."""
-    return 65536 if b.blocked.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
+    return 65536 if b.gemm4.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 cdef double bound(value) except? -1:
@@ -1356,15 +1439,15 @@ cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
 def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     """float32 x (..., k)."""
     cdef qk_scope mode = qk_enter_scope()
-    cdef qk_left left
-    cdef qk_right right
-    memset(&left, 0, sizeof(left))
-    memset(&right, 0, sizeof(right))
-    right.activation = <qk_activation>activation_code(activation)
+    cdef qk_rows source
+    cdef qk_epilogue epilogue
+    memset(&source, 0, sizeof(source))
+    memset(&epilogue, 0, sizeof(epilogue))
+    epilogue.activation = <qk_activation>activation_code(activation)
     if clamp is not None:
-        right.bounded = True
-        right.lo, right.hi = clamp_bounds(clamp)
-    cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &left)
+        epilogue.bounded = True
+        epilogue.lo, epilogue.hi = clamp_bounds(clamp)
+    cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &source)
     if bias is not None:
         bias = array_of(bias, "bias")
     cdef object bias_array = None if bias is None else float_bias(b, bias)
@@ -1373,47 +1456,41 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
         refuse_overlap(y, x, "x")
         if bias is not None:
             refuse_overlap(y, bias, "bias")
-    right.out = cnp.PyArray_DATA(y)
-    right.row_stride = right.residual_stride = <size_t>b.n * 4
-    right.float_bias = <const float *>cnp.PyArray_DATA(bias_array) if bias is not None else NULL
+    epilogue.out = cnp.PyArray_DATA(y)
+    epilogue.row_stride = epilogue.residual_stride = <size_t>b.n * 4
+    epilogue.float_bias = <const float *>cnp.PyArray_DATA(bias_array) if bias is not None else NULL
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
-        right.residual = <const float *>cnp.PyArray_DATA(residual)
-    if not b.is_blocked:
+        epilogue.residual = <const float *>cnp.PyArray_DATA(residual)
+    if not b.is_gemm4:
         refuse_overflow(b, 255, 0)
-    elif b.blocked.block > most_rows(b):
-        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.blocked.block} rows, at most {most_rows(b)} are possible")
-    if out is not None and not rows_are_finite(left.a, left.m, <size_t>b.k, left.row_stride):
+    elif b.gemm4.block > most_rows(b):
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.gemm4.block} rows, at most {most_rows(b)} are possible")
+    if out is not None and not rows_are_finite(source.a, source.m, <size_t>b.k, source.row_stride):
         raise_not_finite(x)
-    cdef int status
-    if b.is_blocked or b.is_half:
-        with nogil:
-            if b.is_half:
-                status = qk_half_linear(<const float *>left.a, left.row_stride, left.m, &b.half, &right)
-            else:
-                status = qk_blocked_linear(<const float *>left.a, left.row_stride, left.m, &b.blocked, &right)
-        check_status(status, x)
+    if b.is_gemm4 or b.is_gemmf16:
+        run_floats(&source, b, &epilogue, x)
         return y if out is None else out
-    left.type = QK_FLOATS
-    right.type = QK_TO_FLOAT
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
-    right.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    right.least_scale, right.most_scale = b.least_scale, b.most_scale
-    if b.is_words:
-        run_words(&left, &b.words, &right, x)
+    source.type = QK_FLOATS
+    epilogue.type = QK_TO_FLOAT
+    epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
+    epilogue.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
+    epilogue.least_scale, epilogue.most_scale = b.least_scale, b.most_scale
+    if b.is_gemm16:
+        run_gemm16(&source, &b.gemm16, &epilogue, x)
     else:
-        run(&left, &b.c, &right, x)
+        run(&source, &b.c, &epilogue, x)
     return y if out is None else out
 
 
-cdef set_multipliers(qk_right *right, float a_scale, Packed b, float out_scale, real_bias):
-    """Points `right` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
+cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_scale, real_bias):
+    """Points `epilogue` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
     cdef qk_unit_columns unit
     cdef float lo, hi
     memset(&unit, 0, sizeof(unit))
     unit.n, unit.a_scale, unit.out_scale = <size_t>b.n, a_scale, out_scale
     unit.b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    unit.real = right.activation > QK_RELU
+    unit.real = epilogue.activation > QK_RELU
     if real_bias is not None:
         unit.bias = <const float *>cnp.PyArray_DATA(real_bias)
         if not qk_minmax(unit.bias, unit.n, &lo, &hi):
@@ -1421,12 +1498,12 @@ cdef set_multipliers(qk_right *right, float a_scale, Packed b, float out_scale, 
     cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
     cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
     cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
-    right.requant.multiplier, right.col_scale, right.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
+    epilogue.requant.multiplier, epilogue.col_scale, epilogue.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
     if not all_serve:
         wide = np.zeros((2, b.n_pad))
-        right.wide_scale = <const double *>cnp.PyArray_DATA(wide)
-        right.wide_bias = right.wide_scale + b.n_pad
-        qk_wide_columns(&unit, multiplier, <double *>right.wide_scale, <double *>right.wide_bias)
+        epilogue.wide_scale = <const double *>cnp.PyArray_DATA(wide)
+        epilogue.wide_bias = epilogue.wide_scale + b.n_pad
+        qk_wide_columns(&unit, multiplier, <double *>epilogue.wide_scale, <double *>epilogue.wide_bias)
     return columns, wide
 
 
@@ -1445,21 +1522,21 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
     cdef qk_scope mode = qk_enter_scope()
     cdef Params of = params_of(params), to = params_of(out_params)
-    cdef qk_left left
-    cdef qk_right right
-    memset(&left, 0, sizeof(left))
-    memset(&right, 0, sizeof(right))
-    left.type = <qk_left_type>codes_type(a, "q")
-    left.zero_point = &of.one_zero_point
-    right.type = QK_TO_CODES
-    right.activation = <qk_activation>activation_code(activation)
-    right.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
-    right.requant.zero_point, right.requant.qmin, right.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    cdef qk_rows source
+    cdef qk_epilogue epilogue
+    memset(&source, 0, sizeof(source))
+    memset(&epilogue, 0, sizeof(epilogue))
+    source.type = <qk_rows_type>codes_type(a, "q")
+    source.zero_point = &of.one_zero_point
+    epilogue.type = QK_TO_CODES
+    epilogue.activation = <qk_activation>activation_code(activation)
+    epilogue.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
+    epilogue.requant.zero_point, epilogue.requant.qmin, epilogue.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
     if bounds is not None:
-        right.requant.qmin, right.requant.qmax = bounds
-    right.out_scale = to.one_scale
-    right.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
-    cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &left)
+        epilogue.requant.qmin, epilogue.requant.qmax = bounds
+    epilogue.out_scale = to.one_scale
+    epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
+    cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &source)
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
@@ -1469,17 +1546,17 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
     if mantissa is None:
-        columns = set_multipliers(&right, of.one_scale, b, to.one_scale, real_bias)
+        columns = set_multipliers(&epilogue, of.one_scale, b, to.one_scale, real_bias)
     else:
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
-        right.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
-        right.requant.shift = <const int32_t *>cnp.PyArray_DATA(shift)
+        epilogue.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
+        epilogue.requant.shift = <const int32_t *>cnp.PyArray_DATA(shift)
     if int_bias is not None:
         int_bias = b.padded(int_bias, np.int32)
-        right.int_bias = <const int32_t *>cnp.PyArray_DATA(int_bias)
-    right.out = cnp.PyArray_DATA(y)
-    right.row_stride = <size_t>b.n
-    run(&left, &b.c, &right, a)
+        epilogue.int_bias = <const int32_t *>cnp.PyArray_DATA(int_bias)
+    epilogue.out = cnp.PyArray_DATA(y)
+    epilogue.row_stride = <size_t>b.n
+    run(&source, &b.c, &epilogue, a)
     return y if out is None else out
 
 
@@ -1571,21 +1648,23 @@ def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block,
 
 cdef class VectorLevels:
     """The tables of a Codebook of vectors (_codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
-    (1 or m, d, k), scaled (1 or m, k + 1, d)."""
+    (1 or m, d, k), scaled (1 or m, k + 1, d). Values are multiplied by 2**shift before they are compared with these; None: by 1."""
 
-    cdef qk_vector_book c
+    cdef qk_pq_book c
     cdef object arrays
+    cdef readonly object shift
 
-    def __cinit__(self, cnp.ndarray levels, cnp.ndarray columns, cnp.ndarray scaled, bint shared):
+    def __cinit__(self, cnp.ndarray levels, cnp.ndarray columns, cnp.ndarray scaled, bint shared, shift):
         self.arrays = levels, columns, scaled
+        self.shift = shift
         self.c.shared = shared
         self.c.k, self.c.d = <size_t>cnp.PyArray_DIM(levels, 1), <size_t>cnp.PyArray_DIM(levels, 2)
         self.c.levels = <const float *>cnp.PyArray_DATA(levels)
         self.c.columns = <const float *>cnp.PyArray_DATA(columns)
         self.c.scaled = <const float *>cnp.PyArray_DATA(scaled)
 
-    cdef qk_vector_book over(self, size_t groups):
-        cdef qk_vector_book book = self.c
+    cdef qk_pq_book over(self, size_t groups):
+        cdef qk_pq_book book = self.c
         book.m = groups
         return book
 
@@ -1603,14 +1682,14 @@ cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
 def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not None, size_t groups):
     """Codes (..., groups) of finite contiguous float32 x (..., groups * d), in the scale of the levels, and as it was given."""
     q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
-    cdef qk_vector_book book = levels.over(groups)
+    cdef qk_pq_book book = levels.over(groups)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
     cdef const float *unscaled = <const float *>cnp.PyArray_DATA(given)
     cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
     cdef size_t n = <size_t>cnp.PyArray_SIZE(x) // (groups * book.d) if groups else 0
     cdef int done
     with nogil:
-        done = qk_encode_vectors(source, unscaled, target, n, &book)
+        done = qk_pq_encode(source, unscaled, target, n, &book)
     if not done:
         raise MemoryError(f"no memory for levels of {book.d} values")
     return q
@@ -1620,7 +1699,7 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     """Levels (..., groups * d), as float32, of uint8 codes (..., groups)."""
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
-    cdef qk_vector_book book = levels.over(groups)
+    cdef qk_pq_book book = levels.over(groups)
     shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
     y = out_array(out, shape, FLOAT32)
     if out is not None:
@@ -1630,19 +1709,19 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     cdef size_t n = <size_t>cnp.PyArray_SIZE(a) // groups if groups else 0
     refuse_codes(source, n * groups, book.k)
     with nogil:
-        qk_decode_vectors(source, target, n, &book)
+        qk_pq_decode(source, target, n, &book)
     return y if out is None else out
 
 
 def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
     """(queries, groups, k) of finite contiguous float32 queries (queries, groups * d)."""
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0)
-    cdef qk_vector_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
+    cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
     tables = np.empty((count, book.m, book.k), np.float32)
     cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
     cdef float *target = <float *>cnp.PyArray_DATA(tables)
     with nogil:
-        qk_distance_tables(source, count, &book, target)
+        qk_pq_distance_tables(source, count, &book, target)
     return tables
 
 
@@ -1650,7 +1729,7 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
     """(distances, indices), both (queries, k), for finite contiguous float32 queries (queries, groups * d), uint8 codes (n, groups)."""
     cdef cnp.ndarray a = contiguous(codes)
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
-    cdef qk_vector_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
+    cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
     distances, indices = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
     cdef const uint8_t *stored = <const uint8_t *>cnp.PyArray_DATA(a)
@@ -1659,7 +1738,7 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
     cdef int done
     refuse_codes(stored, n * book.m, book.k)
     with nogil:
-        done = qk_search(source, count, stored, n, &book, <size_t>k, sums, where)
+        done = qk_pq_search(source, count, stored, n, &book, <size_t>k, sums, where)
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
@@ -1773,8 +1852,11 @@ def layer_norm(x, weight, bias, double eps, residual, out):
     cdef const float *scale = <const float *>cnp.PyArray_DATA(w)
     cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
     cdef float *to = <float *>cnp.PyArray_DATA(y)
-    with nogil:
+    if rows * <size_t>n <= BRIEF:
         qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
+    else:
+        with nogil:
+            qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
     return y if out is None else out
 
 
@@ -1821,7 +1903,7 @@ def attention(q, k, v, heads, starts, scale, out):
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
     if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    cdef cnp.ndarray bounds = sequence_starts((0, tokens) if starts is None else starts, tokens)
+    cdef cnp.ndarray bounds = sequence_starts(np.array((0, tokens)) if starts is None else starts, tokens)
     cdef cnp.ndarray y = result_array(out, qa, FLOAT32)
     if out is not None:
         for name, a, stride in (("q", qa, args.q_stride), ("k", ka, args.k_stride), ("v", va, args.v_stride)):
@@ -1839,8 +1921,11 @@ def attention(q, k, v, heads, starts, scale, out):
     args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
     args.scale = factor
     cdef int status
-    with nogil:
+    if tokens * tokens <= BRIEF_PRODUCT // (width + 1):
         status = qk_attention(&args)
+    else:
+        with nogil:
+            status = qk_attention(&args)
     if status == -1:
         raise MemoryError("no memory for the codes of a sequence")
     if status == -2:

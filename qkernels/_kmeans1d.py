@@ -1,5 +1,5 @@
 """Clustering on a line: the global optimum. Formulas: docs/numerics.md, section 13. The loops are in
-csrc/kmeans1d.c and line.inc.h."""
+csrc/kmeans1d.c and kmeans1d_template.h."""
 
 from functools import cache
 

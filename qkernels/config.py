@@ -106,4 +106,4 @@ def get_include():
     """
     here = Path(__file__).parent
     installed = here / "include"
-    return str(installed if installed.exists() else here.parent / "csrc")
+    return str(installed if installed.exists() else here.parent / "csrc/include")

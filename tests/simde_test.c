@@ -1,4 +1,4 @@
-/* AVX-512 on every machine: csrc/kernels_avx512vnni.c compiled against SIMDe (-DQK_SIMDE), whose portable C stands for
+/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (emulated/immintrin.h), whose portable C stands for
  * each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
  *
  * Every function of the table is called at all lengths 0..130 (all rows and columns for tiles) on random and
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #ifdef __AVX512F__
 #error "compile without AVX-512, so that SIMDe's portable code runs"
@@ -218,10 +218,10 @@ static void test_pack_row(size_t n)
     const size_t n_pad = (n + 3) / 4 * 4;
     random_bytes(a, n);
     for (int flip = 0; flip <= 0x80; flip += 0x80) {
-        what = "gemm_pack_row";
+        what = "gemm8_pack_row";
         clear(got, n_pad), clear(want, n_pad);
-        simde->gemm_pack_row(a, n, n_pad, (uint8_t)flip, got);
-        scalar->gemm_pack_row(a, n, n_pad, (uint8_t)flip, want);
+        simde->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, got);
+        scalar->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, want);
         check(got, want, n_pad, n);
         const int32_t sums[2] = {simde->sum_codes(a, n, (uint8_t)flip), scalar->sum_codes(a, n, (uint8_t)flip)};
         if (sums[0] != sums[1]) printf("sum_codes: %d and %d at length %zu\n", sums[0], sums[1], n), exit(1);
@@ -239,10 +239,10 @@ static void test_gemm_tile(int rows, size_t steps)
     random_bytes(a, sizeof a), random_bytes(panel, sizeof panel), random_ints(init, NR);
     for (size_t s = 0; s < steps; s++)
         for (int h = 0; h < 2; h++) memcpy(half[h] + 64 * s, panel + 128 * s + 64 * h, 64);
-    what = "gemm_tile";
+    what = "gemm8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm_tile(rows, steps, a, lda, panel, init, got, ldc);
-    for (int h = 0; h < 2; h++) scalar->gemm_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
+    simde->gemm8_tile(rows, steps, a, lda, panel, init, got, ldc);
+    for (int h = 0; h < 2; h++) scalar->gemm8_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -258,22 +258,22 @@ static void test_pack_panel(size_t k, size_t cols)
         qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k,
                              k, random32() % 2 ? 0x80 : 0,    zero};
         int32_t colsum[2][NR + MARGIN / 4];
-        what = "gemm_pack_panel";
+        what = "gemm8_pack_panel";
         clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
-        const int64_t bound = simde->gemm_pack_panel(&s, cols, got, colsum[0]);
+        const int64_t bound = simde->gemm8_pack_panel(&s, cols, got, colsum[0]);
         int64_t largest = 0;
         for (size_t h = 0; h < 2; h++) {
             qk_panel_source part = s;
             part.b += (ptrdiff_t)(16 * h) * s.col_stride, part.zero += 16 * h;
             const size_t here = cols <= 16 * h ? 0 : cols - 16 * h < 16 ? cols - 16 * h : 16;
-            const int64_t size = scalar->gemm_pack_panel(&part, here, half, colsum[1] + 16 * h);
+            const int64_t size = scalar->gemm8_pack_panel(&part, here, half, colsum[1] + 16 * h);
             if (size > largest) largest = size;
             for (size_t step = 0; step < k_pad / 4; step++) memcpy(want + 128 * step + 64 * h, half + 64 * step, 64);
         }
         check(got, want, k_pad * NR, k * cols);
         check(colsum[0], colsum[1], 4 * cols, cols);
         if (bound != largest)
-            printf("gemm_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
+            printf("gemm8_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
     }
 }
 
@@ -292,7 +292,7 @@ static void start_levels(int rows, size_t blocks, size_t block, size_t last, con
 }
 
 /* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
-static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
+static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
                          int looked_up)
 {
     enum { BLOCKS = 5, STEPS = 9, RECORD = 64 * STEPS + 32 * 5 };
@@ -321,11 +321,11 @@ static void test_blocked(int rows, size_t blocks, size_t steps, size_t last_step
     }
     for (int i = 0; i < 16; i++) levels[i] = random_level();
     if (looked_up) start_levels(rows, blocks, 4 * steps, 4 * last_steps, a, lda, start, ld_start);
-    const qk_blocked_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros, looked_up ? levels : NULL};
-    what = "blocked_tile";
+    const qk_gemm4_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros, looked_up ? levels : NULL};
+    what = "gemm4_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->blocked_tile(rows, &p, a, lda, start, ld_start, got);
-    scalar->blocked_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->gemm4_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->gemm4_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -341,7 +341,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
     const size_t params_bytes = NR * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
-    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->bytes_flip);
+    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->blocks8_flip);
     for (size_t i = 0; i < sizeof start / 4; i++)
         start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
     const uint8_t *codes = records;
@@ -362,7 +362,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
         }
         codes = scales + params_bytes;
     }
-    const qk_blocked_panel p = {.records = records,
+    const qk_gemm4_panel p = {.records = records,
                                 .blocks = blocks,
                                 .steps = steps,
                                 .last_steps = last_steps,
@@ -370,15 +370,15 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
                                 .own_zeros = own_zeros,
                                 .long_sums = long_sums,
                                 .params_bytes = params_bytes};
-    what = "bytes_tile";
+    what = "blocks8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->bytes_tile(rows, &p, flipped, lda, start, ld_start, got);
-    scalar->bytes_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
+    scalar->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
 /* 32 columns with levels of their own, 16 at a time. */
-static void test_own_levels(int rows, size_t steps)
+static void test_column_levels(int rows, size_t steps)
 {
     enum { STEPS = 9, GROUP = 256 * (1 + STEPS) };
     static uint8_t records[2 * GROUP + 4 * NR];
@@ -393,11 +393,11 @@ static void test_own_levels(int rows, size_t steps)
         memcpy(records + 2 * 256 * (1 + steps) + 4 * j, &scale, 4);
     }
     start_levels(rows, 1, 0, 32 * steps, a, lda, start, ld_start);
-    const qk_blocked_panel p = {records, steps > 0, steps, steps, 0, 0, NULL};
-    what = "own_levels_tile";
+    const qk_gemm4_panel p = {records, steps > 0, steps, steps, 0, 0, NULL};
+    what = "column_levels_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->own_levels_tile(rows, &p, a, lda, start, ld_start, got);
-    scalar->own_levels_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->column_levels_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->column_levels_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -405,7 +405,7 @@ static void test_own_levels(int rows, size_t steps)
  */
 static void test_half(int rows, size_t k, qk_dtype type)
 {
-    enum { K = 70, PANELS = QK_HALF_ROW_PANELS };
+    enum { K = 70, PANELS = QK_GEMMF16_ROW_PANELS };
     static uint16_t panels[PANELS * K * NR];
     static float a[MR * (K + 4)], got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
     const size_t lda = k + random32() % 5;
@@ -413,16 +413,16 @@ static void test_half(int rows, size_t k, qk_dtype type)
         panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
     for (size_t i = 0; i < sizeof a / 4; i++)
         a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
-    what = "half_tile";
+    what = "gemmf16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->half_tile(rows, k, a, lda, panels, type, got);
-    scalar->half_tile(rows, k, a, lda, panels, type, want);
+    simde->gemmf16_tile(rows, k, a, lda, panels, type, got);
+    scalar->gemmf16_tile(rows, k, a, lda, panels, type, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
     for (int n = 1; n <= PANELS; n++) {
-        what = "half_row";
+        what = "gemmf16_row";
         clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-        simde->half_row(n, k, a, panels, type, got);
-        scalar->half_row(n, k, a, panels, type, want);
+        simde->gemmf16_row(n, k, a, panels, type, got);
+        scalar->gemmf16_row(n, k, a, panels, type, want);
         check(got, want, sizeof got - MARGIN, (size_t)n * NR);
     }
 }
@@ -439,21 +439,21 @@ static void test_words(int rows, size_t steps)
     for (size_t i = 0; i < sizeof a / 2; i++) a[i] /= 32;
     for (size_t s = 0; s < steps; s++)
         for (int h = 0; h < 2; h++) memcpy(half[h] + 32 * s, panel + 64 * s + 32 * h, 64);
-    what = "words_tile";
+    what = "gemm16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->words_tile(rows, steps, a, lda, panel, got);
+    simde->gemm16_tile(rows, steps, a, lda, panel, got);
     for (int h = 0; h < 2; h++) {
-        scalar->words_tile(rows, steps, a, lda, half[h], part);
+        scalar->gemm16_tile(rows, steps, a, lda, half[h], part);
         for (int row = 0; row < rows; row++) memcpy(want + row * NR + 16 * h, part + row * 16, 64);
     }
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
-    what = "words_add";
+    what = "gemm16_add";
     clear(sum[0], sizeof sum[0] - MARGIN), clear(sum[1], sizeof sum[1] - MARGIN);
     for (int more = 0; more < 3; more++) {
-        simde->words_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
+        simde->gemm16_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
         for (int h = 0; h < 2; h++) {
             for (int row = 0; row < rows; row++) memcpy(part + row * 16, got + row * NR + 16 * h, 64);
-            scalar->words_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
+            scalar->gemm16_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
         }
         check(sum[0], sum[1], sizeof sum[0] - MARGIN, (size_t)rows * NR);
     }
@@ -655,18 +655,18 @@ int main(void)
         }
     for (size_t k = 0; k < LENGTHS; k++)
         for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
-    for (int rows = 1; rows <= simde->blocked_mr; rows++)
+    for (int rows = 1; rows <= simde->gemm4_mr; rows++)
         for (size_t blocks = 0; blocks <= 5; blocks++)
             for (int i = 0; i < 6; i++)
                 for (size_t steps = 1; steps <= 9; steps++)
-                    test_blocked(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
-    for (int rows = 1; rows <= simde->bytes_mr; rows++)
+                    test_gemm4(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
+    for (int rows = 1; rows <= simde->blocks8_mr; rows++)
         for (size_t blocks = 0; blocks <= 4; blocks++)
             for (size_t steps = 1; steps <= 9; steps += 4)
                 for (int i = 0; i < 8; i++)
                     test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
-    for (int rows = 1; rows <= simde->blocked_mr; rows++)
-        for (size_t steps = 0; steps <= 9; steps++) test_own_levels(rows, steps);
+    for (int rows = 1; rows <= simde->gemm4_mr; rows++)
+        for (size_t steps = 0; steps <= 9; steps++) test_column_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {
         for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
         for (size_t steps = 0; steps <= 20; steps++) test_words(rows, steps);

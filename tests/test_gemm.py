@@ -335,7 +335,7 @@ def test_out_must_not_overlap_a_batch():
             qk.matmul(**given, out=out)
 
 
-# ---- light weights: sums of 16 bits (numerics 6) ----
+# ---- small weights: sums of 16 bits (numerics 6) ----
 
 
 def extreme_rows(b, column):
@@ -350,7 +350,7 @@ def extreme_rows(b, column):
 @pytest.mark.parametrize("signs", ["++++", "----", "+-+-", "++--", "+---"])
 @pytest.mark.parametrize("rows", [(0, 1, 4, 5), (2, 3, 6, 7), (0, 1, 6, 7)])
 def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isas):
-    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are light. Even and uneven parts."""
+    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are small. Even and uneven parts."""
     for parts in (
         [total // 4 + (i < total % 4) for i in range(4)],
         np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)]),
@@ -369,7 +369,7 @@ def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isa
 
 
 @st.composite
-def light_weights(draw):
+def small_weights(draw):
     """a and b, whose codes are normally distributed, a few at the ends of their range."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
@@ -390,8 +390,8 @@ def light_weights(draw):
 
 
 @settings(max_examples=150)
-@given(light_weights(), layouts, layouts)
-def test_light_weights(variants, example, a_layout, b_layout):
+@given(small_weights(), layouts, layouts)
+def test_small_weights(variants, example, a_layout, b_layout):
     a, b, rng = example
     zero = {"a_zero_point": random_codes(rng, len(a), a.dtype), "b_zero_point": random_codes(rng, b.shape[1], b.dtype)}
     want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
@@ -403,14 +403,14 @@ def test_light_weights(variants, example, a_layout, b_layout):
 
 
 @pytest.mark.parametrize(
-    ("code", "light"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)]
+    ("code", "small"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)]
 )
-def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, light, isas):
-    """Panels of light weights are larger, since they hold an order of k."""
+def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, small, isas):
+    """Panels of small weights are larger, since they hold an order of k."""
     for isa in isas():
         packed = qk.pack(np.full((256, 64), code, np.int8), qk.QParams(1))
         plain = packed.nbytes == 256 * 64 + 8 * 64
-        assert plain == (isa != "avx2" or not light), isa
+        assert plain == (isa != "avx2" or not small), isa
 
 
 # ---- PackedMatrix ----

@@ -208,10 +208,10 @@ def sweep_products(m, k, n, rng, at_end):
             want[None].repeat(2, 0),
         )
         place = Places(at_end)
-        light = np.ascontiguousarray(b.view(np.int8)) >> 3
+        small = np.ascontiguousarray(b.view(np.int8)) >> 3
         same(
-            qk.matmul(place(a), qk.pack(place(light), qk.QParams(1)), out=place.empty((m, n), np.int32)),
-            (a.astype(np.int64) @ light.astype(np.int64)).astype(np.int32),
+            qk.matmul(place(a), qk.pack(place(small), qk.QParams(1)), out=place.empty((m, n), np.int32)),
+            (a.astype(np.int64) @ small.astype(np.int64)).astype(np.int32),
         )
         place = Places(at_end)
         zero = rng.integers(0, 100, m, np.int32)
@@ -414,7 +414,7 @@ def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
     empty.write_text("int main(void) { return 0; }")
     if subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True).returncode:
         pytest.skip(f"{compiler} has no AddressSanitizer")
-    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.glob("*.c")), "-lm", "-o", program]
+    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-5000:]
     ran = subprocess.run([program], capture_output=True, text=True, timeout=300)

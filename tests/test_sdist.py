@@ -26,7 +26,7 @@ def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(n
         kept += [
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
-            if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".md", ".json"} and "cache" not in path.parts
+            if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".def", ".md", ".json"} and "cache" not in path.parts
         ]
     assert not set(kept) - names - {"qkernels/_core.c"}
 

@@ -67,8 +67,8 @@ def coded(size=None, *, own=False, half=True):
 KINDS = {
     "int8 per tensor": lambda: (codes("int8"), qk.QParams(0.1)),
     "int8 per column": lambda: (codes("int8"), of_columns("int8")),
-    "int8 light": lambda: (codes("int8", -32, 32), of_columns("int8")),
-    "int8 light with zero points": lambda: (codes("int8", -32, 32), of_columns("int8", True)),
+    "int8 small": lambda: (codes("int8", -32, 32), of_columns("int8")),
+    "int8 small with zero points": lambda: (codes("int8", -32, 32), of_columns("int8", True)),
     "uint8 per tensor": lambda: (codes("uint8"), qk.QParams(0.1, 128, "uint8")),
     "uint8 per column": lambda: (codes("uint8"), of_columns("uint8", True)),
     "int8 in blocks of 32": lambda: (codes("int8"), of_blocks("int8", 32)),

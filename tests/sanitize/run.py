@@ -98,17 +98,18 @@ def library(name):
 def c_tests():
     """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
     sys.path.append(str(ROOT / "tests"))
-    from test_simde import simde_include
+    from test_simde import build_commands, simde_include
 
-    include = simde_include()
-    programs = {"stray_codes_test": []} | ({"simde_test": ["-DQK_SIMDE", f"-I{include}"]} if include else {})
-    for name, own in programs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            # Sums wrap in SIMDe as they do in the instructions.
-            flags = [*FLAGS, "-fwrapv", *SANITIZERS["address"], *own, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests'}"]
-            sources = [ROOT / "tests" / f"{name}.c", *sorted((ROOT / "csrc").glob("*.c"))]
-            subprocess.run([*CC, *flags, *sources, "-lm", "-o", Path(folder, name)], check=True)
-            subprocess.run([Path(folder, name)], env=os.environ | OPTIONS, check=True)
+    # Sums wrap in SIMDe as they do in the instructions.
+    compiler = [*CC, *FLAGS, "-fwrapv", *SANITIZERS["address"]]
+    with tempfile.TemporaryDirectory() as folder:
+        stray, simde = Path(folder, "stray_codes_test"), Path(folder, "simde_test")
+        sources = [ROOT / "tests/stray_codes_test.c", *sorted((ROOT / "csrc").rglob("*.c"))]
+        commands = [[*compiler, f"-I{ROOT / 'csrc'}", *sources, "-lm", "-o", stray], [stray]]
+        if simde_include():
+            commands += [*build_commands(compiler, simde), [simde]]
+        for command in commands:
+            subprocess.run(command, env=os.environ | OPTIONS, check=True)
 
 
 def build(name, folder):
@@ -121,7 +122,7 @@ def build(name, folder):
     subprocess.run([sys.executable, "-m", "cython", "-3", "qkernels/_core.pyx", "-o", "core.c"], cwd=folder, check=True)
     include = [f"-I{path}" for path in ("csrc", sysconfig.get_path("include"), numpy.get_include())]
     compile = [*CC, *FLAGS, "-fPIC", "-fvisibility=hidden", *include]
-    sources = ["core.c", *(f"csrc/{path.name}" for path in sorted((ROOT / "csrc").glob("*.c")))]
+    sources = ["core.c", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c")))]
     objects = [f"{Path(source).stem}.{name}.o" for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # What Cython writes is long, and not ours: it is not instrumented.

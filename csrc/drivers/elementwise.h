@@ -1,0 +1,33 @@
+/* What the drivers of arrays of elements share. */
+#ifndef QK_ELEMENTWISE_H
+#define QK_ELEMENTWISE_H
+
+#include "include/qkernels.h"
+
+enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time */
+
+static inline size_t size_of(qk_dtype t)
+{
+    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4, 1, 1, 1, 1};
+    return sizes[t];
+}
+
+/* Clears what lies above the code in a byte. */
+static inline void keep_bits(void *q, qk_dtype to, size_t n)
+{
+    if (to < QK_I4) return;
+    const uint8_t mask = to <= QK_U4 ? 15 : 3;
+    uint8_t *bytes = q;
+    for (size_t i = 0; i < n; i++) bytes[i] &= mask;
+}
+
+/* How many of n elements lie before a cache line begins: a vector that straddles two costs twice. */
+static inline size_t before_line(const void *p, size_t size, size_t n)
+{
+    return n < 1024 ? 0 : (-(uintptr_t)p & 63) / size;
+}
+
+/* qk_quantize where the mode is the default one already. */
+int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
+
+#endif

@@ -1,0 +1,555 @@
+/* Products of floats and 4-bit weights, or blocks of 8-bit ones (numerics 12): packing, blocking, threads. The tile
+ * belongs to the instruction set.
+ *
+ * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
+ * rows. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "drivers/blocking.h"
+#include "runtime/compiler.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
+
+enum { NR = QK_GEMM4_NR, KR = QK_GEMM4_KR, OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
+
+/* ---- packing of b ---- */
+
+/* Rows of a step. */
+static size_t step_rows(const qk_gemm4_weights *p) { return p->column_levels ? QK_COLUMN_LEVELS_KR : KR; }
+
+/* Steps of a block, which the last, short one has fewer of. */
+static size_t steps_of(const qk_gemm4_weights *p, size_t block)
+{
+    return ceil_div(min_size(p->k - block * p->block, p->block), step_rows(p));
+}
+
+static size_t step_bytes(const qk_gemm4_weights *p) { return NR * KR * (size_t)p->bits / 8; }
+static size_t scale_bytes(const qk_gemm4_weights *p) { return p->half_scales ? 2 : 4; }
+static int long_sums(const qk_gemm4_weights *p) { return p->bits == 8 && p->block > QK_SHORT_BLOCK; }
+
+/* Of the sums of columns. */
+static size_t sum_bytes(const qk_gemm4_weights *p) { return p->bits == 8 ? NR * (long_sums(p) ? 4 : 2) : 0; }
+
+static size_t params_bytes(const qk_gemm4_weights *p)
+{
+    return NR * (scale_bytes(p) + (p->own_zeros ? 1 : 0)) + sum_bytes(p);
+}
+static size_t group_bytes(const qk_gemm4_weights *p)
+{
+    return OWN_STEP_BYTES * (1 + steps_of(p, 0));
+} /* levels and codes */
+
+static size_t record_bytes(const qk_gemm4_weights *p, size_t block)
+{
+    return (p->column_levels ? NR / QK_COLUMN_LEVELS_NR * group_bytes(p) : steps_of(p, block) * step_bytes(p)) +
+        params_bytes(p);
+}
+
+static size_t panel_bytes(const qk_gemm4_weights *p)
+{
+    return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
+}
+
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
+                   int b_signed, int half_scales, int own_zeros, int32_t zero_point)
+{
+    const int flip = bits == 4 ? (b_signed ? 8 : 0) : b_signed ? 0 : 128;
+    *p = (qk_gemm4_weights){.kernels = kernels,
+                            .k = k,
+                            .n = n,
+                            .n_pad = round_up(n, NR),
+                            .block = block < k ? block
+                                : k            ? k
+                                               : 1,
+                            .bits = bits,
+                            .flip = flip,
+                            .half_scales = half_scales,
+                            .own_zeros = own_zeros,
+                            .zero = bits == 4 ? zero_point + flip : 0,
+                            .level_scale = 1};
+    p->blocks = ceil_div(k, p->block);
+}
+
+void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
+                          int half_scales, const int8_t *levels, int column_levels, float level_scale)
+{
+    QK_DEFAULT_MODE;
+    qk_gemm4_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
+    p->levels = levels, p->column_levels = column_levels, p->level_scale = level_scale;
+}
+
+/* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
+size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
+{
+    enum { MOST = 1024 };
+    return p->k > SIZE_MAX / MOST - MOST ? SIZE_MAX : qk_times(p->n_pad / NR, panel_bytes(p));
+}
+
+typedef struct {
+    const qk_gemm4_weights *p;
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;
+    const qk_block_params *params;
+    int32_t most_scale; /* bits, which are in the order of scales */
+} pack_job;
+
+/* Scales and zero points of a block; those of absent columns are 0. */
+static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
+{
+    const qk_gemm4_weights *p = job->p;
+    const qk_block_params *from = job->params;
+    float scale[NR] = {0};
+    uint8_t *zero = to + NR * scale_bytes(p);
+    if (p->own_zeros) memset(zero, 0, NR);
+    for (size_t j = 0; j < cols; j++) {
+        const size_t at = block * from->row_stride + (col + j) * from->col_stride;
+        scale[j] = from->scale[at];
+        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
+    }
+    qk_keep_most(&job->most_scale, p->kernels->absmax_f32(scale, 0, 1, NR));
+    if (p->half_scales)
+        p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
+    else
+        memcpy(to, scale, sizeof scale);
+}
+
+/* One block, its steps one after the other. */
+static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_gemm4_weights *p = job->p;
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
+        p->kernels->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                    (uint8_t)p->flip, to);
+}
+
+/* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
+static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_gemm4_weights *p = job->p;
+    int32_t sum[NR] = {0};
+    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
+        p->kernels->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                      (uint8_t)p->flip, to, sum);
+    to += params_bytes(p) - sum_bytes(p);
+    for (size_t j = 0; j < NR; j++) {
+        const int32_t negative = -sum[j];
+        const int16_t low = (int16_t)negative;
+        if (long_sums(p))
+            memcpy(to + 4 * j, &negative, 4);
+        else
+            memcpy(to + 2 * j, &low, 2);
+    }
+}
+
+/* Levels and codes of the columns of a panel from `col` on, 16 at a time; those that are absent are 0. */
+static void pack_column_levels(const pack_job *job, size_t col, size_t cols, uint8_t *to)
+{
+    enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
+    const qk_gemm4_weights *p = job->p;
+    const size_t group = group_bytes(p);
+    memset(to, 0, NR / QK_COLUMN_LEVELS_NR * group);
+    for (size_t j = 0; j < cols; j++) {
+        const uint8_t *b = job->b + (ptrdiff_t)(col + j) * job->col_stride;
+        uint8_t *codes = to + j / QK_COLUMN_LEVELS_NR * group + j % QK_COLUMN_LEVELS_NR * HALF;
+        memcpy(codes, p->levels + (col + j) * QK_LEVELS, QK_LEVELS);
+        for (size_t row = 0; row < p->k; row++) {
+            const size_t in_step = row % QK_COLUMN_LEVELS_KR;
+            if (in_step == 0) codes += OWN_STEP_BYTES;
+            codes[in_step % HALF] |= (uint8_t)(b[(ptrdiff_t)row * job->row_stride] << (in_step < HALF ? 0 : 4));
+        }
+    }
+}
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_gemm4_weights *p = job->p;
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t col = panel * NR, cols = min_size(p->n - col, NR);
+        uint8_t *to = p->panels + panel * panel_bytes(p);
+        for (size_t block = 0; block < p->blocks; block++, to += record_bytes(p, 0)) {
+            const size_t first = block * p->block, rows = min_size(p->k - first, p->block);
+            const uint8_t *b = job->b + (ptrdiff_t)first * job->row_stride + (ptrdiff_t)col * job->col_stride;
+            if (p->column_levels)
+                pack_column_levels(job, col, cols, to);
+            else
+                (p->bits == 8 ? pack_bytes : pack_block)(job, b, rows, cols, to);
+            pack_params(job, block, col, cols, to + record_bytes(p, block) - params_bytes(p));
+        }
+    }
+}
+
+int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                  const qk_block_params *params)
+{
+    QK_DEFAULT_MODE;
+    pack_job job = {p, b, row_stride, col_stride, params, 0};
+    if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
+    const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
+    memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);
+    return status;
+}
+
+/* The code of a row and a column, as it is stored. */
+static int stored_code(const qk_gemm4_weights *p, size_t row, size_t col)
+{
+    const uint8_t *panel = p->panels + col / NR * panel_bytes(p);
+    const size_t j = col % NR, in_step = row % p->block % step_rows(p), step = row % p->block / step_rows(p);
+    if (p->column_levels) {
+        const uint8_t *group = panel + j / QK_COLUMN_LEVELS_NR * group_bytes(p) + (1 + step) * OWN_STEP_BYTES;
+        const int two =
+            group[j % QK_COLUMN_LEVELS_NR * (QK_COLUMN_LEVELS_KR / 2) + in_step % (QK_COLUMN_LEVELS_KR / 2)];
+        return (in_step < QK_COLUMN_LEVELS_KR / 2 ? two : two >> 4) & 15;
+    }
+    const uint8_t *codes = panel + row / p->block * record_bytes(p, 0) + step * step_bytes(p);
+    if (p->bits == 8) return codes[j * KR + in_step];
+    const int two = codes[j % 16 * KR + in_step];
+    return (j < 16 ? two : two >> 4) & 15;
+}
+
+typedef struct {
+    const qk_gemm4_weights *p;
+    uint8_t *b;
+} unpack_job;
+
+static void unpack_rows(void *context, size_t begin, size_t end)
+{
+    const unpack_job *job = context;
+    const qk_gemm4_weights *p = job->p;
+    uint8_t *to = job->b + begin * p->n;
+    for (size_t row = begin; row < end; row++)
+        for (size_t col = 0; col < p->n; col++) {
+            const int code = stored_code(p, row, col) ^ p->flip;
+            *to++ = (uint8_t)(p->flip == 8 ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+        }
+}
+
+int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
+}
+
+/* The record of a block in the panel of a column. */
+static const uint8_t *record_at(const qk_gemm4_weights *p, size_t block, size_t col)
+{
+    return p->panels + col / NR * panel_bytes(p) + block * record_bytes(p, 0);
+}
+
+/* The zero point of column j as it was given, of those that a record has. */
+static int32_t given_zero(const qk_gemm4_weights *p, const uint8_t *zeros, size_t j)
+{
+    if (p->bits == 8) return (p->own_zeros ? (int8_t)zeros[j] : p->zero) + p->flip;
+    return (p->own_zeros ? zeros[j] : p->zero) - p->flip;
+}
+
+void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    for (size_t block = 0; block < p->blocks; block++)
+        for (size_t col = 0; col < p->n; col += NR) {
+            const size_t cols = min_size(p->n - col, NR);
+            const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
+            float all[NR];
+            if (p->half_scales)
+                p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
+            else
+                memcpy(all, from, sizeof all);
+            for (size_t j = 0; j < cols; j++)
+                *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
+        }
+}
+
+/* ---- the product ---- */
+
+typedef struct {
+    const float *x;
+    ptrdiff_t row_stride;
+    size_t m;
+    const qk_gemm4_weights *b;
+    const qk_epilogue *epilogue;
+    size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
+    size_t lda, ld_start;
+    blocking share;
+    qk_row_quantizer quantizer;
+    int failure;
+} product;
+
+/* A block of rows of x: codes, starting sums and scales, in one piece of memory. */
+typedef struct {
+    int8_t *codes;
+    int32_t *start;
+    float *scale, *spare;        /* a row of codes before its blocks are padded */
+    int16_t *wide_codes;         /* the codes, where the tile wants them so */
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int any_wide;
+} row_block;
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
+
+static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->blocks8_widen_row; }
+
+static int allocate(const product *g, row_block *rows)
+{
+    const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
+    const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
+    const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
+    const size_t wide_codes = has_wide_codes(g->b) ? qk_times(codes, 2) : 0;
+    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), wide_codes));
+    if (!rows->codes) return 0;
+    rows->start = (int32_t *)(rows->codes + codes);
+    rows->scale = (float *)(rows->codes + codes + starts);
+    rows->spare = (float *)(rows->codes + codes + starts + scales);
+    rows->wide_codes = has_wide_codes(g->b) ? (int16_t *)(rows->codes + codes + starts + scales + spare) : NULL;
+    return 1;
+}
+
+/* Blocks of a row, each padded with zeros to whole steps. */
+static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
+{
+    for (size_t i = 0; i < g->b->k; i += g->b->block, to += g->block_pad) {
+        const size_t n = min_size(g->b->k - i, g->b->block);
+        memcpy(to, from + i, n);
+        memset(to + n, 0, round_up(n, KR) - n);
+    }
+}
+
+static void flip_codes(int8_t *codes, size_t n, int flip)
+{
+    for (size_t i = 0; i < n; i++) codes[i] ^= (int8_t)flip;
+}
+
+/* What tiles need of row i, whose codes are there. */
+static void finish_row(const product *g, row_block *rows, size_t i)
+{
+    const qk_gemm4_weights *b = g->b;
+    const qk_kernels *k = b->kernels;
+    int8_t *codes = rows->codes + i * g->lda;
+    int32_t *start = rows->start + i * g->ld_start;
+    if (b->bits == 4 || b->own_zeros)
+        k->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+    if (b->bits == 4) return;
+    for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
+        start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
+    if (rows->wide_codes) k->blocks8_widen_row(codes, g->k_pad, rows->wide_codes + i * g->lda);
+    if (k->blocks8_flip) flip_codes(codes, g->k_pad, k->blocks8_flip);
+}
+
+/* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
+{
+    const qk_gemm4_weights *b = g->b;
+    const int spread = b->block % KR && b->blocks > 1;
+    rows->any_wide = 0;
+    for (size_t i = 0; i < count; i++) {
+        const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
+        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)rows->spare : codes;
+        qk_row_scale row;
+        if (!qk_quantize_row(&g->quantizer, x, q, &row)) return 0;
+        if (spread)
+            spread_blocks(g, q, codes);
+        else
+            memset(codes + b->k, 0, g->k_pad - b->k);
+        rows->scale[i] = row.scale * b->level_scale;
+        rows->wide_scale[i] = row.wide * b->level_scale;
+        rows->any_wide |= row.wide != 0;
+        finish_row(g, rows, i);
+    }
+    return 1;
+}
+
+/* Adds the products of a row's codes with those of a step to the sums of its columns. */
+static void add_bytes(const int8_t *a, uint8_t flip, const uint8_t *step, int32_t *sum)
+{
+    for (int j = 0; j < NR; j++)
+        for (int i = 0; i < KR; i++) sum[j] += (int8_t)(a[i] ^ flip) * (int8_t)step[j * KR + i];
+}
+
+/* The same of 4 bits. */
+static void add_step(const int8_t *a, const uint8_t *step, const int8_t *levels, int32_t *sum)
+{
+    for (int j = 0; j < NR / 2; j++)
+        for (int i = 0; i < KR; i++) {
+            const int two = step[j * KR + i], low = two & 15, high = two >> 4;
+            sum[j] += a[i] * (levels ? levels[low] : low);
+            sum[j + NR / 2] += a[i] * (levels ? levels[high] : high);
+        }
+}
+
+/* What a zero point in the panel is multiplied by, and that. */
+static int32_t zero_product(const qk_gemm4_weights *b, const uint8_t *zeros, int j, int32_t start)
+{
+    if (b->bits == 8) return b->own_zeros ? (int8_t)zeros[j] * ((start >> 16) * 256 + (start & 255)) : 0;
+    return b->levels ? 0 : start * (b->own_zeros ? zeros[j] : 1);
+}
+
+/* What gemm4_tile or blocks8_tile makes of a row, in double. */
+static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const int8_t *a, const int32_t *start,
+                      double *total)
+{
+    const uint8_t *record = p->records;
+    float scale[NR];
+    memset(total, 0, NR * sizeof *total);
+    for (size_t block = 0; block < p->blocks; block++) {
+        int32_t sum[NR];
+        const size_t steps = steps_of(b, block);
+        const uint8_t *params = record + steps * step_bytes(b), *zeros = params + NR * scale_bytes(b);
+        for (int j = 0; j < NR; j++) sum[j] = zero_product(b, zeros, j, start[block]);
+        for (size_t s = 0; s < steps; s++, a += KR)
+            if (b->bits == 8)
+                add_bytes(a, (uint8_t)b->kernels->blocks8_flip, record + s * step_bytes(b), sum);
+            else
+                add_step(a, record + s * step_bytes(b), p->levels, sum);
+        if (b->half_scales)
+            b->kernels->f16_to_f32((const uint16_t *)params, scale, NR);
+        else
+            memcpy(scale, params, sizeof scale);
+        for (int j = 0; j < NR; j++) total[j] += (double)sum[j] * scale[j];
+        record += record_bytes(b, block);
+    }
+}
+
+/* What column_levels_tile makes of a row, in double. */
+static void wide_sums_of_column_levels(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const int8_t *a,
+                                       double *total)
+{
+    enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
+    float scale[NR];
+    memset(total, 0, NR * sizeof *total);
+    if (!p->blocks) return;
+    memcpy(scale, p->records + NR / QK_COLUMN_LEVELS_NR * group_bytes(b), sizeof scale);
+    for (size_t j = 0; j < NR; j++) {
+        const int8_t *levels =
+            (const int8_t *)p->records + j / QK_COLUMN_LEVELS_NR * group_bytes(b) + j % QK_COLUMN_LEVELS_NR * QK_LEVELS;
+        const uint8_t *codes = (const uint8_t *)levels + OWN_STEP_BYTES;
+        int32_t sum = 0;
+        for (size_t s = 0; s < p->last_steps; s++, codes += OWN_STEP_BYTES)
+            for (size_t i = 0; i < HALF; i++)
+                sum += a[s * QK_COLUMN_LEVELS_KR + i] * levels[codes[i] & 15] +
+                    a[s * QK_COLUMN_LEVELS_KR + HALF + i] * levels[codes[i] >> 4];
+        total[j] = (double)sum * scale[j];
+    }
+}
+
+/* Rows of a tile some of which are wide: `wide` are their scales. */
+static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel *p, const int8_t *codes,
+                                         const int32_t *start, const double *wide, float *y, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    double sums[NR];
+    for (int i = 0; i < t->rows; i++, codes += g->lda, start += g->ld_start, y += NR) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        if (!wide[i]) {
+            k->finish_floats(y, &row);
+            continue;
+        }
+        if (g->b->column_levels)
+            wide_sums_of_column_levels(g->b, p, codes, sums);
+        else
+            wide_sums(g->b, p, codes, start, sums);
+        for (int j = 0; j < NR; j++) sums[j] *= wide[i];
+        qk_finish_row(k, sums, &row);
+    }
+}
+
+/* Rows that a tile takes. */
+static size_t tile_rows(const qk_gemm4_weights *b)
+{
+    return (size_t)(b->bits == 8 ? b->kernels->blocks8_mr : b->kernels->gemm4_mr);
+}
+
+/* y = rows of the block from `row` on, times a panel. */
+static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_gemm4_panel *panel,
+                          float *y)
+{
+    const qk_kernels *k = g->b->kernels;
+    const int8_t *codes = block->codes + row * g->lda;
+    const int32_t *start = block->start + row * g->ld_start;
+    if (g->b->bits == 8)
+        k->blocks8_tile(rows, panel, block->wide_codes ? (const void *)(block->wide_codes + row * g->lda) : codes,
+                        g->lda, start, g->ld_start, y);
+    else
+        (g->b->column_levels ? k->column_levels_tile : k->gemm4_tile)(rows, panel, codes, g->lda, start, g->ld_start,
+                                                                      y);
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
+{
+    const qk_gemm4_weights *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const size_t tiles = ceil_div(rows, tile_rows(b));
+    float y[MAX_MR * NR] __attribute__((aligned(64)));
+    qk_gemm4_panel p = {.blocks = b->blocks,
+                        .steps = g->block_pad / step_rows(b),
+                        .half_scales = b->half_scales,
+                        .own_zeros = b->own_zeros,
+                        .long_sums = long_sums(b),
+                        .params_bytes = params_bytes(b),
+                        .levels = b->levels};
+    if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
+        const size_t col = panel * NR;
+        qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
+        p.records = b->panels + panel * panel_bytes(b);
+        for (size_t tile = 0; tile < tiles; tile++) {
+            const size_t row = rows * tile / tiles; /* tiles of even height */
+            const size_t count = rows * (tile + 1) / tiles - row;
+            qk_set_rows(&t, g->epilogue, first + row, count, col, block->scale + row);
+            multiply_tile(g, block, row, t.rows, &p, y);
+            if (block->any_wide)
+                store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
+                                 block->wide_scale + row, y, &t);
+            else
+                k->finish_floats(y, &t);
+        }
+    }
+}
+
+static void run_tasks(void *context, size_t begin, size_t end)
+{
+    product *g = context;
+    const size_t panels = g->b->n_pad / NR;
+    row_block block;
+    if (!allocate(g, &block)) {
+        fail(g, -1);
+        return;
+    }
+    size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
+    for (size_t task = begin; task < end; task++) {
+        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
+        const size_t rows = min_size(g->m - first, g->share.block_rows);
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
+        }
+        taken = first;
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
+    }
+    free(block.codes);
+}
+
+int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
+                    const qk_epilogue *epilogue)
+{
+    QK_DEFAULT_MODE;
+    if (m == 0 || b->n == 0) return 1;
+    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .epilogue = epilogue};
+    g.block_pad = round_up(b->block, step_rows(b));
+    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * step_rows(b));
+    const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
+    const double sum = 127.0 * most * (double)b->k * b->most_scale; /* of magnitudes */
+    const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
+    g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
+    g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
+    const double work = (double)m * (double)b->n * (double)b->k / 128;
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
+    g.share = block_rows(g.m, g.lda * (has_wide_codes(b) ? 2 : 1), tile_rows(b), b->n_pad / NR, team);
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    return status ? status : g.failure ? g.failure : 1;
+}

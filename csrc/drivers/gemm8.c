@@ -1,0 +1,547 @@
+/* Integer products: packing, blocking, threads. The inner tile and the epilogues belong to the instruction set.
+ *
+ * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of
+ * k), for each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the
+ * epilogue turns each finished tile into its output while it is in the L1 cache. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "drivers/blocking.h"
+#include "runtime/compiler.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
+
+const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
+
+enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
+
+/* ---- packing of b ---- */
+
+/* The largest of the sums of four magnitudes that two steps of 4 codes add up in 16 bits, over 8 columns (numerics 6).
+ */
+static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, uint8_t flip)
+{
+    int largest = 0;
+    for (int col = 0; col < 8; col++) {
+        int sums[2] = {0};
+        for (int row = 0; row < 8; row++) {
+            const int code = (int8_t)(b[row * row_stride + col * col_stride] ^ flip);
+            sums[row / 2 % 2] += code < 0 ? -code : code;
+        }
+        for (int i = 0; i < 2; i++) largest = sums[i] > largest ? sums[i] : largest;
+    }
+    return largest;
+}
+
+/* Small weights are those of which most sums fit, in a sample of at most 16 x 16 places. The choice changes no result.
+ */
+const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride,
+                                       ptrdiff_t col_stride, size_t k, size_t n, int b_unsigned)
+{
+    enum { PLACES = 16, LIMIT = 256 };
+    if (!kernels->small) return kernels;
+    const size_t row_step = k / PLACES < 8 ? 8 : k / PLACES, col_step = n / PLACES < 8 ? 8 : n / PLACES;
+    size_t seen = 0, small = 0;
+    for (size_t row = 0; row + 8 <= k; row += row_step)
+        for (size_t col = 0; col + 8 <= n; col += col_step, seen++) {
+            const uint8_t *place = (const uint8_t *)b + (ptrdiff_t)row * row_stride + (ptrdiff_t)col * col_stride;
+            small += largest_sum(place, row_stride, col_stride, b_unsigned ? 0x80 : 0) <= LIMIT;
+        }
+    return 2 * small > seen ? kernels->small : kernels;
+}
+
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+{
+    *p = (qk_gemm8_weights){.kernels = kernels, .k = k, .n = n, .flipped = b_unsigned};
+    p->k_pad = round_up(k, (size_t)kernels->kr);
+    p->n_pad = round_up(n, (size_t)kernels->nr);
+    p->panel_bytes = kernels->gemm8_panel_bytes(p->k_pad / (size_t)kernels->kr);
+}
+
+size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->n_pad / (size_t)p->kernels->nr, p->panel_bytes); }
+
+typedef struct {
+    const qk_gemm8_weights *p;
+    const uint8_t *b;
+    ptrdiff_t row_stride, col_stride;
+    const int32_t *zero_point;
+    int64_t bound;
+} pack_job;
+
+/* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
+static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *colsum)
+{
+    enum { STRETCH = 64 }; /* steps */
+    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    static const int16_t int16s[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    const qk_kernels *k = p->kernels;
+    const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
+    memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
+    for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
+        steps = min_size(rest, STRETCH);
+        k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
+                      (size_t)k->nr);
+    }
+}
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_gemm8_weights *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr;
+    int64_t bound = 0;
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t col = panel * nr, cols = min_size(p->n - col, nr);
+        int8_t *codes = p->panels + panel * p->panel_bytes;
+        int32_t zero[MAX_NR];
+        qk_panel_source source = {job->b + (ptrdiff_t)col * job->col_stride,
+                                  job->row_stride,
+                                  job->col_stride,
+                                  p->k,
+                                  p->flipped ? 0x80 : 0,
+                                  NULL};
+        if (!job->zero_point) {
+            p->kernels->gemm8_pack_panel(&source, cols, codes, NULL);
+            sum_panel(p, codes, p->colsum + col);
+            continue;
+        }
+        for (size_t j = 0; j < cols; j++) zero[j] = job->zero_point[col + j] - (p->flipped ? 128 : 0);
+        source.zero = zero;
+        const int64_t size = p->kernels->gemm8_pack_panel(&source, cols, codes, p->colsum + col);
+        if (size > bound) bound = size;
+    }
+    int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
+    while (bound > seen &&
+           !__atomic_compare_exchange_n(&job->bound, &seen, bound, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+
+int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                      const int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
+    const double work = 0.5 * (double)p->k * (double)p->n;
+    const int status = qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, work, pack_panels, &job);
+    return status ? status : job.bound;
+}
+
+typedef struct {
+    const qk_gemm8_weights *p;
+    uint8_t *b;
+} unpack_job;
+
+/* An item is some rows of a panel; those of the same rows follow each other, as their pages do. */
+static void unpack_parts(void *context, size_t begin, size_t end)
+{
+    const unpack_job *job = context;
+    const qk_gemm8_weights *p = job->p;
+    const size_t nr = (size_t)p->kernels->nr, panels = p->n_pad / nr;
+    for (size_t item = begin; item < end; item++) {
+        const size_t panel = item % panels, col = panel * nr;
+        p->kernels->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
+                                       min_size(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
+    }
+}
+
+int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {p, b};
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->kernels->nr);
+    return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
+}
+
+/* ---- the product ---- */
+
+typedef struct {
+    const qk_rows *source;
+    const qk_gemm8_weights *b;
+    const qk_epilogue *epilogue;
+    qk_requant requant; /* of epilogue, ReLU being a bound of the codes */
+    blocking share;
+    const int32_t *init;        /* starting sums, n_pad of them */
+    const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
+    int32_t a_shift;            /* a' = a + a_shift */
+    qk_row_quantizer quantizer; /* of floats */
+    int in_place;
+    int failure;
+} product;
+
+/* What a task knows of its block of rows. */
+typedef struct {
+    const char *a;
+    size_t lda; /* in bytes */
+    char *buffer;
+    int16_t *wide; /* a panel of b, where the tile wants it widened */
+    int32_t zero[MAX_ROWS], term[MAX_ROWS];
+    float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int any_wide;
+} row_block;
+
+static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
+
+/* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
+static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
+{
+    block->zero[i] = zero + g->a_shift;
+    if (!g->b_zero) return;
+    const uint32_t sum = (uint32_t)g->b->kernels->sum_codes(a, g->b->k, flip);
+    block->term[i] = (int32_t)(sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
+}
+
+static int32_t zero_of_codes(const qk_rows *source, size_t row)
+{
+    return source->zero_point ? source->zero_point[source->zero_point_per_row ? row : 0] : 0;
+}
+
+static const char *row_of(const qk_rows *source, size_t row)
+{
+    return (const char *)source->a + (ptrdiff_t)row * source->row_stride;
+}
+
+static int needs_description(const product *g) { return g->source->zero_point_per_row || g->b_zero; }
+
+/* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
+static void pack_codes(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_kernels *k = g->b->kernels;
+    const size_t depth = g->b->k;
+    const uint8_t flip = g->a_shift ? 0x80 : 0;
+    const int dense = g->source->row_stride == (ptrdiff_t)depth && block->lda == depth * (size_t)k->a_bytes;
+    if (dense)
+        k->gemm8_pack_row((const uint8_t *)row_of(g->source, first), rows * depth, rows * depth, flip, block->buffer);
+    if (dense && !needs_description(g)) return;
+    for (size_t i = 0; i < rows; i++) {
+        const uint8_t *a = (const uint8_t *)row_of(g->source, first + i);
+        if (!dense) k->gemm8_pack_row(a, depth, g->b->k_pad, flip, block->buffer + i * block->lda);
+        describe_row(g, block, i, a, zero_of_codes(g->source, first + i), flip);
+    }
+}
+
+/* The same of floats, quantized on the way. Returns 0 where a value is not finite. */
+static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_kernels *k = g->b->kernels;
+    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->share.block_rows; /* one row, before it is widened */
+    block->any_wide = 0;
+    for (size_t i = 0; i < rows; i++) {
+        char *to = block->buffer + i * block->lda;
+        uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
+        qk_row_scale row;
+        if (!qk_quantize_row(&g->quantizer, (const float *)row_of(g->source, first + i), q, &row)) return 0;
+        block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
+        block->any_wide |= row.wide != 0;
+        if (k->a_bytes == 1)
+            memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
+        else
+            k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
+        describe_row(g, block, i, q, row.zero_point, 0);
+    }
+    return 1;
+}
+
+/* Rows that stay in place. */
+static void describe_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    for (size_t i = 0; i < rows; i++)
+        describe_row(g, block, i, (const uint8_t *)row_of(g->source, first + i), zero_of_codes(g->source, first + i),
+                     0);
+}
+
+/* Points `block` to rows of a' and to what is known of them. Returns 0 where a value is not finite. */
+static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
+{
+    if (g->in_place) {
+        block->a = row_of(g->source, first);
+        if (needs_description(g)) describe_rows(g, block, first, rows);
+        return 1;
+    }
+    block->a = block->buffer;
+    if (g->source->type == QK_FLOATS) return pack_floats(g, block, first, rows);
+    pack_codes(g, block, first, rows);
+    return 1;
+}
+
+/* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
+static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    double sums[MAX_NR];
+    for (int i = 0; i < t->rows; i++, acc += k->nr) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        if (!wide[i]) {
+            k->tile_to_float(acc, &row);
+            continue;
+        }
+        for (int j = 0; j < t->cols; j++) sums[j] = qk_sum_of(acc, &row, j) * wide[i] * row.col_scale[j];
+        qk_finish_row(k, sums, &row);
+    }
+}
+
+/* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
+static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
+{
+    const qk_kernels *k = g->b->kernels;
+    const double *scale = g->epilogue->wide_scale + col, *bias = g->epilogue->wide_bias + col;
+    double values[MAX_MR * MAX_NR];
+    int which[MAX_NR], n = 0;
+    for (int j = 0; j < t->cols; j++)
+        if (scale[j]) which[n++] = j;
+    for (int i = 0; i < t->rows; i++) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        for (int j = 0; j < n; j++)
+            values[i * n + j] = qk_sum_of(acc + i * k->nr, &row, which[j]) * scale[which[j]] + bias[which[j]];
+    }
+    k->tile_to_codes(acc, t);
+    for (int i = 0; i < t->rows; i++) {
+        uint8_t codes[MAX_NR], *dst = (uint8_t *)t->dst + (size_t)i * t->row_stride;
+        qk_finish_codes(k, values + i * n, n, t, codes);
+        for (int j = 0; j < n; j++) dst[which[j]] = codes[j];
+    }
+}
+
+/* What tiles of a panel have in common; store_tile adds what their rows have. */
+static qk_tile tile_of_panel(const product *g, size_t col)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    qk_tile t = {
+        .cols = (int)min_size(g->b->n - col, (size_t)g->b->kernels->nr),
+        .colsum = g->b->colsum + col,
+        .col_zero = g->b_zero ? g->b_zero + col : NULL,
+        .bias = epilogue->float_bias ? epilogue->float_bias + col : qk_no_bias,
+        .activation = epilogue->activation,
+        .bounded = epilogue->bounded,
+        .lo = epilogue->lo,
+        .hi = epilogue->hi,
+        .requant = &g->requant,
+        .row_stride = epilogue->row_stride,
+    };
+    if (epilogue->col_scale) t.col_scale = epilogue->col_scale + col;
+    if (epilogue->requant.multiplier) t.multiplier = epilogue->requant.multiplier + col;
+    if (epilogue->requant.mantissa)
+        t.mantissa = epilogue->requant.mantissa + col, t.shift = epilogue->requant.shift + col;
+    if (epilogue->type == QK_TO_CODES && epilogue->activation > QK_RELU)
+        t.out = qk_affine_of(epilogue->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
+                             g->requant.rounding);
+    return t;
+}
+
+static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
+                       size_t col, int32_t *acc, qk_tile *t)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    const qk_kernels *k = g->b->kernels;
+    const int floats = g->source->type == QK_FLOATS;
+    t->rows = (int)rows;
+    t->row_zero = floats || g->source->zero_point_per_row ? block->zero + row_in_block : NULL;
+    t->row_term = g->b_zero ? block->term + row_in_block : NULL;
+    t->row_scale = floats ? block->scale + row_in_block : NULL;
+    t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
+    if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
+    if (epilogue->type == QK_TO_INT32)
+        k->tile_to_int32(acc, t);
+    else if (epilogue->type == QK_TO_FLOAT && block->any_wide)
+        store_rows_apart(g, block->wide_scale + row_in_block, acc, t);
+    else if (epilogue->type == QK_TO_FLOAT)
+        k->tile_to_float(acc, t);
+    else if (epilogue->wide_scale)
+        store_columns_apart(g, col, acc, t);
+    else
+        k->tile_to_codes(acc, t);
+}
+
+static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
+                           size_t panel_end)
+{
+    const qk_gemm8_weights *b = g->b;
+    const qk_kernels *k = b->kernels;
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
+    const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
+        !g->source->zero_point_per_row;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
+        const int8_t *codes = b->panels + panel * b->panel_bytes;
+        const size_t col = panel * nr;
+        if (block->wide) k->gemm8_widen_panel(codes, steps, block->wide);
+        const int direct = plain && col + nr <= b->n;
+        qk_tile t;
+        if (!direct) t = tile_of_panel(g, col);
+        for (size_t i = 0; i < rows; i += mr) {
+            const size_t count = min_size(rows - i, mr);
+            const char *a = block->a + i * block->lda;
+            int32_t *c =
+                direct ? (int32_t *)((char *)g->epilogue->out + (first + i) * g->epilogue->row_stride) + col : acc;
+            const size_t ldc = direct ? g->epilogue->row_stride / sizeof *c : nr;
+            if (block->wide)
+                k->gemm8_wide_tile((int)count, steps, a, block->lda, block->wide, g->init + col, c, ldc);
+            else
+                k->gemm8_tile((int)count, steps, a, block->lda, codes, g->init + col, c, ldc);
+            if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
+        }
+    }
+}
+
+/* Bytes of a widened panel, where it pays to widen it. */
+static size_t wide_bytes(const product *g)
+{
+    const qk_kernels *k = g->b->kernels;
+    const size_t bytes = qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t));
+    return k->gemm8_widen_panel && g->share.block_rows >= WIDE_ROWS ? bytes : 0;
+}
+
+static void run_tasks(void *context, size_t begin, size_t end)
+{
+    product *g = context;
+    const qk_gemm8_weights *b = g->b;
+    const size_t panels = b->n_pad / (size_t)b->kernels->nr;
+    const size_t row_bytes = b->k_pad * (size_t)b->kernels->a_bytes,
+                 lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    row_block block;
+    block.any_wide = 0;
+    block.lda = g->in_place ? (size_t)g->source->row_stride : lda;
+    char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
+    const size_t rows_bytes = round_up(qk_times(lda, g->share.block_rows), 64), spare = round_up(b->k_pad, 64) + 64;
+    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g);
+    const size_t size = qk_plus(before, wide);
+    block.buffer = size <= sizeof small ? small : qk_obtain(size);
+    if (!block.buffer) {
+        fail(g, -1);
+        return;
+    }
+    block.wide = wide ? (int16_t *)(block.buffer + before) : NULL;
+    size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
+    for (size_t task = begin; task < end; task++) {
+        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
+        const size_t rows = min_size(g->source->m - first, g->share.block_rows);
+        if (first != taken && !take_rows(g, &block, first, rows)) {
+            fail(g, -2);
+            break;
+        }
+        taken = first;
+        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
+                       panels * (chunk + 1) / g->share.col_chunks);
+    }
+    if (block.buffer != small) free(block.buffer);
+}
+
+int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue)
+{
+    QK_DEFAULT_MODE;
+    if (source->m == 0 || b->n == 0) return 1;
+    const qk_kernels *k = b->kernels;
+    product g = {.source = source, .b = b, .epilogue = epilogue, .requant = epilogue->requant};
+    if (epilogue->activation == QK_RELU && g.requant.qmin < g.requant.zero_point)
+        g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
+    g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
+    g.in_place = source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
+    if (source->type == QK_FLOATS) {
+        const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
+                                    qk_largest_bias(k, epilogue, b->n)};
+        g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, factors};
+    }
+
+    /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
+    int32_t small[2 * 512];
+    int32_t *columns = b->n_pad <= 512 ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
+    if (!columns) return -1;
+    int32_t *init = columns, *b_zero = columns + b->n_pad;
+    const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
+    const uint32_t a_zero =
+        one_zero ? (uint32_t)g.a_shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
+    uint32_t any_zero = 0;
+    for (size_t j = 0; j < b->n_pad; j++) {
+        init[j] =
+            (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[j] : 0) - a_zero * (uint32_t)b->colsum[j]);
+        b_zero[j] = (epilogue->b_zero ? epilogue->b_zero[j] : 0) - (b->flipped ? 128 : 0);
+        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
+    }
+    g.init = init;
+    g.b_zero = any_zero ? b_zero : NULL;
+
+    const double work = (double)source->m * (double)b->n * (double)b->k / 128;
+    const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, team = (size_t)qk_threads_for(SIZE_MAX, work);
+    g.share = block_rows(source->m, row_bytes, (size_t)k->mr, b->n_pad / (size_t)k->nr, team);
+    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    if (columns != small) free(columns);
+    return status ? status : g.failure ? g.failure : 1;
+}
+
+/* ---- many products ---- */
+
+typedef struct {
+    const qk_batch *batch;
+    int failure;
+} batch_job;
+
+/* Where the operands of the product with this number begin. */
+typedef struct {
+    ptrdiff_t a, b, a_zero, b_zero;
+} offsets;
+
+static offsets offsets_of(const qk_batch *p, size_t number)
+{
+    offsets at = {0};
+    for (int axis = p->axes - 1; axis >= 0; axis--) {
+        const ptrdiff_t index = (ptrdiff_t)(number % p->shape[axis]);
+        number /= p->shape[axis];
+        at.a += index * p->a_step[axis], at.b += index * p->b_step[axis];
+        at.a_zero += index * p->a_zero_step[axis], at.b_zero += index * p->b_zero_step[axis];
+    }
+    return at;
+}
+
+static void run_products(void *context, size_t begin, size_t end)
+{
+    batch_job *job = context;
+    const qk_batch *p = job->batch;
+    qk_gemm8_weights packed;
+    qk_gemm8_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
+    const size_t panels = round_up(qk_gemm8_bytes(&packed), 64);
+    char *memory = qk_obtain(qk_plus(panels, qk_times(packed.n_pad, 2 * sizeof(int32_t))));
+    if (!memory) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    packed.panels = (int8_t *)memory, packed.colsum = (int32_t *)(memory + panels);
+    int32_t *b_zero = packed.colsum + packed.n_pad;
+    memset(b_zero, 0, packed.n_pad * sizeof *b_zero);
+    const char *taken = NULL; /* the b that is packed: neighbours may share it */
+    for (size_t number = begin; number < end; number++) {
+        const offsets at = offsets_of(p, number);
+        const char *b = (const char *)p->b + at.b;
+        qk_rows source = p->source;
+        source.a = (const char *)source.a + at.a;
+        if (source.zero_point) source.zero_point += at.a_zero;
+        if (p->b_zero) memcpy(b_zero, p->b_zero + at.b_zero, p->n * sizeof *b_zero);
+        const qk_epilogue epilogue = {.type = QK_TO_INT32,
+                                      .out = p->out + number * source.m * p->n,
+                                      .row_stride = p->n * sizeof(int32_t),
+                                      .b_zero = p->b_zero ? b_zero : NULL};
+        int64_t status = b == taken ? 0 : qk_gemm8_pack(&packed, b, p->b_row_stride, p->b_col_stride, NULL);
+        taken = b;
+        if (status >= 0) status = qk_gemm8(&source, &packed, &epilogue);
+        if (status < 0) __atomic_store_n(&job->failure, (int)status, __ATOMIC_RELAXED);
+        if (status < 0) break;
+    }
+    free(memory);
+}
+
+/* Threads share the products, or each of them where they are few. */
+int qk_gemm8_batch(const qk_batch *p)
+{
+    QK_DEFAULT_MODE;
+    if (p->source.m == 0 || p->n == 0) return 1;
+    batch_job job = {p, 0};
+    size_t count = 1;
+    for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
+    const double work = (double)count * (double)p->k * (double)p->n * ((double)p->source.m / 128 + 0.5);
+    int status = 0;
+    if (count < (size_t)qk_threads_for(SIZE_MAX, work))
+        run_products(&job, 0, count);
+    else
+        status = qk_parallel_for(count, work, run_products, &job);
+    return status ? status : job.failure ? job.failure : 1;
+}

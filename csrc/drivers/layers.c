@@ -1,0 +1,322 @@
+/* Float layers around the products: layer norm, and attention by integer products (numerics 10 and 11). */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "drivers/blocking.h"
+#include "runtime/fpmode.h"
+#include "kernels/kernels.h"
+#include "runtime/parallel.h"
+#include "drivers/scales.h"
+
+/* ---- layer norm ---- */
+
+typedef struct {
+    const float *x, *residual, *weight, *bias;
+    float *y;
+    size_t cols;
+    double eps;
+} norm_job;
+
+/* A row some intermediate of which leaves float32 (numerics 21), in double. */
+static void norm_wide_row(const norm_job *job, const float *x, const float *residual, float *y)
+{
+    const size_t n = job->cols;
+    double sum = 0, squares = 0;
+    for (size_t i = 0; i < n; i++) sum += residual ? (double)x[i] + residual[i] : x[i];
+    const double mean = sum / (double)n;
+    for (size_t i = 0; i < n; i++) {
+        const double d = (residual ? (double)x[i] + residual[i] : x[i]) - mean;
+        squares += d * d;
+    }
+    const double deviation = sqrt(squares / (double)n + job->eps);
+    for (size_t i = 0; i < n; i++) {
+        const double d = (residual ? (double)x[i] + residual[i] : x[i]) - mean;
+        y[i] = (float)(d / deviation * job->weight[i] + job->bias[i]);
+    }
+}
+
+static void norm_rows(void *context, size_t begin, size_t end)
+{
+    const norm_job *job = context;
+    const qk_kernels *k = qk_active();
+    const int wide = k->has_huge(job->weight, job->cols); /* at least 2^110; normalised values are at most sqrt(cols) */
+    for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
+        const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
+        float *y = job->y + at;
+        if (wide || !k->layer_norm_f32(x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
+            norm_wide_row(job, x, residual, y);
+    }
+}
+
+int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                  const float *bias, double eps, float *y)
+{
+    QK_DEFAULT_MODE;
+    norm_job job = {x, residual, weight, bias, y, cols, eps};
+    return qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
+}
+
+/* ---- attention ----
+ *
+ * A task is one head of one sequence. Its q, k and v become int8 codes with one scale each; k and v become panels of an
+ * integer product (gemm8.c). Then, for mr tokens at a time, all of it in the L1 cache:
+ *
+ *     q (mr x size) . k' (size x n) -> scores (mr x n) -> weights, uint8 -> . v (n x size) -> out (mr x size)
+ */
+
+typedef struct {
+    const qk_attention_args *args;
+    const qk_kernels *k;
+    int failure;
+} attention_job;
+
+/* One task's operands. Counts of codes, up to whole steps (kr) and whole panels (nr): of a head, of a sequence. */
+typedef struct {
+    size_t n, size_steps, size_cols, n_steps, n_cols;
+    uint8_t *codes;                   /* n_steps rows of size_steps or mr codes, before packing */
+    char *q, *weights;                /* n rows of size_steps codes, mr rows of n_steps: as the tile reads them */
+    int8_t *keys, *values;            /* panels */
+    int32_t *init, *score;            /* starting sums of the scores; mr rows of n_cols */
+    int32_t *unused;                  /* sums of the columns of v */
+    double q_scale, k_scale, v_scale; /* that of v as float32 unless `wide` */
+    int wide;                         /* whether results are made in double (numerics 21) */
+} operands;
+
+static void *carve(char **at, size_t bytes)
+{
+    void *here = *at;
+    *at += round_up(bytes, 64);
+    return here;
+}
+
+/* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
+static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
+{
+    const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, mr = (size_t)job->k->mr,
+                 bytes = (size_t)job->k->a_bytes;
+    const size_t size = job->args->size, size_steps = round_up(size, kr), n_steps = round_up(n, kr);
+    *o = (operands){.n = n,
+                    .size_steps = size_steps,
+                    .size_cols = round_up(size, nr),
+                    .n_steps = n_steps,
+                    .n_cols = round_up(n, nr)};
+    o->codes = carve(&at, n_steps * (size_steps > mr ? size_steps : mr));
+    o->q = carve(&at, n * size_steps * bytes);
+    o->weights = carve(&at, mr * n_steps * bytes);
+    o->keys = carve(&at, o->n_cols * size_steps);
+    o->values = carve(&at, o->size_cols * n_steps);
+    o->init = carve(&at, o->n_cols * sizeof *o->init);
+    o->score = carve(&at, mr * o->n_cols * sizeof *o->score);
+    o->unused = carve(&at, o->size_cols * sizeof *o->unused);
+    return at;
+}
+
+/* Codes of rows so small that the inverse of their largest magnitude could be infinite: a power of two first, which is
+ * exact. */
+static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, size_t rows, size_t size, float absmax,
+                          uint8_t flip, uint8_t *to, size_t ld)
+{
+    enum { CHUNK = 256 };
+    const float up = 0x1p64f;
+    float larger[CHUNK];
+    for (size_t row = 0; row < rows; row++, x += stride, to += ld)
+        for (size_t done = 0, n; done < size; done += n) {
+            n = min_size(size - done, CHUNK);
+            for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
+            k->symmetric_codes_f32(larger, 0, 1, n, 127.0f / (absmax * up), flip, to + done, n);
+        }
+}
+
+/* Codes ^ flip of a head, in rows of size_steps that zeros fill up, and the largest magnitude. Returns 0 where a value
+ * is not finite. */
+static int quantize_head(const attention_job *job, const operands *o, const float *x, size_t stride, uint8_t flip,
+                         void *to, float *absmax)
+{
+    const size_t size = job->args->size, ld = o->size_steps;
+    *absmax = qk_largest(job->k, x, stride, o->n, size);
+    if (!(*absmax <= FLT_MAX)) return 0;
+    if (*absmax == 0) *absmax = 1;
+    if (*absmax < 0x1p-100f)
+        quantize_tiny(job->k, x, stride, o->n, size, *absmax, flip, to, ld);
+    else
+        job->k->symmetric_codes_f32(x, stride, o->n, size, 127.0f / *absmax, flip, to, ld);
+    for (size_t i = 0; size < ld && i < o->n; i++) memset((uint8_t *)to + i * ld + size, 0, ld - size);
+    return 1;
+}
+
+/* Rows of `length` codes as the tile reads them. */
+static void widen_rows(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t length, char *to)
+{
+    for (size_t i = 0; i < rows; i++, codes += length, to += length * (size_t)k->a_bytes)
+        k->gemm8_pack_row(codes, length, length, 0, to);
+}
+
+/* What a code of a head is worth. */
+static double head_scale(float absmax, int wide) { return wide ? absmax / 127.0 : absmax / 127.0f; }
+
+static const int32_t zeros[MAX_NR];
+
+/* q + 128: the left operand of the scores. */
+static int pack_queries(const attention_job *job, operands *o, const float *q)
+{
+    const int narrow = job->k->a_bytes == 1;
+    float absmax;
+    if (!quantize_head(job, o, q, job->args->q_stride, 0x80, narrow ? (void *)o->q : o->codes, &absmax)) return 0;
+    o->q_scale = head_scale(absmax, absmax < 0x1p-100f);
+    if (!narrow) widen_rows(job->k, o->codes, o->n, o->size_steps, o->q);
+    return 1;
+}
+
+/* Panels of `rows` x `cols` codes, and the sums of their columns. */
+static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
+                        ptrdiff_t col_stride, size_t panel_rows, int8_t *panels, int32_t *colsum)
+{
+    const size_t nr = (size_t)k->nr;
+    for (size_t col = 0; col < cols; col += nr) {
+        const qk_panel_source s = {
+            .b = codes + (ptrdiff_t)col * col_stride,
+            .row_stride = row_stride,
+            .col_stride = col_stride,
+            .k = rows,
+            .zero = zeros,
+        };
+        k->gemm8_pack_panel(&s, min_size(cols - col, nr), panels + col * panel_rows, colsum + col);
+    }
+}
+
+/* A row of k is a column of the right operand. The scores' sums start from -128 times a column's sum. */
+static int pack_keys(const attention_job *job, operands *o, const float *keys)
+{
+    float absmax;
+    if (!quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &absmax)) return 0;
+    o->k_scale = head_scale(absmax, absmax < 0x1p-100f);
+    pack_panels(job->k, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys, o->init);
+    for (size_t col = 0; col < o->n_cols; col++) o->init[col] *= -128;
+    return 1;
+}
+
+/* A row of v is a row of the right operand; no correction needs the sums of its columns. */
+static int pack_values(const attention_job *job, operands *o, const float *values)
+{
+    float absmax;
+    if (!quantize_head(job, o, values, job->args->v_stride, 0, o->codes, &absmax)) return 0;
+    o->wide = absmax < 0x1p-90f || absmax > 0x1p126f; /* a weight's unit, 2^-31 of that, must be a normal number */
+    o->v_scale = head_scale(absmax, o->wide);
+    pack_panels(job->k, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values, o->unused);
+    return 1;
+}
+
+/* The weights of `count` tokens from `row`, and what their sums (as codes) are worth: v_scale / sum. */
+static void weigh(const attention_job *job, operands *o, size_t row, size_t count, double *unit)
+{
+    const qk_kernels *k = job->k;
+    const size_t nr = (size_t)k->nr, lda = o->size_steps * (size_t)k->a_bytes;
+    const double factor = o->q_scale * o->k_scale * job->args->scale * 1.4426950408889634; /* log2 e */
+    const float score_factor = factor < FLT_MAX ? (float)factor : FLT_MAX;
+    for (size_t col = 0; col < o->n_cols; col += nr)
+        k->gemm8_tile((int)count, o->size_steps / (size_t)k->kr, o->q + row * lda, lda, o->keys + col * o->size_steps,
+                      o->init + col, o->score + col, o->n_cols);
+    uint8_t *codes = k->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
+    for (size_t i = 0; i < count; i++) {
+        uint8_t *w = codes + i * o->n_steps;
+        const float sum = (float)k->attention_weights(o->score + i * o->n_cols, o->n, score_factor, w);
+        unit[i] = o->wide ? o->v_scale / sum : (float)o->v_scale / sum;
+        memset(w + o->n, 0, o->n_steps - o->n);
+    }
+    if (k->a_bytes > 1) widen_rows(k, codes, count, o->n_steps, o->weights);
+}
+
+/* Rows of a tile whose unit may not be a normal float32. */
+static void store_wide(const qk_kernels *k, const int32_t *acc, const double *unit, const qk_tile *t)
+{
+    double sums[MAX_NR];
+    for (int i = 0; i < t->rows; i++, acc += k->nr) {
+        const qk_tile row = qk_row_of_tile(t, i);
+        for (int j = 0; j < t->cols; j++) sums[j] = acc[j] * unit[i];
+        qk_finish_row(k, sums, &row);
+    }
+}
+
+static void average(const attention_job *job, operands *o, size_t count, const double *unit, float *out)
+{
+    static const float ones[MAX_NR] = {[0 ... MAX_NR - 1] = 1.0f};
+    const qk_kernels *k = job->k;
+    const size_t nr = (size_t)k->nr, size = job->args->size;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    float scale[MAX_MR];
+    for (size_t i = 0; i < count; i++) scale[i] = (float)unit[i];
+    for (size_t col = 0; col < size; col += nr) {
+        const qk_tile t = {
+            .rows = (int)count,
+            .cols = (int)min_size(size - col, nr),
+            .colsum = zeros,
+            .row_scale = scale,
+            .col_scale = ones,
+            .bias = qk_no_bias,
+            .dst = out + col,
+            .row_stride = job->args->out_stride * sizeof *out,
+        };
+        k->gemm8_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
+                      o->values + col * o->n_steps, zeros, acc, nr);
+        if (o->wide)
+            store_wide(k, acc, unit, &t);
+        else
+            k->tile_to_float(acc, &t);
+    }
+}
+
+static int attend(const attention_job *job, char *memory, size_t sequence, size_t which)
+{
+    const qk_attention_args *a = job->args;
+    const size_t first = (size_t)a->starts[sequence], n = (size_t)a->starts[sequence + 1] - first, at = which * a->size;
+    const size_t mr = (size_t)job->k->mr;
+    operands o;
+    double unit[MAX_MR];
+    lay_out(&o, job, n, memory);
+    if (!pack_queries(job, &o, a->q + first * a->q_stride + at) ||
+        !pack_keys(job, &o, a->k + first * a->k_stride + at) || !pack_values(job, &o, a->v + first * a->v_stride + at))
+        return 0;
+    for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
+        const size_t count = min_size(n - row, mr);
+        weigh(job, &o, row, count, unit);
+        average(job, &o, count, unit, a->out + (first + row) * a->out_stride + at);
+    }
+    return 1;
+}
+
+static void attend_range(void *context, size_t begin, size_t end)
+{
+    attention_job *job = context;
+    const qk_attention_args *a = job->args;
+    size_t longest = 0;
+    for (size_t task = begin; task < end; task++) {
+        const size_t sequence = task / a->heads, n = (size_t)(a->starts[sequence + 1] - a->starts[sequence]);
+        if (n > longest) longest = n;
+    }
+    operands o;
+    char *memory = qk_obtain((size_t)(lay_out(&o, job, longest, (char *)64) - (char *)64));
+    if (!memory) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    for (size_t task = begin; task < end; task++)
+        if (!attend(job, memory, task / a->heads, task % a->heads))
+            __atomic_store_n(&job->failure, -2, __ATOMIC_RELAXED);
+    free(memory);
+}
+
+int qk_attention(const qk_attention_args *args)
+{
+    QK_DEFAULT_MODE;
+    attention_job job = {args, qk_active(), 0};
+    if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
+    double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
+    for (size_t i = 0; i < args->sequences; i++) {
+        const double n = (double)(args->starts[i + 1] - args->starts[i]);
+        work += n * (n + (double)args->size) * (1 + (double)args->size / 64);
+    }
+    const int status = qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
+    return status ? status : job.failure ? job.failure : 1;
+}

@@ -1,0 +1,154 @@
+/* Choosing parameters (numerics 2): extremes of arrays, scales and zero points from them, and rows that are quantized
+ * by their own. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "drivers/blocking.h"
+#include "drivers/elementwise.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+
+static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
+{
+    const size_t head = before_line(x, sizeof *x, n);
+    float head_lo, head_hi;
+    k->minmax_f32(x, head, &head_lo, &head_hi);
+    k->minmax_f32(x + head, n - head, lo, hi);
+    const int finite = isfinite(head_lo) && isfinite(head_hi) && isfinite(*lo) && isfinite(*hi);
+    if (head_lo < *lo) *lo = head_lo;
+    if (head_hi > *hi) *hi = head_hi;
+    return finite;
+}
+
+/* Bounds of pieces, put together in whatever order the threads finish: the extremes are the same. */
+typedef struct {
+    const float *x;
+    size_t n;
+    int32_t below, above; /* bits of -lo and hi, which are not negative: in the order of the values */
+    int not_finite;
+} minmax_job;
+
+static void minmax_pieces(void *context, size_t begin, size_t end)
+{
+    minmax_job *job = context;
+    float lo, hi;
+    if (!bounds_of(qk_active(), job->x + begin * PIECE, min_size(job->n - begin * PIECE, (end - begin) * PIECE), &lo,
+                   &hi)) {
+        __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    int32_t bits[2];
+    const float bounds[2] = {0 - lo, hi};
+    memcpy(bits, bounds, sizeof bits);
+    qk_keep_most(&job->below, bits[0]);
+    qk_keep_most(&job->above, bits[1]);
+}
+
+static int minmax_of(const float *x, size_t n, float *lo, float *hi)
+{
+    if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
+    minmax_job job = {.x = x, .n = n};
+    float bounds[2];
+    const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
+    memcpy(bounds, &job.below, sizeof *bounds);
+    memcpy(bounds + 1, &job.above, sizeof *bounds);
+    *lo = 0 - bounds[0], *hi = bounds[1];
+    return status < 0 ? status : !job.not_finite;
+}
+
+int qk_minmax(const float *x, size_t n, float *lo, float *hi)
+{
+    QK_DEFAULT_MODE;
+    return minmax_of(x, n, lo, hi);
+}
+
+/* Not inline, as below: in qk_choose nothing may be computed before the mode is set. */
+QK_NOINLINE void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale,
+                                  int32_t *zero_point)
+{
+    const float levels = (float)(qmax - qmin);
+    const int32_t middle = qmax > 0 && qmin >= 0 ? (int32_t)((uint32_t)(qmax + 1) / 2) : 0;
+    float s;
+    if (symmetric) {
+        float above = hi / (float)(qmax - middle), below = lo / (float)(qmin - middle);
+        s = above > below ? above : below;
+        if (s * (float)(qmax - middle) > FLT_MAX)
+            s = nextafterf(s, 0); /* rounded up: the largest code would stand for infinity */
+    } else {
+        s = (hi - lo) / levels;
+        if (!isfinite(s)) s = hi / levels - lo / levels;
+    }
+    if (lo == hi) s = 1.0f;
+    if (s < FLT_MIN) s = FLT_MIN;
+    *scale = s;
+    if (symmetric) {
+        *zero_point = middle;
+        return;
+    }
+    float zero = (float)qmin - lo / s;
+    zero = zero < (float)qmin ? (float)qmin : zero > (float)qmax ? (float)qmax : zero;
+    *zero_point = (int32_t)rintf(zero);
+}
+
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    qk_choose_inside(lo, hi, qmin, qmax, symmetric, scale, zero_point);
+}
+
+typedef struct {
+    const float *x;
+    size_t cols;
+    char *q;
+    qk_dtype to;
+    int32_t qmin, qmax;
+    int symmetric;
+    float *scale;
+    int32_t *zero_point;
+    int not_finite, stopped;
+} rows_job;
+
+static void quantize_some_rows(void *context, size_t begin, size_t end)
+{
+    rows_job *job = context;
+    for (size_t row = begin; row < end; row++) {
+        const float *x = job->x + row * job->cols;
+        float lo, hi;
+        const int finite = minmax_of(x, job->cols, &lo, &hi);
+        if (finite <= 0) {
+            __atomic_store_n(finite ? &job->stopped : &job->not_finite, 1, __ATOMIC_RELAXED);
+            return;
+        }
+        float *scale = job->scale + row;
+        int32_t *zero_point = job->zero_point + row;
+        qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
+        const qk_params p = {.kind = QK_PER_TENSOR,
+                             .outer = 1,
+                             .length = job->cols,
+                             .inner = 1,
+                             .scale = scale,
+                             .zero_point = zero_point,
+                             .qmin = job->qmin,
+                             .qmax = job->qmax};
+        if (qk_quantize_inside(x, QK_F32, job->q + row * job->cols * size_of(job->to), job->to, &p, QK_HALF_EVEN)) {
+            __atomic_store_n(&job->stopped, 1, __ATOMIC_RELAXED);
+            return;
+        }
+    }
+}
+
+/* Threads share the rows; where these are few, the elements of each. */
+int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
+                     int symmetric, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    rows_job job = {x, cols, q, to, qmin, qmax, symmetric, scale, zero_point, 0, 0};
+    if (rows < 2 * (size_t)qk_get_num_threads())
+        quantize_some_rows(&job, 0, rows);
+    else if (qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job))
+        return QK_INTERRUPTED;
+    return job.stopped ? QK_INTERRUPTED : !job.not_finite;
+}

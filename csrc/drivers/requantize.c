@@ -1,0 +1,58 @@
+/* Requantization of int32 sums (numerics 7): multipliers in fixed point, threads. */
+#include <math.h>
+
+#include "drivers/blocking.h"
+#include "drivers/elementwise.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+
+static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
+{
+    int exponent;
+    int64_t q = (int64_t)round(frexp(m, &exponent) * 0x1p31);
+    if (q == (int64_t)1 << 31) q /= 2, exponent++;
+    if (exponent < -31) q = 0, exponent = 0;
+    if (exponent > 30) q = INT32_MAX, exponent = 30;
+    *mantissa = (int32_t)q;
+    *shift = exponent;
+}
+
+void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
+{
+    QK_DEFAULT_MODE;
+    fixed_point_of(m, mantissa, shift);
+}
+
+typedef struct {
+    const int32_t *acc, *bias;
+    char *q;
+    qk_dtype to;
+    size_t cols;
+    const qk_requant *r;
+} requantize_job;
+
+/* An item is up to PIECE columns of a row. */
+static void requantize_items(void *context, size_t begin, size_t end)
+{
+    const requantize_job *job = context;
+    const size_t size = size_of(job->to), pieces = ceil_div(job->cols, PIECE);
+    for (size_t item = begin; item < end; item++) {
+        const size_t col = item % pieces * PIECE, start = item / pieces * job->cols + col,
+                     n = min_size(job->cols - col, PIECE);
+        qk_requant r = *job->r;
+        if (r.multiplier) r.multiplier += col;
+        if (r.mantissa) r.mantissa += col, r.shift += col;
+        qk_active()->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n, &r);
+        keep_bits(job->q + start * size, job->to, n);
+    }
+}
+
+int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                  const qk_requant *r)
+{
+    QK_DEFAULT_MODE;
+    requantize_job job = {acc, bias, q, to, cols, r};
+    return qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
+}

@@ -1,0 +1,176 @@
+/* The loops of float layers (layers.c), compiled once per instruction set, after elementwise.h. */
+#ifndef QK_GENERIC_LAYERS_H
+#define QK_GENERIC_LAYERS_H
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+
+/* ---- layer norm (numerics 10) ---- */
+
+/* Sixteen partial sums in two halves, whatever the width of a register: sums are taken in the same order everywhere. */
+typedef float half_lanes __attribute__((vector_size(32), aligned(4), may_alias));
+enum { LANES = 16 };
+
+static inline half_lanes *halves(float *x) { return (half_lanes *)x; }
+static inline const half_lanes *halves_of(const float *x) { return (const half_lanes *)x; }
+
+/* Lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
+static inline float sum_of_lanes(float *sums)
+{
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
+    return sums[0];
+}
+
+typedef int32_t half_ints __attribute__((vector_size(32), aligned(4), may_alias));
+
+/* Whether a magnitude is 2^110 or more, or NaN: differences of bits are negative where it is not. */
+static int has_huge(const float *x, size_t n)
+{
+    enum { HUGE_BITS = 0x76800000, WHOLE = 2 * LANES };
+    const size_t whole = n / WHOLE * WHOLE;
+    half_ints all = (half_ints){0} - 1;
+    int32_t lanes[LANES / 2], each = -1;
+    for (size_t i = 0; i < whole; i += WHOLE) {
+        const half_ints *v = (const half_ints *)(x + i);
+        all &= ((v[0] & INT32_MAX) - HUGE_BITS) & ((v[1] & INT32_MAX) - HUGE_BITS) & ((v[2] & INT32_MAX) - HUGE_BITS) &
+            ((v[3] & INT32_MAX) - HUGE_BITS);
+    }
+    memcpy(lanes, &all, sizeof lanes);
+    for (int i = 0; i < LANES / 2; i++) each &= lanes[i];
+    for (size_t i = whole; i < n; i++) each &= (bits_of(x[i]) & INT32_MAX) - HUGE_BITS;
+    return each >= 0;
+}
+
+/* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual.
+ */
+static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean,
+                              half_lanes *a, half_lanes *b)
+{
+    *a = halves_of(x + i)[0], *b = halves_of(x + i)[1];
+    if (added) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
+    *a -= mean, *b -= mean;
+}
+
+static inline float value_at(const float *x, const float *residual, const int added, size_t i)
+{
+    return added ? x[i] + residual[i] : x[i];
+}
+
+/* The same of the last n % 16 values, and zeros. */
+static inline void take_tail(const float *x, const float *residual, const int added, size_t n, float mean,
+                             half_lanes *a, half_lanes *b)
+{
+    const size_t whole = n / LANES * LANES;
+    *a = *b = (half_lanes){0};
+    if (whole == n) return;
+    float tail[LANES] = {0};
+    for (size_t i = whole; i < n; i++) tail[i - whole] = value_at(x, residual, added, i) - mean;
+    *a = halves(tail)[0], *b = halves(tail)[1];
+}
+
+static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
+{
+    float sums[LANES];
+    halves(sums)[0] = low, halves(sums)[1] = high;
+    return sum_of_lanes(sums) / (float)n;
+}
+
+/* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written
+ * before the last visit. */
+static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
+                              const float *weight, const float *bias, float eps, float *y)
+{
+    const size_t whole = n / LANES * LANES;
+    half_lanes low = {0}, high = {0}, a, b;
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, added, i, 0, &a, &b);
+        if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a, high += b;
+    }
+    take_tail(x, residual, added, n, 0, &a, &b);
+    const float mean = mean_of_lanes(low + a, high + b, n);
+    if (!(fabsf(mean) <= FLT_MAX)) return 0;
+    for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
+    if (kept) x = y, added = 0;
+
+    low = high = (half_lanes){0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, added, i, mean, &a, &b);
+        low += a * a, high += b * b;
+    }
+    take_tail(x, residual, added, n, mean, &a, &b);
+    const float variance = mean_of_lanes(low + a * a, high + b * b, n) + eps;
+    if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
+
+    const float inverse = 1.0f / sqrtf(variance);
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, added, i, mean, &a, &b);
+        halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
+        halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
+    }
+    for (size_t i = whole; i < n; i++) y[i] = (value_at(x, residual, added, i) - mean) * inverse * weight[i] + bias[i];
+    return 1;
+}
+
+/* y may be x or residual. Returns 0, with these as they were, where an intermediate leaves float32 (numerics 21). */
+static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
+                          float eps, float *y)
+{
+    if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, y);
+    if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, y);
+    return norm_row(x, residual, 1, 1, n, weight, bias, eps, y);
+}
+
+/* ---- attention (numerics 11) ---- */
+
+/* Largest magnitude of a block of rows, as bits: above those of FLT_MAX where a value is not finite. */
+static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t cols)
+{
+    int32_t most = 0;
+    for (size_t i = 0; i < rows; i++, x += stride)
+        for (size_t j = 0; j < cols; j++) {
+            const int32_t magnitude = bits_of(x[j]) & 0x7fffffff;
+            most = magnitude > most ? magnitude : most;
+        }
+    return most;
+}
+
+/* rne(x * inverse) ^ flip, rows of q being ldq apart; |x * inverse| < 128. */
+static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
+                                uint8_t *q, size_t ldq)
+{
+    for (size_t i = 0; i < rows; i++, x += stride, q += ldq) {
+        const float *restrict from = x;
+        uint8_t *restrict to = q;
+        for (size_t j = 0; j < cols; j++) to[j] = (uint8_t)bits_of(from[j] * inverse + ROUNDER) ^ flip;
+    }
+}
+
+/* 255 * 2^x rounded to an integer, for x <= 0: a cubic in the fraction, off by less than 0.02 before rounding. */
+static inline int32_t weight_code(float x)
+{
+    x = at_least(-20.0f, x);
+    const float shifted = x + ROUNDER, r = x - (shifted - ROUNDER);
+    float p = __builtin_fmaf(14.0687752f, r, 61.8658371f);
+    p = __builtin_fmaf(p, r, 176.781555f);
+    p = __builtin_fmaf(p, r, 254.981659f);
+    return bits_of(float_of(bits_of(p) + (int32_t)((uint32_t)bits_of(shifted) << 23)) + ROUNDER) - bits_of(ROUNDER);
+}
+
+/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum.
+ */
+static int32_t attention_weights(const int32_t *restrict score, size_t n, float factor, uint8_t *restrict w)
+{
+    int32_t most = INT32_MIN, sum = 0;
+    for (size_t j = 0; j < n; j++) most = score[j] > most ? score[j] : most;
+    for (size_t j = 0; j < n; j++) {
+        const int32_t code = weight_code((float)(score[j] - most) * factor);
+        w[j] = (uint8_t)code;
+        sum += code;
+    }
+    return sum;
+}
+
+#endif

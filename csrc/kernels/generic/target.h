@@ -1,0 +1,35 @@
+/* What an instruction set may set before it includes the loops of this folder, with what they do if it does not. */
+#ifndef QK_TARGET_H
+#define QK_TARGET_H
+
+/* Rows (at most) and columns of a tile of products, and codes of k in a step of a panel. */
+#ifndef MR
+#define MR 4
+#define NR 16
+#define KR 4
+#endif
+
+/* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */
+#ifndef HAVE_FMA
+#define HAVE_FMA 0
+#endif
+
+/* Bytes of a vector: so many points of k-means, or queries, are seen at a time. */
+#ifndef VECTOR
+#define VECTOR 16
+#endif
+
+/* These are set or not set:
+ *
+ *     GROUP               elements that quantize_group and quantize_group_columns see at a time (elementwise.h)
+ *     HAVE_WIDEN          widen_group: GROUP 8-bit codes to int32 (elementwise.h)
+ *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
+ *     GROUP16             elements that these see at a time
+ *     HAVE_GELU_RUN       gelu_run (gemm8.h)
+ *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
+ *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)
+ *     HAVE_LANES          the operations of k-means on a vector, for which lanes.h has plain C
+ *
+ * Each function has the arguments of the loop that it replaces or serves, handles what it can and gives equal bits. */
+
+#endif

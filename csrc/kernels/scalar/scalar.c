@@ -1,0 +1,165 @@
+/* The reference: plain C that runs anywhere. Every other instruction set gives the same bits. */
+#include "kernels/kernels.h"
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/codebook.h"
+#include "kernels/generic/gguf.h"
+#include "kernels/generic/gemm8.h"
+#include "kernels/generic/gemm4.h"
+#include "kernels/generic/gemm16.h"
+
+#include "kernels/generic/kmeans.h"
+#include "kernels/generic/pq.h"
+#include "kernels/generic/kmeans1d.h"
+
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
+{
+    for (int row = 0; row < rows; row++) {
+        const uint8_t *ar = (const uint8_t *)a + (size_t)row * lda;
+        for (int j = 0; j < NR; j++) {
+            uint32_t sum = (uint32_t)init[j];
+            for (size_t s = 0; s < steps; s++)
+                for (int i = 0; i < KR; i++) sum += (uint32_t)(ar[s * KR + i] * panel[(s * NR + j) * KR + i]);
+            c[(size_t)row * ldc + j] = (int32_t)sum;
+        }
+    }
+}
+
+static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+{
+    pack_row_bytes(a, n, n_pad, flip, to);
+}
+
+/* Of 4 rows of a column. */
+static int32_t sum_of_step(const int8_t *a, const uint8_t *b, int high, const int8_t *levels)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < QK_GEMM4_KR; i++) {
+        const int code = high ? b[i] >> 4 : b[i] & 15;
+        sum += a[i] * (levels ? levels[code] : code);
+    }
+    return sum;
+}
+
+/* Scale of column j of a record. */
+static float scale_at(const uint8_t *scales, int half, int j)
+{
+    float scale;
+    if (half)
+        f16_to_f32((const uint16_t *)scales + j, &scale, 1);
+    else
+        memcpy(&scale, scales + 4 * j, sizeof scale);
+    return scale;
+}
+
+static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
+{
+    enum { NC = QK_GEMM4_NR, STEP = NC * QK_GEMM4_KR / 2 };
+    for (int row = 0; row < rows; row++, a += lda, start += ld_start, y += NC)
+        for (int j = 0; j < NC; j++) {
+            const uint8_t *b = p->records;
+            const int8_t *ar = a;
+            y[j] = 0;
+            for (size_t block = 0; block < p->blocks; block++) {
+                const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+                const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
+                int32_t sum = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
+                for (; b != scales; b += STEP, ar += QK_GEMM4_KR)
+                    sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
+                y[j] = __builtin_fmaf((float)sum, scale_at(scales, p->half_scales, j), y[j]);
+                b = zeros + (p->own_zeros ? NC : 0);
+            }
+        }
+}
+
+static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
+{
+    enum { NC = QK_GEMM4_NR, STEP = NC * QK_GEMM4_KR };
+    for (int row = 0; row < rows; row++, start += ld_start, y += NC)
+        for (int j = 0; j < NC; j++) {
+            const int8_t *b = (const int8_t *)p->records, *codes = (const int8_t *)a + (size_t)row * lda;
+            y[j] = 0;
+            for (size_t block = 0; block < p->blocks; block++) {
+                const int8_t *scales = b + STEP * (block + 1 < p->blocks ? p->steps : p->last_steps);
+                int64_t sum = 0;
+                if (p->own_zeros)
+                    sum =
+                        scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
+                for (; b != scales; b += STEP, codes += QK_GEMM4_KR)
+                    for (int i = 0; i < QK_GEMM4_KR; i++) sum += codes[i] * b[QK_GEMM4_KR * j + i];
+                y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p->half_scales, j), y[j]);
+                b = scales + p->params_bytes;
+            }
+        }
+}
+
+static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                               size_t ld_start, float *y)
+{
+    enum { NC = QK_COLUMN_LEVELS_NR, STEP = NC * QK_COLUMN_LEVELS_KR / 2, HALF = QK_COLUMN_LEVELS_KR / 2 };
+    const size_t group = p->blocks * STEP * (1 + p->last_steps);
+    const float *scales = (const float *)(p->records + QK_GEMM4_NR / NC * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    for (int row = 0; row < rows; row++, a += lda, y += QK_GEMM4_NR)
+        for (int j = 0; j < QK_GEMM4_NR; j++) {
+            const int8_t *levels = (const int8_t *)p->records + (size_t)(j / NC) * group + j % NC * QK_LEVELS;
+            const uint8_t *b = (const uint8_t *)levels + STEP;
+            int32_t sum = 0;
+            for (size_t s = 0; s < p->blocks * p->last_steps; s++, b += STEP)
+                for (size_t i = 0; i < HALF; i++)
+                    sum += a[s * QK_COLUMN_LEVELS_KR + i] * levels[b[i] & 15] +
+                        a[s * QK_COLUMN_LEVELS_KR + HALF + i] * levels[b[i] >> 4];
+            y[j] = p->blocks ? (float)sum * scales[j] : 0;
+        }
+}
+
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    memset(y, 0, (size_t)rows * QK_GEMMF16_NR * sizeof *y);
+    for (size_t i = 0; i < k; i++) {
+        float b[QK_GEMMF16_NR];
+        (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_GEMMF16_NR, b, QK_GEMMF16_NR);
+        for (int row = 0; row < rows; row++)
+            for (int j = 0; j < QK_GEMMF16_NR; j++) {
+                const float weight = b[type == QK_BF16 ? j % 16 * 2 + j / 16 : j];
+                y[row * QK_GEMMF16_NR + j] =
+                    __builtin_fmaf(a[(size_t)row * lda + i], weight, y[row * QK_GEMMF16_NR + j]);
+            }
+    }
+}
+
+static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    for (int i = 0; i < panels; i++)
+        gemmf16_tile(1, k, a, 0, panel + (size_t)i * k * QK_GEMMF16_NR, type, y + i * QK_GEMMF16_NR);
+}
+
+static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    for (int row = 0; row < rows; row++, a += lda)
+        for (int j = 0; j < NR; j++, c++) {
+            *c = 0;
+            for (size_t i = 0; i < 2 * steps; i++) *c += a[i] * panel[(i / 2 * NR + (size_t)j) * 2 + i % 2];
+        }
+}
+
+const qk_kernels qk_kernels_scalar = {
+    .name = "scalar",
+    .mr = MR,
+    .nr = NR,
+    .kr = KR,
+    .a_bytes = 1,
+    .gemm4_mr = 4,
+    .blocks8_mr = 4,
+    .gemmf16_mr = 4,
+    .gemm8_tile = gemm8_tile,
+    .gemm8_pack_row = gemm8_pack_row,
+    .gemm8_pack_panel = gemm8_pack_panel,
+    .gemm8_unpack_panel = gemm8_unpack_panel,
+    .gemm8_panel_bytes = gemm8_panel_bytes,
+#include "kernels/generic/table.def"
+};

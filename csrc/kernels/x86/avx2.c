@@ -1,0 +1,1029 @@
+/* AVX2 with FMA (Haswell, Zen 1 and later; no VNNI).
+ *
+ * vpmaddwd: 8 lanes x (2 by 2 int16) summed to int32, exact here (numerics 6), then vpaddd: 16 products for two
+ * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums
+ * (avx2_maddubs.h).
+ *
+ * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a (widened once per block of
+ * rows), 1 the products: all 16 registers. b is widened from int8 by vpmovsxbw as it is loaded; where many rows share a
+ * panel, once for all of them, which saves 2 of the 26 instructions of a step that need the four vector pipes.
+ *
+ *          b0 (8 columns)   b1 (8 columns)
+ *     a0   c00              c01
+ *     ..   ..               ..
+ *     a5   c50              c51
+ */
+#if defined(__x86_64__)
+#include "kernels/kernels.h"
+#include "kernels/x86/target.h"
+#include "runtime/compiler.h"
+
+QK_TARGET_BEGIN("avx2,fma,f16c")
+#include "kernels/x86/avx2.h"
+
+/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
+static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
+{
+    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
+    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
+}
+
+/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7,
+ * 12-15, n1 the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
+static inline int store32(uint8_t *q, __m256i n0, __m256i n1, __m256i zero0, __m256i zero1, int32_t qmin, int32_t qmax)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i special = _mm256_cmpeq_epi16(_mm256_min_epi16(n0, n1), _mm256_set1_epi16(INT16_MIN));
+    if (_mm256_movemask_epi8(special)) return 0;
+    n0 = _mm256_adds_epi16(n0, zero0);
+    n1 = _mm256_adds_epi16(n1, zero1);
+    __m256i codes;
+    if (qmin < 0) {
+        codes = _mm256_packs_epi16(n0, n1);
+        codes = _mm256_min_epi8(_mm256_max_epi8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
+    } else {
+        codes = _mm256_packus_epi16(n0, n1);
+        if (qmax - qmin < 255)
+            codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
+    }
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, order));
+    return 1;
+}
+
+static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
+{
+    const __m256 scale = _mm256_set1_ps(p->scale), reciprocal = _mm256_set1_ps(p->reciprocal);
+    const __m256i zero = _mm256_set1_epi16((short)p->zero_point);
+    const __m256i n0 = _mm256_packs_epi32(quotient8(x, scale, reciprocal), quotient8(x + 8, scale, reciprocal));
+    const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, scale, reciprocal), quotient8(x + 24, scale, reciprocal));
+    return store32(q, n0, n1, zero, zero, p->qmin, p->qmax);
+}
+
+static inline __m256i zero16(const int32_t *zero)
+{
+    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero),
+                              _mm256_loadu_si256((const __m256i *)(zero + 8)));
+}
+
+/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one
+ * that store32 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
+                                            size_t rows)
+{
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16),
+                 s3 = _mm256_loadu_ps(s + 24);
+    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16),
+                 r3 = _mm256_loadu_ps(r + 24);
+    const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m256i n0 = _mm256_packs_epi32(quotient8(x, s0, r0), quotient8(x + 8, s1, r1));
+        const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, s2, r2), quotient8(x + 24, s3, r3));
+        if (!store32(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
+}
+
+/* 32 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
+static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
+{
+    for (int i = 0; i < 32; i += 8) {
+        const __m128i codes = _mm_loadl_epi64((const __m128i *)(q + i));
+        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(codes) : _mm256_cvtepu8_epi32(codes);
+        _mm256_storeu_si256((__m256i *)(to + i), wide);
+    }
+}
+
+/* ---- codebooks of at most 16 levels (numerics 15) ---- */
+
+/* The thresholds are a binary tree whose depths 1, 2 and 3 fit a register each, as do their 2, 4 and 8 nodes; vpermps
+ * looks up the one where each lane has got to. */
+#define HAVE_LEVELS16
+#define GROUP16 32
+typedef struct {
+    __m256 depth0, depth1, depth2, depth3;
+    __m256i order;
+} nodes16;
+
+static inline nodes16 load_nodes16(const qk_levels *t)
+{
+    return (nodes16){_mm256_set1_ps(t->node[1]), _mm256_loadu_ps(t->node + 2), _mm256_loadu_ps(t->node + 4),
+                     _mm256_loadu_ps(t->node + 8),
+                     _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->order))};
+}
+
+/* -1 where v is above the threshold. */
+static inline __m256i above(__m256 v, __m256 threshold)
+{
+    return _mm256_castps_si256(_mm256_cmp_ps(v, threshold, _CMP_GT_OQ));
+}
+
+/* One level down: from `at` to 2 at, or 2 at + 1 where v is above the node. */
+static inline __m256i descend(__m256i at, __m256 v, __m256 nodes)
+{
+    return _mm256_sub_epi32(_mm256_add_epi32(at, at), above(v, _mm256_permutevar8x32_ps(nodes, at)));
+}
+
+static inline __m256i rank8(const float *x, __m256 factor, nodes16 t)
+{
+    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x), factor);
+    const __m256i at = _mm256_sub_epi32(_mm256_setzero_si256(), above(v, t.depth0));
+    return descend(descend(descend(at, v, t.depth1), v, t.depth2), v, t.depth3);
+}
+
+static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
+{
+    const __m256 f = _mm256_set1_ps(factor);
+    const __m256i r0 = _mm256_packs_epi32(rank8(x, f, t), rank8(x + 8, f, t));
+    const __m256i r1 = _mm256_packs_epi32(rank8(x + 16, f, t), rank8(x + 24, f, t));
+    const __m256i codes = _mm256_shuffle_epi8(t.order, _mm256_packus_epi16(r0, r1));
+    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+}
+
+static inline __m256i larger(__m256i a, __m256i b) { return _mm256_max_epi32(a, b); }
+
+/* The largest magnitude of `block` values, a multiple of 16, in 8 parts, as bits. */
+static inline __m256i magnitudes(const float *x, size_t block)
+{
+    const __m256i mask = _mm256_set1_epi32(INT32_MAX);
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    for (size_t i = 0; i < block; i += 16) {
+        even = larger(even, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), mask));
+        odd = larger(odd, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i + 8)), mask));
+    }
+    return larger(even, odd);
+}
+
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought
+ * together, so that the maxima of all four take little more than those of one. */
+static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
+{
+    const __m256i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
+    const __m256i m2 = magnitudes(x + 2 * block, block), m3 = magnitudes(x + 3 * block, block);
+    const __m256i m01 = larger(_mm256_unpacklo_epi32(m0, m1), _mm256_unpackhi_epi32(m0, m1));
+    const __m256i m23 = larger(_mm256_unpacklo_epi32(m2, m3), _mm256_unpackhi_epi32(m2, m3));
+    const __m256i all = larger(_mm256_unpacklo_epi64(m01, m23), _mm256_unpackhi_epi64(m01, m23));
+    const __m128i most = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    const __m128 divisor = _mm_castsi128_ps(_mm_max_epi32(most, _mm_set1_epi32(0x00800000))); /* FLT_MIN at least */
+    _mm_storeu_ps(scale, _mm_castsi128_ps(most));
+    _mm_storeu_ps(factor, _mm_div_ps(_mm_set1_ps(1.0f), divisor));
+    const __m128i pair = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+
+typedef struct {
+    __m256 low, high;
+} levels16;
+
+static inline levels16 load_levels16(const qk_levels *t)
+{
+    return (levels16){_mm256_loadu_ps(t->level), _mm256_loadu_ps(t->level + 8)};
+}
+
+/* vpermps reads the low 3 bits of a code; the fourth, moved to the sign, chooses between the halves. */
+static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
+{
+    const __m256 s = _mm256_set1_ps(scale);
+    for (int i = 0; i < GROUP16; i += 8) {
+        const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(q + i)));
+        const __m256 low = _mm256_permutevar8x32_ps(levels.low, codes),
+                     high = _mm256_permutevar8x32_ps(levels.high, codes);
+        const __m256 v = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(v, s));
+    }
+}
+
+#define MR 8 /* at most */
+#define NR 16
+#define KR 2
+#define VECTOR 32
+#define HAVE_FMA 1
+#define GROUP 32
+#define HAVE_WIDEN
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/layers.h"
+#include "kernels/generic/codebook.h"
+#include "kernels/generic/gguf.h"
+
+/* values[i], by bit 3 of which one of the two halves holds it. */
+static inline __m256 look_up(const float *values, __m256i i)
+{
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), i),
+                 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+
+static inline __m256 gelu8(__m256 x, const gelu_table *g)
+{
+    const __m256 rounder = _mm256_set1_ps(ROUNDER), magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+    const __m256 v =
+        _mm256_min_ps(_mm256_set1_ps(GELU_SEGMENTS - 1), _mm256_mul_ps(magnitude, _mm256_set1_ps(g->per_unit)));
+    const __m256 shifted = _mm256_add_ps(v, rounder), t = _mm256_sub_ps(v, _mm256_sub_ps(shifted, rounder));
+    const __m256i i = _mm256_castps_si256(shifted);
+    __m256 p = look_up(g->coefficient[4], i);
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[3], i));
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[2], i));
+    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[1], i));
+    return _mm256_fmadd_ps(p, t, _mm256_add_ps(_mm256_max_ps(_mm256_setzero_ps(), x), look_up(g->coefficient[0], i)));
+}
+
+#define HAVE_GELU_RUN
+static void gelu_run(float *y, size_t n, const gelu_table *g)
+{
+    for (size_t i = 0; i < n; i += 8)
+        _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
+}
+
+#include "kernels/generic/gemm8.h"
+#include "kernels/generic/gemm4.h"
+#include "kernels/generic/gemm16.h"
+
+static inline __m256i broadcast2(const int16_t *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm256_set1_epi32(codes);
+}
+
+static inline __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+
+/* c + a * b. Left to itself gcc would reassociate integer sums across steps, spill, and copy each accumulator. */
+static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
+{
+    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
+    return c;
+}
+
+static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
+{
+    _mm256_storeu_si256((__m256i *)c, left);
+    _mm256_storeu_si256((__m256i *)(c + 8), right);
+}
+
+/* 16 codes of b, at `i` of a panel that is wide already or not. */
+static QK_INLINE __m256i load_b(const void *panel, size_t i, const int wide)
+{
+    return wide ? _mm256_load_si256((const __m256i *)((const int16_t *)panel + i)) : widen((const int8_t *)panel + i);
+}
+
+/* `rows` and `wide` are constants where this is inlined: the accumulators of absent rows vanish. */
+static QK_INLINE void tile(const int rows, const int wide, size_t steps, const int16_t *a, size_t lda,
+                           const void *panel, const int32_t *init, int32_t *c, size_t ldc)
+{
+    const int16_t *a3 = a + 3 * lda;
+    __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
+    __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00,
+            c51 = c01;
+    for (size_t i = 0; i < steps * NR * KR; i += NR * KR, a += KR, a3 += KR) {
+        const __m256i b0 = load_b(panel, i, wide), b1 = load_b(panel, i + 16, wide);
+        __m256i v = broadcast2(a);
+        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+    }
+    store(c, c00, c01);
+    if (rows > 1) c += ldc, store(c, c10, c11);
+    if (rows > 2) c += ldc, store(c, c20, c21);
+    if (rows > 3) c += ldc, store(c, c30, c31);
+    if (rows > 4) c += ldc, store(c, c40, c41);
+    if (rows > 5) c += ldc, store(c, c50, c51);
+}
+
+static QK_INLINE void any_tile(int rows, const int wide, size_t steps, const int16_t *a, size_t lda, const void *panel,
+                               const int32_t *init, int32_t *c, size_t ldc)
+{
+    lda /= sizeof *a;
+    switch (rows) {
+    case 1: tile(1, wide, steps, a, lda, panel, init, c, ldc); break;
+    case 2: tile(2, wide, steps, a, lda, panel, init, c, ldc); break;
+    case 3: tile(3, wide, steps, a, lda, panel, init, c, ldc); break;
+    case 4: tile(4, wide, steps, a, lda, panel, init, c, ldc); break;
+    case 5: tile(5, wide, steps, a, lda, panel, init, c, ldc); break;
+    default: tile(6, wide, steps, a, lda, panel, init, c, ldc); break;
+    }
+}
+
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
+{
+    any_tile(rows, 0, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_wide_tile(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel,
+                            const int32_t *init, int32_t *c, size_t ldc)
+{
+    any_tile(rows, 1, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_widen_panel(const int8_t *panel, size_t steps, int16_t *to)
+{
+    for (size_t i = 0; i < steps * NR * KR; i += 16) _mm256_store_si256((__m256i *)(to + i), widen(panel + i));
+}
+
+static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+{
+    pack_row_int16(a, n, n_pad, flip, to);
+}
+
+/* ---- 4-bit weights (numerics 12) ---- */
+
+/* Weights of 0..15 cannot saturate vpmaddubsw, and 8 of its sums fit int16: 32 products for two instructions, with one
+ * vpmaddwd by ones every 32 rows of b. Levels of a codebook fill int8: |a| is the unsigned operand, and the level takes
+ * the sign of a, so that pairs fit int16, 2 * 127 * 127 < 2^15, and are widened at once. Tile: 4 rows x 16 columns, 8
+ * accumulators; for one row 32 columns, so that it reads panels as they lie. The sums of all blocks are in the L1
+ * cache. */
+
+enum {
+    STEP = QK_GEMM4_NR * QK_GEMM4_KR / 2,
+    SHORT_STEPS = 8, /* whose sums int16 holds */
+    L1_PART = 12 * 1024
+};
+
+/* Row by row: the columns of the low halves of bytes, and of the high ones. */
+typedef struct {
+    __m256i c0, c1, c2, c3, c4, c5, c6, c7;
+} eight_sums;
+
+static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline __m256i low_halves(__m256i codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
+static inline __m256i high_halves(__m256i codes) { return low_halves(_mm256_srli_epi16(codes, 4)); }
+
+/* c + b * a in int16; pinned as in multiply_add. */
+static QK_INLINE __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
+{
+    c = _mm256_add_epi16(c, _mm256_maddubs_epi16(b, a));
+    QK_KEEP(c);
+    return c;
+}
+
+/* c + level * a in int32. */
+static QK_INLINE __m256i multiply_add_level(__m256i c, __m256i level, __m256i a, __m256i magnitude)
+{
+    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(level, a));
+    c = _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    QK_KEEP(c);
+    return c;
+}
+
+/* At most SHORT_STEPS steps of `rows` rows of a and of 16 columns of b. Unrolled, for gcc rotates registers in loops.
+ */
+static QK_INLINE eight_sums multiply_steps(const int rows, size_t steps, const int8_t *a, size_t lda, const uint8_t *b)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    const int8_t *a3 = a + 3 * lda;
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+#pragma GCC unroll 8
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR) {
+        const __m256i two = load_codes(b), b0 = low_halves(two), b1 = high_halves(two);
+        __m256i v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, b0, v), c.c1 = multiply_add_short(c.c1, b1, v);
+        if (rows > 1)
+            v = broadcast4(a + lda), c.c2 = multiply_add_short(c.c2, b0, v), c.c3 = multiply_add_short(c.c3, b1, v);
+        if (rows > 2)
+            v = broadcast4(a + 2 * lda), c.c4 = multiply_add_short(c.c4, b0, v), c.c5 = multiply_add_short(c.c5, b1, v);
+        if (rows > 3)
+            v = broadcast4(a3), c.c6 = multiply_add_short(c.c6, b0, v), c.c7 = multiply_add_short(c.c7, b1, v);
+    }
+    return c;
+}
+
+/* One row and all 32 columns, in c0 .. c3. */
+static QK_INLINE eight_sums multiply_row_steps(size_t steps, const int8_t *a, const uint8_t *b)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_GEMM4_KR) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a);
+        c.c0 = multiply_add_short(c.c0, low_halves(two0), v), c.c1 = multiply_add_short(c.c1, low_halves(two1), v);
+        c.c2 = multiply_add_short(c.c2, high_halves(two0), v), c.c3 = multiply_add_short(c.c3, high_halves(two1), v);
+    }
+    return c;
+}
+
+/* The same with levels, any number of steps, sums in int32. */
+static QK_INLINE eight_sums multiply_levels(const int rows, size_t steps, const int8_t *a, size_t lda, const uint8_t *b,
+                                            __m256i levels)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    const int8_t *a3 = a + 3 * lda;
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR) {
+        const __m256i two = load_codes(b);
+        const __m256i b0 = _mm256_shuffle_epi8(levels, low_halves(two)),
+                      b1 = _mm256_shuffle_epi8(levels, high_halves(two));
+        __m256i v = broadcast4(a), w = _mm256_abs_epi8(v);
+        c.c0 = multiply_add_level(c.c0, b0, v, w), c.c1 = multiply_add_level(c.c1, b1, v, w);
+        if (rows > 1) v = broadcast4(a + lda), w = _mm256_abs_epi8(v);
+        if (rows > 1) c.c2 = multiply_add_level(c.c2, b0, v, w), c.c3 = multiply_add_level(c.c3, b1, v, w);
+        if (rows > 2) v = broadcast4(a + 2 * lda), w = _mm256_abs_epi8(v);
+        if (rows > 2) c.c4 = multiply_add_level(c.c4, b0, v, w), c.c5 = multiply_add_level(c.c5, b1, v, w);
+        if (rows > 3) v = broadcast4(a3), w = _mm256_abs_epi8(v);
+        if (rows > 3) c.c6 = multiply_add_level(c.c6, b0, v, w), c.c7 = multiply_add_level(c.c7, b1, v, w);
+    }
+    return c;
+}
+
+static QK_INLINE eight_sums multiply_row_levels(size_t steps, const int8_t *a, const uint8_t *b, __m256i levels)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
+    for (size_t s = 0; s < steps; s++, b += STEP, a += QK_GEMM4_KR) {
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a), w = _mm256_abs_epi8(v);
+        c.c0 = multiply_add_level(c.c0, _mm256_shuffle_epi8(levels, low_halves(two0)), v, w);
+        c.c1 = multiply_add_level(c.c1, _mm256_shuffle_epi8(levels, low_halves(two1)), v, w);
+        c.c2 = multiply_add_level(c.c2, _mm256_shuffle_epi8(levels, high_halves(two0)), v, w);
+        c.c3 = multiply_add_level(c.c3, _mm256_shuffle_epi8(levels, high_halves(two1)), v, w);
+    }
+    return c;
+}
+
+/* Neighbours of int16 added; and to them, if there is `more`, the sum so far. */
+static QK_INLINE __m256i widen_sum(__m256i c, const __m256i *sum, int more)
+{
+    c = _mm256_madd_epi16(c, _mm256_set1_epi16(1));
+    return more ? _mm256_add_epi32(c, *sum) : c;
+}
+
+static QK_INLINE eight_sums widen_sums(const int used, eight_sums c, const __m256i *sums, int more)
+{
+    c.c0 = widen_sum(c.c0, sums, more), c.c1 = widen_sum(c.c1, sums + 1, more);
+    if (used > 2) c.c2 = widen_sum(c.c2, sums + 2, more), c.c3 = widen_sum(c.c3, sums + 3, more);
+    if (used > 4) c.c4 = widen_sum(c.c4, sums + 4, more), c.c5 = widen_sum(c.c5, sums + 5, more);
+    if (used > 6) c.c6 = widen_sum(c.c6, sums + 6, more), c.c7 = widen_sum(c.c7, sums + 7, more);
+    return c;
+}
+
+static QK_INLINE void store_sums(const int used, __m256i *sums, eight_sums c)
+{
+    sums[0] = c.c0, sums[1] = c.c1;
+    if (used > 2) sums[2] = c.c2, sums[3] = c.c3;
+    if (used > 4) sums[4] = c.c4, sums[5] = c.c5;
+    if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
+}
+
+static QK_INLINE __m256 scales8(const qk_gemm4_panel *p, const uint8_t *scales, size_t col)
+{
+    return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
+                          : _mm256_loadu_ps((const float *)scales + col);
+}
+
+/* What 8 columns and 8 others of a block have. */
+typedef struct {
+    __m256 s0, s1;
+    __m256i z0, z1;
+} block_columns;
+
+static QK_INLINE block_columns columns_at(const qk_gemm4_panel *p, const int own_zeros, const uint8_t *scales,
+                                          size_t col0, size_t col1)
+{
+    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_GEMM4_NR;
+    block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(),
+                        _mm256_setzero_si256()};
+    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col0)));
+    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col1)));
+    return of;
+}
+
+/* The sums of a block, of one row, scaled and added to the total. */
+static QK_INLINE void add_block(__m256 *total, __m256i c0, __m256i c1, int32_t start, block_columns of,
+                                const int own_zeros)
+{
+    const __m256i v = _mm256_set1_epi32(start);
+    c0 = _mm256_add_epi32(c0, own_zeros ? _mm256_mullo_epi32(of.z0, v) : v);
+    c1 = _mm256_add_epi32(c1, own_zeros ? _mm256_mullo_epi32(of.z1, v) : v);
+    total[0] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c0), of.s0, total[0]);
+    total[1] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, total[1]);
+}
+
+/* The sums of a block. */
+static QK_INLINE eight_sums multiply_numbers(const int rows, const int wide, size_t steps, const int8_t *a, size_t lda,
+                                             const uint8_t *b)
+{
+    const int used = wide ? 4 : 2 * rows;
+    __m256i sums[8];
+    int more = 0; /* whether `sums` hold some of them */
+    for (; steps > SHORT_STEPS;
+         steps -= SHORT_STEPS, a += QK_GEMM4_KR * SHORT_STEPS, b += STEP * SHORT_STEPS, more = 1) {
+        const eight_sums c =
+            wide ? multiply_row_steps(SHORT_STEPS, a, b) : multiply_steps(rows, SHORT_STEPS, a, lda, b);
+        store_sums(used, sums, widen_sums(used, c, sums, more));
+    }
+    const eight_sums last = wide ? multiply_row_steps(steps, a, b)
+        : steps == SHORT_STEPS   ? multiply_steps(rows, SHORT_STEPS, a, lda, b)
+                                 : multiply_steps(rows, steps, a, lda, b);
+    return widen_sums(used, last, sums, more);
+}
+
+/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32
+ * columns. The first four are constants where this is inlined. */
+static QK_INLINE void gemm4_rows(const int rows, const int wide, const int own_zeros, const int looked_up, size_t col,
+                                 const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                                 size_t ld_start, float *y)
+{
+    const int used = wide ? 4 : 2 * rows;
+    const size_t params_bytes = QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
+    const uint8_t *b = p->records + 4 * col;
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i levels = looked_up ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->levels)) : zero;
+    __m256 total[8];
+    y += col;
+    for (int i = 0; i < used; i++) total[i] = _mm256_loadu_ps(wide ? y + 8 * i : y + i / 2 * QK_GEMM4_NR + i % 2 * 16);
+    for (size_t block = 0; block < p->blocks; block++, start++) {
+        const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
+        const uint8_t *scales = b - 4 * col + steps * STEP;
+        const eight_sums c = !looked_up ? multiply_numbers(rows, wide, steps, a, lda, b)
+            : wide                      ? multiply_row_levels(steps, a, b, levels)
+                                        : multiply_levels(rows, steps, a, lda, b, levels);
+        const block_columns of = columns_at(p, own_zeros, scales, col, col + (wide ? 8 : 16));
+        add_block(total, c.c0, c.c1, looked_up ? 0 : start[0], of, own_zeros);
+        if (wide)
+            add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[0], columns_at(p, own_zeros, scales, 16, 24),
+                      own_zeros);
+        if (rows > 1) add_block(total + 2, c.c2, c.c3, looked_up ? 0 : start[ld_start], of, own_zeros);
+        if (rows > 2) add_block(total + 4, c.c4, c.c5, looked_up ? 0 : start[2 * ld_start], of, own_zeros);
+        if (rows > 3) add_block(total + 6, c.c6, c.c7, looked_up ? 0 : start[3 * ld_start], of, own_zeros);
+        a += steps * QK_GEMM4_KR, b = scales + params_bytes + 4 * col;
+    }
+    for (int i = 0; i < used; i++) _mm256_storeu_ps(wide ? y + 8 * i : y + i / 2 * QK_GEMM4_NR + i % 2 * 16, total[i]);
+}
+
+/* All 32 columns. */
+static QK_INLINE void gemm4_columns(const int own_zeros, const int looked_up, int rows, const qk_gemm4_panel *p,
+                                    const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
+{
+    for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8) switch (rows) {
+        case 1: gemm4_rows(1, 1, own_zeros, looked_up, 0, p, a, lda, start, ld_start, y); break;
+        case 2: gemm4_rows(2, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
+        case 3: gemm4_rows(3, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
+        default: gemm4_rows(4, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
+        }
+}
+
+/* Some blocks at a time, so that the second half of the columns finds them in the L1 cache: 128 bytes apart and from
+ * L2, lines came half as fast at times. */
+static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                       size_t ld_start, float *y)
+{
+    const size_t record = p->steps * STEP + QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (p->own_zeros ? 1 : 0));
+    const size_t most = rows == 1 ? p->blocks : record < L1_PART ? L1_PART / record : 1;
+    qk_gemm4_panel part = *p;
+    memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    for (size_t left = p->blocks; left; left -= part.blocks) {
+        part.blocks = left < most ? left : most;
+        part.last_steps = part.blocks == left ? p->last_steps : p->steps;
+        if (p->levels)
+            gemm4_columns(0, 1, rows, &part, a, lda, start, ld_start, y);
+        else if (p->own_zeros)
+            gemm4_columns(1, 0, rows, &part, a, lda, start, ld_start, y);
+        else
+            gemm4_columns(0, 0, rows, &part, a, lda, start, ld_start, y);
+        part.records += part.blocks * record, a += part.blocks * p->steps * QK_GEMM4_KR, start += part.blocks;
+    }
+}
+
+/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
+
+/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum
+ * in four parts, which are added at the end of k. */
+
+enum { OWN_STEP = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
+
+static inline __m256i broadcast16(const int8_t *a)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a));
+}
+
+/* c0 has columns 0 and 1, c1 columns 2 and 3. */
+static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
+{
+    const __m256i pairs = _mm256_hadd_epi32(c0, c1), sums = _mm256_hadd_epi32(pairs, pairs);
+    const __m128i columns = _mm_unpacklo_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
+}
+
+/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP
+ * apart. */
+static QK_INLINE void column_levels_rows(const int rows, size_t steps, const uint8_t *levels, const uint8_t *b,
+                                         __m128 scale, const int8_t *a, size_t lda, float *y)
+{
+    enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
+    const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
+    const int8_t *a3 = a + 3 * lda;
+    __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
+    for (size_t s = 0; s < steps; s++, b += OWN_STEP)
+        for (int half = 0; half < 2; half++, a += HALF, a3 += HALF) {
+            const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
+            const __m256i b0 = _mm256_shuffle_epi8(levels0, half ? high_halves(two0) : low_halves(two0));
+            const __m256i b1 = _mm256_shuffle_epi8(levels1, half ? high_halves(two1) : low_halves(two1));
+            __m256i v = broadcast16(a), w = _mm256_abs_epi8(v);
+            c0 = multiply_add_level(c0, b0, v, w), c1 = multiply_add_level(c1, b1, v, w);
+            if (rows > 1) v = broadcast16(a + lda), w = _mm256_abs_epi8(v);
+            if (rows > 1) c2 = multiply_add_level(c2, b0, v, w), c3 = multiply_add_level(c3, b1, v, w);
+            if (rows > 2) v = broadcast16(a + 2 * lda), w = _mm256_abs_epi8(v);
+            if (rows > 2) c4 = multiply_add_level(c4, b0, v, w), c5 = multiply_add_level(c5, b1, v, w);
+            if (rows > 3) v = broadcast16(a3), w = _mm256_abs_epi8(v);
+            if (rows > 3) c6 = multiply_add_level(c6, b0, v, w), c7 = multiply_add_level(c7, b1, v, w);
+        }
+    store_columns(y, c0, c1, scale);
+    if (rows > 1) store_columns(y + QK_GEMM4_NR, c2, c3, scale);
+    if (rows > 2) store_columns(y + 2 * QK_GEMM4_NR, c4, c5, scale);
+    if (rows > 3) store_columns(y + 3 * QK_GEMM4_NR, c6, c7, scale);
+}
+
+static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
+                               size_t ld_start, float *y)
+{
+    const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
+    const float *scales = (const float *)(p->records + QK_GEMM4_NR / QK_COLUMN_LEVELS_NR * group);
+    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
+    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    for (int col = 0; p->blocks && col < QK_GEMM4_NR; col += 4, y += 4) {
+        const uint8_t *levels = p->records + (size_t)(col / QK_COLUMN_LEVELS_NR) * group +
+            col % QK_COLUMN_LEVELS_NR * QK_LEVELS,
+                      *b = levels + OWN_STEP;
+        const __m128 scale = _mm_loadu_ps(scales + col);
+        switch (rows) {
+        case 1: column_levels_rows(1, steps, levels, b, scale, a, lda, y); break;
+        case 2: column_levels_rows(2, steps, levels, b, scale, a, lda, y); break;
+        case 3: column_levels_rows(3, steps, levels, b, scale, a, lda, y); break;
+        default: column_levels_rows(4, steps, levels, b, scale, a, lda, y); break;
+        }
+    }
+}
+
+/* ---- blocks of 8-bit weights (numerics 12) ---- */
+
+/* A lane has 4 rows of a column: the even ones become int16 by two shifts, the odd ones by one, and meet codes of a in
+ * the order 0 2 1 3 (vpmaddubsw could saturate). Tile: 6 rows x 16 columns, as for one scale a column; the sums of all
+ * blocks are in the L1 cache. */
+
+enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR };
+
+static void blocks8_widen_row(const int8_t *restrict a, size_t n, int16_t *restrict to)
+{
+    for (size_t i = 0; i < n; i += 4) to[i] = a[i], to[i + 1] = a[i + 2], to[i + 2] = a[i + 1], to[i + 3] = a[i + 3];
+}
+
+/* Zero points z of 8 columns, as int16 (z, 256 z). */
+static inline __m256i zero_pairs8(const uint8_t *zeros)
+{
+    const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
+    return _mm256_or_si256(_mm256_and_si256(z, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(z, 24));
+}
+
+/* The sums that 8 columns of a row start from. */
+static inline __m256i starts8(const int own_zeros, __m256i zeros, const int32_t *start)
+{
+    return own_zeros ? _mm256_madd_epi16(zeros, _mm256_set1_epi32(*start)) : _mm256_setzero_si256();
+}
+
+/* The even or the odd rows of a step, of 8 columns. */
+static QK_INLINE __m256i rows_of_step(const uint8_t *b, const int odd)
+{
+    const __m256i codes = load_codes(b);
+    return _mm256_srai_epi16(odd ? codes : _mm256_slli_epi16(codes, 8), 8);
+}
+
+static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
+{
+    _mm256_storeu_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c0), of.s0, _mm256_loadu_ps(y)));
+    _mm256_storeu_ps(y + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, _mm256_loadu_ps(y + 8)));
+}
+
+/* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this
+ * is inlined. */
+static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, size_t col, size_t steps,
+                                   const qk_gemm4_panel *p, const uint8_t *b, const int16_t *a, size_t lda,
+                                   const int32_t *start, size_t ld_start, float *y)
+{
+    const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_GEMM4_NR * (p->half_scales ? 2 : 4) + col;
+    block_columns of = columns_at(p, 0, scales, col, col + 8);
+    if (own_zeros) of.z0 = zero_pairs8(zeros), of.z1 = zero_pairs8(zeros + 8);
+    const int16_t *a3 = a + 3 * lda;
+    const int32_t *start3 = start + 3 * ld_start;
+    __m256i c00, c01, c10, c11, c20, c21, c30, c31, c40, c41, c50, c51;
+    c00 = starts8(own_zeros, of.z0, start), c01 = starts8(own_zeros, of.z1, start);
+    if (rows > 1) c10 = starts8(own_zeros, of.z0, start + ld_start), c11 = starts8(own_zeros, of.z1, start + ld_start);
+    if (rows > 2)
+        c20 = starts8(own_zeros, of.z0, start + 2 * ld_start), c21 = starts8(own_zeros, of.z1, start + 2 * ld_start);
+    if (rows > 3) c30 = starts8(own_zeros, of.z0, start3), c31 = starts8(own_zeros, of.z1, start3);
+    if (rows > 4)
+        c40 = starts8(own_zeros, of.z0, start3 + ld_start), c41 = starts8(own_zeros, of.z1, start3 + ld_start);
+    if (rows > 5)
+        c50 = starts8(own_zeros, of.z0, start3 + 2 * ld_start), c51 = starts8(own_zeros, of.z1, start3 + 2 * ld_start);
+    b += QK_GEMM4_KR * col;
+    for (size_t s = 0; s < steps; s++, b += BYTES_STEP)
+        for (int odd = 0; odd < 2; odd++, a += 2, a3 += 2) {
+            const __m256i b0 = rows_of_step(b, odd), b1 = rows_of_step(b + 32, odd);
+            __m256i v = broadcast2(a);
+            c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+            if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+            if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+            if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+            if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+            if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+        }
+    y += col;
+    add_sums(y, c00, c01, of);
+    if (rows > 1) add_sums(y + QK_GEMM4_NR, c10, c11, of);
+    if (rows > 2) add_sums(y + 2 * QK_GEMM4_NR, c20, c21, of);
+    if (rows > 3) add_sums(y + 3 * QK_GEMM4_NR, c30, c31, of);
+    if (rows > 4) add_sums(y + 4 * QK_GEMM4_NR, c40, c41, of);
+    if (rows > 5) add_sums(y + 5 * QK_GEMM4_NR, c50, c51, of);
+}
+
+/* Block by block, both halves of the columns of each. */
+static QK_INLINE void blocks8_columns(const int rows, const int own_zeros, const qk_gemm4_panel *p, const int16_t *a,
+                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
+{
+    const uint8_t *b = p->records;
+    for (size_t block = 1; block <= p->blocks; block++, start++) {
+        const size_t steps = block < p->blocks ? p->steps : p->last_steps;
+        for (size_t col = 0; col < QK_GEMM4_NR; col += 16)
+            blocks8_rows(rows, own_zeros, col, steps, p, b, a, lda, start, ld_start, y);
+        a += steps * QK_GEMM4_KR, b += steps * BYTES_STEP + p->params_bytes;
+    }
+}
+
+static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_gemm4_panel *p, const int16_t *a,
+                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
+{
+    switch (rows) {
+    case 1: blocks8_columns(1, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 2: blocks8_columns(2, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 3: blocks8_columns(3, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 4: blocks8_columns(4, own_zeros, p, a, lda, start, ld_start, y); break;
+    case 5: blocks8_columns(5, own_zeros, p, a, lda, start, ld_start, y); break;
+    default: blocks8_columns(6, own_zeros, p, a, lda, start, ld_start, y); break;
+    }
+}
+
+static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
+{
+    memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    if (p->own_zeros)
+        blocks8_tile_of(1, rows, p, a, lda, start, ld_start, y);
+    else
+        blocks8_tile_of(0, rows, p, a, lda, start, ld_start, y);
+}
+
+/* ---- k-means: what kmeans.h needs ---- */
+
+typedef int32_t indices8 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int64_t indices4 __attribute__((vector_size(32), aligned(8), may_alias));
+
+static inline __m256 multiply_add_f32(__m256 x, __m256 sum) { return _mm256_fmadd_ps(x, x, sum); }
+static inline __m256d multiply_add_f64(__m256d x, __m256d sum) { return _mm256_fmadd_pd(x, x, sum); }
+
+static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(x, _mm256_broadcast_ss(c)); }
+static inline __m256d minus_f64(__m256d x, const double *c) { return _mm256_sub_pd(x, _mm256_broadcast_sd(c)); }
+
+static inline void fence_f32(__m256 *a, __m256 *b, __m256 *c, __m256 *d) { QK_KEEP4(*a, *b, *c, *d); }
+static inline void fence_f64(__m256d *a, __m256d *b, __m256d *c, __m256d *d) { QK_KEEP4(*a, *b, *c, *d); }
+
+static inline void keep_two_f32(__m256 distance, int32_t index, __m256 *first, __m256 *second, indices8 *nearest)
+{
+    const __m256 nearer = _mm256_cmp_ps(distance, *first, _CMP_LT_OQ);
+    *second = _mm256_min_ps(*second, _mm256_max_ps(distance, *first));
+    *first = _mm256_min_ps(*first, distance);
+    *nearest = (indices8)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi32(index), (__m256i)nearer);
+}
+
+static inline void keep_two_f64(__m256d distance, int32_t index, __m256d *first, __m256d *second, indices4 *nearest)
+{
+    const __m256d nearer = _mm256_cmp_pd(distance, *first, _CMP_LT_OQ);
+    *second = _mm256_min_pd(*second, _mm256_max_pd(distance, *first));
+    *first = _mm256_min_pd(*first, distance);
+    *nearest = (indices4)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi64x(index), (__m256i)nearer);
+}
+
+/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
+static inline size_t within_registers_f32(const float *distance, size_t k, float limit, int32_t *list, size_t *j)
+{
+    (void)distance, (void)k, (void)limit, (void)list, (void)j;
+    return 0;
+}
+
+/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
+static inline size_t within_registers_f64(const double *distance, size_t k, double limit, int32_t *list, size_t *j)
+{
+    (void)distance, (void)k, (void)limit, (void)list, (void)j;
+    return 0;
+}
+
+#define HAVE_LANES
+#include "kernels/generic/kmeans.h"
+#include "kernels/generic/pq.h"
+#include "kernels/generic/kmeans1d.h"
+
+/* ---- float16 and bfloat16 weights (numerics 16) ---- */
+
+/* Tile: 6 rows x 16 columns, as for bytes: columns 0..7 and 16..23 of a panel, then the other two eights. One row takes
+ * two panels at once, 8 chains of multiply-adds. */
+
+/* 8 columns each. */
+typedef struct {
+    __m256 left, right;
+} two_floats;
+
+/* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
+static QK_INLINE two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
+{
+    if (type == QK_F16)
+        return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
+                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16 + col)))};
+    const __m256i two = _mm256_loadu_si256((const __m256i *)(p + 2 * col));
+    return (two_floats){_mm256_castsi256_ps(_mm256_slli_epi32(two, 16)),
+                        _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32((int32_t)0xffff0000)))};
+}
+
+static QK_INLINE void store_floats(float *y, __m256 left, __m256 right)
+{
+    _mm256_storeu_ps(y, left);
+    _mm256_storeu_ps(y + 16, right);
+}
+
+static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
+                                   const uint16_t *panel, size_t col, float *y)
+{
+    const float *a3 = a + 3 * lda;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_GEMMF16_NR) {
+        _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
+                     _MM_HINT_T0); /* few rows use weights as fast as they arrive */
+        const two_floats b = row_of_floats(panel, col, type);
+        __m256 v = _mm256_set1_ps(a[0]);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        if (rows > 1)
+            v = _mm256_set1_ps(a[lda]), c10 = _mm256_fmadd_ps(v, b.left, c10), c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (rows > 2)
+            v = _mm256_set1_ps(a[2 * lda]), c20 = _mm256_fmadd_ps(v, b.left, c20),
+            c21 = _mm256_fmadd_ps(v, b.right, c21);
+        if (rows > 3)
+            v = _mm256_set1_ps(a3[0]), c30 = _mm256_fmadd_ps(v, b.left, c30), c31 = _mm256_fmadd_ps(v, b.right, c31);
+        if (rows > 4)
+            v = _mm256_set1_ps(a3[lda]), c40 = _mm256_fmadd_ps(v, b.left, c40), c41 = _mm256_fmadd_ps(v, b.right, c41);
+        if (rows > 5)
+            v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50),
+            c51 = _mm256_fmadd_ps(v, b.right, c51);
+    }
+    y += col;
+    store_floats(y, c00, c01);
+    if (rows > 1) y += 32, store_floats(y, c10, c11);
+    if (rows > 2) y += 32, store_floats(y, c20, c21);
+    if (rows > 3) y += 32, store_floats(y, c30, c31);
+    if (rows > 4) y += 32, store_floats(y, c40, c41);
+    if (rows > 5) y += 32, store_floats(y, c50, c51);
+}
+
+static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
+                                      const uint16_t *panel, float *y)
+{
+    for (size_t col = 0; col < 16; col += 8) switch (rows) {
+        case 1: gemmf16_rows(1, type, k, a, lda, panel, col, y); break;
+        case 2: gemmf16_rows(2, type, k, a, lda, panel, col, y); break;
+        case 3: gemmf16_rows(3, type, k, a, lda, panel, col, y); break;
+        case 4: gemmf16_rows(4, type, k, a, lda, panel, col, y); break;
+        case 5: gemmf16_rows(5, type, k, a, lda, panel, col, y); break;
+        default: gemmf16_rows(6, type, k, a, lda, panel, col, y); break;
+        }
+}
+
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+{
+    if (type == QK_F16)
+        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, y);
+    else
+        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+}
+
+/* One row and one or two panels. */
+static QK_INLINE void gemmf16_panels(const int panels, const qk_dtype type, size_t k, const float *a,
+                                     const uint16_t *panel, float *y)
+{
+    const size_t size = k * QK_GEMMF16_NR;
+    const __m256 zero = _mm256_setzero_ps();
+    __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
+    for (size_t i = 0; i < k; i++, panel += QK_GEMMF16_NR) {
+        const __m256 v = _mm256_set1_ps(a[i]);
+        two_floats b = row_of_floats(panel, 0, type);
+        c00 = _mm256_fmadd_ps(v, b.left, c00), c01 = _mm256_fmadd_ps(v, b.right, c01);
+        b = row_of_floats(panel, 8, type), c10 = _mm256_fmadd_ps(v, b.left, c10),
+        c11 = _mm256_fmadd_ps(v, b.right, c11);
+        if (panels == 1) continue;
+        b = row_of_floats(panel + size, 0, type), c20 = _mm256_fmadd_ps(v, b.left, c20),
+        c21 = _mm256_fmadd_ps(v, b.right, c21);
+        b = row_of_floats(panel + size, 8, type), c30 = _mm256_fmadd_ps(v, b.left, c30),
+        c31 = _mm256_fmadd_ps(v, b.right, c31);
+    }
+    store_floats(y, c00, c01), store_floats(y + 8, c10, c11);
+    if (panels > 1) store_floats(y + 32, c20, c21), store_floats(y + 40, c30, c31);
+}
+
+static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
+{
+    const uint16_t *p = panel;
+    for (; panels > 0; panels -= 2, p += 2 * k * QK_GEMMF16_NR, y += 2 * QK_GEMMF16_NR)
+        switch ((type == QK_BF16) + 2 * (panels > 1)) {
+        case 0: gemmf16_panels(1, QK_F16, k, a, p, y); break;
+        case 1: gemmf16_panels(1, QK_BF16, k, a, p, y); break;
+        case 2: gemmf16_panels(2, QK_F16, k, a, p, y); break;
+        default: gemmf16_panels(2, QK_BF16, k, a, p, y); break;
+        }
+}
+
+/* ---- int16 (numerics 17) ---- */
+
+/* The tile of bytes, whose codes are int16 already. */
+static QK_INLINE void gemm16_rows(const int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel,
+                                  int32_t *c)
+{
+    const int16_t *a3 = a + 3 * lda;
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
+    __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
+        if (rows > 1)
+            _mm_prefetch((const char *)(panel + 128 * NR),
+                         _MM_HINT_T0); /* as in gemmf16_rows; one reads faster without */
+        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel),
+                      b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
+        __m256i v = broadcast2(a);
+        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
+        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
+        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
+        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
+        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
+        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
+    }
+    store(c, c00, c01);
+    if (rows > 1) c += NR, store(c, c10, c11);
+    if (rows > 2) c += NR, store(c, c20, c21);
+    if (rows > 3) c += NR, store(c, c30, c31);
+    if (rows > 4) c += NR, store(c, c40, c41);
+    if (rows > 5) c += NR, store(c, c50, c51);
+}
+
+static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
+{
+    switch (rows) {
+    case 1: gemm16_rows(1, steps, a, lda, panel, c); break;
+    case 2: gemm16_rows(2, steps, a, lda, panel, c); break;
+    case 3: gemm16_rows(3, steps, a, lda, panel, c); break;
+    case 4: gemm16_rows(4, steps, a, lda, panel, c); break;
+    case 5: gemm16_rows(5, steps, a, lda, panel, c); break;
+    default: gemm16_rows(6, steps, a, lda, panel, c); break;
+    }
+}
+
+#include "kernels/x86/avx2_maddubs.h"
+
+static const qk_kernels small = {
+    .name = "avx2",
+    .mr = 8,
+    .nr = NR,
+    .kr = SMALL_KR,
+    .a_bytes = 1,
+    .gemm4_mr = 4,
+    .blocks8_mr = 6,
+    .blocks8_widen_row = blocks8_widen_row,
+    .gemmf16_mr = 6,
+    .gemm8_tile = small_tile,
+    .gemm8_pack_row = small_pack_row,
+    .gemm8_pack_panel = small_pack_panel,
+    .gemm8_unpack_panel = small_unpack_panel,
+    .gemm8_panel_bytes = small_panel_bytes,
+#include "kernels/generic/table.def"
+};
+
+const qk_kernels qk_kernels_avx2 = {
+    .name = "avx2",
+    .mr = 6,
+    .nr = NR,
+    .kr = KR,
+    .a_bytes = 2,
+    .small = &small,
+    .gemm4_mr = 4,
+    .blocks8_mr = 6,
+    .blocks8_widen_row = blocks8_widen_row,
+    .gemmf16_mr = 6,
+    .gemm8_tile = gemm8_tile,
+    .gemm8_wide_tile = gemm8_wide_tile,
+    .gemm8_widen_panel = gemm8_widen_panel,
+    .gemm8_pack_row = gemm8_pack_row,
+    .gemm8_pack_panel = gemm8_pack_panel,
+    .gemm8_unpack_panel = gemm8_unpack_panel,
+    .gemm8_panel_bytes = gemm8_panel_bytes,
+#include "kernels/generic/table.def"
+};
+
+QK_TARGET_END
+#endif

@@ -1,0 +1,35 @@
+/* Intrinsics of x86-64, and what compilers want said around them. The header <immintrin.h> may set these macros itself:
+ * the tests put one first on the path that emulates the instructions. */
+#ifndef QK_X86_TARGET_H
+#define QK_X86_TARGET_H
+
+#include <immintrin.h>
+
+/* Functions from here to QK_TARGET_END may use instructions of `features`; what follows them is for gcc alone. */
+#ifndef QK_TARGET_BEGIN
+#define QK_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#if defined(__clang__)
+#define QK_TARGET_BEGIN(features, ...)                                                                                 \
+    QK_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define QK_TARGET_END QK_PRAGMA(clang attribute pop)
+#else
+#define QK_TARGET_BEGIN(...) QK_PRAGMA(GCC target(__VA_ARGS__))
+#define QK_TARGET_END /* gcc's end with the file */
+#endif
+#endif
+
+/* Whether single instructions may be written as asm where compilers choose worse ones than the intrinsic says. */
+#ifndef QK_ASM
+#define QK_ASM 1
+#endif
+
+/* Registers that hold v here, or a to d at once: what is computed before and after stays there. */
+#if QK_ASM
+#define QK_KEEP(v) __asm__("" : "+v"(v))
+#define QK_KEEP4(a, b, c, d) __asm__("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
+#else
+#define QK_KEEP(v) ((void)(v))
+#define QK_KEEP4(a, b, c, d) ((void)(a), (void)(b), (void)(c), (void)(d))
+#endif
+
+#endif

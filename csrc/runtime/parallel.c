@@ -1,0 +1,424 @@
+/* A pool of threads that serves one loop at a time. Whoever finds it in use, or is in it, works alone, so nothing waits
+ * for the pool and nothing can deadlock in it. Workers are started when work first needs them; where one cannot be had,
+ * there is one fewer.
+ *
+ * A loop's items are divided into a share for each thread. A thread begins with its own (on the next call its part of
+ * the weights is still in its cache) and then helps with the others': who comes late, or not at all, delays nobody. */
+#define _GNU_SOURCE
+#include "runtime/parallel.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "runtime/fpmode.h"
+#include "runtime/sizes.h"
+
+static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
+static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */
+static const double FIRST_PIECE = 250e3; /* ns as estimated: 100 times too little without vectors, or on new pages */
+static const int64_t PIECE = 10000000;   /* ns as measured */
+static const int64_t LOOK = 40000000;    /* between two looks for signals: each may wait 5 ms for Python's lock */
+static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap between two layers of a model */
+static const int64_t RETRY = 1000000000; /* after a thread could not be had */
+enum { FEWEST_MOST = 8 };                /* threads that may be asked for on any machine */
+enum { STACK_BYTES = 1 << 20 };          /* kernels use some 20 KB of it, sanitizers several times that */
+
+/* Items that nobody has taken. Each in its own cache line. */
+typedef struct {
+    _Alignas(64) size_t next;
+    size_t end;
+} share;
+
+/* What a caller of the library waits for: all loops of one thread that are not within a body's. */
+typedef struct {
+    pthread_t caller;
+    int64_t looked;
+    int stopped;
+} call;
+
+typedef struct {
+    void (*body)(void *, size_t, size_t);
+    void *context;
+    call *call;
+    share *shares;
+    size_t threads, step; /* step: items that are taken at first */
+    int timed;            /* whether a share is cut into pieces, and signals are looked for */
+} loop;
+
+typedef struct {
+    _Alignas(64) loop *job; /* posted by the caller, who may take it back until it is `busy`; then NULL again */
+    int asleep;
+    size_t index;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t bell;
+} worker;
+
+static struct {
+    int busy;       /* whether a thread has the pool */
+    int generation; /* of the process, counted in forks since the pool's first */
+    size_t started;
+    worker *workers; /* room for the most there can be */
+    share *shares;
+    int64_t refused, spin;
+    int caller_asleep;
+    pthread_mutex_t lock; /* of the caller's bell */
+    pthread_cond_t bell;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
+
+static loop busy, quit; /* jobs that are none */
+static pthread_key_t
+    here;               /* the call that a thread works for; not _Thread_local, whose memory glibc cannot do without */
+static int num_threads; /* 0: not yet read from the environment */
+static int (*interrupted)(void);
+int qk_long_loops;
+
+static int64_t now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
+}
+
+static inline void pause_briefly(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* ---- how many ---- */
+
+#ifdef __linux__
+static cpu_set_t at_load; /* the CPUs that this process may use, before any OpenMP runtime binds its threads */
+static int bound;         /* whether one is going to */
+#endif
+
+static int cpus(void)
+{
+#ifdef __linux__
+    cpu_set_t set;
+    if (bound) return CPU_COUNT(&at_load);
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+int qk_most_threads(void)
+{
+    const long machine = sysconf(_SC_NPROCESSORS_CONF);
+    return machine > FEWEST_MOST ? (int)machine : FEWEST_MOST;
+}
+
+static int default_num_threads(void)
+{
+    const char *names[] = {"QKERNELS_NUM_THREADS", "OMP_NUM_THREADS"};
+    for (int i = 0; i < 2; i++) {
+        const char *text = getenv(names[i]);
+        const long n = text ? strtol(text, NULL, 10) : 0;
+        if (n > 0) return n < qk_most_threads() ? (int)n : qk_most_threads();
+    }
+    const int n = cpus();
+    return n < qk_most_threads() ? n : qk_most_threads();
+}
+
+void qk_set_num_threads(int n)
+{
+    __atomic_store_n(&num_threads, n < qk_most_threads() ? n : qk_most_threads(), __ATOMIC_RELAXED);
+}
+
+int qk_get_num_threads(void)
+{
+    int n = __atomic_load_n(&num_threads, __ATOMIC_RELAXED);
+    if (n == 0) __atomic_store_n(&num_threads, n = default_num_threads(), __ATOMIC_RELAXED);
+    return n;
+}
+
+int qk_threads_for(size_t items, double work)
+{
+    if (work < 2 * MIN_WORK_PER_THREAD || __atomic_load_n(&pool.busy, __ATOMIC_RELAXED)) return 1;
+    size_t threads = (size_t)qk_get_num_threads();
+    if (threads > items) threads = items;
+    if (work / MIN_WORK_PER_THREAD < (double)threads) threads = (size_t)(work / MIN_WORK_PER_THREAD);
+    return threads > 1 ? (int)threads : 1;
+}
+
+/* ---- interrupts ---- */
+
+void qk_set_interrupt(int (*poll)(void)) { __atomic_store_n(&interrupted, poll, __ATOMIC_RELAXED); }
+
+/* Only the caller looks. A signal's handler may call the library: that is a call of its own. If it forks, the child has
+ * lost the workers of this one, and cannot finish it. */
+static int look(call *c)
+{
+    int (*poll)(void) = __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
+    if (__atomic_load_n(&c->stopped, __ATOMIC_RELAXED)) return 1;
+    if (!poll || !pthread_equal(c->caller, pthread_self())) return 0;
+    const int64_t time = now();
+    if (time - c->looked < LOOK) return 0;
+    c->looked = time;
+    const int generation = pool.generation;
+    pthread_setspecific(here, NULL);
+    if (poll() || pool.generation != generation) __atomic_store_n(&c->stopped, 1, __ATOMIC_RELAXED);
+    pthread_setspecific(here, c);
+    return __atomic_load_n(&c->stopped, __ATOMIC_RELAXED);
+}
+
+int qk_call_is_stopped(void)
+{
+    call *c = pthread_getspecific(here);
+    return c && look(c);
+}
+
+/* ---- a loop, as each of its threads runs it ---- */
+
+/* Items for the next piece, when so many took so long. */
+static size_t next_step(size_t step, int64_t took)
+{
+    const double ratio = (double)PIECE / (double)(took + 1), wanted = (double)step * (ratio < 8 ? ratio : 8);
+    return wanted < 1 ? 1 : wanted < 0x1p62 ? (size_t)wanted : step;
+}
+
+static void work_on(const loop *l, size_t me)
+{
+    size_t step = l->step;
+    for (size_t i = 0; i < l->threads; i++) {
+        share *s = &l->shares[(me + i) % l->threads];
+        while (!l->timed || !look(l->call)) {
+            if (__atomic_load_n(&s->next, __ATOMIC_RELAXED) >= s->end) break;
+            const size_t begin = __atomic_fetch_add(&s->next, step, __ATOMIC_RELAXED);
+            if (begin >= s->end) break;
+            const int64_t start = l->timed ? now() : 0;
+            l->body(l->context, begin, s->end - begin < step ? s->end : begin + step);
+            if (l->timed) step = next_step(step, now() - start);
+        }
+    }
+}
+
+/* ---- workers ---- */
+
+static void ring(pthread_mutex_t *lock, pthread_cond_t *bell)
+{
+    pthread_mutex_lock(lock);
+    pthread_cond_signal(bell);
+    pthread_mutex_unlock(lock);
+}
+
+static int64_t spin(void) { return __atomic_load_n(&pool.spin, __ATOMIC_RELAXED); }
+
+static loop *wait_for_job(worker *w)
+{
+    loop *job;
+    for (const int64_t end = now() + spin(); now() < end;)
+        for (int i = 0; i < 16; i++, pause_briefly())
+            if ((job = __atomic_load_n(&w->job, __ATOMIC_ACQUIRE))) return job;
+    pthread_mutex_lock(&w->lock);
+    __atomic_store_n(&w->asleep, 1, __ATOMIC_SEQ_CST);
+    while (!(job = __atomic_load_n(&w->job, __ATOMIC_SEQ_CST))) pthread_cond_wait(&w->bell, &w->lock);
+    __atomic_store_n(&w->asleep, 0, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&w->lock);
+    return job;
+}
+
+/* Either this store or the worker's of `asleep` comes first, so that one of the two sees the other's. */
+static void post(worker *w, loop *job)
+{
+    __atomic_store_n(&w->job, job, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) ring(&w->lock, &w->bell);
+}
+
+static void *serve(void *argument)
+{
+    worker *w = argument;
+    qk_enter_mode();
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), "qkernels");
+    if (bound) pthread_setaffinity_np(pthread_self(), sizeof at_load, &at_load);
+#elif defined(__APPLE__)
+    pthread_setname_np("qkernels");
+#endif
+    for (;;) {
+        loop *job = wait_for_job(w);
+        if (job == &quit) return NULL;
+        if (!__atomic_compare_exchange_n(&w->job, &job, &busy, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
+        if (!job->timed || pthread_setspecific(here, job->call) == 0) work_on(job, w->index);
+        if (job->timed) pthread_setspecific(here, NULL);
+        __atomic_store_n(&w->job, NULL, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&pool.caller_asleep, __ATOMIC_SEQ_CST)) ring(&pool.lock, &pool.bell);
+    }
+}
+
+/* Signals are for the threads of the program; those that a fault raises come to the thread at fault. */
+static int start_thread(worker *w)
+{
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+    sigset_t none, before;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes)) return 0;
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    sigfillset(&none);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&none, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &none, &before);
+    const int started = pthread_create(&w->thread, &attributes, serve, w) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attributes);
+    return started;
+}
+
+/* Memory for the most threads there can be, on the first call. */
+static int have_room(void)
+{
+    if (pool.workers) return 1;
+    const size_t most = (size_t)qk_most_threads();
+    pool.workers = qk_obtain(qk_times(most, sizeof *pool.workers));
+    pool.shares = qk_obtain(qk_times(most, sizeof *pool.shares));
+    if (pool.workers && pool.shares) return 1;
+    free(pool.workers), free(pool.shares);
+    pool.workers = NULL, pool.shares = NULL;
+    return 0;
+}
+
+/* Sees to `wanted` workers; returns how many of them there are. Where one is refused, none is asked for in the next
+ * second. */
+static size_t start_workers(size_t wanted)
+{
+    if (pool.started < wanted && (!pool.refused || now() - pool.refused > RETRY)) {
+        pool.refused = have_room() ? 0 : now();
+        while (pool.started < wanted && !pool.refused) {
+            worker *w = &pool.workers[pool.started];
+            *w = (worker){
+                .index = pool.started + 1, .lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
+            if (start_thread(w))
+                pool.started++;
+            else
+                pool.refused = now();
+        }
+        /* Who waits awake for a CPU that others wait for as well keeps them from it. */
+        __atomic_store_n(&pool.spin, pool.started < (size_t)cpus() ? SPIN : 0, __ATOMIC_RELAXED);
+    }
+    return pool.started < wanted ? pool.started : wanted;
+}
+
+/* ---- the caller's side ---- */
+
+/* Waits for a worker that is at its last piece. */
+static void wait_for(worker *w, call *c)
+{
+    for (const int64_t end = now() + spin(); now() < end;)
+        for (int i = 0; i < 16; i++, pause_briefly())
+            if (__atomic_load_n(&w->job, __ATOMIC_ACQUIRE) != &busy) return;
+    for (int late = 1; late; look(c)) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += LOOK;
+        if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
+        late = 0;
+        pthread_mutex_lock(&pool.lock);
+        __atomic_store_n(&pool.caller_asleep, 1, __ATOMIC_SEQ_CST);
+        while (!late && __atomic_load_n(&w->job, __ATOMIC_SEQ_CST) == &busy)
+            late = pthread_cond_timedwait(&pool.bell, &pool.lock, &until) == ETIMEDOUT;
+        __atomic_store_n(&pool.caller_asleep, 0, __ATOMIC_RELAXED);
+        pthread_mutex_unlock(&pool.lock);
+    }
+}
+
+/* A worker that has not come to its job need not. */
+static void finish(worker *w, loop *job)
+{
+    loop *posted = job;
+    if (!__atomic_compare_exchange_n(&w->job, &posted, NULL, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) && posted == &busy)
+        wait_for(w, job->call);
+}
+
+static void run_alone(loop *l, size_t items)
+{
+    share all = {0, items};
+    l->shares = &all, l->threads = 1;
+    work_on(l, 0);
+}
+
+static void run_together(loop *l, size_t items, size_t threads)
+{
+    if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) {
+        run_alone(l, items);
+        return;
+    }
+    const size_t workers = start_workers(threads - 1);
+    if (!workers) {
+        run_alone(l, items);
+    } else {
+        l->threads = workers + 1, l->shares = pool.shares;
+        for (size_t i = 0; i <= workers; i++)
+            pool.shares[i] = (share){items * i / l->threads, items * (i + 1) / l->threads};
+        for (size_t i = 0; i < workers; i++) post(&pool.workers[i], l);
+        work_on(l, 0);
+        for (size_t i = 0; i < workers; i++) finish(&pool.workers[i], l);
+    }
+    __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
+}
+
+int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size_t), void *context)
+{
+    const size_t threads = (size_t)qk_threads_for(items, work);
+    if (threads == 1 && work < LONG) {
+        if (items) body(context, 0, items);
+        return 0;
+    }
+    call *outer = pthread_getspecific(here), own = {.caller = pthread_self(), .looked = now()};
+    loop l = {.body = body, .context = context, .call = outer ? outer : &own, .step = items};
+    if (work >= LONG * (double)threads) {
+        const double step = FIRST_PIECE / work * (double)items;
+        l.timed = 1, l.step = step > 1 ? (size_t)step : 1;
+    }
+    pthread_setspecific(here, l.call);
+    __atomic_fetch_add(&qk_long_loops, 1, __ATOMIC_RELAXED);
+    if (threads == 1)
+        run_alone(&l, items);
+    else
+        run_together(&l, items, threads);
+    __atomic_fetch_sub(&qk_long_loops, 1, __ATOMIC_RELAXED);
+    pthread_setspecific(here, outer);
+    return __atomic_load_n(&l.call->stopped, __ATOMIC_RELAXED) ? QK_INTERRUPTED : 0;
+}
+
+/* ---- birth and end ---- */
+
+/* A child has one thread, whatever the parent's others were at; the workers that it needs it starts itself. */
+static void after_fork_in_child(void)
+{
+    for (size_t i = 0; i < pool.started; i++) pool.workers[i].job = NULL;
+    pool.started = 0, pool.refused = 0, pool.caller_asleep = 0;
+    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, pool.bell = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.busy = 0, pool.generation++;
+}
+
+__attribute__((constructor)) static void at_birth(void)
+{
+    pthread_key_create(&here, NULL);
+    pthread_atfork(NULL, NULL, after_fork_in_child);
+#ifdef __linux__
+    const char *bind = getenv("OMP_PROC_BIND");
+    bound = bind && *bind && strcasecmp(bind, "false") && sched_getaffinity(0, sizeof at_load, &at_load) == 0;
+#endif
+}
+
+/* Of the process, or of this library in it. A thread that is still computing has the pool: it goes down with the
+ * process. */
+__attribute__((destructor)) static void at_end(void)
+{
+    if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) return;
+    for (size_t i = 0; i < pool.started; i++) post(&pool.workers[i], &quit);
+    for (size_t i = 0; i < pool.started; i++) pthread_join(pool.workers[i].thread, NULL);
+    free(pool.workers), free(pool.shares);
+    pthread_key_delete(here);
+}

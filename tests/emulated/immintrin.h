@@ -1,0 +1,129 @@
+/* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
+ * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
+ */
+#ifndef EMULATED_IMMINTRIN_H
+#define EMULATED_IMMINTRIN_H
+
+#define QK_TARGET_BEGIN(...)
+#define QK_TARGET_END
+#define QK_ASM 0
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <math.h>
+#include <simde/x86/avx512.h>
+
+static inline __m512 fused(__m512 a, __m512 b, __m512 c, float sign)
+{
+    simde__m512_private a_ = simde__m512_to_private(a), b_ = simde__m512_to_private(b), c_ = simde__m512_to_private(c);
+    for (int i = 0; i < 16; i++) c_.f32[i] = fmaf(sign * a_.f32[i], b_.f32[i], c_.f32[i]);
+    return simde__m512_from_private(c_);
+}
+
+static inline __m512i rounded(__m512 a)
+{
+    simde__m512_private a_ = simde__m512_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) {
+        const float v = nearbyintf(a_.f32[i]);
+        n.i32[i] = v >= -0x1p31f && v < 0x1p31f ? (int32_t)v : INT32_MIN;
+    }
+    return simde__m512i_from_private(n);
+}
+
+static inline uint32_t equal_words(__m512i a, __m512i b)
+{
+    simde__m512i_private a_ = simde__m512i_to_private(a), b_ = simde__m512i_to_private(b);
+    uint32_t mask = 0;
+    for (int i = 0; i < 32; i++) mask |= (uint32_t)(a_.i16[i] == b_.i16[i]) << i;
+    return mask;
+}
+
+static inline __m512i widened(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) n.i32[i] = a_.u8[i];
+    return simde__m512i_from_private(n);
+}
+
+static inline __m512i sign_widened(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m512i_private n;
+    for (int i = 0; i < 16; i++) n.i32[i] = a_.i8[i];
+    return simde__m512i_from_private(n);
+}
+
+static inline __m512i shifted_right(__m512i a, __m512i by)
+{
+    simde__m512i_private a_ = simde__m512i_to_private(a), by_ = simde__m512i_to_private(by);
+    for (int i = 0; i < 16; i++) a_.i32[i] >>= by_.i32[i];
+    return simde__m512i_from_private(a_);
+}
+
+/* Finite float16: the exponent moves from a bias of 15 to one of 127. */
+static inline float of_half(uint16_t h)
+{
+    const int fraction = h & 0x3ff, exponent = h >> 10 & 31;
+    return ldexpf((float)(exponent ? fraction + 1024 : fraction), (exponent ? exponent : 1) - 25) * (h >> 15 ? -1 : 1);
+}
+
+static inline __m512 of_halves(__m256i a)
+{
+    simde__m256i_private a_ = simde__m256i_to_private(a);
+    simde__m512_private v;
+    for (int i = 0; i < 16; i++) v.f32[i] = of_half(a_.u16[i]);
+    return simde__m512_from_private(v);
+}
+
+static inline __m512d fused_doubles(__m512d a, __m512d b, __m512d c)
+{
+    simde__m512d_private a_ = simde__m512d_to_private(a), b_ = simde__m512d_to_private(b),
+                         c_ = simde__m512d_to_private(c);
+    for (int i = 0; i < 8; i++) c_.f64[i] = fma(a_.f64[i], b_.f64[i], c_.f64[i]);
+    return simde__m512d_from_private(c_);
+}
+
+typedef simde__mmask8 __mmask8;
+
+static inline __m256 of_halves8(__m128i a)
+{
+    simde__m128i_private a_ = simde__m128i_to_private(a);
+    simde__m256_private v;
+    for (int i = 0; i < 8; i++) v.f32[i] = of_half(a_.u16[i]);
+    return simde__m256_from_private(v);
+}
+
+static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
+{
+    simde__m256_private a_ = simde__m256_to_private(a), b_ = simde__m256_to_private(b), c_ = simde__m256_to_private(c);
+    for (int i = 0; i < 8; i++) c_.f32[i] = fmaf(a_.f32[i], b_.f32[i], c_.f32[i]);
+    return simde__m256_from_private(c_);
+}
+
+#undef _mm512_fmadd_ps
+#undef _mm512_fmadd_pd
+#undef _mm512_fnmadd_ps
+#undef _mm512_cvtps_epi32
+#undef _mm512_cmpeq_epi16_mask
+#define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
+#define _mm512_fmadd_pd(a, b, c) fused_doubles(a, b, c)
+#define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
+#define _mm512_cvtps_epi32(a) rounded(a)
+#define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)
+#undef _mm512_srav_epi32
+#define _mm512_srav_epi32(a, by) shifted_right(a, by)
+#undef _mm512_reduce_ps
+#define _mm512_reduce_ps(a, mode) _mm512_sub_ps(a, _mm512_roundscale_ps(a, mode))
+#undef _mm512_cvtepu8_epi32
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtph_ps
+#define _mm512_cvtepu8_epi32(a) widened(a)
+#define _mm512_cvtepi8_epi32(a) sign_widened(a)
+#define _mm512_cvtph_ps(a) of_halves(a)
+#undef _mm256_fmadd_ps
+#undef _mm256_cvtph_ps
+#define _mm256_fmadd_ps(a, b, c) fused8(a, b, c)
+#define _mm256_cvtph_ps(a) of_halves8(a)
+
+#endif
