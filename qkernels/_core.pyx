@@ -1120,10 +1120,10 @@ cdef int run_floats(const qk_rows *source, Packed b, const qk_epilogue *epilogue
     cdef const qk_gemmf16_weights *gemmf16 = &b.gemmf16 if b.is_gemmf16 else NULL
     cdef int status
     if source.m * <size_t>b.k * <size_t>b.n_pad <= BRIEF_PRODUCT:
-        status = linear_of(left, gemm4, gemmf16, epilogue)
+        status = linear_of(source, gemm4, gemmf16, epilogue)
     else:
         with nogil:
-            status = linear_of(left, gemm4, gemmf16, epilogue)
+            status = linear_of(source, gemm4, gemmf16, epilogue)
     return check_status(status, x)
 
 
