@@ -17,11 +17,14 @@ enum { GROUPS_PER_CLUSTER = 16, SORTED_AT_ONCE = 1 << 18 };
 enum { PLAIN = 200 }; /* exponents up to which products of a search stay in the range of double */
 static const uint64_t SIGN = (uint64_t)1 << 63;
 
+/* Bits of a double, which may be read as either. */
+typedef uint64_t __attribute__((may_alias)) line_key;
+
 /* One line on its way: distinct points, their weights, the room for its search. */
 typedef struct {
     const qk_lines *args;
     size_t n;
-    uint64_t *keys;      /* values as integers; doubles' bits after sorting */
+    line_key *keys;      /* values as integers; doubles' bits after sorting */
     double *v;           /* the same memory */
     double *weights;     /* or NULL: 1 each */
     int weight_exponent; /* by which weights were made smaller */
@@ -69,7 +72,7 @@ static char *obtain(qk_line_space *s, size_t n, size_t real)
 static uint64_t key_of(uint64_t bits) { return bits & SIGN ? ~bits : bits | SIGN; }
 static uint64_t bits_of(uint64_t key) { return key & SIGN ? key ^ SIGN : ~key; }
 
-static int ascends(const uint64_t *keys, size_t n)
+static int ascends(const line_key *keys, size_t n)
 {
     int64_t falls = 0;
     for (size_t i = 1; i < n; i++) falls |= keys[i - 1] > keys[i];
@@ -77,7 +80,7 @@ static int ascends(const uint64_t *keys, size_t n)
 }
 
 /* One digit of a radix sort. */
-static int scatter(const line_job *j, const uint64_t *from, const double *weights, uint64_t *to, double *to_weights,
+static int scatter(const line_job *j, const line_key *from, const double *weights, line_key *to, double *to_weights,
                    size_t *place, int shift)
 {
     for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
@@ -110,7 +113,7 @@ static int sort_keys(const line_job *j)
 {
     const size_t n = j->args->n;
     size_t places[8][256];
-    uint64_t *from = j->keys, *to = j->space.cost;
+    line_key *from = j->keys, *to = j->space.cost;
     double *weights = j->weights, *to_weights = j->space.left[0];
     if (stopped_after(j, n)) return 0;
     if (ascends(from, n)) return 1;
@@ -123,7 +126,7 @@ static int sort_keys(const line_job *j)
             places[d][b] = sum, sum += count;
         }
         if (!scatter(j, from, weights, to, to_weights, places[d], 8 * d)) return 0;
-        uint64_t *const keys = from;
+        line_key *const keys = from;
         double *const old = weights;
         from = to, to = keys;
         if (old) weights = to_weights, to_weights = old;
@@ -653,7 +656,7 @@ static int pin_first(line_job *j)
 static qk_lines_status cluster_line(line_job *j, size_t line)
 {
     const qk_lines *p = j->args;
-    j->keys = (uint64_t *)p->values + line * p->n, j->v = (double *)p->values + line * p->n;
+    j->keys = (line_key *)p->values + line * p->n, j->v = (double *)p->values + line * p->n;
     j->weights = p->weights ? p->weights + line * p->n : NULL, j->weight_exponent = 0;
     j->splits = j->space.splits;
     p->counts[line] = 0;
@@ -686,7 +689,7 @@ qk_lines_status qk_cluster_lines(const qk_lines *p)
 qk_lines_status qk_distinct_points(const qk_lines *p)
 {
     QK_DEFAULT_MODE;
-    line_job j = {.args = p, .v = (double *)p->values, .keys = (uint64_t *)p->values, .weights = p->weights};
+    line_job j = {.args = p, .v = (double *)p->values, .keys = (line_key *)p->values, .weights = p->weights};
     char *memory = obtain(&j.space, p->n, sizeof(double));
     if (!memory) return QK_LINES_NO_MEMORY;
     const qk_mode mode = qk_enter_mode();
