@@ -1,4 +1,4 @@
-"""Names that the examples in docstrings take for granted; and what NumPy would report to a user who asks it to raises here."""
+"""Give the examples in docstrings the names that they take for granted; and let NumPy raise what it else reports."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,6 @@ def names_of_examples(doctest_namespace):
 
 @pytest.fixture(autouse=True)
 def errors_of_numpy_raise():
-    """No function of ours may overflow, divide by 0 and so on before NumPy's eyes. References that do have an np.errstate of their own."""
+    """No function of ours may overflow, divide by 0 and so on before NumPy's eyes; references set np.errstate."""
     with np.errstate(all="raise"):
         yield

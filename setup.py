@@ -16,8 +16,8 @@ def compiler_is_clang():
     return "clang" in subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
 
 
-# No -march: each file of csrc/kernels/x86 carries its own target pragma. Contraction to FMA
-# would make float results differ between instruction sets. Vectors wider than the ABI's registers go to static functions only.
+# No -march: each file of csrc/kernels/x86 carries its own target pragma. Contraction to FMA would make float results
+# differ between instruction sets. Vectors wider than the ABI's registers go to static functions only.
 flags = [
     "-std=gnu11",
     "-O3",

@@ -1,5 +1,5 @@
-"""Inputs, the same at every run. They begin at pages: no vector splits a cache line, and no store comes just before the load
-of another array at the same offset within a page, which CPUs take for a conflict."""
+"""Inputs, the same at every run. They begin at pages: no vector splits a cache line, and no store comes just before
+the load of another array at the same offset within a page, which CPUs take for a conflict."""
 
 import math
 

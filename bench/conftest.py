@@ -4,6 +4,7 @@ the instruction set of QKERNELS_ISA where it can be."""
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,23 +13,22 @@ THREADS = int(os.environ.get("QKERNELS_NUM_THREADS") or 1)
 TIMER = "thread_time" if THREADS == 1 else "perf_counter"
 THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 
-# Overrides that would slow OpenBLAS, and what holds each library to AVX2.
+# Overrides that would slow OpenBLAS, and what holds OpenBLAS, torch, its oneDNN and faiss to an instruction set.
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
 # Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-HOLD_TO_AVX2 = {
-    "OPENBLAS_CORETYPE": "Haswell",
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "FAISS_OPT_LEVEL": "AVX2",
+HOLDERS = ["OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "FAISS_OPT_LEVEL"]
+HOLD_TO = {
+    "avx2": ["Haswell", "avx2", "AVX2", "AVX2"],
+    "avxvnni": ["Haswell", "avx2", "AVX2_VNNI", "AVX2"],
+    "avx512": ["SkylakeX", "avx512", "AVX512_CORE", "AVX512"],
 }
 
 
 def set_environment(config):
     """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
     wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
-    if os.environ.get("QKERNELS_ISA") == "avx2":
-        wanted |= HOLD_TO_AVX2
+    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), [])))
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     for name, value in wanted.items():
@@ -46,16 +46,15 @@ def pin():
 
 
 sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not: the suites share modules
-collect_ignore = [path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")]
+collect_ignore = [path.name for path in Path(__file__).parent.iterdir() if not path.name.startswith("test_")]
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--report", type=Path, metavar="FILE", help="JSON of the closing table; cases that it has already are replaced"
-    )
+    parser.addoption("--seconds", type=float, default=1.5, help="time of a case, if its calls are not long")
+    parser.addoption("--answer", metavar="READ,WRITE", help="of bench/compare.py: pipes through which to time cases")
 
 
-ROWS, ISA = pytest.StashKey(), pytest.StashKey()
+ROWS = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,10 +62,11 @@ def pytest_configure(config):
     set_environment(config)
     pin()
     config.stash[ROWS] = []
-    config.option.benchmark_timer = f"time.{TIMER}"
-    config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON works as ever
-    config.addinivalue_line("filterwarnings", "ignore::sklearn.exceptions.ConvergenceWarning")
+    config.option.benchmark_timer = "race.replay"
+    config.option.benchmark_quiet = True  # its own table knows neither peers nor limits; its JSON has them all
+    config.addinivalue_line("filterwarnings", "ignore:Number of distinct clusters")
     config.addinivalue_line("filterwarnings", "ignore:torch.quantize_per_tensor:UserWarning")
+    warnings.filterwarnings("ignore", "Benchmark machine_info is different")  # peaks always are
 
 
 @pytest.fixture(autouse=True)
@@ -76,44 +76,64 @@ def errors_of_numpy_raise():
 
 @pytest.fixture(scope="session")
 def isa(request):
-    """The instruction set of this run, with every peer settled before it is used."""
+    """Return the instruction set of this run, with all that a race needs in place before the first."""
+    import limits
     import peers
     import race as racing
 
     from qkernels import _core
 
-    racing.timer = getattr(time, TIMER)
-    isa, best = _core.get_isa(), _core.available_isas()[0]
-    peers.settle(isa, best, THREADS)
-    request.config.stash[ISA] = isa
-    return isa
+    peers.threads, peers.isa, peers.best_isa = THREADS, _core.get_isa(), _core.available_isas()[0]
+    peers.left_out = bool(request.config.option.answer)
+    racing.timer, racing.case_seconds = getattr(time, TIMER), request.config.option.seconds
+    racing.gauge = limits.gauge(peers.isa)
+    if racing.gauge:
+        racing.gauge.turns = [racing.timed_turn(racing.gauge) for _ in range(100)]
+    return peers.isa
 
 
 @pytest.fixture
 def race(benchmark, isa, request):
-    """Checks every contender against the exact answer, times them in turns, and records the row of the table."""
-    from race import EXACT, Row, run_race
+    """Check every contender against the exact answer, time them in turns, and record the row of the table."""
+    import race as racing
+    import report
+    from compare import answer
 
-    def check_and_run(case, ours, peers, check, limits, work, unit, moved=0):
+    def check_and_run(case, ours, peers, check, work, unit, limits=(), moved=0):
         for contender in [ours, *peers]:
             if contender.call:
                 contender.call()
                 contender.note = (contender.check or check)(contender.read())
-        assert ours.note == EXACT or ours.check, f"{case}: our own result is not exact"
-        row = Row(request.module.__name__.rpartition("test_")[2], case, work, unit, ours, peers, limits, moved)
+        assert ours.note == racing.EXACT or ours.check, f"{case}: our own result is not exact"
+        if request.config.option.answer:
+            answer(request, case, ours)
         if benchmark.disabled:
             benchmark(ours.call)
-            return
-        run_race(benchmark, row)
-        request.config.stash[ROWS].append(row)
+        else:
+            peak = racing.run_race(ours, [*peers, *limits])
+            benchmark.name, benchmark.group = case, request.module.__name__.rpartition("test_")[2]
+            benchmark.extra_info |= report.extra_info(work, unit, moved, peak, limits, peers)
+            racing.hand_over(benchmark, ours.turns)
+            entry = {"name": case, "group": benchmark.group, "extra_info": benchmark.extra_info}
+            request.config.stash[ROWS].append(report.row_of(entry | {"stats": {"min": ours.seconds}}))
 
     return check_and_run
 
 
+def pytest_benchmark_generate_machine_info():
+    from report import machine_info
+
+    return machine_info(THREADS)
+
+
+def pytest_benchmark_update_json(config, output_json):
+    if not config.option.benchmark_save_data:
+        for entry in output_json["benchmarks"]:
+            entry["stats"].pop("data", None)  # --benchmark-json would always hold every turn
+
+
 def pytest_terminal_summary(config):
     if rows := config.stash[ROWS]:
-        from report import print_report, save_report
+        from report import machine_info, print_report
 
-        print_report(rows, config.stash[ISA], THREADS)
-        if config.option.report:
-            save_report(config.option.report, rows, config.stash[ISA], THREADS)
+        print_report(machine_info(THREADS) | {"rows": {row["case"]: row for row in rows}})

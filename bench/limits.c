@@ -6,130 +6,54 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-int has_avx512vnni(void) { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"); }
-int has_avx512(void) { return __builtin_cpu_supports("avx512f"); }
+int has_avx512vnni(void) { return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
+int has_avx512(void) { return __builtin_cpu_supports("avx512bw"); }
 int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+#define AVX512VNNI __attribute__((target("avx512vl,avx512vnni")))
+#define AVX512 __attribute__((target("avx512bw")))
+#define AVX2 __attribute__((target("avx2,fma")))
 
 /* ---- peaks: `steps` rounds of 12 multiply-accumulates of a register ---- */
 
-#define AVX512VNNI __attribute__((target("avx512f,avx512vnni")))
-#define AVX512 __attribute__((target("avx512f")))
-#define AVX2 __attribute__((target("avx2,fma")))
-#define INLINE static inline __attribute__((always_inline))
-
-AVX512VNNI INLINE __m512i dot(__m512i c, __m512i a, __m512i b)
-{
-    c = _mm512_dpbusd_epi32(c, a, b);
-    __asm__("" : "+v"(c));
-    return c;
-}
-
-/* 12 x 64 products a step */
-AVX512VNNI void peak_vpdpbusd(size_t steps, int32_t *sink)
-{
-    __m512i a = _mm512_set1_epi8(1), b = a, c0 = _mm512_setzero_si512();
-    __m512i c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t i = 0; i < steps; i++) {
-        c0 = dot(c0, a, b), c1 = dot(c1, a, b), c2 = dot(c2, a, b), c3 = dot(c3, a, b);
-        c4 = dot(c4, a, b), c5 = dot(c5, a, b), c6 = dot(c6, a, b), c7 = dot(c7, a, b);
-        c8 = dot(c8, a, b), c9 = dot(c9, a, b), c10 = dot(c10, a, b), c11 = dot(c11, a, b);
+/* Define `peak_<name>`. `a` passes through the asm too: else one product of a and b would serve all accumulators. */
+#define PEAK(name, TARGET, vector, step)                                                                               \
+    TARGET INLINE vector name(vector c, vector *a, vector b)                                                           \
+    {                                                                                                                  \
+        __asm__("" : "+x"(*a));                                                                                        \
+        c = step;                                                                                                      \
+        __asm__("" : "+x"(c));                                                                                         \
+        return c;                                                                                                      \
+    }                                                                                                                  \
+    TARGET void peak_##name(size_t steps, vector *sink)                                                                \
+    {                                                                                                                  \
+        vector a, b, c0 = {0}, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0;        \
+        vector c10 = c0, c11 = c0;                                                                                     \
+        __builtin_memset(&a, 0x3c, sizeof a); /* bytes of 60, floats of 0.01 */                                        \
+        b = a;                                                                                                         \
+        __asm__("" : "+x"(b));                                                                                         \
+        for (size_t i = 0; i < steps; i++) {                                                                           \
+            c0 = name(c0, &a, b), c1 = name(c1, &a, b), c2 = name(c2, &a, b), c3 = name(c3, &a, b);                    \
+            c4 = name(c4, &a, b), c5 = name(c5, &a, b), c6 = name(c6, &a, b), c7 = name(c7, &a, b);                    \
+            c8 = name(c8, &a, b), c9 = name(c9, &a, b), c10 = name(c10, &a, b), c11 = name(c11, &a, b);                \
+        }                                                                                                              \
+        *sink = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;                                           \
     }
-    c0 = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;
-    _mm512_storeu_si512(sink, c0);
-}
 
-AVX512VNNI INLINE __m512i dot_words(__m512i c, __m512i a, __m512i b)
-{
-    c = _mm512_dpwssd_epi32(c, a, b);
-    __asm__("" : "+v"(c));
-    return c;
-}
-
-/* 12 x 32 products a step */
-AVX512VNNI void peak_vpdpwssd(size_t steps, int32_t *sink)
-{
-    __m512i a = _mm512_set1_epi16(1), b = a, c0 = _mm512_setzero_si512();
-    __m512i c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t i = 0; i < steps; i++) {
-        c0 = dot_words(c0, a, b), c1 = dot_words(c1, a, b), c2 = dot_words(c2, a, b), c3 = dot_words(c3, a, b);
-        c4 = dot_words(c4, a, b), c5 = dot_words(c5, a, b), c6 = dot_words(c6, a, b), c7 = dot_words(c7, a, b);
-        c8 = dot_words(c8, a, b), c9 = dot_words(c9, a, b), c10 = dot_words(c10, a, b), c11 = dot_words(c11, a, b);
-    }
-    c0 = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;
-    _mm512_storeu_si512(sink, c0);
-}
-
-AVX512 INLINE __m512 fma16(__m512 c, __m512 a, __m512 b)
-{
-    c = _mm512_fmadd_ps(a, b, c);
-    __asm__("" : "+v"(c));
-    return c;
-}
-
-/* 12 x 16 products a step */
-AVX512 void peak_fma_512(size_t steps, int32_t *sink)
-{
-    __m512 a = _mm512_set1_ps(1.0f), b = a, c0 = _mm512_setzero_ps();
-    __m512 c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t i = 0; i < steps; i++) {
-        c0 = fma16(c0, a, b), c1 = fma16(c1, a, b), c2 = fma16(c2, a, b), c3 = fma16(c3, a, b);
-        c4 = fma16(c4, a, b), c5 = fma16(c5, a, b), c6 = fma16(c6, a, b), c7 = fma16(c7, a, b);
-        c8 = fma16(c8, a, b), c9 = fma16(c9, a, b), c10 = fma16(c10, a, b), c11 = fma16(c11, a, b);
-    }
-    c0 = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;
-    _mm512_storeu_ps(sink, c0);
-}
-
-/* `a` passes through the asm too: else one product would serve all accumulators. */
-AVX2 INLINE __m256i multiply_add(__m256i c, __m256i *a, __m256i b)
-{
-    __asm__("" : "+x"(*a));
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(*a, b));
-    __asm__("" : "+x"(c));
-    return c;
-}
-
-/* 12 x 16 products a step */
-AVX2 void peak_vpmaddwd(size_t steps, int32_t *sink)
-{
-    __m256i a = _mm256_set1_epi16(1), b = a, c0 = _mm256_setzero_si256();
-    __m256i c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t i = 0; i < steps; i++) {
-        c0 = multiply_add(c0, &a, b), c1 = multiply_add(c1, &a, b), c2 = multiply_add(c2, &a, b);
-        c3 = multiply_add(c3, &a, b), c4 = multiply_add(c4, &a, b), c5 = multiply_add(c5, &a, b);
-        c6 = multiply_add(c6, &a, b), c7 = multiply_add(c7, &a, b), c8 = multiply_add(c8, &a, b);
-        c9 = multiply_add(c9, &a, b), c10 = multiply_add(c10, &a, b), c11 = multiply_add(c11, &a, b);
-    }
-    c0 = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;
-    _mm256_storeu_si256((__m256i *)sink, c0);
-}
-
-AVX2 INLINE __m256 fma8(__m256 c, __m256 a, __m256 b)
-{
-    c = _mm256_fmadd_ps(a, b, c);
-    __asm__("" : "+x"(c));
-    return c;
-}
-
-/* 12 x 8 products a step */
-AVX2 void peak_fma_256(size_t steps, int32_t *sink)
-{
-    __m256 a = _mm256_set1_ps(1.0f), b = a, c0 = _mm256_setzero_ps();
-    __m256 c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, c10 = c0, c11 = c0;
-    for (size_t i = 0; i < steps; i++) {
-        c0 = fma8(c0, a, b), c1 = fma8(c1, a, b), c2 = fma8(c2, a, b), c3 = fma8(c3, a, b);
-        c4 = fma8(c4, a, b), c5 = fma8(c5, a, b), c6 = fma8(c6, a, b), c7 = fma8(c7, a, b);
-        c8 = fma8(c8, a, b), c9 = fma8(c9, a, b), c10 = fma8(c10, a, b), c11 = fma8(c11, a, b);
-    }
-    c0 = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;
-    _mm256_storeu_ps((float *)sink, c0);
-}
+PEAK(vpdpbusd, AVX512VNNI, __m512i, _mm512_dpbusd_epi32(c, *a, b))
+PEAK(vpdpwssd, AVX512VNNI, __m512i, _mm512_dpwssd_epi32(c, *a, b))
+PEAK(vpdpbusd_256, AVX512VNNI, __m256i, _mm256_dpbusd_epi32(c, *a, b)) /* VEX's vpdpbusd is the same instruction */
+PEAK(vpmaddwd_512, AVX512, __m512i, _mm512_add_epi32(c, _mm512_madd_epi16(*a, b)))
+PEAK(vpmaddwd, AVX2, __m256i, _mm256_add_epi32(c, _mm256_madd_epi16(*a, b)))
+PEAK(fma_512, AVX512, __m512, _mm512_fmadd_ps(*a, b, c))
+PEAK(fma_256, AVX2, __m256, _mm256_fmadd_ps(*a, b, c))
 
 #else
-#define INLINE static inline __attribute__((always_inline))
 int has_avx512vnni(void) { return 0; }
 int has_avx512(void) { return 0; }
 int has_avx2(void) { return 0; }

@@ -17,14 +17,22 @@ from race import Contender
 PEAKS = {
     "peak_vpdpbusd": ("vpdpbusd, 512 bits", 12 * 64, "has_avx512vnni"),
     "peak_vpdpwssd": ("vpdpwssd, 512 bits", 12 * 32, "has_avx512vnni"),
+    "peak_vpdpbusd_256": ("vpdpbusd, 256 bits", 12 * 32, "has_avx512vnni"),
+    "peak_vpmaddwd_512": ("vpmaddwd + vpaddd, 512 bits", 12 * 32, "has_avx512"),
     "peak_vpmaddwd": ("vpmaddwd + vpaddd, 256 bits", 12 * 16, "has_avx2"),
     "peak_fma_512": ("float32 FMA, 512 bits", 12 * 16, "has_avx512"),
     "peak_fma_256": ("float32 FMA, 256 bits", 12 * 8, "has_avx2"),
 }
-PEAK_OF_ISA = {"avx512vnni": "peak_vpdpbusd", "avx2": "peak_vpmaddwd"}
-FLOAT_PEAK_OF_ISA = {"avx512vnni": "peak_fma_512", "avx2": "peak_fma_256"}
-INT16_PEAK_OF_ISA = {"avx512vnni": "peak_vpdpwssd", "avx2": "peak_vpmaddwd"}
+PEAK_OF_ISA = {
+    "avx512vnni": "peak_vpdpbusd",
+    "avx512": "peak_vpmaddwd_512",
+    "avxvnni": "peak_vpdpbusd_256",
+    "avx2": "peak_vpmaddwd",
+}
+FLOAT_PEAK_OF_ISA = {isa: "peak_fma_512" if "512" in isa else "peak_fma_256" for isa in PEAK_OF_ISA}
+INT16_PEAK_OF_ISA = PEAK_OF_ISA | {"avx512vnni": "peak_vpdpwssd", "avxvnni": "peak_vpmaddwd"}
 LINE = 64
+MOST_MACS = 20_000_000  # of a call: more tell no more
 
 
 @cache
@@ -38,7 +46,7 @@ def library():
 
 
 def multiply_adds(peak, macs):
-    """A call that does at least `macs` multiply-accumulates from registers, and how many it does."""
+    """Return a call that does at least `macs` multiply-accumulates from registers, and how many it does."""
     run = getattr(library(), peak)
     per_step = PEAKS[peak][1]
     steps = -(-macs // per_step)
@@ -48,7 +56,7 @@ def multiply_adds(peak, macs):
 
 
 def stream(reads, writes, groups):
-    """A call that reads `reads` and writes `writes` cache lines a group: 8 and 0, 4 and 1, 1 and 1, or 1 and 4."""
+    """Return a call that reads and writes so many cache lines a group: 8 and 0, 4 and 1, 1 and 1, or 1 and 4."""
     run = library().stream_avx2 if library().has_avx2() else library().stream_baseline
     source = aligned_empty((groups * reads * LINE,), "uint8")
     target = aligned_empty((max(groups * writes, 1) * LINE,), "uint8")
@@ -58,26 +66,21 @@ def stream(reads, writes, groups):
 
 
 def traffic(read_bytes, written_bytes):
-    """The stream nearest in proportion to an operation that reads and writes so many bytes, moving as many in all."""
+    """Return a stream of as many bytes in all, in about the proportion of reading to writing."""
     ratio = read_bytes / written_bytes if written_bytes else float("inf")
     reads, writes = (8, 0) if ratio > 8 else (4, 1) if ratio > 2 else (1, 1) if ratio > 0.5 else (1, 4)
     return stream(reads, writes, max(1, (read_bytes + written_bytes) // ((reads + writes) * LINE)))
 
 
 def reading(total, piece):
-    """A contender that reads the next `piece` bytes, of a buffer of `total`, at each call."""
+    """Return a contender that reads the next `piece` bytes, of a buffer of `total`, at each call."""
     run = library().stream_avx2 if library().has_avx2() else library().stream_baseline
     groups = max(1, piece // (8 * LINE))
     source, sink = big_buffer(total), aligned_empty((LINE,), "uint8")
     starts = range(0, total - groups * 8 * LINE + 1, groups * 8 * LINE)
     following = cycle([ctypes.c_void_p(source.ctypes.data + start) for start in starts]).__next__
-    reads, writes, to, count = (
-        ctypes.c_int(8),
-        ctypes.c_int(0),
-        ctypes.c_void_p(sink.ctypes.data),
-        ctypes.c_size_t(groups),
-    )
-    return Contender("stream", lambda keep=(source, sink): run(reads, writes, following(), to, count))
+    proportion, rest = (ctypes.c_int(8), ctypes.c_int(0)), (ctypes.c_void_p(sink.ctypes.data), ctypes.c_size_t(groups))
+    return Contender("stream", lambda keep=(source, sink): run(*proportion, following(), *rest))
 
 
 @cache
@@ -93,14 +96,27 @@ def moving(read_bytes, written_bytes):
 
 
 def multiplying(isa, macs, threads, peak_of_isa=PEAK_OF_ISA):
-    """Empty where the instruction set has no such loop here."""
-    if isa not in peak_of_isa:
+    """Return the peak of `macs` products; nothing if the instruction set has no such loop here."""
+    if not runs(peak := peak_of_isa.get(isa)):
         return []
-    call, done = multiply_adds(peak_of_isa[isa], min(macs, 20_000_000))
+    call, done = multiply_adds(peak, min(macs, MOST_MACS))
     return [Contender("peak", call, scale=macs / done / threads)]
 
 
+def gauge(isa):
+    """Return the peak as a contender whose work is 1e9 products: each race has it, to see what the machine gives it."""
+    peak = next(filter(runs, [PEAK_OF_ISA.get(isa), "peak_fma_256"]), None)
+    if peak is None:
+        return None
+    call, done = multiply_adds(peak, MOST_MACS)
+    return Contender("peak", call, scale=1e9 / done)
+
+
 # ---- of the machine ----
+
+
+def runs(peak):
+    return peak is not None and getattr(library(), PEAKS[peak][2])()
 
 
 def best_seconds(call, turns=50):
@@ -112,18 +128,19 @@ def best_seconds(call, turns=50):
     return best
 
 
+@cache
 def peaks():
-    """GMAC/s of this CPU from registers alone, by name."""
+    """Return GMAC/s of this CPU from registers alone, by name."""
     found = {}
-    for name, (title, _, requirement) in PEAKS.items():
-        if getattr(library(), requirement)():
-            call, macs = multiply_adds(name, 20_000_000)
-            found[title] = macs / best_seconds(call) / 1e9
+    for name in filter(runs, PEAKS):
+        call, macs = multiply_adds(name, MOST_MACS)
+        found[PEAKS[name][0]] = macs / best_seconds(call) / 1e9
     return found
 
 
+@cache
 def bandwidths():
-    """GB/s of reading what half fills each cache but the first, and of memory, by name."""
+    """Return GB/s of reading what half fills each cache but the first, and of memory, by name."""
     found = {}
     for level in (2, 3):
         if size := cache_size(level):
@@ -133,10 +150,9 @@ def bandwidths():
 
 
 def cache_size(level):
-    """Bytes; None where the system does not tell."""
+    """Return bytes; None if the system does not tell."""
     for folder in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        if (folder / "level").read_text().strip() == str(level) and (
-            folder / "type"
-        ).read_text().strip() != "Instruction":
-            return int((folder / "size").read_text().strip().removesuffix("K")) * 1024
+        found, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        if found == str(level) and kind != "Instruction":
+            return int(size.removesuffix("K")) * 1024
     return None

@@ -1,9 +1,7 @@
 """What the suites of products share: shapes, limits and the race itself. Shapes are M x N x K."""
 
-import importlib.util
 from functools import cache
 from itertools import cycle
-from pathlib import Path
 
 import peers
 from limits import moving, multiplying, reading
@@ -18,25 +16,23 @@ CODES = {"uint8": "u8", "int8": "s8"}
 
 COLD_BYTES = 2**30  # of weights in turn: more than caches hold
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm.py"
-
 
 def named(shape):
     return "x".join(map(str, shape))
 
 
-def race_product(race, isa, case, shape, *, ours, peers, check, inputs, weight_bytes, out, cold=False):
-    """The race of a product of arrays: `inputs` and `out` are moved once, and so are the weights, from memory where they are cold."""
+def race_product(race, isa, case, shape, ours, peers, check, inputs, weight_bytes, out, cold=False):
+    """Race products of arrays: `inputs`, `out` and the weights are moved once, cold ones from memory."""
     m, n, k = shape
     read, written = sum(a.nbytes for a in inputs) + weight_bytes, out.nbytes
     limits = product_limits(isa, m * n * k, read, written)
     if cold and len(limits) > 1:
         limits = [*limits[:-1], reading(COLD_BYTES, weight_bytes)]
-    race(case, work=m * n * k, unit="GMAC/s", ours=ours, peers=peers, check=check, limits=limits, moved=read + written)
+    race(case, ours, peers, check, m * n * k, "GMAC/s", limits, read + written)
 
 
 def product_limits(isa, macs, read, written):
-    """None where no peak is known: a stream alone would say too little. The stream has one thread."""
+    """Return none if no peak is known: a stream alone would say too little. The stream has one thread."""
     peak = multiplying(isa, macs, peers.threads)
     return peak and [*peak, moving(read, written)] if peers.threads == 1 else peak
 
@@ -50,8 +46,7 @@ def in_turn(calls):
 @cache
 def minilm_layer(name):
     """float32 weights (K, N) of a dense layer of MiniLM, which the example downloads."""
-    spec = importlib.util.spec_from_file_location("minilm", EXAMPLE)
-    minilm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(minilm)
-    weights, _, _ = minilm.load_model(minilm.download(minilm.CACHE))
+    from minilm import example
+
+    weights, _, _ = example.load_model()
     return weights[f"encoder.layer.2.{name}.weight"].T

@@ -1,33 +1,39 @@
 """Contenders for one case, checked against the exact answer, then timed in turns.
 
-Turns are short and go round: where the machine changes speed, all contenders (and the limit) see it alike. Of each the
-fastest turn counts. One thread is timed on its own clock, which stands still while others have the core.
+Turns are windows of about a millisecond and go round many times, so that all contenders, the limits and the peak of
+the registers see the same machine. Of each the fastest turn counts. One thread is timed on its own clock, which stands
+still while others have the core. A race in which the peak never came near what this core is known to do was disturbed:
+it runs again.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count, repeat
-from time import perf_counter
+from itertools import chain, repeat
+from time import perf_counter, sleep
 
 import numpy as np
 
-TURN_SECONDS = 0.5e-3
-CASE_SECONDS = 1.5
+WINDOW = 1e-3  # seconds of a turn
 MIN_ROUNDS, MAX_ROUNDS = 24, 400
 FEW_ROUNDS, LONG_ROUND = 5, 0.1  # rounds that take longer are fewer
-PATIENCE = 10 * TURN_SECONDS  # a contender whose turn takes longer sits out rounds in proportion
+PATIENCE = 5 * WINDOW  # a contender whose turn takes longer sits out rounds in proportion
+DISTURBED, ATTEMPTS = 0.9, 3  # of the known peak; races of a case at most
+PAUSE = 5.0  # seconds to wait at most until a disturbed machine is itself again
 
-timer = perf_counter  # or the thread's own clock: conftest.py
+EXACT, CLOSE, WRONG, CRASHED, MISSING = "", "~", "wrong", "crashed", "missing"
 
-EXACT, CLOSE, WRONG, CRASHED = "", "~", "wrong", "crashed"
+# set by conftest.py
+timer = perf_counter  # or the clock of the thread
+case_seconds = 1.5
+gauge = None  # the Contender that is nothing but the peak; its work is 1e9 multiply-accumulates
 
 
 @dataclass
 class Contender:
     name: str
-    call: Callable[[], object] | None  # None where it must not be called: it crashed
+    call: Callable[[], object] | None  # None if it must not or cannot be called
     read: Callable[[], np.ndarray] | None = None  # the result, of the last call or of one more
-    check: Callable[[np.ndarray], str] | None = None  # where the check of the case does not suit
+    check: Callable[[np.ndarray], str] | None = None  # if the check of the case does not suit
     held: bool = True  # to the instruction set that ours is held to
     scale: float = 1.0  # calls that make the work of the case
     note: str = EXACT
@@ -37,44 +43,19 @@ class Contender:
 
     @property
     def seconds(self):
-        return min(self.turns) * self.scale
+        """Of the work of the case; None if it was not timed."""
+        return min(self.turns) * self.scale if self.turns else None
 
 
-@dataclass
-class Row:
-    """A line of the closing table."""
-
-    suite: str
-    case: str
-    work: float  # multiply-accumulates, or bytes read and written
-    unit: str
-    ours: Contender
-    peers: list[Contender]
-    limits: list[Contender]
-    moved: float = 0.0  # bytes read and written once, of a product
-
-    @property
-    def to_best_peer(self):
-        """Its time in units of ours; None where no peer was right and held."""
-        best = self.best_peer
-        return best and best.seconds / self.ours.seconds
-
-    @property
-    def best_peer(self):
-        return min(
-            (peer for peer in self.peers if peer.turns and peer.held), key=lambda peer: peer.seconds, default=None
-        )
-
-    @property
-    def of_limit(self):
-        """The slowest limit binds."""
-        return max((limit.seconds for limit in self.limits), default=0) / self.ours.seconds
+def our_own(call, out=None, check=None):
+    """Return our contender. Its result stands in `out`, or is what the call returns."""
+    return Contender("qkernels", call, call if out is None else lambda: out, check)
 
 
 def timed_turn(contender):
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     call, calls = contender.call, contender.calls
-    for _ in range(warm_ups(contender)):
+    for _ in range(1 + calls // 8 if contender.every == 1 else 0):  # others have had the caches
         call()
     start = timer()
     for _ in repeat(None, calls):
@@ -82,49 +63,66 @@ def timed_turn(contender):
     return (timer() - start) / calls
 
 
-def warm_ups(contender):
-    """Calls before a turn, since the others have had the caches: none where a call is long."""
-    return 1 + contender.calls // 8 if contender.every == 1 else 0
-
-
-def plan(ours, others):
-    """Fits the calls a turn to TURN_SECONDS; returns the number of rounds. Ours sits out none."""
+def plan(contenders):
+    """Fit the calls of a turn to WINDOW; return the number of rounds. The first contender sits out none."""
     a_round = 0.0
-    for contender in [ours, *others]:
+    for contender in contenders:
         seconds = timed_turn(contender)
         if seconds < LONG_ROUND:
             seconds = min(seconds, timed_turn(contender), timed_turn(contender))
-        contender.calls = max(1, min(10_000, int(TURN_SECONDS / seconds)))
-        contender.every = max(1, int(seconds / PATIENCE))
-        a_round += (warm_ups(contender) + contender.calls) * seconds / (1 if contender is ours else contender.every)
-    return max(MIN_ROUNDS if a_round < LONG_ROUND else FEW_ROUNDS, min(MAX_ROUNDS, int(CASE_SECONDS / a_round)))
+        contender.calls = max(1, min(10_000, int(WINDOW / seconds)))
+        contender.every = 1 if contender is contenders[0] else max(1, int(seconds / PATIENCE))
+        a_round += 1.125 * contender.calls * seconds / contender.every
+    return max(MIN_ROUNDS if a_round < LONG_ROUND else FEW_ROUNDS, min(MAX_ROUNDS, int(case_seconds / a_round)))
 
 
-def run_race(benchmark, row):
-    """Times row.ours with `benchmark` (so that its reports and JSON hold it) and the others between its rounds."""
-    ours, others = row.ours, row.peers + row.limits
-    others = [contender for contender in others if contender.note in (EXACT, CLOSE)]
-    rounds, number = plan(ours, others), count()
+def run_race(ours, others):
+    """Time the contenders; return the peak meanwhile, in GMAC/s, or None on a CPU of which it is not known."""
+    runners = [c for c in [ours, *others] if c.call and c.note in (EXACT, CLOSE)]
+    if gauge is None:
+        return take_turns(runners)
+    peak = Contender("peak", gauge.call, scale=gauge.scale)
+    for _ in range(ATTEMPTS):
+        take_turns([*runners, peak])
+        if not is_disturbed(min(peak.turns)):
+            break
+        wait_for_quiet()
+    gauge.turns.append(min(peak.turns))
+    return 1 / peak.seconds
 
-    def turns_of_others():
-        this_round = next(number)
-        for contender in others:
-            if this_round % contender.every == 0:
+
+def is_disturbed(seconds):
+    """Return if a call of the gauge took longer than on an undisturbed machine."""
+    return seconds * DISTURBED > min(gauge.turns)
+
+
+def wait_for_quiet():
+    end = perf_counter() + PAUSE
+    while perf_counter() < end and is_disturbed(timed_turn(gauge)):
+        sleep(0.1)
+
+
+def take_turns(contenders):
+    for number in range(plan(contenders)):
+        for contender in contenders[:: 1 if number % 2 else -1]:  # none always follows the same one
+            if number % contender.every == 0:
                 contender.turns.append(timed_turn(contender))
-        for _ in range(warm_ups(ours)):
-            ours.call()
 
-    def turn_of_ours():
-        for _ in repeat(None, ours.calls):
-            ours.call()
 
-    benchmark.pedantic(turn_of_ours, setup=turns_of_others, rounds=rounds)
-    # pedantic takes either a setup or several calls a round: make its times those of one call.
-    stats = benchmark.stats
-    stats.iterations = ours.calls
-    stats.stats.data[:] = [seconds / ours.calls for seconds in stats.stats.data]
-    ours.turns = stats.stats.data
-    benchmark.extra_info.update({contender.name: contender.seconds for contender in others})
+# ---- pytest-benchmark, whose statistics and JSON hold our turns ----
+
+recorded = iter(())
+
+
+def replay():
+    """A clock for pytest-benchmark that goes as the turns went."""
+    return next(recorded)
+
+
+def hand_over(benchmark, turns):
+    global recorded
+    recorded = chain.from_iterable((0.0, seconds) for seconds in turns)
+    benchmark.pedantic(lambda: None, rounds=len(turns))
 
 
 # ---- checks: what a result is worth ----

@@ -1,104 +1,98 @@
-"""The closing table, and the figures that the project promises."""
+"""The rows of the cases, taken from pytest-benchmark's JSON, and their tables: for the terminal or in Markdown."""
 
 import json
 import platform
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-from limits import bandwidths, peaks
-from promises import PROMISES, geometric_mean
-from rich.console import Console
-from rich.table import Table
+from promises import PROMISES, geometric_mean, of_limit, to_best_peer
+from race import DISTURBED
 from threadpoolctl import threadpool_info
 
-LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "faiss-cpu", "scikit-learn"]
-LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the slower of its
-multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of an elementwise operation, a
-stream of the same bytes.
-~ agrees with the exact answer but for float roundings. wrong: does not, and is not timed. * could not be held to the instruction
-set of ours, and is left out of the ratio to the best peer."""
+LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "bitsandbytes", "gguf", "faiss-cpu", "scikit-learn"]
+LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the
+slower of its multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of
+an elementwise operation, a stream of the same bytes.
+~ agrees with the exact answer but for float roundings. wrong: does not, and is not timed. * could not be held to the
+instruction set of ours, and is left out of the ratio to the best peer. missing: not installed.
+! the peak stayed below 90 % of what this core is known to do, however often the race ran: do not trust this row."""
 
 
-def print_report(rows, isa, threads):
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=190)
-    console.print(f"\n[bold]{cpu_name()}[/], instruction set [bold]{isa}[/], {threads} thread(s)")
-    console.print(", ".join(f"{name} {version(name)}" for name in LIBRARIES) + f", OpenBLAS for {openblas_core()}")
-    console.print(
-        "Limits of one core: "
-        + "; ".join(f"{name} {rate:.0f} GMAC/s" for name, rate in peaks().items())
-        + "; ".join(["", *(f"{level} {rate:.0f} GB/s read" for level, rate in bandwidths().items())])
-    )
-    for suite in dict.fromkeys(row.suite for row in rows):
-        console.print(suite_table(suite, [row for row in rows if row.suite == suite]))
-    console.print(LEGEND, style="dim")
-    console.print(means_table(rows))
-    console.print(promise_table(rows, isa))
+# ---- rows: dicts ----
 
 
-def save_report(path, rows, isa, threads):
-    """The rows as JSON, beside those of other cases that the file holds."""
-    report = {
+def row_of(benchmark):
+    """Return the row of an entry of pytest-benchmark's JSON."""
+    own = {"suite": benchmark["group"], "case": benchmark["name"], "seconds": benchmark["stats"]["min"]}
+    return own | benchmark["extra_info"]
+
+
+def extra_info(work, unit, moved, peak, limits, peers):
+    """Return what a row holds beyond our own times. `peak`: GMAC/s from registers meanwhile."""
+    return {
+        "work": work,
+        "unit": unit,
+        "moved": moved,
+        "peak": peak,
+        "limits": {limit.name: limit.seconds for limit in limits},
+        "peers": {peer.name: {"seconds": peer.seconds, "note": peer.note, "held": peer.held} for peer in peers},
+    }
+
+
+def machine_info(threads):
+    from limits import bandwidths, peaks
+
+    from qkernels import _core
+
+    return {
         "cpu": cpu_name(),
-        "isa": isa,
+        "python": platform.python_version(),
+        "isa": _core.get_isa(),
         "threads": threads,
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"},
         "peaks": peaks(),
         "bandwidths": bandwidths(),
-        "rows": {},
-    }
-    if path.exists():
-        report["rows"] = json.loads(path.read_text())["rows"]
-    report["rows"] |= {row.case: row_as_json(row) for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def row_as_json(row):
-    peers = {p.name: {"seconds": p.seconds if p.turns else None, "note": p.note, "held": p.held} for p in row.peers}
-    return {
-        "suite": row.suite,
-        "work": row.work,
-        "unit": row.unit,
-        "moved": row.moved,
-        "seconds": row.ours.seconds,
-        "of_limit": row.of_limit if row.limits else None,
-        "to_best_peer": row.to_best_peer,
-        "peers": peers,
     }
 
 
-def means_table(rows):
-    """Of each group of cases that differ in shape alone: the ratio to the fastest peer."""
-    table = Table(title="to the best peer", title_justify="left", title_style="bold")
-    for heading in ["cases", "number", "geometric mean", "least", "at"]:
-        table.add_column(heading, justify="right" if heading in ("number", "geometric mean", "least") else "left")
-    for group, members in groups(rows).items():
-        worst = min(members, key=lambda row: row.to_best_peer)
-        table.add_row(
-            group,
-            str(len(members)),
-            f"{geometric_mean(row.to_best_peer for row in members):.2f}x",
-            f"{worst.to_best_peer:.2f}x",
-            worst.case.removeprefix(group).strip(", "),
-        )
-    return table
+def load(*paths):
+    """Return the machine's properties, the note and the rows by case; later files replace the cases of former ones."""
+    found = {"rows": {}}
+    for path in paths:
+        data = json.loads(Path(path).read_text())
+        rows = {row["case"]: row for row in map(row_of, data["benchmarks"])}
+        found = data["machine_info"] | {"note": data.get("note", ""), "rows": found["rows"] | rows}
+    return found
 
 
-def groups(rows):
-    found = {}
-    for row in rows:
-        group = re.sub(r",? \d+x\d+(x\d+)?$", "", row.case)
-        if group != row.case and row.to_best_peer:
-            found.setdefault(group, []).append(row)
-    return {group: members for group, members in found.items() if len(members) > 2}
+def save(path, report):
+    """Write what `load` wants, a case a line: other statistics than the least time are left out."""
+    rows = [dict(row) for row in report["rows"].values()]
+    own = [{"group": r.pop("suite"), "name": r.pop("case"), "stats": {"min": r.pop("seconds")}} for r in rows]
+    lines = [json.dumps(entry | {"extra_info": row}) for entry, row in zip(own, rows)]
+    info = {name: value for name, value in report.items() if name not in ("note", "rows")}
+    head = f'"note": {json.dumps(report["note"])},\n"machine_info": {json.dumps(info)}'
+    Path(path).write_text("{" + head + ",\n" + '"benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
+
+
+def is_disturbed(row, report):
+    known = max([row.get("peak") or 0, *(r.get("peak") or 0 for r in report["rows"].values())])
+    return bool(row.get("peak")) and row["peak"] < DISTURBED * known
+
+
+def version_of(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def openblas_core():
-    return next(
-        (library["architecture"] for library in threadpool_info() if library["internal_api"] == "openblas"), "no CPU"
-    )
+    """Return the CPU that NumPy's OpenBLAS is for; other libraries may bring one of their own."""
+    found = [library for library in threadpool_info() if library["internal_api"] == "openblas"]
+    found.sort(key=lambda library: "numpy" not in library["filepath"])
+    return found[0]["architecture"] if found else "no CPU"
 
 
 def cpu_name():
@@ -109,56 +103,110 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
-def suite_table(suite, rows):
-    names = list(dict.fromkeys(peer.name for row in rows for peer in row.peers))
-    table = Table(title=suite, title_justify="left", title_style="bold")
-    table.add_column("case")
-    for heading in ["qkernels", "rate", "of limit", "to best peer", *names]:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        peers = {peer.name: peer for peer in row.peers}
-        table.add_row(
-            row.case,
-            show_time(row.ours.seconds),
-            f"{row.work / row.ours.seconds / 1e9:.1f} {row.unit}",
-            f"{row.of_limit:.0%}" if row.limits else "",
-            show_ratio(row),
-            *(show_peer(peers.get(name)) for name in names),
-        )
-    return table
+# ---- tables: a title, headings, and lines of text ----
+
+
+def heading(report):
+    """Return the lines that tell the machine."""
+    libraries = ", ".join(f"{name} {version}" for name, version in report["libraries"].items())
+    limits = [f"{rate:.0f} GMAC/s {name}" for name, rate in report["peaks"].items()]
+    limits += [f"{rate:.0f} GB/s from {level}" for level, rate in report["bandwidths"].items()]
+    return [
+        f"{report['cpu']}, {report['isa']}, {report['threads']} thread(s). {libraries}.",
+        f"Limits of one core: {'; '.join(limits)}.",
+    ]
+
+
+def suite_tables(report):
+    for suite in dict.fromkeys(row["suite"] for row in report["rows"].values()):
+        rows = [row for row in report["rows"].values() if row["suite"] == suite]
+        names = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+        lines = [line_of(row, names, "!" if is_disturbed(row, report) else "") for row in rows]
+        yield suite, ["", "qkernels", "rate", "of limit", "to best peer", *names], lines
+
+
+def line_of(row, names, mark):
+    ratio, share = to_best_peer(row), of_limit(row)
+    return [
+        row["case"],
+        show_time(row["seconds"]) + mark,
+        f"{row['work'] / row['seconds'] / 1e9:.1f} {row['unit']}",
+        f"{share:.0%}" if share else "",
+        f"{ratio:.2f}x" if ratio else "",
+        *(show_peer(row["peers"].get(name)) for name in names),
+    ]
 
 
 def show_time(seconds):
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.2f} us"
 
 
-def show_ratio(row):
-    ratio = row.to_best_peer
-    return f"[{'green' if ratio >= 1 else 'red'}]{ratio:.2f}x[/]" if ratio else ""
-
-
 def show_peer(peer):
-    if peer is None:
-        return ""
-    if not peer.turns:
-        return peer.note
-    return show_time(peer.seconds) + peer.note + ("" if peer.held else "*")
+    if peer is None or peer["seconds"] is None:
+        return peer["note"] if peer else ""
+    return show_time(peer["seconds"]) + peer["note"] + ("" if peer["held"] else "*")
 
 
-def promise_table(rows, isa):
-    table = Table(title="promised", title_justify="left", title_style="bold")
-    for heading in ["figure", "promised", "measured"]:
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
-    by_case = {row.case: row for row in rows}
+def means_table(report):
+    """Return the ratio to the fastest peer of each group of cases that differ in shape alone."""
+    groups = {}
+    for row in report["rows"].values():
+        group = re.sub(r",? \d+x\d+(x\d+)?$", "", row["case"])
+        if group != row["case"] and to_best_peer(row):
+            groups.setdefault(group, []).append((to_best_peer(row), row["case"].removeprefix(group).strip(", ")))
+    lines = [
+        [
+            group,
+            str(len(found)),
+            f"{geometric_mean(ratio for ratio, _ in found):.2f}x",
+            "{:.2f}x at {}".format(*min(found)),
+        ]
+        for group, found in groups.items()
+        if len(found) > 2
+    ]
+    return "to the best peer", ["cases", "number", "geometric mean", "least"], lines
+
+
+def promise_table(report):
+    lines = []
     for promise in PROMISES:
-        if promise.isa in (None, isa) and by_case.keys() >= set(promise.cases):
-            figure = promise.figure(*(by_case[case] for case in promise.cases))
+        if promise.isa in (None, report["isa"]) and report["rows"].keys() >= set(promise.cases):
+            figure = promise.figure(*(report["rows"][case] for case in promise.cases))
             if figure is not None:
-                table.add_row(promise.text, *show_figure(figure, promise))
+                sign, bound, unit = f"{promise.bound} ".split(" ", 2)
+                kept = figure <= float(bound) if sign == "<=" else figure >= float(bound)
+                lines.append([promise.text, promise.bound, f"{figure:.2f} {unit}", "kept" if kept else "BROKEN"])
+    return "promised", ["figure", "promised", "measured", ""], lines
+
+
+# ---- the two ways to show a table ----
+
+
+def as_markdown(title, headings, lines, text="", level=2):
+    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1)]
+    rows += [[cell.replace("*", "\\*") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join(part for part in [f"{'#' * level} {title}", text, table] if part) + "\n"
+
+
+def as_rich(title, headings, lines):
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(headings):
+        table.add_column(name, justify="right" if i else "left")
+    for line in lines:
+        table.add_row(*(Text(cell, style="red" if cell == "BROKEN" or cell.endswith("!") else "") for cell in line))
     return table
 
 
-def show_figure(figure, promise):
-    kept = figure <= promise.bound if promise.at_most else figure >= promise.bound
-    sign, color = "<=" if promise.at_most else ">=", "green" if kept else "red"
-    return f"{sign} {promise.bound:g} {promise.unit}", f"[{color}]{figure:.2f} {promise.unit}[/]"
+def print_report(report):
+    from rich.console import Console
+
+    console = Console() if Console().is_terminal else Console(width=190)
+    console.print("", *heading(report), sep="\n")
+    for table in [*suite_tables(report), means_table(report), promise_table(report)]:
+        if table[-1]:
+            console.print(as_rich(*table))
+    console.print(LEGEND, style="dim")

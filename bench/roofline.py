@@ -1,14 +1,15 @@
 """A roofline chart of the products: python bench/roofline.py [results.json] [chart.png]
 
-Each case is a point: the multiply-accumulates that it does for each byte of a, b and the result, and how many it does a second. No case
-can be above the roofs: the multiply-accumulates of the registers, and the bandwidth of the cache that its arrays fit. The results are those of
-`pytest bench --report`, limits included.
+Each case is a point: the multiply-accumulates that it does for each byte of a, b and the result, and how many it does
+a second. No case can be above the roofs: the multiply-accumulates of the registers, and the bandwidth of the cache that
+its arrays fit. The results are those of `pytest bench --benchmark-json`, limits included.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
+
+from report import load
 
 RESULTS = Path(__file__).parent / "results" / "best.json"
 CHART = Path(__file__).parents[1] / "docs" / "roofline.png"
@@ -35,7 +36,7 @@ LEFT, RIGHT = 0.4, 600  # MAC a byte
 
 def main():
     source, target = (Path(given) for given in [*sys.argv[1:], *[RESULTS, CHART][len(sys.argv) - 1 :]])
-    draw(json.loads(source.read_text()), target)
+    draw(load(source), target)
 
 
 def draw(report, path):
@@ -62,8 +63,10 @@ def draw(report, path):
         ylabel="multiply-accumulates a second (GMAC/s)",
         title=f"Products M x N x K on one core: {report['cpu']}, {report['isa']}",
     )
-    axis.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500], labels="0.5 1 2 5 10 20 50 100 200 500".split())
-    axis.set_yticks([5, 10, 20, 50, 100, 200, 500], labels="5 10 20 50 100 200 500".split())
+    axis.set_xticks(
+        [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500], labels=["0.5", "1", "2", "5", "10", "20", "50", "100", "200", "500"]
+    )
+    axis.set_yticks([5, 10, 20, 50, 100, 200, 500], labels=["5", "10", "20", "50", "100", "200", "500"])
     axis.minorticks_off()
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=9)

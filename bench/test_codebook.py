@@ -1,11 +1,12 @@
-"""Codebooks on 4 Mi floats (16 MB): 16 levels in blocks of 64 (NF4), 256 in blocks of 256 (bitsandbytes' dynamic map), levels without
-blocks, and GGUF's blocks. The limit is a copy of the floats by NumPy, which moves more bytes than encoding does."""
+"""Codebooks on 4 Mi floats (16 MB): 16 levels in blocks of 64 (NF4), 256 in blocks of 256 (bitsandbytes' dynamic map),
+levels without blocks, and GGUF's blocks. The limit is a copy of the floats by NumPy, which moves more bytes than
+encoding does."""
 
 import numpy as np
 import peers
 import pytest
 from arrays import aligned_empty, random_floats
-from race import Contender, exactly, within
+from race import Contender, exactly, our_own, within
 
 import qkernels as qk
 
@@ -26,70 +27,59 @@ def exact_codes(values, levels):
     return np.searchsorted(midpoints(levels), values).astype(np.uint8)
 
 
-# The book, and what may differ: bitsandbytes' 4-bit codes at ties alone, its 8-bit search finds a neighbour now and then.
+def dynamic_map():
+    """Return the 256 levels of bitsandbytes: seven powers of ten, the finer divided the larger."""
+    parts = [10.0 ** (i - 6) * midpoints(np.linspace(0.1, 1, 2**i + 1)) for i in range(7)]
+    return np.sort(np.concatenate([[0, 1], *parts, *(-part for part in parts)])).astype(np.float32)
+
+
+# The book, and what may differ: bitsandbytes' 4-bit codes at ties alone; its 8-bit search finds some neighbours.
 CASES = {
-    "16 levels, block 64": (lambda: qk.NF4, {"step": 1, "most": 1e-6}),
-    "256 levels, block 256": (lambda: qk.Codebook(peers.dynamic_map(), block_size=256), {"step": 3, "most": 1e-2}),
+    "16 levels, block 64": (qk.NF4, {"step": 1, "most": 1e-6}),
+    "256 levels, block 256": (qk.Codebook(dynamic_map(), block_size=256), {"step": 3, "most": 1e-2}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_encode_blocks(race, case):
-    book, allowed = CASES[case][0](), CASES[case][1]
-    x = random_floats(COUNT)
+    (book, allowed), x = CASES[case], random_floats(COUNT)
     largest = np.abs(x).reshape(-1, book.block_size).max(axis=1)
     expected = exact_codes((x.reshape(len(largest), -1) * (1 / largest)[:, None]).reshape(-1), book.levels)
-    race(
-        f"encode {case}", work=COUNT * (FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.encode(x, book), lambda: qk.encode(x, book)[0]),
-        peers=[peers.bitsandbytes_encode(x, book)], check=within(expected, **allowed), limits=[copy(x)],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.encode(x, book)[0]), [peers.bitsandbytes.encode(x, book)]
+    race(f"encode {case}", ours, others, within(expected, **allowed), COUNT * (FLOAT + 1), "GB/s", [copy(x)])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_decode_blocks(race, case):
-    book = CASES[case][0]()
-    x, out = random_floats(COUNT), aligned_empty((COUNT,), "float32")
+    book, x, out = CASES[case][0], random_floats(COUNT), aligned_empty((COUNT,), "float32")
     codes, scales = qk.encode(x, book)
     expected = (book.levels[codes].reshape(len(scales), -1) * scales[:, None]).reshape(-1)
-    race(
-        f"decode {case}", work=COUNT * (FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.decode(codes, book, scales, out=out), lambda: out),
-        peers=[peers.bitsandbytes_decode(codes, scales, book)], check=exactly(expected), limits=[copy(x)],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.decode(codes, book, scales, out=out), out)
+    others = [peers.bitsandbytes.decode(codes, scales, book)]
+    race(f"decode {case}", ours, others, exactly(expected), COUNT * (FLOAT + 1), "GB/s", [copy(x)])
 
 
 @pytest.mark.parametrize("k", [16, 256])
 def test_encode_levels(race, k):
     x, levels = random_floats(COUNT), np.sort(random_floats(k, seed=5))
     book, bounds = qk.Codebook(levels), midpoints(levels).astype(np.float32)
-    race(
-        f"encode {k} levels", work=COUNT * (FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.encode(x, book), lambda: qk.encode(x, book)),
-        peers=[peers.contender("searchsorted", lambda: np.searchsorted(bounds, x), lambda: np.searchsorted(bounds, x))],
-        check=within(exact_codes(x, levels), step=1, most=1e-4), limits=[copy(x)],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.encode(x, book)), [peers.blas.searchsorted(bounds, x)]
+    check = within(exact_codes(x, levels), step=1, most=1e-4)
+    race(f"encode {k} levels", ours, others, check, COUNT * (FLOAT + 1), "GB/s", [copy(x)])
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_to_gguf(race, kind):
-    x = random_floats(COUNT)
-    peer = peers.gguf_write(x, kind)
-    expected = peer.read()
-    race(
-        f"to_gguf {kind}", work=x.nbytes + expected.nbytes, unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.to_gguf(x, kind), lambda: qk.to_gguf(x, kind)),
-        peers=[peer], check=exactly(expected), limits=[copy(x)],
-    )  # fmt: skip
+    x, quants = random_floats(COUNT), pytest.importorskip("gguf.quants")
+    expected = quants.quantize(x, quants.GGMLQuantizationType[kind])
+    ours, others = our_own(lambda: qk.to_gguf(x, kind)), [peers.gguf.write(x, kind)]
+    race(f"to_gguf {kind}", ours, others, exactly(expected), x.nbytes + expected.nbytes, "GB/s", [copy(x)])
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_from_gguf(race, kind):
-    x, out = random_floats(COUNT), aligned_empty((COUNT,), "float32")
+    x, out, quants = random_floats(COUNT), aligned_empty((COUNT,), "float32"), pytest.importorskip("gguf.quants")
     data = qk.to_gguf(x, kind)
-    peer = peers.gguf_read(data, kind)
-    race(
-        f"from_gguf {kind}", work=x.nbytes + data.nbytes, unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.from_gguf(data, kind, out=out), lambda: out),
-        peers=[peer], check=exactly(peer.read()), limits=[copy(x)],
-    )  # fmt: skip
+    check = exactly(quants.dequantize(data, quants.GGMLQuantizationType[kind]))
+    ours, others = our_own(lambda: qk.from_gguf(data, kind, out=out), out), [peers.gguf.read(data, kind)]
+    race(f"from_gguf {kind}", ours, others, check, x.nbytes + data.nbytes, "GB/s", [copy(x)])

@@ -1,15 +1,15 @@
 """Lloyd's k-means: qkernels.kmeans. Normal data, from the same start, as many iterations for all. Shapes are n, d, k.
 
-Where a point is as near to two centroids but for roundings, libraries differ by a label, and over many iterations data without
-structure magnify that: such results are marked ~.
+If a point is as near to two centroids but for roundings, libraries differ by a label, and over many iterations data
+without structure magnify that: such results are marked ~.
 """
 
 import numpy as np
 import peers
 import pytest
 from arrays import random_floats
-from limits import multiply_adds
-from race import CLOSE, EXACT, WRONG, Contender
+from limits import FLOAT_PEAK_OF_ISA, multiplying
+from race import CLOSE, EXACT, WRONG, our_own
 
 import qkernels as qk
 
@@ -36,27 +36,14 @@ def same_inertia(x, centroids):
     return check
 
 
-def floor(isa, macs):
-    """A multiply-add for each point, centroid and feature."""
-    peak = {"avx512vnni": "peak_fma_512", "avx2": "peak_fma_256"}.get(isa)
-    if peak is None:
-        return []
-    call, done = multiply_adds(peak, 20_000_000)
-    return [Contender("peak", call, scale=macs / done / peers.threads)]
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_kmeans(race, isa, shape):
     n, d, k = shape
     x = random_floats(n, d)
     start = x[np.random.default_rng(0).choice(n, k, replace=False)]
 
-    def ours():
-        return qk.kmeans(x, k, init=start, max_iter=ITERATIONS, tol=0)
-
-    others = [peer(x, start, ITERATIONS) for peer in (peers.faiss_kmeans, peers.sklearn_kmeans)]
-    macs = n * d * k * ITERATIONS
-    race(
-        f"kmeans {n} x {d}, {k} clusters", work=macs, unit="GMAC/s", ours=Contender("qkernels", ours, lambda: ours().centroids),
-        peers=others, check=same_inertia(x, ours().centroids), limits=floor(isa, macs),
-    )  # fmt: skip
+    ours = our_own(lambda: qk.kmeans(x, k, init=start, max_iter=ITERATIONS, tol=0).centroids)
+    others = [peer(x, start, ITERATIONS) for peer in (peers.faiss.kmeans, peers.sklearn.kmeans)]
+    macs = n * d * k * ITERATIONS  # a multiply-add for each point, centroid and feature
+    peak = multiplying(isa, macs, peers.threads, FLOAT_PEAK_OF_ISA)
+    race(f"kmeans {n} x {d}, {k} clusters", ours, others, same_inertia(x, ours.read()), macs, "GMAC/s", peak)

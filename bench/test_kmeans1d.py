@@ -1,14 +1,15 @@
 """Clustering on a line: qkernels.kmeans1d. Normal data.
 
-kmeans1d takes n k log n and ckwrap n k: where a call would take seconds, they cluster fewer points into fewer clusters, and their time is
-multiplied by what is missing of n k. That favours them. flash1dkmeans is a heuristic: up to a tenth worse than the optimum.
+kmeans1d takes n k log n and ckwrap n k: if a call would take seconds, they cluster fewer points into fewer clusters,
+and their time is multiplied by what is missing of n k. That favours them. flash1dkmeans is a heuristic: up to a tenth
+worse than the optimum.
 """
 
 import ml_dtypes
 import numpy as np
 import peers
 import pytest
-from race import CLOSE, EXACT, WRONG, Contender
+from race import CLOSE, EXACT, WRONG, our_own
 
 import qkernels as qk
 
@@ -48,55 +49,29 @@ def smaller(x, k, peer, name):
 def test_kmeans1d(race, isa, n, k):
     x = normal(n)
     others = [
-        smaller(x, k, peers.kmeans1d_cluster, "kmeans1d"),
-        smaller(x, k, peers.ckwrap_ckmeans, "ckwrap"),
-        peers.flash_kmeans(x, k),
+        smaller(x, k, peers.kmeans1d.cluster, "kmeans1d"),
+        smaller(x, k, peers.ckwrap.cluster, "ckwrap"),
+        peers.flash1dkmeans.cluster(x, k),
     ]
-    result = Contender("qkernels", lambda: qk.kmeans1d(x, k), lambda: qk.kmeans1d(x, k).centroids)
-    race(
-        f"kmeans1d {n} points, {k} clusters",
-        work=1000 * n,
-        unit="Mpoint/s",
-        ours=result,
-        peers=others,
-        check=optimal(x, k),
-        limits=[],
-    )
+    ours = our_own(lambda: qk.kmeans1d(x, k).centroids)
+    race(f"kmeans1d {n} points, {k} clusters", ours, others, optimal(x, k), 1000 * n, "Mpoint/s")
 
 
 def test_bfloat16(race, isa):
     x = normal(10_000_000).astype(ml_dtypes.bfloat16)
-    result = Contender("qkernels", lambda: qk.kmeans1d(x, 16), lambda: qk.kmeans1d(x, 16).centroids)
-    check = optimal(x.astype(np.float64), 16)
-    race(
-        "kmeans1d 10000000 bfloat16, 16 clusters",
-        work=1000 * x.size,
-        unit="Mpoint/s",
-        ours=result,
-        peers=[],
-        check=check,
-        limits=[],
-    )
+    ours, check = our_own(lambda: qk.kmeans1d(x, 16).centroids), optimal(x.astype(np.float64), 16)
+    race("kmeans1d 10000000 bfloat16, 16 clusters", ours, [], check, 1000 * x.size, "Mpoint/s")
 
 
 def test_weighted_lines(race, isa):
     """Ours clusters 64 lines in one call, peers one line, taken 64 times."""
     x, weights = normal(64, 4096).astype(np.float32), np.random.default_rng(5).random((64, 4096), np.float32)
-    check = optimal(x[0].astype(np.float64), 16, weights[0].astype(np.float64))
-    others = [
-        peers.ckwrap_ckmeans(x[0].astype(np.float64), 16, weights[0].astype(np.float64)),
-        peers.flash_kmeans(x[0], 16, weights[0]),
-    ]
+    line, its_weights = x[0].astype(np.float64), weights[0].astype(np.float64)
+    others = [peers.ckwrap.cluster(line, 16, its_weights), peers.flash1dkmeans.cluster(x[0], 16, weights[0])]
     for peer in others:
         peer.scale = len(x)
-    result = Contender("qkernels", lambda: qk.kmeans1d(x, 16, weights=weights, axis=1),
-                       lambda: qk.kmeans1d(x, 16, weights=weights, axis=1).centroids[0])  # fmt: skip
-    race(
-        "kmeans1d 64 weighted lines of 4096, 16 clusters",
-        work=1000 * x.size,
-        unit="Mpoint/s",
-        ours=result,
-        peers=others,
-        check=check,
-        limits=[],
+    ours, check = (
+        our_own(lambda: qk.kmeans1d(x, 16, weights=weights, axis=1).centroids[0]),
+        optimal(line, 16, its_weights),
     )
+    race("kmeans1d 64 weighted lines of 4096, 16 clusters", ours, others, check, 1000 * x.size, "Mpoint/s")

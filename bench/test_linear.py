@@ -1,11 +1,11 @@
-"""Products and what becomes of their sums: qkernels.qlinear and linear over packed 8-bit weights. Shapes are M x N x K."""
+"""Products and what becomes of their sums: qkernels.qlinear and linear, 8-bit weights. Shapes are M x N x K."""
 
 import numpy as np
 import peers
 import pytest
 from arrays import aligned_empty, exact_product, random_codes, random_floats
 from products import LAYERS, named, race_product
-from race import Contender, exactly, relative, within
+from race import Contender, exactly, our_own, relative, within
 
 import qkernels as qk
 
@@ -28,33 +28,27 @@ def test_qlinear(race, isa, shape):
     multiplier = np.float32(0.02) * b_scale / np.float32(0.7)
     sums = exact_product(q.astype(np.int64) - 120, b)
     expected = np.clip(np.rint(sums.astype(np.float32) * multiplier) + 131, 0, 255).astype(np.uint8)
-    ours = Contender(
-        "qkernels", lambda: qk.qlinear(q, params, packed, out_params, out=out), lambda: out, exactly(expected)
-    )
-    others = [peers.torch_qlinear(engine, q, 0.02, 120, b, b_scale, 0.7, 131) for engine in ("fbgemm", "onednn")]
-    race_product(
-        race, isa, f"qlinear {named(shape)}", shape, ours=ours,
-        peers=[peers.ort_qlinear_matmul(q, 0.02, 120, b, b_scale, 0.7, 131), *others], check=within(expected, step=1),
-        inputs=[q], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    ours = our_own(lambda: qk.qlinear(q, params, packed, out_params, out=out), out, exactly(expected))
+    others = [peers.onnxruntime.qlinear_matmul(q, 0.02, 120, b, b_scale, 0.7, 131)]
+    others += [peers.torch.qlinear(engine, q, 0.02, 120, b, b_scale, 0.7, 131) for engine in ("fbgemm", "onednn")]
+    check = within(expected, step=1)
+    race_product(race, isa, f"qlinear {named(shape)}", shape, ours, others, check, [q], b.nbytes, out)
 
 
 @pytest.mark.parametrize("shape", BIG, ids=named)
 def test_linear(race, isa, shape):
-    """Float in and out. Of the peers, onnxruntime and torch's engines quantize x per tensor, the others multiply floats."""
+    """Float in and out. onnxruntime and torch's engines quantize x per tensor, the other peers multiply floats."""
     m, n, k = shape
     x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2)
     bias, b_scale = random_floats(n, seed=3), np.abs(w).max(axis=0) / np.float32(127)
     b = np.rint(w / b_scale).astype(np.int8)
     packed, out = qk.pack(b, qk.QParams(b_scale, axis=1)), aligned_empty((m, n), "float32")
     close = relative(x.astype(np.float64) @ (b * b_scale.astype(np.float64)) + bias, 0.03)
-    others = [peers.torch_dynamic_linear(engine, x, b, b_scale, bias, BIG) for engine in ("fbgemm", "onednn")]
-    race_product(
-        race, isa, f"linear {named(shape)}", shape,
-        ours=Contender("qkernels", lambda: qk.linear(x, packed, bias, out=out), lambda: out, close),
-        peers=[peers.ort_dynamic_linear(x, b, b_scale, bias), *others, peers.torch_float_linear(x, w, bias)], check=close,
-        inputs=[x], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.linear(x, packed, bias, out=out), out, close), []
+    others += [peers.onnxruntime.dynamic_linear(x, b, b_scale, bias)]
+    others += [peers.torch.dynamic_linear(engine, x, b, b_scale, bias, BIG) for engine in ("fbgemm", "onednn")]
+    others += [peers.torch.float_linear(x, w, bias)]
+    race_product(race, isa, f"linear {named(shape)}", shape, ours, others, close, [x], b.nbytes, out)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 32), (1, 256, 256)], ids=named)
@@ -64,12 +58,9 @@ def test_linear_small(race, shape):
     x, w, bias = random_floats(m, k, seed=1), random_floats(k, n, seed=2), random_floats(n, seed=3)
     params, out = qk.choose_qparams(w, "int8", axis=1), aligned_empty((m, n), "float32")
     packed, close = qk.pack(qk.quantize(w, params), params), relative(x @ w + bias, 0.03)
-    race(
-        f"linear small {named(shape)}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.linear(x, packed, bias, out=out), lambda: out, close),
-        peers=[Contender("NumPy float32", lambda: x @ w + bias, lambda: x @ w + bias), peers.torch_float_linear(x, w, bias)],
-        check=close, limits=[],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.linear(x, packed, bias, out=out), out, close)
+    others = [peers.blas.linear(x, w, bias), peers.torch.float_linear(x, w, bias)]
+    race(f"linear small {named(shape)}", ours, others, close, m * n * k, "GMAC/s")
 
 
 ROUNDINGS = "half_even", "half_away", "gemmlowp", "tflite"
@@ -94,18 +85,11 @@ def test_epilogue(race, isa, epilogue):
         real = (exact_product(q.astype(np.int64) - 120, b) + bias) * scaled
         lowest = 3 if activation else -128
         check = within(np.clip(np.rint(real / 0.7) + 3, lowest, 127), step=1, most=0.02)
-        ours = Contender(
-            "qkernels", lambda: qk.qlinear(q, params, packed, out_params, bias, **options), lambda: out, check
-        )
-        inputs = [q]
+        ours, inputs = our_own(lambda: qk.qlinear(q, params, packed, out_params, bias, **options), out, check), [q]
     else:
         x, bias, out = random_floats(m, k), random_floats(n, seed=3), aligned_empty((m, n), "float32")
         options = dict(activation=LINEAR[epilogue], out=out)
         real = x.astype(np.float64) @ (b * b_scale.astype(np.float64)) + bias
         check = relative(np.maximum(real, 0), 0.03) if LINEAR[epilogue] else relative(real, 0.03)
-        ours = Contender("qkernels", lambda: qk.linear(x, packed, bias, **options), lambda: out, check)
-        inputs = [x]
-    race_product(
-        race, isa, f"epilogue {epilogue}", EPILOGUE, ours=ours, peers=[plain], check=check, inputs=inputs, weight_bytes=b.nbytes,
-        out=out,
-    )  # fmt: skip
+        ours, inputs = our_own(lambda: qk.linear(x, packed, bias, **options), out, check), [x]
+    race_product(race, isa, f"epilogue {epilogue}", EPILOGUE, ours, [plain], check, inputs, b.nbytes, out)

@@ -6,31 +6,30 @@ import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_floats
 from limits import FLOAT_PEAK_OF_ISA, INT16_PEAK_OF_ISA, moving, multiplying
-from race import Contender, exactly, relative
+from products import named
+from race import exactly, our_own, relative
 
 import qkernels as qk
 
-SHAPES = [(64, 64, 64), (1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (8, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096),
-          (1, 384, 384)]  # fmt: skip
+SHAPES = [(64, 64, 64), (1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (1, 384, 384)]
+SHAPES += [(8, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096)]
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=named)
 
 
 @every_shape
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear16(race, isa, dtype, shape):
-    """torch rounds x and y to 16 bits too, and where the CPU multiplies bfloat16 (AVX512_BF16) that is faster than float32 arithmetic."""
+    """torch rounds x and y to 16 bits too; with AVX512_BF16 it multiplies bfloat16, which is faster."""
     m, n, k = shape
     x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2).astype(DTYPES[dtype])
     packed, out = qk.pack(w, None), aligned_empty((m, n), "float32")
     expected = x.astype(np.float64) @ w.astype(np.float64)
     peak = multiplying(isa, m * n * k, peers.threads, FLOAT_PEAK_OF_ISA)
-    race(
-        f"linear {dtype} {'x'.join(map(str, shape))}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, relative(expected, 1e-5)),
-        peers=[peers.torch_half_linear(x, w, dtype), peers.sgemm(x, w, expected)],
-        check=relative(expected, 0.02), limits=peak and [*peak, moving(x.nbytes + packed.nbytes, out.nbytes)],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.linear(x, packed, out=out), out, relative(expected, 1e-5))
+    others = [peers.torch.half_linear(x, w, dtype), peers.blas.sgemm(x, w, expected)]
+    limits = peak and [*peak, moving(x.nbytes + packed.nbytes, out.nbytes)]
+    race(f"linear {dtype} {named(shape)}", ours, others, relative(expected, 0.02), m * n * k, "GMAC/s", limits)
 
 
 @every_shape
@@ -43,9 +42,7 @@ def test_matmul16(race, isa, bits, shape):
     packed, out = qk.pack(b, qk.QParams(1.0, dtype="int16")), aligned_empty((m, n), "int64")
     expected = exact_product(a, b)
     peak = multiplying(isa, m * n * k, peers.threads, INT16_PEAK_OF_ISA)
-    race(
-        f"matmul int16, {bits} bits, {'x'.join(map(str, shape))}", work=m * n * k, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.matmul(a, packed, out=out), lambda: out),
-        peers=[peers.dgemm(a, b), peers.sgemm(a, b, expected)],
-        check=exactly(expected), limits=peak and [*peak, moving(a.nbytes + packed.nbytes, out.nbytes)],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.matmul(a, packed, out=out), out)
+    others = [peers.blas.dgemm(a, b), peers.blas.sgemm(a, b, expected)]
+    limits = peak and [*peak, moving(a.nbytes + packed.nbytes, out.nbytes)]
+    race(f"matmul int16, {bits} bits, {named(shape)}", ours, others, exactly(expected), m * n * k, "GMAC/s", limits)

@@ -1,5 +1,5 @@
-"""Float in and out with 4-bit weights in blocks, numbers or codes of a codebook, and with 8-bit weights in blocks: qkernels.linear.
-Shapes are M x N x K."""
+"""Float in and out with 4-bit weights in blocks, numbers or codes of a codebook, and with 8-bit weights in blocks:
+qkernels.linear. Shapes are M x N x K."""
 
 import numpy as np
 import peers
@@ -7,7 +7,7 @@ import pytest
 from arrays import aligned, aligned_empty, random_codes, random_floats
 from limits import moving
 from products import named, race_product
-from race import Contender, relative
+from race import Contender, our_own, relative
 
 import qkernels as qk
 
@@ -24,39 +24,34 @@ def quantized_weights(k, n, block_size):
 def smaller_blocks(x, k, n, block_size=32):
     codes, scale = quantized_weights(k, n, block_size)
     real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
-    found = peers.ort_matmul_nbits(x, codes, scale, block_size)
-    found.name, found.check = (
-        f"onnxruntime, block {block_size}",
-        relative(x.astype(np.float64) @ real.reshape(k, n), 0.03),
-    )
+    found = peers.onnxruntime.matmul_nbits(x, codes, scale, block_size)
+    found.name = f"onnxruntime, block {block_size}"
+    found.check = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
     return found
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
 @pytest.mark.parametrize("block_size", [32, 128])
 def test_linear4(race, isa, block_size, shape):
-    """onnxruntime quantizes x to int8 per block, we per row. It cannot be held to AVX2, so there our own 8-bit weights, one scale a
-    column, are what counts."""
+    """onnxruntime quantizes x to int8 per block, we per row. It cannot be held to AVX2, so there our own 8-bit weights,
+    one scale a column, are what counts."""
     m, n, k = shape
     x, (codes, scale) = random_floats(m, k, seed=1), quantized_weights(k, n, block_size)
     params = qk.QParams(scale, np.full_like(scale, 8, np.int32), "uint4", axis=0, block_size=block_size)
     packed, out = qk.pack(codes.astype(params.dtype), params), aligned_empty((m, n), "float32")
     real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
     close = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
-    others = [peers.ort_matmul_nbits(x, codes, scale, block_size)]
+    others = [peers.onnxruntime.matmul_nbits(x, codes, scale, block_size)]
     if block_size > 32:  # the blocks that its own tools make by default
         others.append(smaller_blocks(x, k, n))
     if isa == "avx2":
         eight, out_8 = qk.pack(random_codes("int8", k, n), qk.QParams(1.0)), aligned_empty((m, n), "float32")
         others.append(Contender("8-bit", lambda: qk.linear(x, eight, out=out_8), lambda: out_8, lambda _: ""))
-    race_product(
-        race, isa, f"linear 4-bit, block {block_size}, {named(shape)}", shape,
-        ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close), peers=others, check=close,
-        inputs=[x], weight_bytes=packed.nbytes, out=out,
-    )  # fmt: skip
+    ours, case = our_own(lambda: qk.linear(x, packed, out=out), out, close), f"linear 4-bit, block {block_size}"
+    race_product(race, isa, f"{case}, {named(shape)}", shape, ours, others, close, [x], packed.nbytes, out)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("shape", SHAPES, ids=named)
 @pytest.mark.parametrize("block_size", [32, 64, None], ids=["32", "64", "column"])
 def test_linear_codebook(race, block_size, shape):
     """Against our own uniform 4-bit weights of the same blocks: no other library has codebooks on CPUs."""
@@ -72,12 +67,10 @@ def test_linear_codebook(race, block_size, shape):
     packed, uniform = qk.pack(codes, codebook, scales=scales), qk.pack(codes.astype(of_uniform.dtype), of_uniform)
     out, out_uniform = aligned_empty((m, n), "float32"), aligned_empty((m, n), "float32")
     close = relative(x.astype(np.float64) @ qk.decode(codes, codebook, scales), 0.03)
-    race(
-        f"linear codebook, {f'block {block_size}' if block_size else 'each column'}, {'x'.join(map(str, shape))}", work=m * n * k,
-        unit="GMAC/s", ours=Contender("qkernels", lambda: qk.linear(x, packed, out=out), lambda: out, close),
-        peers=[Contender("uniform", lambda: qk.linear(x, uniform, out=out_uniform), lambda: out_uniform, lambda _: "")],
-        check=close, limits=[moving(x.nbytes + packed.nbytes, out.nbytes)],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.linear(x, packed, out=out), out, close)
+    others = [Contender("uniform", lambda: qk.linear(x, uniform, out=out_uniform), lambda: out_uniform, lambda _: "")]
+    case = f"linear codebook, {f'block {block_size}' if block_size else 'each column'}, {named(shape)}"
+    race(case, ours, others, close, m * n * k, "GMAC/s", [moving(x.nbytes + packed.nbytes, out.nbytes)])
 
 
 EIGHT = [(1024, 1024, 1024), (128, 1536, 384), (128, 384, 1536), (8, 4096, 4096), (16, 1024, 1024), (1, 4096, 4096)]
@@ -95,8 +88,5 @@ def test_linear8_blocks(race, isa, block_size, shape):
     out, out_8 = aligned_empty((m, n), "float32"), aligned_empty((m, n), "float32")
     close = relative(x.astype(np.float64) @ w, 0.03)
     column = Contender("one scale a column", lambda: qk.linear(x, packed[1], out=out_8), lambda: out_8, close)
-    race_product(
-        race, isa, f"linear 8-bit, block {block_size}, {named(shape)}", shape,
-        ours=Contender("qkernels", lambda: qk.linear(x, packed[0], out=out), lambda: out, close), peers=[column], check=close,
-        inputs=[x], weight_bytes=packed[0].nbytes, out=out,
-    )  # fmt: skip
+    ours, case = our_own(lambda: qk.linear(x, packed[0], out=out), out, close), f"linear 8-bit, block {block_size}"
+    race_product(race, isa, f"{case}, {named(shape)}", shape, ours, [column], close, [x], packed[0].nbytes, out)

@@ -6,7 +6,7 @@ import pytest
 from arrays import aligned, aligned_empty, exact_product, random_codes
 from limits import moving
 from products import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
-from race import Contender, exactly
+from race import Contender, exactly, our_own
 
 import qkernels as qk
 
@@ -14,12 +14,12 @@ A_DTYPES = pytest.mark.parametrize("a_dtype", CODES)
 
 
 def matmul(a, packed, out):
-    return Contender("qkernels", lambda: qk.matmul(a, packed, out=out), lambda: out)
+    return our_own(lambda: qk.matmul(a, packed, out=out), out)
 
 
 def integer_peers(a, b, expected):
-    found = [peers.ort_matmul_integer(a, b), peers.torch_int_mm(a, b), peers.sgemm(a, b, expected)]
-    return [*found, peers.numkong_dots(a, b)] if a.dtype == np.int8 else found
+    found = [peers.onnxruntime.matmul_integer(a, b), peers.torch.int_mm(a, b), peers.blas.sgemm(a, b, expected)]
+    return [*found, peers.numkong.dots(a, b)] if a.dtype == np.int8 else found
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
@@ -28,11 +28,9 @@ def test_matmul(race, isa, a_dtype, shape):
     m, n, k = shape
     a, b = random_codes(a_dtype, m, k, seed=0), random_codes("int8", k, n, seed=1)
     expected, out = exact_product(a, b), aligned_empty((m, n), "int32")
-    race_product(
-        race, isa, f"matmul {CODES[a_dtype]}s8 {named(shape)}", shape,
-        ours=matmul(a, qk.pack(b, qk.QParams(1.0)), out), peers=integer_peers(a, b, expected), check=exactly(expected),
-        inputs=[a], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    ours, others = matmul(a, qk.pack(b, qk.QParams(1.0)), out), integer_peers(a, b, expected)
+    case = f"matmul {CODES[a_dtype]}s8 {named(shape)}"
+    race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out)
 
 
 @pytest.mark.parametrize("layer", ["attention.output.dense", "intermediate.dense", "output.dense"])
@@ -43,11 +41,9 @@ def test_matmul_minilm(race, isa, layer):
     b, shape = aligned(qk.quantize(w, params)), (128, w.shape[1], w.shape[0])
     a = random_codes("uint8", 128, w.shape[0], seed=0)
     expected, out = exact_product(a, b), aligned_empty((128, w.shape[1]), "int32")
-    race_product(
-        race, isa, f"matmul MiniLM {layer.split('.')[0]} {named(shape)}", shape,
-        ours=matmul(a, qk.pack(b, params), out), peers=integer_peers(a, b, expected), check=exactly(expected),
-        inputs=[a], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    ours, others = matmul(a, qk.pack(b, params), out), integer_peers(a, b, expected)
+    case = f"matmul MiniLM {layer.split('.')[0]} {named(shape)}"
+    race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out)
 
 
 @pytest.mark.parametrize("temperature", ["hot", "cold"])
@@ -61,15 +57,13 @@ def test_few_rows(race, isa, shape, temperature):
     packed = [qk.pack(b, qk.QParams(1.0)) for _ in range(copies)]
     others = []
     if copies < 100 and m == 1:  # onnxruntime takes long to make more sessions
-        sessions = [peers.ort_matmul_integer(a, b) for _ in range(copies)]
-        others = [
-            Contender("onnxruntime", in_turn([s.call for s in sessions]), sessions[0].read, held=sessions[0].held)
-        ]
-    race_product(
-        race, isa, f"matmul {temperature} weights {named(shape)}", shape,
-        ours=Contender("qkernels", in_turn([matmul(a, p, out).call for p in packed]), lambda: out), peers=others,
-        check=exactly(expected), inputs=[a], weight_bytes=b.nbytes, out=out, cold=cold,
-    )  # fmt: skip
+        sessions = [peers.onnxruntime.matmul_integer(a, b) for _ in range(copies)]
+        others = sessions[:1]
+        if others[0].call:
+            others[0].call = in_turn([session.call for session in sessions])
+    ours, case = our_own(in_turn([matmul(a, p, out).call for p in packed]), out), f"matmul {temperature} weights"
+    case = f"{case} {named(shape)}"
+    race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out, cold)
 
 
 @pytest.mark.parametrize("shape", CUBES[2:], ids=named)
@@ -80,10 +74,8 @@ def test_unpacked(race, isa, shape):
     expected, out, out_2 = exact_product(a, b), aligned_empty((m, n), "int32"), aligned_empty((m, n), "int32")
     packed = matmul(a, qk.pack(b, qk.QParams(1.0)), out_2)
     packed.name = "packed"
-    race_product(
-        race, isa, f"matmul unpacked {named(shape)}", shape, ours=matmul(a, b, out), peers=[packed], check=exactly(expected),
-        inputs=[a], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    ours, case = matmul(a, b, out), f"matmul unpacked {named(shape)}"
+    race_product(race, isa, case, shape, ours, [packed], exactly(expected), [a], b.nbytes, out)
 
 
 @pytest.mark.parametrize("shape", THREADED, ids=named)
@@ -101,26 +93,19 @@ def test_threads(race, isa, shape):
         qk.matmul(a, packed, out=out_1)
         qk.set_num_threads(peers.threads)
 
-    others = [
-        Contender("one thread", one_thread, lambda: out_1),
-        peers.ort_matmul_integer(a, b),
-        peers.torch_int_mm(a, b),
-    ]
-    race_product(
-        race, isa, f"matmul threads {named(shape)}", shape, ours=matmul(a, packed, out), peers=others, check=exactly(expected),
-        inputs=[a], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    others = [Contender("one thread", one_thread, lambda: out_1)]
+    others += [peers.onnxruntime.matmul_integer(a, b), peers.torch.int_mm(a, b)]
+    ours, case = matmul(a, packed, out), f"matmul threads {named(shape)}"
+    race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out)
 
 
 def test_batched(race, isa):
     """Attention's q k^T: 12 heads of 32, 128 tokens."""
     a, b = random_codes("int8", 12, 128, 32, seed=0), random_codes("int8", 12, 32, 128, seed=1)
     expected, out = exact_product(a, b), aligned_empty((12, 128, 128), "int32")
-    race_product(
-        race, isa, "matmul batched 12 x 128x128x32", (12 * 128, 128, 32), ours=matmul(a, b, out),
-        peers=[peers.ort_matmul_integer_of_inputs(a, b), peers.sgemm(a, b, expected)], check=exactly(expected),
-        inputs=[a], weight_bytes=b.nbytes, out=out,
-    )  # fmt: skip
+    others = [peers.onnxruntime.matmul_integer_of_inputs(a, b), peers.blas.sgemm(a, b, expected)]
+    ours, case, shape = matmul(a, b, out), "matmul batched 12 x 128x128x32", (12 * 128, 128, 32)
+    race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int8 transposed", "int4 in blocks of 32"])
@@ -135,8 +120,6 @@ def test_pack(race, kind):
         params = qk.QParams(scale, None, "int4", axis=0, block_size=32)
         b = (random_codes("uint8", n, n) & 15).view(np.int8)
         b = (b - np.int8(8)).astype(params.dtype)
-    race(
-        f"pack {kind} {n}x{n}", work=n * n, unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.pack(b, params), lambda: qk.pack(b, params).unpack().astype(np.int8)), peers=[],
-        check=exactly(b.astype(np.int8)), limits=[moving(n * n, n * n // (1 if "int8" in kind else 2))],
-    )  # fmt: skip
+    ours = Contender("qkernels", lambda: qk.pack(b, params), lambda: qk.pack(b, params).unpack().astype(np.int8))
+    limits = [moving(n * n, n * n // (1 if "int8" in kind else 2))]
+    race(f"pack {kind} {n}x{n}", ours, [], exactly(b.astype(np.int8)), n * n, "GB/s", limits)

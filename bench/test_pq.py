@@ -1,11 +1,12 @@
-"""Product quantization of 384 values in 48 bytes (48 groups of 8 values, 256 levels) or 48 (96 groups of 4, 16 levels): search among
-100,000 codes, encoding and decoding. faiss' codes of 4 bits are packed two to a byte; ours lie in a byte each."""
+"""Product quantization of 384 values in 48 bytes (48 groups of 8 values, 256 levels) or 48 (96 groups of 4, 16 levels):
+search among 100,000 codes, encoding and decoding. faiss' codes of 4 bits are packed two to a byte; ours lie in a byte
+each."""
 
 import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, random_floats
-from race import CLOSE, EXACT, WRONG, Contender, exactly
+from race import CLOSE, EXACT, WRONG, exactly, our_own
 
 import qkernels as qk
 
@@ -33,11 +34,8 @@ def nearest_by(queries, codes, book):
     def check(indices):
         if np.array_equal(indices, expected):
             return EXACT
-        return (
-            CLOSE
-            if np.allclose(*(np.take_along_axis(sums, i, axis=1) for i in (indices, expected)), rtol=1e-5)
-            else WRONG
-        )
+        found, least = (np.take_along_axis(sums, i, axis=1) for i in (indices, expected))
+        return CLOSE if np.allclose(found, least, rtol=1e-5) else WRONG
 
     return check
 
@@ -47,11 +45,9 @@ def nearest_by(queries, codes, book):
 def test_search(race, case, count):
     book = book_of(case)
     codes, queries = random_codes_of(book), random_floats(count, WIDTH)
-    race(
-        f"search {case}, {count} quer{'ies' if count > 1 else 'y'}", work=count * codes.size, unit="Gadd/s",
-        ours=Contender("qkernels", lambda: qk.search(queries, codes, book, NEAREST), lambda: qk.search(queries, codes, book, NEAREST)[1]),
-        peers=[peers.faiss_search(queries, codes, book, NEAREST)], check=nearest_by(queries, codes, book), limits=[],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.search(queries, codes, book, NEAREST)[1])
+    others, check = [peers.faiss.search(queries, codes, book, NEAREST)], nearest_by(queries, codes, book)
+    race(f"search {case}, {count} quer{'ies' if count > 1 else 'y'}", ours, others, check, count * codes.size, "Gadd/s")
 
 
 def near_codes(x, book):
@@ -68,11 +64,8 @@ def near_codes(x, book):
 @pytest.mark.parametrize("case", BOOKS)
 def test_encode_vectors(race, case):
     book, x = book_of(case), random_floats(5000, WIDTH)
-    race(
-        f"encode vectors {case}", work=len(x) * book.levels.size, unit="GMAC/s",
-        ours=Contender("qkernels", lambda: qk.encode(x, book), lambda: qk.encode(x, book)),
-        peers=[peers.faiss_encode(x, book)], check=near_codes(x, book), limits=[],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.encode(x, book)), [peers.faiss.encode(x, book)]
+    race(f"encode vectors {case}", ours, others, near_codes(x, book), len(x) * book.levels.size, "GMAC/s")
 
 
 @pytest.mark.parametrize("case", BOOKS)
@@ -80,8 +73,5 @@ def test_decode_vectors(race, case):
     book, out = book_of(case), aligned_empty((COUNT, WIDTH), "float32")
     codes = random_codes_of(book)
     expected = book.levels[np.arange(len(book.levels)), codes].reshape(COUNT, WIDTH)
-    race(
-        f"decode vectors {case}", work=codes.size + out.nbytes, unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.decode(codes, book, out=out), lambda: out),
-        peers=[peers.faiss_decode(codes, book)], check=exactly(expected), limits=[],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.decode(codes, book, out=out), out), [peers.faiss.decode(codes, book)]
+    race(f"decode vectors {case}", ours, others, exactly(expected), codes.size + out.nbytes, "GB/s")

@@ -1,5 +1,5 @@
-"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache); and
-choose_qparams.
+"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache);
+and choose_qparams.
 
 numkong and OpenBLAS have none of these.
 """
@@ -9,7 +9,7 @@ import peers
 import pytest
 from arrays import aligned, aligned_empty, random_codes, random_floats
 from limits import moving
-from race import Contender, exactly, within
+from race import exactly, our_own, within
 
 import qkernels as qk
 
@@ -20,7 +20,7 @@ AXES = pytest.mark.parametrize("axis", [None, 0, 1], ids=["per tensor", "axis 0"
 
 
 def layout(axis):
-    """scale and zero point, uint8, as arrays that every library takes; and how the case is called."""
+    """Return scale and zero point, uint8, as arrays that every library takes; and how the case is called."""
     if axis is None:
         return np.float32(0.0231), np.uint8(117), ""
     random = np.random.default_rng(3)
@@ -42,33 +42,31 @@ def exact_values(codes, scale, zero_point, axis):
     return (codes.astype(np.float32) - along(zero_point, axis)) * along(scale, axis)
 
 
-def onnx_axis(axis):
-    return {} if axis is None else {"axis": axis}
+def both(operation, x, scale, zero_point, axis):
+    of_onnx, of_torch = getattr(peers.onnxruntime, operation), getattr(peers.torch, operation)
+    where = {} if axis is None else {"axis": axis}
+    return [of_onnx(x, scale, zero_point, **where), of_torch(x, scale, zero_point, axis)]
 
 
 @AXES
 def test_quantize(race, axis):
     x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
     params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "uint8")
-    race(
-        f"quantize{name}", work=COUNT * (FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.quantize(x, params, out=out), lambda: out),
-        peers=[peers.ort_quantize(x, scale, zero_point, **onnx_axis(axis)), peers.torch_quantize(x, scale, zero_point, axis)],
-        # torch multiplies by the reciprocal
-        check=within(exact_codes(x, scale, zero_point, axis), step=1), limits=[moving(COUNT * FLOAT, COUNT)],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.quantize(x, params, out=out), out), both("quantize", x, scale, zero_point, axis)
+    check = within(exact_codes(x, scale, zero_point, axis), step=1)  # torch multiplies by the reciprocal
+    race(f"quantize{name}", ours, others, check, COUNT * (FLOAT + 1), "GB/s", [moving(COUNT * FLOAT, COUNT)])
 
 
 @AXES
 def test_dequantize(race, axis):
     q, (scale, zero_point, name) = random_codes("uint8", *SHAPE), layout(axis)
     params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "float32")
-    race(
-        f"dequantize{name}", work=COUNT * (1 + FLOAT), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.dequantize(q, params, out=out), lambda: out),
-        peers=[peers.ort_dequantize(q, scale, zero_point, **onnx_axis(axis)), peers.torch_dequantize(q, scale, zero_point, axis)],
-        check=within(exact_values(q, scale, zero_point, axis), step=1e-6), limits=[moving(COUNT, COUNT * FLOAT)],
-    )  # fmt: skip
+    ours, others = (
+        our_own(lambda: qk.dequantize(q, params, out=out), out),
+        both("dequantize", q, scale, zero_point, axis),
+    )
+    check = within(exact_values(q, scale, zero_point, axis), step=1e-6)
+    race(f"dequantize{name}", ours, others, check, COUNT * (1 + FLOAT), "GB/s", [moving(COUNT, COUNT * FLOAT)])
 
 
 @AXES
@@ -76,12 +74,9 @@ def test_fake_quantize(race, axis):
     x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
     params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "float32")
     expected = exact_values(exact_codes(x, scale, zero_point, axis), scale, zero_point, axis)
-    race(
-        f"fake_quantize{name}", work=COUNT * 2 * FLOAT, unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.fake_quantize(x, params, out=out), lambda: out),
-        peers=[peers.ort_fake_quantize(x, scale, zero_point, **onnx_axis(axis)), peers.torch_fake_quantize(x, scale, zero_point, axis)],
-        check=within(expected, step=1.01 * np.max(scale)), limits=[moving(COUNT * FLOAT, COUNT * FLOAT)],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.fake_quantize(x, params, out=out), out)
+    others, check = both("fake_quantize", x, scale, zero_point, axis), within(expected, step=1.01 * np.max(scale))
+    race(f"fake_quantize{name}", ours, others, check, COUNT * 2 * FLOAT, "GB/s", [moving(COUNT * FLOAT, COUNT * FLOAT)])
 
 
 def test_dynamic_quantize(race):
@@ -90,33 +85,25 @@ def test_dynamic_quantize(race):
     lo, hi = min(x.min(), 0), max(x.max(), 0)
     scale = np.float32(hi - lo) / np.float32(255)
     zero_point = np.uint8(np.rint(-lo / scale))
-    race(
-        "dynamic_quantize", work=COUNT * (2 * FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.dynamic_quantize(x), lambda: qk.dynamic_quantize(x)[0]),
-        peers=[peers.ort_dynamic_quantize(x)],
-        check=exactly(exact_codes(x, scale, zero_point, None)), limits=[moving(COUNT * 2 * FLOAT, COUNT)],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.dynamic_quantize(x)[0]), [peers.onnxruntime.dynamic_quantize(x)]
+    check, limits = exactly(exact_codes(x, scale, zero_point, None)), [moving(COUNT * 2 * FLOAT, COUNT)]
+    race("dynamic_quantize", ours, others, check, COUNT * (2 * FLOAT + 1), "GB/s", limits)
 
 
 def test_quantize_small(race):
     """The cost of a call."""
     x, (scale, zero_point, _) = aligned(random_floats(64)), layout(None)
     params, out = qk.QParams(scale, zero_point, "uint8"), aligned_empty((64,), "uint8")
-    race(
-        "quantize 64 floats", work=64 * (FLOAT + 1), unit="GB/s",
-        ours=Contender("qkernels", lambda: qk.quantize(x, params, out=out), lambda: out),
-        peers=[peers.ort_quantize(x, scale, zero_point), peers.torch_quantize(x, scale, zero_point)],
-        check=within(exact_codes(x, scale, zero_point, None), step=1, most=0.05), limits=[],
-    )  # fmt: skip
+    ours, others = our_own(lambda: qk.quantize(x, params, out=out), out), both("quantize", x, scale, zero_point, None)
+    check = within(exact_codes(x, scale, zero_point, None), step=1, most=0.05)
+    race("quantize 64 floats", ours, others, check, 64 * (FLOAT + 1), "GB/s")
 
 
 @pytest.mark.parametrize(("dtype", "block"), [("int8", None), ("int4", 32), ("uint4", 32)])
 def test_least_squares(race, dtype, block):
-    """Of columns, or of blocks of 32. No peer finds the optimum."""
+    """Columns, or blocks of 32. No peer finds the optimum."""
     w = random_floats(384, 256)
     where = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
-    race(
-        f"choose_qparams mse {dtype}, {'columns' if block is None else f'blocks of {block}'}", work=1e3 * w.size, unit="M values/s",
-        ours=Contender("qkernels", lambda: qk.choose_qparams(w, dtype, method="mse", **where), lambda: None, lambda _: ""),
-        peers=[], check=None, limits=[],
-    )  # fmt: skip
+    ours = our_own(lambda: qk.choose_qparams(w, dtype, method="mse", **where), check=lambda params: "")
+    case = f"choose_qparams mse {dtype}, {'columns' if block is None else f'blocks of {block}'}"
+    race(case, ours, [], None, 1e3 * w.size, "M values/s")

@@ -1,25 +1,26 @@
 """qkernels: exact, fast kernels for quantized machine learning on CPUs.
 
-Wherever an array is taken, so is a torch tensor in the CPU's memory (bfloat16 and float8 too; one that requires a gradient is
-detached), an object of DLPack's or of NumPy's array protocols, a subclass of ndarray, a list. Its memory is read in place where the
-layout allows. Results are NumPy arrays, but for `out`, which may be any of these that has memory to be written, and is returned as it
-was given. A masked array with a mask, or memory of another device, is refused.
+Wherever an array is taken, so is a torch tensor in the CPU's memory (bfloat16 and float8 too; one that requires a
+gradient is detached), an object of DLPack's or of NumPy's array protocols, a subclass of ndarray, a list. Its memory is
+read in place if the layout allows. Results are NumPy arrays, but for `out`, which may be any of these that has memory
+to be written, and is returned as it was given. A masked array with a mask, or memory of another device, is refused.
 """
 
 from . import _codebook
+from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
-from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
-from ._products import PackedMatrix, linear, matmul, pack, qlinear
-from .gguf import from_gguf, to_gguf
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
-from ._qparams import QParams, choose_qparams
+from ._pq import distance_tables, search
+from ._products import linear, matmul, qlinear
+from ._qparams import QParams
 from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
 from ._rounding import quantize_multiplier, requantize
-from ._pq import distance_tables, search
-
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
+from ._weights import PackedMatrix, pack
+from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
+from .gguf import from_gguf, to_gguf
 
 
 def __getattr__(name):

@@ -1,5 +1,8 @@
-"""``python -m qkernels`` tells what this build is and what it uses. With ``--compile`` it does what first calls would have to: nothing,
-since all loops are part of the extension; no code is compiled when a function is called, and none is kept in a cache."""
+"""``python -m qkernels`` tells what this build is and what it uses.
+
+With ``--compile`` it does what first calls would have to: nothing, since all loops are part of the extension; no code
+is compiled when a function is called, and none is kept in a cache.
+"""
 
 import argparse
 

@@ -1,37 +1,40 @@
-"""Checks of arguments that the modules share."""
+"""Check arguments. This is the bottom of the package: all modules may import it, and it imports only the extension."""
 
 import math
 
 import numpy as np
 
 from . import _core
-from ._core import as_array, shown, word
-from ._mode import default_mode
+from ._core import as_array, shown
 
 FLOAT32 = np.dtype(np.float32)
-MAX_NDIM = 64  # of NumPy's arrays
+SMALLEST_SCALE = np.finfo(np.float32).tiny  # 2**-126: smaller numbers are subnormal
+REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8)))
+MAX_NDIM = 64  # NumPy's arrays have no more axes
+PART = 1 << 22  # values that take NumPy some tens of milliseconds
+
+
+# ---- arrays ----
 
 
 def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
-    """x as a plain array of one of the four float types."""
+    """Return x as a plain array of one of the four float types."""
     x = as_array(x, name)
     if x.dtype is not FLOAT32 and x.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {x.dtype}")
     return x
 
 
-def float32_of(x):
-    """An array of floats as float32 in native byte order, infinite beyond its range: itself, or a copy."""
-    return x if x.dtype is FLOAT32 else _rounded(x)
-
-
-@default_mode
-def _rounded(x):
-    return x.astype(np.float32, copy=False)
+def reals(x, name, what="real numbers"):
+    """Return x as a plain array of one of the four float types, or of integers."""
+    given = as_array(x, name)
+    if given.dtype.newbyteorder("=") not in REALS:
+        raise TypeError(f"{name} must be {what}, got {given.dtype}")
+    return given
 
 
 def real_array(x, name, what="an array of floats"):
-    """x as a plain array of floats or integers."""
+    """Return x as a plain array of floats, longdoubles too, which become doubles, or of integers."""
     given = as_array(x, name)
     if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
         raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
@@ -40,11 +43,47 @@ def real_array(x, name, what="an array of floats"):
     return given
 
 
-PART = 1 << 22  # values, of which NumPy takes some tens of milliseconds
+@_core.in_default_mode
+def _as_doubles(x):
+    return x.astype(np.float64)
+
+
+def float32_of(x):
+    """Return an array of floats as float32 in native byte order, infinite beyond its range: itself, or a copy."""
+    return x if x.dtype is FLOAT32 else _rounded(x)
+
+
+@_core.in_default_mode
+def _rounded(x):
+    return x.astype(np.float32, copy=False)
+
+
+def contiguous_float32(x):
+    """Return an array of floats as aligned C-contiguous float32: itself, or a copy."""
+    return _core.contiguous_reals(float32_of(x), np.float32)
+
+
+def finite_float32(x, name="x"):
+    """Return x as contiguous float32; raise if one of its values is NaN or infinite, even if it only becomes so."""
+    narrow = contiguous_float32(x)
+    if _core.minmax(narrow) is None:
+        raise_beyond_float32(x, name)
+    return narrow
+
+
+@_core.in_default_mode
+def raise_beyond_float32(x, name="x"):
+    """Raise the ValueError for values that are not finite, at least not in float32."""
+    if not np.isfinite(x).all():
+        _core.raise_not_finite(x, name)
+    raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
 
 
 def cuts(shape, most=PART):
-    """Indices that cut an array of `shape` along its longest axis into parts of some `most` values, between which Python sees signals."""
+    """Yield indices that cut an array along its longest axis into parts of some `most` values.
+
+    Between two of them Python sees signals.
+    """
     size = math.prod(shape)
     if size <= most:
         yield ...
@@ -56,7 +95,7 @@ def cuts(shape, most=PART):
 
 
 def in_parts(function, x, dtype):
-    """function(x) as a new C-contiguous array of `dtype` and the shape of x, made in parts, so that a signal need not wait for all."""
+    """Return function(x) as a new C-contiguous array of `dtype` and the shape of x, made in such parts."""
     made = np.empty(x.shape, dtype)
     for part in cuts(x.shape):
         made[part] = function(x[part])
@@ -64,17 +103,54 @@ def in_parts(function, x, dtype):
 
 
 def doubles(x):
-    """x as a new C-contiguous array of float64."""
+    """Return x as a new C-contiguous array of float64."""
     return in_parts(lambda part: part, x, np.float64)
 
 
-@default_mode
-def _as_doubles(x):
-    return x.astype(np.float64)
+# ---- axes and weights ----
+
+
+def checked_blocks(axis, block_size):
+    """Return axis and block_size as integers that some array may have, or None."""
+    axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
+    if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
+        raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
+    if block_size is not None and not 1 <= block_size < 2**63:
+        raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
+    return axis, block_size
+
+
+def check_axis(axis, x):
+    """Raise unless x has the axis; None is none of them."""
+    if axis is not None and not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
+
+
+def spread_weights(weights, shape, name="weights", what="real numbers"):
+    """Return weights, one for each value of an array x of this shape."""
+    given = real_array(weights, name, what)
+    try:
+        return np.broadcast_to(given, shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the shape of x {shape}, got {given.shape}") from None
+
+
+def check_weights(given, name="weights", *, zeros=False, negative="must not be negative, got {value} at {place}"):
+    """Raise unless weights are finite and not negative, and, without `zeros`, not all 0."""
+    if not np.isfinite(given).all():
+        _core.raise_not_finite(given, name)
+    if given.size and given.min() < 0:
+        place = tuple(map(int, np.argwhere(given < 0)[0]))
+        raise ValueError(f"{name} {negative.format(value=given[place], place=place)}")
+    if not zeros and not given.any():
+        raise ValueError(f"{name} must not all be 0")
+
+
+# ---- numbers ----
 
 
 def real(value, name):
-    """value as a float."""
+    """Return value as a float."""
     if type(value) is float:
         return value
     given = real_array(value, name, "a float")
@@ -83,11 +159,11 @@ def real(value, name):
     return _as_float(given)
 
 
-_as_float = default_mode(float)
+_as_float = _core.in_default_mode(float)
 
 
 def integer(value, name, least=None, *, what="an integer"):
-    """value as an int, of at least `least`."""
+    """Return value as an int, of at least `least`."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
     value = int.__index__(value) if isinstance(value, int) else int(value)  # a subclass may compare as it likes
@@ -99,23 +175,22 @@ def integer(value, name, least=None, *, what="an integer"):
 
 
 def optional_int(value, name):
-    """value as an int, or None."""
+    """Return value as an int, or None."""
     return None if value is None else integer(value, name, what="an integer or None")
 
 
 def boolean(value, name):
-    """value as a bool."""
+    """Return value as a bool."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def generator(rng):
-    """What numpy.random.default_rng makes of an `rng`."""
+    """Return what numpy.random.default_rng makes of an `rng`."""
     try:
-        return np.random.default_rng(
-            np.asarray(rng) if isinstance(rng, list) else rng
-        )  # NumPy follows a list that holds itself for ever
+        # NumPy follows a list that holds itself for ever
+        return np.random.default_rng(np.asarray(rng) if isinstance(rng, list) else rng)
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {shown(rng)}: {error}") from None

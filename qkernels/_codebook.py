@@ -1,4 +1,4 @@
-"""Codebooks: values stored as the number of the nearest of a few levels. Formulas: docs/numerics.md, section 15."""
+"""Store values as the number of the nearest of a few levels. Formulas: docs/numerics.md, section 15."""
 
 import math
 from functools import cache
@@ -6,14 +6,28 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, PART, as_array, boolean, cuts, float_array, float32_of, optional_int, real_array
+from ._checks import (
+    PART,
+    as_array,
+    boolean,
+    checked_blocks,
+    contiguous_float32,
+    cuts,
+    finite_float32,
+    float_array,
+    raise_beyond_float32,
+    real_array,
+)
+from ._codebook_fit import fit_levels, fit_vectors
+from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
 from ._mode import default_mode
+from ._value import Value
 
-MAX_LEVELS = 256
+FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
 
 
-class Codebook:
-    """A table of at most 256 levels: validated once, frozen, used many times.
+class Codebook(Value):
+    """Hold a table of at most 256 levels: validated once, frozen, used many times.
 
     Parameters
     ----------
@@ -22,12 +36,12 @@ class Codebook:
 
         - (k,): one codebook for all values.
         - (channels, k), with `axis`: one for each index of that axis.
-        - (k, d), with ``vector=True``: each code stands for d neighbours along the last axis. (m, k, d): product quantization,
-          a codebook for each of m groups of d neighbours, which make up the last axis.
+        - (k, d), with ``vector=True``: each code stands for d neighbours along the last axis. (m, k, d): product
+          quantization, a codebook for each of m groups of d neighbours, which make up the last axis.
     axis : int, optional
     block_size : int, optional
         Levels (k,) only. Each block of so many values is divided by its largest magnitude first, its scale. Blocks are
-        neighbours in C order or, with `axis`, along that axis, where the last block of a line may be short.
+        neighbours in C order or, with `axis`, along that axis; the last block of a line may be short.
     vector : bool
 
     Attributes
@@ -45,8 +59,8 @@ class Codebook:
 
     References
     ----------
-    Dettmers et al., *QLoRA: Efficient Finetuning of Quantized LLMs*, 2023, for levels of normalised blocks; Jegou et al.,
-    *Product Quantization for Nearest Neighbor Search*, 2011.
+    Dettmers et al., *QLoRA: Efficient Finetuning of Quantized LLMs*, 2023, for levels of normalised blocks; Jegou et
+    al., *Product Quantization for Nearest Neighbor Search*, 2011.
 
     Examples
     --------
@@ -61,41 +75,42 @@ class Codebook:
     @staticmethod
     @default_mode
     def __new__(cls, levels, *, axis=None, block_size=None, vector=False):
-        axis, block_size = _checked_blocks(axis, block_size)
+        axis, block_size = checked_blocks(axis, block_size)
         vector = boolean(vector, "vector")
         if vector and (axis is not None or block_size is not None):
             raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
         levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
         values = (_core.frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
-        for name, value in zip(cls.__slots__, values):
+        for name, value in zip(cls.__slots__[:-1], values, strict=True):
             object.__setattr__(self, name, value)
         return self
 
     @classmethod
     @default_mode
     def fit(cls, x, k, *, axis=None, block_size=None, weights=None, zero=False, vector=None, rng=None):
-        """The codebook of k levels that represents x best: the global optimum of ``sum(weights * (x - level)**2)``.
+        """Fit the k levels that represent x best: the global optimum of ``sum(weights * (x - level)**2)``.
 
         Parameters
         ----------
         x : array of float32, float64, float16 or bfloat16
             Finite and not empty.
         k : int
-            From 1 to 256. Where x has fewer distinct values the last level is repeated.
+            From 1 to 256. If x has fewer distinct values the last level is repeated.
         axis, block_size : int, optional
             As for `Codebook`: without them one optimum for all values; with `axis` one for each of its indices; with
-            `block_size` one for the values of all blocks, normalised as `encode` does. (A block then counts the same whatever its
-            scale. Weights that hold the squared scales give the optimum for x itself.)
+            `block_size` one for the values of all blocks, normalised as `encode` does. (A block then counts the same
+            whatever its scale. Weights that hold the squared scales give the optimum for x itself.)
         weights : array, optional
             Importance, such as the diagonal of a Hessian: not negative, broadcast to the shape of x.
         zero : bool
             One level is exactly 0, the others the best beside it.
         vector : int, optional
-            Product quantization, by Lloyd's iterations: each code stands for so many neighbours along the last axis of x, which has
-            that of m groups of them, each with k levels of its own. k is at most the number of vectors x[...]; weights are one each.
+            Product quantization, by Lloyd's iterations: each code stands for so many neighbours along the last axis of
+            x, which has that of m groups of them, each with k levels of its own. k is at most the number of vectors
+            x[...]; weights are one each.
         rng : optional
-            Of the product quantization, as for `kmeans`.
+            For product quantization, as for `kmeans`.
 
         Returns
         -------
@@ -122,13 +137,11 @@ class Codebook:
         array([[[0., 2.]],
                [[5., 5.]]], dtype=float32)
         """
-        from ._codebook_fit import fit_levels, fit_vectors
-
         if vector is not None:
             if axis is not None or block_size is not None or zero:
                 raise ValueError(f"vector={vector} takes no axis, block_size or zero, got {axis}, {block_size}, {zero}")
             return cls(fit_vectors(x, k, vector, weights, rng), vector=True)
-        axis, block_size = _checked_blocks(axis, block_size)
+        axis, block_size = checked_blocks(axis, block_size)
         return cls(fit_levels(x, k, axis, block_size, weights, zero), axis=axis, block_size=block_size)
 
     def __setattr__(self, name, value):
@@ -139,35 +152,18 @@ class Codebook:
 
     @default_mode
     def __repr__(self):
-        few = self.levels.ndim == 1 and self.k <= 8
-        levels = (
-            f"[{', '.join(f'{v:.6g}' for v in self.levels)}]"
-            if few
-            else f"<{' x '.join(map(str, self.levels.shape))} levels>"
-        )
-        parts = [levels]
+        if self.levels.ndim == 1 and self.k <= 8:
+            parts = [f"[{', '.join(f'{v:.6g}' for v in self.levels)}]"]
+        else:
+            parts = [f"<{' x '.join(map(str, self.levels.shape))} levels>"]
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "block_size") if getattr(self, name) is not None]
         return f"Codebook({', '.join(parts + ['vector=True'] * self.vector)})"
-
-    def __eq__(self, other):
-        if not isinstance(other, Codebook):
-            return NotImplemented
-        return self._key() == other._key()
-
-    def __hash__(self):
-        return hash(self._key())
 
     def __reduce__(self):
         return _rebuild, (self.levels, self.axis, self.block_size, self.vector)
 
-    def __copy__(self):
-        return self
-
-    def __deepcopy__(self, memo):
-        return self
-
     def _without_tables(self):
-        """An equal one, which shares the levels, and makes tables of its own when it needs them."""
+        """Return an equal one, which shares the levels, and makes tables of its own when it needs them."""
         other = object.__new__(Codebook)
         for name in self.__slots__[:-1]:
             object.__setattr__(other, name, getattr(self, name))
@@ -175,14 +171,14 @@ class Codebook:
 
     @property
     def _levels(self):
-        """What C looks values up in, made on first use."""
+        """Return what C looks values up in, made on first use."""
         if not hasattr(self, "_tables"):
             object.__setattr__(self, "_tables", self._made_tables())
         return self._tables
 
     @default_mode
     def _made_tables(self):
-        return _vector_tables(self.levels) if self.vector else _tables(self.levels.reshape(-1, self.k))
+        return vector_tables_of(self.levels) if self.vector else tables_of(self.levels.reshape(-1, self.k))
 
     def _key(self):
         return self.levels.shape, self.levels.tobytes(), self.axis, self.block_size, self.vector
@@ -193,7 +189,7 @@ def _rebuild(levels, axis, block_size, vector):
 
 
 def encode(x, codebook):
-    """The number of the level nearest to each value; of two as near the lower number.
+    """Find the number of the level nearest to each value; of two as near the lower number.
 
     Parameters
     ----------
@@ -203,16 +199,17 @@ def encode(x, codebook):
 
     Returns
     -------
-    codes : uint8 array of the shape of x, or with one code for d values along its last axis where levels are vectors
-    scales : float32 array, only where the codebook has a block size
-        The largest magnitude of each block: of the shape (blocks,) or, where the codebook has an axis, that of x with this axis
-        shortened to ``ceil(n / block_size)``. Values are multiplied by the reciprocal of their scale, which is taken as 2**-126
-        where it is smaller.
+    codes : uint8 array of the shape of x, or with one code for d values along its last axis if levels are vectors
+    scales : float32 array, only if the codebook has a block size
+        The largest magnitude of each block: of the shape (blocks,) or, if the codebook has an axis, that of x with this
+        axis shortened to ``ceil(n / block_size)``. Values are multiplied by the reciprocal of their scale, which is
+        taken as 2**-126 if it is smaller.
 
     Raises
     ------
     TypeError, ValueError
-        For another dtype, a shape that the codebook does not fit, or NaN and infinity (how many, and where the first is).
+        For another dtype, a shape that the codebook does not fit, or NaN and infinity (how many, and where the first
+        is).
 
     References
     ----------
@@ -235,14 +232,14 @@ def encode(x, codebook):
         return _encode_blocks(x, codebook, axis)
     if x.dtype.itemsize == 8:
         return _encode_float64(x, codebook, axis)
-    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, 1, None)
+    codes = _core.encode(contiguous_float32(x), codebook._levels, axis, 1, None)
     if codes is None:
         _core.raise_not_finite(x)
     return codes
 
 
 def decode(codes, codebook, scales=None, *, out=None):
-    """The levels that codes stand for, times the scales of their blocks.
+    """Look up the levels that codes stand for, times the scales of their blocks.
 
     Parameters
     ----------
@@ -250,13 +247,13 @@ def decode(codes, codebook, scales=None, *, out=None):
         Each below ``codebook.k``.
     codebook : Codebook
     scales : array of floats
-        Those of `encode`, where the codebook has a block size; used as float32, in which they must be finite.
+        Those of `encode`, if the codebook has a block size; used as float32, in which they must be finite.
     out : float32 array of the shape of the result, optional
         C-contiguous; may not overlap codes or scales.
 
     Returns
     -------
-    float32 array of the shape of codes; where levels are vectors, with d values for each code along its last axis
+    float32 array of the shape of codes; if levels are vectors, with d values for each code along its last axis
 
     Raises
     ------
@@ -285,7 +282,7 @@ def decode(codes, codebook, scales=None, *, out=None):
 
 def _encode_blocks(x, codebook, axis):
     scales = np.empty(_scales_shape(x.shape, axis, codebook.block_size), np.float32)
-    codes = _core.encode(_contiguous_float32(x), codebook._levels, axis, codebook.block_size, scales)
+    codes = _core.encode(contiguous_float32(x), codebook._levels, axis, codebook.block_size, scales)
     if codes is not None:
         return codes, scales
     raise_beyond_float32(x)
@@ -293,14 +290,14 @@ def _encode_blocks(x, codebook, axis):
 
 @default_mode
 def _encode_float64(x, codebook, axis):
-    """Comparisons in float64, in which x is exact."""
+    """Compare in float64, in which x is exact."""
     if not np.isfinite(x).all():
         _core.raise_not_finite(x)
-    order, thresholds = _thresholds(codebook.levels.reshape(-1, codebook.k), np.float64)
+    order, thresholds = thresholds_of(codebook.levels.reshape(-1, codebook.k), np.float64)
     codes = np.empty(x.shape, np.uint8)
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
-    for i, (numbers, bounds) in enumerate(zip(order, thresholds)):
+    for i, (numbers, bounds) in enumerate(zip(order, thresholds, strict=True)):
         for part in cuts(lines.shape[1:], PART // 8):
             at = (i, ...) if part is ... else (i, *part)
             results[at] = numbers[np.searchsorted(bounds, lines[at])]
@@ -309,35 +306,12 @@ def _encode_float64(x, codebook, axis):
 
 @default_mode
 def _encode_vectors(x, codebook):
-    """In the scales of `_vector_tables`, by powers of two."""
+    """Encode in the scales of `vector_tables_of`, by powers of two."""
     given = vectors = finite_float32(x)
     shift = codebook._levels.shift
     if shift is not None:
         vectors = np.ascontiguousarray(np.clip(np.ldexp(given, shift), *FLOAT32_RANGE))
     return _core.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
-
-
-def finite_float32(x, name="x"):
-    """x as contiguous float32; none of its values is NaN or infinite, even so."""
-    narrow = _contiguous_float32(x)
-    if _core.minmax(narrow) is None:
-        raise_beyond_float32(x, name)
-    return narrow
-
-
-@default_mode
-def raise_beyond_float32(x, name="x"):
-    """The ValueError for values that are not finite, at least not in float32."""
-    if not np.isfinite(x).all():
-        _core.raise_not_finite(x, name)
-    raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
-
-
-FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
-
-
-def _contiguous_float32(x):
-    return _core.contiguous_reals(float32_of(x), np.float32)
 
 
 # ---- NF4 and FP4 ----
@@ -354,9 +328,11 @@ def __getattr__(name):
 @cache
 @default_mode
 def _nf4():
-    """NormalFloat of 4 bits (QLoRA, section 3): quantiles of the normal distribution, as many as fit evenly between 1/2 and its end,
-    8 above and 7 below, and 0, over the largest. The end is a mean of 1 - 1/32 and 1 - 1/30 of seven digits, and probabilities are
-    float32: as the tables in use have been made."""
+    """Make NormalFloat of 4 bits (QLoRA, section 3): quantiles of the normal distribution and 0, over the largest.
+
+    As many as fit evenly between 1/2 and its end are taken, 8 above and 7 below. The end is a mean of 1 - 1/32 and 1 -
+    1/30 of seven digits, and probabilities are float32: as the tables in use have been made.
+    """
     from scipy.special import ndtri
 
     end, half = np.float32(0.9677083), np.float32(0.5)
@@ -373,105 +349,20 @@ def _nf4():
 @cache
 @default_mode
 def _fp4():
-    """Floats of a sign, two bits of exponent e and one of mantissa m: (1 + m / 2) 2^(4 - e), for e = 0 m / 16, over the largest."""
+    """Make the floats of a sign, two bits of exponent e and one of mantissa m, over the largest of them.
+
+    They are (1 + m / 2) 2^(4 - e), and m / 16 for e = 0.
+    """
     e, m = np.divmod(np.arange(8), 2)
     magnitude = np.where(e == 0, m / 16, (1 + m / 2) * 2.0 ** (4 - e))
     return Codebook(np.concatenate([magnitude, -magnitude]) / magnitude.max(), block_size=64)
-
-
-# ---- tables (numerics 15) ----
-
-
-def _thresholds(levels, dtype):
-    """Of levels (channels, k): the code of each rank, the lowest of equal levels, and the largest floats that belong to the rank before."""
-    order = np.argsort(levels, axis=1, kind="stable").astype(np.uint8)
-    ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
-    low, high = ranked[:, :-1], ranked[:, 1:]
-    first = np.maximum.accumulate(
-        np.where(low < high, np.arange(1, low.shape[1] + 1), 0), axis=1
-    )  # rank of the first equal level
-    order[:, 1:] = np.take_along_axis(order, first, axis=1)
-    total = low + high
-    rest = (low - (total - (total - low))) + (high - (total - low))  # total + rest is the sum itself
-    middle = total / 2
-    upward = order[:, :-1] > order[:, 1:]  # ties go to the lower code, which is that of the first of equal levels
-    near = middle.astype(dtype)
-    beyond = (near > middle) | ((near == middle) & ((rest < 0) | ((rest == 0) & upward)))
-    return order, np.where(beyond, np.nextafter(near, dtype(-np.inf)), near) + dtype(0)
-
-
-def _tables(levels):
-    """Levels (channels, k) as `Levels` holds them."""
-    channels, k = levels.shape
-    depth = max(4, (k - 1).bit_length())
-    order, thresholds = _thresholds(levels, np.float32)
-    padded = np.full((channels, 1 << depth), np.inf, np.float32)
-    padded[:, : k - 1] = thresholds
-    node = np.arange(1 << depth)
-    level_of_node = np.frompyfunc(lambda i: max(int(i).bit_length() - 1, 0), 1, 1)(node).astype(int)
-    step = 1 << (depth - level_of_node)
-    tree = padded[:, np.maximum((node - (1 << level_of_node)) * step + step // 2 - 1, 0)]
-    whole = [np.zeros((channels, 1 << depth), t) for t in (np.float32, np.uint8)]
-    whole[0][:, :k], whole[1][:, :k] = levels, order
-    buckets = _buckets(thresholds[0]) if channels == 1 and depth > 4 else None
-    return _core.Levels(whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets)
-
-
-def _exponents(levels):
-    """Of the powers of two that the levels of each group are divided by, so that squares do not overflow and few underflow (numerics 19)."""
-    exponents = np.frexp(np.abs(levels).max(axis=(-2, -1)).reshape(-1))[1]
-    return np.where((exponents >= -20) & (exponents <= 30), 0, exponents)
-
-
-def _vector_tables(levels):
-    """Levels (k, d) or (m, k, d) as `VectorLevels` holds them."""
-    shared = levels.ndim == 2
-    levels = levels[None] if shared else levels
-    exponents = _exponents(levels)
-    shift = np.repeat(-exponents, levels.shape[-1] if len(levels) > 1 else 1) if exponents.any() else None
-    scaled = np.ldexp(levels, -exponents[:, None, None])
-    scaled = np.pad(scaled, ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
-    return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared, shift)
-
-
-MAX_BUCKETS = 2048  # of each sign; fewer than 1,000 serve most codebooks
-
-
-def _buckets(thresholds):
-    """(entries, least, last, shift) of buckets with at most one threshold each, else two, or None."""
-    bits = thresholds.view(np.int32)
-    magnitude, negative = (bits & 0x7FFFFFFF).astype(np.int64), bits < 0
-    for most in 1, 2:
-        following = [np.sort(magnitude[side])[most : most + 1] for side in (negative, ~negative)]
-        following = int(np.concatenate(following).min(initial=2**31 - 1))
-        for shift in range(24, 8, -1):
-            least = max(following - (1 << shift), 0)  # so the first bucket ends before it has too many
-            last = max(int(magnitude.max()) - least, 0) >> shift
-            which = (np.maximum(magnitude - least, 0) >> shift) + negative * (last + 1)
-            if last < MAX_BUCKETS and np.bincount(which).max() <= most:
-                return _bucket_entries(bits, which, least, last, shift, most), least, last, shift
-    return None
-
-
-def _bucket_entries(bits, which, least, last, shift, most):
-    wide = bits.astype(np.int64)
-    ordered = np.where(wide < 0, ~wide, wide | 0x80000000)
-    step = np.arange(last + 2, dtype=np.int64)
-    begin = np.where(step == 0, 0, least + (step << shift))  # magnitudes; the last bucket has no end
-    end = np.append(begin[1:-1], 0x80000000)
-    first = np.concatenate([0x80000000 + begin[:-1], 0x80000000 - end])  # the lowest value of each bucket
-    entries = np.zeros((most, first.size), np.uint64)
-    entries[0] = np.searchsorted(ordered, first) << 32
-    again = np.append(False, which[1:] == which[:-1]).astype(int)
-    entries[again, which] |= (0xFFFFFFFF - ordered).astype(np.uint64)
-    return entries
 
 
 # ---- checks ----
 
 
 def _checked_axis(a, codebook, name):
-    """The axis of the codebook as an index of the shape of `a`, which must fit it."""
+    """Return the axis of the codebook as an index of the shape of `a`, which must fit it."""
     if not isinstance(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if codebook.vector:
@@ -491,7 +382,7 @@ def _checked_axis(a, codebook, name):
 
 
 def _checked_groups(a, codebook, width, name):
-    """None, the axis of a codebook of vectors. The last axis of `a` must hold its groups, `width` values each."""
+    """Return None, the axis of a codebook of vectors; the last axis of `a` must hold its groups of `width` values."""
     shape = codebook.levels.shape
     if a.ndim and (a.shape[-1] == shape[0] * width if len(shape) == 3 else a.shape[-1] % width == 0):
         return None
@@ -506,20 +397,18 @@ def _scales_shape(shape, axis, block_size):
 
 
 def checked_scales(scales, codebook, shape, axis):
-    """Contiguous float32 scales, or None where the codebook has no blocks."""
+    """Return contiguous float32 scales, or None if the codebook has no blocks."""
     if codebook.block_size is None:
         if scales is not None:
             raise ValueError("scales must be None for a codebook without block_size")
         return None
     if scales is None:
         raise ValueError(f"scales are needed for a codebook with block_size={codebook.block_size}")
-    given, expected = (
-        float_array(scales, "scales", "floats, those of encode"),
-        _scales_shape(shape, axis, codebook.block_size),
-    )
+    given = float_array(scales, "scales", "floats, those of encode")
+    expected = _scales_shape(shape, axis, codebook.block_size)
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
-    kept = _contiguous_float32(given)
+    kept = contiguous_float32(given)
     if not np.isfinite(kept).all():
         raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
     return kept
@@ -538,19 +427,10 @@ def _checked_levels(levels, axis, block_size, vector):
             f"got {given.shape}"
         )
     k = given.shape[-2 if vector else -1]
-    if not 1 <= k <= MAX_LEVELS or given.size == 0:
-        raise ValueError(f"levels must number from 1 to {MAX_LEVELS}, got shape {given.shape}")
+    if not 1 <= k <= _core.MAX_LEVELS or given.size == 0:
+        raise ValueError(f"levels must number from 1 to {_core.MAX_LEVELS}, got shape {given.shape}")
     kept = np.array(given, np.float32, order="C")
     bad = ~np.isfinite(kept)
     if bad.any():
         raise ValueError(f"levels must be finite in float32, got {given[bad].flat[0]}")
-    return kept + np.float32(0)  # of zeros one is kept
-
-
-def _checked_blocks(axis, block_size):
-    axis, block_size = optional_int(axis, "axis"), optional_int(block_size, "block_size")
-    if axis is not None and not -MAX_NDIM <= axis < MAX_NDIM:
-        raise ValueError(f"axis must be within [{-MAX_NDIM}, {MAX_NDIM - 1}], got {axis}")
-    if block_size is not None and not 1 <= block_size < 2**63:
-        raise ValueError(f"block_size must be at least 1 and fit 64 bits, got {block_size}")
-    return axis, block_size
+    return kept + np.float32(0)  # -0.0 becomes 0.0

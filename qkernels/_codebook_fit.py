@@ -1,4 +1,4 @@
-"""The best levels for given values: `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
+"""Find the best levels for given values, for `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
 
 from fractions import Fraction
 from functools import cache
@@ -6,36 +6,43 @@ from functools import cache
 import numpy as np
 
 from . import _core
-from ._codebook import MAX_LEVELS
+from ._checks import (
+    SMALLEST_SCALE,
+    boolean,
+    check_axis,
+    check_weights,
+    doubles,
+    float_array,
+    generator,
+    integer,
+    spread_weights,
+)
 from ._kmeans import kmeans
 from ._kmeans1d import kmeans1d
-from ._checks import boolean, doubles, float_array, generator, integer, real_array
 
 
 def fit_levels(x, k, axis, block_size, weights, zero):
-    """Levels (k,), or (channels, k) with an axis and no blocks."""
+    """Fit levels (k,), or (channels, k) with an axis and no blocks."""
     x, k, zero = float_array(x), checked_k(k), boolean(zero, "zero")
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
-    if axis is not None and not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis {axis} is out of range for x with shape {x.shape}")
+    check_axis(axis, x)
     if not np.isfinite(x).all():
         _core.raise_not_finite(x)
-    weights = checked_weights(weights, x)
+    weights = checked_weights(weights, x.shape)
     fit = fit_with_zero if zero else fit_line
     if axis is None or block_size is not None:
         values, weights = normalized(x, weights, axis, block_size) if block_size is not None else (x, weights)
         return fit(values.reshape(-1), None if weights is None else weights.reshape(-1), k)
-    lines, line_weights = (
-        None if a is None else np.moveaxis(a, axis, 0).reshape(x.shape[axis], -1) for a in (x, weights)
-    )
+    channels = x.shape[axis]
+    lines, line_weights = (None if a is None else np.moveaxis(a, axis, 0).reshape(channels, -1) for a in (x, weights))
     if not zero:
         return kmeans1d(lines, k, weights=line_weights, axis=1).centroids
     return np.stack([fit(line, None if weights is None else line_weights[i], k) for i, line in enumerate(lines)])
 
 
 def fit_vectors(x, k, d, weights, rng):
-    """Levels (m, k, d) of product quantization."""
+    """Fit levels (m, k, d) of product quantization."""
     x, k, d = float_array(x), checked_k(k), integer(d, "vector")
     if d < 1:
         raise ValueError(f"vector must be at least 1, got {d}")
@@ -45,7 +52,7 @@ def fit_vectors(x, k, d, weights, rng):
     if k > len(vectors):
         raise ValueError(f"k must be at most the number of vectors, {len(vectors)}, got {k}")
     if weights is not None:
-        weights = checked_weights(weights, x[..., 0]).reshape(-1)
+        weights = checked_weights(weights, x.shape[:-1]).reshape(-1)
     rng = generator(rng)
     groups = range(0, x.shape[-1], d)
     return np.stack([kmeans(vectors[:, g : g + d], k, weights=weights, rng=rng).centroids for g in groups])
@@ -53,38 +60,29 @@ def fit_vectors(x, k, d, weights, rng):
 
 def checked_k(k):
     k = integer(k, "k")
-    if not 1 <= k <= MAX_LEVELS:
-        raise ValueError(f"k must be from 1 to {MAX_LEVELS}, got {k}")
+    if not 1 <= k <= _core.MAX_LEVELS:
+        raise ValueError(f"k must be from 1 to {_core.MAX_LEVELS}, got {k}")
     return k
 
 
-def checked_weights(weights, x):
-    """Of the shape of x, or None."""
+def checked_weights(weights, shape):
+    """Return weights of this shape, or None."""
     if weights is None:
         return None
-    given = real_array(weights, "weights", "real numbers")
-    try:
-        given = np.broadcast_to(given, x.shape)
-    except ValueError:
-        raise ValueError(f"weights must broadcast to the shape of x {x.shape}, got {given.shape}") from None
-    if not np.isfinite(given).all():
-        _core.raise_not_finite(given, "weights")
-    if given.min() < 0:
-        raise ValueError(f"weights must not be negative, got {given.min()}")
-    if given.max() == 0:
-        raise ValueError("weights must not all be 0")
+    given = spread_weights(weights, shape)
+    check_weights(given)
     return given
 
 
 def normalized(x, weights, axis, block_size):
-    """The values that `encode` compares with levels, and their weights, both in the same order."""
+    """Return the values that `encode` compares with levels, and their weights, both in the same order."""
     narrow = x.astype(np.float32, copy=False)
     if not np.isfinite(narrow).all():
         raise ValueError(f"x spans [{x.min()}, {x.max()}], beyond the range of float32")
     lines, line_weights = (None if a is None else rows_along(a, axis) for a in (narrow, weights))
     block_size = min(block_size, lines.shape[1])
     largest = np.maximum.reduceat(np.abs(lines), np.arange(0, lines.shape[1], block_size), axis=1)
-    factors = 1 / np.maximum(largest, np.finfo(np.float32).tiny)
+    factors = 1 / np.maximum(largest, SMALLEST_SCALE)
     return lines * np.repeat(factors, block_size, axis=1)[:, : lines.shape[1]], line_weights
 
 
@@ -97,7 +95,7 @@ def fit_line(values, weights, k):
 
 
 def repeated(levels, k):
-    """Up to k levels, the last repeated."""
+    """Return k levels, the last repeated."""
     return np.append(levels, np.repeat(levels[-1:], k - len(levels)))
 
 
@@ -105,8 +103,11 @@ def repeated(levels, k):
 
 
 def fit_with_zero(values, weights, k):
-    """The best k levels one of which is 0. The others serve values of one sign each, so a of them are the best of the negative side
-    beside 0, k - 1 - a of the positive; the cost of each side is convex in their number, and bisection finds a."""
+    """Find the best k levels one of which is 0.
+
+    The others serve values of one sign each, so a of them are the best of the negative side beside 0, k - 1 - a of the
+    positive; the cost of each side is convex in their number, and bisection finds a.
+    """
     values = doubles(values)
     weights = np.ones_like(values) if weights is None else doubles(weights)
     if not np.isfinite(weights.sum()):  # equal values add their weights
@@ -132,11 +133,13 @@ def fit_with_zero(values, weights, k):
 
 
 def beside_zero(values, weights, count):
-    """The best `count` centroids beside one at 0, ascending, and the cost: a Fraction, which no weight makes infinite or 0."""
+    """Return the best `count` centroids beside one at 0, ascending, and the cost.
+
+    The cost is a Fraction, which no weight makes infinite or 0.
+    """
     line, line_weights = np.append(0.0, values), np.append(1.0, weights)
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
-    _core.cluster_lines(
-        line[None], line_weights[None], count + 1, False, True, centroids, limits, found, cost, exponent, _core.Stop()
-    )
+    to_fill = centroids, limits, found, cost, exponent
+    _core.cluster_lines(line[None], line_weights[None], count + 1, to_fill, _core.Stop(), pinned=True)
     return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

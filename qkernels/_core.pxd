@@ -1,4 +1,7 @@
-"""The C API (csrc/include/qkernels.h) as Cython sees it. What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler."""
+"""Declare the C API (csrc/include/qkernels.h) to Cython.
+
+What returns QK_INTERRUPTED, -3, has left the exception of a signal's handler.
+"""
 
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
@@ -38,7 +41,8 @@ cdef extern from "include/qkernels.h" nogil:
         int32_t qmin, qmax
 
     int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
-    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding) except -3
+    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
+                    qk_rounding rounding) except -3
     int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p) except -3
     int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p) except -3
     int qk_minmax(const float *x, size_t n, float *lo, float *hi) except -3
@@ -55,7 +59,7 @@ cdef extern from "include/qkernels.h" nogil:
 
     void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift)
     int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                       const qk_requant *r) except -3
+                      const qk_requant *r) except -3
 
     ctypedef struct qk_gemm8_weights:
         const qk_kernels *kernels
@@ -64,11 +68,12 @@ cdef extern from "include/qkernels.h" nogil:
         int8_t *panels
         int32_t *colsum
 
-    const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows,
-                                     size_t cols, int b_unsigned)
+    const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+                                           ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
     size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
     void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
-    int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride, const int32_t *zero_point) except -3
+    int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                          const int32_t *zero_point) except -3
     int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b) except -3
 
     ctypedef struct qk_rows:
@@ -141,16 +146,17 @@ cdef extern from "include/qkernels.h" nogil:
         const int32_t *zero_point
         size_t row_stride, col_stride
 
-    void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits, int b_signed,
-                         int half_scales, int own_zeros, int32_t zero_point)
-    void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int half_scales,
-                                const int8_t *levels, int column_levels, float level_scale)
+    void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
+                       int b_signed, int half_scales, int own_zeros, int32_t zero_point)
+    void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
+                              int half_scales, const int8_t *levels, int column_levels, float level_scale)
     size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
     int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                        const qk_block_params *params) except -3
+                      const qk_block_params *params) except -3
     int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b) except -3
     void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point)
-    int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b, const qk_epilogue *epilogue) except -3
+    int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
+                        const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_levels:
         int depth
@@ -167,10 +173,10 @@ cdef extern from "include/qkernels.h" nogil:
         size_t channels
         qk_levels first
 
-    int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                  float *scale) except -3
-    int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-                   const float *scale) except -3
+    int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner,
+                  size_t block, float *scale) except -3
+    int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner,
+                  size_t block, const float *scale) except -3
     int qk_largest_code(const uint8_t *q, size_t n) except -3
 
     ctypedef enum qk_gguf_type:
@@ -191,7 +197,8 @@ cdef extern from "include/qkernels.h" nogil:
     size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p)
     int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
     int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b) except -3
-    int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b, const qk_epilogue *epilogue) except -3
+    int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
+                          const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_gemm16_weights:
         const qk_kernels *kernels
@@ -250,7 +257,8 @@ cdef extern from "include/qkernels.h" nogil:
 
     int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts) except -3
     int qk_kmeans_distances(const qk_kmeans *p) except -3
-    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential) except -3
+    int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest,
+                       double *potential) except -3
     int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *inertia) except -3
 
     ctypedef struct qk_lines:
@@ -271,8 +279,8 @@ cdef extern from "include/qkernels.h" nogil:
 
     qk_lines_status qk_cluster_lines(const qk_lines *p)
     qk_lines_status qk_distinct_points(const qk_lines *p)
-    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k, const int32_t *counts,
-                        void *labels, int as_int32)
+    void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
+                        const int32_t *counts, void *labels, int as_int32)
     int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
     void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 
@@ -289,4 +297,4 @@ cdef extern from "include/qkernels.h" nogil:
     int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b) except -3
     int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
     int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
-                  float *distances, int64_t *indices) except -3
+                     float *distances, int64_t *indices) except -3

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
-"""Where Python meets C: arrays are made contiguous, `out` is checked, the GIL is released, one C driver is called.
+"""Bind Python to C: arrays are made contiguous, `out` is checked, the GIL is released, one C driver is called.
 
-The public functions (_quantize.py, _products.py, _rounding.py) hold the documentation; the checks that every call needs stand
-here, since 64 floats should not wait for Python.
+The public functions (_quantize.py, _products.py, _rounding.py) hold the documentation. The checks that every call needs
+stand here, since 64 floats should not wait for Python.
 """
 
 from libc.float cimport FLT_MAX
@@ -41,7 +41,8 @@ cdef extern from *:
     #endif
     static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
 
-    /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns. */
+    /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns.
+     */
     static unsigned long main_thread;
     static int signal_raises(void)
     {
@@ -60,7 +61,7 @@ cdef extern from *:
 cdef extern from "runtime/fpmode.h" nogil:
     ctypedef struct qk_mode:
         pass
-    ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends: `cdef qk_scope mode = qk_enter_scope()`
+    ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends
         pass
     qk_mode qk_enter_mode()
     qk_scope qk_enter_scope "qk_enter_mode" ()
@@ -80,10 +81,11 @@ CODE_TYPES = {
 CODE_NAMES = {dtype.name: dtype for dtype in CODE_TYPES}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
 ROUNDINGS = {"half_even": QK_HALF_EVEN, "half_away": QK_HALF_AWAY, "gemmlowp": QK_GEMMLOWP, "tflite": QK_TFLITE}
+MAX_LEVELS = QK_MAX_LEVELS   # a codebook has no more
 ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "silu": QK_SILU}
 
 
-# Releasing the GIL, and having it back, costs as much as work on so many values, or so many products: below they keep it.
+# Releasing the GIL, and having it back, costs as much as work on so many values or products: smaller work keeps it.
 cdef enum:
     BRIEF = 1 << 13
     BRIEF_PRODUCT = 1 << 18
@@ -93,7 +95,7 @@ cdef enum:
 
 
 def shown(value, text=repr, most=100):
-    """What a caller gave, for a message: short, and never an error of its own."""
+    """Describe what a caller gave, for a message: short, and never an error of its own."""
     try:
         found = " ".join(text(value).split())
     except Exception:
@@ -107,7 +109,7 @@ def word(value):
 
 
 def built_isas():
-    """Names of the instruction sets that are built, best first."""
+    """Return the names of the instruction sets that are built, best first."""
     cdef size_t i = 0
     names = []
     while qk_built(i) != NULL:
@@ -117,7 +119,7 @@ def built_isas():
 
 
 def available_isas():
-    """Those that this CPU has."""
+    """Return the names of those that this CPU has."""
     return [name for name in built_isas() if qk_find(name.encode()) != NULL]
 
 
@@ -126,7 +128,7 @@ def compiler():
 
 
 def get_isa():
-    """Name of the instruction set in use."""
+    """Return the name of the instruction set in use."""
     return qk_name(qk_active()).decode()
 
 
@@ -147,7 +149,7 @@ def get_num_threads():
 
 
 def most_threads():
-    """The largest number of threads that can be set."""
+    """Return the largest number of threads that can be set."""
     return qk_most_threads()
 
 
@@ -205,7 +207,7 @@ cdef void leave_default() noexcept:
 
 
 def _quiet_errors():
-    """The context variable in which NumPy keeps what np.errstate sets, and its value for all="ignore"; None of a NumPy without."""
+    """Return NumPy's context variable for what np.errstate sets, and its value for all="ignore"; None without one."""
     with np.errstate(all="ignore"):
         context = contextvars.copy_context()
     return next(((var, state) for var, state in context.items() if var.name == "numpy.ufunc.extobj"), None)
@@ -216,7 +218,7 @@ cdef object quiet_errors = _quiet_errors()
 
 
 cdef call_quietly(function, tuple args, dict kwargs):
-    """The function, under np.errstate(all="ignore")."""
+    """Call the function under np.errstate(all="ignore")."""
     if quiet_errors is None:
         with np.errstate(all="ignore"):
             return function(*args, **kwargs)
@@ -228,7 +230,10 @@ cdef call_quietly(function, tuple args, dict kwargs):
 
 
 def in_default_mode(function):
-    """The function, in the default mode and without NumPy's warnings. (In Python, Ctrl-C could come between entering and `try`.)"""
+    """Wrap the function so that it runs in the default mode and without NumPy's warnings.
+
+    (In Python, Ctrl-C could come between entering and `try`.)
+    """
     def call(*args, **kwargs):
         if qk_calls.inside:
             return function(*args, **kwargs)
@@ -241,7 +246,10 @@ def in_default_mode(function):
 
 
 def in_mode_of_caller(function, errors):
-    """The function, in the mode of whoever called the outermost in_default_mode, and with these settings of np.errstate."""
+    """Wrap the function so that it runs in the mode of the caller of the outermost in_default_mode.
+
+    `errors` are the settings of np.errstate that it then has.
+    """
     def call(*args, **kwargs):
         cdef bint inside = qk_calls.inside
         if inside:
@@ -262,12 +270,18 @@ SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
                ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
 PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
-CPU_DEVICES = (1, 3, 11, 13)   # of DLPack: memory of the CPU, also pinned or managed by a GPU's driver
+CPU_DEVICES = (1, 3, 11, 13)   # DLPack's numbers for the CPU's memory, also pinned or managed by a GPU's driver
 
 cdef extern from *:
     """
     typedef struct {uint8_t code, bits; uint16_t lanes;} dl_type;
-    typedef struct {void *data; int32_t device[2], ndim; dl_type type; int64_t *shape, *strides; uint64_t offset;} dl_tensor;
+    typedef struct {
+        void *data;
+        int32_t device[2], ndim;
+        dl_type type;
+        int64_t *shape, *strides;
+        uint64_t offset;
+    } dl_tensor;
     typedef struct {uint32_t version[2]; void *context; void *deleter; uint64_t flags; dl_tensor tensor;} dl_versioned;
     """
     ctypedef struct dl_type:
@@ -279,8 +293,11 @@ cdef extern from *:
 
 
 class DLPackBits:
-    """A DLPack object whose floats of DLPACK_TYPES NumPy reads as unsigned integers, since it knows no others. `dtype` is the true one,
-    `versioned` whether the object can tell that its memory is read-only: NumPy takes that of older ones for such."""
+    """Stand for a DLPack object, so that NumPy reads its floats of DLPACK_TYPES, which it does not know, as integers.
+
+    `dtype` is the true one, `versioned` whether the object can tell that its memory is read-only: NumPy takes that of
+    older ones for such.
+    """
 
     def __init__(self, x):
         self.x, self.dtype, self.versioned = x, None, False
@@ -314,12 +331,12 @@ def array_of_dlpack(x):
 
 
 def is_tensor(x):
-    """Whether x is a torch.Tensor; torch need not be imported to know."""
+    """Tell whether x is a torch.Tensor; torch need not be imported to know."""
     return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in type(x).__mro__)
 
 
 def array_of_tensor(x):
-    """The memory of a torch tensor. Small floats go by as integers, since its method numpy knows NumPy's own types only."""
+    """Return the memory of a torch tensor, small floats by way of integers: `numpy` knows NumPy's own types only."""
     if x.device.type != "cpu":
         raise TypeError(f"it lies on {x.device}, not in the CPU's memory (the method cpu copies it there)")
     x = x.detach().resolve_conj().resolve_neg()
@@ -331,14 +348,15 @@ def array_of_tensor(x):
 
 
 def base_array(x):
-    """An array of a subclass as its base, whatever attributes it overrides."""
+    """Return an array of a subclass as its base, whatever attributes it overrides."""
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        raise TypeError(f"it is masked, at {int(np.sum(np.ma.getmaskarray(x)))} of its values (the method filled gives them values)")
+        masked = int(np.sum(np.ma.getmaskarray(x)))
+        raise TypeError(f"it is masked, at {masked} of its values (the method filled gives them values)")
     return np.ndarray.view(x, np.ndarray)
 
 
 def read_array(x):
-    """x, which is no plain ndarray, as one, by the first way that it offers: what its methods raise comes through."""
+    """Read x, which is no plain ndarray, by the first way that it offers: what its methods raise comes through."""
     kind = type(x)
     if kind in PLAIN_TYPES:
         return base_array(np.asanyarray(x))
@@ -351,8 +369,8 @@ def read_array(x):
 
 
 def foreign_array(x, name):
-    """What a caller gave as `name`, a tensor, an object of NumPy's or DLPack's protocol, a number, a list, as a plain ndarray."""
-    cdef qk_scope mode = qk_enter_scope()   # numbers of a list may be converted
+    """Read what a caller gave as `name` (a tensor, an object of NumPy's or DLPack's protocol, a number, a list)."""
+    cdef qk_scope _mode = qk_enter_scope()   # numbers of a list may be converted
     try:
         return read_array(x)
     except MemoryError:
@@ -363,7 +381,7 @@ def foreign_array(x, name):
 
 
 cdef cnp.ndarray memory_of(out):
-    """The memory of an `out` that is no plain ndarray, as one."""
+    """Return the memory of an `out` that is no plain ndarray, as one."""
     cdef cnp.ndarray array = foreign_array(out, "out"), again
     if not isinstance(out, cnp.ndarray):
         again = foreign_array(out, "out")
@@ -376,17 +394,21 @@ cdef cnp.ndarray memory_of(out):
 
 
 cdef int float_type(cnp.ndarray x, name) except -1:
-    """qk_dtype of a float array."""
+    """Return the qk_dtype of a float array."""
     cdef int num = PyArray_TYPE(x)
-    if num == cnp.NPY_FLOAT32: return QK_F32
-    if num == cnp.NPY_FLOAT64: return QK_F64
-    if num == cnp.NPY_FLOAT16: return QK_F16
-    if num == BF16_NUM: return QK_BF16
+    if num == cnp.NPY_FLOAT32:
+        return QK_F32
+    if num == cnp.NPY_FLOAT64:
+        return QK_F64
+    if num == cnp.NPY_FLOAT16:
+        return QK_F16
+    if num == BF16_NUM:
+        return QK_BF16
     raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
 
 
 def named_dtype(dtype):
-    """The NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by; None where there is none."""
+    """Return the NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by, or None."""
     if type(dtype) is str and dtype in CODE_NAMES:
         return CODE_NAMES[dtype]
     try:
@@ -395,15 +417,16 @@ def named_dtype(dtype):
             dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
             dtype = SMALL_TYPES.get(dtype, dtype)
         return None if dtype is None else np.dtype(dtype)
-    except Exception:   # of a hostile object whatever its attributes raise
+    except Exception:   # whatever the attributes of a hostile object raise
         return None
 
 
 def float_dtype(dtype):
-    """The one of FLOATS that is called `dtype`."""
+    """Return the one of FLOATS that is called `dtype`."""
     found = named_dtype(dtype)
     if found is None or found not in FLOATS:
-        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {shown(dtype) if found is None else found}")
+        given = shown(dtype) if found is None else found
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {given}")
     return found
 
 
@@ -412,7 +435,7 @@ cdef enum:
 
 
 cdef int refuse_giant(cnp.ndarray x, name) except -1:
-    """MemoryError where x repeats its memory to more than the machine could hold: a pass over it would not end."""
+    """Raise MemoryError if x repeats its memory to more than the machine could hold: a pass over it would not end."""
     cdef Py_ssize_t extent = 1, i
     for i in range(cnp.PyArray_NDIM(x)):
         extent += (cnp.PyArray_DIM(x, i) - 1) * abs(cnp.PyArray_STRIDE(x, i))
@@ -425,7 +448,7 @@ cdef int refuse_giant(cnp.ndarray x, name) except -1:
 
 
 cdef inline cnp.ndarray array_of(x, name):
-    """What a caller gave as `name`, as a plain ndarray: the door by which all arrays come in. It is a view where memory allows."""
+    """Return what a caller gave as `name` as a plain ndarray, in place if possible: all arrays come in by this door."""
     cdef cnp.ndarray array = <cnp.ndarray>x if cnp.PyArray_CheckExact(x) else foreign_array(x, name)
     if cnp.PyArray_NBYTES(array) >= GIANT:
         refuse_giant(array, name)
@@ -437,7 +460,7 @@ def as_array(x, name):
 
 
 cdef cnp.ndarray contiguous(cnp.ndarray x):
-    """x as an aligned C-contiguous array in native byte order: itself, or a copy."""
+    """Return x as an aligned C-contiguous array in native byte order: itself, or a copy."""
     if PyArray_ISCARRAY_RO(x):
         return x
     if not x.dtype.isnative:
@@ -446,13 +469,13 @@ cdef cnp.ndarray contiguous(cnp.ndarray x):
 
 
 def contiguous_reals(x, dtype):
-    """x as an aligned C-contiguous array of a float type: itself, or a copy."""
+    """Return x as an aligned C-contiguous array of a float type: itself, or a copy."""
     a = contiguous(x)
     return a if a.dtype == dtype else a.astype(dtype)
 
 
 cdef bint overlap(cnp.ndarray a, cnp.ndarray b):
-    """Whether two contiguous arrays share bytes."""
+    """Tell whether two contiguous arrays share bytes."""
     cdef char *pa = <char *>cnp.PyArray_DATA(a)
     cdef char *pb = <char *>cnp.PyArray_DATA(b)
     return pa < pb + cnp.PyArray_NBYTES(b) and pb < pa + cnp.PyArray_NBYTES(a)
@@ -471,7 +494,7 @@ def check_out(out, tuple shape, dtype):
 
 
 cdef cnp.ndarray out_array(out, tuple shape, dtype):
-    """The memory of `out`, checked, or a new array."""
+    """Return the memory of `out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
     array = out if cnp.PyArray_CheckExact(out) else memory_of(out)
@@ -480,7 +503,7 @@ cdef cnp.ndarray out_array(out, tuple shape, dtype):
 
 
 cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
-    """Likewise, with the shape of `like`."""
+    """Return the memory of `out`, or a new array, with the shape of `like`."""
     if out is not None and cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_SAMESHAPE(<cnp.ndarray>out, like):
         return <cnp.ndarray>out
@@ -488,14 +511,14 @@ cdef cnp.ndarray result_array(out, cnp.ndarray like, dtype):
 
 
 cdef int refuse_overlap(cnp.ndarray out, cnp.ndarray x, name) except -1:
-    """x is what the caller gave, by array_of: a copy of it overlaps nothing."""
+    """Raise if `out` overlaps x, which is what the caller gave, by array_of: a copy of it overlaps nothing."""
     if overlap(out, x) if PyArray_ISCARRAY_RO(x) else np.may_share_memory(out, x):
         raise ValueError(f"out must not overlap {name}")
     return 0
 
 
 def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
-    """`value`, an array or a NumPy scalar, copied to `out` where it is given."""
+    """Copy `value`, an array or a NumPy scalar, to `out`, if it is given."""
     value = np.asarray(value)
     if out is None:
         return value
@@ -508,7 +531,8 @@ def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
 
 cdef int rounding_code(rounding, int most) except -1:
     rounding = word(rounding)
-    if isinstance(rounding, str) and rounding == "half_even": return QK_HALF_EVEN
+    if isinstance(rounding, str) and rounding == "half_even":
+        return QK_HALF_EVEN
     code = ROUNDINGS.get(rounding) if isinstance(rounding, str) else None
     if code is None or code > most:
         names = ", ".join(repr(name) for name, value in ROUNDINGS.items() if value <= most)
@@ -517,7 +541,8 @@ cdef int rounding_code(rounding, int most) except -1:
 
 
 cdef int activation_code(activation) except -1:
-    if activation is None: return QK_IDENTITY
+    if activation is None:
+        return QK_IDENTITY
     activation = word(activation)
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
@@ -527,9 +552,9 @@ cdef int activation_code(activation) except -1:
 
 
 def raise_not_finite(x, name="x"):
-    """The ValueError that says how many values of x are NaN or infinite, and where the first is."""
-    cdef qk_scope mode = qk_enter_scope()
-    with np.errstate(invalid="ignore"):   # of a signalling NaN
+    """Raise the ValueError that says how many values of x are NaN or infinite, and where the first is."""
+    cdef qk_scope _mode = qk_enter_scope()
+    with np.errstate(invalid="ignore"):   # a signalling NaN is invalid
         bad = ~np.isfinite(x)
     where = tuple(map(int, np.unravel_index(np.argmax(bad), bad.shape)))
     raise ValueError(f"{name} has {int(bad.sum())} NaN or infinite values, the first at {where}")
@@ -539,12 +564,12 @@ def raise_not_finite(x, name="x"):
 
 
 def frozen(array):
-    """A copy that nobody can make writeable: its memory is that of a bytes object."""
+    """Return a copy that nobody can make writeable: its memory is that of a bytes object."""
     return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
 
 
 cdef class Params:
-    """QParams (_qparams.py), which has checked the arguments, as C reads them."""
+    """Hold QParams (_qparams.py), which has checked the arguments, as C reads them."""
 
     cdef qk_params c
     cdef qk_dtype storage
@@ -581,7 +606,7 @@ cdef class Params:
             self.c.block = block_size
 
     cdef Py_ssize_t nbytes(self):
-        """Of the arrays that it holds."""
+        """Return the bytes of the arrays that it holds."""
         return 0 if self.axis is None else self.scale.nbytes + self.zero_point.nbytes + self.reciprocal.nbytes
 
     def check_shape(self, shape, name="x"):
@@ -598,11 +623,11 @@ cdef class Params:
             expected = expected[:axis] + (blocks,) + expected[axis + 1 :]
             what = f"blocks of {self.block_size} along axis {self.axis}"
         if self.scale.shape != expected:
-            raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape {tuple(shape)}, "
-                             f"got {self.scale.shape}")
+            raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape "
+                             f"{tuple(shape)}, got {self.scale.shape}")
 
     cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1:
-        """The C parameters for an array of the shape of x."""
+        """Fill the C parameters for an array of the shape of x."""
         cdef int i, axis, ndim = cnp.PyArray_NDIM(x)
         p[0] = self.c
         if p.kind == QK_PER_TENSOR:
@@ -625,7 +650,7 @@ cdef Params params_of(params):
 
 
 def quantize(x, params, rounding, out):
-    cdef qk_scope mode = qk_enter_scope()
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Params to = params_of(params)
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
@@ -646,7 +671,7 @@ def quantize(x, params, rounding, out):
 
 
 def dequantize(q, params, dtype, out):
-    cdef qk_scope mode = qk_enter_scope()
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Params of = params_of(params)
     cdef cnp.ndarray given = array_of(q, "q"), a = contiguous(given)
     cdef qk_dtype from_ = of.storage
@@ -675,7 +700,7 @@ def dequantize(q, params, dtype, out):
 
 
 def fake_quantize(x, params, out):
-    cdef qk_scope mode = qk_enter_scope()
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Params by = params_of(params)
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype type = <qk_dtype>float_type(a, "x")
@@ -695,7 +720,7 @@ def fake_quantize(x, params, out):
 
 
 def minmax(cnp.ndarray x):
-    """Bounds of a contiguous float32 array and 0, or None where a value is not finite."""
+    """Return the bounds of a contiguous float32 array and 0, or None if a value is not finite."""
     cdef float lo, hi
     cdef int finite
     cdef const float *data = <const float *>cnp.PyArray_DATA(x)
@@ -706,22 +731,25 @@ def minmax(cnp.ndarray x):
 
 
 def choose(lo, hi, int qmin, int qmax, bint symmetric):
-    """scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
-    cdef qk_scope mode = qk_enter_scope()
+    """Return scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
+    cdef qk_scope _mode = qk_enter_scope()
     cdef cnp.ndarray low = contiguous(np.asarray(lo)), high = contiguous(np.asarray(hi))
     scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
-    cdef const float *l = <const float *>cnp.PyArray_DATA(low)
-    cdef const float *h = <const float *>cnp.PyArray_DATA(high)
+    cdef const float *least = <const float *>cnp.PyArray_DATA(low)
+    cdef const float *most = <const float *>cnp.PyArray_DATA(high)
     cdef float *s = <float *>cnp.PyArray_DATA(scale)
     cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
     cdef Py_ssize_t i
     for i in range(cnp.PyArray_SIZE(low)):
-        qk_choose(l[i], h[i], qmin, qmax, symmetric, s + i, z + i)
+        qk_choose(least[i], most[i], qmin, qmax, symmetric, s + i, z + i)
     return scale, zero_point
 
 
 def quantize_rows(x, tuple shape, dtype, int qmin, int qmax, bint symmetric):
-    """float32 x, which is not empty, as one row (shape ()) or as rows (shape (rows,)): q, and scale and zero_point of `shape`."""
+    """Quantize float32 x, which is not empty, as one row (shape ()) or as rows (shape (rows,)).
+
+    Returns q, and scale and zero_point of `shape`.
+    """
     cdef cnp.ndarray a = contiguous(x)
     cdef cnp.ndarray q = np.empty((<object>a).shape, dtype)
     scale, zero_point = np.empty(shape, np.float32), np.empty(shape, np.int32)
@@ -744,7 +772,7 @@ def quantize_rows(x, tuple shape, dtype, int qmin, int qmax, bint symmetric):
 
 
 def quantize_multiplier(cnp.ndarray m):
-    """Mantissas and shifts of a contiguous float64 array (n,)."""
+    """Return mantissas and shifts of a contiguous float64 array (n,)."""
     mantissa, shift = np.empty((<object>m).shape, np.int32), np.empty((<object>m).shape, np.int32)
     cdef const double *source = <const double *>cnp.PyArray_DATA(m)
     cdef int32_t *a = <int32_t *>cnp.PyArray_DATA(mantissa)
@@ -756,8 +784,11 @@ def quantize_multiplier(cnp.ndarray m):
 
 
 def multipliers(given, Py_ssize_t n, bint fixed_point):
-    """Multipliers, one or n real numbers, as n entries of what the kernels read: (float32, None, None) or (None, mantissas, shifts)."""
-    cdef qk_scope mode = qk_enter_scope()
+    """Return multipliers, one or n real numbers, as n entries of what the kernels read.
+
+    That is (float32, None, None), or (None, mantissas, shifts) if they are fixed-point.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
     if given.shape not in ((), (1,), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
     cdef cnp.ndarray wide = np.ascontiguousarray(given, np.float64), narrow = np.empty(n, FLOAT32)
@@ -770,23 +801,30 @@ def multipliers(given, Py_ssize_t n, bint fixed_point):
         return None, *quantize_multiplier(np.full(n, wide) if count != n else wide)
     cdef float *to = <float *>cnp.PyArray_DATA(narrow)
     for i in range(n):
-        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)   # beyond it, all but 0 saturates with the largest one as well
+        # beyond FLT_MAX, all but 0 saturates with the largest one as well
+        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)
     return narrow, None, None
 
 
-def multipliers_of_scales(Params a, b_scale, Params of_result):
-    """Mantissas and shifts of scale(a) * b_scale / scale(result), a and the result per tensor. In double nothing leaves the range."""
-    cdef qk_scope mode = qk_enter_scope()
+cdef multipliers_of_scales(Params a, b_scale, Params of_result):
+    """Return mantissas and shifts of scale(a) * b_scale / scale(result), a and the result per tensor.
+
+    In double nothing leaves the range.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
     exact = <double>a.one_scale * np.asarray(b_scale, np.float64).reshape(-1) / <double>of_result.one_scale
     return multipliers(exact, exact.size, True)[1:]
 
 
-def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, multiplier, mantissa, shift, given_multiplier, out):
-    """int32 acc (..., n); bias and the multipliers are contiguous and have n entries. The caller gave arrays: `acc`, `given_bias`
-    or None, `given_multiplier`."""
-    cdef qk_scope mode = qk_enter_scope()
+def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, tuple columns, given_multiplier, out):
+    """Requantize int32 acc (..., n); bias and the multipliers, `columns`, are contiguous and have n entries.
+
+    The caller gave arrays: `acc`, `given_bias` or None, `given_multiplier`.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Params to = params_of(params)
     cdef cnp.ndarray a = contiguous(acc)
+    multiplier, mantissa, shift = columns
     cdef qk_requant r
     memset(&r, 0, sizeof(r))
     r.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
@@ -818,17 +856,18 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
 
 
 def holds_as_half(values):
-    """Whether float16 has each of the float32 values."""
+    """Tell whether float16 has each of the float32 values."""
     return bool(np.all(np.float16(values) == values))
 
 
 cdef class Packed:
-    """PackedMatrix (_products.py), which has checked the arguments: weights in the panels that an instruction set reads.
+    """Hold a PackedMatrix (_weights.py), which has checked the arguments, in the panels that an instruction set reads.
 
-    b is (k, n), of any strides: int8 or uint8, which fill `c`, or `blocked` if blocks of rows have scales of their own, int4 or
-    uint4, which fill `blocked`, float16 or bfloat16, which fill `half`, or int16, which fill `words`. Without params it has no
-    scales, and zero points are the caller's. Where params are a Codebook, `levels` says what b, uint8, stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of
-    blocks (blocks, n) or None.
+    b is (k, n), of any strides: int8 or uint8, which fill `c`, or `gemm4` if blocks of rows have scales of their own,
+    int4 or uint4, which fill `gemm4`, float16 or bfloat16, which fill `gemmf16`, or int16, which fill `gemm16`. Without
+    params it has no scales, and zero points are the caller's. If params are a Codebook, `levels` says what b, uint8,
+    stands for: int8 levels (1 or n, 16), their float32 scales (1 or n), and the scales of blocks (blocks, n) or None.
+
 
     What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing
     then: QParams per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
@@ -840,8 +879,8 @@ cdef class Packed:
     cdef qk_gemm16_weights gemm16
     cdef bint is_gemm4, is_gemmf16, is_gemm16
     cdef readonly object _kept
-    cdef readonly object dtype       # of b, in native byte order
-    cdef object panels, colsum, scale, zero_point, levels   # zero_point: None where all are 0
+    cdef readonly object dtype       # that of b, in native byte order
+    cdef object panels, colsum, scale, zero_point, levels   # zero_point: None if all are 0
     cdef int64_t bound               # max over columns of sum |b - zero_point|
     cdef Py_ssize_t k, n, n_pad, panel_bytes
     cdef float least_scale, most_scale
@@ -867,7 +906,8 @@ cdef class Packed:
         cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
         cdef const qk_kernels *kernels = qk_active()
         if params is not None:  # packed once, used often
-            kernels = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n, is_unsigned)
+            kernels = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n,
+                                           is_unsigned)
         qk_gemm8_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.c.panels = <int8_t *>self.panels_of(qk_gemm8_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
@@ -883,7 +923,7 @@ cdef class Packed:
                 self.bound = qk_gemm8_pack(&self.c, data, row_stride, col_stride, zero)
 
     cdef cnp.ndarray keep_columns(self, Params params):
-        """Scales and zero points of columns, padded to whole panels: returns the latter."""
+        """Keep scales and zero points of columns, padded to whole panels, and return the latter."""
         self.keep(params)
         self.scale = self.padded(params.scale, np.float32)
         zero_point = self.padded(params.zero_point, np.int32)
@@ -897,7 +937,7 @@ cdef class Packed:
         return 0
 
     cdef int pack_blocks(self, cnp.ndarray b, Params params) except -1:
-        """Fills `blocked`. Per tensor or per column, all rows are one block; equal zero points are kept once."""
+        """Fill `gemm4`. Per tensor or per column, all rows are one block; equal zero points are kept once."""
         cdef qk_block_params p
         cdef cnp.ndarray zero_point = np.asarray(params.zero_point)
         cdef int32_t zero = zero_point.flat[0] if zero_point.size else 0
@@ -912,21 +952,22 @@ cdef class Packed:
         else:   # there are no panels to hold them
             self._kept = params
         qk_gemm4_init(&self.gemm4, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block, bits,
-                        params.qmin < 0, half_scales, own_zeros, zero)
+                      params.qmin < 0, half_scales, own_zeros, zero)
         p.scale, p.zero_point = params.c.scale, params.c.zero_point
         p.col_stride = params.axis is not None
         p.row_stride = <size_t>self.n if params.block_size is not None else 0
         return self.fill_gemm4(b, &p)
 
     cdef int pack_levels(self, cnp.ndarray b, cnp.ndarray levels, cnp.ndarray level_scale, scales) except -1:
-        """Fills `blocked` with codes. Levels of each column stand in the panels."""
+        """Fill `gemm4` with codes. Levels of each column stand in the panels."""
         cdef qk_block_params p
         cdef bint own = cnp.PyArray_DIM(levels, 0) != 1 or self._kept.axis == 1
         cdef cnp.ndarray of_blocks = level_scale if own else np.ones(1, np.float32) if scales is None else scales
         cdef Py_ssize_t block = max(self.k if scales is None else min(self._kept.block_size, self.k), 1)
         cdef float one_scale = 1 if own else level_scale[0]
         qk_gemm4_init_levels(&self.gemm4, qk_active(), <size_t>self.k, <size_t>self.n, <size_t>block,
-                               not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels), own, one_scale)
+                             not own and holds_as_half(of_blocks), <const int8_t *>cnp.PyArray_DATA(levels),
+                             own, one_scale)
         p.scale, p.zero_point = <const float *>cnp.PyArray_DATA(of_blocks), NULL
         p.col_stride = own or scales is not None
         p.row_stride = 0 if scales is None else <size_t>self.n
@@ -947,10 +988,10 @@ cdef class Packed:
         return 0
 
     cdef int pack_gemmf16(self, cnp.ndarray b) except -1:
-        """Fills `half`, of finite weights."""
+        """Fill `gemmf16` with weights that must be finite."""
         b = np.require(b, requirements="A")
         qk_gemmf16_init(&self.gemmf16, qk_active(), <size_t>self.k, <size_t>self.n,
-                     QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
+                        QK_BF16 if PyArray_TYPE(b) == BF16_NUM else QK_F16)
         self.is_gemmf16 = True
         self.gemmf16.panels = <uint16_t *>self.panels_of(qk_gemmf16_bytes(&self.gemmf16), self.gemmf16.n_pad)
         cdef const void *data = cnp.PyArray_DATA(b)
@@ -963,7 +1004,7 @@ cdef class Packed:
         return 0
 
     cdef int pack_gemm16(self, cnp.ndarray b, params) except -1:
-        """Fills `words`."""
+        """Fill `gemm16`."""
         b = np.require(b, requirements="A")
         qk_gemm16_init(&self.gemm16, qk_active(), <size_t>self.k, <size_t>self.n)
         self.is_gemm16 = True
@@ -979,7 +1020,7 @@ cdef class Packed:
         return 0
 
     cdef void *panels_of(self, size_t size, size_t n_pad) except NULL:
-        """Memory for `size` bytes of panels of n_pad columns, aligned to 64."""
+        """Allocate `size` bytes for panels of n_pad columns, aligned to 64."""
         if max(size, n_pad) > <size_t>PY_SSIZE_T_MAX - 63:
             raise MemoryError(f"no memory for packed weights of shape {self.shape}")
         cdef cnp.npy_intp length = <cnp.npy_intp>size + 63
@@ -988,7 +1029,7 @@ cdef class Packed:
         return <char *>cnp.PyArray_DATA(buffer) + (-<Py_ssize_t>cnp.PyArray_DATA(buffer) & 63)
 
     cdef padded(self, values, dtype):
-        """One entry a column, and zeros up to whole panels."""
+        """Return one entry a column, and zeros up to whole panels."""
         result = np.zeros(self.n_pad, dtype)
         result[: self.n] = values
         return result
@@ -1008,7 +1049,10 @@ cdef class Packed:
         return self.panel_bytes + held
 
     def _columns(self):
-        """float32 scales and int32 zero points: (N,), or (blocks, N) of weights in blocks, all of 4 bits, and codes of a codebook."""
+        """Return float32 scales and int32 zero points: (N,), or (blocks, N) if they stand in panels of blocks.
+
+        Those are weights in blocks, all weights of 4 bits, and codes of a codebook.
+        """
         if not self.is_gemm4:
             zeros = np.zeros(self.n, np.int32) if self.zero_point is None else self.zero_point[: self.n]
             return self.scale[: self.n], zeros
@@ -1019,10 +1063,10 @@ cdef class Packed:
         return scale, zero_point
 
     def unpack(self):
-        """The weights as they were packed: (K, N), of dtype `dtype`."""
+        """Return the weights as they were packed: (K, N), of dtype `dtype`."""
         codes = np.empty((self.k, self.n), self.dtype)
         cdef void *to = cnp.PyArray_DATA(codes)
-        if codes.size == 0:   # of rows or columns there may be more than a loop can count
+        if codes.size == 0:   # there may be more rows or columns than a loop can count
             return codes
         with nogil:
             if self.is_gemmf16:
@@ -1037,7 +1081,7 @@ cdef class Packed:
 
 
 cpdef int need_eight_bits(Packed b, name) except -1:
-    """Raise unless the weights that the caller gave as `name` are those of 8 bits, which have one integer product for all."""
+    """Raise unless the weights given as `name` are those of 8 bits, which have one integer product for all."""
     if b.is_gemm4 or b.is_gemmf16 or b.is_gemm16:
         needs, what = "8-bit weights", b.dtype.name
         if b.is_gemm4 and b.gemm4.bits == 8:
@@ -1049,7 +1093,7 @@ cpdef int need_eight_bits(Packed b, name) except -1:
 
 
 cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_rows *source) except -1:
-    """Fills m and row_stride where a (..., k) can be read in place; returns 0 where it must be copied."""
+    """Fill m and row_stride if a (..., k) can be read in place; return 0 if it must be copied."""
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0 or cnp.PyArray_DIM(a, ndim - 1) != k:
         raise ValueError(f"{name} must have {k} columns to match {other}, got shape {(<object>a).shape}")
@@ -1067,7 +1111,7 @@ cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, q
 
 
 cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other, qk_rows *source):
-    """a, or a contiguous copy of it, described in `source`. `name` and `other`, the right operand, are the caller's."""
+    """Describe a, or a contiguous copy of it, in `source`; `name` and `other`, b, are the caller's."""
     if not describe_rows(a, k, name, other, source):
         a = contiguous(a)
         describe_rows(a, k, name, other, source)
@@ -1075,7 +1119,7 @@ cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other,
 
 
 cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
-    """`out` checked, or a new array, of shape a.shape[:-1] + (n,)."""
+    """Return `out`, checked, or a new array, of shape a.shape[:-1] + (n,)."""
     cdef int ndim = cnp.PyArray_NDIM(a), i
     if out is not None and cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
@@ -1108,7 +1152,8 @@ cdef int run_gemm16(qk_rows *source, qk_gemm16_weights *b, qk_epilogue *epilogue
     return check_status(status, x)
 
 
-cdef int linear_of(const qk_rows *source, const qk_gemm4_weights *gemm4, const qk_gemmf16_weights *gemmf16, const qk_epilogue *epilogue) except -3 nogil:
+cdef int linear_of(const qk_rows *source, const qk_gemm4_weights *gemm4, const qk_gemmf16_weights *gemmf16,
+                   const qk_epilogue *epilogue) except -3 nogil:
     """Multiply rows of floats by the weights that are not NULL."""
     if gemmf16 != NULL:
         return qk_gemmf16_linear(<const float *>source.a, source.row_stride, source.m, gemmf16, epilogue)
@@ -1128,7 +1173,7 @@ cdef int run_floats(const qk_rows *source, Packed b, const qk_epilogue *epilogue
 
 
 cdef int check_status(int status, object x) except -1:
-    """Of a product whose left operand is x."""
+    """Raise what the status of a product says, whose left operand is x."""
     if status == -1:
         raise MemoryError("no memory for the packed rows of a")
     if status == -2:
@@ -1137,7 +1182,7 @@ cdef int check_status(int status, object x) except -1:
 
 
 cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
-    """A zero point, or an array of them with `shape`, as contiguous int32 within the range of the codes."""
+    """Return a zero point, or an array of them with `shape`, as contiguous int32 within the range of the codes."""
     given = array_of(value, name)
     if given.dtype.kind not in "iu":
         raise TypeError(f"{name} must be an integer or an array of integers, got {shown(value)}")
@@ -1154,13 +1199,15 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
 
 cdef int codes_type(cnp.ndarray a, name, also="") except -1:
     cdef int num = PyArray_TYPE(a)
-    if num == cnp.NPY_UINT8: return QK_CODES_U8
-    if num == cnp.NPY_INT8: return QK_CODES_I8
+    if num == cnp.NPY_UINT8:
+        return QK_CODES_U8
+    if num == cnp.NPY_INT8:
+        return QK_CODES_I8
     raise TypeError(f"{name} must be uint8{', int8' if also else ''} or {also or 'int8'}, got {a.dtype}")
 
 
 cdef tuple lay_over_batch(cnp.ndarray a, cnp.ndarray b, qk_batch *p):
-    """Fills axes and shape: the leading axes of a and b, broadcast."""
+    """Fill axes and shape: the leading axes of a and b, broadcast."""
     cdef int na = cnp.PyArray_NDIM(a) - 2, nb = cnp.PyArray_NDIM(b) - 2, axis
     cdef Py_ssize_t of_a, of_b
     p.axes = max(na, nb)
@@ -1168,13 +1215,14 @@ cdef tuple lay_over_batch(cnp.ndarray a, cnp.ndarray b, qk_batch *p):
         of_a = cnp.PyArray_DIM(a, axis - p.axes + na) if axis >= p.axes - na else 1
         of_b = cnp.PyArray_DIM(b, axis - p.axes + nb) if axis >= p.axes - nb else 1
         if of_a != of_b and of_a != 1 and of_b != 1:
-            raise ValueError(f"a and b must have leading axes that broadcast, got shapes {(<object>a).shape} and {(<object>b).shape}")
+            raise ValueError(f"a and b must have leading axes that broadcast, got shapes {(<object>a).shape} "
+                             f"and {(<object>b).shape}")
         p.shape[axis] = <size_t>(of_b if of_a == 1 else of_a)
     return tuple([<Py_ssize_t>p.shape[axis] for axis in range(p.axes)])
 
 
 cdef void fill_steps(cnp.ndarray x, int own, Py_ssize_t unit, const qk_batch *p, ptrdiff_t *step) noexcept:
-    """Strides of the leading axes of x, all but its last `own`, over `unit`; 0 where x is broadcast."""
+    """Fill the strides of the leading axes of x, all but its last `own`, over `unit`; 0 if x is broadcast."""
     cdef int missing = p.axes - (cnp.PyArray_NDIM(x) - own), axis
     for axis in range(p.axes):
         step[axis] = 0
@@ -1183,7 +1231,7 @@ cdef void fill_steps(cnp.ndarray x, int own, Py_ssize_t unit, const qk_batch *p,
 
 
 cdef cnp.ndarray batch_zero_points(value, cnp.ndarray codes, tuple shape, name):
-    """Like zero_points, of any shape that broadcasts to `shape`: all of them, or a scalar."""
+    """Return zero points, like zero_points, of any shape that broadcasts to `shape`: all of them, or a scalar."""
     given = array_of(value, name)
     if given.size == 1:
         return zero_points(given.reshape(()), codes, (), name)
@@ -1195,13 +1243,14 @@ cdef cnp.ndarray batch_zero_points(value, cnp.ndarray codes, tuple shape, name):
 
 
 cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out):
-    """Codes a (..., m, k) and b (..., k, n)."""
+    """Multiply codes a (..., m, k) and b (..., k, n)."""
     cdef qk_batch p
     memset(&p, 0, sizeof(p))
     cdef int na = cnp.PyArray_NDIM(a), nb = cnp.PyArray_NDIM(b)
     cdef Py_ssize_t k = cnp.PyArray_DIM(b, nb - 2), n = cnp.PyArray_DIM(b, nb - 1)
     if na < 2 or cnp.PyArray_DIM(a, na - 1) != k:
-        raise ValueError(f"a must have shape (..., M, {k}) to match b with shape {(<object>b).shape}, got {(<object>a).shape}")
+        raise ValueError(f"a must have shape (..., M, {k}) to match b with shape {(<object>b).shape}, "
+                         f"got {(<object>a).shape}")
     cdef Py_ssize_t m = cnp.PyArray_DIM(a, na - 2)
     shape = lay_over_batch(a, b, &p) + (m, n)
     cdef cnp.ndarray c = out_array(out, shape, INT32), az, bz
@@ -1267,7 +1316,7 @@ def matmul(a, b, a_zero_point, b_zero_point, out):
         packed = None
     cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
     cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
-    cdef cnp.ndarray rows = rows_of(left_array, k, "a", "b", &source)
+    cdef cnp.ndarray _rows = rows_of(left_array, k, "a", "b", &source)
     cdef cnp.ndarray c = product_out(out, left_array, n, INT32)
     if out is not None:
         refuse_overlap(c, left_array, "a")
@@ -1303,14 +1352,14 @@ cdef bint is_int16(b):
 
 
 cdef cnp.ndarray int16_codes(codes, name):
-    """Codes of at most 16 bits, as int16 in native byte order."""
+    """Return codes of at most 16 bits as int16 in native byte order."""
     if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
         raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
     return codes.astype(np.int16, copy=False)
 
 
 cdef matmul_gemm16(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
-    """matmul where a or b is int16."""
+    """Multiply if a or b is int16."""
     cdef qk_rows source
     cdef Packed packed
     memset(&source, 0, sizeof(source))
@@ -1324,8 +1373,9 @@ cdef matmul_gemm16(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
         if b.ndim != 2:
             raise ValueError(f"b must have shape (K, N) where a or b is int16, got {b.shape}")
         packed = None
-    cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0], n = packed.n if packed is not None else b.shape[1]
-    cdef cnp.ndarray rows = rows_of(codes, k, "a", "b", &source)
+    cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0]
+    cdef Py_ssize_t n = packed.n if packed is not None else b.shape[1]
+    cdef cnp.ndarray _rows = rows_of(codes, k, "a", "b", &source)
     cdef cnp.ndarray c = product_out(out, a, n, INT64)
     cdef qk_epilogue epilogue
     memset(&epilogue, 0, sizeof(epilogue))
@@ -1357,16 +1407,17 @@ cdef matmul_gemm16(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
     if b.bound * largest + bias > 0x7FFFFFFF:
-        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, |a - zero_point| can "
-                         f"be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds 2**31 - 1")
+        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, "
+                         f"|a - zero_point| can be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds "
+                         "2**31 - 1")
     return 0
 
 
 cdef float_bias(Packed b, cnp.ndarray bias):
-    """bias (n,) as float32 padded to whole panels."""
+    """Return bias (n,) as float32 padded to whole panels."""
     cdef object given = bias
-    if PyArray_TYPE(bias) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(bias) == 1 and cnp.PyArray_DIM(bias, 0) == b.n == b.n_pad \
-            and PyArray_ISCARRAY_RO(bias):
+    if PyArray_TYPE(bias) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(bias) == 1 \
+            and cnp.PyArray_DIM(bias, 0) == b.n == b.n_pad and PyArray_ISCARRAY_RO(bias):
         return bias
     if given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be a float array, got {given.dtype}")
@@ -1379,7 +1430,10 @@ cdef float_bias(Packed b, cnp.ndarray bias):
 
 
 cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
-    """Before anything is written to an `out` that an error must leave untouched. The stride is in bytes."""
+    """Tell whether all values are finite, before anything is written to an `out` that an error must leave untouched.
+
+    The stride is in bytes.
+    """
     cdef float lo, hi
     cdef size_t i, first = 0
     cdef size_t n = cols
@@ -1398,12 +1452,12 @@ cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_
 
 
 cdef size_t most_rows(Packed b):
-    """Rows of b whose sum int32 holds, and of 8 bits those whose sum of a's codes two int16 hold (numerics 12)."""
+    """Return how many rows' sum int32 holds; with b of 8 bits, the sum of a's codes in two int16 (numerics 12)."""
     return 65536 if b.gemm4.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 cdef double bound(value) except? -1:
-    """A bound as a double; that of an array or tensor without what the conversion would warn of (axes, gradients)."""
+    """Return a bound as a double, that of an array without what the conversion would warn of (axes, gradients)."""
     if not isinstance(value, (float, int, np.generic)) and hasattr(value, "__array__"):
         value = as_array(value, "clamp")
         if value.ndim:
@@ -1412,7 +1466,7 @@ cdef double bound(value) except? -1:
 
 
 def clamp_bounds(clamp):
-    """(lo, hi) as floats; None, for either, is no bound."""
+    """Return (lo, hi) as floats; None, for either, is no bound."""
     try:
         lo, hi = clamp
         lo, hi = -INFINITY if lo is None else bound(lo), INFINITY if hi is None else bound(hi)
@@ -1427,18 +1481,19 @@ def clamp_bounds(clamp):
 
 
 cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
-    """residual as a contiguous float32 array of the shape of y, which it may be itself where y is `out`."""
+    """Return residual as contiguous float32 of the shape of y, which it may be itself if y is `out`."""
     cdef cnp.ndarray r = float32_array(residual, "residual")
     if not cnp.PyArray_SAMESHAPE(r, y):
         raise ValueError(f"residual must have shape {(<object>y).shape} (as the result), got {(<object>r).shape}")
-    if is_out and not (PyArray_ISCARRAY_RO(r) and cnp.PyArray_DATA(r) == cnp.PyArray_DATA(y)) and np.may_share_memory(y, r):
+    cdef bint is_y = PyArray_ISCARRAY_RO(r) and cnp.PyArray_DATA(r) == cnp.PyArray_DATA(y)
+    if is_out and not is_y and np.may_share_memory(y, r):
         raise ValueError("out must be residual itself or not overlap it")
     return contiguous(r)
 
 
 def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
-    """float32 x (..., k)."""
-    cdef qk_scope mode = qk_enter_scope()
+    """Multiply float32 x (..., k)."""
+    cdef qk_scope _mode = qk_enter_scope()
     cdef qk_rows source
     cdef qk_epilogue epilogue
     memset(&source, 0, sizeof(source))
@@ -1447,7 +1502,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if clamp is not None:
         epilogue.bounded = True
         epilogue.lo, epilogue.hi = clamp_bounds(clamp)
-    cdef cnp.ndarray rows = rows_of(x, b.k, "x", "packed", &source)
+    cdef cnp.ndarray _rows = rows_of(x, b.k, "x", "packed", &source)
     if bias is not None:
         bias = array_of(bias, "bias")
     cdef object bias_array = None if bias is None else float_bias(b, bias)
@@ -1465,7 +1520,8 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if not b.is_gemm4:
         refuse_overflow(b, 255, 0)
     elif b.gemm4.block > most_rows(b):
-        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.gemm4.block} rows, at most {most_rows(b)} are possible")
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.gemm4.block} rows, at most "
+                         f"{most_rows(b)} are possible")
     if out is not None and not rows_are_finite(source.a, source.m, <size_t>b.k, source.row_stride):
         raise_not_finite(x)
     if b.is_gemm4 or b.is_gemmf16:
@@ -1484,7 +1540,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
 
 
 cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_scale, real_bias):
-    """Points `epilogue` to multipliers, scales and biases of the sums, in the arrays that are returned (numerics 8 and 21)."""
+    """Point `epilogue` to multipliers, scales and biases of sums, in arrays that are returned (numerics 8 and 21)."""
     cdef qk_unit_columns unit
     cdef float lo, hi
     memset(&unit, 0, sizeof(unit))
@@ -1498,7 +1554,8 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
     cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
     cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
-    epilogue.requant.multiplier, epilogue.col_scale, epilogue.float_bias = multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad
+    epilogue.requant.multiplier = multiplier
+    epilogue.col_scale, epilogue.float_bias = multiplier + b.n_pad, multiplier + 2 * b.n_pad
     if not all_serve:
         wide = np.zeros((2, b.n_pad))
         epilogue.wide_scale = <const double *>cnp.PyArray_DATA(wide)
@@ -1508,7 +1565,7 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
-    """Of contiguous int32 values."""
+    """Return the largest magnitude of contiguous int32 values."""
     cdef const int32_t *values = <const int32_t *>cnp.PyArray_DATA(x)
     cdef int64_t largest = 0
     cdef Py_ssize_t i
@@ -1517,10 +1574,13 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
     return largest
 
 
-def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, bounds, mantissa, shift, int_bias, real_bias, bias, out):
-    """a (..., k) codes, the caller's q; params and out_params are per tensor; `bounds` are the codes of a clamp, or None; mantissa and shift, of
-    the fixed-point roundings, have n entries or one. `bias` is int_bias or real_bias (contiguous, n entries) as the caller gave it."""
-    cdef qk_scope mode = qk_enter_scope()
+def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, activation, bounds, rounding, out):
+    """Multiply codes a (..., k), the caller's q, and requantize the sums; params and out_params are per tensor.
+
+    `bias` is None, or a pair: int32 or float32 (contiguous, n entries), and what the caller gave. `bounds` are the
+    codes of a clamp, or None.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Params of = params_of(params), to = params_of(out_params)
     cdef qk_rows source
     cdef qk_epilogue epilogue
@@ -1536,18 +1596,26 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
         epilogue.requant.qmin, epilogue.requant.qmax = bounds
     epilogue.out_scale = to.one_scale
     epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
-    cdef cnp.ndarray rows = rows_of(a, b.k, "q", "packed", &source)
+    cdef cnp.ndarray _rows = rows_of(a, b.k, "q", "packed", &source)
     cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
         if bias is not None:
-            refuse_overlap(y, bias, "bias")
+            refuse_overlap(y, bias[1], "bias")
+    cdef cnp.ndarray int_bias = None, real_bias = None
+    if bias is not None:
+        if PyArray_TYPE(bias[0]) == cnp.NPY_INT32:
+            int_bias = bias[0]
+        else:
+            real_bias = bias[0]
     cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
     refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
-    if mantissa is None:
-        columns = set_multipliers(&epilogue, of.one_scale, b, to.one_scale, real_bias)
+    if epilogue.requant.rounding <= QK_HALF_AWAY:
+        _columns = set_multipliers(&epilogue, of.one_scale, b, to.one_scale, real_bias)
     else:
+        scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
+        mantissa, shift = multipliers_of_scales(of, scale, to)
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         epilogue.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
         epilogue.requant.shift = <const int32_t *>cnp.PyArray_DATA(shift)
@@ -1564,7 +1632,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, rounding, activation, b
 
 
 cdef class Levels:
-    """The tables of a scalar Codebook (_codebook.py), which has made them, as C reads them. Arrays have a row for each channel."""
+    """Hold the tables of a scalar Codebook (_codebook_tables.py) for C; arrays have a row for each channel."""
 
     cdef qk_codebook c
     cdef object arrays
@@ -1585,7 +1653,7 @@ cdef class Levels:
 
 
 cdef int lay_out(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t *inner) except -1:
-    """The shape of a contiguous array as (outer, length, inner) around the axis; without one all of it is the axis."""
+    """Split a contiguous array's shape as (outer, length, inner) around the axis; None: all of it is the axis."""
     cdef int i, at, ndim = cnp.PyArray_NDIM(a)
     outer[0] = inner[0] = 1
     length[0] = <size_t>cnp.PyArray_SIZE(a)
@@ -1601,7 +1669,10 @@ cdef int lay_out(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t *inn
 
 
 def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarray scales):
-    """Codes of a contiguous float32 array, or None where a value is not finite. scales, contiguous, is filled; None: no blocks."""
+    """Return codes of a contiguous float32 array, or None if a value is not finite.
+
+    scales, contiguous, is filled; None: no blocks.
+    """
     cdef size_t outer, length, inner
     lay_out(x, axis, &outer, &length, &inner)
     q = np.empty((<object>x).shape, np.uint8)
@@ -1617,7 +1688,7 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
 
 
 def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):
-    """Levels of uint8 codes below k times their scales (contiguous float32, or None), as float32."""
+    """Return levels of uint8 codes below k times their scales (contiguous float32, or None), as float32."""
     cdef cnp.ndarray a = contiguous(codes)
     cdef size_t outer, length, inner
     lay_out(a, axis, &outer, &length, &inner)
@@ -1647,8 +1718,11 @@ def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block,
 
 
 cdef class VectorLevels:
-    """The tables of a Codebook of vectors (_codebook.py), which has made them, as C reads them: levels (1 or m, k, d), columns
-    (1 or m, d, k), scaled (1 or m, k + 1, d). Values are multiplied by 2**shift before they are compared with these; None: by 1."""
+    """Hold the tables of a Codebook of vectors (_codebook_tables.py) as C reads them.
+
+    Levels are (1 or m, k, d), columns (1 or m, d, k), scaled (1 or m, k + 1, d). Values
+    are multiplied by 2**shift before they are compared with these; None: by 1.
+    """
 
     cdef qk_pq_book c
     cdef object arrays
@@ -1680,7 +1754,7 @@ cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
 
 
 def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not None, size_t groups):
-    """Codes (..., groups) of finite contiguous float32 x (..., groups * d), in the scale of the levels, and as it was given."""
+    """Return codes (..., groups) of finite contiguous x (..., groups * d), in the scale of the levels and as given."""
     q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
     cdef qk_pq_book book = levels.over(groups)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
@@ -1696,11 +1770,11 @@ def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not Non
 
 
 def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
-    """Levels (..., groups * d), as float32, of uint8 codes (..., groups)."""
+    """Return levels (..., groups * d), as float32, of uint8 codes (..., groups)."""
     cdef cnp.ndarray a = contiguous(codes), y
     cdef size_t groups = <size_t>cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1)
     cdef qk_pq_book book = levels.over(groups)
-    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # of any size
+    shape = (*(<object>a).shape[:-1], int(groups) * int(book.d))   # may exceed Py_ssize_t
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
@@ -1714,7 +1788,7 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
 
 
 def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
-    """(queries, groups, k) of finite contiguous float32 queries (queries, groups * d)."""
+    """Return (queries, groups, k) of finite contiguous float32 queries (queries, groups * d)."""
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0)
     cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
     tables = np.empty((count, book.m, book.k), np.float32)
@@ -1726,7 +1800,10 @@ def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
 
 
 def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k):
-    """(distances, indices), both (queries, k), for finite contiguous float32 queries (queries, groups * d), uint8 codes (n, groups)."""
+    """Return (distances, indices), both (queries, k).
+
+    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups).
+    """
     cdef cnp.ndarray a = contiguous(codes)
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
     cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
@@ -1748,7 +1825,7 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
 
 
 def pack_bits(cnp.ndarray codes, int bits):
-    """Contiguous codes, one a byte, that fit `bits` bits."""
+    """Pack contiguous codes, one a byte, that fit `bits` bits."""
     cdef size_t n = <size_t>cnp.PyArray_SIZE(codes)
     data = np.empty((n * bits + 7) // 8, np.uint8)
     cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(codes)
@@ -1769,8 +1846,11 @@ def unpack_bits(data, int bits, Py_ssize_t n):
 
 
 def to_gguf(cnp.ndarray x, Py_ssize_t size):
-    """Contiguous float32 x in blocks of `size` bytes, and the largest magnitude, or None where float16 holds all scales."""
-    cdef qk_scope mode = qk_enter_scope()
+    """Return contiguous float32 x in blocks of `size` bytes, and None, or the largest magnitude.
+
+    It is None if float16 holds all scales.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
     shape = (<object>x).shape
     data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
     cdef const float *source = <const float *>cnp.PyArray_DATA(x)
@@ -1781,7 +1861,7 @@ def to_gguf(cnp.ndarray x, Py_ssize_t size):
     with nogil:
         most = qk_to_gguf(source, target, blocks, type)
     largest = np.int32(most).view(np.float32)
-    cdef bint held = <float>largest / (127 if type == QK_Q8_0 else 8) < 65520   # not of NaN
+    cdef bint held = <float>largest / (127 if type == QK_Q8_0 else 8) < 65520   # false of NaN
     return data, None if held else largest
 
 
@@ -1811,7 +1891,7 @@ cdef cnp.ndarray float32_array(x, name):
 
 
 cdef cnp.ndarray float32_vector(values, Py_ssize_t n, name):
-    """values (n,) as a contiguous float32 array."""
+    """Return values (n,) as a contiguous float32 array."""
     cdef cnp.ndarray v = float32_array(values, name)
     if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
         raise ValueError(f"{name} must have shape {(n,)} to match the last axis of x, got {(<object>v).shape}")
@@ -1825,7 +1905,7 @@ cdef int refuse_partial_overlap(cnp.ndarray out, cnp.ndarray x, name) except -1:
 
 
 def layer_norm(x, weight, bias, double eps, residual, out):
-    cdef qk_scope mode = qk_enter_scope()
+    cdef qk_scope _mode = qk_enter_scope()
     cdef cnp.ndarray a = contiguous(float32_array(x, "x")), r = None
     cdef int ndim = cnp.PyArray_NDIM(a)
     if ndim == 0:
@@ -1861,19 +1941,21 @@ def layer_norm(x, weight, bias, double eps, residual, out):
 
 
 cdef cnp.ndarray token_rows(x, name, size_t *stride):
-    """x (tokens, width) with unit stride along a row: itself, or a copy."""
+    """Return x (tokens, width) with unit stride along a row: itself, or a copy."""
     cdef cnp.ndarray a = float32_array(x, name)
     if cnp.PyArray_NDIM(a) != 2:
         raise ValueError(f"{name} must have shape (tokens, width), got {(<object>a).shape}")
-    if not PyArray_ISCARRAY_RO(a) and not (cnp.PyArray_STRIDE(a, 1) == 4 and cnp.PyArray_STRIDE(a, 0) > 0
-                                           and cnp.PyArray_STRIDE(a, 0) % 4 == 0 and a.flags.aligned and a.dtype.isnative):
+    cdef bint in_place = PyArray_ISCARRAY_RO(a)
+    if not in_place and cnp.PyArray_STRIDE(a, 1) == 4 and cnp.PyArray_STRIDE(a, 0) > 0:
+        in_place = cnp.PyArray_STRIDE(a, 0) % 4 == 0 and a.flags.aligned and a.dtype.isnative
+    if not in_place:
         a = contiguous(a)
     stride[0] = <size_t>cnp.PyArray_STRIDE(a, 0) // 4
     return a
 
 
 cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
-    """starts, as int64: 0 <= ... <= tokens, ascending, first 0 and last `tokens`, sequences of at most 65,536."""
+    """Return starts as int64: ascending from 0 to `tokens`, sequences of at most 65,536."""
     given = array_of(starts, "starts")
     if given.dtype.kind not in "iu" or given.ndim != 1 or given.size < 1:
         raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {shown(starts)}")
@@ -1889,7 +1971,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
 
 
 def attention(q, k, v, heads, starts, scale, out):
-    cdef qk_scope mode = qk_enter_scope()
+    cdef qk_scope _mode = qk_enter_scope()
     cdef qk_attention_args args
     cdef cnp.ndarray qa = token_rows(q, "q", &args.q_stride)
     cdef cnp.ndarray ka = token_rows(k, "k", &args.k_stride)
@@ -1899,7 +1981,8 @@ def attention(q, k, v, heads, starts, scale, out):
             raise ValueError(f"{name} must have shape {(<object>qa).shape} (as q), got {(<object>a).shape}")
     cdef Py_ssize_t tokens = cnp.PyArray_DIM(qa, 0), width = cnp.PyArray_DIM(qa, 1)
     if heads < 1 or width % heads or not 0 < width // heads <= 65536:
-        raise ValueError(f"heads must divide the {width} columns of q into at least 1 and at most 65536 each, got {heads}")
+        raise ValueError(f"heads must divide the {width} columns of q into at least 1 and at most 65536 each, "
+                         f"got {heads}")
     cdef double factor = (width / heads) ** -0.5 if scale is None else scale
     if not 0 < factor < INFINITY:
         raise ValueError(f"scale must be positive and finite, got {scale}")
@@ -1909,7 +1992,8 @@ def attention(q, k, v, heads, starts, scale, out):
         for name, a, stride in (("q", qa, args.q_stride), ("k", ka, args.k_stride), ("v", va, args.v_stride)):
             if np.may_share_memory(y, a):
                 raise ValueError(f"out must not overlap {name}")
-            if not rows_are_finite(cnp.PyArray_DATA(<cnp.ndarray>a), <size_t>tokens, <size_t>width, <ptrdiff_t>stride * 4):
+            if not rows_are_finite(cnp.PyArray_DATA(<cnp.ndarray>a), <size_t>tokens, <size_t>width,
+                                   <ptrdiff_t>stride * 4):
                 raise_not_finite(a, name)
     args.q = <const float *>cnp.PyArray_DATA(qa)
     args.k = <const float *>cnp.PyArray_DATA(ka)
@@ -1938,9 +2022,12 @@ def attention(q, k, v, heads, starts, scale, out):
 # ---- scales of least squares ----
 
 
-def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale, cnp.ndarray zero_point):
-    """Replaces scale (float32) and zero_point (int32), (rows, blocks), of contiguous float64 x (rows, n) by those of least squares.
-    importance is like x, or None."""
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale,
+           cnp.ndarray zero_point):
+    """Replace scale (float32) and zero_point (int32), (rows, blocks), by those of least squares.
+
+    x (rows, n) is contiguous float64; importance is like x, or None.
+    """
     cdef qk_least_squares p
     p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
     p.qmin, p.qmax = code_range
@@ -1963,8 +2050,10 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
 
 
 cdef class KMeans:
-    """Contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py. Every call leaves all of it as the next
-    one needs it."""
+    """Hold contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py.
+
+    Every call leaves all of it as the next one needs it.
+    """
 
     cdef qk_kmeans c
     cdef size_t chunks
@@ -1983,7 +2072,7 @@ cdef class KMeans:
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
         self.chunks = (n + chunk - 1) // chunk
         self.c.stride = (d + 8) // 8 * 8
-        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # of any size
+        memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # may exceed Py_ssize_t
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
         self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
@@ -1992,7 +2081,7 @@ cdef class KMeans:
         self.forget()
 
     def forget(self):
-        """Nothing is known of the points: labels are 0, and any centroid may be nearer."""
+        """Forget all of the points: labels are 0, and any centroid may be nearer."""
         self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
         self._use_distances(False)
 
@@ -2002,7 +2091,7 @@ cdef class KMeans:
             self.half[:] = 0
 
     def place(self, centroids):
-        """Moves the centroids (k, d), which have the type of x."""
+        """Move the centroids (k, d), which have the type of x."""
         table = np.concatenate([centroids, np.full((1, self.c.d), np.inf)], dtype=self.dtype)
         eps, moved = np.finfo(self.dtype).eps, np.zeros(self.c.k)
         if self.centroids is not None:
@@ -2011,13 +2100,14 @@ cdef class KMeans:
         most = np.argmax(moved)
         passed = np.full(self.c.k, moved[most])
         passed[most] = np.delete(moved, most).max(initial=0)
-        self.moved, self.passed = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
+        up = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
+        self.moved, self.passed = up
         self.c.moved, self.c.passed = cnp.PyArray_DATA(self.moved), cnp.PyArray_DATA(self.passed)
         self.centroids = table
         self.c.centroids = cnp.PyArray_DATA(table)
 
     def assign(self):
-        """Labels by the centroids as they are placed, and `sums` of each chunk. Returns how many labels changed."""
+        """Label points by the centroids as they are placed, add up `sums` of chunks, return how many labels changed."""
         cdef qk_kmeans_counts counts
         cdef int done = 1
         counts.changed = counts.by_label = 0
@@ -2033,7 +2123,7 @@ cdef class KMeans:
         return counts.changed
 
     def errors(self, cnp.ndarray each=None):
-        """Sums of weight * squared distance to the centroid of the label, of chunks; and of `each` point (n,)."""
+        """Return the sums over chunks of weight * squared distance to the label's centroid; `each` gets the terms."""
         cdef cnp.ndarray parts = np.empty(self.chunks)
         cdef double *sums = <double *>cnp.PyArray_DATA(parts)
         cdef double *terms = NULL if each is None else <double *>cnp.PyArray_DATA(each)
@@ -2042,7 +2132,7 @@ cdef class KMeans:
         return parts
 
     def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
-        """(chunks, seeds) sums of weight * min(nearest, squared distance); for one seed, `update` stores the minimum in `nearest`."""
+        """Return (chunks, seeds) sums of weight * min(nearest, squared distance); `update` stores a seed's minima."""
         cdef size_t count = cnp.PyArray_DIM(seeds, 0)
         cdef cnp.ndarray potential = np.empty((self.chunks, count))
         cdef const void *rows = cnp.PyArray_DATA(seeds)
@@ -2060,7 +2150,10 @@ cdef class KMeans:
 
 
 cdef class Stop:
-    """What tells loops that run without the GIL to give up: a signal's exception, kept in `error`, or another thread that calls `now`."""
+    """Tell loops that run without the GIL to give up.
+
+    The reason is a signal's exception, kept in `error`, or another thread that calls `now`.
+    """
 
     cdef readonly object error
     cdef bint asked
@@ -2087,8 +2180,10 @@ cdef int raise_unless_done(qk_lines_status status, Stop stop, size_t n) except -
 
 
 def distinct_points(cnp.ndarray values, cnp.ndarray weights):
-    """Return the number n of different values, float64, whose weight is not 0: the first n of both arrays are these, ascending,
-    and the sums of their weights."""
+    """Return the number n of different values, float64, whose weight is not 0.
+
+    The first n of both arrays are then these, ascending, and the sums of their weights.
+    """
     cdef qk_lines p
     cdef qk_lines_status status
     cdef int32_t count
@@ -2102,9 +2197,13 @@ def distinct_points(cnp.ndarray values, cnp.ndarray weights):
     return count
 
 
-def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint pinned, cnp.ndarray centroids, cnp.ndarray limits,
-                  cnp.ndarray counts, cnp.ndarray inertia, cnp.ndarray exponents, Stop stop):
-    """The best clusters of each line: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten."""
+def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, found, Stop stop, bint signed=False, bint pinned=False):
+    """Cluster each line best: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten.
+
+    `found` are the arrays to fill: centroids, limits, counts, inertia, and exponents or None.
+    """
+    cdef cnp.ndarray centroids, limits, counts, inertia
+    centroids, limits, counts, inertia, exponents = found
     cdef qk_lines p
     cdef qk_lines_status status
     p.lines, p.n, p.k = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1), k
@@ -2121,7 +2220,7 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, bint signed, bint p
 
 
 def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):
-    """Labels (lines, n), uint8 or int32, of values of the type of `limits`: how many of them each is above."""
+    """Fill labels (lines, n), uint8 or int32: of how many `limits`, which have its type, each value is above."""
     cdef size_t lines = cnp.PyArray_DIM(values, 0), n = cnp.PyArray_DIM(values, 1), k = cnp.PyArray_DIM(limits, 1)
     cdef int integers = PyArray_TYPE(values) != cnp.NPY_DOUBLE, as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
     cdef const void *x = cnp.PyArray_DATA(values)
@@ -2133,7 +2232,7 @@ def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.
 
 
 def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
-    """Adds the weight of each code (uint16), or 1, to its bin; False where a weight is negative or not finite."""
+    """Add the weight of each code (uint16), or 1, to its bin; return False if a weight is negative or not finite."""
     cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
     cdef const double *each = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
     cdef double *to = <double *>cnp.PyArray_DATA(bins)
@@ -2145,7 +2244,7 @@ def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
 
 
 def look_up(cnp.ndarray codes, cnp.ndarray table, cnp.ndarray labels):
-    """The entries of a table, uint8 or int32, at codes (uint16)."""
+    """Look codes (uint16) up in a table, uint8 or int32."""
     cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
     cdef const void *entries = cnp.PyArray_DATA(table)
     cdef void *to = cnp.PyArray_DATA(labels)

@@ -1,4 +1,4 @@
-"""Clustering. Formulas: docs/numerics.md, section 14."""
+"""Cluster points by k-means. Formulas: docs/numerics.md, section 14."""
 
 import math
 from typing import NamedTuple
@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import _core
-from ._checks import as_array, generator, integer, real, shown, word
+from ._checks import REALS, as_array, check_weights, generator, integer, real, reals, shown
 from ._mode import default_mode, mode_of_caller
 
 
 class KMeansResult(NamedTuple):
-    """What `kmeans` and `kmeans1d` give.
+    """Hold what `kmeans` and `kmeans1d` give.
 
     Attributes
     ----------
@@ -34,47 +34,51 @@ class KMeansResult(NamedTuple):
 
 
 def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=1e-4, rng=None, callback=None):
-    """Lloyd's k-means: k centroids that (locally) minimise the weighted sum of squared distances of points to the nearest one.
+    """Find k centroids that (locally) minimise the weighted sum of squared distances of points to the nearest one.
+
+    This is Lloyd's k-means.
 
     Parameters
     ----------
     x : array of shape (n, d)
-        The points, finite: float64 and 32- or 64-bit integers are clustered in float64; float32, float16, bfloat16 and 8- or
-        16-bit integers in float32.
+        The points, finite: float64 and 32- or 64-bit integers are clustered in float64; float32, float16, bfloat16 and
+        8- or 16-bit integers in float32.
     k : int
         Number of clusters, 1 to n.
     weights : array of shape (n,), optional
-        Of the points, at least 0 and not all 0; 1 each by default.
+        Those of the points, at least 0 and not all 0; 1 each by default.
     init : "k-means++", "random" or array of shape (k, d)
-        Where centroids start: at points drawn in proportion to their squared distance from those before (the best of
-        ``2 + floor(ln k)`` draws each), at different points drawn in proportion to their weights, or at the rows given.
+        The start of centroids: at points drawn in proportion to their squared distance from those before (the
+        best of ``2 + floor(ln k)`` draws each), at different points drawn in proportion to their weights, or at the
+        rows given.
     n_init : int
-        Starts, of which the one with the lowest inertia is returned; 1 where `init` is an array.
+        Starts, of which the one with the lowest inertia is returned; 1 if `init` is an array.
     max_iter : int
         The largest number of iterations of each start.
     tol : float
-        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than tol
-        times the mean variance of the d columns.
+        A start ends when no label changes, or when the squared distances that all centroids moved sum to no more than
+        tol times the mean variance of the d columns.
     rng : None, int or numpy.random.Generator
         What is random, by ``numpy.random.default_rng(rng)``. The same seed gives the same bits at any number of threads
         and on every instruction set.
     callback : function, optional
-        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of the
-        centroids that it began with. If it returns True, the start ends.
+        Called as ``callback(iteration, inertia)`` in each iteration, counted from 1 in each start, with the inertia of
+        the centroids that it began with. If it returns True, the start ends.
 
     Returns
     -------
     KMeansResult
-        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point (ties to
-        the lower index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest weighted squared
-        distance from its centroid. Where x has fewer than k different points, surplus centroids repeat others and have no points.
+        `centroids` (k, d) in the type that x is clustered in, `labels` (n,) int32, the nearest centroid of each point
+        (ties to the lower index), and `inertia`, a float. A cluster that becomes empty gets the point with the largest
+        weighted squared distance from its centroid. If x has fewer than k different points, surplus centroids repeat
+        others and have no points.
 
     Raises
     ------
     ValueError
-        Where float64 x (or init) holds magnitudes both beyond 1e135 and some 1e420 times smaller, whose squared distances float64 cannot
-        tell apart. Where x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or n_init,
-        max_iter or tol are out of range.
+        If x or weights hold NaN or infinity, shapes do not match, weights are negative or all 0, k < 1 or k > n, or
+        n_init, max_iter or tol are out of range. If float64 x (or init) holds magnitudes both beyond 1e135 and some
+        1e420 times smaller, whose squared distances float64 cannot tell apart.
     TypeError
         For other dtypes.
     KeyboardInterrupt
@@ -82,8 +86,9 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
 
     References
     ----------
-    Lloyd, *Least Squares Quantization in PCM*, 1982; Arthur and Vassilvitskii, *k-means++: The Advantages of Careful Seeding*,
-    2007; Hamerly, *Making k-means Even Faster*, 2010; Newling and Fleuret, *Fast k-means with Accurate Bounds*, 2016.
+    Lloyd, *Least Squares Quantization in PCM*, 1982; Arthur and Vassilvitskii, *k-means++: The Advantages of Careful
+    Seeding*, 2007; Hamerly, *Making k-means Even Faster*, 2010; Newling and Fleuret, *Fast k-means with Accurate
+    Bounds*, 2016.
 
     Examples
     --------
@@ -101,12 +106,23 @@ def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=
         if not callable(callback):
             raise TypeError(f"callback must be a function or None, got {shown(callback)}")
         callback = mode_of_caller(callback)
-    return _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback)
+    return _kmeans(x, k, weights, rng, _Settings(init, n_init, max_iter, tol, callback))
+
+
+class _Settings(NamedTuple):
+    """Hold what the caller says of starts and iterations."""
+
+    init: object
+    n_init: int
+    max_iter: int
+    tol: float
+    callback: object
 
 
 @default_mode
-def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
-    init = word(init)
+def _kmeans(x, k, weights, rng, settings):
+    init, n_init, max_iter, tol, callback = settings
+    init = _core.word(init)
     points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)
@@ -142,24 +158,22 @@ def _kmeans(x, k, weights, init, n_init, max_iter, tol, rng, callback):
 
 # ---- arguments ----
 
-REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{bytes}") for sign in "iu" for bytes in (1, 2, 4, 8)))
-REACH = {
-    np.float32: (-20, 40),
-    np.float64: (-450, 450),
-}  # exponents of the largest magnitude with which squares and sums do not overflow
-LEAST = {
-    np.float32: -100,
-    np.float64: -960,
-}  # of the smallest, where the largest is scaled down to the end of its reach
-TINY = 2.0**-900  # of an inertia or a mean, below which terms may have underflowed
-LIGHT = 2.0**-100  # of the weight of a cluster, likewise
-LEAST_WEIGHT = 5e-324  # of a cluster that is not empty
+# exponents of the largest magnitude with which squares and sums do not overflow
+REACH = {np.float32: (-20, 40), np.float64: (-450, 450)}
+# those of the smallest magnitude, if the largest is scaled down to the end of its reach
+LEAST = {np.float32: -100, np.float64: -960}
+TINY = 2.0**-900  # an inertia or a mean below it may be of terms that have underflowed
+LIGHT = 2.0**-100  # likewise, the weight of a cluster
+LEAST_WEIGHT = 5e-324  # a cluster that is not empty has no less
 MOST_COMPARED = 2048  # centroids whose distances from one another are kept: 32 MB in float32
 
 
 def _chunk(points, k):
-    """Points whose sums are one term of the whole. Half a megabyte stays in the L2 cache from one use to the next; but 2 MB do better
-    where each label then fills more tiles. The sums of all chunks take no more than a quarter of the memory of float32 points."""
+    """Return the number of points whose sums are one term of the whole.
+
+    Half a megabyte stays in the L2 cache from one use to the next; but 2 MB do better if each label then fills more
+    tiles. The sums of all chunks take no more than a quarter of the memory of float32 points.
+    """
     row = points[0].nbytes
     return max(1024, 8 * k, 2**19 // row, min(256 * k, 2**21 // row) if k >= 64 else 0)
 
@@ -169,15 +183,15 @@ class _Data(NamedTuple):
     weights: np.ndarray | None  # at most 1
     given_weights: np.ndarray | None  # as they are, float64
     exponent: int
-    dtype: type  # of centroids
+    dtype: type  # that of centroids
 
 
 def _points(x, init):
-    """(points, exponent, dtype of centroids): x as contiguous float32 or float64, divided by 2**exponent where its squares might over- or
-    underflow. float32 values that this would round are float64."""
-    x = as_array(x, "x")
-    if x.dtype.newbyteorder("=") not in REALS:
-        raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
+    """Return (points, exponent, dtype of centroids): x as contiguous float32 or float64, divided by 2**exponent.
+
+    The exponent is 0 unless squares might over- or underflow. float32 values that this would round are float64.
+    """
+    x = reals(x, "x", "float16, bfloat16, float32, float64 or integers")
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(f"x must have shape (n, d), d at least 1, got {x.shape}")
     wide = x.dtype.itemsize == 8 or x.dtype.kind in "iu" and x.dtype.itemsize > 2
@@ -199,46 +213,36 @@ def _points(x, init):
             if not wide:
                 return points.astype(np.float64), 0, dtype
             raise ValueError(
-                f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: squared "
-                "distances would leave the range of float64"
+                f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: "
+                "squared distances would leave the range of float64"
             )
     return np.ldexp(points, -exponent), exponent, dtype
 
 
 def _least_magnitude(points, init):
-    """Of the values that are not 0, also of an init that is an array of numbers."""
+    """Return the least magnitude of what is not 0 in points, and in an init that is an array of numbers."""
     arrays = [points]
     if not isinstance(init, str) and as_array(init, "init").dtype.newbyteorder("=") in REALS:
         arrays.append(as_array(init, "init").astype(np.float64))
-    return min(
-        float(np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)).min(initial=np.inf)) for a in arrays
-    )
+    magnitudes = (np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)) for a in arrays)
+    return min(float(a.min(initial=np.inf)) for a in magnitudes)
 
 
 def _weights(weights, n):
-    """Weights as contiguous float64, as given and divided by a power of two to at most 1; or None."""
+    """Return weights as contiguous float64, as given and divided by a power of two to at most 1; or None twice."""
     if weights is None:
         return None, None
-    given = as_array(weights, "weights")
-    if given.dtype.newbyteorder("=") not in REALS:
-        raise TypeError(f"weights must be real numbers, got {given.dtype}")
+    given = reals(weights, "weights")
     if given.shape != (n,):
         raise ValueError(f"weights must have shape {(n,)} to match x, got {given.shape}")
     weights = _core.contiguous_reals(given, np.float64)
-    if not np.isfinite(weights).all():
-        _core.raise_not_finite(given, "weights")
-    if weights.min(initial=0) < 0:
-        raise ValueError(f"weights must be at least 0, got {weights.min()} at {int(weights.argmin())}")
-    if not weights.any():
-        raise ValueError("weights must not all be 0")
+    check_weights(weights, negative="must be at least 0, got {value} at {place[0]}")
     return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
 def _start(init, shape, points, exponent, dtype):
-    """init, scaled as the points are, whose squared distances to them do not overflow."""
-    start = as_array(init, "init")
-    if start.dtype.newbyteorder("=") not in REALS:
-        raise TypeError(f"init must be a name or an array of real numbers, got {start.dtype}")
+    """Return init scaled as the points are; its squared distances to them do not overflow."""
+    start = reals(init, "init", "a name or an array of real numbers")
     if start.shape != shape:
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
@@ -254,22 +258,21 @@ def _start(init, shape, points, exponent, dtype):
 
 
 def _variance(data):
-    """The mean over columns of their variance, by one cluster."""
+    """Return the mean over columns of their variance, by one cluster."""
     points = data.points
     one = _core.KMeans(points, data.weights, 1, _chunk(points, 1), False)
     one.place(points[:1])
     one.assign()
     one.place(_means(one)[0].astype(points.dtype))
-    return math.fsum(one.errors()) / (
-        points.shape[1] * (len(points) if data.weights is None else math.fsum(data.weights))
-    )
+    total = len(points) if data.weights is None else math.fsum(data.weights)
+    return math.fsum(one.errors()) / (points.shape[1] * total)
 
 
 # ---- iterations ----
 
 
 def _lloyd(state, data, centroids, max_iter, limit, callback):
-    """The final centroids; labels are in `state`."""
+    """Return the final centroids; labels are in `state`."""
     state.forget()
     for iteration in range(1, max_iter + 1):
         state.place(centroids)
@@ -286,7 +289,7 @@ def _lloyd(state, data, centroids, max_iter, limit, callback):
 
 
 def _means(state):
-    """(means, weights) of the clusters, in float64; chunks are added in their order. The mean of an empty one is NaN."""
+    """Return (means, weights) of the clusters, in float64; chunks are added in order. An empty one's mean is NaN."""
     sums = state.sums[0].copy()
     for more in state.sums[1:]:
         sums += more
@@ -294,7 +297,7 @@ def _means(state):
 
 
 def _mean_of(data, members):
-    """The mean of some points of positive weight, whatever these weigh: in units of the largest. None: there are none."""
+    """Return the mean of some points of positive weight, whatever these weigh (in units of the largest), or None."""
     weights = None if data.weights is None else data.given_weights[members]
     if len(members) == 0 or weights is not None and not weights.any():
         return None
@@ -307,11 +310,11 @@ def _mean_of(data, members):
 
 
 def _inertia(state, data, centroids):
-    """In the units of x and of the weights, infinite beyond float64."""
+    """Return the inertia in the units of x and of the weights, infinite beyond float64."""
     inertia, exponent = math.fsum(state.errors()), 2 * data.exponent
     if data.weights is not None:
         exponent += math.frexp(data.given_weights.max())[1]
-    if inertia < TINY and not _squares_are_exact(data):  # there may be more than the terms that have not underflowed
+    if inertia < TINY and not _squares_are_exact(data):  # terms may have underflowed
         errors, exponents = _scaled_errors(data, state.labels, centroids)
         top = int(exponents.max())
         inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
@@ -322,13 +325,15 @@ def _inertia(state, data, centroids):
 
 
 def _squares_are_exact(data):
-    """Whether no difference is so small that its square, or that times a weight, leaves float64."""
+    """Tell whether no difference is so small that its square, or that times a weight, leaves float64."""
     return data.dtype == np.float32 and data.weights is None
 
 
 def _errors(state, data, centroids, count):
-    """weight * squared distance of each point from its centroid, and None; or, where one of the largest might have underflowed,
-    `_scaled_errors`."""
+    """Return weight * squared distance of each point from its centroid, and None.
+
+    If one of the `count` largest might have underflowed, return `_scaled_errors`.
+    """
     errors = np.empty(len(state.x))
     state.errors(errors)
     if _squares_are_exact(data) or np.partition(errors, -count)[-count] >= TINY:
@@ -337,7 +342,7 @@ def _errors(state, data, centroids, count):
 
 
 def _scaled_errors(data, labels, centroids):
-    """weight * squared distance of each point from its centroid as mantissas, in [1/2, 1) or 0, and exponents."""
+    """Return weight * squared distance of points from their centroids as mantissas, in [1/2, 1) or 0, and exponents."""
     errors, exponents = np.zeros(len(labels)), np.full(len(labels), -(10**6), np.int64)
     for first in range(0, len(labels), 1 << 16):
         part = slice(first, first + (1 << 16))
@@ -356,7 +361,7 @@ def _scaled_errors(data, labels, centroids):
 
 
 def _moved(state, data, centroids):
-    """The centroids of the labels, in the type and the units of the result."""
+    """Return the centroids of the labels, in the type and the units of the result."""
     means, weights = _means(state)
     if data.weights is not None:
         small = ((means != 0) & (np.abs(means) < TINY)).any(axis=1)  # products with weights may have underflowed
@@ -373,32 +378,29 @@ def _moved(state, data, centroids):
 
 
 def _repaired(state, data, means, weights, empty, centroids):
-    """Empty clusters, by ascending index, take the points that add most to the inertia (ties to the lower index), each of which leaves
-    its cluster. Where no such point is left, a centroid stays."""
+    """Give empty clusters, by ascending index, the points that add most to the inertia (ties to the lower index).
+
+    Each of those leaves its cluster. If no such point is left, a centroid stays.
+    """
     means[empty] = centroids[empty]
     errors, exponents = _errors(state, data, centroids, len(empty))
-    farthest = (np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents)))[
-        : len(empty)
-    ]
+    farthest = np.argsort(-errors, kind="stable") if exponents is None else np.lexsort((-errors, -exponents))
     sums, left, again = means * weights[:, None], [], set()
-    for cluster, point in zip(empty, farthest):
+    for cluster, point in zip(empty, farthest[: len(empty)], strict=True):
         donor, weight = state.labels[point], 1.0 if data.weights is None else data.weights[point]
         if errors[point] == 0:
             continue
         x = data.points[point].astype(np.float64)
         after = sums[donor] - weight * x
-        kept = weights[donor] - weight > max(weights[donor] * 2.0**-20, LIGHT) and np.all(
-            np.abs(after) >= np.abs(sums[donor]) * 2.0**-20
-        )
-        if kept and donor not in again:
+        enough = weights[donor] - weight > max(weights[donor] * 2.0**-20, LIGHT)
+        if enough and np.all(np.abs(after) >= np.abs(sums[donor]) * 2.0**-20) and donor not in again:
             weights[donor] -= weight
             sums[donor] = after
             means[donor] = after / weights[donor]
         else:  # what is left would be mostly rounding
             again.add(donor)
-            mean = _mean_of(
-                data, np.setdiff1d(np.flatnonzero(state.labels == donor), [*left, point], assume_unique=True)
-            )
+            others = np.setdiff1d(np.flatnonzero(state.labels == donor), [*left, point], assume_unique=True)
+            mean = _mean_of(data, others)
             if mean is None:
                 continue
             means[donor] = mean
@@ -411,7 +413,10 @@ def _repaired(state, data, means, weights, empty, centroids):
 
 
 def _draw(points, weights, k, rng):
-    """k different points; of positive weight as long as there are any that is not beyond float64 beside the sum of all."""
+    """Draw k different points, of positive weight as long as there are any.
+
+    A weight that vanishes in float64 beside the sum of all is none.
+    """
     if weights is None:
         return points[rng.choice(len(points), k, replace=False)]
     shares = weights / weights[np.flatnonzero(weights)].sum()
@@ -422,7 +427,10 @@ def _draw(points, weights, k, rng):
 
 
 def _seeds(state, data, k, rng):
-    """k-means++: each seed is the best of a few points, drawn in proportion to weight times squared distance from the seeds so far."""
+    """Draw seeds by k-means++.
+
+    Each is the best of a few points, drawn in proportion to weight times squared distance from the seeds so far.
+    """
     points, weights, chunk = state.x, state.weights, _chunk(state.x, k)
     trials = 2 + int(math.log(k))
     nearest = np.full(len(points), np.inf, points.dtype)
@@ -440,11 +448,13 @@ def _seeds(state, data, k, rng):
     return seeds
 
 
-def _farthest(state, data, seeds, i):
-    """Seeds from i on where squared distances have underflowed: the points that add most to the inertia. If every point is a seed already,
-    they are all the first one."""
-    seeds[i:] = seeds[0]
-    for i in range(i, len(seeds)):
+def _farthest(state, data, seeds, first):
+    """Fill seeds from `first` on if squared distances have underflowed, by the points that add most to the inertia.
+
+    If every point is a seed already, they are all the first one.
+    """
+    seeds[first:] = seeds[0]
+    for i in range(first, len(seeds)):
         state.forget()
         state.place(seeds)
         state.assign()
@@ -457,7 +467,10 @@ def _farthest(state, data, seeds, i):
 
 
 def _draw_one(nearest, weights, chunk, ends, mark):
-    """The point at which the running sum of weight * nearest passes `mark`; `ends` are the sums at the ends of chunks."""
+    """Return the point at which the running sum of weight * nearest passes `mark`.
+
+    `ends` are the sums at the ends of chunks.
+    """
     which = min(np.searchsorted(ends, mark, "right"), np.searchsorted(ends, ends[-1], "left"))
     part = slice(which * chunk, (which + 1) * chunk)
     terms = nearest[part].astype(np.float64)

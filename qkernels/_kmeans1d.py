@@ -1,14 +1,13 @@
-"""Clustering on a line: the global optimum. Formulas: docs/numerics.md, section 13. The loops are in
-csrc/kmeans1d.c and kmeans1d_template.h."""
+"""Cluster on a line: the global optimum. Formulas: docs/numerics.md, section 13."""
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from . import _core
-from .config import get_num_threads
-from ._kmeans import REALS, KMeansResult
-from ._checks import as_array, doubles, in_parts, integer, optional_int
+from ._checks import check_weights, doubles, in_parts, integer, optional_int, reals
+from ._kmeans import KMeansResult
 from ._mode import default_mode
 
 CHUNK = 1 << 15  # points of a line at a time, whose doubles fit the L2 cache
@@ -19,7 +18,7 @@ MOST_COUNTED = 2.0**900  # weight up to which the sum of all is a double
 
 @default_mode
 def kmeans1d(x, k, *, weights=None, axis=None):
-    """The k centroids that minimise the weighted sum of squared distances: the global optimum, or one of several.
+    """Find the k centroids that minimise the weighted sum of squared distances: the global optimum, or one of several.
 
     Parameters
     ----------
@@ -28,33 +27,34 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     k : int
         At least 1.
     weights : array, optional
-        Real, finite, not negative, not all 0: of the shape of x, or with `axis` also of shape ``(x.shape[axis],)``, the same for
-        each line. A point of weight 0 gets a label, and counts for nothing else. Rounded to double.
+        Real, finite, not negative, not all 0: of the shape of x, or with `axis` also of shape ``(x.shape[axis],)``, the
+        same for each line. A point of weight 0 gets a label, and counts for nothing else. Rounded to double.
     axis : int, optional
         Cluster each line along this axis by itself. None: all values of x together.
 
     Returns
     -------
     KMeansResult
-        centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values of positive
-        weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their last.
-        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; where
+        centroids : float64, ascending. Without `axis` there are ``min(k, number of distinct values)`` of them (values
+        of positive weight). With it the shape is ``x.shape`` without `axis`, then k; lines with fewer repeat their
+        last.
+        labels : the shape of x; uint8 for ``k <= 256``, else int32. The nearest centroid, the lower index of two; if
         rounding a centroid makes two as near, the cluster of the optimum.
-        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or 0
-        where that is beyond its range.
+        inertia : float, or float64 array of the shape of x without `axis`. The optimum rounded to float64: infinite or
+        0 if that is beyond its range.
 
     Raises
     ------
     TypeError
-        Where x or weights have another dtype, or k or axis is no integer.
+        If x or weights have another dtype, or k or axis is no integer.
     ValueError
-        Where x or weights hold NaN or infinity (how many, and where the first is), x is empty, k is below 1, a weight is
+        If x or weights hold NaN or infinity (how many, and where the first is), x is empty, k is below 1, a weight is
         negative, all weights of a line are 0, or a shape or axis does not fit.
 
     References
     ----------
-    Aggarwal, Schieber and Tokuyama 1994, Finding a minimum-weight k-link path in graphs with the concave Monge property and
-    applications; Grønlund et al. 2017, Fast exact k-means, k-medians and Bregman divergence clustering in 1D.
+    Aggarwal, Schieber and Tokuyama 1994, Finding a minimum-weight k-link path in graphs with the concave Monge property
+    and applications; Grønlund et al. 2017, Fast exact k-means, k-medians and Bregman divergence clustering in 1D.
 
     Examples
     --------
@@ -64,26 +64,22 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     array([[0.5, 5. ],
            [7. , 7. ]])
     """
-    x = as_array(x, "x")
-    if x.dtype.newbyteorder("=") not in REALS:
-        raise TypeError(f"x must be float16, bfloat16, float32, float64 or integers, got {x.dtype}")
+    x = reals(x, "x", "float16, bfloat16, float32, float64 or integers")
     k, axis = integer(k, "k", 1), checked_axis(axis, x.ndim)
     if axis is None:
         k = min(k, 2**31)  # more than there are values
-    elif k >= 2**31:  # of each line, so many centroids are returned
+    elif k >= 2**31:  # each line gets so many centroids
         raise ValueError(f"k must be below 2**31, got {k}")
     length = x.size if axis is None else x.shape[axis]
     if length == 0:
-        raise ValueError(
-            f"x must have values to cluster, got shape {x.shape}" + ("" if axis is None else f" with axis {axis}")
-        )
+        along = "" if axis is None else f" with axis {axis}"
+        raise ValueError(f"x must have values to cluster, got shape {x.shape}{along}")
     if length >= 2**31 - 1:
         raise ValueError(f"x may have at most {2**31 - 2} values to cluster together, got {length}")
     lines = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
     shape, lines = lines.shape, lines.reshape(-1, length)
-    given_weights = weights = None if weights is None else as_array(weights, "weights")
-    if weights is not None:
-        weights = weights_of_lines(weights, x, axis, lines.shape)
+    given_weights = None if weights is None else reals(weights, "weights")
+    weights = None if weights is None else weights_of_lines(given_weights, x, axis, lines.shape)
     labels = np.empty(lines.shape, np.uint8 if k <= 256 else np.int32)
     k = min(k, length) if axis is None else k
     centroids = np.empty((len(lines), k))
@@ -92,12 +88,12 @@ def kmeans1d(x, k, *, weights=None, axis=None):
     exact = beyond_doubles(x)
 
     def cluster(block, stop):
-        parts = centroids[block], labels[block], counts[block], inertia[block], stop
+        found = Found(centroids[block], counts[block], inertia[block], labels[block])
         line_weights = None if weights is None else weights[block]
         if counted:
-            cluster_by_histogram(lines[block], line_weights, k, *parts)
+            cluster_by_histogram(lines[block], line_weights, k, found, stop)
         else:
-            cluster_by_sorting(lines[block], line_weights, k, exact, *parts)
+            cluster_by_sorting(lines[block], line_weights, k, exact, found, stop)
 
     size = max(1, BLOCK // length)
     try:
@@ -118,9 +114,7 @@ def checked_axis(axis, ndim):
 
 
 def weights_of_lines(weights, x, axis, shape):
-    """One weight for each value of the lines, which have this shape."""
-    if weights.dtype.newbyteorder("=") not in REALS:
-        raise TypeError(f"weights must be real numbers, got {weights.dtype}")
+    """Return one weight for each value of the lines, which have this shape."""
     if weights.shape == x.shape:
         return (weights if axis is None else np.moveaxis(weights, axis, -1)).reshape(shape)
     if axis is not None and weights.shape == (x.shape[axis],):
@@ -129,28 +123,39 @@ def weights_of_lines(weights, x, axis, shape):
     raise ValueError(f"weights must have shape {x.shape}{either}, got {weights.shape}")
 
 
+class Found(NamedTuple):
+    """Hold arrays for the clusters of some lines, to be filled."""
+
+    centroids: np.ndarray
+    counts: np.ndarray
+    inertia: np.ndarray
+    labels: np.ndarray
+
+    def with_limits(self, limits):
+        """Return what `cluster_lines` fills."""
+        return self.centroids, limits, self.counts, self.inertia, None
+
+
 class Refused(Exception):
-    """Some line has values or weights that cannot be clustered."""
+    """Say that some line has values or weights that cannot be clustered."""
 
 
 def explain(x, weights, weights_of_lines):
-    """The ValueError that says which values those are."""
+    """Raise the ValueError that says which values those are."""
     if not np.isfinite(x).all():
         _core.raise_not_finite(x)
-    if not np.isfinite(weights).all():
-        _core.raise_not_finite(weights, "weights")
-    if (weights < 0).any():
-        first = tuple(map(int, np.argwhere(weights < 0)[0]))
-        raise ValueError(f"weights must not be negative, got {weights[first]} at {first}")
+    check_weights(weights, zeros=True)
     line = np.argmin(weights_of_lines.max(axis=-1))
-    raise ValueError(
-        "weights must not all be 0" + (f", as those of line {line} are" if len(weights_of_lines) > 1 else "")
-    )
+    which = f", as those of line {line} are" if len(weights_of_lines) > 1 else ""
+    raise ValueError(f"weights must not all be 0{which}")
 
 
 def for_each(function, blocks):
-    """Call it with each block and what stops it, on as many threads as there may be. Which thread has which block makes no difference."""
-    threads, stop = min(get_num_threads(), len(blocks)), _core.Stop()
+    """Call function with each block and what stops it, on as many threads as there may be.
+
+    Which thread has which block makes no difference.
+    """
+    threads, stop = min(_core.get_num_threads(), len(blocks)), _core.Stop()
     if threads < 2:
         for block in blocks:
             function(block, stop)
@@ -161,7 +166,7 @@ def for_each(function, blocks):
     try:
         for done in [pool.submit(default_mode(function), block, stop) for block in blocks]:
             done.result()
-    finally:  # of a signal or an error, too: no thread goes on
+    finally:  # after a signal or an error, too: no thread goes on
         stop.now()
         pool.shutdown(cancel_futures=True)
 
@@ -170,28 +175,27 @@ def for_each(function, blocks):
 
 
 def beyond_doubles(x):
-    """Whether there are integers that doubles do not hold."""
+    """Tell whether there are integers that doubles do not hold."""
     return x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size > 0 and max(-int(x.min()), int(x.max())) > 2**53
 
 
 def keys(x):
-    """A new array of uint64 in the order of 64-bit integers."""
+    """Return a new array of uint64 in the order of 64-bit integers."""
     offset = np.uint64(0 if x.dtype.kind == "u" else 2**63)
     return in_parts(lambda part: part.astype(x.dtype.newbyteorder("=")).view(np.uint64) ^ offset, x, np.uint64)
 
 
-def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, inertia, stop):
+def cluster_by_sorting(lines, weights, k, exact, found, stop):
+    """Cluster lines of doubles; or of 64-bit integers, if `exact`."""
     read = keys if exact else doubles
     weights = None if weights is None else doubles(weights)
-    limits = np.empty(centroids.shape, np.uint64 if exact else np.float64)
-    _core.cluster_lines(
-        read(lines), weights, k, lines.dtype.kind == "i", False, centroids, limits, counts, inertia, None, stop
-    )
-    if not counts.all():
+    limits = np.empty(found.centroids.shape, np.uint64 if exact else np.float64)
+    _core.cluster_lines(read(lines), weights, k, found.with_limits(limits), stop, signed=lines.dtype.kind == "i")
+    if not found.counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
-        _core.label_lines(read(lines[part]), limits, counts, labels[part])
+        _core.label_lines(read(lines[part]), limits, found.counts, found.labels[part])
 
 
 # ---- long lines of 8 and 16 bits ----
@@ -199,7 +203,7 @@ def cluster_by_sorting(lines, weights, k, exact, centroids, labels, counts, iner
 
 @cache
 def values_of_codes(dtype):
-    """The value of every code, those that are finite in ascending order, and their codes."""
+    """Return the value of every code, and the codes of finite ones by ascending value."""
     bits = 8 * dtype.itemsize
     values = np.arange(2**bits, dtype=f"u{dtype.itemsize}").view(dtype).astype(np.float64)
     finite = np.flatnonzero(np.isfinite(values))
@@ -207,8 +211,8 @@ def values_of_codes(dtype):
     return values, codes
 
 
-def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, stop):
-    """Of one line."""
+def cluster_by_histogram(lines, weights, k, found, stop):
+    """Cluster one line by the weights of its codes."""
     dtype = lines.dtype.newbyteorder("=")
     values, codes = values_of_codes(dtype)
     bins, line = np.zeros(len(values)), lines[0]
@@ -222,12 +226,12 @@ def cluster_by_histogram(lines, weights, k, centroids, labels, counts, inertia, 
             raise Refused
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
-    limits = np.empty(centroids.shape)
+    limits = np.empty(found.centroids.shape)
     points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
-    _core.cluster_lines(points, weights, k, False, False, centroids, limits, counts, inertia, None, stop)
-    if not counts.all():
+    _core.cluster_lines(points, weights, k, found.with_limits(limits), stop)
+    if not found.counts.all():
         raise Refused
-    table = np.empty((1, len(values)), labels.dtype)
-    _core.label_lines(values[None], limits, counts, table)
+    table = np.empty((1, len(values)), found.labels.dtype)
+    _core.label_lines(values[None], limits, found.counts, table)
     for part in parts:
-        _core.look_up(codes_of(part), table[0], labels[0, part])
+        _core.look_up(codes_of(part), table[0], found.labels[0, part])

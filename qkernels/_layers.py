@@ -1,11 +1,11 @@
-"""Float layers that stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
+"""Apply float layers, as stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
 
 from . import _core
 from ._checks import integer, real
 
 
 def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
-    """Layer normalisation of each row: ``(s - mean(s)) / sqrt(var(s) + eps) * weight + bias`` with ``s = x + residual``.
+    """Normalise each row: ``(s - mean(s)) / sqrt(var(s) + eps) * weight + bias`` with ``s = x + residual``.
 
     Parameters
     ----------
@@ -37,26 +37,26 @@ def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
     >>> qk.layer_norm(np.float32([[1, 2, 3, 6]]), np.ones(4, np.float32), np.zeros(4, np.float32)).round(3)
     array([[-1.069, -0.535,  0.   ,  1.604]], dtype=float32)
     """
-    return _core.layer_norm(x, weight, bias, real(eps, "eps"), residual, out)
+    return _core.layer_norm(x, weight, bias, eps if type(eps) is float else real(eps, "eps"), residual, out)
 
 
 def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
-    """Softmax attention, ``softmax(scale * q @ k.T) @ v`` for each head of each sequence, by integer products.
+    """Attend by softmax, ``softmax(scale * q @ k.T) @ v`` for each head of each sequence, by integer products.
 
-    q, k and v are quantized on the fly to int8, with one scale for each head of each sequence, and the softmax weights to
-    uint8: the error is about one percent of the largest value of v. All its sums are integer and exact.
+    q, k and v are quantized on the fly to int8, with one scale for each head of each sequence, and the softmax weights
+    to uint8: the error is about one percent of the largest value of v. All its sums are integer and exact.
 
     Parameters
     ----------
     q, k, v : float32 arrays of shape (tokens, heads * size)
         Finite. Slices of the columns of a wider matrix, such as the product of fused weights, are read in place.
     heads : int
-        Into which the columns are divided.
+        Their number: the columns are divided into so many.
     starts : integer array of shape (sequences + 1,), optional
-        Sequences lie one after another, without padding: sequence i is the tokens ``starts[i]:starts[i + 1]``, which attend
-        to each other only. All tokens are one sequence by default.
+        Sequences lie one after another, without padding: sequence i is the tokens ``starts[i]:starts[i + 1]``, which
+        attend to each other only. All tokens are one sequence by default.
     scale : float, optional
-        Of the scores, positive; ``1 / sqrt(size)`` by default.
+        Factor of the scores, positive; ``1 / sqrt(size)`` by default.
     out : float32 array of shape (tokens, heads * size), optional
         C-contiguous; may not overlap q, k or v.
 
@@ -68,7 +68,7 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
     Raises
     ------
     ValueError
-        Where q, k or v hold NaN or infinity, shapes do not match, `heads` does not divide the
+        If q, k or v hold NaN or infinity, shapes do not match, `heads` does not divide the
         columns, `starts` does not ascend from 0 to tokens, or a sequence is longer than 65,536 tokens.
     TypeError
         For a wrong dtype or `out`, which is left untouched after each error.

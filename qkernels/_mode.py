@@ -1,4 +1,4 @@
-"""The caller's floating-point mode, and NumPy's error state, reach no result: docs/numerics.md, section 20."""
+"""Keep the caller's floating-point mode, and NumPy's error state, from results: docs/numerics.md, section 20."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,8 +12,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def default_mode(function: F) -> F:
-    """Decorate a function that computes with floats, in Python or in threads of its own: whatever the mode of its caller, it then runs in
-    the default one, and no overflow, underflow, division or invalid operation on its way warns or raises."""
+    """Decorate a function that computes with floats, in Python or in threads of its own.
+
+    Whatever the mode of its caller, it then runs in the default one, and no overflow, underflow, division or invalid
+    operation on its way warns or raises.
+    """
     return wraps(function)(_core.in_default_mode(function))
 
 

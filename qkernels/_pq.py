@@ -1,32 +1,32 @@
 """Search among the codes of product quantization. Formulas: docs/numerics.md, section 19.
 
-Two names beyond the operations of quantization: what a table of distances serves is a scan of all codes with a running bound, and
-that must be fused to be fast.
+These are two names beyond the operations of quantization: what a table of distances serves is a scan of all codes with
+a running bound, and that must be fused to be fast.
 """
 
 import numpy as np
 
 from . import _core
-from ._codebook import Codebook, finite_float32
-from ._checks import as_array, float_array, integer
+from ._checks import as_array, finite_float32, float_array, integer
+from ._codebook import Codebook
 
 MOST_CODES = 2**32 - 1
 
 
 def distance_tables(queries, codebook):
-    """Squared distances of the parts of each query from all levels: what `search` adds up.
+    """Compute squared distances of the parts of each query from all levels: what `search` adds up.
 
     Parameters
     ----------
     queries : array of shape (queries, m * d)
         float32, float64, float16 or bfloat16, used as float32. Finite.
     codebook : Codebook
-        Of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
+        One of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
 
     Returns
     -------
     float32 array of shape (queries, m, k)
-        Infinite where a square is beyond the range of float32, 0 where all are below it.
+        Infinite if a square is beyond the range of float32, 0 if all are below it.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def distance_tables(queries, codebook):
 
 
 def search(queries, codes, codebook, k):
-    """The k vectors of codes that are nearest to each query, by asymmetric distances: queries are not coded.
+    """Find the k vectors of codes nearest to each query, by asymmetric distances: queries are not coded.
 
     Parameters
     ----------
@@ -56,22 +56,23 @@ def search(queries, codes, codebook, k):
     codes : uint8 array of shape (n, m)
         As `encode` gives them for an array (n, m * d), each below ``codebook.k``. n is below 2**32.
     codebook : Codebook
-        Of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
+        One of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
     k : int
         From 1 to n.
 
     Returns
     -------
     distances : float32 array of shape (queries, k)
-        Squared, ascending: ``sum(distance_tables(queries, codebook)[q, g, codes[i, g]] for g in range(m))``, added in this order.
+        Squared, ascending: ``sum(distance_tables(queries, codebook)[q, g, codes[i, g]] for g in range(m))``, added in
+        this order.
     indices : int64 array of shape (queries, k)
         Rows of codes. Of equal distances the lower index comes first. The same bits at any number of threads.
 
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shapes that do not match, a code that is too large, NaN and infinity, a codebook of scalars, or k out
-        of range.
+        For another dtype, shapes that do not match, a code that is too large, NaN and infinity, a codebook of scalars,
+        or k out of range.
 
     References
     ----------
@@ -100,7 +101,7 @@ def search(queries, codes, codebook, k):
 
 
 def _checked_queries(queries, codebook):
-    """Contiguous float32."""
+    """Return queries as contiguous float32."""
     if not isinstance(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if not codebook.vector:

@@ -1,5 +1,4 @@
-"""Elementwise operations: floats to codes and back, and the dense form of sub-byte codes. Formulas: docs/numerics.md,
-sections 3 to 5."""
+"""Turn floats to codes and back, and store sub-byte codes densely. Formulas: docs/numerics.md, sections 3 to 5."""
 
 import math
 from functools import cache
@@ -9,15 +8,17 @@ import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown, word
+from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
+from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
-from ._qparams import FLOAT_CODES, QParams, choose_qparams, choose_scheme, code_dtype, code_range
+from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
 
 
 def quantize(x, params, *, rounding="half_even", out=None):
-    """Codes of x: ``saturate(round(x / scale) + zero_point)``.
+    """Quantize x to codes: ``saturate(round(x / scale) + zero_point)``.
 
-    The division is a true one, rounded once, as in ONNX QuantizeLinear. NaN becomes the zero point; infinities saturate.
+    The division is a true one, rounded once, as in ONNX QuantizeLinear. NaN becomes the zero point; infinities
+    saturate.
 
     Parameters
     ----------
@@ -25,7 +26,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
         Any shape that `params` fits.
     params : QParams
     rounding : {"half_even", "half_away"}
-        Of ties. Codes that are floats round to the nearest, ties to even, and keep NaN where their format has one.
+        How ties go. Codes that are floats round to the nearest, ties to even, and keep NaN if their format has one.
     out : array of dtype `params.dtype` and the shape of x, optional
         C-contiguous; may not overlap x.
 
@@ -53,7 +54,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
 
 
 def dequantize(q, params, *, dtype=np.float32, out=None):
-    """Real values of codes: ``(q - zero_point) * scale``.
+    """Turn codes to real values: ``(q - zero_point) * scale``.
 
     Parameters
     ----------
@@ -61,7 +62,8 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
         int32 holds sums of products; the difference is then taken modulo 2**32.
     params : QParams
     dtype : {float32, float64, float16, bfloat16}
-        Of the result. float64 is the product rounded once (exact but for int32); the others are the float32 product, rounded.
+        That of the result. float64 is the product rounded once (exact but for int32); the others are the float32
+        product, rounded.
     out : array of `dtype` and the shape of q, optional
 
     Returns
@@ -90,7 +92,9 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
 
 
 def fake_quantize(x, params, *, out=None):
-    """What remains of x after `quantize` and `dequantize`, in one pass: NaN becomes 0 (8-bit floats keep it).
+    """Round x to the values that params can represent: `quantize` and `dequantize` in one pass.
+
+    NaN becomes 0 (8-bit floats keep it).
 
     Parameters
     ----------
@@ -119,15 +123,14 @@ def fake_quantize(x, params, *, out=None):
     """
     if getattr(params, "codes_are_floats", False):
         x = float_array(x)
-        y = _dequantize_floats(
-            _quantize_to_floats(x, params, "half_even", None), params, x.dtype.newbyteorder("="), None
-        )
+        codes = _quantize_to_floats(x, params, "half_even", None)
+        y = _dequantize_floats(codes, params, x.dtype.newbyteorder("="), None)
         return _core.store(out, y, x, "x", True)
     return _core.fake_quantize(x, params, out)
 
 
 def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
-    """Codes of x with parameters chosen from x itself, by the range of its values.
+    """Quantize x with parameters chosen from x itself, by the range of its values.
 
     With uint8 and no axis this is ONNX DynamicQuantizeLinear, bit for bit.
 
@@ -150,7 +153,7 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
     Raises
     ------
     ValueError
-        Where x holds NaN or infinity (how many, and where the first is).
+        If x holds NaN or infinity (how many, and where the first is).
 
     References
     ----------
@@ -180,7 +183,7 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
 
 
 def _per_element(values, params, shape, name):
-    """The scale of each element, as an array that broadcasts to `shape`."""
+    """Return the scale of each element, as an array that broadcasts to `shape`."""
     params.check_shape(shape, name)
     if params.axis is None:
         return values
@@ -191,14 +194,13 @@ def _per_element(values, params, shape, name):
 
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
-    rounding = word(rounding)
+    rounding = _core.word(rounding)
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     scale = _per_element(params.scale, params, x.shape, "x")
-    return _core.store(
-        out, _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype), x, "x"
-    )
+    codes = _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype)
+    return _core.store(out, codes, x, "x")
 
 
 def _float_codes(x, scale, params):
@@ -210,7 +212,7 @@ def _float_codes(x, scale, params):
 
 
 def _in_parts(function, x, scale, dtype):
-    """function(x, scale), of the shape of x, in parts where x is long, so that a signal need not wait for the whole."""
+    """Return function(x, scale), of the shape of x; in parts if x is long, so that a signal need not wait for all."""
     if x.size <= PART:
         return function(x, scale)
     result, scale = np.empty(x.shape, dtype), np.broadcast_to(scale, x.shape)
@@ -220,8 +222,10 @@ def _in_parts(function, x, scale, dtype):
 
 
 def _to_odd(v):
-    """v as float32, where float64 that does not fit is rounded to odd: a second rounding then is that of v itself. (ml_dtypes
-    converts float64 by way of float32.)"""
+    """Return v as float32; float64 that does not fit is rounded to odd, so that a second rounding is that of v itself.
+
+    (ml_dtypes converts float64 by way of float32.)
+    """
     v = np.asarray(v)
     near = v.astype(np.float32)
     if v.dtype == np.float32:
@@ -232,7 +236,7 @@ def _to_odd(v):
 
 @cache
 def _float_values(codes, dtype):
-    """The values of all bytes as codes of small floats: a look-up is several times faster than a conversion."""
+    """Return the values of all bytes as codes of small floats: a look-up is several times faster than a conversion."""
     return np.arange(256, dtype=np.uint8).view(codes).astype(dtype)
 
 
@@ -251,7 +255,9 @@ def _dequantize_floats(q, params, dtype, out):
 
 
 def pack_bits(codes, bits):
-    """Codes of a few bits, stored densely: code i in the bits from ``i * bits`` on, the lowest bit of the first byte being bit 0.
+    """Store codes of a few bits densely: code i in the bits from ``i * bits`` on.
+
+    The lowest bit of the first byte is bit 0.
 
     Parameters
     ----------
@@ -283,19 +289,18 @@ def pack_bits(codes, bits):
     array([209,   1], dtype=uint8)
     """
     codes, bits = as_array(codes, "codes"), _checked_bits(bits)
-    if codes.dtype not in (np.int8, np.uint8) and not (codes.dtype in _SUB_BYTE):
+    if codes.dtype not in (np.int8, np.uint8, *SUB_BYTE_CODES):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
     codes = np.require(codes, np.int8 if low else np.uint8, "C")
     if codes.size and not low <= codes.min() <= codes.max() <= high:
-        raise ValueError(
-            f"codes must be within [{low}, {high}] for {bits} bits, got {codes[(codes < low) | (codes > high)][0]}"
-        )
+        wrong = codes[(codes < low) | (codes > high)][0]
+        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wrong}")
     return _core.pack_bits(codes, bits)
 
 
 def unpack_bits(data, bits, shape, *, dtype=np.uint8):
-    """The codes that `pack_bits` stored.
+    """Return the codes that `pack_bits` stored.
 
     Parameters
     ----------
@@ -323,7 +328,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     array([ 1,  2, -1], dtype=int8)
     """
     data, dtype, bits = as_array(data, "data"), code_dtype(dtype), _checked_bits(bits)
-    if dtype not in (np.int8, np.uint8) and dtype not in _SUB_BYTE:
+    if dtype not in (np.int8, np.uint8, *SUB_BYTE_CODES):
         raise TypeError(f"dtype must be int8, uint8, int4, uint4, int2 or uint2, got {dtype}")
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
@@ -339,9 +344,6 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
         unused = 8 - bits
         codes = (codes << unused).view(np.int8) >> unused
     return codes.astype(dtype, copy=False).reshape(shape)
-
-
-_SUB_BYTE = tuple(code_dtype(name) for name in ("int4", "uint4", "int2", "uint2"))
 
 
 def _signed(dtype):

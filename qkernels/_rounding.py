@@ -1,10 +1,9 @@
-"""From int32 sums to codes: `requantize`, in floating point or as the fixed-point libraries do. Formulas:
-docs/numerics.md, section 7."""
+"""Make codes of int32 sums, in floating or fixed point. Formulas: docs/numerics.md, section 7."""
 
 import numpy as np
 
 from . import _core
-from ._checks import as_array, real_array, word
+from ._checks import as_array, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
@@ -12,12 +11,13 @@ FIXED_POINT = ("gemmlowp", "tflite")
 
 
 def is_fixed_point(rounding):
-    rounding = word(rounding)
+    """Tell whether that is the name of a fixed-point rounding."""
+    rounding = _core.word(rounding)
     return isinstance(rounding, str) and rounding in FIXED_POINT
 
 
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
-    """Codes of int32 sums: ``saturate(round((acc + bias) * multiplier) + zero_point)``.
+    """Requantize int32 sums to codes: ``saturate(round((acc + bias) * multiplier) + zero_point)``.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     bias = None if bias is None else as_array(bias, "bias")
     summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
     arrays = _core.multipliers(multiplier, n, is_fixed_point(rounding))
-    return _core.requantize(acc, summand, bias, params, rounding, *arrays, multiplier, out)
+    return _core.requantize(acc, summand, bias, params, rounding, arrays, multiplier, out)
 
 
 @default_mode
 def quantize_multiplier(m):
-    """The fixed-point form of a positive multiplier: ``m = mantissa * 2**(shift - 31)``, nearly.
+    """Split a positive multiplier into its fixed-point form: ``m = mantissa * 2**(shift - 31)``, nearly.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ def quantize_multiplier(m):
     Returns
     -------
     mantissa, shift : ints, or int32 arrays of the shape of m
-        mantissa is in [2**30, 2**31), or 0 where m < 2**-32.
+        mantissa is in [2**30, 2**31), or 0 if m < 2**-32.
 
     Raises
     ------
     ValueError
         For NaN, infinite or negative m.
     TypeError
-        Where m is not a number.
+        If m is not a number.
 
     References
     ----------
@@ -121,7 +121,7 @@ def check_params(params, name):
 
 
 def checked_int_bias(given, n):
-    """The array of a bias as n int32 values."""
+    """Return the array of a bias as n int32 values."""
     if given.dtype.kind not in "iu":
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):

@@ -1,10 +1,11 @@
-"""Threads, instruction sets, and what embedders need to know of the build."""
+"""Set the number of threads, and tell what embedders need to know of the build."""
 
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import _core
 from ._checks import integer
+from ._version import __version__
 
 
 def set_num_threads(n):
@@ -13,11 +14,11 @@ def set_num_threads(n):
     Parameters
     ----------
     n : int
-        At least 1; more than the machine has CPUs (or 8, where it has fewer) are as many as it has. At first it is
-        QKERNELS_NUM_THREADS (an error at import where it is no number from 1 to 8192), else OMP_NUM_THREADS, else the number of
-        CPUs that this process may use. Threads start when work first needs them: small work stays on one thread, and where the
-        system refuses one, the others do its part. Results are the same bits. A call that finds the threads at another's work
-        runs on the thread that makes it.
+        At least 1; more than the machine has CPUs (or 8, if it has fewer) are as many as it has. At first it is
+        QKERNELS_NUM_THREADS (an error at import if it is no number from 1 to 8192), else OMP_NUM_THREADS, else the
+        number of CPUs that this process may use. Threads start when work first needs them: small work stays on one
+        thread, and if the system refuses one, the others do its part. Results are the same bits. A call that finds the
+        threads at another's work runs on the thread that makes it.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def set_num_threads(n):
 
 
 def get_num_threads():
-    """The largest number of threads that an operation uses: int, at least 1.
+    """Return the largest number of threads that an operation uses: int, at least 1.
 
     Examples
     --------
@@ -48,10 +49,11 @@ def get_num_threads():
 
 @contextmanager
 def num_threads(n):
-    """A context in which at most n threads are used; the setting is the process's, not the thread's.
+    """Use at most n threads in a context; the setting is the process's, not the thread's.
 
-    `threadpoolctl.threadpool_limits` does not reach these threads: it finds the libraries that it has a controller for by the names of
-    their files, and these are none of OpenMP's or of a BLAS. (Processes that joblib starts have OMP_NUM_THREADS set, which counts.)
+    `threadpoolctl.threadpool_limits` does not reach these threads: it finds the libraries that it has a controller for
+    by the names of their files, and these are none of OpenMP's or of a BLAS. (Processes that joblib starts have
+    OMP_NUM_THREADS set, which counts.)
 
     Parameters
     ----------
@@ -85,8 +87,6 @@ def show_config():
     in use: ...
     threads: ...
     """
-    from . import __version__
-
     print(f"qkernels {__version__}")
     print(f"compiler: {_core.compiler()}")
     print(f"instruction sets built: {', '.join(_core.built_isas())}")
@@ -96,7 +96,7 @@ def show_config():
 
 
 def get_include():
-    """The folder of `qkernels.h`, for a C compiler's ``-I``: str.
+    """Return the folder of `qkernels.h`, for a C compiler's ``-I``: str.
 
     Examples
     --------

@@ -1,10 +1,10 @@
-"""The bytes of arrays in GGUF's block layouts. Formulas: docs/numerics.md, section 15."""
+"""Read and write arrays in GGUF's block layouts. Formulas: docs/numerics.md, section 15."""
 
 import ml_dtypes
 import numpy as np
 
 from . import _core
-from ._checks import as_array, boolean, float32_of, float_array, shown, word
+from ._checks import as_array, boolean, contiguous_float32, float_array, shown
 from ._qparams import QParams
 
 BLOCK = 32
@@ -12,7 +12,9 @@ KINDS = {"Q8_0": 34, "Q4_0": 18}  # bytes of a block
 
 
 def to_gguf(x, kind):
-    """The bytes of x in a block layout of GGUF: for each 32 neighbours along the last axis a float16 scale and their codes.
+    """Return the bytes of x in a block layout of GGUF.
+
+    For each 32 neighbours along the last axis it has a float16 scale and their codes.
 
     Parameters
     ----------
@@ -20,8 +22,8 @@ def to_gguf(x, kind):
         Finite; its last axis a multiple of 32. Used as float32.
     kind : {"Q8_0", "Q4_0"}
         - `Q8_0`: 34 bytes a block; int8 codes, rounded half away from zero; scale: largest magnitude / 127.
-        - `Q4_0`: 18 bytes; codes 0 to 15 with zero point 8, those of the first 16 values in the low halves of the bytes; scale: the value
-          of the largest magnitude / -8.
+        - `Q4_0`: 18 bytes; codes 0 to 15 with zero point 8, those of the first 16 values in the low halves of bytes;
+          scale: the value of the largest magnitude / -8.
 
     Returns
     -------
@@ -31,7 +33,8 @@ def to_gguf(x, kind):
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or kind, NaN and infinity (how many, and where the first is), or a scale that float16 does not hold.
+        For another dtype, shape or kind, NaN and infinity (how many, and where the first is), or a scale that float16
+        does not hold.
 
     References
     ----------
@@ -45,7 +48,7 @@ def to_gguf(x, kind):
     x, size = float_array(x), KINDS[_checked_kind(kind)]
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise ValueError(f"the last axis of x must be a multiple of {BLOCK}, got shape {x.shape}")
-    data, largest = _core.to_gguf(np.require(float32_of(x), requirements="CA"), size)
+    data, largest = _core.to_gguf(contiguous_float32(x), size)
     if largest is not None:
         if not np.isfinite(x).all():
             _core.raise_not_finite(x)
@@ -54,7 +57,7 @@ def to_gguf(x, kind):
 
 
 def from_gguf(data, kind, *, codes=False, out=None):
-    """The values of an array in a block layout of GGUF: code times scale; or what `pack` takes.
+    """Return the values of an array in a block layout of GGUF: code times scale; or what `pack` takes.
 
     Parameters
     ----------
@@ -62,8 +65,8 @@ def from_gguf(data, kind, *, codes=False, out=None):
         Its last axis a multiple of the bytes of a block: 34 for `Q8_0`, 18 for `Q4_0`.
     kind : {"Q8_0", "Q4_0"}
     codes : bool
-        Return codes and parameters instead of values, for a product without a second rounding: GGUF's rows are those of nn.Linear's
-        weight (N, K), so codes come transposed, (K, N), as `pack` and `linear` have them.
+        Return codes and parameters instead of values, for a product without a second rounding: GGUF's rows are those of
+        nn.Linear's weight (N, K), so codes come transposed, (K, N), as `pack` and `linear` have them.
     out : float32 array of the result's shape, optional
         C-contiguous; may not overlap data. Not with `codes`.
 
@@ -72,15 +75,16 @@ def from_gguf(data, kind, *, codes=False, out=None):
     float32 array
         As ``gguf.quants.dequantize``, bit for bit.
     (array, QParams)
-        With `codes`: int8 or uint4 codes, the last two axes swapped, and scales of their blocks (``axis=0`` of two dimensions,
-        ``block_size=32``), of which `dequantize` makes exactly those values, zeros being +0.0. Of a block whose scale d is negative
-        code q becomes ``-1 - q`` with zero point -1 (Q8_0), or ``15 - q`` with zero point 7 (Q4_0); where d is 0, the scale is 1
-        and codes are the zero point.
+        With `codes`: int8 or uint4 codes, the last two axes swapped, and scales of their blocks (``axis=0`` of two
+        dimensions, ``block_size=32``), of which `dequantize` makes exactly those values, zeros being +0.0. If the scale
+        d of a block is negative, code q becomes ``-1 - q`` with zero point -1 (Q8_0), or ``15 - q`` with zero point 7
+        (Q4_0); if d is 0, the scale is 1 and codes are the zero point.
 
     Raises
     ------
     TypeError, ValueError
-        For another dtype, shape or kind, or a wrong `out`, which is then left untouched; with `codes`, where a scale is NaN or infinite.
+        For another dtype, shape or kind, or a wrong `out`, which is then left untouched; with `codes`, if a scale is
+        NaN or infinite.
 
     References
     ----------
@@ -141,13 +145,12 @@ def _refuse_not_finite(d):
     bad = (d & 0x7C00) == 0x7C00
     if bad.any():
         first = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"data has {np.count_nonzero(bad)} blocks whose scale is NaN or infinite, the first at {first}"
-        )
+        count = np.count_nonzero(bad)
+        raise ValueError(f"data has {count} blocks whose scale is NaN or infinite, the first at {first}")
 
 
 def _checked_kind(kind):
-    kind = word(kind)
+    kind = _core.word(kind)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
     return kind

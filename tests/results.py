@@ -1,16 +1,18 @@
-"""Hashes of what the public functions give, to compare builds: `python results.py` writes a line for each call on each instruction set.
+"""Hashes of what the public functions give, to compare builds: `python results.py` writes a line for each call on each
+instruction set.
 
-The calls are those of calls.py and of test_fpmode.py, and larger ones with random inputs, whose sizes leave rests beside all tiles."""
+The calls are those of calls.py and of test_fpmode.py, and larger ones with random inputs, whose sizes leave rests
+beside all tiles."""
 
 import hashlib
 from functools import partial
 
+import calls
 import ml_dtypes
 import numpy as np
-
-import calls
-import qkernels as qk
 import test_fpmode
+
+import qkernels as qk
 from qkernels import _core
 
 SETTINGS = {

@@ -1,5 +1,5 @@
-/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (emulated/immintrin.h), whose portable C stands for
- * each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
+/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (emulated/immintrin.h), whose portable
+ * C stands for each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
  *
  * Every function of the table is called at all lengths 0..130 (all rows and columns for tiles) on random and
  * extreme values, and outputs are followed by bytes that must not change. */
@@ -293,7 +293,7 @@ static void start_levels(int rows, size_t blocks, size_t block, size_t last, con
 
 /* Panels of 4-bit weights are the same for all. Scales are random normal numbers, in both formats. */
 static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
-                         int looked_up)
+                       int looked_up)
 {
     enum { BLOCKS = 5, STEPS = 9, RECORD = 64 * STEPS + 32 * 5 };
     static uint8_t records[BLOCKS * RECORD];
@@ -363,13 +363,13 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
         codes = scales + params_bytes;
     }
     const qk_gemm4_panel p = {.records = records,
-                                .blocks = blocks,
-                                .steps = steps,
-                                .last_steps = last_steps,
-                                .half_scales = half_scales,
-                                .own_zeros = own_zeros,
-                                .long_sums = long_sums,
-                                .params_bytes = params_bytes};
+                              .blocks = blocks,
+                              .steps = steps,
+                              .last_steps = last_steps,
+                              .half_scales = half_scales,
+                              .own_zeros = own_zeros,
+                              .long_sums = long_sums,
+                              .params_bytes = params_bytes};
     what = "blocks8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);

@@ -1,6 +1,6 @@
-"""The door by which arrays come in: tensors, DLPack, NumPy's protocols and subclasses of ndarray are taken wherever an array
-is, as views of their memory, and as `out`. Torch itself need not be installed: a class of its name and ways stands in for
-it."""
+"""The door by which arrays come in: tensors, DLPack, NumPy's protocols and subclasses of ndarray are taken wherever an
+array is, as views of their memory, and as `out`. Torch itself need not be installed: a class of its name and ways
+stands in for it."""
 
 import ctypes
 import subprocess
@@ -240,7 +240,7 @@ def test_what_comes_in_is_a_view_of_what_was_given(dtype, layout, kind):
         assert type(got) is np.ndarray and got.dtype == array.dtype and got.shape == array.shape
         assert same(np.ascontiguousarray(got), np.ascontiguousarray(array))
         assert got.strides == array.strides or array.size <= 1
-        assert np.shares_memory(got, array) or array.size == 0 or array.ndim == 0 and kind in ("matrix",)
+        assert np.shares_memory(got, array) or array.size == 0 or array.ndim == 0 and kind == "matrix"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])

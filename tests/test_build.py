@@ -1,4 +1,4 @@
-"""What the extension's C says, as Cython writes it: directives in the wrong place are ignored without a word; and what clang makes of it."""
+"""What the extension's C says, as Cython writes it, since wrong directives are ignored in silence; and clang's view."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def test_integer_divisions_are_those_of_c(generated):
 
 
 def test_indices_from_the_end_are_counted_from_the_end(generated):
-    """Shapes are asked for their last entry; directives that make indices faster would have it read before the first."""
+    """Shapes are asked for their last entry; directives for faster indices would have it read before the first."""
     flags = re.findall(r"__Pyx_GetItemInt\w*\([^;]*?, -\d+L, long, 1, \w+, (\d), (\d),", generated)
     assert flags and set(flags) == {("1", "1")}
 

@@ -7,9 +7,9 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from common import bits, read_only, unaligned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -121,7 +121,7 @@ def nearest_codes(values, levels):
 
 
 def hostile_levels(k, rng):
-    """Few different values, most of them several times: small integers, neighbouring floats, subnormal numbers and both ends."""
+    """Few values, most of them several times: small integers, neighbouring floats, subnormal numbers and both ends."""
     near = np.float32(rng.choice([1.0, -3.5, 1e-40, 1e38, 2.0**-126]))
     ulps = (near.view(np.int32) + np.arange(-2, 3, dtype=np.int32)).view(np.float32)
     ends = np.float32(
@@ -256,9 +256,15 @@ def test_channels(k, isas):
 def test_threads_change_nothing(variants):
     x = np.random.default_rng(0).standard_normal((96, 3001)).astype(np.float32)
     tables = np.linspace(-2, 2, 96 * 16).reshape(96, 16)
-    codebooks = [qk.NF4, qk.Codebook(np.linspace(-3, 3, 256)), qk.Codebook(qk.NF4.levels, axis=1, block_size=64),
-                 qk.Codebook(qk.NF4.levels, axis=0, block_size=32), qk.Codebook(np.linspace(-1, 1, 40), block_size=50_000),
-                 qk.Codebook(tables, axis=0), qk.Codebook(np.linspace(-3, 3, 3001 * 2).reshape(3001, 2), axis=1)]  # fmt: skip
+    codebooks = [
+        qk.NF4,
+        qk.Codebook(np.linspace(-3, 3, 256)),
+        qk.Codebook(qk.NF4.levels, axis=1, block_size=64),
+        qk.Codebook(qk.NF4.levels, axis=0, block_size=32),
+        qk.Codebook(np.linspace(-1, 1, 40), block_size=50_000),
+        qk.Codebook(tables, axis=0),
+        qk.Codebook(np.linspace(-3, 3, 3001 * 2).reshape(3001, 2), axis=1),
+    ]
     first = {}
     for variant in variants():
         for i, codebook in enumerate(codebooks):

@@ -239,7 +239,8 @@ def test_the_best_instruction_set_is_the_default():
 @pytest.mark.parametrize("name", ["avx9000", "AVX2", "avx2 "])
 def test_instruction_sets_that_do_not_exist(name):
     done = python("import qkernels", QKERNELS_ISA=name)
-    expected = f"RuntimeError: QKERNELS_ISA: instruction set {name!r} is not available here, only {', '.join(_core.available_isas())}"
+    here = ", ".join(_core.available_isas())
+    expected = f"RuntimeError: QKERNELS_ISA: instruction set {name!r} is not available here, only {here}"
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
     before = _core.get_isa()
     with pytest.raises(ValueError, match="instruction set 'avx9000' is not available here, only .*scalar"):
@@ -282,10 +283,20 @@ def files_below(folder):
     return sorted(path for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "cache"}, {"HOME": None}, {"HOME": "/nonexistent"}, {"HOME": "relative"},
-    {"NUMBA_CACHE_DIR": "/nonexistent/cache"}, {"TMPDIR": "/nonexistent"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"XDG_CACHE_HOME": ""},
+        {"XDG_CACHE_HOME": "cache"},
+        {"HOME": None},
+        {"HOME": "/nonexistent"},
+        {"HOME": "relative"},
+        {"NUMBA_CACHE_DIR": "/nonexistent/cache"},
+        {"TMPDIR": "/nonexistent"},
+    ],
+    ids=str,
+)
 def test_first_calls_need_no_home_and_leave_no_file(tmp_path, change):
     environment = {
         **os.environ,
@@ -307,7 +318,8 @@ def test_a_planted_cache_is_not_read(tmp_path):
         (folder / name).write_bytes(b"cos\nabort\n(tR.")
     for path in (folder, *folder.iterdir()):
         path.chmod(0o777)
-    watched = "import sys; opened = []; sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
+    watched = "import sys; opened = []\n"
+    watched += "sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
     told = f"print(any({str(folder)!r} in name for name in opened))"
     environment = {
         **os.environ,
@@ -321,8 +333,15 @@ def test_a_planted_cache_is_not_read(tmp_path):
     assert done.stdout == "False\n"
 
 
-@pytest.mark.parametrize("call", ["qk.kmeans1d(x, 3)", "qk.Codebook.fit(x, 3)", "qk.Codebook.fit(x, 3, zero=True)",
-                                  'qk.choose_qparams(x, "uint8", method="mse")'])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        "qk.kmeans1d(x, 3)",
+        "qk.Codebook.fit(x, 3)",
+        "qk.Codebook.fit(x, 3, zero=True)",
+        'qk.choose_qparams(x, "uint8", method="mse")',
+    ],
+)
 def test_first_calls_are_as_quick_as_others(call):
     code = f"""
     import time

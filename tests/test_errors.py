@@ -1,6 +1,6 @@
 """What hostile arguments do to each public function: the call works, or a TypeError, ValueError or MemoryError names
-the argument, and `out` stays as it was. The functions and their arguments are read from the package, so that a new one is
-covered once it has a valid call in calls.py."""
+the argument, and `out` stays as it was. The functions and their arguments are read from the package, so that a new one
+is covered once it has a valid call in calls.py."""
 
 import contextlib
 import inspect

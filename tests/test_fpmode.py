@@ -1,4 +1,4 @@
-"""Whatever floating-point mode the caller is in, and whatever np.errstate says: results have the same bits, and both are as before."""
+"""Whatever the caller's floating-point mode and np.errstate: results have the same bits, and both are as before."""
 
 import ctypes
 import hashlib
@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core
 
 HERE = Path(__file__).parent
 FLUSH, DENORMALS, DOWN, UP, TO_ZERO = (
@@ -108,7 +107,7 @@ def elementwise():
     yield "quantize", partial(qk.quantize, [np.float32(1e-40), 2.0], qk.QParams(SMALLEST))
     yield "quantize", partial(qk.quantize, MANY_HALVES, qk.QParams(2e-7))
     for x in (HALVES, TINY, TINY64, NEAR_TIES, MANY):
-        for name, y in floats_of(x).items():
+        for y in floats_of(x).values():
             for params in (
                 qk.QParams(SMALLEST, 3, "uint8"),
                 qk.QParams(0.1, dtype="int16"),
@@ -181,7 +180,7 @@ def products():
         "bfloat16": WIDE[:5].astype(BF16),
     }
     bias = np.linspace(-1e-38, 1e-38, 64).astype(F32)
-    for name, packed in weights().items():
+    for packed in weights().values():
         for x in floats.values():
             yield "linear", partial(qk.linear, x, packed)
         for activation in ("relu", "gelu", "gelu_tanh", "silu"):
@@ -557,11 +556,10 @@ WITHOUT_FLOATS = re.compile(
 
 def test_functions_of_the_c_interface_begin_with_the_default_mode():
     sources = "\n".join(path.read_text() for path in (HERE.parent / "csrc").rglob("*.c"))
-    declared = set(
-        re.findall(r"\b(qk_\w+)\(", re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/include/qkernels.h").read_text(), flags=re.S))
-    )
+    header = re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/include/qkernels.h").read_text(), flags=re.DOTALL)
+    declared = set(re.findall(r"\b(qk_\w+)\(", header))
     assert len(declared) > 50
     for name in declared:
         if not WITHOUT_FLOATS.fullmatch(name):
-            body = re.search(rf"^\w[^;{{}}]*\b{name}\([^;{{}}]*\)\n?\s*\{{\s*(.*)", sources, flags=re.M)
+            body = re.search(rf"^\w[^;{{}}]*\b{name}\([^;{{}}]*\)\n?\s*\{{\s*(.*)", sources, flags=re.MULTILINE)
             assert body and body[1] == "QK_DEFAULT_MODE;", name

@@ -28,11 +28,11 @@ BESIDES = {
 
 def text_of(path):
     """The file without comments."""
-    return re.sub(r"/\*.*?\*/", "", (CSRC / path).read_text(), flags=re.S)
+    return re.sub(r"/\*.*?\*/", "", (CSRC / path).read_text(), flags=re.DOTALL)
 
 
 def included(path):
-    return re.findall(r'^\s*#\s*include\s*([<"][^>"]+[>"])', text_of(path), flags=re.M)
+    return re.findall(r'^\s*#\s*include\s*([<"][^>"]+[>"])', text_of(path), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", HEADERS, ids=str)
@@ -70,15 +70,15 @@ def test_what_an_instruction_set_may_set_is_written_in_one_place():
     listed = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", (CSRC / "kernels/generic/target.h").read_text()))
     asked = set()
     for path in CSRC.glob("kernels/generic/*.h"):
-        conditions = re.findall(r"^#\s*(?:if|ifdef|ifndef|elif)\b(.*)", text_of(path), flags=re.M)
+        conditions = re.findall(r"^#\s*(?:if|ifdef|ifndef|elif)\b(.*)", text_of(path), flags=re.MULTILINE)
         asked |= {name for line in conditions for name in re.findall(r"\b[A-Z][A-Z0-9_]+\b", line)}
     asked = {name for name in asked if not name.endswith("_H")} - {"REAL"}  # the type of a template
     assert {"GROUP", "HAVE_LEVELS16", "MR", "VECTOR"} <= asked <= listed
     for path in CSRC.glob("kernels/x86/*.c"):
-        own = re.findall(r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR)\w*)", text_of(path), flags=re.M)
+        own = re.findall(r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR)\w*)", text_of(path), flags=re.MULTILINE)
         assert own and set(own) <= listed
 
 
 def test_nothing_of_the_tests_is_known_to_the_code():
     for path in FILES:
-        assert not re.search(r"\btests/|simde", (CSRC / path).read_text(), flags=re.I), path
+        assert not re.search(r"\btests/|simde", (CSRC / path).read_text(), flags=re.IGNORECASE), path

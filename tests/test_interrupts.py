@@ -1,5 +1,5 @@
-"""Ctrl-C, and other signals, during calls that take long: each in a process of its own, one thread of plain C, so that little memory takes
-long."""
+"""Ctrl-C, and other signals, during calls that take long: each in a process of its own, one thread of plain C, so that
+little memory takes long."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ import pytest
 import qkernels as qk
 
 ROOT = Path(qk.__file__).parents[1]
-SECONDS = 0.2  # that a signal may wait, of the time of each thread, which other processes do not lengthen; and asleep on a busy machine:
-ASLEEP = 5.0
+SECONDS = 0.2  # that a signal may wait, of the time of each thread, which other processes do not lengthen
+WALL = 5.0  # on a busy machine
 
 SETUP = """
     import os, signal, sys, threading, time
@@ -34,32 +34,51 @@ SETUP = """
 
 CALLS = {
     "linear": "p = qk.pack(codes(2048, 2048), rate); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
-    "linear of one row": "p = qk.pack(codes(128, 1000000), rate); x = floats(8, 128); call = lambda: [qk.linear(x, p) for _ in range(9)]",
-    "linear, out": "p = qk.pack(codes(2048, 2048), rate); x, y = floats(4000, 2048), floats(4000, 2048); call = lambda: qk.linear(x, p, out=y)",
+    "linear of one row": """
+        p = qk.pack(codes(128, 1000000), rate); x = floats(8, 128)
+        call = lambda: [qk.linear(x, p) for _ in range(9)]""",
+    "linear, out": """
+        p = qk.pack(codes(2048, 2048), rate); x, y = floats(4000, 2048), floats(4000, 2048)
+        call = lambda: qk.linear(x, p, out=y)""",
     "linear, 4 bits": """
-        p = qk.pack(codes(2048, 2048, dtype=ml_dtypes.int4), qk.QParams(np.ones((64, 2048)), None, "int4", axis=0, block_size=32))
+        params = qk.QParams(np.ones((64, 2048)), None, "int4", axis=0, block_size=32)
+        p = qk.pack(codes(2048, 2048, dtype=ml_dtypes.int4), params)
         x = floats(4000, 2048)
         call = lambda: qk.linear(x, p)""",
-    "linear, int16": "p = qk.pack(codes(2048, 2048, dtype=np.int16), qk.QParams(0.1, dtype='int16')); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
-    "linear, float16": "p = qk.pack(codes(2048, 2048, dtype=np.float16), None); x = floats(4000, 2048); call = lambda: qk.linear(x, p)",
+    "linear, int16": """
+        p = qk.pack(codes(2048, 2048, dtype=np.int16), qk.QParams(0.1, dtype='int16')); x = floats(4000, 2048)
+        call = lambda: qk.linear(x, p)""",
+    "linear, float16": """
+        p = qk.pack(codes(2048, 2048, dtype=np.float16), None); x = floats(4000, 2048)
+        call = lambda: qk.linear(x, p)""",
     "qlinear": """
         p, q = qk.pack(codes(2048, 2048), rate), codes(4000, 2048)
         call = lambda: qk.qlinear(q, rate, p, qk.QParams(1), activation="gelu")""",
     "matmul": "a, b = codes(4000, 2048), codes(2048, 2048); call = lambda: qk.matmul(a, b)",
-    "matmul, int16": "a, b = codes(2000, 2048, dtype=np.int16), codes(2048, 2048, dtype=np.int16); call = lambda: qk.matmul(a, b)",
+    "matmul, int16": """
+        a, b = codes(2000, 2048, dtype=np.int16), codes(2048, 2048, dtype=np.int16)
+        call = lambda: qk.matmul(a, b)""",
     "matmul, many": "a, b = codes(9000, 64, 128), codes(9000, 128, 64); call = lambda: qk.matmul(a, b)",
     "matmul, few": "a, b = codes(2, 6000, 1024), codes(2, 1024, 2048); call = lambda: qk.matmul(a, b)",
     "attention, one head": "x = floats(16384, 64); call = lambda: qk.attention(x, x, x, 1)",
     "attention": "x = floats(16384, 768); call = lambda: qk.attention(x, x, x, 12)",
     "search": "q, c = floats(200, 64), codes(2000000, 16, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 10)",
-    "search, one query, all codes": "q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 6000000)",
+    "search, one query, all codes": """
+        q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
+        call = lambda: qk.search(q, c, vectors, 6000000)""",
     "encode": "x, c = floats(4 * 10**7), qk.Codebook(np.linspace(-1, 1, 256)); call = lambda: qk.encode(x, c)",
-    "encode, a codebook a channel": "x, c = floats(4 * 10**5, 100), qk.Codebook(floats(100, 256), axis=1); call = lambda: qk.encode(x, c)",
+    "encode, a codebook a channel": """
+        x, c = floats(4 * 10**5, 100), qk.Codebook(floats(100, 256), axis=1)
+        call = lambda: qk.encode(x, c)""",
     "encode, vectors": "x = floats(300000, 64); call = lambda: qk.encode(x, vectors)",
-    "decode": "q, c = codes(4 * 10**7, dtype=np.uint8), qk.Codebook(np.linspace(-1, 1, 8)); call = lambda: qk.decode(q, c)",
+    "decode": """
+        q, c = codes(4 * 10**7, dtype=np.uint8), qk.Codebook(np.linspace(-1, 1, 8))
+        call = lambda: qk.decode(q, c)""",
     "decode, vectors": "q = codes(10**6, 16, dtype=np.uint8); call = lambda: qk.decode(q, vectors)",
     "distance_tables": "x = floats(30000, 64); call = lambda: qk.distance_tables(x, vectors)",
-    "quantize, float8": "x, p = floats(6 * 10**7), qk.QParams(0.1, dtype='float8_e4m3fn'); call = lambda: qk.quantize(x, p)",
+    "quantize, float8": """
+        x, p = floats(6 * 10**7), qk.QParams(0.1, dtype='float8_e4m3fn')
+        call = lambda: qk.quantize(x, p)""",
     "dequantize, float8": """
         q, p = codes(6 * 10**7, dtype=ml_dtypes.float8_e5m2), qk.QParams(0.1, dtype='float8_e5m2')
         call = lambda: [qk.dequantize(q, p) for _ in range(9)]""",
@@ -72,7 +91,9 @@ CALLS = {
     "kmeans1d": "call = lambda: qk.kmeans1d(distinct, 16)",
     "kmeans1d, two clusters": "call = lambda: qk.kmeans1d(distinct, 2)",
     "kmeans1d, weights": "w = np.abs(distinct); call = lambda: qk.kmeans1d(distinct, 16, weights=w)",
-    "kmeans1d, weights of many magnitudes": "call = lambda: qk.kmeans1d(distinct[:300_000], 5, weights=10 ** (50 * distinct[:300_000]))",
+    "kmeans1d, weights of many magnitudes": """
+        x = distinct[:300_000]
+        call = lambda: qk.kmeans1d(x, 5, weights=10 ** (50 * x))""",
     "kmeans1d, integers": "x = (distinct * 2.0**58).astype(np.int64); call = lambda: qk.kmeans1d(x, 16)",
     "kmeans1d, two lines": "x = distinct.reshape(2, -1); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, lines": "x = distinct.reshape(1000, 3000); call = lambda: qk.kmeans1d(x, 16, axis=1)",
@@ -81,20 +102,32 @@ CALLS = {
     "Codebook.fit, zero": "call = lambda: qk.Codebook.fit(distinct, 64, zero=True)",
     "Codebook.fit, vectors": "x = floats(10**6, 16); call = lambda: qk.Codebook.fit(x, 256, vector=4, rng=0)",
     "choose_qparams, mse": "call = lambda: qk.choose_qparams(distinct, 'uint8', method='mse')",
-    "choose_qparams, mse, float16": "x = floats(10**8).astype(np.float16); call = lambda: qk.choose_qparams(x, method='mse')",
+    "choose_qparams, mse, float16": """
+        x = floats(10**8).astype(np.float16)
+        call = lambda: qk.choose_qparams(x, method='mse')""",
     "quantize": "x = floats(4 * 10**7); call = lambda: [qk.quantize(x, rate) for _ in range(4)]",
-    "quantize, float64": "x = floats(4 * 10**7).astype(np.float64); call = lambda: qk.quantize(x, rate, rounding='half_away')",
-    "quantize, a scale a channel": "x, p = floats(4 * 10**6, 10), qk.QParams(np.ones(10), axis=1); call = lambda: qk.quantize(x, p)",
+    "quantize, float64": """
+        x = floats(4 * 10**7).astype(np.float64)
+        call = lambda: qk.quantize(x, rate, rounding='half_away')""",
+    "quantize, a scale a channel": """
+        x, p = floats(4 * 10**6, 10), qk.QParams(np.ones(10), axis=1)
+        call = lambda: qk.quantize(x, p)""",
     "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
     "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
     "dynamic_quantize": "x = floats(6 * 10**7); call = lambda: qk.dynamic_quantize(x)",
     "dynamic_quantize, rows": "x = floats(60000, 1000); call = lambda: qk.dynamic_quantize(x, axis=0)",
-    "requantize": "a = codes(60000, 1000, dtype=np.int32); call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')",
+    "requantize": """
+        a = codes(60000, 1000, dtype=np.int32)
+        call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')""",
     "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
     "pack": "b = codes(10000, 10000).T; call = lambda: qk.pack(b, rate)",
-    "pack, 4 bits": "b = codes(8000, 8000, dtype=ml_dtypes.int4); call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))",
+    "pack, 4 bits": """
+        b = codes(8000, 8000, dtype=ml_dtypes.int4)
+        call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))""",
     "unpack": "p = qk.pack(codes(10000, 10000), rate); call = p.unpack",
-    "unpack, 4 bits": "p = qk.pack(codes(8000, 8000, dtype=ml_dtypes.int4), qk.QParams(1, dtype='int4')); call = p.unpack",
+    "unpack, 4 bits": """
+        p = qk.pack(codes(8000, 8000, dtype=ml_dtypes.int4), qk.QParams(1, dtype='int4'))
+        call = p.unpack""",
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
@@ -139,8 +172,9 @@ def output(*code, isa="scalar", threads=1):
 
 
 def check_waits(name, threads):
-    waits = [tuple(map(float, line.split())) for line in output(SETUP, CALLS[name] + "\n", INTERRUPTED, threads=threads).splitlines()]
-    assert len(waits) == 3 and all(busy < threads * SECONDS and wall < ASLEEP for busy, wall in waits), waits
+    lines = output(SETUP, CALLS[name] + "\n", INTERRUPTED, threads=threads).splitlines()
+    waits = [tuple(map(float, line.split())) for line in lines]
+    assert len(waits) == 3 and all(busy < threads * SECONDS and wall < WALL for busy, wall in waits), waits
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -79,7 +79,7 @@ def test_kmeans_is_lloyds_algorithm(variants, n, d, k, dtype):
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 8, 9, 16, 33])
 def test_bounds_lose_no_label(variants, d):
-    """Many iterations on points without structure, where bounds and candidates are at work: the labels of a plain search, bit for bit."""
+    """Many iterations on points without structure keep bounds and candidates at work: labels are a plain search's."""
     x = RNG.standard_normal((2500, d), np.float32)
     result = same([kmeans(x, 40, init=x[:40], max_iter=15, tol=0) for _ in variants()])
     state = _core.KMeans(x, None, 40, 1024, False)
@@ -255,9 +255,9 @@ def test_it_ends_where_no_label_changes_and_by_tol():
     kmeans(x, 4, rng=0, tol=0, max_iter=1000, callback=lambda *args: seen.append(args))
     assert len(seen) < 50
     counts = []
+    points = RNG.standard_normal((3000, 3), np.float32)
     for tol in 1e-1, 1e-3, 1e-6:
         counts.append(0)
-        points = RNG.standard_normal((3000, 3), np.float32) if not counts[1:] else points
 
         def count(*_):
             counts[-1] += 1
@@ -322,8 +322,8 @@ def exact(values):
 
 
 def check_exactly(x, weights, result, settled):
-    """By fractions: labels are the nearest centroids up to the rounding of distances, the inertia is that of both, and where no label
-    changed any more each centroid is the mean of its points."""
+    """By fractions: labels are the nearest centroids up to the rounding of distances, the inertia is that of both, and
+    where no label changed any more each centroid is the mean of its points."""
     centroids, labels, inertia = result
     assert np.isfinite(centroids).all() and inertia >= 0
     epsilon = Fraction(float(np.finfo(centroids.dtype).eps))

@@ -1,4 +1,4 @@
-"""kmeans1d against all clusterings in exact arithmetic, against the textbook's dynamic program, and against two other libraries."""
+"""kmeans1d against all clusterings in exact arithmetic, the textbook's dynamic program, and two other libraries."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import Raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import Raising
 from numpy.testing import assert_allclose, assert_array_equal
 
 qk = Raising()
@@ -129,12 +129,20 @@ def datasets(n):
     rng = np.random.default_rng(5)
     tight = rng.integers(0, 9, n) + 1e-7 * rng.standard_normal(n)
     return {
-        "normal": rng.standard_normal(n), "laplace": rng.laplace(size=n), "uniform": rng.random(n), "constant": np.full(n, 0.1),
-        "clustered": rng.integers(0, 9, n) + 0.01 * rng.standard_normal(n), "tight clusters": tight, "cauchy": rng.standard_cauchy(n),
-        "log-normal": np.exp(3 * rng.standard_normal(n)), "integers": rng.integers(-40, 40, n), "equal steps": np.arange(n),
-        "pairs": np.arange(n) // 2 * 10 + np.arange(n) % 2, "far": 1e9 + rng.standard_normal(n),
+        "normal": rng.standard_normal(n),
+        "laplace": rng.laplace(size=n),
+        "uniform": rng.random(n),
+        "constant": np.full(n, 0.1),
+        "clustered": rng.integers(0, 9, n) + 0.01 * rng.standard_normal(n),
+        "tight clusters": tight,
+        "cauchy": rng.standard_cauchy(n),
+        "log-normal": np.exp(3 * rng.standard_normal(n)),
+        "integers": rng.integers(-40, 40, n),
+        "equal steps": np.arange(n),
+        "pairs": np.arange(n) // 2 * 10 + np.arange(n) % 2,
+        "far": 1e9 + rng.standard_normal(n),
         "two ends": np.concatenate([rng.random(n // 2) * 1e-6, 1 + rng.random(n - n // 2) * 1e-9]),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", datasets(4))
@@ -162,7 +170,7 @@ def test_optimal_at_600_points(name):
 
 
 def test_two_solutions_are_joined():
-    """Pairs of neighbours: each pair that is split saves 1/2, so one penalty has all numbers of clusters, and others have none of them."""
+    """Pairs of neighbours: each pair that is split saves 1/2, so one penalty has all numbers of clusters."""
     x = np.array([0, 1, 10, 11, 20, 21, 30, 31])
     for k in range(4, 9):
         result = qk.kmeans1d(x, k)
@@ -171,7 +179,7 @@ def test_two_solutions_are_joined():
 
 @pytest.mark.parametrize("n,k", [(600, 150), (600, 401), (599, 237), (1000, 30), (999, 7)])
 def test_joined_where_steps_are_equal(n, k):
-    """n points at equal steps: clusters of sizes that differ by at most 1 are optimal, and numbers of clusters between two divisors tie."""
+    """n points at equal steps: cluster sizes that differ by at most 1 are optimal; numbers between two divisors tie."""
     size, larger = divmod(n, k)
     cost = sum(s * (s * s - 1) / 12 for s in [size + 1] * larger + [size] * (k - larger))
     assert_allclose(qk.kmeans1d(np.arange(n), k).inertia, cost, rtol=1e-12)
@@ -214,16 +222,28 @@ def hostile_values(rng, n):
     masked[0] = np.finfo(rng.choice([np.float32, np.float64])).min * sign[0]
     with np.errstate(under="ignore"):
         return [
-            sign * 10.0 ** rng.uniform(-300, 300, n), sign * 10.0 ** rng.uniform(-20, 20, n), rng.integers(-5, 6, n) * 5e-324, masked,
-            1 + rng.integers(0, 8, n) * 2.0**-52, np.ldexp(sign, rng.integers(-1070, 1023, n)), rng.integers(0, 6, n).astype(float),
-            rng.integers(-(2**63), 2**63 - 1, n), rng.choice([-(2**63), 2**62, 2**63 - 40], n) + rng.integers(0, 30, n),
+            sign * 10.0 ** rng.uniform(-300, 300, n),
+            sign * 10.0 ** rng.uniform(-20, 20, n),
+            rng.integers(-5, 6, n) * 5e-324,
+            masked,
+            1 + rng.integers(0, 8, n) * 2.0**-52,
+            np.ldexp(sign, rng.integers(-1070, 1023, n)),
+            rng.integers(0, 6, n).astype(float),
+            rng.integers(-(2**63), 2**63 - 1, n),
+            rng.choice([-(2**63), 2**62, 2**63 - 40], n) + rng.integers(0, 30, n),
             np.ldexp(rng.integers(-9, 9, n).astype(float), rng.choice([-1074, -500, 0, 500, 1010], n)),
-        ][rng.integers(10)]  # fmt: skip
+        ][rng.integers(10)]
 
 
 def hostile_weights(rng, n):
-    weights = [None, 10.0 ** rng.uniform(-300, 306, n), rng.random(n), 10.0 ** rng.uniform(-20, 20, n), rng.integers(0, 4, n).astype(float),
-               rng.choice([0, 5e-324, 1e-18, 1, 1e18, 1e306], n)][rng.integers(6)]  # fmt: skip
+    weights = [
+        None,
+        10.0 ** rng.uniform(-300, 306, n),
+        rng.random(n),
+        10.0 ** rng.uniform(-20, 20, n),
+        rng.integers(0, 4, n).astype(float),
+        rng.choice([0, 5e-324, 1e-18, 1, 1e18, 1e306], n),
+    ][rng.integers(6)]
     return weights if weights is None or weights.any() else None
 
 
@@ -262,18 +282,22 @@ def test_optimal_for_hostile_values_and_weights(seed):
     assert equal >= 0.98 * cases  # the others by less than their points' rounding
 
 
-@pytest.mark.parametrize("x,k,weights,inertia", [
-    ([0, 1, 2, 3, 4, 5.5], 3, [1] + [1e-18] * 5, 2.625e-18),
-    ([-(2.0**63), 0, 1, 2, 5, 9, 20], 4, None, 10),
-    (np.int64([-(2**63), 0, 1, 2, 5, 9, 20]), 4, None, 10),
-    (np.int64([-(2**63), 2**63 - 1, 2**63 - 2, 7]), 3, None, 0.5),
-    (np.uint64([0, 2**64 - 1, 2**64 - 2, 7]), 3, None, 0.5),
-    ([1e-250, 2e-250, 2e92], 3, None, 0),
-    ([1e160, 0, 1, 5], 2, [0, 1, 1, 1], 0.5),
-    ([0, 1, 2], 1, [1e306] * 3, 2e306),
-    ([1e300, -1e300], 1, None, INF),
-    ([1e-300, -1e-300], 1, None, 0),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "x,k,weights,inertia",
+    [
+        ([0, 1, 2, 3, 4, 5.5], 3, [1] + [1e-18] * 5, 2.625e-18),
+        ([-(2.0**63), 0, 1, 2, 5, 9, 20], 4, None, 10),
+        (np.int64([-(2**63), 0, 1, 2, 5, 9, 20]), 4, None, 10),
+        (np.int64([-(2**63), 2**63 - 1, 2**63 - 2, 7]), 3, None, 0.5),
+        (np.uint64([0, 2**64 - 1, 2**64 - 2, 7]), 3, None, 0.5),
+        ([1e-250, 2e-250, 2e92], 3, None, 0),
+        ([1e160, 0, 1, 5], 2, [0, 1, 1, 1], 0.5),
+        ([0, 1, 2], 1, [1e306] * 3, 2e306),
+        ([1e300, -1e300], 1, None, INF),
+        ([1e-300, -1e-300], 1, None, 0),
+    ],
+    ids=str,
+)
 def test_hostile_examples(x, k, weights, inertia):
     result = qk.kmeans1d(x, k, weights=weights)
     assert_allclose(result.inertia, inertia, rtol=1e-15)
@@ -537,35 +561,94 @@ def test_more_clusters_than_points(k):
 # ---- bad input ----
 
 
-@pytest.mark.parametrize("x,k,options,error,message", [
-    ([1.0, NAN, INF], 1, {}, ValueError, r"x has 2 NaN or infinite values, the first at \(1,\)"),
-    ([[1.0, 2.0], [3.0, -INF]], 1, {}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 1\)"),
-    ([[1.0, 2.0], [3.0, -NAN]], 1, {"axis": 0}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 1\)"),
-    (np.full(20_000, INF, np.float16), 1, {}, ValueError, r"x has 20000 NaN or infinite values, the first at \(0,\)"),
-    ([], 1, {}, ValueError, r"x must have values to cluster, got shape \(0,\)"),
-    (np.empty((3, 0)), 1, {"axis": 1}, ValueError, r"x must have values to cluster, got shape \(3, 0\) with axis 1"),
-    ([1.0], 0, {}, ValueError, "k must be at least 1, got 0"),
-    ([1.0], -3, {}, ValueError, "k must be at least 1, got -3"),
-    ([1.0], 2.0, {}, TypeError, r"k must be an integer, got 2.0"),
-    ([1.0], True, {}, TypeError, "k must be an integer, got True"),
-    ([1j], 1, {}, TypeError, "x must be float16, bfloat16, float32, float64 or integers, got complex128"),
-    (["a"], 1, {}, TypeError, "x must be"), ([True], 1, {}, TypeError, "x must be .* got bool"), ([None], 1, {}, TypeError, "x must be .* got object"),
-    ([1.0], 1, {"axis": 1}, ValueError, "axis must be from -1 to 0 for x with 1 axes, got 1"),
-    ([1.0], 1, {"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
-    (1.0, 1, {"axis": 0}, ValueError, "axis must be from .* got 0"),
-    ([1.0, 2.0], 1, {"weights": [1, -2]}, ValueError, r"weights must not be negative, got -2 at \(1,\)"),
-    ([1.0, 2.0], 1, {"weights": [1, NAN]}, ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
-    ([1.0, 2.0], 1, {"weights": [INF, 1]}, ValueError, r"weights has 1 NaN or infinite values, the first at \(0,\)"),
-    ([1.0, 2.0], 1, {"weights": [0, 0]}, ValueError, "weights must not all be 0$"),
-    ([[1, 2], [3, 4]], 1, {"weights": [[1, 0], [0, 0]], "axis": 1}, ValueError, "weights must not all be 0, as those of line 1 are"),
-    ([1.0, 2.0], 1, {"weights": [1]}, ValueError, r"weights must have shape \(2,\), got \(1,\)"),
-    ([1.0, 2.0], 1, {"weights": 1.0}, ValueError, r"weights must have shape \(2,\), got \(\)"),
-    (np.ones((2, 3)), 1, {"weights": np.ones(2), "axis": 1}, ValueError, r"weights must have shape \(2, 3\) or \(3,\), got \(2,\)"),
-    (np.ones(20_000, np.int8), 1, {"weights": np.full(20_000, -1)}, ValueError, r"weights must not be negative, got -1 at \(0,\)"),
-    (np.ones(20_000, np.int8), 1, {"weights": np.zeros(20_000)}, ValueError, "weights must not all be 0$"),
-    (np.ones(20_000, BFLOAT16), 1, {"weights": np.full(20_000, NAN)}, ValueError, r"weights has 20000 NaN or infinite values"),
-    ([1.0], 1, {"weights": ["a"]}, TypeError, "weights must be real numbers, got"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "x,k,options,error,message",
+    [
+        ([1.0, NAN, INF], 1, {}, ValueError, r"x has 2 NaN or infinite values, the first at \(1,\)"),
+        ([[1.0, 2.0], [3.0, -INF]], 1, {}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 1\)"),
+        (
+            [[1.0, 2.0], [3.0, -NAN]],
+            1,
+            {"axis": 0},
+            ValueError,
+            r"x has 1 NaN or infinite values, the first at \(1, 1\)",
+        ),
+        (
+            np.full(20_000, INF, np.float16),
+            1,
+            {},
+            ValueError,
+            r"x has 20000 NaN or infinite values, the first at \(0,\)",
+        ),
+        ([], 1, {}, ValueError, r"x must have values to cluster, got shape \(0,\)"),
+        (
+            np.empty((3, 0)),
+            1,
+            {"axis": 1},
+            ValueError,
+            r"x must have values to cluster, got shape \(3, 0\) with axis 1",
+        ),
+        ([1.0], 0, {}, ValueError, "k must be at least 1, got 0"),
+        ([1.0], -3, {}, ValueError, "k must be at least 1, got -3"),
+        ([1.0], 2.0, {}, TypeError, r"k must be an integer, got 2.0"),
+        ([1.0], True, {}, TypeError, "k must be an integer, got True"),
+        ([1j], 1, {}, TypeError, "x must be float16, bfloat16, float32, float64 or integers, got complex128"),
+        (["a"], 1, {}, TypeError, "x must be"),
+        ([True], 1, {}, TypeError, "x must be .* got bool"),
+        ([None], 1, {}, TypeError, "x must be .* got object"),
+        ([1.0], 1, {"axis": 1}, ValueError, "axis must be from -1 to 0 for x with 1 axes, got 1"),
+        ([1.0], 1, {"axis": 0.0}, TypeError, "axis must be an integer or None, got 0.0"),
+        (1.0, 1, {"axis": 0}, ValueError, "axis must be from .* got 0"),
+        ([1.0, 2.0], 1, {"weights": [1, -2]}, ValueError, r"weights must not be negative, got -2 at \(1,\)"),
+        (
+            [1.0, 2.0],
+            1,
+            {"weights": [1, NAN]},
+            ValueError,
+            r"weights has 1 NaN or infinite values, the first at \(1,\)",
+        ),
+        (
+            [1.0, 2.0],
+            1,
+            {"weights": [INF, 1]},
+            ValueError,
+            r"weights has 1 NaN or infinite values, the first at \(0,\)",
+        ),
+        ([1.0, 2.0], 1, {"weights": [0, 0]}, ValueError, "weights must not all be 0$"),
+        (
+            [[1, 2], [3, 4]],
+            1,
+            {"weights": [[1, 0], [0, 0]], "axis": 1},
+            ValueError,
+            "weights must not all be 0, as those of line 1 are",
+        ),
+        ([1.0, 2.0], 1, {"weights": [1]}, ValueError, r"weights must have shape \(2,\), got \(1,\)"),
+        ([1.0, 2.0], 1, {"weights": 1.0}, ValueError, r"weights must have shape \(2,\), got \(\)"),
+        (
+            np.ones((2, 3)),
+            1,
+            {"weights": np.ones(2), "axis": 1},
+            ValueError,
+            r"weights must have shape \(2, 3\) or \(3,\), got \(2,\)",
+        ),
+        (
+            np.ones(20_000, np.int8),
+            1,
+            {"weights": np.full(20_000, -1)},
+            ValueError,
+            r"weights must not be negative, got -1 at \(0,\)",
+        ),
+        (np.ones(20_000, np.int8), 1, {"weights": np.zeros(20_000)}, ValueError, "weights must not all be 0$"),
+        (
+            np.ones(20_000, BFLOAT16),
+            1,
+            {"weights": np.full(20_000, NAN)},
+            ValueError,
+            r"weights has 20000 NaN or infinite values",
+        ),
+        ([1.0], 1, {"weights": ["a"]}, TypeError, "weights must be real numbers, got"),
+    ],
+)
 def test_bad_input(x, k, options, error, message):
     with pytest.raises(error, match=message):
         qk.kmeans1d(x, k, **options)

@@ -1,5 +1,6 @@
-"""No kernel touches a byte beyond its arrays: arrays of every tail length, which end at a page that cannot be touched, or
-begin just after one. A touch kills the process, so each sweep runs in one of its own: ``python test_memory.py ISA``."""
+"""No kernel touches a byte beyond its arrays: arrays of every tail length, which end at a page that cannot be touched,
+or begin just after one. A touch kills the process, so each sweep runs in one of its own: ``python test_memory.py
+ISA``."""
 
 import ctypes
 import itertools
@@ -127,8 +128,13 @@ def sweep_codebooks(n, rng, at_end):
     x = rng.normal(0, 1, (3, n)).astype(np.float32)
     for k in 5, 16, 200:
         levels = np.linspace(-1, 1, k)
-        books = [qk.Codebook(levels), qk.Codebook(levels, block_size=16), qk.Codebook(levels, axis=1, block_size=64),
-                 qk.Codebook(levels, axis=0, block_size=2), qk.Codebook(np.tile(levels, (3, 1)), axis=0)]  # fmt: skip
+        books = [
+            qk.Codebook(levels),
+            qk.Codebook(levels, block_size=16),
+            qk.Codebook(levels, axis=1, block_size=64),
+            qk.Codebook(levels, axis=0, block_size=2),
+            qk.Codebook(np.tile(levels, (3, 1)), axis=0),
+        ]
         if n:
             books.append(qk.Codebook(np.tile(levels, (n, 1)), axis=1))
         for book in books:
@@ -403,7 +409,7 @@ STRAY = Path(__file__).parent / "stray_codes_test.c"
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds its AVX kernels on x86-64 only")
 def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
-    """Codes may change between the check and the use: AddressSanitizer watches kernels that are given such codes at once."""
+    """Codes may change between check and use: AddressSanitizer watches kernels that are given such codes at once."""
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
     csrc, flags = (
         STRAY.parents[1] / "csrc",

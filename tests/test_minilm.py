@@ -1,6 +1,6 @@
-"""The example on a tiny random model of the same structure, so that no download is needed."""
+"""The example, and bench/minilm, on a tiny random model of the same structure, so that no download is needed."""
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +8,9 @@ import pytest
 
 import qkernels as qk
 
-SPEC = importlib.util.spec_from_file_location("minilm", Path(__file__).parents[1] / "examples" / "minilm.py")
-minilm = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(minilm)
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+from minilm import corpus, example, measure, model
+from minilm.variants import VARIANTS
 
 CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers": 2}
 
@@ -52,20 +52,20 @@ def tokens():
 
 @pytest.fixture(scope="module")
 def squares(weights, tokens):
-    return minilm.mean_squares(weights, CONFIG, tokens)
+    return model.mean_squares(weights, CONFIG, tokens)
 
 
-def embed_all(model, tokens, most):
+def embed_all(network, tokens, most):
     embeddings = np.empty((len(tokens), 64), np.float32)
-    for batch in minilm.make_batches(tokens, most):
-        embeddings[batch.sentences] = model.embed(batch)
+    for group in measure.make_groups(tokens, most):
+        embeddings[group] = network.embed(*example.make_batch([tokens[i] for i in group]))
     return embeddings
 
 
 def test_each_variant_points_where_float32_does(weights, tokens, squares):
-    exact, least = embed_all(minilm.NumPyFloat32(weights, CONFIG), tokens, 100), {"int8": 0.995, "kmeans-8": 0.8}
-    for key, variant in minilm.VARIANTS.items():
-        found = embed_all(variant(weights, CONFIG, squares), tokens, 100)
+    exact, least = embed_all(model.NumPyFloat32(weights, CONFIG), tokens, 100), {"int8": 0.995, "kmeans-8": 0.8}
+    for key, variant in VARIANTS.items():
+        found = embed_all(model.Quantized(weights, CONFIG, variant, squares), tokens, 100)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
         assert (exact * found).sum(axis=1).min() > least.get(key, 0.9), key
 
@@ -74,13 +74,13 @@ def test_scales_of_least_squares_bring_the_weights_closer(weights, squares):
     name = "encoder.layer.0.output.dense"
     weight = weights[name + ".weight"].T
 
-    def error(variant, importance=1):
-        packed = variant(weights, CONFIG, squares).quantize_weight(name, weight)
+    def error(key, importance=1):
+        packed = model.Quantized(weights, CONFIG, VARIANTS[key], squares).pack(name, weight)
         return np.sum(importance * (qk.dequantize(packed.unpack(), packed.params) - weight) ** 2)
 
-    assert error(minilm.QKernelsUInt4LeastSquares) < error(minilm.QKernelsUInt4) < error(minilm.QKernelsInt4)
+    assert error("uint4-mse") < error("uint4") < error("int4")
     importance = squares[name][:, None]
-    assert error(minilm.QKernelsUInt4Weighted, importance) < error(minilm.QKernelsUInt4LeastSquares, importance)
+    assert error("uint4-weighted", importance) < error("uint4-mse", importance)
 
 
 def test_fitted_levels_bring_the_weights_closer(weights, squares):
@@ -88,7 +88,7 @@ def test_fitted_levels_bring_the_weights_closer(weights, squares):
     weight, importance = weights[name + ".weight"].T, squares[name][:, None]
 
     def error(key, importance=1):
-        packed = minilm.VARIANTS[key](weights, CONFIG, squares).quantize_weight(name, weight)
+        packed = model.Quantized(weights, CONFIG, VARIANTS[key], squares).pack(name, weight)
         decoded = qk.decode(packed.unpack(), packed.params, packed.scales)
         return np.sum(importance * (decoded - weight) ** 2)
 
@@ -99,64 +99,65 @@ def test_fitted_levels_bring_the_weights_closer(weights, squares):
 
 def test_mean_squares_of_inputs(weights, tokens, squares):
     """Those of the first layer are the normed embeddings."""
-    model, batch = minilm.NumPyFloat32(weights, CONFIG), minilm.make_batch(tokens, range(len(tokens)))
-    x = model.add_norm(model.words[batch.ids], model.positions[batch.positions], model.embedding_norm)
+    network, (ids, positions, _) = model.NumPyFloat32(weights, CONFIG), example.make_batch(tokens)
+    x = model.NumPy.layer_norm(network.words[ids], *network.norm, network.eps, network.positions[positions])
     np.testing.assert_allclose(squares["encoder.layer.0.attention.self"], np.mean(x**2, axis=0), rtol=1e-5)
     assert len(squares) == 4 * CONFIG["num_hidden_layers"]
 
 
 def test_torch_and_numpy_agree(weights, tokens):
     pytest.importorskip("torch")
-    exact = embed_all(minilm.NumPyFloat32(weights, CONFIG), tokens, 100)
-    np.testing.assert_allclose(embed_all(minilm.TorchFloat32(weights, CONFIG), tokens, 100), exact, atol=2e-5)
+    exact = embed_all(model.NumPyFloat32(weights, CONFIG), tokens, 100)
+    np.testing.assert_allclose(embed_all(model.TorchFloat32(weights, CONFIG), tokens, 100), exact, atol=2e-5)
 
 
-@pytest.mark.parametrize("variant", minilm.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_batches_do_not_change_an_embedding(weights, tokens, squares, variant):
-    model = minilm.VARIANTS[variant](weights, CONFIG, squares)
-    np.testing.assert_array_equal(embed_all(model, tokens, 1), embed_all(model, tokens, 1000))
+    network = model.Quantized(weights, CONFIG, VARIANTS[variant], squares)
+    np.testing.assert_array_equal(embed_all(network, tokens, 1), embed_all(network, tokens, 1000))
 
 
 def test_linear_weights_are_smaller(weights, squares):
     """What is kept for each output weighs more here than in a large model."""
-    exact = minilm.NumPyFloat32(weights, CONFIG).linear_bytes
-    for (key, variant), least in zip(minilm.VARIANTS.items(), (3.2,) + (5.5,) * 5 + (2.6,) * 3 + (5.5,), strict=True):
-        assert exact / variant(weights, CONFIG, squares).linear_bytes > least, key
+    exact = model.NumPyFloat32(weights, CONFIG).linear_bytes
+    for (key, variant), least in zip(VARIANTS.items(), (3.2,) + (5.5,) * 5 + (2.6,) * 3 + (5.5,), strict=True):
+        assert exact / model.Quantized(weights, CONFIG, variant, squares).linear_bytes > least, key
 
 
 def test_batches_hold_each_sentence_once_and_no_padding(tokens):
-    batches = minilm.make_batches(tokens, 60)
-    assert sorted(i for batch in batches for i in batch.sentences) == list(range(len(tokens)))
-    for batch in batches:
-        for i, begin, end in zip(batch.sentences, batch.starts[:-1], batch.starts[1:]):
-            np.testing.assert_array_equal(batch.ids[begin:end], tokens[i])
-            np.testing.assert_array_equal(batch.positions[begin:end], np.arange(end - begin))
+    groups = measure.make_groups(tokens, 60)
+    assert sorted(i for group in groups for i in group) == list(range(len(tokens)))
+    for group in groups:
+        ids, positions, starts = example.make_batch([tokens[i] for i in group])
+        for i, begin, end in zip(group, starts[:-1], starts[1:]):
+            np.testing.assert_array_equal(ids[begin:end], tokens[i])
+            np.testing.assert_array_equal(positions[begin:end], np.arange(end - begin))
 
 
 def test_recall_counts_queries_whose_nearest_document_is_their_own():
     documents = np.eye(4, dtype=np.float32)
     queries = documents[[0, 1, 3, 2]]
-    assert minilm.recall_at_1(queries, documents) == 0.5
+    assert measure.recall_at_1(queries, documents) == 0.5
 
 
 def test_standard_error_of_a_recall_is_that_of_a_share():
-    assert [minilm.standard_error(recall, 100) for recall in (0.0, 0.5, 1.0)] == [0, 0.05, 0]
+    assert [measure.standard_error(recall, 100) for recall in (0.0, 0.5, 1.0)] == [0, 0.05, 0]
 
 
 def test_each_step_says_its_name_before_it_starts(capsys):
-    with minilm.step("counting", 3) as done:
+    with measure.step("counting", 3) as done:
         assert "counting" in capsys.readouterr().out
         done(3)
 
 
 def test_docstrings_are_split_after_the_first_sentence():
     text = "f(x, y=1.0)\n\nReturn 1.5 times\nthe sum. Nothing else.\n\nNotes\n-----\nSome."
-    assert minilm.split_docstring(text) == ("Return 1.5 times the sum.", "Nothing else.\n\nNotes\n-----\nSome.")
-    assert minilm.split_docstring("") == ("", "")
+    assert corpus.split_docstring(text) == ("Return 1.5 times the sum.", "Nothing else.\n\nNotes\n-----\nSome.")
+    assert corpus.split_docstring("") == ("", "")
 
 
 def test_docstrings_of_numpy_and_scipy():
-    docstrings = minilm.collect_docstrings()
+    docstrings = corpus.collect_docstrings()
     assert len(docstrings) > 1000
     assert len({d.query for d in docstrings}) == len(docstrings)
     assert {"numpy.linspace", "scipy.signal.butter"} <= {d.function for d in docstrings}

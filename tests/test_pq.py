@@ -1,4 +1,4 @@
-"""Product quantization: nearest levels and distances by brute force in float64, search by the formula, equal bits everywhere."""
+"""Product quantization: levels and distances by brute force in float64, search by its formula, equal bits anywhere."""
 
 from fractions import Fraction
 
@@ -317,29 +317,61 @@ def with_value(value):
 
 
 BAD = [
-    (lambda out: qk.encode(X[:, :5], BOOK), ValueError, r"the last axis of x must be 6 long for codebook Codebook\(<2 x 4 x 3 levels>.*\(5, 5\)"),
+    (
+        lambda out: qk.encode(X[:, :5], BOOK),
+        ValueError,
+        r"the last axis of x must be 6 long for codebook Codebook\(<2 x 4 x 3 levels>.*\(5, 5\)",
+    ),
     (lambda out: qk.encode(X[:, :5], SHARED), ValueError, "the last axis of x must be a multiple of 3 long"),
     (lambda out: qk.encode(np.float32(1), SHARED), ValueError, r"got shape \(\)"),
     (lambda out: qk.encode(with_value(np.nan), BOOK), ValueError, "NaN"),
     (lambda out: qk.encode(with_value(np.inf).astype(np.float16), BOOK), ValueError, "infinit"),
     (lambda out: qk.encode(np.full((1, 6), 1e300), BOOK), ValueError, "x spans .* beyond the range of float32"),
-    (lambda out: qk.encode(X.astype(int), BOOK), TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
-    (lambda out: qk.decode(CODES[:, :1], BOOK, out=out), ValueError, r"the last axis of codes must be 2 long .* \(5, 1\)"),
-    (lambda out: qk.decode(CODES + np.uint8(4), BOOK, out=out), ValueError, "codes must be below 4, the number of levels, got 4"),
+    (
+        lambda out: qk.encode(X.astype(int), BOOK),
+        TypeError,
+        "x must be float32, float64, float16 or bfloat16, got int64",
+    ),
+    (
+        lambda out: qk.decode(CODES[:, :1], BOOK, out=out),
+        ValueError,
+        r"the last axis of codes must be 2 long .* \(5, 1\)",
+    ),
+    (
+        lambda out: qk.decode(CODES + np.uint8(4), BOOK, out=out),
+        ValueError,
+        "codes must be below 4, the number of levels, got 4",
+    ),
     (lambda out: qk.decode(CODES.astype(int), BOOK, out=out), TypeError, "codes must be uint8, got int64"),
     (lambda out: qk.decode(CODES, BOOK, np.ones(2, np.float32), out=out), ValueError, "scales must be None"),
     (lambda out: qk.decode(CODES[:4], BOOK, out=out), ValueError, r"out must have shape \(4, 6\), got \(5, 6\)"),
     (lambda out: qk.decode(out.view(np.uint8)[:, :2], BOOK, out=out), ValueError, "out must not overlap codes"),
     (lambda out: qk.distance_tables(X, SCALARS), ValueError, r"codebook must be of vectors, got Codebook\(\[0, 1\]\)"),
     (lambda out: qk.distance_tables(X, BOOK.levels), TypeError, "codebook must be a Codebook, got ndarray"),
-    (lambda out: qk.distance_tables(X[0], BOOK), ValueError, r"queries must have shape \(queries, columns\), columns 6 .* got \(6,\)"),
+    (
+        lambda out: qk.distance_tables(X[0], BOOK),
+        ValueError,
+        r"queries must have shape \(queries, columns\), columns 6 .* got \(6,\)",
+    ),
     (lambda out: qk.distance_tables(X[:, :0], SHARED), ValueError, r"columns a multiple of 3 .* got \(5, 0\)"),
     (lambda out: qk.distance_tables(with_value(np.inf), BOOK), ValueError, "queries"),
-    (lambda out: qk.distance_tables(X.astype(int), BOOK), TypeError, "queries must be float32, float64, float16 or bfloat16"),
-    (lambda out: qk.search(X, CODES[:, :1], BOOK, 1), ValueError, r"codes must have shape \(n, 2\) to match queries with shape \(5, 6\), got \(5, 1\)"),
+    (
+        lambda out: qk.distance_tables(X.astype(int), BOOK),
+        TypeError,
+        "queries must be float32, float64, float16 or bfloat16",
+    ),
+    (
+        lambda out: qk.search(X, CODES[:, :1], BOOK, 1),
+        ValueError,
+        r"codes must have shape \(n, 2\) to match queries with shape \(5, 6\), got \(5, 1\)",
+    ),
     (lambda out: qk.search(X, CODES[0], BOOK, 1), ValueError, r"got \(2,\)"),
     (lambda out: qk.search(X, CODES.astype(np.int8), BOOK, 1), TypeError, "codes must be uint8, got int8"),
-    (lambda out: qk.search(X, CODES + np.uint8(9), BOOK, 1), ValueError, "codes must be below 4, the number of levels, got 9"),
+    (
+        lambda out: qk.search(X, CODES + np.uint8(9), BOOK, 1),
+        ValueError,
+        "codes must be below 4, the number of levels, got 9",
+    ),
     (lambda out: qk.search(X, CODES, BOOK, 0), ValueError, "k must be from 1 to the number of rows of codes, 5, got 0"),
     (lambda out: qk.search(X, CODES, BOOK, 6), ValueError, "rows of codes, 5, got 6"),
     (lambda out: qk.search(X, CODES[:0], BOOK, 1), ValueError, "rows of codes, 0, got 1"),
@@ -347,15 +379,23 @@ BAD = [
     (lambda out: qk.search(X, CODES, BOOK, None), TypeError, "k must be an integer, got None"),
     (lambda out: qk.Codebook.fit(X, 6, vector=3), ValueError, "k must be at most the number of vectors, 5, got 6"),
     (lambda out: qk.Codebook.fit(X, 257, vector=3), ValueError, "k must be from 1 to 256, got 257"),
-    (lambda out: qk.Codebook.fit(X, 2, vector=4), ValueError, r"its last axis a multiple of vector=4, got shape \(5, 6\)"),
+    (
+        lambda out: qk.Codebook.fit(X, 2, vector=4),
+        ValueError,
+        r"its last axis a multiple of vector=4, got shape \(5, 6\)",
+    ),
     (lambda out: qk.Codebook.fit(X, 2, vector=0), ValueError, "vector must be at least 1, got 0"),
     (lambda out: qk.Codebook.fit(X, 2, vector=True), TypeError, "vector must be an integer"),
     (lambda out: qk.Codebook.fit(X[:0], 2, vector=3), ValueError, r"x must not be empty.* got shape \(0, 6\)"),
     (lambda out: qk.Codebook.fit(with_value(np.nan), 2, vector=3), ValueError, "NaN"),
-    (lambda out: qk.Codebook.fit(X, 2, vector=3, weights=np.ones(4)), ValueError, r"weights must broadcast to .* \(5,\), got \(4,\)"),
+    (
+        lambda out: qk.Codebook.fit(X, 2, vector=3, weights=np.ones(4)),
+        ValueError,
+        r"weights must broadcast to .* \(5,\), got \(4,\)",
+    ),
     (lambda out: qk.Codebook.fit(X, 2, vector=3, weights=np.zeros(5)), ValueError, "weights must not all be 0"),
     (lambda out: qk.Codebook.fit(X, 2, vector=3, axis=0), ValueError, "vector=3 takes no axis"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("call, error, message", BAD)

@@ -776,8 +776,8 @@ def test_ranges_of_blocks_are_those_of_their_parts(monkeypatch, shape, axis, par
     for block_size in None, 1, 3, 7, 1000:
         whole = qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size)
         with monkeypatch.context() as patch:
-            patch.setattr("qkernels._qparams.PART", part)
+            patch.setattr("qkernels._choose.PART", part)
             assert qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size) == whole
     whole = qk.choose_qparams(x.astype(np.float16), "uint8")
-    monkeypatch.setattr("qkernels._qparams.PART", part)
+    monkeypatch.setattr("qkernels._choose.PART", part)
     assert qk.choose_qparams(x.astype(np.float16), "uint8") == whole

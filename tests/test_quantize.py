@@ -1,5 +1,6 @@
-"""Elementwise operations against the formulas of docs/numerics.md in exact arithmetic: NumPy's IEEE quotient, then float64,
-which holds every integer and half here. Each is run by every instruction set, at every place that an array can have."""
+"""Elementwise operations against the formulas of docs/numerics.md in exact arithmetic: NumPy's IEEE quotient, then
+float64, which holds every integer and half here. Each is run by every instruction set, at every place that an array can
+have."""
 
 import itertools
 from fractions import Fraction
@@ -7,9 +8,9 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from common import bits, read_only, unaligned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import bits, read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -239,7 +240,7 @@ def test_rounding_examples(isas):
 
 
 def test_division_by_the_rationals(isas):
-    """The quotient is the rational one, rounded once: where no float lies between it and a tie, no code is the neighbour's."""
+    """The quotient is the rational one, rounded once: if no float is between it and a tie, no code is a neighbour's."""
     rng = np.random.default_rng(0)
     for isa in isas():
         for scale in rng.uniform(0.5, 2, 20).astype(np.float32):
@@ -287,7 +288,7 @@ def test_every_half_and_bfloat16(of, isas):
 
 @pytest.mark.parametrize("to", FLOATS[2:])
 def test_rounding_to_half_and_bfloat16(to, isas):
-    """Each midpoint between values with 8 or 11 bits, and the floats beside it, from below the smallest value to infinity."""
+    """Each midpoint between values of 8 or 11 bits, and the floats beside it, from below the least one to infinity."""
     kept = 8 if to == BFLOAT16 else 11
     dropped = 24 - kept
     halves = np.arange(2 ** (kept - 1), 2**kept, dtype=np.int32)[:, None] << dropped | 1 << dropped - 1

@@ -11,9 +11,9 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
+from common import read_only, unaligned
 from hypothesis import example, given
 from hypothesis import strategies as st
-from layouts import read_only, unaligned
 from numpy.testing import assert_array_equal
 
 import qkernels as qk

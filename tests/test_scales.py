@@ -1,11 +1,11 @@
-"""Results are right where products of scales leave float32 (numerics 21): against float64, over the whole range of magnitudes."""
+"""Results are right where products of scales leave float32 (numerics 21): against float64, over all magnitudes."""
 
 import math
 
 import ml_dtypes
 import numpy as np
 import pytest
-from layouts import Raising, bits
+from common import Raising, bits
 from numpy.testing import assert_allclose, assert_array_equal
 
 qk = Raising()
@@ -85,7 +85,7 @@ def rows(kind, rng, exponents, k=K):
 
 
 def check(y, exact, size, unit=2.0**-22):
-    """y is `exact` but for `unit` of `size`, the sum of the magnitudes that were added; beyond float32 it is infinite."""
+    """y is `exact` but for `unit` of `size`, the sum of magnitudes that were added; beyond float32 it is infinite."""
     assert not np.isnan(y).any()
     off = unit * size + 2.0**-149
     sure = np.abs(exact) + off < MOST

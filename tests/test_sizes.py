@@ -1,6 +1,6 @@
-"""What packed weights hold, and shapes whose sizes no memory, or no 64 bits, can hold. Both run in processes of their own:
-``python test_sizes.py held ISA`` prints bytes, ``python test_sizes.py giants SIZE`` makes calls with arrays of 2**SIZE
-bytes in 4 GiB."""
+"""What packed weights hold, and shapes whose sizes no memory, or no 64 bits, can hold. Both run in processes of their
+own: ``python test_sizes.py held ISA`` prints bytes, ``python test_sizes.py giants SIZE`` makes calls with arrays of
+2**SIZE bytes in 4 GiB."""
 
 import copy
 import faulthandler
@@ -109,7 +109,7 @@ def print_held(isa):
     for kind, make in KINDS.items():
         tracemalloc.start()
         packed = pack(make())
-        packed.params, packed.scales  # what is made when asked for is not kept
+        _ = packed.params, packed.scales  # what is made when asked for is not kept
         traced = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         before = resident()
@@ -366,10 +366,17 @@ def elementwise(size):
 
 def codebooks(size):
     n = 1 << size
-    books = [qk.Codebook([0, 1]), qk.Codebook([0, 1], block_size=1 << 62), qk.Codebook([0, 1], axis=0, block_size=1 << 62),
-             qk.Codebook([0, 1], axis=-1, block_size=3), qk.Codebook(np.ones((2, 3)), axis=0), qk.Codebook(np.ones((2, 3)), axis=1),
-             qk.Codebook(np.ones((4, 2)), vector=True), qk.Codebook(np.ones((2, 4, 3)), vector=True),
-             qk.Codebook(np.ones((4, 1 << 20)), vector=True)]  # fmt: skip
+    books = [
+        qk.Codebook([0, 1]),
+        qk.Codebook([0, 1], block_size=1 << 62),
+        qk.Codebook([0, 1], axis=0, block_size=1 << 62),
+        qk.Codebook([0, 1], axis=-1, block_size=3),
+        qk.Codebook(np.ones((2, 3)), axis=0),
+        qk.Codebook(np.ones((2, 3)), axis=1),
+        qk.Codebook(np.ones((4, 2)), vector=True),
+        qk.Codebook(np.ones((2, 4, 3)), vector=True),
+        qk.Codebook(np.ones((4, 1 << 20)), vector=True),
+    ]
     for book in books:
         for of in FLOATS:
             count = n // np.dtype(of).itemsize
@@ -444,7 +451,7 @@ SUBJECTS = [packs, products, elementwise, codebooks, layers]
 
 
 def call_giants(size):
-    """Each call ends within a second of this thread, in MemoryError or ValueError or with a result of nothing: prints others."""
+    """Each call ends within a second of this thread, in MemoryError or ValueError or with no values: prints others."""
     import resource
 
     qk.kmeans1d(np.float32([[1, 2, 3]]), 2, axis=1)  # compiles

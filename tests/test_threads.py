@@ -1,4 +1,4 @@
-"""The pool of threads where threads are scarce, bound, forked or many. What must be seen in a process of its own runs in one."""
+"""The pool of threads if threads are scarce, bound, forked or many; what needs a process of its own runs in one."""
 
 import os
 import subprocess
@@ -112,7 +112,8 @@ def test_threads_have_a_name_and_take_no_signals():
     for task in started():
         status = dict(line.split(":\\t", 1) for line in open(f"/proc/self/task/{task}/status"))
         blocked = int(status["SigBlk"], 16)
-        print(status["Name"].strip(), [bool(blocked >> number - 1 & 1) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV)])
+        numbers = signal.SIGINT, signal.SIGTERM, signal.SIGSEGV
+        print(status["Name"].strip(), [bool(blocked >> number - 1 & 1) for number in numbers])
     """
     assert output(code).splitlines() == ["qkernels [True, True, False]"] * 2
 

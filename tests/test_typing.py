@@ -1,5 +1,5 @@
-"""Types: mypy and pyright accept a script that uses each public name and asserts what it gives; the stubs say what the code
-says."""
+"""Types: mypy and pyright accept a script that uses each public name and asserts what it gives; the stubs say what the
+code says."""
 
 import ast
 import inspect

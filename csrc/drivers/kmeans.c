@@ -127,7 +127,8 @@ int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_co
 {
     QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .first = first, .counts = counts};
-    const double each = (double)(p->k + 3) * (double)(p->d + 4) / 60 + (double)(p->d + 8) / 4; /* with bounds and sums */
+    const double each =
+        (double)(p->k + 3) * (double)(p->d + 4) / 60 + (double)(p->d + 8) / 4; /* with bounds and sums */
     return run(&job, last - first, (double)p->chunk * each, assign_chunks);
 }
 

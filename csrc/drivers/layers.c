@@ -41,11 +41,10 @@ static void norm_rows(void *context, size_t begin, size_t end)
 {
     const norm_job *job = context;
     const qk_kernels *k = qk_active();
-    const int wide = k->has_huge(job->weight, job->cols); /* at least 2^110; normalised values are at most sqrt(cols) */
     for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
         const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
         float *y = job->y + at;
-        if (wide || !k->layer_norm_f32(x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
+        if (!k->layer_norm_f32(x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
             norm_wide_row(job, x, residual, y);
     }
 }

@@ -142,6 +142,8 @@ static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
     }
 }
 
+enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
+
 struct qk_kernels {
     const char *name;
 
@@ -247,7 +249,6 @@ struct qk_kernels {
     /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
     int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
                           float eps, float *y);
-    int (*has_huge)(const float *x, size_t n);
     int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
     void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq);
@@ -267,6 +268,10 @@ struct qk_kernels {
                                  double *nearest, double *tile, double *lanes, double *potential);
 
     qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
+
+    /* Scales of least squares (numerics 18): sum w r^2, sum w c r and sum w c^2 of n magnitudes y, a multiple of
+     * QK_ROUNDED_LANES, with the codes c = min(y / scale, limit), rounded, and r = y - scale * c. */
+    void (*rounded_sums)(const double *y, const double *w, const double *limit, size_t n, double scale, double *sums);
 
     /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of
      * codes; the same of pq_lanes queries, one a lane. */

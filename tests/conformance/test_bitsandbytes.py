@@ -1,5 +1,5 @@
-"""Codes and scales of bitsandbytes: https://github.com/bitsandbytes-foundation/bitsandbytes. Needs bitsandbytes (and torch) only for the
-live tests; the fixed answers were made with version 0.50.2, on a CPU."""
+"""Codes and scales of bitsandbytes: https://github.com/bitsandbytes-foundation/bitsandbytes. Needs bitsandbytes (and
+torch) only for the live tests; the fixed answers were made with version 0.50.2, on a CPU."""
 
 import hashlib
 
@@ -11,15 +11,17 @@ import qkernels as qk
 
 TABLES = {
     "NF4": (
-        "-0x1.0000000p+0 -0x1.6473620p-1 -0x1.0cd6600p-1 -0x1.9465400p-2 -0x1.23449a0p-2 -0x1.7a6a7e0p-3 -0x1.74f0e20p-4 0x0.0p+0 "
-        "0x1.45f5fe0p-4 0x1.4995c60p-3 0x1.f809ba0p-3 0x1.5a06740p-2 0x1.c349700p-2 0x1.200f560p-1 0x1.7227660p-1 0x1.0000000p+0"
+        "-0x1.0000000p+0 -0x1.6473620p-1 -0x1.0cd6600p-1 -0x1.9465400p-2 -0x1.23449a0p-2 -0x1.7a6a7e0p-3 "
+        "-0x1.74f0e20p-4 0x0.0p+0 0x1.45f5fe0p-4 0x1.4995c60p-3 0x1.f809ba0p-3 0x1.5a06740p-2 0x1.c349700p-2 "
+        "0x1.200f560p-1 0x1.7227660p-1 0x1.0000000p+0"
     ),
     "FP4": (
-        "0x0.0p+0 0x1.5555560p-8 0x1.5555560p-1 0x1.0000000p+0 0x1.5555560p-2 0x1.0000000p-1 0x1.5555560p-3 0x1.0000000p-2 "
-        "0x0.0p+0 -0x1.5555560p-8 -0x1.5555560p-1 -0x1.0000000p+0 -0x1.5555560p-2 -0x1.0000000p-1 -0x1.5555560p-3 -0x1.0000000p-2"
+        "0x0.0p+0 0x1.5555560p-8 0x1.5555560p-1 0x1.0000000p+0 0x1.5555560p-2 0x1.0000000p-1 0x1.5555560p-3 "
+        "0x1.0000000p-2 0x0.0p+0 -0x1.5555560p-8 -0x1.5555560p-1 -0x1.0000000p+0 -0x1.5555560p-2 -0x1.0000000p-1 "
+        "-0x1.5555560p-3 -0x1.0000000p-2"
     ),
 }
-# Of golden_values(), the code of the first of two values in the high bits of a byte.
+# Codes of golden_values(), that of the first of two values in the high bits of a byte.
 CODES = {
     "NF4": (
         "88418eb8e287244e259b765ea86d6575ae8446586a66f05777432bb2753368a53cac4ab67372b4329a49a46b95ab23547a4c84c89945c649"
@@ -83,7 +85,7 @@ def at_ties(values, levels):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_live(name):
-    """Other codes only at ties: bitsandbytes compares with midpoints rounded to float32, and prefers the lower level."""
+    """Codes differ only at ties: bitsandbytes compares with midpoints rounded to float32, and prefers lower levels."""
     torch, functional = pytest.importorskip("torch"), pytest.importorskip("bitsandbytes.functional")
     codebook, n = getattr(qk, name), 1 << 22
     x = np.random.default_rng(0).standard_normal(n, np.float32)

@@ -1,4 +1,5 @@
-"""LiteRT's answers on 9 million values of `tflite` and 3 million of `gemmlowp`: not one differs, on any instruction set.
+"""LiteRT's answers on 9 million values of `tflite` and 3 million of `gemmlowp`: not one differs, on any instruction
+set.
 
 `tflite`: its reference FULLY_CONNECTED kernel, which multiplies sums by input_scale * filter_scale / output_scale in
 double and rounds once. 31 bits of that multiplier give the same code but where the product comes within one part in
@@ -131,8 +132,9 @@ def test_tflite(per_column, with_bias, relu, limit, isas):
 
 @pytest.mark.parametrize("per_column", [False, True])
 def test_tflite_near_ties(per_column, isas):
-    """3.9 million outputs each time: all pairs of codes, with scales for which one sum in each column comes as close to a tie as float32
-    scales allow. That tells a multiplier from float, or from a product of scales in float, from the one in double."""
+    """3.9 million outputs each time: all pairs of codes, with scales for which one sum in each column comes as close to
+    a tie as float32 scales allow. That tells a multiplier from float, or from a product of scales in float, from the
+    one in double."""
     rng = np.random.default_rng(1)
     x = np.stack(np.divmod(np.arange(65536), 256), axis=1).astype(np.uint8).view(np.int8)
     for _ in range(30):
@@ -149,8 +151,8 @@ def test_tflite_near_ties(per_column, isas):
 
 
 def test_tflite_ties(isas):
-    """Where the product is exactly halfway between codes, we round up, as ruy and TFLITE_SINGLE_ROUNDING do (numerics 7);
-    the reference kernel rounds away from zero: one lower where the product is negative, and nowhere else."""
+    """Where the product is exactly halfway between codes, we round up, as ruy and TFLITE_SINGLE_ROUNDING do (numerics
+    7); the reference kernel rounds away from zero: one lower where the product is negative, and nowhere else."""
     rng = np.random.default_rng(2)
     px, pw, py = (2.0**-5, -1), (2.0**-8, 0), (2.0**-1, 0)
     for k in (13, 14, 15):
@@ -168,7 +170,7 @@ def test_tflite_ties(isas):
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 @pytest.mark.parametrize("powers_of_two", [False, True])
 def test_gemmlowp(dtype, powers_of_two, isas):
-    """3.1 million sums in all by multipliers from 2**-31 to 2**7; half of the sums near the code's range, half anywhere."""
+    """3.1 million sums by multipliers from 2**-31 to 2**7; half of the sums near the code's range, half anywhere."""
     rng = np.random.default_rng(3)
     n, codes = 20_011, np.iinfo(dtype)
     for exponent in range(-31, 8):

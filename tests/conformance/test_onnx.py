@@ -63,8 +63,8 @@ def array(value):
 
 
 def collect():
-    """(operator, attributes, data sets) of each case by name. An expanded one is the graph of an operator's own function:
-    same data, same results."""
+    """(operator, attributes, data sets) of each case by name. An expanded one is the graph of an operator's own
+    function: same data, same results."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cases = collect_testcases(None)

@@ -28,7 +28,7 @@ LAYOUTS = {
 # onnxruntime 1.23, the last for Python 3.10, is itself wrong here: elements across blocks and rows of 4-bit codes get a
 # neighbour's scale, and int8 x uint8 sums differ.
 OLD = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
-OLD_IS_WRONG = {(d, l) for d in ("int4", "uint4") for l in LAYOUTS if not l.startswith("tensor")}
+OLD_IS_WRONG = {(d, name) for d in ("int4", "uint4") for name in LAYOUTS if not name.startswith("tensor")}
 OLD_IS_WRONG |= {(d, "blocks") for d in ("int8", "uint8", "int16", "uint16")}
 
 
@@ -36,7 +36,7 @@ def unless_old_is_wrong(*case):
     return pytest.param(*case, marks=pytest.mark.skipif(OLD and case in OLD_IS_WRONG, reason="onnxruntime is too old"))
 
 
-every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, l) for d in DTYPES for l in LAYOUTS])
+every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, name) for d in DTYPES for name in LAYOUTS])
 
 
 def onnxruntime_run(operator, inputs, out_dtypes, **attributes):
@@ -114,7 +114,7 @@ def near_midpoints(rng, params, layout):
     return x
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [unless_old_is_wrong(d, l) for d in DTYPES for l in LAYOUTS])
+@pytest.mark.parametrize(("dtype", "layout"), [unless_old_is_wrong(d, name) for d in DTYPES for name in LAYOUTS])
 def test_quantize(dtype, layout, isas):
     rng = np.random.default_rng([DTYPES.index(dtype), list(LAYOUTS).index(layout)])
     params = random_params(rng, dtype, layout)

@@ -1,8 +1,9 @@
-"""The library under the compiler's sanitizers: `python tests/sanitize/run.py address` (with undefined behaviour) or `thread`.
+"""The library under the compiler's sanitizers: `python tests/sanitize/run.py address` (with undefined behaviour) or
+`thread`.
 
-Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it; `address` runs the
-tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that test_sanitize.py runs. Needs gcc with the
-sanitizers' libraries.
+Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it;
+`address` runs the tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that
+test_sanitize.py runs. Needs gcc with the sanitizers' libraries.
 """
 
 import os
@@ -32,7 +33,8 @@ SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-# Python frees nothing at its end, and allocations that are refused are part of the tests. Children of a fork start threads of their own.
+# Python frees nothing at its end, and allocations that are refused are part of the tests. Children of a fork start
+# threads of their own.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:handle_segv=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -44,7 +46,11 @@ TESTS = {
         "test_rounding.py",
         "test_qparams.py",
         "test_scales.py",
-        "test_gemm.py",
+        "test_products.py",
+        "test_matmul.py",
+        "test_linear.py",
+        "test_qlinear.py",
+        "test_pack.py",
         "test_gemm4.py",
         "test_gemm16.py",
         "test_blocks8.py",
@@ -58,7 +64,11 @@ TESTS = {
     "thread": [
         "test_threads.py",
         "test_config.py",
-        "test_gemm.py",
+        "test_products.py",
+        "test_matmul.py",
+        "test_linear.py",
+        "test_qlinear.py",
+        "test_pack.py",
         "test_gemm4.py",
         "test_gemm16.py",
         "test_layers.py",
@@ -68,8 +78,8 @@ TESTS = {
         "test_quantize.py",
     ],
 }
-# What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's library end well in
-# a process whose other threads compute.
+# What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's
+# library end well in a process whose other threads compute.
 MEANT = "not memory and not costs and not process_ends and not leave_to_start and not large_work and not environment"
 CHOSEN = [
     "test_threads.py",
@@ -80,7 +90,7 @@ CHOSEN = [
 
 
 def library(name):
-    """The path of the sanitizer's library, to be loaded before Python's own; None where the compiler has none that can be."""
+    """Return the path of the sanitizer's library, to be loaded before Python's own; None if the compiler has none."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "empty.c"), Path(folder, "empty.so")
         source.write_text("int empty;")

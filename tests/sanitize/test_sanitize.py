@@ -1,5 +1,5 @@
-"""A part of what run.py does that the ordinary tests have time for: the pool of threads, forks and all, under the thread sanitizer, and
-the calls of results.py under those of addresses and undefined behaviour."""
+"""A part of what run.py does that the ordinary tests have time for: the pool of threads, forks and all, under the
+thread sanitizer, and the calls of results.py under those of addresses and undefined behaviour."""
 
 import subprocess
 import sys

@@ -343,8 +343,7 @@ static int TYPED(search)(const qk_line *line, size_t k, double *guess, qk_line_s
     TYPED(pass) p = TYPED(pass_of)(line, space);
     const REAL near = 0x1p-47;
     TYPED(found)
-    few = {space->few, 1, 0, (REAL)INFINITY},
-    many = {space->many, p.n, 0, 0}, now = {.splits = space->splits};
+    few = {space->few, 1, 0, (REAL)INFINITY}, many = {space->many, p.n, 0, 0}, now = {.splits = space->splits};
     few.splits[0] = 0, few.splits[1] = (int32_t)p.n;
     for (size_t i = 0; i <= p.n && k > 1; i++) many.splits[i] = (int32_t)i;
     few.cost = TYPED(cost)(&p, few.splits, 1);

@@ -41,8 +41,8 @@ static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL
             const TYPED(lanes) xa = TYPED(load)(x + f * QK_KMEANS_TILE),
                                xb = TYPED(load)(x + f * QK_KMEANS_TILE + LANES);
             TYPED(lanes)
-            t0 = TYPED(minus)(xa, c0 + f),
-            t1 = TYPED(minus)(xb, c0 + f), t2 = TYPED(minus)(xa, c1 + f), t3 = TYPED(minus)(xb, c1 + f);
+            t0 = TYPED(minus)(xa, c0 + f), t1 = TYPED(minus)(xb, c0 + f), t2 = TYPED(minus)(xa, c1 + f),
+            t3 = TYPED(minus)(xb, c1 + f);
             TYPED(fence)(&t0, &t1, &t2, &t3);
             a0 = TYPED(multiply_add)(t0, a0), b0 = TYPED(multiply_add)(t1, b0), a1 = TYPED(multiply_add)(t2, a1),
             b1 = TYPED(multiply_add)(t3, b1);
@@ -69,9 +69,8 @@ static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL
 static QK_INLINE void TYPED(scan_of)(const REAL *tile, const size_t d, const REAL *centroids, const int32_t *list,
                                      size_t count, TYPED(two) * found)
 {
-    for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL))
-        TYPED(scan_pair)
-        (tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
+    for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL)) TYPED(scan_pair)
+    (tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
 }
 
 static void TYPED(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count,

@@ -12,6 +12,7 @@
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
+#include "kernels/generic/least_squares.h"
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)

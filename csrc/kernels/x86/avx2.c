@@ -779,6 +779,7 @@ typedef int32_t indices8 __attribute__((vector_size(32), aligned(4), may_alias))
 typedef int64_t indices4 __attribute__((vector_size(32), aligned(8), may_alias));
 
 static inline __m256 multiply_add_f32(__m256 x, __m256 sum) { return _mm256_fmadd_ps(x, x, sum); }
+static inline __m256d smaller_f64(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 static inline __m256d multiply_add_f64(__m256d x, __m256d sum) { return _mm256_fmadd_pd(x, x, sum); }
 
 static inline __m256 minus_f32(__m256 x, const float *c) { return _mm256_sub_ps(x, _mm256_broadcast_ss(c)); }
@@ -821,6 +822,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
+#include "kernels/generic/least_squares.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 

@@ -966,6 +966,7 @@ typedef int32_t indices16 __attribute__((vector_size(64), aligned(4), may_alias)
 typedef int64_t indices8 __attribute__((vector_size(64), aligned(8), may_alias));
 
 static inline __m512 multiply_add_f32(__m512 x, __m512 sum) { return _mm512_fmadd_ps(x, x, sum); }
+static inline __m512d smaller_f64(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
 static inline __m512d multiply_add_f64(__m512d x, __m512d sum) { return _mm512_fmadd_pd(x, x, sum); }
 
 #if QK_ASM
@@ -1051,6 +1052,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
 #include "kernels/generic/kmeans1d.h"
+#include "kernels/generic/least_squares.h"
 
 /* ---- float16 and bfloat16 weights (numerics 16) ---- */
 

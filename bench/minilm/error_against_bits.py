@@ -1,8 +1,8 @@
-"""What fewer bits cost MiniLM, scheme by scheme: python bench/error_against_bits.py [results.json] [chart.png]
+"""What fewer bits cost MiniLM, scheme by scheme: python -m bench.minilm.error_against_bits [results.json] [chart.png]
 
-The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in float32, so
-that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each). Docstrings are others than
-those of calibration. Takes about five minutes.
+The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in
+float32, so that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each).
+Docstrings are others than those of calibration. Takes about five minutes.
 """
 
 import json
@@ -13,7 +13,13 @@ import numpy as np
 
 import qkernels as qk
 
-ROOT = Path(__file__).parents[1]
+from . import example
+from .corpus import collect_docstrings
+from .measure import make_groups, set_threads
+from .model import CALIBRATION, baseline, mean_squares
+from .variants import fit_scaled_levels
+
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "error_against_bits.json"
 CHART = ROOT / "docs" / "error_against_bits.png"
 CODE_BITS = range(2, 9)
@@ -30,7 +36,9 @@ def main():
     draw(report, chart)
 
 
-# ---- the schemes: of a weight (inputs, outputs), bits of a code, and the mean square of each input, (decoded weight, bits in all) ----
+# ---- the schemes ----
+#
+# From a weight (inputs, outputs), bits of a code, and the mean square of each input: (decoded weight, bits in all).
 
 
 def uniform_columns(weight, bits, squares):
@@ -56,8 +64,6 @@ def kmeans_columns_weighted(weight, bits, squares):
 
 
 def kmeans_blocks_weighted(weight, bits, squares):
-    from minilm import fit_scaled_levels
-
     levels, codes, scales = fit_scaled_levels(weight, 2**bits, 32, squares)
     decoded = qk.decode(codes, qk.Codebook(np.float16(levels), axis=0, block_size=32), scales)
     return decoded, bits * weight.size + 16 * (levels.size + scales.size)
@@ -101,26 +107,23 @@ def normal_levels(bits):
 
 
 def measure():
-    sys.path.insert(0, str(ROOT / "examples"))
-    import minilm
+    set_threads(1)
+    weights, tokenizer, config = example.load_model()
+    texts = [d.document for d in collect_docstrings()]
+    tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts[: CALIBRATION + DOCSTRINGS])]
+    squares, tokens = mean_squares(weights, config, tokens[:CALIBRATION]), tokens[CALIBRATION:]
+    batches = [example.make_batch([tokens[i] for i in group]) for group in make_groups(tokens)]
 
-    minilm.set_threads(1)
-    weights, tokenizer, config = minilm.load_model(minilm.download(minilm.CACHE))
-    texts = [d.document for d in minilm.collect_docstrings()]
-    tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts[: minilm.CALIBRATION + DOCSTRINGS])]
-    squares = minilm.mean_squares(weights, config, tokens[: minilm.CALIBRATION])
-    batches = minilm.make_batches(tokens[minilm.CALIBRATION :])
-
-    class Decoded(minilm.baseline()):
+    class Decoded(baseline()):
         """Dense layers of float32 weights that a scheme has made."""
 
         def __init__(self, scheme, bits):
             self.scheme, self.code_bits = scheme, bits
             self.size = self.bits = self.error = self.square = 0
-            super().__init__(weights, config, squares)
+            super().__init__(weights, config)
 
         def dense(self, name, weight, bias):
-            decoded, bits = self.scheme(weight.T, self.code_bits, self.squares[name])
+            decoded, bits = self.scheme(weight.T, self.code_bits, squares[name])
             self.size += weight.size
             self.bits += bits
             self.error += np.sum((decoded - weight.T) ** 2)
@@ -128,7 +131,7 @@ def measure():
             return super().dense(name, np.ascontiguousarray(decoded.T), bias)
 
     def embed(model):
-        return np.concatenate([model.embed(batch) for batch in batches])
+        return np.concatenate([model.embed(*batch) for batch in batches])
 
     def row(scheme, bits):
         model = Decoded(scheme, bits)
@@ -145,7 +148,7 @@ def measure():
             flush=True,
         )
     return {
-        "title": f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(len(batch.ids) for batch in batches):,} tokens",
+        "title": f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(map(len, tokens)):,} tokens",
         "schemes": schemes,
     }
 

@@ -1,0 +1,66 @@
+"""The ways to quantize a dense layer. `quantize` makes a PackedMatrix of float32 weights (inputs, outputs)."""
+
+from collections import namedtuple
+from functools import partial
+
+import numpy as np
+
+import qkernels as qk
+
+from . import example
+
+# `calibrated`: quantize takes `importance` (inputs, 1), the mean square of each input on 100 docstrings.
+Variant = namedtuple("Variant", "name quantize calibrated", defaults=[False])
+
+
+def blocks(weight, dtype="uint4", **options):
+    """Pack 4-bit codes with a scale, a float16, and a zero point for each 32 weights of an output."""
+    found = qk.choose_qparams(weight, dtype, axis=0, block_size=32, **options)
+    params = qk.QParams(np.float16(found.scale), found.zero_point, dtype, axis=0, block_size=32)
+    return qk.pack(qk.quantize(weight, params), params)
+
+
+def kmeans(weight, levels=16, importance=None):
+    """Pack codes of the best levels for the weights of each output."""
+    codebook = qk.Codebook.fit(weight, levels, axis=1, weights=importance)
+    return qk.pack(qk.encode(weight, codebook), codebook)
+
+
+def kmeans_blocks(weight, importance):
+    """Pack codes of 16 levels for all weights of a layer, each times the scale of its block."""
+    levels, codes, scales = fit_scaled_levels(weight, 16, 32, importance)
+    return qk.pack(codes, qk.Codebook(levels, axis=0, block_size=32), scales=scales)
+
+
+def fit_scaled_levels(weight, k, block_size, importance, rounds=3):
+    """Return k levels for all of a weight (inputs, outputs), codes, and float16 scales of the blocks of each output:
+    of least squared error, weighed by the importance of inputs. In turn the best levels for given scales, the largest
+    magnitudes at first, and the best scales for given codes."""
+    blocks = weight.reshape(-1, block_size, weight.shape[1])
+    importance = np.float32(importance).reshape(-1, block_size, 1)
+    scales = np.abs(blocks).max(axis=1, keepdims=True)
+    for _ in range(rounds):
+        codebook = qk.Codebook.fit(blocks / scales, k, weights=importance * scales**2)
+        codes = qk.encode(blocks / scales, codebook)
+        decoded = qk.decode(codes, codebook)
+        products, squares = (np.sum(importance * decoded * other, axis=1, keepdims=True) for other in (blocks, decoded))
+        scales = np.float32(np.float16(products / squares))
+    return codebook.levels, codes.reshape(weight.shape), scales[:, 0]
+
+
+# "Weighted": of least squared error of the outputs, as far as inputs are uncorrelated.
+VARIANTS = {
+    "int8": Variant("int8", example.int8),
+    "int4": Variant("int4, blocks of 32", partial(blocks, dtype="int4")),  # symmetric: the codes -7 to 7
+    "uint4": Variant("uint4, blocks of 32", blocks),
+    "uint4-mse": Variant("uint4, least squares", partial(blocks, method="mse")),
+    "uint4-weighted": Variant("uint4, weighted squares", partial(blocks, method="mse"), True),
+    "nf4": Variant("NF4, blocks of 64", example.nf4),
+    "kmeans": Variant("k-means, columns", kmeans),
+    "kmeans-8": Variant(
+        "k-means of 8, columns", partial(kmeans, levels=8)
+    ),  # 3 bits of information, though packed in 4
+    "kmeans-weighted": Variant("k-means, columns, weighted", kmeans, True),
+    "kmeans-blocks": Variant("k-means, blocks, weighted", kmeans_blocks, True),
+}
+SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks"  # unless others are asked for

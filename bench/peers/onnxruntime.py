@@ -1,0 +1,108 @@
+"""onnxruntime: graphs of one node or a few. It asks the CPU and can be held to no instruction set."""
+
+import numpy as np
+import onnxruntime
+from onnx import helper, numpy_helper
+
+import peers
+
+OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+
+
+def graph_of(name, nodes, inputs, constants, outputs):
+    """Contender for a graph: inputs and outputs bound once, constants as initializers (so that it packs them once).
+
+    inputs and constants: name -> array; outputs: name -> (shape, dtype).
+    """
+    type_of = helper.np_dtype_to_tensor_dtype
+    info = helper.make_tensor_value_info
+    taken = [info(key, type_of(x.dtype), x.shape) for key, x in inputs.items()]
+    given = [info(key, type_of(np.dtype(dtype)), shape) for key, (shape, dtype) in outputs.items()]
+    kept = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, taken, given, kept)
+    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = peers.threads, 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    for key, x in inputs.items():
+        binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    empty = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+    values = [empty(shape, np.dtype(dtype)) for shape, dtype in outputs.values()]
+    for key, value in zip(outputs, values):
+        binding.bind_ortvalue_output(key, value)
+    run = session.run_with_iobinding
+    return peers.contender("onnxruntime", lambda: run(binding), values[0].numpy)
+
+
+def node_of(operator, inputs, constants, output, more_outputs=None, **attributes):
+    """Contender for one node; its operands are the inputs, then the constants, in order."""
+    outputs = {"y": output, **(more_outputs or {})}
+    node = helper.make_node(operator, [*inputs, *constants], list(outputs), **attributes)
+    return graph_of(operator, [node], inputs, constants, outputs)
+
+
+def matmul_integer(a, b):
+    return node_of("MatMulInteger", {"a": a}, {"b": b}, ((len(a), b.shape[1]), "int32"))
+
+
+def matmul_integer_of_inputs(a, b):
+    """Neither operand is known beforehand."""
+    return node_of("MatMulInteger", {"a": a, "b": b}, {}, ((*a.shape[:-1], b.shape[-1]), "int32"))
+
+
+def qlinear_matmul(a, a_scale, a_zero, b, b_scale, y_scale, y_zero):
+    of_a = {"a_scale": np.float32(a_scale), "a_zero": a.dtype.type(a_zero)}
+    of_b = {"b": b, "b_scale": np.float32(b_scale), "b_zero": np.zeros_like(b_scale, b.dtype)}
+    constants = of_a | of_b | {"y_scale": np.float32(y_scale), "y_zero": a.dtype.type(y_zero)}
+    return node_of("QLinearMatMul", {"a": a}, constants, ((len(a), b.shape[1]), a.dtype))
+
+
+def dynamic_linear(x, b, b_scale, bias):
+    """The graph that its quantization tool makes of a float product; its optimizer fuses it."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "x_scale", "x_zero"]),
+        helper.make_node("MatMulInteger", ["q", "b", "x_zero", "b_zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["float_sums"], to=1),
+        helper.make_node("Mul", ["x_scale", "b_scale"], ["scale"]),
+        helper.make_node("Mul", ["float_sums", "scale"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["y"]),
+    ]
+    constants = {"b": b, "b_zero": np.zeros_like(b_scale, b.dtype), "b_scale": b_scale, "bias": bias}
+    return graph_of("dynamic_linear", nodes, {"x": x}, constants, {"y": ((len(x), b.shape[1]), "float32")})
+
+
+def matmul_nbits(x, b, scale, block_size):
+    """4-bit weights b (K, N), 0..15 with zero points 8, in blocks of K. x is quantized to int8 by blocks, too."""
+    k, n = b.shape
+    blocks = b.T.reshape(n, k // block_size, block_size)
+    packed = np.ascontiguousarray(blocks[..., ::2] | blocks[..., 1::2] << 4)
+    constants = {"b": packed, "scale": np.ascontiguousarray(scale.T).ravel()}
+    options = dict(K=k, N=n, bits=4, block_size=block_size, accuracy_level=4)
+    return node_of("MatMulNBits", {"x": x}, constants, ((len(x), n), "float32"), domain="com.microsoft", **options)
+
+
+def params(scale, zero_point):
+    return {"scale": np.float32(scale), "zero_point": zero_point}
+
+
+def quantize(x, scale, zero_point, **attributes):
+    return node_of("QuantizeLinear", {"x": x}, params(scale, zero_point), (x.shape, zero_point.dtype), **attributes)
+
+
+def dequantize(q, scale, zero_point, **attributes):
+    return node_of("DequantizeLinear", {"q": q}, params(scale, zero_point), (q.shape, "float32"), **attributes)
+
+
+def fake_quantize(x, scale, zero_point, **attributes):
+    """QuantizeLinear and DequantizeLinear: ONNX has no fused operator."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero_point"], ["q"], **attributes),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero_point"], ["y"], **attributes),
+    ]
+    return graph_of("fake_quantize", nodes, {"x": x}, params(scale, zero_point), {"y": (x.shape, "float32")})
+
+
+def dynamic_quantize(x):
+    more = {"scale": ((), "float32"), "zero": ((), "uint8")}
+    return node_of("DynamicQuantizeLinear", {"x": x}, {}, (x.shape, "uint8"), more)

@@ -1,0 +1,118 @@
+"""torch, held by ATEN_CPU_CAPABILITY and, for oneDNN, ONEDNN_MAX_CPU_ISA. Its fbgemm has no switch."""
+
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import torch
+from race import CRASHED, Contender
+
+import peers
+
+HELD_TO = ["avx2", "avxvnni", "avx512"]
+torch.set_num_threads(peers.threads)
+
+CODES = {"uint8": torch.quint8, "int8": torch.qint8}
+
+
+def contender(call, to_numpy=torch.Tensor.numpy, name="torch"):
+    """Results are new tensors, and the last must be gone before the next: it may then take its place in the cache."""
+    held_to = [] if name == "torch fbgemm" else HELD_TO
+    return peers.contender(name, call, lambda: to_numpy(call()), held_to=held_to)
+
+
+def read_codes(tensor):
+    return tensor.int_repr().numpy()
+
+
+def int_mm(a, b):
+    """b column-major, as the weights of a Linear are."""
+    left, right = torch.from_numpy(a), torch.from_numpy(np.ascontiguousarray(b.T)).t()
+    out = torch.empty((len(a), b.shape[1]), dtype=torch.int32)
+    return contender(lambda: torch._int_mm(left, right, out=out))
+
+
+def float_linear(x, w, bias):
+    tensors = [torch.from_numpy(t) for t in (x, np.ascontiguousarray(w.T), bias)]
+    return contender(lambda: torch.nn.functional.linear(*tensors), name="torch float32")
+
+
+def packed_by(engine, b, b_scale, bias=None):
+    """Weights as torch.ao.nn.quantized.Linear keeps them for an engine, one scale a column."""
+    torch.backends.quantized.engine = engine
+    scales, zeros = torch.from_numpy(b_scale.astype(np.float64)), torch.zeros(len(b_scale), dtype=torch.long)
+    weight = torch._make_per_channel_quantized_tensor(torch.from_numpy(np.ascontiguousarray(b.T)), scales, zeros, 0)
+    return torch.ops.quantized.linear_prepack(weight, None if bias is None else torch.from_numpy(bias))
+
+
+def qlinear(engine, q, scale, zero_point, b, b_scale, y_scale, y_zero):
+    codes = torch._make_per_tensor_quantized_tensor(torch.from_numpy(q), scale, zero_point)
+    packed = packed_by(engine, b, b_scale)
+    return contender(lambda: torch.ops.quantized.linear(codes, packed, y_scale, y_zero), read_codes, f"torch {engine}")
+
+
+def dynamic_linear(engine, x, b, b_scale, bias, shapes):
+    """`shapes` are all that will be asked for: another process tries them first, since onednn has crashed."""
+    if (len(x), b.shape[1], len(b)) not in survivors(engine, tuple(shapes)):
+        return Contender(f"torch {engine}", None, note=CRASHED)
+    tensor, packed = torch.from_numpy(x), packed_by(engine, b, b_scale, bias)
+    return contender(lambda: torch.ops.quantized.linear_dynamic(tensor, packed), name=f"torch {engine}")
+
+
+@cache
+def survivors(engine, shapes):
+    """The shapes at which torch.ops.quantized.linear_dynamic returns."""
+    script = """
+import sys
+import torch
+torch.backends.quantized.engine = sys.argv[1]
+for m, n, k in eval(sys.argv[2]):
+    weight = torch._make_per_channel_quantized_tensor(
+        torch.ones(n, k, dtype=torch.int8), torch.ones(n, dtype=torch.double), torch.zeros(n, dtype=torch.long), 0)
+    torch.ops.quantized.linear_dynamic(torch.ones(m, k), torch.ops.quantized.linear_prepack(weight, torch.zeros(n)))
+    print(m, n, k, flush=True)
+"""
+    found = set()
+    left = list(shapes)
+    while left:
+        command = [sys.executable, "-W", "ignore", "-c", script, engine, repr(left)]
+        run = subprocess.run(command, capture_output=True, text=True)
+        found |= {tuple(map(int, line.split())) for line in run.stdout.splitlines()}
+        if run.returncode == 0:
+            break
+        left = left[1 + len(run.stdout.splitlines()) :]
+    return found
+
+
+def half_linear(x, w, dtype):
+    """x and y have 16 bits too."""
+    tensors = [torch.from_numpy(t).to(getattr(torch, dtype)) for t in (x, np.ascontiguousarray(w.T.astype(np.float32)))]
+    return contender(lambda: torch.nn.functional.linear(*tensors), lambda y: y.float().numpy())
+
+
+def quantize(x, scale, zero_point, axis=None):
+    tensor, dtype = torch.from_numpy(x), CODES[zero_point.dtype.name]
+    if axis is None:
+        scale, zero_point = float(scale), int(zero_point)
+        return contender(lambda: torch.quantize_per_tensor(tensor, scale, zero_point, dtype), read_codes)
+    scales, zeros = torch.from_numpy(scale.astype(np.float64)), torch.from_numpy(zero_point.astype(np.int64))
+    return contender(lambda: torch.quantize_per_channel(tensor, scales, zeros, axis, dtype), read_codes)
+
+
+def dequantize(q, scale, zero_point, axis=None):
+    if axis is None:
+        codes = torch._make_per_tensor_quantized_tensor(torch.from_numpy(q), float(scale), int(zero_point))
+    else:
+        scales, zeros = torch.from_numpy(scale.astype(np.float64)), torch.from_numpy(zero_point.astype(np.int64))
+        codes = torch._make_per_channel_quantized_tensor(torch.from_numpy(q), scales, zeros, axis)
+    return contender(codes.dequantize)
+
+
+def fake_quantize(x, scale, zero_point, axis=None):
+    tensor, info = torch.from_numpy(x), np.iinfo(zero_point.dtype)
+    if axis is None:
+        scale, zero_point = float(scale), int(zero_point)
+        return contender(lambda: torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, info.min, info.max))
+    scales, zeros = torch.from_numpy(scale), torch.from_numpy(zero_point.astype(np.int32))
+    return contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))

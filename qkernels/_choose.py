@@ -1,0 +1,245 @@
+"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2 and 18."""
+
+import numpy as np
+
+from . import _core
+from ._checks import (
+    FLOAT32,
+    PART,
+    SMALLEST_SCALE,
+    boolean,
+    check_axis,
+    check_weights,
+    cuts,
+    doubles,
+    float_array,
+    shown,
+    spread_weights,
+)
+from ._mode import default_mode
+from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
+
+METHODS = {"minmax": set(), "mse": {"importance"}}  # with the options that each takes
+
+
+@default_mode
+def choose_qparams(
+    x, dtype="int8", *, axis=None, block_size=None, symmetric=None, narrow_range=None, method="minmax", **options
+):
+    """Choose parameters that represent the values of x well.
+
+    Parameters
+    ----------
+    x : array of float32, float64, float16 or bfloat16
+        Finite. Empty lines give a scale of 1.
+    dtype : str or dtype
+        As for `QParams`.
+    axis, block_size : int, optional
+        One scale per index of `axis`, or per block of `block_size` along it; without them one for all of x.
+    symmetric : bool, optional
+        Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
+    narrow_range : bool, optional
+        Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
+    method : {"minmax", "mse"}
+        `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates. `mse`: the scale, and unless
+        symmetric the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the
+        optimum, not the best of a grid. For integer codes; the time grows with their number.
+    importance : array that broadcasts to the shape of x, optional
+        Weights of the squares, for method `mse`: finite and not negative, of any magnitude: only ratios count.
+
+    Returns
+    -------
+    QParams
+        Not subnormal: values that would need a smaller scale than 2**-126 share that one.
+
+    Raises
+    ------
+    ValueError
+        If x holds NaN or infinity (how many, and where the first is), or reaches beyond the range of float32; likewise
+        importance.
+    TypeError
+        If x is not a float array.
+
+    References
+    ----------
+    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; docs/numerics.md, sections 2 and 18.
+
+    Examples
+    --------
+    >>> qk.choose_qparams(np.float32([-1, 0, 3]), "uint8")
+    QParams(scale=0.015686275, zero_point=64, dtype='uint8')
+    >>> qk.choose_qparams(np.float32([[-1, 0], [2.54, 1]]), axis=0).scale
+    array([0.00787402, 0.02      ], dtype=float32)
+    >>> x = np.float32([0.1, 0.9, 1.1, 2, 2.1, 4])
+    >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
+    [np.float32(0.571), np.float32(1.008)]
+    """
+    method = _core.word(method)
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
+    if unknown := options.keys() - METHODS[method]:
+        raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")
+    dtype, x = code_dtype(dtype), float_array(x)
+    axis, block_size = checked_axes(axis, block_size)
+    check_axis(axis, x)
+    symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
+    if method == "mse" and dtype in FLOAT_CODES:
+        raise ValueError(f"method 'mse' is for integer codes, got dtype {dtype.name}")
+    lo, hi = _bounds(x, axis, block_size)
+    if dtype in FLOAT_CODES:
+        scale, zero_point = float_code_scale(lo, hi, dtype), None
+    else:
+        scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+    if method == "mse" and x.size:
+        codes = code_range(dtype, narrow_range)
+        zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
+        _refine(x, options.get("importance"), (axis, block_size), codes, zero_points, scale, zero_point)
+    return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+
+
+def choose_scheme(dtype, symmetric, narrow_range):
+    """Return (symmetric, narrow_range), None being decided by the dtype."""
+    if symmetric is None:
+        symmetric = code_range(dtype)[0] < 0
+    symmetric = boolean(symmetric, "symmetric")
+    if dtype in FLOAT_CODES:
+        if not symmetric:
+            raise ValueError(f"codes of dtype {dtype.name} are symmetric, got symmetric=False")
+        return True, narrow_range is not None and boolean(narrow_range, "narrow_range")
+    return symmetric, symmetric if narrow_range is None else boolean(narrow_range, "narrow_range")
+
+
+def float_code_scale(lo, hi, dtype):
+    """Divide the largest magnitude by the largest code; the scale is 1 if all values are 0."""
+    largest = np.maximum(-lo, hi)
+    scale = np.maximum(largest / np.float32(code_range(dtype)[1]), SMALLEST_SCALE)
+    return np.where(largest > 0, scale, np.float32(1))
+
+
+def _bounds(x, axis, block_size):
+    """Return the smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
+    if axis is None and x.dtype == FLOAT32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
+        bounds = _core.minmax(x)
+        if bounds is None:
+            _core.raise_not_finite(x)
+        return np.float32(bounds[0]), np.float32(bounds[1])
+    lo, hi = _range(x, None if axis is None else axis % x.ndim, block_size)
+    if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
+        _core.raise_not_finite(x)
+    bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    if not np.all(np.isfinite(bounds)):
+        raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
+    return bounds
+
+
+def _range(x, axis, block_size):
+    """Return [smallest, largest] value, and 0, of each tensor, line or block, as float64 if x is, else as float32."""
+    shape = () if axis is None else (x.shape[axis],)
+    if block_size is not None:
+        shape = (*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1 :])
+    found = np.zeros((2, *shape), np.float64 if x.dtype.itemsize == 8 else np.float32)
+    parts = _parts(x.shape, axis) if block_size is None else _parts_of_blocks(x.shape, shape, axis, block_size)
+    for of_x, of_found in parts if x.size else ():
+        values = x[of_x].astype(found.dtype, copy=False)
+        for i, extreme in enumerate((np.minimum, np.maximum)):
+            at = (i, *of_found)
+            found[at] = extreme(found[at], _reduce(extreme, values, axis, block_size))
+    return found
+
+
+def _reduce(ufunc, x, axis, block_size):
+    if axis is None:
+        return ufunc.reduce(x, axis=None)
+    if block_size is None:
+        return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis))
+    return ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis)
+
+
+def _parts(shape, axis):
+    """Yield indices of parts of an array, and of the lines along `axis` that each is of."""
+    for part in cuts(shape, PART):
+        cut_lines = axis is not None and part is not ... and len(part) == axis + 1
+        yield part, part[axis:] if cut_lines else ()
+
+
+def _parts_of_blocks(shape, blocks, axis, block_size):
+    """Yield the same of the blocks."""
+    for part in cuts(blocks, max(1, PART // min(block_size, shape[axis]))):
+        of_x = part
+        if part is not ... and len(part) == axis + 1:
+            of_x = (*part[:-1], slice(part[-1].start * block_size, part[-1].stop * block_size))
+        yield of_x, () if part is ... else part
+
+
+def _outward(bound, direction):
+    """Return bound as float32, moved outward if the conversion moved it inward."""
+    near = np.float32(bound)
+    inward = near > bound if direction < 0 else near < bound
+    return np.where(inward, np.nextafter(near, np.float32(direction)), near)
+
+
+# ---- least squares ----
+
+
+def _refine(x, importance, axes, codes, zero_points, scale, zero_point):
+    """Turn scale and zero_point, of minmax, into those of least squares; codes and zero_points are ranges."""
+    if importance is not None:
+        importance = spread_weights(importance, x.shape, "importance", "an array of floats")
+        check_weights(importance, "importance", zeros=True)
+    axis, block_size = axes
+    rows = [None if a is None else _as_rows(a, axis, block_size) for a in (x, importance)]
+    found = [_as_rows(a, axis, block_size) if block_size else a.reshape(-1, 1) for a in (scale, zero_point)]
+    kept = [np.ascontiguousarray(a) for a in found]
+    _refine_rows(*rows, block_size or rows[0].shape[1], codes, zero_points, *kept)
+    shape = scale.shape if not block_size else np.moveaxis(scale, axis, -1).shape
+    for target, a in zip((scale, zero_point), kept, strict=True):
+        target[...] = np.moveaxis(a.reshape(shape), -1, axis) if block_size else a.reshape(shape)
+
+
+CHUNK = 1 << 22  # values that are float64 at once
+LONG = 1 << 14  # lines of 16-bit floats from which values are counted first
+
+
+def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_point):
+    """Do the same for the blocks (rows, blocks) of x (rows, n)."""
+    counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
+    step = max(_core.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
+    for first in range(0, len(x), step):
+        rows = slice(first, first + step)
+        weights = None if importance is None else importance[rows]
+        if counted:
+            values, weights = _distinct(x[rows], weights)
+        else:
+            values = doubles(x[rows])
+            weights = None if weights is None else doubles(weights)
+        block = min(block_size, values.shape[1])
+        _core.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
+
+
+def _distinct(x, weights):
+    """Return the values of lines of 16-bit floats, each once, and the sums of their weights: float64 (rows, values).
+
+    A weight is 0 if the line lacks the value.
+    """
+    counts = np.zeros((len(x), 2**16))
+    for i, line in enumerate(x):
+        exponent = 0 if weights is None else np.frexp(weights[i].max().astype(np.float64))[1]
+        for part in cuts(line.shape):
+            of_part = None
+            if weights is not None:
+                with np.errstate(under="ignore"):
+                    of_part = np.ldexp(doubles(weights[i][part]), -exponent)  # whose sums are finite
+            codes = np.ascontiguousarray(line[part], line.dtype.newbyteorder("=")).view(np.uint16)
+            _core.count_codes(codes, of_part, counts[i])
+    present = np.flatnonzero(counts.any(axis=0))
+    values = present.astype(np.uint16).view(x.dtype.newbyteorder("=")).astype(np.float64)
+    values = np.broadcast_to(values, (len(x), len(values)))
+    return np.ascontiguousarray(values), np.ascontiguousarray(counts[:, present])
+
+
+def _as_rows(x, axis, block_size):
+    """Return x as (rows, n): in a row what shares a scale, or the blocks that stand one after another."""
+    if axis is None:
+        return x.reshape(1, -1)
+    x = np.moveaxis(x, axis, -1 if block_size else 0)
+    return x.reshape(-1, x.shape[-1]) if block_size else x.reshape(len(x), -1)

@@ -1,0 +1,88 @@
+"""What several test files share: codes, the same values in other places in memory, and the fused multiply-add."""
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+import qkernels
+
+
+def code_range(dtype):
+    """Return the lowest and the highest code of a dtype or its name."""
+    info = ml_dtypes.iinfo(getattr(ml_dtypes, str(dtype), dtype))
+    return int(info.min), int(info.max)
+
+
+def random_codes(rng, shape, dtype, largest=2**15):
+    """Return codes of at most that magnitude, a third of which are at the ends of the range, where a kernel that
+    saturates would be wrong."""
+    low, high = np.clip(code_range(dtype), -largest, largest)
+    ends = rng.choice([low, high], shape)
+    codes = np.where(rng.random(shape) < 1 / 3, ends, rng.integers(low, high + 1, shape))
+    return codes.astype(getattr(ml_dtypes, str(dtype), dtype))
+
+
+def unaligned(x):
+    copy = np.empty(x.nbytes + 1, np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def read_only(x):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def wider(x):
+    """Return a view of columns of a wider array: unit stride, rows further apart."""
+    padded = np.empty((*x.shape[:-1], x.shape[-1] + 7), x.dtype)
+    padded[..., 3 : 3 + x.shape[-1]] = x
+    return padded[..., 3 : 3 + x.shape[-1]]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "fortran": np.asfortranarray,
+    "wider": wider,
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
+    "columns reversed": lambda x: x[..., ::-1].copy()[..., ::-1],
+    "read-only": read_only,
+    "unaligned": unaligned,
+    "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder()) if x.dtype.isbuiltin == 1 else x,
+}
+layouts = st.sampled_from(list(LAYOUTS.values()))
+
+
+def bits(x):
+    return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+
+class Raising:
+    """The names of qkernels. Whatever NumPy would report raises in their calls, though not in a test that uses them:
+    for tests whose own references underflow."""
+
+    def __init__(self, named=qkernels):
+        self.named = named
+
+    def __getattr__(self, name):
+        found = getattr(self.named, name)
+        return Raising(found) if callable(found) else found
+
+    def __call__(self, *args, **options):
+        with np.errstate(all="raise"):
+            return self.named(*args, **options)
+
+
+@np.errstate(all="ignore")
+def fused(a, b, c):
+    """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what
+    decides the second rounding (Boldo and Melquiond, 2008)."""
+    product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where(even & (error != 0), toward, total).astype(np.float32)

@@ -1,0 +1,121 @@
+"""The machinery of bench/: what is disturbed, what is missing, and what a comparison fails on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture(autouse=True)
+def modules_of_bench(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that contenders set forward: their calls take as long as they say."""
+    import race
+
+    now = [0.0]
+    monkeypatch.setattr(race, "timer", lambda: now[0])
+    monkeypatch.setattr(race, "case_seconds", 0.01)
+    monkeypatch.setattr(race, "PAUSE", 0.0)
+
+    def taking(*seconds):
+        """Return a call that takes so long, a value after the other; the last for ever."""
+        left = list(seconds)
+
+        def call():
+            now[0] += left.pop(0) if len(left) > 1 else left[0]
+
+        return call
+
+    return taking
+
+
+def run_with_peak(race, monkeypatch, peak):
+    gauge = race.Contender("peak", peak, scale=10.0, turns=[1e-4])  # 1e9 products in a millisecond
+    monkeypatch.setattr(race, "gauge", gauge)
+    return gauge
+
+
+def test_a_case_runs_again_while_the_peak_is_low(clock, monkeypatch):
+    import race
+
+    attempts = []
+    monkeypatch.setattr(
+        race, "take_turns", lambda field: attempts.append([c.turns.append(race.timed_turn(c)) for c in field])
+    )
+    run_with_peak(race, monkeypatch, clock(2e-4, 2e-4, 1.05e-4))
+    assert race.run_race(race.our_own(clock(1e-3)), []) == pytest.approx(1 / 1.05e-3)
+    assert len(attempts) == 2
+
+
+def test_a_case_that_stays_disturbed_runs_three_times_and_is_marked(clock, monkeypatch):
+    import race
+    import report
+
+    gauge = run_with_peak(race, monkeypatch, clock(1.2e-4))
+    ours = race.our_own(clock(1e-3))
+    row = {"case": "a", "peak": race.run_race(ours, [])}
+    assert len(ours.turns) == 3 * race.MIN_ROUNDS and min(ours.turns) == pytest.approx(1e-3)
+    assert report.is_disturbed(row, {"rows": {"a": row, "b": {"peak": 1 / (gauge.turns[0] * gauge.scale)}}})
+    assert not report.is_disturbed(row, {"rows": {"a": row}})
+
+
+def test_contenders_take_turns_of_a_millisecond(clock, monkeypatch):
+    import race
+
+    monkeypatch.setattr(race, "gauge", None)
+    fast, slow, wrong = (
+        race.Contender(name, clock(s)) for name, s in [("fast", 3e-5), ("slow", 2e-3), ("wrong", 1e-5)]
+    )
+    wrong.note = race.WRONG
+    race.run_race(fast, [slow, wrong, race.Contender("absent", None, note=race.MISSING)])
+    assert (fast.calls, slow.calls, len(wrong.turns)) == (33, 1, 0)
+    assert len(fast.turns) == len(slow.turns) >= race.MIN_ROUNDS
+    assert fast.seconds == pytest.approx(3e-5) and slow.seconds == pytest.approx(2e-3) and wrong.seconds is None
+
+
+def test_a_library_that_is_not_installed_leaves_its_contenders_out(monkeypatch):
+    import sys
+
+    import peers
+    import race
+
+    monkeypatch.setitem(sys.modules, "numkong", None)
+    monkeypatch.delitem(vars(peers), "numkong", raising=False)
+    found = peers.numkong.dots(1, 2)
+    assert (found.name, found.call, found.note) == ("numkong", None, race.MISSING)
+    with pytest.raises(AttributeError, match="no peer numpong"):
+        _ = peers.numpong
+
+
+def results(path, **seconds):
+    info = {"cpu": "a CPU", "isa": "avx2", "threads": 1}
+    extra = {"work": 1, "unit": "GB/s", "moved": 0, "peak": None, "limits": {}, "peers": {}}
+    rows = [{"name": c, "group": "g", "stats": {"min": s}, "extra_info": extra} for c, s in seconds.items()]
+    path.write_text(json.dumps({"machine_info": info, "benchmarks": rows}))
+    return path
+
+
+def test_compare_names_what_is_more_than_ten_percent_slower(tmp_path):
+    import compare
+
+    old = results(tmp_path / "old.json", same=1.0, slower=1.0, faster=1.0, gone=1.0)
+    new = results(tmp_path / "new.json", same=1.09, slower=1.11, faster=0.5, come=1.0)
+    assert list(compare.compare_results(old, new, 10)) == ["slower"]
+    assert list(compare.compare_results(old, new, 5)) == ["same", "slower"]
+
+
+def test_results_cut_to_a_case_a_line_are_read_as_they_were(tmp_path):
+    import report
+
+    path = results(tmp_path / "all.json", one=1.0, two=2.0)
+    before = report.load(path)
+    report.save(path, before)
+    assert report.load(path) == before and len(path.read_text().splitlines()) == 6
+    again = results(tmp_path / "again.json", two=3.0)
+    assert [row["seconds"] for row in report.load(path, again)["rows"].values()] == [1.0, 3.0]

@@ -1,0 +1,464 @@
+"""matmul of 8 bits and of int16 against NumPy in wider types, exactly; on every instruction set, at 1, 2 and 3
+threads."""
+
+import numpy as np
+import pytest
+from common import LAYOUTS, code_range, layouts, random_codes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from products import PAIRS, PAIRS_OF_16, exact, matmul_by_numpy, shapes_of_rows, sizes, wrapped
+
+import qkernels as qk
+
+every_pair = pytest.mark.parametrize(("a_dtype", "b_dtype"), PAIRS)
+
+
+@st.composite
+def products(draw, pairs):
+    """a, b and zero points: arguments of matmul."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = draw(shapes_of_rows | st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(0, 9)))
+    k, n, (a_dtype, b_dtype) = draw(sizes), draw(sizes), draw(st.sampled_from(pairs))
+    magnitudes = st.sampled_from([32768, 32767, 16383, 11585, 5792, 2048, 100, 1, 0] if pairs is PAIRS_OF_16 else [255])
+    a = random_codes(rng, (*rows, k), a_dtype, draw(magnitudes))
+    b = random_codes(rng, (k, n), b_dtype, draw(magnitudes))
+    zero = {}
+    for name, dtype, shape in ("a_zero_point", a_dtype, rows), ("b_zero_point", b_dtype, (n,)):
+        if draw(st.booleans()):
+            codes, one = random_codes(rng, shape, dtype), random_codes(rng, (), dtype)
+            zero[name] = draw(st.sampled_from([codes, codes.astype(int), one, int(one)]))
+    return a, b, zero
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, PAIRS_OF_16], ids=["8 bits", "16 bits"])
+@settings(max_examples=150)
+@given(st.data(), layouts, layouts, st.booleans())
+def test_matmul(variants, pairs, data, layout, layout_of_b, with_out):
+    a, b, zero = data.draw(products(pairs))
+    want = matmul_by_numpy(a, b, **zero)
+    for variant in variants():
+        rights = [layout_of_b(b)]
+        if pairs is PAIRS or b.dtype == np.int16:
+            rights.append(qk.pack(layout_of_b(b), qk.QParams(1, dtype=b.dtype)))
+            assert_array_equal(rights[1].unpack(), b, err_msg=variant, strict=True)
+        for right in rights:
+            out = np.full(want.shape, 77, want.dtype) if with_out else None
+            got = qk.matmul(layout(a), right, **zero, out=out)
+            assert out is None or got is out
+            assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 63, 64, 65, 1031, 33_025, 65_793, 70_000])
+def test_matmul_worst_cases(a_dtype, b_dtype, k, isas):
+    """Every factor at an end of its range, with zero points at the ends too. Beyond int32 sums wrap, as ONNX
+    MatMulInteger's."""
+    for isa in isas():
+        for left in code_range(a_dtype):
+            for right in code_range(b_dtype):
+                a, b = np.full((7, k), left, a_dtype), np.full((k, 17), right, b_dtype)
+                for zero in [(0, 0), (left, right), (code_range(a_dtype)[0], code_range(b_dtype)[1])]:
+                    want = wrapped(np.full((7, 17), k * (left - zero[0]) * (right - zero[1])))
+                    got = qk.matmul(a, b, a_zero_point=zero[0], b_zero_point=zero[1])
+                    assert_array_equal(got, want, err_msg=f"{isa}, {left}, {right}, {zero}", strict=True)
+
+
+@every_pair
+def test_longest_sums_that_fit_without_zero_points(a_dtype, b_dtype):
+    """K of numerics 6: one more and the extremes no longer fit int32."""
+    k = {("int8", "int8"): 131_071, ("uint8", "int8"): 65_793, ("int8", "uint8"): 65_793, ("uint8", "uint8"): 33_025}[
+        a_dtype, b_dtype
+    ]
+    largest = max(abs(x * y) for x in code_range(a_dtype) for y in code_range(b_dtype))
+    assert k * largest <= 2**31 - 1 < (k + 1) * largest
+    for left in code_range(a_dtype):
+        for right in code_range(b_dtype):
+            got = qk.matmul(np.full((1, k), left, a_dtype), np.full((k, 1), right, b_dtype))
+            assert got.item() == k * left * right
+
+
+@every_pair
+@pytest.mark.parametrize("of_a", ["none", "one", "per row"])
+@pytest.mark.parametrize("of_b", ["none", "one", "per column"])
+def test_every_kind_of_zero_point(a_dtype, b_dtype, of_a, of_b, isas):
+    """With rows that are read in place and rows that must be padded, few and many."""
+    rng = np.random.default_rng(0)
+    for m, k, n in [(7, 128, 35), (7, 129, 35), (500, 64, 70), (500, 67, 70)]:
+        a, b, zero = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype), {}
+        if of_a != "none":
+            zero["a_zero_point"] = random_codes(rng, m if of_a == "per row" else (), a_dtype)
+        if of_b != "none":
+            zero["b_zero_point"] = random_codes(rng, n if of_b == "per column" else (), b_dtype)
+        want = wrapped(exact(a, b, **zero))
+        for isa in isas():
+            assert_array_equal(qk.matmul(a, b, **zero), want, err_msg=isa, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize(("m", "k", "n"), [(301, 401, 203), (3, 2049, 1543), (2003, 129, 33), (1, 4096, 2048)])
+def test_equal_bits_at_any_thread_count(a_dtype, b_dtype, m, k, n, variants):
+    """Shapes that threads share by rows, by columns, and by both."""
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    zero = {"a_zero_point": random_codes(rng, m, a_dtype), "b_zero_point": random_codes(rng, n, b_dtype)}
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
+    for variant in variants():
+        assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
+        assert_array_equal(qk.matmul(a, b, **zero), with_zero_points, err_msg=variant, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize("m", [47, 48, 49, 300])
+@pytest.mark.parametrize(("k", "n"), [(1, 16), (33, 40), (700, 17)])
+def test_panels_that_many_rows_share(a_dtype, b_dtype, m, k, n, variants):
+    """AVX2 widens a panel from 48 rows on: results that are stored at once, and ones that an epilogue gets."""
+    rng = np.random.default_rng(m)
+    a, b = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, n), b_dtype)
+    b_zero_point = random_codes(rng, n, b_dtype)
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, 0, b_zero_point))
+    for variant in variants():
+        packed = qk.pack(b, qk.QParams(1, dtype=b_dtype))
+        assert_array_equal(qk.matmul(a, packed), want, err_msg=variant, strict=True)
+        assert_array_equal(
+            qk.matmul(a, packed, b_zero_point=b_zero_point), with_zero_points, err_msg=variant, strict=True
+        )
+
+
+def test_lists_and_broadcast_rows():
+    assert_array_equal(qk.matmul(np.broadcast_to(np.uint8([1, 2]), (3, 2)), np.int8([[3, 4], [5, 6]])), [[13, 16]] * 3)
+    assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_matmul_in_each_layout(layout):
+    rng = np.random.default_rng(5)
+    for a_dtype, b_dtype in PAIRS + PAIRS_OF_16:
+        a, b = random_codes(rng, (5, 7), a_dtype), random_codes(rng, (7, 9), b_dtype)
+        assert_array_equal(qk.matmul(LAYOUTS[layout](a), LAYOUTS[layout](b)), matmul_by_numpy(a, b), strict=True)
+
+
+# ---- many products ----
+
+
+@st.composite
+def batches(draw):
+    """a and b whose leading axes broadcast, and zero points."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    small = st.integers(0, 40)
+    m, k, n = draw(small), draw(small), draw(small)
+    lead = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    keep = draw(st.tuples(*[st.tuples(st.booleans(), st.booleans())] * len(lead)))
+    of_a, of_b = ([size if kept[i] else 1 for size, kept in zip(lead, keep)] for i in (0, 1))
+    of_a = of_a[draw(st.integers(0, len(of_a))) :]
+    a, b = random_codes(rng, (*of_a, m, k), a_dtype), random_codes(rng, (*of_b, k, n), b_dtype)
+    zero = {}
+    if draw(st.booleans()):
+        zero["a_zero_point"] = random_codes(
+            rng, draw(st.sampled_from([(), (1,), (m,), (*of_a, m), (*of_a, 1)])), a_dtype
+        )
+    if draw(st.booleans()):
+        zero["b_zero_point"] = random_codes(
+            rng, draw(st.sampled_from([(), (1,), (n,), (*of_b, n), (*of_b, 1)])), b_dtype
+        )
+    return a, b, zero
+
+
+MATRIX_LAYOUTS = {
+    **LAYOUTS,
+    "transposed": lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2),
+    "moved": lambda x: np.moveaxis(np.moveaxis(x, 0, -2).copy(), -2, 0),
+}
+
+
+@settings(max_examples=150)
+@given(
+    batches(),
+    st.sampled_from(list(MATRIX_LAYOUTS.values())),
+    st.sampled_from(list(MATRIX_LAYOUTS.values())),
+    st.booleans(),
+)
+def test_batched_matmul(variants, batch, a_layout, b_layout, with_out):
+    a, b, zero = batch
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    if "a_zero_point" in zero:
+        left = left - np.broadcast_to(zero["a_zero_point"], a.shape[:-1])[..., None]
+    if "b_zero_point" in zero:
+        right = right - np.broadcast_to(zero["b_zero_point"], (*b.shape[:-2], b.shape[-1]))[..., None, :]
+    want = wrapped(left @ right)
+    for variant in variants():
+        out = np.full(want.shape, 77, np.int32) if with_out else None
+        got = qk.matmul(a_layout(a), b_layout(b), **zero, out=out)
+        assert out is None or got is out
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
+@every_pair
+@pytest.mark.parametrize(
+    ("heads", "m", "k", "n"), [(12, 100, 32, 128), (2, 300, 40, 500), (3, 200, 200, 33), (1, 400, 300, 200)]
+)
+def test_batches_large_enough_for_threads(a_dtype, b_dtype, heads, m, k, n, variants):
+    """Shared by product, and, where there are fewer products than threads, within each."""
+    rng = np.random.default_rng(0)
+    a, b = random_codes(rng, (heads, m, k), a_dtype), random_codes(rng, (heads, n, k), b_dtype).swapaxes(1, 2)
+    want = wrapped(a.astype(np.float64) @ b.astype(np.float64))
+    for variant in variants():
+        assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            {"a": (3, 5, 7)},
+            ValueError,
+            r"a and b must have leading axes that broadcast, got shapes \(3, 5, 7\) and \(2, 7, 4\)",
+        ),
+        (
+            {"a": (2, 5, 6)},
+            ValueError,
+            r"a must have shape \(\.\.\., M, 7\) to match b with shape \(2, 7, 4\), got \(2, 5, 6\)",
+        ),
+        ({"a": (7,)}, ValueError, r"a must have shape \(\.\.\., M, 7\) .* got \(7,\)"),
+        (
+            {"a_zero_point": [1, 2]},
+            ValueError,
+            r"a_zero_point must be a scalar or broadcast to shape \(2, 5\), got \(2,\)",
+        ),
+        (
+            {"b_zero_point": [[1], [2], [3]]},
+            ValueError,
+            r"b_zero_point must be a scalar or broadcast to shape \(2, 4\), got \(3, 1\)",
+        ),
+        ({"a_zero_point": [[256], [0]]}, ValueError, r"a_zero_point must be within \[0, 255\]"),
+        ({"b_zero_point": 1.5}, TypeError, "b_zero_point must be an integer"),
+        ({"out": (2, 5, 5)}, ValueError, r"out must have shape \(2, 5, 4\), got \(2, 5, 5\)"),
+        ({"out": (5, 4)}, ValueError, r"out must have shape \(2, 5, 4\)"),
+    ],
+)
+def test_bad_batches(change, error, message):
+    arguments = {"a": np.ones(change.get("a", (2, 5, 7)), np.uint8), "b": np.ones((2, 7, 4), np.int8)}
+    out = np.full(change.get("out", (2, 5, 4)), 77, np.int32)
+    with pytest.raises(error, match=message):
+        qk.matmul(**arguments, **{name: value for name, value in change.items() if name.endswith("point")}, out=out)
+    assert (out == 77).all()
+
+
+def test_countless_products_without_values():
+    a, b = np.broadcast_to(np.zeros((0, 7), np.uint8), (2**40, 0, 7)), np.ones((7, 4), np.int8)[None]
+    assert qk.matmul(a, b).shape == (2**40, 0, 4)
+
+
+def test_out_must_not_overlap_a_batch():
+    memory = np.zeros(2 * 5 * 4 * 4, np.uint8)
+    out = memory.view(np.int32).reshape(2, 5, 4)
+    a, b = np.ones((2, 5, 7), np.uint8), np.ones((2, 7, 4), np.int8)
+    for name, arguments in [
+        ("a", {"a": memory[:70].reshape(2, 5, 7), "b": b}),
+        ("b", {"a": a, "b": memory[:56].view(np.int8).reshape(2, 7, 4)}),
+        ("a_zero_point", {"a": a, "b": b, "a_zero_point": memory[:5]}),
+    ]:
+        with pytest.raises(ValueError, match=f"out must not overlap {name}"):
+            qk.matmul(**arguments, out=out)
+
+
+# ---- small weights: sums of 16 bits (numerics 6) ----
+
+
+def extreme_rows(b, column):
+    """uint8 rows that make the sum of a column's products as large, as small and as mixed as can be."""
+    up = np.where(b[:, column] > 0, 255, 0)
+    return np.array(
+        [up, 255 - up, np.full(len(b), 255), np.full(len(b), 0), np.full(len(b), 128), np.full(len(b), 127)], np.uint8
+    )
+
+
+@pytest.mark.parametrize("total", [127, 128, 129, 130, 255, 256, 257, 258, 381, 508, 512])
+@pytest.mark.parametrize("signs", ["++++", "----", "+-+-", "++--", "+---"])
+@pytest.mark.parametrize("rows", [(0, 1, 4, 5), (2, 3, 6, 7), (0, 1, 6, 7)])
+def test_four_codes_at_below_and_above_what_16_bits_hold(total, signs, rows, isas):
+    """Two steps alone, in which one column's magnitudes sum up to `total`; elsewhere the weights are small. Even and
+    uneven parts."""
+    for parts in (
+        [total // 4 + (i < total % 4) for i in range(4)],
+        np.diff([0, *np.clip(np.cumsum([127] * 4), 0, total)]),
+    ):
+        b = np.ones((8, 64), np.int8)
+        for column in (3, 12):
+            b[:, column] = 0
+            b[list(rows), column] = [
+                np.clip(int(part) * (1 if sign == "+" else -1), -128, 127) for part, sign in zip(parts, signs)
+            ]
+        a = np.concatenate([extreme_rows(b, 3), extreme_rows(b, 12)])
+        for isa in isas():
+            packed = qk.pack(b, qk.QParams(1))
+            assert_array_equal(qk.matmul(a, packed), wrapped(exact(a, b)), err_msg=isa, strict=True)
+            assert_array_equal(packed.unpack(), b, err_msg=isa, strict=True)
+
+
+@st.composite
+def small_weights(draw):
+    """a and b, whose codes are normally distributed, a few at the ends of their range."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    a_dtype, b_dtype = draw(st.sampled_from(PAIRS))
+    k, n = (
+        draw(st.one_of(st.integers(8, 300), st.sampled_from([1023, 1024, 1025, 1028, 2051]))),
+        draw(st.integers(8, 70)),
+    )
+    b = np.clip(rng.normal(0, draw(st.sampled_from([1, 10, 25, 35, 45, 60])), (k, n)).round(), -128, 127)
+    b = np.where(
+        rng.random((k, n)) < draw(st.sampled_from([0, 0.001, 0.02, 0.1])), rng.choice([-128, 127], (k, n)), b
+    ).astype(np.int8)
+    a = np.concatenate(
+        [extreme_rows(b, draw(st.integers(0, n - 1))), random_codes(rng, (draw(st.integers(0, 12)), k), "uint8")]
+    )
+    flip = np.uint8(128)
+    a = a if a_dtype == "uint8" else (a ^ flip).view(np.int8)
+    return a[: draw(st.integers(1, len(a)))], b if b_dtype == "int8" else b.view(np.uint8) ^ flip, rng
+
+
+@settings(max_examples=150)
+@given(small_weights(), layouts, layouts)
+def test_small_weights(variants, example, a_layout, b_layout):
+    a, b, rng = example
+    zero = {"a_zero_point": random_codes(rng, len(a), a.dtype), "b_zero_point": random_codes(rng, b.shape[1], b.dtype)}
+    want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
+    for variant in variants():
+        packed = qk.pack(b_layout(b), qk.QParams(1, dtype=b.dtype))
+        assert_array_equal(qk.matmul(a_layout(a), packed), want, err_msg=variant, strict=True)
+        assert_array_equal(qk.matmul(a_layout(a), packed, **zero), with_zero_points, err_msg=variant, strict=True)
+        assert_array_equal(packed.unpack(), b, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "small"), [(1, True), (-64, True), (64, True), (65, False), (-65, False), (127, False), (-128, False)]
+)
+def test_weights_that_break_the_bound_keep_to_products_of_16_bits(code, small, isas):
+    """Panels of small weights are larger, since they hold an order of k."""
+    for isa in isas():
+        packed = qk.pack(np.full((256, 64), code, np.int8), qk.QParams(1))
+        plain = packed.nbytes == 256 * 64 + 8 * 64
+        assert plain == (isa != "avx2" or not small), isa
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_heavy_weights_take_the_slow_path(isas, data):
+    """Weights most of whose sums of four magnitudes exceed 256 are packed without an order of k; lighter ones with it.
+    Both are exact."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    k, n, size = data.draw(st.integers(32, 160)), data.draw(st.integers(32, 80)), data.draw(st.integers(1, 127))
+    b = (size * rng.choice([-1, 1], (k, n))).astype(np.int8)
+    rows = np.concatenate([extreme_rows(b, 0), extreme_rows(b, n - 1)])
+    for isa in isas():
+        packed = qk.pack(b, qk.QParams(1))
+        nr, kr = {"avx2": (16, 2), "avx512vnni": (32, 4), "scalar": (16, 4)}[isa]
+        plain = packed.nbytes == -(-n // nr) * nr * (-(-k // kr) * kr + 8)
+        assert plain == (isa != "avx2" or 4 * size > 256), isa
+        assert_array_equal(qk.matmul(rows, packed), wrapped(exact(rows, b)), err_msg=isa, strict=True)
+
+
+# ---- int16 ----
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 255, 256, 257, 510, 511, 512, 1023, 70_000])
+def test_int16_worst_cases(k, isas):
+    """Every code at an end of the range, where a sum of 32 bits would overflow first; object arrays have integers of
+    any size."""
+    ends = [-32768, -32767, 32767]
+    for left in ends:
+        for right in ends:
+            a, b = np.full((3, k), left, np.int16), np.full((k, 17), right, np.int16)
+            for zeros in ({}, {"a_zero_point": 32767, "b_zero_point": np.full(17, -32768)}):
+                one = k * (left - zeros.get("a_zero_point", 0)) * (right - (-32768 if zeros else 0))
+                want = np.full((3, 17), one, object).astype(np.int64)
+                for isa in isas():
+                    assert_array_equal(qk.matmul(a, b, **zeros), want, err_msg=isa, strict=True)
+
+
+def test_magnitudes_at_the_bounds_of_the_proof(isas):
+    """s pairs of sums of the largest magnitude, exactly as many as fit int32, and one more."""
+    for steps in (1, 2, 7, 8, 9, 16, 100, 255):
+        for largest_b in (1, 127, 128, 4096):
+            largest_a = (2**31 - 1) // (2 * steps * largest_b)
+            for size in (largest_a, largest_a + 1):
+                if size <= 32768:
+                    for k in (2 * steps, 2 * steps + 1, 4 * steps + 3):
+                        a, b = np.full((13, k), -size, np.int16), np.full((k, 3), -largest_b, np.int16)
+                        for isa in isas():
+                            assert (qk.matmul(a, b) == k * size * largest_b).all(), isa
+
+
+def test_each_block_of_rows_has_its_own_bound(variants):
+    """Small rows beside large ones, more than a block holds."""
+    rng = np.random.default_rng(0)
+    a = random_codes(rng, (1200, 300), "int16")
+    a[300:700] >>= 8
+    b = random_codes(rng, (300, 70), "int16")
+    want = exact(a, b)
+    for variant in variants():
+        assert_array_equal(qk.matmul(a, b), want, err_msg=variant, strict=True)
+
+
+def test_byte_swapped_int16(isas):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-(2**15), 2**15, shape).astype(np.int16) for shape in ((3, 5), (5, 4)))
+    want = a.astype(np.int64) @ b
+    for isa in isas():
+        for left, right in ((a, b.astype(">i2")), (a.astype(">i2"), b), (a.astype(">i2"), b.astype(">i2"))):
+            assert_array_equal(qk.matmul(left, right), want, err_msg=isa)
+
+
+A, B = np.ones((2, 4), np.int16), np.ones((4, 3), np.int16)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "text"),
+    [
+        ({"a": A.astype(np.int32)}, TypeError, "a must be int16, int8 or uint8 where the other is int16, got int32"),
+        ({"a": A.astype(np.uint16)}, TypeError, "a must be int16, int8 or uint8 .*got uint16"),
+        ({"b": B.astype(np.float32)}, TypeError, "b must be int16, int8 or uint8 .*got float32"),
+        ({"b": B[0]}, ValueError, r"b must have shape \(K, N\) where a or b is int16, got \(3,\)"),
+        ({"b": B[:3]}, ValueError, r"a must have 3 columns to match b, got shape \(2, 4\)"),
+        (
+            {"b": qk.pack(B.astype(np.int8), qk.QParams(1))},
+            TypeError,
+            "b must be packed from int16 where a is int16, got a PackedMatrix of int8",
+        ),
+        (
+            {"b": qk.pack(B.astype(np.float16), None)},
+            TypeError,
+            "b must be packed from int16 where a is int16, got a PackedMatrix of float16",
+        ),
+        ({"a_zero_point": 2**15}, ValueError, r"a_zero_point must be within \[-32768, 32767\] for int16, got 32768"),
+        (
+            {"a": A.astype(np.uint8), "a_zero_point": -1},
+            ValueError,
+            r"a_zero_point must be within \[0, 255\] for uint8",
+        ),
+        (
+            {"b_zero_point": np.zeros(2, int)},
+            ValueError,
+            r"b_zero_point must be a scalar or have shape \(3,\), got \(2,\)",
+        ),
+        ({"b_zero_point": 1.0}, TypeError, "b_zero_point must be an integer"),
+        ({"out": np.full((2, 3), 7, np.int32)}, TypeError, "out must have dtype int64, got int32"),
+        ({"out": np.full((2, 2), 7, np.int64)}, ValueError, r"out must have shape \(2, 3\), got \(2, 2\)"),
+    ],
+)
+def test_int16_errors(kwargs, error, text):
+    out = kwargs.get("out", np.full((2, 3), 7, np.int64))
+    with pytest.raises(error, match=text):
+        qk.matmul(**{"a": A, "b": B, "out": out, **kwargs})
+    assert (out == 7).all()
+
+
+def test_int16_overlap_and_qlinear():
+    memory = np.zeros(64, np.int16)
+    a, out = memory[:8].reshape(2, 4), memory[4:28].view(np.int64).reshape(2, 3)
+    with pytest.raises(ValueError, match="out must not overlap a"):
+        qk.matmul(a, B, out=out)
+    packed = qk.pack(B, qk.QParams(1, dtype="int16"))
+    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got int16: such weights are for linear"):
+        qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))

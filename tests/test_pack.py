@@ -1,0 +1,224 @@
+"""PackedMatrix: what it gives back, what it keeps, and what it is not made of."""
+
+import pickle
+
+import ml_dtypes
+import numpy as np
+import pytest
+from common import LAYOUTS, bits, random_codes
+from numpy.testing import assert_array_equal
+from products import HALVES, LEVELS, SOME, SOME_NAMES, random_x
+
+import qkernels as qk
+
+
+@pytest.mark.parametrize(("kind", "dtype", "shared"), SOME, ids=SOME_NAMES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_gives_back_what_it_was_made_of(kind, dtype, shared, layout, isas):
+    rng = np.random.default_rng(0)
+    for k, n in [(0, 0), (0, 5), (5, 0), (1, 1), (3, 17), (130, 67)]:
+        for zeros, half in ("none", False), ("own", True), ("one", False):
+            if kind is LEVELS and n == 0 and shared == "column":
+                continue  # there is no such codebook
+            weights, x = kind.make(rng, k, n, dtype, shared, zeros, half), random_x(rng, 4, k)
+            lefts = [random_codes(rng, (4, k), left) for left in kind.lefts]
+            for isa in isas():
+                packed = weights.pack(LAYOUTS[layout])
+                arrays = packed.to_arrays()
+                assert all(type(value) is np.ndarray and value.dtype.isbuiltin == 1 for value in arrays.values())
+                for same in packed, pickle.loads(pickle.dumps(packed)), qk.PackedMatrix.from_arrays(arrays):
+                    assert_same(same, packed, weights)
+                    assert_array_equal(qk.linear(x, same), qk.linear(x, packed), err_msg=isa, strict=True)
+                    for a in lefts:
+                        assert_array_equal(qk.matmul(a, same), qk.matmul(a, weights.b), err_msg=isa, strict=True)
+
+
+def assert_same(packed, first, weights):
+    """Its attributes and codes are those of the weights, and of the first that was packed of them."""
+    kind, b, params, scales = weights
+    assert isinstance(packed, qk.PackedMatrix) and packed.shape == b.shape and packed.params == params
+    assert packed.nbytes == first.nbytes and packed.level_error == first.level_error
+    assert (packed.scales is None) == (scales is None)
+    assert scales is None or (packed.scales == np.float32(scales)).all()
+    assert kind is LEVELS or packed.dtype == b.dtype
+    assert_array_equal(packed.unpack(), b, strict=True)
+    if kind is HALVES:
+        assert_array_equal(bits(packed.unpack()), bits(b), strict=True)  # zeros have their signs
+        assert repr(packed) == f"PackedMatrix(shape={b.shape}, dtype='{b.dtype}')"
+
+
+def test_packed_keeps_nothing_of_its_source():
+    b = np.ones((64, 64), np.int8)
+    packed = qk.pack(b.T, qk.QParams(1))
+    b[:] = 5
+    packed.unpack()[:] = 6
+    packed.to_arrays()["codes"][:] = 7
+    assert_array_equal(packed.unpack(), np.ones((64, 64)))
+
+
+def test_packed_takes_a_quarter_of_float32():
+    for k, n in [(384, 384), (384, 1536), (1536, 384), (1000, 1001)]:
+        packed = qk.pack(np.ones((k, n), np.int8), qk.QParams(np.ones(n), np.zeros(n, int), axis=1))
+        assert k * n <= packed.nbytes <= 1.1 * k * n
+
+
+@pytest.mark.parametrize("attribute", ["params", "shape", "nbytes"])
+def test_packed_is_read_only(attribute):
+    packed = qk.pack(np.ones((2, 3), np.int8), qk.QParams(1))
+    with pytest.raises(AttributeError):
+        setattr(packed, attribute, None)
+
+
+def test_params_per_column_by_a_negative_axis():
+    b = np.int8([[1, 2], [3, 4]])
+    params = qk.QParams([0.5, 2.0], axis=-1)
+    x = np.float32([[1, 2], [-3, 4]])
+    want = qk.linear(x, qk.pack(b, qk.QParams([0.5, 2.0], axis=1)))
+    assert_array_equal(qk.linear(x, qk.pack(b, params)), want)
+
+
+# ---- refusals ----
+
+
+B = np.arange(12, dtype=np.int8).reshape(3, 4)
+PARAMS = qk.QParams(0.5)
+PACKED = qk.pack(B, PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((B.astype(np.int32), PARAMS), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
+        ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
+        ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
+        ((B, 0.5), TypeError, "params must be QParams or a Codebook, got float"),
+        (
+            (B, qk.QParams([1.0] * 3, axis=0)),
+            ValueError,
+            r"params must be per tensor or per column \(axis=1\), .* got axis=0",
+        ),
+        ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
+    ],
+)
+def test_pack_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        qk.pack(*arguments)
+
+
+def test_from_arrays_refuses():
+    arrays = PACKED.to_arrays()
+    for change, error, message in [
+        ({"codes": arrays["codes"].astype(np.float32)}, TypeError, "codes must be int8, uint8 or int16, got float32"),
+        ({"qmin": np.int32(-5)}, ValueError, "qmin must be -128 or -127 for codes of int8, got -5"),
+    ]:
+        with pytest.raises(error, match=message):
+            qk.PackedMatrix.from_arrays({**arrays, **change})
+    del arrays["scale"]
+    with pytest.raises(ValueError, match="scale"):
+        qk.PackedMatrix.from_arrays(arrays)
+
+
+def narrow(dtype):
+    info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype))
+    return qk.pack(
+        np.full((4, 4), info.min + 1, info.dtype),
+        qk.QParams(np.ones((2, 4)), dtype=dtype, axis=0, block_size=2, narrow_range=True),
+    )
+
+
+BLOCKS = qk.Codebook([1, 2, 3], axis=0, block_size=2)
+STORED = {
+    "codes": PACKED.to_arrays(),
+    "blocks": narrow("int4").to_arrays(),
+    "levels": qk.pack(np.zeros((4, 4), np.uint8), BLOCKS, scales=np.ones((2, 4))).to_arrays(),
+    "weights": qk.pack(np.ones((4, 4), np.float16), None).to_arrays(),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_from_arrays_needs_each_array(kind):
+    for name in STORED[kind].keys() - {"shape", "levels", "weights"}:
+        arrays = {key: value for key, value in STORED[kind].items() if key != name}
+        with pytest.raises(ValueError, match=f"arrays must hold .*got no .*{name}"):
+            qk.PackedMatrix.from_arrays(arrays)
+    for arrays in {}, {"levels": np.ones(3)}, {"shape": np.array([4, 4])}:
+        with pytest.raises(ValueError, match="arrays must hold .*got no .*codes"):
+            qk.PackedMatrix.from_arrays(arrays)
+    for arrays in None, 5, [1], "codes":
+        with pytest.raises(TypeError, match="arrays must be a mapping"):
+            qk.PackedMatrix.from_arrays(arrays)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "error"),
+    [
+        (kind, name, value, error)
+        for kind, names in [
+            ("blocks", "codes shape signed block_size scale zero_point qmin"),
+            ("levels", "codes shape levels block_size scales"),
+            ("codes", "codes scale zero_point qmin"),
+            ("weights", "weights"),
+        ]
+        for name in names.split()
+        for value, error in [
+            (None, TypeError),
+            ("x", TypeError),
+            (np.ones(3, complex), TypeError),
+            (10**400, TypeError),
+            ([[1], [2, 3]], (TypeError, ValueError)),
+            (np.array([object()]), TypeError),
+            (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
+            (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)),
+            (np.array(np.nan), (TypeError, ValueError)),
+            (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError)),
+        ]
+    ]
+    + [
+        ("blocks", "shape", [4.9, 4], TypeError),
+        ("blocks", "shape", [-4, -4], ValueError),
+        ("blocks", "shape", [4, 5], ValueError),
+        ("blocks", "shape", [4], ValueError),
+        ("blocks", "shape", np.uint64([2**63, 4]), ValueError),
+        ("levels", "shape", [4.0, 4.0], TypeError),
+        ("levels", "shape", [2**62, 2**62], ValueError),
+        ("blocks", "qmin", -7.9, TypeError),
+        ("codes", "qmin", -127.9, TypeError),
+        ("codes", "qmin", [-127], ValueError),
+        ("codes", "qmin", True, TypeError),
+        ("blocks", "qmin", -9, ValueError),
+        ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError),
+        ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
+        ("blocks", "signed", 1.0, TypeError),
+        ("blocks", "signed", [True], ValueError),
+        ("blocks", "block_size", 2.0, TypeError),
+        ("blocks", "block_size", -1, ValueError),
+        ("blocks", "block_size", 3.5, TypeError),
+        ("blocks", "block_size", 0, ValueError),
+        ("blocks", "zero_point", 0.0, TypeError),
+        ("blocks", "zero_point", -8, ValueError),
+        ("blocks", "zero_point", [0, 0], ValueError),
+        ("blocks", "scale", [1.0, 2.0], ValueError),
+        ("blocks", "scale", np.zeros((2, 4)), ValueError),
+        ("levels", "block_size", 0, ValueError),
+        ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError),
+        ("levels", "scales", np.full((2, 4), np.inf), ValueError),
+        ("levels", "levels", np.ones(17), ValueError),
+        ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
+    ],
+)
+def test_from_arrays_checks_each_array(kind, name, value, error):
+    with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):
+        qk.PackedMatrix.from_arrays({**STORED[kind], name: value})
+
+
+def test_codes_below_a_narrow_range_are_refused():
+    for dtype in "int8", "uint8", "int16", "int4", "uint4":
+        info = ml_dtypes.iinfo(getattr(ml_dtypes, dtype, dtype))
+        b, params = np.full((3, 5), info.min, info.dtype), qk.QParams(1, 1, dtype, narrow_range=True)
+        with pytest.raises(
+            ValueError, match=f"b must hold codes from {info.min + 1} on, as params have a narrow range, got {info.min}"
+        ):
+            qk.pack(b, params)
+        arrays = qk.pack(b, qk.QParams(1, 1, dtype)).to_arrays() | {"qmin": np.array(info.min + 1)}
+        with pytest.raises(ValueError, match=f"got {info.min}"):
+            qk.PackedMatrix.from_arrays(arrays)
