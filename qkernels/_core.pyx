@@ -2049,6 +2049,10 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
 # ---- k-means ----
 
 
+cdef enum:
+    FILLED_AT_ONCE = 1 << 21
+
+
 cdef class KMeans:
     """Hold contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py.
 
@@ -2082,7 +2086,11 @@ cdef class KMeans:
 
     def forget(self):
         """Forget all of the points: labels are 0, and any centroid may be nearer."""
-        self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
+        self.centroids = None
+        for array, value in ((self.labels, 0), (self.upper, np.inf), (self.lower, 0)):
+            for first in range(0, self.c.n, FILLED_AT_ONCE):   # new pages take long, and Cython sees no signals
+                array[first : first + FILLED_AT_ONCE] = value
+                PyErr_CheckSignals()
         self._use_distances(False)
 
     cdef _use_distances(self, bint use):

@@ -67,6 +67,9 @@ CALLS = {
         q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
         call = lambda: qk.search(q, c, vectors, 6000000)""",
     "encode": "x, c = floats(4 * 10**7), qk.Codebook(np.linspace(-1, 1, 256)); call = lambda: qk.encode(x, c)",
+    "encode, float64": """
+        x, c = floats(2 * 10**7).astype(np.float64), qk.Codebook(np.linspace(-1, 1, 16))
+        call = lambda: qk.encode(x, c)""",
     "encode, a codebook a channel": """
         x, c = floats(4 * 10**5, 100), qk.Codebook(floats(100, 256), axis=1)
         call = lambda: qk.encode(x, c)""",
