@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import clusters, elementwise, runtime
+from ._bind.arrays import raise_not_finite
+from ._bind.runtime import word
 from ._checks import (
     FLOAT32,
     PART,
@@ -74,7 +76,7 @@ def choose_qparams(
     >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
     [np.float32(0.571), np.float32(1.008)]
     """
-    method = _core.word(method)
+    method = word(method)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
@@ -89,7 +91,7 @@ def choose_qparams(
     if dtype in FLOAT_CODES:
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
-        scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+        scale, zero_point = elementwise.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
     if method == "mse" and x.size:
         codes = code_range(dtype, narrow_range)
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
@@ -119,13 +121,13 @@ def float_code_scale(lo, hi, dtype):
 def _bounds(x, axis, block_size):
     """Return the smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == FLOAT32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
-        bounds = _core.minmax(x)
+        bounds = elementwise.minmax(x)
         if bounds is None:
-            _core.raise_not_finite(x)
+            raise_not_finite(x)
         return np.float32(bounds[0]), np.float32(bounds[1])
     lo, hi = _range(x, None if axis is None else axis % x.ndim, block_size)
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
@@ -203,7 +205,7 @@ LONG = 1 << 14  # lines of 16-bit floats from which values are counted first
 def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_point):
     """Do the same for the blocks (rows, blocks) of x (rows, n)."""
     counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
-    step = max(_core.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
+    step = max(runtime.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
         weights = None if importance is None else importance[rows]
@@ -213,7 +215,7 @@ def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_poin
             values = doubles(x[rows])
             weights = None if weights is None else doubles(weights)
         block = min(block_size, values.shape[1])
-        _core.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
+        elementwise.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
 
 
 def _distinct(x, weights):
@@ -230,7 +232,7 @@ def _distinct(x, weights):
                 with np.errstate(under="ignore"):
                     of_part = np.ldexp(doubles(weights[i][part]), -exponent)  # whose sums are finite
             codes = np.ascontiguousarray(line[part], line.dtype.newbyteorder("=")).view(np.uint16)
-            _core.count_codes(codes, of_part, counts[i])
+            clusters.count_codes(codes, of_part, counts[i])
     present = np.flatnonzero(counts.any(axis=0))
     values = present.astype(np.uint16).view(x.dtype.newbyteorder("=")).astype(np.float64)
     values = np.broadcast_to(values, (len(x), len(values)))

@@ -5,7 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from . import _core
+from ._bind import clusters, codebooks
+from ._bind.arrays import raise_not_finite
 from ._checks import (
     SMALLEST_SCALE,
     boolean,
@@ -28,7 +29,7 @@ def fit_levels(x, k, axis, block_size, weights, zero):
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     check_axis(axis, x)
     if not np.isfinite(x).all():
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     weights = checked_weights(weights, x.shape)
     fit = fit_with_zero if zero else fit_line
     if axis is None or block_size is not None:
@@ -60,8 +61,8 @@ def fit_vectors(x, k, d, weights, rng):
 
 def checked_k(k):
     k = integer(k, "k")
-    if not 1 <= k <= _core.MAX_LEVELS:
-        raise ValueError(f"k must be from 1 to {_core.MAX_LEVELS}, got {k}")
+    if not 1 <= k <= codebooks.MAX_LEVELS:
+        raise ValueError(f"k must be from 1 to {codebooks.MAX_LEVELS}, got {k}")
     return k
 
 
@@ -112,7 +113,7 @@ def fit_with_zero(values, weights, k):
     weights = np.ones_like(values) if weights is None else doubles(weights)
     if not np.isfinite(weights.sum()):  # equal values add their weights
         weights = weights * 2.0**-40
-    count = _core.distinct_points(values, weights)
+    count = clusters.distinct_points(values, weights)
     values, weights = values[:count], weights[:count]
     below, above = np.searchsorted(values, 0), np.searchsorted(values, 0, "right")
     negative = -values[:below][::-1], weights[:below][::-1]
@@ -141,5 +142,5 @@ def beside_zero(values, weights, count):
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
     to_fill = centroids, limits, found, cost, exponent
-    _core.cluster_lines(line[None], line_weights[None], count + 1, to_fill, _core.Stop(), pinned=True)
+    clusters.cluster_lines(line[None], line_weights[None], count + 1, to_fill, clusters.Stop(), pinned=True)
     return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

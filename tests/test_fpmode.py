@@ -556,7 +556,8 @@ WITHOUT_FLOATS = re.compile(
 
 def test_functions_of_the_c_interface_begin_with_the_default_mode():
     sources = "\n".join(path.read_text() for path in (HERE.parent / "csrc").rglob("*.c"))
-    header = re.sub(r"/\*.*?\*/", "", (HERE.parent / "csrc/include/qkernels.h").read_text(), flags=re.DOTALL)
+    headers = [(HERE.parent / "csrc" / name).read_text() for name in ("include/qkernels.h", "drivers/drivers.h")]
+    header = re.sub(r"/\*.*?\*/", "", "\n".join(headers), flags=re.DOTALL)
     declared = set(re.findall(r"\b(qk_\w+)\(", header))
     assert len(declared) > 50
     for name in declared:

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "include/qkernels.h"
+#include "drivers/drivers.h"
 #include "kernels/kernels.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
