@@ -332,6 +332,8 @@ typedef struct {
 
 typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
 qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* The distinct values of one line of doubles, ascending, and the sums of their weights: the first counts[0] of both. */
+qk_lines_status qk_distinct_points(const qk_lines *p);
 /* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
 void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
                     const int32_t *counts, void *labels, int as_int32);
