@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def is_generated(name):
-    """Tell whether a file of C is what Cython made of one of ours."""
-    return name.startswith("qkernels/") and name.endswith(".c")
+    """Tell whether a file is what Cython made of one of ours."""
+    return name.startswith("qkernels/") and name.endswith((".c", ".h"))
 
 
 @pytest.fixture(scope="module")
