@@ -3,12 +3,16 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 /* Best first. */
 static const qk_kernels *const tables[] = {
 #if defined(__x86_64__)
     &qk_kernels_avx512vnni,
-    &qk_kernels_avx2,
+#if QK_HAVE_AVXVNNI
+    &qk_kernels_avxvnni,
+#endif
+    &qk_kernels_avx512,     &qk_kernels_avx2,
 #endif
     &qk_kernels_scalar,
 };

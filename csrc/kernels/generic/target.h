@@ -2,6 +2,9 @@
 #ifndef QK_TARGET_H
 #define QK_TARGET_H
 
+/* Of the loops here a file takes those of the families that it has. */
+#pragma GCC diagnostic ignored "-Wunused-function"
+
 /* Rows (at most) and columns of a tile of products, and codes of k in a step of a panel; bytes of a code of a in gemm8.
  */
 #ifndef MR

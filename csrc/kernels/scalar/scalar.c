@@ -151,44 +151,44 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 static int available(void) { return 1; }
 
 #include "kernels/generic/table.h"
-const qk_gemm8_kernels qk_gemm8_scalar = {
+static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
-const qk_gemm4_kernels qk_gemm4_scalar = {
+static const qk_gemm4_kernels gemm4 = {
 #include "kernels/families/gemm4.def"
 };
-const qk_gemm16_kernels qk_gemm16_scalar = {
+static const qk_gemm16_kernels gemm16 = {
 #include "kernels/families/gemm16.def"
 };
-const qk_gemmf16_kernels qk_gemmf16_scalar = {
+static const qk_gemmf16_kernels gemmf16 = {
 #include "kernels/families/gemmf16.def"
 };
-const qk_elementwise_kernels qk_elementwise_scalar = {
+static const qk_elementwise_kernels elementwise = {
 #include "kernels/families/elementwise.def"
 };
-const qk_codebooks_kernels qk_codebooks_scalar = {
+static const qk_codebooks_kernels codebooks = {
 #include "kernels/families/codebooks.def"
 };
-const qk_layers_kernels qk_layers_scalar = {
+static const qk_layers_kernels layers = {
 #include "kernels/families/layers.def"
 };
-const qk_kmeans_kernels qk_kmeans_scalar = {
+static const qk_kmeans_kernels kmeans = {
 #include "kernels/families/kmeans.def"
 };
-const qk_pq_kernels qk_pq_scalar = {
+static const qk_pq_kernels pq = {
 #include "kernels/families/pq.def"
 };
 
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
     .available = available,
-    .gemm8 = &qk_gemm8_scalar,
-    .gemm4 = &qk_gemm4_scalar,
-    .gemm16 = &qk_gemm16_scalar,
-    .gemmf16 = &qk_gemmf16_scalar,
-    .elementwise = &qk_elementwise_scalar,
-    .codebooks = &qk_codebooks_scalar,
-    .layers = &qk_layers_scalar,
-    .kmeans = &qk_kmeans_scalar,
-    .pq = &qk_pq_scalar,
+    .gemm8 = &gemm8,
+    .gemm4 = &gemm4,
+    .gemm16 = &gemm16,
+    .gemmf16 = &gemmf16,
+    .elementwise = &elementwise,
+    .codebooks = &codebooks,
+    .layers = &layers,
+    .kmeans = &kmeans,
+    .pq = &pq,
 };

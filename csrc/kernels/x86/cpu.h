@@ -17,6 +17,13 @@ static inline int qk_has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && qk_has_f16c();
 }
 
+/* __builtin_cpu_supports knows AVX-VNNI from gcc 13 and clang 16 on only. */
+static inline int qk_has_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
 static inline int qk_has_avx512(void)
 {
     return qk_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
