@@ -103,7 +103,10 @@ QUANTIZE = [
     *[ctypes.c_size_t] * 3,
     *[ctypes.c_void_p] * 2,
 ]
-TYPES = {name: i for i, name in enumerate("F32 F64 F16 BF16 I8 U8 I16 U16 I32 I4 U4 I2 U2".split())}
+TYPES = {
+    name: i
+    for i, name in enumerate(["F32", "F64", "F16", "BF16", "I8", "U8", "I16", "U16", "I32", "I4", "U4", "I2", "U2"])
+}
 
 
 def test_ctypes_calls_quantize(variants):
@@ -136,7 +139,7 @@ def test_numba_calls_what_it_finds():
 
 
 def test_all_that_is_declared_is_there():
-    names = re.findall(r"^cdef [^(:]*?(\w+)\(", DECLARED, re.M)
+    names = re.findall(r"^cdef [^(:]*?(\w+)\(", DECLARED, re.MULTILINE)
     assert len(names) >= 10 and sorted(names) == sorted(qk.__pyx_capi__)
 
 
@@ -152,7 +155,7 @@ def enumerators(text):
 
 @pytest.mark.parametrize("name", ["qk_dtype", "qk_activation", "qk_status"])
 def test_constants_are_those_of_c(name):
-    bodies = re.findall(r"typedef enum \{([^}]*)\} (\w+);", re.sub(r"/\*.*?\*/", "", HEADER, flags=re.S))
+    bodies = re.findall(r"typedef enum \{([^}]*)\} (\w+);", re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL))
     expected = enumerators({kind: body for body, kind in bodies}[name])
-    ours = [enumerators(body) for body in re.findall(r"^cdef enum:.*\n((?:    .*\n)+)", DECLARED, re.M)]
+    ours = [enumerators(body) for body in re.findall(r"^cdef enum:.*\n((?:    .*\n)+)", DECLARED, re.MULTILINE)]
     assert {key.removeprefix("QK_"): value for key, value in expected.items()} in ours
