@@ -1,6 +1,7 @@
-"""The extension modules; everything else is in pyproject.toml."""
+"""The extension modules, and the version, which the C header has; everything else is in pyproject.toml."""
 
 import os
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -50,4 +51,6 @@ library = Extension(
     extra_link_args=["-pthread"],
 )
 
-setup(ext_modules=[library])
+version = re.search(r'^#define QK_VERSION "(.*)"$', Path("csrc/include/qkernels.h").read_text(), re.MULTILINE)[1]
+
+setup(version=version, ext_modules=[library])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ._bind import runtime
 from ._checks import integer
-from ._version import __version__
+
+__version__ = runtime.version()
 
 
 def set_num_threads(n):

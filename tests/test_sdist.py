@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SUFFIXES = {".py", ".pyx", ".pxd", ".c", ".h", ".def", ".md", ".json", ".txt", ".cmake", ".in"}
 
 
 def is_generated(name):
@@ -31,7 +32,7 @@ def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(n
         kept += [
             str(path.relative_to(ROOT))
             for path in (ROOT / folder).rglob("*")
-            if path.suffix in {".py", ".pyx", ".pxd", ".c", ".h", ".def", ".md", ".json"} and "cache" not in path.parts
+            if (path.suffix in SUFFIXES or path.name == "Makefile") and "cache" not in path.parts
         ]
     assert {name for name in set(kept) - names if not is_generated(name)} == set()
 

@@ -61,7 +61,7 @@ static void fill_channel(qk_book *book, const float *levels, size_t channel)
     for (size_t i = 1; i < k; i++)
         thresholds[i - 1] = threshold(levels[order[i - 1]], levels[order[i]], order[i - 1] > order[i]);
     fill_tree(thresholds, k, book->tables.first.depth, book->node + skip);
-    memcpy(book->level + skip, levels, k * sizeof *levels);
+    for (size_t i = 0; i < k; i++) book->level[skip + i] = levels[i] + 0.0f; /* -0 is 0 */
     for (size_t i = 0; i < k; i++) book->tables.first.in_order &= order[i] == i;
 }
 

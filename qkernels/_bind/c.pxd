@@ -24,6 +24,7 @@ cdef extern from "drivers/drivers.h" nogil:
     ctypedef enum qk_epilogue_type "int":
         QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES
 
+    const char *qk_version()
     const qk_kernels *qk_active()
     const qk_kernels *qk_find(const char *name)
     const char *qk_name(const qk_kernels *k)

@@ -11,7 +11,7 @@ from cpython.contextvars cimport PyContextVar_Reset, PyContextVar_Set
 
 from .c cimport (
     qk_activate, qk_active, qk_built, qk_enter_mode, qk_find, qk_get_num_threads, qk_kernels, qk_leave_mode, qk_mode,
-    qk_most_threads, qk_name, qk_set_interrupt, qk_set_num_threads,
+    qk_most_threads, qk_name, qk_set_interrupt, qk_set_num_threads, qk_version,
 )
 
 cdef extern from *:
@@ -69,6 +69,10 @@ def built_isas():
 def available_isas():
     """Return the names of those that this CPU has."""
     return [name for name in built_isas() if qk_find(name.encode()) != NULL]
+
+
+def version():
+    return qk_version().decode()
 
 
 def compiler():
