@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import qkernels
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+
+import qkernels
 
 # Cython finds __init__.pxd of an installed package by itself; the path serves a checkout that is installed with `-e`.
 setup(
