@@ -95,6 +95,19 @@ def cuts(shape, most=PART):
         yield (slice(None),) * axis + (slice(first, first + step),)
 
 
+def in_parts(function, x, dtype):
+    """Return function(x) as a new C-contiguous array of `dtype` and the shape of x, made in such parts."""
+    made = np.empty(x.shape, dtype)
+    for part in cuts(x.shape):
+        made[part] = function(x[part])
+    return made
+
+
+def doubles(x):
+    """Return x as a new C-contiguous array of float64."""
+    return in_parts(lambda part: part, x, np.float64)
+
+
 # ---- axes and weights ----
 
 

@@ -8,10 +8,12 @@ import numpy as np
 from ._bind import codebooks
 from ._bind.arrays import frozen, raise_not_finite
 from ._checks import (
+    PART,
     as_array,
     boolean,
     checked_blocks,
     contiguous_float32,
+    cuts,
     finite_float32,
     float_array,
     raise_beyond_float32,
@@ -299,7 +301,9 @@ def _encode_float64(x, codebook, axis):
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
     for i, (numbers, bounds) in enumerate(zip(order, thresholds, strict=True)):
-        results[i] = numbers[np.searchsorted(bounds, lines[i])]
+        for part in cuts(lines.shape[1:], PART // 8):
+            at = (i, ...) if part is ... else (i, *part)
+            results[at] = numbers[np.searchsorted(bounds, lines[at])]
     return codes
 
 

@@ -12,6 +12,7 @@ from ._checks import (
     boolean,
     check_axis,
     check_weights,
+    doubles,
     float_array,
     generator,
     integer,
@@ -108,11 +109,15 @@ def fit_with_zero(values, weights, k):
     The others serve values of one sign each, so a of them are the best of the negative side beside 0, k - 1 - a of the
     positive; the cost of each side is convex in their number, and bisection finds a.
     """
-    values = values.astype(np.float64)
-    weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
+    values = doubles(values)
+    weights = np.ones_like(values) if weights is None else doubles(weights)
     if not np.isfinite(weights.sum()):  # equal values add their weights
         weights = weights * 2.0**-40
-    negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
+    count = clusters.distinct_points(values, weights)
+    values, weights = values[:count], weights[:count]
+    below, above = np.searchsorted(values, 0), np.searchsorted(values, 0, "right")
+    negative = -values[:below][::-1], weights[:below][::-1]
+    positive = values[above:], weights[above:]
 
     @cache
     def best(side, count):
@@ -126,13 +131,6 @@ def fit_with_zero(values, weights, k):
         fewer, more = (best(0, n)[1] + best(1, k - 1 - n)[1] for n in (a, a + 1))
         low, high = (low, a) if fewer <= more else (a + 1, high)
     return np.concatenate([-best(0, low)[0][::-1], [0], best(1, k - 1 - low)[0]])
-
-
-def side_of(values, weights):
-    """Return the positive values, ascending and distinct, and the sums of their weights."""
-    chosen = (values > 0) & (weights > 0)
-    distinct, which = np.unique(values[chosen], return_inverse=True)
-    return distinct, np.bincount(which, weights[chosen], len(distinct)).astype(np.float64)
 
 
 def beside_zero(values, weights, count):

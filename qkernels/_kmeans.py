@@ -7,6 +7,7 @@ import numpy as np
 
 from ._bind import clusters, elementwise
 from ._bind.arrays import contiguous_reals, raise_not_finite
+from ._bind.runtime import word
 from ._checks import REALS, as_array, check_weights, generator, integer, real, reals, shown
 from ._mode import default_mode, mode_of_caller
 
@@ -123,6 +124,7 @@ class _Settings(NamedTuple):
 @default_mode
 def _kmeans(x, k, weights, rng, settings):
     init, n_init, max_iter, tol, callback = settings
+    init = word(init)
     points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)

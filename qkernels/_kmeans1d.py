@@ -7,7 +7,7 @@ import numpy as np
 
 from ._bind import clusters, runtime
 from ._bind.arrays import raise_not_finite
-from ._checks import check_weights, integer, optional_int, reals
+from ._checks import check_weights, doubles, in_parts, integer, optional_int, reals
 from ._kmeans import KMeansResult
 from ._mode import default_mode
 
@@ -180,15 +180,10 @@ def beyond_doubles(x):
     return x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size > 0 and max(-int(x.min()), int(x.max())) > 2**53
 
 
-def doubles(x):
-    """Return a new C-contiguous array of doubles."""
-    return x.astype(np.float64, order="C")
-
-
 def keys(x):
     """Return a new array of uint64 in the order of 64-bit integers."""
-    x = x.astype(x.dtype.newbyteorder("="), order="C")
-    return x if x.dtype.kind == "u" else x.view(np.uint64) ^ np.uint64(2**63)
+    offset = np.uint64(0 if x.dtype.kind == "u" else 2**63)
+    return in_parts(lambda part: part.astype(x.dtype.newbyteorder("=")).view(np.uint64) ^ offset, x, np.uint64)
 
 
 def cluster_by_sorting(lines, weights, k, exact, found, stop):

@@ -4,6 +4,7 @@ import numpy as np
 
 from ._bind import products, weights
 from ._bind.arrays import FLOATS
+from ._bind.runtime import word
 from ._checks import FLOAT32, as_array, float32_of, float_array, shown
 from ._mode import default_mode
 from ._quantize import quantize
@@ -167,6 +168,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     bias = None if bias is None else as_array(bias, "bias")
+    rounding, activation = word(rounding), word(activation)
     biases = None if bias is None else (_checked_bias(bias, packed.shape[1], rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     if is_fixed_point(rounding) and not (activation is None or isinstance(activation, str) and activation == "relu"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from ._bind import codebooks, elementwise
 from ._bind.arrays import float_dtype, store
+from ._bind.runtime import word
 from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
@@ -195,6 +196,7 @@ def _per_element(values, params, shape, name):
 
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
+    rounding = word(rounding)
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)

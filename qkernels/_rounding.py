@@ -3,6 +3,7 @@
 import numpy as np
 
 from ._bind import elementwise
+from ._bind.runtime import word
 from ._checks import as_array, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
@@ -12,6 +13,7 @@ FIXED_POINT = ("gemmlowp", "tflite")
 
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
+    rounding = word(rounding)
     return isinstance(rounding, str) and rounding in FIXED_POINT
 
 

@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 
 from ._bind.arrays import FLOATS
+from ._bind.runtime import word
 from ._bind.weights import Packed
-from ._checks import SMALLEST_SCALE, as_array, integer
+from ._checks import SMALLEST_SCALE, as_array, integer, shown
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
@@ -213,6 +214,7 @@ class PackedMatrix(Packed, Frozen):
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
+        arrays = _by_exact_names(arrays)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         _refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
@@ -249,6 +251,20 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
+
+
+OPTIONAL = {"levels", "block_size", "scales"}
+
+
+def _by_exact_names(arrays):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are looked for."""
+    try:
+        names = {word(name): name for name in arrays}
+        return {name: arrays[names[name]] for name in OPTIONAL.union(*NEEDED.values()) if name in names}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
 
 
 def _refuse_missing(arrays, names):

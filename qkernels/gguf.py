@@ -5,6 +5,7 @@ import numpy as np
 
 from ._bind import codebooks
 from ._bind.arrays import raise_not_finite
+from ._bind.runtime import word
 from ._checks import as_array, boolean, contiguous_float32, float_array, shown
 from ._qparams import QParams
 
@@ -46,7 +47,7 @@ def to_gguf(x, kind):
     >>> qk.to_gguf(np.linspace(-1, 1, 64, dtype=np.float32), "Q8_0").shape
     (68,)
     """
-    x, size = float_array(x), _bytes_of(kind)
+    x, size = float_array(x), KINDS[_checked_kind(kind)]
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise ValueError(f"the last axis of x must be a multiple of {BLOCK}, got shape {x.shape}")
     data, largest = codebooks.to_gguf(contiguous_float32(x), size)
@@ -103,7 +104,8 @@ def from_gguf(data, kind, *, codes=False, out=None):
     >>> packed.shape
     (64, 3)
     """
-    data, size = as_array(data, "data"), _bytes_of(kind)
+    data, kind = as_array(data, "data"), _checked_kind(kind)
+    size = KINDS[kind]
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
     if data.ndim == 0 or data.shape[-1] % size:
@@ -149,7 +151,8 @@ def _refuse_not_finite(d):
         raise ValueError(f"data has {count} blocks whose scale is NaN or infinite, the first at {first}")
 
 
-def _bytes_of(kind):
+def _checked_kind(kind):
+    kind = word(kind)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
-    return KINDS[kind]
+    return kind

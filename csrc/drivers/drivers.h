@@ -8,7 +8,8 @@
 
 #include "include/qkernels.h"
 
-typedef struct qk_kernels qk_kernels; /* one instruction set; see kernels.h */
+typedef struct qk_kernels qk_kernels;             /* one instruction set; see kernels.h */
+typedef struct qk_gemm8_kernels qk_gemm8_kernels; /* its products of bytes */
 
 /* ---- instruction set ---- */
 
@@ -32,6 +33,7 @@ int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype
 /* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
 typedef struct {
     const qk_kernels *kernels;
+    const qk_gemm8_kernels *gemm8;
     size_t k, n, k_pad, n_pad;
     int flipped; /* b was uint8 and is stored as b - 128 */
     size_t panel_bytes;
@@ -39,12 +41,13 @@ typedef struct {
     int32_t *colsum; /* of the stored codes */
 } qk_gemm8_weights;
 
-/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_gemm8_init. */
-const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                                       size_t rows, size_t cols, int b_unsigned);
+/* Return those of k's products that are faster on weights b (rows, cols), for qk_gemm8_init, or NULL. */
+const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+                                             ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned);
 size_t qk_gemm8_bytes(
     const qk_gemm8_weights *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
-void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k, size_t n,
+                   int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                       const int32_t *zero_point);
@@ -329,6 +332,8 @@ typedef struct {
 
 typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
 qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* The distinct values of one line of doubles, ascending, and the sums of their weights: the first counts[0] of both. */
+qk_lines_status qk_distinct_points(const qk_lines *p);
 /* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
 void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
                     const int32_t *counts, void *labels, int as_int32);

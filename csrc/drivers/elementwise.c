@@ -82,7 +82,7 @@ typedef struct operation operation;
 struct operation {
     void (*apply)(const operation *op, const void *in, void *out, size_t n, const qk_affine *one,
                   const qk_affine_columns *columns);
-    const qk_kernels *k;
+    const qk_elementwise_kernels *k;
     qk_dtype from, to;
     qk_rounding rounding;
     const char *in;
@@ -211,7 +211,7 @@ static int apply_periods(const operation *op, const qk_params *p, size_t period)
 static int apply_all(operation *op, const qk_params *p)
 {
     const size_t period = p->length * p->inner, total = p->outer * period;
-    op->k = qk_active();
+    op->k = qk_active()->elementwise;
     if (p->kind != QK_PER_AXIS || total == 0 || (p->inner > 1 ? p->inner : p->length) >= SHORT) {
         return apply_runs(op, p);
     } else if (2 * period <= WRITTEN) {
@@ -278,7 +278,7 @@ static void dequantize_f64(const void *q, qk_dtype from, double *y, size_t n, co
 
 /* ---- conversion of a chunk to and from float32 ---- */
 
-static const float *to_f32(const qk_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
+static const float *to_f32(const qk_elementwise_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
 {
     if (from == QK_F32) return x;
     if (from == QK_F16)
@@ -288,7 +288,7 @@ static const float *to_f32(const qk_kernels *k, const void *x, qk_dtype from, fl
     return buffer;
 }
 
-static void from_f32(const qk_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
+static void from_f32(const qk_elementwise_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
 {
     if (to == QK_F16)
         k->f32_to_f16(x, y, n);
@@ -308,7 +308,7 @@ static void advance(qk_affine_columns *columns, size_t n)
 static void quantize_f32(const operation *op, const float *x, void *q, size_t n, const qk_affine *one,
                          const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (size_of(op->to) == 1)
         one ? k->quantize_f32_8(x, q, n, one) : k->quantize_columns_f32_8(x, q, n, columns);
     else
@@ -376,7 +376,7 @@ qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const 
 static void apply_dequantize(const operation *op, const void *q, void *y, size_t n, const qk_affine *one,
                              const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (op->to == QK_F64) {
         dequantize_f64(q, op->from, y, n, one, columns);
         return;
@@ -410,7 +410,7 @@ qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, cons
 static void apply_fake_quantize(const operation *op, const void *x, void *y, size_t n, const qk_affine *one,
                                 const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (op->from == QK_F64) {
         fake_quantize_f64(x, y, n, one, columns);
         return;

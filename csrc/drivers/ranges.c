@@ -11,7 +11,7 @@
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 
-static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
+static int bounds_of(const qk_elementwise_kernels *k, const float *x, size_t n, float *lo, float *hi)
 {
     const size_t head = before_line(x, sizeof *x, n);
     float head_lo, head_hi;
@@ -35,8 +35,8 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
 {
     minmax_job *job = context;
     float lo, hi;
-    if (!bounds_of(qk_active(), job->x + begin * PIECE, min_size(job->n - begin * PIECE, (end - begin) * PIECE), &lo,
-                   &hi)) {
+    if (!bounds_of(qk_active()->elementwise, job->x + begin * PIECE,
+                   min_size(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi)) {
         __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
         return;
     }
@@ -49,7 +49,7 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
 
 static int minmax_of(const float *x, size_t n, float *lo, float *hi)
 {
-    if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
+    if (n <= PIECE) return bounds_of(qk_active()->elementwise, x, n, lo, hi);
     minmax_job job = {.x = x, .n = n};
     float bounds[2];
     const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);

@@ -44,7 +44,8 @@ static void requantize_items(void *context, size_t begin, size_t end)
         qk_requant r = *job->r;
         if (r.multiplier) r.multiplier += col;
         if (r.mantissa) r.mantissa += col, r.shift += col;
-        qk_active()->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n, &r);
+        qk_active()->elementwise->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n,
+                                                 &r);
         keep_bits(job->q + start * size, job->to, n);
     }
 }

@@ -144,9 +144,10 @@ static int keep_columns(qk_weights *w, const qk_matrix *m)
 static qk_status pack_gemm8(qk_weights *w, const qk_matrix *m)
 {
     const int is_unsigned = m->type == QK_U8;
-    const qk_kernels *kernels =
-        qk_gemm8_kernels_for(qk_active(), m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
-    qk_gemm8_init(&w->gemm8, kernels, m->k, m->n, is_unsigned);
+    const qk_kernels *kernels = qk_active();
+    const qk_gemm8_kernels *gemm8 =
+        qk_gemm8_kernels_for(kernels, m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
+    qk_gemm8_init(&w->gemm8, kernels, gemm8, m->k, m->n, is_unsigned);
     w->n_pad = w->gemm8.n_pad;
     w->panels = w->gemm8.panels = obtain(w, qk_gemm8_bytes(&w->gemm8));
     w->colsum = w->gemm8.colsum = obtain(w, qk_times(w->n_pad, sizeof *w->gemm8.colsum));

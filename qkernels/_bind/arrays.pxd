@@ -59,7 +59,7 @@ cdef inline int float_type(cnp.ndarray x, name) except -1:
 
 cdef inline int rounding_code(rounding, int most) except -1:
     """Return the qk_rounding, at most `most`, of that name."""
-    if isinstance(rounding, str) and rounding == "half_even":
+    if type(rounding) is str and rounding == "half_even":
         return QK_HALF_EVEN
     return rounding_code_of_others(rounding, most)
 

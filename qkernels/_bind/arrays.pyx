@@ -14,7 +14,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 
-from .runtime import shown
+from .runtime import shown, word
 
 from .c cimport (
     QK_BF16, qk_enter_scope, QK_F16, QK_F64, QK_GELU, QK_GELU_TANH, QK_GEMMLOWP, QK_HALF_AWAY, QK_I16, QK_I2, QK_I4,
@@ -184,12 +184,12 @@ def named_dtype(dtype):
     """Return the NumPy dtype that `dtype`, of NumPy or torch or the name of one, is called by, or None."""
     if type(dtype) is str and dtype in CODE_NAMES:
         return CODE_NAMES[dtype]
-    if type(dtype).__module__ == "torch":
-        dtype = str(dtype)
-    if isinstance(dtype, str):
-        dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
     try:
-        return None if dtype is None else np.dtype(SMALL_TYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype)
+        dtype = word(str(dtype) if type(dtype).__module__ == "torch" else dtype)
+        if isinstance(dtype, str):
+            dtype = {"torch.float": "float32"}.get(dtype, dtype.removeprefix("torch."))
+            dtype = SMALL_TYPES.get(dtype, dtype)
+        return None if dtype is None else np.dtype(dtype)
     except Exception:   # whatever the attributes of a hostile object raise
         return None
 
@@ -204,6 +204,7 @@ def float_dtype(dtype):
 
 
 cdef int rounding_code_of_others(rounding, int most) except -1:
+    rounding = word(rounding)
     code = ROUNDINGS.get(rounding) if isinstance(rounding, str) else None
     if code is None or code > most:
         names = ", ".join(repr(name) for name, value in ROUNDINGS.items() if value <= most)
@@ -214,6 +215,7 @@ cdef int rounding_code_of_others(rounding, int most) except -1:
 cdef int activation_code(activation) except -1:
     if activation is None:
         return QK_IDENTITY
+    activation = word(activation)
     code = ACTIVATIONS.get(activation) if isinstance(activation, str) else None
     if code is None:
         names = ", ".join(map(repr, ACTIVATIONS))

@@ -10,12 +10,16 @@ from cpython.exc cimport PyErr_CheckSignals
 
 from .arrays cimport float_type, PyArray_TYPE
 from .c cimport (
-    qk_cluster_lines, qk_count_codes, qk_dtype, qk_kmeans, qk_kmeans_assign, qk_kmeans_counts, qk_kmeans_distances,
-    qk_kmeans_errors, qk_kmeans_seed, qk_label_lines, qk_lines, QK_LINES_NO_MEMORY, qk_lines_status, QK_LINES_STOPPED,
-    qk_look_up,
+    qk_cluster_lines, qk_count_codes, qk_distinct_points, qk_dtype, qk_kmeans, qk_kmeans_assign, qk_kmeans_counts,
+    qk_kmeans_distances, qk_kmeans_errors, qk_kmeans_seed, qk_label_lines, qk_lines, QK_LINES_NO_MEMORY,
+    qk_lines_status, QK_LINES_STOPPED, qk_look_up,
 )
 
 cnp.import_array()
+
+
+cdef enum:
+    FILLED_AT_ONCE = 1 << 21
 
 
 cdef class KMeans:
@@ -51,7 +55,11 @@ cdef class KMeans:
 
     def forget(self):
         """Forget all of the points: labels are 0, and any centroid may be nearer."""
-        self.labels[:], self.upper[:], self.lower[:], self.centroids = 0, np.inf, 0, None
+        self.centroids = None
+        for array, value in ((self.labels, 0), (self.upper, np.inf), (self.lower, 0)):
+            for first in range(0, self.c.n, FILLED_AT_ONCE):   # new pages take long, and Cython sees no signals
+                array[first : first + FILLED_AT_ONCE] = value
+                PyErr_CheckSignals()
         self._use_distances(False)
 
     cdef _use_distances(self, bint use):
@@ -140,6 +148,32 @@ cdef int must_stop(void *context) noexcept with gil:
     return stop.asked
 
 
+cdef int raise_unless_done(qk_lines_status status, Stop stop, size_t n) except -1:
+    if status == QK_LINES_STOPPED:   # by a signal, or by the thread that got one
+        raise KeyboardInterrupt if stop.error is None else stop.error
+    if status == QK_LINES_NO_MEMORY:
+        raise MemoryError(f"no memory to cluster lines of {n} values")
+    return 0
+
+
+def distinct_points(cnp.ndarray values, cnp.ndarray weights):
+    """Return the number n of different values, float64, whose weight is not 0.
+
+    The first n of both arrays are then these, ascending, and the sums of their weights.
+    """
+    cdef qk_lines p
+    cdef qk_lines_status status
+    cdef int32_t count
+    stop = Stop()
+    p.lines, p.n, p.integers, p.pinned = 1, cnp.PyArray_DIM(values, 0), 0, 0
+    p.values, p.weights, p.counts = cnp.PyArray_DATA(values), <double *>cnp.PyArray_DATA(weights), &count
+    p.stop, p.context = must_stop, <void *>stop
+    with nogil:
+        status = qk_distinct_points(&p)
+    raise_unless_done(status, stop, p.n)
+    return count
+
+
 def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, found, Stop stop, bint signed=False, bint pinned=False):
     """Cluster each line best: see qk_lines. Values (lines, n) are float64, or uint64; they and weights are overwritten.
 
@@ -159,10 +193,7 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, found, Stop stop, b
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_cluster_lines(&p)
-    if status == QK_LINES_STOPPED:   # by a signal, or by the thread that got one
-        raise KeyboardInterrupt if stop.error is None else stop.error
-    if status == QK_LINES_NO_MEMORY:
-        raise MemoryError(f"no memory to cluster lines of {p.n} values")
+    raise_unless_done(status, stop, p.n)
 
 
 def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.ndarray labels):

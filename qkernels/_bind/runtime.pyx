@@ -51,6 +51,11 @@ def shown(value, text=repr, most=100):
     return found if len(found) <= most else f"{found[: most - 20]}... (a {type(value).__name__})"
 
 
+def word(value):
+    """Return what a caller gave; of a subclass of str, which may compare as it likes, the str that it is."""
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def built_isas():
     """Return the names of the instruction sets that are built, best first."""
     cdef size_t i = 0

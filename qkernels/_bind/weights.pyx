@@ -16,8 +16,8 @@ from .arrays cimport BF16_NUM, BRIEF, PyArray_TYPE
 from .c cimport (
     qk_active, QK_BF16, QK_F16, qk_gemm16_bytes, qk_gemm16_init, qk_gemm16_pack, qk_gemm16_unpack, qk_gemm4_bytes,
     qk_gemm4_init, qk_gemm4_init_levels, qk_gemm4_pack, qk_gemm4_params, qk_gemm4_unpack, qk_gemm8_bytes,
-    qk_gemm8_init, qk_gemm8_kernels_for, qk_gemm8_pack, qk_gemm8_unpack, qk_gemmf16_bytes, qk_gemmf16_init,
-    qk_gemmf16_pack, qk_gemmf16_unpack, QK_I4, qk_kernels, QK_U4,
+    qk_gemm8_init, qk_gemm8_kernels, qk_gemm8_kernels_for, qk_gemm8_pack, qk_gemm8_unpack, qk_gemmf16_bytes,
+    qk_gemmf16_init, qk_gemmf16_pack, qk_gemmf16_unpack, QK_I4, qk_kernels, QK_U4,
 )
 from .elementwise cimport params_of
 
@@ -56,10 +56,11 @@ cdef class Packed:
         cdef ptrdiff_t row_stride = cnp.PyArray_STRIDE(b, 0), col_stride = cnp.PyArray_STRIDE(b, 1)
         cdef int is_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
         cdef const qk_kernels *kernels = qk_active()
+        cdef const qk_gemm8_kernels *gemm8 = NULL
         if params is not None:  # packed once, used often
-            kernels = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n,
-                                           is_unsigned)
-        qk_gemm8_init(&self.c, kernels, <size_t>self.k, <size_t>self.n, is_unsigned)
+            gemm8 = qk_gemm8_kernels_for(kernels, data, row_stride, col_stride, <size_t>self.k, <size_t>self.n,
+                                         is_unsigned)
+        qk_gemm8_init(&self.c, kernels, gemm8, <size_t>self.k, <size_t>self.n, is_unsigned)
         self.c.panels = <int8_t *>self.panels_of(qk_gemm8_bytes(&self.c), self.c.n_pad)
         self.colsum = np.empty(self.n_pad, np.int32)
         self.c.colsum = <int32_t *>cnp.PyArray_DATA(self.colsum)
