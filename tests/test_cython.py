@@ -96,3 +96,57 @@ def pointers(*arrays):
 
 
 F32, I8 = 0, 4
+
+
+def test_ctypes_calls_quantize(variants):
+    function, signature = address("quantize")
+    assert signature.startswith("int (void const *, int, void *, int, size_t, size_t, size_t, float const *,")
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    arguments = [pointer, number, pointer, number, size, size, size, pointer, pointer]
+    quantize = ctypes.PYFUNCTYPE(number, *arguments)(function)
+    x, q = RNG.standard_normal((5, 7, 3), np.float32), np.empty((5, 7, 3), np.int8)
+    scale, zero_point = RNG.uniform(0.01, 0.1, 7).astype(np.float32), np.arange(7, dtype=np.int32)
+    params = qk.QParams(scale, zero_point, axis=1)
+    for variant in variants():
+        a, b, s, z = pointers(x, q, scale, zero_point)
+        assert quantize(a, F32, b, I8, 5, 7, 3, s, z) == 0
+        assert np.array_equal(q, qk.quantize(x, params)), variant
+    assert quantize(a, F32, b, F32, 5, 7, 3, s, z) == quantize(a, 99, b, I8, 5, 7, 3, s, z) == -5
+
+
+def test_ctypes_sets_the_threads_of_python():
+    with qk.num_threads(1):
+        ctypes.PYFUNCTYPE(None, ctypes.c_int)(address("set_num_threads")[0])(2)
+        assert qk.get_num_threads() == 2
+    assert ctypes.PYFUNCTYPE(ctypes.c_char_p)(address("get_isa")[0])().decode() == runtime.get_isa()
+
+
+def test_numba_calls_what_it_finds():
+    numba = pytest.importorskip("numba")
+    found = numba.extending.get_cython_function_address("qkernels", "get_num_threads")
+    count = ctypes.CFUNCTYPE(ctypes.c_int)(found)
+    with qk.num_threads(2):
+        assert numba.njit(lambda: count())() == 2
+
+
+def test_all_that_is_declared_is_there():
+    names = re.findall(r"^cdef [^(:]*?(\w+)\(", DECLARED, re.MULTILINE)
+    assert len(names) >= 10 and sorted(names) == sorted(qk.__pyx_capi__)
+
+
+def enumerators(text):
+    """Names and values, comments left out."""
+    values = {}
+    for entry in re.sub(r"/\*.*?\*/|#.*", "", text).replace("\n", ",").split(","):
+        name, _, value = entry.partition("=")
+        if name.strip():
+            values[name.strip()] = int(value) if value else max(values.values(), default=-1) + 1
+    return values
+
+
+@pytest.mark.parametrize("name", ["qk_dtype", "qk_activation", "qk_status"])
+def test_constants_are_those_of_c(name):
+    bodies = re.findall(r"typedef enum \{([^}]*)\} (\w+);", re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL))
+    expected = enumerators({kind: body for body, kind in bodies}[name])
+    ours = [enumerators(body) for body in re.findall(r"^cdef enum:.*\n((?:    .*\n)+)", DECLARED, re.MULTILINE)]
+    assert {key.removeprefix("QK_"): value for key, value in expected.items()} in ours
