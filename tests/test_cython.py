@@ -95,32 +95,23 @@ def pointers(*arrays):
     return [ctypes.c_void_p(array.ctypes.data) for array in arrays]
 
 
-QUANTIZE = [
-    ctypes.c_void_p,
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_int,
-    *[ctypes.c_size_t] * 3,
-    *[ctypes.c_void_p] * 2,
-]
-TYPES = {
-    name: i
-    for i, name in enumerate(["F32", "F64", "F16", "BF16", "I8", "U8", "I16", "U16", "I32", "I4", "U4", "I2", "U2"])
-}
+F32, I8 = 0, 4
 
 
 def test_ctypes_calls_quantize(variants):
     function, signature = address("quantize")
     assert signature.startswith("int (void const *, int, void *, int, size_t, size_t, size_t, float const *,")
-    quantize = ctypes.PYFUNCTYPE(ctypes.c_int, *QUANTIZE)(function)
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    arguments = [pointer, number, pointer, number, size, size, size, pointer, pointer]
+    quantize = ctypes.PYFUNCTYPE(number, *arguments)(function)
     x, q = RNG.standard_normal((5, 7, 3), np.float32), np.empty((5, 7, 3), np.int8)
     scale, zero_point = RNG.uniform(0.01, 0.1, 7).astype(np.float32), np.arange(7, dtype=np.int32)
     params = qk.QParams(scale, zero_point, axis=1)
     for variant in variants():
         a, b, s, z = pointers(x, q, scale, zero_point)
-        assert quantize(a, TYPES["F32"], b, TYPES["I8"], 5, 7, 3, s, z) == 0
+        assert quantize(a, F32, b, I8, 5, 7, 3, s, z) == 0
         assert np.array_equal(q, qk.quantize(x, params)), variant
-    assert quantize(a, TYPES["F32"], b, TYPES["F32"], 5, 7, 3, s, z) == quantize(a, 99, b, 4, 5, 7, 3, s, z) == -5
+    assert quantize(a, F32, b, F32, 5, 7, 3, s, z) == quantize(a, 99, b, I8, 5, 7, 3, s, z) == -5
 
 
 def test_ctypes_sets_the_threads_of_python():

@@ -283,7 +283,6 @@ cdef extern from "drivers/drivers.h" nogil:
 
     qk_lines_status qk_cluster_lines(const qk_lines *p)
     qk_lines_status qk_distinct_points(const qk_lines *p)
-    qk_lines_status qk_distinct_points(const qk_lines *p)
     void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
                         const int32_t *counts, void *labels, int as_int32)
     int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)

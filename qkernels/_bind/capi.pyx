@@ -8,27 +8,16 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
+from .c cimport (
+    QK_HALF_EVEN, QK_I32, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_activation, qk_dequantize, qk_dtype,
+    qk_get_num_threads, qk_kind, qk_layer_norm, qk_params, qk_quantize, qk_requant, qk_requantize, qk_set_num_threads,
+)
+
 cdef extern from "include/qkernels.h" nogil:
-    ctypedef enum qk_dtype:
-        QK_I32
-    ctypedef enum qk_rounding:
-        QK_HALF_EVEN
-    ctypedef enum qk_activation:
-        pass
-    ctypedef enum qk_kind:
-        QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
     ctypedef enum qk_status:
         QK_NO_MEMORY, QK_INVALID
-    ctypedef struct qk_params:
-        qk_kind kind
-        size_t outer, length, inner, block
-        const float *scale
-        const int32_t *zero_point
-        int32_t qmin, qmax
-    ctypedef struct qk_requant:
-        qk_rounding rounding
-        const float *multiplier
-        int32_t zero_point, qmin, qmax
+    ctypedef struct Weights "qk_weights":
+        pass
     ctypedef struct qk_matrix:
         const void *b
         qk_dtype type
@@ -40,27 +29,18 @@ cdef extern from "include/qkernels.h" nogil:
     ctypedef struct qk_layer:
         const float *bias
         qk_activation activation
-    ctypedef struct Weights "qk_weights":
-        pass
 
-    int qk_quantize(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
-    int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p)
-    int qk_choose_qparams(const float *x, size_t n, qk_dtype dtype, int symmetric, float *scale, int32_t *zero_point)
+    int qk_choose_qparams(const float *x, size_t n, qk_dtype dtype, int symmetric, float *scale,
+                          int32_t *zero_point) except -3
     int qk_dynamic_quantize(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int symmetric,
-                            float *scale, int32_t *zero_point)
-    int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                      const qk_requant *r)
-    int qk_weights_new(const qk_matrix *matrix, Weights **weights)
+                            float *scale, int32_t *zero_point) except -3
+    int qk_weights_new(const qk_matrix *matrix, Weights **weights) except -3
     void qk_weights_free(Weights *weights)
     size_t qk_weights_bytes(const Weights *weights)
-    int qk_linear(const Weights *weights, const float *x, size_t rows, const qk_layer *layer, float *y)
+    int qk_linear(const Weights *weights, const float *x, size_t rows, const qk_layer *layer, float *y) except -3
     int qk_matmul(const Weights *weights, const void *a, qk_dtype type, size_t rows, const int32_t *a_zero_point,
-                  const int32_t *b_zero_point, void *out)
-    int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                      const float *bias, double eps, float *y)
+                  const int32_t *b_zero_point, void *out) except -3
     const char *qk_get_isa()
-    int qk_get_num_threads()
-    void qk_set_num_threads(int n)
     const char *qk_status_text(qk_status status)
 
 cdef extern from "drivers/elementwise.h" nogil:
@@ -117,8 +97,8 @@ cdef api int requantize(const int32_t *acc, const int32_t *bias, void *q, int q_
     return qk_requantize(acc, bias, q, <qk_dtype>q_type, rows, cols, &r)
 
 
-cdef api int pack(const void *b, int b_type, size_t k, size_t n, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t block,
-                  const float *scale, const int32_t *zero_point, Weights **weights) except -3 nogil:
+cdef api int pack(const void *b, int b_type, size_t k, size_t n, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                  size_t block, const float *scale, const int32_t *zero_point, Weights **weights) except -3 nogil:
     cdef qk_matrix m
     memset(&m, 0, sizeof(m))
     m.b, m.type, m.k, m.n, m.block = b, <qk_dtype>b_type, k, n, block
