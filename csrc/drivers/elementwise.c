@@ -1,4 +1,5 @@
 /* Drivers of the elementwise operations: which scale an element has, conversion of the float types, threads. */
+#include <float.h>
 #include <math.h>
 
 #include "drivers/blocking.h"
@@ -343,16 +344,31 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
+/* Whether an operation can be what it is asked to be, as far as that shows without a look at each scale. */
+static int can_apply(const qk_params *p, const void *in, const void *out, qk_dtype codes)
+{
+    if (!p || (unsigned)p->kind > QK_PER_BLOCK || (p->kind == QK_PER_BLOCK && !p->block)) return 0;
+    const size_t total = qk_times(qk_times(p->outer, p->length), p->inner);
+    const int32_t least = least_code(codes), most = most_code(codes);
+    if (total > PTRDIFF_MAX / sizeof(double) || p->qmin > p->qmax || p->qmin < least || p->qmax > most) return 0;
+    if (total == 0) return 1;
+    if (!in || !out || !p->scale || !p->zero_point) return 0;
+    if (p->kind != QK_PER_TENSOR) return 1;
+    return *p->scale >= FLT_MIN && *p->scale <= FLT_MAX && *p->zero_point >= least && *p->zero_point <= most;
+}
+
 int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
 }
 
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     QK_DEFAULT_MODE;
-    return qk_quantize_inside(x, from, q, to, p, rounding);
+    if (!is_float(from) || !is_code(to) || (unsigned)rounding > QK_HALF_AWAY || !can_apply(p, x, q, to))
+        return QK_INVALID;
+    return (qk_status)qk_quantize_inside(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -381,11 +397,12 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
     }
 }
 
-int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
+qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
     QK_DEFAULT_MODE;
+    if (!(is_code(from) || from == QK_I32) || !is_float(to) || !can_apply(p, q, y, from)) return QK_INVALID;
     operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
-    return apply_all(&op, p);
+    return (qk_status)apply_all(&op, p);
 }
 
 /* ---- fake quantize ---- */
@@ -414,9 +431,10 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
     }
 }
 
-int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
+qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
     QK_DEFAULT_MODE;
+    if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
-    return apply_all(&op, p);
+    return (qk_status)apply_all(&op, p);
 }

@@ -127,7 +127,9 @@ int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_co
 {
     QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .first = first, .counts = counts};
-    return run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
+    const double each =
+        (double)(p->k + 3) * (double)(p->d + 4) / 60 + (double)(p->d + 8) / 4; /* with bounds and sums */
+    return run(&job, last - first, (double)p->chunk * each, assign_chunks);
 }
 
 static void distance_rows(void *context, size_t begin, size_t end)

@@ -49,12 +49,15 @@ static void norm_rows(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                  const float *bias, double eps, float *y)
+qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                        const float *bias, double eps, float *y)
 {
     QK_DEFAULT_MODE;
+    const size_t total = qk_times(rows, cols);
+    if (total > PTRDIFF_MAX / sizeof *x || !(eps >= 0) || (total && (!x || !weight || !bias || !y))) return QK_INVALID;
+    if (total == 0) return QK_OK;
     norm_job job = {x, residual, weight, bias, y, cols, eps};
-    return qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
+    return (qk_status)qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
 }
 
 /* ---- attention ----
@@ -64,6 +67,8 @@ int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t col
  *
  *     q (mr x size) . k' (size x n) -> scores (mr x n) -> weights, uint8 -> . v (n x size) -> out (mr x size)
  */
+
+enum { MOST_ATTENDED = 65536 }; /* tokens of a sequence, and values of a head */
 
 typedef struct {
     const qk_attention_args *args;
@@ -308,16 +313,28 @@ static void attend_range(void *context, size_t begin, size_t end)
     free(memory);
 }
 
-int qk_attention(const qk_attention_args *args)
+static int can_attend(const qk_attention_args *a)
+{
+    if (!a || !a->starts || a->starts[0] != 0 || !a->size || a->size > MOST_ATTENDED || !(a->scale > 0) ||
+        a->scale > DBL_MAX || a->sequences > PTRDIFF_MAX / sizeof *a->starts)
+        return 0;
+    for (size_t i = 0; i < a->sequences; i++)
+        if (a->starts[i + 1] < a->starts[i] || a->starts[i + 1] - a->starts[i] > MOST_ATTENDED) return 0;
+    return a->starts[a->sequences] == 0 ||
+        (a->q && a->k && a->v && a->out && qk_times(a->heads, a->size) <= PTRDIFF_MAX / sizeof(float));
+}
+
+qk_status qk_attention(const qk_attention_args *args)
 {
     QK_DEFAULT_MODE;
+    if (!can_attend(args)) return QK_INVALID;
     attention_job job = {args, qk_active(), 0};
-    if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
+    if (args->starts[args->sequences] == 0) return QK_OK; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
     for (size_t i = 0; i < args->sequences; i++) {
         const double n = (double)(args->starts[i + 1] - args->starts[i]);
         work += n * (n + (double)args->size) * (1 + (double)args->size / 64);
     }
     const int status = qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
-    return status ? status : job.failure ? job.failure : 1;
+    return (qk_status)(status ? status : job.failure);
 }

@@ -66,13 +66,16 @@ int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, c
 /* `d` is a constant where this is inlined for a usual one. */
 static QK_INLINE void decode_run(const job *j, size_t begin, size_t end, const size_t d)
 {
-    const qk_pq_book *b = j->b;
-    for (size_t i = begin; i < end; i++)
-        for (size_t g = 0; g < b->m; g++) {
-            const size_t code = min_size(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
-            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + code) * d;
-            memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
+    const size_t m = j->b->m, last = j->b->k - 1, step = j->b->shared ? 0 : j->b->k * d;
+    const uint8_t *codes = j->codes + begin * m;
+    float *y = j->y + begin * m * d;
+    for (size_t i = begin; i < end; i++) {
+        const float *levels = j->b->levels;
+        for (size_t g = 0; g < m; g++, y += d, levels += step) {
+            const size_t code = min_size(*codes++, last); /* another thread may have changed it */
+            memcpy(y, levels + code * d, d * sizeof *y);
         }
+    }
 }
 
 static void decode_rows(void *context, size_t begin, size_t end)

@@ -3,7 +3,7 @@
 #define QK_KERNELS_H
 
 #include "kernels/kmeans1d.h"
-#include "include/qkernels.h"
+#include "drivers/drivers.h"
 #include "runtime/sizes.h"
 
 /* One scale and zero point, with what quantization derives from them (numerics 3). */

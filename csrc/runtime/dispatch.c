@@ -43,3 +43,13 @@ const qk_kernels *qk_active(void)
 void qk_activate(const qk_kernels *k) { __atomic_store_n(&active, k, __ATOMIC_RELAXED); }
 
 const char *qk_name(const qk_kernels *k) { return k->name; }
+
+const char *qk_get_isa(void) { return qk_name(qk_active()); }
+
+qk_status qk_set_isa(const char *name)
+{
+    const qk_kernels *k = name ? qk_find(name) : NULL;
+    if (!k) return QK_INVALID;
+    qk_activate(k);
+    return QK_OK;
+}
