@@ -54,11 +54,10 @@ static inline __m256i broadcast2(const int16_t *p)
 
 static inline __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
-/* c + a * b. Left to itself gcc would reassociate integer sums across steps, spill, and copy each accumulator. */
+/* c + a * b */
 static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
 {
-    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
-    return c;
+    return add_to_i32(c, _mm256_madd_epi16(a, b));
 }
 
 static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
