@@ -297,15 +297,12 @@ static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_
     }
 }
 
-/* What tiles of a panel have in common; store_tile adds what their rows have. */
-static qk_tile tile_of_panel(const product *g, size_t col)
+/* What all tiles have in common; move_to_panel and store_tile add the rest. */
+static qk_tile tile_of_product(const product *g)
 {
     const qk_epilogue *epilogue = g->epilogue;
     qk_tile t = {
-        .cols = (int)min_size(g->b->n - col, (size_t)g->b->kernels->nr),
-        .colsum = g->b->colsum + col,
-        .col_zero = g->b_zero ? g->b_zero + col : NULL,
-        .bias = epilogue->float_bias ? epilogue->float_bias + col : qk_no_bias,
+        .bias = qk_no_bias,
         .activation = epilogue->activation,
         .bounded = epilogue->bounded,
         .lo = epilogue->lo,
@@ -313,14 +310,23 @@ static qk_tile tile_of_panel(const product *g, size_t col)
         .requant = &g->requant,
         .row_stride = epilogue->row_stride,
     };
-    if (epilogue->col_scale) t.col_scale = epilogue->col_scale + col;
-    if (epilogue->requant.multiplier) t.multiplier = epilogue->requant.multiplier + col;
-    if (epilogue->requant.mantissa)
-        t.mantissa = epilogue->requant.mantissa + col, t.shift = epilogue->requant.shift + col;
     if (epilogue->type == QK_TO_CODES && epilogue->activation > QK_RELU)
         t.out = qk_affine_of(epilogue->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
                              g->requant.rounding);
     return t;
+}
+
+static void move_to_panel(const product *g, size_t col, qk_tile *t)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    t->cols = (int)min_size(g->b->n - col, (size_t)g->b->kernels->nr);
+    t->colsum = g->b->colsum + col;
+    if (g->b_zero) t->col_zero = g->b_zero + col;
+    if (epilogue->float_bias) t->bias = epilogue->float_bias + col;
+    if (epilogue->col_scale) t->col_scale = epilogue->col_scale + col;
+    if (epilogue->requant.multiplier) t->multiplier = epilogue->requant.multiplier + col;
+    if (epilogue->requant.mantissa)
+        t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
 }
 
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
@@ -358,13 +364,14 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         !g->source->zero_point_per_row;
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_tile t;
+    if (!plain || b->n < b->n_pad) t = tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         if (wide) k->gemm8_widen_panel(codes, steps, wide);
         const int direct = plain && col + nr <= b->n;
-        qk_tile t;
-        if (!direct) t = tile_of_panel(g, col);
+        if (!direct) move_to_panel(g, col, &t);
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = min_size(rows - i, mr);
             const char *a = block->a + i * g->lda;
