@@ -15,7 +15,10 @@
 
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
-enum { WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
+enum {
+    WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
+    SMALL_COLUMNS = 2048 /* whose arrays stay on the stack */
+};
 
 /* ---- packing of b ---- */
 
@@ -447,8 +450,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
         g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, factors};
     }
 
-    int32_t small[2 * 512];
-    int32_t *columns = b->n_pad <= 512 ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
+    int32_t small[2 * SMALL_COLUMNS];
+    int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
     fill_columns(&g, columns, columns + b->n_pad);
     g.walk.panels = b->n_pad / (size_t)k->nr;
