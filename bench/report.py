@@ -43,12 +43,12 @@ def extra_info(work, unit, moved, peak, limits, peers):
 def machine_info(threads):
     from limits import bandwidths, peaks
 
-    from qkernels import _core
+    from qkernels._bind import runtime
 
     return {
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "isa": _core.get_isa(),
+        "isa": runtime.get_isa(),
         "threads": threads,
         "libraries": {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"},
         "peaks": peaks(),
@@ -72,8 +72,8 @@ def save(path, report):
     own = [{"group": r.pop("suite"), "name": r.pop("case"), "stats": {"min": r.pop("seconds")}} for r in rows]
     lines = [json.dumps(entry | {"extra_info": row}) for entry, row in zip(own, rows)]
     info = {name: value for name, value in report.items() if name not in ("note", "rows")}
-    head = f'"note": {json.dumps(report["note"])},\n"machine_info": {json.dumps(info)}'
-    Path(path).write_text("{" + head + ",\n" + '"benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
+    head = [f'"note": {json.dumps(report["note"])}', f'"machine_info": {json.dumps(info)}', '"benchmarks": [\n']
+    Path(path).write_text("{" + ",\n".join(head) + ",\n".join(lines) + "\n]}\n")
 
 
 def is_disturbed(row, report):

@@ -34,7 +34,7 @@ def int8(weight):
 
 
 def nf4(weight):
-    """Pack them in 4 bits: the 16 levels of QLoRA, for normal weights, with a scale for each 64 weights of an output."""
+    """Pack them in 4 bits: the 16 levels of QLoRA, for normal weights, with a scale for 64 weights of an output."""
     codebook = qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
     codes, scales = qk.encode(weight, codebook)
     return qk.pack(codes, codebook, scales=np.float16(scales))

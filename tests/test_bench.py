@@ -90,7 +90,7 @@ def test_a_library_that_is_not_installed_leaves_its_contenders_out(monkeypatch):
     found = peers.numkong.dots(1, 2)
     assert (found.name, found.call, found.note) == ("numkong", None, race.MISSING)
     with pytest.raises(AttributeError, match="no peer numpong"):
-        peers.numpong
+        _ = peers.numpong
 
 
 def results(path, **seconds):

@@ -70,7 +70,7 @@ def test_longest_sums_that_fit_without_zero_points(a_dtype, b_dtype):
     k = {("int8", "int8"): 131_071, ("uint8", "int8"): 65_793, ("int8", "uint8"): 65_793, ("uint8", "uint8"): 33_025}[
         a_dtype, b_dtype
     ]
-    largest = max(abs(l * r) for l in code_range(a_dtype) for r in code_range(b_dtype))
+    largest = max(abs(x * y) for x in code_range(a_dtype) for y in code_range(b_dtype))
     assert k * largest <= 2**31 - 1 < (k + 1) * largest
     for left in code_range(a_dtype):
         for right in code_range(b_dtype):

@@ -5,7 +5,7 @@
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
-#include "include/qkernels.h"
+#include "drivers/drivers.h"
 #include "runtime/sizes.h"
 
 enum { PIECE = 65536 }; /* codes that a thread takes at a time: whole bytes */

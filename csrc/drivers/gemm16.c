@@ -23,16 +23,16 @@ enum {
 
 void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n)
 {
-    const size_t nr = (size_t)kernels->nr;
+    const size_t nr = (size_t)kernels->gemm16->nr;
     *p = (qk_gemm16_weights){.kernels = kernels, .k = k, .n = n, .steps = ceil_div(k, KR)};
     if (n) p->n_pad = round_up(n, nr) - nr + NC; /* the epilogue reads that much from the last panel on */
 }
 
-static size_t panels_of(const qk_gemm16_weights *p) { return ceil_div(p->n, (size_t)p->kernels->nr); }
+static size_t panels_of(const qk_gemm16_weights *p) { return ceil_div(p->n, (size_t)p->kernels->gemm16->nr); }
 
 size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
 {
-    return qk_times(qk_times(panels_of(p), (size_t)p->kernels->nr), qk_times(p->steps, KR * sizeof(int16_t)));
+    return qk_times(qk_times(panels_of(p), (size_t)p->kernels->gemm16->nr), qk_times(p->steps, KR * sizeof(int16_t)));
 }
 
 static int16_t *panel_at(const qk_gemm16_weights *p, size_t col) { return p->panels + p->steps * KR * col; }
@@ -88,7 +88,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
     enum { ROWS = 32 }; /* at a time: their part of the panel stays in the L1 cache */
     pack_job *job = context;
     const qk_gemm16_weights *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr;
+    const size_t nr = (size_t)p->kernels->gemm16->nr;
     int32_t largest = 0;
     for (size_t col = begin * nr; col < end * nr; col += nr) {
         const size_t cols = min_size(p->n - col, nr);
@@ -122,7 +122,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
     const qk_gemm16_weights *p = job->weights;
-    const size_t nr = (size_t)p->kernels->nr;
+    const size_t nr = (size_t)p->kernels->gemm16->nr;
     int16_t *to = (int16_t *)job->to + begin * p->n;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
@@ -233,14 +233,14 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     int more = 0;
     do {
         const size_t steps = min_size(left, block->steps);
-        k->gemm16_tile((int)rows, steps, a, g->lda, panel, c);
-        k->gemm16_add((int)rows, c, 0, more, sum, ld);
+        k->gemm16->gemm16_tile((int)rows, steps, a, g->lda, panel, c);
+        k->gemm16->gemm16_add((int)rows, c, 0, more, sum, ld);
         if (high) {
-            k->gemm16_tile((int)rows, steps, high, g->lda, panel, c);
-            k->gemm16_add((int)rows, c, 8, 1, sum, ld);
+            k->gemm16->gemm16_tile((int)rows, steps, high, g->lda, panel, c);
+            k->gemm16->gemm16_add((int)rows, c, 8, 1, sum, ld);
             high += KR * steps;
         }
-        a += KR * steps, panel += KR * steps * (size_t)k->nr, left -= steps, more = 1;
+        a += KR * steps, panel += KR * steps * (size_t)k->gemm16->nr, left -= steps, more = 1;
     } while (left);
 }
 
@@ -261,13 +261,13 @@ static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, c
 {
     const qk_kernels *k = g->b->kernels;
     double sums[MAX_NR];
-    for (int i = 0; i < t->rows; i++, y += NC, sum += k->nr) {
+    for (int i = 0; i < t->rows; i++, y += NC, sum += k->gemm16->nr) {
         const qk_tile row = qk_row_of_tile(t, i);
         for (int j = 0; j < t->cols; j++) sums[j] = (double)sum[j] * wide[i] * col_scale[j];
         if (wide[i])
             qk_finish_row(k, sums, &row);
         else
-            k->finish_floats(y, &row);
+            k->elementwise->finish_floats(y, &row);
     }
 }
 
@@ -281,20 +281,22 @@ static void store_floats(const product *g, const row_block *block, size_t first,
     int any_wide = 0;
     memset(y, 0, rows * NC * sizeof *y);
     for (size_t i = 0; i < rows; i++) {
-        for (size_t j = 0; j < cols; j++) y[i * NC + j] = (float)sum[i * (size_t)g->b->kernels->nr + j] * col_scale[j];
+        for (size_t j = 0; j < cols; j++)
+            y[i * NC + j] = (float)sum[i * (size_t)g->b->kernels->gemm16->nr + j] * col_scale[j];
         any_wide |= block->wide_scale[row + i] != 0;
     }
     if (any_wide)
         store_rows_apart(g, block->wide_scale + row, sum, y, &t, col_scale);
     else
-        g->b->kernels->finish_floats(y, &t);
+        g->b->kernels->elementwise->finish_floats(y, &t);
 }
 
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
-    const size_t nr = (size_t)g->b->kernels->nr, mr = (size_t)g->b->kernels->mr, tiles = ceil_div(rows, mr);
+    const size_t nr = (size_t)g->b->kernels->gemm16->nr, mr = (size_t)g->b->kernels->gemm16->mr,
+                 tiles = ceil_div(rows, mr);
     const size_t ld = g->epilogue->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     for (size_t col = begin * nr; col < end * nr; col += nr)
@@ -329,7 +331,7 @@ int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilog
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const size_t row_bytes = 2 * g.lda * sizeof(int16_t);
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 64;
-    qk_share(&g.walk, row_bytes, b->kernels->mr);
+    qk_share(&g.walk, row_bytes, b->kernels->gemm16->mr);
     g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, row_bytes));
     return qk_walk(&g.walk);
 }

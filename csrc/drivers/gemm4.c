@@ -108,9 +108,9 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
         scale[j] = from->scale[at];
         if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
-    qk_keep_most(&job->most_scale, p->kernels->absmax_f32(scale, 0, 1, NR));
+    qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));
     if (p->half_scales)
-        p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
+        p->kernels->elementwise->f32_to_f16(scale, (uint16_t *)to, NR);
     else
         memcpy(to, scale, sizeof scale);
 }
@@ -120,8 +120,8 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 {
     const qk_gemm4_weights *p = job->p;
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
-                                    (uint8_t)p->flip, to);
+        p->kernels->gemm4->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                           (uint8_t)p->flip, to);
 }
 
 /* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
@@ -130,8 +130,8 @@ static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_
     const qk_gemm4_weights *p = job->p;
     int32_t sum[NR] = {0};
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
-                                      (uint8_t)p->flip, to, sum);
+        p->kernels->gemm4->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                             (uint8_t)p->flip, to, sum);
     to += params_bytes(p) - sum_bytes(p);
     for (size_t j = 0; j < NR; j++) {
         const int32_t negative = -sum[j];
@@ -250,7 +250,7 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
             const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
             float all[NR];
             if (p->half_scales)
-                p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
+                p->kernels->elementwise->f16_to_f32((const uint16_t *)from, all, NR);
             else
                 memcpy(all, from, sizeof all);
             for (size_t j = 0; j < cols; j++)
@@ -282,7 +282,7 @@ typedef struct {
     _Alignas(64) int8_t codes[];
 } row_block;
 
-static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->blocks8_widen_row; }
+static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->gemm4->blocks8_widen_row; }
 
 /* Blocks of a row, each padded with zeros to whole steps. */
 static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
@@ -307,12 +307,12 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     int8_t *codes = rows->codes + i * g->lda;
     int32_t *start = rows->start + i * g->ld_start;
     if (b->bits == 4 || b->own_zeros)
-        k->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+        k->gemm4->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
     if (b->bits == 4) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
-    if (rows->wide_codes) k->blocks8_widen_row(codes, g->k_pad, rows->wide_codes + i * g->lda);
-    if (k->blocks8_flip) flip_codes(codes, g->k_pad, k->blocks8_flip);
+    if (rows->wide_codes) k->gemm4->blocks8_widen_row(codes, g->k_pad, rows->wide_codes + i * g->lda);
+    if (k->gemm4->blocks8_flip) flip_codes(codes, g->k_pad, k->gemm4->blocks8_flip);
 }
 
 /* Quantizes rows of x by their largest magnitude. */
@@ -381,11 +381,11 @@ static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const 
         for (int j = 0; j < NR; j++) sum[j] = zero_product(b, zeros, j, start[block]);
         for (size_t s = 0; s < steps; s++, a += KR)
             if (b->bits == 8)
-                add_bytes(a, (uint8_t)b->kernels->blocks8_flip, record + s * step_bytes(b), sum);
+                add_bytes(a, (uint8_t)b->kernels->gemm4->blocks8_flip, record + s * step_bytes(b), sum);
             else
                 add_step(a, record + s * step_bytes(b), p->levels, sum);
         if (b->half_scales)
-            b->kernels->f16_to_f32((const uint16_t *)params, scale, NR);
+            b->kernels->elementwise->f16_to_f32((const uint16_t *)params, scale, NR);
         else
             memcpy(scale, params, sizeof scale);
         for (int j = 0; j < NR; j++) total[j] += (double)sum[j] * scale[j];
@@ -424,7 +424,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
     for (int i = 0; i < t->rows; i++, codes += g->lda, start += g->ld_start, y += NR) {
         const qk_tile row = qk_row_of_tile(t, i);
         if (!wide[i]) {
-            k->finish_floats(y, &row);
+            k->elementwise->finish_floats(y, &row);
             continue;
         }
         if (g->b->column_levels)
@@ -439,7 +439,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
 /* Rows that a tile takes. */
 static size_t tile_rows(const qk_gemm4_weights *b)
 {
-    return (size_t)(b->bits == 8 ? b->kernels->blocks8_mr : b->kernels->gemm4_mr);
+    return (size_t)(b->bits == 8 ? b->kernels->gemm4->blocks8_mr : b->kernels->gemm4->mr);
 }
 
 /* y = rows of the block from `row` on, times a panel. */
@@ -450,11 +450,12 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const int8_t *codes = block->codes + row * g->lda;
     const int32_t *start = block->start + row * g->ld_start;
     if (g->b->bits == 8)
-        k->blocks8_tile(rows, panel, block->wide_codes ? (const void *)(block->wide_codes + row * g->lda) : codes,
-                        g->lda, start, g->ld_start, y);
+        k->gemm4->blocks8_tile(rows, panel,
+                               block->wide_codes ? (const void *)(block->wide_codes + row * g->lda) : codes, g->lda,
+                               start, g->ld_start, y);
     else
-        (g->b->column_levels ? k->column_levels_tile : k->gemm4_tile)(rows, panel, codes, g->lda, start, g->ld_start,
-                                                                      y);
+        (g->b->column_levels ? k->gemm4->column_levels_tile : k->gemm4->gemm4_tile)(rows, panel, codes, g->lda, start,
+                                                                                    g->ld_start, y);
 }
 
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
@@ -486,7 +487,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
                 store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
                                  block->wide_scale + row, y, &t);
             else
-                k->finish_floats(y, &t);
+                k->elementwise->finish_floats(y, &t);
         }
     }
 }

@@ -40,11 +40,11 @@ static int largest_sum(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_str
 
 /* Small weights are those of which most sums fit, in a sample of at most 16 x 16 places. The choice changes no result.
  */
-const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride,
-                                       ptrdiff_t col_stride, size_t k, size_t n, int b_unsigned)
+const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *kernels, const void *b, ptrdiff_t row_stride,
+                                             ptrdiff_t col_stride, size_t k, size_t n, int b_unsigned)
 {
     enum { PLACES = 16, LIMIT = 256 };
-    if (!kernels->small) return kernels;
+    if (!kernels->gemm8_small) return kernels->gemm8;
     const size_t row_step = k / PLACES < 8 ? 8 : k / PLACES, col_step = n / PLACES < 8 ? 8 : n / PLACES;
     size_t seen = 0, small = 0;
     for (size_t row = 0; row + 8 <= k; row += row_step)
@@ -52,18 +52,20 @@ const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *kernels, const void *b,
             const uint8_t *place = (const uint8_t *)b + (ptrdiff_t)row * row_stride + (ptrdiff_t)col * col_stride;
             small += largest_sum(place, row_stride, col_stride, b_unsigned ? 0x80 : 0) <= LIMIT;
         }
-    return 2 * small > seen ? kernels->small : kernels;
+    return 2 * small > seen ? kernels->gemm8_small : kernels->gemm8;
 }
 
-void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k, size_t n,
+                   int b_unsigned)
 {
-    *p = (qk_gemm8_weights){.kernels = kernels, .k = k, .n = n, .flipped = b_unsigned};
-    p->k_pad = round_up(k, (size_t)kernels->kr);
-    p->n_pad = round_up(n, (size_t)kernels->nr);
-    p->panel_bytes = kernels->gemm8_panel_bytes(p->k_pad / (size_t)kernels->kr);
+    if (!gemm8) gemm8 = kernels->gemm8;
+    *p = (qk_gemm8_weights){.kernels = kernels, .gemm8 = gemm8, .k = k, .n = n, .flipped = b_unsigned};
+    p->k_pad = round_up(k, (size_t)gemm8->kr);
+    p->n_pad = round_up(n, (size_t)gemm8->nr);
+    p->panel_bytes = gemm8->gemm8_panel_bytes(p->k_pad / (size_t)gemm8->kr);
 }
 
-size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->n_pad / (size_t)p->kernels->nr, p->panel_bytes); }
+size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->n_pad / (size_t)p->gemm8->nr, p->panel_bytes); }
 
 typedef struct {
     const qk_gemm8_weights *p;
@@ -79,7 +81,7 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     enum { STRETCH = 64 }; /* steps */
     static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
     static const int16_t int16s[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
-    const qk_kernels *k = p->kernels;
+    const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
     for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
@@ -93,7 +95,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
     const qk_gemm8_weights *p = job->p;
-    const size_t nr = (size_t)p->kernels->nr;
+    const size_t nr = (size_t)p->gemm8->nr;
     int64_t bound = 0;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * nr, cols = min_size(p->n - col, nr);
@@ -106,13 +108,13 @@ static void pack_panels(void *context, size_t begin, size_t end)
                                   p->flipped ? 0x80 : 0,
                                   NULL};
         if (!job->zero_point) {
-            p->kernels->gemm8_pack_panel(&source, cols, codes, NULL);
+            p->gemm8->gemm8_pack_panel(&source, cols, codes, NULL);
             sum_panel(p, codes, p->colsum + col);
             continue;
         }
         for (size_t j = 0; j < cols; j++) zero[j] = job->zero_point[col + j] - (p->flipped ? 128 : 0);
         source.zero = zero;
-        const int64_t size = p->kernels->gemm8_pack_panel(&source, cols, codes, p->colsum + col);
+        const int64_t size = p->gemm8->gemm8_pack_panel(&source, cols, codes, p->colsum + col);
         if (size > bound) bound = size;
     }
     int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
@@ -126,7 +128,7 @@ int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, 
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
     const double work = 0.5 * (double)p->k * (double)p->n;
-    const int status = qk_parallel_for(p->n_pad / (size_t)p->kernels->nr, work, pack_panels, &job);
+    const int status = qk_parallel_for(p->n_pad / (size_t)p->gemm8->nr, work, pack_panels, &job);
     return status ? status : job.bound;
 }
 
@@ -135,11 +137,11 @@ static void unpack_parts(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
     const qk_gemm8_weights *p = job->weights;
-    const size_t nr = (size_t)p->kernels->nr, panels = p->n_pad / nr;
+    const size_t nr = (size_t)p->gemm8->nr, panels = p->n_pad / nr;
     for (size_t item = begin; item < end; item++) {
         const size_t panel = item % panels, col = panel * nr;
-        p->kernels->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
-                                       min_size(p->n - col, nr), p->flipped ? 0x80 : 0, (uint8_t *)job->to + col, p->n);
+        p->gemm8->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
+                                     min_size(p->n - col, nr), p->flipped ? 0x80 : 0, (uint8_t *)job->to + col, p->n);
     }
 }
 
@@ -147,7 +149,7 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 {
     QK_DEFAULT_MODE;
     unpack_job job = {p, b};
-    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->kernels->nr);
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->gemm8->nr);
     return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
 }
 
@@ -184,7 +186,7 @@ static void describe_row(const product *g, row_block *block, size_t i, const uin
 {
     block->zero[i] = zero + g->a_shift;
     if (!g->b_zero) return;
-    const uint32_t sum = (uint32_t)g->b->kernels->sum_codes(a, g->b->k, flip);
+    const uint32_t sum = (uint32_t)g->b->gemm8->sum_codes(a, g->b->k, flip);
     block->term[i] = (int32_t)(sum - (uint32_t)g->b->k * (uint32_t)block->zero[i]);
 }
 
@@ -203,7 +205,7 @@ static int needs_description(const product *g) { return g->source->zero_point_pe
 /* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
 static void pack_codes(const product *g, row_block *block, size_t first, size_t rows)
 {
-    const qk_kernels *k = g->b->kernels;
+    const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
     const int dense = g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes;
@@ -220,7 +222,7 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
 /* The same of floats, quantized on the way. Returns 0 if a value is not finite. */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
-    const qk_kernels *k = g->b->kernels;
+    const qk_gemm8_kernels *k = g->b->gemm8;
     uint8_t *codes = (uint8_t *)block + g->spare_at; /* before they are widened */
     for (size_t i = 0; i < rows; i++) {
         char *to = block->rows + i * g->lda;
@@ -265,7 +267,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
 /* Rows of a tile of floats, some of which are wide: `wide` are their scales. */
 static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, int32_t *acc, const qk_tile *t)
 {
-    const qk_kernels *k = g->b->kernels;
+    const qk_gemm8_kernels *k = g->b->gemm8;
     double sums[MAX_NR];
     for (int i = 0; i < t->rows; i++, acc += k->nr) {
         const qk_tile row = qk_row_of_tile(t, i);
@@ -274,14 +276,14 @@ static QK_NOINLINE void store_rows_apart(const product *g, const double *wide, i
             continue;
         }
         for (int j = 0; j < t->cols; j++) sums[j] = qk_sum_of(acc, &row, j) * wide[i] * row.col_scale[j];
-        qk_finish_row(k, sums, &row);
+        qk_finish_row(g->b->kernels, sums, &row);
     }
 }
 
 /* Codes of columns some of which leave float32: those replace what the kernel makes of them. */
 static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_t *acc, const qk_tile *t)
 {
-    const qk_kernels *k = g->b->kernels;
+    const qk_gemm8_kernels *k = g->b->gemm8;
     const double *scale = g->epilogue->wide_scale + col, *bias = g->epilogue->wide_bias + col;
     double values[MAX_MR * MAX_NR];
     int which[MAX_NR], n = 0;
@@ -295,7 +297,7 @@ static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_
     k->tile_to_codes(acc, t);
     for (int i = 0; i < t->rows; i++) {
         uint8_t codes[MAX_NR], *dst = (uint8_t *)t->dst + (size_t)i * t->row_stride;
-        qk_finish_codes(k, values + i * n, n, t, codes);
+        qk_finish_codes(g->b->kernels, values + i * n, n, t, codes);
         for (int j = 0; j < n; j++) dst[which[j]] = codes[j];
     }
 }
@@ -322,7 +324,7 @@ static qk_tile tile_of_product(const product *g)
 static void move_to_panel(const product *g, size_t col, qk_tile *t)
 {
     const qk_epilogue *epilogue = g->epilogue;
-    t->cols = (int)min_size(g->b->n - col, (size_t)g->b->kernels->nr);
+    t->cols = (int)min_size(g->b->n - col, (size_t)g->b->gemm8->nr);
     t->colsum = g->b->colsum + col;
     if (g->b_zero) t->col_zero = g->b_zero + col;
     if (epilogue->float_bias) t->bias = epilogue->float_bias + col;
@@ -336,7 +338,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
                        size_t col, int32_t *acc, qk_tile *t)
 {
     const qk_epilogue *epilogue = g->epilogue;
-    const qk_kernels *k = g->b->kernels;
+    const qk_gemm8_kernels *k = g->b->gemm8;
     const int floats = g->source->type == QK_FLOATS;
     t->rows = (int)rows;
     t->row_zero = floats || g->source->zero_point_per_row ? block->zero + row_in_block : NULL;
@@ -361,7 +363,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const product *g = context;
     const row_block *block = memory;
     const qk_gemm8_weights *b = g->b;
-    const qk_kernels *k = b->kernels;
+    const qk_gemm8_kernels *k = b->gemm8;
     const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
     const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
         !g->source->zero_point_per_row;
@@ -394,7 +396,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
 static void lay_out(product *g)
 {
     const qk_gemm8_weights *b = g->b;
-    const qk_kernels *k = b->kernels;
+    const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
@@ -434,7 +436,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
 {
     QK_DEFAULT_MODE;
     if (source->m == 0 || b->n == 0) return 1;
-    const qk_kernels *k = b->kernels;
+    const qk_gemm8_kernels *k = b->gemm8;
     product g = {.walk = {.m = source->m, .take_rows = take_rows, .multiply = multiply},
                  .source = source,
                  .b = b,
@@ -446,8 +448,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     g.in_place = source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (source->type == QK_FLOATS) {
         const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
-                                    qk_largest_bias(k, epilogue, b->n)};
-        g.quantizer = (qk_row_quantizer){k, b->k, 0, 255, 0, 1, factors};
+                                    qk_largest_bias(b->kernels, epilogue, b->n)};
+        g.quantizer = (qk_row_quantizer){b->kernels, b->k, 0, 255, 0, 1, factors};
     }
 
     int32_t small[2 * SMALL_COLUMNS];
@@ -491,7 +493,7 @@ static void run_products(void *context, size_t begin, size_t end)
     batch_job *job = context;
     const qk_batch *p = job->batch;
     qk_gemm8_weights packed;
-    qk_gemm8_init(&packed, qk_active(), p->k, p->n, p->b_unsigned);
+    qk_gemm8_init(&packed, qk_active(), NULL, p->k, p->n, p->b_unsigned);
     const size_t panels = round_up(qk_gemm8_bytes(&packed), 64);
     char *memory = qk_obtain(qk_plus(panels, qk_times(packed.n_pad, 2 * sizeof(int32_t))));
     if (!memory) {

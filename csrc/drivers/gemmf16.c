@@ -107,7 +107,8 @@ int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, 
     if (p->k == 0) return 1; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.5 * (double)p->k * (double)p->n, pack_panels, &job);
     const uint16_t bits = (uint16_t)job.largest;
-    (p->type == QK_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(&bits, &p->most, 1);
+    (p->type == QK_F16 ? p->kernels->elementwise->f16_to_f32 : p->kernels->elementwise->bf16_to_f32)(&bits, &p->most,
+                                                                                                     1);
     return status ? status
                   : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
 }
@@ -157,7 +158,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t cou
     for (size_t i = 0; i < count; i++, to += g->lda) {
         float lo, hi;
         memcpy(to, (const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride, b->k * sizeof *to);
-        b->kernels->minmax_f32(to, b->k, &lo, &hi);
+        b->kernels->elementwise->minmax_f32(to, b->k, &lo, &hi);
         if (!isfinite(lo) || !isfinite(hi)) return 0;
         block->wide[i] = lo != hi && !qk_is_ordinary(&g->factors, hi > -lo ? hi : -lo);
         block->any_wide |= block->wide[i];
@@ -172,7 +173,8 @@ static void wide_sums(const qk_gemmf16_weights *b, const float *x, size_t panel,
     double in_place[NR] = {0};
     float w[NR];
     for (size_t i = 0; i < b->k; i++, weights += NR) {
-        (b->type == QK_F16 ? b->kernels->f16_to_f32 : b->kernels->bf16_to_f32)(weights, w, NR);
+        (b->type == QK_F16 ? b->kernels->elementwise->f16_to_f32 : b->kernels->elementwise->bf16_to_f32)(weights, w,
+                                                                                                         NR);
         for (int j = 0; j < NR; j++) in_place[j] += (double)x[i] * w[j];
     }
     for (size_t j = 0; j < NR; j++) sum[j] = in_place[place_of(j, b->type)];
@@ -186,7 +188,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const row_block *bloc
     for (int i = 0; i < t->rows; i++, in_block++, y += NR) {
         const qk_tile row = qk_row_of_tile(t, i);
         if (!block->wide[in_block]) {
-            g->b->kernels->finish_floats(y, &row);
+            g->b->kernels->elementwise->finish_floats(y, &row);
             continue;
         }
         wide_sums(g->b, block->x + in_block * g->lda, panel, sums);
@@ -206,7 +208,7 @@ static void store_tile(const product *g, const row_block *block, float *y, size_
     if (block->any_wide)
         store_rows_apart(g, block, in_block, panel, y, &t);
     else
-        g->b->kernels->finish_floats(y, &t);
+        g->b->kernels->elementwise->finish_floats(y, &t);
 }
 
 static void multiply_row(const product *g, const row_block *block, size_t row, size_t begin, size_t end)
@@ -215,7 +217,7 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
     for (size_t panel = begin; panel < end; panel += ROW_PANELS) {
         const size_t panels = min_size(end - panel, ROW_PANELS);
-        b->kernels->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
+        b->kernels->gemmf16->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
     }
 }
@@ -225,7 +227,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const product *g = context;
     const qk_gemmf16_weights *b = g->b;
     const row_block *block = memory;
-    const size_t mr = (size_t)b->kernels->gemmf16_mr, tiles = ceil_div(rows, mr);
+    const size_t mr = (size_t)b->kernels->gemmf16->mr, tiles = ceil_div(rows, mr);
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     if (rows == 1) {
         multiply_row(g, block, first, begin, end);
@@ -234,7 +236,8 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     for (size_t panel = begin; panel < end; panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            b->kernels->gemmf16_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel), b->type, y);
+            b->kernels->gemmf16->gemmf16_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel),
+                                              b->type, y);
             store_tile(g, block, y, first, row, count, panel);
         }
 }
@@ -255,7 +258,7 @@ int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_g
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) *
         LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
     g.walk.work = (double)m * (double)b->n * (double)b->k / 48;
-    qk_share(&g.walk, g.lda * sizeof(float), b->kernels->gemmf16_mr);
+    qk_share(&g.walk, g.lda * sizeof(float), b->kernels->gemmf16->mr);
     g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, qk_times(g.lda, sizeof(float))));
     return qk_walk(&g.walk);
 }

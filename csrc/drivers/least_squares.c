@@ -5,13 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "drivers/drivers.h"
+#include "kernels/kernels.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
-#include "include/qkernels.h"
 #include "runtime/sizes.h"
 
 static const double NEGLIGIBLE = 0x1p-48; /* of sum w x^2: what rounding a scale to float32 may cost */
 static const double SLACK = 1e-13;        /* of sum w x^2: more than the rounding of the sums of a bound */
+static const double NARROW = 0.15, SHORTER = 0.6, LONGER = 1.2; /* intervals of u, of codes of an average value */
 static const double SHRINKS[] = {1.0, 0.88, 0.74, 0.55};
 enum {
     MAX_BUCKETS = 1 << 16,
@@ -33,12 +35,16 @@ typedef struct {
     uint32_t value;
     int32_t code;
 } breakpoint; /* `at` in buckets: the code becomes `code` there */
+typedef double change __attribute__((vector_size(2 * sizeof(double)), aligned(sizeof(double)), may_alias));
+/* sum w y, sum w (2 c - 1): over breakpoints at which c is reached, what they add to sum w y c and sum w c^2 */
 typedef struct {
     uint32_t bucket, begin, end;
 } survivor; /* where its breakpoints are */
 
 typedef struct {
     const qk_least_squares *args;
+    const qk_kmeans_kernels *kernels;
+    double *limits;  /* of the codes of values, as doubles */
     double *y, *w;   /* magnitudes, positive values first; their weights */
     double *spacing; /* of the breakpoints of a value, in buckets */
     size_t n, positive;
@@ -48,9 +54,12 @@ typedef struct {
     double total, smallest; /* sum w y^2; scale, in units of y */
     double loss, scale;     /* the best so far */
     int best_zero;
-    size_t room;                         /* of the arrays by bucket */
-    double step, *gain, *square, *bound; /* of u; by bucket: sums over its breakpoints, later states at its begin */
+    size_t room;           /* of the arrays by bucket */
+    size_t first, buckets; /* that are searched: none below is better */
+    double step;           /* of u */
+    double *bound;         /* by bucket, as what follows */
     sums *state;
+    change *changes;
     uint32_t *count;
     int32_t *slot;
     double clip[2]; /* whatever is clipped below these costs more than the best loss */
@@ -64,6 +73,9 @@ typedef struct {
 
 /* ---- loss at a scale ---- */
 
+static inline double smaller(double a, double b) { return a < b ? a : b; }
+static inline double larger(double a, double b) { return a > b ? a : b; }
+
 static void look_if_due(search *q)
 {
     if (q->work < LOOK) return;
@@ -71,36 +83,39 @@ static void look_if_due(search *q)
     q->stopped |= qk_stopped();
 }
 
-static inline double sum_of(lanes a) { return (a[0] + a[2]) + (a[1] + a[3]); }
-
-/* Of values begin .. end - 1 at a scale, added to `s`. Adding 1.5 * 2^52 rounds half to even. */
-static void add_loss(const search *q, size_t begin, size_t end, double scale, double limit, sums *s)
+/* Between two passes over all values. */
+static int stopped_after(search *q, size_t values)
 {
-    const double magic = 0x1.8p52;
-    lanes loss = {0}, slope = {0}, square = {0};
-    for (; begin + LANES <= end; begin += LANES) {
-        const lanes y = *(const lanes *)(q->y + begin), w = *(const lanes *)(q->w + begin), v = y / scale,
-                    top = (lanes){0} + limit;
-        const masks within = v < top;
-        const lanes c = (lanes)(((masks)v & within) | ((masks)top & ~within)) + magic - magic;
-        const lanes r = y - scale * c, wc = w * c;
-        loss += w * r * r, slope += wc * r, square += wc * c;
-    }
-    s->loss += sum_of(loss), s->slope += sum_of(slope), s->square += sum_of(square);
-    for (; begin < end; begin++) {
-        const double v = q->y[begin] / scale, c = (v < limit ? v : limit) + magic - magic, r = q->y[begin] - scale * c;
-        s->loss += q->w[begin] * r * r, s->slope += q->w[begin] * c * r, s->square += q->w[begin] * c * c;
-    }
+    q->work += values;
+    look_if_due(q);
+    return q->stopped;
 }
 
-static sums loss_at(search *q, double scale, int zero)
+/* The same within a pass, at value i. */
+static inline int stopped_at(search *q, size_t i)
 {
-    sums s = {0};
-    add_loss(q, 0, q->positive, scale, q->args->qmax - zero, &s);
-    add_loss(q, q->positive, q->n, scale, zero - q->args->qmin, &s);
+    enum { SOME = 1 << 16 };
+    return i % SOME == 0 && i && stopped_after(q, SOME);
+}
+
+static size_t whole_lanes(size_t n) { return (n + QK_ROUNDED_LANES - 1) / QK_ROUNDED_LANES * QK_ROUNDED_LANES; }
+
+static inline double sum_of(lanes a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+
+/* Sets the largest codes of positive and of negative values. */
+static void limit_codes(search *q, int positive, int negative)
+{
+    for (size_t i = 0; i < q->n; i++) q->limits[i] = i < q->positive ? positive : negative;
+}
+
+/* Returns the sums at a scale, with the codes that are set. */
+static sums loss_at(search *q, double scale)
+{
+    double s[3];
+    q->kernels->rounded_sums(q->y, q->w, q->limits, whole_lanes(q->n), scale, s);
     q->work += q->n;
     look_if_due(q);
-    return s;
+    return (sums){s[0], s[1], s[2]};
 }
 
 /* The best scale for codes whose sums at `scale` are s. */
@@ -162,7 +177,7 @@ static void take_tails(search *q, int side)
     tail *t = q->tails[side];
     const size_t end = side ? q->n : q->positive;
     size_t count = 0;
-    for (size_t i = side ? q->positive : 0; i < end; i++)
+    for (size_t i = side ? q->positive : 0; i < end && !stopped_at(q, i); i++)
         if (q->y[i] >= q->clip[side]) t[count++] = (tail){.y = q->y[i], .w = q->w[i]};
     qsort(t, count, sizeof *t, descending);
     tail sum = {0};
@@ -205,7 +220,7 @@ static excess excess_of(const search *q, int side, double scale, double ratio, i
     const double w = all->ww - out->ww;
     const double near = (all->wyy - out->wyy) - 2 * clip * (all->wy - out->wy) + clip * clip * w;
     const double rounded = near - scale * scale / 4 * w;
-    return (excess){fmax(rounded, 0) + ratio * fmax(far, 0), near + far};
+    return (excess){larger(rounded, 0) + ratio * larger(far, 0), near + far};
 }
 
 /* ---- buckets ---- */
@@ -217,9 +232,9 @@ static int make_room(search *q, size_t buckets)
 {
     if (buckets <= q->room) return 1;
     q->room = buckets;
-    void **arrays[] = {(void **)&q->gain,  (void **)&q->square, (void **)&q->bound,    (void **)&q->state,
-                       (void **)&q->count, (void **)&q->slot,   (void **)&q->survivors};
-    const size_t sizes[] = {sizeof(double),   sizeof(double),  sizeof(double),  sizeof(sums),
+    void **arrays[] = {(void **)&q->changes, (void **)&q->bound, (void **)&q->state,
+                       (void **)&q->count,   (void **)&q->slot,  (void **)&q->survivors};
+    const size_t sizes[] = {sizeof(change),   sizeof(double),  sizeof(sums),
                             sizeof(uint32_t), sizeof(int32_t), sizeof(survivor)};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         void *more = obtain(*arrays[i], buckets, sizes[i]);
@@ -229,71 +244,118 @@ static int make_room(search *q, size_t buckets)
     return 1;
 }
 
+static double root_mean_square(const search *q)
+{
+    double weights = 0;
+    for (size_t i = 0; i < q->n; i++) weights += q->w[i];
+    return sqrt(q->total / weights);
+}
+
 /* So many that bounds are as tight as the loss varies from one to the next. */
 static size_t choose_buckets(const search *q, double highest)
 {
-    double weights = 0, codes = 0;
-    for (size_t i = 0; i < q->n; i++) weights += q->w[i], codes += q->y[i];
-    const double fine = sqrt(q->total / weights) * highest * sqrt(20 * sqrt((double)q->n));
-    return (size_t)fmin(fmin(fmax(fine, 4), MAX_BUCKETS), 0.5 * codes * highest + 4);
+    double codes = 0;
+    for (size_t i = 0; i < q->n; i++) codes += q->y[i];
+    const double fine = root_mean_square(q) * highest * sqrt(10 * sqrt((double)q->n));
+    return (size_t)smaller(smaller(larger(fine, 4), MAX_BUCKETS), 0.5 * codes * highest + 4);
 }
 
-/* Adds the breakpoints of all values to their buckets. */
-static void fill_buckets(search *q, size_t buckets)
+/* The code of a value where a bucket begins, by the arithmetic that puts breakpoints into buckets. */
+static inline int code_at(double spacing, double bucket, int limit)
 {
-    memset(q->gain, 0, buckets * sizeof *q->gain), memset(q->square, 0, buckets * sizeof *q->square);
-    memset(q->count, 0, buckets * sizeof *q->count);
+    const double near = bucket / spacing + 0.5;
+    int c = near < limit ? (int)near : limit;
+    while (c > 0 && spacing * (c - 0.5) >= bucket) c--;
+    while (c < limit && spacing * (c + 0.5) < bucket) c++;
+    return c;
+}
+
+/* Adds the breakpoints of all values to their buckets. Returns the sums of the codes where the first one begins. */
+static change fill_buckets(search *q)
+{
+    const size_t first = q->first, count = q->buckets - first;
+    const double begin = (double)first, end = (double)q->buckets;
+    change before = {0};
+    memset(q->changes + first, 0, count * sizeof *q->changes), memset(q->count + first, 0, count * sizeof *q->count);
     for (size_t i = 0; i < q->n; i++) q->spacing[i] = 1 / (q->y[i] * q->step);
+    stopped_after(q, q->n);
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
-        const double a = q->spacing[i], wy = q->w[i] * q->y[i], w = q->w[i], end = (double)buckets;
-        const int limit = q->limit[i >= q->positive];
-        int c = 1;
+        const double a = q->spacing[i], wy = q->w[i] * q->y[i], w = q->w[i];
+        const int limit = q->limit[i >= q->positive], c0 = first ? code_at(a, begin, limit) : 0;
+        before += (change){wy * c0, w * c0 * c0};
+        int c = c0 + 1;
         for (double at; c <= limit && (at = a * (c - 0.5)) < end; c++) {
             const size_t b = (size_t)at;
-            q->gain[b] += wy, q->square[b] += w * (2 * c - 1), q->count[b]++;
+            q->changes[b] += (change){wy, w * (2 * c - 1)}, q->count[b]++;
         }
-        q->work += (size_t)c + 8;
+        q->work += (size_t)(c - c0) + 8;
         look_if_due(q);
     }
+    return before;
 }
 
-/* Minimum of constant - linear s + square s^2 for s0 <= s <= s1. */
-static double least_of(double constant, double linear, double square, double s0, double s1)
+static inline double within(double x, double low, double high) { return smaller(larger(x, low), high); }
+
+/* A lower bound of the loss at scales from s down to s1 = 1 / u1, without what saturates: `a` and `b` are sum w y c and
+ * sum w c^2 at s = 1 / u, `more` is what they gain up to s1. */
+static inline double bound_of(double total, double a, double b, change more, double u, double u1, double s, double s1)
 {
-    const double s = linear <= 2 * square * s0 ? s0 : linear >= 2 * square * s1 ? s1 : linear / (2 * square);
-    return constant - s * (linear - square * s);
+    const double e = within((2 * more[0] - s1 * more[1]) * (u * u1 / (u1 - u)), 0, more[1]);
+    const double linear = 2 * a + s * e, square = b + e, best = within(linear / (2 * square), s1, s);
+    return total - best * (linear - square * best);
 }
 
 /* Neumaier's sum. */
 typedef struct {
-    double high, low;
+    change high, low;
 } pair;
-static void add(pair *p, double x)
+static inline void add(pair *p, change x)
 {
-    const double sum = p->high + x;
-    p->low += fabs(p->high) >= fabs(x) ? (p->high - sum) + x : (x - sum) + p->high;
+    const change sum = p->high + x, of_x = sum - p->high;
+    p->low += (p->high - (sum - of_x)) + (x - of_x);
     p->high = sum;
 }
 
 /* Of each bucket the state at its begin, at the scale of its end, and the lower bound of the loss without what
- * saturates. Of the first one, in which scales have no end, it is that of the values that have no breakpoint there. */
-static void bound_buckets(search *q, size_t buckets)
+ * saturates. Of the one in which scales have no end, it is that of the values that have no breakpoint there. */
+static void bound_buckets(search *q, change before)
 {
-    pair gain = {0}, square = {0};
-    double first = q->total;
-    for (size_t i = 0; i < q->n; i++)
-        if (q->spacing[i] * 0.5 < 1) first -= q->w[i] * q->y[i] * q->y[i];
-    for (size_t b = 0; b < buckets; b++) {
-        const double s = 1 / ((double)(b + 1) * q->step), a0 = gain.high + gain.low, b0 = square.high + square.low;
-        q->state[b] = (sums){q->total - s * (2 * a0 - s * b0), a0 - s * b0, b0};
-        q->bound[b] = first;
-        if (b > 0) {
-            const double s0 = 1 / ((double)b * q->step), late = (2 * q->gain[b] - s * q->square[b]) / (s0 - s);
-            const double e = fmin(fmax(late, 0), q->square[b]);
-            q->bound[b] = least_of(q->total, 2 * a0 + s0 * e, b0 + e, s, s0);
-        }
-        add(&gain, q->gain[b]), add(&square, q->square[b]);
+    pair sum = {before, {0}};
+    double s = 1 / ((double)q->first * q->step);
+    for (size_t b = q->first; b < q->buckets; b++) {
+        const double u = (double)b * q->step, u1 = (double)(b + 1) * q->step, s1 = 1 / u1;
+        const change now = sum.high + sum.low;
+        q->state[b] = (sums){q->total - s1 * (2 * now[0] - s1 * now[1]), now[0] - s1 * now[1], now[1]};
+        q->bound[b] = b ? bound_of(q->total, now[0], now[1], q->changes[b], u, u1, s, s1) : 0;
+        add(&sum, q->changes[b]);
+        s = s1;
     }
+    if (q->first) return;
+    q->bound[0] = q->total;
+    for (size_t i = 0; i < q->n; i++)
+        if (q->spacing[i] * 0.5 < 1) q->bound[0] -= q->w[i] * q->y[i] * q->y[i];
+}
+
+/* A u below which the loss is worse than the best, by the same bounds of a few wide intervals: as far as these serve.
+ */
+static double skip_large_scales(search *q, double largest, double highest)
+{
+    const double slack = (SLACK + 0x1p-52 * (double)q->n) * q->total, rms = root_mean_square(q);
+    double u = 0.5 / largest, a = 0, b = 0; /* all codes are 0 up to here */
+    if (q->total < q->loss + slack) return 0;
+    limit_codes(q, q->limit[0], q->limit[1]);
+    for (double step = 1 / rms; step * rms >= NARROW && u < highest && !q->stopped;) {
+        const double u1 = u + step < highest ? u + step : highest, s1 = 1 / u1;
+        const sums at = loss_at(q, s1);
+        const double a1 = at.slope + s1 * at.square;
+        if (!q->many) keep(q, &at, s1, q->zero);
+        if (bound_of(q->total, a, b, (change){a1 - a, at.square - b}, u, u1, 1 / u, s1) < q->loss + slack) {
+            step *= SHORTER;
+            continue;
+        }
+        u = u1, a = a1, b = at.square, step *= LONGER;
+    }
+    return u;
 }
 
 /* ---- zero points ---- */
@@ -307,10 +369,10 @@ static excess excess_at(const search *q, double scale, double ratio, int zero)
 
 /* Improves the best by the scales at the beginnings of buckets, with zero points found by descent from one bucket to
  * the next. */
-static void try_beginnings(search *q, size_t buckets)
+static void try_beginnings(search *q)
 {
     int zero = q->zero;
-    for (size_t b = 1; b < buckets; b++) {
+    for (size_t b = q->first ? q->first : 1; b < q->buckets; b++) {
         if (q->bound[b] >= q->loss) continue;
         if (!q->many) {
             keep(q, &q->state[b], 1 / ((double)(b + 1) * q->step), zero);
@@ -342,8 +404,8 @@ static int viable(search *q, size_t b, int *first, int *last)
     }
     const double s = 1 / ((double)b * q->step), ratio = (double)b / (double)(b + 1);
     const double fewest[2] = {ceil(q->clip[0] / s - 0.5), ceil(q->clip[1] / s - 0.5)}; /* codes */
-    int low = (int)fmax(q->args->first_zero, q->args->qmin + fewest[1]);
-    int high = (int)fmin(q->args->last_zero, q->args->qmax - fewest[0]);
+    int low = (int)larger(q->args->first_zero, q->args->qmin + fewest[1]);
+    int high = (int)smaller(q->args->last_zero, q->args->qmax - fewest[0]);
     for (int bottom = low, top = high; bottom < top;) {
         const int middle = bottom + (top - bottom) / 2;
         if (excess_of(q, 1, s, ratio, middle - q->args->qmin).least < margin)
@@ -369,22 +431,12 @@ static int viable(search *q, size_t b, int *first, int *last)
 
 /* ---- breakpoints one after the other ---- */
 
-/* The code of a value where a bucket begins, by the arithmetic that puts breakpoints into buckets. */
-static inline int code_at(const search *q, double y, double bucket, int limit)
-{
-    const double a = 1 / (y * q->step), near = bucket * (y * q->step) + 0.5;
-    int c = near < limit ? (int)near : limit;
-    while (c > 0 && a * (c - 0.5) >= bucket) c--;
-    while (c < limit && a * (c + 0.5) < bucket) c++;
-    return c;
-}
-
 /* Breakpoints of the survivors first .. last - 1, each in its bucket, in any order. */
-static void gather(search *q, size_t first, size_t last, size_t buckets)
+static void gather(search *q, size_t first, size_t last)
 {
     survivor *s = q->survivors;
     uint32_t filled = 0;
-    for (size_t b = 0; b < buckets; b++) q->slot[b] = -1;
+    for (size_t b = q->first; b < q->buckets; b++) q->slot[b] = -1;
     for (size_t i = first; i < last; i++) {
         q->slot[s[i].bucket] = (int32_t)i, s[i].begin = s[i].end = filled;
         filled += q->count[s[i].bucket];
@@ -393,7 +445,7 @@ static void gather(search *q, size_t first, size_t last, size_t buckets)
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
         const int limit = q->limit[i >= q->positive];
         const double a = q->spacing[i];
-        int c = code_at(q, q->y[i], begin, limit) + 1;
+        int c = code_at(a, begin, limit) + 1;
         for (double at; c <= limit && (at = a * (c - 0.5)) < end; c++, q->work++) {
             const int32_t slot = q->slot[(size_t)at];
             if (slot >= 0) q->points[s[slot].end++] = (breakpoint){at, (uint32_t)i, c};
@@ -428,7 +480,7 @@ static sums saturated(search *q, size_t b, double s, const int *limit)
     for (int side = 0; side < 2 && q->many; side++)
         for (size_t i = 0; i < q->tail_count[side]; i++, q->work += 4) {
             const tail *t = q->tails[side] + i;
-            const double c = code_at(q, t->y, (double)b, q->codes), h = limit[side], r = t->y - s * c,
+            const double c = code_at(1 / (t->y * q->step), (double)b, q->codes), h = limit[side], r = t->y - s * c,
                          to = t->y - s * h;
             if (c <= h) break;
             state.loss += t->w * (to * to - r * r), state.slope += t->w * (h * to - c * r),
@@ -458,7 +510,7 @@ static void sweep_zeros(search *q, const survivor *v)
 {
     int first, last;
     if (!viable(q, v->bucket, &first, &last)) return;
-    const int reach = (int)fmax(fabs((double)q->zero - first), fabs((double)last - q->zero));
+    const int reach = (int)larger(fabs((double)q->zero - first), fabs((double)last - q->zero));
     for (int i = 0; i <= 2 * reach && !q->stopped; i++) {
         const int zero = q->zero + (i % 2 ? (i + 1) / 2 : -(i / 2));
         if (zero < first || zero > last) continue;
@@ -468,7 +520,7 @@ static void sweep_zeros(search *q, const survivor *v)
 }
 
 /* Sweeps survivors first .. last - 1, whose breakpoints are `points`. */
-static int sweep_survivors(search *q, size_t first, size_t last, size_t points, size_t buckets)
+static int sweep_survivors(search *q, size_t first, size_t last, size_t points)
 {
     size_t most = 0;
     for (size_t i = first; i < last; i++)
@@ -478,7 +530,7 @@ static int sweep_survivors(search *q, size_t first, size_t last, size_t points, 
     breakpoint *spare = obtain(q->spare, most + most / 2 + 2, sizeof *spare);
     if (spare) q->spare = spare;
     if (!all || !spare) return 0;
-    gather(q, first, last, buckets);
+    gather(q, first, last);
     for (size_t i = first; i < last && !q->stopped; i++) {
         survivor *v = q->survivors + i;
         if (q->bound[v->bucket] >= q->loss + SLACK * q->total) continue;
@@ -503,25 +555,30 @@ static int search_scales(search *q)
     } else {
         lowest = least_scale(q, 0, q->n, limit);
     }
-    double least = INFINITY;
-    for (size_t i = 0; i < q->n; i++) least = q->y[i] < least ? q->y[i] : least;
-    lowest = fmax(fmax(lowest, q->smallest),
-                  0.999 * least / fmax(limit[0], limit[1])); /* below the last one no code changes */
-    const size_t buckets = choose_buckets(q, 1 / lowest);
-    if (!make_room(q, buckets)) return 0;
-    q->step = 1 / lowest / (double)buckets * (1 + 1e-9);
-    fill_buckets(q, buckets);
     if (q->stopped) return 1;
-    bound_buckets(q, buckets);
-    try_beginnings(q, buckets);
+    double least = INFINITY, largest = 0;
+    for (size_t i = 0; i < q->n; i++)
+        least = q->y[i] < least ? q->y[i] : least, largest = q->y[i] > largest ? q->y[i] : largest;
+    lowest = larger(larger(lowest, q->smallest),
+                    0.999 * least / larger(limit[0], limit[1])); /* below the last one no code changes */
+    q->buckets = choose_buckets(q, 1 / lowest);
+    if (stopped_after(q, 3 * q->n)) return 1;
+    if (!make_room(q, q->buckets)) return 0;
+    q->step = 1 / lowest / (double)q->buckets * (1 + 1e-9);
+    q->first = (size_t)(skip_large_scales(q, largest, 1 / lowest) / q->step);
+    const change before = fill_buckets(q);
+    if (q->stopped) return 1;
+    bound_buckets(q, before);
+    if (stopped_after(q, q->n)) return 1;
+    try_beginnings(q);
     size_t count = 0, first = 0, points = 0;
     int one, other;
-    for (size_t b = 0; b < buckets; b++)
+    for (size_t b = q->first; b < q->buckets; b++)
         if (viable(q, b, &one, &other)) q->survivors[count++].bucket = (uint32_t)b;
     for (size_t i = 0; i < count && !q->stopped; i++) {
         points += q->count[q->survivors[i].bucket];
         if (i + 1 < count && points + q->count[q->survivors[i + 1].bucket] <= MAX_SORTED) continue;
-        if (!sweep_survivors(q, first, i + 1, points, buckets)) return 0;
+        if (!sweep_survivors(q, first, i + 1, points)) return 0;
         first = i + 1, points = 0;
     }
     return 1;
@@ -533,10 +590,12 @@ static void choose_float(search *q, int exponent, float *scale, int32_t *zero_po
     const float near = (float)ldexp(q->scale, exponent), smallest = 0x1p-126f;
     const float tries[3] = {near, nextafterf(near, 0), nextafterf(near, INFINITY)};
     const int zero = q->best_zero;
-    double least = loss_at(q, ldexp(*scale, -exponent), *zero_point).loss;
+    limit_codes(q, q->args->qmax - *zero_point, *zero_point - q->args->qmin);
+    double least = loss_at(q, ldexp(*scale, -exponent)).loss;
+    limit_codes(q, q->args->qmax - zero, zero - q->args->qmin);
     for (int i = 0; i < 3; i++) {
         const float s = tries[i] < smallest ? smallest : tries[i];
-        const double loss = isfinite(s) ? loss_at(q, ldexp(s, -exponent), zero).loss : INFINITY;
+        const double loss = isfinite(s) ? loss_at(q, ldexp(s, -exponent)).loss : INFINITY;
         if (loss < least) *scale = s, *zero_point = zero, least = loss;
     }
 }
@@ -549,17 +608,17 @@ static void take_values(search *q, const double *x, const double *importance, si
     double largest = 0;
     int most = INT32_MIN, e, f;
     q->n = 0;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && !(w && w[i] == 0)) largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
     frexp(largest, exponent);
-    for (size_t i = 0; w && i < n; i++)
+    for (size_t i = 0; w && i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && w[i] != 0) {
             frexp(x[i], &e), frexp(w[i], &f);
             most = 2 * (e - *exponent) + f > most ? 2 * (e - *exponent) + f : most;
         }
     const double factor = ldexp(1, -*exponent);
     for (int side = 0; side < 2; side++) {
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n && !stopped_at(q, i); i++) {
             if ((x[i] < 0) != side || fabs(x[i]) <= 0x1p-127 || (w && w[i] == 0)) continue;
             const double weight = w ? ldexp(w[i], -most) : 1;
             if (weight == 0) continue; /* beside the largest w y^2 it is nothing */
@@ -567,6 +626,7 @@ static void take_values(search *q, const double *x, const double *importance, si
         }
         if (side == 0) q->positive = q->n;
     }
+    for (size_t i = q->n; i < whole_lanes(q->n); i++) q->y[i] = q->w[i] = q->limits[i] = 0;
 }
 
 /* One line or block. Returns 0 where memory ran out. */
@@ -575,7 +635,7 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     const qk_least_squares *p = q->args;
     int exponent, first = p->first_zero, last = p->last_zero;
     take_values(q, x, importance, n, &exponent);
-    if (q->n == 0) return 1;
+    if (q->n == 0 || q->stopped) return 1;
     if (first < last &&
         (q->positive == 0 || q->positive == q->n)) /* no other zero point leaves one sign as many codes */
         first = last = q->positive ? first : last;
@@ -584,11 +644,13 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     q->smallest = ldexp(0x1p-126, -exponent);
     q->total = 0;
     double largest = 0;
-    for (size_t i = 0; i < q->n; i++) q->total += q->w[i] * q->y[i] * q->y[i], largest = fmax(largest, q->y[i]);
-    q->loss = q->total, q->scale = fmax(largest, q->smallest);
+    for (size_t i = 0; i < q->n && !stopped_at(q, i); i++)
+        q->total += q->w[i] * q->y[i] * q->y[i], largest = larger(largest, q->y[i]);
+    limit_codes(q, p->qmax - q->zero, q->zero - p->qmin);
+    q->loss = q->total, q->scale = larger(largest, q->smallest);
     for (size_t i = 0; i < sizeof SHRINKS / sizeof *SHRINKS && !q->stopped; i++) {
-        const double s = fmax(SHRINKS[i] * fmin(ldexp(*scale, -exponent), largest), q->smallest);
-        const sums found = loss_at(q, s, q->zero);
+        const double s = larger(SHRINKS[i] * smaller(ldexp(*scale, -exponent), largest), q->smallest);
+        const sums found = loss_at(q, s);
         keep(q, &found, s, q->zero);
     }
     if (!q->stopped && q->loss > NEGLIGIBLE * q->total && !search_scales(q)) return 0;
@@ -606,7 +668,7 @@ typedef struct {
 
 static void release(search *q)
 {
-    void *arrays[] = {q->y,     q->w,    q->spacing,   q->gain,     q->square,   q->bound,  q->state,
+    void *arrays[] = {q->y,     q->w,    q->limits,    q->spacing,  q->changes,  q->bound,  q->state,
                       q->count, q->slot, q->survivors, q->tails[0], q->tails[1], q->points, q->spare};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
@@ -617,11 +679,13 @@ static void refine_some(void *context, size_t begin, size_t end)
     job *j = context;
     const qk_least_squares *p = j->args;
     const size_t longest = p->n < p->block ? p->n : p->block, blocks = (p->n - 1) / p->block + 1;
-    search q = {.args = p, .codes = p->qmax - p->qmin};
-    q.y = obtain(NULL, longest, sizeof *q.y), q.w = obtain(NULL, longest, sizeof *q.w);
+    search q = {.args = p, .kernels = qk_active()->kmeans, .codes = p->qmax - p->qmin};
+    const size_t lanes = whole_lanes(longest);
+    q.y = obtain(NULL, lanes, sizeof *q.y), q.w = obtain(NULL, lanes, sizeof *q.w);
+    q.limits = obtain(NULL, lanes, sizeof *q.limits);
     q.spacing = obtain(NULL, longest, sizeof *q.spacing);
     for (int side = 0; side < 2; side++) q.tails[side] = obtain(NULL, longest, sizeof(tail));
-    int done = q.y && q.w && q.spacing && q.tails[0] && q.tails[1];
+    int done = q.y && q.w && q.limits && q.spacing && q.tails[0] && q.tails[1];
     for (size_t i = begin; i < end && done && !q.stopped; i++) {
         const size_t skip = i % blocks * p->block, at = i / blocks * p->n + skip,
                      n = p->n - skip < p->block ? p->n - skip : p->block;

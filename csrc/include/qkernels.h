@@ -1,18 +1,48 @@
-/* The C API of qkernels: what embedders include.
+/* qkernels: exact, fast kernels for quantized machine learning on CPUs. This is the C interface.
  *
- * Functions that can take long return an int, which is 0 where nothing else is said; QK_INTERRUPTED see below.
- * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here:
- * the Python layer has validated its arguments, other callers validate theirs. Formulas and bounds:
- * docs/numerics.md, cited as "numerics N". */
+ * Values. Every function computes what the documentation of the Python package says, to the bit, whatever the
+ * instruction set, the number of threads or the floating-point mode of the caller (which is left as it was). Formulas
+ * and bounds: docs/numerics.md, cited here as "numerics N".
+ *
+ * Arrays are C-contiguous and belong to the caller; strides are in elements unless it is said that they are in bytes,
+ * and a stride of 0 in a struct stands for rows that follow one another. float16 and bfloat16 are 16 bits each, codes
+ * of 4 and 2 bits the low bits of a byte each. Outputs may not overlap inputs, unless it is said that they may. A field
+ * of a struct that is 0 or NULL means what is usual, so that a struct of zeros is where to start.
+ *
+ * Errors. Functions that can fail return a qk_status, QK_OK being 0; results come by pointer, and what an output holds
+ * after a failure is undefined. NULL, sizes that do not fit the memory, unknown enumerators and the like are
+ * QK_INVALID; what would take a look at each element is checked only where that is said.
+ *
+ * Threads. Any thread may call at any time; weights and codebooks are never written to once they are made. The number
+ * of threads and the instruction set are those of the process. */
 #ifndef QKERNELS_H
 #define QKERNELS_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct qk_kernels qk_kernels; /* one instruction set; see kernels.h */
+/* The version of this header, and of the package; qk_version() is that of the library. */
+#define QK_VERSION "0.1.0"
 
-/* Codes of 4 and 2 bits stand alone in the low bits of a byte, the others of which are written as 0. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(QK_EXPORT) && defined(__GNUC__)
+#define QK_API __attribute__((visibility("default"))) /* while a shared library is built */
+#else
+#define QK_API
+#endif
+
+typedef enum {
+    QK_OK = 0,
+    QK_NO_MEMORY = -1,
+    QK_NOT_FINITE = -2,  /* a value is NaN or infinite */
+    QK_INTERRUPTED = -3, /* see qk_set_interrupt */
+    QK_OVERFLOW = -4,    /* sums could leave int32 */
+    QK_INVALID = -5      /* an argument is not as this header wants it */
+} qk_status;
+
 typedef enum {
     QK_F32,
     QK_F64,
@@ -23,57 +53,79 @@ typedef enum {
     QK_I16,
     QK_U16,
     QK_I32,
-    QK_I4,
+    QK_I4, /* this and the next three: one code a byte, in its low bits; the others are written as 0, and not read */
     QK_U4,
     QK_I2,
     QK_U2
 } qk_dtype;
+
+/* How ties go; the last two are the fixed-point requantizations of gemmlowp and TFLite (numerics 7). */
 typedef enum { QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE } qk_rounding;
 typedef enum { QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU } qk_activation;
+/* Whether an array has one scale, one for each index of an axis, or one for each block along an axis. */
+typedef enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } qk_kind;
 
-/* ---- instruction set and threads ---- */
+/* ---- the library ---- */
 
-const qk_kernels *qk_active(void);           /* chosen on first use: QKERNELS_ISA where the CPU has it, else the best */
-const qk_kernels *qk_find(const char *name); /* NULL where not built or the CPU lacks it */
-const char *qk_name(const qk_kernels *k);
-const char *qk_built(size_t i);        /* names of all that are built, best first, then NULL */
-void qk_activate(const qk_kernels *k); /* for tests: what later calls use */
-void qk_set_num_threads(int n);        /* at least 1; more than qk_most_threads() are as many as that */
-int qk_get_num_threads(void);
-int qk_most_threads(void); /* CPUs of the machine, or 8 where it has fewer */
+QK_API const char *qk_version(void);
+/* A sentence that says what a status means; of another number, that it is none. */
+QK_API const char *qk_status_text(qk_status status);
+
+/* The instruction set in use ("avx512vnni", "avx2", "scalar", ...): the best that the CPU has, or what the environment
+ * variable QKERNELS_ISA names. Setting it serves tests: QK_INVALID if it is not built or the CPU lacks it. */
+QK_API const char *qk_get_isa(void);
+QK_API qk_status qk_set_isa(const char *name);
+
+/* Threads that a call uses, at least 1: at first as QKERNELS_NUM_THREADS says, or as many as there are CPUs. More than
+ * qk_most_threads(), the CPUs of the machine or 8 if it has fewer, are as many as that. */
+QK_API void qk_set_num_threads(int n);
+QK_API int qk_get_num_threads(void);
+QK_API int qk_most_threads(void);
 
 /* Long calls ask `poll`, on the thread that called and every 40 ms or so, whether to stop. Where it does not return 0
- * they return QK_INTERRUPTED soon, and what they write to is undefined. NULL: they do not ask. */
-enum { QK_INTERRUPTED = -3 };
-void qk_set_interrupt(int (*poll)(void));
+ * they return QK_INTERRUPTED soon. NULL: they do not ask. */
+QK_API void qk_set_interrupt(int (*poll)(void));
 
-/* ---- elementwise ---- */
+/* ---- arrays: quantize and back (numerics 2 to 5) ---- */
 
-/* Which scale an element has. The array is seen as (outer, length, inner) around the axis;
- * the scales as (), (length,) or (outer, ceil(length / block), inner). */
+/* Which scale an element has, and which codes there are. The array is seen as (outer, length, inner) around the axis:
+ * for QK_PER_TENSOR only the product of the three counts, which for the others is 1 or more each or 0. The scales have
+ * shape (), (length,) or (outer, ceil(length / block), inner), and so have the zero points. Scales are finite and at
+ * least 2^-126, zero points within the codes' type; of arrays of scales that is not checked: wrong ones give wrong
+ * codes. */
 typedef struct {
-    enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } kind;
+    qk_kind kind;
     size_t outer, length, inner, block;
     const float *scale;
-    const float *reciprocal; /* of the scales, by qk_reciprocals; NULL: divide */
+    const float *reciprocal; /* NULL; or, which is faster for many scales, what qk_reciprocals made of them */
     const int32_t *zero_point;
-    int32_t qmin, qmax;
+    int32_t qmin, qmax; /* the smallest and the largest code, both within the type of the codes */
 } qk_params;
 
-/* Returns 0 where a scale is such that quotients need a division (numerics 3). */
-int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
-int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
-int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
+/* Fills the reciprocals of n scales. Returns 0 if these are such that quotients need a division (numerics 3): leave
+ * qk_params.reciprocal NULL. */
+QK_API int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
 
-/* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
-int qk_minmax(const float *x, size_t n, float *lo, float *hi);
-void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point);
-/* One scale and zero point a row. Returns 0 where x holds NaN or infinity. */
-int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
-                     int symmetric, float *scale, int32_t *zero_point);
+/* q = saturate(round(x / scale) + zero_point): from floats, to codes of 2 to 16 bits; QK_HALF_EVEN or QK_HALF_AWAY. NaN
+ * becomes the zero point. */
+QK_API qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p,
+                             qk_rounding rounding);
+/* y = (q - zero_point) * scale: from codes of 2 to 16 bits, or from int32, to floats. */
+QK_API qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
+/* Both at once; y may be x. */
+QK_API qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
 
-/* Multipliers of int32 sums, one per column (numerics 7): float ones, or mantissa and shift. */
+/* The scale and zero point of n values by their range, 0 included, for codes of 2 to 16 bits. QK_NOT_FINITE where a
+ * value is NaN or infinite. symmetric: the zero point is the middle of the codes, and the lowest of these is not used,
+ * so that qmin is 1 more than else. */
+QK_API qk_status qk_choose_qparams(const float *x, size_t n, qk_dtype dtype, int symmetric, float *scale,
+                                   int32_t *zero_point);
+/* Each row of x (rows, cols) quantized by its own range: q (rows, cols), scale and zero_point (rows,). */
+QK_API qk_status qk_dynamic_quantize(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int symmetric,
+                                     float *scale, int32_t *zero_point);
+
+/* Multipliers of int32 sums, one a column (numerics 7): float ones, positive and finite, for QK_HALF_EVEN and
+ * QK_HALF_AWAY; mantissa and shift, by qk_quantize_multiplier, for QK_GEMMLOWP and QK_TFLITE. */
 typedef struct {
     qk_rounding rounding;
     const float *multiplier;
@@ -81,361 +133,136 @@ typedef struct {
     int32_t zero_point, qmin, qmax;
 } qk_requant;
 
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
-int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                  const qk_requant *r);
+/* m, positive and finite, as mantissa * 2^(shift - 31). */
+QK_API void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
+/* Codes of 2 to 16 bits q (rows, cols) = saturate(round((acc + bias) * multiplier) + zero_point), with acc (rows, cols)
+ * and bias (cols,). */
+QK_API qk_status qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                               const qk_requant *r);
 
-/* ---- integer products ---- */
+/* ---- weights and products (numerics 6, 8, 12, 16 and 17) ---- */
 
-/* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
+/* A matrix b (k, n), inputs by outputs, in the layout that products read fastest on this CPU. */
+typedef struct qk_weights qk_weights;
+
+/* What becomes weights, which keep no pointer to it. By type:
+ *
+ *   QK_I8, QK_U8          codes with scales per tensor, per column (QK_PER_AXIS) or per block of rows and column
+ *   QK_I4, QK_U4          the same, kept two a byte
+ *   QK_I16                codes with scales per tensor or per column
+ *   QK_F16, QK_BF16       floats, which are finite, without scales
+ *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept two a byte; its levels are rounded to int8
+ *                         multiples of the largest over 127 (numerics 12)
+ *
+ * All values are checked: scales, which are finite and at least 2^-126, zero points, the codes of a codebook. */
 typedef struct {
-    const qk_kernels *kernels;
-    size_t k, n, k_pad, n_pad;
-    int flipped; /* b was uint8 and is stored as b - 128 */
-    size_t panel_bytes;
-    int8_t *panels;  /* n_pad / nr of them, aligned to 64 */
-    int32_t *colsum; /* of the stored codes */
-} qk_gemm8_weights;
-
-/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_gemm8_init. */
-const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                                       size_t rows, size_t cols, int b_unsigned);
-size_t qk_gemm8_bytes(
-    const qk_gemm8_weights *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
-void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
-/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
-int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                      const int32_t *zero_point);
-int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b);
-
-/* Where a comes from: codes with zero points, or floats that each row quantizes on the fly. */
-typedef struct {
-    size_t m;
-    const void *a;
-    ptrdiff_t row_stride; /* in bytes; unit stride along k */
-    enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
-    const int32_t *zero_point; /* of codes: NULL for 0 */
-    int zero_point_per_row;
-} qk_rows;
-
-/* What becomes of a sum. Column arrays have n_pad entries. */
-typedef struct {
-    enum { QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES } type;
-    void *out;
-    size_t row_stride;             /* in bytes */
-    const int32_t *b_zero;         /* zero points of b as given, or NULL for 0 */
-    const int32_t *int_bias;       /* added to the sum, or NULL */
-    const float *col_scale;        /* float: scale of b; codes: scale of a times scale of b */
-    float least_scale, most_scale; /* floats: of the n columns' scales */
-    const float *float_bias;       /* added after scaling; NULL: nothing */
-    const float *residual;         /* floats: added before the activation, rows as those of out; or NULL */
-    size_t residual_stride;        /* in bytes */
-    qk_activation activation;
-    int bounded; /* floats: whether the result is clamped to lo .. hi */
-    float lo, hi;
-    qk_requant requant; /* codes; multiplier, mantissa and shift per column */
-    float out_scale;    /* codes, with an activation that needs real values */
-    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
-     * double; scale 0 where float32 serves. NULL: it serves everywhere. */
-    const double *wide_scale, *wide_bias;
-} qk_epilogue;
-
-/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
- * (numerics 8). `real`: with an activation that needs real values. */
-typedef struct {
-    size_t n;
-    float a_scale, out_scale;
-    const float *b_scale, *bias;
-    int real;
-} qk_unit_columns;
-
-/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a
- * multiplier of -1, and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
-int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
-void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
-
-/* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
-int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue);
-
-/* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C
- * order; each operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in
- * entries. */
-enum { QK_MAX_AXES = 64 };
-typedef struct {
-    qk_rows source; /* the first a; zero_point: one, or m of them */
-    const void *b;  /* the first b (k, n) */
+    const void *b;
+    qk_dtype type;
     size_t k, n;
-    ptrdiff_t b_row_stride, b_col_stride;
-    int b_unsigned;
-    const int32_t *b_zero; /* n of them, or NULL for 0 */
-    int32_t *out;          /* C-contiguous */
-    int axes;
-    size_t shape[QK_MAX_AXES];
-    ptrdiff_t a_step[QK_MAX_AXES], b_step[QK_MAX_AXES], a_zero_step[QK_MAX_AXES], b_zero_step[QK_MAX_AXES];
-} qk_batch;
-
-/* Returns as qk_gemm8. */
-int qk_gemm8_batch(const qk_batch *batch);
-
-/* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
-
-/* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,
- * of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes, one or
- * two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
- * bits: where not all are 0), and of 8 bits the negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK
- * rows, else int32. Codes of 4 bits may stand for levels; where each column has its own, there is one block, and a
- * panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i of a column's 16 has row i in its
- * low half and row i + 16 in its high half; then 32 scales, float32. */
-typedef struct {
-    const qk_kernels *kernels;
-    size_t k, n, n_pad;
-    size_t block, blocks;
-    int bits;        /* of a code: 4 or 8 */
-    int flip;        /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
-    int half_scales; /* scales are float16, which holds each exactly */
-    int own_zeros;
-    int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
-    const int8_t *levels; /* 16 of a codebook (column_levels: of each column), or NULL */
-    int column_levels;
-    float level_scale; /* of all levels, 1 where scales have it */
-    float most_scale;  /* the largest of the blocks' */
-    uint8_t *panels;   /* qk_gemm4_bytes of them, aligned to 64 */
-} qk_gemm4_weights;
-
-/* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
-typedef struct {
+    ptrdiff_t row_stride, col_stride; /* in bytes, of any sign; both 0: rows that follow one another */
+    qk_kind kind;
+    size_t block; /* rows of a block; multiples of 4 run fastest */
+    /* (), (n,) or (ceil(k / block), n). Of a codebook only those of blocks, which may be 0; else NULL. */
     const float *scale;
-    const int32_t *zero_point;
-    size_t row_stride, col_stride;
-} qk_block_params;
+    const int32_t *zero_point; /* of the same shape; NULL: 0 */
+    const float *levels;       /* (level_count,), or with QK_PER_AXIS (n, level_count): of each column */
+    size_t level_count;
+} qk_matrix;
 
-/* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in
- * the middle of the range. */
-void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
-                   int b_signed, int half_scales, int own_zeros, int32_t zero_point);
-/* b are codes of levels within -127..127, which must stay where they are. With column_levels there is one block, and
- * scales are float32. */
-void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                          int half_scales, const int8_t *levels, int column_levels, float level_scale);
-size_t qk_gemm4_bytes(const qk_gemm4_weights *p);
-/* b holds one code a byte. */
-int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                  const qk_block_params *params);
-int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
-/* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
-void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
-/* x (m, k), whose row_stride is in bytes, times b; of `epilogue` what concerns floats, but for col_scale. Returns as
- * qk_gemm8. */
-int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
-                    const qk_epilogue *epilogue);
+QK_API qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights);
+QK_API void qk_weights_free(qk_weights *weights); /* NULL: does nothing */
+/* What they occupy. */
+QK_API size_t qk_weights_bytes(const qk_weights *weights);
+QK_API size_t qk_weights_rows(const qk_weights *weights); /* k */
+QK_API size_t qk_weights_cols(const qk_weights *weights); /* n */
+
+/* What follows a product of floats: y = clamp(activation(x @ b + bias + residual)). */
+typedef struct {
+    const float *bias;     /* (n,), or NULL */
+    const float *residual; /* (rows, n), or NULL; may be y */
+    qk_activation activation;
+    int bounded; /* whether the result is clamped to lo .. hi */
+    float lo, hi;
+    size_t x_stride, y_stride, residual_stride; /* from row to row */
+} qk_layer;
+
+/* y (rows, n) of x (rows, k), by any weights. Each row of x is quantized by its own range, to 8 bits, to 16 if the
+ * weights are int16, and not at all if they are floats. layer: NULL for none of it. QK_NOT_FINITE where x has NaN or
+ * infinity; QK_OVERFLOW if the weights are such that an int32 sum could overflow. */
+QK_API qk_status qk_linear(const qk_weights *weights, const float *x, size_t rows, const qk_layer *layer, float *y);
+
+/* A dense layer on codes: those of q, and those of the result. */
+typedef struct {
+    qk_dtype type, out_type; /* QK_I8 or QK_U8 each */
+    float scale, out_scale;
+    int32_t zero_point, out_zero_point;
+    int32_t qmin, qmax;      /* the codes that results have; both 0: all of out_type */
+    const int32_t *int_bias; /* (n,), in units of scale * b's scale, added to the sums; or NULL */
+    const float *bias;       /* (n,), real values; or NULL. Not both, and not with fixed-point rounding */
+    qk_activation activation;
+    qk_rounding rounding;        /* the fixed-point ones: with no activation but QK_RELU */
+    size_t q_stride, out_stride; /* from row to row */
+} qk_code_layer;
+
+/* out (rows, n) of q (rows, k), by 8-bit weights without blocks. QK_OVERFLOW as qk_linear. */
+QK_API qk_status qk_qlinear(const qk_weights *weights, const void *q, size_t rows, const qk_code_layer *layer,
+                            void *out);
+
+/* out (rows, n) = (a - a_zero_point) @ (b - b_zero_point) of codes a (rows, k), exactly; scales and zero points of the
+ * weights are not used. 8-bit weights without blocks: a is QK_I8 or QK_U8, out int32, modulo 2^32. int16 weights: a is
+ * QK_I16, out int64. a_zero_point has an entry a row, b_zero_point one a column; NULL: 0. */
+QK_API qk_status qk_matmul(const qk_weights *weights, const void *a, qk_dtype type, size_t rows,
+                           const int32_t *a_zero_point, const int32_t *b_zero_point, void *out);
 
 /* ---- codebooks (numerics 15) ---- */
 
-/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have
- * 2^depth entries: levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and
- * 2 i + 1; infinite ones pad it), and the code of each rank. */
+/* Up to 256 levels that codes stand for: of all values, or of each index of an axis. */
+typedef struct qk_book qk_book;
+
+/* levels (channels, k), finite and in any order; 1 <= k <= 256. */
+QK_API qk_status qk_book_new(const float *levels, size_t channels, size_t k, qk_book **book);
+QK_API void qk_book_free(qk_book *book); /* NULL: does nothing */
+
+/* Which levels and which scale a value has. The array is seen as (outer, length, inner) around the axis. With several
+ * channels, `length` is their number. Blocks of `block` values along the axis (of one channel) are divided by their
+ * scales, (outer, ceil(length / block), inner); block 0: there are none. */
 typedef struct {
-    int depth;
-    int in_order; /* the code of a rank is the rank */
-    const float *level, *node;
-    const uint8_t *order;
-    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits
-     * whose sum with a value carries where it is above the threshold. second: the same, without a rank, where buckets
-     * have two thresholds, else NULL. bucket is NULL where they would have more. */
-    const uint64_t *bucket, *second;
-    int32_t least, last;
-    int shift;
-} qk_levels;
+    size_t outer, length, inner, block;
+} qk_shape;
 
-/* Tables of channels, one after another; those of the first. Several have no buckets. */
-typedef struct {
-    size_t channels;
-    qk_levels first;
-} qk_codebook;
+/* The code of the level nearest to each value, the lower code of two as near. Fills `scale` with the largest magnitude
+ * of each block; without blocks it is NULL. QK_NOT_FINITE where a value is NaN or infinite. */
+QK_API qk_status qk_book_encode(const qk_book *book, const float *x, const qk_shape *shape, uint8_t *codes,
+                                float *scale);
+/* The level of each code, times the scale of its block. QK_INVALID where a code is not below k. */
+QK_API qk_status qk_book_decode(const qk_book *book, const uint8_t *codes, const qk_shape *shape, const float *scale,
+                                float *y);
 
-/* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis.
- * With it: one channel; each block of `block` values along the axis is divided by its scale, its largest magnitude,
- * scale having the shape (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
-int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-              float *scale);
-/* No code may exceed the levels. */
-int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
-              const float *scale);
-int qk_largest_code(const uint8_t *q, size_t n);
+/* ---- float layers (numerics 10 and 11) ---- */
 
-/* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest
- * bits. */
-int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
-int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
+/* Each row of x + residual (NULL: 0), both (rows, cols), normalised, times weight (cols,) plus bias (cols,). eps is
+ * not negative. y may be x or residual. */
+QK_API qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                               const float *bias, double eps, float *y);
 
-/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a
- * value is not finite. */
-typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
-int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
-int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
-
-/* ---- products with float16 and bfloat16 weights ---- */
-
-/* Weights b (k, n) in panels of 32 columns, which are the same for every instruction set. */
-typedef struct {
-    const qk_kernels *kernels;
-    size_t k, n, n_pad;
-    qk_dtype type;    /* QK_F16 or QK_BF16 */
-    float most;       /* the largest magnitude */
-    uint16_t *panels; /* qk_gemmf16_bytes of them, aligned to 64 */
-} qk_gemmf16_weights;
-
-void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
-size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p);
-/* Strides in bytes. Returns 0 where b holds NaN or infinity. */
-int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b);
-/* As qk_gemm4_linear. */
-int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
-                      const qk_epilogue *epilogue);
-
-/* ---- products of int16 ---- */
-
-/* Codes b (k, n) in panels of an instruction set's nr columns, steps of 2 codes of k. Column arrays have n_pad entries.
- */
-typedef struct {
-    const qk_kernels *kernels;
-    size_t k, n, steps, n_pad;
-    int32_t largest; /* magnitude of b */
-    int16_t *panels; /* qk_gemm16_bytes of them, aligned to 64 */
-    int64_t *colsum;
-} qk_gemm16_weights;
-
-void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n);
-size_t qk_gemm16_bytes(const qk_gemm16_weights *p);
-/* Fills panels, colsum and largest; strides in bytes. */
-int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
-int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
-/* As qk_gemm8: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `epilogue` it reads
- * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
-int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
-
-/* ---- layers ---- */
-
-/* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                  const float *bias, double eps, float *y);
-
-/* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
- * Rows hold `heads` heads of `size` values; strides are in elements. */
+/* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other,
+ * at most 65,536 of them. Rows, one a token, hold `heads` heads of `size` values, 1 to 65,536 of these. Strides are
+ * from row to row; here 0 is one that all tokens share. */
 typedef struct {
     const float *q, *k, *v;
     size_t q_stride, k_stride, v_stride;
     float *out;
     size_t out_stride;
     size_t heads, size, sequences;
-    const int64_t *starts; /* sequences + 1 of them */
-    double scale;          /* of the scores, positive */
+    const int64_t *starts; /* sequences + 1 of them, ascending from 0 */
+    double scale;          /* of the scores, positive; usually 1 / sqrt(size) */
 } qk_attention_args;
 
-/* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
-int qk_attention(const qk_attention_args *args);
+/* QK_NOT_FINITE where a value of q, k or v is NaN or infinite. */
+QK_API qk_status qk_attention(const qk_attention_args *args);
 
-/* ---- scales of least squares ---- */
-
-typedef struct {
-    size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
-    int qmin, qmax;            /* codes */
-    int first_zero, last_zero; /* zero points to try */
-} qk_least_squares;
-
-/* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least
- * squares, where these are better. importance (rows, n), finite and not negative, may be NULL. Returns 1, -1 where
- * memory ran out, or QK_INTERRUPTED. */
-int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
-              int32_t *zero_point);
-
-/* ---- k-means ---- */
-
-/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
-typedef struct {
-    qk_dtype type;
-    size_t n, d, k;
-    size_t stride;         /* of a row of sums: d + 1 or more */
-    size_t chunk;          /* points of a chunk */
-    const void *x;         /* (n, d) */
-    const double *weight;  /* (n,), or NULL: 1 each */
-    const void *centroids; /* (k + 1, d), the last one infinite */
-    void *distance;        /* (k, k): of centroids from one another; NULL: not used */
-    void *half;            /* (k,): half of the distance to the nearest other centroid, or 0 */
-    const void *moved;     /* (k,): distance from the last position */
-    const void *passed;    /* (k,): the largest distance that another one moved */
-    int32_t *labels;       /* (n,) */
-    void *upper, *lower;   /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
-    double *sums;          /* (chunks, k, stride): of weight * x, d of them, and of the weights; aligned to 64 */
-} qk_kmeans;
-
-typedef struct {
-    size_t changed;  /* labels */
-    size_t by_label; /* chunks in which distances between centroids saved work */
-} qk_kmeans_counts;
-
-/* Labels, bounds and sums of the chunks first .. last - 1; adds to `counts`. Returns 0 where memory ran out, as the
- * next two. */
-int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
-/* `distance` and `half` of the centroids. */
-int qk_kmeans_distances(const qk_kmeans *p);
-/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`,
- * where there is one seed: the minimum becomes `nearest`. */
-int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
-/* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is
- * NULL. */
-int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
-
-/* ---- clustering on a line ---- */
-
-/* Lines of points and the best clusters of each (numerics 13). */
-typedef struct {
-    size_t lines, n, k;
-    int integers;        /* 0: values are doubles; 1: uint64_t; 2: int64_t, the sign bit flipped, so that they ascend as
-                            uint64_t */
-    int pinned;          /* whether the smallest value is a centroid, whatever that costs */
-    void *values;        /* (lines, n); overwritten, as weights are */
-    double *weights;     /* (lines, n), or NULL: 1 each */
-    double *centroids;   /* (lines, k); the last one fills the places of those that a line lacks */
-    void *limits;        /* (lines, k): the largest value of each cluster, of the type of values */
-    int32_t *counts;     /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
-    double *inertia;     /* (lines,) */
-    int32_t *exponents;  /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
-    int (*stop)(void *); /* whether to give up, asked every few milliseconds */
-    void *context;
-} qk_lines;
-
-typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
-qk_lines_status qk_cluster_lines(const qk_lines *p);
-/* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
-void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
-                    const int32_t *counts, void *labels, int as_int32);
-/* Adds the weight of each code, or 1, to its bin. Returns 0 where a weight is negative or not finite. */
-int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
-void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
-
-/* ---- codebooks of vectors ---- */
-
-/* Levels of product quantization (numerics 19). */
-enum { QK_MAX_LEVELS = 256 };
-typedef struct {
-    size_t m, k, d;       /* groups of d neighbours; k levels, at most QK_MAX_LEVELS */
-    int shared;           /* whether all groups have one table of levels; else m of them */
-    const float *levels;  /* (m, k, d) */
-    const float *columns; /* (m, d, k) */
-    const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
-} qk_pq_book;
-
-/* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where
- * memory ran out. */
-int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b);
-int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b);
-/* Squared distances (count, m, k) of queries (count, m * d) from levels. */
-int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables);
-/* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0
- * where memory ran out. */
-int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
-                 float *distances, int64_t *indices);
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -22,6 +22,11 @@ static inline lanes2 multiply_add_f64(lanes2 x, lanes2 sum)
     return sum;
 }
 
+static inline lanes2 smaller_f64(lanes2 a, lanes2 b)
+{
+    return (lanes2){a[0] < b[0] ? a[0] : b[0], a[1] < b[1] ? a[1] : b[1]};
+}
+
 static inline lanes4 minus_f32(lanes4 x, const float *c) { return x - *c; }
 static inline lanes2 minus_f64(lanes2 x, const double *c) { return x - *c; }
 static inline void fence_f32(lanes4 *a, lanes4 *b, lanes4 *c, lanes4 *d) { (void)a, (void)b, (void)c, (void)d; }

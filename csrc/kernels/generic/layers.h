@@ -12,35 +12,35 @@
 typedef float half_lanes __attribute__((vector_size(32), aligned(4), may_alias));
 enum { LANES = 16 };
 
+typedef int32_t half_ints __attribute__((vector_size(32), aligned(4), may_alias));
+
 static inline half_lanes *halves(float *x) { return (half_lanes *)x; }
 static inline const half_lanes *halves_of(const float *x) { return (const half_lanes *)x; }
 
-/* Lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
-static inline float sum_of_lanes(float *sums)
+/* Return the mean of n values from partial sums: lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
+static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
 {
-    for (int half = LANES / 2; half > 0; half /= 2)
+    float sums[LANES / 2];
+    halves(sums)[0] = low + high;
+    for (int half = LANES / 4; half > 0; half /= 2)
         for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
+    return sums[0] / (float)n;
 }
 
-typedef int32_t half_ints __attribute__((vector_size(32), aligned(4), may_alias));
+/* Magnitudes of 2^110 and more, and NaN, have no fewer bits than this: differences from it are negative otherwise. */
+enum { HUGE_BITS = 0x76800000 };
 
-/* Whether a magnitude is 2^110 or more, or NaN: differences of bits are negative where it is not. */
-static int has_huge(const float *x, size_t n)
+static inline half_ints less_huge(const float *x) { return (*(const half_ints *)x & INT32_MAX) - HUGE_BITS; }
+
+/* Return whether one of n weights is huge, `all` being negative in lanes that saw none of the others. */
+static inline int any_huge(half_ints all, const float *weight, size_t n)
 {
-    enum { HUGE_BITS = 0x76800000, WHOLE = 2 * LANES };
-    const size_t whole = n / WHOLE * WHOLE;
-    half_ints all = (half_ints){0} - 1;
-    int32_t lanes[LANES / 2], each = -1;
-    for (size_t i = 0; i < whole; i += WHOLE) {
-        const half_ints *v = (const half_ints *)(x + i);
-        all &= ((v[0] & INT32_MAX) - HUGE_BITS) & ((v[1] & INT32_MAX) - HUGE_BITS) & ((v[2] & INT32_MAX) - HUGE_BITS) &
-            ((v[3] & INT32_MAX) - HUGE_BITS);
-    }
+    int32_t lanes[LANES / 2];
     memcpy(lanes, &all, sizeof lanes);
-    for (int i = 0; i < LANES / 2; i++) each &= lanes[i];
-    for (size_t i = whole; i < n; i++) each &= (bits_of(x[i]) & INT32_MAX) - HUGE_BITS;
-    return each >= 0;
+    for (int half = LANES / 4; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] &= lanes[i + half];
+    for (size_t i = n / LANES * LANES; i < n; i++) lanes[0] &= (bits_of(weight[i]) & INT32_MAX) - HUGE_BITS;
+    return lanes[0] >= 0;
 }
 
 /* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual.
@@ -70,28 +70,23 @@ static inline void take_tail(const float *x, const float *residual, const int ad
     *a = halves(tail)[0], *b = halves(tail)[1];
 }
 
-static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
-{
-    float sums[LANES];
-    halves(sums)[0] = low, halves(sums)[1] = high;
-    return sum_of_lanes(sums) / (float)n;
-}
-
-/* Three visits of a row, which stays in the L1 cache. Between them y holds the sums, if `kept`, and else is not written
- * before the last visit. */
+/* Three visits of a row, which stays in the L1 cache; the first looks at the weights too, as additions leave it time.
+ * Between them y holds the sums, if `kept`, and else is not written before the last visit. */
 static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
                               const float *weight, const float *bias, float eps, float *y)
 {
     const size_t whole = n / LANES * LANES;
     half_lanes low = {0}, high = {0}, a, b;
+    half_ints normal = (half_ints){0} - 1;
     for (size_t i = 0; i < whole; i += LANES) {
+        normal &= less_huge(weight + i) & less_huge(weight + i + LANES / 2);
         take_lanes(x, residual, added, i, 0, &a, &b);
         if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
         low += a, high += b;
     }
     take_tail(x, residual, added, n, 0, &a, &b);
     const float mean = mean_of_lanes(low + a, high + b, n);
-    if (!(fabsf(mean) <= FLT_MAX)) return 0;
+    if (!(fabsf(mean) <= FLT_MAX) || any_huge(normal, weight, n)) return 0;
     for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
     if (kept) x = y, added = 0;
 

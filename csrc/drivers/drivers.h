@@ -1,0 +1,367 @@
+/* The drivers, as the bindings call them; the library's public interface is include/qkernels.h.
+ *
+ * Functions that can take long return an int, which is 0 where nothing else is said, or QK_INTERRUPTED.
+ * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here: who calls has
+ * validated its arguments. Formulas and bounds: docs/numerics.md, cited as "numerics N". */
+#ifndef QK_DRIVERS_H
+#define QK_DRIVERS_H
+
+#include "include/qkernels.h"
+
+typedef struct qk_kernels qk_kernels;             /* one instruction set; see kernels.h */
+typedef struct qk_gemm8_kernels qk_gemm8_kernels; /* its products of bytes */
+
+/* ---- instruction set ---- */
+
+const qk_kernels *qk_active(void);           /* chosen on first use: QKERNELS_ISA where the CPU has it, else the best */
+const qk_kernels *qk_find(const char *name); /* NULL where not built or the CPU lacks it */
+const char *qk_name(const qk_kernels *k);
+const char *qk_built(size_t i);        /* names of all that are built, best first, then NULL */
+void qk_activate(const qk_kernels *k); /* for tests: what later calls use */
+
+/* ---- ranges ---- */
+
+/* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
+int qk_minmax(const float *x, size_t n, float *lo, float *hi);
+void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point);
+/* One scale and zero point a row. Returns 0 where x holds NaN or infinity. */
+int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
+                     int symmetric, float *scale, int32_t *zero_point);
+
+/* ---- integer products ---- */
+
+/* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
+typedef struct {
+    const qk_kernels *kernels;
+    const qk_gemm8_kernels *gemm8;
+    size_t k, n, k_pad, n_pad;
+    int flipped; /* b was uint8 and is stored as b - 128 */
+    size_t panel_bytes;
+    int8_t *panels;  /* n_pad / nr of them, aligned to 64 */
+    int32_t *colsum; /* of the stored codes */
+} qk_gemm8_weights;
+
+/* Return those of k's products that are faster on weights b (rows, cols), for qk_gemm8_init, or NULL. */
+const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+                                             ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned);
+size_t qk_gemm8_bytes(
+    const qk_gemm8_weights *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k, size_t n,
+                   int b_unsigned);
+/* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
+int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                      const int32_t *zero_point);
+int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b);
+
+/* Where a comes from: codes with zero points, or floats that each row quantizes on the fly. */
+typedef struct {
+    size_t m;
+    const void *a;
+    ptrdiff_t row_stride; /* in bytes; unit stride along k */
+    enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
+    const int32_t *zero_point; /* of codes: NULL for 0 */
+    int zero_point_per_row;
+} qk_rows;
+
+/* What becomes of a sum. Column arrays have n_pad entries. */
+typedef struct {
+    enum { QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES } type;
+    void *out;
+    size_t row_stride;             /* in bytes */
+    const int32_t *b_zero;         /* zero points of b as given, or NULL for 0 */
+    const int32_t *int_bias;       /* added to the sum, or NULL */
+    const float *col_scale;        /* float: scale of b; codes: scale of a times scale of b */
+    float least_scale, most_scale; /* floats: of the n columns' scales */
+    const float *float_bias;       /* added after scaling; NULL: nothing */
+    const float *residual;         /* floats: added before the activation, rows as those of out; or NULL */
+    size_t residual_stride;        /* in bytes */
+    qk_activation activation;
+    int bounded; /* floats: whether the result is clamped to lo .. hi */
+    float lo, hi;
+    qk_requant requant; /* codes; multiplier, mantissa and shift per column */
+    float out_scale;    /* codes, with an activation that needs real values */
+    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
+     * double; scale 0 where float32 serves. NULL: it serves everywhere. */
+    const double *wide_scale, *wide_bias;
+} qk_epilogue;
+
+/* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
+ * (numerics 8). `real`: with an activation that needs real values. */
+typedef struct {
+    size_t n;
+    float a_scale, out_scale;
+    const float *b_scale, *bias;
+    int real;
+} qk_unit_columns;
+
+/* Fills the multipliers, scales and biases of n columns. Returns 0 where some of them leave float32: these have a
+ * multiplier of -1, and qk_wide_columns fills their wide_scale and wide_bias, and zeros for the others. */
+int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias);
+void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias);
+
+/* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
+int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue);
+
+/* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C
+ * order; each operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in
+ * entries. */
+enum { QK_MAX_AXES = 64 };
+typedef struct {
+    qk_rows source; /* the first a; zero_point: one, or m of them */
+    const void *b;  /* the first b (k, n) */
+    size_t k, n;
+    ptrdiff_t b_row_stride, b_col_stride;
+    int b_unsigned;
+    const int32_t *b_zero; /* n of them, or NULL for 0 */
+    int32_t *out;          /* C-contiguous */
+    int axes;
+    size_t shape[QK_MAX_AXES];
+    ptrdiff_t a_step[QK_MAX_AXES], b_step[QK_MAX_AXES], a_zero_step[QK_MAX_AXES], b_zero_step[QK_MAX_AXES];
+} qk_batch;
+
+/* Returns as qk_gemm8. */
+int qk_gemm8_batch(const qk_batch *batch);
+
+/* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
+
+/* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,
+ * of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes, one or
+ * two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
+ * bits: where not all are 0), and of 8 bits the negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK
+ * rows, else int32. Codes of 4 bits may stand for levels; where each column has its own, there is one block, and a
+ * panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i of a column's 16 has row i in its
+ * low half and row i + 16 in its high half; then 32 scales, float32. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, n_pad;
+    size_t block, blocks;
+    int bits;        /* of a code: 4 or 8 */
+    int flip;        /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
+    int half_scales; /* scales are float16, which holds each exactly */
+    int own_zeros;
+    int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
+    const int8_t *levels; /* 16 of a codebook (column_levels: of each column), or NULL */
+    int column_levels;
+    float level_scale; /* of all levels, 1 where scales have it */
+    float most_scale;  /* the largest of the blocks' */
+    uint8_t *panels;   /* qk_gemm4_bytes of them, aligned to 64 */
+} qk_gemm4_weights;
+
+/* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
+typedef struct {
+    const float *scale;
+    const int32_t *zero_point;
+    size_t row_stride, col_stride;
+} qk_block_params;
+
+/* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in
+ * the middle of the range. */
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
+                   int b_signed, int half_scales, int own_zeros, int32_t zero_point);
+/* b are codes of levels within -127..127, which must stay where they are. With column_levels there is one block, and
+ * scales are float32. */
+void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
+                          int half_scales, const int8_t *levels, int column_levels, float level_scale);
+size_t qk_gemm4_bytes(const qk_gemm4_weights *p);
+/* b holds one code a byte. */
+int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
+                  const qk_block_params *params);
+int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
+/* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
+void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
+/* x (m, k), whose row_stride is in bytes, times b; of `epilogue` what concerns floats, but for col_scale. Returns as
+ * qk_gemm8. */
+int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
+                    const qk_epilogue *epilogue);
+
+/* ---- codebooks (numerics 15) ---- */
+
+/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have
+ * 2^depth entries: levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and
+ * 2 i + 1; infinite ones pad it), and the code of each rank. */
+typedef struct {
+    int depth;
+    int in_order; /* the code of a rank is the rank */
+    const float *level, *node;
+    const uint8_t *order;
+    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits
+     * whose sum with a value carries where it is above the threshold. second: the same, without a rank, where buckets
+     * have two thresholds, else NULL. bucket is NULL where they would have more. */
+    const uint64_t *bucket, *second;
+    int32_t least, last;
+    int shift;
+} qk_levels;
+
+/* Tables of channels, one after another; those of the first. Several have no buckets. */
+typedef struct {
+    size_t channels;
+    qk_levels first;
+} qk_codebook;
+
+/* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis.
+ * With it: one channel; each block of `block` values along the axis is divided by its scale, its largest magnitude,
+ * scale having the shape (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
+int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+              float *scale);
+/* No code may exceed the levels. */
+int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
+              const float *scale);
+int qk_largest_code(const uint8_t *q, size_t n);
+
+/* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest
+ * bits. */
+int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
+int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
+
+/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a
+ * value is not finite. */
+typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
+int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
+int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+
+/* ---- products with float16 and bfloat16 weights ---- */
+
+/* Weights b (k, n) in panels of 32 columns, which are the same for every instruction set. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, n_pad;
+    qk_dtype type;    /* QK_F16 or QK_BF16 */
+    float most;       /* the largest magnitude */
+    uint16_t *panels; /* qk_gemmf16_bytes of them, aligned to 64 */
+} qk_gemmf16_weights;
+
+void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type);
+size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p);
+/* Strides in bytes. Returns 0 where b holds NaN or infinity. */
+int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b);
+/* As qk_gemm4_linear. */
+int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
+                      const qk_epilogue *epilogue);
+
+/* ---- products of int16 ---- */
+
+/* Codes b (k, n) in panels of an instruction set's nr columns, steps of 2 codes of k. Column arrays have n_pad entries.
+ */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t k, n, steps, n_pad;
+    int32_t largest; /* magnitude of b */
+    int16_t *panels; /* qk_gemm16_bytes of them, aligned to 64 */
+    int64_t *colsum;
+} qk_gemm16_weights;
+
+void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n);
+size_t qk_gemm16_bytes(const qk_gemm16_weights *p);
+/* Fills panels, colsum and largest; strides in bytes. */
+int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride);
+int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
+/* As qk_gemm8: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `epilogue` it reads
+ * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
+int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
+
+/* ---- scales of least squares ---- */
+
+typedef struct {
+    size_t n, block;           /* values of a row, and of those that share a scale; the last block may be short */
+    int qmin, qmax;            /* codes */
+    int first_zero, last_zero; /* zero points to try */
+} qk_least_squares;
+
+/* Replaces the scale and zero point (rows, blocks) of x (rows, n), finite and within float32, by those of least
+ * squares, where these are better. importance (rows, n), finite and not negative, may be NULL. Returns 1, -1 where
+ * memory ran out, or QK_INTERRUPTED. */
+int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
+              int32_t *zero_point);
+
+/* ---- k-means ---- */
+
+/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
+typedef struct {
+    qk_dtype type;
+    size_t n, d, k;
+    size_t stride;         /* of a row of sums: d + 1 or more */
+    size_t chunk;          /* points of a chunk */
+    const void *x;         /* (n, d) */
+    const double *weight;  /* (n,), or NULL: 1 each */
+    const void *centroids; /* (k + 1, d), the last one infinite */
+    void *distance;        /* (k, k): of centroids from one another; NULL: not used */
+    void *half;            /* (k,): half of the distance to the nearest other centroid, or 0 */
+    const void *moved;     /* (k,): distance from the last position */
+    const void *passed;    /* (k,): the largest distance that another one moved */
+    int32_t *labels;       /* (n,) */
+    void *upper, *lower;   /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
+    double *sums;          /* (chunks, k, stride): of weight * x, d of them, and of the weights; aligned to 64 */
+} qk_kmeans;
+
+typedef struct {
+    size_t changed;  /* labels */
+    size_t by_label; /* chunks in which distances between centroids saved work */
+} qk_kmeans_counts;
+
+/* Labels, bounds and sums of the chunks first .. last - 1; adds to `counts`. Returns 0 where memory ran out, as the
+ * next two. */
+int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
+/* `distance` and `half` of the centroids. */
+int qk_kmeans_distances(const qk_kmeans *p);
+/* For each chunk and each of `count` seeds the sum of weight * min(nearest, squared distance to the seed). `update`,
+ * where there is one seed: the minimum becomes `nearest`. */
+int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential);
+/* Sums of weight * squared distance to the centroid of the label, of chunks; and of each point, unless `errors` is
+ * NULL. */
+int qk_kmeans_errors(const qk_kmeans *p, double *errors, double *sums);
+
+/* ---- clustering on a line ---- */
+
+/* Lines of points and the best clusters of each (numerics 13). */
+typedef struct {
+    size_t lines, n, k;
+    int integers;        /* 0: values are doubles; 1: uint64_t; 2: int64_t, the sign bit flipped, so that they ascend as
+                            uint64_t */
+    int pinned;          /* whether the smallest value is a centroid, whatever that costs */
+    void *values;        /* (lines, n); overwritten, as weights are */
+    double *weights;     /* (lines, n), or NULL: 1 each */
+    double *centroids;   /* (lines, k); the last one fills the places of those that a line lacks */
+    void *limits;        /* (lines, k): the largest value of each cluster, of the type of values */
+    int32_t *counts;     /* (lines,): 0 where a value is not finite, or weights are negative, not finite or all 0 */
+    double *inertia;     /* (lines,) */
+    int32_t *exponents;  /* (lines,): inertia is in units of 2 to these; or NULL: of 1 */
+    int (*stop)(void *); /* whether to give up, asked every few milliseconds */
+    void *context;
+} qk_lines;
+
+typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
+qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* The distinct values of one line of doubles, ascending, and the sums of their weights: the first counts[0] of both. */
+qk_lines_status qk_distinct_points(const qk_lines *p);
+/* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
+void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
+                    const int32_t *counts, void *labels, int as_int32);
+/* Adds the weight of each code, or 1, to its bin. Returns 0 where a weight is negative or not finite. */
+int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
+void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
+
+/* ---- codebooks of vectors ---- */
+
+/* Levels of product quantization (numerics 19). */
+enum { QK_MAX_LEVELS = 256 };
+typedef struct {
+    size_t m, k, d;       /* groups of d neighbours; k levels, at most QK_MAX_LEVELS */
+    int shared;           /* whether all groups have one table of levels; else m of them */
+    const float *levels;  /* (m, k, d) */
+    const float *columns; /* (m, d, k) */
+    const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
+} qk_pq_book;
+
+/* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where
+ * memory ran out. */
+int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b);
+int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b);
+/* Squared distances (count, m, k) of queries (count, m * d) from levels. */
+int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables);
+/* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0
+ * where memory ran out. */
+int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+                 float *distances, int64_t *indices);
+
+#endif
