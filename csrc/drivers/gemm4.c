@@ -5,6 +5,7 @@
  * rows. */
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
