@@ -273,7 +273,7 @@ typedef struct {
     const qk_gemm4_weights *b;
     const qk_epilogue *epilogue;
     size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
-    size_t lda, ld_start;
+    size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
     blocking share;
     qk_row_quantizer quantizer;
     int failure;
@@ -284,27 +284,25 @@ typedef struct {
     int8_t *codes;
     int32_t *start;
     float *scale, *spare;        /* a row of codes before its blocks are padded */
-    int16_t *wide_codes;         /* the codes, where the tile wants them so */
+    int8_t *prepared;            /* what the tile reads instead of the codes, or NULL */
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     int any_wide;
 } row_block;
 
 static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
-static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->blocks8_widen_row; }
-
 static int allocate(const product *g, row_block *rows)
 {
     const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
     const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
     const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
-    const size_t wide_codes = has_wide_codes(g->b) ? qk_times(codes, 2) : 0;
-    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), wide_codes));
+    const size_t prepared = qk_times(g->ld_prepared, g->share.block_rows);
+    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), prepared));
     if (!rows->codes) return 0;
     rows->start = (int32_t *)(rows->codes + codes);
     rows->scale = (float *)(rows->codes + codes + starts);
     rows->spare = (float *)(rows->codes + codes + starts + scales);
-    rows->wide_codes = has_wide_codes(g->b) ? (int16_t *)(rows->codes + codes + starts + scales + spare) : NULL;
+    rows->prepared = g->ld_prepared ? rows->codes + codes + starts + scales + spare : NULL;
     return 1;
 }
 
@@ -335,7 +333,7 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     if (b->bits == 4) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
-    if (rows->wide_codes) k->blocks8_widen_row(codes, g->k_pad, rows->wide_codes + i * g->lda);
+    if (rows->prepared) k->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
     if (k->blocks8_flip) flip_codes(codes, g->k_pad, k->blocks8_flip);
 }
 
@@ -470,8 +468,8 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const int8_t *codes = block->codes + row * g->lda;
     const int32_t *start = block->start + row * g->ld_start;
     if (g->b->bits == 8)
-        k->blocks8_tile(rows, panel, block->wide_codes ? (const void *)(block->wide_codes + row * g->lda) : codes,
-                        g->lda, start, g->ld_start, y);
+        k->blocks8_tile(rows, panel, block->prepared ? block->prepared + row * g->ld_prepared : codes,
+                        block->prepared ? g->ld_prepared : g->lda, start, g->ld_start, y);
     else
         (g->b->column_levels ? k->column_levels_tile : k->gemm4_tile)(rows, panel, codes, g->lda, start, g->ld_start,
                                                                       y);
@@ -549,7 +547,9 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
     const double work = (double)m * (double)b->n * (double)b->k / 128;
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(g.m, g.lda * (has_wide_codes(b) ? 2 : 1), tile_rows(b), b->n_pad / NR, team);
+    if (b->bits == 8 && b->kernels->blocks8_prepare_row)
+        g.ld_prepared = round_up(qk_plus(qk_times(g.k_pad, 2), qk_times(b->blocks, 8)), 64);
+    g.share = block_rows(g.m, g.ld_prepared ? g.ld_prepared : g.lda, tile_rows(b), b->n_pad / NR, team);
     const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return status ? status : g.failure ? g.failure : 1;
 }

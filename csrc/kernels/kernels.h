@@ -185,13 +185,14 @@ struct qk_kernels {
                                size_t ld_start, float *y);
     void (*gemm4_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                             uint8_t flip, uint8_t *to);
-    /* The same of blocks of 8-bit weights; rows <= blocks8_mr, lda is in codes. The tile reads codes ^ blocks8_flip,
-     * or, where there is blocks8_widen_row, what this makes of n codes, a multiple of 4. start: the negative sum of a's
+    /* The same of blocks of 8-bit weights; rows <= blocks8_mr, lda is in bytes. The tile reads codes ^ blocks8_flip,
+     * or, if there is blocks8_prepare_row, what this makes of n codes, a multiple of 4, in blocks of `block`: 2 bytes
+     * a code and 8 a block. start: the negative sum of a's
      * codes in a block, 256 h + l, as h << 16 | l with 0 <= l < 256; of own_zeros only. */
     int blocks8_mr, blocks8_flip;
     void (*blocks8_tile)(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y);
-    void (*blocks8_widen_row)(const int8_t *a, size_t n, int16_t *to);
+    void (*blocks8_prepare_row)(const int8_t *a, size_t n, size_t block, void *to);
     void (*blocks8_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
                               uint8_t flip, uint8_t *to, int32_t *sum);
     void (*gemm4_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);

@@ -204,13 +204,6 @@ static void small_unpack_panel(const int8_t *panel, size_t k, size_t top, size_t
         }
 }
 
-static QK_INLINE __m256i add_pairs(__m256i c, __m256i products)
-{
-    __m256i ones = _mm256_set1_epi16(1);
-    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(products, ones)));
-    return c;
-}
-
 /* c + a b, a being the unsigned factor, of two steps. */
 static QK_INLINE __m256i plain_pair(__m256i c, const uint8_t *a0, const uint8_t *a1, __m256i b0, __m256i b1)
 {
