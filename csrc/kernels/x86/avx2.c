@@ -810,6 +810,8 @@ static QK_INLINE void blocks8_columns(const int own_zeros, int rows, const qk_ge
     const uint8_t *b = p->records;
     for (size_t block = 1; block <= p->blocks; block++, start++) {
         const size_t steps = block < p->blocks ? p->steps : p->last_steps;
+        const size_t record = steps * BYTES_STEP + p->params_bytes;
+        for (size_t i = 0; i < record; i += 64) _mm_prefetch((const char *)(b + 2 * record + i), _MM_HINT_T0);
         for (size_t col = 0; col < QK_GEMM4_NR; col += 16)
             blocks8_half(own_zeros, rows, col, steps, p, b, a, lda, start, ld_start, y);
         a += sizeof(block_of_row) + steps * 2 * QK_GEMM4_KR, b += steps * BYTES_STEP + p->params_bytes;
