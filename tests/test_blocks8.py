@@ -13,7 +13,7 @@ every_dtype = pytest.mark.parametrize("dtype", BLOCKS8.dtypes)
 
 
 @pytest.mark.parametrize("zeros", ["none", "own"])
-@pytest.mark.parametrize("rows", range(1, 14))
+@pytest.mark.parametrize("rows", [*range(1, 14), 30, 31, 32, 33])
 def test_every_height_of_a_tile(rows, zeros, isas):
     rng = np.random.default_rng(0)
     for k, n, block_size in [(96, 64, 32), (70, 33, 32), (600, 40, 300)]:

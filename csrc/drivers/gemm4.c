@@ -13,7 +13,13 @@
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
 
-enum { NR = QK_GEMM4_NR, KR = QK_GEMM4_KR, OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
+enum {
+    NR = QK_GEMM4_NR,
+    KR = QK_GEMM4_KR,
+    OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
+    MOST_TILE_ROWS = 32,
+    SHARED_ROWS = 12 /* tasks take multiples of at most as many: tiles of more are made of parts */
+};
 
 /* ---- packing of b ---- */
 
@@ -481,7 +487,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     const qk_gemm4_weights *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
-    float y[MAX_MR * NR] __attribute__((aligned(64)));
+    float y[MOST_TILE_ROWS * NR] __attribute__((aligned(64)));
     qk_gemm4_panel p = {.blocks = b->blocks,
                         .steps = g->block_pad / step_rows(b),
                         .half_scales = b->half_scales,
@@ -549,7 +555,8 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
     const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
     if (b->bits == 8 && b->kernels->blocks8_prepare_row)
         g.ld_prepared = round_up(qk_plus(qk_times(g.k_pad, 2), qk_times(b->blocks, 8)), 64);
-    g.share = block_rows(g.m, g.ld_prepared ? g.ld_prepared : g.lda, tile_rows(b), b->n_pad / NR, team);
+    g.share = block_rows(g.m, g.ld_prepared ? g.ld_prepared : g.lda, min_size(tile_rows(b), SHARED_ROWS),
+                         b->n_pad / NR, team);
     const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
     return status ? status : g.failure ? g.failure : 1;
 }

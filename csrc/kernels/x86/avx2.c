@@ -661,7 +661,7 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
 /* vpmaddubsw multiplies |a| by b, its bits flipped where a < 0: -b - 1 instead of -b, which is made good by the sum of
  * the |a| of a < 0, known for each block of a row. Two products fit 16 bits, 2 * 127 * 128 < 2^15, and are widened at
  * once; four do if their |a| sum up to 256 or less, and are added before: 28 instructions a block of 32 rows x 8
- * columns instead of 32. Codes of normal values seldom fail, uniform ones often. Tile: 16 rows x 32 columns, block by
+ * columns instead of 32. Codes of normal values seldom fail, uniform ones often. Tile: 32 rows x 32 columns, block by
  * block in parts of 4 rows x 16 columns, while its codes are in the L1 cache as sums of all blocks are. */
 
 enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR, PART_ROWS = 4, MOST_PAIRED = 256 };
@@ -803,7 +803,8 @@ static QK_INLINE void blocks8_half(const int own_zeros, int rows, size_t col, si
     }
 }
 
-/* Block by block, both halves of the columns of each. */
+/* Block by block, both halves of the columns of each. Few rows use codes as fast as they arrive, so these are fetched
+ * two blocks ahead. */
 static QK_INLINE void blocks8_columns(const int own_zeros, int rows, const qk_gemm4_panel *p, const uint8_t *a,
                                       size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
@@ -1050,7 +1051,7 @@ static const qk_kernels small = {
     .kr = SMALL_KR,
     .a_bytes = 1,
     .gemm4_mr = 4,
-    .blocks8_mr = 16,
+    .blocks8_mr = 32,
     .blocks8_prepare_row = blocks8_prepare_row,
     .gemmf16_mr = 6,
     .gemm8_tile = small_tile,
@@ -1069,7 +1070,7 @@ const qk_kernels qk_kernels_avx2 = {
     .a_bytes = 2,
     .small = &small,
     .gemm4_mr = 4,
-    .blocks8_mr = 16,
+    .blocks8_mr = 32,
     .blocks8_prepare_row = blocks8_prepare_row,
     .gemmf16_mr = 6,
     .gemm8_tile = gemm8_tile,
