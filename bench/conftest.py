@@ -13,10 +13,10 @@ THREADS = int(os.environ.get("QKERNELS_NUM_THREADS") or 1)
 TIMER = "thread_time" if THREADS == 1 else "perf_counter"
 THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
 
-# Overrides that would slow OpenBLAS, and what holds OpenBLAS, torch, its oneDNN and faiss to an instruction set.
-OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]
+OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]  # they would slow it
 # Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+# What holds OpenBLAS, torch, its oneDNN and faiss to an instruction set.
 HOLDERS = ["OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "FAISS_OPT_LEVEL"]
 HOLD_TO = {
     "avx2": ["Haswell", "avx2", "AVX2", "AVX2"],
@@ -81,9 +81,9 @@ def isa(request):
     import peers
     import race as racing
 
-    from qkernels import _core
+    from qkernels._bind import runtime
 
-    peers.threads, peers.isa, peers.best_isa = THREADS, _core.get_isa(), _core.available_isas()[0]
+    peers.threads, peers.isa, peers.best_isa = THREADS, runtime.get_isa(), runtime.available_isas()[0]
     peers.left_out = bool(request.config.option.answer)
     racing.timer, racing.case_seconds = getattr(time, TIMER), request.config.option.seconds
     racing.gauge = limits.gauge(peers.isa)

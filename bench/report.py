@@ -43,12 +43,12 @@ def extra_info(work, unit, moved, peak, limits, peers):
 def machine_info(threads):
     from limits import bandwidths, peaks
 
-    from qkernels import _core
+    from qkernels._bind import runtime
 
     return {
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "isa": _core.get_isa(),
+        "isa": runtime.get_isa(),
         "threads": threads,
         "libraries": {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"},
         "peaks": peaks(),

@@ -7,6 +7,7 @@ to be written, and is returned as it was given. A masked array with a mask, or m
 """
 
 from . import _codebook
+from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
 from ._kmeans import KMeansResult, kmeans
@@ -17,8 +18,8 @@ from ._products import linear, matmul, qlinear
 from ._qparams import QParams
 from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
 from ._rounding import quantize_multiplier, requantize
-from ._version import __version__ as __version__
 from ._weights import PackedMatrix, pack
+from .config import __version__ as __version__
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gguf import from_gguf, to_gguf
 

@@ -29,6 +29,7 @@ from .gguf import from_gguf as from_gguf
 from .gguf import to_gguf as to_gguf
 
 __version__: str
+__pyx_capi__: dict[str, object]
 
 __all__ = [
     "Codebook",

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 
-from . import _core
-from ._core import as_array, shown
+from ._bind import elementwise
+from ._bind.arrays import FLOATS, as_array, contiguous_reals, raise_not_finite
+from ._bind.runtime import in_default_mode, shown
 
 FLOAT32 = np.dtype(np.float32)
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # 2**-126: smaller numbers are subnormal
-REALS = (*_core.FLOATS, *(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8)))
+REALS = (*FLOATS, *(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8)))
 MAX_NDIM = 64  # NumPy's arrays have no more axes
 PART = 1 << 22  # values that take NumPy some tens of milliseconds
 
@@ -20,7 +21,7 @@ PART = 1 << 22  # values that take NumPy some tens of milliseconds
 def float_array(x, name="x", what="float32, float64, float16 or bfloat16"):
     """Return x as a plain array of one of the four float types."""
     x = as_array(x, name)
-    if x.dtype is not FLOAT32 and x.dtype.newbyteorder("=") not in _core.FLOATS:
+    if x.dtype is not FLOAT32 and x.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"{name} must be {what}, got {x.dtype}")
     return x
 
@@ -36,14 +37,14 @@ def reals(x, name, what="real numbers"):
 def real_array(x, name, what="an array of floats"):
     """Return x as a plain array of floats, longdoubles too, which become doubles, or of integers."""
     given = as_array(x, name)
-    if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in _core.FLOATS:
+    if given.dtype.kind not in "fiu" and given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"{name} must be {what}, got {given.dtype if given.ndim else shown(x)}")
     if given.dtype.kind == "f" and given.dtype.itemsize > 8:
         return _as_doubles(given)  # what float64 lacks is infinite, which callers refuse
     return given
 
 
-@_core.in_default_mode
+@in_default_mode
 def _as_doubles(x):
     return x.astype(np.float64)
 
@@ -53,29 +54,29 @@ def float32_of(x):
     return x if x.dtype is FLOAT32 else _rounded(x)
 
 
-@_core.in_default_mode
+@in_default_mode
 def _rounded(x):
     return x.astype(np.float32, copy=False)
 
 
 def contiguous_float32(x):
     """Return an array of floats as aligned C-contiguous float32: itself, or a copy."""
-    return _core.contiguous_reals(float32_of(x), np.float32)
+    return contiguous_reals(float32_of(x), np.float32)
 
 
 def finite_float32(x, name="x"):
     """Return x as contiguous float32; raise if one of its values is NaN or infinite, even if it only becomes so."""
     narrow = contiguous_float32(x)
-    if _core.minmax(narrow) is None:
+    if elementwise.minmax(narrow) is None:
         raise_beyond_float32(x, name)
     return narrow
 
 
-@_core.in_default_mode
+@in_default_mode
 def raise_beyond_float32(x, name="x"):
     """Raise the ValueError for values that are not finite, at least not in float32."""
     if not np.isfinite(x).all():
-        _core.raise_not_finite(x, name)
+        raise_not_finite(x, name)
     raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
 
 
@@ -92,6 +93,19 @@ def cuts(shape, most=PART):
     step = max(1, most * shape[axis] // size)
     for first in range(0, shape[axis], step):
         yield (slice(None),) * axis + (slice(first, first + step),)
+
+
+def in_parts(function, x, dtype):
+    """Return function(x) as a new C-contiguous array of `dtype` and the shape of x, made in such parts."""
+    made = np.empty(x.shape, dtype)
+    for part in cuts(x.shape):
+        made[part] = function(x[part])
+    return made
+
+
+def doubles(x):
+    """Return x as a new C-contiguous array of float64."""
+    return in_parts(lambda part: part, x, np.float64)
 
 
 # ---- axes and weights ----
@@ -125,7 +139,7 @@ def spread_weights(weights, shape, name="weights", what="real numbers"):
 def check_weights(given, name="weights", *, zeros=False, negative="must not be negative, got {value} at {place}"):
     """Raise unless weights are finite and not negative, and, without `zeros`, not all 0."""
     if not np.isfinite(given).all():
-        _core.raise_not_finite(given, name)
+        raise_not_finite(given, name)
     if given.size and given.min() < 0:
         place = tuple(map(int, np.argwhere(given < 0)[0]))
         raise ValueError(f"{name} {negative.format(value=given[place], place=place)}")
@@ -146,7 +160,7 @@ def real(value, name):
     return _as_float(given)
 
 
-_as_float = _core.in_default_mode(float)
+_as_float = in_default_mode(float)
 
 
 def integer(value, name, least=None, *, what="an integer"):

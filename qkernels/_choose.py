@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import clusters, elementwise, runtime
+from ._bind.arrays import raise_not_finite
+from ._bind.runtime import word
 from ._checks import (
     FLOAT32,
     PART,
@@ -11,6 +13,7 @@ from ._checks import (
     check_axis,
     check_weights,
     cuts,
+    doubles,
     float_array,
     shown,
     spread_weights,
@@ -73,6 +76,7 @@ def choose_qparams(
     >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
     [np.float32(0.571), np.float32(1.008)]
     """
+    method = word(method)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
@@ -87,7 +91,7 @@ def choose_qparams(
     if dtype in FLOAT_CODES:
         scale, zero_point = float_code_scale(lo, hi, dtype), None
     else:
-        scale, zero_point = _core.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+        scale, zero_point = elementwise.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
     if method == "mse" and x.size:
         codes = code_range(dtype, narrow_range)
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
@@ -117,38 +121,56 @@ def float_code_scale(lo, hi, dtype):
 def _bounds(x, axis, block_size):
     """Return the smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == FLOAT32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
-        bounds = _core.minmax(x)
+        bounds = elementwise.minmax(x)
         if bounds is None:
-            _core.raise_not_finite(x)
+            raise_not_finite(x)
         return np.float32(bounds[0]), np.float32(bounds[1])
-    wide = x if x.dtype.itemsize == 8 else x.astype(np.float32, copy=False)
-    lo, hi = (_reduce(f, wide, axis, block_size) for f in (np.minimum, np.maximum))
+    lo, hi = _range(x, None if axis is None else axis % x.ndim, block_size)
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
     return bounds
 
 
+def _range(x, axis, block_size):
+    """Return [smallest, largest] value, and 0, of each tensor, line or block, as float64 if x is, else as float32."""
+    shape = () if axis is None else (x.shape[axis],)
+    if block_size is not None:
+        shape = (*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1 :])
+    found = np.zeros((2, *shape), np.float64 if x.dtype.itemsize == 8 else np.float32)
+    parts = _parts(x.shape, axis) if block_size is None else _parts_of_blocks(x.shape, shape, axis, block_size)
+    for of_x, of_found in parts if x.size else ():
+        values = x[of_x].astype(found.dtype, copy=False)
+        for i, extreme in enumerate((np.minimum, np.maximum)):
+            at = (i, *of_found)
+            found[at] = extreme(found[at], _reduce(extreme, values, axis, block_size))
+    return found
+
+
 def _reduce(ufunc, x, axis, block_size):
     if axis is None:
-        return ufunc.reduce(x, axis=None, initial=0)
+        return ufunc.reduce(x, axis=None)
     if block_size is None:
-        return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis % x.ndim), initial=0)
-    if 0 < x.size <= PART:
-        return ufunc(ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis), 0)
-    axis %= x.ndim
-    found = np.zeros((*x.shape[:axis], -(-x.shape[axis] // block_size), *x.shape[axis + 1 :]), x.dtype)
-    if x.size == 0:
-        return found
-    for part in cuts(found.shape, max(1, PART // min(block_size, x.shape[axis]))):
+        return ufunc.reduce(x, axis=tuple(i for i in range(x.ndim) if i != axis))
+    return ufunc.reduceat(x, range(0, x.shape[axis], block_size), axis=axis)
+
+
+def _parts(shape, axis):
+    """Yield indices of parts of an array, and of the lines along `axis` that each is of."""
+    for part in cuts(shape, PART):
+        cut_lines = axis is not None and part is not ... and len(part) == axis + 1
+        yield part, part[axis:] if cut_lines else ()
+
+
+def _parts_of_blocks(shape, blocks, axis, block_size):
+    """Yield the same of the blocks."""
+    for part in cuts(blocks, max(1, PART // min(block_size, shape[axis]))):
         of_x = part
         if part is not ... and len(part) == axis + 1:
             of_x = (*part[:-1], slice(part[-1].start * block_size, part[-1].stop * block_size))
-        values = x[of_x]
-        found[part] = ufunc.reduceat(values, range(0, values.shape[axis], block_size), axis=axis)
-    return ufunc(found, 0, out=found)
+        yield of_x, () if part is ... else part
 
 
 def _outward(bound, direction):
@@ -183,27 +205,17 @@ LONG = 1 << 14  # lines of 16-bit floats from which values are counted first
 def _refine_rows(x, importance, block_size, codes, zero_points, scale, zero_point):
     """Do the same for the blocks (rows, blocks) of x (rows, n)."""
     counted = x.dtype.itemsize == 2 and block_size >= x.shape[1] >= LONG
-    step = max(_core.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
+    step = max(runtime.get_num_threads(), CHUNK // (2**16 if counted else x.shape[1]))
     for first in range(0, len(x), step):
         rows = slice(first, first + step)
         weights = None if importance is None else importance[rows]
         if counted:
             values, weights = _distinct(x[rows], weights)
         else:
-            values = _doubles(x[rows])
-            weights = None if weights is None else _doubles(weights)
+            values = doubles(x[rows])
+            weights = None if weights is None else doubles(weights)
         block = min(block_size, values.shape[1])
-        _core.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
-
-
-def _doubles(x):
-    """Return x as contiguous float64; a signal need not wait for the whole."""
-    if x.size <= PART:
-        return x.astype(np.float64, order="C")
-    wide = np.empty(x.shape)
-    for part in cuts(x.shape):
-        wide[part] = x[part]
-    return wide
+        elementwise.refine(values, weights, block, codes, zero_points, scale[rows], zero_point[rows])
 
 
 def _distinct(x, weights):
@@ -213,12 +225,14 @@ def _distinct(x, weights):
     """
     counts = np.zeros((len(x), 2**16))
     for i, line in enumerate(x):
-        of_line = None if weights is None else weights[i].astype(np.float64)
-        if of_line is not None:
-            with np.errstate(under="ignore"):
-                of_line = np.ldexp(of_line, -np.frexp(of_line.max())[1])  # whose sums are finite
-        codes = np.ascontiguousarray(line, line.dtype.newbyteorder("=")).view(np.uint16)
-        counts[i] = np.bincount(codes, of_line, 2**16)
+        exponent = 0 if weights is None else np.frexp(weights[i].max().astype(np.float64))[1]
+        for part in cuts(line.shape):
+            of_part = None
+            if weights is not None:
+                with np.errstate(under="ignore"):
+                    of_part = np.ldexp(doubles(weights[i][part]), -exponent)  # whose sums are finite
+            codes = np.ascontiguousarray(line[part], line.dtype.newbyteorder("=")).view(np.uint16)
+            clusters.count_codes(codes, of_part, counts[i])
     present = np.flatnonzero(counts.any(axis=0))
     values = present.astype(np.uint16).view(x.dtype.newbyteorder("=")).astype(np.float64)
     values = np.broadcast_to(values, (len(x), len(values)))

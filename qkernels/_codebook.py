@@ -5,12 +5,15 @@ from functools import cache
 
 import numpy as np
 
-from . import _core
+from ._bind import codebooks
+from ._bind.arrays import frozen, raise_not_finite
 from ._checks import (
+    PART,
     as_array,
     boolean,
     checked_blocks,
     contiguous_float32,
+    cuts,
     finite_float32,
     float_array,
     raise_beyond_float32,
@@ -79,7 +82,7 @@ class Codebook(Value):
             raise ValueError(f"vector=True takes the last axis and no blocks, got axis={axis}, block_size={block_size}")
         levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
-        values = (_core.frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
+        values = (frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
         for name, value in zip(cls.__slots__[:-1], values, strict=True):
             object.__setattr__(self, name, value)
         return self
@@ -230,9 +233,9 @@ def encode(x, codebook):
         return _encode_blocks(x, codebook, axis)
     if x.dtype.itemsize == 8:
         return _encode_float64(x, codebook, axis)
-    codes = _core.encode(contiguous_float32(x), codebook._levels, axis, 1, None)
+    codes = codebooks.encode(contiguous_float32(x), codebook._levels, axis, 1, None)
     if codes is None:
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     return codes
 
 
@@ -274,13 +277,15 @@ def decode(codes, codebook, scales=None, *, out=None):
     given_scales = None if scales is None else as_array(scales, "scales")
     scales = checked_scales(given_scales, codebook, codes.shape, axis)
     if codebook.vector:
-        return _core.decode_vectors(codes, codebook._levels, out)
-    return _core.decode(codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out)
+        return codebooks.decode_vectors(codes, codebook._levels, out)
+    return codebooks.decode(
+        codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out
+    )
 
 
 def _encode_blocks(x, codebook, axis):
     scales = np.empty(_scales_shape(x.shape, axis, codebook.block_size), np.float32)
-    codes = _core.encode(contiguous_float32(x), codebook._levels, axis, codebook.block_size, scales)
+    codes = codebooks.encode(contiguous_float32(x), codebook._levels, axis, codebook.block_size, scales)
     if codes is not None:
         return codes, scales
     raise_beyond_float32(x)
@@ -290,13 +295,15 @@ def _encode_blocks(x, codebook, axis):
 def _encode_float64(x, codebook, axis):
     """Compare in float64, in which x is exact."""
     if not np.isfinite(x).all():
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     order, thresholds = thresholds_of(codebook.levels.reshape(-1, codebook.k), np.float64)
     codes = np.empty(x.shape, np.uint8)
     lines = np.moveaxis(x, axis, 0) if axis is not None else x[None]
     results = np.moveaxis(codes, axis, 0) if axis is not None else codes[None]
     for i, (numbers, bounds) in enumerate(zip(order, thresholds, strict=True)):
-        results[i] = numbers[np.searchsorted(bounds, lines[i])]
+        for part in cuts(lines.shape[1:], PART // 8):
+            at = (i, ...) if part is ... else (i, *part)
+            results[at] = numbers[np.searchsorted(bounds, lines[at])]
     return codes
 
 
@@ -307,7 +314,7 @@ def _encode_vectors(x, codebook):
     shift = codebook._levels.shift
     if shift is not None:
         vectors = np.ascontiguousarray(np.clip(np.ldexp(given, shift), *FLOAT32_RANGE))
-    return _core.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
+    return codebooks.encode_vectors(vectors, given, codebook._levels, x.shape[-1] // codebook.levels.shape[-1])
 
 
 # ---- NF4 and FP4 ----
@@ -423,8 +430,8 @@ def _checked_levels(levels, axis, block_size, vector):
             f"got {given.shape}"
         )
     k = given.shape[-2 if vector else -1]
-    if not 1 <= k <= _core.MAX_LEVELS or given.size == 0:
-        raise ValueError(f"levels must number from 1 to {_core.MAX_LEVELS}, got shape {given.shape}")
+    if not 1 <= k <= codebooks.MAX_LEVELS or given.size == 0:
+        raise ValueError(f"levels must number from 1 to {codebooks.MAX_LEVELS}, got shape {given.shape}")
     kept = np.array(given, np.float32, order="C")
     bad = ~np.isfinite(kept)
     if bad.any():

@@ -5,12 +5,14 @@ from functools import cache
 
 import numpy as np
 
-from . import _core
+from ._bind import clusters, codebooks
+from ._bind.arrays import raise_not_finite
 from ._checks import (
     SMALLEST_SCALE,
     boolean,
     check_axis,
     check_weights,
+    doubles,
     float_array,
     generator,
     integer,
@@ -27,7 +29,7 @@ def fit_levels(x, k, axis, block_size, weights, zero):
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     check_axis(axis, x)
     if not np.isfinite(x).all():
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     weights = checked_weights(weights, x.shape)
     fit = fit_with_zero if zero else fit_line
     if axis is None or block_size is not None:
@@ -59,8 +61,8 @@ def fit_vectors(x, k, d, weights, rng):
 
 def checked_k(k):
     k = integer(k, "k")
-    if not 1 <= k <= _core.MAX_LEVELS:
-        raise ValueError(f"k must be from 1 to {_core.MAX_LEVELS}, got {k}")
+    if not 1 <= k <= codebooks.MAX_LEVELS:
+        raise ValueError(f"k must be from 1 to {codebooks.MAX_LEVELS}, got {k}")
     return k
 
 
@@ -107,11 +109,15 @@ def fit_with_zero(values, weights, k):
     The others serve values of one sign each, so a of them are the best of the negative side beside 0, k - 1 - a of the
     positive; the cost of each side is convex in their number, and bisection finds a.
     """
-    values = values.astype(np.float64)
-    weights = np.ones_like(values) if weights is None else weights.astype(np.float64)
+    values = doubles(values)
+    weights = np.ones_like(values) if weights is None else doubles(weights)
     if not np.isfinite(weights.sum()):  # equal values add their weights
         weights = weights * 2.0**-40
-    negative, positive = (side_of(sign * values, weights) for sign in (-1, 1))
+    count = clusters.distinct_points(values, weights)
+    values, weights = values[:count], weights[:count]
+    below, above = np.searchsorted(values, 0), np.searchsorted(values, 0, "right")
+    negative = -values[:below][::-1], weights[:below][::-1]
+    positive = values[above:], weights[above:]
 
     @cache
     def best(side, count):
@@ -127,13 +133,6 @@ def fit_with_zero(values, weights, k):
     return np.concatenate([-best(0, low)[0][::-1], [0], best(1, k - 1 - low)[0]])
 
 
-def side_of(values, weights):
-    """Return the positive values, ascending and distinct, and the sums of their weights."""
-    chosen = (values > 0) & (weights > 0)
-    distinct, which = np.unique(values[chosen], return_inverse=True)
-    return distinct, np.bincount(which, weights[chosen], len(distinct)).astype(np.float64)
-
-
 def beside_zero(values, weights, count):
     """Return the best `count` centroids beside one at 0, ascending, and the cost.
 
@@ -143,5 +142,5 @@ def beside_zero(values, weights, count):
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)
     to_fill = centroids, limits, found, cost, exponent
-    _core.cluster_lines(line[None], line_weights[None], count + 1, to_fill, _core.Stop(), pinned=True)
+    clusters.cluster_lines(line[None], line_weights[None], count + 1, to_fill, clusters.Stop(), pinned=True)
     return centroids[0, 1 : found[0]], Fraction(cost[0]) * Fraction(2) ** int(exponent[0])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import codebooks
 
 
 def thresholds_of(levels, dtype):
@@ -39,7 +39,9 @@ def tables_of(levels):
     whole = [np.zeros((channels, 1 << depth), t) for t in (np.float32, np.uint8)]
     whole[0][:, :k], whole[1][:, :k] = levels, order
     buckets = _buckets(thresholds[0]) if channels == 1 and depth > 4 else None
-    return _core.Levels(whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets)
+    return codebooks.Levels(
+        whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets
+    )
 
 
 def exponents_of(levels):
@@ -59,7 +61,7 @@ def vector_tables_of(levels):
     shift = np.repeat(-exponents, levels.shape[-1] if len(levels) > 1 else 1) if exponents.any() else None
     scaled = np.ldexp(levels, -exponents[:, None, None])
     scaled = np.pad(scaled, ((0, 0), (0, 1), (0, 0)), constant_values=np.inf)
-    return _core.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared, shift)
+    return codebooks.VectorLevels(levels, np.ascontiguousarray(levels.transpose(0, 2, 1)), scaled, shared, shift)
 
 
 MAX_BUCKETS = 2048  # for each sign; fewer than 1,000 serve most codebooks

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core
+from ._bind import clusters, elementwise
+from ._bind.arrays import contiguous_reals, raise_not_finite
+from ._bind.runtime import word
 from ._checks import REALS, as_array, check_weights, generator, integer, real, reals, shown
 from ._mode import default_mode, mode_of_caller
 
@@ -122,6 +124,7 @@ class _Settings(NamedTuple):
 @default_mode
 def _kmeans(x, k, weights, rng, settings):
     init, n_init, max_iter, tol, callback = settings
+    init = word(init)
     points, exponent, dtype = _points(x, init)
     n, d = points.shape
     k = integer(k, "k", 1)
@@ -141,7 +144,7 @@ def _kmeans(x, k, weights, rng, settings):
     rng = generator(rng)
     data = _Data(points, weights, given_weights, exponent, dtype)
     limit = tol * _variance(data) if tol else 0.0
-    state = _core.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
+    state = clusters.KMeans(points, weights, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
     best = None
     for _ in range(n_init):
         if isinstance(init, np.ndarray):
@@ -195,12 +198,12 @@ def _points(x, init):
         raise ValueError(f"x must have shape (n, d), d at least 1, got {x.shape}")
     wide = x.dtype.itemsize == 8 or x.dtype.kind in "iu" and x.dtype.itemsize > 2
     dtype = np.float64 if wide else np.float32
-    points = _core.contiguous_reals(x, dtype)
+    points = contiguous_reals(x, dtype)
     if points.size == 0:
         return points, 0, dtype
-    bounds = (points.min(), points.max()) if wide else _core.minmax(points)
+    bounds = (points.min(), points.max()) if wide else elementwise.minmax(points)
     if bounds is None or not np.isfinite(bounds).all():
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     largest = max(-float(bounds[0]), float(bounds[1]))
     exponent, (low, high) = math.frexp(largest)[1], REACH[dtype]
     if low <= exponent <= high or largest == 0:
@@ -234,7 +237,7 @@ def _weights(weights, n):
     given = reals(weights, "weights")
     if given.shape != (n,):
         raise ValueError(f"weights must have shape {(n,)} to match x, got {given.shape}")
-    weights = _core.contiguous_reals(given, np.float64)
+    weights = contiguous_reals(given, np.float64)
     check_weights(weights, negative="must be at least 0, got {value} at {place[0]}")
     return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
@@ -245,7 +248,7 @@ def _start(init, shape, points, exponent, dtype):
     if start.shape != shape:
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
-        _core.raise_not_finite(start, "init")
+        raise_not_finite(start, "init")
     scaled = np.ldexp(start.astype(dtype), -exponent)
     reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
@@ -259,7 +262,7 @@ def _start(init, shape, points, exponent, dtype):
 def _variance(data):
     """Return the mean over columns of their variance, by one cluster."""
     points = data.points
-    one = _core.KMeans(points, data.weights, 1, _chunk(points, 1), False)
+    one = clusters.KMeans(points, data.weights, 1, _chunk(points, 1), False)
     one.place(points[:1])
     one.assign()
     one.place(_means(one)[0].astype(points.dtype))

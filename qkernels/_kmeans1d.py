@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _core
-from ._checks import check_weights, integer, optional_int, reals
+from ._bind import clusters, runtime
+from ._bind.arrays import raise_not_finite
+from ._checks import check_weights, doubles, in_parts, integer, optional_int, reals
 from ._kmeans import KMeansResult
 from ._mode import default_mode
 
@@ -143,7 +144,7 @@ class Refused(Exception):
 def explain(x, weights, weights_of_lines):
     """Raise the ValueError that says which values those are."""
     if not np.isfinite(x).all():
-        _core.raise_not_finite(x)
+        raise_not_finite(x)
     check_weights(weights, zeros=True)
     line = np.argmin(weights_of_lines.max(axis=-1))
     which = f", as those of line {line} are" if len(weights_of_lines) > 1 else ""
@@ -155,7 +156,7 @@ def for_each(function, blocks):
 
     Which thread has which block makes no difference.
     """
-    threads, stop = min(_core.get_num_threads(), len(blocks)), _core.Stop()
+    threads, stop = min(runtime.get_num_threads(), len(blocks)), clusters.Stop()
     if threads < 2:
         for block in blocks:
             function(block, stop)
@@ -179,15 +180,10 @@ def beyond_doubles(x):
     return x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size > 0 and max(-int(x.min()), int(x.max())) > 2**53
 
 
-def doubles(x):
-    """Return a new C-contiguous array of doubles."""
-    return x.astype(np.float64, order="C")
-
-
 def keys(x):
     """Return a new array of uint64 in the order of 64-bit integers."""
-    x = x.astype(x.dtype.newbyteorder("="), order="C")
-    return x if x.dtype.kind == "u" else x.view(np.uint64) ^ np.uint64(2**63)
+    offset = np.uint64(0 if x.dtype.kind == "u" else 2**63)
+    return in_parts(lambda part: part.astype(x.dtype.newbyteorder("=")).view(np.uint64) ^ offset, x, np.uint64)
 
 
 def cluster_by_sorting(lines, weights, k, exact, found, stop):
@@ -195,12 +191,12 @@ def cluster_by_sorting(lines, weights, k, exact, found, stop):
     read = keys if exact else doubles
     weights = None if weights is None else doubles(weights)
     limits = np.empty(found.centroids.shape, np.uint64 if exact else np.float64)
-    _core.cluster_lines(read(lines), weights, k, found.with_limits(limits), stop, signed=lines.dtype.kind == "i")
+    clusters.cluster_lines(read(lines), weights, k, found.with_limits(limits), stop, signed=lines.dtype.kind == "i")
     if not found.counts.all():
         raise Refused
     for first in range(0, lines.shape[1], CHUNK):
         part = np.s_[:, first : first + CHUNK]
-        _core.label_lines(read(lines[part]), limits, found.counts, found.labels[part])
+        clusters.label_lines(read(lines[part]), limits, found.counts, found.labels[part])
 
 
 # ---- long lines of 8 and 16 bits ----
@@ -227,16 +223,16 @@ def cluster_by_histogram(lines, weights, k, found, stop):
         return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
 
     for part in parts:
-        if not _core.count_codes(codes_of(part), None if weights is None else doubles(weights[0, part]), bins):
+        if not clusters.count_codes(codes_of(part), None if weights is None else doubles(weights[0, part]), bins):
             raise Refused
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
     limits = np.empty(found.centroids.shape)
     points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
-    _core.cluster_lines(points, weights, k, found.with_limits(limits), stop)
+    clusters.cluster_lines(points, weights, k, found.with_limits(limits), stop)
     if not found.counts.all():
         raise Refused
     table = np.empty((1, len(values)), found.labels.dtype)
-    _core.label_lines(values[None], limits, found.counts, table)
+    clusters.label_lines(values[None], limits, found.counts, table)
     for part in parts:
-        _core.look_up(codes_of(part), table[0], found.labels[0, part])
+        clusters.look_up(codes_of(part), table[0], found.labels[0, part])

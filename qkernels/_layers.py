@@ -1,6 +1,6 @@
 """Apply float layers, as stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
 
-from . import _core
+from ._bind import layers
 from ._checks import integer, real
 
 
@@ -37,7 +37,7 @@ def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
     >>> qk.layer_norm(np.float32([[1, 2, 3, 6]]), np.ones(4, np.float32), np.zeros(4, np.float32)).round(3)
     array([[-1.069, -0.535,  0.   ,  1.604]], dtype=float32)
     """
-    return _core.layer_norm(x, weight, bias, eps if type(eps) is float else real(eps, "eps"), residual, out)
+    return layers.layer_norm(x, weight, bias, eps if type(eps) is float else real(eps, "eps"), residual, out)
 
 
 def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
@@ -86,4 +86,4 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
            [5., 5.]], dtype=float32)
     """
     scale = None if scale is None else real(scale, "scale")
-    return _core.attention(q, k, v, integer(heads, "heads", 1), starts, scale, out)
+    return layers.attention(q, k, v, integer(heads, "heads", 1), starts, scale, out)

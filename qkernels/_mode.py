@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import _core
+from ._bind import runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -17,9 +17,9 @@ def default_mode(function: F) -> F:
     Whatever the mode of its caller, it then runs in the default one, and no overflow, underflow, division or invalid
     operation on its way warns or raises.
     """
-    return wraps(function)(_core.in_default_mode(function))
+    return wraps(function)(runtime.in_default_mode(function))
 
 
 def mode_of_caller(function: F) -> F:
     """Wrap a function of the user's where it is handed over, so that it is called in the user's mode."""
-    return wraps(function)(_core.in_mode_of_caller(function, np.geterr()))
+    return wraps(function)(runtime.in_mode_of_caller(function, np.geterr()))

@@ -6,7 +6,7 @@ a running bound, and that must be fused to be fast.
 
 import numpy as np
 
-from . import _core
+from ._bind import codebooks
 from ._checks import as_array, finite_float32, float_array, integer
 from ._codebook import Codebook
 
@@ -43,7 +43,7 @@ def distance_tables(queries, codebook):
     array([[[ 1., 17.],
             [ 1.,  9.]]], dtype=float32)
     """
-    return _core.distance_tables(_checked_queries(queries, codebook), codebook._levels)
+    return codebooks.distance_tables(_checked_queries(queries, codebook), codebook._levels)
 
 
 def search(queries, codes, codebook, k):
@@ -97,7 +97,7 @@ def search(queries, codes, codebook, k):
         raise ValueError(f"codes must have fewer than 2**32 rows, got {len(codes)}")
     if not 1 <= k <= len(codes):
         raise ValueError(f"k must be from 1 to the number of rows of codes, {len(codes)}, got {k}")
-    return _core.search(queries, codes, codebook._levels, k)
+    return codebooks.search(queries, codes, codebook._levels, k)
 
 
 def _checked_queries(queries, codebook):

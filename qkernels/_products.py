@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import products, weights
+from ._bind.arrays import FLOATS
+from ._bind.runtime import word
 from ._checks import FLOAT32, as_array, float32_of, float_array, shown
 from ._mode import default_mode
 from ._quantize import quantize
@@ -55,7 +57,7 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     >>> qk.matmul(q, k.swapaxes(-1, -2)).shape
     (12, 128, 128)
     """
-    return _core.matmul(a, b, a_zero_point, b_zero_point, out)
+    return products.matmul(a, b, a_zero_point, b_zero_point, out)
 
 
 def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, out=None):
@@ -108,7 +110,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
-    return _core.linear(x, packed, bias, activation, residual, clamp, out)
+    return products.linear(x, packed, bias, activation, residual, clamp, out)
 
 
 def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=None, rounding="half_even", out=None):
@@ -156,7 +158,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     """
     if not isinstance(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
-    _core.need_eight_bits(packed, "packed")
+    weights.need_eight_bits(packed, "packed")
     check_params(params, "params")
     check_params(out_params, "out_params")
     for name, given in (("params", params), ("out_params", out_params)):
@@ -166,17 +168,18 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
     bias = None if bias is None else as_array(bias, "bias")
+    rounding, activation = word(rounding), word(activation)
     biases = None if bias is None else (_checked_bias(bias, packed.shape[1], rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     if is_fixed_point(rounding) and not (activation is None or isinstance(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-    return _core.qlinear(q, params, packed, out_params, biases, activation, bounds, rounding, out)
+    return products.qlinear(q, params, packed, out_params, biases, activation, bounds, rounding, out)
 
 
 @default_mode
 def _clamp_codes(clamp, params, rounding):
     """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
-    lo, hi = _core.clamp_bounds(clamp)
+    lo, hi = products.clamp_bounds(clamp)
     ties = "half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away"
     return quantize(np.float32([lo, hi]), params, rounding=ties)
 
@@ -187,7 +190,7 @@ def _checked_bias(bias, n, rounding):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")
     if bias.dtype.kind in "iu":
         return checked_int_bias(bias, n)
-    if bias.dtype.newbyteorder("=") not in _core.FLOATS:
+    if bias.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be int32 or a float array, got {bias.dtype}")
     if is_fixed_point(rounding):
         raise TypeError(f"bias must be int32 with rounding {rounding!r}, got {bias.dtype}")

@@ -3,7 +3,8 @@
 import ml_dtypes
 import numpy as np
 
-from . import _core
+from ._bind import elementwise
+from ._bind.arrays import holds_as_half, named_dtype
 from ._checks import SMALLEST_SCALE, as_array, boolean, checked_blocks, optional_int, real_array, shown
 from ._mode import default_mode
 from ._value import Value
@@ -17,7 +18,7 @@ _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t 
 _BY_NAME = {t.name: t for t in _RANGES}
 
 
-class QParams(_core.Params, Value):
+class QParams(elementwise.Params, Value):
     """Hold the parameters of the affine map ``real = (code - zero_point) * scale``: frozen, used many times.
 
     Parameters
@@ -112,7 +113,7 @@ def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
 @default_mode
 def smallest(scale, zero_point=None):
     """Return the same values in fewer bytes: float16 if exact, integers of the smallest type, one if all are equal."""
-    scale = np.float16(scale) if _core.holds_as_half(scale) else scale
+    scale = np.float16(scale) if holds_as_half(scale) else scale
     if zero_point is None:
         return scale
     zero_point = np.asarray(zero_point)
@@ -131,7 +132,7 @@ def spread(zero_point, shape):
 
 def code_dtype(dtype):
     """Return the dtype of codes that is called `dtype`."""
-    found = _core.named_dtype(dtype)
+    found = named_dtype(dtype)
     if found not in _RANGES:
         raise TypeError(f"dtype must be one of {', '.join(_BY_NAME)}, got {shown(dtype)}")
     return found

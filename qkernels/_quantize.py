@@ -7,7 +7,9 @@ from itertools import islice
 import ml_dtypes
 import numpy as np
 
-from . import _core
+from ._bind import codebooks, elementwise
+from ._bind.arrays import float_dtype, store
+from ._bind.runtime import word
 from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
@@ -50,7 +52,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
     """
     if getattr(params, "codes_are_floats", False):
         return _quantize_to_floats(x, params, rounding, out)
-    return _core.quantize(x, params, rounding, out)
+    return elementwise.quantize(x, params, rounding, out)
 
 
 def dequantize(q, params, *, dtype=np.float32, out=None):
@@ -88,7 +90,7 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
         q = as_array(q, "q")
         if q.dtype.newbyteorder("=") != np.int32:
             return _dequantize_floats(q, params, dtype, out)
-    return _core.dequantize(q, params, dtype, out)
+    return elementwise.dequantize(q, params, dtype, out)
 
 
 def fake_quantize(x, params, *, out=None):
@@ -125,8 +127,8 @@ def fake_quantize(x, params, *, out=None):
         x = float_array(x)
         codes = _quantize_to_floats(x, params, "half_even", None)
         y = _dequantize_floats(codes, params, x.dtype.newbyteorder("="), None)
-        return _core.store(out, y, x, "x", True)
-    return _core.fake_quantize(x, params, out)
+        return store(out, y, x, "x", True)
+    return elementwise.fake_quantize(x, params, out)
 
 
 def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
@@ -175,7 +177,7 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
         return quantize(x, params), params
     symmetric, narrow_range = choose_scheme(dtype, symmetric, None)
     codes, shape = code_range(dtype, narrow_range), () if axis is None else x.shape[:1]
-    q, scale, zero_point = _core.quantize_rows(x, shape, dtype, *codes, symmetric)
+    q, scale, zero_point = elementwise.quantize_rows(x, shape, dtype, *codes, symmetric)
     return q, QParams._chosen(scale, zero_point, dtype, codes, axis, None)
 
 
@@ -194,12 +196,13 @@ def _per_element(values, params, shape, name):
 
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
+    rounding = word(rounding)
     if not (isinstance(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     scale = _per_element(params.scale, params, x.shape, "x")
     codes = _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype)
-    return _core.store(out, codes, x, "x")
+    return store(out, codes, x, "x")
 
 
 def _float_codes(x, scale, params):
@@ -241,13 +244,13 @@ def _float_values(codes, dtype):
 
 @default_mode
 def _dequantize_floats(q, params, dtype, out):
-    dtype = _core.float_dtype(dtype)
+    dtype = float_dtype(dtype)
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
     values = _float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32)
     scale = _per_element(params.scale, params, q.shape, "q")
     x = _in_parts(lambda part, scale: (np.take(values, part) * scale).astype(dtype), q.view(np.uint8), scale, dtype)
-    return _core.store(out, x, q, "q")
+    return store(out, x, q, "q")
 
 
 # ---- dense storage ----
@@ -295,7 +298,7 @@ def pack_bits(codes, bits):
     if codes.size and not low <= codes.min() <= codes.max() <= high:
         wrong = codes[(codes < low) | (codes > high)][0]
         raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wrong}")
-    return _core.pack_bits(codes, bits)
+    return codebooks.pack_bits(codes, bits)
 
 
 def unpack_bits(data, bits, shape, *, dtype=np.uint8):
@@ -338,7 +341,7 @@ def unpack_bits(data, bits, shape, *, dtype=np.uint8):
     expected = (-(-count * bits // 8),)
     if data.shape != expected:
         raise ValueError(f"data must have shape {expected} for {count} codes of {bits} bits, got {data.shape}")
-    codes = _core.unpack_bits(data, bits, count)
+    codes = codebooks.unpack_bits(data, bits, count)
     if _signed(dtype):
         unused = 8 - bits
         codes = (codes << unused).view(np.int8) >> unused

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import _core
+from ._bind import elementwise
+from ._bind.runtime import word
 from ._checks import as_array, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
@@ -12,6 +13,7 @@ FIXED_POINT = ("gemmlowp", "tflite")
 
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
+    rounding = word(rounding)
     return isinstance(rounding, str) and rounding in FIXED_POINT
 
 
@@ -64,8 +66,8 @@ def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=
     multiplier = real_array(multiplier, "multiplier", "a float or an array of floats")
     bias = None if bias is None else as_array(bias, "bias")
     summand = np.zeros(n, np.int32) if bias is None else checked_int_bias(bias, n)
-    arrays = _core.multipliers(multiplier, n, is_fixed_point(rounding))
-    return _core.requantize(acc, summand, bias, params, rounding, arrays, multiplier, out)
+    arrays = elementwise.multipliers(multiplier, n, is_fixed_point(rounding))
+    return elementwise.requantize(acc, summand, bias, params, rounding, arrays, multiplier, out)
 
 
 @default_mode
@@ -102,7 +104,7 @@ def quantize_multiplier(m):
     bad = ~((given >= 0) & (given < np.inf))
     if bad.any():
         raise ValueError(f"m must be finite and not negative, got {given[bad].flat[0]}")
-    mantissa, shift = _core.quantize_multiplier(np.ascontiguousarray(given).reshape(-1))
+    mantissa, shift = elementwise.quantize_multiplier(np.ascontiguousarray(given).reshape(-1))
     if given.ndim == 0:
         return int(mantissa[0]), int(shift[0])
     return mantissa.reshape(given.shape), shift.reshape(given.shape)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
-from . import _core
-from ._checks import SMALLEST_SCALE, as_array, integer
+from ._bind.arrays import FLOATS
+from ._bind.runtime import word
+from ._bind.weights import Packed
+from ._checks import SMALLEST_SCALE, as_array, integer, shown
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
@@ -67,7 +69,7 @@ def pack(b, params, *, scales=None):
     return PackedMatrix(b, params, scales)
 
 
-class PackedMatrix(_core.Packed, Frozen):
+class PackedMatrix(Packed, Frozen):
     """Hold weights as `pack` makes them: read-only, picklable, to be used from any thread.
 
     Attributes
@@ -212,6 +214,7 @@ class PackedMatrix(_core.Packed, Frozen):
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
+        arrays = _by_exact_names(arrays)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         _refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
@@ -223,7 +226,7 @@ class PackedMatrix(_core.Packed, Frozen):
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (_number(arrays, "block_size", 0) or None) if "block_size" in arrays else None
-        scale, qmin = _array(arrays, "scale", *_core.FLOATS), _number(arrays, "qmin")
+        scale, qmin = _array(arrays, "scale", *FLOATS), _number(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
@@ -234,12 +237,12 @@ class PackedMatrix(_core.Packed, Frozen):
 
     @classmethod
     def _of_levels(cls, arrays):
-        levels, blocks = _array(arrays, "levels", *_core.FLOATS), bool(arrays.keys() & {"block_size", "scales"})
+        levels, blocks = _array(arrays, "levels", *FLOATS), bool(arrays.keys() & {"block_size", "scales"})
         if blocks:
             _refuse_missing(arrays, ("block_size", "scales"))
         axis = 1 if levels.ndim == 2 else 0 if blocks else None
         codebook = Codebook(levels, axis=axis, block_size=_number(arrays, "block_size", 1) if blocks else None)
-        return cls(_dense_codes(arrays), codebook, _array(arrays, "scales", *_core.FLOATS) if blocks else None)
+        return cls(_dense_codes(arrays), codebook, _array(arrays, "scales", *FLOATS) if blocks else None)
 
 
 NEEDED = {
@@ -248,6 +251,20 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
+
+
+OPTIONAL = {"levels", "block_size", "scales"}
+
+
+def _by_exact_names(arrays):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are looked for."""
+    try:
+        names = {word(name): name for name in arrays}
+        return {name: arrays[names[name]] for name in OPTIONAL.union(*NEEDED.values()) if name in names}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
 
 
 def _refuse_missing(arrays, names):

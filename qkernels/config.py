@@ -3,9 +3,10 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import _core
+from ._bind import runtime
 from ._checks import integer
-from ._version import __version__
+
+__version__ = runtime.version()
 
 
 def set_num_threads(n):
@@ -33,7 +34,7 @@ def set_num_threads(n):
     1
     >>> qk.set_num_threads(before)
     """
-    _core.set_num_threads(min(integer(n, "n", 1), _core.most_threads()))
+    runtime.set_num_threads(min(integer(n, "n", 1), runtime.most_threads()))
 
 
 def get_num_threads():
@@ -44,7 +45,7 @@ def get_num_threads():
     >>> qk.get_num_threads() >= 1
     True
     """
-    return _core.get_num_threads()
+    return runtime.get_num_threads()
 
 
 @contextmanager
@@ -88,10 +89,10 @@ def show_config():
     threads: ...
     """
     print(f"qkernels {__version__}")
-    print(f"compiler: {_core.compiler()}")
-    print(f"instruction sets built: {', '.join(_core.built_isas())}")
-    print(f"instruction sets of this CPU: {', '.join(_core.available_isas())}")
-    print(f"in use: {_core.get_isa()} (QKERNELS_ISA chooses another)")
+    print(f"compiler: {runtime.compiler()}")
+    print(f"instruction sets built: {', '.join(runtime.built_isas())}")
+    print(f"instruction sets of this CPU: {', '.join(runtime.available_isas())}")
+    print(f"in use: {runtime.get_isa()} (QKERNELS_ISA chooses another)")
     print(f"threads: {get_num_threads()}")
 
 

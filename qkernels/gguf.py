@@ -3,7 +3,9 @@
 import ml_dtypes
 import numpy as np
 
-from . import _core
+from ._bind import codebooks
+from ._bind.arrays import raise_not_finite
+from ._bind.runtime import word
 from ._checks import as_array, boolean, contiguous_float32, float_array, shown
 from ._qparams import QParams
 
@@ -45,13 +47,13 @@ def to_gguf(x, kind):
     >>> qk.to_gguf(np.linspace(-1, 1, 64, dtype=np.float32), "Q8_0").shape
     (68,)
     """
-    x, size = float_array(x), _bytes_of(kind)
+    x, size = float_array(x), KINDS[_checked_kind(kind)]
     if x.ndim == 0 or x.shape[-1] % BLOCK:
         raise ValueError(f"the last axis of x must be a multiple of {BLOCK}, got shape {x.shape}")
-    data, largest = _core.to_gguf(contiguous_float32(x), size)
+    data, largest = codebooks.to_gguf(contiguous_float32(x), size)
     if largest is not None:
         if not np.isfinite(x).all():
-            _core.raise_not_finite(x)
+            raise_not_finite(x)
         raise ValueError(f"x reaches {largest} in magnitude, whose scale is beyond the range of float16")
     return data
 
@@ -102,13 +104,14 @@ def from_gguf(data, kind, *, codes=False, out=None):
     >>> packed.shape
     (64, 3)
     """
-    data, size = as_array(data, "data"), _bytes_of(kind)
+    data, kind = as_array(data, "data"), _checked_kind(kind)
+    size = KINDS[kind]
     if data.dtype != np.uint8:
         raise TypeError(f"data must be uint8, got {data.dtype}")
     if data.ndim == 0 or data.shape[-1] % size:
         raise ValueError(f"the last axis of data must be a multiple of {size} bytes for {kind}, got shape {data.shape}")
     if not boolean(codes, "codes"):
-        return _core.from_gguf(data, size, out)
+        return codebooks.from_gguf(data, size, out)
     if out is not None:
         raise ValueError(f"out must be None with codes, got {type(out).__name__}")
     return _codes_and_params(data, kind)
@@ -148,7 +151,8 @@ def _refuse_not_finite(d):
         raise ValueError(f"data has {count} blocks whose scale is NaN or infinite, the first at {first}")
 
 
-def _bytes_of(kind):
+def _checked_kind(kind):
+    kind = word(kind)
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
-    return KINDS[kind]
+    return kind

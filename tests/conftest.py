@@ -2,7 +2,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 collect_ignore = ["typing"]  # a script that test_typing.py runs
 
@@ -21,13 +21,13 @@ def isas():
     """A function to loop over: the name of each instruction set of this machine, in use while the loop is at it."""
 
     def each():
-        for name in _core.available_isas():
-            _core.set_isa(name)
+        for name in runtime.available_isas():
+            runtime.set_isa(name)
             yield name
 
-    before = _core.get_isa()
+    before = runtime.get_isa()
     yield each
-    _core.set_isa(before)
+    runtime.set_isa(before)
 
 
 @pytest.fixture

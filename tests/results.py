@@ -13,7 +13,7 @@ import numpy as np
 import test_fpmode
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 SETTINGS = {
     "get_include",
@@ -122,8 +122,8 @@ def lines():
     """`instruction set, number and name of the call: hash` for each."""
     with np.errstate(all="ignore"):
         every = [call for group in (small, products, elementwise, tables) for call in group()]
-        for isa in _core.available_isas():
-            _core.set_isa(isa)
+        for isa in runtime.available_isas():
+            runtime.set_isa(isa)
             for i, (name, function) in enumerate(every):
                 digest = hashlib.sha256(repr(test_fpmode.bits(function())).encode()).hexdigest()
                 yield f"{isa}, {i}, {name}: {digest[:16]}"

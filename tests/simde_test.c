@@ -120,25 +120,25 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
             for (int i = 0; i < 2; i++) {
                 clear(to[i], bytes);
                 if (wide && by_column)
-                    k[i]->quantize_columns_f32_16(a->x, to[i], n, &columns);
+                    k[i]->elementwise->quantize_columns_f32_16(a->x, to[i], n, &columns);
                 else if (wide)
-                    k[i]->quantize_f32_16(a->x, to[i], n, &one);
+                    k[i]->elementwise->quantize_f32_16(a->x, to[i], n, &one);
                 else if (by_column)
-                    k[i]->quantize_columns_f32_8(a->x, to[i], n, &columns);
+                    k[i]->elementwise->quantize_columns_f32_8(a->x, to[i], n, &columns);
                 else
-                    k[i]->quantize_f32_8(a->x, to[i], n, &one);
+                    k[i]->elementwise->quantize_f32_8(a->x, to[i], n, &one);
             }
             check(a->got, a->want, bytes, n);
         }
     what = "fake_quantize_f32";
     clear(a->got, 4 * n), clear(a->want, 4 * n);
-    simde->fake_quantize_f32(a->x, (float *)a->got, n, &one);
-    scalar->fake_quantize_f32(a->x, (float *)a->want, n, &one);
+    simde->elementwise->fake_quantize_f32(a->x, (float *)a->got, n, &one);
+    scalar->elementwise->fake_quantize_f32(a->x, (float *)a->want, n, &one);
     check(a->got, a->want, 4 * n, n);
     what = "fake_quantize_columns_f32";
     clear(a->got, 4 * size), clear(a->want, 4 * size);
-    simde->fake_quantize_columns_f32(a->x, (float *)a->got, n, &columns);
-    scalar->fake_quantize_columns_f32(a->x, (float *)a->want, n, &columns);
+    simde->elementwise->fake_quantize_columns_f32(a->x, (float *)a->got, n, &columns);
+    scalar->elementwise->fake_quantize_columns_f32(a->x, (float *)a->want, n, &columns);
     check(a->got, a->want, 4 * size, n);
 }
 
@@ -153,13 +153,13 @@ static void test_codes_to_floats(arrays *a, size_t n)
     for (int i = 0; i < 9; i++) {
         what = "dequantize_f32";
         clear(a->got, 4 * n), clear(a->want, 4 * n);
-        simde->dequantize_f32(a->codes, from[i], (float *)a->got, n, &one);
-        scalar->dequantize_f32(a->codes, from[i], (float *)a->want, n, &one);
+        simde->elementwise->dequantize_f32(a->codes, from[i], (float *)a->got, n, &one);
+        scalar->elementwise->dequantize_f32(a->codes, from[i], (float *)a->want, n, &one);
         check(a->got, a->want, 4 * n, n);
         what = "dequantize_columns_f32";
         clear(a->got, 4 * size), clear(a->want, 4 * size);
-        simde->dequantize_columns_f32(a->codes, from[i], (float *)a->got, n, &columns);
-        scalar->dequantize_columns_f32(a->codes, from[i], (float *)a->want, n, &columns);
+        simde->elementwise->dequantize_columns_f32(a->codes, from[i], (float *)a->got, n, &columns);
+        scalar->elementwise->dequantize_columns_f32(a->codes, from[i], (float *)a->want, n, &columns);
         check(a->got, a->want, 4 * size, n);
     }
 }
@@ -177,8 +177,8 @@ static void test_requantize(arrays *a, size_t n, qk_rounding rounding)
             rounding, a->multiplier, a->mantissa, a->shift, 3, bytes == 1 ? -128 : -32768, bytes == 1 ? 127 : 32767};
         what = "requantize_i32";
         clear(a->got, n * (size_t)bytes), clear(a->want, n * (size_t)bytes);
-        simde->requantize_i32(a->codes, a->bias, a->got, bytes, n, &r);
-        scalar->requantize_i32(a->codes, a->bias, a->want, bytes, n, &r);
+        simde->elementwise->requantize_i32(a->codes, a->bias, a->got, bytes, n, &r);
+        scalar->elementwise->requantize_i32(a->codes, a->bias, a->want, bytes, n, &r);
         check(a->got, a->want, n * (size_t)bytes, n);
     }
 }
@@ -188,10 +188,12 @@ static void test_conversions(arrays *a, size_t n)
     uint16_t half[LENGTHS];
     random_bytes(half, sizeof half);
     random_floats(a->x, n, 0x1p-14f, 1);
-    void (*widen[2][2])(const uint16_t *, float *, size_t) = {{simde->f16_to_f32, scalar->f16_to_f32},
-                                                              {simde->bf16_to_f32, scalar->bf16_to_f32}};
-    void (*narrow[2][2])(const float *, uint16_t *, size_t) = {{simde->f32_to_f16, scalar->f32_to_f16},
-                                                               {simde->f32_to_bf16, scalar->f32_to_bf16}};
+    void (*widen[2][2])(const uint16_t *, float *,
+                        size_t) = {{simde->elementwise->f16_to_f32, scalar->elementwise->f16_to_f32},
+                                   {simde->elementwise->bf16_to_f32, scalar->elementwise->bf16_to_f32}};
+    void (*narrow[2][2])(const float *, uint16_t *,
+                         size_t) = {{simde->elementwise->f32_to_f16, scalar->elementwise->f32_to_f16},
+                                    {simde->elementwise->f32_to_bf16, scalar->elementwise->f32_to_bf16}};
     for (int i = 0; i < 2; i++) {
         what = i ? "bf16_to_f32" : "f16_to_f32";
         clear(a->got, 4 * n), clear(a->want, 4 * n);
@@ -205,8 +207,8 @@ static void test_conversions(arrays *a, size_t n)
     what = "minmax_f32";
     float *got = (float *)a->got, *want = (float *)a->want;
     clear(got, 8), clear(want, 8);
-    simde->minmax_f32(a->x, n, got, got + 1);
-    scalar->minmax_f32(a->x, n, want, want + 1);
+    simde->elementwise->minmax_f32(a->x, n, got, got + 1);
+    scalar->elementwise->minmax_f32(a->x, n, want, want + 1);
     check(got, want, 8, n);
 }
 
@@ -220,10 +222,11 @@ static void test_pack_row(size_t n)
     for (int flip = 0; flip <= 0x80; flip += 0x80) {
         what = "gemm8_pack_row";
         clear(got, n_pad), clear(want, n_pad);
-        simde->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, got);
-        scalar->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, want);
+        simde->gemm8->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, got);
+        scalar->gemm8->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, want);
         check(got, want, n_pad, n);
-        const int32_t sums[2] = {simde->sum_codes(a, n, (uint8_t)flip), scalar->sum_codes(a, n, (uint8_t)flip)};
+        const int32_t sums[2] = {simde->gemm8->sum_codes(a, n, (uint8_t)flip),
+                                 scalar->gemm8->sum_codes(a, n, (uint8_t)flip)};
         if (sums[0] != sums[1]) printf("sum_codes: %d and %d at length %zu\n", sums[0], sums[1], n), exit(1);
     }
 }
@@ -241,8 +244,9 @@ static void test_gemm_tile(int rows, size_t steps)
         for (int h = 0; h < 2; h++) memcpy(half[h] + 64 * s, panel + 128 * s + 64 * h, 64);
     what = "gemm8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm8_tile(rows, steps, a, lda, panel, init, got, ldc);
-    for (int h = 0; h < 2; h++) scalar->gemm8_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
+    simde->gemm8->gemm8_tile(rows, steps, a, lda, panel, init, got, ldc);
+    for (int h = 0; h < 2; h++)
+        scalar->gemm8->gemm8_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -260,13 +264,13 @@ static void test_pack_panel(size_t k, size_t cols)
         int32_t colsum[2][NR + MARGIN / 4];
         what = "gemm8_pack_panel";
         clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
-        const int64_t bound = simde->gemm8_pack_panel(&s, cols, got, colsum[0]);
+        const int64_t bound = simde->gemm8->gemm8_pack_panel(&s, cols, got, colsum[0]);
         int64_t largest = 0;
         for (size_t h = 0; h < 2; h++) {
             qk_panel_source part = s;
             part.b += (ptrdiff_t)(16 * h) * s.col_stride, part.zero += 16 * h;
             const size_t here = cols <= 16 * h ? 0 : cols - 16 * h < 16 ? cols - 16 * h : 16;
-            const int64_t size = scalar->gemm8_pack_panel(&part, here, half, colsum[1] + 16 * h);
+            const int64_t size = scalar->gemm8->gemm8_pack_panel(&part, here, half, colsum[1] + 16 * h);
             if (size > largest) largest = size;
             for (size_t step = 0; step < k_pad / 4; step++) memcpy(want + 128 * step + 64 * h, half + 64 * step, 64);
         }
@@ -324,8 +328,8 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
     const qk_gemm4_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros, looked_up ? levels : NULL};
     what = "gemm4_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm4_tile(rows, &p, a, lda, start, ld_start, got);
-    scalar->gemm4_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->gemm4->gemm4_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->gemm4->gemm4_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -341,7 +345,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
     const size_t params_bytes = NR * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
-    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->blocks8_flip);
+    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->gemm4->blocks8_flip);
     for (size_t i = 0; i < sizeof start / 4; i++)
         start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
     const uint8_t *codes = records;
@@ -372,8 +376,8 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .params_bytes = params_bytes};
     what = "blocks8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
-    scalar->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->gemm4->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
+    scalar->gemm4->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -396,8 +400,8 @@ static void test_column_levels(int rows, size_t steps)
     const qk_gemm4_panel p = {records, steps > 0, steps, steps, 0, 0, NULL};
     what = "column_levels_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->column_levels_tile(rows, &p, a, lda, start, ld_start, got);
-    scalar->column_levels_tile(rows, &p, a, lda, start, ld_start, want);
+    simde->gemm4->column_levels_tile(rows, &p, a, lda, start, ld_start, got);
+    scalar->gemm4->column_levels_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
 }
 
@@ -415,14 +419,14 @@ static void test_half(int rows, size_t k, qk_dtype type)
         a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
     what = "gemmf16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemmf16_tile(rows, k, a, lda, panels, type, got);
-    scalar->gemmf16_tile(rows, k, a, lda, panels, type, want);
+    simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, got);
+    scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
     for (int n = 1; n <= PANELS; n++) {
         what = "gemmf16_row";
         clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-        simde->gemmf16_row(n, k, a, panels, type, got);
-        scalar->gemmf16_row(n, k, a, panels, type, want);
+        simde->gemmf16->gemmf16_row(n, k, a, panels, type, got);
+        scalar->gemmf16->gemmf16_row(n, k, a, panels, type, want);
         check(got, want, sizeof got - MARGIN, (size_t)n * NR);
     }
 }
@@ -441,19 +445,19 @@ static void test_words(int rows, size_t steps)
         for (int h = 0; h < 2; h++) memcpy(half[h] + 32 * s, panel + 64 * s + 32 * h, 64);
     what = "gemm16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm16_tile(rows, steps, a, lda, panel, got);
+    simde->gemm16->gemm16_tile(rows, steps, a, lda, panel, got);
     for (int h = 0; h < 2; h++) {
-        scalar->gemm16_tile(rows, steps, a, lda, half[h], part);
+        scalar->gemm16->gemm16_tile(rows, steps, a, lda, half[h], part);
         for (int row = 0; row < rows; row++) memcpy(want + row * NR + 16 * h, part + row * 16, 64);
     }
     check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
     what = "gemm16_add";
     clear(sum[0], sizeof sum[0] - MARGIN), clear(sum[1], sizeof sum[1] - MARGIN);
     for (int more = 0; more < 3; more++) {
-        simde->gemm16_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
+        simde->gemm16->gemm16_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
         for (int h = 0; h < 2; h++) {
             for (int row = 0; row < rows; row++) memcpy(part + row * 16, got + row * NR + 16 * h, 64);
-            scalar->gemm16_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
+            scalar->gemm16->gemm16_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
         }
         check(sum[0], sum[1], sizeof sum[0] - MARGIN, (size_t)rows * NR);
     }
@@ -500,7 +504,7 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
                  .dst = got,
                  .row_stride = row_stride};
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    const int step = scalar->mr; /* rows; before simde, which corrects acc in place */
+    const int step = scalar->gemm8->mr; /* rows; before simde, which corrects acc in place */
     for (int row = 0; row < rows; row += step)
         for (int h = 0; h < 2 && cols > 16 * h; h++) {
             qk_tile part = t;
@@ -514,12 +518,14 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
             if (part.residual) part.residual += 40 * row + 16 * h;
             part.dst = want + (size_t)row * row_stride + (size_t)(16 * h) * size;
             for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + NR * (row + i) + 16 * h, 64);
-            (output == 0       ? scalar->tile_to_int32
-                 : output == 1 ? scalar->tile_to_float
-                               : scalar->tile_to_codes)(half, &part);
+            (output == 0       ? scalar->gemm8->tile_to_int32
+                 : output == 1 ? scalar->gemm8->tile_to_float
+                               : scalar->gemm8->tile_to_codes)(half, &part);
         }
     what = output == 0 ? "tile_to_int32" : output == 1 ? "tile_to_float" : "tile_to_codes";
-    (output == 0 ? simde->tile_to_int32 : output == 1 ? simde->tile_to_float : simde->tile_to_codes)(acc, &t);
+    (output == 0       ? simde->gemm8->tile_to_int32
+         : output == 1 ? simde->gemm8->tile_to_float
+                       : simde->gemm8->tile_to_codes)(acc, &t);
     check(got, want, sizeof got - MARGIN, (size_t)(rows * cols));
 }
 
@@ -617,8 +623,8 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
         float *got_scales = scaled ? scales[0] : NULL, *want_scales = scaled ? scales[1] : NULL;
         clear(a->got, n), clear(a->want, n), memset(scales, 0, sizeof scales);
         what = "encode_f32";
-        const int32_t most = simde->encode_f32(a->x, (uint8_t *)a->got, n, block, got_scales, &t);
-        if (most != scalar->encode_f32(a->x, (uint8_t *)a->want, n, block, want_scales, &t))
+        const int32_t most = simde->codebooks->encode_f32(a->x, (uint8_t *)a->got, n, block, got_scales, &t);
+        if (most != scalar->codebooks->encode_f32(a->x, (uint8_t *)a->want, n, block, want_scales, &t))
             puts("encode_f32: another maximum"), exit(1);
         check(a->got, a->want, n, n);
         if (memcmp(scales[0], scales[1], sizeof *scales)) puts("encode_f32: other scales"), exit(1);
@@ -626,8 +632,8 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
         memcpy(codes, a->want, n);
         clear(a->got, 4 * n), clear(a->want, 4 * n);
         what = "decode_f32";
-        simde->decode_f32(codes, (float *)a->got, n, block, got_scales, &t);
-        scalar->decode_f32(codes, (float *)a->want, n, block, want_scales, &t);
+        simde->codebooks->decode_f32(codes, (float *)a->got, n, block, got_scales, &t);
+        scalar->codebooks->decode_f32(codes, (float *)a->want, n, block, want_scales, &t);
         check(a->got, a->want, 4 * n, n);
     }
 }
@@ -635,7 +641,7 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
 int main(void)
 {
     static arrays a;
-    if (simde->mr != MR || simde->nr != NR || scalar->nr != 16)
+    if (simde->gemm8->mr != MR || simde->gemm8->nr != NR || scalar->gemm8->nr != 16)
         return puts("the tiles have another size than this test"), 1;
     for (int round = 0; round < 4; round++)
         for (size_t n = 0; n < LENGTHS; n++) {
@@ -655,17 +661,17 @@ int main(void)
         }
     for (size_t k = 0; k < LENGTHS; k++)
         for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
-    for (int rows = 1; rows <= simde->gemm4_mr; rows++)
+    for (int rows = 1; rows <= simde->gemm4->mr; rows++)
         for (size_t blocks = 0; blocks <= 5; blocks++)
             for (int i = 0; i < 6; i++)
                 for (size_t steps = 1; steps <= 9; steps++)
                     test_gemm4(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
-    for (int rows = 1; rows <= simde->blocks8_mr; rows++)
+    for (int rows = 1; rows <= simde->gemm4->blocks8_mr; rows++)
         for (size_t blocks = 0; blocks <= 4; blocks++)
             for (size_t steps = 1; steps <= 9; steps += 4)
                 for (int i = 0; i < 8; i++)
                     test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
-    for (int rows = 1; rows <= simde->gemm4_mr; rows++)
+    for (int rows = 1; rows <= simde->gemm4->mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_column_levels(rows, steps);
     for (int rows = 1; rows <= MR; rows++) {
         for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);

@@ -13,7 +13,7 @@ import pytest
 from calls import CALLS, call
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import arrays
 
 BFLOAT16, FLOAT8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
 SMALL = {t.name: t for t in (BFLOAT16, FLOAT8, np.dtype(ml_dtypes.float8_e5m2))}
@@ -236,7 +236,7 @@ def test_each_kind_of_array_is_taken_in_a_mapping(name, kind):
 def test_what_comes_in_is_a_view_of_what_was_given(dtype, layout, kind):
     array = np.asarray(layout(np.arange(48).reshape(6, 8).astype(dtype)))
     if takes(kind, array):
-        got = _core.as_array(KINDS[kind](array), "x")
+        got = arrays.as_array(KINDS[kind](array), "x")
         assert type(got) is np.ndarray and got.dtype == array.dtype and got.shape == array.shape
         assert same(np.ascontiguousarray(got), np.ascontiguousarray(array))
         assert got.strides == array.strides or array.size <= 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 ROOT = Path(qk.__file__).parents[1]
 SETTINGS = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS"
@@ -92,7 +92,7 @@ def test_environment_sets_the_number_of_threads():
     assert output(code, OMP_NUM_THREADS="5") == "5"
     assert output(code, QKERNELS_NUM_THREADS="7", OMP_NUM_THREADS="5") == "7"
     assert output(code, QKERNELS_NUM_THREADS=" 7\n") == "7"
-    assert output(code, QKERNELS_NUM_THREADS="8192") == str(_core.most_threads())
+    assert output(code, QKERNELS_NUM_THREADS="8192") == str(runtime.most_threads())
     for nonsense in "", "0", "-3", "many":
         assert output(code, OMP_NUM_THREADS=nonsense) == available
     assert output(code, QKERNELS_NUM_THREADS="", OMP_NUM_THREADS="5,2") == "5"
@@ -114,7 +114,7 @@ def test_threadpoolctl_does_not_reach_our_threads():
     with qk.num_threads(2):
         with threadpool_limits(1):
             assert qk.get_num_threads() == 2
-        assert not any(_core.__file__ == library["filepath"] for library in threadpool_info())
+        assert not any(runtime.__file__ == library["filepath"] for library in threadpool_info())
 
 
 COUNT_THREADS = """
@@ -217,12 +217,13 @@ def test_calls_from_several_threads_at_once():
 # ---- instruction sets ----
 
 
-@pytest.mark.parametrize("isa", _core.built_isas())
+@pytest.mark.parametrize("isa", runtime.built_isas())
 def test_environment_forces_an_instruction_set(isa):
     done = python(
-        "import qkernels as qk; from qkernels import _core; print(_core.get_isa()); qk.show_config()", QKERNELS_ISA=isa
+        "import qkernels as qk; from qkernels._bind import runtime; print(runtime.get_isa()); qk.show_config()",
+        QKERNELS_ISA=isa,
     )
-    if isa in _core.available_isas():
+    if isa in runtime.available_isas():
         assert done.stdout.splitlines()[0] == isa
         assert f"in use: {isa}" in done.stdout
     else:
@@ -230,22 +231,22 @@ def test_environment_forces_an_instruction_set(isa):
 
 
 def test_the_best_instruction_set_is_the_default():
-    code = "from qkernels import _core; print(_core.get_isa())"
-    assert output(code) == output(code, QKERNELS_ISA="") == _core.available_isas()[0]
-    assert _core.available_isas()[-1] == "scalar"
-    assert [isa for isa in _core.built_isas() if isa in _core.available_isas()] == _core.available_isas()
+    code = "from qkernels._bind import runtime; print(runtime.get_isa())"
+    assert output(code) == output(code, QKERNELS_ISA="") == runtime.available_isas()[0]
+    assert runtime.available_isas()[-1] == "scalar"
+    assert [isa for isa in runtime.built_isas() if isa in runtime.available_isas()] == runtime.available_isas()
 
 
 @pytest.mark.parametrize("name", ["avx9000", "AVX2", "avx2 "])
 def test_instruction_sets_that_do_not_exist(name):
     done = python("import qkernels", QKERNELS_ISA=name)
-    here = ", ".join(_core.available_isas())
+    here = ", ".join(runtime.available_isas())
     expected = f"RuntimeError: QKERNELS_ISA: instruction set {name!r} is not available here, only {here}"
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
-    before = _core.get_isa()
+    before = runtime.get_isa()
     with pytest.raises(ValueError, match="instruction set 'avx9000' is not available here, only .*scalar"):
-        _core.set_isa("avx9000")
-    assert _core.get_isa() == before
+        runtime.set_isa("avx9000")
+    assert runtime.get_isa() == before
 
 
 # ---- what embedders and importers see ----
@@ -255,9 +256,9 @@ def test_show_config(capsys):
     with qk.num_threads(3):
         assert qk.show_config() is None
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[1:])
-    assert lines["instruction sets built"].split(", ") == _core.built_isas()
-    assert lines["instruction sets of this CPU"].split(", ") == _core.available_isas()
-    assert lines["in use"].split()[0] == _core.get_isa()
+    assert lines["instruction sets built"].split(", ") == runtime.built_isas()
+    assert lines["instruction sets of this CPU"].split(", ") == runtime.available_isas()
+    assert lines["in use"].split()[0] == runtime.get_isa()
     assert lines["threads"] == "3"
     assert lines["compiler"].split()[0] in ("gcc", "clang")
     done = subprocess.run(

@@ -82,12 +82,30 @@ class Int(int):
     pass
 
 
+class ContraryString(str):
+    """A string each of whose methods that compare or show it raises."""
+
+    def __eq__(self, other):
+        raise OSError("eq")
+
+    __ne__ = __lt__ = __contains__ = __format__ = removeprefix = lower = __eq__
+
+    def __hash__(self):
+        raise OSError("hash")
+
+    def __repr__(self):
+        raise OSError("repr")
+
+    __str__ = __iter__ = __len__ = __repr__
+
+
 HOSTILE = {
     "None": None,
     "True": True,
     "numpy.True_": np.True_,
     "a string": "abc",
     "an empty string": "",
+    "a string that does not compare": ContraryString("abc"),
     "bytes": b"abc",
     "0": 0,
     "-1": -1,
@@ -260,6 +278,30 @@ def test_a_subclass_of_int_is_taken_for_its_value():
     assert len(qk.kmeans1d([1.0, 2, 7], Contrary(2)).centroids) == 2
     with pytest.raises(ValueError, match="k must be at least 1"):
         qk.kmeans1d([1.0, 2, 7], Contrary(0))
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_a_subclass_of_str_is_taken_for_its_value(name):
+    for arguments in CALLS[name]:
+        given = {key: value() if key == "out" else value for key, value in arguments.items()}
+        for key, value in given.items():
+            if isinstance(value, str):
+                call(name, given | {key: ContraryString(value)})
+
+
+def test_a_mapping_is_read_by_names_that_need_not_compare():
+    class Name(ContraryString):
+        __hash__ = str.__hash__
+
+    class Unreadable(dict):
+        def __getitem__(self, name):
+            raise OSError("no such file")
+
+    arrays = qk.pack(np.int8([[1, -2]]), qk.QParams(0.5)).to_arrays()
+    again = qk.PackedMatrix.from_arrays({Name(name): array for name, array in arrays.items()})
+    np.testing.assert_array_equal(again.unpack(), [[1, -2]])
+    with pytest.raises(TypeError, match="arrays must be a mapping of str to array, got .*no such file"):
+        qk.PackedMatrix.from_arrays(Unreadable(arrays))
 
 
 def test_a_shape_without_an_end_is_refused_before_memory_is():

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core, kmeans
+from qkernels import kmeans
+from qkernels._bind import clusters
 
 RNG = np.random.default_rng(0)
 
@@ -82,7 +83,7 @@ def test_bounds_lose_no_label(variants, d):
     """Many iterations on points without structure keep bounds and candidates at work: labels are a plain search's."""
     x = RNG.standard_normal((2500, d), np.float32)
     result = same([kmeans(x, 40, init=x[:40], max_iter=15, tol=0) for _ in variants()])
-    state = _core.KMeans(x, None, 40, 1024, False)
+    state = clusters.KMeans(x, None, 40, 1024, False)
     with np.errstate(under="ignore"):  # which kmeans itself sees to
         state.place(result.centroids)
     state.assign()

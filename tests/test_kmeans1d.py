@@ -1,10 +1,8 @@
 """kmeans1d against all clusterings in exact arithmetic, the textbook's dynamic program, and two other libraries."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from fractions import Fraction
 from functools import cache
@@ -558,47 +556,6 @@ def test_more_clusters_than_points(k):
     assert_array_equal(result.centroids, [1, 2, 4])
     assert_array_equal(result.labels, [2, 0, 2, 1])
     assert result.inertia == 0
-
-
-# ---- interrupts, first use ----
-
-INTERRUPTED = """
-import numpy as np, qkernels as qk, time
-x = np.random.default_rng(0).standard_normal({shape})
-print(flush=True)
-try:
-    while True:
-        {call}
-except KeyboardInterrupt:
-    print(time.monotonic())
-assert qk.kmeans1d([0, 1, 5], 2).inertia == 0.5
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-@pytest.mark.parametrize(
-    "shape,call",
-    [
-        ("3_000_000", "qk.kmeans1d(x, 16)"),
-        ("3_000_000", "qk.kmeans1d(x, 2)"),
-        ("(2, 2_000_000)", "qk.kmeans1d(x, 16, axis=1)"),
-        ("(2000, 3000)", "qk.kmeans1d(x, 16, axis=1)"),
-        ("1_000_000", "qk.Codebook.fit(x, 64, zero=True)"),
-        ("300_000", "qk.kmeans1d(x, 5, weights=10 ** (50 * x))"),
-    ],
-)
-def test_interrupts_are_heard(shape, call):
-    """Within 0.2 s of quiet; a second here, where tests share their processors."""
-    environment = os.environ | {"PYTHONPATH": str(Path(qk.__file__).parents[1])}
-    code = INTERRUPTED.format(shape=shape, call=call)
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as child:
-        child.stdout.readline()
-        time.sleep(0.25)
-        sent = time.monotonic()
-        child.send_signal(signal.SIGINT)
-        heard = child.stdout.read()
-    assert child.returncode == 0
-    assert float(heard) - sent < 1
 
 
 # ---- bad input ----

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
 def restore():
-    isa, threads = _core.get_isa(), qk.get_num_threads()
+    isa, threads = runtime.get_isa(), qk.get_num_threads()
     yield
-    _core.set_isa(isa)
+    runtime.set_isa(isa)
     qk.set_num_threads(threads)
 
 
 def everywhere(call):
     """The result of call(), after checking that every instruction set and thread count gives its bits."""
     results = []
-    for isa in _core.available_isas():
+    for isa in runtime.available_isas():
         for threads in (1, 2, 3):
-            _core.set_isa(isa)
+            runtime.set_isa(isa)
             qk.set_num_threads(threads)
             results.append(call())
             np.testing.assert_array_equal(results[-1], results[0], err_msg=f"{isa}, {threads} threads")

@@ -22,7 +22,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 LENGTHS = range(131)
 FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -348,7 +348,7 @@ def sweep_kmeans(n, rng, at_end):
 
 
 def sweep(isa):
-    _core.set_isa(isa)
+    runtime.set_isa(isa)
     rng = np.random.default_rng(0)
     for n, at_end in itertools.product(LENGTHS, (True, False)):
         sweep_elementwise(n, rng, at_end)
@@ -398,7 +398,7 @@ def test_a_stray_touch_is_seen(what, at_end):
 
 
 @linux
-@pytest.mark.parametrize("isa", _core.available_isas())
+@pytest.mark.parametrize("isa", runtime.available_isas())
 def test_no_stray_touch(isa):
     done = run(isa)
     assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"

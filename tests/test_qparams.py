@@ -773,8 +773,11 @@ def test_mse_refuses_what_minmax_refuses(bad):
 def test_ranges_of_blocks_are_those_of_their_parts(monkeypatch, shape, axis, part):
     """Long passes of NumPy's are cut, so that signals are noticed between the parts."""
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    for block_size in 1, 3, 7, 1000:
+    for block_size in None, 1, 3, 7, 1000:
         whole = qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size)
         with monkeypatch.context() as patch:
             patch.setattr("qkernels._choose.PART", part)
             assert qk.choose_qparams(x, "uint8", axis=axis, block_size=block_size) == whole
+    whole = qk.choose_qparams(x.astype(np.float16), "uint8")
+    monkeypatch.setattr("qkernels._choose.PART", part)
+    assert qk.choose_qparams(x.astype(np.float16), "uint8") == whole

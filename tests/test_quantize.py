@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
 FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
@@ -153,15 +153,15 @@ places = st.sampled_from([contiguous, transposed, reversed_, strided, unaligned,
 @pytest.fixture(scope="module")
 def isas():
     """As in conftest.py, once for a module: examples of hypothesis share it."""
-    before = _core.get_isa()
+    before = runtime.get_isa()
 
     def each():
-        for name in _core.available_isas():
-            _core.set_isa(name)
+        for name in runtime.available_isas():
+            runtime.set_isa(name)
             yield name
 
     yield each
-    _core.set_isa(before)
+    runtime.set_isa(before)
 
 
 # ---- the formulas ----

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 K = N = 2048
 
@@ -103,7 +103,7 @@ def resident():
 
 def print_held(isa):
     """For each kind what `nbytes` says, what tracemalloc and what the pages of a second matrix say."""
-    _core.set_isa(isa)
+    runtime.set_isa(isa)
     result = {}
     pack(next(iter(KINDS.values()))())  # imports
     for kind, make in KINDS.items():
@@ -120,7 +120,7 @@ def print_held(isa):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc's malloc")
-@pytest.mark.parametrize("isa", _core.available_isas())
+@pytest.mark.parametrize("isa", runtime.available_isas())
 def test_nbytes_is_what_is_held(isa):
     done = run("held", isa, MALLOC_MMAP_THRESHOLD_="65536")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-import qkernels as qk
+from qkernels._bind import runtime
 
 from . import example
 from .chart import draw_chart
@@ -45,7 +45,7 @@ def main():
     threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
     title = (
         f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
-        f"{qk._core.get_isa()}, {threads}; baseline: {models[0].description}"
+        f"{runtime.get_isa()}, {threads}; baseline: {models[0].description}"
     )
     print_table(title, results)
     with step("drawing the chart"):

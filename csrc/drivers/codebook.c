@@ -1,9 +1,9 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { PIECE = 32768 }; /* values that a thread takes at a time */
 enum { CHUNK = 1024 };  /* values without scales that are looked at, for NaN, just before they are encoded */
@@ -36,9 +36,10 @@ static void code_lines(void *context, size_t begin, size_t end)
         const qk_levels t = levels_of(j->c, line % j->c->channels);
         float *scale = j->scales ? j->scales + line * j->blocks + skip / j->block : NULL;
         if (j->y)
-            qk_active()->decode_f32(j->codes + start, j->y + start, n, j->block, scale, &t);
+            qk_active()->codebooks->decode_f32(j->codes + start, j->y + start, n, j->block, scale, &t);
         else
-            qk_keep_most(&j->most, qk_active()->encode_f32(j->x + start, j->codes + start, n, j->block, scale, &t));
+            qk_keep_most(&j->most,
+                         qk_active()->codebooks->encode_f32(j->x + start, j->codes + start, n, j->block, scale, &t));
     }
 }
 
@@ -52,11 +53,11 @@ static void code_columns(void *context, size_t begin, size_t end)
         float *scale = j->scales + part * j->inner + col;
         const qk_levels *t = &j->c->first;
         if (j->y)
-            qk_active()->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, t);
+            qk_active()->codebooks->decode_columns_f32(j->codes + start, j->y + start, j->inner, rows, cols, scale, t);
         else
-            qk_keep_most(
-                &j->most,
-                qk_active()->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows, cols, scale, t));
+            qk_keep_most(&j->most,
+                         qk_active()->codebooks->encode_columns_f32(j->x + start, j->codes + start, j->inner, rows,
+                                                                    cols, scale, t));
     }
 }
 
@@ -96,7 +97,8 @@ static void encode_tiles(void *context, size_t begin, size_t end)
             gather(j->x + start, row, rows, channels, inner, values);
         for (size_t c = 0; c < channels; c++) {
             const qk_levels t = levels_of(j->c, first + c);
-            qk_keep_most(&j->most, qk_active()->encode_f32(values[c], codes[c], rows * inner, CHUNK, NULL, &t));
+            qk_keep_most(&j->most,
+                         qk_active()->codebooks->encode_f32(values[c], codes[c], rows * inner, CHUNK, NULL, &t));
         }
         if (inner == 1)
             scatter(codes, row, rows, channels, 1, j->codes + start);
@@ -110,8 +112,8 @@ static void decode_rows(void *context, size_t begin, size_t end)
 {
     job *j = context;
     for (; begin < end; begin++)
-        qk_active()->decode_channels_f32(j->codes + begin * j->length, j->y + begin * j->length, j->length,
-                                         &j->c->first);
+        qk_active()->codebooks->decode_channels_f32(j->codes + begin * j->length, j->y + begin * j->length, j->length,
+                                                    &j->c->first);
 }
 
 static int run(job *j, size_t outer, size_t length, size_t inner, size_t block, double ns)
@@ -165,7 +167,7 @@ static void look_at_codes(void *context, size_t begin, size_t end)
 {
     job *j = context;
     const size_t start = begin * PIECE, n = min_size(j->length - start, (end - begin) * PIECE);
-    qk_keep_most(&j->most, qk_active()->largest_code(j->codes + start, n));
+    qk_keep_most(&j->most, qk_active()->codebooks->largest_code(j->codes + start, n));
 }
 
 int qk_largest_code(const uint8_t *q, size_t n)

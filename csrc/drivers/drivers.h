@@ -1,15 +1,15 @@
 /* The drivers, as the bindings call them; the library's public interface is include/qkernels.h.
  *
- * Functions that can take long return an int, which is 0 where nothing else is said; QK_INTERRUPTED see below.
- * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here:
- * the Python layer has validated its arguments. Formulas and bounds:
- * docs/numerics.md, cited as "numerics N". */
+ * Functions that can take long return an int, which is 0 where nothing else is said, or QK_INTERRUPTED.
+ * Arrays are C-contiguous unless a stride is given; sizes are in elements. Nothing is checked here: who calls has
+ * validated its arguments. Formulas and bounds: docs/numerics.md, cited as "numerics N". */
 #ifndef QK_DRIVERS_H
 #define QK_DRIVERS_H
 
 #include "include/qkernels.h"
 
-typedef struct qk_kernels qk_kernels; /* one instruction set; see kernels.h */
+typedef struct qk_kernels qk_kernels;             /* one instruction set; see kernels.h */
+typedef struct qk_gemm8_kernels qk_gemm8_kernels; /* its products of bytes */
 
 /* ---- instruction set ---- */
 
@@ -19,24 +19,7 @@ const char *qk_name(const qk_kernels *k);
 const char *qk_built(size_t i);        /* names of all that are built, best first, then NULL */
 void qk_activate(const qk_kernels *k); /* for tests: what later calls use */
 
-/* ---- elementwise ---- */
-
-/* Which scale an element has. The array is seen as (outer, length, inner) around the axis;
- * the scales as (), (length,) or (outer, ceil(length / block), inner). */
-typedef struct {
-    enum { QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK } kind;
-    size_t outer, length, inner, block;
-    const float *scale;
-    const float *reciprocal; /* of the scales, by qk_reciprocals; NULL: divide */
-    const int32_t *zero_point;
-    int32_t qmin, qmax;
-} qk_params;
-
-/* Returns 0 where a scale is such that quotients need a division (numerics 3). */
-int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
-int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p);
-int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p);
+/* ---- ranges ---- */
 
 /* Smallest and largest value, 0 included. Returns 0 where x holds NaN or infinity. */
 int qk_minmax(const float *x, size_t n, float *lo, float *hi);
@@ -45,23 +28,12 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point);
 
-/* Multipliers of int32 sums, one per column (numerics 7): float ones, or mantissa and shift. */
-typedef struct {
-    qk_rounding rounding;
-    const float *multiplier;
-    const int32_t *mantissa, *shift;
-    int32_t zero_point, qmin, qmax;
-} qk_requant;
-
-void qk_quantize_multiplier(double m, int32_t *mantissa, int32_t *shift);
-int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                  const qk_requant *r);
-
 /* ---- integer products ---- */
 
 /* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
 typedef struct {
     const qk_kernels *kernels;
+    const qk_gemm8_kernels *gemm8;
     size_t k, n, k_pad, n_pad;
     int flipped; /* b was uint8 and is stored as b - 128 */
     size_t panel_bytes;
@@ -69,12 +41,13 @@ typedef struct {
     int32_t *colsum; /* of the stored codes */
 } qk_gemm8_weights;
 
-/* `k`, or those of the same instruction set that are faster on weights b (rows, cols): for qk_gemm8_init. */
-const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                                       size_t rows, size_t cols, int b_unsigned);
+/* Return those of k's products that are faster on weights b (rows, cols), for qk_gemm8_init, or NULL. */
+const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+                                             ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned);
 size_t qk_gemm8_bytes(
     const qk_gemm8_weights *p); /* of the panels; SIZE_MAX (also of those below) where that overflows */
-void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned);
+void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k, size_t n,
+                   int b_unsigned);
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point| (numerics 6), or 0 without zero_point. */
 int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                       const int32_t *zero_point);
@@ -287,27 +260,6 @@ int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
  * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
 int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
 
-/* ---- layers ---- */
-
-/* Each row of x + residual (NULL: 0) normalised, times weight plus bias. y may be x or residual. */
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                  const float *bias, double eps, float *y);
-
-/* Softmax attention of sequences that lie one after another: tokens starts[i] .. starts[i + 1] attend to each other.
- * Rows hold `heads` heads of `size` values; strides are in elements. */
-typedef struct {
-    const float *q, *k, *v;
-    size_t q_stride, k_stride, v_stride;
-    float *out;
-    size_t out_stride;
-    size_t heads, size, sequences;
-    const int64_t *starts; /* sequences + 1 of them */
-    double scale;          /* of the scores, positive */
-} qk_attention_args;
-
-/* Returns 1; -1 where memory ran out and -2 where a value is NaN or infinite. */
-int qk_attention(const qk_attention_args *args);
-
 /* ---- scales of least squares ---- */
 
 typedef struct {
@@ -380,6 +332,8 @@ typedef struct {
 
 typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
 qk_lines_status qk_cluster_lines(const qk_lines *p);
+/* The distinct values of one line of doubles, ascending, and the sums of their weights: the first counts[0] of both. */
+qk_lines_status qk_distinct_points(const qk_lines *p);
 /* labels (lines, n) of any values: uint8_t, or int32_t. Limits are rows of k, of which count are in use. */
 void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
                     const int32_t *counts, void *labels, int as_int32);

@@ -1,11 +1,12 @@
 /* Drivers of the elementwise operations: which scale an element has, conversion of the float types, threads. */
+#include <float.h>
 #include <math.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
 enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */
@@ -81,7 +82,7 @@ typedef struct operation operation;
 struct operation {
     void (*apply)(const operation *op, const void *in, void *out, size_t n, const qk_affine *one,
                   const qk_affine_columns *columns);
-    const qk_kernels *k;
+    const qk_elementwise_kernels *k;
     qk_dtype from, to;
     qk_rounding rounding;
     const char *in;
@@ -210,7 +211,7 @@ static int apply_periods(const operation *op, const qk_params *p, size_t period)
 static int apply_all(operation *op, const qk_params *p)
 {
     const size_t period = p->length * p->inner, total = p->outer * period;
-    op->k = qk_active();
+    op->k = qk_active()->elementwise;
     if (p->kind != QK_PER_AXIS || total == 0 || (p->inner > 1 ? p->inner : p->length) >= SHORT) {
         return apply_runs(op, p);
     } else if (2 * period <= WRITTEN) {
@@ -277,7 +278,7 @@ static void dequantize_f64(const void *q, qk_dtype from, double *y, size_t n, co
 
 /* ---- conversion of a chunk to and from float32 ---- */
 
-static const float *to_f32(const qk_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
+static const float *to_f32(const qk_elementwise_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
 {
     if (from == QK_F32) return x;
     if (from == QK_F16)
@@ -287,7 +288,7 @@ static const float *to_f32(const qk_kernels *k, const void *x, qk_dtype from, fl
     return buffer;
 }
 
-static void from_f32(const qk_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
+static void from_f32(const qk_elementwise_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
 {
     if (to == QK_F16)
         k->f32_to_f16(x, y, n);
@@ -307,7 +308,7 @@ static void advance(qk_affine_columns *columns, size_t n)
 static void quantize_f32(const operation *op, const float *x, void *q, size_t n, const qk_affine *one,
                          const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (size_of(op->to) == 1)
         one ? k->quantize_f32_8(x, q, n, one) : k->quantize_columns_f32_8(x, q, n, columns);
     else
@@ -343,16 +344,31 @@ static void apply_quantize(const operation *op, const void *x, void *q, size_t n
     for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
 }
 
+/* Whether an operation can be what it is asked to be, as far as that shows without a look at each scale. */
+static int can_apply(const qk_params *p, const void *in, const void *out, qk_dtype codes)
+{
+    if (!p || (unsigned)p->kind > QK_PER_BLOCK || (p->kind == QK_PER_BLOCK && !p->block)) return 0;
+    const size_t total = qk_times(qk_times(p->outer, p->length), p->inner);
+    const int32_t least = least_code(codes), most = most_code(codes);
+    if (total > PTRDIFF_MAX / sizeof(double) || p->qmin > p->qmax || p->qmin < least || p->qmax > most) return 0;
+    if (total == 0) return 1;
+    if (!in || !out || !p->scale || !p->zero_point) return 0;
+    if (p->kind != QK_PER_TENSOR) return 1;
+    return *p->scale >= FLT_MIN && *p->scale <= FLT_MAX && *p->zero_point >= least && *p->zero_point <= most;
+}
+
 int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
 }
 
-int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
+qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     QK_DEFAULT_MODE;
-    return qk_quantize_inside(x, from, q, to, p, rounding);
+    if (!is_float(from) || !is_code(to) || (unsigned)rounding > QK_HALF_AWAY || !can_apply(p, x, q, to))
+        return QK_INVALID;
+    return (qk_status)qk_quantize_inside(x, from, q, to, p, rounding);
 }
 
 /* ---- dequantize ---- */
@@ -360,7 +376,7 @@ int qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_par
 static void apply_dequantize(const operation *op, const void *q, void *y, size_t n, const qk_affine *one,
                              const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (op->to == QK_F64) {
         dequantize_f64(q, op->from, y, n, one, columns);
         return;
@@ -381,11 +397,12 @@ static void apply_dequantize(const operation *op, const void *q, void *y, size_t
     }
 }
 
-int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
+qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
     QK_DEFAULT_MODE;
+    if (!(is_code(from) || from == QK_I32) || !is_float(to) || !can_apply(p, q, y, from)) return QK_INVALID;
     operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
-    return apply_all(&op, p);
+    return (qk_status)apply_all(&op, p);
 }
 
 /* ---- fake quantize ---- */
@@ -393,7 +410,7 @@ int qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_p
 static void apply_fake_quantize(const operation *op, const void *x, void *y, size_t n, const qk_affine *one,
                                 const qk_affine_columns *columns)
 {
-    const qk_kernels *k = op->k;
+    const qk_elementwise_kernels *k = op->k;
     if (op->from == QK_F64) {
         fake_quantize_f64(x, y, n, one, columns);
         return;
@@ -414,9 +431,10 @@ static void apply_fake_quantize(const operation *op, const void *x, void *y, siz
     }
 }
 
-int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
+qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
     QK_DEFAULT_MODE;
+    if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
     operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
-    return apply_all(&op, p);
+    return (qk_status)apply_all(&op, p);
 }

@@ -12,6 +12,23 @@ static inline size_t size_of(qk_dtype t)
     return sizes[t];
 }
 
+/* The codes of a type; int32 has those that zero points can have. */
+static inline int32_t least_code(qk_dtype t)
+{
+    static const int32_t least[] = {0, 0, 0, 0, -128, 0, -32768, 0, -32768, -8, 0, -2, 0};
+    return least[t];
+}
+
+static inline int32_t most_code(qk_dtype t)
+{
+    static const int32_t most[] = {0, 0, 0, 0, 127, 255, 32767, 65535, 65535, 7, 15, 1, 3};
+    return most[t];
+}
+
+/* Whatever number the enumerator is. */
+static inline int is_float(qk_dtype t) { return (unsigned)t <= QK_BF16; }
+static inline int is_code(qk_dtype t) { return (unsigned)t >= QK_I8 && (unsigned)t <= QK_U2 && t != QK_I32; }
+
 /* Clears what lies above the code in a byte. */
 static inline void keep_bits(void *q, qk_dtype to, size_t n)
 {

@@ -3,22 +3,21 @@
  *
  * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
-#include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "drivers/walk.h"
 
 enum {
     NR = QK_GEMM4_NR,
     KR = QK_GEMM4_KR,
     OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
     MOST_TILE_ROWS = 32,
-    SHARED_ROWS = 12 /* tasks take multiples of at most as many: tiles of more are made of parts */
+    SHARED_ROWS = 12 /* tasks take multiples of at most as many: taller tiles are made of parts */
 };
 
 /* ---- packing of b ---- */
@@ -115,9 +114,9 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
         scale[j] = from->scale[at];
         if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
-    qk_keep_most(&job->most_scale, p->kernels->absmax_f32(scale, 0, 1, NR));
+    qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));
     if (p->half_scales)
-        p->kernels->f32_to_f16(scale, (uint16_t *)to, NR);
+        p->kernels->elementwise->f32_to_f16(scale, (uint16_t *)to, NR);
     else
         memcpy(to, scale, sizeof scale);
 }
@@ -127,8 +126,8 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 {
     const qk_gemm4_weights *p = job->p;
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
-                                    (uint8_t)p->flip, to);
+        p->kernels->gemm4->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                           (uint8_t)p->flip, to);
 }
 
 /* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
@@ -137,8 +136,8 @@ static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_
     const qk_gemm4_weights *p = job->p;
     int32_t sum[NR] = {0};
     for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
-                                      (uint8_t)p->flip, to, sum);
+        p->kernels->gemm4->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+                                             (uint8_t)p->flip, to, sum);
     to += params_bytes(p) - sum_bytes(p);
     for (size_t j = 0; j < NR; j++) {
         const int32_t negative = -sum[j];
@@ -216,16 +215,11 @@ static int stored_code(const qk_gemm4_weights *p, size_t row, size_t col)
     return (j < 16 ? two : two >> 4) & 15;
 }
 
-typedef struct {
-    const qk_gemm4_weights *p;
-    uint8_t *b;
-} unpack_job;
-
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_gemm4_weights *p = job->p;
-    uint8_t *to = job->b + begin * p->n;
+    const qk_gemm4_weights *p = job->weights;
+    uint8_t *to = (uint8_t *)job->to + begin * p->n;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
@@ -262,7 +256,7 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
             const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
             float all[NR];
             if (p->half_scales)
-                p->kernels->f16_to_f32((const uint16_t *)from, all, NR);
+                p->kernels->elementwise->f16_to_f32((const uint16_t *)from, all, NR);
             else
                 memcpy(all, from, sizeof all);
             for (size_t j = 0; j < cols; j++)
@@ -273,44 +267,26 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
 /* ---- the product ---- */
 
 typedef struct {
+    walk walk;
     const float *x;
     ptrdiff_t row_stride;
-    size_t m;
     const qk_gemm4_weights *b;
     const qk_epilogue *epilogue;
     size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
-    blocking share;
+    size_t start_at, spare_at, prepared_at; /* where things lie in the memory of a task */
     qk_row_quantizer quantizer;
-    int failure;
 } product;
 
-/* A block of rows of x: codes, starting sums and scales, in one piece of memory. */
+/* A block of rows of x: codes, starting sums and scales. */
 typedef struct {
-    int8_t *codes;
     int32_t *start;
-    float *scale, *spare;        /* a row of codes before its blocks are padded */
-    int8_t *prepared;            /* what the tile reads instead of the codes, or NULL */
-    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int8_t *prepared; /* what the tile reads instead of the codes, or NULL */
     int any_wide;
+    float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    _Alignas(64) int8_t codes[];
 } row_block;
-
-static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
-
-static int allocate(const product *g, row_block *rows)
-{
-    const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
-    const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
-    const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
-    const size_t prepared = qk_times(g->ld_prepared, g->share.block_rows);
-    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), prepared));
-    if (!rows->codes) return 0;
-    rows->start = (int32_t *)(rows->codes + codes);
-    rows->scale = (float *)(rows->codes + codes + starts);
-    rows->spare = (float *)(rows->codes + codes + starts + scales);
-    rows->prepared = g->ld_prepared ? rows->codes + codes + starts + scales + spare : NULL;
-    return 1;
-}
 
 /* Blocks of a row, each padded with zeros to whole steps. */
 static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
@@ -335,23 +311,28 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     int8_t *codes = rows->codes + i * g->lda;
     int32_t *start = rows->start + i * g->ld_start;
     if (b->bits == 4 || b->own_zeros)
-        k->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
+        k->gemm4->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
     if (b->bits == 4) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
-    if (rows->prepared) k->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
-    if (k->blocks8_flip) flip_codes(codes, g->k_pad, k->blocks8_flip);
+    if (rows->prepared)
+        k->gemm4->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
+    if (k->gemm4->blocks8_flip) flip_codes(codes, g->k_pad, k->gemm4->blocks8_flip);
 }
 
-/* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
-static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
+/* Quantizes rows of x by their largest magnitude. */
+static int take_rows(const void *context, void *memory, size_t first, size_t count)
 {
+    const product *g = context;
     const qk_gemm4_weights *b = g->b;
     const int spread = b->block % KR && b->blocks > 1;
+    row_block *rows = memory;
+    rows->start = (int32_t *)((char *)memory + g->start_at);
+    rows->prepared = g->ld_prepared ? (int8_t *)memory + g->prepared_at : NULL;
     rows->any_wide = 0;
     for (size_t i = 0; i < count; i++) {
         const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
-        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)rows->spare : codes;
+        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)memory + g->spare_at : codes;
         qk_row_scale row;
         if (!qk_quantize_row(&g->quantizer, x, q, &row)) return 0;
         if (spread)
@@ -405,11 +386,11 @@ static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const 
         for (int j = 0; j < NR; j++) sum[j] = zero_product(b, zeros, j, start[block]);
         for (size_t s = 0; s < steps; s++, a += KR)
             if (b->bits == 8)
-                add_bytes(a, (uint8_t)b->kernels->blocks8_flip, record + s * step_bytes(b), sum);
+                add_bytes(a, (uint8_t)b->kernels->gemm4->blocks8_flip, record + s * step_bytes(b), sum);
             else
                 add_step(a, record + s * step_bytes(b), p->levels, sum);
         if (b->half_scales)
-            b->kernels->f16_to_f32((const uint16_t *)params, scale, NR);
+            b->kernels->elementwise->f16_to_f32((const uint16_t *)params, scale, NR);
         else
             memcpy(scale, params, sizeof scale);
         for (int j = 0; j < NR; j++) total[j] += (double)sum[j] * scale[j];
@@ -448,7 +429,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
     for (int i = 0; i < t->rows; i++, codes += g->lda, start += g->ld_start, y += NR) {
         const qk_tile row = qk_row_of_tile(t, i);
         if (!wide[i]) {
-            k->finish_floats(y, &row);
+            k->elementwise->finish_floats(y, &row);
             continue;
         }
         if (g->b->column_levels)
@@ -463,7 +444,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
 /* Rows that a tile takes. */
 static size_t tile_rows(const qk_gemm4_weights *b)
 {
-    return (size_t)(b->bits == 8 ? b->kernels->blocks8_mr : b->kernels->gemm4_mr);
+    return (size_t)(b->bits == 8 ? b->kernels->gemm4->blocks8_mr : b->kernels->gemm4->mr);
 }
 
 /* y = rows of the block from `row` on, times a panel. */
@@ -474,16 +455,17 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const int8_t *codes = block->codes + row * g->lda;
     const int32_t *start = block->start + row * g->ld_start;
     if (g->b->bits == 8)
-        k->blocks8_tile(rows, panel, block->prepared ? block->prepared + row * g->ld_prepared : codes,
-                        block->prepared ? g->ld_prepared : g->lda, start, g->ld_start, y);
+        k->gemm4->blocks8_tile(rows, panel, block->prepared ? block->prepared + row * g->ld_prepared : codes,
+                               block->prepared ? g->ld_prepared : g->lda, start, g->ld_start, y);
     else
-        (g->b->column_levels ? k->column_levels_tile : k->gemm4_tile)(rows, panel, codes, g->lda, start, g->ld_start,
-                                                                      y);
+        (g->b->column_levels ? k->gemm4->column_levels_tile : k->gemm4->gemm4_tile)(rows, panel, codes, g->lda, start,
+                                                                                    g->ld_start, y);
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
-                           size_t panel_end)
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
+    const product *g = context;
+    const row_block *block = memory;
     const qk_gemm4_weights *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
@@ -496,7 +478,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                         .params_bytes = params_bytes(b),
                         .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
-    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
+    for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
@@ -509,33 +491,22 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                 store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
                                  block->wide_scale + row, y, &t);
             else
-                k->finish_floats(y, &t);
+                k->elementwise->finish_floats(y, &t);
         }
     }
 }
 
-static void run_tasks(void *context, size_t begin, size_t end)
+/* Divides the rows, and says where things lie in the memory of a task. */
+static void lay_out(product *g)
 {
-    product *g = context;
-    const size_t panels = g->b->n_pad / NR;
-    row_block block;
-    if (!allocate(g, &block)) {
-        fail(g, -1);
-        return;
-    }
-    size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
-    for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = min_size(g->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, &block, first, rows)) {
-            fail(g, -2);
-            break;
-        }
-        taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
-                       panels * (chunk + 1) / g->share.col_chunks);
-    }
-    free(block.codes);
+    if (g->b->bits == 8 && g->b->kernels->gemm4->blocks8_prepare_row)
+        g->ld_prepared = round_up(qk_plus(qk_times(g->k_pad, 2), qk_times(g->b->blocks, 8)), 64);
+    qk_share(&g->walk, g->ld_prepared ? g->ld_prepared : g->lda, (int)min_size(tile_rows(g->b), SHARED_ROWS));
+    const size_t rows = g->walk.block_rows, codes = qk_times(g->lda, rows);
+    g->start_at = qk_plus(sizeof(row_block), codes);
+    g->spare_at = qk_plus(g->start_at, qk_times(qk_times(g->ld_start, rows), sizeof(int32_t)));
+    g->prepared_at = qk_plus(g->spare_at, round_up(g->b->k + 64, 64));
+    g->walk.bytes = qk_plus(g->prepared_at, qk_times(g->ld_prepared, rows));
 }
 
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
@@ -543,7 +514,11 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
 {
     QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .epilogue = epilogue};
+    product g = {.walk = {.m = m, .panels = b->n_pad / NR, .take_rows = take_rows, .multiply = multiply},
+                 .x = x,
+                 .row_stride = row_stride,
+                 .b = b,
+                 .epilogue = epilogue};
     g.block_pad = round_up(b->block, step_rows(b));
     if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * step_rows(b));
     const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
@@ -551,12 +526,7 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
     g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
-    const double work = (double)m * (double)b->n * (double)b->k / 128;
-    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    if (b->bits == 8 && b->kernels->blocks8_prepare_row)
-        g.ld_prepared = round_up(qk_plus(qk_times(g.k_pad, 2), qk_times(b->blocks, 8)), 64);
-    g.share = block_rows(g.m, g.ld_prepared ? g.ld_prepared : g.lda, min_size(tile_rows(b), SHARED_ROWS),
-                         b->n_pad / NR, team);
-    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return status ? status : g.failure ? g.failure : 1;
+    g.walk.work = (double)m * (double)b->n * (double)b->k / 128;
+    lay_out(&g);
+    return qk_walk(&g.walk);
 }

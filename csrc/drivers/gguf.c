@@ -1,8 +1,8 @@
 /* Drivers of GGUF's block layouts: the kernel of each, and threads. */
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { BLOCK = 32, PIECE = 1024 }; /* values of a block; blocks that a thread takes at a time */
 
@@ -21,7 +21,7 @@ typedef struct {
 static void write_pieces(void *context, size_t begin, size_t end)
 {
     job *j = context;
-    const qk_kernels *k = qk_active();
+    const qk_codebooks_kernels *k = qk_active()->codebooks;
     for (size_t start = begin * PIECE; begin < end; begin++, start += PIECE) {
         const float *x = j->x + start * BLOCK;
         uint8_t *to = j->to + start * bytes_of(j->type);
@@ -34,7 +34,7 @@ static void write_pieces(void *context, size_t begin, size_t end)
 static void read_pieces(void *context, size_t begin, size_t end)
 {
     job *j = context;
-    const qk_kernels *k = qk_active();
+    const qk_codebooks_kernels *k = qk_active()->codebooks;
     const size_t start = begin * PIECE, n = min_size(j->blocks - start, (end - begin) * PIECE);
     const uint8_t *from = j->from + start * bytes_of(j->type);
     float *y = j->y + start * BLOCK;

@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found)
 {
@@ -53,7 +53,7 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 
 typedef struct {
     const qk_kmeans *args;
-    const qk_kernels *k;
+    const qk_kmeans_kernels *k;
     size_t first; /* chunk */
     qk_kmeans_counts *counts;
     int failed;
@@ -96,7 +96,7 @@ static void *obtain(kmeans_job *job, size_t bytes)
 /* Runs body on items, with the time in nanoseconds of one. */
 static int run(kmeans_job *job, size_t items, double each, void (*body)(void *, size_t, size_t))
 {
-    job->k = qk_active();
+    job->k = qk_active()->kmeans;
     const int status = qk_parallel_for(items, each * (double)items, body, job);
     return status ? status : !job->failed;
 }
@@ -127,7 +127,9 @@ int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_co
 {
     QK_DEFAULT_MODE;
     kmeans_job job = {.args = p, .first = first, .counts = counts};
-    return run(&job, last - first, (double)p->chunk * (double)p->k * (double)(p->d + 4) / 60, assign_chunks);
+    const double each =
+        (double)(p->k + 3) * (double)(p->d + 4) / 60 + (double)(p->d + 8) / 4; /* with bounds and sums */
+    return run(&job, last - first, (double)p->chunk * each, assign_chunks);
 }
 
 static void distance_rows(void *context, size_t begin, size_t end)

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
+#include "runtime/sizes.h"
 
 #define REAL wide
 #define TYPED(name) wide_line_##name
@@ -17,11 +17,14 @@ enum { GROUPS_PER_CLUSTER = 16, SORTED_AT_ONCE = 1 << 18 };
 enum { PLAIN = 200 }; /* exponents up to which products of a search stay in the range of double */
 static const uint64_t SIGN = (uint64_t)1 << 63;
 
+/* Bits of a double, which may be read as either. */
+typedef uint64_t __attribute__((may_alias)) line_key;
+
 /* One line on its way: distinct points, their weights, the room for its search. */
 typedef struct {
     const qk_lines *args;
     size_t n;
-    uint64_t *keys;      /* values as integers; doubles' bits after sorting */
+    line_key *keys;      /* values as integers; doubles' bits after sorting */
     double *v;           /* the same memory */
     double *weights;     /* or NULL: 1 each */
     int weight_exponent; /* by which weights were made smaller */
@@ -31,6 +34,9 @@ typedef struct {
 } line_job;
 
 static int stopped(const line_job *j) { return j->args->stop && j->args->stop(j->args->context); }
+
+/* The same between two passes over some points, if each takes longer than to ask. */
+static int stopped_after(const line_job *j, size_t points) { return points > SORTED_AT_ONCE && stopped(j); }
 
 /* ---- memory ---- */
 
@@ -66,7 +72,7 @@ static char *obtain(qk_line_space *s, size_t n, size_t real)
 static uint64_t key_of(uint64_t bits) { return bits & SIGN ? ~bits : bits | SIGN; }
 static uint64_t bits_of(uint64_t key) { return key & SIGN ? key ^ SIGN : ~key; }
 
-static int ascends(const uint64_t *keys, size_t n)
+static int ascends(const line_key *keys, size_t n)
 {
     int64_t falls = 0;
     for (size_t i = 1; i < n; i++) falls |= keys[i - 1] > keys[i];
@@ -74,7 +80,7 @@ static int ascends(const uint64_t *keys, size_t n)
 }
 
 /* One digit of a radix sort. */
-static int scatter(const line_job *j, const uint64_t *from, const double *weights, uint64_t *to, double *to_weights,
+static int scatter(const line_job *j, const line_key *from, const double *weights, line_key *to, double *to_weights,
                    size_t *place, int shift)
 {
     for (size_t first = 0; first < j->args->n; first += SORTED_AT_ONCE) {
@@ -107,8 +113,9 @@ static int sort_keys(const line_job *j)
 {
     const size_t n = j->args->n;
     size_t places[8][256];
-    uint64_t *from = j->keys, *to = j->space.cost;
+    line_key *from = j->keys, *to = j->space.cost;
     double *weights = j->weights, *to_weights = j->space.left[0];
+    if (stopped_after(j, n)) return 0;
     if (ascends(from, n)) return 1;
     if (!count_digits(j, places)) return 0;
     for (int d = 0; d < 8; d++) {
@@ -119,11 +126,12 @@ static int sort_keys(const line_job *j)
             places[d][b] = sum, sum += count;
         }
         if (!scatter(j, from, weights, to, to_weights, places[d], 8 * d)) return 0;
-        uint64_t *const keys = from;
+        line_key *const keys = from;
         double *const old = weights;
         from = to, to = keys;
         if (old) weights = to_weights, to_weights = old;
     }
+    if (stopped_after(j, n)) return 0;
     if (from != j->keys) memcpy(j->keys, from, n * sizeof *from);
     if (weights != j->weights) memcpy(j->weights, weights, n * sizeof *weights);
     return 1;
@@ -138,9 +146,9 @@ static int sort_line(const line_job *j)
         j->v[i] += 0.0; /* -0 becomes 0 */
         j->keys[i] = key_of(j->keys[i]);
     }
-    const int done = sort_keys(j);
+    if (!sort_keys(j) || stopped_after(j, n)) return 0;
     for (size_t i = 0; i < n && doubles; i++) j->keys[i] = bits_of(j->keys[i]);
-    return done;
+    return 1;
 }
 
 /* ---- distinct points ---- */
@@ -371,7 +379,7 @@ static int coarse_penalty(const line_job *j, size_t k, size_t size, const double
         if (v && memory) {
             coarse_points(j, ends, m, v, v + m);
             const qk_line line = {.n = m, .v = v, .weight = v + m, .stop = j->args->stop, .context = j->args->context};
-            done = qk_active()->line_search(&line, k, penalty, &space);
+            done = qk_active()->kmeans->line_search(&line, k, penalty, &space);
         } else {
             done = -1;
         }
@@ -389,7 +397,8 @@ static int guess_penalty(const line_job *j, size_t k, double *penalty)
     if (!runs) return -1;
     const double sum = density_cost(j, size, runs), groups = (double)(GROUPS_PER_CLUSTER * k);
     *penalty = sum * sum * sum / 6 / ((double)k * (double)k * (double)k);
-    const int done = groups * 4 > (double)j->n ? 1 : coarse_penalty(j, k, size, runs, sum / groups, penalty);
+    int done = stopped_after(j, j->n) ? 0 : 1;
+    if (done && groups * 4 <= (double)j->n) done = coarse_penalty(j, k, size, runs, sum / groups, penalty);
     if (runs != few) free(runs);
     return done;
 }
@@ -443,10 +452,11 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
         if (!weights) return free(gaps), QK_LINES_NO_MEMORY;
         for (size_t i = 0; i < j->n; i++) weights[i] = ldexp(j->weights[i], -(r.weight_low + r.weight_high) / 2);
     }
-    if (plain) done = guess_penalty(j, k, &penalty);
+    if (stopped_after(j, j->n)) done = 0;
+    if (plain && done > 0) done = guess_penalty(j, k, &penalty);
     if (done > 0) {
         const qk_line line = {j->n, gaps, j->v, weights ? weights : j->weights, j->args->stop, j->args->context};
-        done = qk_active()->line_search(&line, k, &penalty, &j->space);
+        done = qk_active()->kmeans->line_search(&line, k, &penalty, &j->space);
     }
     free(gaps), free(weights);
     j->splits = j->space.splits;
@@ -589,6 +599,23 @@ static int settle_points(line_job *j, size_t count, const wide *means)
     return moved;
 }
 
+/* Means of the clusters, and the sum of their costs. Returns 0 where it was stopped. */
+static int find_means(const line_job *j, size_t count, int plain, wide *means, wide *inertia)
+{
+    size_t since = 0; /* points since the last look */
+    *inertia = 0;
+    for (size_t c = 0; c < count; c++) {
+        const size_t first = (size_t)j->splits[c], last = (size_t)j->splits[c + 1];
+        wide cost;
+        means[c] = mean_and_cost(j, plain, first, last, &cost);
+        *inertia += cost, since += last - first;
+        if (since <= SORTED_AT_ONCE) continue;
+        since = 0;
+        if (stopped(j)) return 0;
+    }
+    return 1;
+}
+
 static qk_lines_status write_line(line_job *j, size_t line, size_t count, int plain)
 {
     enum { ROUNDS = 32 };
@@ -599,12 +626,7 @@ static qk_lines_status write_line(line_job *j, size_t line, size_t count, int pl
     if (!means) return QK_LINES_NO_MEMORY;
     for (size_t i = 0; i <= count && count == j->n; i++) j->splits[i] = (int32_t)i;
     for (int round = 0; round < ROUNDS; round++) {
-        inertia = 0;
-        for (size_t c = 0; c < count; c++) {
-            wide cost;
-            means[c] = mean_and_cost(j, plain, (size_t)j->splits[c], (size_t)j->splits[c + 1], &cost);
-            inertia += cost;
-        }
+        if (!find_means(j, count, plain, means, &inertia)) return free(means), QK_LINES_STOPPED;
         if (round + 1 == ROUNDS || !settle_points(j, count, means)) break;
     }
     for (size_t c = 0; c < count; c++) {
@@ -634,13 +656,14 @@ static int pin_first(line_job *j)
 static qk_lines_status cluster_line(line_job *j, size_t line)
 {
     const qk_lines *p = j->args;
-    j->keys = (uint64_t *)p->values + line * p->n, j->v = (double *)p->values + line * p->n;
+    j->keys = (line_key *)p->values + line * p->n, j->v = (double *)p->values + line * p->n;
     j->weights = p->weights ? p->weights + line * p->n : NULL, j->weight_exponent = 0;
     j->splits = j->space.splits;
     p->counts[line] = 0;
-    if (!sort_line(j)) return QK_LINES_STOPPED;
+    if (!sort_line(j) || stopped_after(j, p->n)) return QK_LINES_STOPPED;
     if (!can_be_clustered(j)) return QK_LINES_DONE;
     if (!merge(j)) return QK_LINES_NO_MEMORY;
+    if (stopped_after(j, p->n)) return QK_LINES_STOPPED;
     if (p->pinned && !pin_first(j)) return QK_LINES_DONE;
     const size_t count = min_size(j->n, p->k);
     qk_lines_status status = QK_LINES_DONE;
@@ -661,6 +684,20 @@ qk_lines_status qk_cluster_lines(const qk_lines *p)
     qk_leave_mode(mode);
     free(memory), free(j.counts);
     return status;
+}
+
+qk_lines_status qk_distinct_points(const qk_lines *p)
+{
+    QK_DEFAULT_MODE;
+    line_job j = {.args = p, .v = (double *)p->values, .keys = (line_key *)p->values, .weights = p->weights};
+    char *memory = obtain(&j.space, p->n, sizeof(double));
+    if (!memory) return QK_LINES_NO_MEMORY;
+    const qk_mode mode = qk_enter_mode();
+    const int sorted = sort_line(&j);
+    if (sorted) merge(&j), p->counts[0] = (int32_t)j.n;
+    qk_leave_mode(mode);
+    free(memory);
+    return sorted ? QK_LINES_DONE : QK_LINES_STOPPED;
 }
 
 /* ---- labels ---- */

@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "runtime/sizes.h"
 
 /* ---- layer norm ---- */
 
@@ -40,7 +40,7 @@ static void norm_wide_row(const norm_job *job, const float *x, const float *resi
 static void norm_rows(void *context, size_t begin, size_t end)
 {
     const norm_job *job = context;
-    const qk_kernels *k = qk_active();
+    const qk_layers_kernels *k = qk_active()->layers;
     for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
         const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
         float *y = job->y + at;
@@ -49,12 +49,15 @@ static void norm_rows(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
-                  const float *bias, double eps, float *y)
+qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
+                        const float *bias, double eps, float *y)
 {
     QK_DEFAULT_MODE;
+    const size_t total = qk_times(rows, cols);
+    if (total > PTRDIFF_MAX / sizeof *x || !(eps >= 0) || (total && (!x || !weight || !bias || !y))) return QK_INVALID;
+    if (total == 0) return QK_OK;
     norm_job job = {x, residual, weight, bias, y, cols, eps};
-    return qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
+    return (qk_status)qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
 }
 
 /* ---- attention ----
@@ -64,6 +67,8 @@ int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t col
  *
  *     q (mr x size) . k' (size x n) -> scores (mr x n) -> weights, uint8 -> . v (n x size) -> out (mr x size)
  */
+
+enum { MOST_ATTENDED = 65536 }; /* tokens of a sequence, and values of a head */
 
 typedef struct {
     const qk_attention_args *args;
@@ -93,8 +98,8 @@ static void *carve(char **at, size_t bytes)
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
 static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
 {
-    const size_t kr = (size_t)job->k->kr, nr = (size_t)job->k->nr, mr = (size_t)job->k->mr,
-                 bytes = (size_t)job->k->a_bytes;
+    const size_t kr = (size_t)job->k->gemm8->kr, nr = (size_t)job->k->gemm8->nr, mr = (size_t)job->k->gemm8->mr,
+                 bytes = (size_t)job->k->gemm8->a_bytes;
     const size_t size = job->args->size, size_steps = round_up(size, kr), n_steps = round_up(n, kr);
     *o = (operands){.n = n,
                     .size_steps = size_steps,
@@ -124,7 +129,7 @@ static void quantize_tiny(const qk_kernels *k, const float *x, size_t stride, si
         for (size_t done = 0, n; done < size; done += n) {
             n = min_size(size - done, CHUNK);
             for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
-            k->symmetric_codes_f32(larger, 0, 1, n, 127.0f / (absmax * up), flip, to + done, n);
+            k->layers->symmetric_codes_f32(larger, 0, 1, n, 127.0f / (absmax * up), flip, to + done, n);
         }
 }
 
@@ -140,13 +145,13 @@ static int quantize_head(const attention_job *job, const operands *o, const floa
     if (*absmax < 0x1p-100f)
         quantize_tiny(job->k, x, stride, o->n, size, *absmax, flip, to, ld);
     else
-        job->k->symmetric_codes_f32(x, stride, o->n, size, 127.0f / *absmax, flip, to, ld);
+        job->k->layers->symmetric_codes_f32(x, stride, o->n, size, 127.0f / *absmax, flip, to, ld);
     for (size_t i = 0; size < ld && i < o->n; i++) memset((uint8_t *)to + i * ld + size, 0, ld - size);
     return 1;
 }
 
 /* Rows of `length` codes as the tile reads them. */
-static void widen_rows(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t length, char *to)
+static void widen_rows(const qk_gemm8_kernels *k, const uint8_t *codes, size_t rows, size_t length, char *to)
 {
     for (size_t i = 0; i < rows; i++, codes += length, to += length * (size_t)k->a_bytes)
         k->gemm8_pack_row(codes, length, length, 0, to);
@@ -160,16 +165,16 @@ static const int32_t zeros[MAX_NR];
 /* q + 128: the left operand of the scores. */
 static int pack_queries(const attention_job *job, operands *o, const float *q)
 {
-    const int narrow = job->k->a_bytes == 1;
+    const int narrow = job->k->gemm8->a_bytes == 1;
     float absmax;
     if (!quantize_head(job, o, q, job->args->q_stride, 0x80, narrow ? (void *)o->q : o->codes, &absmax)) return 0;
     o->q_scale = head_scale(absmax, absmax < 0x1p-100f);
-    if (!narrow) widen_rows(job->k, o->codes, o->n, o->size_steps, o->q);
+    if (!narrow) widen_rows(job->k->gemm8, o->codes, o->n, o->size_steps, o->q);
     return 1;
 }
 
 /* Panels of `rows` x `cols` codes, and the sums of their columns. */
-static void pack_panels(const qk_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
+static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
                         ptrdiff_t col_stride, size_t panel_rows, int8_t *panels, int32_t *colsum)
 {
     const size_t nr = (size_t)k->nr;
@@ -191,7 +196,8 @@ static int pack_keys(const attention_job *job, operands *o, const float *keys)
     float absmax;
     if (!quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &absmax)) return 0;
     o->k_scale = head_scale(absmax, absmax < 0x1p-100f);
-    pack_panels(job->k, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys, o->init);
+    pack_panels(job->k->gemm8, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys,
+                o->init);
     for (size_t col = 0; col < o->n_cols; col++) o->init[col] *= -128;
     return 1;
 }
@@ -203,7 +209,8 @@ static int pack_values(const attention_job *job, operands *o, const float *value
     if (!quantize_head(job, o, values, job->args->v_stride, 0, o->codes, &absmax)) return 0;
     o->wide = absmax < 0x1p-90f || absmax > 0x1p126f; /* a weight's unit, 2^-31 of that, must be a normal number */
     o->v_scale = head_scale(absmax, o->wide);
-    pack_panels(job->k, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values, o->unused);
+    pack_panels(job->k->gemm8, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values,
+                o->unused);
     return 1;
 }
 
@@ -211,27 +218,27 @@ static int pack_values(const attention_job *job, operands *o, const float *value
 static void weigh(const attention_job *job, operands *o, size_t row, size_t count, double *unit)
 {
     const qk_kernels *k = job->k;
-    const size_t nr = (size_t)k->nr, lda = o->size_steps * (size_t)k->a_bytes;
+    const size_t nr = (size_t)k->gemm8->nr, lda = o->size_steps * (size_t)k->gemm8->a_bytes;
     const double factor = o->q_scale * o->k_scale * job->args->scale * 1.4426950408889634; /* log2 e */
     const float score_factor = factor < FLT_MAX ? (float)factor : FLT_MAX;
     for (size_t col = 0; col < o->n_cols; col += nr)
-        k->gemm8_tile((int)count, o->size_steps / (size_t)k->kr, o->q + row * lda, lda, o->keys + col * o->size_steps,
-                      o->init + col, o->score + col, o->n_cols);
-    uint8_t *codes = k->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
+        k->gemm8->gemm8_tile((int)count, o->size_steps / (size_t)k->gemm8->kr, o->q + row * lda, lda,
+                             o->keys + col * o->size_steps, o->init + col, o->score + col, o->n_cols);
+    uint8_t *codes = k->gemm8->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
     for (size_t i = 0; i < count; i++) {
         uint8_t *w = codes + i * o->n_steps;
-        const float sum = (float)k->attention_weights(o->score + i * o->n_cols, o->n, score_factor, w);
+        const float sum = (float)k->layers->attention_weights(o->score + i * o->n_cols, o->n, score_factor, w);
         unit[i] = o->wide ? o->v_scale / sum : (float)o->v_scale / sum;
         memset(w + o->n, 0, o->n_steps - o->n);
     }
-    if (k->a_bytes > 1) widen_rows(k, codes, count, o->n_steps, o->weights);
+    if (k->gemm8->a_bytes > 1) widen_rows(k->gemm8, codes, count, o->n_steps, o->weights);
 }
 
 /* Rows of a tile whose unit may not be a normal float32. */
 static void store_wide(const qk_kernels *k, const int32_t *acc, const double *unit, const qk_tile *t)
 {
     double sums[MAX_NR];
-    for (int i = 0; i < t->rows; i++, acc += k->nr) {
+    for (int i = 0; i < t->rows; i++, acc += k->gemm8->nr) {
         const qk_tile row = qk_row_of_tile(t, i);
         for (int j = 0; j < t->cols; j++) sums[j] = acc[j] * unit[i];
         qk_finish_row(k, sums, &row);
@@ -242,7 +249,7 @@ static void average(const attention_job *job, operands *o, size_t count, const d
 {
     static const float ones[MAX_NR] = {[0 ... MAX_NR - 1] = 1.0f};
     const qk_kernels *k = job->k;
-    const size_t nr = (size_t)k->nr, size = job->args->size;
+    const size_t nr = (size_t)k->gemm8->nr, size = job->args->size;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     float scale[MAX_MR];
     for (size_t i = 0; i < count; i++) scale[i] = (float)unit[i];
@@ -257,12 +264,12 @@ static void average(const attention_job *job, operands *o, size_t count, const d
             .dst = out + col,
             .row_stride = job->args->out_stride * sizeof *out,
         };
-        k->gemm8_tile((int)count, o->n_steps / (size_t)k->kr, o->weights, o->n_steps * (size_t)k->a_bytes,
-                      o->values + col * o->n_steps, zeros, acc, nr);
+        k->gemm8->gemm8_tile((int)count, o->n_steps / (size_t)k->gemm8->kr, o->weights,
+                             o->n_steps * (size_t)k->gemm8->a_bytes, o->values + col * o->n_steps, zeros, acc, nr);
         if (o->wide)
             store_wide(k, acc, unit, &t);
         else
-            k->tile_to_float(acc, &t);
+            k->gemm8->tile_to_float(acc, &t);
     }
 }
 
@@ -270,7 +277,7 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
 {
     const qk_attention_args *a = job->args;
     const size_t first = (size_t)a->starts[sequence], n = (size_t)a->starts[sequence + 1] - first, at = which * a->size;
-    const size_t mr = (size_t)job->k->mr;
+    const size_t mr = (size_t)job->k->gemm8->mr;
     operands o;
     double unit[MAX_MR];
     lay_out(&o, job, n, memory);
@@ -306,16 +313,28 @@ static void attend_range(void *context, size_t begin, size_t end)
     free(memory);
 }
 
-int qk_attention(const qk_attention_args *args)
+static int can_attend(const qk_attention_args *a)
+{
+    if (!a || !a->starts || a->starts[0] != 0 || !a->size || a->size > MOST_ATTENDED || !(a->scale > 0) ||
+        a->scale > DBL_MAX || a->sequences > PTRDIFF_MAX / sizeof *a->starts)
+        return 0;
+    for (size_t i = 0; i < a->sequences; i++)
+        if (a->starts[i + 1] < a->starts[i] || a->starts[i + 1] - a->starts[i] > MOST_ATTENDED) return 0;
+    return a->starts[a->sequences] == 0 ||
+        (a->q && a->k && a->v && a->out && qk_times(a->heads, a->size) <= PTRDIFF_MAX / sizeof(float));
+}
+
+qk_status qk_attention(const qk_attention_args *args)
 {
     QK_DEFAULT_MODE;
+    if (!can_attend(args)) return QK_INVALID;
     attention_job job = {args, qk_active(), 0};
-    if (args->starts[args->sequences] == 0) return 1; /* heads without a token may be more than a loop can count */
+    if (args->starts[args->sequences] == 0) return QK_OK; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
     for (size_t i = 0; i < args->sequences; i++) {
         const double n = (double)(args->starts[i + 1] - args->starts[i]);
         work += n * (n + (double)args->size) * (1 + (double)args->size / 64);
     }
     const int status = qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
-    return status ? status : job.failure ? job.failure : 1;
+    return (qk_status)(status ? status : job.failure);
 }

@@ -43,7 +43,7 @@ typedef struct {
 
 typedef struct {
     const qk_least_squares *args;
-    const qk_kernels *kernels;
+    const qk_kmeans_kernels *kernels;
     double *limits;  /* of the codes of values, as doubles */
     double *y, *w;   /* magnitudes, positive values first; their weights */
     double *spacing; /* of the breakpoints of a value, in buckets */
@@ -81,6 +81,21 @@ static void look_if_due(search *q)
     if (q->work < LOOK) return;
     q->work = 0;
     q->stopped |= qk_stopped();
+}
+
+/* Between two passes over all values. */
+static int stopped_after(search *q, size_t values)
+{
+    q->work += values;
+    look_if_due(q);
+    return q->stopped;
+}
+
+/* The same within a pass, at value i. */
+static inline int stopped_at(search *q, size_t i)
+{
+    enum { SOME = 1 << 16 };
+    return i % SOME == 0 && i && stopped_after(q, SOME);
 }
 
 static size_t whole_lanes(size_t n) { return (n + QK_ROUNDED_LANES - 1) / QK_ROUNDED_LANES * QK_ROUNDED_LANES; }
@@ -162,7 +177,7 @@ static void take_tails(search *q, int side)
     tail *t = q->tails[side];
     const size_t end = side ? q->n : q->positive;
     size_t count = 0;
-    for (size_t i = side ? q->positive : 0; i < end; i++)
+    for (size_t i = side ? q->positive : 0; i < end && !stopped_at(q, i); i++)
         if (q->y[i] >= q->clip[side]) t[count++] = (tail){.y = q->y[i], .w = q->w[i]};
     qsort(t, count, sizeof *t, descending);
     tail sum = {0};
@@ -217,14 +232,15 @@ static int make_room(search *q, size_t buckets)
 {
     if (buckets <= q->room) return 1;
     q->room = buckets;
-    void **arrays[] = {(void **)&q->changes, (void **)&q->bound, (void **)&q->state,
-                       (void **)&q->count,   (void **)&q->slot,  (void **)&q->survivors};
+    void *const arrays[] = {&q->changes, &q->bound, &q->state, &q->count, &q->slot, &q->survivors};
     const size_t sizes[] = {sizeof(change),   sizeof(double),  sizeof(sums),
                             sizeof(uint32_t), sizeof(int32_t), sizeof(survivor)};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        void *more = obtain(*arrays[i], buckets, sizes[i]);
+        void *old, *more;
+        memcpy(&old, arrays[i], sizeof old); /* pointers of different types */
+        more = obtain(old, buckets, sizes[i]);
         if (!more) return 0;
-        *arrays[i] = more;
+        memcpy(arrays[i], &more, sizeof more);
     }
     return 1;
 }
@@ -263,6 +279,7 @@ static change fill_buckets(search *q)
     change before = {0};
     memset(q->changes + first, 0, count * sizeof *q->changes), memset(q->count + first, 0, count * sizeof *q->count);
     for (size_t i = 0; i < q->n; i++) q->spacing[i] = 1 / (q->y[i] * q->step);
+    stopped_after(q, q->n);
     for (size_t i = 0; i < q->n && !q->stopped; i++) {
         const double a = q->spacing[i], wy = q->w[i] * q->y[i], w = q->w[i];
         const int limit = q->limit[i >= q->positive], c0 = first ? code_at(a, begin, limit) : 0;
@@ -539,18 +556,21 @@ static int search_scales(search *q)
     } else {
         lowest = least_scale(q, 0, q->n, limit);
     }
+    if (q->stopped) return 1;
     double least = INFINITY, largest = 0;
     for (size_t i = 0; i < q->n; i++)
         least = q->y[i] < least ? q->y[i] : least, largest = q->y[i] > largest ? q->y[i] : largest;
     lowest = larger(larger(lowest, q->smallest),
                     0.999 * least / larger(limit[0], limit[1])); /* below the last one no code changes */
     q->buckets = choose_buckets(q, 1 / lowest);
+    if (stopped_after(q, 3 * q->n)) return 1;
     if (!make_room(q, q->buckets)) return 0;
     q->step = 1 / lowest / (double)q->buckets * (1 + 1e-9);
     q->first = (size_t)(skip_large_scales(q, largest, 1 / lowest) / q->step);
     const change before = fill_buckets(q);
     if (q->stopped) return 1;
     bound_buckets(q, before);
+    if (stopped_after(q, q->n)) return 1;
     try_beginnings(q);
     size_t count = 0, first = 0, points = 0;
     int one, other;
@@ -589,17 +609,17 @@ static void take_values(search *q, const double *x, const double *importance, si
     double largest = 0;
     int most = INT32_MIN, e, f;
     q->n = 0;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && !(w && w[i] == 0)) largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
     frexp(largest, exponent);
-    for (size_t i = 0; w && i < n; i++)
+    for (size_t i = 0; w && i < n && !stopped_at(q, i); i++)
         if (fabs(x[i]) > 0x1p-127 && w[i] != 0) {
             frexp(x[i], &e), frexp(w[i], &f);
             most = 2 * (e - *exponent) + f > most ? 2 * (e - *exponent) + f : most;
         }
     const double factor = ldexp(1, -*exponent);
     for (int side = 0; side < 2; side++) {
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < n && !stopped_at(q, i); i++) {
             if ((x[i] < 0) != side || fabs(x[i]) <= 0x1p-127 || (w && w[i] == 0)) continue;
             const double weight = w ? ldexp(w[i], -most) : 1;
             if (weight == 0) continue; /* beside the largest w y^2 it is nothing */
@@ -616,7 +636,7 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     const qk_least_squares *p = q->args;
     int exponent, first = p->first_zero, last = p->last_zero;
     take_values(q, x, importance, n, &exponent);
-    if (q->n == 0) return 1;
+    if (q->n == 0 || q->stopped) return 1;
     if (first < last &&
         (q->positive == 0 || q->positive == q->n)) /* no other zero point leaves one sign as many codes */
         first = last = q->positive ? first : last;
@@ -625,7 +645,8 @@ static int refine(search *q, const double *x, const double *importance, size_t n
     q->smallest = ldexp(0x1p-126, -exponent);
     q->total = 0;
     double largest = 0;
-    for (size_t i = 0; i < q->n; i++) q->total += q->w[i] * q->y[i] * q->y[i], largest = larger(largest, q->y[i]);
+    for (size_t i = 0; i < q->n && !stopped_at(q, i); i++)
+        q->total += q->w[i] * q->y[i] * q->y[i], largest = larger(largest, q->y[i]);
     limit_codes(q, p->qmax - q->zero, q->zero - p->qmin);
     q->loss = q->total, q->scale = larger(largest, q->smallest);
     for (size_t i = 0; i < sizeof SHRINKS / sizeof *SHRINKS && !q->stopped; i++) {
@@ -659,7 +680,7 @@ static void refine_some(void *context, size_t begin, size_t end)
     job *j = context;
     const qk_least_squares *p = j->args;
     const size_t longest = p->n < p->block ? p->n : p->block, blocks = (p->n - 1) / p->block + 1;
-    search q = {.args = p, .kernels = qk_active(), .codes = p->qmax - p->qmin};
+    search q = {.args = p, .kernels = qk_active()->kmeans, .codes = p->qmax - p->qmin};
     const size_t lanes = whole_lanes(longest);
     q.y = obtain(NULL, lanes, sizeof *q.y), q.w = obtain(NULL, lanes, sizeof *q.w);
     q.limits = obtain(NULL, lanes, sizeof *q.limits);

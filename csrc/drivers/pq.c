@@ -3,11 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };
@@ -15,7 +15,7 @@ enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals 
 
 typedef struct {
     const qk_pq_book *b;
-    const qk_kernels *kernels;
+    const qk_pq_kernels *kernels;
     const float *x, *given;
     uint8_t *codes;
     float *y;
@@ -57,7 +57,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
 int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = x, .given = given, .codes = codes, .n = n};
+    job j = {.b = b, .kernels = qk_active()->pq, .x = x, .given = given, .codes = codes, .n = n};
     const double work = (double)(n * b->m) * (double)(b->k * (b->d + 1)) / 20;
     const int status = qk_parallel_for(ceil_div(n, QK_KMEANS_TILE), work, encode_tiles, &j);
     return status ? status : !j.failed;
@@ -66,13 +66,16 @@ int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, c
 /* `d` is a constant where this is inlined for a usual one. */
 static QK_INLINE void decode_run(const job *j, size_t begin, size_t end, const size_t d)
 {
-    const qk_pq_book *b = j->b;
-    for (size_t i = begin; i < end; i++)
-        for (size_t g = 0; g < b->m; g++) {
-            const size_t code = min_size(j->codes[i * b->m + g], b->k - 1); /* another thread may have changed it */
-            const float *level = b->levels + ((b->shared ? 0 : g * b->k) + code) * d;
-            memcpy(j->y + (i * b->m + g) * d, level, d * sizeof *level);
+    const size_t m = j->b->m, last = j->b->k - 1, step = j->b->shared ? 0 : j->b->k * d;
+    const uint8_t *codes = j->codes + begin * m;
+    float *y = j->y + begin * m * d;
+    for (size_t i = begin; i < end; i++) {
+        const float *levels = j->b->levels;
+        for (size_t g = 0; g < m; g++, y += d, levels += step) {
+            const size_t code = min_size(*codes++, last); /* another thread may have changed it */
+            memcpy(y, levels + code * d, d * sizeof *y);
         }
+    }
 }
 
 static void decode_rows(void *context, size_t begin, size_t end)
@@ -106,7 +109,7 @@ static void fill_tables(void *context, size_t begin, size_t end)
 int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables)
 {
     QK_DEFAULT_MODE;
-    job j = {.b = b, .kernels = qk_active(), .x = queries, .y = tables};
+    job j = {.b = b, .kernels = qk_active()->pq, .x = queries, .y = tables};
     return qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
 
@@ -225,7 +228,7 @@ int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_
 {
     QK_DEFAULT_MODE;
     job j = {.b = b,
-             .kernels = qk_active(),
+             .kernels = qk_active()->pq,
              .x = queries,
              .codes = (uint8_t *)codes,
              .n = n,
@@ -235,7 +238,7 @@ int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_
              .indices = indices};
     const double work = 0.15 * (double)count * (double)n * (double)b->m;
     const size_t threads = (size_t)qk_threads_for(n, work);
-    j.lanes = (size_t)j.kernels->pq_lanes, j.full = count / j.lanes;
+    j.lanes = (size_t)j.kernels->lanes, j.full = count / j.lanes;
     const size_t rest = count % j.lanes;
     j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
     j.units = j.full + (j.singles ? rest : 1);

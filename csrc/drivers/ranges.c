@@ -4,14 +4,14 @@
 #include <math.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
-static int bounds_of(const qk_kernels *k, const float *x, size_t n, float *lo, float *hi)
+static int bounds_of(const qk_elementwise_kernels *k, const float *x, size_t n, float *lo, float *hi)
 {
     const size_t head = before_line(x, sizeof *x, n);
     float head_lo, head_hi;
@@ -35,8 +35,8 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
 {
     minmax_job *job = context;
     float lo, hi;
-    if (!bounds_of(qk_active(), job->x + begin * PIECE, min_size(job->n - begin * PIECE, (end - begin) * PIECE), &lo,
-                   &hi)) {
+    if (!bounds_of(qk_active()->elementwise, job->x + begin * PIECE,
+                   min_size(job->n - begin * PIECE, (end - begin) * PIECE), &lo, &hi)) {
         __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
         return;
     }
@@ -49,7 +49,7 @@ static void minmax_pieces(void *context, size_t begin, size_t end)
 
 static int minmax_of(const float *x, size_t n, float *lo, float *hi)
 {
-    if (n <= PIECE) return bounds_of(qk_active(), x, n, lo, hi);
+    if (n <= PIECE) return bounds_of(qk_active()->elementwise, x, n, lo, hi);
     minmax_job job = {.x = x, .n = n};
     float bounds[2];
     const int status = qk_parallel_for(ceil_div(n, PIECE), 0.05 * (double)n, minmax_pieces, &job);
@@ -140,6 +140,17 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
     }
 }
 
+qk_status qk_choose_qparams(const float *x, size_t n, qk_dtype dtype, int symmetric, float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    if (!is_code(dtype) || (n && !x) || n > PTRDIFF_MAX / sizeof *x || !scale || !zero_point) return QK_INVALID;
+    float lo, hi;
+    const int finite = minmax_of(x, n, &lo, &hi);
+    if (finite <= 0) return finite ? (qk_status)finite : QK_NOT_FINITE;
+    qk_choose_inside(lo, hi, least_code(dtype) + !!symmetric, most_code(dtype), symmetric, scale, zero_point);
+    return QK_OK;
+}
+
 /* Threads share the rows; where these are few, the elements of each. */
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point)
@@ -151,4 +162,16 @@ int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype
     else if (qk_parallel_for(rows, 0.3 * (double)rows * (double)cols, quantize_some_rows, &job))
         return QK_INTERRUPTED;
     return job.stopped ? QK_INTERRUPTED : !job.not_finite;
+}
+
+qk_status qk_dynamic_quantize(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int symmetric,
+                              float *scale, int32_t *zero_point)
+{
+    QK_DEFAULT_MODE;
+    const size_t total = qk_times(rows, cols);
+    if (!is_code(to) || total > PTRDIFF_MAX / sizeof *x || (total && (!x || !q)) || (rows && (!scale || !zero_point)))
+        return QK_INVALID;
+    const int done = qk_quantize_rows(x, rows, cols, q, to, least_code(to) + !!symmetric, most_code(to), symmetric,
+                                      scale, zero_point);
+    return done < 0 ? (qk_status)done : done ? QK_OK : QK_NOT_FINITE;
 }

@@ -1,12 +1,12 @@
 /* Requantization of int32 sums (numerics 7): multipliers in fixed point, threads. */
 #include <math.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
 {
@@ -44,15 +44,29 @@ static void requantize_items(void *context, size_t begin, size_t end)
         qk_requant r = *job->r;
         if (r.multiplier) r.multiplier += col;
         if (r.mantissa) r.mantissa += col, r.shift += col;
-        qk_active()->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n, &r);
+        qk_active()->elementwise->requantize_i32(job->acc + start, job->bias + col, job->q + start * size, (int)size, n,
+                                                 &r);
         keep_bits(job->q + start * size, job->to, n);
     }
 }
 
-int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
-                  const qk_requant *r)
+static int can_requantize(const int32_t *acc, const int32_t *bias, const void *q, qk_dtype to, size_t total,
+                          const qk_requant *r)
+{
+    if (!r || !is_code(to) || (unsigned)r->rounding > QK_TFLITE || total > PTRDIFF_MAX / sizeof *acc) return 0;
+    const int32_t least = least_code(to), most = most_code(to);
+    if (r->qmin > r->qmax || r->qmin < least || r->qmax > most || r->zero_point < least || r->zero_point > most)
+        return 0;
+    return total == 0 ||
+        (acc && bias && q && (r->rounding <= QK_HALF_AWAY ? !!r->multiplier : r->mantissa && r->shift));
+}
+
+qk_status qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
+                        const qk_requant *r)
 {
     QK_DEFAULT_MODE;
+    if (!can_requantize(acc, bias, q, to, qk_times(rows, cols), r)) return QK_INVALID;
     requantize_job job = {acc, bias, q, to, cols, r};
-    return qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items, &job);
+    return (qk_status)qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items,
+                                      &job);
 }

@@ -3,9 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "drivers/scales.h"
+#include "runtime/sizes.h"
 
 double qk_largest_bias(const qk_kernels *k, const qk_epilogue *epilogue, size_t n)
 {
@@ -22,9 +22,9 @@ double qk_largest_bias(const qk_kernels *k, const qk_epilogue *epilogue, size_t 
 static void quantize(const qk_row_quantizer *p, const float *x, size_t n, void *q, const qk_affine *affine)
 {
     if (p->bytes == 1)
-        p->kernels->quantize_f32_8(x, q, n, affine);
+        p->kernels->elementwise->quantize_f32_8(x, q, n, affine);
     else
-        p->kernels->quantize_f32_16(x, q, n, affine);
+        p->kernels->elementwise->quantize_f32_16(x, q, n, affine);
 }
 
 /* A row so small that its scale would be below float32's normal numbers is multiplied by a power of two, which is
@@ -47,7 +47,7 @@ static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float l
 int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_scale *row)
 {
     float lo, hi;
-    p->kernels->minmax_f32(x, p->n, &lo, &hi);
+    p->kernels->elementwise->minmax_f32(x, p->n, &lo, &hi);
     if (!isfinite(lo) || !isfinite(hi)) return 0;
     qk_choose_inside(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
     row->wide = 0;
@@ -68,7 +68,7 @@ void qk_finish_row(const qk_kernels *k, const double *sums, const qk_tile *t)
         const double biased = sums[j] + t->bias[j];
         y[j] = (float)(t->residual ? biased + t->residual[j] : biased);
     }
-    k->activate(y, MAX_NR, t->activation);
+    k->elementwise->activate(y, MAX_NR, t->activation);
     if (t->bounded)
         for (int j = 0; j < t->cols; j++) {
             y[j] = t->lo > y[j] ? t->lo : y[j];
@@ -93,8 +93,8 @@ void qk_finish_codes(const qk_kernels *k, const double *values, int n, const qk_
         return;
     }
     for (int j = 0; j < n; j++) y[j] = (float)values[j];
-    k->activate(y, MAX_NR, t->activation);
-    k->quantize_f32_8(y, codes, (size_t)n, &t->out);
+    k->elementwise->activate(y, MAX_NR, t->activation);
+    k->elementwise->quantize_f32_8(y, codes, (size_t)n, &t->out);
     for (int j = 0; j < n; j++) /* beyond float32 an activation is the identity or 0 */
         if (!(fabs(values[j]) <= FLT_MAX)) codes[j] = code_of(values[j] > 0 ? values[j] / t->out.scale : 0, t->requant);
 }

@@ -29,7 +29,7 @@ static inline int qk_is_ordinary(const qk_factors *f, double scale)
 /* The largest magnitude of rows; not finite where a value is not. */
 static inline float qk_largest(const qk_kernels *k, const float *x, size_t stride, size_t rows, size_t cols)
 {
-    const int32_t bits = k->absmax_f32(x, stride, rows, cols);
+    const int32_t bits = k->layers->absmax_f32(x, stride, rows, cols);
     float most;
     memcpy(&most, &bits, sizeof most);
     return most;

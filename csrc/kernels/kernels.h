@@ -6,6 +6,8 @@
 #include "drivers/drivers.h"
 #include "runtime/sizes.h"
 
+enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 }; /* no tile, and no step of one, is larger */
+
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
     float scale, reciprocal; /* reciprocal 0: divide */
@@ -144,151 +146,76 @@ static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 
 enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
 
+/* A family of kernels: sizes and operations that belong together. families/NAME.def has a line for each, from which
+ * come the struct here and, for each instruction set that has the family, its table (generic/table.h).
+ *
+ *     SIZE(name, value)                            a number that drivers ask for
+ *     OPERATION(result, name, arguments)           a function
+ *     PANEL(result, name, arguments)               one that knows how a panel of gemm8 is laid out
+ *     OPTIONAL(result, name, arguments, value)     one that may be NULL */
+#define SIZE(name, value) int name;
+#define OPERATION(result, name, arguments) result(*name) arguments;
+#define PANEL(result, name, arguments) result(*name) arguments;
+#define OPTIONAL(result, name, arguments, value) result(*name) arguments;
+struct qk_gemm8_kernels {
+#include "kernels/families/gemm8.def"
+};
+typedef struct qk_gemm4_kernels {
+#include "kernels/families/gemm4.def"
+} qk_gemm4_kernels;
+typedef struct qk_gemm16_kernels {
+#include "kernels/families/gemm16.def"
+} qk_gemm16_kernels;
+typedef struct qk_gemmf16_kernels {
+#include "kernels/families/gemmf16.def"
+} qk_gemmf16_kernels;
+typedef struct qk_elementwise_kernels {
+#include "kernels/families/elementwise.def"
+} qk_elementwise_kernels;
+typedef struct qk_codebooks_kernels {
+#include "kernels/families/codebooks.def"
+} qk_codebooks_kernels;
+typedef struct qk_layers_kernels {
+#include "kernels/families/layers.def"
+} qk_layers_kernels;
+typedef struct qk_kmeans_kernels {
+#include "kernels/families/kmeans.def"
+} qk_kmeans_kernels;
+typedef struct qk_pq_kernels {
+#include "kernels/families/pq.def"
+} qk_pq_kernels;
+#undef SIZE
+#undef OPERATION
+#undef PANEL
+#undef OPTIONAL
+
+/* An instruction set: its own families, and what it borrows from another. */
 struct qk_kernels {
     const char *name;
-
-    /* Products. a' is uint8, widened to a_bytes; b' is int8 in panels of nr columns x kr codes of k. */
-    int mr, nr, kr, a_bytes;
-    const qk_kernels *small; /* the same with products that are faster on small weights (numerics 6), or NULL */
-    /* c (rows x nr, ldc) = init (nr) + a' (rows x steps * kr, lda bytes) * panel; rows <= mr. Small panels have steps.
-     */
-    void (*gemm8_tile)(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                       int32_t *c, size_t ldc);
-    /* The same of a panel widened to int16, for tables whose tile is faster on these; else NULL. */
-    void (*gemm8_wide_tile)(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel,
-                            const int32_t *init, int32_t *c, size_t ldc);
-    void (*gemm8_widen_panel)(const int8_t *panel, size_t steps, int16_t *to);
-    /* A panel of b' from `cols` columns, the sums of its columns, and max over columns of sum |b' - zero|: see
-     * qk_panel_source. */
-    int64_t (*gemm8_pack_panel)(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum);
-    size_t (*gemm8_panel_bytes)(size_t steps); /* at least nr * kr for each */
-    /* The codes of a panel, ^ flip, as rows that lie row_stride apart. */
-    /* Rows of the panel, QK_UNPACK_ROWS from `first` on, to their places in the matrix at `to`. */
-    void (*gemm8_unpack_panel)(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
-                               size_t row_stride);
-    /* a codes -> a' (a ^ flip), and zeros up to n_pad; and the sum of a ^ flip. */
-    void (*gemm8_pack_row)(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to);
-    int32_t (*sum_codes)(const uint8_t *a, size_t n, uint8_t flip);
-    void (*tile_to_int32)(int32_t *acc, const qk_tile *t);
-    void (*tile_to_float)(int32_t *acc, const qk_tile *t);
-    void (*tile_to_codes)(int32_t *acc, const qk_tile *t);
-    void (*activate)(float *y, size_t n, qk_activation activation); /* n is a multiple of 32 */
-
-    /* Products with 4-bit weights (numerics 12). y (rows x 32) = sum over blocks of scale * (a * panel, of the zero
-     * points freed by `start`, as gemm4.h has it); rows of a are lda bytes apart, those of start ld_start
-     * entries. */
-    int gemm4_mr;
-    void (*gemm4_tile)(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                       size_t ld_start, float *y);
-    /* The same where each column has levels of its own. */
-    void (*column_levels_tile)(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                               size_t ld_start, float *y);
-    void (*gemm4_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                            uint8_t flip, uint8_t *to);
-    /* The same of blocks of 8-bit weights; rows <= blocks8_mr, lda is in bytes. The tile reads codes ^ blocks8_flip,
-     * or, if there is blocks8_prepare_row, what this makes of n codes, a multiple of 4, in blocks of `block`: 2 bytes
-     * a code and 8 a block. start: the negative sum of a's
-     * codes in a block, 256 h + l, as h << 16 | l with 0 <= l < 256; of own_zeros only. */
-    int blocks8_mr, blocks8_flip;
-    void (*blocks8_tile)(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y);
-    void (*blocks8_prepare_row)(const int8_t *a, size_t n, size_t block, void *to);
-    void (*blocks8_pack_step)(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols,
-                              uint8_t flip, uint8_t *to, int32_t *sum);
-    void (*gemm4_starts)(const int8_t *a, size_t k, size_t block, int32_t factor, int32_t *start);
-    void (*finish_floats)(float *y, const qk_tile *t);
-
-    /* Products with float16 and bfloat16 weights (numerics 16). y (rows x 32) = a (rows x k, lda floats) * panel; rows
-     * <= gemmf16_mr. gemmf16_row: one row and adjacent panels, at most QK_GEMMF16_ROW_PANELS. */
-    int gemmf16_mr;
-    void (*gemmf16_tile)(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type,
-                         float *y);
-    void (*gemmf16_row)(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y);
-
-    /* Products of int16 (numerics 17). c (rows x nr) = a (rows x 2 steps, lda codes) * panel, steps of 2 codes of k;
-     * rows <= mr. No sum leaves int32. */
-    void (*gemm16_tile)(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c);
-    /* sum (rows x nr, ld) = c (rows x nr), or where there is `more`, sum += c * 2^shift; shift is 0 or 8. */
-    void (*gemm16_add)(int rows, const int32_t *c, int shift, int more, int64_t *sum, size_t ld);
-
-    /* Elementwise. Codes are stored by their low 8 or 16 bits. */
-    void (*quantize_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine *p);
-    void (*quantize_f32_16)(const float *x, uint16_t *q, size_t n, const qk_affine *p);
-    void (*quantize_columns_f32_8)(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p);
-    void (*quantize_columns_f32_16)(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p);
-    void (*dequantize_f32)(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p);
-    void (*dequantize_columns_f32)(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p);
-    void (*fake_quantize_f32)(const float *x, float *y, size_t n, const qk_affine *p);
-    void (*fake_quantize_columns_f32)(const float *x, float *y, size_t n, const qk_affine_columns *p);
-    void (*requantize_i32)(const int32_t *acc, const int32_t *bias, void *q, int bytes, size_t n, const qk_requant *r);
-    /* Bounds of x and 0, lo being -0.0 at most; NaN or infinite where any value is. */
-    void (*minmax_f32)(const float *x, size_t n, float *lo, float *hi);
-    void (*f16_to_f32)(const uint16_t *x, float *y, size_t n);
-    void (*f32_to_f16)(const float *x, uint16_t *y, size_t n);
-    void (*bf16_to_f32)(const uint16_t *x, float *y, size_t n);
-    void (*f32_to_bf16)(const float *x, uint16_t *y, size_t n);
-
-    /* Codebooks (numerics 15): blocks that are neighbours, or of `rows` rows, a scale for each of at most
-     * QK_CODEBOOK_COLUMNS columns. Without scale values are coded as they are. Encoding returns the bits of the largest
-     * magnitude, as absmax_f32. */
-    int32_t (*encode_f32)(const float *x, uint8_t *q, size_t n, size_t block, float *scale, const qk_levels *t);
-    int32_t (*encode_columns_f32)(const float *x, uint8_t *q, size_t stride, size_t rows, size_t cols, float *scale,
-                                  const qk_levels *t);
-    uint8_t (*largest_code)(const uint8_t *q, size_t n);
-    void (*decode_f32)(const uint8_t *q, float *y, size_t n, size_t block, const float *scale, const qk_levels *t);
-    void (*decode_channels_f32)(const uint8_t *q, float *y, size_t n,
-                                const qk_levels *t); /* of n channels, one code each */
-    void (*decode_columns_f32)(const uint8_t *q, float *y, size_t stride, size_t rows, size_t cols, const float *scale,
-                               const qk_levels *t);
-
-    /* Blocks of GGUF. Writing returns the bits of the largest magnitude. */
-    int32_t (*to_q8_0)(const float *x, uint8_t *to, size_t blocks);
-    int32_t (*to_q4_0)(const float *x, uint8_t *to, size_t blocks);
-    void (*from_q8_0)(const uint8_t *from, float *y, size_t blocks);
-    void (*from_q4_0)(const uint8_t *from, float *y, size_t blocks);
-
-    /* Layers (numerics 10, 11). y may be x or residual; residual may be NULL. */
-    int (*layer_norm_f32)(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
-                          float eps, float *y);
-    int32_t (*absmax_f32)(const float *x, size_t stride, size_t rows, size_t cols);
-    void (*symmetric_codes_f32)(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
-                                uint8_t *q, size_t ldq);
-    int32_t (*attention_weights)(const int32_t *score, size_t n, float factor, uint8_t *w);
-
-    /* k-means (numerics 14): labels, bounds and sums of a chunk; its inertia; distances of some centroids from all;
-     * what seeds would leave of the sum of squares. */
-    void (*kmeans_chunk_f32)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
-    void (*kmeans_chunk_f64)(const qk_kmeans *p, size_t chunk, const qk_kmeans_scratch *s, qk_kmeans_counts *counts);
-    double (*kmeans_errors_f32)(const qk_kmeans *p, size_t chunk, double *errors);
-    double (*kmeans_errors_f64)(const qk_kmeans *p, size_t chunk, double *errors);
-    void (*kmeans_distances_f32)(const qk_kmeans *p, size_t first, size_t last, float *columns);
-    void (*kmeans_distances_f64)(const qk_kmeans *p, size_t first, size_t last, double *columns);
-    void (*kmeans_potential_f32)(const qk_kmeans *p, size_t chunk, const float *seeds, size_t count, int update,
-                                 float *nearest, float *tile, double *lanes, double *potential);
-    void (*kmeans_potential_f64)(const qk_kmeans *p, size_t chunk, const double *seeds, size_t count, int update,
-                                 double *nearest, double *tile, double *lanes, double *potential);
-
-    qk_line_search *line_search; /* Clustering on a line (numerics 13), of doubles. */
-
-    /* Scales of least squares (numerics 18): sum w r^2, sum w c r and sum w c^2 of n magnitudes y, a multiple of
-     * QK_ROUNDED_LANES, with the codes c = min(y / scale, limit), rounded, and r = y - scale * c. */
-    void (*rounded_sums)(const double *y, const double *w, const double *limit, size_t n, double scale, double *sums);
-
-    /* Codebooks of vectors (numerics 19): codes of points; squared distances of a query, and their sums for vectors of
-     * codes; the same of pq_lanes queries, one a lane. */
-    void (*pq_encode)(const qk_pq_book *b, const float *x, const float *given, size_t points, const int32_t *all,
-                      float *tile, uint8_t *codes);
-    void (*pq_distance_table)(const qk_pq_book *b, const float *query, float *table);
-    void (*pq_table_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum);
-    int pq_lanes;
-    void (*pq_distance_lanes)(const qk_pq_book *b, const float *queries, size_t count, float *turned, float *table);
-    void (*pq_lane_sums)(const float *table, size_t m, size_t k, const uint8_t *codes, size_t n, float *sum,
-                         int32_t *least);
+    int (*available)(void);                      /* on this CPU */
+    const qk_gemm8_kernels *gemm8, *gemm8_small; /* of small weights, faster on those (numerics 6), or NULL */
+    const qk_gemm4_kernels *gemm4;
+    const qk_gemm16_kernels *gemm16;
+    const qk_gemmf16_kernels *gemmf16;
+    const qk_elementwise_kernels *elementwise;
+    const qk_codebooks_kernels *codebooks;
+    const qk_layers_kernels *layers;
+    const qk_kmeans_kernels *kmeans;
+    const qk_pq_kernels *pq;
 };
 
-extern const qk_kernels qk_kernels_scalar;
-extern const qk_kernels qk_kernels_avx2;
-extern const qk_kernels qk_kernels_avx512vnni;
+extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, qk_kernels_avx512,
+    qk_kernels_avx512vnni;
+
+/* Families that other instruction sets borrow. */
+extern const qk_gemm4_kernels qk_gemm4_avx2;
+extern const qk_gemm16_kernels qk_gemm16_avx2;
+extern const qk_gemmf16_kernels qk_gemmf16_avx2, qk_gemmf16_avx512;
+extern const qk_elementwise_kernels qk_elementwise_avx2, qk_elementwise_avx512;
+extern const qk_codebooks_kernels qk_codebooks_avx2, qk_codebooks_avx512;
+extern const qk_layers_kernels qk_layers_avx2, qk_layers_avx512;
+extern const qk_kmeans_kernels qk_kmeans_avx2, qk_kmeans_avx512;
+extern const qk_pq_kernels qk_pq_avx2, qk_pq_avx512;
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 /* qk_choose where the mode is the default one already. */

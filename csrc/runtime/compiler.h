@@ -7,4 +7,11 @@
 /* A function whose large frame or constants would else weigh upon the one that seldom calls it. */
 #define QK_NOINLINE __attribute__((noinline))
 
+/* Whether the compiler knows AVX-VNNI: gcc 11 and clang 12 do. */
+#if defined(__clang__) && __clang_major__ >= 12 || !defined(__clang__) && __GNUC__ >= 11
+#define QK_HAVE_AVXVNNI 1
+#else
+#define QK_HAVE_AVXVNNI 0
+#endif
+
 #endif

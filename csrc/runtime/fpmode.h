@@ -1,5 +1,6 @@
 /* The floating-point mode of a thread: rounding direction, flush-to-zero, denormals-are-zero, traps. Results promise
- * the default mode (numerics 20), whatever the caller has set: functions of qkernels.h and drivers.h begin with QK_DEFAULT_MODE. */
+ * the default mode (numerics 20), whatever the caller has set: functions of qkernels.h and drivers.h begin with
+ * QK_DEFAULT_MODE. */
 #ifndef QK_FPMODE_H
 #define QK_FPMODE_H
 

@@ -11,7 +11,7 @@ from numpy.testing import assert_array_equal
 from onnx import helper, numpy_helper
 
 import qkernels as qk
-from qkernels import _core
+from qkernels._bind import runtime
 
 DTYPES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "float8_e4m3fn", "float8_e5m2"]
 EXTREMES = [s * v for s in (1, -1) for v in (np.inf, 3.4028235e38, 2.0**-126, 2.0**-149, 0.0)]
@@ -166,7 +166,7 @@ def test_dynamic_quantize(isas):
 
 # On CPUs without VNNI onnxruntime adds pairs of u8 x s8 products in saturating int16, where only weights of 7 bits
 # are exact: 2 * 255 * 64 < 2**15.
-WEIGHT_LIMIT = 128 if "avx512vnni" in _core.available_isas() else 64
+WEIGHT_LIMIT = 128 if "avx512vnni" in runtime.available_isas() else 64
 
 every_pair = pytest.mark.parametrize(
     ("a_dtype", "b_dtype"), [("uint8", "int8"), ("int8", "int8"), ("uint8", "uint8"), ("int8", "uint8")]

@@ -129,19 +129,21 @@ def build(name, folder):
     ignored = ignore_patterns("*.so", "*.c", "__pycache__")
     copytree(ROOT / "qkernels", folder / "qkernels", ignore=ignored)
     copytree(ROOT / "csrc", folder / "csrc")
-    subprocess.run([sys.executable, "-m", "cython", "-3", "qkernels/_core.pyx", "-o", "core.c"], cwd=folder, check=True)
+    modules = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "qkernels" / "_bind").glob("*.pyx"))
+    subprocess.run([sys.executable, "-m", "cython", "-3", *modules], cwd=folder, check=True)
+    generated = [str(Path(module).with_suffix(".c")) for module in modules]
     include = [f"-I{path}" for path in ("csrc", sysconfig.get_path("include"), numpy.get_include())]
     compile = [*CC, *FLAGS, "-fPIC", "-fvisibility=hidden", *include]
-    sources = ["core.c", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c")))]
-    objects = [f"{Path(source).stem}.{name}.o" for source in sources]
+    sources = [*generated, *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.c")))]
+    objects = [f"{source.replace(os.sep, '.')}.{name}.o" for source in sources]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # What Cython writes is long, and not ours: it is not instrumented.
         commands = [
-            [*compile, *(SANITIZERS[name] if source != "core.c" else ["-O0"]), "-c", source, "-o", target]
+            [*compile, *(SANITIZERS[name] if source not in generated else ["-O0"]), "-c", source, "-o", target]
             for source, target in zip(sources, objects)
         ]
         list(pool.map(lambda command: subprocess.run(command, cwd=folder, check=True), commands))
-    target = f"qkernels/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = f"qkernels/_bind/runtime{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run(
         [*CC, *SANITIZERS[name], "-shared", "-pthread", *objects, "-lm", "-o", target], cwd=folder, check=True
     )

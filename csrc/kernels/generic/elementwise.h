@@ -16,7 +16,6 @@
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 
-#define ROUNDER 12582912.0f     /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
 #define SPECIAL_BITS 0x30000000 /* of a sum v + ROUNDER: clear in 0x4b000000 to 0x4bffffff, set in NaN */
 
 static inline int32_t bits_of(float v)

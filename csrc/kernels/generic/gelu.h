@@ -2,6 +2,8 @@
 #ifndef QK_GELU_H
 #define QK_GELU_H
 
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds |v| < 2^22 to an integer, half to even */
+
 /* On segment i, of |x| * per_unit within 1/2 of i, gelu(x) - max(x, 0) is a polynomial in the distance from i:
  * coefficient[d][i] is that of degree d. The last segment reaches to infinity. */
 enum { GELU_DEGREE = 4, GELU_SEGMENTS = 16 };

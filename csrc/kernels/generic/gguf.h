@@ -71,8 +71,7 @@ static int32_t to_q4_0(const float *x, uint8_t *to, size_t blocks)
         put_half(scale, to);
         for (int i = 0; i < GGUF_BLOCK; i++) {
             const float code = x[i] * reciprocal + 8.5f;
-            codes[i] = (int32_t)not_above(
-                15.0f, code >= 0.0f ? code : 0.0f); /* NaN, which the caller refuses later, is no int */
+            codes[i] = (int32_t)(code < 15.0f ? code : 15.0f); /* also NaN, which the caller refuses later */
         }
         for (int i = 0; i < GGUF_BLOCK / 2; i++) to[2 + i] = (uint8_t)(codes[i] | codes[i + GGUF_BLOCK / 2] << 4);
     }

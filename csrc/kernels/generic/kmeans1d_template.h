@@ -53,8 +53,18 @@ static inline void TYPED(grow)(TYPED(run) * r, REAL gap, REAL w)
     r->weight = all;
 }
 
+/* Asks, every few milliseconds of work. */
+static int TYPED(told)(TYPED(pass) * p)
+{
+    if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) return 0;
+    p->work = 0;
+    return p->stop && p->stop(p->context);
+}
+
+enum { TYPED(AT_ONCE) = 1 << 18 }; /* points of a run between two looks at the work */
+
 /* Runs of points i .. base - 1, for i from `start` on. */
-static void TYPED(look_left)(TYPED(pass) * p, size_t start, size_t base)
+static int TYPED(look_left)(TYPED(pass) * p, size_t start, size_t base)
 {
     size_t at = base - start;
     TYPED(run) r = {0};
@@ -71,12 +81,15 @@ static void TYPED(look_left)(TYPED(pass) * p, size_t start, size_t base)
         at--;
         p->left_weight[at] = r.weight, p->left_mean[at] = r.mean;
         p->left_cost[at] = p->cost[i] + r.cost, p->left_total[at] = TYPED(total)(p, i) + r.cost;
+        if (at % TYPED(AT_ONCE)) continue;
+        p->work += base - start - at < TYPED(AT_ONCE) ? base - start - at : TYPED(AT_ONCE);
+        if (TYPED(told)(p)) return 0;
     }
-    p->work += base - start;
+    return 1;
 }
 
 /* Runs of 1 .. size points from base on. */
-static void TYPED(look_right)(TYPED(pass) * p, size_t base, size_t size)
+static int TYPED(look_right)(TYPED(pass) * p, size_t base, size_t size)
 {
     TYPED(run) r = {.weight = TYPED(weight)(p, base)};
     REAL square = 0;
@@ -87,8 +100,12 @@ static void TYPED(look_right)(TYPED(pass) * p, size_t base, size_t size)
         const REAL w = TYPED(weight)(p, base + t);
         TYPED(grow)(&r, TYPED(gap)(p, base + t - 1), w);
         square += w * r.reach * r.reach;
+        if (t % TYPED(AT_ONCE)) continue;
+        p->work += TYPED(AT_ONCE);
+        if (TYPED(told)(p)) return 0;
     }
-    p->work += size;
+    p->work += size % TYPED(AT_ONCE);
+    return 1;
 }
 
 /* What it costs to join a run left of the base, of index i, to one right of it. */
@@ -151,9 +168,7 @@ static int TYPED(settle_block)(TYPED(pass) * p, size_t start, size_t base, size_
         for (size_t t = stride; t < size; t += 2 * stride) {
             const size_t right = t + stride < size ? t + stride : size;
             TYPED(settle)(p, start, base, t, (size_t)p->begin[base + t - stride], (size_t)p->begin[base + right] + 1);
-            if (p->work < (sizeof(REAL) > sizeof(double) ? 1 << 15 : 1 << 21)) continue;
-            p->work = 0;
-            if (p->stop && p->stop(p->context)) return 0;
+            if (TYPED(told)(p)) return 0;
         }
     return 1;
 }
@@ -189,10 +204,10 @@ static int TYPED(relax)(TYPED(pass) * p, REAL penalty)
         const size_t start = (size_t)p->begin[base];
         size_t size = (base - start) / 2, good = 1;
         size = size < 1 ? 1 : size > p->n - base ? p->n - base : size;
-        TYPED(look_left)(p, start, base);
-        TYPED(look_right)(p, base, size);
+        if (!TYPED(look_left)(p, start, base) || !TYPED(look_right)(p, base, size)) return 0;
         if (!TYPED(settle_block)(p, start, base, size)) return 0;
         for (size_t bad = size + 1, at = size; bad - good > 1; at = (good + bad) / 2) {
+            if (TYPED(told)(p)) return 0;
             if (TYPED(doubtful)(p, base, at))
                 bad = at;
             else

@@ -2,11 +2,49 @@
 #ifndef QK_TARGET_H
 #define QK_TARGET_H
 
-/* Rows (at most) and columns of a tile of products, and codes of k in a step of a panel. */
+/* Of the loops here a file takes those of the families that it has. */
+#pragma GCC diagnostic ignored "-Wunused-function"
+
+/* Rows (at most) and columns of a tile of products, and codes of k in a step of a panel; bytes of a code of a in gemm8.
+ */
 #ifndef MR
 #define MR 4
 #define NR 16
 #define KR 4
+#endif
+#ifndef A_BYTES
+#define A_BYTES 1
+#endif
+
+/* Rows of the tiles of each family. */
+#ifndef GEMM8_MR
+#define GEMM8_MR MR
+#endif
+#ifndef GEMM4_MR
+#define GEMM4_MR 4
+#endif
+#ifndef BLOCKS8_MR
+#define BLOCKS8_MR MR
+#endif
+#ifndef GEMM16_MR
+#define GEMM16_MR MR
+#endif
+#ifndef GEMMF16_MR
+#define GEMMF16_MR MR
+#endif
+
+/* What the tile of blocks8 finds codes of a flipped by. */
+#ifndef BLOCKS8_FLIP
+#define BLOCKS8_FLIP 0
+#endif
+
+/* Operations that may be absent (kernels/families). */
+#ifndef GEMM8_WIDE_TILE
+#define GEMM8_WIDE_TILE NULL
+#define GEMM8_WIDEN_PANEL NULL
+#endif
+#ifndef BLOCKS8_PREPARE_ROW
+#define BLOCKS8_PREPARE_ROW NULL
 #endif
 
 /* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */

@@ -2,7 +2,7 @@
  *
  * vpmaddwd: 8 lanes x (2 by 2 int16) summed to int32, exact here (numerics 6), then vpaddd: 16 products for two
  * instructions. vpmaddubsw does twice that and saturates: it serves weights that let packing prove the sums
- * (avx2_maddubs.h).
+ * (maddubs.h).
  *
  * Tile: 6 rows x 16 columns, 12 accumulators; 2 registers hold b, 1 the broadcast of a (widened once per block of
  * rows), 1 the products: all 16 registers. b is widened from int8 by vpmovsxbw as it is loaded; where many rows share a
@@ -15,226 +15,31 @@
  */
 #if defined(__x86_64__)
 #include "kernels/kernels.h"
+#include "kernels/x86/cpu.h"
 #include "kernels/x86/target.h"
 #include "runtime/compiler.h"
+
+static int available(void) { return qk_has_avx2(); }
 
 QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/x86/avx2.h"
 
-/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
-static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
-{
-    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
-    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
-}
-
-/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7,
- * 12-15, n1 the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
-static inline int store32(uint8_t *q, __m256i n0, __m256i n1, __m256i zero0, __m256i zero1, int32_t qmin, int32_t qmax)
-{
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i special = _mm256_cmpeq_epi16(_mm256_min_epi16(n0, n1), _mm256_set1_epi16(INT16_MIN));
-    if (_mm256_movemask_epi8(special)) return 0;
-    n0 = _mm256_adds_epi16(n0, zero0);
-    n1 = _mm256_adds_epi16(n1, zero1);
-    __m256i codes;
-    if (qmin < 0) {
-        codes = _mm256_packs_epi16(n0, n1);
-        codes = _mm256_min_epi8(_mm256_max_epi8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
-    } else {
-        codes = _mm256_packus_epi16(n0, n1);
-        if (qmax - qmin < 255)
-            codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
-    }
-    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, order));
-    return 1;
-}
-
-static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
-{
-    const __m256 scale = _mm256_set1_ps(p->scale), reciprocal = _mm256_set1_ps(p->reciprocal);
-    const __m256i zero = _mm256_set1_epi16((short)p->zero_point);
-    const __m256i n0 = _mm256_packs_epi32(quotient8(x, scale, reciprocal), quotient8(x + 8, scale, reciprocal));
-    const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, scale, reciprocal), quotient8(x + 24, scale, reciprocal));
-    return store32(q, n0, n1, zero, zero, p->qmin, p->qmax);
-}
-
-static inline __m256i zero16(const int32_t *zero)
-{
-    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero),
-                              _mm256_loadu_si256((const __m256i *)(zero + 8)));
-}
-
-/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one
- * that store32 refused. */
-static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
-                                            size_t rows)
-{
-    const float *s = p->scale + i, *r = p->reciprocal + i;
-    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16),
-                 s3 = _mm256_loadu_ps(s + 24);
-    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16),
-                 r3 = _mm256_loadu_ps(r + 24);
-    const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
-    const int32_t qmin = p->qmin, qmax = p->qmax;
-    const size_t stride = p->stride;
-    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
-        const __m256i n0 = _mm256_packs_epi32(quotient8(x, s0, r0), quotient8(x + 8, s1, r1));
-        const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, s2, r2), quotient8(x + 24, s3, r3));
-        if (!store32(q, n0, n1, z0, z1, qmin, qmax)) return row;
-    }
-    return rows;
-}
-
-/* 32 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
-static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
-{
-    for (int i = 0; i < 32; i += 8) {
-        const __m128i codes = _mm_loadl_epi64((const __m128i *)(q + i));
-        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(codes) : _mm256_cvtepu8_epi32(codes);
-        _mm256_storeu_si256((__m256i *)(to + i), wide);
-    }
-}
-
-/* ---- codebooks of at most 16 levels (numerics 15) ---- */
-
-/* The thresholds are a binary tree whose depths 1, 2 and 3 fit a register each, as do their 2, 4 and 8 nodes; vpermps
- * looks up the one where each lane has got to. */
-#define HAVE_LEVELS16
-#define GROUP16 32
-typedef struct {
-    __m256 depth0, depth1, depth2, depth3;
-    __m256i order;
-} nodes16;
-
-static inline nodes16 load_nodes16(const qk_levels *t)
-{
-    return (nodes16){_mm256_set1_ps(t->node[1]), _mm256_loadu_ps(t->node + 2), _mm256_loadu_ps(t->node + 4),
-                     _mm256_loadu_ps(t->node + 8),
-                     _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t->order))};
-}
-
-/* -1 where v is above the threshold. */
-static inline __m256i above(__m256 v, __m256 threshold)
-{
-    return _mm256_castps_si256(_mm256_cmp_ps(v, threshold, _CMP_GT_OQ));
-}
-
-/* One level down: from `at` to 2 at, or 2 at + 1 where v is above the node. */
-static inline __m256i descend(__m256i at, __m256 v, __m256 nodes)
-{
-    return _mm256_sub_epi32(_mm256_add_epi32(at, at), above(v, _mm256_permutevar8x32_ps(nodes, at)));
-}
-
-static inline __m256i rank8(const float *x, __m256 factor, nodes16 t)
-{
-    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x), factor);
-    const __m256i at = _mm256_sub_epi32(_mm256_setzero_si256(), above(v, t.depth0));
-    return descend(descend(descend(at, v, t.depth1), v, t.depth2), v, t.depth3);
-}
-
-static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
-{
-    const __m256 f = _mm256_set1_ps(factor);
-    const __m256i r0 = _mm256_packs_epi32(rank8(x, f, t), rank8(x + 8, f, t));
-    const __m256i r1 = _mm256_packs_epi32(rank8(x + 16, f, t), rank8(x + 24, f, t));
-    const __m256i codes = _mm256_shuffle_epi8(t.order, _mm256_packus_epi16(r0, r1));
-    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-}
-
-static inline __m256i larger(__m256i a, __m256i b) { return _mm256_max_epi32(a, b); }
-
-/* The largest magnitude of `block` values, a multiple of 16, in 8 parts, as bits. */
-static inline __m256i magnitudes(const float *x, size_t block)
-{
-    const __m256i mask = _mm256_set1_epi32(INT32_MAX);
-    __m256i even = _mm256_setzero_si256(), odd = even;
-    for (size_t i = 0; i < block; i += 16) {
-        even = larger(even, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i)), mask));
-        odd = larger(odd, _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(x + i + 8)), mask));
-    }
-    return larger(even, odd);
-}
-
-/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought
- * together, so that the maxima of all four take little more than those of one. */
-static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
-{
-    const __m256i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
-    const __m256i m2 = magnitudes(x + 2 * block, block), m3 = magnitudes(x + 3 * block, block);
-    const __m256i m01 = larger(_mm256_unpacklo_epi32(m0, m1), _mm256_unpackhi_epi32(m0, m1));
-    const __m256i m23 = larger(_mm256_unpacklo_epi32(m2, m3), _mm256_unpackhi_epi32(m2, m3));
-    const __m256i all = larger(_mm256_unpacklo_epi64(m01, m23), _mm256_unpackhi_epi64(m01, m23));
-    const __m128i most = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
-    const __m128 divisor = _mm_castsi128_ps(_mm_max_epi32(most, _mm_set1_epi32(0x00800000))); /* FLT_MIN at least */
-    _mm_storeu_ps(scale, _mm_castsi128_ps(most));
-    _mm_storeu_ps(factor, _mm_div_ps(_mm_set1_ps(1.0f), divisor));
-    const __m128i pair = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
-}
-
-typedef struct {
-    __m256 low, high;
-} levels16;
-
-static inline levels16 load_levels16(const qk_levels *t)
-{
-    return (levels16){_mm256_loadu_ps(t->level), _mm256_loadu_ps(t->level + 8)};
-}
-
-/* vpermps reads the low 3 bits of a code; the fourth, moved to the sign, chooses between the halves. */
-static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
-{
-    const __m256 s = _mm256_set1_ps(scale);
-    for (int i = 0; i < GROUP16; i += 8) {
-        const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(q + i)));
-        const __m256 low = _mm256_permutevar8x32_ps(levels.low, codes),
-                     high = _mm256_permutevar8x32_ps(levels.high, codes);
-        const __m256 v = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
-        _mm256_storeu_ps(y + i, _mm256_mul_ps(v, s));
-    }
-}
-
-#define MR 8 /* at most */
+#define MR 8 /* of small weights; of others: */
+#define GEMM8_MR 6
+#define GEMM16_MR 6
+#define GEMMF16_MR 6
+#define BLOCKS8_MR 32
 #define NR 16
 #define KR 2
-#define VECTOR 32
-#define HAVE_FMA 1
-#define GROUP 32
-#define HAVE_WIDEN
+#define A_BYTES 2
+#define GEMM8_WIDE_TILE gemm8_wide_tile
+#define GEMM8_WIDEN_PANEL gemm8_widen_panel
+#define BLOCKS8_PREPARE_ROW blocks8_prepare_row
+#include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
-
-/* values[i], by bit 3 of which one of the two halves holds it. */
-static inline __m256 look_up(const float *values, __m256i i)
-{
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), i),
-                 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values + 8), i);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
-}
-
-static inline __m256 gelu8(__m256 x, const gelu_table *g)
-{
-    const __m256 rounder = _mm256_set1_ps(ROUNDER), magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
-    const __m256 v =
-        _mm256_min_ps(_mm256_set1_ps(GELU_SEGMENTS - 1), _mm256_mul_ps(magnitude, _mm256_set1_ps(g->per_unit)));
-    const __m256 shifted = _mm256_add_ps(v, rounder), t = _mm256_sub_ps(v, _mm256_sub_ps(shifted, rounder));
-    const __m256i i = _mm256_castps_si256(shifted);
-    __m256 p = look_up(g->coefficient[4], i);
-    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[3], i));
-    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[2], i));
-    p = _mm256_fmadd_ps(p, t, look_up(g->coefficient[1], i));
-    return _mm256_fmadd_ps(p, t, _mm256_add_ps(_mm256_max_ps(_mm256_setzero_ps(), x), look_up(g->coefficient[0], i)));
-}
-
-#define HAVE_GELU_RUN
-static void gelu_run(float *y, size_t n, const gelu_table *g)
-{
-    for (size_t i = 0; i < n; i += 8)
-        _mm256_storeu_ps(y + i, gelu8(_mm256_loadu_ps(y + i), g)); /* n is a multiple of 16 */
-}
 
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -249,11 +54,10 @@ static inline __m256i broadcast2(const int16_t *p)
 
 static inline __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 
-/* c + a * b. Left to itself gcc would reassociate integer sums across steps, spill, and copy each accumulator. */
+/* c + a * b */
 static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
 {
-    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(a, b)));
-    return c;
+    return add_to_i32(c, _mm256_madd_epi16(a, b));
 }
 
 static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
@@ -344,28 +148,17 @@ enum {
     L1_PART = 12 * 1024
 };
 
+#include "kernels/x86/avx2_gemm4.h"
+
 /* Row by row: the columns of the low halves of bytes, and of the high ones. */
 typedef struct {
     __m256i c0, c1, c2, c3, c4, c5, c6, c7;
 } eight_sums;
 
-static inline __m256i load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
-static inline __m256i low_halves(__m256i codes) { return _mm256_and_si256(codes, _mm256_set1_epi8(15)); }
-static inline __m256i high_halves(__m256i codes) { return low_halves(_mm256_srli_epi16(codes, 4)); }
-
 /* c + b * a in int16; pinned as in multiply_add. */
 static QK_INLINE __m256i multiply_add_short(__m256i c, __m256i b, __m256i a)
 {
     c = _mm256_add_epi16(c, _mm256_maddubs_epi16(b, a));
-    QK_KEEP(c);
-    return c;
-}
-
-/* c + level * a in int32. */
-static QK_INLINE __m256i multiply_add_level(__m256i c, __m256i level, __m256i a, __m256i magnitude)
-{
-    const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(level, a));
-    c = _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     QK_KEEP(c);
     return c;
 }
@@ -416,14 +209,14 @@ static QK_INLINE eight_sums multiply_levels(const int rows, size_t steps, const 
         const __m256i two = load_codes(b);
         const __m256i b0 = _mm256_shuffle_epi8(levels, low_halves(two)),
                       b1 = _mm256_shuffle_epi8(levels, high_halves(two));
-        __m256i v = broadcast4(a), w = _mm256_abs_epi8(v);
-        c.c0 = multiply_add_level(c.c0, b0, v, w), c.c1 = multiply_add_level(c.c1, b1, v, w);
-        if (rows > 1) v = broadcast4(a + lda), w = _mm256_abs_epi8(v);
-        if (rows > 1) c.c2 = multiply_add_level(c.c2, b0, v, w), c.c3 = multiply_add_level(c.c3, b1, v, w);
-        if (rows > 2) v = broadcast4(a + 2 * lda), w = _mm256_abs_epi8(v);
-        if (rows > 2) c.c4 = multiply_add_level(c.c4, b0, v, w), c.c5 = multiply_add_level(c.c5, b1, v, w);
-        if (rows > 3) v = broadcast4(a3), w = _mm256_abs_epi8(v);
-        if (rows > 3) c.c6 = multiply_add_level(c.c6, b0, v, w), c.c7 = multiply_add_level(c.c7, b1, v, w);
+        __m256i v = broadcast4(a);
+        c.c0 = multiply_level(c.c0, b0, v), c.c1 = multiply_level(c.c1, b1, v);
+        if (rows > 1) v = broadcast4(a + lda);
+        if (rows > 1) c.c2 = multiply_level(c.c2, b0, v), c.c3 = multiply_level(c.c3, b1, v);
+        if (rows > 2) v = broadcast4(a + 2 * lda);
+        if (rows > 2) c.c4 = multiply_level(c.c4, b0, v), c.c5 = multiply_level(c.c5, b1, v);
+        if (rows > 3) v = broadcast4(a3);
+        if (rows > 3) c.c6 = multiply_level(c.c6, b0, v), c.c7 = multiply_level(c.c7, b1, v);
     }
     return c;
 }
@@ -433,11 +226,11 @@ static QK_INLINE eight_sums multiply_row_levels(size_t steps, const int8_t *a, c
     const __m256i zero = _mm256_setzero_si256();
     eight_sums c = {zero, zero, zero, zero, zero, zero, zero, zero};
     for (size_t s = 0; s < steps; s++, b += STEP, a += QK_GEMM4_KR) {
-        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a), w = _mm256_abs_epi8(v);
-        c.c0 = multiply_add_level(c.c0, _mm256_shuffle_epi8(levels, low_halves(two0)), v, w);
-        c.c1 = multiply_add_level(c.c1, _mm256_shuffle_epi8(levels, low_halves(two1)), v, w);
-        c.c2 = multiply_add_level(c.c2, _mm256_shuffle_epi8(levels, high_halves(two0)), v, w);
-        c.c3 = multiply_add_level(c.c3, _mm256_shuffle_epi8(levels, high_halves(two1)), v, w);
+        const __m256i two0 = load_codes(b), two1 = load_codes(b + 32), v = broadcast4(a);
+        c.c0 = multiply_level(c.c0, _mm256_shuffle_epi8(levels, low_halves(two0)), v);
+        c.c1 = multiply_level(c.c1, _mm256_shuffle_epi8(levels, low_halves(two1)), v);
+        c.c2 = multiply_level(c.c2, _mm256_shuffle_epi8(levels, high_halves(two0)), v);
+        c.c3 = multiply_level(c.c3, _mm256_shuffle_epi8(levels, high_halves(two1)), v);
     }
     return c;
 }
@@ -464,29 +257,6 @@ static QK_INLINE void store_sums(const int used, __m256i *sums, eight_sums c)
     if (used > 2) sums[2] = c.c2, sums[3] = c.c3;
     if (used > 4) sums[4] = c.c4, sums[5] = c.c5;
     if (used > 6) sums[6] = c.c6, sums[7] = c.c7;
-}
-
-static QK_INLINE __m256 scales8(const qk_gemm4_panel *p, const uint8_t *scales, size_t col)
-{
-    return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
-                          : _mm256_loadu_ps((const float *)scales + col);
-}
-
-/* What 8 columns and 8 others of a block have. */
-typedef struct {
-    __m256 s0, s1;
-    __m256i z0, z1;
-} block_columns;
-
-static QK_INLINE block_columns columns_at(const qk_gemm4_panel *p, const int own_zeros, const uint8_t *scales,
-                                          size_t col0, size_t col1)
-{
-    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_GEMM4_NR;
-    block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(),
-                        _mm256_setzero_si256()};
-    if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col0)));
-    if (own_zeros) of.z1 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col1)));
-    return of;
 }
 
 /* The sums of a block, of one row, scaled and added to the total. */
@@ -586,76 +356,6 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
     }
 }
 
-/* ---- 4-bit weights with levels of each column (numerics 12) ---- */
-
-/* A lane of 16 bytes has 16 rows of one column, so vpshufb looks them up in its levels. Tile: 4 rows x 4 columns, a sum
- * in four parts, which are added at the end of k. */
-
-enum { OWN_STEP = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
-
-static inline __m256i broadcast16(const int8_t *a)
-{
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)a));
-}
-
-/* c0 has columns 0 and 1, c1 columns 2 and 3. */
-static inline void store_columns(float *y, __m256i c0, __m256i c1, __m128 scale)
-{
-    const __m256i pairs = _mm256_hadd_epi32(c0, c1), sums = _mm256_hadd_epi32(pairs, pairs);
-    const __m128i columns = _mm_unpacklo_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    _mm_storeu_ps(y, _mm_mul_ps(_mm_cvtepi32_ps(columns), scale));
-}
-
-/* `rows` is a constant where this is inlined. `levels` are of 4 columns, b their codes, in steps that lie OWN_STEP
- * apart. */
-static QK_INLINE void column_levels_rows(const int rows, size_t steps, const uint8_t *levels, const uint8_t *b,
-                                         __m128 scale, const int8_t *a, size_t lda, float *y)
-{
-    enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
-    const __m256i levels0 = load_codes(levels), levels1 = load_codes(levels + 32);
-    const int8_t *a3 = a + 3 * lda;
-    __m256i c0 = _mm256_setzero_si256(), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0;
-    for (size_t s = 0; s < steps; s++, b += OWN_STEP)
-        for (int half = 0; half < 2; half++, a += HALF, a3 += HALF) {
-            const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
-            const __m256i b0 = _mm256_shuffle_epi8(levels0, half ? high_halves(two0) : low_halves(two0));
-            const __m256i b1 = _mm256_shuffle_epi8(levels1, half ? high_halves(two1) : low_halves(two1));
-            __m256i v = broadcast16(a), w = _mm256_abs_epi8(v);
-            c0 = multiply_add_level(c0, b0, v, w), c1 = multiply_add_level(c1, b1, v, w);
-            if (rows > 1) v = broadcast16(a + lda), w = _mm256_abs_epi8(v);
-            if (rows > 1) c2 = multiply_add_level(c2, b0, v, w), c3 = multiply_add_level(c3, b1, v, w);
-            if (rows > 2) v = broadcast16(a + 2 * lda), w = _mm256_abs_epi8(v);
-            if (rows > 2) c4 = multiply_add_level(c4, b0, v, w), c5 = multiply_add_level(c5, b1, v, w);
-            if (rows > 3) v = broadcast16(a3), w = _mm256_abs_epi8(v);
-            if (rows > 3) c6 = multiply_add_level(c6, b0, v, w), c7 = multiply_add_level(c7, b1, v, w);
-        }
-    store_columns(y, c0, c1, scale);
-    if (rows > 1) store_columns(y + QK_GEMM4_NR, c2, c3, scale);
-    if (rows > 2) store_columns(y + 2 * QK_GEMM4_NR, c4, c5, scale);
-    if (rows > 3) store_columns(y + 3 * QK_GEMM4_NR, c6, c7, scale);
-}
-
-static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                               size_t ld_start, float *y)
-{
-    const size_t steps = p->last_steps, group = OWN_STEP * (1 + steps);
-    const float *scales = (const float *)(p->records + QK_GEMM4_NR / QK_COLUMN_LEVELS_NR * group);
-    (void)start, (void)ld_start; /* of tiles that add 128 to each level */
-    if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
-    for (int col = 0; p->blocks && col < QK_GEMM4_NR; col += 4, y += 4) {
-        const uint8_t *levels = p->records + (size_t)(col / QK_COLUMN_LEVELS_NR) * group +
-            col % QK_COLUMN_LEVELS_NR * QK_LEVELS,
-                      *b = levels + OWN_STEP;
-        const __m128 scale = _mm_loadu_ps(scales + col);
-        switch (rows) {
-        case 1: column_levels_rows(1, steps, levels, b, scale, a, lda, y); break;
-        case 2: column_levels_rows(2, steps, levels, b, scale, a, lda, y); break;
-        case 3: column_levels_rows(3, steps, levels, b, scale, a, lda, y); break;
-        default: column_levels_rows(4, steps, levels, b, scale, a, lda, y); break;
-        }
-    }
-}
-
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
 /* vpmaddubsw multiplies |a| by b, its bits flipped where a < 0: -b - 1 instead of -b, which is made good by the sum of
@@ -709,13 +409,6 @@ static void blocks8_prepare_row(const int8_t *a, size_t n, size_t block, void *p
     }
 }
 
-/* Zero points z of 8 columns, as int16 (z, 256 z). */
-static inline __m256i zero_pairs8(const uint8_t *zeros)
-{
-    const __m256i z = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)zeros));
-    return _mm256_or_si256(_mm256_and_si256(z, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(z, 24));
-}
-
 /* The sums that 8 columns of a row start from. */
 static QK_INLINE __m256i starts8(const int own_zeros, __m256i zeros, const int32_t *start, const uint8_t *a)
 {
@@ -734,7 +427,7 @@ static QK_INLINE __m256i add_products8(const int steps, __m256i c, const uint8_t
 {
     __m256i products = products8(a, b);
     if (steps > 1) products = _mm256_add_epi16(products, products8(a + 8, next));
-    return add_pairs(c, products);
+    return add_to_i32(c, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
 }
 
 static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
@@ -1042,45 +735,50 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
     }
 }
 
-#include "kernels/x86/avx2_maddubs.h"
-
-static const qk_kernels small = {
-    .name = "avx2",
-    .mr = 8,
-    .nr = NR,
-    .kr = SMALL_KR,
-    .a_bytes = 1,
-    .gemm4_mr = 4,
-    .blocks8_mr = 32,
-    .blocks8_prepare_row = blocks8_prepare_row,
-    .gemmf16_mr = 6,
-    .gemm8_tile = small_tile,
-    .gemm8_pack_row = small_pack_row,
-    .gemm8_pack_panel = small_pack_panel,
-    .gemm8_unpack_panel = small_unpack_panel,
-    .gemm8_panel_bytes = small_panel_bytes,
-#include "kernels/generic/table.def"
+#include "kernels/generic/table.h"
+static const qk_gemm8_kernels gemm8 = {
+#include "kernels/families/gemm8.def"
 };
+const qk_gemm4_kernels qk_gemm4_avx2 = {
+#include "kernels/families/gemm4.def"
+};
+const qk_gemm16_kernels qk_gemm16_avx2 = {
+#include "kernels/families/gemm16.def"
+};
+const qk_gemmf16_kernels qk_gemmf16_avx2 = {
+#include "kernels/families/gemmf16.def"
+};
+const qk_elementwise_kernels qk_elementwise_avx2 = {
+#include "kernels/families/elementwise.def"
+};
+const qk_codebooks_kernels qk_codebooks_avx2 = {
+#include "kernels/families/codebooks.def"
+};
+const qk_layers_kernels qk_layers_avx2 = {
+#include "kernels/families/layers.def"
+};
+const qk_kmeans_kernels qk_kmeans_avx2 = {
+#include "kernels/families/kmeans.def"
+};
+const qk_pq_kernels qk_pq_avx2 = {
+#include "kernels/families/pq.def"
+};
+
+#include "kernels/x86/maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
-    .mr = 6,
-    .nr = NR,
-    .kr = KR,
-    .a_bytes = 2,
-    .small = &small,
-    .gemm4_mr = 4,
-    .blocks8_mr = 32,
-    .blocks8_prepare_row = blocks8_prepare_row,
-    .gemmf16_mr = 6,
-    .gemm8_tile = gemm8_tile,
-    .gemm8_wide_tile = gemm8_wide_tile,
-    .gemm8_widen_panel = gemm8_widen_panel,
-    .gemm8_pack_row = gemm8_pack_row,
-    .gemm8_pack_panel = gemm8_pack_panel,
-    .gemm8_unpack_panel = gemm8_unpack_panel,
-    .gemm8_panel_bytes = gemm8_panel_bytes,
-#include "kernels/generic/table.def"
+    .available = available,
+    .gemm8 = &gemm8,
+    .gemm8_small = &gemm8_small,
+    .gemm4 = &qk_gemm4_avx2,
+    .gemm16 = &qk_gemm16_avx2,
+    .gemmf16 = &qk_gemmf16_avx2,
+    .elementwise = &qk_elementwise_avx2,
+    .codebooks = &qk_codebooks_avx2,
+    .layers = &qk_layers_avx2,
+    .kmeans = &qk_kmeans_avx2,
+    .pq = &qk_pq_avx2,
 };
 
 QK_TARGET_END

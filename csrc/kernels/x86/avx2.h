@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "kernels/x86/target.h"
-#include "runtime/compiler.h"
 
 static inline __m256i broadcast4(const void *p)
 {
@@ -15,12 +14,48 @@ static inline __m256i broadcast4(const void *p)
     return _mm256_set1_epi32(codes);
 }
 
-/* c + pairs of products, widened; see multiply_add for vpaddd. */
-static QK_INLINE __m256i add_pairs(__m256i c, __m256i products)
+/* A register, and operations on it, by names that avx512.h has too: for files that serve both (maddubs.h). */
+typedef __m256i reg;
+enum { REG = 32 }; /* bytes */
+
+static inline reg load_reg(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline void store_reg(void *p, reg v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline reg zero_reg(void) { return _mm256_setzero_si256(); }
+static inline reg all_i8(int v) { return _mm256_set1_epi8((char)v); }
+static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }
+static inline reg all_i32_at(const void *p) { return broadcast4(p); }
+static inline reg abs_i8(reg v) { return _mm256_abs_epi8(v); }
+static inline reg negative_i8(reg v) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), v); } /* -1 or 0 */
+static inline reg both(reg a, reg b) { return _mm256_and_si256(a, b); }
+static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /* b without a */
+static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
+static inline reg maddubs(reg a, reg b) { return _mm256_maddubs_epi16(a, b); }
+static inline reg madd_i16(reg a, reg b) { return _mm256_madd_epi16(a, b); }
+static inline reg add_i16(reg a, reg b) { return _mm256_add_epi16(a, b); }
+static inline reg add_i32(reg a, reg b) { return _mm256_add_epi32(a, b); }
+/* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
+ */
+static inline reg add_to_i32(reg c, reg v)
 {
-    __m256i ones = _mm256_set1_epi16(1);
-    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(_mm256_madd_epi16(products, ones)));
+#if QK_ASM
+    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(v));
     return c;
+#else
+    return _mm256_add_epi32(c, v);
+#endif
+}
+static inline reg times_128_i32(reg v) { return _mm256_slli_epi32(v, 7); }
+static inline reg pack_u16(reg a, reg b) { return _mm256_packus_epi16(a, b); } /* in some order */
+static inline reg adds_u8(reg a, reg b) { return _mm256_adds_epu8(a, b); }
+static inline int none_above_u8(reg v, int most)
+{
+    const reg beyond = _mm256_subs_epu8(v, all_i8(most));
+    return _mm256_testz_si256(beyond, beyond);
+}
+static inline int none_above_u16(reg v, int most)
+{
+    const reg beyond = _mm256_subs_epu16(v, all_i16(most));
+    return _mm256_testz_si256(beyond, beyond);
 }
 
 #endif

@@ -7,6 +7,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef extern from "drivers/drivers.h" nogil:
+    ctypedef struct qk_gemm8_kernels:
+        pass
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
@@ -22,6 +24,7 @@ cdef extern from "drivers/drivers.h" nogil:
     ctypedef enum qk_epilogue_type "int":
         QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES
 
+    const char *qk_version()
     const qk_kernels *qk_active()
     const qk_kernels *qk_find(const char *name)
     const char *qk_name(const qk_kernels *k)
@@ -68,10 +71,11 @@ cdef extern from "drivers/drivers.h" nogil:
         int8_t *panels
         int32_t *colsum
 
-    const qk_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
+    const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
                                            ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
     size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
-    void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, size_t k, size_t n, int b_unsigned)
+    void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k,
+                       size_t n, int b_unsigned)
     int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
                           const int32_t *zero_point) except -3
     int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b) except -3
@@ -278,6 +282,7 @@ cdef extern from "drivers/drivers.h" nogil:
         QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY
 
     qk_lines_status qk_cluster_lines(const qk_lines *p)
+    qk_lines_status qk_distinct_points(const qk_lines *p)
     void qk_label_lines(const void *values, int integers, size_t lines, size_t n, const void *limits, size_t k,
                         const int32_t *counts, void *labels, int as_int32)
     int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
@@ -297,3 +302,12 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
     int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
                      float *distances, int64_t *indices) except -3
+
+cdef extern from "runtime/fpmode.h" nogil:
+    ctypedef struct qk_mode:
+        pass
+    ctypedef struct qk_scope "QK_SCOPE":   # a mode that is left where the function ends
+        pass
+    qk_mode qk_enter_mode()
+    qk_scope qk_enter_scope "qk_enter_mode" ()
+    void qk_leave_mode(qk_mode was)

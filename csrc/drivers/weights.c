@@ -1,0 +1,500 @@
+/* Weights of the C interface: every kind behind one type, and the products by them (numerics 6, 8, 12, 16 and 17). */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "drivers/drivers.h"
+#include "drivers/elementwise.h"
+#include "kernels/kernels.h"
+#include "runtime/fpmode.h"
+#include "runtime/sizes.h"
+
+typedef enum { GEMM8, GEMM4, GEMMF16, GEMM16 } family;
+
+struct qk_weights {
+    family family;
+    qk_dtype type;
+    int of_levels;
+    size_t k, n, n_pad, bytes;
+    union {
+        qk_gemm8_weights gemm8;
+        qk_gemm4_weights gemm4;
+        qk_gemmf16_weights gemmf16;
+        qk_gemm16_weights gemm16;
+    };
+    void *panels, *colsum;
+    float *scale;        /* of columns, as the next one, where panels do not hold them */
+    int32_t *zero_point; /* NULL: 0 */
+    int64_t bound;       /* of gemm8: max over columns of sum |b - zero_point| */
+    float least_scale, most_scale;
+    int8_t levels[QK_LEVELS]; /* those that all columns share */
+};
+
+enum { LEAST_BLOCK = 1 };
+
+/* ---- what a matrix must be ---- */
+
+static int is_small(qk_dtype type) { return type == QK_I4 || type == QK_U4; }
+static int is_half(qk_dtype type) { return type == QK_F16 || type == QK_BF16; }
+
+/* Scales of a matrix, or levels with scales. */
+static size_t scale_count(const qk_matrix *m)
+{
+    if (m->kind == QK_PER_TENSOR) return 1;
+    return m->kind == QK_PER_AXIS ? m->n : qk_times(ceil_div(m->k, m->block), m->n);
+}
+
+static int scales_are_good(const float *scale, size_t count, float least)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!(scale[i] >= least && scale[i] <= FLT_MAX)) return 0;
+    return 1;
+}
+
+static int zero_points_fit(const int32_t *zero_point, size_t count, qk_dtype type)
+{
+    for (size_t i = 0; zero_point && i < count; i++)
+        if (zero_point[i] < least_code(type) || zero_point[i] > most_code(type)) return 0;
+    return 1;
+}
+
+static int has_good_levels(const qk_matrix *m)
+{
+    if (m->type != QK_U8 || m->zero_point || !m->level_count || m->level_count > QK_LEVELS) return 0;
+    const size_t tables = m->kind == QK_PER_AXIS ? m->n : 1;
+    for (size_t i = 0; i < tables * m->level_count; i++)
+        if (!isfinite(m->levels[i])) return 0;
+    for (size_t row = 0; row < m->k; row++)
+        for (size_t col = 0; col < m->n; col++)
+            if (((const uint8_t *)m->b)[(ptrdiff_t)row * m->row_stride + (ptrdiff_t)col * m->col_stride] >=
+                m->level_count)
+                return 0;
+    return m->kind == QK_PER_BLOCK ? m->scale && scales_are_good(m->scale, scale_count(m), 0) : !m->scale;
+}
+
+static int has_good_params(const qk_matrix *m)
+{
+    if (m->kind == QK_PER_BLOCK && m->type == QK_I16) return 0;
+    const size_t count = scale_count(m);
+    return m->scale && scales_are_good(m->scale, count, FLT_MIN) && zero_points_fit(m->zero_point, count, m->type);
+}
+
+static int is_good(const qk_matrix *m)
+{
+    const int known =
+        m->type == QK_I8 || m->type == QK_U8 || m->type == QK_I16 || is_small(m->type) || is_half(m->type);
+    if (!known || (unsigned)m->kind > QK_PER_BLOCK || (m->kind == QK_PER_BLOCK && !m->block)) return 0;
+    if ((m->k && m->n && !m->b) || scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
+    if (is_half(m->type)) return !m->scale && !m->zero_point && !m->levels && m->kind == QK_PER_TENSOR;
+    return m->levels ? has_good_levels(m) : has_good_params(m);
+}
+
+/* ---- memory ---- */
+
+static void *obtain(qk_weights *w, size_t bytes)
+{
+    void *memory = qk_obtain(bytes);
+    if (memory) w->bytes += bytes;
+    return memory;
+}
+
+/* n values of 4 bytes, or the first of them n times where there is `one`, and zeros up to n_pad. NULL: no memory. */
+static void *padded(const void *values, int one, size_t n, size_t n_pad)
+{
+    uint32_t *to = qk_obtain(qk_times(n_pad, sizeof *to));
+    if (!to) return NULL;
+    for (size_t i = 0; i < n; i++) memcpy(to + i, (const char *)values + (one ? 0 : i * sizeof *to), sizeof *to);
+    memset(to + n, 0, (n_pad - n) * sizeof *to);
+    return to;
+}
+
+void qk_weights_free(qk_weights *w)
+{
+    if (!w) return;
+    free(w->panels), free(w->colsum), free(w->scale), free(w->zero_point), free(w);
+}
+
+size_t qk_weights_bytes(const qk_weights *w) { return w ? w->bytes : 0; }
+size_t qk_weights_rows(const qk_weights *w) { return w ? w->k : 0; }
+size_t qk_weights_cols(const qk_weights *w) { return w ? w->n : 0; }
+
+/* ---- packing ---- */
+
+/* Scales and zero points of columns, padded to whole panels. */
+static int keep_columns(qk_weights *w, const qk_matrix *m)
+{
+    const int one = m->kind == QK_PER_TENSOR;
+    w->scale = padded(m->scale, one, w->n, w->n_pad);
+    if (!w->scale) return 0;
+    w->bytes += w->n_pad * sizeof *w->scale;
+    w->least_scale = FLT_MAX;
+    for (size_t i = 0; i < scale_count(m); i++) {
+        if (m->scale[i] < w->least_scale) w->least_scale = m->scale[i];
+        if (m->scale[i] > w->most_scale) w->most_scale = m->scale[i];
+    }
+    int any = 0;
+    for (size_t i = 0; m->zero_point && i < scale_count(m); i++) any |= m->zero_point[i] != 0;
+    if (!any) return 1;
+    w->zero_point = padded(m->zero_point, one, w->n, w->n_pad);
+    w->bytes += w->n_pad * sizeof *w->zero_point;
+    return w->zero_point != NULL;
+}
+
+static qk_status pack_gemm8(qk_weights *w, const qk_matrix *m)
+{
+    const int is_unsigned = m->type == QK_U8;
+    const qk_kernels *kernels = qk_active();
+    const qk_gemm8_kernels *gemm8 =
+        qk_gemm8_kernels_for(kernels, m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
+    qk_gemm8_init(&w->gemm8, kernels, gemm8, m->k, m->n, is_unsigned);
+    w->n_pad = w->gemm8.n_pad;
+    w->panels = w->gemm8.panels = obtain(w, qk_gemm8_bytes(&w->gemm8));
+    w->colsum = w->gemm8.colsum = obtain(w, qk_times(w->n_pad, sizeof *w->gemm8.colsum));
+    if (!w->panels || !w->colsum || !keep_columns(w, m)) return QK_NO_MEMORY;
+    int32_t *none = w->zero_point ? NULL : calloc(w->n_pad + 1, sizeof *none);
+    if (!w->zero_point && !none) return QK_NO_MEMORY;
+    w->bound = qk_gemm8_pack(&w->gemm8, m->b, m->row_stride, m->col_stride, none ? none : w->zero_point);
+    free(none);
+    return w->bound < 0 ? (qk_status)w->bound : QK_OK;
+}
+
+static qk_status pack_gemm16(qk_weights *w, const qk_matrix *m)
+{
+    qk_gemm16_init(&w->gemm16, qk_active(), m->k, m->n);
+    w->n_pad = w->gemm16.n_pad;
+    w->panels = w->gemm16.panels = obtain(w, qk_gemm16_bytes(&w->gemm16));
+    w->colsum = w->gemm16.colsum = obtain(w, qk_times(w->n_pad, sizeof *w->gemm16.colsum));
+    if (!w->panels || !w->colsum || !keep_columns(w, m)) return QK_NO_MEMORY;
+    memset(w->colsum, 0, w->n_pad * sizeof *w->gemm16.colsum);
+    const int done = qk_gemm16_pack(&w->gemm16, m->b, m->row_stride, m->col_stride);
+    return done < 0 ? (qk_status)done : QK_OK;
+}
+
+static qk_status pack_gemmf16(qk_weights *w, const qk_matrix *m)
+{
+    qk_gemmf16_init(&w->gemmf16, qk_active(), m->k, m->n, m->type);
+    w->n_pad = w->gemmf16.n_pad;
+    w->panels = w->gemmf16.panels = obtain(w, qk_gemmf16_bytes(&w->gemmf16));
+    if (!w->panels) return QK_NO_MEMORY;
+    const int done = qk_gemmf16_pack(&w->gemmf16, m->b, m->row_stride, m->col_stride);
+    return done < 0 ? (qk_status)done : done ? QK_OK : QK_NOT_FINITE;
+}
+
+/* Whether float16 has each of the values, which are not negative. */
+static int holds_as_half(const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        const float units = values[i] * 0x1p24f; /* of the smallest subnormal number */
+        if (values[i] > 65504 || (values[i] < 0x1p-14f ? units != floorf(units) : bits & 0x1fff)) return 0;
+    }
+    return 1;
+}
+
+static qk_status fill_gemm4(qk_weights *w, const qk_matrix *m, const qk_block_params *p)
+{
+    w->n_pad = w->gemm4.n_pad;
+    w->panels = w->gemm4.panels = obtain(w, qk_gemm4_bytes(&w->gemm4));
+    if (!w->panels) return QK_NO_MEMORY;
+    const int done = qk_gemm4_pack(&w->gemm4, m->b, m->row_stride, m->col_stride, p);
+    return done < 0 ? (qk_status)done : QK_OK;
+}
+
+/* Rows that share a scale. */
+static size_t block_of(const qk_matrix *m)
+{
+    const size_t rows = m->kind == QK_PER_BLOCK ? min_size(m->block, m->k) : m->k;
+    return rows ? rows : LEAST_BLOCK;
+}
+
+/* Per tensor or per column, all rows are one block; equal zero points are kept once. */
+static qk_status pack_blocks(qk_weights *w, const qk_matrix *m)
+{
+    const size_t count = scale_count(m);
+    const int bits = is_small(m->type) ? 4 : 8, is_signed = least_code(m->type) < 0;
+    int32_t *zeros = m->zero_point ? NULL : calloc(count + 1, sizeof *zeros);
+    const int32_t *zero_point = m->zero_point ? m->zero_point : zeros;
+    if (!zero_point) return QK_NO_MEMORY;
+    const int32_t zero = bits == 8 ? (is_signed ? 0 : 128) : count ? zero_point[0] : 0;
+    int own_zeros = 0;
+    for (size_t i = 0; i < count; i++) own_zeros |= zero_point[i] != zero;
+    qk_gemm4_init(&w->gemm4, qk_active(), m->k, m->n, block_of(m), bits, is_signed, holds_as_half(m->scale, count),
+                  own_zeros, zero);
+    const qk_block_params p = {m->scale, zero_point, m->kind == QK_PER_BLOCK ? m->n : 0, m->kind != QK_PER_TENSOR};
+    const qk_status status = fill_gemm4(w, m, &p);
+    free(zeros);
+    return status;
+}
+
+/* `count` levels as int8 multiples of a scale, which is returned. */
+static float round_levels(const float *levels, size_t count, int8_t *to)
+{
+    double largest = 0;
+    for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
+    float scale = (float)(largest / 127);
+    if (!(scale > 0)) scale = largest > 0 ? FLT_MIN : 1;
+    for (size_t i = 0; i < count; i++) {
+        const double units = rint(levels[i] / (double)scale);
+        to[i] = (int8_t)(units < -127 ? -127 : units > 127 ? 127 : units);
+    }
+    return scale;
+}
+
+static qk_status pack_shared_levels(qk_weights *w, const qk_matrix *m)
+{
+    static const float one = 1;
+    const int blocks = m->kind == QK_PER_BLOCK;
+    const float *scale = blocks ? m->scale : &one, level_scale = round_levels(m->levels, m->level_count, w->levels);
+    qk_gemm4_init_levels(&w->gemm4, qk_active(), m->k, m->n, block_of(m), holds_as_half(scale, scale_count(m)),
+                         w->levels, 0, level_scale);
+    const qk_block_params p = {scale, NULL, blocks ? m->n : 0, (size_t)blocks};
+    return fill_gemm4(w, m, &p);
+}
+
+/* Levels of each column stand in the panels. */
+static qk_status pack_column_levels(qk_weights *w, const qk_matrix *m)
+{
+    int8_t *levels = calloc(m->n + 1, QK_LEVELS);
+    float *scale = qk_obtain(qk_times(m->n, sizeof *scale));
+    qk_status status = QK_NO_MEMORY;
+    if (levels && scale) {
+        for (size_t i = 0; i < m->n; i++)
+            scale[i] = round_levels(m->levels + i * m->level_count, m->level_count, levels + i * QK_LEVELS);
+        qk_gemm4_init_levels(&w->gemm4, qk_active(), m->k, m->n, block_of(m), 0, levels, 1, 1);
+        const qk_block_params p = {scale, NULL, 0, 1};
+        status = fill_gemm4(w, m, &p);
+        w->gemm4.levels = NULL;
+    }
+    free(levels), free(scale);
+    return status;
+}
+
+static qk_status pack(qk_weights *w, const qk_matrix *m)
+{
+    w->type = m->type, w->k = m->k, w->n = m->n, w->of_levels = m->levels != NULL;
+    w->family = is_half(m->type)                                    ? GEMMF16
+        : m->type == QK_I16                                         ? GEMM16
+        : is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? GEMM4
+                                                                    : GEMM8;
+    if (w->family == GEMMF16) return pack_gemmf16(w, m);
+    if (w->family == GEMM16) return pack_gemm16(w, m);
+    if (w->family == GEMM8) return pack_gemm8(w, m);
+    if (!m->levels) return pack_blocks(w, m);
+    return m->kind == QK_PER_AXIS ? pack_column_levels(w, m) : pack_shared_levels(w, m);
+}
+
+qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
+{
+    QK_DEFAULT_MODE;
+    if (!matrix || !weights) return QK_INVALID;
+    qk_matrix m = *matrix;
+    if ((unsigned)m.type > QK_U2) return QK_INVALID;
+    const size_t item = size_of(m.type);
+    if (qk_times(qk_times(m.k, m.n), item) > PTRDIFF_MAX) return QK_INVALID;
+    if (!m.row_stride && !m.col_stride) m.row_stride = (ptrdiff_t)(m.n * item), m.col_stride = (ptrdiff_t)item;
+    if (!is_good(&m)) return QK_INVALID;
+    qk_weights *w = calloc(1, sizeof *w);
+    if (!w) return QK_NO_MEMORY;
+    w->bytes = sizeof *w;
+    const qk_status status = pack(w, &m);
+    if (status)
+        qk_weights_free(w);
+    else
+        *weights = w;
+    return status;
+}
+
+/* ---- products ---- */
+
+static qk_status status_of(int done) { return done < 0 ? (qk_status)done : QK_OK; }
+
+/* Column arrays of a call, of n_pad entries: the caller's where there is nothing to pad, else a copy in `own`. */
+static const void *columns_of(const qk_weights *w, const void *values, void **own)
+{
+    if (!values || w->n == w->n_pad) return values;
+    *own = padded(values, 0, w->n, w->n_pad);
+    return *own;
+}
+
+static int rows_fit(size_t rows, size_t cols, size_t *stride, size_t item)
+{
+    if (!*stride) *stride = cols;
+    return *stride >= cols && qk_times(qk_times(rows, *stride), item) <= PTRDIFF_MAX;
+}
+
+/* Rows whose sums int32 holds; with b of 8 bits, the sum of a's codes in two int16 (numerics 12). */
+static size_t most_rows(const qk_weights *w)
+{
+    return w->gemm4.bits == 8 ? 65536 : INT32_MAX / (127 * (w->of_levels ? 128 : 15));
+}
+
+static int could_overflow(const qk_weights *w, int64_t largest, int64_t bias)
+{
+    if (w->family == GEMM4) return w->gemm4.block > most_rows(w);
+    return w->family == GEMM8 && w->bound * largest + bias > INT32_MAX;
+}
+
+static int multiply_floats(const qk_weights *w, const qk_rows *rows, qk_epilogue *e)
+{
+    if (w->family == GEMM4) return qk_gemm4_linear(rows->a, rows->row_stride, rows->m, &w->gemm4, e);
+    if (w->family == GEMMF16) return qk_gemmf16_linear(rows->a, rows->row_stride, rows->m, &w->gemmf16, e);
+    e->b_zero = w->zero_point, e->col_scale = w->scale;
+    e->least_scale = w->least_scale, e->most_scale = w->most_scale;
+    return w->family == GEMM16 ? qk_gemm16(rows, &w->gemm16, e) : qk_gemm8(rows, &w->gemm8, e);
+}
+
+qk_status qk_linear(const qk_weights *w, const float *x, size_t rows, const qk_layer *given, float *y)
+{
+    QK_DEFAULT_MODE;
+    qk_layer layer = {0};
+    if (!w) return QK_INVALID;
+    if (given) layer = *given;
+    const size_t item = sizeof(float);
+    if (!rows_fit(rows, w->k, &layer.x_stride, item) || !rows_fit(rows, w->n, &layer.y_stride, item) ||
+        !rows_fit(rows, w->n, &layer.residual_stride, item) || (unsigned)layer.activation > QK_SILU ||
+        (layer.bounded && !(layer.lo <= layer.hi)) || (rows && w->n && ((!x && w->k) || !y)))
+        return QK_INVALID;
+    if (could_overflow(w, 255, 0)) return QK_OVERFLOW;
+    const qk_rows source = {.m = rows, .a = x, .row_stride = (ptrdiff_t)(layer.x_stride * item), .type = QK_FLOATS};
+    void *own = NULL;
+    qk_epilogue e = {
+        .type = QK_TO_FLOAT,
+        .out = y,
+        .row_stride = layer.y_stride * item,
+        .float_bias = columns_of(w, layer.bias, &own),
+        .residual = layer.residual,
+        .residual_stride = layer.residual_stride * item,
+        .activation = layer.activation,
+        .bounded = layer.bounded,
+        .lo = layer.lo,
+        .hi = layer.hi,
+    };
+    const qk_status status = layer.bias && !e.float_bias ? QK_NO_MEMORY : status_of(multiply_floats(w, &source, &e));
+    free(own);
+    return status;
+}
+
+/* ---- products of codes ---- */
+
+static int is_byte(qk_dtype type) { return type == QK_I8 || type == QK_U8; }
+static int is_code_of(int32_t code, qk_dtype type) { return code >= least_code(type) && code <= most_code(type); }
+
+static int layer_is_good(const qk_code_layer *l)
+{
+    const int fixed_point = l->rounding > QK_HALF_AWAY;
+    const float scales[] = {l->scale, l->out_scale};
+    return is_byte(l->type) && is_byte(l->out_type) && scales_are_good(scales, 2, FLT_MIN) &&
+        is_code_of(l->zero_point, l->type) && is_code_of(l->out_zero_point, l->out_type) && l->qmin <= l->qmax &&
+        is_code_of(l->qmin, l->out_type) && is_code_of(l->qmax, l->out_type) && (unsigned)l->activation <= QK_SILU &&
+        (unsigned)l->rounding <= QK_TFLITE && !(l->bias && l->int_bias) &&
+        !(fixed_point && (l->bias || l->activation > QK_RELU));
+}
+
+/* Mantissas and shifts of scale * b's scale / out_scale, which in double leave no range, in the memory at `columns`. */
+static void set_fixed_point(const qk_weights *w, const qk_code_layer *l, void *columns, qk_epilogue *e)
+{
+    int32_t *mantissa = columns, *shift = mantissa + w->n_pad;
+    for (size_t i = 0; i < w->n; i++)
+        qk_quantize_multiplier((double)l->scale * w->scale[i] / (double)l->out_scale, mantissa + i, shift + i);
+    e->requant.mantissa = mantissa, e->requant.shift = shift;
+}
+
+/* Multipliers, scales and biases of the sums (numerics 8 and 21): wide ones, of 8 bytes, before those of 4. */
+static void set_multipliers(const qk_weights *w, const qk_code_layer *l, void *columns, qk_epilogue *e)
+{
+    const qk_unit_columns unit = {w->n, l->scale, l->out_scale, w->scale, l->bias, l->activation > QK_RELU};
+    double *wide_scale = columns, *wide_bias = wide_scale + w->n_pad;
+    float *multiplier = (float *)(wide_bias + w->n_pad), *scale = multiplier + w->n_pad, *bias = scale + w->n_pad;
+    e->requant.multiplier = multiplier, e->col_scale = scale, e->float_bias = bias;
+    if (qk_unit_multipliers(&unit, multiplier, scale, bias)) return;
+    qk_wide_columns(&unit, multiplier, wide_scale, wide_bias);
+    e->wide_scale = wide_scale, e->wide_bias = wide_bias;
+}
+
+enum { COLUMN_BYTES = 2 * sizeof(double) + 3 * sizeof(float) };
+
+static qk_status multiply_codes(const qk_weights *w, const qk_rows *rows, const qk_code_layer *l, qk_epilogue *e)
+{
+    void *own = NULL, *columns = calloc(w->n_pad + 1, COLUMN_BYTES);
+    e->int_bias = columns_of(w, l->int_bias, &own);
+    qk_status status = QK_NO_MEMORY;
+    if (columns && (e->int_bias || !l->int_bias)) {
+        if (l->rounding > QK_HALF_AWAY)
+            set_fixed_point(w, l, columns, e);
+        else
+            set_multipliers(w, l, columns, e);
+        status = status_of(qk_gemm8(rows, &w->gemm8, e));
+    }
+    free(columns), free(own);
+    return status;
+}
+
+static int64_t largest_magnitude(const int32_t *values, size_t n)
+{
+    int64_t largest = 0;
+    for (size_t i = 0; values && i < n; i++) {
+        const int64_t value = values[i] < 0 ? -(int64_t)values[i] : values[i];
+        if (value > largest) largest = value;
+    }
+    return largest;
+}
+
+qk_status qk_qlinear(const qk_weights *w, const void *q, size_t rows, const qk_code_layer *given, void *out)
+{
+    QK_DEFAULT_MODE;
+    if (!w || !given || w->family != GEMM8 || !is_byte(given->out_type)) return QK_INVALID;
+    qk_code_layer l = *given;
+    if (!l.qmin && !l.qmax) l.qmin = least_code(l.out_type), l.qmax = most_code(l.out_type);
+    if (!layer_is_good(&l) || !rows_fit(rows, w->k, &l.q_stride, 1) || !rows_fit(rows, w->n, &l.out_stride, 1) ||
+        (rows && w->n && ((!q && w->k) || !out)))
+        return QK_INVALID;
+    const int32_t below = l.zero_point - least_code(l.type), above = most_code(l.type) - l.zero_point;
+    if (could_overflow(w, below > above ? below : above, largest_magnitude(l.int_bias, w->n))) return QK_OVERFLOW;
+    float lo, hi;
+    const int finite = l.bias ? qk_minmax(l.bias, w->n, &lo, &hi) : 1;
+    if (finite <= 0) return finite ? (qk_status)finite : QK_NOT_FINITE;
+    const qk_rows source = {.m = rows,
+                            .a = q,
+                            .row_stride = (ptrdiff_t)l.q_stride,
+                            .type = l.type == QK_U8 ? QK_CODES_U8 : QK_CODES_I8,
+                            .zero_point = &l.zero_point};
+    qk_epilogue e = {
+        .type = QK_TO_CODES,
+        .out = out,
+        .row_stride = l.out_stride,
+        .b_zero = w->zero_point,
+        .activation = l.activation,
+        .requant = {.rounding = l.rounding, .zero_point = l.out_zero_point, .qmin = l.qmin, .qmax = l.qmax},
+        .out_scale = l.out_scale};
+    return multiply_codes(w, &source, &l, &e);
+}
+
+qk_status qk_matmul(const qk_weights *w, const void *a, qk_dtype type, size_t rows, const int32_t *a_zero_point,
+                    const int32_t *b_zero_point, void *out)
+{
+    QK_DEFAULT_MODE;
+    if (!w || (w->family != GEMM8 && w->family != GEMM16)) return QK_INVALID;
+    const int wide = w->family == GEMM16;
+    const size_t item = wide ? sizeof(int64_t) : sizeof(int32_t);
+    size_t a_stride = w->k, out_stride = w->n;
+    if ((wide ? type != QK_I16 : !is_byte(type)) || !rows_fit(rows, w->k, &a_stride, size_of(type)) ||
+        !rows_fit(rows, w->n, &out_stride, item) || (rows && w->n && ((!a && w->k) || !out)) ||
+        !zero_points_fit(a_zero_point, rows, type) || !zero_points_fit(b_zero_point, w->n, w->type))
+        return QK_INVALID;
+    const qk_rows source = {.m = rows,
+                            .a = a,
+                            .row_stride = (ptrdiff_t)(w->k * size_of(type)),
+                            .type = type == QK_U8 ? QK_CODES_U8 : QK_CODES_I8,
+                            .zero_point = a_zero_point,
+                            .zero_point_per_row = a_zero_point != NULL};
+    void *own = NULL;
+    const qk_epilogue e = {
+        .type = QK_TO_INT32, .out = out, .row_stride = w->n * item, .b_zero = columns_of(w, b_zero_point, &own)};
+    qk_status status = QK_NO_MEMORY;
+    if (e.b_zero || !b_zero_point)
+        status = status_of(wide ? qk_gemm16(&source, &w->gemm16, &e) : qk_gemm8(&source, &w->gemm8, &e));
+    free(own);
+    return status;
+}

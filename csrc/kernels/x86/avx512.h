@@ -1,0 +1,53 @@
+/* Registers of AVX-512, for its files: within the target of the file that includes this. */
+#ifndef QK_AVX512_H
+#define QK_AVX512_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/x86/target.h"
+
+static inline __m512i broadcast4(const void *p)
+{
+    int32_t codes;
+    memcpy(&codes, p, sizeof codes);
+    return _mm512_set1_epi32(codes);
+}
+
+/* A register, and operations on it, by names that avx2.h has too: for files that serve both (maddubs.h). */
+typedef __m512i reg;
+enum { REG = 64 }; /* bytes */
+
+static inline reg load_reg(const void *p) { return _mm512_loadu_si512(p); }
+static inline void store_reg(void *p, reg v) { _mm512_storeu_si512(p, v); }
+static inline reg zero_reg(void) { return _mm512_setzero_si512(); }
+static inline reg all_i8(int v) { return _mm512_set1_epi8((char)v); }
+static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
+static inline reg all_i32_at(const void *p) { return broadcast4(p); }
+static inline reg abs_i8(reg v) { return _mm512_abs_epi8(v); }
+static inline reg negative_i8(reg v) { return _mm512_movm_epi8(_mm512_movepi8_mask(v)); } /* -1 or 0 */
+static inline reg both(reg a, reg b) { return _mm512_and_si512(a, b); }
+static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /* b without a */
+static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
+static inline reg maddubs(reg a, reg b) { return _mm512_maddubs_epi16(a, b); }
+static inline reg madd_i16(reg a, reg b) { return _mm512_madd_epi16(a, b); }
+static inline reg add_i16(reg a, reg b) { return _mm512_add_epi16(a, b); }
+static inline reg add_i32(reg a, reg b) { return _mm512_add_epi32(a, b); }
+/* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
+ */
+static inline reg add_to_i32(reg c, reg v)
+{
+#if QK_ASM
+    __asm__("vpaddd %1, %0, %0" : "+v"(c) : "v"(v));
+    return c;
+#else
+    return _mm512_add_epi32(c, v);
+#endif
+}
+static inline reg times_128_i32(reg v) { return _mm512_slli_epi32(v, 7); }
+static inline reg pack_u16(reg a, reg b) { return _mm512_packus_epi16(a, b); } /* in some order */
+static inline reg adds_u8(reg a, reg b) { return _mm512_adds_epu8(a, b); }
+static inline int none_above_u8(reg v, int most) { return !_mm512_cmpgt_epu8_mask(v, all_i8(most)); }
+static inline int none_above_u16(reg v, int most) { return !_mm512_cmpgt_epu16_mask(v, all_i16(most)); }
+
+#endif

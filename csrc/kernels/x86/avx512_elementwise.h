@@ -1,0 +1,399 @@
+/* What the loops of elementwise.h, codebook.h and gemm8.h ask for, on AVX-512: within the target of the file that
+ * includes this first, which needs avx512f, bw, dq and vl. */
+#ifndef QK_AVX512_ELEMENTWISE_H
+#define QK_AVX512_ELEMENTWISE_H
+
+#include <string.h>
+
+#include "kernels/generic/gelu.h"
+#include "kernels/kernels.h"
+#include "kernels/x86/avx512.h"
+#include "runtime/compiler.h"
+
+#define VECTOR 64
+#define HAVE_FMA 1
+#define GROUP 64
+/* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
+static inline __m512 load_once(const float *x)
+{
+    __m512 v = _mm512_loadu_ps(x);
+    QK_KEEP(v);
+    return v;
+}
+
+/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
+static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal)
+{
+    const __m512 v = load_once(x), q = _mm512_mul_ps(v, reciprocal);
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
+}
+
+/* 64 codes of what packs saturated to 16 bits: n0 holds elements 0-3, 16-19, 4-7, ..., n1 the same from 32 on. */
+static inline __m512i to_codes(__m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    n0 = _mm512_adds_epi16(n0, zero0);
+    n1 = _mm512_adds_epi16(n1, zero1);
+    __m512i codes;
+    if (qmin < 0) {
+        codes = _mm512_packs_epi16(n0, n1);
+        codes = _mm512_min_epi8(_mm512_max_epi8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
+    } else {
+        codes = _mm512_packus_epi16(n0, n1);
+        if (qmax - qmin < 255)
+            codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
+    }
+    return _mm512_permutexvar_epi32(order, codes);
+}
+
+/* Returns 0, and stores nothing, where a quotient may come from NaN or from beyond int32. */
+static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
+{
+    if (_mm512_cmpeq_epi16_mask(_mm512_min_epi16(n0, n1), _mm512_set1_epi16(INT16_MIN))) return 0;
+    _mm512_storeu_si512(q, to_codes(n0, n1, zero0, zero1, qmin, qmax));
+    return 1;
+}
+
+static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
+{
+    const __m512 scale = _mm512_set1_ps(p->scale), reciprocal = _mm512_set1_ps(p->reciprocal);
+    const __m512i zero = _mm512_set1_epi16((short)p->zero_point);
+    const __m512i n0 = _mm512_packs_epi32(quotient16(x, scale, reciprocal), quotient16(x + 16, scale, reciprocal));
+    const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, scale, reciprocal), quotient16(x + 48, scale, reciprocal));
+    return store64(q, n0, n1, zero, zero, p->qmin, p->qmax);
+}
+
+/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one
+ * that store64 refused. */
+static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
+                                            size_t rows)
+{
+    const float *s = p->scale + i, *r = p->reciprocal + i;
+    const int32_t *z = p->zero_point + i;
+    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32),
+                 s3 = _mm512_loadu_ps(s + 48);
+    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32),
+                 r3 = _mm512_loadu_ps(r + 48);
+    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 16));
+    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 32), _mm512_loadu_si512(z + 48));
+    const int32_t qmin = p->qmin, qmax = p->qmax;
+    const size_t stride = p->stride;
+    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
+        const __m512i n0 = _mm512_packs_epi32(quotient16(x, s0, r0), quotient16(x + 16, s1, r1));
+        const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, s2, r2), quotient16(x + 48, s3, r3));
+        if (!store64(q, n0, n1, z0, z1, qmin, qmax)) return row;
+    }
+    return rows;
+}
+
+#define HAVE_WIDEN
+/* 64 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
+static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
+{
+    for (int i = 0; i < 64; i += 16) {
+        const __m128i codes = _mm_loadu_si128((const __m128i *)(q + i));
+        _mm512_storeu_si512(to + i, is_signed ? _mm512_cvtepi8_epi32(codes) : _mm512_cvtepu8_epi32(codes));
+    }
+}
+
+/* ---- codebooks of at most 16 levels (numerics 15) ---- */
+
+/* The thresholds are a binary tree: each of its four depths is a register, in which vpermps looks up where each lane
+ * has got to. */
+#define HAVE_LEVELS16
+#define GROUP16 64
+typedef struct {
+    __m512 depth0, depth1, depth2, depth3;
+    __m512i order;
+} nodes16;
+
+/* Depth d of the tree, for lanes that have d bits of their rank, the first decision in the lowest bit: 16 entries from
+ * 2^d on, in the order of the bits reversed. So a decision is one masked addition. */
+static inline nodes16 load_nodes16(const qk_levels *t)
+{
+    const __m512i reversed2 = _mm512_setr_epi32(0, 2, 1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m512i reversed3 = _mm512_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7, 0, 0, 0, 0, 0, 0, 0, 0);
+    const __m128i reversed4 = _mm_setr_epi8(0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15);
+    const __m512 nodes = _mm512_loadu_ps(t->node);
+    nodes16 of;
+    of.depth0 = _mm512_set1_ps(t->node[1]);
+    of.depth1 = _mm512_permutexvar_ps(_mm512_setr_epi32(2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), nodes);
+    of.depth2 = _mm512_permutexvar_ps(_mm512_add_epi32(reversed2, _mm512_set1_epi32(4)), nodes);
+    of.depth3 = _mm512_permutexvar_ps(_mm512_add_epi32(reversed3, _mm512_set1_epi32(8)), nodes);
+    of.order = _mm512_broadcast_i32x4(_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)t->order), reversed4));
+    return of;
+}
+
+static inline __mmask16 above(__m512 v, __m512 threshold) { return _mm512_cmp_ps_mask(v, threshold, _CMP_GT_OQ); }
+
+/* Ranks of 16 values, their bits reversed. */
+static inline __m512i reversed_rank(__m512 v, nodes16 t)
+{
+    __m512i r = _mm512_maskz_mov_epi32(above(v, t.depth0), _mm512_set1_epi32(1));
+    r = _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth1)), r, _mm512_set1_epi32(2));
+    r = _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth2)), r, _mm512_set1_epi32(4));
+    return _mm512_mask_add_epi32(r, above(v, _mm512_permutexvar_ps(r, t.depth3)), r, _mm512_set1_epi32(8));
+}
+
+static inline void encode16(const float *x, uint8_t *q, float factor, nodes16 t)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512 f = _mm512_set1_ps(factor);
+    const __m512i r0 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x), f), t);
+    const __m512i r1 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 16), f), t);
+    const __m512i r2 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 32), f), t);
+    const __m512i r3 = reversed_rank(_mm512_mul_ps(_mm512_loadu_ps(x + 48), f), t);
+    const __m512i ranks = _mm512_packus_epi16(_mm512_packs_epi32(r0, r1), _mm512_packs_epi32(r2, r3));
+    _mm512_storeu_si512(q, _mm512_permutexvar_epi32(order, _mm512_shuffle_epi8(t.order, ranks)));
+}
+
+static inline __m512i larger(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+
+/* The largest magnitude of `block` values, a multiple of 16, in 16 parts, as bits. */
+static inline __m512i magnitudes(const float *x, size_t block)
+{
+    const __m512i mask = _mm512_set1_epi32(INT32_MAX);
+    __m512i most = _mm512_setzero_si512();
+    for (size_t i = 0; i < block; i += 16) most = larger(most, _mm512_and_si512(_mm512_loadu_si512(x + i), mask));
+    return most;
+}
+
+/* Scales of four blocks and what to multiply with; returns the largest as bits. Parts of different blocks are brought
+ * together, so that the maxima of all four take little more than those of one. */
+static inline int32_t magnitudes4(const float *x, size_t block, float *scale, float *factor)
+{
+    const __m512i m0 = magnitudes(x, block), m1 = magnitudes(x + block, block);
+    const __m512i m2 = magnitudes(x + 2 * block, block), m3 = magnitudes(x + 3 * block, block);
+    const __m512i m01 = larger(_mm512_unpacklo_epi32(m0, m1), _mm512_unpackhi_epi32(m0, m1));
+    const __m512i m23 = larger(_mm512_unpacklo_epi32(m2, m3), _mm512_unpackhi_epi32(m2, m3));
+    const __m512i all = larger(_mm512_unpacklo_epi64(m01, m23), _mm512_unpackhi_epi64(m01, m23));
+    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    const __m128i most = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128 divisor = _mm_castsi128_ps(_mm_max_epi32(most, _mm_set1_epi32(0x00800000))); /* FLT_MIN at least */
+    _mm_storeu_ps(scale, _mm_castsi128_ps(most));
+    _mm_storeu_ps(factor, _mm_div_ps(_mm_set1_ps(1.0f), divisor));
+    const __m128i pair = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+
+typedef __m512 levels16;
+
+static inline levels16 load_levels16(const qk_levels *t) { return _mm512_loadu_ps(t->level); }
+
+static inline void decode16(const uint8_t *q, float *y, float scale, levels16 levels)
+{
+    const __m512 s = _mm512_set1_ps(scale);
+    for (int i = 0; i < GROUP16; i += 16) {
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(q + i)));
+        _mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_permutexvar_ps(codes, levels), s));
+    }
+}
+
+/* ---- epilogues (numerics 7 to 9): 4 registers at a time, step by step, for each step waits for the one before ---- */
+
+/* gelu_f32. The segment is looked up by the low 4 bits of vpermps' indices. */
+static QK_INLINE void gelu64(__m512 *y, const gelu_table *g)
+{
+    const __m512 zero = _mm512_setzero_ps();
+    const __m512 c0 = _mm512_loadu_ps(g->coefficient[0]), c1 = _mm512_loadu_ps(g->coefficient[1]);
+    const __m512 c2 = _mm512_loadu_ps(g->coefficient[2]), c3 = _mm512_loadu_ps(g->coefficient[3]);
+    const __m512 c4 = _mm512_loadu_ps(g->coefficient[4]);
+    __m512 t[4], p[4];
+    __m512i i[4];
+    for (int v = 0; v < 4; v++) {
+        t[v] =
+            _mm512_range_ps(_mm512_mul_ps(y[v], _mm512_set1_ps(g->per_unit)), _mm512_set1_ps(GELU_SEGMENTS - 1), 0xa);
+        i[v] = _mm512_cvtps_epi32(t[v]);
+        t[v] = _mm512_reduce_ps(t[v], 8);
+    }
+    for (int v = 0; v < 4; v++) p[v] = _mm512_permutexvar_ps(i[v], c4);
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c3));
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c2));
+    for (int v = 0; v < 4; v++) p[v] = _mm512_fmadd_ps(p[v], t[v], _mm512_permutexvar_ps(i[v], c1));
+    for (int v = 0; v < 4; v++) y[v] = _mm512_add_ps(_mm512_max_ps(zero, y[v]), _mm512_permutexvar_ps(i[v], c0));
+    for (int v = 0; v < 4; v++) y[v] = _mm512_fmadd_ps(p[v], t[v], y[v]);
+}
+
+#define HAVE_GELU_RUN
+static void gelu_run(float *y, size_t n, const gelu_table *g)
+{
+    __m512 v[4];
+    for (size_t i = 0; i < n; i += 64) { /* n is a multiple of 32 */
+        const size_t more = n - i > 32 ? 32 : 0;
+        v[0] = _mm512_loadu_ps(y + i), v[1] = _mm512_loadu_ps(y + i + 16);
+        v[2] = _mm512_loadu_ps(y + i + more), v[3] = _mm512_loadu_ps(y + i + more + 16);
+        gelu64(v, g);
+        _mm512_storeu_ps(y + i, v[0]), _mm512_storeu_ps(y + i + 16, v[1]);
+        _mm512_storeu_ps(y + i + more, v[2]), _mm512_storeu_ps(y + i + more + 16, v[3]);
+    }
+}
+
+/* The sums of a row, corrected for zero points. */
+static QK_INLINE __m512i sums16(const int32_t *acc, const qk_tile *t, int row, int col)
+{
+    __m512i sums = _mm512_loadu_si512(acc + NR * row + col);
+    if (t->row_zero)
+        sums = _mm512_sub_epi32(
+            sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_zero[row]), _mm512_loadu_si512(t->colsum + col)));
+    if (t->row_term)
+        sums = _mm512_sub_epi32(
+            sums, _mm512_mullo_epi32(_mm512_set1_epi32(t->row_term[row]), _mm512_loadu_si512(t->col_zero + col)));
+    return sums;
+}
+
+static QK_INLINE __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
+{
+    __m512 scale = _mm512_loadu_ps(t->col_scale + col);
+    if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
+    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums16(acc, t, row, col)), scale),
+                         _mm512_loadu_ps(t->bias + col));
+}
+
+static inline float *line_of(const void *first, size_t row_stride, int row)
+{
+    return (float *)((char *)first + (size_t)row * row_stride);
+}
+
+/* Two rows at a time; where their number is odd, the last of them twice. */
+static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const qk_activation activation)
+{
+    const int rows = t->rows, whole = t->cols == NR;
+    float edge[2 * NR];
+    const __mmask16 left = (__mmask16)(t->cols < 16 ? (1 << t->cols) - 1 : 0xffff);
+    const __mmask16 right = (__mmask16)(t->cols > 16 ? (1 << (t->cols - 16)) - 1 : 0);
+    for (int row = 0; row < rows; row += 2) {
+        const int next = row + 1 < rows ? row + 1 : row;
+        __m512 y[4] = {scaled16(acc, t, row, 0), scaled16(acc, t, row, 16), scaled16(acc, t, next, 0),
+                       scaled16(acc, t, next, 16)};
+        if (t->residual) {
+            const float *r0 = line_of(t->residual, t->residual_stride, row),
+                        *r1 = line_of(t->residual, t->residual_stride, next);
+            y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)),
+            y[1] = _mm512_add_ps(y[1], _mm512_maskz_loadu_ps(right, r0 + 16));
+            y[2] = _mm512_add_ps(y[2], _mm512_maskz_loadu_ps(left, r1)),
+            y[3] = _mm512_add_ps(y[3], _mm512_maskz_loadu_ps(right, r1 + 16));
+        }
+        if (activation == QK_RELU)
+            for (int v = 0; v < 4; v++) y[v] = _mm512_max_ps(_mm512_setzero_ps(), y[v]);
+        if (activation == QK_GELU) gelu64(y, &gelu_erf);
+        if (activation == QK_GELU_TANH) gelu64(y, &gelu_tanh);
+        if (t->bounded)
+            for (int v = 0; v < 4; v++)
+                y[v] = _mm512_min_ps(_mm512_set1_ps(t->hi), _mm512_max_ps(_mm512_set1_ps(t->lo), y[v]));
+        float *to0 = whole ? line_of(t->dst, t->row_stride, row) : edge,
+              *to1 = whole ? line_of(t->dst, t->row_stride, next) : edge + NR;
+        _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
+        _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
+        if (whole) continue;
+        memcpy(line_of(t->dst, t->row_stride, row), edge, (size_t)t->cols * sizeof *edge);
+        memcpy(line_of(t->dst, t->row_stride, next), edge + NR, (size_t)t->cols * sizeof *edge);
+    }
+}
+
+#define HAVE_FLOAT_TILE /* but for SiLU */
+static void float_tile(const int32_t *acc, const qk_tile *given)
+{
+    const qk_tile t = *given; /* a copy that stores cannot change */
+    switch (t.activation) {
+    case QK_RELU: float_rows(acc, &t, QK_RELU); break;
+    case QK_GELU: float_rows(acc, &t, QK_GELU); break;
+    case QK_GELU_TANH: float_rows(acc, &t, QK_GELU_TANH); break;
+    default: float_rows(acc, &t, QK_IDENTITY); break;
+    }
+}
+
+/* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
+ */
+static QK_INLINE __m512i rounded16(__m512i sums, const qk_tile *t, int col, __m512 hi, const int half_away)
+{
+    __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(t->multiplier + col));
+    v = _mm512_min_ps(hi, _mm512_add_ps(v, _mm512_loadu_ps(t->bias + col)));
+    if (half_away) {
+        const __m512 whole = _mm512_roundscale_ps(v, _MM_FROUND_TO_ZERO), rest = _mm512_sub_ps(v, whole);
+        v = _mm512_mask_add_ps(whole, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(0.5f), _CMP_GE_OQ), whole,
+                               _mm512_set1_ps(1.0f));
+        v = _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(rest, _mm512_set1_ps(-0.5f), _CMP_LE_OQ), whole,
+                               _mm512_set1_ps(1.0f));
+    }
+    return _mm512_cvtps_epi32(v);
+}
+
+/* shift_left */
+static inline __m512i shifted_left16(__m512i sums, __m512i shift)
+{
+    const __m512i lo = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MIN), shift),
+                  hi = _mm512_srav_epi32(_mm512_set1_epi32(INT32_MAX), shift);
+    return _mm512_sllv_epi32(_mm512_min_epi32(_mm512_max_epi32(sums, lo), hi), shift);
+}
+
+static inline __m512i even_products(__m512i a, __m512i b) { return _mm512_mul_epi32(a, b); }
+static inline __m512i odd_products(__m512i a, __m512i b)
+{
+    return _mm512_mul_epi32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+}
+/* The low words of `even`, and the high ones of `odd`. */
+static inline __m512i interleaved(__m512i even, __m512i odd) { return _mm512_mask_mov_epi32(even, 0xaaaa, odd); }
+
+/* multiply_gemmlowp */
+static inline __m512i gemmlowp16(__m512i sums, __m512i mantissa, __m512i shift)
+{
+    const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi32(1), half = _mm512_set1_epi64(1 << 30);
+    const __m512i right = _mm512_max_epi32(_mm512_sub_epi32(zero, shift), zero),
+                  a = shifted_left16(sums, _mm512_max_epi32(shift, zero));
+    const __m512i even = _mm512_srli_epi64(_mm512_add_epi64(even_products(a, mantissa), half), 31);
+    const __m512i odd = _mm512_slli_epi64(_mm512_add_epi64(odd_products(a, mantissa), half), 1);
+    const __m512i high = interleaved(even, odd), mask = _mm512_sub_epi32(_mm512_sllv_epi32(one, right), one);
+    const __m512i limit = _mm512_sub_epi32(_mm512_srli_epi32(mask, 1), _mm512_srai_epi32(high, 31)),
+                  q = _mm512_srav_epi32(high, right);
+    return _mm512_mask_add_epi32(q, _mm512_cmpgt_epi32_mask(_mm512_and_si512(high, mask), limit), q, one);
+}
+
+/* multiply_tflite */
+static inline __m512i tflite16(__m512i sums, __m512i mantissa, __m512i given)
+{
+    const __m512i one = _mm512_set1_epi32(1), shift = _mm512_min_epi32(given, _mm512_set1_epi32(28));
+    const __m512i left = _mm512_max_epi32(_mm512_add_epi32(shift, _mm512_set1_epi32(2)), _mm512_setzero_si512());
+    const __m512i last = _mm512_sub_epi32(_mm512_sub_epi32(left, _mm512_set1_epi32(2)), shift); /* right - 1 */
+    const __m512i a = shifted_left16(sums, left);
+    const __m512i high = interleaved(_mm512_srli_epi64(even_products(a, mantissa), 32), odd_products(a, mantissa));
+    return _mm512_srav_epi32(_mm512_add_epi32(high, _mm512_sllv_epi32(one, last)), _mm512_add_epi32(last, one));
+}
+
+static QK_INLINE __m512i multiplied16(const int32_t *acc, const qk_tile *t, int row, int col, __m512 hi,
+                                      const qk_rounding rounding)
+{
+    const __m512i sums = sums16(acc, t, row, col);
+    if (rounding <= QK_HALF_AWAY) return rounded16(sums, t, col, hi, rounding == QK_HALF_AWAY);
+    const __m512i mantissa = _mm512_loadu_si512(t->mantissa + col), shift = _mm512_loadu_si512(t->shift + col);
+    return rounding == QK_GEMMLOWP ? gemmlowp16(sums, mantissa, shift) : tflite16(sums, mantissa, shift);
+}
+
+static QK_INLINE void multiply_rows(const int32_t *acc, uint8_t *q, const qk_tile *t, const qk_rounding rounding)
+{
+    const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax, zero_point = t->requant->zero_point;
+    const int rows = t->rows;
+    const __m512i zero = _mm512_set1_epi16((short)zero_point);
+    const __m512 hi = _mm512_set1_ps((float)(qmax - zero_point));
+    for (int row = 0; row < rows; row += 2) { /* q has MR rows, and MR is even */
+        const int next = row + 1 < rows ? row + 1 : row;
+        const __m512i n0 =
+            _mm512_packs_epi32(multiplied16(acc, t, row, 0, hi, rounding), multiplied16(acc, t, row, 16, hi, rounding));
+        const __m512i n1 = _mm512_packs_epi32(multiplied16(acc, t, next, 0, hi, rounding),
+                                              multiplied16(acc, t, next, 16, hi, rounding));
+        _mm512_storeu_si512(q + NR * row, to_codes(n0, n1, zero, zero, qmin, qmax));
+    }
+}
+
+#define HAVE_MULTIPLY_TILE
+static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
+{
+    const qk_tile t = *given;
+    switch (t.requant->rounding) {
+    case QK_HALF_EVEN: multiply_rows(acc, q, &t, QK_HALF_EVEN); break;
+    case QK_HALF_AWAY: multiply_rows(acc, q, &t, QK_HALF_AWAY); break;
+    case QK_GEMMLOWP: multiply_rows(acc, q, &t, QK_GEMMLOWP); break;
+    default: multiply_rows(acc, q, &t, QK_TFLITE); break;
+    }
+}
+
+#endif

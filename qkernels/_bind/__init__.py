@@ -1,0 +1,31 @@
+"""The bindings: Python to C by subject, in one shared object, so that all of them share one C library and its state.
+
+The file bears the name of its first module, `runtime`. Python looks in the file that it is given for the initializer
+of the name that it is given; so all others are loaded from there as well.
+"""
+
+import sys
+from importlib.machinery import ExtensionFileLoader, PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
+
+_FILE = PathFinder.find_spec(f"{__name__}.runtime", __path__).origin
+
+
+def _load(name):
+    full_name = f"{__name__}.{name}"
+    spec = spec_from_file_location(full_name, _FILE, loader=ExtensionFileLoader(full_name, _FILE))
+    module = sys.modules[full_name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# In this order: a module imports those before it.
+runtime = _load("runtime")
+arrays = _load("arrays")
+elementwise = _load("elementwise")
+weights = _load("weights")
+products = _load("products")
+codebooks = _load("codebooks")
+layers = _load("layers")
+clusters = _load("clusters")
+capi = _load("capi")

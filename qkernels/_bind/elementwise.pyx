@@ -1,0 +1,336 @@
+# cython: language_level=3, cdivision=True, freethreading_compatible=True
+"""Bind what maps values to codes and back: parameters, quantize, requantize, scales."""
+
+from libc.float cimport FLT_MAX
+from libc.math cimport INFINITY
+from libc.string cimport memset
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport PyObject
+
+from .arrays import CODE_TYPES, float_dtype, frozen, raise_not_finite
+
+from .arrays cimport (
+    array_of, BRIEF, contiguous, descr_of, FLOAT32, float_type, lay_out, PyArray_TYPE, refuse_overlap, result_array,
+    rounding_code,
+)
+from .c cimport (
+    qk_choose, qk_dequantize, qk_enter_scope, qk_fake_quantize, QK_HALF_AWAY, QK_I32, qk_least_squares, qk_minmax,
+    QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier, qk_quantize_rows, qk_reciprocals,
+    qk_refine, qk_requant, qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
+)
+
+cnp.import_array()
+
+
+cdef class Params:
+    """Hold QParams (_qparams.py), which has checked the arguments, as C reads them."""
+
+    def __cinit__(self, scale, zero_point, dtype, qmin, qmax, axis, block_size):
+        self.dtype, self.qmin, self.qmax, self.axis, self.block_size = dtype, qmin, qmax, axis, block_size
+        if axis is not None:
+            scale, zero_point = frozen(scale), frozen(zero_point)
+        self.c.scale = <const float *>cnp.PyArray_DATA(scale)
+        self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(zero_point)
+        self.c.outer = self.c.length = self.c.inner = self.c.block = 1
+        self.c.kind = QK_PER_TENSOR if axis is None else QK_PER_AXIS if block_size is None else QK_PER_BLOCK
+        self.codes_are_floats = dtype not in CODE_TYPES
+        if not self.codes_are_floats:
+            self.storage = CODE_TYPES[dtype]
+            self.c.qmin, self.c.qmax = qmin, qmax
+        if axis is None:
+            self.one_scale, self.one_zero_point = scale, zero_point
+            self.c.scale, self.c.zero_point = &self.one_scale, &self.one_zero_point
+            self.scale, self.zero_point = scale[()], zero_point[()]
+            return
+        self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
+        self.reciprocal = np.empty(scale.size, np.float32)
+        cdef float *reciprocal = <float *>cnp.PyArray_DATA(self.reciprocal)
+        if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), reciprocal):
+            self.c.reciprocal = reciprocal
+        if block_size is not None:
+            self.c.block = block_size
+
+    cdef Py_ssize_t nbytes(self):
+        """Return the bytes of the arrays that it holds."""
+        return 0 if self.axis is None else self.scale.nbytes + self.zero_point.nbytes + self.reciprocal.nbytes
+
+    def check_shape(self, shape, name="x"):
+        """Raise unless the scales fit data of this shape, which the caller gave as `name`."""
+        if self.axis is None:
+            return
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(f"params: axis {self.axis} is out of range for {name} with shape {tuple(shape)}")
+        expected, axis, what = tuple(shape), self.axis % len(shape), f"axis {self.axis}"
+        if self.block_size is None:
+            expected = expected[axis : axis + 1]
+        else:
+            blocks = -(-expected[axis] // self.block_size)
+            expected = expected[:axis] + (blocks,) + expected[axis + 1 :]
+            what = f"blocks of {self.block_size} along axis {self.axis}"
+        if self.scale.shape != expected:
+            raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape "
+                             f"{tuple(shape)}, got {self.scale.shape}")
+
+    cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1:
+        """Fill the C parameters for an array of the shape of x."""
+        p[0] = self.c
+        if p.kind == QK_PER_TENSOR:
+            p.length = <size_t>cnp.PyArray_SIZE(x)
+            return 0
+        self.check_shape((<object>x).shape, name)
+        cdef int axis = self.c_axis + cnp.PyArray_NDIM(x) if self.c_axis < 0 else self.c_axis
+        lay_out(x, axis, &p.outer, &p.length, &p.inner)
+        return 0
+
+
+def quantize(x, params, rounding, out):
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params to = params_of(params)
+    cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
+    cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
+    cdef qk_rounding how = <qk_rounding>rounding_code(rounding, QK_HALF_AWAY)
+    cdef qk_params p
+    to.lay_over(a, &p, "x")
+    cdef cnp.ndarray q = result_array(out, a, to.dtype)
+    if out is not None:
+        refuse_overlap(q, given, "x")
+    cdef void *source = cnp.PyArray_DATA(a)
+    cdef void *target = cnp.PyArray_DATA(q)
+    if cnp.PyArray_SIZE(a) <= BRIEF:
+        qk_quantize(source, from_, target, to.storage, &p, how)
+    else:
+        with nogil:
+            qk_quantize(source, from_, target, to.storage, &p, how)
+    return q if out is None else out
+
+
+def dequantize(q, params, dtype, out):
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params of = params_of(params)
+    cdef cnp.ndarray given = array_of(q, "q"), a = contiguous(given)
+    cdef qk_dtype from_ = of.storage
+    if PyArray_TYPE(a) == cnp.NPY_INT32:
+        from_ = QK_I32
+    elif descr_of(a) != <PyObject *>of.dtype and a.dtype != of.dtype:
+        raise TypeError(f"q must have dtype {of.dtype} (as params) or int32, got {a.dtype}")
+    if dtype is not np.float32:
+        dtype = float_dtype(dtype)
+    else:
+        dtype = FLOAT32
+    cdef qk_params p
+    of.lay_over(a, &p, "q")
+    cdef cnp.ndarray y = result_array(out, a, dtype)
+    cdef qk_dtype to = <qk_dtype>float_type(y, "out")
+    if out is not None:
+        refuse_overlap(y, given, "q")
+    cdef void *source = cnp.PyArray_DATA(a)
+    cdef void *target = cnp.PyArray_DATA(y)
+    if cnp.PyArray_SIZE(a) <= BRIEF:
+        qk_dequantize(source, from_, target, to, &p)
+    else:
+        with nogil:
+            qk_dequantize(source, from_, target, to, &p)
+    return y if out is None else out
+
+
+def fake_quantize(x, params, out):
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params by = params_of(params)
+    cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
+    cdef qk_dtype type = <qk_dtype>float_type(a, "x")
+    cdef qk_params p
+    by.lay_over(a, &p, "x")
+    cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
+    cdef void *source = cnp.PyArray_DATA(a)
+    cdef void *target = cnp.PyArray_DATA(y)
+    if out is not None and source != target:
+        refuse_overlap(y, given, "x")
+    if cnp.PyArray_SIZE(a) <= BRIEF:
+        qk_fake_quantize(source, target, type, &p)
+    else:
+        with nogil:
+            qk_fake_quantize(source, target, type, &p)
+    return y if out is None else out
+
+
+def minmax(cnp.ndarray x):
+    """Return the bounds of a contiguous float32 array and 0, or None if a value is not finite."""
+    cdef float lo, hi
+    cdef int finite
+    cdef const float *data = <const float *>cnp.PyArray_DATA(x)
+    cdef size_t n = <size_t>cnp.PyArray_SIZE(x)
+    with nogil:
+        finite = qk_minmax(data, n, &lo, &hi)
+    return (lo, hi) if finite else None
+
+
+cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:
+    """Tell whether all values are finite, before anything is written to an `out` that an error must leave untouched.
+
+    The stride is in bytes.
+    """
+    cdef float lo, hi
+    cdef size_t i, first = 0
+    cdef size_t n = cols
+    if row_stride == <ptrdiff_t>(cols * sizeof(float)):
+        n, rows = rows * cols, 1
+    if rows == 1 and n <= BRIEF:
+        return qk_minmax(<const float *>x, n, &lo, &hi)
+    while first < rows:
+        with nogil:
+            for i in range(first, min(first + 65536, rows)):
+                if not qk_minmax(<const float *>(<const char *>x + <ptrdiff_t>i * row_stride), n, &lo, &hi):
+                    return False
+        first += 65536
+        PyErr_CheckSignals()
+    return True
+
+
+def choose(lo, hi, int qmin, int qmax, bint symmetric):
+    """Return scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef cnp.ndarray low = contiguous(np.asarray(lo)), high = contiguous(np.asarray(hi))
+    scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
+    cdef const float *least = <const float *>cnp.PyArray_DATA(low)
+    cdef const float *most = <const float *>cnp.PyArray_DATA(high)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(low)):
+        qk_choose(least[i], most[i], qmin, qmax, symmetric, s + i, z + i)
+    return scale, zero_point
+
+
+def quantize_rows(x, tuple shape, dtype, int qmin, int qmax, bint symmetric):
+    """Quantize float32 x, which is not empty, as one row (shape ()) or as rows (shape (rows,)).
+
+    Returns q, and scale and zero_point of `shape`.
+    """
+    cdef cnp.ndarray a = contiguous(x)
+    cdef cnp.ndarray q = np.empty((<object>a).shape, dtype)
+    scale, zero_point = np.empty(shape, np.float32), np.empty(shape, np.int32)
+    cdef size_t rows = <size_t>cnp.PyArray_SIZE(scale)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef const float *source = <const float *>cnp.PyArray_DATA(a)
+    cdef void *target = cnp.PyArray_DATA(q)
+    cdef size_t cols = <size_t>cnp.PyArray_SIZE(a) // rows
+    cdef qk_dtype to = CODE_TYPES[dtype]
+    cdef int finite
+    with nogil:
+        finite = qk_quantize_rows(source, rows, cols, target, to, qmin, qmax, symmetric, s, z)
+    if not finite:
+        raise_not_finite(x)
+    return q, scale, zero_point
+
+
+def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero_points, cnp.ndarray scale,
+           cnp.ndarray zero_point):
+    """Replace scale (float32) and zero_point (int32), (rows, blocks), by those of least squares.
+
+    x (rows, n) is contiguous float64; importance is like x, or None.
+    """
+    cdef qk_least_squares p
+    p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
+    p.qmin, p.qmax = code_range
+    p.first_zero, p.last_zero = zero_points
+    cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
+    cdef const double *values = <const double *>cnp.PyArray_DATA(x)
+    cdef const double *weights = NULL
+    if importance is not None:
+        weights = <const double *>cnp.PyArray_DATA(importance)
+    cdef float *s = <float *>cnp.PyArray_DATA(scale)
+    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef int status
+    with nogil:
+        status = qk_refine(&p, rows, values, weights, s, z)
+    if status == -1:
+        raise MemoryError(f"no memory for the breakpoints of {p.n} values")
+
+
+# ---- requantize ----
+
+
+def quantize_multiplier(cnp.ndarray m):
+    """Return mantissas and shifts of a contiguous float64 array (n,)."""
+    mantissa, shift = np.empty((<object>m).shape, np.int32), np.empty((<object>m).shape, np.int32)
+    cdef const double *source = <const double *>cnp.PyArray_DATA(m)
+    cdef int32_t *a = <int32_t *>cnp.PyArray_DATA(mantissa)
+    cdef int32_t *b = <int32_t *>cnp.PyArray_DATA(shift)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(m)):
+        qk_quantize_multiplier(source[i], a + i, b + i)
+    return mantissa, shift
+
+
+def multipliers(given, Py_ssize_t n, bint fixed_point):
+    """Return multipliers, one or n real numbers, as n entries of what the kernels read.
+
+    That is (float32, None, None), or (None, mantissas, shifts) if they are fixed-point.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
+    if given.shape not in ((), (1,), (n,)):
+        raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
+    cdef cnp.ndarray wide = np.ascontiguousarray(given, np.float64), narrow = np.empty(n, FLOAT32)
+    cdef const double *m = <const double *>cnp.PyArray_DATA(wide)
+    cdef Py_ssize_t i, count = cnp.PyArray_SIZE(wide)
+    for i in range(count):
+        if not 0 < m[i] < INFINITY:
+            raise ValueError(f"multiplier must be positive and finite, got {given.flat[i]}")
+    if fixed_point:
+        return None, *quantize_multiplier(np.full(n, wide) if count != n else wide)
+    cdef float *to = <float *>cnp.PyArray_DATA(narrow)
+    for i in range(n):
+        # beyond FLT_MAX, all but 0 saturates with the largest one as well
+        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)
+    return narrow, None, None
+
+
+cdef multipliers_of_scales(Params a, b_scale, Params of_result):
+    """Return mantissas and shifts of scale(a) * b_scale / scale(result), a and the result per tensor.
+
+    In double nothing leaves the range.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
+    exact = <double>a.one_scale * np.asarray(b_scale, np.float64).reshape(-1) / <double>of_result.one_scale
+    return multipliers(exact, exact.size, True)[1:]
+
+
+def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, tuple columns, given_multiplier, out):
+    """Requantize int32 acc (..., n); bias and the multipliers, `columns`, are contiguous and have n entries.
+
+    The caller gave arrays: `acc`, `given_bias` or None, `given_multiplier`.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params to = params_of(params)
+    cdef cnp.ndarray a = contiguous(acc)
+    multiplier, mantissa, shift = columns
+    cdef qk_requant r
+    memset(&r, 0, sizeof(r))
+    r.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
+    r.zero_point, r.qmin, r.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    if r.rounding <= QK_HALF_AWAY:
+        r.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
+    else:
+        r.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
+        r.shift = <const int32_t *>cnp.PyArray_DATA(shift)
+    cdef cnp.ndarray q = result_array(out, a, to.dtype)
+    if out is not None:
+        refuse_overlap(q, acc, "acc")
+        refuse_overlap(q, bias if given_bias is None else given_bias, "bias")
+        refuse_overlap(q, given_multiplier, "multiplier")
+    cdef size_t cols = <size_t>cnp.PyArray_SIZE(bias)
+    cdef size_t rows = <size_t>cnp.PyArray_SIZE(a) // cols if cols else 0
+    cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
+    cdef const int32_t *b = <const int32_t *>cnp.PyArray_DATA(bias)
+    cdef void *target = cnp.PyArray_DATA(q)
+    if rows * cols <= BRIEF:
+        qk_requantize(source, b, target, to.storage, rows, cols, &r)
+    else:
+        with nogil:
+            qk_requantize(source, b, target, to.storage, rows, cols, &r)
+    return q if out is None else out
