@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/generic/gelu.h"
+#include "kernels/generic/target.h"
 #include "kernels/kernels.h"
 #include "kernels/x86/avx512.h"
 #include "runtime/compiler.h"
