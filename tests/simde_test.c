@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "kernels/kernels.h"
 
 #ifdef __AVX512F__

@@ -5,6 +5,7 @@
  * k a tile is cut where its int32 sums could overflow; there they are added to int64 ones. */
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
@@ -37,6 +38,8 @@ size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
 
 static int16_t *panel_at(const qk_gemm16_weights *p, size_t col) { return p->panels + p->steps * KR * col; }
 
+typedef uint32_t __attribute__((may_alias)) code_pair; /* two int16 of a panel */
+
 static uint32_t code_at(const char *b)
 {
     int16_t code;
@@ -45,14 +48,14 @@ static uint32_t code_at(const char *b)
 }
 
 /* Pairs of two rows of adjacent codes. */
-static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, uint32_t *restrict to)
+static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, code_pair *restrict to)
 {
     for (size_t j = 0; j < nr; j++, b += sizeof(int16_t)) to[j] = code_at(b) | code_at(b + row_stride) << 16;
 }
 
 /* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
 static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, size_t nr,
-                         uint32_t *to)
+                         code_pair *to)
 {
     memset(to, 0, ceil_div(rows, KR) * nr * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
@@ -99,9 +102,9 @@ static void pack_panels(void *context, size_t begin, size_t end)
             const size_t rows = min_size(p->k - row, ROWS), steps = ceil_div(rows, KR);
             if (cols == nr && job->col_stride == sizeof *to && rows == ROWS)
                 for (size_t s = 0; s < steps; s++)
-                    pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (uint32_t *)to + s * nr);
+                    pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (code_pair *)to + s * nr);
             else
-                pair_columns(b, job->row_stride, job->col_stride, rows, cols, nr, (uint32_t *)to);
+                pair_columns(b, job->row_stride, job->col_stride, rows, cols, nr, (code_pair *)to);
             const int32_t size = sum_steps(to, steps, nr, p->colsum + col);
             largest = size > largest ? size : largest;
         }

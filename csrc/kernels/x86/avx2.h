@@ -33,6 +33,17 @@ static inline reg maddubs(reg a, reg b) { return _mm256_maddubs_epi16(a, b); }
 static inline reg madd_i16(reg a, reg b) { return _mm256_madd_epi16(a, b); }
 static inline reg add_i16(reg a, reg b) { return _mm256_add_epi16(a, b); }
 static inline reg add_i32(reg a, reg b) { return _mm256_add_epi32(a, b); }
+/* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
+ */
+static inline reg add_to_i32(reg c, reg v)
+{
+#if QK_ASM
+    __asm__("vpaddd %1, %0, %0" : "+x"(c) : "x"(v));
+    return c;
+#else
+    return _mm256_add_epi32(c, v);
+#endif
+}
 static inline reg times_128_i32(reg v) { return _mm256_slli_epi32(v, 7); }
 static inline reg pack_u16(reg a, reg b) { return _mm256_packus_epi16(a, b); } /* in some order */
 static inline reg adds_u8(reg a, reg b) { return _mm256_adds_epu8(a, b); }

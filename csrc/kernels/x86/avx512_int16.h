@@ -12,15 +12,13 @@
 #define WITH_VNNI 0
 #endif
 
-/* c + a * b of 16 lanes x (2 by 2 int16). Left to itself gcc would reassociate integer sums across steps, and spill. */
+/* c + a * b of 16 lanes x (2 by 2 int16). */
 static QK_INLINE __m512i multiply_add_pairs(__m512i c, __m512i a, __m512i b)
 {
 #if WITH_VNNI
     return _mm512_dpwssd_epi32(c, a, b);
 #else
-    c = _mm512_add_epi32(c, _mm512_madd_epi16(a, b));
-    QK_KEEP(c);
-    return c;
+    return add_to_i32(c, _mm512_madd_epi16(a, b));
 #endif
 }
 
@@ -48,7 +46,7 @@ static QK_INLINE void int16_rows(const int rows, const int narrow, const int sta
     __m512i c40 = i0, c41 = i1, c50 = i0, c51 = i1, c60 = i0, c61 = i1, c70 = i0, c71 = i1;
     __m512i c80 = i0, c81 = i1, c90 = i0, c91 = i1, ca0 = i0, ca1 = i1, cb0 = i0, cb1 = i1;
     for (size_t i = 0; i < 2 * NR * steps; i += 2 * NR, a += 2, a3 += 2, a6 += 2, a9 += 2) {
-        if (rows > 4) { /* as in gemmf16_rows; fewer read faster without */
+        if (rows > 4 && (narrow || !started)) { /* as in gemmf16_rows; a panel that was just widened is near */
             prefetch_int16(panel, i + 128 * NR, narrow);
             prefetch_int16(panel, i + 129 * NR, narrow);
         }

@@ -208,9 +208,7 @@ static void small_gemm8_unpack_panel(const int8_t *panel, size_t k, size_t top, 
 static QK_INLINE reg add_pairs(reg c, reg products)
 {
     reg ones = all_i16(1);
-    c = add_i32(c, madd_i16(products, ones));
-    QK_KEEP(c); /* or gcc would reassociate sums, and spill */
-    return c;
+    return add_to_i32(c, madd_i16(products, ones));
 }
 
 /* c + a b, a being the unsigned factor, of two steps. */
