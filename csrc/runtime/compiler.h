@@ -14,4 +14,21 @@
 #define QK_HAVE_AVXVNNI 0
 #endif
 
+/* Calls f(rows, ...) for rows up to 4, 6, 8 or 12, with a constant for them: f is inlined for each. */
+#define ROWS_4(rows, f, ...) ROWS_CASES(rows, 4, ROWS_1_3, f, __VA_ARGS__)
+#define ROWS_6(rows, f, ...) ROWS_CASES(rows, 6, ROWS_1_5, f, __VA_ARGS__)
+#define ROWS_8(rows, f, ...) ROWS_CASES(rows, 8, ROWS_1_7, f, __VA_ARGS__)
+#define ROWS_12(rows, f, ...) ROWS_CASES(rows, 12, ROWS_1_11, f, __VA_ARGS__)
+#define ROWS_CASES(rows, most, fewer, f, ...)                                                                          \
+    switch (rows) {                                                                                                    \
+        fewer(f, __VA_ARGS__) default : f(most, __VA_ARGS__);                                                          \
+    }
+#define ROWS_CASE(n, f, ...)                                                                                           \
+    case n: f(n, __VA_ARGS__); break;
+#define ROWS_1_3(f, ...) ROWS_CASE(1, f, __VA_ARGS__) ROWS_CASE(2, f, __VA_ARGS__) ROWS_CASE(3, f, __VA_ARGS__)
+#define ROWS_1_5(f, ...) ROWS_1_3(f, __VA_ARGS__) ROWS_CASE(4, f, __VA_ARGS__) ROWS_CASE(5, f, __VA_ARGS__)
+#define ROWS_1_7(f, ...) ROWS_1_5(f, __VA_ARGS__) ROWS_CASE(6, f, __VA_ARGS__) ROWS_CASE(7, f, __VA_ARGS__)
+#define ROWS_1_9(f, ...) ROWS_1_7(f, __VA_ARGS__) ROWS_CASE(8, f, __VA_ARGS__) ROWS_CASE(9, f, __VA_ARGS__)
+#define ROWS_1_11(f, ...) ROWS_1_9(f, __VA_ARGS__) ROWS_CASE(10, f, __VA_ARGS__) ROWS_CASE(11, f, __VA_ARGS__)
+
 #endif

@@ -102,14 +102,7 @@ static QK_INLINE void any_tile(int rows, const int wide, size_t steps, const int
                                const int32_t *init, int32_t *c, size_t ldc)
 {
     lda /= sizeof *a;
-    switch (rows) {
-    case 1: tile(1, wide, steps, a, lda, panel, init, c, ldc); break;
-    case 2: tile(2, wide, steps, a, lda, panel, init, c, ldc); break;
-    case 3: tile(3, wide, steps, a, lda, panel, init, c, ldc); break;
-    case 4: tile(4, wide, steps, a, lda, panel, init, c, ldc); break;
-    case 5: tile(5, wide, steps, a, lda, panel, init, c, ldc); break;
-    default: tile(6, wide, steps, a, lda, panel, init, c, ldc); break;
-    }
+    ROWS_6(rows, tile, wide, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -638,14 +631,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
 static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
                                       const uint16_t *panel, float *y)
 {
-    for (size_t col = 0; col < 16; col += 8) switch (rows) {
-        case 1: gemmf16_rows(1, type, k, a, lda, panel, col, y); break;
-        case 2: gemmf16_rows(2, type, k, a, lda, panel, col, y); break;
-        case 3: gemmf16_rows(3, type, k, a, lda, panel, col, y); break;
-        case 4: gemmf16_rows(4, type, k, a, lda, panel, col, y); break;
-        case 5: gemmf16_rows(5, type, k, a, lda, panel, col, y); break;
-        default: gemmf16_rows(6, type, k, a, lda, panel, col, y); break;
-        }
+    for (size_t col = 0; col < 16; col += 8) ROWS_6(rows, gemmf16_rows, type, k, a, lda, panel, col, y);
 }
 
 static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
@@ -725,14 +711,7 @@ static QK_INLINE void gemm16_rows(const int rows, size_t steps, const int16_t *a
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
 {
-    switch (rows) {
-    case 1: gemm16_rows(1, steps, a, lda, panel, c); break;
-    case 2: gemm16_rows(2, steps, a, lda, panel, c); break;
-    case 3: gemm16_rows(3, steps, a, lda, panel, c); break;
-    case 4: gemm16_rows(4, steps, a, lda, panel, c); break;
-    case 5: gemm16_rows(5, steps, a, lda, panel, c); break;
-    default: gemm16_rows(6, steps, a, lda, panel, c); break;
-    }
+    ROWS_6(rows, gemm16_rows, steps, a, lda, panel, c);
 }
 
 #include "kernels/generic/table.h"

@@ -122,12 +122,7 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
             col % QK_COLUMN_LEVELS_NR * QK_LEVELS,
                       *b = levels + OWN_STEP;
         const __m128 scale = _mm_loadu_ps(scales + col);
-        switch (rows) {
-        case 1: column_levels_rows(1, steps, levels, b, scale, a, lda, start, ld_start, y); break;
-        case 2: column_levels_rows(2, steps, levels, b, scale, a, lda, start, ld_start, y); break;
-        case 3: column_levels_rows(3, steps, levels, b, scale, a, lda, start, ld_start, y); break;
-        default: column_levels_rows(4, steps, levels, b, scale, a, lda, start, ld_start, y); break;
-        }
+        ROWS_4(rows, column_levels_rows, steps, levels, b, scale, a, lda, start, ld_start, y);
     }
 }
 

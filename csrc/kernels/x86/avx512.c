@@ -241,20 +241,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
 static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
                                       const uint16_t *panel, float *y)
 {
-    switch (rows) {
-    case 1: gemmf16_rows(1, type, k, a, lda, panel, y); break;
-    case 2: gemmf16_rows(2, type, k, a, lda, panel, y); break;
-    case 3: gemmf16_rows(3, type, k, a, lda, panel, y); break;
-    case 4: gemmf16_rows(4, type, k, a, lda, panel, y); break;
-    case 5: gemmf16_rows(5, type, k, a, lda, panel, y); break;
-    case 6: gemmf16_rows(6, type, k, a, lda, panel, y); break;
-    case 7: gemmf16_rows(7, type, k, a, lda, panel, y); break;
-    case 8: gemmf16_rows(8, type, k, a, lda, panel, y); break;
-    case 9: gemmf16_rows(9, type, k, a, lda, panel, y); break;
-    case 10: gemmf16_rows(10, type, k, a, lda, panel, y); break;
-    case 11: gemmf16_rows(11, type, k, a, lda, panel, y); break;
-    default: gemmf16_rows(12, type, k, a, lda, panel, y); break;
-    }
+    ROWS_12(rows, gemmf16_rows, type, k, a, lda, panel, y);
 }
 
 static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
@@ -328,12 +315,7 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
         if (panels) gemmf16_panels(1, k, a, p, y);
         return;
     }
-    switch (panels) {
-    case 1: bfloat_panels(1, k, a, p, y); break;
-    case 2: bfloat_panels(2, k, a, p, y); break;
-    case 3: bfloat_panels(3, k, a, p, y); break;
-    default: bfloat_panels(4, k, a, p, y); break;
-    }
+    ROWS_4(panels, bfloat_panels, k, a, p, y);
 }
 
 #include "kernels/generic/table.h"

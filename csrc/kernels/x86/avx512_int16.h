@@ -36,7 +36,7 @@ static QK_INLINE void prefetch_int16(const void *panel, size_t i, const int narr
 
 /* c (rows x NR, ldc) = init if it is `started`, else 0, + a * panel. `narrow`, `started` and `rows` are constants where
  * this is inlined: the accumulators of absent rows vanish. */
-static QK_INLINE void int16_rows(const int narrow, const int started, const int rows, size_t steps, const int16_t *a,
+static QK_INLINE void int16_rows(const int rows, const int narrow, const int started, size_t steps, const int16_t *a,
                                  size_t lda, const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
@@ -90,20 +90,7 @@ static QK_INLINE void int16_rows(const int narrow, const int started, const int 
 static QK_INLINE void int16_tile(const int narrow, const int started, int rows, size_t steps, const int16_t *a,
                                  size_t lda, const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    switch (rows) {
-    case 1: int16_rows(narrow, started, 1, steps, a, lda, panel, init, c, ldc); break;
-    case 2: int16_rows(narrow, started, 2, steps, a, lda, panel, init, c, ldc); break;
-    case 3: int16_rows(narrow, started, 3, steps, a, lda, panel, init, c, ldc); break;
-    case 4: int16_rows(narrow, started, 4, steps, a, lda, panel, init, c, ldc); break;
-    case 5: int16_rows(narrow, started, 5, steps, a, lda, panel, init, c, ldc); break;
-    case 6: int16_rows(narrow, started, 6, steps, a, lda, panel, init, c, ldc); break;
-    case 7: int16_rows(narrow, started, 7, steps, a, lda, panel, init, c, ldc); break;
-    case 8: int16_rows(narrow, started, 8, steps, a, lda, panel, init, c, ldc); break;
-    case 9: int16_rows(narrow, started, 9, steps, a, lda, panel, init, c, ldc); break;
-    case 10: int16_rows(narrow, started, 10, steps, a, lda, panel, init, c, ldc); break;
-    case 11: int16_rows(narrow, started, 11, steps, a, lda, panel, init, c, ldc); break;
-    default: int16_rows(narrow, started, 12, steps, a, lda, panel, init, c, ldc); break;
-    }
+    ROWS_12(rows, int16_rows, narrow, started, steps, a, lda, panel, init, c, ldc);
 }
 
 #endif

@@ -119,23 +119,19 @@ static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, s
         _mm512_storeu_si512(c + ldc + 16, _mm512_add_epi32(c11, d11));
 }
 
+static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                                  const int32_t *init, int32_t *c, size_t ldc)
+{
+    if (rows < 3)
+        few_rows(rows, steps, a, lda, panel, init, c, ldc);
+    else
+        tile(rows, steps, a, lda, panel, init, c, ldc);
+}
+
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
-    switch (rows) {
-    case 1: few_rows(1, steps, a, lda, panel, init, c, ldc); break;
-    case 2: few_rows(2, steps, a, lda, panel, init, c, ldc); break;
-    case 3: tile(3, steps, a, lda, panel, init, c, ldc); break;
-    case 4: tile(4, steps, a, lda, panel, init, c, ldc); break;
-    case 5: tile(5, steps, a, lda, panel, init, c, ldc); break;
-    case 6: tile(6, steps, a, lda, panel, init, c, ldc); break;
-    case 7: tile(7, steps, a, lda, panel, init, c, ldc); break;
-    case 8: tile(8, steps, a, lda, panel, init, c, ldc); break;
-    case 9: tile(9, steps, a, lda, panel, init, c, ldc); break;
-    case 10: tile(10, steps, a, lda, panel, init, c, ldc); break;
-    case 11: tile(11, steps, a, lda, panel, init, c, ldc); break;
-    default: tile(12, steps, a, lda, panel, init, c, ldc); break;
-    }
+    ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
@@ -280,12 +276,7 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
 static QK_INLINE void gemm4_tile_of(const int own_zeros, const int kind, int rows, const qk_gemm4_panel *p,
                                     const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
-    switch (rows) {
-    case 1: gemm4_rows(1, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    case 2: gemm4_rows(2, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    case 3: gemm4_rows(3, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    default: gemm4_rows(4, own_zeros, kind, p, a, lda, start, ld_start, y); break;
-    }
+    ROWS_4(rows, gemm4_rows, own_zeros, kind, p, a, lda, start, ld_start, y);
 }
 
 static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
@@ -398,12 +389,8 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
     const uint8_t *b = p->records;
     const float *scales = (const float *)(b + 2 * group);
     if (p->blocks == 0) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
-    for (int i = 0; p->blocks && i < 2; i++, b += group, scales += 16, y += 16) switch (rows) {
-        case 1: column_levels_rows(1, steps, b, scales, a, lda, start, ld_start, y); break;
-        case 2: column_levels_rows(2, steps, b, scales, a, lda, start, ld_start, y); break;
-        case 3: column_levels_rows(3, steps, b, scales, a, lda, start, ld_start, y); break;
-        default: column_levels_rows(4, steps, b, scales, a, lda, start, ld_start, y); break;
-        }
+    for (int i = 0; p->blocks && i < 2; i++, b += group, scales += 16, y += 16)
+        ROWS_4(rows, column_levels_rows, steps, b, scales, a, lda, start, ld_start, y);
 }
 
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
@@ -544,20 +531,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
 static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_gemm4_panel *p, const int8_t *a,
                                       size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
-    switch (rows) {
-    case 1: blocks8_rows(1, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 2: blocks8_rows(2, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 3: blocks8_rows(3, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 4: blocks8_rows(4, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 5: blocks8_rows(5, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 6: blocks8_rows(6, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 7: blocks8_rows(7, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 8: blocks8_rows(8, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 9: blocks8_rows(9, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 10: blocks8_rows(10, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 11: blocks8_rows(11, own_zeros, p, a, lda, start, ld_start, y); break;
-    default: blocks8_rows(12, own_zeros, p, a, lda, start, ld_start, y); break;
-    }
+    ROWS_12(rows, blocks8_rows, own_zeros, p, a, lda, start, ld_start, y);
 }
 
 static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,

@@ -123,17 +123,19 @@ static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, s
     store(c + ldc, e0, e1);
 }
 
+static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                                  const int32_t *init, int32_t *c, size_t ldc)
+{
+    if (rows < 3)
+        few_rows(rows, steps, a, lda, panel, init, c, ldc);
+    else
+        tile(rows, steps, a, lda, panel, init, c, ldc);
+}
+
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
-    switch (rows) {
-    case 1: few_rows(1, steps, a, lda, panel, init, c, ldc); break;
-    case 2: few_rows(2, steps, a, lda, panel, init, c, ldc); break;
-    case 3: tile(3, steps, a, lda, panel, init, c, ldc); break;
-    case 4: tile(4, steps, a, lda, panel, init, c, ldc); break;
-    case 5: tile(5, steps, a, lda, panel, init, c, ldc); break;
-    default: tile(6, steps, a, lda, panel, init, c, ldc); break;
-    }
+    ROWS_6(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
@@ -292,14 +294,7 @@ static QK_INLINE void blocks_of(const int rows, const int kind, const int own_ze
 static QK_INLINE void tile_of_blocks(const int kind, const int own_zeros, int rows, const qk_gemm4_panel *p,
                                      const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
-    switch (rows) {
-    case 1: blocks_of(1, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 2: blocks_of(2, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 3: blocks_of(3, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 4: blocks_of(4, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 5: blocks_of(5, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    default: blocks_of(6, kind, own_zeros, p, a, lda, start, ld_start, y); break;
-    }
+    ROWS_6(rows, blocks_of, kind, own_zeros, p, a, lda, start, ld_start, y);
 }
 
 static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,

@@ -338,16 +338,7 @@ static void small_gemm8_tile(int rows, size_t steps, const void *a, size_t lda, 
     const int32_t *start = panel_start(panel, steps);
     int32_t from[NR];
     for (int j = 0; j < NR; j++) from[j] = (int32_t)((uint32_t)init[j] + (uint32_t)start[j]);
-    switch (rows) {
-    case 1: small_rows(1, steps, a, lda, panel, from, c, ldc); break;
-    case 2: small_rows(2, steps, a, lda, panel, from, c, ldc); break;
-    case 3: small_rows(3, steps, a, lda, panel, from, c, ldc); break;
-    case 4: small_rows(4, steps, a, lda, panel, from, c, ldc); break;
-    case 5: small_rows(5, steps, a, lda, panel, from, c, ldc); break;
-    case 6: small_rows(6, steps, a, lda, panel, from, c, ldc); break;
-    case 7: small_rows(7, steps, a, lda, panel, from, c, ldc); break;
-    default: small_rows(8, steps, a, lda, panel, from, c, ldc); break;
-    }
+    ROWS_8(rows, small_rows, steps, a, lda, panel, from, c, ldc);
 }
 
 static void small_gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
