@@ -19,7 +19,8 @@ def compiler_is_clang():
 
 
 # No -march: each file of csrc/kernels/x86 carries its own target pragma. Contraction to FMA would make float results
-# differ between instruction sets. Vectors wider than the ABI's registers go to static functions only.
+# differ between instruction sets. Vectors wider than the ABI's registers go to static functions only. Functions begin
+# cache lines, so that how the loops within lie, which is some 3 % of their time, does not depend on their neighbours.
 flags = [
     "-std=gnu11",
     "-O3",
@@ -28,6 +29,7 @@ flags = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    "-falign-functions=64",
     "-Wno-psabi",
     "-g0",
 ]

@@ -2,11 +2,11 @@
  * Eight codes fill `bits` bytes; in a register they move together, and apart again, in three steps. */
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 #include "drivers/drivers.h"
+#include "runtime/sizes.h"
 
 enum { PIECE = 65536 }; /* codes that a thread takes at a time: whole bytes */
 

@@ -1,9 +1,9 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { PIECE = 32768 }; /* values that a thread takes at a time */
 enum { CHUNK = 1024 };  /* values without scales that are looked at, for NaN, just before they are encoded */

@@ -2,11 +2,11 @@
 #include <float.h>
 #include <math.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
 enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */

@@ -3,15 +3,14 @@
  *
  * Loop order as in gemm8.c: a block of rows of a (in the L2 cache) x all panels of b, each for all tiles of rows. Along
  * k a tile is cut where its int32 sums could overflow; there they are added to int64 ones. */
-#include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "drivers/walk.h"
 
 enum {
     KR = 2,
@@ -38,6 +37,8 @@ size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
 
 static int16_t *panel_at(const qk_gemm16_weights *p, size_t col) { return p->panels + p->steps * KR * col; }
 
+typedef uint32_t __attribute__((may_alias)) code_pair; /* two int16 of a panel */
+
 static uint32_t code_at(const char *b)
 {
     int16_t code;
@@ -46,14 +47,14 @@ static uint32_t code_at(const char *b)
 }
 
 /* Pairs of two rows of adjacent codes. */
-static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, uint32_t *restrict to)
+static void pair_rows(const char *b, ptrdiff_t row_stride, size_t nr, code_pair *restrict to)
 {
     for (size_t j = 0; j < nr; j++, b += sizeof(int16_t)) to[j] = code_at(b) | code_at(b + row_stride) << 16;
 }
 
 /* Rows of any strides, a column at a time: those of a transposed matrix are adjacent. */
 static void pair_columns(const char *b, ptrdiff_t row_stride, ptrdiff_t col_stride, size_t rows, size_t cols, size_t nr,
-                         uint32_t *to)
+                         code_pair *to)
 {
     memset(to, 0, ceil_div(rows, KR) * nr * sizeof *to);
     for (size_t j = 0; j < cols; j++) {
@@ -100,9 +101,9 @@ static void pack_panels(void *context, size_t begin, size_t end)
             const size_t rows = min_size(p->k - row, ROWS), steps = ceil_div(rows, KR);
             if (cols == nr && job->col_stride == sizeof *to && rows == ROWS)
                 for (size_t s = 0; s < steps; s++)
-                    pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (uint32_t *)to + s * nr);
+                    pair_rows(b + (ptrdiff_t)(KR * s) * job->row_stride, job->row_stride, nr, (code_pair *)to + s * nr);
             else
-                pair_columns(b, job->row_stride, job->col_stride, rows, cols, nr, (uint32_t *)to);
+                pair_columns(b, job->row_stride, job->col_stride, rows, cols, nr, (code_pair *)to);
             const int32_t size = sum_steps(to, steps, nr, p->colsum + col);
             largest = size > largest ? size : largest;
         }
@@ -119,19 +120,15 @@ int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, pt
     return status;
 }
 
-typedef struct {
-    const qk_gemm16_weights *p;
-    int16_t *b;
-} unpack_job;
-
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_gemm16_weights *p = job->p;
+    const qk_gemm16_weights *p = job->weights;
     const size_t nr = (size_t)p->kernels->gemm16->nr;
+    int16_t *to = (int16_t *)job->to + begin * p->n;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++)
-            job->b[row * p->n + col] = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
+            *to++ = panel_at(p, col / nr * nr)[(row / KR * nr + col % nr) * KR + row % KR];
 }
 
 int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b)
@@ -144,23 +141,23 @@ int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b)
 /* ---- the product ---- */
 
 typedef struct {
+    walk walk;
     const qk_rows *source;
     const qk_gemm16_weights *b;
     const qk_epilogue *epilogue;
     size_t lda;
-    blocking share;
     qk_row_quantizer quantizer; /* of floats */
-    int failure;
 } product;
 
 /* A block of rows of a: codes in one plane, or in two, low and high, where sums of the codes themselves would overflow
  * too soon. */
 typedef struct {
-    int16_t *codes, *high; /* high NULL: one plane */
-    size_t steps;          /* after which int32 sums are added to the int64 ones */
+    int16_t *high; /* NULL: one plane */
+    size_t steps;  /* after which int32 sums are added to the int64 ones */
     int64_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    _Alignas(64) int16_t codes[];
 } row_block;
 
 /* Steps whose sums int32 holds, factors being at most a and b. */
@@ -194,10 +191,11 @@ static void split(int16_t *restrict low, int16_t *restrict high, size_t n)
     }
 }
 
-/* Returns 0 where a value is not finite. */
-static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
+static int take_rows(const void *context, void *memory, size_t first, size_t rows)
 {
     enum { FEW_STEPS = 8, L1_STEPS = 128 };
+    const product *g = context;
+    row_block *block = memory;
     const qk_rows *source = g->source;
     const size_t k = g->b->k, steps = g->b->steps;
     int32_t largest = 0;
@@ -219,7 +217,7 @@ static int take_rows(const product *g, row_block *block, size_t first, size_t ro
     }
     block->steps = steps_within(largest, g->b->largest, steps);
     if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
-    block->high = block->codes + g->lda * g->share.block_rows;
+    block->high = block->codes + g->lda * g->walk.block_rows;
     for (size_t i = 0; i < rows; i++) split(block->codes + i * g->lda, block->high + i * g->lda, KR * steps);
     block->steps =
         steps_within(LARGEST >> 8, g->b->largest, L1_STEPS); /* the second plane finds the panel in the L1 cache */
@@ -295,14 +293,15 @@ static void store_floats(const product *g, const row_block *block, size_t first,
         g->b->kernels->elementwise->finish_floats(y, &t);
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
-                           size_t panel_end)
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
+    const product *g = context;
+    const row_block *block = memory;
     const size_t nr = (size_t)g->b->kernels->gemm16->nr, mr = (size_t)g->b->kernels->gemm16->mr,
                  tiles = ceil_div(rows, mr);
     const size_t ld = g->epilogue->row_stride / sizeof(int64_t);
     int64_t sum[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t col = panel_begin * nr; col < panel_end * nr && !qk_stopped(); col += nr)
+    for (size_t col = begin * nr; col < end * nr; col += nr)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row,
                          cols = min_size(g->b->n - col, nr);
@@ -318,48 +317,23 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         }
 }
 
-static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
-
-static void run_tasks(void *context, size_t begin, size_t end)
-{
-    product *g = context;
-    const size_t panels = panels_of(g->b);
-    row_block block;
-    block.codes = qk_obtain(qk_times(qk_times(g->lda, g->share.block_rows), 2 * sizeof *block.codes));
-    block.high = NULL, block.steps = 0;
-    if (!block.codes) {
-        fail(g, -1);
-        return;
-    }
-    size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
-    for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = min_size(g->source->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, &block, first, rows)) {
-            fail(g, -2);
-            break;
-        }
-        taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
-                       panels * (chunk + 1) / g->share.col_chunks);
-    }
-    free(block.codes);
-}
-
 int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue)
 {
     QK_DEFAULT_MODE;
     if (source->m == 0 || b->n == 0) return 1;
-    product g = {.source = source, .b = b, .epilogue = epilogue};
+    product g = {.walk = {.m = source->m, .panels = panels_of(b), .take_rows = take_rows, .multiply = multiply},
+                 .source = source,
+                 .b = b,
+                 .epilogue = epilogue};
     if (source->type == QK_FLOATS) {
         const double sum = 0x1p32 * (double)b->k * epilogue->most_scale; /* codes less zero points are below 2^16 */
         const qk_factors factors = {1, 1, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
         g.quantizer = (qk_row_quantizer){b->kernels, b->k, 1 - LARGEST, LARGEST - 1, 1, sizeof(int16_t), factors};
     }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
-    const double work = (double)source->m * (double)b->n * (double)b->k / 64;
-    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(source->m, 2 * g.lda * sizeof(int16_t), (size_t)b->kernels->gemm16->mr, panels_of(b), team);
-    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return status ? status : g.failure ? g.failure : 1;
+    const size_t row_bytes = 2 * g.lda * sizeof(int16_t);
+    g.walk.work = (double)source->m * (double)b->n * (double)b->k / 64;
+    qk_share(&g.walk, row_bytes, b->kernels->gemm16->mr);
+    g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, row_bytes));
+    return qk_walk(&g.walk);
 }

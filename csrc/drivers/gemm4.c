@@ -3,15 +3,14 @@
  *
  * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
-#include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "drivers/walk.h"
 
 enum { NR = QK_GEMM4_NR, KR = QK_GEMM4_KR, OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
 
@@ -210,16 +209,11 @@ static int stored_code(const qk_gemm4_weights *p, size_t row, size_t col)
     return (j < 16 ? two : two >> 4) & 15;
 }
 
-typedef struct {
-    const qk_gemm4_weights *p;
-    uint8_t *b;
-} unpack_job;
-
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_gemm4_weights *p = job->p;
-    uint8_t *to = job->b + begin * p->n;
+    const qk_gemm4_weights *p = job->weights;
+    uint8_t *to = (uint8_t *)job->to + begin * p->n;
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
@@ -267,46 +261,28 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
 /* ---- the product ---- */
 
 typedef struct {
+    walk walk;
     const float *x;
     ptrdiff_t row_stride;
-    size_t m;
     const qk_gemm4_weights *b;
     const qk_epilogue *epilogue;
     size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start;
-    blocking share;
+    size_t start_at, spare_at, wide_at; /* where things lie in the memory of a task */
     qk_row_quantizer quantizer;
-    int failure;
 } product;
 
-/* A block of rows of x: codes, starting sums and scales, in one piece of memory. */
+/* A block of rows of x: codes, starting sums and scales. */
 typedef struct {
-    int8_t *codes;
     int32_t *start;
-    float *scale, *spare;        /* a row of codes before its blocks are padded */
-    int16_t *wide_codes;         /* the codes, where the tile wants them so */
-    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int16_t *wide_codes; /* the codes, if the tile wants them so; else NULL */
     int any_wide;
+    float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    _Alignas(64) int8_t codes[];
 } row_block;
 
-static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
-
 static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->gemm4->blocks8_widen_row; }
-
-static int allocate(const product *g, row_block *rows)
-{
-    const size_t codes = qk_times(g->lda, g->share.block_rows), spare = round_up(g->b->k + 64, 64);
-    const size_t starts = round_up(qk_times(qk_times(g->ld_start, g->share.block_rows), 4), 64);
-    const size_t scales = round_up(qk_times(g->share.block_rows, 4), 64);
-    const size_t wide_codes = has_wide_codes(g->b) ? qk_times(codes, 2) : 0;
-    rows->codes = qk_obtain(qk_plus(qk_plus(qk_plus(codes, starts), qk_plus(scales, spare)), wide_codes));
-    if (!rows->codes) return 0;
-    rows->start = (int32_t *)(rows->codes + codes);
-    rows->scale = (float *)(rows->codes + codes + starts);
-    rows->spare = (float *)(rows->codes + codes + starts + scales);
-    rows->wide_codes = has_wide_codes(g->b) ? (int16_t *)(rows->codes + codes + starts + scales + spare) : NULL;
-    return 1;
-}
 
 /* Blocks of a row, each padded with zeros to whole steps. */
 static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
@@ -339,15 +315,19 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     if (k->gemm4->blocks8_flip) flip_codes(codes, g->k_pad, k->gemm4->blocks8_flip);
 }
 
-/* Quantizes rows of x by their largest magnitude. Returns 0 where a value is not finite. */
-static int take_rows(const product *g, row_block *rows, size_t first, size_t count)
+/* Quantizes rows of x by their largest magnitude. */
+static int take_rows(const void *context, void *memory, size_t first, size_t count)
 {
+    const product *g = context;
     const qk_gemm4_weights *b = g->b;
     const int spread = b->block % KR && b->blocks > 1;
+    row_block *rows = memory;
+    rows->start = (int32_t *)((char *)memory + g->start_at);
+    rows->wide_codes = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     rows->any_wide = 0;
     for (size_t i = 0; i < count; i++) {
         const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
-        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)rows->spare : codes;
+        int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)memory + g->spare_at : codes;
         qk_row_scale row;
         if (!qk_quantize_row(&g->quantizer, x, q, &row)) return 0;
         if (spread)
@@ -478,9 +458,10 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
                                                                                     g->ld_start, y);
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
-                           size_t panel_end)
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
+    const product *g = context;
+    const row_block *block = memory;
     const qk_gemm4_weights *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
@@ -493,7 +474,7 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
                         .params_bytes = params_bytes(b),
                         .levels = b->levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
-    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
+    for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
         p.records = b->panels + panel * panel_bytes(b);
@@ -511,28 +492,16 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
     }
 }
 
-static void run_tasks(void *context, size_t begin, size_t end)
+/* Divides the rows, and says where things lie in the memory of a task. */
+static void lay_out(product *g)
 {
-    product *g = context;
-    const size_t panels = g->b->n_pad / NR;
-    row_block block;
-    if (!allocate(g, &block)) {
-        fail(g, -1);
-        return;
-    }
-    size_t taken = SIZE_MAX; /* the first of the rows that `block` holds */
-    for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = min_size(g->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, &block, first, rows)) {
-            fail(g, -2);
-            break;
-        }
-        taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
-                       panels * (chunk + 1) / g->share.col_chunks);
-    }
-    free(block.codes);
+    const int wide = has_wide_codes(g->b);
+    qk_share(&g->walk, g->lda * (wide ? 2 : 1), (int)tile_rows(g->b));
+    const size_t rows = g->walk.block_rows, codes = qk_times(g->lda, rows);
+    g->start_at = qk_plus(sizeof(row_block), codes);
+    g->spare_at = qk_plus(g->start_at, qk_times(qk_times(g->ld_start, rows), sizeof(int32_t)));
+    g->walk.bytes = qk_plus(g->spare_at, round_up(g->b->k + 64, 64));
+    if (wide) g->wide_at = g->walk.bytes, g->walk.bytes = qk_plus(g->wide_at, qk_times(codes, sizeof(int16_t)));
 }
 
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
@@ -540,7 +509,11 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
 {
     QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .epilogue = epilogue};
+    product g = {.walk = {.m = m, .panels = b->n_pad / NR, .take_rows = take_rows, .multiply = multiply},
+                 .x = x,
+                 .row_stride = row_stride,
+                 .b = b,
+                 .epilogue = epilogue};
     g.block_pad = round_up(b->block, step_rows(b));
     if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * step_rows(b));
     const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
@@ -548,9 +521,7 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
     g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
-    const double work = (double)m * (double)b->n * (double)b->k / 128;
-    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(g.m, g.lda * (has_wide_codes(b) ? 2 : 1), tile_rows(b), b->n_pad / NR, team);
-    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return status ? status : g.failure ? g.failure : 1;
+    g.walk.work = (double)m * (double)b->n * (double)b->k / 128;
+    lay_out(&g);
+    return qk_walk(&g.walk);
 }

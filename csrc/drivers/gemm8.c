@@ -6,16 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "drivers/walk.h"
 
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
-enum { SMALL_BLOCK_BYTES = 16 * 1024, WIDE_ROWS = 48 /* for as many it pays to widen a panel */ };
+enum {
+    WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
+    SMALL_COLUMNS = 2048 /* whose arrays stay on the stack */
+};
 
 /* ---- packing of b ---- */
 
@@ -129,21 +132,16 @@ int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, 
     return status ? status : job.bound;
 }
 
-typedef struct {
-    const qk_gemm8_weights *p;
-    uint8_t *b;
-} unpack_job;
-
 /* An item is some rows of a panel; those of the same rows follow each other, as their pages do. */
 static void unpack_parts(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_gemm8_weights *p = job->p;
+    const qk_gemm8_weights *p = job->weights;
     const size_t nr = (size_t)p->gemm8->nr, panels = p->n_pad / nr;
     for (size_t item = begin; item < end; item++) {
         const size_t panel = item % panels, col = panel * nr;
         p->gemm8->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
-                                     min_size(p->n - col, nr), p->flipped ? 0x80 : 0, job->b + col, p->n);
+                                     min_size(p->n - col, nr), p->flipped ? 0x80 : 0, (uint8_t *)job->to + col, p->n);
     }
 }
 
@@ -158,32 +156,30 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 /* ---- the product ---- */
 
 typedef struct {
+    walk walk;
     const qk_rows *source;
     const qk_gemm8_weights *b;
     const qk_epilogue *epilogue;
-    qk_requant requant; /* of epilogue, ReLU being a bound of the codes */
-    blocking share;
+    qk_requant requant;         /* of epilogue, ReLU being a bound of the codes */
     const int32_t *init;        /* starting sums, n_pad of them */
     const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    int failure;
+    size_t lda;      /* bytes of a row of a' */
+    size_t spare_at; /* where a row of codes lies in the memory of a task */
+    size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
 } product;
 
 /* What a task knows of its block of rows. */
 typedef struct {
     const char *a;
-    size_t lda; /* in bytes */
-    char *buffer;
-    int16_t *wide; /* a panel of b, where the tile wants it widened */
     int32_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     int any_wide;
+    _Alignas(64) char rows[]; /* of a', unless they stay in place */
 } row_block;
-
-static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
 
 /* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
 static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
@@ -212,25 +208,24 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
-    const int dense = g->source->row_stride == (ptrdiff_t)depth && block->lda == depth * (size_t)k->a_bytes;
+    const int dense = g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes;
     if (dense)
-        k->gemm8_pack_row((const uint8_t *)row_of(g->source, first), rows * depth, rows * depth, flip, block->buffer);
+        k->gemm8_pack_row((const uint8_t *)row_of(g->source, first), rows * depth, rows * depth, flip, block->rows);
     if (dense && !needs_description(g)) return;
     for (size_t i = 0; i < rows; i++) {
         const uint8_t *a = (const uint8_t *)row_of(g->source, first + i);
-        if (!dense) k->gemm8_pack_row(a, depth, g->b->k_pad, flip, block->buffer + i * block->lda);
+        if (!dense) k->gemm8_pack_row(a, depth, g->b->k_pad, flip, block->rows + i * g->lda);
         describe_row(g, block, i, a, zero_of_codes(g->source, first + i), flip);
     }
 }
 
-/* The same of floats, quantized on the way. Returns 0 where a value is not finite. */
+/* The same of floats, quantized on the way. Returns 0 if a value is not finite. */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
-    uint8_t *codes = (uint8_t *)block->buffer + block->lda * g->share.block_rows; /* one row, before it is widened */
-    block->any_wide = 0;
+    uint8_t *codes = (uint8_t *)block + g->spare_at; /* before they are widened */
     for (size_t i = 0; i < rows; i++) {
-        char *to = block->buffer + i * block->lda;
+        char *to = block->rows + i * g->lda;
         uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
         qk_row_scale row;
         if (!qk_quantize_row(&g->quantizer, (const float *)row_of(g->source, first + i), q, &row)) return 0;
@@ -253,15 +248,17 @@ static void describe_rows(const product *g, row_block *block, size_t first, size
                      0);
 }
 
-/* Points `block` to rows of a' and to what is known of them. Returns 0 where a value is not finite. */
-static int take_rows(const product *g, row_block *block, size_t first, size_t rows)
+static int take_rows(const void *context, void *memory, size_t first, size_t rows)
 {
+    const product *g = context;
+    row_block *block = memory;
+    block->any_wide = 0;
     if (g->in_place) {
         block->a = row_of(g->source, first);
         if (needs_description(g)) describe_rows(g, block, first, rows);
         return 1;
     }
-    block->a = block->buffer;
+    block->a = block->rows;
     if (g->source->type == QK_FLOATS) return pack_floats(g, block, first, rows);
     pack_codes(g, block, first, rows);
     return 1;
@@ -305,15 +302,12 @@ static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_
     }
 }
 
-/* What tiles of a panel have in common; store_tile adds what their rows have. */
-static qk_tile tile_of_panel(const product *g, size_t col)
+/* What all tiles have in common; move_to_panel and store_tile add the rest. */
+static qk_tile tile_of_product(const product *g)
 {
     const qk_epilogue *epilogue = g->epilogue;
     qk_tile t = {
-        .cols = (int)min_size(g->b->n - col, (size_t)g->b->gemm8->nr),
-        .colsum = g->b->colsum + col,
-        .col_zero = g->b_zero ? g->b_zero + col : NULL,
-        .bias = epilogue->float_bias ? epilogue->float_bias + col : qk_no_bias,
+        .bias = qk_no_bias,
         .activation = epilogue->activation,
         .bounded = epilogue->bounded,
         .lo = epilogue->lo,
@@ -321,14 +315,23 @@ static qk_tile tile_of_panel(const product *g, size_t col)
         .requant = &g->requant,
         .row_stride = epilogue->row_stride,
     };
-    if (epilogue->col_scale) t.col_scale = epilogue->col_scale + col;
-    if (epilogue->requant.multiplier) t.multiplier = epilogue->requant.multiplier + col;
-    if (epilogue->requant.mantissa)
-        t.mantissa = epilogue->requant.mantissa + col, t.shift = epilogue->requant.shift + col;
     if (epilogue->type == QK_TO_CODES && epilogue->activation > QK_RELU)
         t.out = qk_affine_of(epilogue->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
                              g->requant.rounding);
     return t;
+}
+
+static void move_to_panel(const product *g, size_t col, qk_tile *t)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    t->cols = (int)min_size(g->b->n - col, (size_t)g->b->gemm8->nr);
+    t->colsum = g->b->colsum + col;
+    if (g->b_zero) t->col_zero = g->b_zero + col;
+    if (epilogue->float_bias) t->bias = epilogue->float_bias + col;
+    if (epilogue->col_scale) t->col_scale = epilogue->col_scale + col;
+    if (epilogue->requant.multiplier) t->multiplier = epilogue->requant.multiplier + col;
+    if (epilogue->requant.mantissa)
+        t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
 }
 
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
@@ -355,78 +358,78 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_codes(acc, t);
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t panel_begin,
-                           size_t panel_end)
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
+    const product *g = context;
+    const row_block *block = memory;
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
     const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
         !g->source->zero_point_per_row;
+    int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    for (size_t panel = panel_begin; panel < panel_end && !qk_stopped(); panel++) {
+    qk_tile t;
+    if (!plain || b->n < b->n_pad) t = tile_of_product(g);
+    for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
-        if (block->wide) k->gemm8_widen_panel(codes, steps, block->wide);
+        if (wide) k->gemm8_widen_panel(codes, steps, wide);
         const int direct = plain && col + nr <= b->n;
-        qk_tile t;
-        if (!direct) t = tile_of_panel(g, col);
+        if (!direct) move_to_panel(g, col, &t);
         for (size_t i = 0; i < rows; i += mr) {
             const size_t count = min_size(rows - i, mr);
-            const char *a = block->a + i * block->lda;
+            const char *a = block->a + i * g->lda;
             int32_t *c =
                 direct ? (int32_t *)((char *)g->epilogue->out + (first + i) * g->epilogue->row_stride) + col : acc;
             const size_t ldc = direct ? g->epilogue->row_stride / sizeof *c : nr;
-            if (block->wide)
-                k->gemm8_wide_tile((int)count, steps, a, block->lda, block->wide, g->init + col, c, ldc);
+            if (wide)
+                k->gemm8_wide_tile((int)count, steps, a, g->lda, wide, g->init + col, c, ldc);
             else
-                k->gemm8_tile((int)count, steps, a, block->lda, codes, g->init + col, c, ldc);
+                k->gemm8_tile((int)count, steps, a, g->lda, codes, g->init + col, c, ldc);
             if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
 }
 
-/* Bytes of a widened panel, where it pays to widen it. */
-static size_t wide_bytes(const product *g)
+/* Divides the rows, and says where things lie in the memory of a task. */
+static void lay_out(product *g)
 {
-    const qk_gemm8_kernels *k = g->b->gemm8;
-    const size_t bytes = qk_times(g->b->k_pad, (size_t)k->nr * sizeof(int16_t));
-    return k->gemm8_widen_panel && g->share.block_rows >= WIDE_ROWS ? bytes : 0;
+    const qk_gemm8_weights *b = g->b;
+    const qk_gemm8_kernels *k = b->gemm8;
+    const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
+    const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    qk_share(&g->walk, row_bytes, k->mr);
+    g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
+    g->walk.bytes = sizeof(row_block);
+    if (!g->in_place) {
+        g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
+        g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
+    }
+    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS) {
+        g->wide_at = g->walk.bytes;
+        g->walk.bytes = qk_plus(g->wide_at, wide);
+    }
 }
 
-static void run_tasks(void *context, size_t begin, size_t end)
+/* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
+static void fill_columns(product *g, int32_t *init, int32_t *b_zero)
 {
-    product *g = context;
+    const qk_rows *source = g->source;
+    const qk_epilogue *epilogue = g->epilogue;
     const qk_gemm8_weights *b = g->b;
-    const size_t panels = b->n_pad / (size_t)b->gemm8->nr;
-    const size_t row_bytes = b->k_pad * (size_t)b->gemm8->a_bytes,
-                 lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
-    row_block block;
-    block.any_wide = 0;
-    block.lda = g->in_place ? (size_t)g->source->row_stride : lda;
-    char small[SMALL_BLOCK_BYTES] __attribute__((aligned(64)));
-    const size_t rows_bytes = round_up(qk_times(lda, g->share.block_rows), 64), spare = round_up(b->k_pad, 64) + 64;
-    const size_t before = g->in_place ? 0 : qk_plus(rows_bytes, spare), wide = wide_bytes(g);
-    const size_t size = qk_plus(before, wide);
-    block.buffer = size <= sizeof small ? small : qk_obtain(size);
-    if (!block.buffer) {
-        fail(g, -1);
-        return;
+    const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
+    const uint32_t a_zero =
+        one_zero ? (uint32_t)g->a_shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
+    uint32_t any_zero = 0;
+    for (size_t j = 0; j < b->n_pad; j++) {
+        init[j] =
+            (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[j] : 0) - a_zero * (uint32_t)b->colsum[j]);
+        b_zero[j] = (epilogue->b_zero ? epilogue->b_zero[j] : 0) - (b->flipped ? 128 : 0);
+        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
     }
-    block.wide = wide ? (int16_t *)(block.buffer + before) : NULL;
-    size_t taken = SIZE_MAX; /* the first of the rows that `block` describes */
-    for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = min_size(g->source->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, &block, first, rows)) {
-            fail(g, -2);
-            break;
-        }
-        taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
-                       panels * (chunk + 1) / g->share.col_chunks);
-    }
-    if (block.buffer != small) free(block.buffer);
+    g->init = init;
+    g->b_zero = any_zero ? b_zero : NULL;
 }
 
 int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue)
@@ -434,7 +437,11 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     QK_DEFAULT_MODE;
     if (source->m == 0 || b->n == 0) return 1;
     const qk_gemm8_kernels *k = b->gemm8;
-    product g = {.source = source, .b = b, .epilogue = epilogue, .requant = epilogue->requant};
+    product g = {.walk = {.m = source->m, .take_rows = take_rows, .multiply = multiply},
+                 .source = source,
+                 .b = b,
+                 .epilogue = epilogue,
+                 .requant = epilogue->requant};
     if (epilogue->activation == QK_RELU && g.requant.qmin < g.requant.zero_point)
         g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
@@ -445,30 +452,16 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
         g.quantizer = (qk_row_quantizer){b->kernels, b->k, 0, 255, 0, 1, factors};
     }
 
-    /* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
-    int32_t small[2 * 512];
-    int32_t *columns = b->n_pad <= 512 ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
+    int32_t small[2 * SMALL_COLUMNS];
+    int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
-    int32_t *init = columns, *b_zero = columns + b->n_pad;
-    const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
-    const uint32_t a_zero =
-        one_zero ? (uint32_t)g.a_shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
-    uint32_t any_zero = 0;
-    for (size_t j = 0; j < b->n_pad; j++) {
-        init[j] =
-            (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[j] : 0) - a_zero * (uint32_t)b->colsum[j]);
-        b_zero[j] = (epilogue->b_zero ? epilogue->b_zero[j] : 0) - (b->flipped ? 128 : 0);
-        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
-    }
-    g.init = init;
-    g.b_zero = any_zero ? b_zero : NULL;
-
-    const double work = (double)source->m * (double)b->n * (double)b->k / 128;
-    const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(source->m, row_bytes, (size_t)k->mr, b->n_pad / (size_t)k->nr, team);
-    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
+    fill_columns(&g, columns, columns + b->n_pad);
+    g.walk.panels = b->n_pad / (size_t)k->nr;
+    g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
+    lay_out(&g);
+    const int status = qk_walk(&g.walk);
     if (columns != small) free(columns);
-    return status ? status : g.failure ? g.failure : 1;
+    return status;
 }
 
 /* ---- many products ---- */

@@ -4,17 +4,16 @@
  * Loop order as in gemm8.c: a block of rows of x, copied into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "drivers/walk.h"
 
-enum { NR = QK_GEMMF16_NR, ROW_PANELS = QK_GEMMF16_ROW_PANELS, SMALL_FLOATS = 2048, LINE_FLOATS = 16 };
+enum { NR = QK_GEMMF16_NR, ROW_PANELS = QK_GEMMF16_ROW_PANELS, LINE_FLOATS = 16 };
 
 /* ---- packing of b ---- */
 
@@ -114,18 +113,13 @@ int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, 
                   : bits < (p->type == QK_BF16 ? 0x7f80 : 0x7c00); /* an exponent of all ones is NaN or infinity */
 }
 
-typedef struct {
-    const qk_gemmf16_weights *p;
-    uint16_t *b;
-} unpack_job;
-
 static void unpack_rows(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
-    const qk_gemmf16_weights *p = job->p;
+    const qk_gemmf16_weights *p = job->weights;
+    uint16_t *to = (uint16_t *)job->to + begin * p->n;
     for (size_t row = begin; row < end; row++)
-        for (size_t col = 0; col < p->n; col++)
-            job->b[row * p->n + col] = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
+        for (size_t col = 0; col < p->n; col++) *to++ = panel_at(p, col / NR)[row * NR + place_of(col % NR, p->type)];
 }
 
 int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b)
@@ -138,30 +132,27 @@ int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b)
 /* ---- the product ---- */
 
 typedef struct {
+    walk walk;
     const float *x;
     ptrdiff_t row_stride;
-    size_t m;
     const qk_gemmf16_weights *b;
     const qk_epilogue *epilogue;
     size_t lda;
-    blocking share;
     qk_factors factors; /* of the largest magnitudes of rows */
-    int failure;
 } product;
 
 /* A block of rows of x, lda apart. */
 typedef struct {
-    float *x;
     uint8_t wide[MAX_ROWS]; /* rows whose sums may leave float32 */
     int any_wide;
+    _Alignas(64) float x[];
 } row_block;
 
-static void fail(product *g, int code) { __atomic_store_n(&g->failure, code, __ATOMIC_RELAXED); }
-
-/* Copies rows of x. Returns 0 where a value is not finite. */
-static int take_rows(const product *g, row_block *block, size_t first, size_t count)
+static int take_rows(const void *context, void *memory, size_t first, size_t count)
 {
+    const product *g = context;
     const qk_gemmf16_weights *b = g->b;
+    row_block *block = memory;
     float *to = block->x;
     block->any_wide = 0;
     for (size_t i = 0; i < count; i++, to += g->lda) {
@@ -224,24 +215,25 @@ static void multiply_row(const product *g, const row_block *block, size_t row, s
 {
     const qk_gemmf16_weights *b = g->b;
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
-    for (size_t panel = begin; panel < end && !qk_stopped(); panel += ROW_PANELS) {
+    for (size_t panel = begin; panel < end; panel += ROW_PANELS) {
         const size_t panels = min_size(end - panel, ROW_PANELS);
         b->kernels->gemmf16->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
     }
 }
 
-static void multiply_block(const product *g, const row_block *block, size_t first, size_t rows, size_t begin,
-                           size_t end)
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
+    const product *g = context;
     const qk_gemmf16_weights *b = g->b;
+    const row_block *block = memory;
     const size_t mr = (size_t)b->kernels->gemmf16->mr, tiles = ceil_div(rows, mr);
     float y[MAX_MR * NR] __attribute__((aligned(64)));
     if (rows == 1) {
         multiply_row(g, block, first, begin, end);
         return;
     }
-    for (size_t panel = begin; panel < end && !qk_stopped(); panel++)
+    for (size_t panel = begin; panel < end; panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
             b->kernels->gemmf16->gemmf16_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel),
@@ -250,47 +242,23 @@ static void multiply_block(const product *g, const row_block *block, size_t firs
         }
 }
 
-static void run_tasks(void *context, size_t begin, size_t end)
-{
-    product *g = context;
-    const size_t panels = g->b->n_pad / NR, size = qk_times(g->lda, g->share.block_rows);
-    float small[SMALL_FLOATS] __attribute__((aligned(64)));
-    row_block block;
-    block.any_wide = 0;
-    block.x = size <= SMALL_FLOATS ? small : qk_obtain(qk_times(size, sizeof *block.x));
-    if (!block.x) {
-        fail(g, -1);
-        return;
-    }
-    size_t taken = SIZE_MAX; /* the first of the rows that the buffer holds */
-    for (size_t task = begin; task < end; task++) {
-        const size_t first = task / g->share.col_chunks * g->share.block_rows, chunk = task % g->share.col_chunks;
-        const size_t rows = min_size(g->m - first, g->share.block_rows);
-        if (first != taken && !take_rows(g, &block, first, rows)) {
-            fail(g, -2);
-            break;
-        }
-        taken = first;
-        multiply_block(g, &block, first, rows, panels * chunk / g->share.col_chunks,
-                       panels * (chunk + 1) / g->share.col_chunks);
-    }
-    if (block.x != small) free(block.x);
-}
-
 int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
                       const qk_epilogue *epilogue)
 {
     QK_DEFAULT_MODE;
     if (m == 0 || b->n == 0) return 1;
-    product g = {.x = x, .row_stride = row_stride, .m = m, .b = b, .epilogue = epilogue};
+    product g = {.walk = {.m = m, .panels = b->n_pad / NR, .take_rows = take_rows, .multiply = multiply},
+                 .x = x,
+                 .row_stride = row_stride,
+                 .b = b,
+                 .epilogue = epilogue};
     /* Products below 2^-100 would lose bits of a sum that is a normal number. */
     g.factors = (qk_factors){b->most > 0 ? 0x1p-26 * b->most : 1, 1, (double)b->k * b->most,
                              qk_largest_bias(b->kernels, epilogue, b->n)};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) *
         LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
-    const double work = (double)m * (double)b->n * (double)b->k / 48;
-    const size_t team = (size_t)qk_threads_for(SIZE_MAX, work);
-    g.share = block_rows(m, g.lda * sizeof(float), (size_t)b->kernels->gemmf16->mr, b->n_pad / NR, team);
-    const int status = qk_parallel_for(g.share.row_blocks * g.share.col_chunks, work, run_tasks, &g);
-    return status ? status : g.failure ? g.failure : 1;
+    g.walk.work = (double)m * (double)b->n * (double)b->k / 48;
+    qk_share(&g.walk, g.lda * sizeof(float), b->kernels->gemmf16->mr);
+    g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, qk_times(g.lda, sizeof(float))));
+    return qk_walk(&g.walk);
 }

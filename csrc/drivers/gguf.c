@@ -1,8 +1,8 @@
 /* Drivers of GGUF's block layouts: the kernel of each, and threads. */
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 enum { BLOCK = 32, PIECE = 1024 }; /* values of a block; blocks that a thread takes at a time */
 

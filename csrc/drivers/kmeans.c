@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found)
 {

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
+#include "runtime/sizes.h"
 
 #define REAL wide
 #define TYPED(name) wide_line_##name

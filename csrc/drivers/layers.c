@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
+#include "runtime/sizes.h"
 
 /* ---- layer norm ---- */
 

@@ -232,14 +232,15 @@ static int make_room(search *q, size_t buckets)
 {
     if (buckets <= q->room) return 1;
     q->room = buckets;
-    void **arrays[] = {(void **)&q->changes, (void **)&q->bound, (void **)&q->state,
-                       (void **)&q->count,   (void **)&q->slot,  (void **)&q->survivors};
+    void *const arrays[] = {&q->changes, &q->bound, &q->state, &q->count, &q->slot, &q->survivors};
     const size_t sizes[] = {sizeof(change),   sizeof(double),  sizeof(sums),
                             sizeof(uint32_t), sizeof(int32_t), sizeof(survivor)};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        void *more = obtain(*arrays[i], buckets, sizes[i]);
+        void *old, *more;
+        memcpy(&old, arrays[i], sizeof old); /* pointers of different types */
+        more = obtain(old, buckets, sizes[i]);
         if (!more) return 0;
-        *arrays[i] = more;
+        memcpy(arrays[i], &more, sizeof more);
     }
     return 1;
 }

@@ -4,12 +4,12 @@
 #include <math.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 static int bounds_of(const qk_elementwise_kernels *k, const float *x, size_t n, float *lo, float *hi)
 {

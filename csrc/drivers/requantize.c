@@ -1,12 +1,12 @@
 /* Requantization of int32 sums (numerics 7): multipliers in fixed point, threads. */
 #include <math.h>
 
-#include "drivers/blocking.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
+#include "runtime/sizes.h"
 
 static QK_NOINLINE void fixed_point_of(double m, int32_t *mantissa, int32_t *shift)
 {

@@ -3,9 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "runtime/fpmode.h"
 #include "drivers/scales.h"
+#include "runtime/sizes.h"
 
 double qk_largest_bias(const qk_kernels *k, const qk_epilogue *epilogue, size_t n)
 {

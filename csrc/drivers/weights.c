@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "drivers/blocking.h"
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/fpmode.h"
+#include "runtime/sizes.h"
 
 typedef enum { GEMM8, GEMM4, GEMMF16, GEMM16 } family;
 

@@ -6,6 +6,8 @@
 #include "drivers/drivers.h"
 #include "runtime/sizes.h"
 
+enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 }; /* no tile, and no step of one, is larger */
+
 /* One scale and zero point, with what quantization derives from them (numerics 3). */
 typedef struct {
     float scale, reciprocal; /* reciprocal 0: divide */

@@ -16,10 +16,11 @@ int qk_parallel_for(size_t items, double work, void (*body)(void *context, size_
 int qk_threads_for(size_t items, double work);
 /* Whether the call that this thread works for has been interrupted: for bodies to ask, every millisecond or so, within
  * an item that can be long; they return then. Costs a load where no loop of the process is long, else a few
- * nanoseconds. */
+ * nanoseconds. A call that is not qk_stoppable when a body begins will not be stopped in it. */
 extern int qk_long_loops; /* of the process, in work now */
 int qk_call_is_stopped(void);
-static inline int qk_stopped(void) { return __atomic_load_n(&qk_long_loops, __ATOMIC_RELAXED) && qk_call_is_stopped(); }
+static inline int qk_stoppable(void) { return __atomic_load_n(&qk_long_loops, __ATOMIC_RELAXED) != 0; }
+static inline int qk_stopped(void) { return qk_stoppable() && qk_call_is_stopped(); }
 
 /* *most = max(*most, value), from several threads. */
 static inline void qk_keep_most(int32_t *most, int32_t value)

@@ -15,19 +15,22 @@ static void pq_encode(const qk_pq_book *b, const float *x, const float *given, s
                       float *tile, uint8_t *codes)
 {
     const size_t k = b->k, d = b->d, listed = (k + 3) / 4 * 4;
+    const float small = 0x1p-122f;
     int32_t rows[QK_KMEANS_TILE];
     two_f32 found;
     for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
     for (size_t g = 0; g < b->m; g++) {
         gather_f32(x + g * d, b->m * d, d, rows, points, tile);
         scan_f32(tile, d, b->scaled + (b->shared ? 0 : g * (k + 1) * d), all, listed, &found);
-        for (size_t i = 0; i < points; i++) {
-            int32_t nearest = found.nearest[i];
-            if (found.second[i] < 0x1p-122f) /* squares may have underflowed, or values in scaling */
-                nearest =
-                    qk_nearest_f32(given + (i * b->m + g) * d, b->levels + (b->shared ? 0 : g * k * d), k, d, nearest);
-            codes[i * b->m + g] = (uint8_t)nearest;
-        }
+        int any_small = 0; /* squares, which may have underflowed, or values in scaling */
+        for (size_t i = 0; i < QK_KMEANS_TILE; i++) any_small |= found.second[i] < small;
+        for (size_t i = 0; i < points; i++) codes[i * b->m + g] = (uint8_t)found.nearest[i];
+        if (!any_small) continue;
+        const float *levels = b->levels + (b->shared ? 0 : g * k * d);
+        for (size_t i = 0; i < points; i++)
+            if (found.second[i] < small)
+                codes[i * b->m + g] =
+                    (uint8_t)qk_nearest_f32(given + (i * b->m + g) * d, levels, k, d, found.nearest[i]);
     }
 }
 

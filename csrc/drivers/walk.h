@@ -1,0 +1,36 @@
+/* The loop of all products. A driver says how rows become a block that its tiles read, and how a block is multiplied
+ * with panels of weights; here are blocks and threads, memory of a task, failure and signals. */
+#ifndef QK_WALK_H
+#define QK_WALK_H
+
+#include "runtime/sizes.h"
+
+enum { MAX_ROWS = 480 }; /* of a block */
+
+/* The first member of a product, which is what the two functions get. */
+typedef struct {
+    size_t m, panels;
+    double work; /* ns on one thread, roughly */
+    /* Makes a block of rows in the memory of a task. Returns 0 if a value is not finite. */
+    int (*take_rows)(const void *product, void *memory, size_t first, size_t rows);
+    /* Multiplies that block with panels begin .. end - 1. */
+    void (*multiply)(const void *product, void *memory, size_t first, size_t rows, size_t begin, size_t end);
+    size_t block_rows, row_blocks; /* rows that a task takes, at most MAX_ROWS, and how many such blocks there are */
+    size_t col_chunks;             /* parts of the panels that a task takes: 1 unless rows are few */
+    size_t bytes;                  /* memory of a task, in whole cache lines */
+    int failure;
+} walk;
+
+/* Divides m rows, which take `row_bytes` each in the memory of a task, among tasks; tiles have mr of them at most. */
+void qk_share(walk *w, size_t row_bytes, int mr);
+/* Runs a product that has been shared, its `bytes` being known. Returns 1, -1 if there is no memory, -2 if a value is
+ * not finite, or QK_INTERRUPTED. */
+int qk_walk(walk *w);
+
+/* What loops over packed weights that write them out again get. */
+typedef struct {
+    const void *weights;
+    void *to;
+} unpack_job;
+
+#endif
