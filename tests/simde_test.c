@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 

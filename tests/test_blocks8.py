@@ -13,7 +13,7 @@ every_dtype = pytest.mark.parametrize("dtype", BLOCKS8.dtypes)
 
 
 @pytest.mark.parametrize("zeros", ["none", "own"])
-@pytest.mark.parametrize("rows", range(1, 14))
+@pytest.mark.parametrize("rows", [*range(1, 14), 30, 31, 32, 33])
 def test_every_height_of_a_tile(rows, zeros, isas):
     rng = np.random.default_rng(0)
     for k, n, block_size in [(96, 64, 32), (70, 33, 32), (600, 40, 300)]:
@@ -21,6 +21,24 @@ def test_every_height_of_a_tile(rows, zeros, isas):
         want = weights.linear(x)
         for isa in isas():
             assert_array_equal(qk.linear(x, weights.pack()), want, err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("size", [60, 64, 65])
+@pytest.mark.parametrize("block_size", [8, 12, 32])
+def test_sums_at_the_ends_of_16_bits(size, block_size, isas):
+    """Four codes of x of at most 64 times -128 fit 16 bits, of more they do not; of a row, or of one of its tile."""
+    k, n = 4 * block_size, 40
+    x = np.full((7, k), size, np.float32)
+    x[:, -1] = 127  # so that codes are the values
+    x[1], x[2, ::2], x[3, 1::4], x[4, : block_size // 2] = -x[1], -x[2, ::2], -x[3, 1::4], 1
+    for low, high in [(-128, -128), (127, 127), (-128, 127)]:
+        b = np.full((k, n), low, np.int8)
+        b[1::2] = high
+        params = qk.QParams(np.full((4, n), 0.5), axis=0, block_size=block_size)
+        for rows in [x, x[4:5], x[[4, 4, 4, 0]], np.where(abs(x) == size, x + np.sign(x), x)]:
+            want = BLOCKS8.linear(rows, b, params)
+            for isa in isas():
+                assert_array_equal(qk.linear(rows, qk.pack(b, params)), want, err_msg=isa, strict=True)
 
 
 @every_dtype

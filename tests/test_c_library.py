@@ -181,25 +181,52 @@ PER_TENSOR, PER_AXIS, PER_BLOCK = 0, 1, 2
 
 class Matrix(Structure):
     _fields_ = [
-        ("b", c_void_p), ("type", c_int), ("k", c_size_t), ("n", c_size_t), ("row_stride", c_ssize_t),
-        ("col_stride", c_ssize_t), ("kind", c_int), ("block", c_size_t), ("scale", c_void_p), ("zero_point", c_void_p),
-        ("levels", c_void_p), ("level_count", c_size_t),
-    ]  # fmt: skip
+        ("b", c_void_p),
+        ("type", c_int),
+        ("k", c_size_t),
+        ("n", c_size_t),
+        ("row_stride", c_ssize_t),
+        ("col_stride", c_ssize_t),
+        ("kind", c_int),
+        ("block", c_size_t),
+        ("scale", c_void_p),
+        ("zero_point", c_void_p),
+        ("levels", c_void_p),
+        ("level_count", c_size_t),
+    ]
 
 
 class Layer(Structure):
     _fields_ = [
-        ("bias", c_void_p), ("residual", c_void_p), ("activation", c_int), ("bounded", c_int), ("lo", c_float),
-        ("hi", c_float), ("x_stride", c_size_t), ("y_stride", c_size_t), ("residual_stride", c_size_t),
-    ]  # fmt: skip
+        ("bias", c_void_p),
+        ("residual", c_void_p),
+        ("activation", c_int),
+        ("bounded", c_int),
+        ("lo", c_float),
+        ("hi", c_float),
+        ("x_stride", c_size_t),
+        ("y_stride", c_size_t),
+        ("residual_stride", c_size_t),
+    ]
 
 
 class CodeLayer(Structure):
     _fields_ = [
-        ("type", c_int), ("out_type", c_int), ("scale", c_float), ("out_scale", c_float), ("zero_point", c_int32),
-        ("out_zero_point", c_int32), ("qmin", c_int32), ("qmax", c_int32), ("int_bias", c_void_p), ("bias", c_void_p),
-        ("activation", c_int), ("rounding", c_int), ("q_stride", c_size_t), ("out_stride", c_size_t),
-    ]  # fmt: skip
+        ("type", c_int),
+        ("out_type", c_int),
+        ("scale", c_float),
+        ("out_scale", c_float),
+        ("zero_point", c_int32),
+        ("out_zero_point", c_int32),
+        ("qmin", c_int32),
+        ("qmax", c_int32),
+        ("int_bias", c_void_p),
+        ("bias", c_void_p),
+        ("activation", c_int),
+        ("rounding", c_int),
+        ("q_stride", c_size_t),
+        ("out_stride", c_size_t),
+    ]
 
 
 class Shape(Structure):
@@ -231,9 +258,17 @@ def matrix_of(b, kind, scale=None, zero_point=None, block=0, levels=None):
     zero_point = None if zero_point is None else np.ascontiguousarray(zero_point, np.int32)
     levels = None if levels is None else np.ascontiguousarray(levels, np.float32)
     matrix = Matrix(
-        address(b), types[b.dtype.name], *b.shape, *b.strides, kind, block, address(scale), address(zero_point),
-        address(levels), 0 if levels is None else levels.shape[-1],
-    )  # fmt: skip
+        address(b),
+        types[b.dtype.name],
+        *b.shape,
+        *b.strides,
+        kind,
+        block,
+        address(scale),
+        address(zero_point),
+        address(levels),
+        0 if levels is None else levels.shape[-1],
+    )
     matrix.kept = b, scale, zero_point, levels
     return matrix
 

@@ -16,8 +16,8 @@ HEADERS = [path for path in FILES if path.suffix == ".h"]
 BELOW = {
     "include": [],
     "runtime": ["include", "runtime"],
-    "kernels": ["include", "kernels", "drivers/drivers.h", "runtime/sizes.h", "runtime/compiler.h"],
-    "drivers": ["include", "runtime", "drivers", "kernels/kernels.h", "kernels/kmeans1d.h"],
+    "kernels": ["include", "kernels", "runtime/sizes.h", "runtime/compiler.h"],
+    "drivers": ["include", "runtime", "drivers", "kernels/arguments.h", "kernels/kernels.h", "kernels/kmeans1d.h"],
 }
 # Dispatch lists the tables; lines beyond the range of double are searched by the same loops, in software.
 BESIDES = {

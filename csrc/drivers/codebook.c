@@ -1,4 +1,5 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"

@@ -7,17 +7,8 @@
 #define QK_DRIVERS_H
 
 #include "include/qkernels.h"
-
-typedef struct qk_kernels qk_kernels;             /* one instruction set; see kernels.h */
-typedef struct qk_gemm8_kernels qk_gemm8_kernels; /* its products of bytes */
-
-/* ---- instruction set ---- */
-
-const qk_kernels *qk_active(void);           /* chosen on first use: QKERNELS_ISA where the CPU has it, else the best */
-const qk_kernels *qk_find(const char *name); /* NULL where not built or the CPU lacks it */
-const char *qk_name(const qk_kernels *k);
-const char *qk_built(size_t i);        /* names of all that are built, best first, then NULL */
-void qk_activate(const qk_kernels *k); /* for tests: what later calls use */
+#include "kernels/arguments.h"
+#include "runtime/dispatch.h"
 
 /* ---- ranges ---- */
 
@@ -62,28 +53,6 @@ typedef struct {
     const int32_t *zero_point; /* of codes: NULL for 0 */
     int zero_point_per_row;
 } qk_rows;
-
-/* What becomes of a sum. Column arrays have n_pad entries. */
-typedef struct {
-    enum { QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES } type;
-    void *out;
-    size_t row_stride;             /* in bytes */
-    const int32_t *b_zero;         /* zero points of b as given, or NULL for 0 */
-    const int32_t *int_bias;       /* added to the sum, or NULL */
-    const float *col_scale;        /* float: scale of b; codes: scale of a times scale of b */
-    float least_scale, most_scale; /* floats: of the n columns' scales */
-    const float *float_bias;       /* added after scaling; NULL: nothing */
-    const float *residual;         /* floats: added before the activation, rows as those of out; or NULL */
-    size_t residual_stride;        /* in bytes */
-    qk_activation activation;
-    int bounded; /* floats: whether the result is clamped to lo .. hi */
-    float lo, hi;
-    qk_requant requant; /* codes; multiplier, mantissa and shift per column */
-    float out_scale;    /* codes, with an activation that needs real values */
-    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
-     * double; scale 0 where float32 serves. NULL: it serves everywhere. */
-    const double *wide_scale, *wide_bias;
-} qk_epilogue;
 
 /* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
  * (numerics 8). `real`: with an activation that needs real values. */
@@ -176,22 +145,6 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
 
 /* ---- codebooks (numerics 15) ---- */
 
-/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have
- * 2^depth entries: levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and
- * 2 i + 1; infinite ones pad it), and the code of each rank. */
-typedef struct {
-    int depth;
-    int in_order; /* the code of a rank is the rank */
-    const float *level, *node;
-    const uint8_t *order;
-    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits
-     * whose sum with a value carries where it is above the threshold. second: the same, without a rank, where buckets
-     * have two thresholds, else NULL. bucket is NULL where they would have more. */
-    const uint64_t *bucket, *second;
-    int32_t least, last;
-    int shift;
-} qk_levels;
-
 /* Tables of channels, one after another; those of the first. Several have no buckets. */
 typedef struct {
     size_t channels;
@@ -276,29 +229,6 @@ int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const dou
 
 /* ---- k-means ---- */
 
-/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
-typedef struct {
-    qk_dtype type;
-    size_t n, d, k;
-    size_t stride;         /* of a row of sums: d + 1 or more */
-    size_t chunk;          /* points of a chunk */
-    const void *x;         /* (n, d) */
-    const double *weight;  /* (n,), or NULL: 1 each */
-    const void *centroids; /* (k + 1, d), the last one infinite */
-    void *distance;        /* (k, k): of centroids from one another; NULL: not used */
-    void *half;            /* (k,): half of the distance to the nearest other centroid, or 0 */
-    const void *moved;     /* (k,): distance from the last position */
-    const void *passed;    /* (k,): the largest distance that another one moved */
-    int32_t *labels;       /* (n,) */
-    void *upper, *lower;   /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
-    double *sums;          /* (chunks, k, stride): of weight * x, d of them, and of the weights; aligned to 64 */
-} qk_kmeans;
-
-typedef struct {
-    size_t changed;  /* labels */
-    size_t by_label; /* chunks in which distances between centroids saved work */
-} qk_kmeans_counts;
-
 /* Labels, bounds and sums of the chunks first .. last - 1; adds to `counts`. Returns 0 where memory ran out, as the
  * next two. */
 int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts);
@@ -342,16 +272,6 @@ int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, doubl
 void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
 
 /* ---- codebooks of vectors ---- */
-
-/* Levels of product quantization (numerics 19). */
-enum { QK_MAX_LEVELS = 256 };
-typedef struct {
-    size_t m, k, d;       /* groups of d neighbours; k levels, at most QK_MAX_LEVELS */
-    int shared;           /* whether all groups have one table of levels; else m of them */
-    const float *levels;  /* (m, k, d) */
-    const float *columns; /* (m, d, k) */
-    const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
-} qk_pq_book;
 
 /* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where
  * memory ran out. */

@@ -2,6 +2,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/fpmode.h"

@@ -5,6 +5,7 @@
  * k a tile is cut where its int32 sums could overflow; there they are added to int64 ones. */
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"

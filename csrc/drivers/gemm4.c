@@ -5,6 +5,7 @@
  * rows. */
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
@@ -12,7 +13,13 @@
 #include "drivers/scales.h"
 #include "drivers/walk.h"
 
-enum { NR = QK_GEMM4_NR, KR = QK_GEMM4_KR, OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2 };
+enum {
+    NR = QK_GEMM4_NR,
+    KR = QK_GEMM4_KR,
+    OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
+    MOST_TILE_ROWS = 32,
+    SHARED_ROWS = 12 /* tasks take multiples of at most as many: taller tiles are made of parts */
+};
 
 /* ---- packing of b ---- */
 
@@ -267,22 +274,20 @@ typedef struct {
     const qk_gemm4_weights *b;
     const qk_epilogue *epilogue;
     size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
-    size_t lda, ld_start;
-    size_t start_at, spare_at, wide_at; /* where things lie in the memory of a task */
+    size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
+    size_t start_at, spare_at, prepared_at; /* where things lie in the memory of a task */
     qk_row_quantizer quantizer;
 } product;
 
 /* A block of rows of x: codes, starting sums and scales. */
 typedef struct {
     int32_t *start;
-    int16_t *wide_codes; /* the codes, if the tile wants them so; else NULL */
+    int8_t *prepared; /* what the tile reads instead of the codes, or NULL */
     int any_wide;
     float scale[MAX_ROWS];
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     _Alignas(64) int8_t codes[];
 } row_block;
-
-static int has_wide_codes(const qk_gemm4_weights *b) { return b->bits == 8 && b->kernels->gemm4->blocks8_widen_row; }
 
 /* Blocks of a row, each padded with zeros to whole steps. */
 static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
@@ -311,7 +316,8 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     if (b->bits == 4) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
-    if (rows->wide_codes) k->gemm4->blocks8_widen_row(codes, g->k_pad, rows->wide_codes + i * g->lda);
+    if (rows->prepared)
+        k->gemm4->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
     if (k->gemm4->blocks8_flip) flip_codes(codes, g->k_pad, k->gemm4->blocks8_flip);
 }
 
@@ -323,7 +329,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t cou
     const int spread = b->block % KR && b->blocks > 1;
     row_block *rows = memory;
     rows->start = (int32_t *)((char *)memory + g->start_at);
-    rows->wide_codes = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
+    rows->prepared = g->ld_prepared ? (int8_t *)memory + g->prepared_at : NULL;
     rows->any_wide = 0;
     for (size_t i = 0; i < count; i++) {
         const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
@@ -450,9 +456,8 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const int8_t *codes = block->codes + row * g->lda;
     const int32_t *start = block->start + row * g->ld_start;
     if (g->b->bits == 8)
-        k->gemm4->blocks8_tile(rows, panel,
-                               block->wide_codes ? (const void *)(block->wide_codes + row * g->lda) : codes, g->lda,
-                               start, g->ld_start, y);
+        k->gemm4->blocks8_tile(rows, panel, block->prepared ? block->prepared + row * g->ld_prepared : codes,
+                               block->prepared ? g->ld_prepared : g->lda, start, g->ld_start, y);
     else
         (g->b->column_levels ? k->gemm4->column_levels_tile : k->gemm4->gemm4_tile)(rows, panel, codes, g->lda, start,
                                                                                     g->ld_start, y);
@@ -465,7 +470,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const qk_gemm4_weights *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
-    float y[MAX_MR * NR] __attribute__((aligned(64)));
+    float y[MOST_TILE_ROWS * NR] __attribute__((aligned(64)));
     qk_gemm4_panel p = {.blocks = b->blocks,
                         .steps = g->block_pad / step_rows(b),
                         .half_scales = b->half_scales,
@@ -495,13 +500,14 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
-    const int wide = has_wide_codes(g->b);
-    qk_share(&g->walk, g->lda * (wide ? 2 : 1), (int)tile_rows(g->b));
+    if (g->b->bits == 8 && g->b->kernels->gemm4->blocks8_prepare_row)
+        g->ld_prepared = round_up(qk_plus(qk_times(g->k_pad, 2), qk_times(g->b->blocks, 8)), 64);
+    qk_share(&g->walk, g->ld_prepared ? g->ld_prepared : g->lda, (int)min_size(tile_rows(g->b), SHARED_ROWS));
     const size_t rows = g->walk.block_rows, codes = qk_times(g->lda, rows);
     g->start_at = qk_plus(sizeof(row_block), codes);
     g->spare_at = qk_plus(g->start_at, qk_times(qk_times(g->ld_start, rows), sizeof(int32_t)));
-    g->walk.bytes = qk_plus(g->spare_at, round_up(g->b->k + 64, 64));
-    if (wide) g->wide_at = g->walk.bytes, g->walk.bytes = qk_plus(g->wide_at, qk_times(codes, sizeof(int16_t)));
+    g->prepared_at = qk_plus(g->spare_at, round_up(g->b->k + 64, 64));
+    g->walk.bytes = qk_plus(g->prepared_at, qk_times(g->ld_prepared, rows));
 }
 
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,

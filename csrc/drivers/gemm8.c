@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"

@@ -1,4 +1,5 @@
 /* Drivers of GGUF's block layouts: the kernel of each, and threads. */
+#include "drivers/drivers.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"

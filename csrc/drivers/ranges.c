@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"

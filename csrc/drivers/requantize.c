@@ -1,6 +1,7 @@
 /* Requantization of int32 sums (numerics 7): multipliers in fixed point, threads. */
 #include <math.h>
 
+#include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"

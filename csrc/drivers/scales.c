@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "runtime/fpmode.h"
+#include "drivers/drivers.h"
 #include "drivers/scales.h"
 #include "runtime/sizes.h"
 

@@ -1,3 +1,4 @@
+#include "drivers/drivers.h"
 #include "drivers/walk.h"
 
 #include "kernels/kernels.h"

@@ -3,7 +3,7 @@
 #define QK_KERNELS_H
 
 #include "kernels/kmeans1d.h"
-#include "drivers/drivers.h"
+#include "kernels/arguments.h"
 #include "runtime/sizes.h"
 
 enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 }; /* no tile, and no step of one, is larger */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "runtime/dispatch.h"
 #include "runtime/compiler.h"
 
 /* Best first. */

@@ -11,7 +11,7 @@ cdef class Dense:
     """Multiply by weights w (outputs, inputs) and apply ReLU."""
 
     cdef qkernels.Weights *weights
-    cdef size_t inputs, outputs
+    cdef Py_ssize_t inputs, outputs
 
     def __cinit__(self, const float[:, ::1] w):
         self.outputs, self.inputs = w.shape[0], w.shape[1]

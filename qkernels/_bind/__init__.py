@@ -5,22 +5,21 @@ of the name that it is given; so all others are loaded from there as well.
 """
 
 import sys
-from importlib.machinery import ExtensionFileLoader, PathFinder
+from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 
-_FILE = PathFinder.find_spec(f"{__name__}.runtime", __path__).origin
+from . import runtime as runtime
 
 
 def _load(name):
-    full_name = f"{__name__}.{name}"
-    spec = spec_from_file_location(full_name, _FILE, loader=ExtensionFileLoader(full_name, _FILE))
+    full_name, file = f"{__name__}.{name}", runtime.__spec__.origin
+    spec = spec_from_file_location(full_name, file, loader=ExtensionFileLoader(full_name, file))
     module = sys.modules[full_name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 # In this order: a module imports those before it.
-runtime = _load("runtime")
 arrays = _load("arrays")
 elementwise = _load("elementwise")
 weights = _load("weights")

@@ -72,7 +72,7 @@ cdef extern from "drivers/drivers.h" nogil:
         int32_t *colsum
 
     const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
-                                           ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
+                                                 ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
     size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
     void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k,
                        size_t n, int b_unsigned)

@@ -53,7 +53,7 @@ def shown(value, text=repr, most=100):
 
 def word(value):
     """Return what a caller gave; of a subclass of str, which may compare as it likes, the str that it is."""
-    return str.__str__(value) if isinstance(value, str) else value
+    return str.__str__(value) if isinstance(value, str) and type(value) is not str else value
 
 
 def built_isas():

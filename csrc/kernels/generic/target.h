@@ -48,8 +48,8 @@
 #define GEMM8_WIDE_TILE NULL
 #define GEMM8_WIDEN_PANEL NULL
 #endif
-#ifndef BLOCKS8_WIDEN_ROW
-#define BLOCKS8_WIDEN_ROW NULL
+#ifndef BLOCKS8_PREPARE_ROW
+#define BLOCKS8_PREPARE_ROW NULL
 #endif
 
 /* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */

@@ -28,13 +28,13 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM8_MR 6
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
-#define BLOCKS8_MR 6
+#define BLOCKS8_MR 32
 #define NR 16
 #define KR 2
 #define A_BYTES 2
 #define GEMM8_WIDE_TILE gemm8_wide_tile
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
-#define BLOCKS8_WIDEN_ROW blocks8_widen_row
+#define BLOCKS8_PREPARE_ROW blocks8_prepare_row
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
@@ -358,28 +358,76 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
 
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
-/* A lane has 4 rows of a column: the even ones become int16 by two shifts, the odd ones by one, and meet codes of a in
- * the order 0 2 1 3 (vpmaddubsw could saturate). Tile: 6 rows x 16 columns, as for one scale a column; the sums of all
- * blocks are in the L1 cache. */
+/* vpmaddubsw multiplies |a| by b, its bits flipped where a < 0: -b - 1 instead of -b, which is made good by the sum of
+ * the |a| of a < 0, known for each block of a row. Two products fit 16 bits, 2 * 127 * 128 < 2^15, and are widened at
+ * once; four do if their |a| sum up to 256 or less, and are added before: 28 instructions a block of 32 rows x 8
+ * columns instead of 32. Codes of normal values seldom fail, uniform ones often. Tile: 32 rows x 32 columns, block by
+ * block in parts of 4 rows x 16 columns, while its codes are in the L1 cache as sums of all blocks are. */
 
-enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR };
+enum { BYTES_STEP = QK_GEMM4_NR * QK_GEMM4_KR, PART_ROWS = 4, MOST_PAIRED = 256 };
 
-static void blocks8_widen_row(const int8_t *restrict a, size_t n, int16_t *restrict to)
+/* A block of a row as the tile reads it; 4 magnitudes and 4 signs (0 or -1) of each step follow. */
+typedef struct {
+    int32_t negatives; /* sum of |a| where a < 0 */
+    int32_t apart;     /* whether some steps do not fit 16 bits in pairs */
+} block_of_row;
+
+/* Two steps of a row, or one and zeros. `sums` gets the magnitudes that are added in 16 bits, `negatives` those of
+ * negative codes. */
+static QK_INLINE void prepare_steps(__m128i codes, int8_t *to, const int both, __m128i *sums, __m128i *negatives)
 {
-    for (size_t i = 0; i < n; i += 4) to[i] = a[i], to[i + 1] = a[i + 2], to[i + 2] = a[i + 1], to[i + 3] = a[i + 3];
+    const __m128i zero = _mm_setzero_si128(), sign = _mm_cmpgt_epi8(zero, codes), size = _mm_abs_epi8(codes);
+    const __m128i pairs = _mm_maddubs_epi16(size, _mm_set1_epi8(1)), steps = _mm_unpacklo_epi32(size, sign);
+    *sums = _mm_max_epi16(*sums, _mm_add_epi16(pairs, _mm_srli_epi64(pairs, 32)));
+    *negatives = _mm_add_epi32(*negatives, _mm_sad_epu8(_mm_and_si128(size, sign), zero));
+    if (both)
+        _mm_storeu_si128((__m128i *)to, steps);
+    else
+        _mm_storel_epi64((__m128i *)to, steps);
+}
+
+static void blocks8_prepare_row(const int8_t *a, size_t n, size_t block, void *prepared)
+{
+    int8_t *to = prepared;
+    for (size_t left = n, rows; left; left -= rows) {
+        __m128i sums = _mm_setzero_si128(), negatives = sums;
+        block_of_row *head = (block_of_row *)to;
+        rows = left < block ? left : block;
+        to += sizeof *head;
+        size_t i = 0;
+        for (; i + 8 <= rows; i += 8, a += 8, to += 16)
+            prepare_steps(_mm_loadl_epi64((const __m128i *)a), to, 1, &sums, &negatives);
+        if (i < rows) {
+            int32_t last;
+            memcpy(&last, a, sizeof last);
+            prepare_steps(_mm_cvtsi32_si128(last), to, 0, &sums, &negatives);
+            a += 4, to += 8;
+        }
+        const int first = _mm_extract_epi16(sums, 0), second = _mm_extract_epi16(sums, 1);
+        head->negatives = _mm_cvtsi128_si32(negatives);
+        head->apart = first > MOST_PAIRED || second > MOST_PAIRED;
+    }
 }
 
 /* The sums that 8 columns of a row start from. */
-static inline __m256i starts8(const int own_zeros, __m256i zeros, const int32_t *start)
+static QK_INLINE __m256i starts8(const int own_zeros, __m256i zeros, const int32_t *start, const uint8_t *a)
 {
-    return own_zeros ? _mm256_madd_epi16(zeros, _mm256_set1_epi32(*start)) : _mm256_setzero_si256();
+    const __m256i negatives = broadcast4(a + offsetof(block_of_row, negatives));
+    return own_zeros ? _mm256_add_epi32(negatives, _mm256_madd_epi16(zeros, _mm256_set1_epi32(*start))) : negatives;
 }
 
-/* The even or the odd rows of a step, of 8 columns. */
-static QK_INLINE __m256i rows_of_step(const uint8_t *b, const int odd)
+/* Pairs of products of a step of a row, at `a`, and 8 columns. */
+static QK_INLINE __m256i products8(const uint8_t *a, __m256i b)
 {
-    const __m256i codes = load_codes(b);
-    return _mm256_srai_epi16(odd ? codes : _mm256_slli_epi16(codes, 8), 8);
+    return _mm256_maddubs_epi16(broadcast4(a), _mm256_xor_si256(b, broadcast4(a + 4)));
+}
+
+/* c + the products of one step, or of two. */
+static QK_INLINE __m256i add_products8(const int steps, __m256i c, const uint8_t *a, __m256i b, __m256i next)
+{
+    __m256i products = products8(a, b);
+    if (steps > 1) products = _mm256_add_epi16(products, products8(a + 8, next));
+    return add_to_i32(c, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
 }
 
 static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
@@ -388,71 +436,79 @@ static inline void add_sums(float *y, __m256i c0, __m256i c1, block_columns of)
     _mm256_storeu_ps(y + 8, _mm256_fmadd_ps(_mm256_cvtepi32_ps(c1), of.s1, _mm256_loadu_ps(y + 8)));
 }
 
-/* A block of `rows` rows and of 16 columns from `col` on, added to y. `rows` and `own_zeros` are constants where this
- * is inlined. */
-static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, size_t col, size_t steps,
-                                   const qk_gemm4_panel *p, const uint8_t *b, const int16_t *a, size_t lda,
-                                   const int32_t *start, size_t ld_start, float *y)
+/* The sums of `rows` rows and 16 columns: c0 and c1 are of the first row. */
+static QK_INLINE void add_steps8(const int rows, const int steps, eight_sums *c, const uint8_t *a, size_t lda,
+                                 const uint8_t *b)
+{
+    const uint8_t *next = b + (steps > 1 ? BYTES_STEP : 0);
+    const __m256i b0 = load_codes(b), b1 = load_codes(b + 32), n0 = load_codes(next), n1 = load_codes(next + 32);
+    c->c0 = add_products8(steps, c->c0, a, b0, n0), c->c1 = add_products8(steps, c->c1, a, b1, n1);
+    if (rows > 1) a += lda, c->c2 = add_products8(steps, c->c2, a, b0, n0);
+    if (rows > 1) c->c3 = add_products8(steps, c->c3, a, b1, n1);
+    if (rows > 2) a += lda, c->c4 = add_products8(steps, c->c4, a, b0, n0);
+    if (rows > 2) c->c5 = add_products8(steps, c->c5, a, b1, n1);
+    if (rows > 3) a += lda, c->c6 = add_products8(steps, c->c6, a, b0, n0);
+    if (rows > 3) c->c7 = add_products8(steps, c->c7, a, b1, n1);
+}
+
+/* A block of `rows` rows and of 16 columns, added to y. `rows` and `own_zeros` are constants where this is inlined. */
+static QK_INLINE void blocks8_part(const int rows, const int own_zeros, size_t steps, const uint8_t *b,
+                                   block_columns of, const uint8_t *a, size_t lda, const int32_t *start,
+                                   size_t ld_start, float *y)
+{
+    int apart = 0;
+    for (int i = 0; i < rows; i++) apart |= ((const block_of_row *)(a + (size_t)i * lda))->apart;
+    eight_sums c;
+    c.c0 = starts8(own_zeros, of.z0, start, a), c.c1 = starts8(own_zeros, of.z1, start, a);
+    const uint8_t *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda;
+    const int32_t *start1 = start + ld_start, *start2 = start1 + ld_start, *start3 = start2 + ld_start;
+    if (rows > 1) c.c2 = starts8(own_zeros, of.z0, start1, a1), c.c3 = starts8(own_zeros, of.z1, start1, a1);
+    if (rows > 2) c.c4 = starts8(own_zeros, of.z0, start2, a2), c.c5 = starts8(own_zeros, of.z1, start2, a2);
+    if (rows > 3) c.c6 = starts8(own_zeros, of.z0, start3, a3), c.c7 = starts8(own_zeros, of.z1, start3, a3);
+    a += sizeof(block_of_row);
+    if (!apart)
+        for (; steps > 1; steps -= 2, a += 16, b += 2 * BYTES_STEP) add_steps8(rows, 2, &c, a, lda, b);
+    for (; steps; steps--, a += 8, b += BYTES_STEP) add_steps8(rows, 1, &c, a, lda, b);
+    add_sums(y, c.c0, c.c1, of);
+    if (rows > 1) add_sums(y + QK_GEMM4_NR, c.c2, c.c3, of);
+    if (rows > 2) add_sums(y + 2 * QK_GEMM4_NR, c.c4, c.c5, of);
+    if (rows > 3) add_sums(y + 3 * QK_GEMM4_NR, c.c6, c.c7, of);
+}
+
+/* A block of all rows and of 16 columns from `col` on. */
+static QK_INLINE void blocks8_half(const int own_zeros, int rows, size_t col, size_t steps, const qk_gemm4_panel *p,
+                                   const uint8_t *b, const uint8_t *a, size_t lda, const int32_t *start,
+                                   size_t ld_start, float *y)
 {
     const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_GEMM4_NR * (p->half_scales ? 2 : 4) + col;
     block_columns of = columns_at(p, 0, scales, col, col + 8);
     if (own_zeros) of.z0 = zero_pairs8(zeros), of.z1 = zero_pairs8(zeros + 8);
-    const int16_t *a3 = a + 3 * lda;
-    const int32_t *start3 = start + 3 * ld_start;
-    __m256i c00, c01, c10, c11, c20, c21, c30, c31, c40, c41, c50, c51;
-    c00 = starts8(own_zeros, of.z0, start), c01 = starts8(own_zeros, of.z1, start);
-    if (rows > 1) c10 = starts8(own_zeros, of.z0, start + ld_start), c11 = starts8(own_zeros, of.z1, start + ld_start);
-    if (rows > 2)
-        c20 = starts8(own_zeros, of.z0, start + 2 * ld_start), c21 = starts8(own_zeros, of.z1, start + 2 * ld_start);
-    if (rows > 3) c30 = starts8(own_zeros, of.z0, start3), c31 = starts8(own_zeros, of.z1, start3);
-    if (rows > 4)
-        c40 = starts8(own_zeros, of.z0, start3 + ld_start), c41 = starts8(own_zeros, of.z1, start3 + ld_start);
-    if (rows > 5)
-        c50 = starts8(own_zeros, of.z0, start3 + 2 * ld_start), c51 = starts8(own_zeros, of.z1, start3 + 2 * ld_start);
-    b += QK_GEMM4_KR * col;
-    for (size_t s = 0; s < steps; s++, b += BYTES_STEP)
-        for (int odd = 0; odd < 2; odd++, a += 2, a3 += 2) {
-            const __m256i b0 = rows_of_step(b, odd), b1 = rows_of_step(b + 32, odd);
-            __m256i v = broadcast2(a);
-            c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
-            if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
-            if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
-            if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
-            if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
-            if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
-        }
-    y += col;
-    add_sums(y, c00, c01, of);
-    if (rows > 1) add_sums(y + QK_GEMM4_NR, c10, c11, of);
-    if (rows > 2) add_sums(y + 2 * QK_GEMM4_NR, c20, c21, of);
-    if (rows > 3) add_sums(y + 3 * QK_GEMM4_NR, c30, c31, of);
-    if (rows > 4) add_sums(y + 4 * QK_GEMM4_NR, c40, c41, of);
-    if (rows > 5) add_sums(y + 5 * QK_GEMM4_NR, c50, c51, of);
+    b += QK_GEMM4_KR * col, y += col;
+    for (; rows >= PART_ROWS; rows -= PART_ROWS) {
+        blocks8_part(PART_ROWS, own_zeros, steps, b, of, a, lda, start, ld_start, y);
+        a += PART_ROWS * lda, start += PART_ROWS * ld_start, y += PART_ROWS * QK_GEMM4_NR;
+    }
+    switch (rows) {
+    case 1: blocks8_part(1, own_zeros, steps, b, of, a, lda, start, ld_start, y); break;
+    case 2: blocks8_part(2, own_zeros, steps, b, of, a, lda, start, ld_start, y); break;
+    case 3: blocks8_part(3, own_zeros, steps, b, of, a, lda, start, ld_start, y); break;
+    default: break;
+    }
 }
 
-/* Block by block, both halves of the columns of each. */
-static QK_INLINE void blocks8_columns(const int rows, const int own_zeros, const qk_gemm4_panel *p, const int16_t *a,
+/* Block by block, both halves of the columns of each. Few rows use codes as fast as they arrive, so these are fetched
+ * two blocks ahead. */
+static QK_INLINE void blocks8_columns(const int own_zeros, int rows, const qk_gemm4_panel *p, const uint8_t *a,
                                       size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
     const uint8_t *b = p->records;
     for (size_t block = 1; block <= p->blocks; block++, start++) {
         const size_t steps = block < p->blocks ? p->steps : p->last_steps;
+        const size_t record = steps * BYTES_STEP + p->params_bytes;
+        for (size_t i = 0; i < record; i += 64) _mm_prefetch((const char *)(b + 2 * record + i), _MM_HINT_T0);
         for (size_t col = 0; col < QK_GEMM4_NR; col += 16)
-            blocks8_rows(rows, own_zeros, col, steps, p, b, a, lda, start, ld_start, y);
-        a += steps * QK_GEMM4_KR, b += steps * BYTES_STEP + p->params_bytes;
-    }
-}
-
-static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_gemm4_panel *p, const int16_t *a,
-                                      size_t lda, const int32_t *start, size_t ld_start, float *y)
-{
-    switch (rows) {
-    case 1: blocks8_columns(1, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 2: blocks8_columns(2, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 3: blocks8_columns(3, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 4: blocks8_columns(4, own_zeros, p, a, lda, start, ld_start, y); break;
-    case 5: blocks8_columns(5, own_zeros, p, a, lda, start, ld_start, y); break;
-    default: blocks8_columns(6, own_zeros, p, a, lda, start, ld_start, y); break;
+            blocks8_half(own_zeros, rows, col, steps, p, b, a, lda, start, ld_start, y);
+        a += sizeof(block_of_row) + steps * 2 * QK_GEMM4_KR, b += steps * BYTES_STEP + p->params_bytes;
     }
 }
 
@@ -461,9 +517,9 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
 {
     memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
     if (p->own_zeros)
-        blocks8_tile_of(1, rows, p, a, lda, start, ld_start, y);
+        blocks8_columns(1, rows, p, a, lda, start, ld_start, y);
     else
-        blocks8_tile_of(0, rows, p, a, lda, start, ld_start, y);
+        blocks8_columns(0, rows, p, a, lda, start, ld_start, y);
 }
 
 /* ---- k-means: what kmeans.h needs ---- */

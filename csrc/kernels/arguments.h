@@ -1,0 +1,87 @@
+/* What drivers hand on to kernels as they were given it. */
+#ifndef QK_ARGUMENTS_H
+#define QK_ARGUMENTS_H
+
+#include "include/qkernels.h"
+
+typedef struct qk_kernels qk_kernels;             /* one instruction set; see kernels.h */
+typedef struct qk_gemm8_kernels qk_gemm8_kernels; /* its products of bytes */
+
+/* ---- products ---- */
+
+/* What becomes of a sum. Column arrays have n_pad entries. */
+typedef struct {
+    enum { QK_TO_INT32, QK_TO_FLOAT, QK_TO_CODES } type;
+    void *out;
+    size_t row_stride;             /* in bytes */
+    const int32_t *b_zero;         /* zero points of b as given, or NULL for 0 */
+    const int32_t *int_bias;       /* added to the sum, or NULL */
+    const float *col_scale;        /* float: scale of b; codes: scale of a times scale of b */
+    float least_scale, most_scale; /* floats: of the n columns' scales */
+    const float *float_bias;       /* added after scaling; NULL: nothing */
+    const float *residual;         /* floats: added before the activation, rows as those of out; or NULL */
+    size_t residual_stride;        /* in bytes */
+    qk_activation activation;
+    int bounded; /* floats: whether the result is clamped to lo .. hi */
+    float lo, hi;
+    qk_requant requant; /* codes; multiplier, mantissa and shift per column */
+    float out_scale;    /* codes, with an activation that needs real values */
+    /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
+     * double; scale 0 where float32 serves. NULL: it serves everywhere. */
+    const double *wide_scale, *wide_bias;
+} qk_epilogue;
+
+/* ---- codebooks ---- */
+
+/* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have
+ * 2^depth entries: levels that codes stand for, thresholds as a binary tree (from 1 on; node i has the children 2 i and
+ * 2 i + 1; infinite ones pad it), and the code of each rank. */
+typedef struct {
+    int depth;
+    int in_order; /* the code of a rank is the rank */
+    const float *level, *node;
+    const uint8_t *order;
+    /* 2 (last + 1) buckets of values, those of negative values after the others: the rank below the bucket, and 32 bits
+     * whose sum with a value carries where it is above the threshold. second: the same, without a rank, where buckets
+     * have two thresholds, else NULL. bucket is NULL where they would have more. */
+    const uint64_t *bucket, *second;
+    int32_t least, last;
+    int shift;
+} qk_levels;
+
+/* Levels of product quantization (numerics 19). */
+enum { QK_MAX_LEVELS = 256 };
+typedef struct {
+    size_t m, k, d;       /* groups of d neighbours; k levels, at most QK_MAX_LEVELS */
+    int shared;           /* whether all groups have one table of levels; else m of them */
+    const float *levels;  /* (m, k, d) */
+    const float *columns; /* (m, d, k) */
+    const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
+} qk_pq_book;
+
+/* ---- k-means ---- */
+
+/* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */
+typedef struct {
+    qk_dtype type;
+    size_t n, d, k;
+    size_t stride;         /* of a row of sums: d + 1 or more */
+    size_t chunk;          /* points of a chunk */
+    const void *x;         /* (n, d) */
+    const double *weight;  /* (n,), or NULL: 1 each */
+    const void *centroids; /* (k + 1, d), the last one infinite */
+    void *distance;        /* (k, k): of centroids from one another; NULL: not used */
+    void *half;            /* (k,): half of the distance to the nearest other centroid, or 0 */
+    const void *moved;     /* (k,): distance from the last position */
+    const void *passed;    /* (k,): the largest distance that another one moved */
+    int32_t *labels;       /* (n,) */
+    void *upper, *lower;   /* (n,): bounds of the distance to the nearest and to the second nearest centroid */
+    double *sums;          /* (chunks, k, stride): of weight * x, d of them, and of the weights; aligned to 64 */
+} qk_kmeans;
+
+typedef struct {
+    size_t changed;  /* labels */
+    size_t by_label; /* chunks in which distances between centroids saved work */
+} qk_kmeans_counts;
+
+#endif
