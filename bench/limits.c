@@ -9,13 +9,20 @@
 #define INLINE static inline __attribute__((always_inline))
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 int has_avx512vnni(void) { return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
+int has_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
 int has_avx512(void) { return __builtin_cpu_supports("avx512bw"); }
 int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
 #define AVX512VNNI __attribute__((target("avx512vl,avx512vnni")))
+#define AVXVNNI __attribute__((target("avxvnni")))
 #define AVX512 __attribute__((target("avx512bw")))
 #define AVX2 __attribute__((target("avx2,fma")))
 
@@ -47,14 +54,27 @@ int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supp
 
 PEAK(vpdpbusd, AVX512VNNI, __m512i, _mm512_dpbusd_epi32(c, *a, b))
 PEAK(vpdpwssd, AVX512VNNI, __m512i, _mm512_dpwssd_epi32(c, *a, b))
-PEAK(vpdpbusd_256, AVX512VNNI, __m256i, _mm256_dpbusd_epi32(c, *a, b)) /* VEX's vpdpbusd is the same instruction */
+PEAK(vpdpbusd_256, AVXVNNI, __m256i, _mm256_dpbusd_avx_epi32(c, *a, b))
 PEAK(vpmaddwd_512, AVX512, __m512i, _mm512_add_epi32(c, _mm512_madd_epi16(*a, b)))
 PEAK(vpmaddwd, AVX2, __m256i, _mm256_add_epi32(c, _mm256_madd_epi16(*a, b)))
+/* Two steps of small weights, added before they are widened; two orders of operands, or one product would do. */
+PEAK(vpmaddubsw_512, AVX512, __m512i,
+     _mm512_add_epi32(c,
+                      _mm512_madd_epi16(_mm512_add_epi16(_mm512_maddubs_epi16(*a, b), _mm512_maddubs_epi16(b, *a)), b)))
+PEAK(vpmaddubsw, AVX2, __m256i,
+     _mm256_add_epi32(c,
+                      _mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(*a, b), _mm256_maddubs_epi16(b, *a)), b)))
 PEAK(fma_512, AVX512, __m512, _mm512_fmadd_ps(*a, b, c))
 PEAK(fma_256, AVX2, __m256, _mm256_fmadd_ps(*a, b, c))
 
 #else
 int has_avx512vnni(void) { return 0; }
+int has_avxvnni(void) { return 0; }
+int has_avxvnni(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
 int has_avx512(void) { return 0; }
 int has_avx2(void) { return 0; }
 #endif

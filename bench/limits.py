@@ -17,8 +17,10 @@ from race import Contender
 PEAKS = {
     "peak_vpdpbusd": ("vpdpbusd, 512 bits", 12 * 64, "has_avx512vnni"),
     "peak_vpdpwssd": ("vpdpwssd, 512 bits", 12 * 32, "has_avx512vnni"),
-    "peak_vpdpbusd_256": ("vpdpbusd, 256 bits", 12 * 32, "has_avx512vnni"),
+    "peak_vpdpbusd_256": ("vpdpbusd, 256 bits", 12 * 32, "has_avxvnni"),
     "peak_vpmaddwd_512": ("vpmaddwd + vpaddd, 512 bits", 12 * 32, "has_avx512"),
+    "peak_vpmaddubsw_512": ("vpmaddubsw in pairs, 512 bits", 12 * 128, "has_avx512"),
+    "peak_vpmaddubsw": ("vpmaddubsw in pairs, 256 bits", 12 * 64, "has_avx2"),
     "peak_vpmaddwd": ("vpmaddwd + vpaddd, 256 bits", 12 * 16, "has_avx2"),
     "peak_fma_512": ("float32 FMA, 512 bits", 12 * 16, "has_avx512"),
     "peak_fma_256": ("float32 FMA, 256 bits", 12 * 8, "has_avx2"),

@@ -1,8 +1,9 @@
-/* AVX-512 on every machine: csrc/kernels/x86/avx512vnni.c compiled against SIMDe (emulated/immintrin.h), whose portable
- * C stands for each instruction, gives the bits of the scalar kernels. test_simde.py compiles and runs this.
+/* Instruction sets that this machine may lack, on every machine: the files of csrc/kernels/x86/ compiled against SIMDe
+ * (emulated/immintrin.h), whose portable C stands for each instruction, give the bits of the scalar kernels.
+ * test_simde.py compiles and runs this.
  *
- * Every function of the table is called at all lengths 0..130 (all rows and columns for tiles) on random and
- * extreme values, and outputs are followed by bytes that must not change. */
+ * Every function of the tables' own families is called at all lengths 0..130 (all rows and columns for tiles) on random
+ * and extreme values, and outputs are followed by bytes that must not change. */
 #include <float.h>
 #include <math.h>
 #include <stdio.h>
@@ -11,14 +12,16 @@
 
 #include "drivers/drivers.h"
 #include "kernels/kernels.h"
+#include "runtime/compiler.h"
 
 #ifdef __AVX512F__
 #error "compile without AVX-512, so that SIMDe's portable code runs"
 #endif
 
-enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64, MR = 12, NR = 32 };
+enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64 };
+enum { TALL = 12, WIDE = 32, SIXTEEN = 16 /* rows and columns of the largest tile; columns of the scalar kernels' */ };
 
-static const qk_kernels *const simde = &qk_kernels_avx512vnni, *const scalar = &qk_kernels_scalar;
+static const qk_kernels *simde, *const scalar = &qk_kernels_scalar;
 static const char *what = "";
 static size_t compared;
 
@@ -215,71 +218,133 @@ static void test_conversions(arrays *a, size_t n)
 
 /* ---- products ---- */
 
-static void test_pack_row(size_t n)
+static void test_pack_row(const qk_gemm8_kernels *g, size_t n)
 {
-    uint8_t a[LENGTHS], got[LENGTHS + 4 + MARGIN], want[LENGTHS + 4 + MARGIN];
-    const size_t n_pad = (n + 3) / 4 * 4;
+    uint8_t a[LENGTHS], bytes[LENGTHS + 4];
+    uint16_t got[LENGTHS + 4 + MARGIN], want[LENGTHS + 4 + MARGIN];
+    const size_t n_pad = (n + 3) / 4 * 4, size = (size_t)g->a_bytes * n_pad;
     random_bytes(a, n);
     for (int flip = 0; flip <= 0x80; flip += 0x80) {
         what = "gemm8_pack_row";
-        clear(got, n_pad), clear(want, n_pad);
-        simde->gemm8->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, got);
-        scalar->gemm8->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, want);
-        check(got, want, n_pad, n);
-        const int32_t sums[2] = {simde->gemm8->sum_codes(a, n, (uint8_t)flip),
-                                 scalar->gemm8->sum_codes(a, n, (uint8_t)flip)};
+        clear(got, size), clear(want, size);
+        g->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, got);
+        scalar->gemm8->gemm8_pack_row(a, n, n_pad, (uint8_t)flip, bytes);
+        for (size_t i = 0; i < n_pad; i++)
+            if (g->a_bytes == 2)
+                want[i] = bytes[i];
+            else
+                ((uint8_t *)want)[i] = bytes[i];
+        check(got, want, size, n);
+        const int32_t sums[2] = {g->sum_codes(a, n, (uint8_t)flip), scalar->gemm8->sum_codes(a, n, (uint8_t)flip)};
         if (sums[0] != sums[1]) printf("sum_codes: %d and %d at length %zu\n", sums[0], sums[1], n), exit(1);
     }
 }
 
-/* The scalar kernels' tiles are 16 columns wide: two of them make one of 32. */
-static void test_gemm_tile(int rows, size_t steps)
+/* The codes of a panel of g from one of the scalar kernels for each 16 columns. */
+static void lay_out(const qk_gemm8_kernels *g, size_t k, const int8_t (*part)[4 * SIXTEEN * 300], int8_t *to)
 {
-    enum { STEPS = 300 };
-    static uint8_t a[MR * (4 * STEPS + 4)];
-    static int8_t panel[4 * NR * STEPS], half[2][4 * 16 * STEPS];
-    int32_t init[NR], got[MR * 40 + MARGIN / 4], want[MR * 40 + MARGIN / 4];
-    const size_t lda = 4 * steps + random32() % 5, ldc = NR + random32() % 8;
-    random_bytes(a, sizeof a), random_bytes(panel, sizeof panel), random_ints(init, NR);
-    for (size_t s = 0; s < steps; s++)
-        for (int h = 0; h < 2; h++) memcpy(half[h] + 64 * s, panel + 128 * s + 64 * h, 64);
-    what = "gemm8_tile";
-    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm8->gemm8_tile(rows, steps, a, lda, panel, init, got, ldc);
-    for (int h = 0; h < 2; h++)
-        scalar->gemm8->gemm8_tile(rows, steps, a, lda, half[h], init + 16 * h, want + 16 * h, ldc);
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    const size_t nr = (size_t)g->nr, kr = (size_t)g->kr;
+    for (size_t i = 0; i < k; i++)
+        for (size_t j = 0; j < nr; j++)
+            to[(i / kr * nr + j) * kr + i % kr] = part[j / SIXTEEN][(i / 4 * SIXTEEN + j % SIXTEEN) * 4 + i % 4];
 }
 
-static void test_pack_panel(size_t k, size_t cols)
+/* The scalar kernels' tiles are 16 columns wide: one or two of them make one of g. */
+static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
 {
-    static uint8_t b[LENGTHS * NR];
-    static int8_t got[(LENGTHS + 3) * NR + MARGIN], half[(LENGTHS + 3) * 16 + MARGIN], want[sizeof got];
-    const size_t k_pad = (k + 3) / 4 * 4;
-    int32_t zero[NR];
+    enum { STEPS = 300 };
+    static uint8_t a[TALL * (4 * STEPS + 4)];
+    static uint16_t packed[TALL * (4 * STEPS + 4)];
+    static int8_t panel[4 * WIDE * STEPS] __attribute__((aligned(64))), part[2][4 * SIXTEEN * STEPS];
+    static int16_t widened[4 * WIDE * STEPS] __attribute__((aligned(64)));
+    int32_t init[WIDE], got[TALL * 40 + MARGIN / 4], want[TALL * 40 + MARGIN / 4];
+    const size_t k = 4 * steps, lda = k + random32() % 5, ldc = WIDE + random32() % 8, ld = lda * (size_t)g->a_bytes;
+    const size_t own_steps = k / (size_t)g->kr;
+    random_bytes(a, sizeof a), random_bytes(part, sizeof part), random_ints(init, WIDE);
+    lay_out(g, k, part, panel);
+    for (int i = 0; i < rows; i++) g->gemm8_pack_row(a + i * lda, k, k, 0, (char *)packed + i * ld);
+    for (int wide = 0; wide < (g->gemm8_wide_tile ? 2 : 1); wide++) {
+        what = wide ? "gemm8_wide_tile" : "gemm8_tile";
+        clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
+        if (wide) {
+            g->gemm8_widen_panel(panel, own_steps, widened);
+            g->gemm8_wide_tile(rows, own_steps, packed, ld, widened, init, got, ldc);
+        } else
+            g->gemm8_tile(rows, own_steps, packed, ld, panel, init, got, ldc);
+        for (int h = 0; h < g->nr / SIXTEEN; h++)
+            scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
+        check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
+    }
+}
+
+/* What packs 16 columns of s, from 16 h on, as the scalar kernels do. Returns their bound. */
+static int64_t pack_part(const qk_panel_source *s, size_t h, size_t cols, int8_t *to, int32_t *colsum)
+{
+    qk_panel_source part = *s;
+    part.b += (ptrdiff_t)(SIXTEEN * h) * s->col_stride, part.zero += SIXTEEN * h;
+    const size_t here = cols <= SIXTEEN * h ? 0 : cols - SIXTEEN * h < SIXTEEN ? cols - SIXTEEN * h : SIXTEEN;
+    return scalar->gemm8->gemm8_pack_panel(&part, here, to, colsum + SIXTEEN * h);
+}
+
+static void test_pack_panel(const qk_gemm8_kernels *g, size_t k, size_t cols)
+{
+    static uint8_t b[LENGTHS * WIDE];
+    static int8_t got[(LENGTHS + 3) * WIDE + MARGIN], part[2][4 * SIXTEEN * 300], want[sizeof got];
+    const size_t kr = (size_t)g->kr, nr = (size_t)g->nr, k_pad = (k + kr - 1) / kr * kr;
+    int32_t zero[WIDE];
     random_bytes(b, sizeof b);
-    for (int j = 0; j < NR; j++) zero[j] = (int32_t)random32() >> 24;
+    for (int j = 0; j < WIDE; j++) zero[j] = (int32_t)random32() >> 24;
     for (int by_row = 0; by_row < 2; by_row++) {
-        qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k,
-                             k, random32() % 2 ? 0x80 : 0,    zero};
-        int32_t colsum[2][NR + MARGIN / 4];
+        const qk_panel_source s = {b, by_row ? (ptrdiff_t)cols : 1, by_row ? 1 : (ptrdiff_t)k,
+                                   k, random32() % 2 ? 0x80 : 0,    zero};
+        int32_t colsum[2][WIDE + MARGIN / 4];
         what = "gemm8_pack_panel";
-        clear(got, k_pad * NR), clear(want, k_pad * NR), clear(colsum[0], 4 * NR), clear(colsum[1], 4 * NR);
-        const int64_t bound = simde->gemm8->gemm8_pack_panel(&s, cols, got, colsum[0]);
+        clear(got, k_pad * nr), clear(want, k_pad * nr), clear(colsum[0], 4 * nr), clear(colsum[1], 4 * nr);
+        const int64_t bound = g->gemm8_pack_panel(&s, cols, got, colsum[0]);
         int64_t largest = 0;
-        for (size_t h = 0; h < 2; h++) {
-            qk_panel_source part = s;
-            part.b += (ptrdiff_t)(16 * h) * s.col_stride, part.zero += 16 * h;
-            const size_t here = cols <= 16 * h ? 0 : cols - 16 * h < 16 ? cols - 16 * h : 16;
-            const int64_t size = scalar->gemm8->gemm8_pack_panel(&part, here, half, colsum[1] + 16 * h);
+        for (size_t h = 0; h < nr / SIXTEEN; h++) {
+            const int64_t size = pack_part(&s, h, cols, part[h], colsum[1]);
             if (size > largest) largest = size;
-            for (size_t step = 0; step < k_pad / 4; step++) memcpy(want + 128 * step + 64 * h, half + 64 * step, 64);
         }
-        check(got, want, k_pad * NR, k * cols);
+        lay_out(g, k_pad, part, want);
+        check(got, want, k_pad * nr, k * cols);
         check(colsum[0], colsum[1], 4 * cols, cols);
         if (bound != largest)
             printf("gemm8_pack_panel: bounds %lld and %lld\n", (long long)bound, (long long)largest), exit(1);
     }
+}
+
+/* Panels of small weights have a layout of their own: what they multiply to, and what they unpack to. Magnitudes of
+ * all sizes, so that steps of each kind occur. */
+static void test_small(const qk_gemm8_kernels *g, int rows, size_t k, size_t cols, int most)
+{
+    enum { K = 1100 };
+    static uint8_t a[TALL * K], b[K * WIDE + MARGIN], unpacked[K * WIDE + MARGIN];
+    static int8_t panel[8 * K * WIDE] __attribute__((aligned(64))), part[2][4 * SIXTEEN * 300];
+    static int32_t got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
+    int32_t zero[WIDE] = {0}, init[WIDE], colsum[2][WIDE + MARGIN / 4];
+    const size_t nr = (size_t)g->nr, steps = (k + 3) / 4, k_pad = 4 * steps;
+    random_bytes(a, sizeof a), random_ints(init, WIDE);
+    for (size_t i = 0; i < k * cols; i++) b[i] = (uint8_t)((int)(random32() % (unsigned)(2 * most + 1)) - most);
+    const qk_panel_source s = {b, (ptrdiff_t)cols, 1, k, 0, zero};
+    if (g->gemm8_panel_bytes(steps) > sizeof panel) puts("panels of small weights are larger than this test"), exit(1);
+    what = "gemm8_tile of small weights";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN), clear(colsum[0], 4 * nr),
+        clear(colsum[1], 4 * nr);
+    g->gemm8_pack_panel(&s, cols, panel, colsum[0]);
+    g->gemm8_tile(rows, steps, a, k_pad, panel, init, got, nr);
+    for (size_t h = 0; h < nr / SIXTEEN; h++) {
+        pack_part(&s, h, cols, part[h], colsum[1]);
+        scalar->gemm8->gemm8_tile(rows, steps, a, k_pad, part[h], init + SIXTEEN * h, want + SIXTEEN * h, nr);
+    }
+    check(got, want, sizeof got - MARGIN, (size_t)rows * nr);
+    check(colsum[0], colsum[1], 4 * cols, cols);
+    what = "gemm8_unpack_panel of small weights";
+    memset(unpacked, 0xa5, sizeof unpacked);
+    for (size_t first = 0; first < k; first += QK_UNPACK_ROWS)
+        g->gemm8_unpack_panel(panel, k, first, cols, 0, unpacked, cols);
+    memset(b + k * cols, 0xa5, MARGIN);
+    check(unpacked, b, k * cols, k * cols);
 }
 
 static int8_t random_level(void) { return (int8_t)((int)(random32() % 255) - 127); }
@@ -304,7 +369,7 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
     static uint8_t records[BLOCKS * RECORD];
     static int8_t a[8 * (4 * BLOCKS * STEPS + 4)];
     int8_t levels[16];
-    static float got[8 * NR + MARGIN / 4], want[8 * NR + MARGIN / 4];
+    static float got[8 * WIDE + MARGIN / 4], want[8 * WIDE + MARGIN / 4];
     int32_t start[8 * (BLOCKS + 3)];
     const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
@@ -312,7 +377,7 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
     uint8_t *scales = records;
     for (size_t block = 0; block < blocks; block++) {
         scales += 64 * (block + 1 < blocks ? steps : last_steps);
-        for (int j = 0; j < NR; j++) {
+        for (int j = 0; j < WIDE; j++) {
             const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
             const uint16_t half = (uint16_t)(random32() % 0x7c00);
             if (half_scales)
@@ -320,31 +385,38 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
             else
                 memcpy(scales + 4 * j, &scale, 4);
         }
-        scales += NR * (half_scales ? 2 : 4);
+        scales += WIDE * (half_scales ? 2 : 4);
         if (own_zeros)
-            for (int j = 0; j < NR; j++) *scales++ = random32() % 16;
+            for (int j = 0; j < WIDE; j++) *scales++ = random32() % 16;
     }
     for (int i = 0; i < 16; i++) levels[i] = random_level();
     if (looked_up) start_levels(rows, blocks, 4 * steps, 4 * last_steps, a, lda, start, ld_start);
-    const qk_gemm4_panel p = {records, blocks, steps, last_steps, half_scales, own_zeros, looked_up ? levels : NULL};
+    const qk_gemm4_panel p = {.records = records,
+                              .blocks = blocks,
+                              .steps = steps,
+                              .last_steps = last_steps,
+                              .half_scales = half_scales,
+                              .own_zeros = own_zeros,
+                              .levels = looked_up ? levels : NULL,
+                              .params_bytes = WIDE * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0))};
     what = "gemm4_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->gemm4->gemm4_tile(rows, &p, a, lda, start, ld_start, got);
     scalar->gemm4->gemm4_tile(rows, &p, a, lda, start, ld_start, want);
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
 }
 
 /* Blocks of 8-bit weights. The scalar tile reads codes of a as they are; sums of columns are those of the codes. */
 static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
                        int long_sums)
 {
-    enum { BLOCKS = 4, STEPS = 9, STEP = 4 * NR, RECORD = STEP * STEPS + NR * 9 };
+    enum { BLOCKS = 4, STEPS = 9, STEP = 4 * WIDE, RECORD = STEP * STEPS + WIDE * 9 };
     static uint8_t records[BLOCKS * RECORD];
-    static int8_t a[MR * (4 * BLOCKS * STEPS + 4)], flipped[sizeof a];
-    static float got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
-    int32_t start[MR * (BLOCKS + 3)];
+    static int8_t a[TALL * (4 * BLOCKS * STEPS + 4)], flipped[sizeof a];
+    static float got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
+    int32_t start[TALL * (BLOCKS + 3)];
     const size_t lda = 4 * blocks * steps + random32() % 5, ld_start = blocks + random32() % 4;
-    const size_t params_bytes = NR * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
+    const size_t params_bytes = WIDE * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
     for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->gemm4->blocks8_flip);
     for (size_t i = 0; i < sizeof start / 4; i++)
@@ -352,8 +424,8 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     const uint8_t *codes = records;
     for (size_t block = 0; block < blocks; block++) {
         uint8_t *scales = records + (codes - records) + STEP * (block + 1 < blocks ? steps : last_steps);
-        uint8_t *sums = scales + params_bytes - NR * (long_sums ? 4 : 2);
-        for (int j = 0; j < NR; j++) {
+        uint8_t *sums = scales + params_bytes - WIDE * (long_sums ? 4 : 2);
+        for (int j = 0; j < WIDE; j++) {
             const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
             const uint16_t half = (uint16_t)(random32() % 0x7c00);
             int32_t sum = 0;
@@ -379,21 +451,21 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->gemm4->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
     scalar->gemm4->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
 }
 
 /* 32 columns with levels of their own, 16 at a time. */
 static void test_column_levels(int rows, size_t steps)
 {
     enum { STEPS = 9, GROUP = 256 * (1 + STEPS) };
-    static uint8_t records[2 * GROUP + 4 * NR];
+    static uint8_t records[2 * GROUP + 4 * WIDE];
     static int8_t a[8 * (32 * STEPS + 4)];
-    static float got[8 * NR + MARGIN / 4], want[8 * NR + MARGIN / 4];
+    static float got[8 * WIDE + MARGIN / 4], want[8 * WIDE + MARGIN / 4];
     int32_t start[8 * 3];
     const size_t lda = 32 * steps + random32() % 5, ld_start = 1 + random32() % 2;
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
     for (int i = 0; i < 2 * 256; i++) records[i / 256 * 256 * (1 + steps) + i % 256] = (uint8_t)random_level();
-    for (int j = 0; j < NR; j++) {
+    for (int j = 0; j < WIDE; j++) {
         const float scale = of_bits((96 + random32() % 64) << 23 | random32() >> 9);
         memcpy(records + 2 * 256 * (1 + steps) + 4 * j, &scale, 4);
     }
@@ -403,7 +475,7 @@ static void test_column_levels(int rows, size_t steps)
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->gemm4->column_levels_tile(rows, &p, a, lda, start, ld_start, got);
     scalar->gemm4->column_levels_tile(rows, &p, a, lda, start, ld_start, want);
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
 }
 
 /* Panels of finite float16 or bfloat16 weights are the same for all; float rows of a are random numbers of few sizes.
@@ -411,8 +483,8 @@ static void test_column_levels(int rows, size_t steps)
 static void test_half(int rows, size_t k, qk_dtype type)
 {
     enum { K = 70, PANELS = QK_GEMMF16_ROW_PANELS };
-    static uint16_t panels[PANELS * K * NR];
-    static float a[MR * (K + 4)], got[MR * NR + MARGIN / 4], want[MR * NR + MARGIN / 4];
+    static uint16_t panels[PANELS * K * WIDE];
+    static float a[TALL * (K + 4)], got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
     const size_t lda = k + random32() % 5;
     for (size_t i = 0; i < sizeof panels / 2; i++)
         panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
@@ -422,13 +494,13 @@ static void test_half(int rows, size_t k, qk_dtype type)
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, got);
     scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, want);
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
     for (int n = 1; n <= PANELS; n++) {
         what = "gemmf16_row";
         clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
         simde->gemmf16->gemmf16_row(n, k, a, panels, type, got);
         scalar->gemmf16->gemmf16_row(n, k, a, panels, type, want);
-        check(got, want, sizeof got - MARGIN, (size_t)n * NR);
+        check(got, want, sizeof got - MARGIN, (size_t)n * WIDE);
     }
 }
 
@@ -436,10 +508,10 @@ static void test_half(int rows, size_t k, qk_dtype type)
 static void test_words(int rows, size_t steps)
 {
     enum { STEPS = 20 };
-    static int16_t a[MR * (2 * STEPS + 4)], panel[2 * NR * STEPS], half[2][2 * 16 * STEPS];
-    int32_t got[MR * NR + MARGIN / 4], part[MR * 16], want[MR * NR + MARGIN / 4];
-    int64_t sum[2][MR * (NR + 8) + MARGIN / 8];
-    const size_t lda = 2 * steps + random32() % 5, ld = NR + random32() % 8;
+    static int16_t a[TALL * (2 * STEPS + 4)], panel[2 * WIDE * STEPS], half[2][2 * 16 * STEPS];
+    int32_t got[TALL * WIDE + MARGIN / 4], part[TALL * 16], want[TALL * WIDE + MARGIN / 4];
+    int64_t sum[2][TALL * (WIDE + 8) + MARGIN / 8];
+    const size_t lda = 2 * steps + random32() % 5, ld = WIDE + random32() % 8;
     random_bytes(a, sizeof a), random_bytes(panel, sizeof panel);
     for (size_t i = 0; i < sizeof a / 2; i++) a[i] /= 32;
     for (size_t s = 0; s < steps; s++)
@@ -449,38 +521,40 @@ static void test_words(int rows, size_t steps)
     simde->gemm16->gemm16_tile(rows, steps, a, lda, panel, got);
     for (int h = 0; h < 2; h++) {
         scalar->gemm16->gemm16_tile(rows, steps, a, lda, half[h], part);
-        for (int row = 0; row < rows; row++) memcpy(want + row * NR + 16 * h, part + row * 16, 64);
+        for (int row = 0; row < rows; row++) memcpy(want + row * WIDE + 16 * h, part + row * 16, 64);
     }
-    check(got, want, sizeof got - MARGIN, (size_t)rows * NR);
+    check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
     what = "gemm16_add";
     clear(sum[0], sizeof sum[0] - MARGIN), clear(sum[1], sizeof sum[1] - MARGIN);
     for (int more = 0; more < 3; more++) {
         simde->gemm16->gemm16_add(rows, got, more / 2 * 8, more > 0, sum[0], ld);
         for (int h = 0; h < 2; h++) {
-            for (int row = 0; row < rows; row++) memcpy(part + row * 16, got + row * NR + 16 * h, 64);
+            for (int row = 0; row < rows; row++) memcpy(part + row * 16, got + row * WIDE + 16 * h, 64);
             scalar->gemm16->gemm16_add(rows, part, more / 2 * 8, more > 0, sum[1] + 16 * h, ld);
         }
-        check(sum[0], sum[1], sizeof sum[0] - MARGIN, (size_t)rows * NR);
+        check(sum[0], sum[1], sizeof sum[0] - MARGIN, (size_t)rows * WIDE);
     }
 }
 
 static void test_epilogue(int rows, int cols, int output, qk_activation activation, qk_rounding rounding, int scales,
                           int zeros)
 {
-    int32_t acc[MR * NR], half[MR * 16], row_zero[MR], row_term[MR], colsum[NR], col_zero[NR], mantissa[NR], shift[NR];
-    float row_scale[MR], col_scale[NR], bias[NR], multiplier[NR];
-    static float residual[MR * 40];
-    static char got[MR * 4 * 40 + MARGIN], want[MR * 4 * 40 + MARGIN];
+    int32_t acc[TALL * WIDE], half[TALL * 16], row_zero[TALL], row_term[TALL], colsum[WIDE], col_zero[WIDE],
+        mantissa[WIDE], shift[WIDE];
+    float row_scale[TALL], col_scale[WIDE], bias[WIDE], multiplier[WIDE];
+    static float residual[TALL * 40];
+    static char got[TALL * 4 * 40 + MARGIN], want[TALL * 4 * 40 + MARGIN];
     const size_t size = output == 2 ? 1 : 4, row_stride = 40 * size;
-    random_ints(acc, MR * NR), random_ints(row_zero, MR), random_ints(row_term, MR), random_ints(colsum, NR),
-        random_ints(col_zero, NR);
-    for (int i = 0; i < MR; i++) row_scale[i] = ldexpf(1.0f + (float)(random32() >> 9) * 0x1p-23f, -10);
-    for (int j = 0; j < NR; j++) {
+    const int nr = simde->gemm8->nr;
+    random_ints(acc, TALL * WIDE), random_ints(row_zero, TALL), random_ints(row_term, TALL), random_ints(colsum, WIDE),
+        random_ints(col_zero, WIDE);
+    for (int i = 0; i < TALL; i++) row_scale[i] = ldexpf(1.0f + (float)(random32() >> 9) * 0x1p-23f, -10);
+    for (int j = 0; j < WIDE; j++) {
         const double m = ldexp(0.5 + random32() / 8589934592.0, (int)(random32() % 30) - 28);
         multiplier[j] = (float)m, col_scale[j] = (float)(m * 0x1p-6), bias[j] = (float)((int32_t)random32() >> 24) / 2;
         qk_quantize_multiplier(m, &mantissa[j], &shift[j]);
     }
-    for (int i = 0; i < MR * 40; i++) residual[i] = (float)((int32_t)random32() >> 20) / 64;
+    for (int i = 0; i < TALL * 40; i++) residual[i] = (float)((int32_t)random32() >> 20) / 64;
     const qk_requant requant = {.rounding = rounding, .zero_point = 7, .qmin = -128, .qmax = 127};
     qk_tile t = {.rows = rows,
                  .cols = cols,
@@ -507,7 +581,7 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
     const int step = scalar->gemm8->mr; /* rows; before simde, which corrects acc in place */
     for (int row = 0; row < rows; row += step)
-        for (int h = 0; h < 2 && cols > 16 * h; h++) {
+        for (int h = 0; h < nr / 16 && cols > 16 * h; h++) {
             qk_tile part = t;
             part.rows = rows - row < step ? rows - row : step;
             part.cols = cols - 16 * h < 16 ? cols - 16 * h : 16;
@@ -518,7 +592,7 @@ static void test_epilogue(int rows, int cols, int output, qk_activation activati
             if (part.row_scale) part.row_scale += row;
             if (part.residual) part.residual += 40 * row + 16 * h;
             part.dst = want + (size_t)row * row_stride + (size_t)(16 * h) * size;
-            for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + NR * (row + i) + 16 * h, 64);
+            for (int i = 0; i < part.rows; i++) memcpy(half + 16 * i, acc + nr * (row + i) + 16 * h, 64);
             (output == 0       ? scalar->gemm8->tile_to_int32
                  : output == 1 ? scalar->gemm8->tile_to_float
                                : scalar->gemm8->tile_to_codes)(half, &part);
@@ -639,11 +713,9 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
     }
 }
 
-int main(void)
+static void test_loops(void)
 {
     static arrays a;
-    if (simde->gemm8->mr != MR || simde->gemm8->nr != NR || scalar->gemm8->nr != 16)
-        return puts("the tiles have another size than this test"), 1;
     for (int round = 0; round < 4; round++)
         for (size_t n = 0; n < LENGTHS; n++) {
             for (int i = 0; i < 4; i++) {
@@ -658,10 +730,45 @@ int main(void)
             test_conversions(&a, n);
             for (size_t block = 16; block <= 64; block += 16)
                 test_codebook(&a, n, 0, block), test_codebook(&a, 3 * n, 1, block);
-            test_pack_row(n);
         }
+    for (size_t d = 1; d <= WIDTH; d++)
+        for (size_t k = 1; k <= CLUSTERS; k += 1 + random32() % 3)
+            for (int i = 0; i < 4; i++) test_kmeans(k + random32() % (POINTS - CLUSTERS), d, k, i & 1, i >> 1);
+    for (int rows = 1; rows <= simde->gemmf16->mr; rows++)
+        for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
+}
+
+static void test_gemm8(const qk_gemm8_kernels *g)
+{
+    for (size_t n = 0; n < LENGTHS; n++) test_pack_row(g, n);
     for (size_t k = 0; k < LENGTHS; k++)
-        for (size_t cols = 1; cols <= NR; cols++) test_pack_panel(k, cols);
+        for (size_t cols = 1; cols <= (size_t)g->nr; cols++) test_pack_panel(g, k, cols);
+    for (int rows = 1; rows <= g->mr; rows++) {
+        for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(g, rows, steps);
+        test_gemm_tile(g, rows, 300);
+        for (int cols = 1; cols <= g->nr; cols++)
+            for (int zeros = 0; zeros < 4; zeros++) {
+                test_epilogue(rows, cols, 0, QK_IDENTITY, QK_HALF_EVEN, 0, zeros);
+                for (int activation = QK_IDENTITY; activation <= QK_SILU; activation++) {
+                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 0, zeros);
+                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 1, zeros);
+                    for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++)
+                        test_epilogue(rows, cols, 2, (qk_activation)activation, (qk_rounding)rounding, 0, zeros);
+                }
+            }
+    }
+}
+
+static void test_gemm8_small(const qk_gemm8_kernels *g)
+{
+    for (int rows = 1; rows <= g->mr; rows++)
+        for (int most = 1; most <= 127; most += 7)
+            for (size_t k = 1; k <= 71; k += 7) test_small(g, rows, k, 1 + random32() % (unsigned)g->nr, most);
+    for (int most = 3; most <= 127; most += 31) test_small(g, g->mr, 1100, (size_t)g->nr, most);
+}
+
+static void test_gemm4s(void)
+{
     for (int rows = 1; rows <= simde->gemm4->mr; rows++)
         for (size_t blocks = 0; blocks <= 5; blocks++)
             for (int i = 0; i < 6; i++)
@@ -674,25 +781,30 @@ int main(void)
                     test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
     for (int rows = 1; rows <= simde->gemm4->mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_column_levels(rows, steps);
-    for (int rows = 1; rows <= MR; rows++) {
-        for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
+}
+
+/* What a table has of its own; AVX2's families, which others borrow, are compiled for AVX2 itself. */
+static void test_table(const qk_kernels *table)
+{
+    simde = table;
+    if (table->gemm8->mr > TALL || table->gemm8->nr > WIDE || scalar->gemm8->nr != SIXTEEN || table->gemm4->mr > 8)
+        puts("the tiles have another size than this test"), exit(1);
+    test_gemm8(table->gemm8);
+    if (table->gemm8_small) test_gemm8_small(table->gemm8_small);
+    if (table->gemm4 != &qk_gemm4_avx2) test_gemm4s();
+    for (int rows = 1; table->gemm16 != &qk_gemm16_avx2 && rows <= table->gemm16->mr; rows++)
         for (size_t steps = 0; steps <= 20; steps++) test_words(rows, steps);
-        for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(rows, steps);
-        test_gemm_tile(rows, 300);
-        for (int cols = 1; cols <= NR; cols++)
-            for (int zeros = 0; zeros < 4; zeros++) {
-                test_epilogue(rows, cols, 0, QK_IDENTITY, QK_HALF_EVEN, 0, zeros);
-                for (int activation = QK_IDENTITY; activation <= QK_SILU; activation++) {
-                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 0, zeros);
-                    test_epilogue(rows, cols, 1, (qk_activation)activation, QK_HALF_EVEN, 1, zeros);
-                    for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++)
-                        test_epilogue(rows, cols, 2, (qk_activation)activation, (qk_rounding)rounding, 0, zeros);
-                }
-            }
-    }
-    for (size_t d = 1; d <= WIDTH; d++)
-        for (size_t k = 1; k <= CLUSTERS; k += 1 + random32() % 3)
-            for (int i = 0; i < 4; i++) test_kmeans(k + random32() % (POINTS - CLUSTERS), d, k, i & 1, i >> 1);
+    if (table == &qk_kernels_avx512) test_loops();
     printf("%zu values of %s by SIMDe are those of %s\n", compared, simde->name, scalar->name);
+    compared = 0;
+}
+
+int main(void)
+{
+#if QK_HAVE_AVXVNNI
+    test_table(&qk_kernels_avxvnni);
+#endif
+    test_table(&qk_kernels_avx512);
+    test_table(&qk_kernels_avx512vnni);
     return 0;
 }

@@ -75,10 +75,64 @@ def test_what_an_instruction_set_may_set_is_written_in_one_place():
     asked = {name for name in asked if not name.endswith("_H")} - {"REAL"}  # the type of a template
     assert {"GROUP", "HAVE_LEVELS16", "MR", "VECTOR"} <= asked <= listed
     for path in CSRC.glob("kernels/x86/*.c"):
-        own = re.findall(r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR)\w*)", text_of(path), flags=re.MULTILINE)
+        own = re.findall(r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR|A_BYTES|GEMM|BLOCKS8)\w*)", text_of(path), flags=re.MULTILINE)
         assert own and set(own) <= listed
 
 
 def test_nothing_of_the_tests_is_known_to_the_code():
     for path in FILES:
         assert not re.search(r"\btests/|simde", (CSRC / path).read_text(), flags=re.IGNORECASE), path
+
+
+# ---- families: a line each ----
+
+FAMILIES = sorted((CSRC / "kernels/families").glob("*.def"))
+OPERATION = re.compile(r"^(?:OPERATION|PANEL)\((\w+), (\w+), ", flags=re.MULTILINE)
+
+
+def compiles(sources, overlay):
+    """Whether the sources compile with what lies in `overlay` in the place of files of csrc/, and what is said."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))[0]
+    flags = ["-std=gnu11", "-w", "-fsyntax-only", f"-I{overlay}", f"-I{CSRC}"]
+    done = subprocess.run([compiler, *flags, *sources], capture_output=True, text=True)
+    return done.returncode == 0, done.stderr
+
+
+def changed(family, text, tmp_path):
+    """A folder to include from, in which the family has these lines."""
+    copy = tmp_path / family.relative_to(CSRC)
+    copy.parent.mkdir(parents=True)
+    copy.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
+def test_an_operation_that_an_instruction_set_lacks_does_not_compile(family, tmp_path):
+    scalar = CSRC / "kernels/scalar/scalar.c"
+    assert compiles([scalar], tmp_path)[0]
+    text = family.read_text() + "OPERATION(void, forgotten_f32, (const float *x, size_t n))\n"
+    works, said = compiles([scalar], changed(family, text, tmp_path))
+    assert not works and "forgotten_f32" in said
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda path: path.stem)
+def test_an_operation_without_a_line_does_not_compile(family, tmp_path):
+    """Drivers ask for the first operation of each family."""
+    lines = OPERATION.findall(family.read_text())
+    result, name = lines[0]
+    text = re.sub(rf"^\w+\({result}, {name}, .*?\)\)$", "", family.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert name not in OPERATION.sub("", text) and len(OPERATION.findall(text)) == len(lines) - 1
+    works, said = compiles(sorted(CSRC.glob("drivers/*.c")), changed(family, text, tmp_path))
+    assert not works and name in said
+
+
+def test_each_instruction_set_has_each_family():
+    """A table without a family would be NULL there, which the compiler lets pass."""
+    fields = {path.stem for path in FAMILIES}
+    assert len(fields) == 9
+    tables = [path for path in CSRC.glob("kernels/*/*.c") if "const qk_kernels qk_kernels_" in path.read_text()]
+    assert len(tables) == 5
+    for path in tables:
+        text = path.read_text()
+        table = text[text.index("const qk_kernels qk_kernels_") :]
+        assert fields | {"name", "available"} <= set(re.findall(r"^    \.(\w+) = ", table, flags=re.MULTILINE)), path

@@ -1,4 +1,4 @@
-"""The AVX-512 kernels on CPUs without AVX-512: simde_test.c, compiled with SIMDe in the place of the instructions."""
+"""The kernels of AVX-512 and AVX-VNNI on CPUs without: simde_test.c, with SIMDe in the place of the instructions."""
 
 import importlib.util
 import os
@@ -23,26 +23,32 @@ def simde_include():
     return next((place for place in places if (place / "simde/x86/avx512.h").exists()), None)
 
 
+EMULATED = [CSRC / f"kernels/x86/{name}.c" for name in ("avxvnni", "avx512", "avx512vnni")]
+
+
 def build_commands(compiler, program):
-    """What builds simde_test.c: avx512vnni.c finds the <immintrin.h> of emulated/, all other files the compiler's."""
-    emulated, target = CSRC / "kernels/x86/avx512vnni.c", program.with_suffix(".o")
-    others = sorted(path for path in CSRC.rglob("*.c") if path != emulated)
+    """What builds simde_test.c: EMULATED find the <immintrin.h> of emulated/, all other files the compiler's."""
+    targets = [program.with_name(path.stem + ".o") for path in EMULATED]
+    include = [f"-I{CSRC}", f"-I{HERE / 'emulated'}", f"-I{simde_include()}"]
+    others = sorted(path for path in CSRC.rglob("*.c") if path not in EMULATED)
     return [
-        [*compiler, f"-I{CSRC}", f"-I{HERE / 'emulated'}", f"-I{simde_include()}", "-c", emulated, "-o", target],
-        [*compiler, f"-I{CSRC}", HERE / "simde_test.c", *others, target, "-lm", "-o", program],
+        *([*compiler, *include, "-c", path, "-o", target] for path, target in zip(EMULATED, targets, strict=True)),
+        [*compiler, f"-I{CSRC}", HERE / "simde_test.c", *others, *targets, "-lm", "-o", program],
     ]
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds avx512vnni.c on x86-64 only")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds kernels/x86 on x86-64 only")
 @pytest.mark.skipif(
     simde_include() is None, reason="no SIMDe headers: pip install simde-py, or apt-get install libsimde-dev"
 )
-def test_avx512vnni_by_simde(tmp_path):
+def test_kernels_by_simde(tmp_path):
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
     program = tmp_path / "simde_test"
     for command in build_commands([compiler, *FLAGS], program):
         built = subprocess.run(command, capture_output=True, text=True)
         assert built.returncode == 0, built.stderr[-5000:]
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stdout
-    assert int(ran.stdout.split()[0]) > 5_000_000
+    compared = {line.split()[3]: int(line.split()[0]) for line in ran.stdout.splitlines()}
+    assert list(compared) == ["avxvnni", "avx512", "avx512vnni"]
+    assert min(compared.values()) > 500_000 and compared["avx512"] > 5_000_000

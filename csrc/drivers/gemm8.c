@@ -400,6 +400,7 @@ static void lay_out(product *g)
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    g->walk.block_bytes = (size_t)k->block_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);

@@ -9,7 +9,7 @@ enum { BLOCK_BYTES = 256 * 1024, SMALL_BYTES = 24 * 1024 }; /* rows that stay in
 void qk_share(walk *w, size_t row_bytes, int tile_rows)
 {
     const size_t m = w->m, mr = (size_t)tile_rows, team = (size_t)qk_threads_for(SIZE_MAX, w->work);
-    size_t most = BLOCK_BYTES / (row_bytes + 1) / mr * mr;
+    size_t most = (w->block_bytes ? w->block_bytes : BLOCK_BYTES) / (row_bytes + 1) / mr * mr;
     most = most < mr ? mr : min_size(most, MAX_ROWS / mr * mr);
     size_t blocks = ceil_div(m, most);
     if (blocks < team && m >= team * 4 * mr) blocks = team;

@@ -10,7 +10,8 @@ enum { MAX_ROWS = 480 }; /* of a block */
 /* The first member of a product, which is what the two functions get. */
 typedef struct {
     size_t m, panels;
-    double work; /* ns on one thread, roughly */
+    double work;        /* ns on one thread, roughly */
+    size_t block_bytes; /* rows that stay in the L2 cache; 0: as much as most caches allow */
     /* Makes a block of rows in the memory of a task. Returns 0 if a value is not finite. */
     int (*take_rows)(const void *product, void *memory, size_t first, size_t rows);
     /* Multiplies that block with panels begin .. end - 1. */

@@ -4,18 +4,16 @@
  *
  * A loop's items are divided into a share for each thread. A thread begins with its own (on the next call its part of
  * the weights is still in its cache) and then helps with the others': who comes late, or not at all, delays nobody. */
-#define _GNU_SOURCE
+#include "runtime/platform.h"
+
 #include "runtime/parallel.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "runtime/fpmode.h"
 #include "runtime/sizes.h"
@@ -98,25 +96,9 @@ static inline void pause_briefly(void)
 
 /* ---- how many ---- */
 
-#ifdef __linux__
-static cpu_set_t at_load; /* the CPUs that this process may use, before any OpenMP runtime binds its threads */
-static int bound;         /* whether one is going to */
-#endif
-
-static int cpus(void)
-{
-#ifdef __linux__
-    cpu_set_t set;
-    if (bound) return CPU_COUNT(&at_load);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (int)online : 1;
-}
-
 int qk_most_threads(void)
 {
-    const long machine = sysconf(_SC_NPROCESSORS_CONF);
+    const long machine = qk_machine_cpus();
     return machine > FEWEST_MOST ? (int)machine : FEWEST_MOST;
 }
 
@@ -128,7 +110,7 @@ static int default_num_threads(void)
         const long n = text ? strtol(text, NULL, 10) : 0;
         if (n > 0) return n < qk_most_threads() ? (int)n : qk_most_threads();
     }
-    const int n = cpus();
+    const int n = qk_usable_cpus();
     return n < qk_most_threads() ? n : qk_most_threads();
 }
 
@@ -241,12 +223,7 @@ static void *serve(void *argument)
 {
     worker *w = argument;
     qk_enter_mode();
-#if defined(__linux__)
-    pthread_setname_np(pthread_self(), "qkernels");
-    if (bound) pthread_setaffinity_np(pthread_self(), sizeof at_load, &at_load);
-#elif defined(__APPLE__)
-    pthread_setname_np("qkernels");
-#endif
+    qk_set_up_worker();
     for (;;) {
         loop *job = wait_for_job(w);
         if (job == &quit) return NULL;
@@ -304,7 +281,7 @@ static size_t start_workers(size_t wanted)
                 pool.refused = now();
         }
         /* Who waits awake for a CPU that others wait for as well keeps them from it. */
-        __atomic_store_n(&pool.spin, pool.started < (size_t)cpus() ? SPIN : 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&pool.spin, pool.started < (size_t)qk_usable_cpus() ? SPIN : 0, __ATOMIC_RELAXED);
     }
     return pool.started < wanted ? pool.started : wanted;
 }
@@ -406,10 +383,7 @@ __attribute__((constructor)) static void at_birth(void)
 {
     pthread_key_create(&here, NULL);
     pthread_atfork(NULL, NULL, after_fork_in_child);
-#ifdef __linux__
-    const char *bind = getenv("OMP_PROC_BIND");
-    bound = bind && *bind && strcasecmp(bind, "false") && sched_getaffinity(0, sizeof at_load, &at_load) == 0;
-#endif
+    qk_look_at_platform();
 }
 
 /* Of the process, or of this library in it. A thread that is still computing has the pool: it goes down with the

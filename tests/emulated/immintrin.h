@@ -94,10 +94,21 @@ static inline __m256 of_halves8(__m128i a)
     return simde__m256_from_private(v);
 }
 
-static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
+static inline __m256i rounded8(__m256 a)
+{
+    simde__m256_private a_ = simde__m256_to_private(a);
+    simde__m256i_private n;
+    for (int i = 0; i < 8; i++) {
+        const float v = nearbyintf(a_.f32[i]);
+        n.i32[i] = v >= -0x1p31f && v < 0x1p31f ? (int32_t)v : INT32_MIN;
+    }
+    return simde__m256i_from_private(n);
+}
+
+static inline __m256 fused8(__m256 a, __m256 b, __m256 c, float sign)
 {
     simde__m256_private a_ = simde__m256_to_private(a), b_ = simde__m256_to_private(b), c_ = simde__m256_to_private(c);
-    for (int i = 0; i < 8; i++) c_.f32[i] = fmaf(a_.f32[i], b_.f32[i], c_.f32[i]);
+    for (int i = 0; i < 8; i++) c_.f32[i] = fmaf(sign * a_.f32[i], b_.f32[i], c_.f32[i]);
     return simde__m256_from_private(c_);
 }
 
@@ -123,7 +134,12 @@ static inline __m256 fused8(__m256 a, __m256 b, __m256 c)
 #define _mm512_cvtph_ps(a) of_halves(a)
 #undef _mm256_fmadd_ps
 #undef _mm256_cvtph_ps
-#define _mm256_fmadd_ps(a, b, c) fused8(a, b, c)
+#undef _mm256_fnmadd_ps
+#undef _mm256_cvtps_epi32
+#define _mm256_dpbusd_avx_epi32(c, a, b) _mm256_dpbusd_epi32(c, a, b)
+#define _mm256_fmadd_ps(a, b, c) fused8(a, b, c, 1.0f)
+#define _mm256_fnmadd_ps(a, b, c) fused8(a, b, c, -1.0f)
+#define _mm256_cvtps_epi32(a) rounded8(a)
 #define _mm256_cvtph_ps(a) of_halves8(a)
 
 #endif

@@ -38,6 +38,11 @@
 #define BLOCKS8_FLIP 0
 #endif
 
+/* Bytes of rows that a task of gemm8 takes; 0: as usual. */
+#ifndef GEMM8_BLOCK_BYTES
+#define GEMM8_BLOCK_BYTES 0
+#endif
+
 /* Operations that may be absent (kernels/families). */
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL

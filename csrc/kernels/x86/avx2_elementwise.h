@@ -3,7 +3,6 @@
 #ifndef QK_AVX2_ELEMENTWISE_H
 #define QK_AVX2_ELEMENTWISE_H
 
-#include "kernels/generic/gelu.h"
 #include "kernels/kernels.h"
 #include "kernels/x86/avx2.h"
 
@@ -11,6 +10,9 @@
 #define HAVE_FMA 1
 #define GROUP 32
 #define HAVE_WIDEN
+
+#include "kernels/generic/gelu.h"
+#include "kernels/generic/target.h"
 
 /* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
 static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)

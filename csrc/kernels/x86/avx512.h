@@ -47,7 +47,15 @@ static inline reg add_to_i32(reg c, reg v)
 static inline reg times_128_i32(reg v) { return _mm512_slli_epi32(v, 7); }
 static inline reg pack_u16(reg a, reg b) { return _mm512_packus_epi16(a, b); } /* in some order */
 static inline reg adds_u8(reg a, reg b) { return _mm512_adds_epu8(a, b); }
-static inline int none_above_u8(reg v, int most) { return !_mm512_cmpgt_epu8_mask(v, all_i8(most)); }
-static inline int none_above_u16(reg v, int most) { return !_mm512_cmpgt_epu16_mask(v, all_i16(most)); }
+static inline int none_above_u8(reg v, int most)
+{
+    const reg beyond = _mm512_subs_epu8(v, all_i8(most));
+    return !_mm512_test_epi32_mask(beyond, beyond);
+}
+static inline int none_above_u16(reg v, int most)
+{
+    const reg beyond = _mm512_subs_epu16(v, all_i16(most));
+    return !_mm512_test_epi32_mask(beyond, beyond);
+}
 
 #endif
