@@ -273,8 +273,8 @@ typedef struct {
     ptrdiff_t row_stride;
     const qk_gemm4_weights *b;
     const qk_epilogue *epilogue;
-    size_t block_pad, k_pad; /* of a row's codes: each block is padded with zeros to whole steps */
-    size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
+    size_t block_pad, k_pad;                /* of a row's codes: each block is padded with zeros to whole steps */
+    size_t lda, ld_start, ld_prepared;      /* the last is 0 if the tile reads codes */
     size_t start_at, spare_at, prepared_at; /* where things lie in the memory of a task */
     qk_row_quantizer quantizer;
 } product;
