@@ -5,7 +5,6 @@
 
 #include <string.h>
 
-#include "kernels/generic/gelu.h"
 #include "kernels/kernels.h"
 #include "kernels/x86/avx512.h"
 #include "runtime/compiler.h"
@@ -13,16 +12,12 @@
 #define VECTOR 64
 #define HAVE_FMA 1
 #define GROUP 64
-<<<<<<< HEAD
 
 #include "kernels/generic/gelu.h"
-    == == ==
-    =
->>>>>>> refs/heads/clib
 #include "kernels/generic/target.h"
 
-        /* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
-    static inline __m512 load_once(const float *x)
+/* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
+static inline __m512 load_once(const float *x)
 {
     __m512 v = _mm512_loadu_ps(x);
     QK_KEEP(v);
