@@ -75,14 +75,8 @@ def test_what_an_instruction_set_may_set_is_written_in_one_place():
     asked = {name for name in asked if not name.endswith("_H")} - {"REAL"}  # the type of a template
     assert {"GROUP", "HAVE_LEVELS16", "MR", "VECTOR"} <= asked <= listed
     for path in CSRC.glob("kernels/x86/*.c"):
-<<<<<<< HEAD
-        own = re.findall(
-            r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR|A_BYTES|GEMM|BLOCKS8)\w*)", text_of(path), flags=re.MULTILINE
-        )
-=======
         names = r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR|A_BYTES|GEMM|BLOCKS8)\w*)"
         own = re.findall(names, text_of(path), flags=re.MULTILINE)
->>>>>>> refs/heads/families
         assert own and set(own) <= listed
 
 
