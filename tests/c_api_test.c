@@ -260,6 +260,10 @@ static void check_what_weights_refuse(void)
     REFUSED(qk_weights_new(&m, &w));
     m = good, m.k = SIZE_MAX / 2;
     REFUSED(qk_weights_new(&m, &w));
+    m = good, m.type = QK_U4, m.k = 0, m.n = SIZE_MAX - 63; /* panels of no bytes, but too many to count */
+    REFUSED(qk_weights_new(&m, &w));
+    m = good, m.k = SIZE_MAX, m.n = 0;
+    REFUSED(qk_weights_new(&m, &w));
     for (int type = -1; type < 20; type++) {
         m = good, m.type = (qk_dtype)type;
         if (type != QK_I8 && type != QK_U8 && type != QK_I16 && type != QK_I4 && type != QK_U4)
@@ -376,6 +380,7 @@ static void check_ranges(void)
     REFUSED(qk_dynamic_quantize(values, 1, 6, q, QK_F32, 0, scale, zero));
     REFUSED(qk_dynamic_quantize(values, SIZE_MAX, 6, q, QK_U8, 0, scale, zero));
     REFUSED(qk_dynamic_quantize(values, 1, 6, NULL, QK_U8, 0, scale, zero));
+    REFUSED(qk_dynamic_quantize(values, SIZE_MAX / 2, 0, q, QK_U8, 0, scale, zero)); /* as many scales */
 }
 
 static void check_requantize(void)
@@ -427,6 +432,7 @@ static void check_codebooks(void)
     REFUSED(qk_book_new(levels, 1, 0, &book));
     REFUSED(qk_book_new(levels, 1, 257, &book));
     REFUSED(qk_book_new(NULL, 1, 3, &book));
+    REFUSED(qk_book_new(levels, SIZE_MAX / 2, 2, &book));
     back[0] = NAN;
     CHECK(qk_book_new(back, 1, 1, &book) == QK_NOT_FINITE);
 }

@@ -96,7 +96,8 @@ static qk_book *allocate(size_t channels, size_t k)
 qk_status qk_book_new(const float *levels, size_t channels, size_t k, qk_book **book)
 {
     QK_DEFAULT_MODE;
-    if (!levels || !book || !channels || !k || k > QK_MAX_LEVELS) return QK_INVALID;
+    if (!levels || !book || !channels || !k || k > QK_MAX_LEVELS || channels > PTRDIFF_MAX / sizeof *levels / k)
+        return QK_INVALID;
     if (!all_are_finite(levels, channels * k)) return QK_NOT_FINITE;
     qk_book *made = allocate(channels, k);
     if (!made) return QK_NO_MEMORY;

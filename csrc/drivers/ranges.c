@@ -170,7 +170,8 @@ qk_status qk_dynamic_quantize(const float *x, size_t rows, size_t cols, void *q,
 {
     QK_DEFAULT_MODE;
     const size_t total = qk_times(rows, cols);
-    if (!is_code(to) || total > PTRDIFF_MAX / sizeof *x || (total && (!x || !q)) || (rows && (!scale || !zero_point)))
+    if (!is_code(to) || total > PTRDIFF_MAX / sizeof *x || rows > PTRDIFF_MAX / sizeof *scale ||
+        (total && (!x || !q)) || (rows && (!scale || !zero_point)))
         return QK_INVALID;
     const int done = qk_quantize_rows(x, rows, cols, q, to, least_code(to) + !!symmetric, most_code(to), symmetric,
                                       scale, zero_point);

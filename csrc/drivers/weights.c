@@ -62,8 +62,9 @@ static int zero_points_fit(const int32_t *zero_point, size_t count, qk_dtype typ
 static int has_good_levels(const qk_matrix *m)
 {
     if (m->type != QK_U8 || m->zero_point || !m->level_count || m->level_count > QK_LEVELS) return 0;
-    const size_t tables = m->kind == QK_PER_AXIS ? m->n : 1;
-    for (size_t i = 0; i < tables * m->level_count; i++)
+    const size_t count = qk_times(m->kind == QK_PER_AXIS ? m->n : 1, m->level_count);
+    if (count > PTRDIFF_MAX / sizeof(float)) return 0;
+    for (size_t i = 0; i < count; i++)
         if (!isfinite(m->levels[i])) return 0;
     for (size_t row = 0; row < m->k; row++)
         for (size_t col = 0; col < m->n; col++)
@@ -292,7 +293,8 @@ qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
     qk_matrix m = *matrix;
     if ((unsigned)m.type > QK_U2) return QK_INVALID;
     const size_t item = size_of(m.type);
-    if (qk_times(qk_times(m.k, m.n), item) > PTRDIFF_MAX) return QK_INVALID;
+    const size_t most = PTRDIFF_MAX / sizeof(float); /* of a row of x, or of y */
+    if (m.k > most || m.n > most || qk_times(qk_times(m.k, m.n), item) > PTRDIFF_MAX) return QK_INVALID;
     if (!m.row_stride && !m.col_stride) m.row_stride = (ptrdiff_t)(m.n * item), m.col_stride = (ptrdiff_t)item;
     if (!is_good(&m)) return QK_INVALID;
     qk_weights *w = calloc(1, sizeof *w);
