@@ -381,7 +381,8 @@ static inline float exp_f32(float x)
     p = __builtin_fmaf(p, r, 1.666651517e-1f);
     p = __builtin_fmaf(p, r, 5.000000000e-1f);
     p = __builtin_fmaf(p * r, r, r) + 1.0f;
-    return p * float_of((bits_of(shifted) - bits_of(ROUNDER) + 127) << 23);
+    /* unsigned, as the bits of NaN would overflow */
+    return p * float_of((int32_t)(((uint32_t)bits_of(shifted) - (uint32_t)bits_of(ROUNDER) + 127) << 23));
 }
 
 static inline float gelu_f32(float x, const gelu_table *g)
