@@ -80,7 +80,6 @@ def isa(request):
     import limits
     import peers
     import race as racing
-
     from report import runtime
 
     peers.threads, peers.isa, peers.best_isa = THREADS, runtime.get_isa(), runtime.available_isas()[0]
