@@ -80,8 +80,7 @@ def isa(request):
     import limits
     import peers
     import race as racing
-
-    from qkernels._bind import runtime
+    from report import runtime
 
     peers.threads, peers.isa, peers.best_isa = THREADS, runtime.get_isa(), runtime.available_isas()[0]
     peers.left_out = bool(request.config.option.answer)

@@ -10,6 +10,11 @@ from promises import PROMISES, geometric_mean, of_limit, to_best_peer
 from race import DISTURBED
 from threadpoolctl import threadpool_info
 
+try:
+    from qkernels._bind import runtime
+except ImportError:  # an older tree, which compare.py races
+    from qkernels import _core as runtime
+
 LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "bitsandbytes", "gguf", "faiss-cpu", "scikit-learn"]
 LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the
 slower of its multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of
@@ -42,8 +47,6 @@ def extra_info(work, unit, moved, peak, limits, peers):
 
 def machine_info(threads):
     from limits import bandwidths, peaks
-
-    from qkernels._bind import runtime
 
     return {
         "cpu": cpu_name(),

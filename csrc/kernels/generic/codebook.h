@@ -177,19 +177,12 @@ static uint8_t largest_code(const uint8_t *q, size_t n)
 
 static inline float level_at(const float *level, uint64_t codes, int byte) { return level[codes >> 8 * byte & 255]; }
 
-/* Eight codes are one load; the levels of each are another, which is faster than a gather. Codes are cut to the size of
- * the table: those that another thread has changed since they were looked at stay within it. */
-static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, float scale, const qk_levels *t)
+/* Eight codes are one load; the levels of each are another, which is faster than a gather. Returns how many are done.
+ */
+static QK_INLINE size_t decode_eights(const uint8_t *restrict q, float *restrict y, size_t n, float scale,
+                                      const float *restrict level, const uint64_t masks)
 {
-    const float *restrict level = t->level;
-    const uint64_t mask = ((uint64_t)1 << t->depth) - 1, masks = mask * 0x0101010101010101;
     size_t i = 0;
-#ifdef HAVE_LEVELS16
-    if (t->depth == 4) {
-        const levels16 levels = load_levels16(t);
-        for (; n - i >= GROUP16; i += GROUP16) decode16(q + i, y + i, scale, levels);
-    }
-#endif
     for (; n - i >= 8; i += 8) {
         uint64_t codes;
         memcpy(&codes, q + i, sizeof codes);
@@ -199,6 +192,24 @@ static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, f
                             level_at(level, codes, 6), level_at(level, codes, 7)};
         for (int j = 0; j < 8; j++) y[i + j] = v[j] * scale;
     }
+    return i;
+}
+
+/* Codes are cut to the size of the table: those that another thread has changed since they were looked at stay within
+ * it. */
+static void decode_run(const uint8_t *restrict q, float *restrict y, size_t n, float scale, const qk_levels *t)
+{
+    const float *restrict level = t->level;
+    const uint64_t mask = ((uint64_t)1 << t->depth) - 1;
+    size_t i = 0;
+#ifdef HAVE_LEVELS16
+    if (t->depth == 4) {
+        const levels16 levels = load_levels16(t);
+        for (; n - i >= GROUP16; i += GROUP16) decode16(q + i, y + i, scale, levels);
+    }
+#endif
+    i += t->depth == 8 ? decode_eights(q + i, y + i, n - i, scale, level, UINT64_MAX)
+                       : decode_eights(q + i, y + i, n - i, scale, level, mask * 0x0101010101010101);
     for (; i < n; i++) y[i] = level[q[i] & mask] * scale;
 }
 
