@@ -91,8 +91,8 @@ QK_API void qk_set_interrupt(int (*poll)(void));
 /* Which scale an element has, and which codes there are. The array is seen as (outer, length, inner) around the axis:
  * for QK_PER_TENSOR only the product of the three counts, which for the others is 1 or more each or 0. The scales have
  * shape (), (length,) or (outer, ceil(length / block), inner), and so have the zero points. Scales are finite and at
- * least 2^-126, zero points within the codes' type; of arrays of scales that is not checked: wrong ones give wrong
- * codes. */
+ * least 2^-126, zero points within the codes' type; arrays of them are not checked: what wrong ones give is
+ * undefined. */
 typedef struct {
     qk_kind kind;
     size_t outer, length, inner, block;
