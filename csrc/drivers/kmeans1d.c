@@ -296,13 +296,19 @@ static int exponent_of_gap(const line_job *j, size_t k)
     return e;
 }
 
-/* The gaps as doubles in units of 2^exponent, within 2^-PLAIN .. 2^PLAIN. */
-static void make_gaps(const line_job *j, int exponent, double *gaps)
+/* The gaps as doubles in units of 2^exponent, within 2^-PLAIN .. 2^PLAIN. Returns 0 where it was told to stop. */
+static int make_gaps(const line_job *j, int exponent, double *gaps)
 {
+    if (j->args->integers && exponent == 0) {
+        for (size_t i = 0; i + 1 < j->n; i++) gaps[i] = (double)(j->keys[i + 1] - j->keys[i]);
+        return 1;
+    }
     for (size_t i = 0; i + 1 < j->n; i++) {
+        if (i % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 && stopped(j)) return 0;
         const wide gap = times_power(value(j, i + 1) - value(j, i), -exponent);
         gaps[i] = gap > 0x1p200 ? 0x1p200 : gap < 0x1p-200 ? 0x1p-200 : (double)gap;
     }
+    return 1;
 }
 
 /* ---- the search ---- */
@@ -446,14 +452,14 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
     if (!plain || j->args->integers) {
         gaps = malloc(j->n * sizeof *gaps);
         if (!gaps) return QK_LINES_NO_MEMORY;
-        make_gaps(j, plain ? 0 : exponent, gaps);
+        done = make_gaps(j, plain ? 0 : exponent, gaps);
     }
     if (!plain && j->weights) {
         weights = malloc(j->n * sizeof *weights);
         if (!weights) return free(gaps), QK_LINES_NO_MEMORY;
         for (size_t i = 0; i < j->n; i++) weights[i] = ldexp(j->weights[i], -(r.weight_low + r.weight_high) / 2);
     }
-    if (stopped_after(j, j->n)) done = 0;
+    if (done > 0 && stopped_after(j, j->n)) done = 0;
     if (plain && done > 0) done = guess_penalty(j, k, &penalty);
     if (done > 0) {
         const qk_line line = {j->n, gaps, j->v, weights ? weights : j->weights, j->args->stop, j->args->context};
