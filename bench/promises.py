@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from products import CUBES, SHAPES, THREADED, named
+from dense import CUBES, SHAPES, THREADED, named
 
 
 @dataclass

@@ -4,7 +4,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned_empty, exact_product, random_codes, random_floats
-from products import LAYERS, named, race_product
+from dense import LAYERS, named, race_product
 from race import Contender, exactly, our_own, relative, within
 
 import qkernels as qk

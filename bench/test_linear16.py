@@ -5,8 +5,8 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_floats
+from dense import named
 from limits import FLOAT_PEAK_OF_ISA, INT16_PEAK_OF_ISA, moving, multiplying
-from products import named
 from race import exactly, our_own, relative
 
 import qkernels as qk

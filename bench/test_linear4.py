@@ -5,8 +5,8 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, random_codes, random_floats
+from dense import named, race_product
 from limits import moving
-from products import named, race_product
 from race import Contender, our_own, relative
 
 import qkernels as qk

@@ -4,8 +4,8 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_codes
+from dense import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
 from limits import moving
-from products import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
 from race import Contender, exactly, our_own
 
 import qkernels as qk

@@ -213,6 +213,7 @@ def test_a_handler_that_returns_does_not_change_a_result(threads):
 
 
 OTHER_THREAD = """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     expected, results = call(), []
     thread = threading.Thread(target=lambda: results.append(call()))
     thread.start()
