@@ -95,11 +95,11 @@ def cuts(shape, most=PART):
         yield (slice(None),) * axis + (slice(first, first + step),)
 
 
-def in_parts(function, x, dtype):
-    """Return function(x) as a new C-contiguous array of `dtype` and the shape of x, made in such parts."""
+def in_parts(function, x, dtype, *others):
+    """Return function(x, *others), all of one shape, as a new C-contiguous array of `dtype`, made in such parts."""
     made = np.empty(x.shape, dtype)
     for part in cuts(x.shape):
-        made[part] = function(x[part])
+        made[part] = function(x[part], *[other[part] for other in others])
     return made
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ._bind import codebooks, elementwise
 from ._bind.arrays import float_dtype, store
 from ._bind.runtime import word
-from ._checks import MAX_NDIM, PART, as_array, cuts, float_array, integer, optional_int, shown
+from ._checks import MAX_NDIM, PART, as_array, float_array, in_parts, integer, optional_int, shown
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
@@ -217,10 +217,7 @@ def _in_parts(function, x, scale, dtype):
     """Return function(x, scale), of the shape of x; in parts if x is long, so that a signal need not wait for all."""
     if x.size <= PART:
         return function(x, scale)
-    result, scale = np.empty(x.shape, dtype), np.broadcast_to(scale, x.shape)
-    for part in cuts(x.shape):
-        result[part] = function(x[part], scale[part])
-    return result
+    return in_parts(function, x, dtype, np.broadcast_to(scale, x.shape))
 
 
 def _to_odd(v):
