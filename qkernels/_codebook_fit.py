@@ -1,6 +1,5 @@
 """Find the best levels for given values, for `Codebook.fit`. Formulas: docs/numerics.md, sections 13 and 15."""
 
-from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -138,6 +137,8 @@ def beside_zero(values, weights, count):
 
     The cost is a Fraction, which no weight makes infinite or 0.
     """
+    from fractions import Fraction
+
     line, line_weights = np.append(0.0, values), np.append(1.0, weights)
     centroids, limits = np.empty((2, 1, count + 1))
     (found, exponent), cost = np.empty((2, 1), np.int32), np.empty(1)

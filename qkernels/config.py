@@ -1,7 +1,7 @@
 """Set the number of threads, and tell what embedders need to know of the build."""
 
+import os.path
 from contextlib import contextmanager
-from pathlib import Path
 
 from ._bind import runtime
 from ._checks import integer
@@ -105,6 +105,6 @@ def get_include():
     >>> os.path.exists(os.path.join(qk.get_include(), "qkernels.h"))
     True
     """
-    here = Path(__file__).parent
-    installed = here / "include"
-    return str(installed if installed.exists() else here.parent / "csrc/include")
+    here = os.path.dirname(os.path.abspath(__file__))
+    installed = os.path.join(here, "include")
+    return installed if os.path.exists(installed) else os.path.join(os.path.dirname(here), "csrc", "include")
