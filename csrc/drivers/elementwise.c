@@ -9,15 +9,16 @@
 #include "runtime/parallel.h"
 #include "runtime/sizes.h"
 
-enum { CHUNK = 1024 };              /* elements that are converted at a time: fits the L1 cache */
-enum { COLUMNS = 1024, ROWS = 16 }; /* the same of runs with a scale for each column */
+enum {
+    CHUNK = 4096,  /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
+    COLUMNS = 1024 /* parameters that are used at a time: so do they */
+};
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
 static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f; }
 
-int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
+static int find_reciprocals(const float *scale, size_t n, float *reciprocal)
 {
-    QK_DEFAULT_MODE;
     int all = 1;
     for (size_t i = 0; i < n; i++) {
         reciprocal[i] = reciprocal_of(scale[i]);
@@ -26,201 +27,243 @@ int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
     return all;
 }
 
+int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
+{
+    QK_DEFAULT_MODE;
+    return find_reciprocals(scale, n, reciprocal);
+}
+
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
 {
-    qk_affine p = {
-        .scale = scale, .zero_point = zero_point, .qmin = qmin, .qmax = qmax, .half_away = rounding == QK_HALF_AWAY};
-    p.v_lo = (float)(qmin - zero_point);
-    p.v_hi = (float)(qmax - zero_point);
-    p.x_lo = p.v_lo * scale;
-    p.x_hi = p.v_hi * scale;
-    p.reciprocal = reciprocal_of(scale);
-    return p;
+    return (qk_affine){scale, reciprocal_of(scale), zero_point, qmin, qmax, rounding == QK_HALF_AWAY};
 }
 
-/* ---- runs: consecutive elements with one scale, or rows of them with a scale for each column ---- */
-
-typedef struct {
-    size_t items, length; /* runs, and the elements of each (of a row, where there are rows) */
-    int by_column;
-    const qk_params *p;
-} runs;
-
-typedef struct {
-    size_t start, count, rows, first; /* first: index of the first scale */
-} run;
-
-static runs runs_of(const qk_params *p)
-{
-    const size_t total = p->outer * p->length * p->inner;
-    if (total == 0) return (runs){0, 0, 0, p};
-    if (p->kind == QK_PER_TENSOR) return (runs){1, total, 0, p};
-    if (p->kind == QK_PER_AXIS) {
-        if (p->inner == 1) return (runs){ceil_div(p->outer, ROWS), p->length, 1, p};
-        return (runs){p->outer * p->length, p->inner, 0, p};
-    }
-    const size_t items = p->outer * ceil_div(p->length, p->block);
-    if (p->inner == 1) return (runs){items, min_size(p->block, p->length), 0, p};
-    return (runs){items, p->inner, 1, p};
-}
-
-static run run_at(const runs *r, size_t item)
-{
-    const qk_params *p = r->p;
-    if (p->kind == QK_PER_TENSOR) return (run){0, r->length, 1, 0};
-    if (p->kind == QK_PER_AXIS) {
-        if (p->inner > 1) return (run){item * p->inner, p->inner, 1, item % p->length};
-        return (run){item * ROWS * p->length, p->length, min_size(p->outer - item * ROWS, ROWS), 0};
-    }
-    const size_t blocks = ceil_div(p->length, p->block), begin = item % blocks * p->block;
-    const size_t start = (item / blocks * p->length + begin) * p->inner, count = min_size(p->length - begin, p->block);
-    if (p->inner == 1) return (run){start, count, 1, item};
-    return (run){start, p->inner, count, item * p->inner};
-}
-
-/* Applies an operation to n elements that share the affine map, or whose maps are columns. */
 typedef struct operation operation;
+typedef void apply(const operation *op, const void *in, void *out, size_t n, const qk_affines *p);
+
+/* The array as blocks, one after another, of rows that share parameters: each run of a row's elements has the next.
+ * Of every `among` blocks the last has fewer rows. */
+typedef struct {
+    size_t blocks, rows, length, run, step; /* step: parameters from block to block */
+    size_t among, last_rows;
+} layout;
+
 struct operation {
-    void (*apply)(const operation *op, const void *in, void *out, size_t n, const qk_affine *one,
-                  const qk_affine_columns *columns);
+    apply *f32, *f64; /* of rows; of one row */
     const qk_elementwise_kernels *k;
     qk_dtype from, to;
     qk_rounding rounding;
     const char *in;
     char *out;
-    runs r;
-    size_t piece, pieces; /* elements of a row at a time, and how many times */
+    const qk_params *p;
+    layout l;
+    size_t stretch, piece, rows;         /* elements of a row that whole runs make, of a part of these; rows of an item */
+    size_t row_items, pieces, col_items; /* of a block, of a stretch, of a row */
 };
 
-/* before_line of the wider operand, which is the float one. */
-static size_t misaligned(const operation *op, const void *in, const void *out, size_t n)
+/* ---- rows of any type, by those of float32 ---- */
+
+static int is_half(qk_dtype t) { return t == QK_F16 || t == QK_BF16; }
+
+static void to_f32(const operation *op, const uint16_t *x, size_t stride, float *buffer, size_t rows, size_t n)
 {
-    const size_t in_size = size_of(op->from), out_size = size_of(op->to);
-    return in_size >= out_size ? before_line(in, in_size, n) : before_line(out, out_size, n);
+    for (; rows > 0; rows--, x += stride, buffer += n)
+        op->from == QK_F16 ? op->k->f16_to_f32(x, buffer, n) : op->k->bf16_to_f32(x, buffer, n);
 }
 
-static void apply_affine(const operation *op, const char *in, char *out, size_t n, size_t scale)
+static void from_f32(const operation *op, const float *buffer, uint16_t *y, size_t stride, size_t rows, size_t n)
 {
-    const qk_params *p = op->r.p;
-    const qk_affine one = qk_affine_of(p->scale[scale], p->zero_point[scale], p->qmin, p->qmax, op->rounding);
-    const size_t head = misaligned(op, in, out, n);
-    if (head) op->apply(op, in, out, head, &one, NULL);
-    op->apply(op, in + head * size_of(op->from), out + head * size_of(op->to), n - head, &one, NULL);
+    for (; rows > 0; rows--, y += stride, buffer += n)
+        op->to == QK_F16 ? op->k->f32_to_f16(buffer, y, n) : op->k->f32_to_bf16(buffer, y, n);
 }
 
-/* All rows at once where the operands are float32, whose kernels know rows; else one by one. */
-static void apply_columns(const operation *op, const char *in, char *out, size_t n, size_t scale, size_t rows)
+/* A part of rows, which fits the buffer. */
+static void apply_converted(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    const qk_params *p = op->r.p;
-    qk_affine_columns columns = {p->scale + scale,
-                                 p->reciprocal ? p->reciprocal + scale : NULL,
-                                 p->zero_point + scale,
-                                 p->qmin,
-                                 p->qmax,
-                                 op->rounding == QK_HALF_AWAY,
-                                 rows,
-                                 op->r.length};
-    if ((op->from == QK_F32 || op->from >= QK_I8) && (op->to == QK_F32 || op->to >= QK_I8)) {
-        op->apply(op, in, out, n, NULL, &columns);
-        return;
+    float buffer[CHUNK];
+    qk_affines p = *given;
+    if (is_half(op->from)) to_f32(op, (const uint16_t *)in, p.in_stride, buffer, p.rows, n), p.in_stride = n;
+    if (is_half(op->to)) p.out_stride = n;
+    op->f32(op, is_half(op->from) ? (const void *)buffer : in, is_half(op->to) ? (void *)buffer : out, n, &p);
+    if (is_half(op->to)) from_f32(op, buffer, (uint16_t *)out, given->out_stride, p.rows, n);
+}
+
+static void apply_halves(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
+{
+    const size_t run = min_size(given->run, n), most = run < CHUNK ? CHUNK / run * run : CHUNK;
+    qk_affines p = *given;
+    for (size_t at = 0, count; at < n; at += count) {
+        count = min_size(min_size(n - at, most), run < CHUNK ? most : run - at % run);
+        p.scale = given->scale + at / run, p.zero_point = given->zero_point + at / run;
+        if (p.reciprocal) p.reciprocal = given->reciprocal + at / run;
+        for (size_t row = 0; row < given->rows; row += p.rows) {
+            p.rows = min_size(given->rows - row, CHUNK / count);
+            apply_converted(op, in + (row * p.in_stride + at) * size_of(op->from),
+                            out + (row * p.out_stride + at) * size_of(op->to), count, &p);
+        }
     }
-    columns.rows = 1;
-    for (size_t row = 0; row < rows;
-         row++, in += op->r.length * size_of(op->from), out += op->r.length * size_of(op->to))
-        op->apply(op, in, out, n, NULL, &columns);
 }
 
-static void apply_range(void *context, size_t begin, size_t end)
+static void apply_rows(const operation *op, const char *in, char *out, size_t n, const qk_affines *p)
+{
+    const size_t in_step = p->in_stride * size_of(op->from), out_step = p->out_stride * size_of(op->to);
+    const int by_row = op->from == QK_F64 || op->to == QK_F64;
+    if (is_half(op->from) || is_half(op->to))
+        apply_halves(op, in, out, n, p);
+    else if (!by_row)
+        op->f32(op, in, out, n, p);
+    for (size_t row = 0; row < p->rows; row++, in += in_step, out += out_step) {
+        if (by_row) op->f64(op, in, out, n, p);
+        keep_bits(out, op->to, n);
+    }
+}
+
+/* ---- which parameters an element has ---- */
+
+static layout layout_of(const qk_params *p)
+{
+    const size_t total = p->outer * p->length * p->inner, block = min_size(p->block, p->length);
+    if (p->kind == QK_PER_TENSOR || (p->kind == QK_PER_AXIS && p->length == 1))
+        return (layout){1, 1, total, total, 0, 1, 1};
+    if (p->kind == QK_PER_AXIS) return (layout){1, p->outer, p->length * p->inner, p->inner, 0, 1, p->outer};
+    const size_t blocks = ceil_div(p->length, block), last = p->length - (blocks - 1) * block;
+    if (p->inner > 1) return (layout){p->outer * blocks, block, p->inner, 1, p->inner, blocks, last};
+    if (last == block) return (layout){1, 1, total, block, 0, 1, 1};
+    return (layout){p->outer, 1, p->length, block, blocks, 1, 1};
+}
+
+static size_t first_element(const layout *l, size_t block)
+{
+    return (block / l->among * ((l->among - 1) * l->rows + l->last_rows) + block % l->among * l->rows) * l->length;
+}
+
+static size_t rows_of(const layout *l, size_t block) { return block % l->among == l->among - 1 ? l->last_rows : l->rows; }
+
+static qk_affines affines_of(const operation *op, size_t first, size_t run, size_t rows, size_t stride)
+{
+    const qk_params *p = op->p;
+    return (qk_affines){p->scale + first, p->reciprocal ? p->reciprocal + first : NULL, p->zero_point + first, p->qmin,
+                        p->qmax, op->rounding == QK_HALF_AWAY, run, rows, stride, stride};
+}
+
+static void apply_items(void *context, size_t begin, size_t end)
 {
     const operation *op = context;
+    const layout *l = &op->l;
+    float reciprocal[COLUMNS];
     for (size_t item = begin; item < end; item++) {
-        const run part = run_at(&op->r, item / op->pieces);
-        const size_t skip = item % op->pieces * op->piece;
-        if (skip >= part.count) continue;
-        const size_t n = min_size(part.count - skip, op->piece);
-        const char *in = op->in + (part.start + skip) * size_of(op->from);
-        char *out = op->out + (part.start + skip) * size_of(op->to);
-        if (op->r.by_column)
-            apply_columns(op, in, out, n, part.first + skip, part.rows);
-        else
-            apply_affine(op, in, out, n, part.first);
+        const size_t col_item = item % op->col_items, block = item / op->col_items / op->row_items;
+        const size_t row = item / op->col_items % op->row_items * op->rows;
+        const size_t first = col_item / op->pieces * op->stretch, skip = col_item % op->pieces * op->piece;
+        const size_t whole = min_size(l->length - first, op->stretch);
+        if (row >= rows_of(l, block) || skip >= whole) continue;
+        const size_t n = min_size(whole - skip, op->piece);
+        const size_t at = first_element(l, block) + row * l->length + first + skip;
+        qk_affines p = affines_of(op, block * l->step + first / l->run, l->run,
+                                  min_size(rows_of(l, block) - row, op->rows), l->length);
+        if (!p.reciprocal && l->run > 1 && find_reciprocals(p.scale, ceil_div(n, l->run), reciprocal))
+            p.reciprocal = reciprocal;
+        apply_rows(op, op->in + at * size_of(op->from), op->out + at * size_of(op->to), n, &p);
     }
 }
 
-static int apply_runs(operation *op, const qk_params *p)
+static int apply_layout(operation *op)
 {
-    op->r = runs_of(p);
-    op->piece = op->r.by_column ? COLUMNS : PIECE;
-    op->pieces = ceil_div(op->r.length, op->piece);
-    const double work = 0.15 * (double)(p->outer * p->length * p->inner);
-    return qk_parallel_for(op->r.items * op->pieces, work, apply_range, op);
+    const layout *l = &op->l;
+    const size_t most = l->run == 1 ? COLUMNS : PIECE;
+    op->stretch = min_size(l->length, l->run < most ? most / l->run * l->run : l->run);
+    op->piece = min_size(op->stretch, most);
+    op->rows = PIECE / op->piece;
+    op->pieces = ceil_div(op->stretch, op->piece);
+    op->col_items = ceil_div(l->length, op->stretch) * op->pieces;
+    op->row_items = ceil_div(l->rows, op->rows);
+    const double work = 0.15 * (double)l->blocks * (double)l->rows * (double)l->length;
+    return qk_parallel_for(l->blocks * op->row_items * op->col_items, work, apply_items, op);
 }
 
-/* ---- short runs: the scales of consecutive elements are written out, and are the columns of a matrix ---- */
+/* ---- narrow runs and rows: parameters are written out, one an element, and are the columns of a matrix ---- */
 
-enum { SHORT = 128, WRITTEN = 1024 }; /* elements of a run, and those whose scales are written out at a time */
+enum { NARROW = 32, WRITTEN = 1024, EXTRA = 4 }; /* EXTRA: elements beyond the last that may be written */
 
 typedef struct {
-    float scale[WRITTEN], reciprocal[WRITTEN];
-    int32_t zero_point[WRITTEN];
+    float scale[WRITTEN + EXTRA], reciprocal[WRITTEN + EXTRA];
+    int32_t zero_point[WRITTEN + EXTRA];
 } written;
 
-/* The scales of `count` elements from the one at `start`. */
-static void write_out(written *w, const qk_params *p, size_t start, size_t count)
+/* Writes parameter `which` into n elements from i on, and up to EXTRA more. */
+static inline void fill(written *w, const qk_params *p, size_t which, size_t i, size_t n)
 {
-    size_t which = start / p->inner % p->length, left = p->inner - start % p->inner;
-    for (size_t i = 0; i < count; i++) {
-        w->scale[i] = p->scale[which], w->zero_point[i] = p->zero_point[which];
-        if (p->reciprocal) w->reciprocal[i] = p->reciprocal[which];
-        if (--left == 0) left = p->inner, which = which + 1 < p->length ? which + 1 : 0;
+    const float scale = p->scale[which], reciprocal = p->reciprocal ? p->reciprocal[which] : 0;
+    const int32_t zero_point = p->zero_point[which];
+    for (const size_t end = i + n; i < end; i += EXTRA)
+        for (size_t j = i; j < i + EXTRA; j++)
+            w->scale[j] = scale, w->reciprocal[j] = reciprocal, w->zero_point[j] = zero_point;
+}
+
+/* Those of n elements from the one at `start`. */
+static void write_out(written *w, const operation *op, size_t start, size_t n)
+{
+    const layout *l = &op->l;
+    const size_t group = first_element(l, l->among);
+    size_t block = start / group * l->among, rest = start % group;
+    if (l->among > 1) block += min_size(rest / (l->rows * l->length), l->among - 1);
+    rest = start - first_element(l, block);
+    size_t row = rest / l->length, at = rest % l->length;
+    for (size_t i = 0, count; i < n; i += count) {
+        count = min_size(min_size(l->run - at % l->run, l->length - at), n - i);
+        fill(w, op->p, block * l->step + at / l->run, i, count);
+        at += count;
+        if (at == l->length) at = 0, row++;
+        if (row == rows_of(l, block)) row = 0, block++;
     }
 }
 
 static void apply_written(void *context, size_t begin, size_t end)
 {
     const operation *op = context;
-    const qk_params *p = op->r.p;
+    const size_t total = first_element(&op->l, op->l.blocks);
     written w;
-    const qk_affine_columns columns = {
-        w.scale, p->reciprocal ? w.reciprocal : NULL, w.zero_point, p->qmin, p->qmax, op->rounding == QK_HALF_AWAY, 1,
-        0};
-    for (size_t start = begin * WRITTEN; begin < end; begin++, start += WRITTEN) {
-        const size_t n = min_size(op->r.length - start, WRITTEN);
-        write_out(&w, p, start, n);
-        op->apply(op, op->in + start * size_of(op->from), op->out + start * size_of(op->to), n, NULL, &columns);
+    for (size_t item = begin, at = begin * WRITTEN; item < end; item++, at += WRITTEN) {
+        const size_t n = min_size(total - at, WRITTEN);
+        write_out(&w, op, at, n);
+        qk_affines p = affines_of(op, 0, 1, 1, n);
+        p.scale = w.scale, p.zero_point = w.zero_point;
+        if (p.reciprocal) p.reciprocal = w.reciprocal;
+        apply_rows(op, op->in + at * size_of(op->from), op->out + at * size_of(op->to), n, &p);
     }
 }
 
-/* Where whole periods fit, they are written out once and serve all rows. */
-static int apply_periods(const operation *op, const qk_params *p, size_t period)
+/* Rows so short that several are written out once, and serve all others. */
+static int apply_periods(const operation *op)
 {
+    const layout *l = &op->l;
     written w;
-    qk_params matrix = *p;
     operation part = *op;
-    const size_t columns = WRITTEN / period * period, total = p->outer * period, rows = total / columns;
-    write_out(&w, p, 0, columns);
-    matrix.scale = w.scale, matrix.zero_point = w.zero_point;
-    if (p->reciprocal) matrix.reciprocal = w.reciprocal;
-    matrix.outer = rows, matrix.length = columns, matrix.inner = 1;
-    const int status = apply_runs(&part, &matrix);
-    if (status) return status;
-    part.in += rows * columns * size_of(op->from), part.out += rows * columns * size_of(op->to);
-    matrix.outer = 1, matrix.length = total - rows * columns;
-    return apply_runs(&part, &matrix);
+    qk_params columns = *op->p;
+    const size_t rows = WRITTEN / l->length, whole = l->rows / rows;
+    write_out(&w, op, 0, rows * l->length);
+    columns.scale = w.scale, columns.zero_point = w.zero_point;
+    if (columns.reciprocal) columns.reciprocal = w.reciprocal;
+    part.p = &columns, part.l = (layout){1, whole, rows * l->length, 1, 0, 1, whole};
+    const int status = whole ? apply_layout(&part) : 0;
+    const size_t done = whole * rows * l->length;
+    part.in += done * size_of(op->from), part.out += done * size_of(op->to);
+    part.l.rows = part.l.last_rows = 1, part.l.length = l->rows * l->length - done;
+    return status || !part.l.length ? status : apply_layout(&part);
 }
 
 static int apply_all(operation *op, const qk_params *p)
 {
-    const size_t period = p->length * p->inner, total = p->outer * period;
-    op->k = qk_active()->elementwise;
-    if (p->kind != QK_PER_AXIS || total == 0 || (p->inner > 1 ? p->inner : p->length) >= SHORT) {
-        return apply_runs(op, p);
-    } else if (2 * period <= WRITTEN) {
-        return apply_periods(op, p, period);
-    } else {
-        op->r = (runs){ceil_div(total, WRITTEN), total, 1, p};
-        return qk_parallel_for(op->r.items, 0.5 * (double)total, apply_written, op);
-    }
+    const size_t total = p->outer * p->length * p->inner;
+    op->k = qk_active()->elementwise, op->p = p;
+    if (total == 0) return 0;
+    op->l = layout_of(p);
+    const layout *l = &op->l;
+    const int narrow = l->run == 1 ? l->length < 4 * NARROW : l->run < NARROW;
+    const int ragged = l->blocks > 1 && l->run > 1 && l->length < WRITTEN;
+    if (narrow && l->blocks == 1 && l->rows > 1 && 2 * l->length <= WRITTEN) return apply_periods(op);
+    if ((!narrow || (l->blocks == 1 && l->run == 1)) && !ragged) return apply_layout(op);
+    return qk_parallel_for(ceil_div(total, WRITTEN), 0.5 * (double)total, apply_written, op);
 }
 
 /* ---- float64: the same formulas in double ---- */
@@ -233,116 +276,59 @@ static double quotient_f64(double x, double scale, double lo, double hi)
 
 static double round_f64(double v, int half_away) { return half_away ? round(v) : (v + 0x1.8p52) - 0x1.8p52; }
 
-static void affine_at(const qk_affine *one, const qk_affine_columns *columns, size_t i, double *scale, double *zero,
-                      double *lo, double *hi)
+/* Goes to the parameters of the next element. */
+static void move_on(const qk_affines *p, size_t *which, size_t *left)
 {
-    *scale = one ? one->scale : columns->scale[i];
-    *zero = one ? one->zero_point : columns->zero_point[i];
-    *lo = one ? one->v_lo : (double)columns->qmin - *zero;
-    *hi = one ? one->v_hi : (double)columns->qmax - *zero;
+    if (--*left == 0) *left = p->run, ++*which;
 }
 
-static void quantize_f64(const double *x, void *q, qk_dtype to, size_t n, int half_away, const qk_affine *one,
-                         const qk_affine_columns *columns)
+static void quantize_f64(const operation *op, const void *in, void *q, size_t n, const qk_affines *p)
 {
-    for (size_t i = 0; i < n; i++) {
-        double scale, zero, lo, hi;
-        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
-        int32_t code = (int32_t)(round_f64(quotient_f64(x[i], scale, lo, hi), half_away) + zero);
-        if (size_of(to) == 1)
+    const double *x = in;
+    for (size_t i = 0, which = 0, left = p->run; i < n; i++, move_on(p, &which, &left)) {
+        const double zero = p->zero_point[which];
+        const double v = quotient_f64(x[i], p->scale[which], p->qmin - zero, p->qmax - zero);
+        const int32_t code = (int32_t)(round_f64(v, p->half_away) + zero);
+        if (size_of(op->to) == 1)
             ((uint8_t *)q)[i] = (uint8_t)code;
         else
             ((uint16_t *)q)[i] = (uint16_t)code;
     }
 }
 
-static void fake_quantize_f64(const double *x, double *y, size_t n, const qk_affine *one,
-                              const qk_affine_columns *columns)
+static void fake_quantize_f64(const operation *op, const void *in, void *y, size_t n, const qk_affines *p)
 {
-    for (size_t i = 0; i < n; i++) {
-        double scale, zero, lo, hi;
-        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
-        y[i] = round_f64(quotient_f64(x[i], scale, lo, hi), 0) * scale;
+    (void)op;
+    for (size_t i = 0, which = 0, left = p->run; i < n; i++, move_on(p, &which, &left)) {
+        const double scale = p->scale[which], zero = p->zero_point[which];
+        const double v = quotient_f64(((const double *)in)[i], scale, p->qmin - zero, p->qmax - zero);
+        ((double *)y)[i] = round_f64(v, 0) * scale;
     }
 }
 
-static void dequantize_f64(const void *q, qk_dtype from, double *y, size_t n, const qk_affine *one,
-                           const qk_affine_columns *columns)
+static void dequantize_f64(const operation *op, const void *q, void *y, size_t n, const qk_affines *p)
 {
-    for (size_t i = 0; i < n; i++) {
-        double scale, zero, lo, hi;
-        affine_at(one, columns, i, &scale, &zero, &lo, &hi);
-        uint32_t difference = (uint32_t)qk_code_at(q, from, i) - (uint32_t)(int32_t)zero;
-        y[i] = (double)(int32_t)difference * scale;
+    for (size_t i = 0, which = 0, left = p->run; i < n; i++, move_on(p, &which, &left)) {
+        const uint32_t difference = (uint32_t)qk_code_at(q, op->from, i) - (uint32_t)p->zero_point[which];
+        ((double *)y)[i] = (double)(int32_t)difference * p->scale[which];
     }
 }
 
-/* ---- conversion of a chunk to and from float32 ---- */
+/* ---- quantize, dequantize, fake quantize ---- */
 
-static const float *to_f32(const qk_elementwise_kernels *k, const void *x, qk_dtype from, float *buffer, size_t n)
+static void quantize_f32(const operation *op, const void *x, void *q, size_t n, const qk_affines *p)
 {
-    if (from == QK_F32) return x;
-    if (from == QK_F16)
-        k->f16_to_f32(x, buffer, n);
-    else
-        k->bf16_to_f32(x, buffer, n);
-    return buffer;
+    size_of(op->to) == 1 ? op->k->quantize_rows_f32_8(x, q, n, p) : op->k->quantize_rows_f32_16(x, q, n, p);
 }
 
-static void from_f32(const qk_elementwise_kernels *k, const float *x, void *y, qk_dtype to, size_t n)
+static void dequantize_f32(const operation *op, const void *q, void *y, size_t n, const qk_affines *p)
 {
-    if (to == QK_F16)
-        k->f32_to_f16(x, y, n);
-    else if (to == QK_BF16)
-        k->f32_to_bf16(x, y, n);
+    op->k->dequantize_rows_f32(q, op->from, y, n, p);
 }
 
-static void advance(qk_affine_columns *columns, size_t n)
+static void fake_quantize_f32(const operation *op, const void *x, void *y, size_t n, const qk_affines *p)
 {
-    columns->scale += n;
-    columns->zero_point += n;
-    if (columns->reciprocal) columns->reciprocal += n;
-}
-
-/* ---- quantize ---- */
-
-static void quantize_f32(const operation *op, const float *x, void *q, size_t n, const qk_affine *one,
-                         const qk_affine_columns *columns)
-{
-    const qk_elementwise_kernels *k = op->k;
-    if (size_of(op->to) == 1)
-        one ? k->quantize_f32_8(x, q, n, one) : k->quantize_columns_f32_8(x, q, n, columns);
-    else
-        one ? k->quantize_f32_16(x, q, n, one) : k->quantize_columns_f32_16(x, q, n, columns);
-}
-
-static void quantize_any_float(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
-                               const qk_affine_columns *columns)
-{
-    if (op->from == QK_F32) {
-        quantize_f32(op, x, q, n, one, columns);
-        return;
-    }
-    if (op->from == QK_F64) {
-        quantize_f64(x, q, op->to, n, op->rounding == QK_HALF_AWAY, one, columns);
-        return;
-    }
-    float buffer[CHUNK];
-    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
-    for (size_t done = 0, count; done < n; done += count) {
-        count = min_size(n - done, CHUNK);
-        const float *part = to_f32(op->k, (const uint16_t *)x + done, op->from, buffer, count);
-        quantize_f32(op, part, (char *)q + done * size_of(op->to), count, one, &rest);
-        advance(&rest, count);
-    }
-}
-
-static void apply_quantize(const operation *op, const void *x, void *q, size_t n, const qk_affine *one,
-                           const qk_affine_columns *columns)
-{
-    quantize_any_float(op, x, q, n, one, columns);
-    const size_t rows = columns ? columns->rows : 1, stride = columns ? columns->stride : 0;
-    for (size_t row = 0; row < rows; row++) keep_bits((char *)q + row * stride, op->to, n);
+    op->k->fake_quantize_rows_f32(x, y, n, p);
 }
 
 /* Whether an operation can be what it is asked to be, as far as that shows without a look at each scale. */
@@ -360,7 +346,7 @@ static int can_apply(const qk_params *p, const void *in, const void *out, qk_dty
 
 int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
-    operation op = {.apply = apply_quantize, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
+    operation op = {.f32 = quantize_f32, .f64 = quantize_f64, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
 }
 
@@ -372,70 +358,19 @@ qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const 
     return (qk_status)qk_quantize_inside(x, from, q, to, p, rounding);
 }
 
-/* ---- dequantize ---- */
-
-static void apply_dequantize(const operation *op, const void *q, void *y, size_t n, const qk_affine *one,
-                             const qk_affine_columns *columns)
-{
-    const qk_elementwise_kernels *k = op->k;
-    if (op->to == QK_F64) {
-        dequantize_f64(q, op->from, y, n, one, columns);
-        return;
-    }
-    float buffer[CHUNK];
-    const size_t step = op->to == QK_F32 ? n : CHUNK;
-    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
-    for (size_t done = 0, count; done < n; done += count) {
-        count = min_size(n - done, step);
-        const char *part = (const char *)q + done * size_of(op->from);
-        float *to = op->to == QK_F32 ? (float *)y : buffer;
-        if (one)
-            k->dequantize_f32(part, op->from, to, count, one);
-        else
-            k->dequantize_columns_f32(part, op->from, to, count, &rest);
-        from_f32(k, buffer, (uint16_t *)y + done, op->to, count);
-        advance(&rest, count);
-    }
-}
-
 qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
     QK_DEFAULT_MODE;
     if (!(is_code(from) || from == QK_I32) || !is_float(to) || !can_apply(p, q, y, from)) return QK_INVALID;
-    operation op = {.apply = apply_dequantize, .from = from, .to = to, .in = q, .out = y};
+    operation op = {.f32 = dequantize_f32, .f64 = dequantize_f64, .from = from, .to = to, .in = q, .out = y};
     return (qk_status)apply_all(&op, p);
-}
-
-/* ---- fake quantize ---- */
-
-static void apply_fake_quantize(const operation *op, const void *x, void *y, size_t n, const qk_affine *one,
-                                const qk_affine_columns *columns)
-{
-    const qk_elementwise_kernels *k = op->k;
-    if (op->from == QK_F64) {
-        fake_quantize_f64(x, y, n, one, columns);
-        return;
-    }
-    float buffer[CHUNK];
-    const size_t step = op->from == QK_F32 ? n : CHUNK;
-    qk_affine_columns rest = columns ? *columns : (qk_affine_columns){0};
-    for (size_t done = 0, count; done < n; done += count) {
-        count = min_size(n - done, step);
-        const float *part = to_f32(k, (const char *)x + done * size_of(op->from), op->from, buffer, count);
-        float *to = op->from == QK_F32 ? (float *)y : buffer;
-        if (one)
-            k->fake_quantize_f32(part, to, count, one);
-        else
-            k->fake_quantize_columns_f32(part, to, count, &rest);
-        from_f32(k, buffer, (uint16_t *)y + done, op->from, count);
-        advance(&rest, count);
-    }
 }
 
 qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p)
 {
     QK_DEFAULT_MODE;
     if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
-    operation op = {.apply = apply_fake_quantize, .from = dtype, .to = dtype, .in = x, .out = y};
+    operation op = {
+        .f32 = fake_quantize_f32, .f64 = fake_quantize_f64, .from = dtype, .to = dtype, .in = x, .out = y};
     return (qk_status)apply_all(&op, p);
 }

@@ -8,23 +8,21 @@
 
 enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 }; /* no tile, and no step of one, is larger */
 
-/* One scale and zero point, with what quantization derives from them (numerics 3). */
+/* One scale and zero point. */
 typedef struct {
-    float scale, reciprocal; /* reciprocal 0: divide */
-    float x_lo, x_hi;        /* bounds of x before the product with the reciprocal */
-    float v_lo, v_hi;        /* bounds of the quotient: qmin - zero_point, qmax - zero_point */
+    float scale, reciprocal; /* reciprocal 0: divide (numerics 3) */
     int32_t zero_point, qmin, qmax;
     int half_away;
 } qk_affine;
 
-/* Parameters of consecutive elements that all differ, shared by rows that lie `stride` elements apart. */
+/* Those of rows, which share them: element i of a row has the parameters of number i / run. */
 typedef struct {
     const float *scale, *reciprocal; /* reciprocal NULL: divide */
     const int32_t *zero_point;
     int32_t qmin, qmax;
     int half_away;
-    size_t rows, stride;
-} qk_affine_columns;
+    size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
+} qk_affines;
 
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
@@ -127,6 +125,8 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 /* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16
  * columns j and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
 enum { QK_GEMMF16_NR = 32, QK_GEMMF16_ROW_PANELS = 4 };
+
+static inline size_t qk_code_bytes(qk_dtype t) { return t == QK_I32 ? 4 : t == QK_I16 || t == QK_U16 ? 2 : 1; }
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)

@@ -7,6 +7,13 @@
 /* A function whose large frame or constants would else weigh upon the one that seldom calls it. */
 #define QK_NOINLINE __attribute__((noinline))
 
+/* Before a loop whose iterations do not depend on each other, though pointers may be equal. */
+#if defined(__clang__)
+#define QK_NO_DEPENDENCE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define QK_NO_DEPENDENCE _Pragma("GCC ivdep")
+#endif
+
 /* Whether the compiler knows AVX-VNNI: gcc 11 and clang 12 do. */
 #if defined(__clang__) && __clang_major__ >= 12 || !defined(__clang__) && __GNUC__ >= 11
 #define QK_HAVE_AVXVNNI 1

@@ -50,136 +50,109 @@ static inline int32_t round_to_int(float v, int half_away)
     return n;
 }
 
-/* ---- quantize (numerics 3) ---- */
+/* ---- rows of elements (numerics 3 and 4) ---- */
 
-/* x / scale, within [v_lo, v_hi] up to rounding; NaN stays. `divide` is a constant where this is inlined. */
-static inline float quotient_or_nan(float x, const qk_affine *p, int divide)
+/* The loops see SPAN elements at a time. What remains at the end is a span that overlaps the one before: the same
+ * values once more, since fake_quantize is idempotent. */
+enum {
+    SPAN = 32,
+    LOOK_AHEAD = 512,      /* elements from the loop to those that are fetched into the cache, to be read or written soon */
+    PARAMETERS = 1024 /* whose bounds are kept at a time */
+};
+
+/* What becomes of elements: codes, floats by way of codes, or floats of codes of a type, FROM_CODES + type. */
+enum { TO_8_BITS, TO_16_BITS, AND_BACK, FROM_CODES };
+enum { MULTIPLY, DIVIDE, DIVIDE_HALF_AWAY }; /* how quotients are computed, and their ties rounded */
+
+/* n neighbours; after the last of them the next row begins, `gap` elements further on. */
+typedef struct {
+    const char *in;
+    char *out;
+    size_t n, in_gap, out_gap;
+} stretch;
+
+/* Parameters of elements, or of one run of them. */
+typedef struct {
+    const float *scale, *reciprocal, *lo, *hi; /* bounds of x, or, if it is divided by the scale, of the quotient */
+    const int32_t *zero_point;
+} parameters;
+
+static inline parameters moved(parameters p, size_t i, const int what, const int how)
 {
-    if (divide) return clamp(x / p->scale, p->v_lo, p->v_hi);
-    x = clamp(x, p->x_lo, p->x_hi);
-    float q = x * p->reciprocal;
-    return __builtin_fmaf(__builtin_fmaf(-q, p->scale, x), p->reciprocal, q);
+    const int codes = what < FROM_CODES;
+    return (parameters){p.scale + i, codes && how == MULTIPLY ? p.reciprocal + i : NULL, codes ? p.lo + i : NULL,
+                        codes ? p.hi + i : NULL, p.zero_point + i};
 }
 
-static inline float quotient(float x, const qk_affine *p, int divide)
+static QK_INLINE size_t bytes_in(const int what)
 {
-    return nan_to_zero(quotient_or_nan(x, p, divide));
+    return what < FROM_CODES ? sizeof(float) : qk_code_bytes((qk_dtype)(what - FROM_CODES));
 }
 
-static inline int must_divide(const qk_affine *p) { return !HAVE_FMA || p->reciprocal == 0; }
+static QK_INLINE size_t bytes_out(const int what) { return what == TO_8_BITS ? 1 : what == TO_16_BITS ? 2 : 4; }
 
-static inline void quantize_run(const float *restrict x, void *restrict q, int bytes, size_t n, const qk_affine *given,
-                                int divide, int half_away)
+static QK_INLINE stretch part_of(stretch s, size_t i, size_t n, const int what)
 {
-    const qk_affine p = *given; /* a copy that stores to q cannot change */
-    uint8_t *restrict q8 = q;
-    uint16_t *restrict q16 = q;
+    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, 0, 0};
+}
+
+/* Where the span after the one at i begins. `head` elements lie before a cache line: a vector that straddles two costs
+ * twice. */
+static inline size_t next_span(size_t i, size_t n, size_t head, const size_t span)
+{
+    i += i == 0 && head > 0 ? head : span;
+    return i < n && n - i < span ? n - span : i;
+}
+
+static inline size_t head_of(const void *floats, size_t n)
+{
+    return n < 1024 ? 0 : (-(uintptr_t)floats & 63) / sizeof(float);
+}
+
+static QK_INLINE void fetch(const char *row, size_t i, size_t n, size_t gap, const size_t bytes)
+{
+    const char *at = row + (i + LOOK_AHEAD + (i + LOOK_AHEAD < n ? 0 : gap)) * bytes;
+    for (size_t byte = 0; byte < SPAN * bytes; byte += 64) __builtin_prefetch(at + byte);
+}
+
+static QK_INLINE void look_ahead(stretch s, size_t i, const int what)
+{
+    fetch(s.in, i, s.n, s.in_gap, bytes_in(what));
+    fetch(s.out, i, s.n, s.out_gap, bytes_out(what));
+}
+
+/* x / scale, within bounds up to rounding; NaN stays. */
+static QK_INLINE float quotient_or_nan(float x, const parameters *p, size_t i, const int how)
+{
+    if (how != MULTIPLY) return clamp(x / p->scale[i], p->lo[i], p->hi[i]);
+    x = clamp(x, p->lo[i], p->hi[i]);
+    const float q = x * p->reciprocal[i];
+    return __builtin_fmaf(__builtin_fmaf(-q, p->scale[i], x), p->reciprocal[i], q);
+}
+
+/* n elements, each with its own parameters (step 1) or all with the same (step 0). Returns, AND_BACK, the bits of all
+ * sums or-ed: those of SPECIAL_BITS are set if, and only if, some x is NaN. */
+static QK_INLINE int32_t quantize_span(const int what, const float *x, char *to, const size_t n, parameters p,
+                                       const size_t step, const int how)
+{
+    int32_t seen = 0;
+    QK_NO_DEPENDENCE
     for (size_t i = 0; i < n; i++) {
-        int32_t code = round_to_int(quotient(x[i], &p, divide), half_away) + p.zero_point;
-        if (bytes == 1)
-            q8[i] = (uint8_t)code;
+        const float v = quotient_or_nan(x[i], &p, i * step, how);
+        if (what == AND_BACK) {
+            const float shifted = v + ROUNDER;
+            seen |= bits_of(shifted);
+            ((float *)to)[i] = (shifted - ROUNDER) * p.scale[i * step];
+            continue;
+        }
+        const int32_t code = round_to_int(nan_to_zero(v), how == DIVIDE_HALF_AWAY) + p.zero_point[i * step];
+        if (what == TO_8_BITS)
+            ((uint8_t *)to)[i] = (uint8_t)code;
         else
-            q16[i] = (uint16_t)code;
+            ((uint16_t *)to)[i] = (uint16_t)code;
     }
+    return seen;
 }
-
-static void quantize_any(const float *x, void *q, int bytes, size_t n, const qk_affine *p)
-{
-    if (p->half_away)
-        quantize_run(x, q, bytes, n, p, 1, 1);
-    else if (must_divide(p))
-        quantize_run(x, q, bytes, n, p, 1, 0);
-    else
-        quantize_run(x, q, bytes, n, p, 0, 0);
-}
-
-static inline void quantize_columns_row(const float *restrict x, void *restrict q, int bytes, size_t n,
-                                        const qk_affine_columns *p, int half_away)
-{
-    const float *restrict scale = p->scale;
-    const int32_t *restrict zero_point = p->zero_point;
-    const int32_t qmin = p->qmin, qmax = p->qmax;
-    uint8_t *restrict q8 = q;
-    uint16_t *restrict q16 = q;
-    for (size_t i = 0; i < n; i++) {
-        int32_t z = zero_point[i];
-        float v = clamp(nan_to_zero(x[i] / scale[i]), (float)(qmin - z), (float)(qmax - z));
-        int32_t code = round_to_int(v, half_away) + z;
-        if (bytes == 1)
-            q8[i] = (uint8_t)code;
-        else
-            q16[i] = (uint16_t)code;
-    }
-}
-
-static void quantize_rows(const float *x, void *q, int bytes, size_t n, const qk_affine_columns *p)
-{
-    for (size_t row = 0; row < p->rows; row++) {
-        const float *from = x + row * p->stride;
-        char *to = (char *)q + row * p->stride * (size_t)bytes;
-        if (p->half_away)
-            quantize_columns_row(from, to, bytes, n, p, 1);
-        else
-            quantize_columns_row(from, to, bytes, n, p, 0);
-    }
-}
-
-#ifdef GROUP
-/* Where the group after the one at i begins: the last one overlaps its neighbour instead of leaving a tail. */
-static inline size_t next_group(size_t i, size_t n)
-{
-    i += GROUP;
-    return i < n && n - i < GROUP ? n - GROUP : i;
-}
-#endif
-
-static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
-{
-#ifdef GROUP
-    if (n >= GROUP && !p->half_away && !must_divide(p)) {
-        const qk_affine fixed = *p; /* as in quantize_run: its broadcasts leave the loop */
-        for (size_t i = 0; i + GROUP <= n; i += GROUP)
-            if (!quantize_group(x + i, q + i, &fixed)) quantize_any(x + i, q + i, 1, GROUP, p);
-        x += n - GROUP, q += n - GROUP; /* the last group overlaps its neighbour instead of leaving a tail */
-        if (n % GROUP && !quantize_group(x, q, &fixed)) quantize_any(x, q, 1, GROUP, p);
-        return;
-    }
-#endif
-    quantize_any(x, q, 1, n, p);
-}
-
-#ifdef GROUP
-/* GROUP columns of all rows; those with NaN or huge values take the slow way one by one. */
-static void quantize_column_group(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i)
-{
-    for (size_t row = 0; row < p->rows; row++) {
-        row += quantize_group_columns(x + row * p->stride, q + row * p->stride, p, i, p->rows - row);
-        if (row == p->rows) return;
-        const qk_affine_columns one = {p->scale + i, NULL, p->zero_point + i, p->qmin, p->qmax, 0, 1, 0};
-        quantize_rows(x + row * p->stride, q + row * p->stride, 1, GROUP, &one);
-    }
-}
-#endif
-
-static void quantize_columns_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine_columns *p)
-{
-#ifdef GROUP
-    if (n >= GROUP && !p->half_away && p->reciprocal) {
-        for (size_t i = 0; i < n; i = next_group(i, n)) quantize_column_group(x + i, q + i, p, i);
-        return;
-    }
-#endif
-    quantize_rows(x, q, 1, n, p);
-}
-
-static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p) { quantize_any(x, q, 2, n, p); }
-
-static void quantize_columns_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine_columns *p)
-{
-    quantize_rows(x, q, 2, n, p);
-}
-
-/* ---- dequantize (numerics 4) ---- */
 
 /* int32 codes wrap, so the difference is taken modulo 2^32 */
 static inline float difference(int32_t code, int32_t zero_point)
@@ -187,127 +160,206 @@ static inline float difference(int32_t code, int32_t zero_point)
     return (float)(int32_t)((uint32_t)code - (uint32_t)zero_point);
 }
 
-static inline void dequantize_run(const void *restrict q, qk_dtype from, float *restrict y, size_t n,
-                                  const qk_affine *p)
+static QK_INLINE void dequantize_span(const qk_dtype from, const char *restrict q, float *restrict y, const size_t n,
+                                      parameters p, const size_t step)
 {
-    const float scale = p->scale;
-    const int32_t zero_point = p->zero_point;
-    for (size_t i = 0; i < n; i++) y[i] = difference(qk_code_at(q, from, i), zero_point) * scale;
-}
-
 #ifdef HAVE_WIDEN
-/* 8-bit codes, GROUP at a time; the array of codes lives in registers. Returns how many are done. */
-static inline size_t dequantize_groups(const uint8_t *restrict q, int is_signed, float *restrict y, size_t n,
-                                       const qk_affine *p)
-{
-    const float scale = p->scale;
-    const int32_t zero_point = p->zero_point;
-    size_t done = 0;
-    for (; n - done >= GROUP; done += GROUP) {
-        int32_t codes[GROUP];
-        widen_group(q + done, is_signed, codes);
-        for (int j = 0; j < GROUP; j++) y[done + j] = difference(codes[j], zero_point) * scale;
+    int32_t codes[SPAN]; /* in registers */
+    if (n == SPAN && qk_code_bytes(from) == 1 && from <= QK_U8) {
+        widen_span((const uint8_t *)q, from == QK_I8, codes);
+        for (int i = 0; i < SPAN; i++) y[i] = difference(codes[i], p.zero_point[i * step]) * p.scale[i * step];
+        return;
     }
-    return done;
-}
 #endif
-
-static void dequantize_8(const uint8_t *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
-{
-    size_t done = 0;
-#ifdef HAVE_WIDEN
-    done = from == QK_I8 ? dequantize_groups(q, 1, y, n, p) : dequantize_groups(q, 0, y, n, p);
-#endif
-    if (from == QK_I8)
-        dequantize_run(q + done, QK_I8, y + done, n - done, p);
-    else
-        dequantize_run(q + done, QK_U8, y + done, n - done, p);
+    for (size_t i = 0; i < n; i++)
+        y[i] = difference(qk_code_at(q, from, i), p.zero_point[i * step]) * p.scale[i * step];
 }
 
-static void dequantize_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine *p)
+static QK_INLINE int32_t compute_span(const int what, stretch s, size_t i, const size_t n, parameters p,
+                                      const size_t step, const int how)
 {
-    switch (from) {
-    case QK_I8:
-    case QK_U8: dequantize_8(q, from, y, n, p); break;
-    case QK_I16: dequantize_run(q, QK_I16, y, n, p); break;
-    case QK_U16: dequantize_run(q, QK_U16, y, n, p); break;
-    case QK_I4: dequantize_run(q, QK_I4, y, n, p); break;
-    case QK_U4: dequantize_run(q, QK_U4, y, n, p); break;
-    case QK_I2: dequantize_run(q, QK_I2, y, n, p); break;
-    case QK_U2: dequantize_run(q, QK_U2, y, n, p); break;
-    default: dequantize_run(q, QK_I32, y, n, p); break;
-    }
+    const char *in = s.in + i * bytes_in(what);
+    char *out = s.out + i * bytes_out(what);
+    const float scale = *p.scale, reciprocal = what < FROM_CODES && how == MULTIPLY ? *p.reciprocal : 0;
+    const float lo = what < FROM_CODES ? *p.lo : 0, hi = what < FROM_CODES ? *p.hi : 0;
+    const int32_t zero_point = *p.zero_point;
+    if (!step) p = (parameters){&scale, &reciprocal, &lo, &hi, &zero_point}; /* which no store can change */
+    if (what < FROM_CODES) return quantize_span(what, (const float *)in, out, n, p, step, how);
+    dequantize_span((qk_dtype)(what - FROM_CODES), in, (float *)out, n, p, step);
+    return 0;
 }
 
-static inline void dequantize_columns_run(const void *restrict q, qk_dtype from, float *restrict y, size_t n,
-                                          const qk_affine_columns *p)
+static QK_INLINE void compute_stretch(const int what, stretch s, parameters p, const size_t step, const int how)
 {
-    const float *restrict scale = p->scale;
-    const int32_t *restrict zero_point = p->zero_point;
-    for (size_t row = 0; row < p->rows; row++)
-        for (size_t i = 0, at = row * p->stride; i < n; i++, at++)
-            y[at] = difference(qk_code_at(q, from, at), zero_point[i]) * scale[i];
-}
-
-static void dequantize_columns_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affine_columns *p)
-{
-    switch (from) {
-    case QK_I8: dequantize_columns_run(q, QK_I8, y, n, p); break;
-    case QK_U8: dequantize_columns_run(q, QK_U8, y, n, p); break;
-    case QK_I16: dequantize_columns_run(q, QK_I16, y, n, p); break;
-    case QK_U16: dequantize_columns_run(q, QK_U16, y, n, p); break;
-    case QK_I4: dequantize_columns_run(q, QK_I4, y, n, p); break;
-    case QK_U4: dequantize_columns_run(q, QK_U4, y, n, p); break;
-    case QK_I2: dequantize_columns_run(q, QK_I2, y, n, p); break;
-    case QK_U2: dequantize_columns_run(q, QK_U2, y, n, p); break;
-    default: dequantize_columns_run(q, QK_I32, y, n, p); break;
-    }
-}
-
-/* Returns the bits of all sums or-ed: those of SPECIAL_BITS are set where, and only where, some x is NaN. x may be y.
- */
-static inline int32_t fake_quantize_block(const float *x, float *y, size_t n, const qk_affine *given, int divide)
-{
-    const qk_affine p = *given;
     int32_t seen = 0;
-    for (size_t i = 0; i < n; i++) {
-        float shifted = quotient_or_nan(x[i], &p, divide) + ROUNDER;
-        seen |= bits_of(shifted);
-        y[i] = (shifted - ROUNDER) * p.scale;
+    const size_t head = head_of(what < FROM_CODES ? s.in : s.out, s.n);
+    if (s.n < SPAN) seen = compute_span(what, s, 0, s.n, p, step, how);
+    for (size_t i = 0; s.n >= SPAN && i < s.n; i = next_span(i, s.n, head, SPAN)) {
+        look_ahead(s, i, what);
+        seen |= compute_span(what, s, i, SPAN, step ? moved(p, i, what, how) : p, step, how);
     }
-    return seen;
+    if (what == AND_BACK && seen & SPECIAL_BITS) /* rare: it went through the loop, and is put right here */
+        for (size_t i = 0; i < s.n; i++) ((float *)s.out)[i] = nan_to_zero(((float *)s.out)[i]);
 }
 
-/* NaN is rare: it goes through the loop, and is put right where it was seen. */
-static inline void fake_quantize_run(const float *x, float *y, size_t n, const qk_affine *p, int divide)
+static QK_INLINE void compute_runs(const int what, stretch s, parameters p, size_t run, const int how)
 {
-    enum { BLOCK = 1024 };
-    for (size_t count; n > 0; x += count, y += count, n -= count) {
-        count = n < BLOCK ? n : BLOCK;
-        if (fake_quantize_block(x, y, count, p, divide) & SPECIAL_BITS)
-            for (size_t i = 0; i < count; i++) y[i] = nan_to_zero(y[i]);
+    for (size_t i = 0, at = 0; at < s.n; i++, at += run)
+        compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), moved(p, i, what, how), 0, how);
+}
+
+/* Bounds of parameters i .. i + n. */
+static inline void find_bounds(const qk_affines *p, size_t i, size_t n, float *restrict lo, float *restrict hi,
+                               const int how)
+{
+    for (size_t j = 0; j < n; j++) {
+        const float unit = how == MULTIPLY ? p->scale[i + j] : 1.0f;
+        lo[j] = (float)(p->qmin - p->zero_point[i + j]) * unit;
+        hi[j] = (float)(p->qmax - p->zero_point[i + j]) * unit;
     }
 }
 
-static void fake_quantize_f32(const float *x, float *y, size_t n, const qk_affine *p)
+static QK_INLINE void compute_rows(const int what, const void *in, void *out, size_t n, const qk_affines *given,
+                                   const int how)
 {
-    if (must_divide(p))
-        fake_quantize_run(x, y, n, p, 1);
-    else
-        fake_quantize_run(x, y, n, p, 0);
-}
-
-static void fake_quantize_columns_f32(const float *x, float *y, size_t n, const qk_affine_columns *p)
-{
-    const float *scale = p->scale;
-    const int32_t *zero_point = p->zero_point;
-    const int32_t qmin = p->qmin, qmax = p->qmax;
-    for (size_t row = 0; row < p->rows; row++)
-        for (size_t i = 0, at = row * p->stride; i < n; i++, at++) {
-            float lo = (float)(qmin - zero_point[i]), hi = (float)(qmax - zero_point[i]);
-            float v = clamp(nan_to_zero(x[at] / scale[i]), lo, hi);
-            y[at] = ((v + ROUNDER) - ROUNDER) * scale[i];
+    float lo[PARAMETERS], hi[PARAMETERS];
+    const size_t run = given->run < n ? given->run : n;
+    const parameters all = {given->scale, given->reciprocal, lo, hi, given->zero_point};
+    for (size_t i = 0, at = 0; at < n; i += PARAMETERS, at += PARAMETERS * run) {
+        const size_t count = n - at < PARAMETERS * run ? n - at : PARAMETERS * run;
+        parameters p = moved(all, i, what, how);
+        p.lo = lo, p.hi = hi;
+        if (what < FROM_CODES) find_bounds(given, i, (count + run - 1) / run, lo, hi, how);
+        for (size_t row = 0; row < given->rows; row++) {
+            const stretch s = {(const char *)in + (row * given->in_stride + at) * bytes_in(what),
+                               (char *)out + (row * given->out_stride + at) * bytes_out(what), count,
+                               given->in_stride - count, given->out_stride - count};
+            if (run == 1)
+                compute_stretch(what, s, p, 1, how);
+            else
+                compute_runs(what, s, p, run, how);
         }
+    }
+}
+
+static QK_INLINE void quantize_rows(const int what, const float *x, void *to, size_t n, const qk_affines *p)
+{
+    if (p->half_away && what != AND_BACK)
+        compute_rows(what, x, to, n, p, DIVIDE_HALF_AWAY);
+    else if (!HAVE_FMA || !p->reciprocal)
+        compute_rows(what, x, to, n, p, DIVIDE);
+    else
+        compute_rows(what, x, to, n, p, MULTIPLY);
+}
+
+#ifdef GROUP
+#define HALF_GROUP (GROUP / 2)
+
+/* What groups refuse, for NaN or huge values: parameters i and following, each of a run. */
+static QK_NOINLINE void quantize_slowly(const float *x, uint8_t *q, size_t n, const qk_affines *p, size_t i, size_t run)
+{
+    const qk_affines part = {.scale = p->scale + i, .reciprocal = p->reciprocal + i, .zero_point = p->zero_point + i,
+                             .qmin = p->qmin, .qmax = p->qmax, .run = run, .rows = 1};
+    compute_rows(TO_8_BITS, x, q, n, &part, MULTIPLY);
+}
+
+static QK_INLINE void quantize_groups(stretch s, const qk_affines *p, size_t i, const size_t step)
+{
+    const float *x = (const float *)s.in;
+    uint8_t *q = (uint8_t *)s.out;
+    const size_t head = head_of(x, s.n), last = s.n - HALF_GROUP, run = step ? 1 : s.n;
+    if (s.n < GROUP) {
+        if (s.n < HALF_GROUP || !quantize_halves(x, x + last, q, q + last, load_group(p, i, i + last * step, step)))
+            quantize_slowly(x, q, s.n, p, i, run);
+        return;
+    }
+    const group_parameters fixed = load_group(p, i, i, 0);
+    for (size_t at = 0; at < s.n; at = next_span(at, s.n, head, GROUP)) {
+        look_ahead(s, at, TO_8_BITS);
+        if (GROUP > 32) look_ahead(s, at + SPAN, TO_8_BITS);
+        if (!quantize_group(x + at, q + at, step ? load_group(p, i + at, i + at + HALF_GROUP, 1) : fixed))
+            quantize_slowly(x + at, q + at, GROUP, p, i + at * step, run);
+    }
+}
+
+/* Runs, of which two of HALF_GROUP elements are a group. */
+static void quantize_group_runs(stretch s, const qk_affines *p, size_t run)
+{
+    const float *x = (const float *)s.in;
+    uint8_t *q = (uint8_t *)s.out;
+    size_t i = 0, at = 0;
+    for (; run == HALF_GROUP && s.n - at >= GROUP; i += 2, at += GROUP) {
+        look_ahead(s, at, TO_8_BITS);
+        if (GROUP > 32) look_ahead(s, at + SPAN, TO_8_BITS);
+        if (!quantize_group(x + at, q + at, load_group(p, i, i + 1, 0)))
+            quantize_slowly(x + at, q + at, GROUP, p, i, run);
+    }
+    for (; at < s.n; i++, at += run)
+        quantize_groups(part_of(s, at, s.n - at < run ? s.n - at : run, TO_8_BITS), p, i, 0);
+}
+#endif
+
+static void quantize_rows_f32_8(const float *x, uint8_t *q, size_t n, const qk_affines *p)
+{
+#ifdef GROUP
+    const size_t run = p->run < n ? p->run : n;
+    if ((run == 1 ? n : run) >= HALF_GROUP && !p->half_away && p->reciprocal) {
+        for (size_t row = 0; row < p->rows; row++) {
+            const stretch s = {(const char *)(x + row * p->in_stride), (char *)(q + row * p->out_stride), n,
+                               p->in_stride - n, p->out_stride - n};
+            if (run == 1)
+                quantize_groups(s, p, 0, 1);
+            else
+                quantize_group_runs(s, p, run);
+        }
+        return;
+    }
+#endif
+    quantize_rows(TO_8_BITS, x, q, n, p);
+}
+
+static void quantize_rows_f32_16(const float *x, uint16_t *q, size_t n, const qk_affines *p)
+{
+    quantize_rows(TO_16_BITS, x, q, n, p);
+}
+
+static inline qk_affines one_row(const qk_affine *p, size_t n)
+{
+    return (qk_affines){.scale = &p->scale, .reciprocal = p->reciprocal ? &p->reciprocal : NULL,
+                        .zero_point = &p->zero_point, .qmin = p->qmin, .qmax = p->qmax, .half_away = p->half_away,
+                        .run = n, .rows = 1, .in_stride = n, .out_stride = n};
+}
+
+static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)
+{
+    const qk_affines row = one_row(p, n);
+    quantize_rows_f32_8(x, q, n, &row);
+}
+
+static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affine *p)
+{
+    const qk_affines row = one_row(p, n);
+    quantize_rows_f32_16(x, q, n, &row);
+}
+
+static void dequantize_rows_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affines *p)
+{
+    switch (from) {
+    case QK_I8: compute_rows(FROM_CODES + QK_I8, q, y, n, p, MULTIPLY); break;
+    case QK_U8: compute_rows(FROM_CODES + QK_U8, q, y, n, p, MULTIPLY); break;
+    case QK_I16: compute_rows(FROM_CODES + QK_I16, q, y, n, p, MULTIPLY); break;
+    case QK_U16: compute_rows(FROM_CODES + QK_U16, q, y, n, p, MULTIPLY); break;
+    case QK_I4: compute_rows(FROM_CODES + QK_I4, q, y, n, p, MULTIPLY); break;
+    case QK_U4: compute_rows(FROM_CODES + QK_U4, q, y, n, p, MULTIPLY); break;
+    case QK_I2: compute_rows(FROM_CODES + QK_I2, q, y, n, p, MULTIPLY); break;
+    case QK_U2: compute_rows(FROM_CODES + QK_U2, q, y, n, p, MULTIPLY); break;
+    default: compute_rows(FROM_CODES + QK_I32, q, y, n, p, MULTIPLY); break;
+    }
+}
+
+static void fake_quantize_rows_f32(const float *x, float *y, size_t n, const qk_affines *p)
+{
+    quantize_rows(AND_BACK, x, y, n, p);
 }
 
 /* ---- bounds (numerics 2) ---- */

@@ -58,4 +58,37 @@ static inline int none_above_u16(reg v, int most)
     return _mm256_testz_si256(beyond, beyond);
 }
 
+typedef __m256 floats;
+
+static inline floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
+static inline floats all_floats(float v) { return _mm256_set1_ps(v); }
+static inline floats product_of(floats a, floats b) { return _mm256_mul_ps(a, b); }
+static inline floats add_product(floats c, floats a, floats b) { return _mm256_fmadd_ps(a, b, c); }
+static inline floats subtract_product(floats c, floats a, floats b) { return _mm256_fnmadd_ps(a, b, c); }
+static inline reg to_i32(floats v) { return _mm256_cvtps_epi32(v); }
+static inline reg packs_i32(reg a, reg b) { return _mm256_packs_epi32(a, b); } /* in some order, as these: */
+static inline reg packs_i16(reg a, reg b) { return _mm256_packs_epi16(a, b); }
+static inline reg adds_i16(reg a, reg b) { return _mm256_adds_epi16(a, b); }
+static inline reg min_i16(reg a, reg b) { return _mm256_min_epi16(a, b); }
+static inline reg min_i8(reg a, reg b) { return _mm256_min_epi8(a, b); }
+static inline reg max_i8(reg a, reg b) { return _mm256_max_epi8(a, b); }
+static inline reg min_u8(reg a, reg b) { return _mm256_min_epu8(a, b); }
+static inline reg max_u8(reg a, reg b) { return _mm256_max_epu8(a, b); }
+static inline int any_equal_i16(reg v, int to)
+{
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi16(v, all_i16(to)));
+}
+/* Bytes of four registers, packed twice, in the order of these. */
+static inline reg in_order(reg v)
+{
+    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+static inline void store_halves(void *low, void *high, reg v)
+{
+    _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(v));
+    _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(v, 1));
+}
+static inline reg widen_i8(const void *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+static inline reg widen_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+
 #endif

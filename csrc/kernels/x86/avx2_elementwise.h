@@ -7,87 +7,9 @@
 #include "kernels/x86/avx2.h"
 
 #define VECTOR 32
-#define HAVE_FMA 1
-#define GROUP 32
-#define HAVE_WIDEN
+#include "kernels/x86/elementwise.h"
 
 #include "kernels/generic/gelu.h"
-#include "kernels/generic/target.h"
-
-/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
-static inline __m256i quotient8(const float *x, __m256 scale, __m256 reciprocal)
-{
-    const __m256 v = _mm256_loadu_ps(x), q = _mm256_mul_ps(v, reciprocal);
-    return _mm256_cvtps_epi32(_mm256_fmadd_ps(_mm256_fnmadd_ps(q, scale, v), reciprocal, q));
-}
-
-/* Adds zero points and stores 32 codes. n0 and n1 hold quotients saturated to 16 bits, n0 elements 0-3, 8-11, 4-7,
- * 12-15, n1 the same from 16 on. Returns 0, and stores nothing, where one may come from NaN or from beyond int32. */
-static inline int store32(uint8_t *q, __m256i n0, __m256i n1, __m256i zero0, __m256i zero1, int32_t qmin, int32_t qmax)
-{
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i special = _mm256_cmpeq_epi16(_mm256_min_epi16(n0, n1), _mm256_set1_epi16(INT16_MIN));
-    if (_mm256_movemask_epi8(special)) return 0;
-    n0 = _mm256_adds_epi16(n0, zero0);
-    n1 = _mm256_adds_epi16(n1, zero1);
-    __m256i codes;
-    if (qmin < 0) {
-        codes = _mm256_packs_epi16(n0, n1);
-        codes = _mm256_min_epi8(_mm256_max_epi8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
-    } else {
-        codes = _mm256_packus_epi16(n0, n1);
-        if (qmax - qmin < 255)
-            codes = _mm256_min_epu8(_mm256_max_epu8(codes, _mm256_set1_epi8((char)qmin)), _mm256_set1_epi8((char)qmax));
-    }
-    _mm256_storeu_si256((__m256i *)q, _mm256_permutevar8x32_epi32(codes, order));
-    return 1;
-}
-
-static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
-{
-    const __m256 scale = _mm256_set1_ps(p->scale), reciprocal = _mm256_set1_ps(p->reciprocal);
-    const __m256i zero = _mm256_set1_epi16((short)p->zero_point);
-    const __m256i n0 = _mm256_packs_epi32(quotient8(x, scale, reciprocal), quotient8(x + 8, scale, reciprocal));
-    const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, scale, reciprocal), quotient8(x + 24, scale, reciprocal));
-    return store32(q, n0, n1, zero, zero, p->qmin, p->qmax);
-}
-
-static inline __m256i zero16(const int32_t *zero)
-{
-    return _mm256_packs_epi32(_mm256_loadu_si256((const __m256i *)zero),
-                              _mm256_loadu_si256((const __m256i *)(zero + 8)));
-}
-
-/* Columns i .. i + 31 of several rows, the parameters held in registers. Returns how many rows were stored before one
- * that store32 refused. */
-static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
-                                            size_t rows)
-{
-    const float *s = p->scale + i, *r = p->reciprocal + i;
-    const __m256 s0 = _mm256_loadu_ps(s), s1 = _mm256_loadu_ps(s + 8), s2 = _mm256_loadu_ps(s + 16),
-                 s3 = _mm256_loadu_ps(s + 24);
-    const __m256 r0 = _mm256_loadu_ps(r), r1 = _mm256_loadu_ps(r + 8), r2 = _mm256_loadu_ps(r + 16),
-                 r3 = _mm256_loadu_ps(r + 24);
-    const __m256i z0 = zero16(p->zero_point + i), z1 = zero16(p->zero_point + i + 16);
-    const int32_t qmin = p->qmin, qmax = p->qmax;
-    const size_t stride = p->stride;
-    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
-        const __m256i n0 = _mm256_packs_epi32(quotient8(x, s0, r0), quotient8(x + 8, s1, r1));
-        const __m256i n1 = _mm256_packs_epi32(quotient8(x + 16, s2, r2), quotient8(x + 24, s3, r3));
-        if (!store32(q, n0, n1, z0, z1, qmin, qmax)) return row;
-    }
-    return rows;
-}
-
-/* 32 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
-static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
-{
-    for (int i = 0; i < 32; i += 8) {
-        const __m128i codes = _mm_loadl_epi64((const __m128i *)(q + i));
-        const __m256i wide = is_signed ? _mm256_cvtepi8_epi32(codes) : _mm256_cvtepu8_epi32(codes);
-        _mm256_storeu_si256((__m256i *)(to + i), wide);
-    }
-}
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 

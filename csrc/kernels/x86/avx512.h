@@ -58,4 +58,37 @@ static inline int none_above_u16(reg v, int most)
     return !_mm512_test_epi32_mask(beyond, beyond);
 }
 
+typedef __m512 floats;
+
+static inline floats load_floats(const float *p) { return _mm512_loadu_ps(p); }
+static inline floats all_floats(float v) { return _mm512_set1_ps(v); }
+static inline floats product_of(floats a, floats b) { return _mm512_mul_ps(a, b); }
+static inline floats add_product(floats c, floats a, floats b) { return _mm512_fmadd_ps(a, b, c); }
+static inline floats subtract_product(floats c, floats a, floats b) { return _mm512_fnmadd_ps(a, b, c); }
+static inline reg to_i32(floats v) { return _mm512_cvtps_epi32(v); }
+static inline reg packs_i32(reg a, reg b) { return _mm512_packs_epi32(a, b); } /* in some order, as these: */
+static inline reg packs_i16(reg a, reg b) { return _mm512_packs_epi16(a, b); }
+static inline reg adds_i16(reg a, reg b) { return _mm512_adds_epi16(a, b); }
+static inline reg min_i16(reg a, reg b) { return _mm512_min_epi16(a, b); }
+static inline reg min_i8(reg a, reg b) { return _mm512_min_epi8(a, b); }
+static inline reg max_i8(reg a, reg b) { return _mm512_max_epi8(a, b); }
+static inline reg min_u8(reg a, reg b) { return _mm512_min_epu8(a, b); }
+static inline reg max_u8(reg a, reg b) { return _mm512_max_epu8(a, b); }
+static inline int any_equal_i16(reg v, int to)
+{
+    return _mm512_cmpeq_epi16_mask(v, all_i16(to)) != 0;
+}
+/* Bytes of four registers, packed twice, in the order of these. */
+static inline reg in_order(reg v)
+{
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
+}
+static inline void store_halves(void *low, void *high, reg v)
+{
+    _mm256_storeu_si256((__m256i *)low, _mm512_castsi512_si256(v));
+    _mm256_storeu_si256((__m256i *)high, _mm512_extracti64x4_epi64(v, 1));
+}
+static inline reg widen_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline reg widen_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+
 #endif

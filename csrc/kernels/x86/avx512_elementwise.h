@@ -10,94 +10,9 @@
 #include "runtime/compiler.h"
 
 #define VECTOR 64
-#define HAVE_FMA 1
-#define GROUP 64
+#include "kernels/x86/elementwise.h"
 
 #include "kernels/generic/gelu.h"
-#include "kernels/generic/target.h"
-
-/* Read once: gcc would rather read again as an operand, and loads that straddle cache lines are dear. */
-static inline __m512 load_once(const float *x)
-{
-    __m512 v = _mm512_loadu_ps(x);
-    QK_KEEP(v);
-    return v;
-}
-
-/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
-static inline __m512i quotient16(const float *x, __m512 scale, __m512 reciprocal)
-{
-    const __m512 v = load_once(x), q = _mm512_mul_ps(v, reciprocal);
-    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
-}
-
-/* 64 codes of what packs saturated to 16 bits: n0 holds elements 0-3, 16-19, 4-7, ..., n1 the same from 32 on. */
-static inline __m512i to_codes(__m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
-{
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    n0 = _mm512_adds_epi16(n0, zero0);
-    n1 = _mm512_adds_epi16(n1, zero1);
-    __m512i codes;
-    if (qmin < 0) {
-        codes = _mm512_packs_epi16(n0, n1);
-        codes = _mm512_min_epi8(_mm512_max_epi8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
-    } else {
-        codes = _mm512_packus_epi16(n0, n1);
-        if (qmax - qmin < 255)
-            codes = _mm512_min_epu8(_mm512_max_epu8(codes, _mm512_set1_epi8((char)qmin)), _mm512_set1_epi8((char)qmax));
-    }
-    return _mm512_permutexvar_epi32(order, codes);
-}
-
-/* Returns 0, and stores nothing, where a quotient may come from NaN or from beyond int32. */
-static inline int store64(uint8_t *q, __m512i n0, __m512i n1, __m512i zero0, __m512i zero1, int32_t qmin, int32_t qmax)
-{
-    if (_mm512_cmpeq_epi16_mask(_mm512_min_epi16(n0, n1), _mm512_set1_epi16(INT16_MIN))) return 0;
-    _mm512_storeu_si512(q, to_codes(n0, n1, zero0, zero1, qmin, qmax));
-    return 1;
-}
-
-static inline int quantize_group(const float *x, uint8_t *q, const qk_affine *p)
-{
-    const __m512 scale = _mm512_set1_ps(p->scale), reciprocal = _mm512_set1_ps(p->reciprocal);
-    const __m512i zero = _mm512_set1_epi16((short)p->zero_point);
-    const __m512i n0 = _mm512_packs_epi32(quotient16(x, scale, reciprocal), quotient16(x + 16, scale, reciprocal));
-    const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, scale, reciprocal), quotient16(x + 48, scale, reciprocal));
-    return store64(q, n0, n1, zero, zero, p->qmin, p->qmax);
-}
-
-/* Columns i .. i + 63 of several rows, the parameters held in registers. Returns how many rows were stored before one
- * that store64 refused. */
-static inline size_t quantize_group_columns(const float *x, uint8_t *q, const qk_affine_columns *p, size_t i,
-                                            size_t rows)
-{
-    const float *s = p->scale + i, *r = p->reciprocal + i;
-    const int32_t *z = p->zero_point + i;
-    const __m512 s0 = _mm512_loadu_ps(s), s1 = _mm512_loadu_ps(s + 16), s2 = _mm512_loadu_ps(s + 32),
-                 s3 = _mm512_loadu_ps(s + 48);
-    const __m512 r0 = _mm512_loadu_ps(r), r1 = _mm512_loadu_ps(r + 16), r2 = _mm512_loadu_ps(r + 32),
-                 r3 = _mm512_loadu_ps(r + 48);
-    const __m512i z0 = _mm512_packs_epi32(_mm512_loadu_si512(z), _mm512_loadu_si512(z + 16));
-    const __m512i z1 = _mm512_packs_epi32(_mm512_loadu_si512(z + 32), _mm512_loadu_si512(z + 48));
-    const int32_t qmin = p->qmin, qmax = p->qmax;
-    const size_t stride = p->stride;
-    for (size_t row = 0; row < rows; row++, x += stride, q += stride) {
-        const __m512i n0 = _mm512_packs_epi32(quotient16(x, s0, r0), quotient16(x + 16, s1, r1));
-        const __m512i n1 = _mm512_packs_epi32(quotient16(x + 32, s2, r2), quotient16(x + 48, s3, r3));
-        if (!store64(q, n0, n1, z0, z1, qmin, qmax)) return row;
-    }
-    return rows;
-}
-
-#define HAVE_WIDEN
-/* 64 codes: gcc widens bytes by chains of shuffles, the loads do it at once. */
-static inline void widen_group(const uint8_t *q, int is_signed, int32_t *to)
-{
-    for (int i = 0; i < 64; i += 16) {
-        const __m128i codes = _mm_loadu_si128((const __m128i *)(q + i));
-        _mm512_storeu_si512(to + i, is_signed ? _mm512_cvtepi8_epi32(codes) : _mm512_cvtepu8_epi32(codes));
-    }
-}
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 
