@@ -1,5 +1,5 @@
-"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache);
-and choose_qparams.
+"""Elementwise: quantize, dequantize, fake_quantize and dynamic_quantize of 262,144 floats (1 MB: beyond the L2 cache)
+and of arrays beyond all caches; and choose_qparams.
 
 numkong and OpenBLAS have none of these.
 """
@@ -16,20 +16,21 @@ import qkernels as qk
 SHAPE = (256, 1024)
 COUNT = 256 * 1024
 FLOAT = 4
+LARGE = [(4096, 4096), (16384, 1024), (1024, 16384), (2048, 2048)]
 AXES = pytest.mark.parametrize("axis", [None, 0, 1], ids=["per tensor", "axis 0", "last axis"])
 
 
-def layout(axis):
+def layout(axis, shape=SHAPE):
     """Return scale and zero point, uint8, as arrays that every library takes; and how the case is called."""
     if axis is None:
         return np.float32(0.0231), np.uint8(117), ""
     random = np.random.default_rng(3)
-    scale = random.uniform(0.01, 0.04, SHAPE[axis]).astype(np.float32)
-    return scale, random.integers(100, 150, SHAPE[axis]).astype(np.uint8), " axis 0" if axis == 0 else " last axis"
+    scale = random.uniform(0.01, 0.04, shape[axis]).astype(np.float32)
+    return scale, random.integers(100, 150, shape[axis]).astype(np.uint8), " axis 0" if axis == 0 else " last axis"
 
 
 def along(values, axis):
-    """The shape that broadcasts over SHAPE."""
+    """The shape that broadcasts over that of the array."""
     return values[:, None] if axis == 0 else values
 
 
@@ -46,6 +47,10 @@ def both(operation, x, scale, zero_point, axis):
     of_onnx, of_torch = getattr(peers.onnxruntime, operation), getattr(peers.torch, operation)
     where = {} if axis is None else {"axis": axis}
     return [of_onnx(x, scale, zero_point, **where), of_torch(x, scale, zero_point, axis)]
+
+
+def compiled(operation, x, scale, zero_point, axis):
+    return [getattr(library, operation)(x, scale, zero_point, axis) for library in (peers.torch_compile, peers.jax)]
 
 
 @AXES
@@ -77,6 +82,22 @@ def test_fake_quantize(race, axis):
     ours = our_own(lambda: qk.fake_quantize(x, params, out=out), out)
     others, check = both("fake_quantize", x, scale, zero_point, axis), within(expected, step=1.01 * np.max(scale))
     race(f"fake_quantize{name}", ours, others, check, COUNT * 2 * FLOAT, "GB/s", [moving(COUNT * FLOAT, COUNT * FLOAT)])
+
+
+@AXES
+@pytest.mark.parametrize("shape", LARGE, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("operation", ["quantize", "dequantize", "fake_quantize"])
+def test_large(race, operation, shape, axis):
+    scale, zero_point, name = layout(axis, shape)
+    x = random_codes("uint8", *shape) if operation == "dequantize" else random_floats(*shape)
+    codes = x if operation == "dequantize" else exact_codes(x, scale, zero_point, axis)
+    values, step = exact_values(codes, scale, zero_point, axis), 1.01 * np.max(scale)
+    check = within(codes, 1) if operation == "quantize" else within(values, step)
+    out = aligned_empty(shape, "uint8" if operation == "quantize" else "float32")
+    params, function = qk.QParams(scale, zero_point, "uint8", axis=axis), getattr(qk, operation)
+    ours, others = our_own(lambda: function(x, params, out=out), out), compiled(operation, x, scale, zero_point, axis)
+    case = f"{operation}{name}, {shape[0]}x{shape[1]}"
+    race(case, ours, others, check, x.nbytes + out.nbytes, "GB/s", [moving(x.nbytes, out.nbytes)])
 
 
 def test_dynamic_quantize(race):

@@ -105,67 +105,70 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
         a->zero_point[i] = qmin + (int32_t)(random32() % (uint32_t)(qmax - qmin + 1));
     }
     const int multiply = qk_reciprocals(a->scale, n, a->reciprocal);
-    const qk_affine_columns columns = {.scale = a->scale,
-                                       .reciprocal = multiply ? a->reciprocal : NULL,
-                                       .zero_point = a->zero_point,
-                                       .qmin = qmin,
-                                       .qmax = qmax,
-                                       .half_away = half_away,
-                                       .rows = ROWS,
-                                       .stride = stride};
-    for (int wide = qmax - qmin > 255; wide < 2; wide++)
-        for (int by_column = 0; by_column < 2; by_column++) {
+    for (int kind = 0; kind < 4; kind++) { /* one scale; columns; runs, also of half a group */
+        const size_t run = kind == 0 ? n : kind == 1 ? 1 : kind == 2 ? 2 + random32() % 100 : 16u << random32() % 3;
+        const qk_affines rows = {.scale = kind ? a->scale : &one.scale,
+                                 .reciprocal = kind == 0    ? one.reciprocal ? &one.reciprocal : NULL
+                                     : multiply ? a->reciprocal
+                                                : NULL,
+                                 .zero_point = kind ? a->zero_point : &one.zero_point,
+                                 .qmin = qmin,
+                                 .qmax = qmax,
+                                 .half_away = half_away,
+                                 .run = run,
+                                 .rows = ROWS,
+                                 .in_stride = stride,
+                                 .out_stride = stride};
+        for (int wide = qmax - qmin > 255; wide < 2; wide++) {
             const size_t bytes = size << wide;
             void *to[2] = {a->got, a->want};
             const qk_kernels *k[2] = {simde, scalar};
-            what = wide     ? by_column ? "quantize_columns_f32_16" : "quantize_f32_16"
-                : by_column ? "quantize_columns_f32_8"
-                            : "quantize_f32_8";
+            what = wide ? "quantize_rows_f32_16" : "quantize_rows_f32_8";
             for (int i = 0; i < 2; i++) {
                 clear(to[i], bytes);
-                if (wide && by_column)
-                    k[i]->elementwise->quantize_columns_f32_16(a->x, to[i], n, &columns);
-                else if (wide)
-                    k[i]->elementwise->quantize_f32_16(a->x, to[i], n, &one);
-                else if (by_column)
-                    k[i]->elementwise->quantize_columns_f32_8(a->x, to[i], n, &columns);
+                if (wide)
+                    k[i]->elementwise->quantize_rows_f32_16(a->x, to[i], n, &rows);
                 else
-                    k[i]->elementwise->quantize_f32_8(a->x, to[i], n, &one);
+                    k[i]->elementwise->quantize_rows_f32_8(a->x, to[i], n, &rows);
             }
             check(a->got, a->want, bytes, n);
         }
-    what = "fake_quantize_f32";
-    clear(a->got, 4 * n), clear(a->want, 4 * n);
-    simde->elementwise->fake_quantize_f32(a->x, (float *)a->got, n, &one);
-    scalar->elementwise->fake_quantize_f32(a->x, (float *)a->want, n, &one);
-    check(a->got, a->want, 4 * n, n);
-    what = "fake_quantize_columns_f32";
-    clear(a->got, 4 * size), clear(a->want, 4 * size);
-    simde->elementwise->fake_quantize_columns_f32(a->x, (float *)a->got, n, &columns);
-    scalar->elementwise->fake_quantize_columns_f32(a->x, (float *)a->want, n, &columns);
-    check(a->got, a->want, 4 * size, n);
+        what = "fake_quantize_rows_f32";
+        clear(a->got, 4 * size), clear(a->want, 4 * size);
+        simde->elementwise->fake_quantize_rows_f32(a->x, (float *)a->got, n, &rows);
+        scalar->elementwise->fake_quantize_rows_f32(a->x, (float *)a->want, n, &rows);
+        check(a->got, a->want, 4 * size, n);
+    }
+    what = "quantize_f32_16";
+    clear(a->got, 2 * n), clear(a->want, 2 * n);
+    simde->elementwise->quantize_f32_16(a->x, (uint16_t *)a->got, n, &one);
+    scalar->elementwise->quantize_f32_16(a->x, (uint16_t *)a->want, n, &one);
+    check(a->got, a->want, 2 * n, n);
+    if (qmax - qmin > 255) return;
+    what = "quantize_f32_8";
+    clear(a->got, n), clear(a->want, n);
+    simde->elementwise->quantize_f32_8(a->x, (uint8_t *)a->got, n, &one);
+    scalar->elementwise->quantize_f32_8(a->x, (uint8_t *)a->want, n, &one);
+    check(a->got, a->want, n, n);
 }
 
 static void test_codes_to_floats(arrays *a, size_t n)
 {
     static const qk_dtype from[] = {QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2};
     for (size_t i = 0; i < n; i++) a->zero_point[i] = (int32_t)random32() >> 16, a->scale[i] = random_scale();
-    const qk_affine one = {.scale = random_scale(), .zero_point = (int32_t)random32() >> 16};
     const size_t stride = n + random32() % 6, size = ROWS * stride;
-    const qk_affine_columns columns = {.scale = a->scale, .zero_point = a->zero_point, .rows = ROWS, .stride = stride};
+    const size_t runs[] = {n, 1, 2 + random32() % 100, 32};
     random_ints(a->codes, size);
-    for (int i = 0; i < 9; i++) {
-        what = "dequantize_f32";
-        clear(a->got, 4 * n), clear(a->want, 4 * n);
-        simde->elementwise->dequantize_f32(a->codes, from[i], (float *)a->got, n, &one);
-        scalar->elementwise->dequantize_f32(a->codes, from[i], (float *)a->want, n, &one);
-        check(a->got, a->want, 4 * n, n);
-        what = "dequantize_columns_f32";
-        clear(a->got, 4 * size), clear(a->want, 4 * size);
-        simde->elementwise->dequantize_columns_f32(a->codes, from[i], (float *)a->got, n, &columns);
-        scalar->elementwise->dequantize_columns_f32(a->codes, from[i], (float *)a->want, n, &columns);
-        check(a->got, a->want, 4 * size, n);
-    }
+    what = "dequantize_rows_f32";
+    for (int i = 0; i < 9; i++)
+        for (int kind = 0; kind < 4; kind++) {
+            const qk_affines rows = {.scale = a->scale, .zero_point = a->zero_point, .run = runs[kind], .rows = ROWS,
+                                     .in_stride = stride, .out_stride = stride};
+            clear(a->got, 4 * size), clear(a->want, 4 * size);
+            simde->elementwise->dequantize_rows_f32(a->codes, from[i], (float *)a->got, n, &rows);
+            scalar->elementwise->dequantize_rows_f32(a->codes, from[i], (float *)a->want, n, &rows);
+            check(a->got, a->want, 4 * size, n);
+        }
 }
 
 static void test_requantize(arrays *a, size_t n, qk_rounding rounding)

@@ -173,7 +173,7 @@ static int apply_layout(operation *op)
     const size_t most = l->run == 1 ? COLUMNS : PIECE;
     op->stretch = min_size(l->length, l->run < most ? most / l->run * l->run : l->run);
     op->piece = min_size(op->stretch, most);
-    op->rows = PIECE / op->piece;
+    op->rows = (op->piece < l->length && l->run == 1 ? PIECE / 2 : PIECE) / op->piece;
     op->pieces = ceil_div(op->stretch, op->piece);
     op->col_items = ceil_div(l->length, op->stretch) * op->pieces;
     op->row_items = ceil_div(l->rows, op->rows);
@@ -240,12 +240,12 @@ static int apply_periods(const operation *op)
     written w;
     operation part = *op;
     qk_params columns = *op->p;
-    const size_t rows = WRITTEN / l->length, whole = l->rows / rows;
+    const size_t rows = min_size(WRITTEN / l->length, l->rows), whole = l->rows / rows;
     write_out(&w, op, 0, rows * l->length);
     columns.scale = w.scale, columns.zero_point = w.zero_point;
     if (columns.reciprocal) columns.reciprocal = w.reciprocal;
     part.p = &columns, part.l = (layout){1, whole, rows * l->length, 1, 0, 1, whole};
-    const int status = whole ? apply_layout(&part) : 0;
+    const int status = apply_layout(&part);
     const size_t done = whole * rows * l->length;
     part.in += done * size_of(op->from), part.out += done * size_of(op->to);
     part.l.rows = part.l.last_rows = 1, part.l.length = l->rows * l->length - done;

@@ -51,6 +51,33 @@ static void requantize_items(void *context, size_t begin, size_t end)
     }
 }
 
+enum { WRITTEN = 1024 }; /* columns that narrow rows become */
+
+/* Rows so narrow that many are one row, whose columns have copies of the parameters; then what remains of them. */
+static int requantize_narrow(const requantize_job *given, size_t rows)
+{
+    int32_t bias[WRITTEN], mantissa[WRITTEN], shift[WRITTEN];
+    float multiplier[WRITTEN];
+    const size_t cols = given->cols, together = WRITTEN / cols;
+    const qk_requant *r = given->r;
+    qk_requant written = *r;
+    for (size_t i = 0; i < together * cols; i++) {
+        bias[i] = given->bias[i % cols];
+        if (r->multiplier) multiplier[i] = r->multiplier[i % cols];
+        if (r->mantissa) mantissa[i] = r->mantissa[i % cols], shift[i] = r->shift[i % cols];
+    }
+    if (r->multiplier) written.multiplier = multiplier;
+    if (r->mantissa) written.mantissa = mantissa, written.shift = shift;
+    requantize_job job = {given->acc, bias, given->q, given->to, together * cols, &written};
+    const size_t whole = rows / together;
+    const int status =
+        qk_parallel_for(whole, 0.3 * (double)whole * (double)job.cols, requantize_items, &job);
+    job.acc += whole * job.cols, job.q += whole * job.cols * size_of(job.to);
+    job.cols = rows % together * cols;
+    if (!status && job.cols) requantize_items(&job, 0, 1);
+    return status;
+}
+
 static int can_requantize(const int32_t *acc, const int32_t *bias, const void *q, qk_dtype to, size_t total,
                           const qk_requant *r)
 {
@@ -68,6 +95,7 @@ qk_status qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dty
     QK_DEFAULT_MODE;
     if (!can_requantize(acc, bias, q, to, qk_times(rows, cols), r)) return QK_INVALID;
     requantize_job job = {acc, bias, q, to, cols, r};
+    if (cols && cols <= WRITTEN / 4 && rows >= WRITTEN / cols) return (qk_status)requantize_narrow(&job, rows);
     return (qk_status)qk_parallel_for(rows * ceil_div(cols, PIECE), 0.3 * (double)rows * (double)cols, requantize_items,
                                       &job);
 }

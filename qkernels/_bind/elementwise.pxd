@@ -18,6 +18,7 @@ cdef class Params:
     cdef int32_t one_zero_point
 
     cdef Py_ssize_t nbytes(self)
+    cdef bint fits(self, cnp.ndarray x, int axis)
     cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1
 
 

@@ -75,14 +75,34 @@ cdef class Params:
             raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape "
                              f"{tuple(shape)}, got {self.scale.shape}")
 
+    cdef bint fits(self, cnp.ndarray x, int axis):
+        """Tell what check_shape tells, without Python objects: most calls end here."""
+        cdef cnp.ndarray scale = self.scale
+        cdef int i, ndim = cnp.PyArray_NDIM(x)
+        cdef Py_ssize_t wanted
+        if not 0 <= axis < ndim:
+            return False
+        if self.c.kind == QK_PER_AXIS:
+            return cnp.PyArray_NDIM(scale) == 1 and cnp.PyArray_DIM(scale, 0) == cnp.PyArray_DIM(x, axis)
+        if cnp.PyArray_NDIM(scale) != ndim:
+            return False
+        for i in range(ndim):
+            wanted = cnp.PyArray_DIM(x, i)
+            if i == axis and wanted:
+                wanted = 1 + (wanted - 1) // <Py_ssize_t>self.c.block
+            if cnp.PyArray_DIM(scale, i) != wanted:
+                return False
+        return True
+
     cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1:
         """Fill the C parameters for an array of the shape of x."""
         p[0] = self.c
         if p.kind == QK_PER_TENSOR:
             p.length = <size_t>cnp.PyArray_SIZE(x)
             return 0
-        self.check_shape((<object>x).shape, name)
         cdef int axis = self.c_axis + cnp.PyArray_NDIM(x) if self.c_axis < 0 else self.c_axis
+        if not self.fits(x, axis):
+            self.check_shape((<object>x).shape, name)
         lay_out(x, axis, &p.outer, &p.length, &p.inner)
         return 0
 

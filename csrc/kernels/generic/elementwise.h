@@ -56,33 +56,27 @@ static inline int32_t round_to_int(float v, int half_away)
  * values once more, since fake_quantize is idempotent. */
 enum {
     SPAN = 32,
-    LOOK_AHEAD = 512,      /* elements from the loop to those that are fetched into the cache, to be read or written soon */
-    PARAMETERS = 1024 /* whose bounds are kept at a time */
+    TOGETHER = 2,      /* rows that are seen at once, so that parameters are read once for all of them */
+    LOOK_AHEAD = 256,  /* elements from the loop to those that are fetched into the cache, to be read or written soon */
+    PARAMETERS = 1024, /* that are used at a time: they stay in the L1 cache */
 };
 
 /* What becomes of elements: codes, floats by way of codes, or floats of codes of a type, FROM_CODES + type. */
 enum { TO_8_BITS, TO_16_BITS, AND_BACK, FROM_CODES };
 enum { MULTIPLY, DIVIDE, DIVIDE_HALF_AWAY }; /* how quotients are computed, and their ties rounded */
 
-/* n neighbours; after the last of them the next row begins, `gap` elements further on. */
+/* n neighbours, of one row or of several that are seen together; strides from row to row, in elements. */
 typedef struct {
     const char *in;
     char *out;
-    size_t n, in_gap, out_gap;
+    size_t n, in_stride, out_stride;
 } stretch;
 
-/* Parameters of elements, or of one run of them. */
+/* Copies of parameters, and bounds of x, or, if it is divided by the scale, of the quotient. */
 typedef struct {
-    const float *scale, *reciprocal, *lo, *hi; /* bounds of x, or, if it is divided by the scale, of the quotient */
-    const int32_t *zero_point;
+    float scale[PARAMETERS], reciprocal[PARAMETERS], lo[PARAMETERS], hi[PARAMETERS];
+    int32_t zero_point[PARAMETERS];
 } parameters;
-
-static inline parameters moved(parameters p, size_t i, const int what, const int how)
-{
-    const int codes = what < FROM_CODES;
-    return (parameters){p.scale + i, codes && how == MULTIPLY ? p.reciprocal + i : NULL, codes ? p.lo + i : NULL,
-                        codes ? p.hi + i : NULL, p.zero_point + i};
-}
 
 static QK_INLINE size_t bytes_in(const int what)
 {
@@ -93,7 +87,7 @@ static QK_INLINE size_t bytes_out(const int what) { return what == TO_8_BITS ? 1
 
 static QK_INLINE stretch part_of(stretch s, size_t i, size_t n, const int what)
 {
-    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, 0, 0};
+    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, n, n};
 }
 
 /* Where the span after the one at i begins. `head` elements lie before a cache line: a vector that straddles two costs
@@ -109,49 +103,49 @@ static inline size_t head_of(const void *floats, size_t n)
     return n < 1024 ? 0 : (-(uintptr_t)floats & 63) / sizeof(float);
 }
 
-static QK_INLINE void fetch(const char *row, size_t i, size_t n, size_t gap, const size_t bytes)
+static QK_INLINE void fetch(const char *at, const size_t bytes)
 {
-    const char *at = row + (i + LOOK_AHEAD + (i + LOOK_AHEAD < n ? 0 : gap)) * bytes;
-    for (size_t byte = 0; byte < SPAN * bytes; byte += 64) __builtin_prefetch(at + byte);
+    for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte);
 }
 
-static QK_INLINE void look_ahead(stretch s, size_t i, const int what)
+static QK_INLINE void look_ahead(stretch s, size_t i, const size_t rows, const size_t n, const int what)
 {
-    fetch(s.in, i, s.n, s.in_gap, bytes_in(what));
-    fetch(s.out, i, s.n, s.out_gap, bytes_out(what));
-}
-
-/* x / scale, within bounds up to rounding; NaN stays. */
-static QK_INLINE float quotient_or_nan(float x, const parameters *p, size_t i, const int how)
-{
-    if (how != MULTIPLY) return clamp(x / p->scale[i], p->lo[i], p->hi[i]);
-    x = clamp(x, p->lo[i], p->hi[i]);
-    const float q = x * p->reciprocal[i];
-    return __builtin_fmaf(__builtin_fmaf(-q, p->scale[i], x), p->reciprocal[i], q);
-}
-
-/* n elements, each with its own parameters (step 1) or all with the same (step 0). Returns, AND_BACK, the bits of all
- * sums or-ed: those of SPECIAL_BITS are set if, and only if, some x is NaN. */
-static QK_INLINE int32_t quantize_span(const int what, const float *x, char *to, const size_t n, parameters p,
-                                       const size_t step, const int how)
-{
-    int32_t seen = 0;
-    QK_NO_DEPENDENCE
-    for (size_t i = 0; i < n; i++) {
-        const float v = quotient_or_nan(x[i], &p, i * step, how);
-        if (what == AND_BACK) {
-            const float shifted = v + ROUNDER;
-            seen |= bits_of(shifted);
-            ((float *)to)[i] = (shifted - ROUNDER) * p.scale[i * step];
-            continue;
-        }
-        const int32_t code = round_to_int(nan_to_zero(v), how == DIVIDE_HALF_AWAY) + p.zero_point[i * step];
-        if (what == TO_8_BITS)
-            ((uint8_t *)to)[i] = (uint8_t)code;
-        else
-            ((uint16_t *)to)[i] = (uint16_t)code;
+    for (size_t row = 0; row < rows; row++) {
+        fetch(s.in + (row * s.in_stride + i + LOOK_AHEAD) * bytes_in(what), n * bytes_in(what));
+        fetch(s.out + (row * s.out_stride + i + LOOK_AHEAD) * bytes_out(what), n * bytes_out(what));
     }
-    return seen;
+}
+
+/* Those of one element. */
+typedef struct {
+    float scale, reciprocal, lo, hi;
+    int32_t zero_point;
+} parameter;
+
+static QK_INLINE parameter parameter_at(const parameters *p, size_t i, const int what, const int how)
+{
+    const int codes = what < FROM_CODES;
+    return (parameter){p->scale[i], codes && how == MULTIPLY ? p->reciprocal[i] : 0, codes ? p->lo[i] : 0,
+                       codes ? p->hi[i] : 0, what == AND_BACK ? 0 : p->zero_point[i]};
+}
+
+/* x / scale, within bounds up to rounding; of NaN 0. */
+static QK_INLINE float quotient(float x, parameter p, const int how)
+{
+    if (how != MULTIPLY) return nan_to_zero(clamp(x / p.scale, p.lo, p.hi));
+    x = clamp(x, p.lo, p.hi);
+    const float q = x * p.reciprocal;
+    return nan_to_zero(__builtin_fmaf(__builtin_fmaf(-q, p.scale, x), p.reciprocal, q));
+}
+
+static QK_INLINE void store_quotient(const int what, float v, void *to, size_t i, parameter p, const int how)
+{
+    if (what == AND_BACK)
+        ((float *)to)[i] = (v + ROUNDER - ROUNDER) * p.scale;
+    else if (what == TO_8_BITS)
+        ((uint8_t *)to)[i] = (uint8_t)(round_to_int(v, how == DIVIDE_HALF_AWAY) + p.zero_point);
+    else
+        ((uint16_t *)to)[i] = (uint16_t)(round_to_int(v, how == DIVIDE_HALF_AWAY) + p.zero_point);
 }
 
 /* int32 codes wrap, so the difference is taken modulo 2^32 */
@@ -161,83 +155,102 @@ static inline float difference(int32_t code, int32_t zero_point)
 }
 
 static QK_INLINE void dequantize_span(const qk_dtype from, const char *restrict q, float *restrict y, const size_t n,
-                                      parameters p, const size_t step)
+                                      const parameters *p, size_t j, const size_t step)
 {
+    const float scale = p->scale[j];
+    const int32_t zero_point = p->zero_point[j];
 #ifdef HAVE_WIDEN
     int32_t codes[SPAN]; /* in registers */
-    if (n == SPAN && qk_code_bytes(from) == 1 && from <= QK_U8) {
-        widen_span((const uint8_t *)q, from == QK_I8, codes);
-        for (int i = 0; i < SPAN; i++) y[i] = difference(codes[i], p.zero_point[i * step]) * p.scale[i * step];
-        return;
-    }
+    const int widened = n == SPAN && from <= QK_U8;
+    if (widened) widen_span((const uint8_t *)q, from == QK_I8, codes);
+#else
+    const int32_t *codes = NULL;
+    const int widened = 0;
 #endif
     for (size_t i = 0; i < n; i++)
-        y[i] = difference(qk_code_at(q, from, i), p.zero_point[i * step]) * p.scale[i * step];
+        y[i] = difference(widened ? codes[i] : qk_code_at(q, from, i), step ? p->zero_point[j + i] : zero_point) *
+            (step ? p->scale[j + i] : scale);
 }
 
-static QK_INLINE int32_t compute_span(const int what, stretch s, size_t i, const size_t n, parameters p,
+/* n elements from the one at `at` on, of one row or two, by the parameters from number j on, or by that one
+ * (step 0). */
+static QK_INLINE void compute_span(const int what, stretch s, const size_t rows, size_t at, const size_t n,
+                                   const parameters *p, size_t j, const size_t step, const int how)
+{
+    const char *in = s.in + at * bytes_in(what), *in1 = in + s.in_stride * bytes_in(what);
+    char *out = s.out + at * bytes_out(what), *out1 = out + s.out_stride * bytes_out(what);
+    if (what >= FROM_CODES) {
+        dequantize_span((qk_dtype)(what - FROM_CODES), in, (float *)out, n, p, j, step);
+        if (rows > 1) dequantize_span((qk_dtype)(what - FROM_CODES), in1, (float *)out1, n, p, j, step);
+        return;
+    }
+    const parameter same = parameter_at(p, j, what, how);
+    QK_NO_DEPENDENCE
+    for (size_t i = 0; i < n; i++) {
+        const parameter here = step ? parameter_at(p, j + i, what, how) : same;
+        const float v = quotient(((const float *)in)[i], here, how);
+        const float v1 = rows > 1 ? quotient(((const float *)in1)[i], here, how) : 0;
+        store_quotient(what, v, out, i, here, how);
+        if (rows > 1) store_quotient(what, v1, out1, i, here, how);
+    }
+}
+
+static QK_INLINE void compute_stretch(const int what, stretch s, const size_t rows, const parameters *p, size_t j,
                                       const size_t step, const int how)
 {
-    const char *in = s.in + i * bytes_in(what);
-    char *out = s.out + i * bytes_out(what);
-    const float scale = *p.scale, reciprocal = what < FROM_CODES && how == MULTIPLY ? *p.reciprocal : 0;
-    const float lo = what < FROM_CODES ? *p.lo : 0, hi = what < FROM_CODES ? *p.hi : 0;
-    const int32_t zero_point = *p.zero_point;
-    if (!step) p = (parameters){&scale, &reciprocal, &lo, &hi, &zero_point}; /* which no store can change */
-    if (what < FROM_CODES) return quantize_span(what, (const float *)in, out, n, p, step, how);
-    dequantize_span((qk_dtype)(what - FROM_CODES), in, (float *)out, n, p, step);
-    return 0;
-}
-
-static QK_INLINE void compute_stretch(const int what, stretch s, parameters p, const size_t step, const int how)
-{
-    int32_t seen = 0;
     const size_t head = head_of(what < FROM_CODES ? s.in : s.out, s.n);
-    if (s.n < SPAN) seen = compute_span(what, s, 0, s.n, p, step, how);
+    if (s.n < SPAN) compute_span(what, s, rows, 0, s.n, p, j, step, how);
     for (size_t i = 0; s.n >= SPAN && i < s.n; i = next_span(i, s.n, head, SPAN)) {
-        look_ahead(s, i, what);
-        seen |= compute_span(what, s, i, SPAN, step ? moved(p, i, what, how) : p, step, how);
+        look_ahead(s, i, rows, SPAN, what);
+        compute_span(what, s, rows, i, SPAN, p, j + i * step, step, how);
     }
-    if (what == AND_BACK && seen & SPECIAL_BITS) /* rare: it went through the loop, and is put right here */
-        for (size_t i = 0; i < s.n; i++) ((float *)s.out)[i] = nan_to_zero(((float *)s.out)[i]);
 }
 
-static QK_INLINE void compute_runs(const int what, stretch s, parameters p, size_t run, const int how)
+static QK_INLINE void compute_runs(const int what, stretch s, const parameters *p, size_t run, const int how)
 {
-    for (size_t i = 0, at = 0; at < s.n; i++, at += run)
-        compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), moved(p, i, what, how), 0, how);
+    size_t j = 0, at = 0;
+    for (; run == SPAN && s.n - at >= SPAN; j++, at += SPAN) {
+        look_ahead(s, at, 1, SPAN, what);
+        compute_span(what, s, 1, at, SPAN, p, j, 0, how);
+    }
+    for (; at < s.n; j++, at += run)
+        compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), 1, p, j, 0, how);
 }
 
-/* Bounds of parameters i .. i + n. */
-static inline void find_bounds(const qk_affines *p, size_t i, size_t n, float *restrict lo, float *restrict hi,
-                               const int how)
+/* Takes n parameters from number j on. */
+static QK_INLINE void take_parameters(const qk_affines *from, size_t j, size_t n, parameters *p, const int what,
+                                      const int how)
 {
-    for (size_t j = 0; j < n; j++) {
-        const float unit = how == MULTIPLY ? p->scale[i + j] : 1.0f;
-        lo[j] = (float)(p->qmin - p->zero_point[i + j]) * unit;
-        hi[j] = (float)(p->qmax - p->zero_point[i + j]) * unit;
+    const int codes = what < FROM_CODES;
+    QK_NO_DEPENDENCE
+    for (size_t i = 0; i < n; i++) {
+        const float scale = from->scale[j + i], unit = how == MULTIPLY ? scale : 1.0f;
+        const int32_t zero_point = from->zero_point[j + i];
+        p->scale[i] = scale, p->zero_point[i] = zero_point;
+        if (codes && how == MULTIPLY) p->reciprocal[i] = from->reciprocal[j + i];
+        if (codes) p->lo[i] = (float)(from->qmin - zero_point) * unit;
+        if (codes) p->hi[i] = (float)(from->qmax - zero_point) * unit;
     }
 }
 
 static QK_INLINE void compute_rows(const int what, const void *in, void *out, size_t n, const qk_affines *given,
                                    const int how)
 {
-    float lo[PARAMETERS], hi[PARAMETERS];
+    parameters p __attribute__((aligned(64)));
     const size_t run = given->run < n ? given->run : n;
-    const parameters all = {given->scale, given->reciprocal, lo, hi, given->zero_point};
-    for (size_t i = 0, at = 0; at < n; i += PARAMETERS, at += PARAMETERS * run) {
+    for (size_t j = 0, at = 0; at < n; j += PARAMETERS, at += PARAMETERS * run) {
         const size_t count = n - at < PARAMETERS * run ? n - at : PARAMETERS * run;
-        parameters p = moved(all, i, what, how);
-        p.lo = lo, p.hi = hi;
-        if (what < FROM_CODES) find_bounds(given, i, (count + run - 1) / run, lo, hi, how);
-        for (size_t row = 0; row < given->rows; row++) {
+        take_parameters(given, j, (count + run - 1) / run, &p, what, how);
+        for (size_t row = 0; row < given->rows; row += run == 1 ? 2 : 1) {
             const stretch s = {(const char *)in + (row * given->in_stride + at) * bytes_in(what),
                                (char *)out + (row * given->out_stride + at) * bytes_out(what), count,
-                               given->in_stride - count, given->out_stride - count};
-            if (run == 1)
-                compute_stretch(what, s, p, 1, how);
+                               given->in_stride, given->out_stride};
+            if (run > 1)
+                compute_runs(what, s, &p, run, how);
+            else if (row + 1 < given->rows)
+                compute_stretch(what, s, 2, &p, 0, 1, how);
             else
-                compute_runs(what, s, p, run, how);
+                compute_stretch(what, s, 1, &p, 0, 1, how);
         }
     }
 }
@@ -263,39 +276,54 @@ static QK_NOINLINE void quantize_slowly(const float *x, uint8_t *q, size_t n, co
     compute_rows(TO_8_BITS, x, q, n, &part, MULTIPLY);
 }
 
-static QK_INLINE void quantize_groups(stretch s, const qk_affines *p, size_t i, const size_t step)
+static QK_INLINE void quantize_groups(stretch s, const size_t rows, const qk_affines *p, size_t i, const size_t step)
 {
     const float *x = (const float *)s.in;
     uint8_t *q = (uint8_t *)s.out;
-    const size_t head = head_of(x, s.n), last = s.n - HALF_GROUP, run = step ? 1 : s.n;
-    if (s.n < GROUP) {
-        if (s.n < HALF_GROUP || !quantize_halves(x, x + last, q, q + last, load_group(p, i, i + last * step, step)))
-            quantize_slowly(x, q, s.n, p, i, run);
-        return;
-    }
+    const size_t head = head_of(x, s.n), run = step ? 1 : s.n;
     const group_parameters fixed = load_group(p, i, i, 0);
     for (size_t at = 0; at < s.n; at = next_span(at, s.n, head, GROUP)) {
-        look_ahead(s, at, TO_8_BITS);
-        if (GROUP > 32) look_ahead(s, at + SPAN, TO_8_BITS);
-        if (!quantize_group(x + at, q + at, step ? load_group(p, i + at, i + at + HALF_GROUP, 1) : fixed))
-            quantize_slowly(x + at, q + at, GROUP, p, i + at * step, run);
+        look_ahead(s, at, rows, GROUP, TO_8_BITS);
+        const group_parameters here = step ? load_group(p, i + at, i + at + HALF_GROUP, 1) : fixed;
+        for (size_t row = 0; row < rows; row++)
+            if (!quantize_group(x + row * s.in_stride + at, q + row * s.out_stride + at, here))
+                quantize_slowly(x + row * s.in_stride + at, q + row * s.out_stride + at, GROUP, p, i + at * step, run);
     }
 }
 
-/* Runs, of which two of HALF_GROUP elements are a group. */
+/* Fewer than a group. */
+static QK_INLINE void quantize_few(stretch s, const qk_affines *p, size_t i, const size_t step)
+{
+    const float *x = (const float *)s.in;
+    uint8_t *q = (uint8_t *)s.out;
+    const size_t last = s.n - HALF_GROUP;
+    if (s.n < HALF_GROUP || !quantize_halves(x, x + last, q, q + last, load_group(p, i, i + last * step, step)))
+        quantize_slowly(x, q, s.n, p, i, step ? 1 : s.n);
+}
+
+/* Runs. Those of whole halves of a group, if they are short, are seen half by half. */
 static void quantize_group_runs(stretch s, const qk_affines *p, size_t run)
 {
     const float *x = (const float *)s.in;
     uint8_t *q = (uint8_t *)s.out;
-    size_t i = 0, at = 0;
-    for (; run == HALF_GROUP && s.n - at >= GROUP; i += 2, at += GROUP) {
-        look_ahead(s, at, TO_8_BITS);
-        if (GROUP > 32) look_ahead(s, at + SPAN, TO_8_BITS);
-        if (!quantize_group(x + at, q + at, load_group(p, i, i + 1, 0)))
-            quantize_slowly(x + at, q + at, GROUP, p, i, run);
+    size_t i = 0, at = 0, left = run; /* of the run at `at` */
+    for (; run % HALF_GROUP == 0 && run <= 4 * GROUP && s.n - at >= GROUP; at += GROUP) {
+        const size_t a = i;
+        if ((left -= HALF_GROUP) == 0) i++, left = run;
+        const size_t b = i;
+        if ((left -= HALF_GROUP) == 0) i++, left = run;
+        look_ahead(s, at, 1, GROUP, TO_8_BITS);
+        if (quantize_group(x + at, q + at, load_group(p, a, b, 0))) continue;
+        quantize_slowly(x + at, q + at, HALF_GROUP, p, a, run);
+        quantize_slowly(x + at + HALF_GROUP, q + at + HALF_GROUP, HALF_GROUP, p, b, run);
     }
-    for (; at < s.n; i++, at += run)
-        quantize_groups(part_of(s, at, s.n - at < run ? s.n - at : run, TO_8_BITS), p, i, 0);
+    for (size_t n; at < s.n; i++, at += n, left = run) {
+        n = s.n - at < left ? s.n - at : left;
+        if (n < GROUP)
+            quantize_few(part_of(s, at, n, TO_8_BITS), p, i, 0);
+        else
+            quantize_groups(part_of(s, at, n, TO_8_BITS), 1, p, i, 0);
+    }
 }
 #endif
 
@@ -304,13 +332,18 @@ static void quantize_rows_f32_8(const float *x, uint8_t *q, size_t n, const qk_a
 #ifdef GROUP
     const size_t run = p->run < n ? p->run : n;
     if ((run == 1 ? n : run) >= HALF_GROUP && !p->half_away && p->reciprocal) {
-        for (size_t row = 0; row < p->rows; row++) {
+        for (size_t row = 0, rows; row < p->rows; row += rows) {
             const stretch s = {(const char *)(x + row * p->in_stride), (char *)(q + row * p->out_stride), n,
-                               p->in_stride - n, p->out_stride - n};
-            if (run == 1)
-                quantize_groups(s, p, 0, 1);
-            else
+                               p->in_stride, p->out_stride};
+            rows = run == 1 && n >= GROUP && p->rows - row >= TOGETHER ? TOGETHER : 1;
+            if (run > 1)
                 quantize_group_runs(s, p, run);
+            else if (n < GROUP)
+                quantize_few(s, p, 0, 1);
+            else if (rows == 1)
+                quantize_groups(s, 1, p, 0, 1);
+            else
+                quantize_groups(s, TOGETHER, p, 0, 1);
         }
         return;
     }
