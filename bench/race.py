@@ -39,6 +39,7 @@ class Contender:
     note: str = EXACT
     calls: int = 1  # a turn
     every: int = 1  # rounds
+    timed: Callable[[int, int], float] | None = None  # `time_calls` of one that another process calls
     turns: list[float] = field(default_factory=list)  # seconds of one call
 
     @property
@@ -54,8 +55,14 @@ def our_own(call, out=None, check=None):
 
 def timed_turn(contender):
     """Return the seconds of one call."""
-    call, calls = contender.call, contender.calls
-    for _ in range(1 + calls // 8 if contender.every == 1 else 0):  # others have had the caches
+    warming = 1 + contender.calls // 8 if contender.every == 1 else 0  # others have had the caches
+    if contender.timed:
+        return contender.timed(contender.calls, warming)
+    return time_calls(contender.call, contender.calls, warming)
+
+
+def time_calls(call, calls, warming):
+    for _ in repeat(None, warming):
         call()
     start = timer()
     for _ in repeat(None, calls):

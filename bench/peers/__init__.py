@@ -2,10 +2,11 @@
 
 What such a function returns is a Contender, which race.py checks and times. A library that is not installed leaves the
 others alive: its contenders are noted as missing. Each module tells the instruction sets that its library can be
-held to, by itself or by the environment that conftest.py sets.
+held to, by itself or by the environment that conftest.py sets. Libraries that disturb others live elsewhere.
 """
 
 import importlib
+from functools import cache
 from pathlib import Path
 
 from race import MISSING, Contender
@@ -13,6 +14,7 @@ from race import MISSING, Contender
 # of this run, set by conftest.py before any peer is used
 threads, isa, best_isa = 1, None, None
 left_out = False  # bench/compare.py times our own code alone
+OWN_PROCESS = ["ctranslate2", "openvino", "zentorch"]
 
 
 class Missing:
@@ -28,10 +30,27 @@ class Missing:
 def __getattr__(name):
     if not Path(__file__).with_name(f"{name}.py").exists():
         raise AttributeError(f"no peer {name}")
+    if name in OWN_PROCESS and not left_out:
+        return elsewhere(name)
     try:
         return Missing(name) if left_out else importlib.import_module(f"{__name__}.{name}")
     except ImportError:
         return globals().setdefault(name, Missing(name))
+
+
+@cache
+def elsewhere(name, **options):
+    from elsewhere import Elsewhere
+
+    return Elsewhere(name, **options)
+
+
+def held_and_free(name):
+    """Return a library of its own process; on a CPU with AMX, which ours does not use, also one that may use it."""
+    found = [__getattr__(name)]
+    if not left_out and isa == best_isa and Path("/proc/cpuinfo").read_text().find(" amx_int8 ") > 0:
+        found.append(elsewhere(name, free=True))
+    return found
 
 
 def contender(name, call, read, check=None, held_to=()):
