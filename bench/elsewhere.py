@@ -19,9 +19,11 @@ import peers
 import race
 from race import CRASHED, MISSING, Contender
 
+HOLD_AMX = ["ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"]
+
 
 class Elsewhere:
-    """Stands for the module; `free` of what holds oneDNN, so that it may use AMX."""
+    """Stands for the module; `free` of what holds oneDNN and MKL, so that they may use AMX."""
 
     def __init__(self, module, free=False):
         self.module, self.free = module, free
@@ -29,7 +31,7 @@ class Elsewhere:
 
     def start(self):
         self.pipe, theirs = Pipe()
-        environment = {k: v for k, v in os.environ.items() if not (self.free and k == "ONEDNN_MAX_CPU_ISA")}
+        environment = {k: v for k, v in os.environ.items() if not (self.free and k in HOLD_AMX)}
         command = [sys.executable, "-W", "ignore", __file__, str(theirs.fileno()), self.module]
         command += [str(peers.threads), peers.isa, peers.best_isa]
         fds = [theirs.fileno()]
