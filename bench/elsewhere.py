@@ -23,7 +23,7 @@ HOLD_AMX = ["ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"]
 
 
 class Elsewhere:
-    """Stands for the module; `free` of what holds oneDNN and MKL, so that they may use AMX."""
+    """Stands for the module; `free` of what keeps oneDNN and MKL from AMX."""
 
     def __init__(self, module, free=False):
         self.module, self.free = module, free
@@ -37,7 +37,7 @@ class Elsewhere:
         fds = [theirs.fileno()]
         process = subprocess.Popen(command, pass_fds=fds, env=environment, stdout=subprocess.DEVNULL)
         theirs.close()
-        weakref.finalize(self, stop, self.pipe, process)
+        self.end = weakref.finalize(self, stop, self.pipe, process)
 
     def ask(self, *question):
         self.pipe.send(question)
@@ -54,6 +54,7 @@ class Elsewhere:
         try:
             made = Contender(**self.ask("make", number, forgotten, function, arguments, options))
         except (EOFError, ConnectionError):
+            self.end()
             self.pipe, made = None, Contender(self.module, None, note=CRASHED)
         made.name += ", free" if self.free else ""
         if not made.note:
@@ -66,6 +67,9 @@ class Elsewhere:
 def stop(pipe, process):
     pipe.close()
     process.wait()
+
+
+# ---- in the other process ----
 
 
 def make(contenders, module, number, forgotten, function, arguments, options):

@@ -13,6 +13,10 @@ BIG = [(1024, 1024, 1024), *MANY_ROWS, *LAYERS[:3], (1, 1536, 384)]
 EPILOGUE = (128, 1536, 384)
 
 
+def openvinos():
+    return peers.held_and_free("openvino")
+
+
 def codes_and_scales(shape):
     m, n, k = shape
     b_scale = np.random.default_rng(2).uniform(0.001, 0.01, n).astype(np.float32)
@@ -31,6 +35,7 @@ def test_qlinear(race, isa, shape):
     ours = our_own(lambda: qk.qlinear(q, params, packed, out_params, out=out), out, exactly(expected))
     others = [peers.onnxruntime.qlinear_matmul(q, 0.02, 120, b, b_scale, 0.7, 131)]
     others += [peers.torch.qlinear(engine, q, 0.02, 120, b, b_scale, 0.7, 131) for engine in ("fbgemm", "onednn")]
+    others += [library.qlinear(q, 0.02, 120, b, b_scale, 0.7, 131) for library in (peers.zentorch, *openvinos())]
     check = within(expected, step=1)
     race_product(race, isa, f"qlinear {named(shape)}", shape, ours, others, check, [q], b.nbytes, out)
 
@@ -50,7 +55,7 @@ def test_linear(race, isa, shape):
     others += [peers.torch.dynamic_linear(engine, x, b, b_scale, bias, BIG) for engine in ("fbgemm", "onednn")]
     others += [peers.torch.float_linear(x, w, bias)]
     others += [peers.zentorch.dynamic_linear(x, b, b_scale, bias, prepacked) for prepacked in (False, True)]
-    for openvino in peers.held_and_free("openvino"):
+    for openvino in openvinos():
         others += [openvino.static_linear(x, b, b_scale, bias, precision) for precision in ("f32", "bf16")]
         others += [openvino.dynamic_linear(x, b, b_scale, bias)]
     race_product(race, isa, f"linear {named(shape)}", shape, ours, others, close, [x], b.nbytes, out)

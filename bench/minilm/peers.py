@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import conftest
 import peers
 import race
 import report
 
+import conftest
 from qkernels._bind import runtime
 
 from . import example

@@ -127,9 +127,11 @@ def minilm_session():
     file, tokens, axes = io.BytesIO(), torch.ones(2, 16, dtype=torch.int64), {0: "sentences", 1: "tokens"}
     names = dict(input_names=["ids", "mask"], dynamic_axes={"ids": axes, "mask": axes})
     torch.onnx.export(Padded().eval(), (tokens, tokens), file, dynamo=False, opset_version=17, **names)
-    found, path = onnx.load_from_string(file.getvalue()), Path(tempfile.mkdtemp())
-    quantize_dynamic(found, path / "model.onnx", per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
-    return session_of(onnx.load(path / "model.onnx"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        options = dict(per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+        quantize_dynamic(onnx.load_from_string(file.getvalue()), path, **options)
+        return session_of(onnx.load(path))
 
 
 def minilm(ids, mask):
