@@ -108,10 +108,10 @@ def race_batch(own, sentences, entries):
 
 
 def take_turns(runners):
-    """Every model has as many turns; only short ones are warmed, as nothing is left of the others' caches."""
+    """Every model has as many turns."""
     seconds = [race.timed_turn(runner) for runner in runners]
     for runner, taken in zip(runners, seconds):
-        runner.calls, runner.every = max(1, int(race.WINDOW / taken)), 1 if taken < race.PATIENCE else 2
+        race.fit_to_window(runner, taken)
     for number in range(ROUNDS if sum(seconds) > race.LONG_ROUND else SHORT_ROUNDS):
         for runner in runners[:: 1 if number % 2 else -1]:
             runner.turns.append(race.timed_turn(runner))
