@@ -11,10 +11,11 @@ from pathlib import Path
 
 from race import MISSING, Contender
 
+OWN_PROCESS = ["ctranslate2", "openvino", "zentorch"]
+
 # of this run, set by conftest.py before any peer is used
 threads, isa, best_isa = 1, None, None
 left_out = False  # bench/compare.py times our own code alone
-OWN_PROCESS = ["ctranslate2", "openvino", "zentorch"]
 
 
 class Missing:
@@ -25,17 +26,6 @@ class Missing:
 
     def __getattr__(self, function):
         return lambda *arguments, **options: Contender(self.name, None, note=MISSING)
-
-
-def __getattr__(name):
-    if not Path(__file__).with_name(f"{name}.py").exists():
-        raise AttributeError(f"no peer {name}")
-    if name in OWN_PROCESS and not left_out:
-        return elsewhere(name)
-    try:
-        return Missing(name) if left_out else importlib.import_module(f"{__name__}.{name}")
-    except ImportError:
-        return globals().setdefault(name, Missing(name))
 
 
 @cache
@@ -51,6 +41,17 @@ def held_and_free(name):
     if not left_out and isa == best_isa and Path("/proc/cpuinfo").read_text().find(" amx_int8 ") > 0:
         found.append(elsewhere(name, free=True))
     return found
+
+
+def __getattr__(name):
+    if not Path(__file__).with_name(f"{name}.py").exists():
+        raise AttributeError(f"no peer {name}")
+    if name in OWN_PROCESS and not left_out:
+        return elsewhere(name)
+    try:
+        return Missing(name) if left_out else importlib.import_module(f"{__name__}.{name}")
+    except ImportError:
+        return globals().setdefault(name, Missing(name))
 
 
 def contender(name, call, read, check=None, held_to=()):
