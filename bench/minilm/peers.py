@@ -8,6 +8,7 @@ does not; the others may not.
 """
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from . import example
 from .corpus import collect_docstrings
 from .measure import make_groups, set_threads, step
 
+LIBRARIES = ["torch", "openvino", "nncf", "zentorch", "ctranslate2", "onnxruntime"]
 LEAST_COSINE = 0.98
 ROUNDS, SHORT_ROUNDS = 5, 100
 
@@ -35,6 +37,7 @@ ROUNDS, SHORT_ROUNDS = 5, 100
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--every", type=int, default=10, metavar="N", help="use each Nth batch of docstrings")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table too")
     options = parser.parse_args()
     conftest.set_environment(), conftest.pin(), set_threads(conftest.THREADS)
     race.timer = getattr(time, conftest.TIMER)
@@ -46,7 +49,10 @@ def main():
             for sentences in batches:
                 race_batch(own, sentences, entries)
                 done(1)
-    print(table(results))
+    found = table(results)
+    print(report.as_markdown(**found))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def cases(every):
@@ -124,8 +130,12 @@ def table(results):
         found = [entries[name] for entries in results.values()]
         ratios = [e.note or f"{seconds / e.seconds:.2f}x" for e, seconds in zip(found, base.values())]
         lines.append([name, *ratios, f"{np.mean(first.cosines):.4f}" if first.cosines else ""])
-    held = f"{report.cpu_name()}, {runtime.get_isa()}, {peers.threads} thread(s)"
-    return report.as_markdown("MiniLM by others", ["", *base, "cosine to float32"], lines, held)
+    versions = ", ".join(f"{name} {report.version_of(name)}" for name in LIBRARIES)
+    text = f"""{report.cpu_name()}, {runtime.get_isa()}, {peers.threads} thread(s). {versions}. Speed-ups against torch in
+float32, by batch. OpenVINO runs NNCF's static int8, the others quantize at run time; what is "free" may use AMX, if the
+CPU has it. Made by `python -m bench.minilm.peers`."""
+    headings = ["", *base, "cosine to float32"]
+    return dict(title="MiniLM by other libraries", headings=headings, lines=lines, text=text)
 
 
 if __name__ == "__main__":

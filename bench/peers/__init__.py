@@ -35,12 +35,16 @@ def elsewhere(name, **options):
     return Elsewhere(name, **options)
 
 
+@cache
+def has_amx():
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and " amx_int8 " in flags.read_text()
+
+
 def held_and_free(name):
     """Return a library of its own process; on a CPU with AMX, which ours does not use, also one that may use it."""
-    found = [__getattr__(name)]
-    if not left_out and isa == best_isa and Path("/proc/cpuinfo").read_text().find(" amx_int8 ") > 0:
-        found.append(elsewhere(name, free=True))
-    return found
+    free = [elsewhere(name, free=True)] if has_amx() and isa == best_isa and not left_out else []
+    return [__getattr__(name), *free]
 
 
 def __getattr__(name):
