@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 import weakref
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from multiprocessing import Pipe
@@ -27,15 +29,14 @@ class Elsewhere:
 
     def __init__(self, module, free=False):
         self.module, self.free = module, free
-        self.pipe, self.numbers, self.forgotten = None, count(), []
+        self.pipe, self.numbers, self.alive = None, count(), weakref.WeakValueDictionary()
 
     def start(self):
         self.pipe, theirs = Pipe()
         environment = {k: v for k, v in os.environ.items() if not (self.free and k in HOLD_AMX)}
-        command = [sys.executable, "-W", "ignore", __file__, str(theirs.fileno()), self.module]
-        command += [str(peers.threads), peers.isa, peers.best_isa]
-        fds = [theirs.fileno()]
-        process = subprocess.Popen(command, pass_fds=fds, env=environment, stdout=subprocess.DEVNULL)
+        arguments = map(str, (theirs.fileno(), self.module, peers.threads, peers.isa, peers.best_isa))
+        options = dict(pass_fds=[theirs.fileno()], env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-W", "ignore", __file__, *arguments], **options)
         theirs.close()
         self.end = weakref.finalize(self, stop, self.pipe, process)
 
@@ -50,17 +51,19 @@ class Elsewhere:
         """Return a contender that has run once; if its process died of that, the next one has a new process."""
         if not self.pipe:
             self.start()
-        number, forgotten = next(self.numbers), [self.forgotten.pop() for _ in self.forgotten[:]]
+        number = next(self.numbers)
         try:
-            made = Contender(**self.ask("make", number, forgotten, function, arguments, options))
+            made = Contender(**self.ask("make", number, list(self.alive), function, arguments, options))
         except (EOFError, ConnectionError):
             self.end()
             self.pipe, made = None, Contender(self.module, None, note=CRASHED)
+            for lost in self.alive.values():
+                lost.call, lost.note = None, CRASHED
         made.name += ", free" if self.free else ""
         if not made.note:
             made.timed, made.read = partial(self.ask, "time", number), partial(self.ask, "read", number)
             made.call, made.held = partial(made.timed, 1, 0), made.held and not self.free
-        weakref.finalize(made, self.forgotten.append, number)
+            self.alive[number] = made
         return made
 
 
@@ -72,32 +75,32 @@ def stop(pipe, process):
 # ---- in the other process ----
 
 
-def make(contenders, module, number, forgotten, function, arguments, options):
-    for old in forgotten:
-        contenders.pop(old, None)
+def make(contenders, module, number, alive, function, arguments, options):
+    """Return what tells of a contender that has run once; forget those that are no longer alive."""
+    for old in contenders.keys() - set(alive):
+        del contenders[old]
     try:
         made = getattr(importlib.import_module(f"peers.{module}"), function)(*arguments, **options)
-    except ImportError:
-        return dict(name=module, call=None, note=MISSING)
-    made.call()
+        made.call()
+    except Exception as error:
+        traceback.print_exc()
+        return dict(name=module, call=None, note=MISSING if isinstance(error, ImportError) else CRASHED)
     contenders[number] = made
     return dict(name=made.name, call=None, held=made.held)
 
 
 def serve(pipe, module):
-    """Answer until the other end is closed. An error ends the process, and shows."""
+    """Answer until the other end is closed."""
     contenders = {}
     answers = {
         "make": partial(make, contenders, module),
         "time": lambda number, calls, warming: race.time_calls(contenders[number].call, calls, warming),
         "read": lambda number: contenders[number].read(),
     }
-    try:
+    with suppress(EOFError):
         while True:
             verb, *given = pipe.recv()
             pipe.send(answers[verb](*given))
-    except EOFError:
-        pass
 
 
 if __name__ == "__main__":

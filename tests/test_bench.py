@@ -1,6 +1,7 @@
 """The machinery of bench/: what is disturbed, what is missing, and what a comparison fails on."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,13 @@ def test_a_library_that_is_not_installed_leaves_its_contenders_out(monkeypatch):
         _ = peers.numpong
 
 
+class Deadly:
+    """Ends the process that receives it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
 @pytest.fixture
 def elsewhere(monkeypatch):
     """Other processes, which end with the test."""
@@ -121,7 +129,9 @@ def test_another_process_may_die_or_lack_its_library(elsewhere, tmp_path, monkey
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert elsewhere("numkong").dots(1, 2).note == race.MISSING
     library = elsewhere("blas")
-    assert library.no_such_product(1, 2).note == race.CRASHED
+    lost = library.dgemm(np.eye(2), np.eye(2))
+    assert library.no_such_product(1, 2).note == race.CRASHED and lost.note == race.EXACT
+    assert library.dgemm(Deadly(), np.eye(2)).note == lost.note == race.CRASHED and lost.call is None
     assert np.array_equal(library.dgemm(np.eye(2), np.eye(2)).read(), np.eye(2))
 
 

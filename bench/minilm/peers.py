@@ -131,9 +131,9 @@ def table(results):
         ratios = [e.note or f"{seconds / e.seconds:.2f}x" for e, seconds in zip(found, base.values())]
         lines.append([name, *ratios, f"{np.mean(first.cosines):.4f}" if first.cosines else ""])
     versions = ", ".join(f"{name} {report.version_of(name)}" for name in LIBRARIES)
-    text = f"""{report.cpu_name()}, {runtime.get_isa()}, {peers.threads} thread(s). {versions}. Speed-ups against torch in
-float32, by batch. OpenVINO runs NNCF's static int8, the others quantize at run time; what is "free" may use AMX, if the
-CPU has it. Made by `python -m bench.minilm.peers`."""
+    text = f"""{report.cpu_name()}, {runtime.get_isa()}, {peers.threads} thread(s). {versions}.
+Speed-ups against torch in float32, by batch. OpenVINO runs NNCF's static int8, the others quantize at run time; what is
+"free" may use AMX, if the CPU has it. Made by `python -m bench.minilm.peers`."""
     headings = ["", *base, "cosine to float32"]
     return dict(title="MiniLM by other libraries", headings=headings, lines=lines, text=text)
 
