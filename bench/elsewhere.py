@@ -82,9 +82,11 @@ def make(contenders, module, number, alive, function, arguments, options):
     try:
         made = getattr(importlib.import_module(f"peers.{module}"), function)(*arguments, **options)
         made.call()
-    except Exception as error:
+    except ImportError:
+        return dict(name=module, call=None, note=MISSING)
+    except Exception:
         traceback.print_exc()
-        return dict(name=module, call=None, note=MISSING if isinstance(error, ImportError) else CRASHED)
+        return dict(name=module, call=None, note=CRASHED)
     contenders[number] = made
     return dict(name=made.name, call=None, held=made.held)
 

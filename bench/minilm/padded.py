@@ -12,9 +12,8 @@ class Padded(torch.nn.Module):
 
     `linear` makes a dense layer of its weight (outputs, inputs) and bias."""
 
-    def __init__(self, linear=None):
+    def __init__(self, weights, config, linear=None):
         super().__init__()
-        weights, _, config = example.load_model()
         network = example.MiniLM(weights, config, np.asarray)
         self.heads, self.eps, linear = network.heads, network.eps, linear or float_linear
         tables = map(torch.from_numpy, (network.words, network.positions))
@@ -37,6 +36,11 @@ class Padded(torch.nn.Module):
             x = attended(x + out(found.transpose(1, 2).flatten(2)))
             x = fed(x + down(functional.gelu(up(x))))
         return functional.normalize((x * counts[..., None]).sum(1))
+
+
+def load(linear=None):
+    weights, _, config = example.load_model()
+    return Padded(weights, config, linear).eval()
 
 
 def float_linear(weight, bias):

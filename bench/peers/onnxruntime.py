@@ -121,12 +121,12 @@ def dynamic_quantize(x):
 def minilm_session():
     """Its own quantization of weights, by columns, and at run time of what they multiply."""
     import torch
-    from minilm.padded import Padded
+    from minilm.padded import load
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     file, tokens, axes = io.BytesIO(), torch.ones(2, 16, dtype=torch.int64), {0: "sentences", 1: "tokens"}
     names = dict(input_names=["ids", "mask"], dynamic_axes={"ids": axes, "mask": axes})
-    torch.onnx.export(Padded().eval(), (tokens, tokens), file, dynamo=False, opset_version=17, **names)
+    torch.onnx.export(load(), (tokens, tokens), file, dynamo=False, opset_version=17, **names)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         options = dict(per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])

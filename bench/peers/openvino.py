@@ -80,13 +80,13 @@ def minilm_model(precision):
 def quantized_minilm(nncf, example):
     """Calibrate on 100 docstrings."""
     import torch
-    from minilm.padded import Padded, pad
+    from minilm.padded import load, pad
 
     _, tokenizer, _ = example.load_model()
     texts = tokenizer.encode_batch([rest for _, rest in example.docstrings()[:100]])
     data = nncf.Dataset([pad([np.array(text.ids)]) for text in texts], lambda batch: dict(enumerate(batch)))
     tokens, inputs = torch.ones(2, 16, dtype=torch.int64), [([-1, -1], np.int64)] * 2
-    model = openvino.convert_model(Padded().eval(), example_input=(tokens, tokens), input=inputs)
+    model = openvino.convert_model(load(), example_input=(tokens, tokens), input=inputs)
     return nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
 
 

@@ -50,9 +50,9 @@ class DynamicLinear(torch.nn.Module):
 
 @cache
 def minilm_model():
-    from minilm.padded import Padded
+    from minilm.padded import load
 
-    return torch.compile(Padded(DynamicLinear).eval(), backend="zentorch", dynamic=True)
+    return torch.compile(load(DynamicLinear), backend="zentorch", dynamic=True)
 
 
 def minilm(ids, mask):
