@@ -3,6 +3,8 @@
  *
  * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 #include "drivers/drivers.h"
@@ -80,11 +82,29 @@ void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, siz
 }
 
 void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                          int half_scales, const int8_t *levels, int column_levels, float level_scale)
+                          int half_scales, const int8_t *levels, float level_scale)
 {
     QK_DEFAULT_MODE;
     qk_gemm4_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
-    p->levels = levels, p->column_levels = column_levels, p->level_scale = level_scale;
+    p->levels = levels, p->column_levels = !levels, p->level_scale = level_scale;
+}
+
+static float scale_of_levels(const float *levels, size_t count)
+{
+    double largest = 0;
+    for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
+    const float scale = (float)(largest / 127);
+    return scale > 0 ? scale : largest > 0 ? FLT_MIN : 1;
+}
+
+float qk_round_levels(const float *levels, size_t count, int8_t *to)
+{
+    const float scale = scale_of_levels(levels, count);
+    for (size_t i = 0; i < count; i++) {
+        const double units = rint(levels[i] / (double)scale);
+        to[i] = (int8_t)(units < -127 ? -127 : units > 127 ? 127 : units);
+    }
+    return scale;
 }
 
 /* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
@@ -112,7 +132,8 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
     if (p->own_zeros) memset(zero, 0, NR);
     for (size_t j = 0; j < cols; j++) {
         const size_t at = block * from->row_stride + (col + j) * from->col_stride;
-        scale[j] = from->scale[at];
+        scale[j] = p->column_levels ? scale_of_levels(from->levels + (col + j) * from->level_count, from->level_count)
+                                    : from->scale[at];
         if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));
@@ -160,7 +181,8 @@ static void pack_column_levels(const pack_job *job, size_t col, size_t cols, uin
     for (size_t j = 0; j < cols; j++) {
         const uint8_t *b = job->b + (ptrdiff_t)(col + j) * job->col_stride;
         uint8_t *codes = to + j / QK_COLUMN_LEVELS_NR * group + j % QK_COLUMN_LEVELS_NR * HALF;
-        memcpy(codes, p->levels + (col + j) * QK_LEVELS, QK_LEVELS);
+        qk_round_levels(job->params->levels + (col + j) * job->params->level_count, job->params->level_count,
+                        (int8_t *)codes);
         for (size_t row = 0; row < p->k; row++) {
             const size_t in_step = row % QK_COLUMN_LEVELS_KR;
             if (in_step == 0) codes += OWN_STEP_BYTES;
