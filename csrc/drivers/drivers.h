@@ -116,29 +116,10 @@ typedef struct {
     uint8_t *panels;   /* qk_gemm4_bytes of them, aligned to 64 */
 } qk_gemm4_weights;
 
-/* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
-typedef struct {
-    const float *scale;
-    const int32_t *zero_point;
-    size_t row_stride, col_stride;
-    const float *levels; /* with column_levels: those of columns (n, level_count), in the place of scales */
-    size_t level_count;
-} qk_block_params;
-
-/* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in
- * the middle of the range. */
-void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
-                   int b_signed, int half_scales, int own_zeros, int32_t zero_point);
-/* b are codes of levels within -127..127, which must stay where they are. Without them, those of each column come with
- * the scales: there is one block then, and scales are float32. */
-void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                          int half_scales, const int8_t *levels, float level_scale);
-/* Makes at most 16 levels int8 multiples of a scale, which is returned. */
-float qk_round_levels(const float *levels, size_t count, int8_t *to);
+/* A matrix as qk_weights_init has it. 16 int8 levels that all columns share are kept at `levels`. */
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels);
 size_t qk_gemm4_bytes(const qk_gemm4_weights *p);
-/* b holds one code a byte. */
-int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                  const qk_block_params *params);
+int qk_gemm4_pack(qk_gemm4_weights *p, const qk_matrix *m);
 int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
 /* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
 void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
@@ -242,6 +223,7 @@ struct qk_weights {
     int8_t levels[16]; /* those that all columns share */
 };
 
+size_t qk_scale_count(const qk_matrix *m); /* or of levels with scales */
 /* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. */
 void qk_weights_init(qk_weights *w, const qk_matrix *m);
 /* Packs the same matrix in w->bytes of memory, aligned to 64. */

@@ -15,8 +15,7 @@
 static int is_small(qk_dtype type) { return type == QK_I4 || type == QK_U4; }
 static int is_half(qk_dtype type) { return type == QK_F16 || type == QK_BF16; }
 
-/* Scales of a matrix, or levels with scales. */
-static size_t scale_count(const qk_matrix *m)
+size_t qk_scale_count(const qk_matrix *m)
 {
     if (m->kind == QK_PER_TENSOR) return 1;
     return m->kind == QK_PER_AXIS ? m->n : qk_times(ceil_div(m->k, m->block), m->n);
@@ -48,13 +47,13 @@ static int has_good_levels(const qk_matrix *m)
             if (((const uint8_t *)m->b)[(ptrdiff_t)row * m->row_stride + (ptrdiff_t)col * m->col_stride] >=
                 m->level_count)
                 return 0;
-    return m->kind == QK_PER_BLOCK ? m->scale && scales_are_good(m->scale, scale_count(m), 0) : !m->scale;
+    return m->kind == QK_PER_BLOCK ? m->scale && scales_are_good(m->scale, qk_scale_count(m), 0) : !m->scale;
 }
 
 static int has_good_params(const qk_matrix *m)
 {
     if (m->kind == QK_PER_BLOCK && m->type == QK_I16) return 0;
-    const size_t count = scale_count(m);
+    const size_t count = qk_scale_count(m);
     return m->scale && scales_are_good(m->scale, count, FLT_MIN) && zero_points_fit(m->zero_point, count, m->type);
 }
 
@@ -63,7 +62,7 @@ static int is_good(const qk_matrix *m)
     const int known =
         m->type == QK_I8 || m->type == QK_U8 || m->type == QK_I16 || is_small(m->type) || is_half(m->type);
     if (!known || (unsigned)m->kind > QK_PER_BLOCK || (m->kind == QK_PER_BLOCK && !m->block)) return 0;
-    if ((m->k && m->n && !m->b) || scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
+    if ((m->k && m->n && !m->b) || qk_scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
     if (is_half(m->type)) return !m->scale && !m->zero_point && !m->levels && m->kind == QK_PER_TENSOR;
     return m->levels ? has_good_levels(m) : has_good_params(m);
 }
@@ -77,40 +76,12 @@ static qk_family family_of(const qk_matrix *m)
     return is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? QK_GEMM4 : QK_GEMM8;
 }
 
-static int any_but(int32_t zero, const int32_t *zero_point, size_t count)
+static int has_zeros(const qk_matrix *m)
 {
+    const size_t count = m->scale ? qk_scale_count(m) : 0;
     int any = 0;
-    for (size_t i = 0; i < count; i++) any |= zero_point[i] != zero;
+    for (size_t i = 0; i < count; i++) any |= m->zero_point[i] != 0;
     return any;
-}
-
-/* Whether float16 has each of the values, which are not negative. */
-static int holds_as_half(const float *values, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, values + i, sizeof bits);
-        const float units = values[i] * 0x1p24f; /* of the smallest subnormal number */
-        if (values[i] > 65504 || (values[i] < 0x1p-14f ? units != floorf(units) : bits & 0x1fff)) return 0;
-    }
-    return 1;
-}
-
-/* Per tensor or per column, all rows are one block; equal zero points are kept once. */
-static void init_gemm4(qk_weights *w, const qk_matrix *m)
-{
-    const size_t block = m->kind == QK_PER_BLOCK ? m->block : m->k, count = m->scale ? scale_count(m) : 0;
-    const int half_scales = holds_as_half(m->scale, count), own_levels = m->kind == QK_PER_AXIS;
-    const int bits = is_small(m->type) ? 4 : 8, is_signed = least_code(m->type) < 0;
-    if (m->levels) {
-        const float level_scale = own_levels ? 1 : qk_round_levels(m->levels, m->level_count, w->levels);
-        qk_gemm4_init_levels(&w->gemm4, qk_active(), m->k, m->n, block, half_scales && !own_levels,
-                             own_levels ? NULL : w->levels, level_scale);
-        return;
-    }
-    const int32_t zero = bits == 8 ? (is_signed ? 0 : 128) : count ? m->zero_point[0] : 0;
-    qk_gemm4_init(&w->gemm4, qk_active(), m->k, m->n, block, bits, is_signed, half_scales,
-                  any_but(zero, m->zero_point, count), zero);
 }
 
 void qk_weights_init(qk_weights *w, const qk_matrix *m)
@@ -130,7 +101,7 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m)
         column_bytes = sizeof *w->gemm8.colsum;
         break;
     case QK_GEMM4:
-        init_gemm4(w, m);
+        qk_gemm4_init(&w->gemm4, m, w->levels);
         w->n_pad = w->gemm4.n_pad, w->panel_bytes = qk_gemm4_bytes(&w->gemm4);
         break;
     case QK_GEMMF16:
@@ -143,7 +114,7 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m)
         column_bytes = sizeof *w->gemm16.colsum;
         break;
     }
-    w->has_zeros = column_bytes && m->scale && any_but(0, m->zero_point, scale_count(m));
+    w->has_zeros = column_bytes && has_zeros(m);
     if (column_bytes && m->scale) column_bytes += sizeof *w->scale;
     if (w->has_zeros) column_bytes += sizeof *w->zero_point;
     w->panel_bytes = round_up(w->panel_bytes, sizeof *w->gemm16.colsum);
@@ -155,13 +126,13 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m)
 /* Keeps scales and zero points of columns, padded to whole panels, in memory for them. */
 static void keep_columns(qk_weights *w, const qk_matrix *m, void *memory)
 {
-    const size_t step = m->kind == QK_PER_AXIS;
+    const size_t step = m->kind == QK_PER_AXIS, count = step ? w->n : 1;
     if (!m->scale) return;
     w->scale = memory, w->zero_point = w->has_zeros ? (int32_t *)(w->scale + w->n_pad) : NULL;
     for (size_t i = 0; i < w->n_pad; i++) w->scale[i] = i < w->n ? m->scale[i * step] : 0;
     for (size_t i = 0; w->has_zeros && i < w->n_pad; i++) w->zero_point[i] = i < w->n ? m->zero_point[i * step] : 0;
     w->least_scale = FLT_MAX;
-    for (size_t i = 0; i < scale_count(m); i++) {
+    for (size_t i = 0; i < count; i++) {
         if (m->scale[i] < w->least_scale) w->least_scale = m->scale[i];
         if (m->scale[i] > w->most_scale) w->most_scale = m->scale[i];
     }
@@ -186,19 +157,6 @@ static int fill_gemm16(qk_weights *w, const qk_matrix *m)
     return qk_gemm16_pack(&w->gemm16, m->b, m->row_stride, m->col_stride);
 }
 
-static int fill_gemm4(qk_weights *w, const qk_matrix *m)
-{
-    static const float one = 1; /* of levels that all values share */
-    w->gemm4.panels = w->memory;
-    const qk_block_params p = {.scale = m->scale ? m->scale : &one,
-                               .zero_point = m->zero_point,
-                               .row_stride = m->kind == QK_PER_BLOCK ? m->n : 0,
-                               .col_stride = m->kind != QK_PER_TENSOR,
-                               .levels = m->levels,
-                               .level_count = m->level_count};
-    return qk_gemm4_pack(&w->gemm4, m->b, m->row_stride, m->col_stride, &p);
-}
-
 static qk_status status_of(int done) { return done < 0 ? (qk_status)done : QK_OK; }
 
 qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory)
@@ -206,8 +164,11 @@ qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory)
     QK_DEFAULT_MODE;
     w->memory = memory;
     if (w->family == QK_GEMM8) return fill_gemm8(w, m);
-    if (w->family == QK_GEMM4) return status_of(fill_gemm4(w, m));
     if (w->family == QK_GEMM16) return status_of(fill_gemm16(w, m));
+    if (w->family == QK_GEMM4) {
+        w->gemm4.panels = memory;
+        return status_of(qk_gemm4_pack(&w->gemm4, m));
+    }
     w->gemmf16.panels = memory;
     const int done = qk_gemmf16_pack(&w->gemmf16, m->b, m->row_stride, m->col_stride);
     return done ? status_of(done) : QK_NOT_FINITE;
@@ -259,7 +220,7 @@ qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
     if (!m.row_stride && !m.col_stride) m.row_stride = (ptrdiff_t)(m.n * item), m.col_stride = (ptrdiff_t)item;
     if (!is_good(&m)) return QK_INVALID;
     qk_weights *w = calloc(1, sizeof *w);
-    int32_t *zeros = m.scale && !m.zero_point ? calloc(scale_count(&m) + 1, sizeof *zeros) : NULL;
+    int32_t *zeros = m.scale && !m.zero_point ? calloc(qk_scale_count(&m) + 1, sizeof *zeros) : NULL;
     if (zeros) m.zero_point = zeros;
     qk_status status = QK_NO_MEMORY;
     if (w && (m.zero_point || !m.scale)) {
