@@ -136,6 +136,8 @@ typedef struct {
     qk_levels first;
 } qk_codebook;
 
+/* The tables of a book, which keeps them; without buckets. */
+qk_codebook qk_book_tables(const qk_book *book);
 /* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis.
  * With it: one channel; each block of `block` values along the axis is divided by its scale, its largest magnitude,
  * scale having the shape (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */

@@ -153,20 +153,19 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_levels:
-        int depth
-        int in_order
-        const float *level
-        const float *node
-        const uint8_t *order
         const uint64_t *bucket
         const uint64_t *second
         int32_t least, last
         int shift
 
     ctypedef struct qk_codebook:
-        size_t channels
         qk_levels first
+    ctypedef struct qk_book:
+        pass
 
+    int qk_book_new(const float *levels, size_t channels, size_t k, qk_book **book)
+    void qk_book_free(qk_book *book)
+    qk_codebook qk_book_tables(const qk_book *book)
     int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner,
                   size_t block, float *scale) except -3
     int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner,

@@ -7,13 +7,11 @@ import numpy as np
 
 cimport numpy as cnp
 
-from .arrays cimport (
-    contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s,
-)
+from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s
 from .c cimport (
-    qk_codebook, qk_decode, qk_encode, qk_enter_scope, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS,
-    qk_pack_bits, qk_pq_book, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0,
-    qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
+    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_decode,
+    qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -31,22 +29,25 @@ cdef int split_shape(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t 
 
 
 cdef class Levels:
-    """Hold the tables of a scalar Codebook (_codebook_tables.py) for C; arrays have a row for each channel."""
+    """Hold the tables of levels (channels, k), and their buckets (_codebook_tables.py), or None."""
 
     cdef qk_codebook c
-    cdef object arrays
+    cdef qk_book *book
+    cdef object buckets
 
-    def __cinit__(self, cnp.ndarray level, cnp.ndarray node, cnp.ndarray order, bint in_order, buckets):
-        self.arrays = level, node, order, buckets
-        self.c.channels = <size_t>cnp.PyArray_DIM(level, 0)
-        self.c.first.depth = int(cnp.PyArray_DIM(level, 1)).bit_length() - 1
-        self.c.first.in_order = in_order
-        self.c.first.level, self.c.first.node, self.c.first.order = floats(level), floats(node), uint8s(order)
+    def __cinit__(self, cnp.ndarray levels, buckets):
+        cdef size_t channels = <size_t>cnp.PyArray_DIM(levels, 0), k = <size_t>cnp.PyArray_DIM(levels, 1)
+        if qk_book_new(floats(levels), channels, k, &self.book):
+            raise MemoryError(f"no memory for tables of levels of shape {(<object>levels).shape}")
+        self.c, self.buckets = qk_book_tables(self.book), buckets
         if buckets is not None:
             entries, self.c.first.least, self.c.first.last, self.c.first.shift = buckets
             self.c.first.bucket = <const uint64_t *>data_of(entries[0])
             if len(entries) > 1:
                 self.c.first.second = <const uint64_t *>data_of(entries[1])
+
+    def __dealloc__(self):
+        qk_book_free(self.book)
 
 
 def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarray scales):
