@@ -69,28 +69,29 @@ static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
 /* What a panel holds: int8, what was int8, or int16 (numerics 17), whose sums begin with 0. */
 enum { NARROW, WIDENED, INT16 };
 
-/* 16 codes of b, at `i` of a panel. */
-static QK_INLINE __m256i load_b(const void *panel, size_t i, const int kind)
+/* 16 codes of b. */
+static QK_INLINE __m256i load_b(const int8_t *b, const int kind)
 {
-    if (kind == NARROW) return widen((const int8_t *)panel + i);
-    const __m256i *codes = (const __m256i *)((const int16_t *)panel + i);
-    return kind == WIDENED ? _mm256_load_si256(codes) : _mm256_loadu_si256(codes);
+    if (kind == NARROW) return widen(b);
+    return kind == WIDENED ? _mm256_load_si256((const __m256i *)b) : _mm256_loadu_si256((const __m256i *)b);
 }
 
 /* `rows` and `kind` are constants where this is inlined: the accumulators of absent rows vanish. */
 static QK_INLINE void tile(const int rows, const int kind, size_t steps, const int16_t *a, size_t lda,
                            const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
+    const size_t half = kind == NARROW ? NR : 2 * NR; /* bytes */
+    const int8_t *b = panel;
     const int16_t *a3 = a + 3 * lda;
     const __m256i zero = _mm256_setzero_si256();
     __m256i c00 = kind == INT16 ? zero : _mm256_loadu_si256((const __m256i *)init);
     __m256i c01 = kind == INT16 ? zero : _mm256_loadu_si256((const __m256i *)(init + 8));
     __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00,
             c51 = c01;
-    for (size_t i = 0; i < steps * NR * KR; i += NR * KR, a += KR, a3 += KR) {
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, b += 2 * half) {
         if (kind == INT16 && rows > 1) /* as in gemmf16_rows; one reads faster without */
-            _mm_prefetch((const char *)((const int16_t *)panel + i + 128 * NR), _MM_HINT_T0);
-        const __m256i b0 = load_b(panel, i, kind), b1 = load_b(panel, i + 16, kind);
+            _mm_prefetch((const char *)(b + 256 * NR), _MM_HINT_T0);
+        const __m256i b0 = load_b(b, kind), b1 = load_b(b + half, kind);
         __m256i v = broadcast2(a);
         c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
         if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
