@@ -67,12 +67,12 @@ static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
 }
 
 /* What a panel holds: int8, what was int8, or int16 (numerics 17), whose sums begin with 0. */
-enum { NARROW, WIDENED, INT16 };
+enum { INT8, WIDENED, INT16 };
 
 /* 16 codes of b. */
 static QK_INLINE __m256i load_b(const int8_t *b, const int kind)
 {
-    if (kind == NARROW) return widen(b);
+    if (kind == INT8) return widen(b);
     return kind == WIDENED ? _mm256_load_si256((const __m256i *)b) : _mm256_loadu_si256((const __m256i *)b);
 }
 
@@ -80,7 +80,7 @@ static QK_INLINE __m256i load_b(const int8_t *b, const int kind)
 static QK_INLINE void tile(const int rows, const int kind, size_t steps, const int16_t *a, size_t lda,
                            const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    const size_t half = kind == NARROW ? NR : 2 * NR; /* bytes */
+    const size_t half = kind == INT8 ? NR : 2 * NR; /* bytes */
     const int8_t *b = panel;
     const int16_t *a3 = a + 3 * lda;
     const __m256i zero = _mm256_setzero_si256();
@@ -111,7 +111,7 @@ static QK_INLINE void tile(const int rows, const int kind, size_t steps, const i
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
-    ROWS_6(rows, tile, NARROW, steps, a, lda / sizeof(int16_t), panel, init, c, ldc);
+    ROWS_6(rows, tile, INT8, steps, a, lda / sizeof(int16_t), panel, init, c, ldc);
 }
 
 static void gemm8_wide_tile(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel,

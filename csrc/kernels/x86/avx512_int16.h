@@ -13,7 +13,7 @@
 #endif
 
 /* What a panel holds: int16, int8 that is widened, or, with VNNI, int8 that meets bytes of a. */
-enum { INT16, NARROW, BYTES };
+enum { INT16, INT8, BYTES };
 
 /* c + a * b of 16 lanes x (2 by 2 int16, or 4 by 4 bytes). */
 static QK_INLINE __m512i multiply_add_codes(const int kind, __m512i c, __m512i a, __m512i b)
@@ -40,7 +40,7 @@ static QK_INLINE __m512i load_int16(const void *panel, size_t i, const int narro
 static QK_INLINE void exact_rows(const int rows, const int kind, const int started, size_t steps, const char *a,
                                  size_t lda, const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    const size_t half = kind == NARROW ? NR : 2 * NR, ahead = kind == INT16 ? 256 * NR : 128 * NR; /* bytes */
+    const size_t half = kind == INT8 ? NR : 2 * NR, ahead = kind == INT16 ? 256 * NR : 128 * NR; /* bytes */
     const char *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512i i0 = started ? _mm512_loadu_si512(init) : _mm512_setzero_si512();
     const __m512i i1 = started ? _mm512_loadu_si512(init + 16) : _mm512_setzero_si512();
@@ -50,7 +50,7 @@ static QK_INLINE void exact_rows(const int rows, const int kind, const int start
 #define ADD(at, left, right)                                                                                           \
     v = broadcast4(at), left = multiply_add_codes(kind, left, v, b0), right = multiply_add_codes(kind, right, v, b1)
     for (size_t s = 0; s < steps; s++, a += 4, a3 += 4, a6 += 4, a9 += 4, panel += 2 * half) {
-        const __m512i b0 = load_int16(panel, 0, kind == NARROW), b1 = load_int16(panel + half, 0, kind == NARROW);
+        const __m512i b0 = load_int16(panel, 0, kind == INT8), b1 = load_int16(panel + half, 0, kind == INT8);
         if (rows > 4 && (kind != INT16 || !started))
             __builtin_prefetch(panel + ahead), __builtin_prefetch(panel + ahead + half);
         __m512i v;
@@ -85,7 +85,7 @@ static QK_INLINE void exact_rows(const int rows, const int kind, const int start
 static QK_INLINE void int16_tile(const int narrow, const int started, int rows, size_t steps, const int16_t *a,
                                  size_t lda, const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    ROWS_12(rows, exact_rows, narrow ? NARROW : INT16, started, steps, (const char *)a, lda * sizeof *a, panel, init, c,
+    ROWS_12(rows, exact_rows, narrow ? INT8 : INT16, started, steps, (const char *)a, lda * sizeof *a, panel, init, c,
             ldc);
 }
 
