@@ -1,10 +1,19 @@
-"""What several test files share: codes, the same values in other places in memory, and the fused multiply-add."""
+"""What several test files share: codes, the same values in other places in memory, calls that are refused, and the
+fused multiply-add."""
+
+import builtins
+import re
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import qkernels
+
+INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 
 
 def code_range(dtype):
@@ -43,7 +52,7 @@ def wider(x):
 
 LAYOUTS = {
     "contiguous": lambda x: x,
-    "fortran": np.asfortranarray,
+    "fortran": lambda x: x.T.copy().T,
     "wider": wider,
     "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
     "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
@@ -55,8 +64,46 @@ LAYOUTS = {
 layouts = st.sampled_from(list(LAYOUTS.values()))
 
 
+def reversed_everywhere(x):
+    backwards = (..., *[slice(None, None, -1)] * x.ndim)
+    return x[backwards].copy()[backwards]
+
+
+def strided_everywhere(x):
+    wide = np.zeros([3 * n for n in x.shape], x.dtype)[(..., *[slice(None, None, 3)] * x.ndim)]
+    wide[...] = x
+    return wide
+
+
+# Of any number of axes, also none.
+ANY_AXES = {name: LAYOUTS[name] for name in ("contiguous", "fortran", "read-only", "unaligned", "byte-swapped")}
+ANY_AXES |= {"reversed": reversed_everywhere, "strided": strided_everywhere}
+
+
 def bits(x):
     return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+
+REFUSAL = re.compile(r"^ *(\S.*?)\s+# (\w+Error): (.*)$", re.MULTILINE)
+
+
+def refused(text):
+    """Return the refusals that are lines `call  # Error: words`; what is too long for a line stands in two. The words
+    are a pattern."""
+    assert not REFUSAL.sub("", text).strip()
+    return REFUSAL.findall(text)
+
+
+def refusals(text):
+    """Parametrize a test by them."""
+    return pytest.mark.parametrize("refusal", refused(text), ids=lambda refusal: refusal[0])
+
+
+def refuse(refusal, names):
+    """Evaluate a call of these names, which must raise that error with these words."""
+    call, error, words = refusal
+    with pytest.raises(getattr(builtins, error), match=words):
+        eval(call, names)
 
 
 class Raising:

@@ -110,37 +110,6 @@ def test_bytes(block_size, half, zeros, most):
         assert 8 * k * n < 8 * packed.nbytes <= most * k * n
 
 
-def test_products_with_one_integer_sum_refuse_them():
-    b, params = np.zeros((64, 3), np.uint8), qk.QParams(np.ones((2, 3)), dtype="uint8", axis=0, block_size=32)
-    packed, x = qk.pack(b, params), np.zeros((2, 64), np.uint8)
-    what = "weights with one scale a column, got uint8 with a scale for each block of rows: such weights are for linear"
-    with pytest.raises(TypeError, match=what):
-        qk.matmul(x, packed)
-    for rounding in ("half_even", "tflite"):
-        with pytest.raises(TypeError, match=what):
-            qk.qlinear(x, qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"), rounding=rounding)
-
-
-def test_errors_name_what_was_wrong():
-    b, params = np.zeros((64, 3), np.int8), qk.QParams(np.ones((2, 3)), axis=0, block_size=32)
-    for args, error, text in [
-        ((b.astype(np.uint8), params), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
-        ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
-        ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
-        (
-            (b, qk.QParams(np.ones((64, 1)), axis=1, block_size=3)),
-            ValueError,
-            "per block of rows .*got axis=1, block_size=3",
-        ),
-        ((b, qk.QParams(np.ones(64), axis=0)), ValueError, "got axis=0, block_size=None"),
-    ]:
-        with pytest.raises(error, match=text):
-            qk.pack(*args)
-    arrays = qk.pack(b, params).to_arrays()
-    with pytest.raises(ValueError, match="block_size must be at least 0, got -1"):
-        qk.PackedMatrix.from_arrays(arrays | {"block_size": np.array(-1)})
-
-
 # ---- GGUF's blocks ----
 
 

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from calls import CALLS, FUNCTIONS, call
+from common import read_only, refusals, refuse
 
 import qkernels as qk
 
@@ -260,6 +261,37 @@ def test_a_hostile_argument_is_named_by_a_type_or_value_error(name, argument):
                     raise
                 except Exception as error:
                     raise AssertionError(f"{label}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.parametrize(("name", "i"), [(n, i) for n in sorted(CALLS) for i, a in enumerate(CALLS[n]) if "out" in a])
+@refusals(r"""
+made(out.tolist())  # TypeError: ^out must be an array whose memory can be written, got a list
+made(out.astype(np.uint32))  # TypeError: ^out must have dtype {out.dtype}, got uint32
+made(out.astype(">i4"))  # TypeError: ^out must have dtype {out.dtype}, got >i4
+made(out.astype(out.dtype.newbyteorder() if out.itemsize > 1 else np.uint16))
+    # TypeError: ^out must have dtype {out.dtype}
+made(out[None])  # ValueError: ^out must have shape {0}, got {1}
+made(out[0])  # ValueError: ^out must have shape {0}, got {2}
+made(out.T)  # ValueError: ^out must have shape {0}, got {3}
+made(out.ravel())  # ValueError: ^out must have shape {0}, got {4}
+made(read_only(out))  # ValueError: ^out must be writeable, got a read-only array
+made(np.repeat(out, 2, -1)[..., ::2])
+    # ValueError: ^out must be C-contiguous and aligned, got strides \(.*\) for shape {0}
+made(np.asfortranarray(out) if len(out) > 1 else np.repeat(out, 2, -1)[..., ::2])
+    # ValueError: ^out must be C-contiguous and aligned
+""")
+def test_an_out_that_is_refused_stays_as_it_is(name, i, refusal):
+    given, kept = dict(CALLS[name][i]), []
+    out = given.pop("out")()
+
+    def made(bad):
+        kept.extend((bad, np.array(bad)))
+        call(name, given | {"out": bad})
+
+    shapes = [re.escape(str(a.shape)) for a in (out, out[None], out[0], out.T, out.ravel())]
+    names = {"made": made, "out": out, "np": np, "read_only": read_only}
+    refuse((*refusal[:2], refusal[2].format(*shapes, out=out)), names)
+    assert np.array(kept[0]).tobytes() == kept[1].tobytes()
 
 
 class Contrary(int):

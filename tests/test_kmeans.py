@@ -7,10 +7,12 @@ import signal
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
+from common import refusals, refuse
 
 import qkernels as qk
 from qkernels import kmeans
@@ -449,64 +451,40 @@ def test_magnitudes_beyond_float64_are_refused():
 # ---- bad input ----
 
 
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        (dict(x=np.zeros(4)), ValueError, r"x must have shape \(n, d\), d at least 1, got \(4,\)"),
-        (dict(x=np.zeros((4, 0))), ValueError, r"d at least 1, got \(4, 0\)"),
-        (
-            dict(x=np.zeros((4, 2), complex)),
-            TypeError,
-            "x must be float16, bfloat16, float32, float64 or integers, got complex128",
-        ),
-        (dict(x=np.zeros((4, 2), np.longdouble)), TypeError, "x must be float16, bfloat16, .* got float128"),
-        (dict(x=np.zeros((0, 2)), init="random"), ValueError, "k must be at most the number of points, 0, got 2"),
-        (
-            dict(x=np.float32([[0, np.nan], [1, 1], [np.inf, 0]])),
-            ValueError,
-            r"x has 2 NaN or infinite values, the first at \(0, 1\)",
-        ),
-        (dict(k=0), ValueError, "k must be at least 1, got 0"),
-        (dict(k=5), ValueError, "k must be at most the number of points, 4, got 5"),
-        (dict(k=2.0), TypeError, "k must be an integer, got 2.0"),
-        (dict(k=True), TypeError, "k must be an integer, got True"),
-        (dict(weights=[1, 2, 3]), ValueError, r"weights must have shape \(4,\) to match x, got \(3,\)"),
-        (dict(weights=[1, -2, 3, 4]), ValueError, "weights must be at least 0, got -2.0 at 1"),
-        (dict(weights=[0, 0, 0, 0]), ValueError, "weights must not all be 0"),
-        (dict(weights=[1, np.inf, 3, 4]), ValueError, r"weights has 1 NaN or infinite values, the first at \(1,\)"),
-        (dict(weights="abcd"), TypeError, "weights must be real numbers, got <U4"),
-        (dict(init=np.zeros((3, 2))), ValueError, r"init must have shape \(2, 2\), got \(3, 2\)"),
-        (dict(init=[[0, 0], [0, np.nan]]), ValueError, r"init has 1 NaN or infinite values, the first at \(1, 1\)"),
-        (
-            dict(init=[[0, 0], [0, 1e20]]),
-            ValueError,
-            r"init must be so near to x .* float32, got a magnitude of 1e\+20",
-        ),
-        (
-            dict(x=np.full((4, 2), 1e-40, np.float32), init=[[0, 0], [0, 1]]),
-            ValueError,
-            r"init must be so near to x .* got a magnitude of 1.0",
-        ),
-        (
-            dict(x=np.zeros((4, 2)), init=[[0, 0], [0, -1e200]]),
-            ValueError,
-            r"init must be so near to x .* float64, got a magnitude of 1e\+200",
-        ),
-        (
-            dict(init="kmeans"),
-            ValueError,
-            r"init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'",
-        ),
-        (dict(n_init=2), ValueError, "n_init must be 1 where init is an array, got 2"),
-        (dict(n_init=0), ValueError, "n_init must be at least 1, got 0"),
-        (dict(max_iter=0), ValueError, "max_iter must be at least 1, got 0"),
-        (dict(tol=-1), ValueError, "tol must be at least 0 and finite, got -1"),
-        (dict(tol="1"), TypeError, "tol must be a float, got '1'"),
-        (dict(tol=None), TypeError, "tol must be a float, got None"),
-        (dict(tol=np.nan), ValueError, "tol must be at least 0 and finite, got nan"),
-    ],
-)
-def test_kmeans_refuses(change, error, message):
-    arguments = dict(x=np.float32([[0, 0], [0, 1], [5, 5], [6, 5]]), k=2, init=np.float32([[0, 0], [5, 5]]))
-    with pytest.raises(error, match=message):
-        kmeans(**(arguments | change))
+@refusals(r"""
+cluster(x=np.zeros(4))  # ValueError: x must have shape \(n, d\), d at least 1, got \(4,\)
+cluster(x=np.zeros((4, 0)))  # ValueError: d at least 1, got \(4, 0\)
+cluster(x=np.zeros((4, 2), complex))
+    # TypeError: x must be float16, bfloat16, float32, float64 or integers, got complex128
+cluster(x=np.zeros((4, 2), np.longdouble))  # TypeError: x must be float16, bfloat16, .* got float128
+cluster(x=np.zeros((0, 2)), init="random")  # ValueError: k must be at most the number of points, 0, got 2
+cluster(x=np.float32([[0, np.nan], [1, 1], [np.inf, 0]]))
+    # ValueError: x has 2 NaN or infinite values, the first at \(0, 1\)
+cluster(k=0)  # ValueError: k must be at least 1, got 0
+cluster(k=5)  # ValueError: k must be at most the number of points, 4, got 5
+cluster(k=2.0)  # TypeError: k must be an integer, got 2.0
+cluster(k=True)  # TypeError: k must be an integer, got True
+cluster(weights=[1, 2, 3])  # ValueError: weights must have shape \(4,\) to match x, got \(3,\)
+cluster(weights=[1, -2, 3, 4])  # ValueError: weights must be at least 0, got -2.0 at 1
+cluster(weights=[0, 0, 0, 0])  # ValueError: weights must not all be 0
+cluster(weights=[1, np.inf, 3, 4])  # ValueError: weights has 1 NaN or infinite values, the first at \(1,\)
+cluster(weights="abcd")  # TypeError: weights must be real numbers, got <U4
+cluster(init=np.zeros((3, 2)))  # ValueError: init must have shape \(2, 2\), got \(3, 2\)
+cluster(init=[[0, 0], [0, np.nan]])  # ValueError: init has 1 NaN or infinite values, the first at \(1, 1\)
+cluster(init=[[0, 0], [0, 1e20]])  # ValueError: init must be so near to x .* float32, got a magnitude of 1e\+20
+cluster(x=np.full((4, 2), 1e-40, np.float32), init=[[0, 0], [0, 1]])
+    # ValueError: init must be so near to x .* got a magnitude of 1.0
+cluster(x=np.zeros((4, 2)), init=[[0, 0], [0, -1e200]])
+    # ValueError: init must be so near to x .* float64, got a magnitude of 1e\+200
+cluster(init="kmeans")  # ValueError: init must be 'k-means\+\+', 'random' or an array of shape \(2, 2\), got 'kmeans'
+cluster(n_init=2)  # ValueError: n_init must be 1 where init is an array, got 2
+cluster(n_init=0)  # ValueError: n_init must be at least 1, got 0
+cluster(max_iter=0)  # ValueError: max_iter must be at least 1, got 0
+cluster(tol=-1)  # ValueError: tol must be at least 0 and finite, got -1
+cluster(tol="1")  # TypeError: tol must be a float, got '1'
+cluster(tol=None)  # TypeError: tol must be a float, got None
+cluster(tol=np.nan)  # ValueError: tol must be at least 0 and finite, got nan
+""")
+def test_kmeans_refuses(refusal):
+    x, init = np.float32([[0, 0], [0, 1], [5, 5], [6, 5]]), np.float32([[0, 0], [5, 5]])
+    refuse(refusal, globals() | {"cluster": partial(kmeans, x=x, k=2, init=init)})

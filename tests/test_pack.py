@@ -5,7 +5,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from common import LAYOUTS, bits, random_codes
+from common import LAYOUTS, bits, random_codes, refusals, refuse
 from numpy.testing import assert_array_equal
 from products import HALVES, LEVELS, SOME, SOME_NAMES, random_x
 
@@ -85,24 +85,39 @@ PARAMS = qk.QParams(0.5)
 PACKED = qk.pack(B, PARAMS)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((B.astype(np.int32), PARAMS), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
-        ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
-        ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
-        ((B, 0.5), TypeError, "params must be QParams or a Codebook, got float"),
-        (
-            (B, qk.QParams([1.0] * 3, axis=0)),
-            ValueError,
-            r"params must be per tensor or per column \(axis=1\), .* got axis=0",
-        ),
-        ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
-    ],
-)
-def test_pack_refuses(arguments, error, message):
-    with pytest.raises(error, match=message):
-        qk.pack(*arguments)
+@refusals(r"""
+qk.pack(B.astype(np.int32), PARAMS)  # TypeError: b must be int8, uint8, int16, int4 or uint4, got int32
+qk.pack(B.astype(np.uint8), PARAMS)  # TypeError: b must have dtype int8 \(as params\), got uint8
+qk.pack(B[0], PARAMS)  # ValueError: b must have shape \(K, N\), got \(4,\)
+qk.pack(B, 0.5)  # TypeError: params must be QParams or a Codebook, got float
+qk.pack(B, qk.QParams([1.0] * 3, axis=0))
+    # ValueError: params must be per tensor or per column \(axis=1\), .* got axis=0
+qk.pack(B, qk.QParams([1.0] * 3, axis=1))  # ValueError: scale must have shape \(4,\) to match axis 1 .*got \(3,\)
+""")
+def test_pack_refuses(refusal):
+    refuse(refusal, globals())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@refusals(r"""
+pack(b.astype(np.int32))  # TypeError: b must be int8, uint8, int16, int4 or uint4, got int32
+pack(b.astype(np.uint8))  # TypeError: b must have dtype {dtype} \(as params\), got uint8
+pack(b[:, :2])  # ValueError: scale must have shape \(2, 2\)
+pack(b[:32])  # ValueError: scale must have shape \(1, 3\)
+pack(b, (64, 1), axis=1, block_size=3)  # ValueError: per block of rows .*got axis=1, block_size=3
+pack(b, 64, block_size=None)  # ValueError: got axis=0, block_size=None
+pack(b.astype(np.int16), dtype="int16")  # ValueError: got axis=0, block_size=32
+pack_from(block_size=-1)  # ValueError: block_size must be at least 0, got -1
+""")
+def test_pack_refuses_blocks_that_do_not_fit(dtype, refusal):
+    def pack(b, shape=(2, 3), dtype=dtype, axis=0, block_size=32):
+        return qk.pack(b, qk.QParams(np.ones(shape), dtype=dtype, axis=axis, block_size=block_size))
+
+    def pack_from(**arrays):
+        return qk.PackedMatrix.from_arrays(pack(b).to_arrays() | arrays)
+
+    b, (call, error, words) = np.zeros((64, 3), getattr(ml_dtypes, dtype, dtype)), refusal
+    refuse((call, error, words.format(dtype=dtype)), globals() | locals())
 
 
 def test_from_arrays_refuses():
