@@ -6,11 +6,11 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_size_t, c_ssize_t, c_void_p
 from pathlib import Path
 
+import common
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,13 +29,8 @@ needs_cmake = pytest.mark.skipif(not shutil.which("cmake", path=PATH), reason="n
 needs_pkg_config = pytest.mark.skipif(not shutil.which("pkg-config"), reason="no pkg-config here")
 
 
-def run(*command, **environment):
-    """Return what the command prints; it must succeed."""
-    done = subprocess.run(
-        list(map(str, command)), env=os.environ | {"PATH": PATH} | environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
-    return done.stdout
+def run(*command, **settings):
+    return common.run(*command, env=os.environ | {"PATH": PATH} | settings)
 
 
 def compiler_of(language):

@@ -1,19 +1,16 @@
 """kmeans1d against all clusterings in exact arithmetic, the textbook's dynamic program, and two other libraries."""
 
-import os
-import subprocess
 import sys
 from collections import Counter
 from fractions import Fraction
 from functools import cache
 from itertools import accumulate, combinations
 from operator import mul
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from common import Raising, refusals, refuse
+from common import Raising, output, refusals, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -521,18 +518,6 @@ def test_every_instruction_set_gives_equal_bits(variants, shape, k, weighted):
             assert_array_equal(got, want, strict=True, err_msg=name)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_works_in_a_forked_child():
-    x = np.random.default_rng(13).standard_normal((200, 1000))
-    with qk.num_threads(2):
-        expected = qk.kmeans1d(x, 4, axis=1).inertia
-        child = os.fork()
-        if child == 0:
-            os._exit(not np.array_equal(qk.kmeans1d(x, 4, axis=1).inertia, expected))
-        assert os.waitpid(child, 0)[1] == 0
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory as Linux gives it")
 def test_memory_is_at_most_ten_times_the_input():
     code = """
@@ -543,11 +528,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 qk.kmeans1d(x, 16)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.nbytes)
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(qk.__file__).parents[1])}
-    times = float(
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True).stdout
-    )
-    assert times <= 10, times
+    assert float(output(code)) <= 10
 
 
 @pytest.mark.parametrize("k", [3, 2**40, 2**63 - 1])

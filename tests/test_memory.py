@@ -11,7 +11,6 @@ import platform
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import COMPILER, python, run
 from numpy.lib.stride_tricks import as_strided
 
 import qkernels as qk
@@ -381,12 +381,6 @@ def stray(what, at_end):
     qk.quantize(longer, qk.QParams(1), out=target)
 
 
-def run(*arguments):
-    root = str(Path(qk.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return subprocess.run([sys.executable, __file__, *arguments], env=env, capture_output=True, text=True, timeout=300)
-
-
 linux = pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as Linux has it")
 
 
@@ -394,13 +388,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called a
 @pytest.mark.parametrize("at_end", ["end", "start"])
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_a_stray_touch_is_seen(what, at_end):
-    assert run(what, at_end).returncode == -signal.SIGSEGV
+    assert python(__file__, what, at_end).returncode == -signal.SIGSEGV
 
 
 @linux
 @pytest.mark.parametrize("isa", runtime.available_isas())
 def test_no_stray_touch(isa):
-    done = run(isa)
+    done = python(__file__, isa)
     assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"
 
 
@@ -410,22 +404,15 @@ STRAY = Path(__file__).parent / "stray_codes_test.c"
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds its AVX kernels on x86-64 only")
 def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
     """Codes may change between check and use: AddressSanitizer watches kernels that are given such codes at once."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
-    csrc, flags = (
-        STRAY.parents[1] / "csrc",
-        ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"],
-    )
+    flags = ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"]
+    csrc = STRAY.parents[1] / "csrc"
     program = tmp_path / "stray_codes_test"
     empty = tmp_path / "empty.c"
     empty.write_text("int main(void) { return 0; }")
-    if subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True).returncode:
-        pytest.skip(f"{compiler} has no AddressSanitizer")
-    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-5000:]
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr[-5000:]
-    assert int(ran.stdout.split()[0]) > 1000
+    if subprocess.run([COMPILER, *flags, empty, "-o", program], capture_output=True).returncode:
+        pytest.skip(f"{COMPILER} has no AddressSanitizer")
+    run(COMPILER, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program)
+    assert int(run(program).split()[0]) > 1000
 
 
 def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded():

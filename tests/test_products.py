@@ -1,10 +1,6 @@
-"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads and
-processes."""
+"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads."""
 
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -168,7 +164,7 @@ def test_out_must_not_overlap_input(name, argument, x, transposed):
     assert function(**arguments, out=out) is out
 
 
-# ---- threads and processes ----
+# ---- threads ----
 
 
 def test_one_matrix_in_many_python_threads():
@@ -187,56 +183,3 @@ def test_one_matrix_in_many_python_threads():
             want = wrapped(exact(a, b))
             for result in results:
                 assert_array_equal(result, want, strict=True)
-
-
-FORK = """
-import multiprocessing, os, signal, sys, threading
-import numpy as np
-import qkernels as qk
-
-rng = np.random.default_rng(0)
-a, b = rng.integers(0, 256, (400, 300), np.uint8), rng.integers(-128, 128, (300, 400), np.int8)
-want = a.astype(np.int32) @ b.astype(np.int32)
-qk.set_num_threads(2)
-
-def right(*_):
-    return bool((qk.matmul(a, b) == want).all())
-
-def forked():
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if right() and right() else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-if sys.argv[1] == "fork":
-    assert right()
-    assert all(forked() and right() for _ in range(3))
-elif sys.argv[1] == "pool":
-    assert right()
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(right, range(4)) == [True] * 4
-    assert right()
-else:
-    stop = threading.Event()
-    def work():
-        while not stop.is_set():
-            assert right()
-    other = threading.Thread(target=work)
-    other.start()
-    answers = [forked() for _ in range(20)]
-    stop.set()
-    other.join()
-    assert all(answers)
-print("done")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("how", ["fork", "pool", "fork while another thread multiplies"])
-def test_threads_after_fork(how):
-    """libgomp's threads do not live on in a child: a child that waited for them would wait for ever."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, how], capture_output=True, text=True, timeout=60
-    )
-    assert result.stdout == "done\n", result.stderr

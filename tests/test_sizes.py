@@ -7,9 +7,7 @@ import faulthandler
 import itertools
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -18,18 +16,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import python
 
 import qkernels as qk
 from qkernels._bind import runtime
 
 K = N = 2048
-
-
-def run(*arguments, **environment):
-    root = str(Path(qk.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, "QKERNELS_NUM_THREADS": "1", **environment}
-    return subprocess.run([sys.executable, __file__, *arguments], env=env, capture_output=True, text=True, timeout=300)
 
 
 # ---- what is held ----
@@ -123,7 +115,7 @@ def print_held(isa):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc and glibc's malloc")
 @pytest.mark.parametrize("isa", runtime.available_isas())
 def test_nbytes_is_what_is_held(isa):
-    done = run("held", isa, MALLOC_MMAP_THRESHOLD_="65536")
+    done = python(__file__, "held", isa, QKERNELS_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="65536")
     assert done.returncode == 0, done.stderr[-3000:]
     for kind, (told, traced, pages) in json.loads(done.stdout).items():
         for found in traced, pages:
@@ -478,7 +470,7 @@ def call_giants(size):
 @pytest.mark.parametrize("size", [34, 40, 60, 62])
 def test_giants_are_refused_at_once(size):
     """Arrays of 2**size bytes, in 4 GiB."""
-    done = run("giants", str(size))
+    done = python(__file__, "giants", str(size), QKERNELS_NUM_THREADS="1")
     assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr[-3000:]}"
     *strays, last = done.stdout.splitlines()
     assert not strays and int(last.split()[0]) > 1000, strays
