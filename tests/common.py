@@ -118,7 +118,8 @@ ANY_AXES |= {"reversed": reversed_everywhere, "strided": strided_everywhere}
 
 
 def bits(x):
-    return np.asarray(x).view(f"u{x.dtype.itemsize}")
+    x = np.asarray(x)
+    return x.view(f"u{x.itemsize}")
 
 
 REFUSAL = re.compile(r"^ *(\S.*?)\s+# (\w+Error): (.*)$", re.MULTILINE)

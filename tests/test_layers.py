@@ -7,29 +7,8 @@ import pytest
 from common import refusals, refuse
 
 import qkernels as qk
-from qkernels._bind import runtime
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def restore():
-    isa, threads = runtime.get_isa(), qk.get_num_threads()
-    yield
-    runtime.set_isa(isa)
-    qk.set_num_threads(threads)
-
-
-def everywhere(call):
-    """The result of call(), after checking that every instruction set and thread count gives its bits."""
-    results = []
-    for isa in runtime.available_isas():
-        for threads in (1, 2, 3):
-            runtime.set_isa(isa)
-            qk.set_num_threads(threads)
-            results.append(call())
-            np.testing.assert_array_equal(results[-1], results[0], err_msg=f"{isa}, {threads} threads")
-    return results[0]
 
 
 def floats(*shape):
@@ -41,7 +20,7 @@ def floats(*shape):
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 32, 33, 100, 384, 1000])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_layer_norm_is_within_its_bound(n, with_residual):
+def test_layer_norm_is_within_its_bound(n, with_residual, everywhere):
     x, weight, bias = floats(5, 7, n) + 3, floats(n), floats(n)
     residual = floats(5, 7, n) if with_residual else None
     y = everywhere(lambda: qk.layer_norm(x, weight, bias, eps=1e-3, residual=residual))
@@ -54,7 +33,7 @@ def test_layer_norm_is_within_its_bound(n, with_residual):
     )
 
 
-def test_layer_norm_of_many_rows_uses_threads_with_equal_bits():
+def test_layer_norm_of_many_rows_uses_threads_with_equal_bits(everywhere):
     x = floats(3000, 96)
     everywhere(lambda: qk.layer_norm(x, np.ones(96, np.float32), np.zeros(96, np.float32)))
 
@@ -78,7 +57,7 @@ def test_layer_norm_takes_strides_and_empty_arrays():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_layer_norm_of_a_row_with_nan_is_nan(bad):
+def test_layer_norm_of_a_row_with_nan_is_nan(bad, everywhere):
     x = floats(3, 33)
     x[1, 32] = bad
     y = everywhere(lambda: qk.layer_norm(x, np.ones(33, np.float32), np.zeros(33, np.float32)))
@@ -129,7 +108,7 @@ def exact_attention(q, k, v, heads, starts):
 
 @pytest.mark.parametrize("heads, size", [(1, 1), (3, 5), (2, 16), (12, 32), (1, 64), (2, 33)])
 @pytest.mark.parametrize("starts", [[0, 1], [0, 16], [0, 3, 3, 70], [0, 33, 34, 162], [0, 0]])
-def test_attention_is_within_its_bound(heads, size, starts):
+def test_attention_is_within_its_bound(heads, size, starts, everywhere):
     qkv = floats(starts[-1], 3 * heads * size)
     q, k, v = np.split(qkv, 3, axis=1)
     y = everywhere(lambda: qk.attention(q, k, v, heads, starts=starts))
@@ -160,7 +139,7 @@ def test_attention_keeps_sequences_apart():
 
 @pytest.mark.parametrize("magnitude", [0, 1e-45, 1e-38, 1e-20, 1e19, 3e38])
 @np.errstate(under="ignore")  # of references
-def test_attention_of_extreme_magnitudes_is_finite(magnitude):
+def test_attention_of_extreme_magnitudes_is_finite(magnitude, everywhere):
     with np.errstate(under="ignore"):
         x = np.clip(floats(30, 16), -1, 1) * np.float32(magnitude)
     y = everywhere(lambda: qk.attention(x, x, x, 2))
@@ -211,7 +190,7 @@ def test_attention_refuses_overlapping_out():
 
 
 @pytest.mark.parametrize(("activation", "bound"), [("gelu", 3.6e-7), ("gelu_tanh", 2.5e-7)])
-def test_gelu_is_within_its_bound(activation, bound):
+def test_gelu_is_within_its_bound(activation, bound, everywhere):
     from scipy.special import erfc
 
     x = np.linspace(-12, 12, 4001, dtype=np.float32)
