@@ -164,63 +164,43 @@ def test_from_arrays_needs_each_array(kind):
             qk.PackedMatrix.from_arrays(arrays)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "value", "error"),
-    [
-        (kind, name, value, error)
-        for kind, names in [
-            ("blocks", "codes shape signed block_size scale zero_point qmin"),
-            ("levels", "codes shape levels block_size scales"),
-            ("codes", "codes scale zero_point qmin"),
-            ("weights", "weights"),
-        ]
-        for name in names.split()
-        for value, error in [
-            (None, TypeError),
-            ("x", TypeError),
-            (np.ones(3, complex), TypeError),
-            (10**400, TypeError),
-            ([[1], [2, 3]], (TypeError, ValueError)),
-            (np.array([object()]), TypeError),
-            (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
-            (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)),
-            (np.array(np.nan), (TypeError, ValueError)),
-            (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError)),
-        ]
-    ]
-    + [
-        ("blocks", "shape", [4.9, 4], TypeError),
-        ("blocks", "shape", [-4, -4], ValueError),
-        ("blocks", "shape", [4, 5], ValueError),
-        ("blocks", "shape", [4], ValueError),
-        ("blocks", "shape", np.uint64([2**63, 4]), ValueError),
-        ("levels", "shape", [4.0, 4.0], TypeError),
-        ("levels", "shape", [2**62, 2**62], ValueError),
-        ("blocks", "qmin", -7.9, TypeError),
-        ("codes", "qmin", -127.9, TypeError),
-        ("codes", "qmin", [-127], ValueError),
-        ("codes", "qmin", True, TypeError),
-        ("blocks", "qmin", -9, ValueError),
-        ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError),
-        ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
-        ("blocks", "signed", 1.0, TypeError),
-        ("blocks", "signed", [True], ValueError),
-        ("blocks", "block_size", 2.0, TypeError),
-        ("blocks", "block_size", -1, ValueError),
-        ("blocks", "block_size", 3.5, TypeError),
-        ("blocks", "block_size", 0, ValueError),
-        ("blocks", "zero_point", 0.0, TypeError),
-        ("blocks", "zero_point", -8, ValueError),
-        ("blocks", "zero_point", [0, 0], ValueError),
-        ("blocks", "scale", [1.0, 2.0], ValueError),
-        ("blocks", "scale", np.zeros((2, 4)), ValueError),
-        ("levels", "block_size", 0, ValueError),
-        ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError),
-        ("levels", "scales", np.full((2, 4), np.inf), ValueError),
-        ("levels", "levels", np.ones(17), ValueError),
-        ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
-    ],
-)
+ARRAYS = {
+    "blocks": "codes shape signed block_size scale zero_point qmin",
+    "levels": "codes shape levels block_size scales",
+    "codes": "codes scale zero_point qmin",
+    "weights": "weights",
+}
+NO_ARRAYS = [None, "x", np.ones(3, complex), 10**400, np.array([object()])]
+NONE_OF_THESE = [[[1], [2, 3]], np.array(np.nan), *(np.zeros((1, 2, 3), t) for t in (np.float32, np.int64, np.uint8))]
+WRONG = [(kind, name, value, TypeError) for kind in ARRAYS for name in ARRAYS[kind].split() for value in NO_ARRAYS]
+WRONG += [
+    (kind, name, value, (TypeError, ValueError))
+    for kind in ARRAYS
+    for name in ARRAYS[kind].split()
+    for value in NONE_OF_THESE
+]
+
+
+def wrong(kind, error, **values):
+    """Values of arrays that are wrong in these kinds of weights."""
+    WRONG.extend((kind, name, value, error) for name in values for value in values[name])
+
+
+EIGHTS, SEVENS = np.full(8, 0x88, np.uint8), np.full(8, 0x77, np.int8)
+wrong("blocks", TypeError, shape=[[4.9, 4]], qmin=[-7.9], codes=[SEVENS], signed=[1.0], block_size=[2.0, 3.5])
+wrong("blocks", TypeError, zero_point=[0.0])
+wrong("blocks", ValueError, shape=[[-4, -4], [4, 5], [4], np.uint64([2**63, 4])], qmin=[-9], codes=[EIGHTS])
+wrong("blocks", ValueError, signed=[[True]], block_size=[-1, 0], zero_point=[-8, [0, 0]])
+wrong("blocks", ValueError, scale=[[1.0, 2.0], np.zeros((2, 4))])
+wrong("levels", TypeError, shape=[[4.0, 4.0]])
+wrong("levels", ValueError, shape=[[2**62, 2**62]], block_size=[0], codes=[np.full(8, 0x33, np.uint8)])
+wrong("levels", ValueError, scales=[np.full((2, 4), np.inf)], levels=[np.ones(17)])
+wrong("codes", TypeError, qmin=[-127.9, True])
+wrong("codes", ValueError, qmin=[[-127]])
+wrong("weights", ValueError, weights=[np.full((2, 2), np.nan, np.float16)])
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "error"), WRONG)
 def test_from_arrays_checks_each_array(kind, name, value, error):
     with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):
         qk.PackedMatrix.from_arrays({**STORED[kind], name: value})

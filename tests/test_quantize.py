@@ -20,12 +20,8 @@ ROUNDINGS = ["half_even", "half_away"]
 
 # Scales at which kernels change their method, and the ends of the range.
 SCALES = [s for e in (-64.0, 0.0, 64.0) for s in np.nextafter(np.float32(2**e), np.float32([0, 2**e, 1e38]))]
-SCALES += [
-    np.float32(2.0**-126),
-    np.nextafter(np.float32(2.0**-126), np.float32(1)),
-    np.float32(2.0**127),
-    np.finfo(np.float32).max,
-]
+SCALES += [*np.float32([2.0**-126, 2.0**127]), np.nextafter(np.float32(2.0**-126), np.float32(1))]
+SCALES += [np.finfo(np.float32).max]
 
 
 def assert_same_bits(got, want, message=""):
@@ -83,15 +79,11 @@ def cases(draw, dtypes=INT_CODES, floats=FLOATS, scales=True):
     few, block = [], None
     if axis is not None:
         block = draw(st.none() | st.integers(1, 250))
-        few = (
-            [shape[axis]] if block is None else [-(-n // block) if i == axis % ndim else n for i, n in enumerate(shape)]
-        )
+        blocks = [-(-n // block) if block and i == axis % ndim else n for i, n in enumerate(shape)]
+        few = blocks if block else [shape[axis]]
     near = rng.choice(SCALES, few) if draw(st.booleans()) else np.float32(1)
-    scale = np.clip(
-        near * 2.0 ** rng.uniform(*draw(st.sampled_from([(0, 0), (-2, 2), (-126, 127)])), few),
-        2.0**-126,
-        np.finfo(np.float32).max,
-    )
+    scale = near * 2.0 ** rng.uniform(*draw(st.sampled_from([(0, 0), (-2, 2), (-126, 127)])), few)
+    scale = np.clip(scale, 2.0**-126, np.finfo(np.float32).max)
     if dtype in FLOAT_CODES:
         params = qk.QParams(scale, dtype=dtype, axis=axis, block_size=block)
         return values(rng, params, tuple(shape), of), params
@@ -103,21 +95,18 @@ def cases(draw, dtypes=INT_CODES, floats=FLOATS, scales=True):
 
 
 def values(rng, params, shape, of):
-    steps = rng.integers(int(2 * params.qmin) - 3, int(2 * params.qmax) + 4, shape) / 2 - per_element(
-        params.zero_point, params, shape
-    )
+    halves = rng.integers(int(2 * params.qmin) - 3, int(2 * params.qmax) + 4, shape)
+    steps = halves / 2 - per_element(params.zero_point, params, shape)
     with np.errstate(all="ignore"):
         x = np.asarray((steps * per_element(params.scale, params, shape).astype(np.float64)).astype(of))
         raw = rng.integers(0, 256, (*shape, of.itemsize), np.uint8).view(of)[..., 0]
-        extreme = rng.choice(
-            [0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-126), 3.4028235e38, -3.4028235e38, 1e300], shape
-        )
+        extreme = [0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-149, -(2.0**-126), 3.4028235e38, -3.4028235e38, 1e300]
+        extreme = rng.choice(extreme, shape).astype(of)
         kind = rng.choice(6, shape, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
         one = np.asarray(1, of)
         beside = [np.nextafter(x, s * np.asarray(np.inf, of)).astype(of) for s in (one, -one)]
-        return np.select(
-            [kind == i for i in range(6)], [x, *beside, raw, extreme.astype(of), rng.normal(0, 1, shape).astype(of)]
-        )
+        each = [x, *beside, raw, extreme, rng.normal(0, 1, shape).astype(of)]
+        return np.select([kind == i for i in range(6)], each)
 
 
 places = st.sampled_from(list(ANY_AXES.values()))
@@ -183,16 +172,12 @@ def test_rounding_examples(isas):
     x = np.float32([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999997, -0.49999997, 0.50000006, 126.5, 127.5, -128.5])
     half_even = np.int8([0, 2, 2, 0, -2, -2, 0, 0, 1, 126, 127, -128])
     half_away = np.int8([1, 2, 3, -1, -2, -3, 0, 0, 1, 127, 127, -128])
-    below_half, beyond_odd = (
-        np.float64([0.49999999999999994, -0.49999999999999994]),
-        np.float64([2.5000000000000004, -2.5000000000000004]),
-    )
+    below_half, beyond_odd = (np.float64([v, -v]) for v in (0.49999999999999994, 2.5000000000000004))
     for isa in isas():
         for n in 1, 3, 40:  # alone, and within vectors
-            assert_array_equal(qk.quantize(np.tile(x, n), qk.QParams(1)), np.tile(half_even, n), err_msg=isa)
-            assert_array_equal(
-                qk.quantize(np.tile(x, n), qk.QParams(1), rounding="half_away"), np.tile(half_away, n), err_msg=isa
-            )
+            for rounding, want in zip(ROUNDINGS, (half_even, half_away)):
+                got = qk.quantize(np.tile(x, n), qk.QParams(1), rounding=rounding)
+                assert_array_equal(got, np.tile(want, n), err_msg=isa)
         for rounding in ROUNDINGS:
             assert_array_equal(qk.quantize(below_half, qk.QParams(1), rounding=rounding), [0, 0], err_msg=isa)
             assert_array_equal(qk.quantize(beyond_odd, qk.QParams(1), rounding=rounding), [3, -3], err_msg=isa)
@@ -302,9 +287,8 @@ def test_float_codes_at_the_ends(dtype):
 def test_float_codes_scale_and_return(dtype, data, to, place):
     """Codes times their scale quantize to themselves, whatever the layout, and dequantize to the product."""
     x, like = data.draw(cases([dtype], FLOATS[:1]))
-    params = qk.QParams(
-        np.clip(like.scale, 2.0**-100, 2.0**100), dtype=dtype, axis=like.axis, block_size=like.block_size
-    )
+    scale = np.clip(like.scale, 2.0**-100, 2.0**100)
+    params = qk.QParams(scale, dtype=dtype, axis=like.axis, block_size=like.block_size)
     reals = float_codes(dtype)[0]
     q = np.resize(reals, x.shape).astype(params.dtype)
     scale = per_element(params.scale, params, x.shape)
@@ -397,12 +381,12 @@ def test_blocks_longer_than_the_axis(dtype):
         assert_array_equal(qk.quantize(x, params).astype(np.float32), [[2, 4, 6]])
 
 
-BIG = {
-    "tensor": ((700_001,), ()),
-    "axis": ((7, 90_001), (7,)),
-    "last_axis": ((701, 1001), (1001,)),
-    "block": ((701, 1001), (701, 32)),
-    "block_of_rows": ((701, 1001), (22, 1001)),
+BIG = {  # shape of the array, shape of the scales, and where they are
+    "tensor": ((700_001,), (), {}),
+    "axis": ((7, 90_001), (7,), {"axis": 0}),
+    "last_axis": ((701, 1001), (1001,), {"axis": 1}),
+    "block": ((701, 1001), (701, 32), {"axis": 1, "block_size": 32}),
+    "block_of_rows": ((701, 1001), (22, 1001), {"axis": 0, "block_size": 32}),
 }
 
 
@@ -410,14 +394,7 @@ BIG = {
 def test_any_number_of_threads_gives_the_same_bits(layout, isas):
     """Arrays so large that 3 threads share them."""
     rng = np.random.default_rng(0)
-    shape, few = BIG[layout]
-    where = {
-        "tensor": {},
-        "axis": {"axis": 0},
-        "last_axis": {"axis": 1},
-        "block": {"axis": 1, "block_size": 32},
-        "block_of_rows": {"axis": 0, "block_size": 32},
-    }[layout]
+    shape, few, where = BIG[layout]
     params = qk.QParams(rng.uniform(0.01, 0.02, few), rng.integers(0, 256, few), "uint8", **where)
     x = rng.normal(0, 2, shape).astype(np.float32)
     codes, reals = exact_codes(x, params), exact_reals(exact_codes(x, params), params, np.float32)
@@ -434,9 +411,8 @@ def test_any_number_of_threads_gives_the_same_bits(layout, isas):
                 assert_same_bits(qk.fake_quantize(x, params), reals, isa)
                 for other, want in zip(others, codes_of_others):
                     assert_same_bits(qk.quantize(other, params), want, isa)
-                    assert_same_bits(
-                        qk.dequantize(codes, params, dtype=other.dtype), exact_reals(codes, params, other.dtype), isa
-                    )
+                    back = qk.dequantize(codes, params, dtype=other.dtype)
+                    assert_same_bits(back, exact_reals(codes, params, other.dtype), isa)
                 q, got = qk.dynamic_quantize(x, axis=0)
                 assert got == chosen
                 assert_same_bits(q, dynamic, isa)
