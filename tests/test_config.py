@@ -302,7 +302,7 @@ def test_first_calls_are_as_quick_as_others(call):
     start = time.process_time(); {call}
     print(time.process_time() - start)
     """
-    assert min(float(output(code)) for _ in range(3)) < 0.3
+    assert float(output(code)) < 1  # 0.003 on an idle machine; compiling took seconds
 
 
 def test_compile_has_nothing_to_do():
