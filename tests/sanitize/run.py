@@ -61,7 +61,7 @@ def library(name):
 def c_tests():
     """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
     sys.path.append(str(ROOT / "tests"))
-    from test_simde import build_commands, simde_include
+    from simde import build_commands, simde_include
 
     # Sums wrap in SIMDe as they do in the instructions.
     compiler = [*CC, *FLAGS, "-fwrapv", *SANITIZERS["address"]]
