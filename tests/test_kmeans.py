@@ -12,7 +12,7 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 import pytest
-from common import refusals, refuse
+from common import LAYOUTS, refusals, refuse
 
 import qkernels as qk
 from qkernels import kmeans
@@ -36,12 +36,9 @@ def lloyd(x, centroids, iterations, weights=None):
     for _ in range(iterations):
         labels = squared_distances(x, centroids).argmin(axis=1)
         total = np.bincount(labels, weights, len(centroids))
-        sums = np.stack(
-            [np.bincount(labels, weights * column, len(centroids)) for column in x.T.astype(np.float64)], axis=1
-        )
-        centroids = np.where(total[:, None] > 0, sums / np.where(total > 0, total, 1)[:, None], centroids).astype(
-            centroids.dtype
-        )
+        sums = [np.bincount(labels, weights * column, len(centroids)) for column in x.T.astype(np.float64)]
+        means = np.stack(sums, axis=1) / np.where(total > 0, total, 1)[:, None]
+        centroids = np.where(total[:, None] > 0, means, centroids).astype(centroids.dtype)
     return centroids
 
 
@@ -131,12 +128,8 @@ def test_other_types_are_clustered_as_floats(dtype):
 def test_strided_swapped_and_read_only_points():
     x = RNG.standard_normal((300, 4), np.float32)
     expected = kmeans(x, 8, init=x[:8])
-    wide = np.zeros((600, 8), np.float32)
-    wide[::2, ::2] = x
-    frozen = x.copy()
-    frozen.flags.writeable = False
-    for points in (wide[::2, ::2], np.asfortranarray(x), x.astype(x.dtype.newbyteorder()), frozen):
-        same([expected, kmeans(points, 8, init=x[:8])])
+    for layout in LAYOUTS.values():
+        same([expected, kmeans(layout(x), 8, init=x[:8])])
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-10, 1e10, 1e19, 1e30, 1e38])
@@ -337,11 +330,8 @@ def check_exactly(x, weights, result, settled):
         assert distances[label] <= min(distances) * (1 + (len(point) + 2) * epsilon)
         total += weight * distances[label]
     bound, least = Fraction(2) ** 1023, Fraction(float(np.finfo(centroids.dtype).smallest_subnormal))
-    assert (
-        math.isinf(inertia)
-        and total > bound
-        or abs(Fraction(inertia) - total) <= total / 10**9 + Fraction(5e-324) * len(x)
-    )
+    infinite = math.isinf(inertia) and total > bound
+    assert infinite or abs(Fraction(inertia) - total) <= total / 10**9 + Fraction(5e-324) * len(x)
     for j, mean in enumerate(means) if settled else ():
         members = [i for i in range(len(x)) if labels[i] == j]
         weight = sum(weights[i] for i in members)
@@ -356,11 +346,10 @@ def hostile_points(rng, dtype):
     n, d = int(rng.integers(2, 24)), int(rng.integers(1, 5))
     reach = {np.float32: (-44, 38), np.float64: (-320, 300)}[dtype]
     low = rng.integers(*reach)
-    powers = (
-        rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d))
-        if rng.random() < 0.5
-        else rng.choice(rng.integers(*reach, 3), (n, d))
-    )
+    if rng.random() < 0.5:
+        powers = rng.uniform(low, rng.integers(low, reach[1] + 1) + 0.5, (n, d))
+    else:
+        powers = rng.choice(rng.integers(*reach, 3), (n, d))
     x = (rng.normal(0, 1, (n, d)) * 10.0**powers).astype(dtype)
     if rng.random() < 0.5:  # several points far from the others, and far nearer to each other
         x = x[rng.integers(0, n, n)] + (10.0 ** float(rng.integers(*reach)) * rng.integers(-3, 4, (n, d))).astype(dtype)
@@ -373,18 +362,13 @@ def test_labels_are_the_nearest_centroids_of_points_of_any_magnitudes(seed, dtyp
     rng, refused = np.random.default_rng(seed), 0
     for _ in range(100):
         x = hostile_points(rng, dtype)
-        weights = [
-            None,
-            rng.random(len(x)),
-            10.0 ** rng.uniform(-300, 300, len(x)),
-            10.0 ** rng.uniform(-20, 0, len(x)),
-        ][rng.integers(4)]
+        powers = (10.0 ** rng.uniform(*ends, len(x)) for ends in ((-300, 300), (-20, 0)))
+        weights = [None, rng.random(len(x)), *powers][rng.integers(4)]
         k, init = int(rng.integers(1, len(x) + 1)), ["k-means++", "random"][rng.integers(2)]
         seen = []
         try:
-            result = kmeans(
-                x, k, weights=weights, init=init, rng=0, tol=0, max_iter=200, callback=lambda *step: seen.append(step)
-            )
+            how = dict(tol=0, max_iter=200, callback=lambda *step: seen.append(step))
+            result = kmeans(x, k, weights=weights, init=init, rng=0, **how)
         except ValueError as error:  # stated: float64 beyond a ratio of 1e400 or so
             assert "x and init must not hold magnitudes" in str(error)
             positive = np.abs(x[x != 0])
@@ -397,13 +381,8 @@ def test_labels_are_the_nearest_centroids_of_points_of_any_magnitudes(seed, dtyp
 
 
 def test_one_far_point_among_near_ones(variants):
-    for dtype, far in (
-        (np.float32, 1e30),
-        (np.float32, 3e38),
-        (np.float64, 1e30),
-        (np.float64, 1e300),
-        (np.float64, 1.7e308),
-    ):
+    cases = {np.float32: [1e30, 3e38], np.float64: [1e30, 1e300, 1.7e308]}
+    for dtype, far in [(dtype, far) for dtype, several in cases.items() for far in several]:
         x = np.array([[-far], [0], [1], [5]], dtype)
         results = [kmeans(x, 4, rng=0) for _ in variants()]
         assert same(results).inertia == 0 and sorted(results[0].labels) == [0, 1, 2, 3]
@@ -422,12 +401,8 @@ def test_ties_go_to_the_lower_index_where_squares_underflow(variants):
 
 def test_weights_of_any_magnitude():
     x = np.float32([[0], [1], [10], [11], [20], [23]])
-    for weights in (
-        [1e-300, 2e-300, 1, 2, 1e300, 2e300],
-        [1, 3, 1e308, 1e308, 1e-320, 3e-320],
-        [5e-324] * 6,
-        [1.7e308] * 6,
-    ):
+    mixed = [1e-300, 2e-300, 1, 2, 1e300, 2e300], [1, 3, 1e308, 1e308, 1e-320, 3e-320]
+    for weights in *mixed, [5e-324] * 6, [1.7e308] * 6:
         result = kmeans(x, 3, weights=weights, init=np.float32([[0], [10], [20]]), tol=0)
         check_exactly(x, weights, result, True)
         assert result.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -442,9 +417,8 @@ def test_a_far_point_that_leaves_its_cluster_leaves_the_mean_of_the_others():
 
 
 def test_magnitudes_beyond_float64_are_refused():
-    with pytest.raises(
-        ValueError, match=r"x and init must not hold magnitudes both as large as 1e\+300 and as small as 1e-300"
-    ):
+    message = r"x and init must not hold magnitudes both as large as 1e\+300 and as small as 1e-300"
+    with pytest.raises(ValueError, match=message):
         kmeans(np.float64([[1e300], [1e-300], [1]]), 2, rng=0)
 
 

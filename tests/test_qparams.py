@@ -24,22 +24,11 @@ E5M2 = ml_dtypes.float8_e5m2
 # ---- QParams ----
 
 
-@pytest.mark.parametrize(
-    ("dtype", "qmin", "qmax"),
-    [
-        ("int8", -128, 127),
-        ("uint8", 0, 255),
-        ("int16", -32768, 32767),
-        ("uint16", 0, 65535),
-        ("int4", -8, 7),
-        ("uint4", 0, 15),
-        ("int2", -2, 1),
-        ("uint2", 0, 3),
-        ("float8_e4m3fn", -448, 448),
-        ("float8_e5m2", -57344, 57344),
-        ("float4_e2m1fn", -6, 6),
-    ],
-)
+RANGES = [(-128, 127), (0, 255), (-32768, 32767), (0, 65535), (-8, 7), (0, 15), (-2, 1), (0, 3)]
+RANGES += [(-448, 448), (-57344, 57344), (-6, 6)]
+
+
+@pytest.mark.parametrize(("dtype", "qmin", "qmax"), [(t, *ends) for t, ends in zip(INT_CODES + FLOAT_CODES, RANGES)])
 def test_range_of_codes(dtype, qmin, qmax):
     params = qk.QParams(0.5, dtype=dtype)
     assert (params.qmin, params.qmax) == (qmin, qmax)
@@ -113,11 +102,8 @@ def test_equality_and_hash():
 
 @pytest.mark.parametrize("params", DIFFERENT, ids=repr)
 def test_pickle_and_copy(params):
-    for again in (
-        copy.copy(params),
-        copy.deepcopy(params),
-        *(pickle.loads(pickle.dumps(params, p)) for p in range(2, 6)),
-    ):
+    pickled = (pickle.loads(pickle.dumps(params, p)) for p in range(2, 6))
+    for again in copy.copy(params), copy.deepcopy(params), *pickled:
         assert again == params and hash(again) == hash(params) and type(again) is qk.QParams
         assert (again.qmin, again.qmax) == (params.qmin, params.qmax)
 
@@ -301,24 +287,14 @@ def test_lines_and_blocks_are_tensors_of_their_own(drawn, more):
 def test_scales_of_any_layout():
     """Fortran-ordered scales and zero points stand for the elements that they are indexed by."""
     rng = np.random.default_rng(0)
-    x, scale, zero_point = (
-        rng.normal(0, 20, (6, 8)).astype(np.float32),
-        rng.uniform(0.5, 1.5, (6, 2)),
-        rng.integers(-50, 50, (6, 2)),
-    )
+    x = rng.normal(0, 20, (6, 8)).astype(np.float32)
+    scale, zero_point = rng.uniform(0.5, 1.5, (6, 2)), rng.integers(-50, 50, (6, 2))
     want = qk.quantize(x, qk.QParams(scale, zero_point, axis=1, block_size=4))
     for layout in np.asfortranarray, lambda a: np.repeat(a, 2, 1)[:, ::2], lambda a: a[::-1].copy()[::-1]:
-        params = qk.QParams(layout(scale), layout(zero_point), axis=1, block_size=4)
-        assert_array_equal(params.scale, scale.astype(np.float32))
-        assert_array_equal(qk.quantize(x, params), want, strict=True)
-        assert_array_equal(
-            qk.quantize(
-                x,
-                qk.QParams(layout(scale.astype(np.float32)), layout(zero_point.astype(np.int32)), axis=1, block_size=4),
-            ),
-            want,
-            strict=True,
-        )
+        for wide in (scale, zero_point), (scale.astype(np.float32), zero_point.astype(np.int32)):
+            params = qk.QParams(*map(layout, wide), axis=1, block_size=4)
+            assert_array_equal(params.scale, scale.astype(np.float32))
+            assert_array_equal(qk.quantize(x, params), want, strict=True)
 
 
 def test_schemes():
@@ -326,11 +302,8 @@ def test_schemes():
     for dtype in INT_CODES:
         signed = dtype.startswith("i")
         params = qk.choose_qparams(x, dtype)
-        assert (
-            params
-            == qk.choose_qparams(x, dtype, symmetric=signed)
-            == qk.choose_qparams(x, dtype, symmetric=signed, narrow_range=signed)
-        )
+        assert params == qk.choose_qparams(x, dtype, symmetric=signed)
+        assert params == qk.choose_qparams(x, dtype, symmetric=signed, narrow_range=signed)
         assert (params.zero_point == 0) == signed
         wide = qk.choose_qparams(x, dtype, symmetric=True, narrow_range=False)
         assert wide.zero_point == (0 if signed else (params.qmax + 1) // 2)
@@ -452,9 +425,8 @@ def least_squared_error(x, params, zero_points, importance=1.0):
         codes = np.arange(1, params.qmax - params.qmin + 1)
         reached = codes <= np.where(x > 0, params.qmax - zero, zero - params.qmin)[:, None]
         order = np.argsort(-(y / (codes - 0.5))[reached], kind="stable")
-        a, b = (
-            np.cumsum(np.broadcast_to(step, reached.shape)[reached][order]) for step in (w * y, w * (2 * codes - 1))
-        )
+        steps = (np.broadcast_to(step, reached.shape)[reached][order] for step in (w * y, w * (2 * codes - 1)))
+        a, b = map(np.cumsum, steps)
         gains.append(np.max(a**2 / np.where(b > 0, b, np.inf), initial=np.longdouble(0)))
     return np.sum(w * y * y) - max(gains)
 
@@ -464,10 +436,7 @@ def check_least_squares(x, dtype, symmetric, importance=None):
     importance = np.ones(1) if importance is None else importance
     assert params.qmin == qk.choose_qparams(x, dtype, symmetric=symmetric).qmin
     zero_points = [params.zero_point] if symmetric else range(params.qmin, params.qmax + 1)
-    least, power = (
-        least_squared_error(x, params, zero_points, importance),
-        np.sum(importance * x.astype(np.float64) ** 2),
-    )
+    least, power = least_squared_error(x, params, zero_points, importance), np.sum(importance * np.float64(x) ** 2)
     assert squared_error(x, params, importance) <= least * (1 + 1e-9) + 4e-15 * power
 
 
@@ -475,33 +444,12 @@ def check_least_squares(x, dtype, symmetric, importance=None):
 @given(st.data())
 def test_mse_is_the_optimum_of_all_scales_and_zero_points(draw):
     rng = np.random.default_rng(draw.draw(st.integers(0, 2**32)))
-    dtype, symmetric = draw.draw(
-        st.sampled_from(
-            [
-                ("int2", True),
-                ("int4", True),
-                ("int8", True),
-                ("uint4", True),
-                ("int2", False),
-                ("uint4", False),
-                ("int4", False),
-                ("uint8", False),
-            ]
-        )
-    )
+    symmetric = draw.draw(st.booleans())
+    dtype = draw.draw(st.sampled_from(["int2", "int4", "uint4", "int8" if symmetric else "uint8"]))
     n = draw.draw(st.integers(1, 30))
-    x = draw.draw(
-        st.sampled_from(
-            [
-                rng.normal(0, 1, n),
-                rng.normal(3, 1, n),
-                rng.laplace(0, 1, n),
-                rng.uniform(-1, 0, n),
-                rng.integers(-9, 10, n) * 0.25,
-                rng.standard_t(1, n),
-            ]
-        )
-    ).astype(np.float32)
+    xs = [rng.normal(0, 1, n), rng.normal(3, 1, n), rng.laplace(0, 1, n), rng.uniform(-1, 0, n)]
+    xs += [rng.integers(-9, 10, n) * 0.25, rng.standard_t(1, n)]
+    x = draw.draw(st.sampled_from(xs)).astype(np.float32)
     importance = draw.draw(st.sampled_from([None, rng.uniform(0, 2, n), rng.integers(0, 2, n)]))
     check_least_squares(x, dtype, symmetric, importance)
 
@@ -569,10 +517,10 @@ def test_mse_counts_values_of_16_bits(of):
     with np.errstate(under="ignore"):
         x, importance = rng.normal(0, 1, (2, 20000)).astype(of), rng.uniform(0, 1, 20000)
     for options in {}, {"importance": importance}:
-        counted = qk.choose_qparams(x, "int4", axis=0, method="mse", **options)
-        assert_array_equal(
-            counted.scale, qk.choose_qparams(x.astype(np.float32), "int4", axis=0, method="mse", **options).scale
+        counted, plain = (
+            qk.choose_qparams(a, "int4", axis=0, method="mse", **options) for a in (x, x.astype(np.float32))
         )
+        assert_array_equal(counted.scale, plain.scale)
 
 
 def test_mse_in_any_unit():
@@ -613,52 +561,33 @@ def test_mse_is_the_optimum_of_importance_of_any_magnitudes(dtype, spread):
 @np.errstate(under="ignore")  # of references
 def test_mse_of_extreme_values(dtype, symmetric):
     """Down to where all codes are 0: the best scale that there is."""
-    for x in (
-        [1e-310],
-        [1e-310, -1e-300],
-        [5e-324],
-        [1e-38, 1e-300, -3e-38],
-        [2.0**-127] * 3,
-        [2.0**-126, 2.0**-120],
-        [3e38, -3e38, 1e-310, 1],
-        [1e-45, 1.0],
-        [-1e38, 1e-38, 2e-38],
-    ):
+    small = [1e-310], [1e-310, -1e-300], [5e-324], [1e-38, 1e-300, -3e-38], [2.0**-127] * 3, [2.0**-126, 2.0**-120]
+    for x in *small, [3e38, -3e38, 1e-310, 1], [1e-45, 1.0], [-1e38, 1e-38, 2e-38]:
         x = np.float64(x)
-        for importance in (
-            None,
-            np.linspace(1, 2, x.size),
-            np.longdouble("1e300") * np.arange(1, x.size + 1),
-            np.full(x.size, 5e-324),
-            np.full(x.size, 1.7e308),
-            np.zeros(x.size),
-        ):
+        constant = (np.full(x.size, value) for value in (5e-324, 1.7e308, 0))
+        varied = np.linspace(1, 2, x.size), np.longdouble("1e300") * np.arange(1, x.size + 1)
+        for importance in None, *varied, *constant:
             params = qk.choose_qparams(x, dtype, symmetric=symmetric, method="mse", importance=importance)
             start = qk.choose_qparams(x, dtype, symmetric=symmetric)
-            assert params.scale >= TINY and (
-                np.abs(x).max() > 2.0**-127 and (importance is None or importance.any()) or params == start
-            )
+            counts = np.abs(x).max() > 2.0**-127 and (importance is None or importance.any())
+            assert params.scale >= TINY and (counts or params == start)
             if importance is None:
                 assert squared_error(x, params) <= squared_error(x, start)
     tiny = np.float64([1.4, -0.6, 2.5, 0.2]) * TINY  # the best of all scales is below the smallest that there is
     params = qk.choose_qparams(tiny, dtype, symmetric=symmetric, method="mse")
     codes = qk.quantize(tiny, params).astype(np.int32) - params.zero_point
-    wanted = (
-        min(np.sum((tiny / TINY - s * np.rint(tiny / TINY / s)) ** 2) for s in np.linspace(1, 3, 20001))
-        if dtype != "int2"
-        else np.inf
-    )
+    wanted = min(np.sum((tiny / TINY - s * np.rint(tiny / TINY / s)) ** 2) for s in np.linspace(1, 3, 20001))
     assert np.sum((tiny / TINY - codes * float(params.scale) / TINY) ** 2) <= wanted * (1 + 1e-6)
 
 
 @np.errstate(under="ignore")  # of references
 def test_mse_of_importance_beyond_float64_is_refused():
     x, importance = np.random.default_rng(7).normal(0, 1, 40), np.arange(1.0, 41)
-    assert qk.choose_qparams(
-        x, "uint4", method="mse", importance=np.longdouble("1e300") * importance
-    ) == qk.choose_qparams(x, "uint4", method="mse", importance=importance)
+    choose = partial(qk.choose_qparams, x, "uint4", method="mse")
+    huge = np.longdouble("1e300") * importance
+    assert choose(importance=huge) == choose(importance=importance)
     with pytest.raises(ValueError, match="importance has 40 NaN or infinite values"):
-        qk.choose_qparams(x, "uint4", method="mse", importance=np.longdouble("1e4000") * importance)
+        choose(importance=np.longdouble("1e4000") * importance)
 
 
 def test_ctrl_c_stops_mse_soon():
