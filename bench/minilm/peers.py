@@ -31,7 +31,7 @@ from .measure import make_groups, set_threads, step
 
 LIBRARIES = ["torch", "openvino", "nncf", "zentorch", "ctranslate2", "onnxruntime"]
 LEAST_COSINE = 0.98
-ROUNDS, SHORT_ROUNDS = 5, 100
+ROUNDS, MORE_ROUNDS = 5, 25  # of each of many batches, and of the only one
 
 
 def main():
@@ -47,7 +47,7 @@ def main():
         entries = results[case] = {}
         with step(case, len(batches)) as done:
             for sentences in batches:
-                race_batch(own, sentences, entries)
+                race_batch(own, sentences, entries, ROUNDS if len(batches) > 1 else MORE_ROUNDS)
                 done(1)
     found = table(results)
     print(report.as_markdown(**found))
@@ -96,7 +96,7 @@ class Entry:
     note: str = race.EXACT
 
 
-def race_batch(own, sentences, entries):
+def race_batch(own, sentences, entries, rounds):
     """Add to {name of a model: its Entry}."""
     found = list(contenders(own, sentences))
     expected = found[0].read()
@@ -108,17 +108,16 @@ def race_batch(own, sentences, entries):
             entry.cosines += list(cosines)
         entry.note = entry.note or contender.note
     runners = [contender for contender in found if not contender.note]
-    take_turns(runners)
+    take_turns(runners, rounds)
     for contender in runners:
         entries[contender.name].seconds += contender.seconds
 
 
-def take_turns(runners):
+def take_turns(runners, rounds):
     """Every model has as many turns."""
-    seconds = [race.timed_turn(runner) for runner in runners]
-    for runner, taken in zip(runners, seconds):
-        race.fit_to_window(runner, taken)
-    for number in range(ROUNDS if sum(seconds) > race.LONG_ROUND else SHORT_ROUNDS):
+    for runner in runners:
+        race.fit_to_window(runner, race.timed_turn(runner))
+    for number in range(rounds):
         for runner in runners[:: 1 if number % 2 else -1]:
             runner.turns.append(race.timed_turn(runner))
 

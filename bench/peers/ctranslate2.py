@@ -13,8 +13,6 @@ os.environ["CT2_FORCE_CPU_ISA"] = "AVX512" if "512" in peers.isa else "AVX2"  # 
 import ctranslate2  # noqa: E402
 from ctranslate2.specs import common_spec, transformer_spec  # noqa: E402
 
-HELD_TO = ["avx2", "avxvnni", "avx512"]
-
 
 class Converter(ctranslate2.converters.Converter):
     def _load(self):
@@ -55,4 +53,4 @@ def minilm(ids, mask):
         means = (np.asarray(model.forward_batch(view(ids), view(lengths)).last_hidden_state) * counts).sum(axis=1)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
-    return peers.contender("CTranslate2", call, call, held_to=HELD_TO)
+    return peers.contender("CTranslate2", call, held_to=peers.BY_ENVIRONMENT)

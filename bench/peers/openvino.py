@@ -8,7 +8,6 @@ from openvino import opset13 as op
 
 import peers
 
-HELD_TO = ["avx512"]
 CORE = openvino.Core()
 
 
@@ -23,7 +22,7 @@ def contender(name, model, *arrays):
     for i, array in enumerate(arrays):
         request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
     read = request.get_output_tensor
-    return peers.contender(name, request.infer, lambda keep=arrays: read().data.copy(), held_to=HELD_TO)
+    return peers.contender(name, request.infer, lambda keep=arrays: read().data.copy(), held_to=peers.BY_ENVIRONMENT)
 
 
 def named(name, precision):
