@@ -88,13 +88,6 @@ typedef struct {
     int wide;                         /* whether results are made in double (numerics 21) */
 } operands;
 
-static void *carve(char **at, size_t bytes)
-{
-    void *here = *at;
-    *at += round_up(bytes, 64);
-    return here;
-}
-
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
 static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
 {
@@ -106,13 +99,13 @@ static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
                     .size_cols = round_up(size, nr),
                     .n_steps = n_steps,
                     .n_cols = round_up(n, nr)};
-    o->codes = carve(&at, (n_steps + 1) * (size_steps > mr ? size_steps : mr));
-    o->q = carve(&at, (n + 1) * size_steps * bytes);
-    o->weights = carve(&at, mr * n_steps * bytes);
-    o->keys = carve(&at, o->n_cols * size_steps);
-    o->values = carve(&at, o->size_cols * n_steps);
-    o->init = carve(&at, o->n_cols * sizeof *o->init);
-    o->score = carve(&at, mr * o->n_cols * sizeof *o->score);
+    o->codes = qk_carve(&at, (n_steps + 1) * (size_steps > mr ? size_steps : mr));
+    o->q = qk_carve(&at, (n + 1) * size_steps * bytes);
+    o->weights = qk_carve(&at, mr * n_steps * bytes);
+    o->keys = qk_carve(&at, o->n_cols * size_steps);
+    o->values = qk_carve(&at, o->size_cols * n_steps);
+    o->init = qk_carve(&at, o->n_cols * sizeof *o->init);
+    o->score = qk_carve(&at, mr * o->n_cols * sizeof *o->score);
     return at;
 }
 
