@@ -7,7 +7,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from common import bits, read_only, unaligned
+from common import ANY_AXES, bits, refusals, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -289,26 +289,9 @@ def test_blocks_of_zeros_and_of_tiny_and_huge_values(isas):
         assert_array_equal(y[2, :2], x[2, :2])
 
 
-def contiguous(x):
-    return x
-
-
-def transposed(x):
-    return x.T.copy().T
-
-
-def strided(x):
-    wide = np.zeros([2 * n for n in x.shape], x.dtype)[::2, ::2]
-    wide[...] = x
-    return wide
-
-
-def byte_swapped(x):
-    return x.astype(x.dtype.newbyteorder())
-
-
-@pytest.mark.parametrize("place", [contiguous, transposed, strided, unaligned, byte_swapped, read_only])
+@pytest.mark.parametrize("place", ANY_AXES)
 def test_any_array(place):
+    place = ANY_AXES[place]
     x = np.random.default_rng(0).standard_normal((12, 40)).astype(np.float32)
     for codebook in qk.NF4, qk.Codebook([-1, 0, 1]), qk.Codebook(np.tile(np.float32([-1, 0, 2]), (12, 1)), axis=0):
         encoded = qk.encode(x, codebook)
@@ -316,7 +299,7 @@ def test_any_array(place):
         y = qk.decode(codes, codebook, *scales)
         got = qk.encode(place(x), codebook)
         assert_array_equal(got[0] if codebook.block_size else got, codes)
-        codes = place(codes) if place is not byte_swapped else codes
+        codes = place(codes)
         out = np.empty(x.shape, np.float32)
         assert qk.decode(codes, codebook, *[s.astype(">f4") for s in scales], out=out) is out
         assert_array_equal(out, y)
@@ -368,158 +351,74 @@ def test_codebook_is_a_value():
 X, CODES = np.float32([0.1, -2, 0.7]), np.uint8([0, 1, 1])
 FLAT, BLOCKS, ROWS = qk.Codebook([-1, 1]), qk.Codebook([-1, 1], block_size=2), qk.Codebook([[-1, 1], [0, 2]], axis=0)
 SCALES = np.float32([1, 2])
-BAD_CALLS = [
-    (lambda out: qk.Codebook("no"), TypeError, "levels must be an array of floats, got 'no'"),
-    (lambda out: qk.Codebook([]), ValueError, r"levels must number from 1 to 256, got shape \(0,\)"),
-    (lambda out: qk.Codebook(np.zeros(257)), ValueError, r"levels must number from 1 to 256, got shape \(257,\)"),
-    (lambda out: qk.Codebook(np.zeros((0, 3)), axis=0), ValueError, "levels must number"),
-    (lambda out: qk.Codebook([1, np.nan]), ValueError, "levels must be finite in float32, got nan"),
-    (lambda out: qk.Codebook([1, 1e39]), ValueError, r"levels must be finite in float32, got 1e\+39"),
-    (lambda out: qk.Codebook(1.0), ValueError, r"levels must have shape \(k,\) .* got \(\)"),
-    (lambda out: qk.Codebook([1, 2], axis=0), ValueError, r"levels must have shape \(channels, k\) .* got \(2,\)"),
-    (lambda out: qk.Codebook([[1, 2]]), ValueError, r"levels must have shape \(k,\) .* got \(1, 2\)"),
-    (
-        lambda out: qk.Codebook([[1, 2]], axis=0, block_size=2),
-        ValueError,
-        r"levels must have shape \(k,\) .* got \(1, 2\)",
-    ),
-    (
-        lambda out: qk.Codebook([1, 2], vector=True),
-        ValueError,
-        r"levels must have shape \(k, d\) or \(m, k, d\) .* got \(2,\)",
-    ),
-    (
-        lambda out: qk.Codebook([[1, 2]], vector=True, axis=0),
-        ValueError,
-        "vector=True takes the last axis and no blocks, got axis=0",
-    ),
-    (lambda out: qk.Codebook([1, 2], vector=1), TypeError, "vector must be True or False, got 1"),
-    (lambda out: qk.Codebook([1, 2], block_size=0), ValueError, "block_size must be at least 1 and fit 64 bits, got 0"),
-    (lambda out: qk.Codebook([1, 2], block_size=2.0), TypeError, "block_size must be an integer or None, got 2.0"),
-    (lambda out: qk.Codebook([[1, 2]], axis=64), ValueError, r"axis must be within \[-64, 63\], got 64"),
-    (lambda out: qk.encode([1, 2], FLAT), TypeError, "x must be float32, float64, float16 or bfloat16, got int64"),
-    (lambda out: qk.encode(X, [1, 2]), TypeError, "codebook must be a Codebook, got list"),
-    (lambda out: qk.encode(X, ROWS), ValueError, r"x must have 2 entries along axis 0, .* got shape \(3,\)"),
-    (
-        lambda out: qk.encode(X, qk.Codebook([[1, 2]], axis=1)),
-        ValueError,
-        r"codebook: axis 1 is out of range for x with shape \(3,\)",
-    ),
-    (
-        lambda out: qk.encode(np.float32([[1, np.nan]]), FLAT),
-        ValueError,
-        r"x has 1 NaN or infinite values, the first at \(0, 1\)",
-    ),
-    (
-        lambda out: qk.encode(np.float32([1, np.inf, np.nan]), BLOCKS),
-        ValueError,
-        r"x has 2 NaN or infinite values, the first at \(1,\)",
-    ),
-    (
-        lambda out: qk.encode(np.float64([1, -np.inf]), FLAT),
-        ValueError,
-        r"x has 1 NaN or infinite values, the first at \(1,\)",
-    ),
-    (
-        lambda out: qk.encode(np.float32([[1], [np.nan]]), ROWS),
-        ValueError,
-        r"x has 1 NaN or infinite values, the first at \(1, 0\)",
-    ),
-    (
-        lambda out: qk.encode(np.float64([1, 1e39]), BLOCKS),
-        ValueError,
-        r"x spans \[1.0, 1e\+39\], beyond the range of float32",
-    ),
-    (lambda out: qk.decode([0, 1], FLAT), TypeError, "codes must be uint8, got int64"),
-    (
-        lambda out: qk.decode(np.uint8([0, 1, 2]), FLAT, out=out),
-        ValueError,
-        "codes must be below 2, the number of levels, got 2",
-    ),
-    (
-        lambda out: qk.decode(np.uint8([[0], [255]]), ROWS),
-        ValueError,
-        "codes must be below 2, the number of levels, got 255",
-    ),
-    (
-        lambda out: qk.decode(CODES, FLAT, SCALES, out=out),
-        ValueError,
-        "scales must be None for a codebook without block_size",
-    ),
-    (lambda out: qk.decode(CODES, BLOCKS, out=out), ValueError, "scales are needed for a codebook with block_size=2"),
-    (
-        lambda out: qk.decode(CODES, BLOCKS, SCALES[:1], out=out),
-        ValueError,
-        r"scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)",
-    ),
-    (
-        lambda out: qk.decode(CODES, BLOCKS, [1, 2], out=out),
-        TypeError,
-        "scales must be floats, those of encode, got int64",
-    ),
-    (
-        lambda out: qk.decode(CODES, BLOCKS, np.array([1, 1e39]), out=out),
-        ValueError,
-        r"scales must be finite in float32, got 1e\+39",
-    ),
-    (lambda out: qk.decode(CODES[:2], FLAT, out=out), ValueError, r"out must have shape \(2,\), got \(3,\)"),
-    (
-        lambda out: qk.decode(CODES, FLAT, out=out.astype(np.float64)),
-        TypeError,
-        "out must have dtype float32, got float64",
-    ),
-    (lambda out: qk.decode(out.view(np.uint8)[:3], FLAT, out=out), ValueError, "out must not overlap codes"),
-    (lambda out: qk.decode(CODES, BLOCKS, out[:2], out=out), ValueError, "out must not overlap scales"),
-    (lambda out: qk.to_gguf(X, "Q8_0"), ValueError, r"the last axis of x must be a multiple of 32, got shape \(3,\)"),
-    (lambda out: qk.to_gguf(X, "Q4_1"), ValueError, "kind must be 'Q8_0' or 'Q4_0', got 'Q4_1'"),
-    (lambda out: qk.to_gguf(CODES, "Q4_0"), TypeError, "x must be float32, float64, float16 or bfloat16, got uint8"),
-    (lambda out: qk.to_gguf(np.full(32, np.inf, np.float32), "Q4_0"), ValueError, "x has 32 NaN or infinite values"),
-    (
-        lambda out: qk.to_gguf(np.full(32, 1e7, np.float32), "Q8_0"),
-        ValueError,
-        "x reaches 10000000.0 in magnitude, .* beyond the range of float16",
-    ),
-    (lambda out: qk.from_gguf(X, "Q8_0"), TypeError, "data must be uint8, got float32"),
-    (
-        lambda out: qk.from_gguf(np.zeros(33, np.uint8), "Q8_0"),
-        ValueError,
-        r"a multiple of 34 bytes for Q8_0, got shape \(33,\)",
-    ),
-    (
-        lambda out: qk.from_gguf(np.zeros(34, np.uint8), "Q8_0", out=out),
-        ValueError,
-        r"out must have shape \(32,\), got \(3,\)",
-    ),
-    (lambda out: qk.Codebook.fit(X, 0), ValueError, "k must be from 1 to 256, got 0"),
-    (lambda out: qk.Codebook.fit(X, 257), ValueError, "k must be from 1 to 256, got 257"),
-    (lambda out: qk.Codebook.fit(X, 2.0), TypeError, "k must be an integer, got 2.0"),
-    (lambda out: qk.Codebook.fit(X[:0], 2), ValueError, r"x must not be empty, got shape \(0,\)"),
-    (lambda out: qk.Codebook.fit(CODES, 2), TypeError, "x must be float32"),
-    (lambda out: qk.Codebook.fit(np.float32([1, np.nan]), 2), ValueError, "x has 1 NaN or infinite values"),
-    (lambda out: qk.Codebook.fit(X, 2, axis=1), ValueError, "axis 1 is out of range"),
-    (
-        lambda out: qk.Codebook.fit([1.0, 1e39], 2, block_size=2),
-        ValueError,
-        r"x spans \[1.0, 1e\+39\], beyond the range of float32",
-    ),
-    (lambda out: qk.Codebook.fit(X, 2, zero=1), TypeError, "zero must be True or False, got 1"),
-    (
-        lambda out: qk.Codebook.fit(X, 2, weights=[1, 2]),
-        ValueError,
-        r"weights must broadcast to the shape of x \(3,\), got \(2,\)",
-    ),
-    (lambda out: qk.Codebook.fit(X, 2, weights=[1, 2, -1]), ValueError, "weights must not be negative, got -1"),
-    (lambda out: qk.Codebook.fit(X, 2, weights=0), ValueError, "weights must not all be 0"),
-    (lambda out: qk.Codebook.fit(X, 2, weights=[1, 2, np.inf]), ValueError, "weights has 1 NaN or infinite values"),
-    (lambda out: qk.Codebook.fit(X, 2, weights="a"), TypeError, "weights must be real numbers"),
-]
 
 
-@pytest.mark.parametrize("call, error, message", BAD_CALLS)
-def test_bad_calls(call, error, message):
+@refusals(r"""
+qk.Codebook("no")  # TypeError: levels must be an array of floats, got 'no'
+qk.Codebook([])  # ValueError: levels must number from 1 to 256, got shape \(0,\)
+qk.Codebook(np.zeros(257))  # ValueError: levels must number from 1 to 256, got shape \(257,\)
+qk.Codebook(np.zeros((0, 3)), axis=0)  # ValueError: levels must number
+qk.Codebook([1, np.nan])  # ValueError: levels must be finite in float32, got nan
+qk.Codebook([1, 1e39])  # ValueError: levels must be finite in float32, got 1e\+39
+qk.Codebook(1.0)  # ValueError: levels must have shape \(k,\) .* got \(\)
+qk.Codebook([1, 2], axis=0)  # ValueError: levels must have shape \(channels, k\) .* got \(2,\)
+qk.Codebook([[1, 2]])  # ValueError: levels must have shape \(k,\) .* got \(1, 2\)
+qk.Codebook([[1, 2]], axis=0, block_size=2)  # ValueError: levels must have shape \(k,\) .* got \(1, 2\)
+qk.Codebook([1, 2], vector=True)  # ValueError: levels must have shape \(k, d\) or \(m, k, d\) .* got \(2,\)
+qk.Codebook([[1, 2]], vector=True, axis=0)  # ValueError: vector=True takes the last axis and no blocks, got axis=0
+qk.Codebook([1, 2], vector=1)  # TypeError: vector must be True or False, got 1
+qk.Codebook([1, 2], block_size=0)  # ValueError: block_size must be at least 1 and fit 64 bits, got 0
+qk.Codebook([1, 2], block_size=2.0)  # TypeError: block_size must be an integer or None, got 2.0
+qk.Codebook([[1, 2]], axis=64)  # ValueError: axis must be within \[-64, 63\], got 64
+qk.encode([1, 2], FLAT)  # TypeError: x must be float32, float64, float16 or bfloat16, got int64
+qk.encode(X, [1, 2])  # TypeError: codebook must be a Codebook, got list
+qk.encode(X, ROWS)  # ValueError: x must have 2 entries along axis 0, .* got shape \(3,\)
+qk.encode(X, qk.Codebook([[1, 2]], axis=1))  # ValueError: codebook: axis 1 is out of range for x with shape \(3,\)
+qk.encode(np.float32([[1, np.nan]]), FLAT)  # ValueError: x has 1 NaN or infinite values, the first at \(0, 1\)
+qk.encode(np.float32([1, np.inf, np.nan]), BLOCKS)  # ValueError: x has 2 NaN or infinite values, the first at \(1,\)
+qk.encode(np.float64([1, -np.inf]), FLAT)  # ValueError: x has 1 NaN or infinite values, the first at \(1,\)
+qk.encode(np.float32([[1], [np.nan]]), ROWS)  # ValueError: x has 1 NaN or infinite values, the first at \(1, 0\)
+qk.encode(np.float64([1, 1e39]), BLOCKS)  # ValueError: x spans \[1.0, 1e\+39\], beyond the range of float32
+qk.decode([0, 1], FLAT)  # TypeError: codes must be uint8, got int64
+qk.decode(np.uint8([0, 1, 2]), FLAT, out=out)  # ValueError: codes must be below 2, the number of levels, got 2
+qk.decode(np.uint8([[0], [255]]), ROWS)  # ValueError: codes must be below 2, the number of levels, got 255
+qk.decode(CODES, FLAT, SCALES, out=out)  # ValueError: scales must be None for a codebook without block_size
+qk.decode(CODES, BLOCKS, out=out)  # ValueError: scales are needed for a codebook with block_size=2
+qk.decode(CODES, BLOCKS, SCALES[:1], out=out)
+    # ValueError: scales must have shape \(2,\) for codes with shape \(3,\), got \(1,\)
+qk.decode(CODES, BLOCKS, [1, 2], out=out)  # TypeError: scales must be floats, those of encode, got int64
+qk.decode(CODES, BLOCKS, np.array([1, 1e39]), out=out)  # ValueError: scales must be finite in float32, got 1e\+39
+qk.decode(CODES[:2], FLAT, out=out)  # ValueError: out must have shape \(2,\), got \(3,\)
+qk.decode(CODES, FLAT, out=out.astype(np.float64))  # TypeError: out must have dtype float32, got float64
+qk.decode(out.view(np.uint8)[:3], FLAT, out=out)  # ValueError: out must not overlap codes
+qk.decode(CODES, BLOCKS, out[:2], out=out)  # ValueError: out must not overlap scales
+qk.to_gguf(X, "Q8_0")  # ValueError: the last axis of x must be a multiple of 32, got shape \(3,\)
+qk.to_gguf(X, "Q4_1")  # ValueError: kind must be 'Q8_0' or 'Q4_0', got 'Q4_1'
+qk.to_gguf(CODES, "Q4_0")  # TypeError: x must be float32, float64, float16 or bfloat16, got uint8
+qk.to_gguf(np.full(32, np.inf, np.float32), "Q4_0")  # ValueError: x has 32 NaN or infinite values
+qk.to_gguf(np.full(32, 1e7, np.float32), "Q8_0")
+    # ValueError: x reaches 10000000.0 in magnitude, .* beyond the range of float16
+qk.from_gguf(X, "Q8_0")  # TypeError: data must be uint8, got float32
+qk.from_gguf(np.zeros(33, np.uint8), "Q8_0")  # ValueError: a multiple of 34 bytes for Q8_0, got shape \(33,\)
+qk.from_gguf(np.zeros(34, np.uint8), "Q8_0", out=out)  # ValueError: out must have shape \(32,\), got \(3,\)
+qk.Codebook.fit(X, 0)  # ValueError: k must be from 1 to 256, got 0
+qk.Codebook.fit(X, 257)  # ValueError: k must be from 1 to 256, got 257
+qk.Codebook.fit(X, 2.0)  # TypeError: k must be an integer, got 2.0
+qk.Codebook.fit(X[:0], 2)  # ValueError: x must not be empty, got shape \(0,\)
+qk.Codebook.fit(CODES, 2)  # TypeError: x must be float32
+qk.Codebook.fit(np.float32([1, np.nan]), 2)  # ValueError: x has 1 NaN or infinite values
+qk.Codebook.fit(X, 2, axis=1)  # ValueError: axis 1 is out of range
+qk.Codebook.fit([1.0, 1e39], 2, block_size=2)  # ValueError: x spans \[1.0, 1e\+39\], beyond the range of float32
+qk.Codebook.fit(X, 2, zero=1)  # TypeError: zero must be True or False, got 1
+qk.Codebook.fit(X, 2, weights=[1, 2])  # ValueError: weights must broadcast to the shape of x \(3,\), got \(2,\)
+qk.Codebook.fit(X, 2, weights=[1, 2, -1])  # ValueError: weights must not be negative, got -1
+qk.Codebook.fit(X, 2, weights=0)  # ValueError: weights must not all be 0
+qk.Codebook.fit(X, 2, weights=[1, 2, np.inf])  # ValueError: weights has 1 NaN or infinite values
+qk.Codebook.fit(X, 2, weights="a")  # TypeError: weights must be real numbers
+""")
+def test_bad_calls(refusal):
     out = np.full(3, 42, np.float32)
-    with pytest.raises(error, match=message):
-        call(out)
+    refuse(refusal, globals() | {"out": out})
     assert_array_equal(out, 42)
 
 

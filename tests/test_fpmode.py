@@ -3,13 +3,10 @@
 import ctypes
 import hashlib
 import inspect
-import os
 import pickle
 import platform
 import re
-import subprocess
-import sys
-import sysconfig
+import tempfile
 import threading
 import warnings
 from functools import cache, partial
@@ -18,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import COMPILER, python, run
 
 import qkernels as qk
 
@@ -44,17 +42,11 @@ MODES = {
 @cache
 def helper(folder=None):
     """fpmode.c, compiled."""
-    import tempfile
-
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
     path = Path(folder or tempfile.mkdtemp()) / "fpmode.so"
-    subprocess.run([*compiler.split(), "-O1", "-shared", "-fPIC", HERE / "fpmode.c", "-o", path], check=True)
+    run(COMPILER, "-O1", "-shared", "-fPIC", HERE / "fpmode.c", "-o", path)
     library = ctypes.CDLL(str(path))
-    library.get_mode.restype, library.set_mode.argtypes, library.set_mode.restype = (
-        ctypes.c_uint64,
-        [ctypes.c_uint64],
-        None,
-    )
+    library.get_mode.restype, library.set_mode.restype = ctypes.c_uint64, None
+    library.set_mode.argtypes = [ctypes.c_uint64]
     return library
 
 
@@ -440,11 +432,9 @@ def digest(mode):
 def test_threads_born_in_a_mode_do_not_keep_it(tmp_path):
     """The pool, and Python's threads, start while the mode is set; then it is taken away."""
     helper(tmp_path)
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "2"}
     digests = set()
     for mode in (0, MODES["zero, both, x87"]):
-        command = [sys.executable, "-c", BORN, tmp_path / "fpmode.so", str(mode)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+        ran = python("-c", BORN, tmp_path / "fpmode.so", str(mode), cwd=HERE, OMP_NUM_THREADS="2")
         assert ran.returncode == 0, ran.stderr
         digests.update(ran.stdout.split()[-2:])
     assert len(digests) == 1
@@ -463,8 +453,7 @@ TRAPPING = 0x1F80 | 0x3F << 32  # every exception unmasked, here and in the x87
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="few other CPUs have traps")
 def test_unmasked_exceptions_do_not_trap(tmp_path):
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-    ran = subprocess.run([sys.executable, "-c", TRAPS], capture_output=True, text=True, env=environment)
+    ran = python("-c", TRAPS, cwd=HERE)
     assert ran.returncode == 0, ran.stdout[-100:] + ran.stderr[-2000:]
 
 
