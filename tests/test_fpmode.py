@@ -289,14 +289,7 @@ def storage():
     yield "pack_bits", lambda: qk.pack_bits(CODES & 15, 5)
     yield "unpack_bits", lambda: qk.unpack_bits(np.arange(256, dtype=np.uint8), 3, 682)
     for kind in ("Q8_0", "Q4_0"):
-        for x in (
-            np.full((1, 32), 0.005, F32),
-            np.tile(TINY, 4),
-            np.tile(HALVES, 4),
-            np.tile(TINY64, 4),
-            np.tile(MANY_HALVES, 4),
-            WIDE,
-        ):
+        for x in np.full((1, 32), 0.005, F32), *(np.tile(x, 4) for x in (TINY, HALVES, TINY64, MANY_HALVES)), WIDE:
             yield "to_gguf", partial(qk.to_gguf, x, kind)
             yield "from_gguf", partial(qk.from_gguf, qk.to_gguf(x, kind), kind)
 
@@ -334,17 +327,8 @@ def bits(result):
     if isinstance(result, dict):
         return tuple((key, bits(value)) for key, value in result.items())
     if isinstance(result, qk.QParams):
-        return bits(
-            (
-                result.scale,
-                result.zero_point,
-                result.dtype.name,
-                result.axis,
-                result.block_size,
-                result.qmin,
-                result.qmax,
-            )
-        )
+        where = result.axis, result.block_size, result.qmin, result.qmax
+        return bits((result.scale, result.zero_point, result.dtype.name, *where))
     if isinstance(result, qk.Codebook):
         return bits((result.levels, result.axis, result.block_size, result.vector))
     if isinstance(result, qk.PackedMatrix):

@@ -46,26 +46,17 @@ def test_any_byte_of_a_4_bit_code_is_taken_by_its_low_half(isas):
     for dtype in (ml_dtypes.int4, ml_dtypes.uint4):
         for isa in isas():
             for b in (raw.view(dtype), raw.view(dtype).T):
-                assert_array_equal(
-                    qk.pack(b, qk.QParams(1, dtype=dtype)).unpack(), b.astype(np.int8).astype(dtype), err_msg=isa
-                )
+                packed = qk.pack(b, qk.QParams(1, dtype=dtype))
+                assert_array_equal(packed.unpack(), b.astype(np.int8).astype(dtype), err_msg=isa)
 
 
 def test_refuses_blocks_whose_sums_could_overflow():
     """127 * 15 for each row: one more than fits."""
     k = (2**31 - 1) // (127 * 15)
     for rows, block_size in [(k, None), (k + 1, None), (k + 1, k)]:
-        params = (
-            qk.QParams(
-                np.ones((-(-rows // block_size), 1)),
-                0 * np.ones((-(-rows // block_size), 1), int),
-                "uint4",
-                axis=0,
-                block_size=block_size,
-            )
-            if block_size
-            else qk.QParams(1, 0, "uint4")
-        )
+        params = qk.QParams(1, 0, "uint4")
+        if block_size:
+            params = qk.QParams(np.ones((-(-rows // block_size), 1)), 0, "uint4", axis=0, block_size=block_size)
         packed = qk.pack(np.full((rows, 1), 15, ml_dtypes.uint4), params)
         x = np.full((1, rows), 127, np.float32)
         if block_size is None and rows > k:
@@ -89,20 +80,14 @@ def test_codebook_worst_cases(kind, isas):
         codebook, scales = qk.Codebook(levels), None
     else:
         codebook, scales = qk.Codebook(levels, axis=0, block_size=kind), np.full((-(-k // kind), n), 0.7)
-    for x in (
-        np.full((5, k), 127.0, np.float32),
-        np.full((5, k), -127.0, np.float32),
-        np.tile(np.float32([127, -127]), (5, k // 2)),
-    ):
-        for codes in [
-            *(np.full((k, n), code, np.uint8) for code in range(4)),
-            np.tile(np.uint8([[0], [1]]), (k // 2, n)),
-        ]:
+    for pair in (127, 127), (-127, -127), (127, -127):
+        x = np.tile(np.float32(pair), (5, k // 2))
+        for of_rows in (0, 0), (1, 1), (2, 2), (3, 3), (0, 1):
+            codes = np.tile(np.uint8(of_rows)[:, None], (k // 2, n))
             want = LEVELS.linear(x, codes, codebook, scales)
             for isa in isas():
-                assert_array_equal(
-                    qk.linear(x, qk.pack(codes, codebook, scales=scales)), want, err_msg=isa, strict=True
-                )
+                packed = qk.pack(codes, codebook, scales=scales)
+                assert_array_equal(qk.linear(x, packed), want, err_msg=isa, strict=True)
 
 
 @pytest.mark.parametrize("axis_of", [lambda w: w, lambda w: np.ascontiguousarray(w.T).T])
@@ -144,13 +129,8 @@ def test_codebook_bytes():
 
 def test_level_error():
     """The largest distance to the int8 multiple that stands for a level, in units of the largest level."""
-    for levels, want in [
-        ([-127, 3, 50, 127], 0),
-        ([127, 0.5], 0.5 / 127),
-        ([127, 10.25], 0.25 / 127),
-        ([0, 0], 0),
-        ([-1], 0),
-    ]:
+    exactly = ([-127, 3, 50, 127], 0), ([0, 0], 0), ([-1], 0)
+    for levels, want in *exactly, ([127, 0.5], 0.5 / 127), ([127, 10.25], 0.25 / 127):
         packed = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook(levels))
         assert packed.level_error == pytest.approx(want, rel=1e-5, abs=1e-7)
     columns = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook([[127, 10.25], [127, 1.125]], axis=1))

@@ -6,7 +6,7 @@ import os
 import pytest
 from common import output
 
-SECONDS = 0.5  # that a signal may wait, of the time of each thread, which other processes do not lengthen
+SECONDS = 0.2  # that a signal may wait, of the time of each thread, which other processes do not lengthen
 WALL = 5.0  # on a busy machine
 
 SETUP = """

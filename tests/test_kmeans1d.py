@@ -53,9 +53,8 @@ def smallest_inertia(x, k, weights=None):
     n, k = len(order), min(k, len(order))
     cost_of = runs_cost(x[order], weights[order])
     cost = {(i, j): cost_of(i, j) for i in range(n) for j in range(i + 1, n + 1)}
-    return float(
-        min(sum(cost[run] for run in zip((0, *inner), (*inner, n))) for inner in combinations(range(1, n), k - 1))
-    )
+    cuts = combinations(range(1, n), k - 1)
+    return float(min(sum(cost[run] for run in zip((0, *inner), (*inner, n))) for inner in cuts))
 
 
 def inertia_by_rows(x, k, weights=None):
@@ -93,9 +92,8 @@ def check(x, k, result, weights=None):
     assert result.labels.dtype == (np.uint8 if k <= 256 else np.int32)
     assert isinstance(result.inertia, float)
     distance = np.abs(wide[..., None] - result.centroids)
-    assert_array_equal(
-        np.take_along_axis(distance, result.labels[..., None].astype(np.intp), -1)[..., 0], distance.min(axis=-1)
-    )
+    chosen = np.take_along_axis(distance, result.labels[..., None].astype(np.intp), -1)[..., 0]
+    assert_array_equal(chosen, distance.min(axis=-1))
     if weights is None or np.all(np.asarray(weights) > 0):
         assert len(np.unique(result.labels)) == len(result.centroids)
     assert_allclose(result.inertia, inertia_of(x, result, weights), rtol=1e-6, atol=1e-20)
@@ -151,9 +149,8 @@ def test_optimal_for_every_k(name, weighted):
     expected = inertia_by_rows(x, 150, weights)
     scale = max(1e-30, 1e-18 * expected[0])  # what the reference is sure of
     for k in range(1, 151):
-        assert_allclose(
-            qk.kmeans1d(x, k, weights=weights).inertia, expected[k - 1], rtol=1e-9, atol=scale, err_msg=f"k = {k}"
-        )
+        inertia = qk.kmeans1d(x, k, weights=weights).inertia
+        assert_allclose(inertia, expected[k - 1], rtol=1e-9, atol=scale, err_msg=f"k = {k}")
 
 
 @pytest.mark.parametrize("name", datasets(4))
@@ -459,22 +456,14 @@ def test_each_line_by_itself(shape, dtype):
     for axis in range(-len(shape), len(shape)):
         n = shape[axis]
         lines = np.moveaxis(x, axis, -1).reshape(-1, n)
-        for w in (
-            None,
-            weights,
-            weights[tuple(0 if i != axis % len(shape) else slice(None) for i in range(len(shape)))],
-        ):
+        of_one = tuple(0 if i != axis % len(shape) else slice(None) for i in range(len(shape)))
+        for w in None, weights, weights[of_one]:
             result = qk.kmeans1d(x, 3, weights=w, axis=axis)
             others = tuple(np.delete(shape, axis))
             assert (result.centroids.shape, result.labels.shape, result.inertia.shape) == ((*others, 3), shape, others)
             labels = np.moveaxis(result.labels, axis, -1).reshape(-1, n)
-            w = (
-                None
-                if w is None
-                else np.broadcast_to(w, lines.shape)
-                if w.ndim == 1
-                else np.moveaxis(w, axis, -1).reshape(-1, n)
-            )
+            if w is not None:
+                w = np.broadcast_to(w, lines.shape) if w.ndim == 1 else np.moveaxis(w, axis, -1).reshape(-1, n)
             for i, (line, centroids) in enumerate(zip(lines[:20], result.centroids.reshape(-1, 3))):
                 alone = qk.kmeans1d(line, 3, weights=None if w is None else w[i])
                 assert_array_equal(centroids, np.resize(alone.centroids, 3) if len(alone.centroids) == 3 else centroids)

@@ -670,40 +670,15 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 }
 
 #include "kernels/generic/table.h"
-static const qk_gemm8_kernels gemm8 = {
-#include "kernels/families/gemm8.def"
-};
-const qk_gemm4_kernels qk_gemm4_avx2 = {
-#include "kernels/families/gemm4.def"
-};
-const qk_gemm16_kernels qk_gemm16_avx2 = {
-#include "kernels/families/gemm16.def"
-};
-const qk_gemmf16_kernels qk_gemmf16_avx2 = {
-#include "kernels/families/gemmf16.def"
-};
-const qk_elementwise_kernels qk_elementwise_avx2 = {
-#include "kernels/families/elementwise.def"
-};
-const qk_codebooks_kernels qk_codebooks_avx2 = {
-#include "kernels/families/codebooks.def"
-};
-const qk_layers_kernels qk_layers_avx2 = {
-#include "kernels/families/layers.def"
-};
-const qk_kmeans_kernels qk_kmeans_avx2 = {
-#include "kernels/families/kmeans.def"
-};
-const qk_pq_kernels qk_pq_avx2 = {
-#include "kernels/families/pq.def"
-};
+#define FAMILY(name) const qk_##name##_kernels qk_##name##_avx2 =
+#include "kernels/generic/families.def"
 
 #include "kernels/x86/maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .available = available,
-    .gemm8 = &gemm8,
+    .gemm8 = &qk_gemm8_avx2,
     .gemm8_small = &gemm8_small,
     .gemm4 = &qk_gemm4_avx2,
     .gemm16 = &qk_gemm16_avx2,
