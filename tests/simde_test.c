@@ -108,9 +108,9 @@ static void test_floats_to_codes(arrays *a, size_t n, int wild, int half_away, i
     for (int kind = 0; kind < 4; kind++) { /* one scale; columns; runs, also of half a group */
         const size_t run = kind == 0 ? n : kind == 1 ? 1 : kind == 2 ? 2 + random32() % 100 : 16u << random32() % 3;
         const qk_affines rows = {.scale = kind ? a->scale : &one.scale,
-                                 .reciprocal = kind == 0    ? one.reciprocal ? &one.reciprocal : NULL
-                                     : multiply ? a->reciprocal
-                                                : NULL,
+                                 .reciprocal = kind == 0 ? one.reciprocal ? &one.reciprocal : NULL
+                                     : multiply          ? a->reciprocal
+                                                         : NULL,
                                  .zero_point = kind ? a->zero_point : &one.zero_point,
                                  .qmin = qmin,
                                  .qmax = qmax,
@@ -162,8 +162,12 @@ static void test_codes_to_floats(arrays *a, size_t n)
     what = "dequantize_rows_f32";
     for (int i = 0; i < 9; i++)
         for (int kind = 0; kind < 4; kind++) {
-            const qk_affines rows = {.scale = a->scale, .zero_point = a->zero_point, .run = runs[kind], .rows = ROWS,
-                                     .in_stride = stride, .out_stride = stride};
+            const qk_affines rows = {.scale = a->scale,
+                                     .zero_point = a->zero_point,
+                                     .run = runs[kind],
+                                     .rows = ROWS,
+                                     .in_stride = stride,
+                                     .out_stride = stride};
             clear(a->got, 4 * size), clear(a->want, 4 * size);
             simde->elementwise->dequantize_rows_f32(a->codes, from[i], (float *)a->got, n, &rows);
             scalar->elementwise->dequantize_rows_f32(a->codes, from[i], (float *)a->want, n, &rows);

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from race import MISSING, Contender
 
-OWN_PROCESS = ["ctranslate2", "openvino", "zentorch"]
+OWN_PROCESS = ["ctranslate2", "jax", "openvino", "torch_compile", "zentorch"]
 
 # of this run, set by conftest.py before any peer is used
 threads, isa, best_isa = 1, None, None

@@ -57,7 +57,7 @@ struct operation {
     char *out;
     const qk_params *p;
     layout l;
-    size_t stretch, piece, rows;         /* elements of a row that whole runs make, of a part of these; rows of an item */
+    size_t stretch, piece, rows; /* elements of a row that whole runs make, of a part of these; rows of an item */
     size_t row_items, pieces, col_items; /* of a block, of a stretch, of a row */
 };
 
@@ -137,13 +137,24 @@ static size_t first_element(const layout *l, size_t block)
     return (block / l->among * ((l->among - 1) * l->rows + l->last_rows) + block % l->among * l->rows) * l->length;
 }
 
-static size_t rows_of(const layout *l, size_t block) { return block % l->among == l->among - 1 ? l->last_rows : l->rows; }
+static size_t rows_of(const layout *l, size_t block)
+{
+    return block % l->among == l->among - 1 ? l->last_rows : l->rows;
+}
 
 static qk_affines affines_of(const operation *op, size_t first, size_t run, size_t rows, size_t stride)
 {
     const qk_params *p = op->p;
-    return (qk_affines){p->scale + first, p->reciprocal ? p->reciprocal + first : NULL, p->zero_point + first, p->qmin,
-                        p->qmax, op->rounding == QK_HALF_AWAY, run, rows, stride, stride};
+    return (qk_affines){p->scale + first,
+                        p->reciprocal ? p->reciprocal + first : NULL,
+                        p->zero_point + first,
+                        p->qmin,
+                        p->qmax,
+                        op->rounding == QK_HALF_AWAY,
+                        run,
+                        rows,
+                        stride,
+                        stride};
 }
 
 static void apply_items(void *context, size_t begin, size_t end)
@@ -346,7 +357,8 @@ static int can_apply(const qk_params *p, const void *in, const void *out, qk_dty
 
 int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
-    operation op = {.f32 = quantize_f32, .f64 = quantize_f64, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
+    operation op = {
+        .f32 = quantize_f32, .f64 = quantize_f64, .from = from, .to = to, .rounding = rounding, .in = x, .out = q};
     return apply_all(&op, p);
 }
 
@@ -370,7 +382,6 @@ qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_para
 {
     QK_DEFAULT_MODE;
     if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
-    operation op = {
-        .f32 = fake_quantize_f32, .f64 = fake_quantize_f64, .from = dtype, .to = dtype, .in = x, .out = y};
+    operation op = {.f32 = fake_quantize_f32, .f64 = fake_quantize_f64, .from = dtype, .to = dtype, .in = x, .out = y};
     return (qk_status)apply_all(&op, p);
 }

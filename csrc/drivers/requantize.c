@@ -70,8 +70,7 @@ static int requantize_narrow(const requantize_job *given, size_t rows)
     if (r->mantissa) written.mantissa = mantissa, written.shift = shift;
     requantize_job job = {given->acc, bias, given->q, given->to, together * cols, &written};
     const size_t whole = rows / together;
-    const int status =
-        qk_parallel_for(whole, 0.3 * (double)whole * (double)job.cols, requantize_items, &job);
+    const int status = qk_parallel_for(whole, 0.3 * (double)whole * (double)job.cols, requantize_items, &job);
     job.acc += whole * job.cols, job.q += whole * job.cols * size_of(job.to);
     job.cols = rows % together * cols;
     if (!status && job.cols) requantize_items(&job, 0, 1);

@@ -243,8 +243,8 @@ static QK_INLINE void compute_rows(const int what, const void *in, void *out, si
         take_parameters(given, j, (count + run - 1) / run, &p, what, how);
         for (size_t row = 0; row < given->rows; row += run == 1 ? 2 : 1) {
             const stretch s = {(const char *)in + (row * given->in_stride + at) * bytes_in(what),
-                               (char *)out + (row * given->out_stride + at) * bytes_out(what), count,
-                               given->in_stride, given->out_stride};
+                               (char *)out + (row * given->out_stride + at) * bytes_out(what), count, given->in_stride,
+                               given->out_stride};
             if (run > 1)
                 compute_runs(what, s, &p, run, how);
             else if (row + 1 < given->rows)
@@ -271,8 +271,13 @@ static QK_INLINE void quantize_rows(const int what, const float *x, void *to, si
 /* What groups refuse, for NaN or huge values: parameters i and following, each of a run. */
 static QK_NOINLINE void quantize_slowly(const float *x, uint8_t *q, size_t n, const qk_affines *p, size_t i, size_t run)
 {
-    const qk_affines part = {.scale = p->scale + i, .reciprocal = p->reciprocal + i, .zero_point = p->zero_point + i,
-                             .qmin = p->qmin, .qmax = p->qmax, .run = run, .rows = 1};
+    const qk_affines part = {.scale = p->scale + i,
+                             .reciprocal = p->reciprocal + i,
+                             .zero_point = p->zero_point + i,
+                             .qmin = p->qmin,
+                             .qmax = p->qmax,
+                             .run = run,
+                             .rows = 1};
     compute_rows(TO_8_BITS, x, q, n, &part, MULTIPLY);
 }
 
@@ -358,9 +363,16 @@ static void quantize_rows_f32_16(const float *x, uint16_t *q, size_t n, const qk
 
 static inline qk_affines one_row(const qk_affine *p, size_t n)
 {
-    return (qk_affines){.scale = &p->scale, .reciprocal = p->reciprocal ? &p->reciprocal : NULL,
-                        .zero_point = &p->zero_point, .qmin = p->qmin, .qmax = p->qmax, .half_away = p->half_away,
-                        .run = n, .rows = 1, .in_stride = n, .out_stride = n};
+    return (qk_affines){.scale = &p->scale,
+                        .reciprocal = p->reciprocal ? &p->reciprocal : NULL,
+                        .zero_point = &p->zero_point,
+                        .qmin = p->qmin,
+                        .qmax = p->qmax,
+                        .half_away = p->half_away,
+                        .run = n,
+                        .rows = 1,
+                        .in_stride = n,
+                        .out_stride = n};
 }
 
 static void quantize_f32_8(const float *x, uint8_t *q, size_t n, const qk_affine *p)

@@ -74,15 +74,9 @@ static inline reg min_i8(reg a, reg b) { return _mm256_min_epi8(a, b); }
 static inline reg max_i8(reg a, reg b) { return _mm256_max_epi8(a, b); }
 static inline reg min_u8(reg a, reg b) { return _mm256_min_epu8(a, b); }
 static inline reg max_u8(reg a, reg b) { return _mm256_max_epu8(a, b); }
-static inline int any_equal_i16(reg v, int to)
-{
-    return _mm256_movemask_epi8(_mm256_cmpeq_epi16(v, all_i16(to)));
-}
+static inline int any_equal_i16(reg v, int to) { return _mm256_movemask_epi8(_mm256_cmpeq_epi16(v, all_i16(to))); }
 /* Bytes of four registers, packed twice, in the order of these. */
-static inline reg in_order(reg v)
-{
-    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-}
+static inline reg in_order(reg v) { return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)); }
 static inline void store_halves(void *low, void *high, reg v)
 {
     _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(v));

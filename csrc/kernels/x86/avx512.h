@@ -74,10 +74,7 @@ static inline reg min_i8(reg a, reg b) { return _mm512_min_epi8(a, b); }
 static inline reg max_i8(reg a, reg b) { return _mm512_max_epi8(a, b); }
 static inline reg min_u8(reg a, reg b) { return _mm512_min_epu8(a, b); }
 static inline reg max_u8(reg a, reg b) { return _mm512_max_epu8(a, b); }
-static inline int any_equal_i16(reg v, int to)
-{
-    return _mm512_cmpeq_epi16_mask(v, all_i16(to)) != 0;
-}
+static inline int any_equal_i16(reg v, int to) { return _mm512_cmpeq_epi16_mask(v, all_i16(to)) != 0; }
 /* Bytes of four registers, packed twice, in the order of these. */
 static inline reg in_order(reg v)
 {

@@ -1,10 +1,16 @@
 /* What the loops of elementwise.h ask for, on the registers of avx2.h or avx512.h: within the target of the file that
- * includes one of them first. */
+ * includes this first, which has set VECTOR. */
 #ifndef QK_X86_ELEMENTWISE_H
 #define QK_X86_ELEMENTWISE_H
 
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
+#if VECTOR == 64
+#include "kernels/x86/avx512.h"
+#else
+#define VECTOR 32
+#include "kernels/x86/avx2.h"
+#endif
 
 #define HAVE_FMA 1
 #define GROUP VECTOR
@@ -46,7 +52,10 @@ typedef struct {
     int32_t qmin, qmax;
 } group_parameters;
 
-static QK_INLINE floats some_floats(const float *p, const size_t step) { return step ? load_floats(p) : all_floats(*p); }
+static QK_INLINE floats some_floats(const float *p, const size_t step)
+{
+    return step ? load_floats(p) : all_floats(*p);
+}
 
 static QK_INLINE reg some_zeros(const int32_t *p, const size_t step)
 {
@@ -56,11 +65,18 @@ static QK_INLINE reg some_zeros(const int32_t *p, const size_t step)
 static QK_INLINE group_parameters load_group(const qk_affines *p, size_t a, size_t b, const size_t step)
 {
     const float *s = p->scale, *r = p->reciprocal;
-    return (group_parameters){
-        some_floats(s + a, step), some_floats(s + a + step * FLOATS, step), some_floats(s + b, step),
-        some_floats(s + b + step * FLOATS, step), some_floats(r + a, step), some_floats(r + a + step * FLOATS, step),
-        some_floats(r + b, step), some_floats(r + b + step * FLOATS, step), some_zeros(p->zero_point + a, step),
-        some_zeros(p->zero_point + b, step), p->qmin, p->qmax};
+    return (group_parameters){some_floats(s + a, step),
+                              some_floats(s + a + step * FLOATS, step),
+                              some_floats(s + b, step),
+                              some_floats(s + b + step * FLOATS, step),
+                              some_floats(r + a, step),
+                              some_floats(r + a + step * FLOATS, step),
+                              some_floats(r + b, step),
+                              some_floats(r + b + step * FLOATS, step),
+                              some_zeros(p->zero_point + a, step),
+                              some_zeros(p->zero_point + b, step),
+                              p->qmin,
+                              p->qmax};
 }
 
 /* Codes of two halves of a group. Returns 0, and stores nothing, if one may come from NaN or from beyond int32. */
