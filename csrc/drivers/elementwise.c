@@ -211,6 +211,15 @@ static inline void fill(written *w, const qk_params *p, size_t which, size_t i, 
             w->scale[j] = scale, w->reciprocal[j] = reciprocal, w->zero_point[j] = zero_point;
 }
 
+/* Writes n parameters from number `which` on. */
+static inline void copy(written *w, const qk_params *p, size_t which, size_t i, size_t n)
+{
+    for (size_t j = 0; j < n; j++) {
+        w->scale[i + j] = p->scale[which + j], w->zero_point[i + j] = p->zero_point[which + j];
+        if (p->reciprocal) w->reciprocal[i + j] = p->reciprocal[which + j];
+    }
+}
+
 /* Those of n elements from the one at `start`. */
 static void write_out(written *w, const operation *op, size_t start, size_t n)
 {
@@ -219,13 +228,17 @@ static void write_out(written *w, const operation *op, size_t start, size_t n)
     size_t block = start / group * l->among, rest = start % group;
     if (l->among > 1) block += min_size(rest / (l->rows * l->length), l->among - 1);
     rest = start - first_element(l, block);
-    size_t row = rest / l->length, at = rest % l->length;
-    for (size_t i = 0, count; i < n; i += count) {
-        count = min_size(min_size(l->run - at % l->run, l->length - at), n - i);
-        fill(w, op->p, block * l->step + at / l->run, i, count);
-        at += count;
+    size_t row = rest / l->length, at = rest % l->length, last = rows_of(l, block);
+    size_t which = block * l->step + at / l->run, skip = at % l->run;
+    for (size_t i = 0, count; i < n; i += count, at += count, skip = 0) {
         if (at == l->length) at = 0, row++;
-        if (row == rows_of(l, block)) row = 0, block++;
+        if (row == last) row = 0, last = rows_of(l, ++block);
+        if (at == 0) which = block * l->step;
+        count = min_size(l->run == 1 ? l->length - at : min_size(l->run - skip, l->length - at), n - i);
+        if (l->run == 1)
+            copy(w, op->p, which, i, count), which += count;
+        else
+            fill(w, op->p, which++, i, count);
     }
 }
 
@@ -270,7 +283,7 @@ static int apply_all(operation *op, const qk_params *p)
     if (total == 0) return 0;
     op->l = layout_of(p);
     const layout *l = &op->l;
-    const int narrow = l->run == 1 ? l->length < 4 * NARROW : l->run < NARROW;
+    const int narrow = (l->run > 1 ? l->run : l->blocks > 1 ? l->length : l->length / 4) < NARROW;
     const int ragged = l->blocks > 1 && l->run > 1 && l->length < WRITTEN;
     if (narrow && l->blocks == 1 && l->rows > 1 && 2 * l->length <= WRITTEN) return apply_periods(op);
     if ((!narrow || (l->blocks == 1 && l->run == 1)) && !ragged) return apply_layout(op);

@@ -167,6 +167,7 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
+    void *column;    /* of b', if that is its only one and serves many rows */
     size_t lda;      /* bytes of a row of a' */
     size_t spare_at; /* where a row of codes lies in the memory of a task */
     size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
@@ -393,6 +394,43 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     }
 }
 
+/* ---- a single column: of a tile all others would be computed in vain ---- */
+
+enum { COLUMN_ROWS = 32 }; /* for as many it pays to lay it out */
+
+/* Lays out the column of b' with a_bytes a code. Returns 0 if memory ran out. */
+static int take_column(product *g)
+{
+    const qk_gemm8_weights *b = g->b;
+    const qk_gemm8_kernels *k = b->gemm8;
+    int16_t *wide = qk_obtain(qk_times(b->k_pad, sizeof *wide));
+    if (!wide) return 0;
+    int8_t *codes = (int8_t *)wide;
+    memset(wide, 0, b->k_pad * sizeof *wide);
+    for (size_t first = 0; first < b->k; first += QK_UNPACK_ROWS)
+        k->gemm8_unpack_panel(b->panels, b->k, first, 1, 0, (uint8_t *)codes, 1);
+    for (size_t i = b->k_pad; k->a_bytes > 1 && i > 0; i--) wide[i - 1] = codes[i - 1];
+    g->column = wide;
+    return 1;
+}
+
+static void multiply_column(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
+{
+    const product *g = context;
+    const row_block *block = memory;
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t mr = (size_t)k->mr, nr = (size_t)k->nr;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64))) = {0};
+    qk_tile t = tile_of_product(g);
+    move_to_panel(g, 0, &t);
+    for (size_t i = 0; begin < end && i < rows; i += mr) {
+        const size_t count = min_size(rows - i, mr);
+        k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc, nr);
+        for (size_t j = 0; j < count; j++) acc[j * nr] = (int32_t)((uint32_t)acc[j * nr] + (uint32_t)g->init[0]);
+        store_tile(g, block, first + i, i, count, 0, acc, &t);
+    }
+}
+
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
@@ -461,7 +499,9 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     g.walk.panels = b->n_pad / (size_t)k->nr;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);
+    if (b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g)) g.walk.multiply = multiply_column;
     const int status = qk_walk(&g.walk);
+    free(g.column);
     if (columns != small) free(columns);
     return status;
 }

@@ -112,6 +112,20 @@ typedef struct {
     int not_finite, stopped;
 } rows_job;
 
+/* A short row, of which qk_quantize_inside would take longer to find out how it lies. */
+static void quantize_row(const rows_job *job, size_t row)
+{
+    const qk_elementwise_kernels *k = qk_active()->elementwise;
+    const qk_affine affine = qk_affine_of(job->scale[row], job->zero_point[row], job->qmin, job->qmax, QK_HALF_EVEN);
+    const float *x = job->x + row * job->cols;
+    char *q = job->q + row * job->cols * size_of(job->to);
+    if (size_of(job->to) == 1)
+        k->quantize_f32_8(x, (uint8_t *)q, job->cols, &affine);
+    else
+        k->quantize_f32_16(x, (uint16_t *)q, job->cols, &affine);
+    keep_bits(q, job->to, job->cols);
+}
+
 static void quantize_some_rows(void *context, size_t begin, size_t end)
 {
     rows_job *job = context;
@@ -126,6 +140,10 @@ static void quantize_some_rows(void *context, size_t begin, size_t end)
         float *scale = job->scale + row;
         int32_t *zero_point = job->zero_point + row;
         qk_choose_inside(lo, hi, job->qmin, job->qmax, job->symmetric, scale, zero_point);
+        if (job->cols < 1024) {
+            quantize_row(job, row);
+            continue;
+        }
         const qk_params p = {.kind = QK_PER_TENSOR,
                              .outer = 1,
                              .length = job->cols,

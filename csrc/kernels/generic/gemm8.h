@@ -162,6 +162,41 @@ static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
     return (int32_t)sum;
 }
 
+/* ---- a single column ---- */
+
+/* Sums of so many products fit 32 bits: 65536 * 255 * 128 < 2^31. */
+enum { COLUMN_STRETCH = 65536 };
+
+static inline int32_t sum_bytes(const uint8_t *restrict a, const int8_t *restrict b, size_t n)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static inline int32_t sum_int16(const int16_t *restrict a, const int16_t *restrict b, size_t n)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c,
+                        size_t ldc)
+{
+    const char *row = a, *b = column;
+    for (; rows > 0; rows--, row += lda, c += ldc) {
+        uint32_t sum = 0;
+        for (size_t done = 0, n, size = (size_t)a_bytes; done < k; done += n) {
+            n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
+            sum += (uint32_t)(a_bytes == 1 ? sum_bytes((const uint8_t *)row + done, (const int8_t *)b + done, n)
+                                           : sum_int16((const int16_t *)(row + done * size),
+                                                       (const int16_t *)(b + done * size), n));
+        }
+        *c = (int32_t)sum;
+    }
+}
+
 /* ---- what becomes of a tile ---- */
 
 #ifndef HAVE_GELU_RUN
