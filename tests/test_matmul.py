@@ -122,6 +122,22 @@ def test_panels_that_many_rows_share(a_dtype, b_dtype, m, k, n, variants):
         assert_array_equal(got, with_zero_points, err_msg=variant, strict=True)
 
 
+@every_pair
+@pytest.mark.parametrize("m", [31, 32, 33, 301])
+@pytest.mark.parametrize("k", [0, 1, 63, 64, 1025, 66_000])
+def test_a_single_column(a_dtype, b_dtype, m, k, variants):
+    """Of many rows it has sums of its own, also of weights so small that AVX2 has another layout for them."""
+    rng = np.random.default_rng(m + k)
+    for magnitude in (255, 15) if k < 66_000 or m == 33 else ():
+        a, b = random_codes(rng, (m, k), a_dtype), random_codes(rng, (k, 1), b_dtype, magnitude)
+        zero = {"a_zero_point": random_codes(rng, m, a_dtype), "b_zero_point": random_codes(rng, 1, b_dtype)}
+        want, with_zero_points = wrapped(exact(a, b)), wrapped(exact(a, b, **zero))
+        for variant in variants():
+            packed = qk.pack(b, qk.QParams(1, dtype=b_dtype))
+            assert_array_equal(qk.matmul(a, packed), want, err_msg=variant, strict=True)
+            assert_array_equal(qk.matmul(a, packed, **zero), with_zero_points, err_msg=variant, strict=True)
+
+
 def test_lists_and_broadcast_rows():
     assert_array_equal(qk.matmul(np.broadcast_to(np.uint8([1, 2]), (3, 2)), np.int8([[3, 4], [5, 6]])), [[13, 16]] * 3)
     assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])

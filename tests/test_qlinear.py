@@ -59,6 +59,21 @@ def test_qlinear(variants, layer, layout, relu, with_out):
         assert_array_equal(got, want, err_msg=variant, strict=True)
 
 
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
+def test_a_single_column_is_that_of_wide_weights(activation, everywhere):
+    """linear and qlinear with one output, of more rows than are computed as tiles, against two equal columns."""
+    rng = np.random.default_rng(7)
+    b, x = rng.integers(-128, 128, (65, 1)).astype(np.int8), rng.normal(0, 1, (100, 65)).astype(np.float32)
+    params, to = qk.QParams(0.02, 3), qk.QParams(0.1, -5)
+    weights, q = qk.QParams(0.01), qk.quantize(x, params)
+    one, two = (qk.pack(np.repeat(b, n, axis=1), weights) for n in (1, 2))
+    call = dict(activation=activation)
+    wide = qk.qlinear(q, params, two, to, np.float32([0.3, 0.3]), **call)[:, :1]
+    assert_array_equal(everywhere(lambda: qk.qlinear(q, params, one, to, np.float32([0.3]), **call)), wide)
+    wide = qk.linear(x, two, np.float32([0.3, 0.3]), **call)[:, :1]
+    assert_array_equal(everywhere(lambda: qk.linear(x, qk.pack(b, weights), np.float32([0.3]), **call)), wide)
+
+
 @pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
 @settings(max_examples=40)
 @given(integer_layers())

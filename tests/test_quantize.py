@@ -418,6 +418,52 @@ def test_any_number_of_threads_gives_the_same_bits(layout, isas):
                 assert_same_bits(q, dynamic, isa)
 
 
+WIDTHS = [  # shape of the array, axis, block_size: each way in which parameters reach the loops
+    ((5, 1100), 1, None),  # more columns than a table holds
+    ((3, 4200), 0, None),  # runs longer than what is converted at a time
+    ((2, 40_000), 0, None),  # and longer than an item
+    ((70, 1), 0, None),
+    ((70, 1), 1, None),
+    ((1000, 5), 0, None),  # narrow runs
+    ((1000, 5), 1, None),  # narrow rows
+    ((300, 7, 4), 1, None),  # both
+    ((2, 600, 3), 1, None),
+    ((3, 2080), 1, 32),
+    ((3, 2080), 1, 33),
+    ((3, 2080), 1, 96),
+    ((3, 2080), 1, 128),
+    ((9, 40), 1, 32),  # rows of a block and a part of one
+    ((70, 3), 0, 32),  # narrow blocks
+    ((70, 40), 0, 32),
+    ((2, 70, 33), 1, 16),
+]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int4"])
+@pytest.mark.parametrize(("shape", "axis", "block_size"), WIDTHS)
+def test_every_width(shape, axis, block_size, dtype, everywhere):
+    """NaN and infinity among the values; some scales too small for a reciprocal."""
+    rng = np.random.default_rng(0)
+    few = [-(-n // block_size) if i == axis else n for i, n in enumerate(shape)] if block_size else shape[axis]
+    code_range = qk.QParams(1, dtype=dtype)
+    zero_point = rng.integers(code_range.qmin, code_range.qmax + 1, few)
+    for least in 2.0**-8, 2.0**-100:
+        scale = rng.uniform(0.01, 0.04, few)
+        scale.flat[0] = least
+        params = qk.QParams(scale, zero_point, dtype, axis=axis, block_size=block_size)
+        for of in FLOATS:
+            x = values(rng, params, shape, np.dtype(of))
+            want = exact_codes(x, params)
+            assert_same_bits(everywhere(lambda: qk.quantize(x, params)), want)
+            away = everywhere(lambda: qk.quantize(x, params, rounding="half_away"))
+            assert_same_bits(away, exact_codes(x, params, "half_away"))
+            reals = exact_reals(want, params, of)
+            assert_same_bits(everywhere(lambda: qk.dequantize(want, params, dtype=of)), reals)
+            assert_same_bits(everywhere(lambda: qk.fake_quantize(x, params)), reals)
+            back = x.copy()
+            assert_same_bits(qk.fake_quantize(back, params, out=back), reals)
+
+
 # ---- what is refused ----
 
 X, Q = np.float32([1, 2, 3]), np.int8([1, 2, 3])

@@ -350,3 +350,20 @@ def test_out_must_not_overlap_bias():
     with pytest.raises(ValueError, match="out must not overlap bias"):
         qk.requantize(ACC[:1], 1.0, PARAMS, bias=memory.view(np.int32), out=memory[:4].reshape(1, 4))
     assert (memory == 77).all()
+
+
+@every_rounding
+@pytest.mark.parametrize("cols", [1, 2, 3, 16, 255, 256])
+def test_narrow_rows_are_those_of_wide_ones(rounding, cols, everywhere):
+    """Many of them are seen as one row, and what remains is a shorter one."""
+    rng = np.random.default_rng(cols)
+    rows = 3 * (1024 // cols) + 1
+    acc = rng.integers(-(2**20), 2**20, (rows, cols), dtype=np.int32)
+    multiplier, bias = rng.uniform(1e-5, 3e-4, cols), rng.integers(-(2**18), 2**18, cols, dtype=np.int32)
+    params = qk.QParams(1, -3)
+    few = [0, 1, rows - 2, rows - 1]
+    want = exact(acc[few], multiplier.tolist(), params, bias, rounding)
+    got = everywhere(lambda: qk.requantize(acc, multiplier, params, bias=bias, rounding=rounding))
+    assert_array_equal(got[few], want)
+    alone = [qk.requantize(row, multiplier, params, bias=bias, rounding=rounding) for row in acc]
+    assert_array_equal(got, alone)

@@ -64,8 +64,8 @@
 
 /* These are set or not set:
  *
- *     GROUP               elements that quantize_group and quantize_group_columns see at a time (elementwise.h)
- *     HAVE_WIDEN          widen_group: GROUP 8-bit codes to int32 (elementwise.h)
+ *     GROUP               elements that quantize_group and quantize_halves see at a time (elementwise.h)
+ *     HAVE_WIDEN          widen_span: SPAN 8-bit codes to int32 (elementwise.h)
  *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
  *     GROUP16             elements that these see at a time
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
