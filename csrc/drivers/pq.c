@@ -1,5 +1,6 @@
 /* Codebooks of vectors (numerics 19): encoding, decoding, and search among codes. The k nearest are the smallest of
  * keys that all differ, so how codes are divided among threads does not matter. */
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,11 @@
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };
-enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals */
+enum { LOOK = 1 << 14, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
+
+/* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
+ * that gives the first limits, and what vectors at the limit have as sums of four, of 255. */
+enum { FILTER_LEVELS = 16, FILTER_GROUPS = 1024, FILTER_QUERIES = 128, TURNED = 1 << 15, SAMPLE = 1024, USUAL = 128 };
 
 typedef struct {
     const qk_pq_book *b;
@@ -20,14 +25,15 @@ typedef struct {
     const float *x, *given;
     uint8_t *codes;
     float *y;
-    size_t n;                  /* vectors of codes */
-    size_t count, k;           /* queries, and how many nearest ones are wanted */
-    size_t lanes, full, units; /* queries of a unit, units of so many, all units */
-    int singles;               /* whether the units after the full ones are one query each, else the rest of them */
-    size_t parts;              /* of the codes */
-    uint64_t *heaps;           /* (count, parts, k) */
+    size_t n;              /* vectors of codes */
+    size_t count, k;       /* queries, and how many nearest ones are wanted */
+    size_t lanes, unit;    /* queries that share a scan, and that share an item */
+    size_t parts;          /* of the codes */
+    int filter;            /* whether vectors are filtered; then distances[k - 1] of a query bounds its answer */
+    uint64_t *heaps;       /* (count, parts, k) */
     float *distances;
     int64_t *indices;
+    int32_t most; /* of the codes that the filter saw */
     int failed;
 } job;
 
@@ -179,29 +185,157 @@ static void scan_for_lanes(const job *j, const float *queries, size_t count, siz
     }
 }
 
-/* An item is a unit of queries (a query a lane, or a single one) and a part of the codes. */
-static void scan_parts(void *context, size_t begin, size_t end)
+/* Codes first .. last - 1 for queries whose heaps are `stride` keys apart: a query a lane; so few as are faster one by
+ * one are single. */
+static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps, size_t stride)
 {
-    job *j = context;
-    const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
+    const size_t width = j->b->m * j->b->d, lanes = j->lanes;
     const size_t beyond =
         QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
-    float *memory = obtain(j, qk_times(numbers, j->lanes * sizeof *memory));
+    float *memory = obtain(j, qk_times(numbers, lanes * sizeof *memory));
+    const float *x = j->x + query * width;
     if (!memory) return;
-    for (size_t item = begin; item < end; item++) {
-        const size_t unit = item / j->parts, part = item % j->parts;
-        const int single = unit >= j->full && j->singles;
-        const size_t query = single ? j->full * j->lanes + unit - j->full : unit * j->lanes;
-        const size_t first = j->n * part / j->parts, last = j->n * (part + 1) / j->parts;
-        uint64_t *heap = j->heaps + query * stride + part * j->k;
+    for (size_t some; count; count -= some, x += some * width, heaps += some * stride) {
+        const int single = 5 * count <= lanes + 1;
+        some = single ? 1 : min_size(count, lanes);
         if (single)
-            scan_for_one(j, j->x + query * width, first, last, memory, heap);
+            scan_for_one(j, x, first, last, memory, heaps);
         else
-            scan_for_lanes(j, j->x + query * width, min_size(j->count - query, j->lanes), first, last, memory, heap,
-                           stride);
+            scan_for_lanes(j, x, some, first, last, memory, heaps, stride);
     }
     free(memory);
+}
+
+/* ---- the filter (numerics 19) ---- */
+
+typedef struct {
+    float *table;   /* distances (m, k) of a query from levels */
+    uint8_t *bytes; /* what becomes of them, (m in fours, 16) */
+    double base;    /* the least sum that there can be */
+    double unit;    /* bytes of a distance; 0: there are none yet */
+    double room;    /* between base and the limit, as it was when bytes were made */
+    float most;     /* the k-th nearest distance, or more */
+    uint16_t limit; /* of sums of bytes */
+} sieve;
+
+static float least_of(const float *distance, size_t k)
+{
+    float least = FLT_MAX;
+    for (size_t i = 0; i < k; i++) least = distance[i] < least ? distance[i] : least;
+    return least;
+}
+
+static void fill_bytes(const qk_pq_book *b, sieve *s)
+{
+    for (size_t g = 0; g < b->m; g++) {
+        const float *distance = s->table + g * b->k;
+        const double least = (double)least_of(distance, b->k);
+        for (size_t i = 0; i < b->k; i++) {
+            const double bytes = ((double)distance[i] - least) * s->unit;
+            s->bytes[g * FILTER_LEVELS + i] = bytes < 255 ? (uint8_t)bytes : 255;
+        }
+    }
+}
+
+/* Sums of bytes from this limit on belong to vectors that neither the heap nor the bound would let in. */
+static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
+{
+    uint32_t bits;
+    float below;
+    memcpy(&bits, &s->most, sizeof bits);
+    bits = bits < (uint32_t)limit_of(heap) ? bits + 1 : (uint32_t)limit_of(heap);
+    memcpy(&below, &bits, sizeof below);
+    s->limit = UINT16_MAX;
+    if (!(below <= FLT_MAX)) return;
+    const double room = (double)below * (1 + 0x1p-23 * (double)b->m) - s->base;
+    if (room > 0 && (s->unit == 0 || room < s->room / 2)) {
+        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 4)) / room;
+        fill_bytes(b, s);
+    }
+    const double sums = room * s->unit;
+    s->limit = room <= 0 ? 0 : sums < UINT16_MAX - 1 ? (uint16_t)((uint16_t)sums + 1) : UINT16_MAX;
+}
+
+/* Lets vectors of turned codes, from `at` on, into the heap. Returns how many the filter let pass. */
+static size_t sift(const job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, size_t last, uint32_t *list,
+                   uint64_t *heap)
+{
+    const size_t m = j->b->m, passed = j->kernels->pq_pass(s->bytes, m, turned, tiles, s->limit, list);
+    int closer = 0;
+    for (size_t i = 0; i < passed && at + list[i] < last; i++) {
+        float sum;
+        j->kernels->pq_table_sums(s->table, m, j->b->k, j->codes + (at + list[i]) * m, 1, &sum);
+        const uint64_t key = key_of(sum, at + list[i]);
+        if (key < heap[0]) replace_largest(heap, j->k, key), closer = 1;
+    }
+    if (closer) set_limit(j->b, s, heap);
+    return passed;
+}
+
+/* Whole tiles of codes from vector `at` on, with 15 bytes beyond them: in their place, or copied and filled up. */
+static const uint8_t *whole_tiles(const job *j, size_t at, size_t vectors, uint8_t *copy)
+{
+    const size_t m = j->b->m, left = (j->n - at) * m, wanted = vectors * m + FILTER_LEVELS - 1;
+    if (left >= wanted) return j->codes + at * m;
+    memset(copy, 0, wanted);
+    return memcpy(copy, j->codes + at * m, left);
+}
+
+/* Codes first .. last - 1 for some queries. Returns where it went to: not to the end if the filter lets much pass. */
+static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps,
+                            size_t stride)
+{
+    const qk_pq_book *b = j->b;
+    const size_t fours = round_up(b->m, 4) * FILTER_LEVELS, tile = round_up(b->m, 16) * QK_PQ_TILE;
+    const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
+    const size_t floats = count * b->m * b->k + QK_MAX_LEVELS; /* for codes that another thread changes */
+    sieve sieves[FILTER_QUERIES];
+    size_t at = first, passed = 0, seen = 0;
+    int32_t most = 0;
+    int stopped = 0;
+    float *tables = obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + block * b->m + 15);
+    if (!tables) return last;
+    uint32_t *list = (uint32_t *)(tables + floats);
+    uint8_t *bytes = (uint8_t *)(list + block), *turned = bytes + count * fours, *copy = turned + tiles * tile;
+    memset(bytes, 0, count * fours);
+    for (size_t q = 0; q < count; q++) {
+        sieve *s = &sieves[q];
+        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * fours};
+        j->kernels->pq_distance_table(b, j->x + (query + q) * b->m * b->d, s->table);
+        for (size_t g = 0; g < b->m; g++) s->base += (double)least_of(s->table + g * b->k, b->k);
+        s->most = j->distances[(query + q) * j->k + j->k - 1];
+        set_limit(b, s, heaps + q * stride);
+    }
+    for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
+        const int32_t largest = j->kernels->pq_turn(whole_tiles(j, at, block, copy), b->m, tiles, turned);
+        most = largest > most ? largest : most;
+        for (size_t q = 0; q < count && !stopped; q++, seen += block * b->m) {
+            passed += sift(j, &sieves[q], turned, tiles, at, last, list, heaps + q * stride);
+            if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
+        }
+    }
+    qk_keep_most(&j->most, most);
+    free(tables);
+    return at < last ? at : last;
+}
+
+/* An item is a unit of queries and a part of the codes. */
+static void scan_parts(void *context, size_t begin, size_t end)
+{
+    job *j = context;
+    const size_t stride = j->parts * j->k;
+    for (size_t item = begin; item < end && !qk_stopped(); item++) {
+        const size_t query = item / j->parts * j->unit, part = item % j->parts;
+        const size_t count = min_size(j->count - query, j->unit), last = j->n * (part + 1) / j->parts;
+        uint64_t *heaps = j->heaps + query * stride + part * j->k;
+        size_t first = j->n * part / j->parts;
+        if (j->filter) {
+            first = scan_filtered(j, query, count, first, last, heaps, stride);
+            qk_keep_most(&j->most, qk_largest_code(j->codes + first * j->b->m, (last - first) * j->b->m));
+        }
+        if (first < last) scan_for_all(j, query, count, first, last, heaps, stride);
+    }
 }
 
 /* Merges the parts of a query, and sorts. Codes that another thread has changed may have left a heap unfilled. */
@@ -224,6 +358,40 @@ static void finish_queries(void *context, size_t begin, size_t end)
     }
 }
 
+/* Searches, by the filter or without. */
+static int scan(job *j)
+{
+    const double work = (j->filter ? 0.01 : 0.15) * (double)j->count * (double)j->n * (double)j->b->m;
+    const size_t threads = (size_t)qk_threads_for(j->n, work), units = ceil_div(j->count, j->unit);
+    j->parts = units >= 4 * threads ? 1 : threads;
+    j->heaps = obtain(j, qk_times(qk_times(j->count, j->k), j->parts * sizeof *j->heaps));
+    if (!j->heaps) return 0;
+    for (size_t i = 0; i < j->count * j->parts * j->k; i++) j->heaps[i] = INT64_MAX;
+    int status = qk_parallel_for(units * j->parts, work, scan_parts, j);
+    if (!status && !j->failed) status = qk_parallel_for(j->count, 50.0 * (double)(j->count * j->k), finish_queries, j);
+    free(j->heaps);
+    return status ? status : !j->failed;
+}
+
+/* Bounds of the k-th nearest distances: those of a sample of vectors, evenly spread. */
+static int scan_sample(const job *whole)
+{
+    job j = *whole;
+    const size_t m = j.b->m;
+    j.n = SAMPLE + 4 * j.k;
+    j.codes = obtain(&j, j.n * m);
+    if (!j.codes) return 0;
+    for (size_t i = 0; i < j.n; i++) memcpy(j.codes + i * m, whole->codes + whole->n / j.n * i * m, m);
+    const int status = scan(&j);
+    free(j.codes);
+    return status;
+}
+
+int qk_pq_filters(const qk_pq_book *b, size_t n, size_t k)
+{
+    return qk_active()->pq->pq_pass && b->k <= FILTER_LEVELS && b->m <= FILTER_GROUPS && n / 64 >= k + SAMPLE / 4;
+}
+
 int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
                  float *distances, int64_t *indices)
 {
@@ -237,18 +405,12 @@ int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_
              .k = k,
              .distances = distances,
              .indices = indices};
-    const double work = 0.15 * (double)count * (double)n * (double)b->m;
-    const size_t threads = (size_t)qk_threads_for(n, work);
-    j.lanes = (size_t)j.kernels->lanes, j.full = count / j.lanes;
-    const size_t rest = count % j.lanes;
-    j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
-    j.units = j.full + (j.singles ? rest : 1);
-    j.parts = j.units >= 4 * threads ? 1 : threads;
-    j.heaps = obtain(&j, qk_times(qk_times(count, k), j.parts * sizeof *j.heaps));
-    if (!j.heaps) return 0;
-    for (size_t i = 0; i < count * j.parts * k; i++) j.heaps[i] = INT64_MAX;
-    int status = qk_parallel_for(j.units * j.parts, work, scan_parts, &j);
-    if (!status && !j.failed) status = qk_parallel_for(count, 50.0 * (double)(count * k), finish_queries, &j);
-    free(j.heaps);
-    return status ? status : !j.failed;
+    j.lanes = j.unit = (size_t)j.kernels->lanes;
+    int status = 1;
+    if (qk_pq_filters(b, n, k)) {
+        status = scan_sample(&j);
+        j.filter = 1, j.unit = FILTER_QUERIES;
+    }
+    if (status == 1) status = scan(&j);
+    return status == 1 && (size_t)j.most >= b->k ? 2 : status;
 }

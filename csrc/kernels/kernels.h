@@ -119,6 +119,8 @@ typedef struct {
     int32_t *all, *near; /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
+enum { QK_PQ_TILE = 128 }; /* vectors of codes that are turned at a time */
+
 /* The nearest of k centroids by squared distances that do not underflow (numerics 14; of two as near the lower index).
  * `found` is the lowest of those whose distance the kernels took for the smallest. */
 int32_t qk_nearest_f32(const float *x, const float *centroids, size_t k, size_t d, int32_t found);

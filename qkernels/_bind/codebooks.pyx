@@ -10,7 +10,7 @@ cimport numpy as cnp
 from .arrays cimport contiguous, FLOAT32, lay_out, out_array, refuse_overlap, result_array
 from .c cimport (
     qk_codebook, qk_decode, qk_encode, qk_enter_scope, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS,
-    qk_pack_bits, qk_pq_book, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0,
+    qk_pack_bits, qk_pq_book, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_filters, qk_pq_search, QK_Q4_0, QK_Q8_0,
     qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
@@ -124,12 +124,13 @@ cdef class VectorLevels:
         return book
 
 
-cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
+cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k, bint known=False) except -1:
+    """Refuse codes that are not below k; `known`: one was not, though another thread may have changed it since."""
     cdef int most = 0
     if k < QK_MAX_LEVELS:
         with nogil:
             most = qk_largest_code(codes, n)
-    if <size_t>most >= k and n:
+    if known or <size_t>most >= k and n:
         raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
     return 0
 
@@ -194,9 +195,12 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
     cdef float *sums = <float *>cnp.PyArray_DATA(distances)
     cdef int64_t *where = <int64_t *>cnp.PyArray_DATA(indices)
     cdef int done
-    refuse_codes(stored, n * book.m, book.k)
+    if not qk_pq_filters(&book, n, <size_t>k):
+        refuse_codes(stored, n * book.m, book.k)
     with nogil:
         done = qk_pq_search(source, count, stored, n, &book, <size_t>k, sums, where)
+    if done == 2:
+        refuse_codes(stored, n * book.m, book.k, True)
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
