@@ -50,11 +50,12 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
           *distances = block(queries * sizeof *distances, 0);
     uint8_t *codes = block(n * m, 255);
     int64_t *indices = block(queries * sizeof *indices, 0);
+    const qk_pq_codes stored = {.codes = codes, .n = n};
     for (int shared = 0; shared < 2; shared++) {
         const qk_pq_book book = {
             .m = m, .k = k, .d = d, .shared = shared, .levels = level, .columns = columns, .scaled = scaled};
         qk_pq_decode(codes, y, n, &book);
-        qk_pq_search(q, queries, codes, n, &book, 1, distances, indices);
+        qk_pq_search(q, queries, &stored, &book, 1, distances, indices);
         for (size_t i = 0; i < queries; i++)
             if (indices[i] < 0 || (size_t)indices[i] >= n) exit(2);
         calls += 2;

@@ -10,8 +10,8 @@ cimport numpy as cnp
 from .arrays cimport contiguous, FLOAT32, lay_out, out_array, refuse_overlap, result_array
 from .c cimport (
     qk_codebook, qk_decode, qk_encode, qk_enter_scope, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS,
-    qk_pack_bits, qk_pq_book, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_filters, qk_pq_search, QK_Q4_0, QK_Q8_0,
-    qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode,
+    qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -124,13 +124,12 @@ cdef class VectorLevels:
         return book
 
 
-cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k, bint known=False) except -1:
-    """Refuse codes that are not below k; `known`: one was not, though another thread may have changed it since."""
+cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
     cdef int most = 0
     if k < QK_MAX_LEVELS:
         with nogil:
             most = qk_largest_code(codes, n)
-    if known or <size_t>most >= k and n:
+    if <size_t>most >= k and n:
         raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
     return 0
 
@@ -181,29 +180,35 @@ def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
     return tables
 
 
-def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k):
+def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k, bint dense):
     """Return (distances, indices), both (queries, k).
 
-    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups).
+    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups), or dense, (n, groups / 2).
     """
     cdef cnp.ndarray a = contiguous(codes)
-    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
-    cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
+    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), columns = <size_t>cnp.PyArray_DIM(a, 1)
+    cdef qk_pq_book book = levels.over(2 * columns if dense else columns)
+    cdef qk_pq_codes stored
+    stored.codes, stored.n = <const uint8_t *>cnp.PyArray_DATA(a), <size_t>cnp.PyArray_DIM(a, 0)
+    stored.dense = dense
     distances, indices = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
     cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
-    cdef const uint8_t *stored = <const uint8_t *>cnp.PyArray_DATA(a)
     cdef float *sums = <float *>cnp.PyArray_DATA(distances)
     cdef int64_t *where = <int64_t *>cnp.PyArray_DATA(indices)
     cdef int done
-    if not qk_pq_filters(&book, n, <size_t>k):
-        refuse_codes(stored, n * book.m, book.k)
+    if not qk_pq_checks(&stored, &book, <size_t>k):
+        refuse_codes(stored.codes, stored.n * book.m, book.k)
     with nogil:
-        done = qk_pq_search(source, count, stored, n, &book, <size_t>k, sums, where)
+        done = qk_pq_search(source, count, &stored, &book, <size_t>k, sums, where)
     if done == 2:
-        refuse_codes(stored, n * book.m, book.k, True)
+        raise ValueError(f"codes must be below {book.k}, the number of levels, got {largest_of(a, dense)}")
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
+
+
+def largest_of(codes, dense):
+    return int(max((codes & 15).max(), (codes >> 4).max()) if dense else codes.max())
 
 
 # ---- dense bits and GGUF's blocks ----

@@ -70,6 +70,7 @@ static inline reg high_u8(reg a, reg b) { return _mm256_unpackhi_epi8(a, b); }
 static inline reg look_up_u8(reg table, reg index) { return _mm256_shuffle_epi8(table, index); }
 static inline reg most_u8(reg a, reg b) { return _mm256_max_epu8(a, b); }
 static inline reg sub_i16(reg a, reg b) { return _mm256_sub_epi16(a, b); }
+static inline reg over_16_i16(reg v) { return _mm256_srli_epi16(v, 4); }
 static inline reg over_256_i16(reg v) { return _mm256_srli_epi16(v, 8); }
 static inline reg times_256_i16(reg v) { return _mm256_slli_epi16(v, 8); }
 /* A bit for each word of a that is below the limit, and of b, in turns. */
