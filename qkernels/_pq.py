@@ -61,8 +61,7 @@ def search(queries, codes, codebook, k, *, bits=8):
     k : int
         From 1 to n.
     bits : int
-        8 or 4, that a code is stored in. Codes of 4 bits take half the memory, and half the time to read where one query
-        is searched among many.
+        8 or 4, that a code is stored in. Codes of 4 bits take half the memory, and a few queries less time.
 
     Returns
     -------
@@ -90,13 +89,14 @@ def search(queries, codes, codebook, k, *, bits=8):
     (array([[ 1., 25.]], dtype=float32), array([[2, 1]]))
     """
     queries, codes, k = _checked_queries(queries, codebook), as_array(codes, "codes"), integer(k, "k")
+    bits = integer(bits, "bits")
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
     if bits not in (8, 4):
-        raise ValueError(f"bits must be 8 or 4, got {bits!r}")
+        raise ValueError(f"bits must be 8 or 4, got {bits}")
     groups = queries.shape[1] // codebook.levels.shape[-1]
     if bits == 4 and (groups % 2 or codebook.k > 16):
-        raise ValueError(f"bits=4 takes an even number of groups and 16 levels, got {groups} of {codebook.k}")
+        raise ValueError(f"bits=4 takes an even number of groups of at most 16 levels, got {groups} of {codebook.k}")
     columns = groups * bits // 8
     if codes.ndim != 2 or codes.shape[1] != columns:
         raise ValueError(

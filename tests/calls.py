@@ -193,7 +193,10 @@ CALLS = {  # name of the function: its valid calls. An `out` is a function that 
         }
         for rounding in ("half_even", "gemmlowp")
     ],
-    "search": [{"queries": X, "codes": U[:, :2] % 2, "codebook": VECTORS, "k": 1}],
+    "search": [
+        {"queries": X, "codes": U[:, :2] % 2, "codebook": VECTORS, "k": 1, "bits": 8},
+        {"queries": X, "codes": np.uint8([[16], [1]]), "codebook": VECTORS, "k": 1, "bits": 4},
+    ],
     "set_num_threads": [{"n": 1}],
     "show_config": [{}],
     "to_gguf": [{"x": np.ones((2, 32), np.float32), "kind": "Q8_0"}],
