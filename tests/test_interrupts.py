@@ -192,7 +192,9 @@ def test_ctrl_c_returns_soon(name):
     check_waits(name, 1)
 
 
-@pytest.mark.parametrize("name", ["linear", "matmul, few", "attention", "attention, one head", "search", "search, 16 levels", "kmeans"])
+@pytest.mark.parametrize(
+    "name", ["linear", "matmul, few", "attention", "attention, one head", "search", "search, 16 levels", "kmeans"]
+)
 def test_ctrl_c_stops_all_threads(name):
     check_waits(name, 3)
 

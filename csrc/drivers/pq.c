@@ -25,13 +25,13 @@ typedef struct {
     const float *x, *given;
     uint8_t *codes;
     float *y;
-    size_t n;              /* vectors of codes */
-    size_t pitch;          /* bytes of one: m, or m / 2 where codes are dense */
-    size_t count, k;       /* queries, and how many nearest ones are wanted */
-    size_t lanes, unit;    /* queries that share a scan, and that share an item */
-    size_t parts;          /* of the codes */
-    int filter;            /* whether vectors are filtered; then distances[k - 1] of a query bounds its answer */
-    uint64_t *heaps;       /* (count, parts, k) */
+    size_t n;           /* vectors of codes */
+    size_t pitch;       /* bytes of one: m, or m / 2 where codes are dense */
+    size_t count, k;    /* queries, and how many nearest ones are wanted */
+    size_t lanes, unit; /* queries that share a scan, and that share an item */
+    size_t parts;       /* of the codes */
+    int filter;         /* whether vectors are filtered; then distances[k - 1] of a query bounds its answer */
+    uint64_t *heaps;    /* (count, parts, k) */
     float *distances;
     int64_t *indices;
     int32_t most; /* of the codes that the filter saw */
@@ -204,7 +204,8 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
     const size_t beyond =
         QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
-    const size_t bytes = qk_times(numbers, lanes * sizeof(float)), dense = j->pitch < j->b->m ? qk_times(SCAN, j->b->m) : 0;
+    const size_t bytes = qk_times(numbers, lanes * sizeof(float)),
+                 dense = j->pitch < j->b->m ? qk_times(SCAN, j->b->m) : 0;
     float *memory = obtain(j, qk_plus(bytes, dense));
     if (!memory) return;
     uint8_t *space = (uint8_t *)memory + bytes;
@@ -329,8 +330,7 @@ static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, si
     const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
     const size_t floats = count * b->m * b->k + QK_MAX_LEVELS; /* for codes that another thread changes */
     sieve sieves[FILTER_QUERIES];
-    float *tables =
-        obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + block * j->pitch + 15);
+    float *tables = obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + block * j->pitch + 15);
     if (!tables) return last;
     uint32_t *list = (uint32_t *)(tables + floats);
     uint8_t *bytes = (uint8_t *)(list + block) + tiles * tile + block * j->pitch + 15;
@@ -422,6 +422,7 @@ static int is_filtered(const qk_pq_book *b, size_t n, size_t k)
 
 int qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
 {
+    QK_DEFAULT_MODE;
     return codes->dense || is_filtered(b, codes->n, k);
 }
 

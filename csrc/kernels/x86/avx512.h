@@ -78,9 +78,10 @@ static inline reg times_256_i16(reg v) { return _mm512_slli_epi16(v, 8); }
 /* A bit for each word of a that is below the limit, and of b, in turns. */
 static inline uint64_t words_below(reg a, reg b, reg limit)
 {
-    const reg low = _mm512_movm_epi16(_mm512_cmplt_epu16_mask(a, limit));
-    return _mm512_movepi8_mask(
-        _mm512_mask_mov_epi8(low, 0xaaaaaaaaaaaaaaaa, _mm512_movm_epi16(_mm512_cmplt_epu16_mask(b, limit))));
+    const reg under_a = _mm512_subs_epu16(limit, a), under_b = _mm512_subs_epu16(limit, b);
+    const reg even = _mm512_movm_epi16(_mm512_test_epi16_mask(under_a, under_a));
+    const reg odd = _mm512_movm_epi16(_mm512_test_epi16_mask(under_b, under_b));
+    return _mm512_movepi8_mask(_mm512_mask_mov_epi8(even, 0xaaaaaaaaaaaaaaaa, odd));
 }
 
 #endif

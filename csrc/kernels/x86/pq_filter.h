@@ -104,7 +104,7 @@ static size_t pq_pass(const uint8_t *table, size_t m, int dense, const uint8_t *
                       uint32_t *list)
 {
     const int close = is_close(m, dense);
-        const reg most = all_i16((int16_t)limit);
+    const reg most = all_i16((int16_t)limit);
     size_t listed = 0;
     for (size_t v = 0; v < tiles * QK_PQ_TILE; v += 2 * REG) {
         const uint8_t *codes = turned + v / QK_PQ_TILE * qk_pq_turned(m) + v % QK_PQ_TILE, *t = table;
