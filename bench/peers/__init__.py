@@ -13,6 +13,7 @@ from race import MISSING, Contender
 # of this run, set by conftest.py before any peer is used
 threads, isa, best_isa = 1, None, None
 left_out = False  # bench/compare.py times our own code alone
+BY_ENVIRONMENT = ["avx2", "avxvnni", "avx512"]  # what conftest.py can hold to by the environment
 
 
 class Missing:
@@ -34,6 +35,7 @@ def __getattr__(name):
         return globals().setdefault(name, Missing(name))
 
 
-def contender(name, call, read, check=None, held_to=()):
-    """Return a Contender; it counts as held if our instruction set is the best, or among those it can be held to."""
-    return Contender(name, call, read, check, held=isa == best_isa or isa in held_to)
+def contender(name, call, read=None, check=None, held_to=()):
+    """Return a Contender, whose result is that of one more call if `read` does not tell. It counts as held if our
+    instruction set is the best, or among those it can be held to."""
+    return Contender(name, call, read or call, check, held=isa == best_isa or isa in held_to)
