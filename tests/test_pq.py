@@ -278,6 +278,18 @@ def test_few_levels_and_equal_distances(variants):
         check_search(queries, some, book, 30, variants)
 
 
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_what_is_hardly_nearer_is_not_filtered(m, isas):
+    """Each vector that comes is nearer than all before by less than sums of bytes tell; a sample sees the first."""
+    levels = np.zeros((m, 16, 1), np.float32)
+    levels[0, :14, 0] = np.sqrt(0.6 + np.arange(14) * 2.0**-14)  # no code is 15: the least distance is 0
+    levels[0, 14] = 2
+    codes = np.zeros((MANY, m), np.uint8)
+    codes[:, 0] = 14
+    codes[np.arange(14) * 1111, 0] = np.arange(13, -1, -1)
+    check_search(np.zeros((2, m), np.float32), codes, qk.Codebook(levels, vector=True), 1, isas)
+
+
 def test_the_k_nearest_may_be_many_or_lie_together(isas):
     """Near vectors that a sample misses, at the ends of parts; and k beyond what is filtered."""
     book = book_of(8, 16, 1)
