@@ -43,6 +43,8 @@ def main():
     parts = [INTRODUCTION]
     if (path := RESULTS / "minilm.json").exists():
         parts.append(minilm_section(json.loads(path.read_text())))
+    if (path := RESULTS / "minilm_peers.json").exists():
+        parts.append(report.as_markdown(**json.loads(path.read_text())))
     if error_against_bits.RESULTS.exists():
         parts.append(bits_section(json.loads(error_against_bits.RESULTS.read_text())))
     headings = {name: heading for name, (_, _, heading) in RUNS.items()} | OTHER_CPUS
@@ -66,6 +68,7 @@ def run_all():
         report.save(path, report.load(path))
     options = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
     run("-m", "bench.minilm", *options)
+    run("-m", "bench.minilm.peers", "--json", RESULTS / "minilm_peers.json")
     run("-m", "bench.minilm.error_against_bits")
 
 

@@ -16,6 +16,7 @@ except ImportError:  # an older tree, which compare.py races
     from qkernels import _core as runtime
 
 LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "bitsandbytes", "gguf", "faiss-cpu", "scikit-learn"]
+LIBRARIES += ["openvino", "zentorch"]
 LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the
 slower of its multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of
 an elementwise operation, a stream of the same bytes.

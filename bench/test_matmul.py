@@ -4,7 +4,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_codes
-from dense import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
+from dense import CODES, COLD_BYTES, CUBES, MANY_ROWS, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
 from limits import moving
 from race import Contender, exactly, our_own
 
@@ -29,7 +29,7 @@ def integer_peers(a, b, expected):
     return [*found, peers.numkong.dots(a, b)] if a.dtype == np.int8 else found
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=named)
+@pytest.mark.parametrize("shape", SHAPES + MANY_ROWS, ids=named)
 @A_DTYPES
 def test_matmul(race, isa, a_dtype, shape):
     a, b, expected, out = operands(shape, a_dtype)
