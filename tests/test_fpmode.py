@@ -521,10 +521,11 @@ def test_functions_keep_name_signature_and_docstring_and_can_be_pickled():
     assert list(inspect.signature(qk.QParams).parameters)[:2] == ["scale", "zero_point"]
 
 
-# These count, copy and look up, without arithmetic of floats.
+# These count, copy and look up, without arithmetic of floats, or hand all of it to one of the others.
 WITHOUT_FLOATS = re.compile(
     r"qk_(active|find|name|built|activate|version|status_text|(set|get)_isa|(set|get)_num_threads|most_threads|"
-    r"set_interrupt|gemm8_kernels_for|\w+_init|\w+_bytes|\w+_free|weights_(rows|cols))"
+    r"set_interrupt|gemm8_kernels_for|\w+_init|\w+_bytes|\w+_free|weights_(rows|cols)|"
+    r"scale_count|most_rows|multiply|book_tables)"
 )
 
 
