@@ -220,23 +220,32 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     }
 }
 
-/* The same of floats, quantized on the way. Returns 0 if a value is not finite. */
-static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+/* Row i of floats, whose range is known. */
+static void quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_plan *plan)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
-    uint8_t *codes = (uint8_t *)block + g->spare_at; /* before they are widened */
-    for (size_t i = 0; i < rows; i++) {
-        char *to = block->rows + i * g->lda;
-        uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
-        qk_row_scale row;
-        if (!qk_quantize_row(&g->quantizer, (const float *)row_of(g->source, first + i), q, &row)) return 0;
-        block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
-        block->any_wide |= row.wide != 0;
-        if (k->a_bytes == 1)
-            memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
-        else
-            k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
-        describe_row(g, block, i, q, row.zero_point, 0);
+    char *to = block->rows + i * g->lda;
+    uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : (uint8_t *)block + g->spare_at; /* before they are widened */
+    qk_quantize_planned(&g->quantizer, x, q, plan);
+    block->scale[i] = plan->row.scale, block->wide_scale[i] = plan->row.wide;
+    block->any_wide |= plan->row.wide != 0;
+    if (k->a_bytes == 1)
+        memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
+    else
+        k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
+    describe_row(g, block, i, q, plan->row.zero_point, 0);
+}
+
+/* Rows as the tile wants them, of floats, quantized on the way. Returns 0 if a value is not finite. */
+static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+{
+    qk_row_plan plans[2];
+    const float *x = (const float *)row_of(g->source, first), *next;
+    if (!qk_plan_row(&g->quantizer, x, plans)) return 0;
+    for (size_t i = 0; i < rows; i++, x = next) {
+        next = (const float *)row_of(g->source, first + i + 1);
+        if (i + 1 < rows && !qk_plan_row(&g->quantizer, next, plans + (i + 1) % 2)) return 0;
+        quantize_row(g, block, i, x, plans + i % 2);
     }
     return 1;
 }
