@@ -26,15 +26,21 @@ int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
     return all;
 }
 
+void qk_set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
+{
+    p->scale = scale, p->zero_point = zero_point, p->qmin = qmin, p->qmax = qmax;
+    p->half_away = rounding == QK_HALF_AWAY;
+    p->v_lo = (float)(qmin - zero_point);
+    p->v_hi = (float)(qmax - zero_point);
+    p->x_lo = p->v_lo * scale;
+    p->x_hi = p->v_hi * scale;
+    p->reciprocal = reciprocal_of(scale);
+}
+
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
 {
-    qk_affine p = {
-        .scale = scale, .zero_point = zero_point, .qmin = qmin, .qmax = qmax, .half_away = rounding == QK_HALF_AWAY};
-    p.v_lo = (float)(qmin - zero_point);
-    p.v_hi = (float)(qmax - zero_point);
-    p.x_lo = p.v_lo * scale;
-    p.x_hi = p.v_hi * scale;
-    p.reciprocal = reciprocal_of(scale);
+    qk_affine p;
+    qk_set_affine(&p, scale, zero_point, qmin, qmax, rounding);
     return p;
 }
 

@@ -239,13 +239,14 @@ static void quantize_row(const product *g, row_block *block, size_t i, const flo
 /* Rows as the tile wants them, of floats, quantized on the way. Returns 0 if a value is not finite. */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
-    qk_row_plan plans[2];
-    const float *x = (const float *)row_of(g->source, first), *next;
-    if (!qk_plan_row(&g->quantizer, x, plans)) return 0;
-    for (size_t i = 0; i < rows; i++, x = next) {
-        next = (const float *)row_of(g->source, first + i + 1);
-        if (i + 1 < rows && !qk_plan_row(&g->quantizer, next, plans + (i + 1) % 2)) return 0;
-        quantize_row(g, block, i, x, plans + i % 2);
+    enum { AT_ONCE = 4 };
+    qk_row_plan plans[AT_ONCE];
+    for (size_t i = 0; i < rows; i += AT_ONCE) {
+        const size_t n = min_size(rows - i, AT_ONCE);
+        for (size_t j = 0; j < n; j++)
+            if (!qk_plan_row(&g->quantizer, (const float *)row_of(g->source, first + i + j), plans + j)) return 0;
+        for (size_t j = 0; j < n; j++)
+            quantize_row(g, block, i + j, (const float *)row_of(g->source, first + i + j), plans + j);
     }
     return 1;
 }

@@ -46,7 +46,7 @@ int qk_plan_row(const qk_row_quantizer *p, const float *x, qk_row_plan *plan)
         qk_choose_inside(plan->lo * up, plan->hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
         row->wide = scale * 0x1p-100;
     }
-    plan->affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
+    qk_set_affine(&plan->affine, scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     return 1;
 }
 

@@ -217,6 +217,7 @@ extern const qk_layers_kernels qk_layers_avx2, qk_layers_avx512;
 extern const qk_kmeans_kernels qk_kmeans_avx2, qk_kmeans_avx512;
 extern const qk_pq_kernels qk_pq_avx2, qk_pq_avx512;
 
+void qk_set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 /* qk_choose where the mode is the default one already. */
 void qk_choose_inside(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point);
