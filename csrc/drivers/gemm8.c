@@ -345,6 +345,12 @@ static void move_to_panel(const product *g, size_t col, qk_tile *t)
         t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
 }
 
+static char *result_at(const product *g, size_t row, size_t col)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    return (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
+}
+
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
                        size_t col, int32_t *acc, qk_tile *t)
 {
@@ -355,7 +361,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
     t->row_zero = floats || g->source->zero_point_per_row ? block->zero + row_in_block : NULL;
     t->row_term = g->b_zero ? block->term + row_in_block : NULL;
     t->row_scale = floats ? block->scale + row_in_block : NULL;
-    t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
+    t->dst = result_at(g, row, col);
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
     if (epilogue->type == QK_TO_INT32)
         k->tile_to_int32(acc, t);
@@ -369,35 +375,50 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_codes(acc, t);
 }
 
+/* The sums of a tile: of `rows` rows at `a`, and of the panel at `codes` or, widened, at `wide`. */
+static void sum_tile(const product *g, size_t rows, const char *a, const int8_t *codes, const int16_t *wide,
+                     const int32_t *init, int32_t *c, const qk_ahead *ahead)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t steps = g->b->k_pad / (size_t)k->kr;
+    const size_t ldc = (char *)c == ahead->write ? ahead->row_stride / sizeof *c : (size_t)k->nr;
+    if (wide)
+        k->gemm8_wide_tile((int)rows, steps, a, g->lda, wide, init, c, ldc);
+    else if (ahead->step && rows == (size_t)k->mr)
+        k->gemm8_tile_ahead(steps, a, g->lda, codes, init, c, ldc, ahead);
+    else
+        k->gemm8_tile((int)rows, steps, a, g->lda, codes, init, c, ldc);
+}
+
+/* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
+ * come from memory. The last asks for the first, with which the next block begins. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
-    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, part = ceil_div(b->panel_bytes, ceil_div(rows, mr));
     const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
         !g->source->zero_point_per_row;
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_ahead ahead = {.step = k->gemm8_tile_ahead && rows > mr ? ceil_div(part * (size_t)k->kr, b->k_pad) : 0,
+                      .row_stride = g->epilogue->row_stride};
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
-        if (wide) k->gemm8_widen_panel(codes, steps, wide);
+        ahead.read = panel + 1 < g->walk.panels ? codes + b->panel_bytes : b->panels;
+        if (wide) k->gemm8_widen_panel(codes, b->k_pad / (size_t)k->kr, wide);
         const int direct = plain && col + nr <= b->n;
         if (!direct) move_to_panel(g, col, &t);
-        for (size_t i = 0; i < rows; i += mr) {
+        for (size_t i = 0; i < rows; i += mr, ahead.read += part) {
             const size_t count = min_size(rows - i, mr);
-            const char *a = block->a + i * g->lda;
-            int32_t *c =
-                direct ? (int32_t *)((char *)g->epilogue->out + (first + i) * g->epilogue->row_stride) + col : acc;
-            const size_t ldc = direct ? g->epilogue->row_stride / sizeof *c : nr;
-            if (wide)
-                k->gemm8_wide_tile((int)count, steps, a, g->lda, wide, g->init + col, c, ldc);
-            else
-                k->gemm8_tile((int)count, steps, a, g->lda, codes, g->init + col, c, ldc);
+            ahead.write = result_at(g, first + i, col);
+            sum_tile(g, count, block->a + i * g->lda, codes, wide, g->init + col,
+                     direct ? (int32_t *)ahead.write : acc, &ahead);
             if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }

@@ -21,7 +21,7 @@
 
 static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "prefer-vector-width=512")
+QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prfchw", "prefer-vector-width=512")
 
 #define WITH_VNNI 1
 #define MR 12
@@ -29,6 +29,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "
 #define KR 4
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
+#define GEMM8_TILE_AHEAD gemm8_tile_ahead
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -38,9 +39,20 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "
  * few rows, where it would cost. */
 enum { AHEAD = 32 * NR * KR };
 
+/* Asks for what `ahead` names, in step s of a tile: a line of the result every few steps, for all at once would keep
+ * those of the panel waiting. */
+static QK_INLINE void ask(const qk_ahead *ahead, size_t s, const int rows)
+{
+    enum { EVERY = 8 };
+    __builtin_prefetch(ahead->read + s * ahead->step, 0, 2);
+    if (s % EVERY || s / EVERY >= (size_t)rows) return;
+    char *line = ahead->write + s / EVERY * ahead->row_stride;
+    __builtin_prefetch(line, 1), __builtin_prefetch(line + 64, 1);
+}
+
 /* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
- * since gcc keeps arrays of them in memory. */
-static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+ * since gcc keeps arrays of them in memory. `ahead` may be NULL. */
+static QK_INLINE void tile(const int rows, const qk_ahead *ahead, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
                            const int32_t *init, int32_t *c, size_t ldc)
 {
     const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
@@ -52,6 +64,7 @@ static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_
     for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, a6 += KR, a9 += KR, panel += NR * KR) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         if (rows > 4) __builtin_prefetch(panel + AHEAD), __builtin_prefetch(panel + AHEAD + 64);
+        if (ahead) ask(ahead, s, rows);
         __m512i v = broadcast4(a);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
         if (rows > 1)
@@ -125,13 +138,20 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
     if (rows < 3)
         few_rows(rows, steps, a, lda, panel, init, c, ldc);
     else
-        tile(rows, steps, a, lda, panel, init, c, ldc);
+        tile(rows, NULL, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_tile_ahead(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                             int32_t *c, size_t ldc, const qk_ahead *given)
+{
+    const qk_ahead ahead = *given;
+    tile(MR, &ahead, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
