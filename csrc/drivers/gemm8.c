@@ -236,17 +236,18 @@ static void quantize_row(const product *g, row_block *block, size_t i, const flo
     describe_row(g, block, i, q, plan->row.zero_point, 0);
 }
 
-/* Rows as the tile wants them, of floats, quantized on the way. Returns 0 if a value is not finite. */
+/* Rows as the tile wants them, of floats, quantized on the way. The range of the next row is found before the codes of
+ * this one, whose divisions it would wait for, and the row after it is asked for. Returns 0 if a value is not finite.
+ */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
-    enum { AT_ONCE = 4 };
-    qk_row_plan plans[AT_ONCE];
-    for (size_t i = 0; i < rows; i += AT_ONCE) {
-        const size_t n = min_size(rows - i, AT_ONCE);
-        for (size_t j = 0; j < n; j++)
-            if (!qk_plan_row(&g->quantizer, (const float *)row_of(g->source, first + i + j), plans + j)) return 0;
-        for (size_t j = 0; j < n; j++)
-            quantize_row(g, block, i + j, (const float *)row_of(g->source, first + i + j), plans + j);
+    qk_row_plan plans[2];
+    for (size_t i = 0; i <= rows; i++) {
+        const float *x = (const float *)row_of(g->source, first + i),
+                    *after = (const float *)row_of(g->source, first + i + 1);
+        for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
+        if (i < rows && !qk_plan_row(&g->quantizer, x, plans + i % 2)) return 0;
+        if (i) quantize_row(g, block, i - 1, (const float *)row_of(g->source, first + i - 1), plans + (i - 1) % 2);
     }
     return 1;
 }
@@ -417,8 +418,8 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         for (size_t i = 0; i < rows; i += mr, ahead.read += part) {
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
-            sum_tile(g, count, block->a + i * g->lda, codes, wide, g->init + col,
-                     direct ? (int32_t *)ahead.write : acc, &ahead);
+            sum_tile(g, count, block->a + i * g->lda, codes, wide, g->init + col, direct ? (int32_t *)ahead.write : acc,
+                     &ahead);
             if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }

@@ -63,7 +63,7 @@ typedef struct {
 } qk_row_plan;
 
 /* Finds the range of a row and its scale; returns 0 where a value is not finite. The divisions that this takes wait for
- * one another: rows are quantized faster if the ranges of some are found before the codes of the first. */
+ * one another: rows are quantized faster if the range of each is found before the codes of the one before it. */
 int qk_plan_row(const qk_row_quantizer *p, const float *x, qk_row_plan *plan);
 void qk_quantize_planned(const qk_row_quantizer *p, const float *x, void *q, const qk_row_plan *plan);
 /* Both, of one row. */

@@ -260,7 +260,8 @@ static QK_INLINE __m512i add_pair_products(__m512i sums, __m512i columns, __m512
 #endif
 }
 
-/* What float_rows knows of a tile: pairs of zero points of its rows, and of minus the sums of its columns, and scales. */
+/* What float_rows knows of a tile: pairs of zero points of its rows, and of minus the sums of its columns, and scales.
+ */
 typedef struct {
     int32_t zeros[16];
     __m512i left_sums, right_sums;
@@ -286,8 +287,7 @@ static QK_INLINE int pair_zeros(const qk_tile *t, tile_columns *c)
 static QK_NOINLINE void correct_sums(int32_t *acc, const qk_tile *t)
 {
     for (int row = 0; row < t->rows; row++)
-        for (int col = 0; col < NR; col += 16)
-            _mm512_storeu_si512(acc + NR * row + col, sums16(acc, t, row, col));
+        for (int col = 0; col < NR; col += 16) _mm512_storeu_si512(acc + NR * row + col, sums16(acc, t, row, col));
 }
 
 /* 32 columns of a row. */

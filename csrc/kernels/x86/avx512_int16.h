@@ -40,6 +40,7 @@ static QK_INLINE void int16_rows(const int rows, const int narrow, const int sta
                                  size_t lda, const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     const int16_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    ask_for_rows(rows, c, ldc, NR);
     const __m512i i0 = started ? _mm512_loadu_si512(init) : _mm512_setzero_si512();
     const __m512i i1 = started ? _mm512_loadu_si512(init + 16) : _mm512_setzero_si512();
     __m512i c00 = i0, c01 = i1, c10 = i0, c11 = i1, c20 = i0, c21 = i1, c30 = i0, c31 = i1;

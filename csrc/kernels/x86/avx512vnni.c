@@ -52,8 +52,8 @@ static QK_INLINE void ask(const qk_ahead *ahead, size_t s, const int rows)
 
 /* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
  * since gcc keeps arrays of them in memory. `ahead` may be NULL. */
-static QK_INLINE void tile(const int rows, const qk_ahead *ahead, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
-                           const int32_t *init, int32_t *c, size_t ldc)
+static QK_INLINE void tile(const int rows, const qk_ahead *ahead, size_t steps, const uint8_t *a, size_t lda,
+                           const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512i i0 = _mm512_loadu_si512(init), i1 = _mm512_loadu_si512(init + 16);
