@@ -275,11 +275,11 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
             scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
         check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
     }
-    if (!g->gemm8_tile_ahead || rows < g->mr) return;
-    what = "gemm8_tile_ahead";
+    if (!g->gemm8_whole_tile || rows < g->mr) return;
+    what = "gemm8_whole_tile";
     clear(got, sizeof got - MARGIN);
     const qk_ahead ahead = {panel, 64, (char *)got, ldc * sizeof *got};
-    g->gemm8_tile_ahead(own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    g->gemm8_whole_tile(own_steps, packed, ld, panel, init, got, ldc, &ahead);
     check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
 }
 

@@ -167,6 +167,7 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
+    size_t steps;    /* of a panel */
     size_t lda;      /* bytes of a row of a' */
     size_t spare_at; /* where a row of codes lies in the memory of a task */
     size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
@@ -377,16 +378,16 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
 }
 
 /* The sums of a tile: of `rows` rows at `a`, and of the panel at `codes` or, widened, at `wide`. */
-static void sum_tile(const product *g, size_t rows, const char *a, const int8_t *codes, const int16_t *wide,
-                     const int32_t *init, int32_t *c, const qk_ahead *ahead)
+static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const int8_t *codes, const int16_t *wide,
+                               const int32_t *init, int32_t *c, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
-    const size_t steps = g->b->k_pad / (size_t)k->kr;
+    const size_t steps = g->steps;
     const size_t ldc = (char *)c == ahead->write ? ahead->row_stride / sizeof *c : (size_t)k->nr;
     if (wide)
         k->gemm8_wide_tile((int)rows, steps, a, g->lda, wide, init, c, ldc);
     else if (ahead->step && rows == (size_t)k->mr)
-        k->gemm8_tile_ahead(steps, a, g->lda, codes, init, c, ldc, ahead);
+        k->gemm8_whole_tile(steps, a, g->lda, codes, init, c, ldc, ahead);
     else
         k->gemm8_tile((int)rows, steps, a, g->lda, codes, init, c, ldc);
 }
@@ -399,23 +400,24 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const row_block *block = memory;
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
-    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, part = ceil_div(b->panel_bytes, ceil_div(rows, mr));
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr;
     const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
         !g->source->zero_point_per_row;
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    qk_ahead ahead = {.step = k->gemm8_tile_ahead && rows > mr ? ceil_div(part * (size_t)k->kr, b->k_pad) : 0,
-                      .row_stride = g->epilogue->row_stride};
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    if (k->gemm8_whole_tile && rows > mr && g->steps)
+        ahead.step = ceil_div(b->panel_bytes, g->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         ahead.read = panel + 1 < g->walk.panels ? codes + b->panel_bytes : b->panels;
-        if (wide) k->gemm8_widen_panel(codes, b->k_pad / (size_t)k->kr, wide);
+        if (wide) k->gemm8_widen_panel(codes, g->steps, wide);
         const int direct = plain && col + nr <= b->n;
         if (!direct) move_to_panel(g, col, &t);
-        for (size_t i = 0; i < rows; i += mr, ahead.read += part) {
+        for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * g->steps) {
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
             sum_tile(g, count, block->a + i * g->lda, codes, wide, g->init + col, direct ? (int32_t *)ahead.write : acc,
@@ -433,6 +435,7 @@ static void lay_out(product *g)
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     g->walk.block_bytes = (size_t)k->block_bytes;
+    g->steps = b->k_pad / (size_t)k->kr;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);

@@ -44,8 +44,8 @@
 #endif
 
 /* Operations that may be absent (kernels/families). */
-#ifndef GEMM8_TILE_AHEAD
-#define GEMM8_TILE_AHEAD NULL
+#ifndef GEMM8_WHOLE_TILE
+#define GEMM8_WHOLE_TILE NULL
 #endif
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL

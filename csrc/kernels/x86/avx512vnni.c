@@ -29,7 +29,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define KR 4
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
-#define GEMM8_TILE_AHEAD gemm8_tile_ahead
+#define GEMM8_WHOLE_TILE gemm8_whole_tile
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -147,7 +147,7 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
-static void gemm8_tile_ahead(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                              int32_t *c, size_t ldc, const qk_ahead *given)
 {
     const qk_ahead ahead = *given;
