@@ -16,26 +16,28 @@ THREAD_COUNTS = ["QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREAD
 OPENBLAS_OVERRIDES = ["OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"]  # they would slow it
 # Freed results stay with the process: a call that allocates should not pay for new pages, whoever's it is.
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-# What holds OpenBLAS, torch, its oneDNN and faiss to an instruction set.
-HOLDERS = ["OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "FAISS_OPT_LEVEL"]
+# What holds oneDNN, MKL, OpenBLAS, torch, faiss and zentorch's AOCL to an instruction set.
+HOLDERS = ["ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY"]
+HOLDERS += ["FAISS_OPT_LEVEL", "AOCL_DLP_ENABLE_INSTRUCTIONS"]
 HOLD_TO = {
-    "avx2": ["Haswell", "avx2", "AVX2", "AVX2"],
-    "avxvnni": ["Haswell", "avx2", "AVX2_VNNI", "AVX2"],
-    "avx512": ["SkylakeX", "avx512", "AVX512_CORE", "AVX512"],
+    "avx2": ["AVX2", "AVX2", "Haswell", "avx2", "AVX2", "avx2"],
+    "avxvnni": ["AVX2_VNNI", "AVX2_E1", "Haswell", "avx2", "AVX2", "avx2"],
+    "avx512": ["AVX512_CORE", "AVX512", "SkylakeX", "avx512", "AVX512", "avx512"],
 }
+NO_AMX = ["AVX512_CORE_BF16", "AVX512_E3"]  # all but the tiles of AMX, which our best instruction set does not use
 
 
-def set_environment(config):
+def set_environment(config=None):
     """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
     wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
-    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), [])))
+    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), NO_AMX)))
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     for name, value in wanted.items():
         os.environ.pop(name, None)
         if value:
             os.environ[name] = value
-    if capture := config.pluginmanager.getplugin("capturemanager"):
+    if capture := config and config.pluginmanager.getplugin("capturemanager"):
         capture.stop_global_capturing()  # gives stdout back
     os.execv(sys.executable, sys.orig_argv)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import report
 import roofline
-from minilm import error_against_bits
+from minilm import error_against_bits, measure
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -39,10 +39,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--measure", action="store_true", help="run the benchmarks first")
     if parser.parse_args().measure:
-        measure()
+        run_all()
     parts = [INTRODUCTION]
     if (path := RESULTS / "minilm.json").exists():
         parts.append(minilm_section(json.loads(path.read_text())))
+    if (path := RESULTS / "minilm_peers.json").exists():
+        parts.append(report.as_markdown(**json.loads(path.read_text())))
     if error_against_bits.RESULTS.exists():
         parts.append(bits_section(json.loads(error_against_bits.RESULTS.read_text())))
     headings = {name: heading for name, (_, _, heading) in RUNS.items()} | OTHER_CPUS
@@ -54,7 +56,7 @@ def main():
     (ROOT / "docs" / "performance.md").write_text("\n".join(parts))
 
 
-def measure():
+def run_all():
     def run(*command, **environment):
         subprocess.run([sys.executable, *command], env=os.environ | environment, cwd=ROOT, check=True)
 
@@ -66,6 +68,7 @@ def measure():
         report.save(path, report.load(path))
     options = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
     run("-m", "bench.minilm", *options)
+    run("-m", "bench.minilm.peers", "--json", RESULTS / "minilm_peers.json")
     run("-m", "bench.minilm.error_against_bits")
 
 
@@ -73,25 +76,10 @@ def measure():
 
 
 def minilm_section(results):
-    headings = ["", "linear weights", "bits a weight", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1"]
-    base = results["results"][0]
-    rows = [
-        [
-            r["name"],
-            f"{r['linear_bytes'] / 1e6:.1f} MB",
-            f"{32 * r['linear_bytes'] / base['linear_bytes']:.2f}",
-            f"{r['seconds']:.1f} s",
-            f"{base['seconds'] / r['seconds']:.2f}x",
-            f"{r['latency'] * 1e3:.2f} ms",
-            f"{base['latency'] / r['latency']:.2f}x",
-            f"{r['recall']:.3f} ± {r['recall_error']:.3f}",
-            f"{r['cosine']:.4f}",
-        ]
-        for r in results["results"]
-    ]
     title = ". ".join(results["title"].split("\n"))
     text = f"{title}. {results.get('note', '')} Made by `python -m bench.minilm --variants all`."
-    table = report.as_markdown("MiniLM", [*headings, "cosine to float32"], rows, text)
+    lines = measure.table_of([measure.Result(**result) for result in results["results"]])
+    table = report.as_markdown("MiniLM", *lines, text)
     return f"{table}\n![Size, speed and quality](minilm.png)\n"
 
 

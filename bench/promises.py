@@ -91,9 +91,8 @@ VNNI, AVX2 = "avx512vnni", "avx2"
 BIG = (1024, 1024, 1024)
 READ = [f"matmul {temperature} weights {m}x4096x4096" for temperature in ("hot", "cold") for m in (1, 2, 3, 4)]
 READ += [f"matmul {temperature} weights 1x1536x384" for temperature in ("hot", "cold")]
-MINILM = [
-    f"matmul MiniLM {layer}" for layer in ("attention 128x384x384", "intermediate 128x1536x384", "output 128x384x1536")
-]
+LAYERS_OF_MINILM = "attention 128x384x384", "intermediate 128x1536x384", "output 128x384x1536"
+MINILM = [f"matmul MiniLM {layer}" for layer in LAYERS_OF_MINILM]
 MANY_ROWS, ONE_ROW, LONG_ROW = [BIG, (8, 4096, 4096), (128, 384, 1536)], [(1, 4096, 4096)], [(1, 11008, 4096)]
 
 
@@ -165,10 +164,11 @@ PROMISES = [
     Promise("decode NF4 to bitsandbytes", ["decode 16 levels, block 64"], to("bitsandbytes"), ">= 1 x"),
     Promise("encode 256 levels to bitsandbytes", ["encode 256 levels, block 256"], to("bitsandbytes"), ">= 10 x"),
     Promise("decode 256 levels to bitsandbytes", ["decode 256 levels, block 256"], to("bitsandbytes"), ">= 2 x"),
-    Promise("search 48 x 8 bits to faiss, one query", ["search 48 x 8 bits, 1 query"], to("faiss"), ">= 1 x"),
-    Promise("search 48 x 8 bits to faiss, 100 queries", ["search 48 x 8 bits, 100 queries"], to("faiss"), ">= 1 x"),
-    Promise("search 96 x 4 bits to faiss, one query", ["search 96 x 4 bits, 1 query"], to("faiss"), ">= 1 x"),
-    Promise("search 96 x 4 bits to faiss, 100 queries", ["search 96 x 4 bits, 100 queries"], to("faiss"), ">= 1 x"),
+    *(
+        Promise(f"search {case} to faiss, {queries}", [f"search {case}, {queries}"], to("faiss"), ">= 1 x")
+        for case in VECTORS
+        for queries in ("1 query", "100 queries")
+    ),
     Promise("encode vectors to faiss", [f"encode vectors {case}" for case in VECTORS], to("faiss"), ">= 1 x", VNNI),
     Promise("decode vectors to faiss", [f"decode vectors {case}" for case in VECTORS], to("faiss"), ">= 1 x", VNNI),
     Promise("kmeans1d weighted", ["kmeans1d 64 weighted lines of 4096, 16 clusters"], milliseconds, "<= 28.8 ms"),

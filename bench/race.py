@@ -16,7 +16,7 @@ import numpy as np
 WINDOW = 1e-3  # seconds of a turn
 MIN_ROUNDS, MAX_ROUNDS = 24, 400
 FEW_ROUNDS, LONG_ROUND = 5, 0.1  # rounds that take longer are fewer
-PATIENCE = 5 * WINDOW  # a contender whose turn takes longer sits out rounds in proportion
+PATIENCE = 5 * WINDOW  # a contender whose turn takes longer than this and ours sits out rounds in proportion
 DISTURBED, ATTEMPTS = 0.9, 3  # of the known peak; races of a case at most
 PAUSE = 5.0  # seconds to wait at most until a disturbed machine is itself again
 
@@ -38,7 +38,9 @@ class Contender:
     scale: float = 1.0  # calls that make the work of the case
     note: str = EXACT
     calls: int = 1  # a turn
+    warming: int = 1  # calls before, as others have had the caches
     every: int = 1  # rounds
+    timed: Callable[[int, int], float] | None = None  # `time_calls` of one that another process calls
     turns: list[float] = field(default_factory=list)  # seconds of one call
 
     @property
@@ -54,8 +56,13 @@ def our_own(call, out=None, check=None):
 
 def timed_turn(contender):
     """Return the seconds of one call."""
-    call, calls = contender.call, contender.calls
-    for _ in range(1 + calls // 8 if contender.every == 1 else 0):  # others have had the caches
+    if contender.timed:
+        return contender.timed(contender.calls, contender.warming)
+    return time_calls(contender.call, contender.calls, contender.warming)
+
+
+def time_calls(call, calls, warming):
+    for _ in repeat(None, warming):
         call()
     start = timer()
     for _ in repeat(None, calls):
@@ -64,16 +71,23 @@ def timed_turn(contender):
 
 
 def plan(contenders):
-    """Fit the calls of a turn to WINDOW; return the number of rounds. The first contender sits out none."""
-    a_round = 0.0
+    """Fit the calls of a turn to WINDOW; return the number of rounds. The first contender, ours, sits out none."""
+    a_round, patience = 0.0, PATIENCE
     for contender in contenders:
         seconds = timed_turn(contender)
         if seconds < LONG_ROUND:
             seconds = min(seconds, timed_turn(contender), timed_turn(contender))
-        contender.calls = max(1, min(10_000, int(WINDOW / seconds)))
-        contender.every = 1 if contender is contenders[0] else max(1, int(seconds / PATIENCE))
-        a_round += 1.125 * contender.calls * seconds / contender.every
+        patience = max(patience, seconds) if contender is contenders[0] else patience
+        fit_to_window(contender, seconds)
+        contender.every = max(1, int(seconds / patience))
+        a_round += (contender.calls + contender.warming) * seconds / contender.every
     return max(MIN_ROUNDS if a_round < LONG_ROUND else FEW_ROUNDS, min(MAX_ROUNDS, int(case_seconds / a_round)))
+
+
+def fit_to_window(contender, seconds):
+    """Long calls are not warmed: little of what they need is in caches when they begin."""
+    contender.calls = max(1, min(10_000, int(WINDOW / seconds)))
+    contender.warming = 1 + contender.calls // 8 if seconds < PATIENCE else 0
 
 
 def run_race(ours, others):

@@ -16,6 +16,7 @@ except ImportError:  # an older tree, which compare.py races
     from qkernels import _core as runtime
 
 LIBRARIES = ["numpy", "onnxruntime", "torch", "numkong", "bitsandbytes", "gguf", "faiss-cpu", "scikit-learn"]
+LIBRARIES += ["openvino", "zentorch"]
 LEGEND = """GB/s counts every array once, read or written (x of dynamic_quantize twice). The limit of a product is the
 slower of its multiply-accumulates from registers alone and of streaming a, b and c once (cold weights from memory); of
 an elementwise operation, a stream of the same bytes.
@@ -35,28 +36,17 @@ def row_of(benchmark):
 
 def extra_info(work, unit, moved, peak, limits, peers):
     """Return what a row holds beyond our own times. `peak`: GMAC/s from registers meanwhile."""
-    return {
-        "work": work,
-        "unit": unit,
-        "moved": moved,
-        "peak": peak,
-        "limits": {limit.name: limit.seconds for limit in limits},
-        "peers": {peer.name: {"seconds": peer.seconds, "note": peer.note, "held": peer.held} for peer in peers},
-    }
+    times = {peer.name: {"seconds": peer.seconds, "note": peer.note, "held": peer.held} for peer in peers}
+    limits = {limit.name: limit.seconds for limit in limits}
+    return dict(work=work, unit=unit, moved=moved, peak=peak, limits=limits, peers=times)
 
 
 def machine_info(threads):
     from limits import bandwidths, peaks
 
-    return {
-        "cpu": cpu_name(),
-        "python": platform.python_version(),
-        "isa": runtime.get_isa(),
-        "threads": threads,
-        "libraries": {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"},
-        "peaks": peaks(),
-        "bandwidths": bandwidths(),
-    }
+    libraries = {name: version_of(name) for name in LIBRARIES} | {"OpenBLAS": f"for {openblas_core()}"}
+    info = dict(cpu=cpu_name(), python=platform.python_version(), isa=runtime.get_isa(), threads=threads)
+    return info | dict(libraries=libraries, peaks=peaks(), bandwidths=bandwidths())
 
 
 def load(*paths):
@@ -130,14 +120,9 @@ def suite_tables(report):
 
 def line_of(row, names, mark):
     ratio, share = to_best_peer(row), of_limit(row)
-    return [
-        row["case"],
-        show_time(row["seconds"]) + mark,
-        f"{row['work'] / row['seconds'] / 1e9:.1f} {row['unit']}",
-        f"{share:.0%}" if share else "",
-        f"{ratio:.2f}x" if ratio else "",
-        *(show_peer(row["peers"].get(name)) for name in names),
-    ]
+    rate = f"{row['work'] / row['seconds'] / 1e9:.1f} {row['unit']}"
+    own = [row["case"], show_time(row["seconds"]) + mark, rate, f"{share:.0%}" if share else ""]
+    return [*own, f"{ratio:.2f}x" if ratio else "", *(show_peer(row["peers"].get(name)) for name in names)]
 
 
 def show_time(seconds):
@@ -157,16 +142,11 @@ def means_table(report):
         group = re.sub(r",? \d+x\d+(x\d+)?$", "", row["case"])
         if group != row["case"] and to_best_peer(row):
             groups.setdefault(group, []).append((to_best_peer(row), row["case"].removeprefix(group).strip(", ")))
-    lines = [
-        [
-            group,
-            str(len(found)),
-            f"{geometric_mean(ratio for ratio, _ in found):.2f}x",
-            "{:.2f}x at {}".format(*min(found)),
-        ]
-        for group, found in groups.items()
-        if len(found) > 2
-    ]
+    lines = []
+    for group, found in groups.items():
+        mean, (least, case) = geometric_mean(ratio for ratio, _ in found), min(found)
+        if len(found) > 2:
+            lines.append([group, str(len(found)), f"{mean:.2f}x", f"{least:.2f}x at {case}"])
     return "to the best peer", ["cases", "number", "geometric mean", "least"], lines
 
 
@@ -204,12 +184,26 @@ def as_rich(title, headings, lines):
     return table
 
 
-def print_report(report):
+def console():
     from rich.console import Console
 
-    console = Console() if Console().is_terminal else Console(width=190)
-    console.print("", *heading(report), sep="\n")
+    return Console() if Console().is_terminal else Console(width=190)
+
+
+def print_report(report):
+    to = console()
+    to.print("", *heading(report), sep="\n")
     for table in [*suite_tables(report), means_table(report), promise_table(report)]:
         if table[-1]:
-            console.print(as_rich(*table))
-    console.print(LEGEND, style="dim")
+            to.print(as_rich(*table))
+    to.print(LEGEND, style="dim")
+
+
+def pyplot():
+    """Return matplotlib's pyplot, which draws to files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -38,21 +38,17 @@ def smaller(x, k, peer, name):
     """The peer on a part of the task, its time scaled up."""
     n = len(x)
     fewer_k = min(k, 16) if name == "kmeans1d" else k
-    fewer_n = min(n, MOST // fewer_k)
-    part = x[:fewer_n]
+    part = x[: MOST // fewer_k]
     contender = peer(part, fewer_k)
-    contender.scale, contender.check = n * k / (fewer_n * fewer_k), optimal(part, fewer_k)
+    contender.scale, contender.check = n * k / (len(part) * fewer_k), optimal(part, fewer_k)
     return contender
 
 
 @pytest.mark.parametrize("n,k", CASES)
 def test_kmeans1d(race, isa, n, k):
     x = normal(n)
-    others = [
-        smaller(x, k, peers.kmeans1d.cluster, "kmeans1d"),
-        smaller(x, k, peers.ckwrap.cluster, "ckwrap"),
-        peers.flash1dkmeans.cluster(x, k),
-    ]
+    others = [smaller(x, k, getattr(peers, name).cluster, name) for name in ("kmeans1d", "ckwrap")]
+    others.append(peers.flash1dkmeans.cluster(x, k))
     ours = our_own(lambda: qk.kmeans1d(x, k).centroids)
     race(f"kmeans1d {n} points, {k} clusters", ours, others, optimal(x, k), 1000 * n, "Mpoint/s")
 
@@ -70,8 +66,6 @@ def test_weighted_lines(race, isa):
     others = [peers.ckwrap.cluster(line, 16, its_weights), peers.flash1dkmeans.cluster(x[0], 16, weights[0])]
     for peer in others:
         peer.scale = len(x)
-    ours, check = (
-        our_own(lambda: qk.kmeans1d(x, 16, weights=weights, axis=1).centroids[0]),
-        optimal(line, 16, its_weights),
-    )
+    ours = our_own(lambda: qk.kmeans1d(x, 16, weights=weights, axis=1).centroids[0])
+    check = optimal(line, 16, its_weights)
     race("kmeans1d 64 weighted lines of 4096, 16 clusters", ours, others, check, 1000 * x.size, "Mpoint/s")

@@ -4,13 +4,17 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned_empty, exact_product, random_codes, random_floats
-from dense import LAYERS, named, race_product
+from dense import LAYERS, MANY_ROWS, named, race_product
 from race import Contender, exactly, our_own, relative, within
 
 import qkernels as qk
 
-BIG = [(1024, 1024, 1024), *LAYERS[:3], (1, 1536, 384)]
+BIG = [(1024, 1024, 1024), *MANY_ROWS, *LAYERS[:3], (1, 1536, 384)]
 EPILOGUE = (128, 1536, 384)
+
+
+def openvinos():
+    return peers.held_and_free("openvino")
 
 
 def codes_and_scales(shape):
@@ -31,13 +35,15 @@ def test_qlinear(race, isa, shape):
     ours = our_own(lambda: qk.qlinear(q, params, packed, out_params, out=out), out, exactly(expected))
     others = [peers.onnxruntime.qlinear_matmul(q, 0.02, 120, b, b_scale, 0.7, 131)]
     others += [peers.torch.qlinear(engine, q, 0.02, 120, b, b_scale, 0.7, 131) for engine in ("fbgemm", "onednn")]
+    others += [library.qlinear(q, 0.02, 120, b, b_scale, 0.7, 131) for library in (peers.zentorch, *openvinos())]
     check = within(expected, step=1)
     race_product(race, isa, f"qlinear {named(shape)}", shape, ours, others, check, [q], b.nbytes, out)
 
 
 @pytest.mark.parametrize("shape", BIG, ids=named)
 def test_linear(race, isa, shape):
-    """Float in and out. onnxruntime and torch's engines quantize x per tensor, the other peers multiply floats."""
+    """Float in and out. onnxruntime, torch's engines and OpenVINO's static graph quantize x per tensor, zentorch by
+    rows as ours, OpenVINO's dynamic one by groups of 32; the other peers multiply floats."""
     m, n, k = shape
     x, w = random_floats(m, k, seed=1), random_floats(k, n, seed=2)
     bias, b_scale = random_floats(n, seed=3), np.abs(w).max(axis=0) / np.float32(127)
@@ -48,6 +54,10 @@ def test_linear(race, isa, shape):
     others += [peers.onnxruntime.dynamic_linear(x, b, b_scale, bias)]
     others += [peers.torch.dynamic_linear(engine, x, b, b_scale, bias, BIG) for engine in ("fbgemm", "onednn")]
     others += [peers.torch.float_linear(x, w, bias)]
+    others += [peers.zentorch.dynamic_linear(x, b, b_scale, bias, prepacked) for prepacked in (False, True)]
+    for openvino in openvinos():
+        others += [openvino.static_linear(x, b, b_scale, bias, precision) for precision in ("f32", "bf16")]
+        others += [openvino.dynamic_linear(x, b, b_scale, bias)]
     race_product(race, isa, f"linear {named(shape)}", shape, ours, others, close, [x], b.nbytes, out)
 
 

@@ -21,12 +21,15 @@ def quantized_weights(k, n, block_size):
     return (np.rint(blocks / scale[:, None]) + 8).astype(np.uint8).reshape(k, n), aligned(scale)
 
 
+def near_product(x, codes, scale, block_size):
+    real = (codes.reshape(-1, block_size, codes.shape[1]) - 8.0) * scale[:, None]
+    return relative(x.astype(np.float64) @ real.reshape(codes.shape), 0.03)
+
+
 def smaller_blocks(x, k, n, block_size=32):
     codes, scale = quantized_weights(k, n, block_size)
-    real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
     found = peers.onnxruntime.matmul_nbits(x, codes, scale, block_size)
-    found.name = f"onnxruntime, block {block_size}"
-    found.check = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    found.name, found.check = f"onnxruntime, block {block_size}", near_product(x, codes, scale, block_size)
     return found
 
 
@@ -39,8 +42,7 @@ def test_linear4(race, isa, block_size, shape):
     x, (codes, scale) = random_floats(m, k, seed=1), quantized_weights(k, n, block_size)
     params = qk.QParams(scale, np.full_like(scale, 8, np.int32), "uint4", axis=0, block_size=block_size)
     packed, out = qk.pack(codes.astype(params.dtype), params), aligned_empty((m, n), "float32")
-    real = (codes.reshape(-1, block_size, n) - 8.0) * scale[:, None]
-    close = relative(x.astype(np.float64) @ real.reshape(k, n), 0.03)
+    close = near_product(x, codes, scale, block_size)
     others = [peers.onnxruntime.matmul_nbits(x, codes, scale, block_size)]
     if block_size > 32:  # the blocks that its own tools make by default
         others.append(smaller_blocks(x, k, n))

@@ -4,7 +4,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned, aligned_empty, exact_product, random_codes
-from dense import CODES, COLD_BYTES, CUBES, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
+from dense import CODES, COLD_BYTES, CUBES, MANY_ROWS, SHAPES, THREADED, in_turn, minilm_layer, named, race_product
 from limits import moving
 from race import Contender, exactly, our_own
 
@@ -17,17 +17,22 @@ def matmul(a, packed, out):
     return our_own(lambda: qk.matmul(a, packed, out=out), out)
 
 
+def operands(shape, a_dtype="uint8"):
+    """Return a, b, their exact product, and an array for ours."""
+    m, n, k = shape
+    a, b = random_codes(a_dtype, m, k, seed=0), random_codes("int8", k, n, seed=1)
+    return a, b, exact_product(a, b), aligned_empty((m, n), "int32")
+
+
 def integer_peers(a, b, expected):
     found = [peers.onnxruntime.matmul_integer(a, b), peers.torch.int_mm(a, b), peers.blas.sgemm(a, b, expected)]
     return [*found, peers.numkong.dots(a, b)] if a.dtype == np.int8 else found
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=named)
+@pytest.mark.parametrize("shape", SHAPES + MANY_ROWS, ids=named)
 @A_DTYPES
 def test_matmul(race, isa, a_dtype, shape):
-    m, n, k = shape
-    a, b = random_codes(a_dtype, m, k, seed=0), random_codes("int8", k, n, seed=1)
-    expected, out = exact_product(a, b), aligned_empty((m, n), "int32")
+    a, b, expected, out = operands(shape, a_dtype)
     ours, others = matmul(a, qk.pack(b, qk.QParams(1.0)), out), integer_peers(a, b, expected)
     case = f"matmul {CODES[a_dtype]}s8 {named(shape)}"
     race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out)
@@ -50,29 +55,25 @@ def test_matmul_minilm(race, isa, layer):
 @pytest.mark.parametrize("shape", [(1, 1536, 384), *((m, 4096, 4096) for m in (1, 2, 3, 4))], ids=named)
 def test_few_rows(race, isa, shape, temperature):
     """Reading the weights binds: from the cache that holds them, or from memory, where many matrices take turns."""
-    m, n, k = shape
-    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
-    expected, out, cold = exact_product(a, b), aligned_empty((m, n), "int32"), temperature == "cold"
+    (a, b, expected, out), cold = operands(shape), temperature == "cold"
     copies = COLD_BYTES // b.nbytes if cold else 1
     packed = [qk.pack(b, qk.QParams(1.0)) for _ in range(copies)]
     others = []
-    if copies < 100 and m == 1:  # onnxruntime takes long to make more sessions
+    if copies < 100 and len(a) == 1:  # onnxruntime takes long to make more sessions
         sessions = [peers.onnxruntime.matmul_integer(a, b) for _ in range(copies)]
         others = sessions[:1]
         if others[0].call:
             others[0].call = in_turn([session.call for session in sessions])
-    ours, case = our_own(in_turn([matmul(a, p, out).call for p in packed]), out), f"matmul {temperature} weights"
-    case = f"{case} {named(shape)}"
+    ours = our_own(in_turn([matmul(a, p, out).call for p in packed]), out)
+    case = f"matmul {temperature} weights {named(shape)}"
     race_product(race, isa, case, shape, ours, others, exactly(expected), [a], b.nbytes, out, cold)
 
 
 @pytest.mark.parametrize("shape", CUBES[2:], ids=named)
 def test_unpacked(race, isa, shape):
     """b is packed at each call."""
-    m, n, k = shape
-    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
-    expected, out, out_2 = exact_product(a, b), aligned_empty((m, n), "int32"), aligned_empty((m, n), "int32")
-    packed = matmul(a, qk.pack(b, qk.QParams(1.0)), out_2)
+    a, b, expected, out = operands(shape)
+    packed = matmul(a, qk.pack(b, qk.QParams(1.0)), aligned_empty(out.shape, "int32"))
     packed.name = "packed"
     ours, case = matmul(a, b, out), f"matmul unpacked {named(shape)}"
     race_product(race, isa, case, shape, ours, [packed], exactly(expected), [a], b.nbytes, out)
@@ -83,10 +84,8 @@ def test_threads(race, isa, shape):
     """All threads and one. A run of its own: QKERNELS_NUM_THREADS=2 pytest bench -k threads."""
     if peers.threads == 1:
         pytest.skip("one thread")
-    m, n, k = shape
-    a, b = random_codes("uint8", m, k, seed=0), random_codes("int8", k, n, seed=1)
-    expected, out, out_1 = exact_product(a, b), aligned_empty((m, n), "int32"), aligned_empty((m, n), "int32")
-    packed = qk.pack(b, qk.QParams(1.0))
+    a, b, expected, out = operands(shape)
+    packed, out_1 = qk.pack(b, qk.QParams(1.0)), aligned_empty(out.shape, "int32")
 
     def one_thread():
         qk.set_num_threads(1)
@@ -116,10 +115,8 @@ def test_pack(race, kind):
         b, params = random_codes("int8", n, n), qk.QParams(np.ones(n), axis=1)
         b = b.T if "transposed" in kind else b
     else:
-        scale = np.ones((n // 32, n))
-        params = qk.QParams(scale, None, "int4", axis=0, block_size=32)
-        b = (random_codes("uint8", n, n) & 15).view(np.int8)
-        b = (b - np.int8(8)).astype(params.dtype)
+        params = qk.QParams(np.ones((n // 32, n)), None, "int4", axis=0, block_size=32)
+        b = ((random_codes("uint8", n, n) & 15).view(np.int8) - np.int8(8)).astype(params.dtype)
     ours = Contender("qkernels", lambda: qk.pack(b, params), lambda: qk.pack(b, params).unpack().astype(np.int8))
     limits = [moving(n * n, n * n // (1 if "int8" in kind else 2))]
     race(f"pack {kind} {n}x{n}", ours, [], exactly(b.astype(np.int8)), n * n, "GB/s", limits)

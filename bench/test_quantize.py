@@ -61,10 +61,8 @@ def test_quantize(race, axis):
 def test_dequantize(race, axis):
     q, (scale, zero_point, name) = random_codes("uint8", *SHAPE), layout(axis)
     params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "float32")
-    ours, others = (
-        our_own(lambda: qk.dequantize(q, params, out=out), out),
-        both("dequantize", q, scale, zero_point, axis),
-    )
+    ours = our_own(lambda: qk.dequantize(q, params, out=out), out)
+    others = both("dequantize", q, scale, zero_point, axis)
     check = within(exact_values(q, scale, zero_point, axis), step=1e-6)
     race(f"dequantize{name}", ours, others, check, COUNT * (1 + FLOAT), "GB/s", [moving(COUNT, COUNT * FLOAT)])
 

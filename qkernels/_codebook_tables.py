@@ -26,22 +26,11 @@ def thresholds_of(levels, dtype):
 
 
 def tables_of(levels):
-    """Return the tables of levels (channels, k)."""
-    channels, k = levels.shape
-    depth = max(4, (k - 1).bit_length())
-    order, thresholds = thresholds_of(levels, np.float32)
-    padded = np.full((channels, 1 << depth), np.inf, np.float32)
-    padded[:, : k - 1] = thresholds
-    node = np.arange(1 << depth)
-    level_of_node = np.frompyfunc(lambda i: max(int(i).bit_length() - 1, 0), 1, 1)(node).astype(int)
-    step = 1 << (depth - level_of_node)
-    tree = padded[:, np.maximum((node - (1 << level_of_node)) * step + step // 2 - 1, 0)]
-    whole = [np.zeros((channels, 1 << depth), t) for t in (np.float32, np.uint8)]
-    whole[0][:, :k], whole[1][:, :k] = levels, order
-    buckets = _buckets(thresholds[0]) if channels == 1 and depth > 4 else None
-    return codebooks.Levels(
-        whole[0], np.ascontiguousarray(tree), whole[1], bool((order == np.arange(k)).all()), buckets
-    )
+    """Return the tables of levels (channels, k), which are contiguous."""
+    buckets = None
+    if len(levels) == 1 and levels.shape[1] > 16:
+        buckets = _buckets(thresholds_of(levels, np.float32)[1][0])
+    return codebooks.Levels(levels, buckets)
 
 
 def exponents_of(levels):

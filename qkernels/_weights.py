@@ -110,7 +110,7 @@ class PackedMatrix(Packed, Frozen):
         b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
         if isinstance(params, Codebook):
             params, scales = _check_codes(b, params, scales)
-            return super().__new__(cls, b, params._without_tables(), (*_int8_levels(params)[:2], scales))
+            return super().__new__(cls, b, params._without_tables(), scales)
         if scales is not None:
             raise ValueError(f"scales must be None for weights without a Codebook, got {type(scales).__name__}")
         if params is None or b.dtype in HALVES:
@@ -161,7 +161,7 @@ class PackedMatrix(Packed, Frozen):
     @property
     @default_mode
     def level_error(self):
-        return _int8_levels(self._kept)[2] if isinstance(self._kept, Codebook) else 0.0
+        return _level_error(self._kept) if isinstance(self._kept, Codebook) else 0.0
 
     @default_mode
     def to_arrays(self):
@@ -355,8 +355,8 @@ def _check_codes(b, codebook, scales):
     return Codebook(codebook.levels, axis=axis + 2, block_size=block_size) if axis in (-1, -2) else codebook, scales
 
 
-def _int8_levels(codebook):
-    """Return levels as int8 (1 or N, 16) times float32 scales (1 or N), and the error of that: numerics 12."""
+def _level_error(codebook):
+    """Return the largest distance of a level from an int8 multiple of a scale (numerics 12), over the largest level."""
     levels = codebook.levels.reshape(-1, codebook.k).astype(np.float64)
     largest = np.abs(levels).max(axis=1)
     with np.errstate(under="ignore"):
@@ -364,6 +364,4 @@ def _int8_levels(codebook):
     scale = np.where(largest > 0, np.where(scale > 0, scale, SMALLEST_SCALE), np.float32(1))
     units = np.clip(np.rint(levels / scale[:, None]), -127, 127)
     off = np.abs(levels - units * scale[:, None]).max(axis=1)
-    padded = np.zeros((len(levels), 16), np.int8)
-    padded[:, : codebook.k] = units
-    return padded, scale, float(np.max(np.divide(off, largest, where=largest > 0, out=np.zeros_like(off)), initial=0.0))
+    return float(np.max(np.divide(off, largest, where=largest > 0, out=np.zeros_like(off)), initial=0.0))

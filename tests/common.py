@@ -1,10 +1,56 @@
-"""What several test files share: codes, the same values in other places in memory, and the fused multiply-add."""
+"""What several test files share: processes, codes, the same values in other places in memory, calls that are refused,
+and the fused multiply-add."""
+
+import builtins
+import os
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import qkernels
+
+ROOT = Path(qkernels.__file__).parents[1]
+COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
+SETTINGS = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND"
+INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
+FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
+
+
+def environment(**settings):
+    """Return the environment of a process: ours, of our settings only these; None takes a variable away."""
+    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return {name: value for name, value in (env | settings).items() if value is not None}
+
+
+def python(*arguments, cwd=None, **settings):
+    """Run Python with these arguments in a process of its own."""
+    command = [sys.executable, "-Wignore:This process:DeprecationWarning", *arguments]  # forks beside threads
+    return subprocess.run(command, env=environment(**settings), cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def output(*code, cwd=None, **settings):
+    """Return what code prints in a process of its own, which must succeed without a warning."""
+    done = python("-c", "".join(map(textwrap.dedent, code)), cwd=cwd, **settings)
+    assert done.returncode == 0 and not done.stderr, done.stderr or f"killed by signal {-done.returncode}"
+    return done.stdout.strip()
+
+
+def run(*command, **options):
+    """Return what a command prints; it must succeed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, **options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return done.stdout
 
 
 def code_range(dtype):
@@ -43,7 +89,7 @@ def wider(x):
 
 LAYOUTS = {
     "contiguous": lambda x: x,
-    "fortran": np.asfortranarray,
+    "fortran": lambda x: x.T.copy().T,
     "wider": wider,
     "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
     "rows reversed": lambda x: x[..., ::-1, :].copy()[..., ::-1, :] if x.ndim > 1 else x,
@@ -55,8 +101,47 @@ LAYOUTS = {
 layouts = st.sampled_from(list(LAYOUTS.values()))
 
 
+def reversed_everywhere(x):
+    backwards = (..., *[slice(None, None, -1)] * x.ndim)
+    return x[backwards].copy()[backwards]
+
+
+def strided_everywhere(x):
+    wide = np.zeros([3 * n for n in x.shape], x.dtype)[(..., *[slice(None, None, 3)] * x.ndim)]
+    wide[...] = x
+    return wide
+
+
+# Of any number of axes, also none.
+ANY_AXES = {name: LAYOUTS[name] for name in ("contiguous", "fortran", "read-only", "unaligned", "byte-swapped")}
+ANY_AXES |= {"reversed": reversed_everywhere, "strided": strided_everywhere}
+
+
 def bits(x):
-    return np.asarray(x).view(f"u{x.dtype.itemsize}")
+    x = np.asarray(x)
+    return x.view(f"u{x.itemsize}")
+
+
+REFUSAL = re.compile(r"^ *(\S.*?)\s+# (\w+Error): (.*)$", re.MULTILINE)
+
+
+def refused(text):
+    """Return the refusals that are lines `call  # Error: words`; what is too long for a line stands in two. The words
+    are a pattern."""
+    assert not REFUSAL.sub("", text).strip()
+    return REFUSAL.findall(text)
+
+
+def refusals(text):
+    """Parametrize a test by them."""
+    return pytest.mark.parametrize("refusal", refused(text), ids=lambda refusal: refusal[0])
+
+
+def refuse(refusal, names):
+    """Evaluate a call of these names, which must raise that error with these words."""
+    call, error, words = refusal
+    with pytest.raises(getattr(builtins, error), match=words):
+        eval(call, names)
 
 
 class Raising:

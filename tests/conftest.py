@@ -1,5 +1,7 @@
 import pytest
+from common import bits
 from hypothesis import HealthCheck, settings
+from numpy.testing import assert_array_equal
 
 import qkernels as qk
 from qkernels._bind import runtime
@@ -41,3 +43,22 @@ def variants(isas):
                     yield f"{name}, {threads} threads"
 
     return each
+
+
+@pytest.fixture
+def everywhere(variants):
+    """A function that returns the result of a call, once each variant has given it with the same bits."""
+
+    def parts(result):
+        return result if isinstance(result, tuple) else (result,)
+
+    def same(call):
+        first = None
+        for variant in variants():
+            result = call()
+            first = result if first is None else first
+            for got, want in zip(parts(result), parts(first), strict=True):
+                assert_array_equal(bits(got), bits(want), err_msg=variant, strict=True)
+        return first
+
+    return same

@@ -15,13 +15,8 @@ import test_fpmode
 import qkernels as qk
 from qkernels._bind import runtime
 
-SETTINGS = {
-    "get_include",
-    "get_num_threads",
-    "num_threads",
-    "set_num_threads",
-    "show_config",
-}  # tell of the process, not of inputs
+# These tell of the process, not of inputs.
+SETTINGS = {"get_include", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
 RNG = np.random.default_rng(22)
 
 

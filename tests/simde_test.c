@@ -1,6 +1,6 @@
 /* Instruction sets that this machine may lack, on every machine: the files of csrc/kernels/x86/ compiled against SIMDe
  * (emulated/immintrin.h), whose portable C stands for each instruction, give the bits of the scalar kernels.
- * test_simde.py compiles and runs this.
+ * test_c_library.py compiles and runs this.
  *
  * Every function of the tables' own families is called at all lengths 0..130 (all rows and columns for tiles) on random
  * and extreme values, and outputs are followed by bytes that must not change. */

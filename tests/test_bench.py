@@ -1,8 +1,10 @@
 """The machinery of bench/: what is disturbed, what is missing, and what a comparison fails on."""
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -91,6 +93,46 @@ def test_a_library_that_is_not_installed_leaves_its_contenders_out(monkeypatch):
     assert (found.name, found.call, found.note) == ("numkong", None, race.MISSING)
     with pytest.raises(AttributeError, match="no peer numpong"):
         _ = peers.numpong
+
+
+class Deadly:
+    """Ends the process that receives it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Other processes, which end with the test."""
+    import peers
+    from elsewhere import Elsewhere
+
+    monkeypatch.setattr(peers, "isa", "scalar")
+    monkeypatch.setattr(peers, "best_isa", "scalar")
+    return Elsewhere
+
+
+def test_a_contender_of_another_process_runs_and_is_timed_there(elsewhere):
+    import race
+
+    a, b = np.arange(6, dtype=np.int8).reshape(2, 3), np.arange(12, dtype=np.int8).reshape(3, 4)
+    found = elsewhere("blas").dgemm(a, b)
+    assert (found.name, found.note) == ("dgemm", race.EXACT) and np.array_equal(found.read(), a @ b)
+    assert race.timed_turn(found) > 0
+
+
+def test_another_process_may_die_or_lack_its_library(elsewhere, tmp_path, monkeypatch):
+    import race
+
+    (tmp_path / "numkong.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert elsewhere("numkong").dots(1, 2).note == race.MISSING
+    library = elsewhere("blas")
+    lost = library.dgemm(np.eye(2), np.eye(2))
+    assert library.no_such_product(1, 2).note == race.CRASHED and lost.note == race.EXACT
+    assert library.dgemm(Deadly(), np.eye(2)).note == lost.note == race.CRASHED and lost.call is None
+    assert np.array_equal(library.dgemm(np.eye(2), np.eye(2)).read(), np.eye(2))
 
 
 def results(path, **seconds):

@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from common import environment, run
 
 import qkernels as qk
 
@@ -19,9 +19,7 @@ SOURCES = sorted((ROOT / "qkernels" / "_bind").glob("*.pyx"))
 def generated(request, tmp_path_factory):
     pytest.importorskip("Cython")
     path = tmp_path_factory.mktemp("build") / "module.c"
-    command = [sys.executable, "-m", "cython", "-3", request.param, "-o", path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(sys.executable, "-m", "cython", "-3", request.param, "-o", path, cwd=ROOT)
     return path.read_text()
 
 
@@ -47,17 +45,13 @@ def test_indices_from_the_end_are_counted_from_the_end(generated):
 @pytest.mark.skipif(not shutil.which("clang"), reason="no clang here")
 def test_clang_takes_the_c_code_without_a_warning():
     flags = ["-std=gnu11", "-O0", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-fsyntax-only", f"-I{ROOT / 'csrc'}"]
-    done = subprocess.run(["clang", *flags, *sorted((ROOT / "csrc").rglob("*.c"))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run("clang", *flags, *sorted((ROOT / "csrc").rglob("*.c")))
 
 
 def results(package):
     """What results.py writes where qkernels is imported from the folder `package`."""
-    settings = {"PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, ROOT / "tests" / "results.py"]
-    done = subprocess.run(command, env=os.environ | settings, cwd=package, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout.splitlines()
+    env = environment(PYTHONPATH=os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")])))
+    return run(sys.executable, ROOT / "tests" / "results.py", env=env, cwd=package).splitlines()
 
 
 @pytest.mark.skipif(not shutil.which("clang"), reason="no clang here")
@@ -68,9 +62,8 @@ def test_clang_builds_an_extension_that_gives_the_same_bits(tmp_path):
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     for name in "setup.py", "pyproject.toml", "README.md", "LICENSE":
         shutil.copy(ROOT / name, tmp_path)
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"]
-    built = subprocess.run(command, cwd=tmp_path, env=os.environ | {"CC": "clang"}, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-5000:]
+    build = "setup.py", "-q", "build_ext", "--inplace", "--parallel", "2"
+    run(sys.executable, *build, cwd=tmp_path, env=os.environ | {"CC": "clang"})
     assert b"clang" in next((tmp_path / "qkernels" / "_bind").glob("runtime.*.so")).read_bytes()
     here, there = results(Path(qk.__file__).parents[1]), results(tmp_path)
     assert len(here) > 1000

@@ -1,40 +1,15 @@
 """Threads, instruction sets and what `import qkernels` does. What must be seen in a process of its own runs in one."""
 
 import os
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from common import COMPILER, output, python, run
 
 import qkernels as qk
 from qkernels._bind import runtime
-
-ROOT = Path(qk.__file__).parents[1]
-SETTINGS = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS"
-
-
-def python(code, **settings):
-    """Run code in a new process with these environment variables, and no others of ours."""
-    env = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**env, **settings},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def output(code, **settings):
-    done = python(code, **settings)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
 
 # ---- threads ----
 
@@ -102,7 +77,7 @@ def test_environment_sets_the_number_of_threads():
     "text", ["0", "-3", "many", "1.5", "4,2", " ", "+2", "0x2", "8193", "100000", "4294967297", "9" * 30, "٣"]
 )
 def test_a_number_of_threads_in_the_environment_that_is_none_is_an_error_at_import(text):
-    done = python("import qkernels", QKERNELS_NUM_THREADS=text, PYTHONIOENCODING="utf-8")
+    done = python("-c", "import qkernels", QKERNELS_NUM_THREADS=text, PYTHONIOENCODING="utf-8")
     expected = f"RuntimeError: QKERNELS_NUM_THREADS must be a number from 1 to 8192, got {text!r}"
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
 
@@ -148,13 +123,14 @@ WORK = """
         q, params = qk.dynamic_quantize(x, axis=0)
         c = qk.matmul(q, packed)
         y = qk.linear(x, packed, activation="gelu")
-        return b"".join(a.tobytes() for a in (q, qk.dequantize(q, params), c, y))
+        distances = qk.kmeans1d(x, 4, axis=1).inertia
+        return b"".join(a.tobytes() for a in (q, qk.dequantize(q, params), c, y, distances))
 """
 
 
 def test_a_forked_child_works_after_its_parent_used_threads():
     """Threads do not survive a fork: a child that waited for them would wait for ever."""
-    code = textwrap.dedent(WORK) + textwrap.dedent("""
+    code = """
     import signal
     qk.set_num_threads(3)
     before = work()
@@ -172,12 +148,12 @@ def test_a_forked_child_works_after_its_parent_used_threads():
         assert os.waitpid(pid, 0)[1] == 0, "the child failed or was stopped by its alarm"
         assert work() == before
     print("done")
-    """)
-    assert output(code) == "done"
+    """
+    assert output(WORK, code) == "done"
 
 
 def test_multiprocessing_by_fork():
-    code = textwrap.dedent(WORK) + textwrap.dedent("""
+    code = """
     import multiprocessing
     qk.set_num_threads(2)
     before = work()
@@ -185,8 +161,8 @@ def test_multiprocessing_by_fork():
         return work() == before
     with multiprocessing.get_context("fork").Pool(3) as pool:
         print(pool.map_async(same, range(6)).get(60))
-    """)
-    assert output(code) == str([True] * 6)
+    """
+    assert output(WORK, code) == str([True] * 6)
 
 
 def test_calls_from_several_threads_at_once():
@@ -219,10 +195,8 @@ def test_calls_from_several_threads_at_once():
 
 @pytest.mark.parametrize("isa", runtime.built_isas())
 def test_environment_forces_an_instruction_set(isa):
-    done = python(
-        "import qkernels as qk; from qkernels._bind import runtime; print(runtime.get_isa()); qk.show_config()",
-        QKERNELS_ISA=isa,
-    )
+    code = "import qkernels as qk; from qkernels._bind import runtime; print(runtime.get_isa()); qk.show_config()"
+    done = python("-c", code, QKERNELS_ISA=isa)
     if isa in runtime.available_isas():
         assert done.stdout.splitlines()[0] == isa
         assert f"in use: {isa}" in done.stdout
@@ -239,7 +213,7 @@ def test_the_best_instruction_set_is_the_default():
 
 @pytest.mark.parametrize("name", ["avx9000", "AVX2", "avx2 "])
 def test_instruction_sets_that_do_not_exist(name):
-    done = python("import qkernels", QKERNELS_ISA=name)
+    done = python("-c", "import qkernels", QKERNELS_ISA=name)
     here = ", ".join(runtime.available_isas())
     expected = f"RuntimeError: QKERNELS_ISA: instruction set {name!r} is not available here, only {here}"
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
@@ -261,10 +235,7 @@ def test_show_config(capsys):
     assert lines["in use"].split()[0] == runtime.get_isa()
     assert lines["threads"] == "3"
     assert lines["compiler"].split()[0] in ("gcc", "clang")
-    done = subprocess.run(
-        [sys.executable, "-m", "qkernels"], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert done.stdout.startswith(f"qkernels {qk.__version__}\n")
+    assert python("-m", "qkernels").stdout.startswith(f"qkernels {qk.__version__}\n")
 
 
 # ---- first use: nothing is compiled, and no cache is read or written ----
@@ -278,10 +249,6 @@ assert qk.Codebook.fit(x, 3, axis=0, zero=True).levels.shape == (1, 3)
 assert qk.choose_qparams(x, "uint8", method="mse").scale > 0
 assert not {"numba", "llvmlite"} & set(sys.modules)
 """
-
-
-def files_below(folder):
-    return sorted(path for path in folder.rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -299,16 +266,8 @@ def files_below(folder):
     ids=str,
 )
 def test_first_calls_need_no_home_and_leave_no_file(tmp_path, change):
-    environment = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        **change,
-    }
-    environment = {name: value for name, value in environment.items() if value is not None}
-    subprocess.run([sys.executable, "-c", FIRST_USE], env=environment, cwd=tmp_path, check=True)
-    assert files_below(tmp_path) == []
+    settings = {"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"} | change
+    assert output(FIRST_USE, cwd=tmp_path, **settings) == "" and list(tmp_path.rglob("*")) == []
 
 
 def test_a_planted_cache_is_not_read(tmp_path):
@@ -322,16 +281,8 @@ def test_a_planted_cache_is_not_read(tmp_path):
     watched = "import sys; opened = []\n"
     watched += "sys.addaudithook(lambda event, args: event == 'open' and opened.append(str(args[0])))\n"
     told = f"print(any({str(folder)!r} in name for name in opened))"
-    environment = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "XDG_CACHE_HOME": str(tmp_path / ".cache"),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", watched + FIRST_USE + told], env=environment, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == "False\n"
+    settings = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    assert output(watched, FIRST_USE, told, **settings) == "False"
 
 
 @pytest.mark.parametrize(
@@ -351,14 +302,11 @@ def test_first_calls_are_as_quick_as_others(call):
     start = time.process_time(); {call}
     print(time.process_time() - start)
     """
-    assert min(float(output(code)) for _ in range(3)) < 0.3
+    assert float(output(code)) < 1  # 0.003 on an idle machine; compiling took seconds
 
 
 def test_compile_has_nothing_to_do():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "qkernels", "--compile"], env=environment, check=True, capture_output=True, text=True
-    )
+    done = python("-m", "qkernels", "--compile")
     assert (done.stdout, done.stderr) == ("nothing to compile: all loops are built into the extension\n", "")
 
 
@@ -366,13 +314,7 @@ def test_get_include_compiles(tmp_path):
     header = Path(qk.get_include()) / "qkernels.h"
     source = tmp_path / "embedder.c"
     source.write_text('#include "qkernels.h"\nint main(void) { return (int)sizeof(qk_dtype) == 0; }\n')
-    compiler = os.environ.get("CC", "cc")
-    done = subprocess.run(
-        [compiler, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source],
-        capture_output=True,
-        text=True,
-    )
-    assert header.exists() and done.returncode == 0, done.stderr
+    run(COMPILER, "-std=c11", "-Wall", "-Werror", "-fsyntax-only", f"-I{header.parent}", source)
 
 
 def test_import_brings_little_more_than_numpy():

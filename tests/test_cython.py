@@ -2,15 +2,14 @@
 
 import ctypes
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from common import environment, output, run
 
 import qkernels as qk
 from qkernels._bind import runtime
@@ -27,10 +26,7 @@ def built(tmp_path_factory):
     pytest.importorskip("Cython")
     folder = tmp_path_factory.mktemp("embed") / "embed_cython"
     shutil.copytree(ROOT / "examples" / "embed_cython", folder, ignore=shutil.ignore_patterns("*.c", "*.so", "build"))
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    paths = os.pathsep.join([str(Path(qk.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
+    run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder, env=environment())
     return folder
 
 
@@ -72,11 +68,7 @@ def test_threads_and_instruction_set_are_those_of_python(dense, isas):
 @pytest.mark.parametrize("isa", runtime.available_isas())
 def test_the_environment_is_seen(built, isa):
     code = "import dense, qkernels as qk; print(*dense.settings(), qk.get_num_threads())"
-    settings = {"QKERNELS_ISA": isa, "QKERNELS_NUM_THREADS": "2"}
-    paths = os.pathsep.join([str(Path(qk.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | settings | {"PYTHONPATH": paths}
-    done = subprocess.run([sys.executable, "-c", code], cwd=built, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == [isa, "2", "2"], done.stderr
+    assert output(code, cwd=built, QKERNELS_ISA=isa, QKERNELS_NUM_THREADS="2").split() == [isa, "2", "2"]
 
 
 # ---- capsules ----

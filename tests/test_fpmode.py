@@ -3,13 +3,10 @@
 import ctypes
 import hashlib
 import inspect
-import os
 import pickle
 import platform
 import re
-import subprocess
-import sys
-import sysconfig
+import tempfile
 import threading
 import warnings
 from functools import cache, partial
@@ -18,6 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import COMPILER, python, run
 
 import qkernels as qk
 
@@ -44,17 +42,11 @@ MODES = {
 @cache
 def helper(folder=None):
     """fpmode.c, compiled."""
-    import tempfile
-
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
     path = Path(folder or tempfile.mkdtemp()) / "fpmode.so"
-    subprocess.run([*compiler.split(), "-O1", "-shared", "-fPIC", HERE / "fpmode.c", "-o", path], check=True)
+    run(COMPILER, "-O1", "-shared", "-fPIC", HERE / "fpmode.c", "-o", path)
     library = ctypes.CDLL(str(path))
-    library.get_mode.restype, library.set_mode.argtypes, library.set_mode.restype = (
-        ctypes.c_uint64,
-        [ctypes.c_uint64],
-        None,
-    )
+    library.get_mode.restype, library.set_mode.restype = ctypes.c_uint64, None
+    library.set_mode.argtypes = [ctypes.c_uint64]
     return library
 
 
@@ -297,14 +289,7 @@ def storage():
     yield "pack_bits", lambda: qk.pack_bits(CODES & 15, 5)
     yield "unpack_bits", lambda: qk.unpack_bits(np.arange(256, dtype=np.uint8), 3, 682)
     for kind in ("Q8_0", "Q4_0"):
-        for x in (
-            np.full((1, 32), 0.005, F32),
-            np.tile(TINY, 4),
-            np.tile(HALVES, 4),
-            np.tile(TINY64, 4),
-            np.tile(MANY_HALVES, 4),
-            WIDE,
-        ):
+        for x in np.full((1, 32), 0.005, F32), *(np.tile(x, 4) for x in (TINY, HALVES, TINY64, MANY_HALVES)), WIDE:
             yield "to_gguf", partial(qk.to_gguf, x, kind)
             yield "from_gguf", partial(qk.from_gguf, qk.to_gguf(x, kind), kind)
 
@@ -342,17 +327,8 @@ def bits(result):
     if isinstance(result, dict):
         return tuple((key, bits(value)) for key, value in result.items())
     if isinstance(result, qk.QParams):
-        return bits(
-            (
-                result.scale,
-                result.zero_point,
-                result.dtype.name,
-                result.axis,
-                result.block_size,
-                result.qmin,
-                result.qmax,
-            )
-        )
+        where = result.axis, result.block_size, result.qmin, result.qmax
+        return bits((result.scale, result.zero_point, result.dtype.name, *where))
     if isinstance(result, qk.Codebook):
         return bits((result.levels, result.axis, result.block_size, result.vector))
     if isinstance(result, qk.PackedMatrix):
@@ -440,11 +416,9 @@ def digest(mode):
 def test_threads_born_in_a_mode_do_not_keep_it(tmp_path):
     """The pool, and Python's threads, start while the mode is set; then it is taken away."""
     helper(tmp_path)
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "2"}
     digests = set()
     for mode in (0, MODES["zero, both, x87"]):
-        command = [sys.executable, "-c", BORN, tmp_path / "fpmode.so", str(mode)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+        ran = python("-c", BORN, tmp_path / "fpmode.so", str(mode), cwd=HERE, OMP_NUM_THREADS="2")
         assert ran.returncode == 0, ran.stderr
         digests.update(ran.stdout.split()[-2:])
     assert len(digests) == 1
@@ -463,8 +437,7 @@ TRAPPING = 0x1F80 | 0x3F << 32  # every exception unmasked, here and in the x87
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="few other CPUs have traps")
 def test_unmasked_exceptions_do_not_trap(tmp_path):
-    environment = os.environ | {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-    ran = subprocess.run([sys.executable, "-c", TRAPS], capture_output=True, text=True, env=environment)
+    ran = python("-c", TRAPS, cwd=HERE)
     assert ran.returncode == 0, ran.stdout[-100:] + ran.stderr[-2000:]
 
 

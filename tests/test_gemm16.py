@@ -4,6 +4,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from common import refuse, refused
 from numpy.testing import assert_array_equal
 from products import HALVES, every_finite
 
@@ -77,31 +78,19 @@ def test_refuses_weights_that_are_not_finite(dtype, bad, isas):
 
 def test_errors_name_what_was_wrong():
     w = np.ones((4, 3), np.float16)
-    for args, error, text in [
-        ((w, qk.QParams(1)), TypeError, "params must be None for weights of float16, got QParams"),
-        (
-            (w.astype(ml_dtypes.bfloat16), qk.QParams(1)),
-            TypeError,
-            "params must be None for weights of bfloat16, got QParams",
-        ),
-        ((w.astype(np.float32), None), TypeError, "b must be float16 or bfloat16 where params is None, got float32"),
-        ((w.astype(np.int8), None), TypeError, "b must be float16 or bfloat16 where params is None, got int8"),
-        ((w[0], None), ValueError, r"b must have shape \(K, N\), got \(3,\)"),
-        ((w[None], None), ValueError, r"b must have shape \(K, N\), got \(1, 4, 3\)"),
-    ]:
-        with pytest.raises(error, match=text):
-            qk.pack(*args)
-    for packed in (qk.pack(w, None), qk.pack(w.astype(ml_dtypes.bfloat16), None)):
-        with pytest.raises(
-            TypeError, match=f"b must hold 8-bit weights, got {packed.dtype}: such weights are for linear"
-        ):
-            qk.matmul(np.zeros((2, 4), np.uint8), packed)
-        with pytest.raises(
-            TypeError, match=f"packed must hold 8-bit weights, got {packed.dtype}: such weights are for linear"
-        ):
-            qk.qlinear(np.zeros((2, 4), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
-    with pytest.raises(TypeError, match="weights must be float16 or uint16, got float32"):
+    for refusal in refused(r"""
+        qk.pack(w, qk.QParams(1))  # TypeError: params must be None for weights of float16, got QParams
+        qk.pack(w.astype(ml_dtypes.bfloat16), qk.QParams(1))
+            # TypeError: params must be None for weights of bfloat16, got QParams
+        qk.pack(w.astype(np.float32), None)
+            # TypeError: b must be float16 or bfloat16 where params is None, got float32
+        qk.pack(w.astype(np.int8), None)  # TypeError: b must be float16 or bfloat16 where params is None, got int8
+        qk.pack(w[0], None)  # ValueError: b must have shape \(K, N\), got \(3,\)
+        qk.pack(w[None], None)  # ValueError: b must have shape \(K, N\), got \(1, 4, 3\)
         qk.PackedMatrix.from_arrays({"weights": w.astype(np.float32)})
+            # TypeError: weights must be float16 or uint16, got float32
+    """):
+        refuse(refusal, globals() | locals())
 
 
 def test_linear_of_int16_is_nearer_to_the_float_product_than_of_8_bits():

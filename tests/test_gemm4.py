@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from common import code_range
+from common import code_range, refuse, refused
 from numpy.testing import assert_array_equal
 from products import FOUR, LEVELS
 
@@ -46,54 +46,17 @@ def test_any_byte_of_a_4_bit_code_is_taken_by_its_low_half(isas):
     for dtype in (ml_dtypes.int4, ml_dtypes.uint4):
         for isa in isas():
             for b in (raw.view(dtype), raw.view(dtype).T):
-                assert_array_equal(
-                    qk.pack(b, qk.QParams(1, dtype=dtype)).unpack(), b.astype(np.int8).astype(dtype), err_msg=isa
-                )
-
-
-def test_errors_name_what_was_wrong():
-    b, params = np.zeros((64, 3), ml_dtypes.int4), qk.QParams(np.ones((2, 3)), dtype="int4", axis=0, block_size=32)
-    for args, error, text in [
-        ((np.zeros((64, 3), np.int32), params), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
-        ((b.astype(np.int8), params), TypeError, r"b must have dtype int4 \(as params\), got int8"),
-        ((b[:, :2], params), ValueError, r"scale must have shape \(2, 2\)"),
-        ((b[:32], params), ValueError, r"scale must have shape \(1, 3\)"),
-        (
-            (b, qk.QParams(np.ones((64, 1)), dtype="int4", axis=1, block_size=3)),
-            ValueError,
-            "per block of rows .*got axis=1, block_size=3",
-        ),
-        ((b, qk.QParams(np.ones(64), dtype="int4", axis=0)), ValueError, "got axis=0, block_size=None"),
-        (
-            (b.astype(np.int16), qk.QParams(np.ones((2, 3)), dtype="int16", axis=0, block_size=32)),
-            ValueError,
-            "got axis=0, block_size=32",
-        ),
-    ]:
-        with pytest.raises(error, match=text):
-            qk.pack(*args)
-    packed = qk.pack(b, params)
-    with pytest.raises(TypeError, match="b must hold 8-bit weights, got int4"):
-        qk.matmul(np.zeros((2, 64), np.uint8), packed)
-    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got int4"):
-        qk.qlinear(np.zeros((2, 64), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
+                packed = qk.pack(b, qk.QParams(1, dtype=dtype))
+                assert_array_equal(packed.unpack(), b.astype(np.int8).astype(dtype), err_msg=isa)
 
 
 def test_refuses_blocks_whose_sums_could_overflow():
     """127 * 15 for each row: one more than fits."""
     k = (2**31 - 1) // (127 * 15)
     for rows, block_size in [(k, None), (k + 1, None), (k + 1, k)]:
-        params = (
-            qk.QParams(
-                np.ones((-(-rows // block_size), 1)),
-                0 * np.ones((-(-rows // block_size), 1), int),
-                "uint4",
-                axis=0,
-                block_size=block_size,
-            )
-            if block_size
-            else qk.QParams(1, 0, "uint4")
-        )
+        params = qk.QParams(1, 0, "uint4")
+        if block_size:
+            params = qk.QParams(np.ones((-(-rows // block_size), 1)), 0, "uint4", axis=0, block_size=block_size)
         packed = qk.pack(np.full((rows, 1), 15, ml_dtypes.uint4), params)
         x = np.full((1, rows), 127, np.float32)
         if block_size is None and rows > k:
@@ -117,20 +80,14 @@ def test_codebook_worst_cases(kind, isas):
         codebook, scales = qk.Codebook(levels), None
     else:
         codebook, scales = qk.Codebook(levels, axis=0, block_size=kind), np.full((-(-k // kind), n), 0.7)
-    for x in (
-        np.full((5, k), 127.0, np.float32),
-        np.full((5, k), -127.0, np.float32),
-        np.tile(np.float32([127, -127]), (5, k // 2)),
-    ):
-        for codes in [
-            *(np.full((k, n), code, np.uint8) for code in range(4)),
-            np.tile(np.uint8([[0], [1]]), (k // 2, n)),
-        ]:
+    for pair in (127, 127), (-127, -127), (127, -127):
+        x = np.tile(np.float32(pair), (5, k // 2))
+        for of_rows in (0, 0), (1, 1), (2, 2), (3, 3), (0, 1):
+            codes = np.tile(np.uint8(of_rows)[:, None], (k // 2, n))
             want = LEVELS.linear(x, codes, codebook, scales)
             for isa in isas():
-                assert_array_equal(
-                    qk.linear(x, qk.pack(codes, codebook, scales=scales)), want, err_msg=isa, strict=True
-                )
+                packed = qk.pack(codes, codebook, scales=scales)
+                assert_array_equal(qk.linear(x, packed), want, err_msg=isa, strict=True)
 
 
 @pytest.mark.parametrize("axis_of", [lambda w: w, lambda w: np.ascontiguousarray(w.T).T])
@@ -172,13 +129,8 @@ def test_codebook_bytes():
 
 def test_level_error():
     """The largest distance to the int8 multiple that stands for a level, in units of the largest level."""
-    for levels, want in [
-        ([-127, 3, 50, 127], 0),
-        ([127, 0.5], 0.5 / 127),
-        ([127, 10.25], 0.25 / 127),
-        ([0, 0], 0),
-        ([-1], 0),
-    ]:
+    exactly = ([-127, 3, 50, 127], 0), ([0, 0], 0), ([-1], 0)
+    for levels, want in *exactly, ([127, 0.5], 0.5 / 127), ([127, 10.25], 0.25 / 127):
         packed = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook(levels))
         assert packed.level_error == pytest.approx(want, rel=1e-5, abs=1e-7)
     columns = qk.pack(np.zeros((3, 2), np.uint8), qk.Codebook([[127, 10.25], [127, 1.125]], axis=1))
@@ -195,49 +147,35 @@ def test_levels_that_are_all_zero_or_tiny_give_zero():
 
 def test_codebook_errors_name_what_was_wrong():
     _, codes, codebook, scales = LEVELS.make(np.random.default_rng(0), 64, 3, 16, 32)
-    sixteen = qk.Codebook(np.arange(16))
-    for args, given_scales, error, text in [
-        ((codes.astype(np.int8), codebook), scales, TypeError, "b must be uint8 codes for a Codebook, got int8"),
-        ((codes[0], codebook), scales, ValueError, r"b must have shape \(K, N\), got \(3,\)"),
-        ((codes, codebook), None, ValueError, "scales are needed for a codebook with block_size=32"),
-        ((codes, codebook), scales.astype(int), TypeError, "scales must be floats.*int64"),
-        (
-            (codes, codebook),
-            scales[:1],
-            ValueError,
-            r"scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)",
-        ),
-        ((codes, codebook), scales * np.inf, ValueError, "scales must be finite in float32, got inf"),
-        ((codes, sixteen), scales, ValueError, "scales must be None for a codebook without block_size"),
-        ((codes, qk.Codebook(np.arange(17))), None, ValueError, "at most 16 levels and no vectors, got .*17 levels"),
-        ((codes, qk.Codebook(np.ones((16, 2)), vector=True)), None, ValueError, "no vectors"),
-        ((codes, qk.Codebook(np.ones((64, 16)), axis=0)), None, ValueError, "got axis=0, block_size=None"),
-        ((codes, qk.Codebook(np.arange(16), block_size=32)), scales, ValueError, "got axis=None, block_size=32"),
-        ((codes, qk.Codebook(np.arange(16), axis=1, block_size=32)), scales, ValueError, "got axis=1, block_size=32"),
-        ((codes, qk.Codebook(np.ones((4, 16)), axis=1)), None, ValueError, "levels for 3 columns, got 4"),
-        ((np.full((4, 3), 16, np.uint8), sixteen), None, ValueError, "b must hold codes below 16, got 16"),
-        (
-            (np.full((4, 3), 5, np.uint8), qk.Codebook(np.arange(5))),
-            None,
-            ValueError,
-            "b must hold codes below 5, got 5",
-        ),
-        ((codes, 5), None, TypeError, "params must be QParams or a Codebook, got int"),
-        (
-            (codes, qk.QParams(1, 0, "uint8")),
-            scales,
-            ValueError,
-            "scales must be None for weights without a Codebook, got ndarray",
-        ),
-    ]:
-        with pytest.raises(error, match=text):
-            qk.pack(*args, scales=given_scales)
-    packed = qk.pack(codes, codebook, scales=scales)
-    with pytest.raises(TypeError, match="b must hold 8-bit weights, got codes of a Codebook"):
-        qk.matmul(np.zeros((2, 64), np.uint8), packed)
-    with pytest.raises(TypeError, match="packed must hold 8-bit weights, got codes of a Codebook"):
-        qk.qlinear(np.zeros((2, 64), np.uint8), qk.QParams(1, 0, "uint8"), packed, qk.QParams(1, 0, "uint8"))
-    arrays = packed.to_arrays()
+
+    def book(k, **options):
+        return qk.Codebook(np.arange(k), **options)
+
+    sixteen = book(16)
+    for refusal in refused(r"""
+        qk.pack(codes.astype(np.int8), codebook, scales=scales)
+            # TypeError: b must be uint8 codes for a Codebook, got int8
+        qk.pack(codes[0], codebook, scales=scales)  # ValueError: b must have shape \(K, N\), got \(3,\)
+        qk.pack(codes, codebook)  # ValueError: scales are needed for a codebook with block_size=32
+        qk.pack(codes, codebook, scales=scales.astype(int))  # TypeError: scales must be floats.*int64
+        qk.pack(codes, codebook, scales=scales[:1])
+            # ValueError: scales must have shape \(2, 3\) for codes with shape \(64, 3\), got \(1, 3\)
+        qk.pack(codes, codebook, scales=scales * np.inf)  # ValueError: scales must be finite in float32, got inf
+        qk.pack(codes, sixteen, scales=scales)  # ValueError: scales must be None for a codebook without block_size
+        qk.pack(codes, book(17))  # ValueError: at most 16 levels and no vectors, got .*17 levels
+        qk.pack(codes, qk.Codebook(np.ones((16, 2)), vector=True))  # ValueError: no vectors
+        qk.pack(codes, qk.Codebook(np.ones((64, 16)), axis=0))  # ValueError: got axis=0, block_size=None
+        qk.pack(codes, book(16, block_size=32), scales=scales)  # ValueError: got axis=None, block_size=32
+        qk.pack(codes, book(16, axis=1, block_size=32), scales=scales)  # ValueError: got axis=1, block_size=32
+        qk.pack(codes, qk.Codebook(np.ones((4, 16)), axis=1))  # ValueError: levels for 3 columns, got 4
+        qk.pack(np.full((4, 3), 16, np.uint8), sixteen)  # ValueError: b must hold codes below 16, got 16
+        qk.pack(np.full((4, 3), 5, np.uint8), book(5))  # ValueError: b must hold codes below 5, got 5
+        qk.pack(codes, 5)  # TypeError: params must be QParams or a Codebook, got int
+        qk.pack(codes, qk.QParams(1, 0, "uint8"), scales=scales)
+            # ValueError: scales must be None for weights without a Codebook, got ndarray
+    """):
+        refuse(refusal, globals() | locals())
+    arrays = qk.pack(codes, codebook, scales=scales).to_arrays()
     del arrays["shape"]
     with pytest.raises(ValueError, match="arrays must hold codes and shape, got no shape"):
         qk.PackedMatrix.from_arrays(arrays)

@@ -2,12 +2,11 @@
 
 import os
 import re
-import shlex
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
+from common import COMPILER, run
 
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".def"})
@@ -37,15 +36,13 @@ def included(path):
 
 @pytest.mark.parametrize("path", HEADERS, ids=str)
 def test_each_header_compiles_alone_and_twice(path, tmp_path):
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))[0]
     if "x86" in path.parts and os.uname().machine != "x86_64":
         pytest.skip("a header of x86-64")
     source = tmp_path / "alone.c"
     source.write_text(f'#include "{path}"\n#include "{path}"\n')
     # Loops that nothing calls here are the purpose of generic/.
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unused-function", "-fsyntax-only"]
-    done = subprocess.run([compiler, *flags, f"-I{CSRC}", source], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run(COMPILER, *flags, f"-I{CSRC}", source)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -93,9 +90,8 @@ OPERATION = re.compile(r"^(?:OPERATION|PANEL)\((\w+), (\w+), ", flags=re.MULTILI
 
 def compiles(sources, overlay):
     """Whether the sources compile with what lies in `overlay` in the place of files of csrc/, and what is said."""
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))[0]
     flags = ["-std=gnu11", "-w", "-fsyntax-only", f"-I{overlay}", f"-I{CSRC}"]
-    done = subprocess.run([compiler, *flags, *sources], capture_output=True, text=True)
+    done = subprocess.run([COMPILER, *flags, *sources], capture_output=True, text=True)
     return done.returncode == 0, done.stderr
 
 

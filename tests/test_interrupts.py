@@ -2,16 +2,10 @@
 little memory takes long."""
 
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
+from common import output
 
-import qkernels as qk
-
-ROOT = Path(qk.__file__).parents[1]
 SECONDS = 0.2  # that a signal may wait, of the time of each thread, which other processes do not lengthen
 WALL = 5.0  # on a busy machine
 
@@ -161,22 +155,12 @@ INTERRUPTED = """
 """
 
 
-def output(*code, isa="scalar", threads=1):
-    env = {**os.environ, "QKERNELS_ISA": isa, "QKERNELS_NUM_THREADS": str(threads)}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", "".join(map(textwrap.dedent, code))],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout.strip()
+def settings(threads):
+    return {"QKERNELS_ISA": "scalar", "QKERNELS_NUM_THREADS": str(threads)}
 
 
 def check_waits(name, threads):
-    lines = output(SETUP, CALLS[name] + "\n", INTERRUPTED, threads=threads).splitlines()
+    lines = output(SETUP, CALLS[name] + "\n", INTERRUPTED, **settings(threads)).splitlines()
     waits = [tuple(map(float, line.split())) for line in lines]
     assert len(waits) == 3 and all(busy < threads * SECONDS and wall < WALL for busy, wall in waits), waits
 
@@ -191,6 +175,7 @@ def test_ctrl_c_stops_all_threads(name):
     check_waits(name, 3)
 
 
+SHORT = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
 HANDLED = """
     expected = call()
     alone = qk.quantize(floats(10**6), rate)
@@ -209,8 +194,7 @@ HANDLED = """
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_handler_that_returns_does_not_change_a_result(threads):
     """It may call the library, too."""
-    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
-    assert output(SETUP, call, HANDLED, threads=threads) == "True True True"
+    assert output(SETUP, SHORT, HANDLED, **settings(threads)) == "True True True"
 
 
 OTHER_THREAD = """
@@ -229,8 +213,7 @@ OTHER_THREAD = """
 
 
 def test_a_call_in_another_thread_is_not_interrupted():
-    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
-    assert output(SETUP, call, OTHER_THREAD, threads=2) == "interrupted True\nTrue"
+    assert output(SETUP, SHORT, OTHER_THREAD, **settings(2)) == "interrupted True\nTrue"
 
 
 FORKING = """
@@ -255,5 +238,4 @@ FORKING = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_handler_that_forks_does_not_leave_the_child_waiting():
     """Its threads are gone, so its call ends with an error; the next one works."""
-    call = "p = qk.pack(codes(2048, 2048), rate); x = floats(150, 2048); call = lambda: qk.linear(x, p)\n"
-    assert output(SETUP, call, FORKING, threads=2) == "7"
+    assert output(SETUP, SHORT, FORKING, **settings(2)) == "7"

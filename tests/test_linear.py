@@ -1,10 +1,13 @@
 """linear with each kind of weights against NumPy, bit for bit by the formulas of docs/numerics.md, sections 8, 12, 16
 and 17; on every instruction set, at 1, 2 and 3 threads."""
 
+import itertools
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
-from common import code_range, layouts, random_codes
+from common import code_range, layouts, random_codes, refuse, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -107,16 +110,16 @@ def test_an_error_leaves_out_untouched(kind, dtype, shared, isas):
             for options in {}, {"out": out}:
                 with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(19, 63\)"):
                     qk.linear(wrong, packed, **options)
-    for change, error, text in [
-        ({"x": x[:, :63]}, ValueError, "x must have 64 columns"),
-        ({"bias": np.ones(4)}, ValueError, "bias"),
-        ({"activation": "tanh"}, ValueError, "activation"),
-        ({"bias": np.ones(3, int)}, TypeError, "bias"),
-        ({"x": x.astype(int)}, TypeError, "x must be"),
-        ({"out": x.reshape(-1)[:60].reshape(20, 3)}, ValueError, "out must not overlap x"),
-    ]:
-        with pytest.raises(error, match=text):
-            qk.linear(**{"x": x, "packed": packed, "out": out, **change})
+    linear = partial(qk.linear, packed=packed, out=out)
+    for refusal in refused(r"""
+        linear(x[:, :63])  # ValueError: x must have 64 columns
+        linear(x, bias=np.ones(4))  # ValueError: bias
+        linear(x, activation="tanh")  # ValueError: activation
+        linear(x, bias=np.ones(3, int))  # TypeError: bias
+        linear(x.astype(int))  # TypeError: x must be
+        linear(x, out=x.reshape(-1)[:60].reshape(20, 3))  # ValueError: out must not overlap x
+    """):
+        refuse(refusal, globals() | locals())
     assert (out == 7).all() and (x == 1).all()
 
 
@@ -133,15 +136,8 @@ def test_worst_cases_of_blocks(kind, dtype, shared, isas):
     (low, high), k, n = code_range(dtype), 1000, 40
     for sign in (1, -1):
         x = np.full((5, k), 127.0 * sign, np.float32)
-        for code, zero in [
-            (low, low),
-            (low, high),
-            (high, low),
-            (high, high),
-            (high, 0),
-            (low, 0),
-            (low, (low + high + 1) // 2),
-        ]:
+        ends = itertools.product((low, high), (low, high, 0))
+        for code, zero in [*ends, (low, (low + high + 1) // 2)]:
             for own in (False, True):
                 weights = kind.make(np.random.default_rng(0), k, n, dtype, shared)
                 params, b = weights.params, np.full((k, n), code, weights.b.dtype)
@@ -196,20 +192,14 @@ def test_linear_takes_every_float(dtype, isas):
     want = EIGHT.linear(x.astype(np.float32), b, packed.params, bias=bias.astype(np.float32))
     for isa in isas():
         assert_array_equal(qk.linear(x, packed, bias), want, err_msg=isa, strict=True)
-        assert_array_equal(
-            qk.linear(
-                x.tolist() if dtype is np.float64 else x[:, ::-1].copy()[:, ::-1], packed, bias[::-1].copy()[::-1]
-            ),
-            want,
-            err_msg=isa,
-            strict=True,
-        )
+        same = x.tolist() if dtype is np.float64 else x[:, ::-1].copy()[:, ::-1]
+        assert_array_equal(qk.linear(same, packed, bias[::-1].copy()[::-1]), want, err_msg=isa, strict=True)
 
 
 @pytest.mark.parametrize(
     ("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)]
 )
-def test_activations_are_near_the_functions(activation, absolute, relative, isas):
+def test_activations_are_near_the_functions(activation, absolute, relative, everywhere):
     """Where the product is 0 the bias alone goes through the activation: it sweeps the floats. What the result may be
     off by, beside the half unit in the last place that rounding takes."""
     rng = np.random.default_rng(0)
@@ -223,12 +213,9 @@ def test_activations_are_near_the_functions(activation, absolute, relative, isas
         ]
     ).astype(np.float32)
     want = FUNCTIONS[activation](bias.astype(np.float64))
-    packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
-    results = [qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)[0] for _ in isas()]
+    y = everywhere(lambda: activated(bias, activation))
     half_unit = np.spacing(np.abs(want).astype(np.float32)).astype(np.float64) / 2
-    assert (np.abs(results[0] - want) <= absolute + relative * np.abs(want) + half_unit).all()
-    for result in results:
-        assert_array_equal(result, results[0], strict=True)
+    assert (np.abs(y - want) <= absolute + relative * np.abs(want) + half_unit).all()
 
 
 @pytest.mark.parametrize(("activation", "off_by"), [("gelu", 0), ("gelu_tanh", 0), ("silu", 1e-36)])
@@ -236,8 +223,7 @@ def test_activations_of_large_negative_values_vanish(activation, off_by):
     bias = np.float32([-13, -88, -88.4, -104, -1e10, -3.4e38])
     if activation == "silu":
         bias = bias[2:]
-    packed = qk.pack(np.zeros((1, bias.size), np.int8), qk.QParams(1))
-    assert np.abs(qk.linear(np.zeros((1, 1), np.float32), packed, bias, activation=activation)).max() <= off_by
+    assert np.abs(activated(bias, activation)).max() <= off_by
 
 
 @settings(max_examples=60)
@@ -249,23 +235,15 @@ def test_residual_and_clamp(variants, layer, layout, activation, data):
     residual = np.random.default_rng(0).normal(0, 3, sums.shape).astype(np.float32)
     clamp = data.draw(st.sampled_from([None, (0, 6), (-0.5, None), (None, 1), (2, 2), (None, None)]))
     in_place = data.draw(st.booleans())
-    want = sums + residual
-    want = activated(want, activation)
+    want = activated(sums + residual, activation)
     if clamp:
         want = np.clip(
-            want, *np.float32([-np.inf if clamp[0] is None else clamp[0], np.inf if clamp[1] is None else clamp[1]])
+            want, *(limit if bound is None else bound for bound, limit in zip(clamp, np.float32([-np.inf, np.inf])))
         )
+    how = dict(activation=activation, clamp=clamp)
     for variant in variants():
         given = residual.copy() if in_place else layout(residual)
-        got = qk.linear(
-            x,
-            weights.pack(),
-            bias,
-            activation=activation,
-            residual=given,
-            clamp=clamp,
-            out=given if in_place else None,
-        )
+        got = qk.linear(x, weights.pack(), bias, residual=given, out=given if in_place else None, **how)
         assert (got is given) == in_place
         assert_array_equal(got, want, err_msg=variant, strict=True)
 
@@ -285,13 +263,8 @@ def test_linear_leaves_out_alone_where_the_last_of_many_rows_is_not_finite(varia
 def test_linear_refuses_weights_that_can_overflow():
     longest = (2**31 - 1) // (255 * 128)
     x, out = np.ones((1, longest), np.float32), np.full((1, 1), 77, np.float32)
-    assert qk.linear(x, qk.pack(np.full((longest, 1), -128, np.int8), qk.QParams(1)))[0, 0] == pytest.approx(
-        -128 * longest
-    )
+    longer = qk.pack(np.full((longest + 1, 1), -128, np.int8), qk.QParams(1))
+    assert qk.linear(x, qk.pack(longer.unpack()[1:], qk.QParams(1)))[0, 0] == pytest.approx(-128 * longest)
     with pytest.raises(ValueError, match=f"int32 could overflow.*{128 * (longest + 1)}.*255"):
-        qk.linear(
-            np.ones((1, longest + 1), np.float32),
-            qk.pack(np.full((longest + 1, 1), -128, np.int8), qk.QParams(1)),
-            out=out,
-        )
+        qk.linear(np.ones((1, longest + 1), np.float32), longer, out=out)
     assert out == 77

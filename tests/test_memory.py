@@ -11,7 +11,6 @@ import platform
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from common import COMPILER, python, run
 from numpy.lib.stride_tricks import as_strided
 
 import qkernels as qk
@@ -84,105 +84,123 @@ def layouts(n, dtype):
     yield (3, n), qk.QParams(np.full((2, n), 0.1), dtype=dtype, axis=0, block_size=2)
 
 
+def arrays_of(result):
+    return [part for part in (result if isinstance(result, tuple) else (result,)) if isinstance(part, np.ndarray)]
+
+
+def check(at_end, function, *given, out=True, **options):
+    """Return what the call gives; it gives the same if its arrays, and `out`, end or begin at a guard."""
+    want, place = function(*given, **options), Places(at_end)
+
+    def placed(value):
+        return place(value) if isinstance(value, np.ndarray) else value
+
+    options = {name: placed(value) for name, value in options.items()}
+    if out:
+        options["out"] = place.empty(want.shape, want.dtype)
+    got = function(*map(placed, given), **options)
+    for one, other in zip(arrays_of(got), arrays_of(want), strict=True):
+        same(one, other)
+    return want
+
+
+def pack(at_end, b, params, scales=None):
+    """Return b packed, from rows and from columns."""
+    for turned in True, False:
+        place = Places(at_end)
+        source = place(np.ascontiguousarray(b.T)).T if turned else place(b)
+        packed = qk.pack(source, params, scales=None if scales is None else place(scales))
+        same(packed.unpack(), b)
+    return packed
+
+
 def sweep_elementwise(n, rng, at_end):
     for dtype in CODES:
         for shape, params in layouts(n, dtype):
             x = rng.normal(0, 5, shape)
             for of in FLOATS:
                 for rounding in ROUNDINGS[:2]:
-                    place = Places(at_end)
-                    out = place.empty(shape, params.dtype)
-                    qk.quantize(place(x.astype(of)), params, rounding=rounding, out=out)
-                    same(out, qk.quantize(x.astype(of), params, rounding=rounding))
-                place = Places(at_end)
-                out = place.empty(shape, of)
-                qk.fake_quantize(place(x.astype(of)), params, out=out)
-                same(out, qk.fake_quantize(x.astype(of), params))
+                    check(at_end, qk.quantize, x.astype(of), params, rounding=rounding)
+                check(at_end, qk.fake_quantize, x.astype(of), params)
             codes = qk.quantize(x, params)
             for q, of in itertools.product((codes, codes.astype(np.int32)), FLOATS):
-                place = Places(at_end)
-                out = place.empty(shape, of)
-                qk.dequantize(place(q), params, dtype=of, out=out)
-                same(out, qk.dequantize(q, params, dtype=of))
+                check(at_end, qk.dequantize, q, params, dtype=of)
 
 
 def sweep_dynamic_and_requantize(n, rng, at_end):
     x = rng.normal(0, 5, (3, n)).astype(np.float32)
     for dtype, axis in itertools.product(CODES, (None, 0)):
-        place = Places(at_end)
-        q, _ = qk.dynamic_quantize(place(x), dtype, axis=axis)
-        same(q, qk.dynamic_quantize(x, dtype, axis=axis)[0])
+        check(at_end, qk.dynamic_quantize, x, dtype, axis=axis, out=False)
     acc, bias = rng.integers(-9999, 9999, (3, n), np.int32), rng.integers(-999, 999, n, np.int32)
     for dtype, rounding in itertools.product(CODES, ROUNDINGS):
-        params, place = qk.QParams(1, 1, dtype), Places(at_end)
-        out = place.empty(acc.shape, params.dtype)
-        qk.requantize(place(acc), np.full(n, 0.01), params, bias=place(bias), rounding=rounding, out=out)
-        same(out, qk.requantize(acc, 0.01, params, bias=bias, rounding=rounding))
+        check(at_end, qk.requantize, acc, np.full(n, 0.01), qk.QParams(1, 1, dtype), bias=bias, rounding=rounding)
     for bits in 1, 2, 3, 4, 5, 6, 8:
         codes = rng.integers(0, 1 << bits, n, np.uint8)
-        dense = qk.pack_bits(Places(at_end)(codes), bits)
-        same(qk.unpack_bits(Places(at_end)(dense), bits, n), codes)
+        dense = check(at_end, qk.pack_bits, codes, bits, out=False)
+        same(check(at_end, qk.unpack_bits, dense, bits, n, out=False), codes)
 
 
 def sweep_codebooks(n, rng, at_end):
     x = rng.normal(0, 1, (3, n)).astype(np.float32)
     for k in 5, 16, 200:
         levels = np.linspace(-1, 1, k)
-        books = [
-            qk.Codebook(levels),
-            qk.Codebook(levels, block_size=16),
-            qk.Codebook(levels, axis=1, block_size=64),
-            qk.Codebook(levels, axis=0, block_size=2),
-            qk.Codebook(np.tile(levels, (3, 1)), axis=0),
-        ]
-        if n:
-            books.append(qk.Codebook(np.tile(levels, (n, 1)), axis=1))
+        where = {}, {"block_size": 16}, {"axis": 1, "block_size": 64}, {"axis": 0, "block_size": 2}
+        books = [qk.Codebook(levels, **options) for options in where]
+        books += [qk.Codebook(np.tile(levels, (x.shape[axis], 1)), axis=axis) for axis in (0, 1) if x.shape[axis]]
         for book in books:
-            place = Places(at_end)
-            encoded = qk.encode(place(x), book)
-            codes, scales = encoded if book.block_size else (encoded, None)
-            for got, want in zip(
-                (codes, scales) if book.block_size else [codes],
-                qk.encode(x, book) if book.block_size else [qk.encode(x, book)],
-            ):
-                same(got, want)
-            out = place.empty(x.shape, np.float32)
-            qk.decode(place(codes), book, None if scales is None else place(scales), out=out)
-            same(out, qk.decode(codes, book, scales))
+            encoded = check(at_end, qk.encode, x, book, out=False)
+            codes, *scales = encoded if book.block_size else (encoded,)
+            check(at_end, qk.decode, codes, book, *scales)
     blocks = rng.normal(0, 1, (n % 9, 32)).astype(np.float32)
     for kind in "Q8_0", "Q4_0":
-        place = Places(at_end)
-        data = qk.to_gguf(place(blocks), kind)
-        same(data, qk.to_gguf(blocks, kind))
-        same(qk.from_gguf(place(data), kind, out=place.empty(blocks.shape, np.float32)), qk.from_gguf(data, kind))
-        same(qk.from_gguf(Places(at_end)(data), kind, codes=True)[0], qk.from_gguf(data, kind, codes=True)[0])
+        data = check(at_end, qk.to_gguf, blocks, kind, out=False)
+        check(at_end, qk.from_gguf, data, kind)
+        check(at_end, qk.from_gguf, data, kind, codes=True, out=False)
 
 
 def sweep_vectors(n, rng, at_end):
     m, d, k = n % 11 + 1, n % 5 + 1, 1 + n * 7 % 256
     book = qk.Codebook(rng.normal(0, 1, (m, k, d)), vector=True)
-    x = rng.normal(0, 1, (n, m * d)).astype(np.float32)
-    place = Places(at_end)
-    codes = qk.encode(place(x), book)
-    same(codes, qk.encode(x, book))
-    same(qk.decode(place(codes), book, out=place.empty(x.shape, np.float32)), qk.decode(codes, book))
+    codes = check(at_end, qk.encode, rng.normal(0, 1, (n, m * d)).astype(np.float32), book, out=False)
+    check(at_end, qk.decode, codes, book)
     queries = rng.normal(0, 1, (n % 20, m * d)).astype(np.float32)
-    same(qk.distance_tables(Places(at_end)(queries), book), qk.distance_tables(queries, book))
+    check(at_end, qk.distance_tables, queries, book, out=False)
     if n:
-        place = Places(at_end)
-        for got, want in zip(
-            qk.search(place(queries), place(codes), book, 1 + n // 2), qk.search(queries, codes, book, 1 + n // 2)
-        ):
-            same(got, want)
+        check(at_end, qk.search, queries, codes, book, 1 + n // 2, out=False)
 
 
-def strided_rows(place, a):
+def strided_rows(memory, a):
     """a with a gap between its rows, but none after the last."""
-    m, k = a.shape
-    memory = place(np.zeros(max(m * (k + 8) - 8, 0), a.dtype))
-    rows = as_strided(memory, a.shape, ((k + 8) * a.itemsize, a.itemsize))
+    rows = as_strided(memory, a.shape, ((a.shape[1] + 8) * a.itemsize, a.itemsize))
     rows[...] = a
     return rows
+
+
+def sweep_matmul(rng, at_end, a, b, packed):
+    m, k = a.shape
+    want = (a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
+    for right in b, packed:
+        same(check(at_end, qk.matmul, a, right), want)
+
+    def of_columns(a, b, **options):
+        return qk.matmul(a, b.swapaxes(1, 2), **options)
+
+    pair = a[None].repeat(2, 0), np.ascontiguousarray(b.T)[None].repeat(2, 0)
+    zeros = np.zeros((2, m), np.uint8).view(a.dtype)
+    same(check(at_end, of_columns, *pair, a_zero_point=zeros), want[None].repeat(2, 0))
+
+    def of_small(a, b, **options):
+        return qk.matmul(a, qk.pack(b, qk.QParams(1)), **options)
+
+    small = np.ascontiguousarray(b.view(np.int8)) >> 3
+    same(check(at_end, of_small, a, small), (a.astype(np.int64) @ small.astype(np.int64)).astype(np.int32))
+
+    def of_strided_rows(memory, **options):
+        return qk.matmul(strided_rows(memory, a) if a.size else a, packed, **options)
+
+    zero, memory = rng.integers(0, 100, m, np.int32), np.zeros(max(m * (k + 8) - 8, 0), a.dtype)
+    got = check(at_end, of_strided_rows, memory, a_zero_point=zero)
+    same(got, want - np.multiply.outer(zero, b.sum(axis=0, dtype=np.int32)))
 
 
 def sweep_products(m, k, n, rng, at_end):
@@ -191,160 +209,80 @@ def sweep_products(m, k, n, rng, at_end):
             rng.integers(*((0, 256) if d == "uint8" else (-128, 128)), s, d)
             for d, s in ((a_dtype, (m, k)), (b_dtype, (k, n)))
         )
-        want = (a.astype(np.int64) @ b.astype(np.int64)).astype(np.int32)
-        params = qk.QParams(np.full(n, 0.02), dtype=b_dtype, axis=1)
-        place = Places(at_end)
-        packed = qk.pack(place(b), params)
-        same(packed.unpack(), b)
-        same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
-        for right in (b, packed):
-            place = Places(at_end)
-            out = place.empty((m, n), np.int32)
-            qk.matmul(place(a), place(b) if right is b else packed, out=out)
-            same(out, want)
-        place = Places(at_end)
-        pair = a[None].repeat(2, 0), np.ascontiguousarray(b.T)[None].repeat(2, 0)
-        same(
-            qk.matmul(
-                place(pair[0]),
-                place(pair[1]).swapaxes(1, 2),
-                a_zero_point=place(np.zeros((2, m), np.uint8).view(a_dtype)),
-                out=place.empty((2, m, n), np.int32),
-            ),
-            want[None].repeat(2, 0),
-        )
-        place = Places(at_end)
-        small = np.ascontiguousarray(b.view(np.int8)) >> 3
-        same(
-            qk.matmul(place(a), qk.pack(place(small), qk.QParams(1)), out=place.empty((m, n), np.int32)),
-            (a.astype(np.int64) @ small.astype(np.int64)).astype(np.int32),
-        )
-        place = Places(at_end)
-        zero = rng.integers(0, 100, m, np.int32)
-        got = qk.matmul(
-            strided_rows(place, a) if m and k else a,
-            packed,
-            a_zero_point=place(zero),
-            out=place.empty((m, n), np.int32),
-        )
-        same(got, want - np.multiply.outer(zero, b.sum(axis=0, dtype=np.int32)))
-        a_params, out_params = qk.QParams(0.01, 3, a_dtype), qk.QParams(1, 5, a_dtype)
+        packed = pack(at_end, b, qk.QParams(np.full(n, 0.02), dtype=b_dtype, axis=1))
+        sweep_matmul(rng, at_end, a, b, packed)
+        params, out_params = qk.QParams(0.01, 3, a_dtype), qk.QParams(1, 5, a_dtype)
         bias = rng.integers(-99, 99, n, np.int32)
         for rounding, activation in [*zip(ROUNDINGS, [None, "gelu", "relu", None]), ("half_even", None)]:
-            place = Places(at_end)
-            out = place.empty((m, n), out_params.dtype)
-            qk.qlinear(
-                place(a), a_params, packed, out_params, place(bias), rounding=rounding, activation=activation, out=out
-            )
-            same(out, qk.qlinear(a, a_params, packed, out_params, bias, rounding=rounding, activation=activation))
-        x = rng.normal(0, 1, (m, k)).astype(np.float32)
-        residual = rng.normal(0, 1, (m, n)).astype(np.float32)
+            how = dict(rounding=rounding, activation=activation)
+            check(at_end, qk.qlinear, a, params, packed, out_params, bias, **how)
+        x, residual = (rng.normal(0, 1, (m, columns)).astype(np.float32) for columns in (k, n))
         for activation in None, "relu", "gelu", "gelu_tanh", "silu":
             for added in None, residual:
-                place = Places(at_end)
-                out = place.empty((m, n), np.float32)
-                given = None if added is None else place(added)
-                qk.linear(
-                    place(x), packed, place(bias.astype(np.float32)), activation=activation, residual=given, out=out
-                )
-                same(out, qk.linear(x, packed, bias.astype(np.float32), activation=activation, residual=added))
+                how = dict(activation=activation, residual=added)
+                check(at_end, qk.linear, x, packed, bias.astype(np.float32), **how)
+
+
+def floats(rng, *shapes):
+    return (rng.normal(0, 1, shape).astype(np.float32) for shape in shapes)
 
 
 def sweep_4_bits(m, k, n, rng, at_end):
-    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    x, bias = floats(rng, (m, k), n)
     for dtype, block_size, scale in itertools.product(("int4", "uint4"), (32, 5), (0.1, 0.125)):
         b = rng.integers(0, 7, (k, n)).astype(getattr(ml_dtypes, dtype))
         shape = -(-k // block_size), n
         for zeros in None, rng.integers(0, 7, shape):
             params = qk.QParams(np.full(shape, scale), zeros, dtype, axis=0, block_size=block_size)
-            place = Places(at_end)
-            packed = qk.pack(place(b), params)
-            same(packed.unpack(), b)
-            same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
-            out, residual = place.empty((m, n), np.float32), np.outer(x.sum(axis=1), bias).astype(np.float32)
-            qk.linear(place(x), packed, bias, residual=place(residual), out=out)
-            same(out, qk.linear(x, packed, bias, residual=residual))
+            residual = np.outer(x.sum(axis=1), bias).astype(np.float32)
+            check(at_end, qk.linear, x, pack(at_end, b, params), bias, residual=residual)
 
 
 def sweep_blocks(m, k, n, rng, at_end):
-    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    x, bias = floats(rng, (m, k), n)
     for dtype, block_size, scale in (("int8", 32, 0.1), ("uint8", 5, 0.125), ("int8", 300, 0.1)):
         b, shape = rng.integers(0, 127, (k, n)).astype(dtype), (-(-k // block_size), n)
         for zeros in np.full(shape, 0 if dtype == "int8" else 128), rng.integers(0, 127, shape):
             params = qk.QParams(np.full(shape, scale), zeros, dtype, axis=0, block_size=block_size)
-            place = Places(at_end)
-            packed = qk.pack(place(b), params)
-            same(packed.unpack(), b)
-            same(qk.pack(place(np.ascontiguousarray(b.T)).T, params).unpack(), b)
-            out = place.empty((m, n), np.float32)
-            qk.linear(place(x), packed, place(bias), out=out)
-            same(out, qk.linear(x, packed, bias))
+            check(at_end, qk.linear, x, pack(at_end, b, params), bias)
 
 
 def sweep_codes(m, k, n, rng, at_end):
     x, codes = rng.normal(0, 1, (m, k)).astype(np.float32), rng.integers(0, 16, (k, n), np.uint8)
     of_columns = [qk.Codebook(rng.normal(0, 1, (n, 16)), axis=1)] if n else []
     for codebook in [qk.Codebook(np.arange(16), axis=0, block_size=32), qk.Codebook(np.arange(16)), *of_columns]:
-        place = Places(at_end)
-        scales = None if codebook.block_size is None else place(np.ones((-(-k // 32), n), np.float32))
-        packed = qk.pack(place(codes), codebook, scales=scales)
-        same(packed.unpack(), codes)
-        same(qk.pack(place(np.ascontiguousarray(codes.T)).T, codebook, scales=scales).unpack(), codes)
-        out = place.empty((m, n), np.float32)
-        qk.linear(place(x), packed, out=out)
-        same(out, qk.linear(x, packed))
+        scales = None if codebook.block_size is None else np.ones((-(-k // 32), n), np.float32)
+        check(at_end, qk.linear, x, pack(at_end, codes, codebook, scales))
 
 
 def sweep_floats(m, k, n, rng, at_end):
-    x, bias = rng.normal(0, 1, (m, k)).astype(np.float32), rng.normal(0, 1, n).astype(np.float32)
+    x, bias = floats(rng, (m, k), n)
     for dtype in FLOATS[2:]:
-        w, place = rng.normal(0, 1, (k, n)).astype(dtype), Places(at_end)
-        packed = qk.pack(place(w), None)
-        same(packed.unpack(), w)
-        same(qk.pack(place(np.ascontiguousarray(w.T)).T, None).unpack(), w)
-        out = place.empty((m, n), np.float32)
-        qk.linear(place(x), packed, place(bias), out=out)
-        same(out, qk.linear(x, packed, bias))
+        check(at_end, qk.linear, x, pack(at_end, rng.normal(0, 1, (k, n)).astype(dtype), None), bias)
 
 
 def sweep_int16(m, k, n, rng, at_end):
     a, b = rng.integers(-32768, 32768, (m, k), np.int16), rng.integers(-99, 99, (k, n), np.int16)
     for factor in 1, 330:  # one plane, and two
-        place = Places(at_end)
-        out = place.empty((m, n), np.int64)
-        qk.matmul(
-            place(a), place(b * np.int16(factor)), a_zero_point=place(np.ones(m, np.int32)), b_zero_point=3, out=out
-        )
-        same(out, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
-    x, bias, place = a.astype(np.float32), rng.normal(0, 1, n).astype(np.float32), Places(at_end)
-    packed, out = qk.pack(b, qk.QParams(np.ones(n), dtype="int16", axis=1)), place.empty((m, n), np.float32)
-    qk.linear(place(x), packed, place(bias), out=out)
-    same(out, qk.linear(x, packed, bias))
+        ones = np.ones(m, np.int32)
+        got = check(at_end, qk.matmul, a, b * np.int16(factor), a_zero_point=ones, b_zero_point=3)
+        same(got, (a.astype(np.int64) - 1) @ (b.astype(np.int64) * factor - 3))
+    packed = qk.pack(b, qk.QParams(np.ones(n), dtype="int16", axis=1))
+    check(at_end, qk.linear, a.astype(np.float32), packed, *floats(rng, n))
 
 
 def sweep_layers(n, rng, at_end):
-    x, residual = rng.normal(0, 1, (2, 3, n)).astype(np.float32)
-    weight, bias = rng.normal(0, 1, (2, n)).astype(np.float32)
-    place = Places(at_end)
-    out = place.empty((3, n), np.float32)
-    qk.layer_norm(place(x), place(weight), place(bias), residual=place(residual), out=out)
-    same(out, qk.layer_norm(x, weight, bias, residual=residual))
+    x, residual, weight, bias = floats(rng, (3, n), (3, n), n, n)
+    check(at_end, qk.layer_norm, x, weight, bias, residual=residual)
     for tokens, size in (n, 5), (3, n):
-        q, k, v = rng.normal(0, 1, (3, tokens, 2 * size)).astype(np.float32)
-        place = Places(at_end)
-        out = place.empty(q.shape, np.float32)
-        qk.attention(*(place(a) for a in (q, k, v)), 2, starts=place(np.int64([0, tokens // 3, tokens])), out=out)
-        same(out, qk.attention(q, k, v, 2, starts=[0, tokens // 3, tokens]))
+        q, k, v = floats(rng, *[(tokens, 2 * size)] * 3)
+        check(at_end, qk.attention, q, k, v, 2, starts=np.int64([0, tokens // 3, tokens]))
 
 
 def sweep_kmeans(n, rng, at_end):
     for d, dtype in itertools.product((1, 3, 4, 6, 8, 17), (np.float32, np.float64)):
         x, weights, k = rng.normal(0, 1, (n, d)).astype(dtype), rng.random(n) + 0.1, min(n, 21)
-        place = Places(at_end)
-        got = qk.kmeans(place(x), k, weights=place(weights), init=place(x[:k]), max_iter=3, tol=0)
-        want = qk.kmeans(x, k, weights=weights, init=x[:k], max_iter=3, tol=0)
-        same(got.centroids, want.centroids)
-        same(got.labels, want.labels)
+        check(at_end, qk.kmeans, x, k, weights=weights, init=x[:k], max_iter=3, tol=0, out=False)
 
 
 def sweep(isa):
@@ -381,12 +319,6 @@ def stray(what, at_end):
     qk.quantize(longer, qk.QParams(1), out=target)
 
 
-def run(*arguments):
-    root = str(Path(qk.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return subprocess.run([sys.executable, __file__, *arguments], env=env, capture_output=True, text=True, timeout=300)
-
-
 linux = pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called as Linux has it")
 
 
@@ -394,13 +326,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="mprotect is called a
 @pytest.mark.parametrize("at_end", ["end", "start"])
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_a_stray_touch_is_seen(what, at_end):
-    assert run(what, at_end).returncode == -signal.SIGSEGV
+    assert python(__file__, what, at_end).returncode == -signal.SIGSEGV
 
 
 @linux
 @pytest.mark.parametrize("isa", runtime.available_isas())
 def test_no_stray_touch(isa):
-    done = run(isa)
+    done = python(__file__, isa)
     assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"
 
 
@@ -410,22 +342,15 @@ STRAY = Path(__file__).parent / "stray_codes_test.c"
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds its AVX kernels on x86-64 only")
 def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
     """Codes may change between check and use: AddressSanitizer watches kernels that are given such codes at once."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC").split()[0]
-    csrc, flags = (
-        STRAY.parents[1] / "csrc",
-        ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"],
-    )
+    flags = ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"]
+    csrc = STRAY.parents[1] / "csrc"
     program = tmp_path / "stray_codes_test"
     empty = tmp_path / "empty.c"
     empty.write_text("int main(void) { return 0; }")
-    if subprocess.run([compiler, *flags, empty, "-o", program], capture_output=True).returncode:
-        pytest.skip(f"{compiler} has no AddressSanitizer")
-    command = [compiler, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-5000:]
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr[-5000:]
-    assert int(ran.stdout.split()[0]) > 1000
+    if subprocess.run([COMPILER, *flags, empty, "-o", program], capture_output=True).returncode:
+        pytest.skip(f"{COMPILER} has no AddressSanitizer")
+    run(COMPILER, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program)
+    assert int(run(program).split()[0]) > 1000
 
 
 def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded():

@@ -111,6 +111,16 @@ def test_torch_and_numpy_agree(weights, tokens):
     np.testing.assert_allclose(embed_all(model.TorchFloat32(weights, CONFIG), tokens, 100), exact, atol=2e-5)
 
 
+def test_padding_does_not_change_an_embedding(weights, tokens):
+    """The module that other libraries convert sees sentences of 1 to 40 tokens as rows of 40."""
+    torch = pytest.importorskip("torch")
+    from minilm.padded import Padded, pad
+
+    with torch.inference_mode():
+        found = Padded(weights, CONFIG)(*map(torch.from_numpy, pad(tokens))).numpy()
+    np.testing.assert_allclose(found, embed_all(model.NumPyFloat32(weights, CONFIG), tokens, 100), atol=2e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_batches_do_not_change_an_embedding(weights, tokens, squares, variant):
     network = model.Quantized(weights, CONFIG, VARIANTS[variant], squares)

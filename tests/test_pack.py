@@ -5,7 +5,7 @@ import pickle
 import ml_dtypes
 import numpy as np
 import pytest
-from common import LAYOUTS, bits, random_codes
+from common import LAYOUTS, bits, random_codes, refusals, refuse
 from numpy.testing import assert_array_equal
 from products import HALVES, LEVELS, SOME, SOME_NAMES, random_x
 
@@ -85,24 +85,39 @@ PARAMS = qk.QParams(0.5)
 PACKED = qk.pack(B, PARAMS)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((B.astype(np.int32), PARAMS), TypeError, "b must be int8, uint8, int16, int4 or uint4, got int32"),
-        ((B.astype(np.uint8), PARAMS), TypeError, r"b must have dtype int8 \(as params\), got uint8"),
-        ((B[0], PARAMS), ValueError, r"b must have shape \(K, N\), got \(4,\)"),
-        ((B, 0.5), TypeError, "params must be QParams or a Codebook, got float"),
-        (
-            (B, qk.QParams([1.0] * 3, axis=0)),
-            ValueError,
-            r"params must be per tensor or per column \(axis=1\), .* got axis=0",
-        ),
-        ((B, qk.QParams([1.0] * 3, axis=1)), ValueError, r"scale must have shape \(4,\) to match axis 1 .*got \(3,\)"),
-    ],
-)
-def test_pack_refuses(arguments, error, message):
-    with pytest.raises(error, match=message):
-        qk.pack(*arguments)
+@refusals(r"""
+qk.pack(B.astype(np.int32), PARAMS)  # TypeError: b must be int8, uint8, int16, int4 or uint4, got int32
+qk.pack(B.astype(np.uint8), PARAMS)  # TypeError: b must have dtype int8 \(as params\), got uint8
+qk.pack(B[0], PARAMS)  # ValueError: b must have shape \(K, N\), got \(4,\)
+qk.pack(B, 0.5)  # TypeError: params must be QParams or a Codebook, got float
+qk.pack(B, qk.QParams([1.0] * 3, axis=0))
+    # ValueError: params must be per tensor or per column \(axis=1\), .* got axis=0
+qk.pack(B, qk.QParams([1.0] * 3, axis=1))  # ValueError: scale must have shape \(4,\) to match axis 1 .*got \(3,\)
+""")
+def test_pack_refuses(refusal):
+    refuse(refusal, globals())
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@refusals(r"""
+pack(b.astype(np.int32))  # TypeError: b must be int8, uint8, int16, int4 or uint4, got int32
+pack(b.astype(np.uint8))  # TypeError: b must have dtype {dtype} \(as params\), got uint8
+pack(b[:, :2])  # ValueError: scale must have shape \(2, 2\)
+pack(b[:32])  # ValueError: scale must have shape \(1, 3\)
+pack(b, (64, 1), axis=1, block_size=3)  # ValueError: per block of rows .*got axis=1, block_size=3
+pack(b, 64, block_size=None)  # ValueError: got axis=0, block_size=None
+pack(b.astype(np.int16), dtype="int16")  # ValueError: got axis=0, block_size=32
+pack_from(block_size=-1)  # ValueError: block_size must be at least 0, got -1
+""")
+def test_pack_refuses_blocks_that_do_not_fit(dtype, refusal):
+    def pack(b, shape=(2, 3), dtype=dtype, axis=0, block_size=32):
+        return qk.pack(b, qk.QParams(np.ones(shape), dtype=dtype, axis=axis, block_size=block_size))
+
+    def pack_from(**arrays):
+        return qk.PackedMatrix.from_arrays(pack(b).to_arrays() | arrays)
+
+    b, (call, error, words) = np.zeros((64, 3), getattr(ml_dtypes, dtype, dtype)), refusal
+    refuse((call, error, words.format(dtype=dtype)), globals() | locals())
 
 
 def test_from_arrays_refuses():
@@ -149,63 +164,43 @@ def test_from_arrays_needs_each_array(kind):
             qk.PackedMatrix.from_arrays(arrays)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "value", "error"),
-    [
-        (kind, name, value, error)
-        for kind, names in [
-            ("blocks", "codes shape signed block_size scale zero_point qmin"),
-            ("levels", "codes shape levels block_size scales"),
-            ("codes", "codes scale zero_point qmin"),
-            ("weights", "weights"),
-        ]
-        for name in names.split()
-        for value, error in [
-            (None, TypeError),
-            ("x", TypeError),
-            (np.ones(3, complex), TypeError),
-            (10**400, TypeError),
-            ([[1], [2, 3]], (TypeError, ValueError)),
-            (np.array([object()]), TypeError),
-            (np.zeros((1, 2, 3), np.float32), (TypeError, ValueError)),
-            (np.zeros((1, 2, 3), np.int64), (TypeError, ValueError)),
-            (np.array(np.nan), (TypeError, ValueError)),
-            (np.zeros((1, 2, 3), np.uint8), (TypeError, ValueError)),
-        ]
-    ]
-    + [
-        ("blocks", "shape", [4.9, 4], TypeError),
-        ("blocks", "shape", [-4, -4], ValueError),
-        ("blocks", "shape", [4, 5], ValueError),
-        ("blocks", "shape", [4], ValueError),
-        ("blocks", "shape", np.uint64([2**63, 4]), ValueError),
-        ("levels", "shape", [4.0, 4.0], TypeError),
-        ("levels", "shape", [2**62, 2**62], ValueError),
-        ("blocks", "qmin", -7.9, TypeError),
-        ("codes", "qmin", -127.9, TypeError),
-        ("codes", "qmin", [-127], ValueError),
-        ("codes", "qmin", True, TypeError),
-        ("blocks", "qmin", -9, ValueError),
-        ("blocks", "codes", np.full(8, 0x88, np.uint8), ValueError),
-        ("blocks", "codes", np.full(8, 0x77, np.int8), TypeError),
-        ("blocks", "signed", 1.0, TypeError),
-        ("blocks", "signed", [True], ValueError),
-        ("blocks", "block_size", 2.0, TypeError),
-        ("blocks", "block_size", -1, ValueError),
-        ("blocks", "block_size", 3.5, TypeError),
-        ("blocks", "block_size", 0, ValueError),
-        ("blocks", "zero_point", 0.0, TypeError),
-        ("blocks", "zero_point", -8, ValueError),
-        ("blocks", "zero_point", [0, 0], ValueError),
-        ("blocks", "scale", [1.0, 2.0], ValueError),
-        ("blocks", "scale", np.zeros((2, 4)), ValueError),
-        ("levels", "block_size", 0, ValueError),
-        ("levels", "codes", np.full(8, 0x33, np.uint8), ValueError),
-        ("levels", "scales", np.full((2, 4), np.inf), ValueError),
-        ("levels", "levels", np.ones(17), ValueError),
-        ("weights", "weights", np.full((2, 2), np.nan, np.float16), ValueError),
-    ],
-)
+ARRAYS = {
+    "blocks": "codes shape signed block_size scale zero_point qmin",
+    "levels": "codes shape levels block_size scales",
+    "codes": "codes scale zero_point qmin",
+    "weights": "weights",
+}
+NO_ARRAYS = [None, "x", np.ones(3, complex), 10**400, np.array([object()])]
+NONE_OF_THESE = [[[1], [2, 3]], np.array(np.nan), *(np.zeros((1, 2, 3), t) for t in (np.float32, np.int64, np.uint8))]
+WRONG = [(kind, name, value, TypeError) for kind in ARRAYS for name in ARRAYS[kind].split() for value in NO_ARRAYS]
+WRONG += [
+    (kind, name, value, (TypeError, ValueError))
+    for kind in ARRAYS
+    for name in ARRAYS[kind].split()
+    for value in NONE_OF_THESE
+]
+
+
+def wrong(kind, error, **values):
+    """Values of arrays that are wrong in these kinds of weights."""
+    WRONG.extend((kind, name, value, error) for name in values for value in values[name])
+
+
+EIGHTS, SEVENS = np.full(8, 0x88, np.uint8), np.full(8, 0x77, np.int8)
+wrong("blocks", TypeError, shape=[[4.9, 4]], qmin=[-7.9], codes=[SEVENS], signed=[1.0], block_size=[2.0, 3.5])
+wrong("blocks", TypeError, zero_point=[0.0])
+wrong("blocks", ValueError, shape=[[-4, -4], [4, 5], [4], np.uint64([2**63, 4])], qmin=[-9], codes=[EIGHTS])
+wrong("blocks", ValueError, signed=[[True]], block_size=[-1, 0], zero_point=[-8, [0, 0]])
+wrong("blocks", ValueError, scale=[[1.0, 2.0], np.zeros((2, 4))])
+wrong("levels", TypeError, shape=[[4.0, 4.0]])
+wrong("levels", ValueError, shape=[[2**62, 2**62]], block_size=[0], codes=[np.full(8, 0x33, np.uint8)])
+wrong("levels", ValueError, scales=[np.full((2, 4), np.inf)], levels=[np.ones(17)])
+wrong("codes", TypeError, qmin=[-127.9, True])
+wrong("codes", ValueError, qmin=[[-127]])
+wrong("weights", ValueError, weights=[np.full((2, 2), np.nan, np.float16)])
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "error"), WRONG)
 def test_from_arrays_checks_each_array(kind, name, value, error):
     with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):
         qk.PackedMatrix.from_arrays({**STORED[kind], name: value})

@@ -1,16 +1,14 @@
-"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads and
-processes."""
+"""What matmul, linear and qlinear have in common: arguments that they refuse, overlapping memory, and many threads."""
 
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
+import ml_dtypes
 import numpy as np
 import pytest
-from common import random_codes, read_only
+from common import random_codes, refusals, refuse
 from numpy.testing import assert_array_equal
 from products import exact, wrapped
 
@@ -39,140 +37,93 @@ def with_bad_value(value):
     return x
 
 
-BAD = [
-    ("matmul", {"a": A.astype(np.int32)}, TypeError, "a must be uint8, int8 or int16, got int32"),
-    ("matmul", {"a": X}, TypeError, "a must be uint8, int8 or int16, got float32"),
-    ("matmul", {"b": B.astype(np.int32)}, TypeError, "b must be uint8, int8 or int16, got int32"),
-    ("matmul", {"b": B[0]}, ValueError, r"b must have shape \(\.\.\., K, N\), got \(4,\)"),
-    ("matmul", {"b": B[None]}, ValueError, r"out must have shape \(1, 2, 4\), got \(2, 4\)"),
-    ("matmul", {"a": A.T}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
-    ("matmul", {"a": A.T, "b": PACKED}, ValueError, r"a must have 3 columns to match b, got shape \(3, 2\)"),
-    ("matmul", {"a": np.uint8(3)}, ValueError, r"a must have 3 columns to match b, got shape \(\)"),
-    ("matmul", {"a_zero_point": 256}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got 256"),
-    ("matmul", {"a_zero_point": -1}, ValueError, r"a_zero_point must be within \[0, 255\] for uint8, got -1"),
-    ("matmul", {"b_zero_point": 128}, ValueError, r"b_zero_point must be within \[-128, 127\] for int8, got 128"),
-    (
-        "matmul",
-        {"a_zero_point": [1, 2, 3]},
-        ValueError,
-        r"a_zero_point must be a scalar or have shape \(2,\), got \(3,\)",
-    ),
-    ("matmul", {"b_zero_point": [1, 2]}, ValueError, r"b_zero_point must be a scalar or have shape \(4,\), got \(2,\)"),
-    ("matmul", {"b_zero_point": [[1, 2, 3, 4]]}, ValueError, r"b_zero_point must be .* shape \(4,\), got \(1, 4\)"),
-    ("matmul", {"a_zero_point": 1.5}, TypeError, "a_zero_point must be an integer or an array of integers, got 1.5"),
-    ("linear", {"x": A}, TypeError, "x must be float32, float64, float16 or bfloat16, got uint8"),
-    ("linear", {"x": X.T}, ValueError, r"x must have 3 columns to match packed, got shape \(3, 2\)"),
-    ("linear", {"x": with_bad_value(np.nan)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
-    ("linear", {"x": with_bad_value(-np.inf)}, ValueError, r"x has 1 NaN or infinite values, the first at \(1, 2\)"),
-    ("linear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
-    ("linear", {"bias": np.ones(3, np.float32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
-    ("linear", {"bias": np.ones(4, np.int32)}, TypeError, "bias must be a float array, got int32"),
-    (
-        "linear",
-        {"activation": "tanh"},
-        ValueError,
-        "activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'",
-    ),
-    (
-        "linear",
-        {"residual": np.ones((2, 3), np.float32)},
-        ValueError,
-        r"residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)",
-    ),
-    ("linear", {"residual": np.ones(4, np.float32)}, ValueError, r"residual must have shape \(2, 4\)"),
-    ("linear", {"residual": np.ones((2, 4))}, TypeError, "residual must be float32, got float64"),
-    ("linear", {"clamp": 6}, TypeError, r"clamp must be None or a pair of floats \(lo, hi\), got 6"),
-    ("linear", {"clamp": (0, "6")}, TypeError, "clamp must be None or a pair of floats"),
-    ("linear", {"clamp": (0, 1, 2)}, TypeError, "clamp must be None or a pair of floats"),
-    ("linear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
-    ("linear", {"clamp": (np.nan, 0)}, ValueError, "clamp must have lo <= hi"),
-    ("qlinear", {"clamp": (1, 0)}, ValueError, r"clamp must have lo <= hi, got \(1, 0\)"),
-    (
-        "qlinear",
-        {"bias": np.float32([1, np.nan, np.inf, 0])},
-        ValueError,
-        r"bias has 2 NaN or infinite values, the first at \(1,\)",
-    ),
-    ("linear", {"activation": ["relu"]}, ValueError, r"activation must be one of .*, got \['relu'\]"),
-    ("qlinear", {"q": A.astype(np.int8)}, TypeError, r"q must have dtype uint8 \(as params\), got int8"),
-    ("qlinear", {"q": X}, TypeError, "q must have dtype uint8"),
-    ("qlinear", {"q": A.T}, ValueError, r"q must have 3 columns to match packed, got shape \(3, 2\)"),
-    ("qlinear", {"params": 0.5}, TypeError, "params must be QParams, got float"),
-    ("qlinear", {"params": qk.QParams(1, dtype="uint4")}, TypeError, "params must have dtype int8 or uint8, got uint4"),
-    (
-        "qlinear",
-        {"params": qk.QParams([1.0, 1.0], dtype="uint8", axis=0)},
-        ValueError,
-        "params must be per tensor, got axis 0",
-    ),
-    ("qlinear", {"packed": B}, TypeError, "packed must be a PackedMatrix, got ndarray"),
-    ("qlinear", {"out_params": None}, TypeError, "out_params must be QParams, got NoneType"),
-    (
-        "qlinear",
-        {"out_params": qk.QParams(1, dtype="int16")},
-        TypeError,
-        "out_params must have dtype int8 or uint8, got int16",
-    ),
-    ("qlinear", {"out_params": qk.QParams([1.0] * 4, axis=1)}, ValueError, "out_params must be per tensor, got axis 1"),
-    ("qlinear", {"bias": np.ones(3, np.int32)}, ValueError, r"bias must have shape \(4,\), got \(3,\)"),
-    ("qlinear", {"bias": np.full(4, 2**31)}, ValueError, "bias must fit int32, got .*2147483648"),
-    ("qlinear", {"bias": np.ones(4, complex)}, TypeError, "bias must be int32 or a float array, got complex128"),
-    (
-        "qlinear",
-        {"bias": np.ones(4, np.float32), "rounding": "tflite"},
-        TypeError,
-        "bias must be int32 with rounding 'tflite', got float32",
-    ),
-    ("qlinear", {"rounding": "up"}, ValueError, "rounding must be one of 'half_even', .*, got 'up'"),
-    ("qlinear", {"activation": "tanh"}, ValueError, "activation must be one of .*, got 'tanh'"),
-    (
-        "qlinear",
-        {"activation": "gelu", "rounding": "gemmlowp"},
-        ValueError,
-        "activation must be None or 'relu' with rounding 'gemmlowp', got 'gelu'",
-    ),
+@refusals(r"""
+matmul(a=A.astype(np.int32))  # TypeError: a must be uint8, int8 or int16, got int32
+matmul(a=X)  # TypeError: a must be uint8, int8 or int16, got float32
+matmul(b=B.astype(np.int32))  # TypeError: b must be uint8, int8 or int16, got int32
+matmul(b=B[0])  # ValueError: b must have shape \(\.\.\., K, N\), got \(4,\)
+matmul(b=B[None])  # ValueError: out must have shape \(1, 2, 4\), got \(2, 4\)
+matmul(a=A.T)  # ValueError: a must have 3 columns to match b, got shape \(3, 2\)
+matmul(a=A.T, b=PACKED)  # ValueError: a must have 3 columns to match b, got shape \(3, 2\)
+matmul(a=np.uint8(3))  # ValueError: a must have 3 columns to match b, got shape \(\)
+matmul(a_zero_point=256)  # ValueError: a_zero_point must be within \[0, 255\] for uint8, got 256
+matmul(a_zero_point=-1)  # ValueError: a_zero_point must be within \[0, 255\] for uint8, got -1
+matmul(b_zero_point=128)  # ValueError: b_zero_point must be within \[-128, 127\] for int8, got 128
+matmul(a_zero_point=[1, 2, 3])  # ValueError: a_zero_point must be a scalar or have shape \(2,\), got \(3,\)
+matmul(b_zero_point=[1, 2])  # ValueError: b_zero_point must be a scalar or have shape \(4,\), got \(2,\)
+matmul(b_zero_point=[[1, 2, 3, 4]])  # ValueError: b_zero_point must be .* shape \(4,\), got \(1, 4\)
+matmul(a_zero_point=1.5)  # TypeError: a_zero_point must be an integer or an array of integers, got 1.5
+linear(x=A)  # TypeError: x must be float32, float64, float16 or bfloat16, got uint8
+linear(x=X.T)  # ValueError: x must have 3 columns to match packed, got shape \(3, 2\)
+linear(x=with_bad_value(np.nan))  # ValueError: x has 1 NaN or infinite values, the first at \(1, 2\)
+linear(x=with_bad_value(-np.inf))  # ValueError: x has 1 NaN or infinite values, the first at \(1, 2\)
+linear(packed=B)  # TypeError: packed must be a PackedMatrix, got ndarray
+linear(bias=np.ones(3, np.float32))  # ValueError: bias must have shape \(4,\), got \(3,\)
+linear(bias=np.ones(4, np.int32))  # TypeError: bias must be a float array, got int32
+linear(activation="tanh")  # ValueError: activation must be one of None, 'relu', 'gelu', 'gelu_tanh', 'silu', got 'tanh'
+linear(residual=np.ones((2, 3), np.float32))
+    # ValueError: residual must have shape \(2, 4\) \(as the result\), got \(2, 3\)
+linear(residual=np.ones(4, np.float32))  # ValueError: residual must have shape \(2, 4\)
+linear(residual=np.ones((2, 4)))  # TypeError: residual must be float32, got float64
+linear(clamp=6)  # TypeError: clamp must be None or a pair of floats \(lo, hi\), got 6
+linear(clamp=(0, "6"))  # TypeError: clamp must be None or a pair of floats
+linear(clamp=(0, 1, 2))  # TypeError: clamp must be None or a pair of floats
+linear(clamp=(1, 0))  # ValueError: clamp must have lo <= hi, got \(1, 0\)
+linear(clamp=(np.nan, 0))  # ValueError: clamp must have lo <= hi
+qlinear(clamp=(1, 0))  # ValueError: clamp must have lo <= hi, got \(1, 0\)
+qlinear(bias=np.float32([1, np.nan, np.inf, 0]))  # ValueError: bias has 2 NaN or infinite values, the first at \(1,\)
+linear(activation=["relu"])  # ValueError: activation must be one of .*, got \['relu'\]
+qlinear(q=A.astype(np.int8))  # TypeError: q must have dtype uint8 \(as params\), got int8
+qlinear(q=X)  # TypeError: q must have dtype uint8
+qlinear(q=A.T)  # ValueError: q must have 3 columns to match packed, got shape \(3, 2\)
+qlinear(params=0.5)  # TypeError: params must be QParams, got float
+qlinear(params=qk.QParams(1, dtype="uint4"))  # TypeError: params must have dtype int8 or uint8, got uint4
+qlinear(params=qk.QParams([1.0, 1.0], dtype="uint8", axis=0))  # ValueError: params must be per tensor, got axis 0
+qlinear(packed=B)  # TypeError: packed must be a PackedMatrix, got ndarray
+qlinear(out_params=None)  # TypeError: out_params must be QParams, got NoneType
+qlinear(out_params=qk.QParams(1, dtype="int16"))  # TypeError: out_params must have dtype int8 or uint8, got int16
+qlinear(out_params=qk.QParams([1.0] * 4, axis=1))  # ValueError: out_params must be per tensor, got axis 1
+qlinear(bias=np.ones(3, np.int32))  # ValueError: bias must have shape \(4,\), got \(3,\)
+qlinear(bias=np.full(4, 2**31))  # ValueError: bias must fit int32, got .*2147483648
+qlinear(bias=np.ones(4, complex))  # TypeError: bias must be int32 or a float array, got complex128
+qlinear(bias=np.ones(4, np.float32), rounding="tflite")
+    # TypeError: bias must be int32 with rounding 'tflite', got float32
+qlinear(rounding="up")  # ValueError: rounding must be one of 'half_even', .*, got 'up'
+qlinear(activation="tanh")  # ValueError: activation must be one of .*, got 'tanh'
+qlinear(activation="gelu", rounding="gemmlowp")
+    # ValueError: activation must be None or 'relu' with rounding 'gemmlowp', got 'gelu'
+""")
+def test_bad_input(refusal):
+    outs = {name: np.full((2, 4), 77, dtype) for name, (_, _, dtype) in CALLS.items()}
+    calls = {name: partial(function, **given, out=outs[name]) for name, (function, given, _) in CALLS.items()}
+    refuse(refusal, globals() | calls)
+    assert all((out == 77).all() for out in outs.values())
+
+
+BLOCKED = "uint8 with a scale for each block of rows"
+UINT8 = qk.QParams(1, 0, "uint8")
+OTHERS = [  # what they are called; whether `matmul` takes them, by a of their own type
+    (B.astype(ml_dtypes.int4), qk.QParams(1, dtype="int4"), "int4", False),
+    (B.astype(np.uint8), qk.Codebook(range(16)), "codes of a Codebook", False),
+    (B.astype(np.float16), None, "float16", False),
+    (B.astype(ml_dtypes.bfloat16), None, "bfloat16", False),
+    (B.astype(np.int16), qk.QParams(1, dtype="int16"), "int16", True),
+    (B.view(np.uint8), qk.QParams(np.ones((2, 4)), dtype="uint8", axis=0, block_size=2), BLOCKED, False),
 ]
 
 
-@pytest.mark.parametrize(("name", "change", "error", "message"), BAD)
-def test_bad_input(name, change, error, message):
-    function, arguments, dtype = CALLS[name]
-    arguments = {**arguments, **change}
-    out = np.full(
-        (2, 4), 77, arguments["out_params"].dtype if change.keys() == {"out_params"} and error is ValueError else dtype
-    )
-    with pytest.raises(error, match=message):
-        function(**arguments, out=out)
-    assert (out == 77).all()
-
-
-every_call = pytest.mark.parametrize("name", CALLS)
-
-
-@every_call
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        (lambda out: out.tolist(), TypeError, "out must be an array whose memory can be written, got a list"),
-        (lambda out: out.astype(np.int64), TypeError, "out must have dtype .*, got int64"),
-        (
-            lambda out: out.astype(out.dtype.newbyteorder()) if out.itemsize > 1 else out.astype(np.uint16),
-            TypeError,
-            "out must have dtype",
-        ),
-        (lambda out: out.T, ValueError, r"out must have shape \(2, 4\), got \(4, 2\)"),
-        (lambda out: out[0], ValueError, r"out must have shape \(2, 4\), got \(4,\)"),
-        (read_only, ValueError, "out must be writeable, got a read-only array"),
-        (np.asfortranarray, ValueError, "out must be C-contiguous"),
-        (lambda out: np.repeat(out, 2, 1)[:, ::2], ValueError, "out must be C-contiguous"),
-    ],
-)
-def test_bad_out(name, change, error, message):
-    function, arguments, dtype = CALLS[name]
-    out = change(np.full((2, 4), 77, dtype))
-    with pytest.raises(error, match=message):
-        function(**arguments, out=out)
-    assert (np.array(out) == 77).all()
+@pytest.mark.parametrize("rounding", ["half_even", "tflite"])
+@pytest.mark.parametrize(("b", "params", "what", "in_matmul"), OTHERS, ids=[what for _, _, what, _ in OTHERS])
+def test_weights_for_linear_alone_are_refused(b, params, what, in_matmul, rounding):
+    packed = qk.pack(b, params)
+    words = f"must hold {'weights with one scale a column' if what is BLOCKED else '8-bit weights'}, got {what}"
+    if what != "codes of a Codebook":
+        words += ": such weights are for linear"
+    with pytest.raises(TypeError, match="packed " + words):
+        qk.qlinear(A, UINT8, packed, UINT8, rounding=rounding)
+    if not in_matmul:
+        with pytest.raises(TypeError, match="b " + words):
+            qk.matmul(A, packed)
 
 
 def overlapping(x, shape, dtype, offset):
@@ -213,7 +164,7 @@ def test_out_must_not_overlap_input(name, argument, x, transposed):
     assert function(**arguments, out=out) is out
 
 
-# ---- threads and processes ----
+# ---- threads ----
 
 
 def test_one_matrix_in_many_python_threads():
@@ -232,56 +183,3 @@ def test_one_matrix_in_many_python_threads():
             want = wrapped(exact(a, b))
             for result in results:
                 assert_array_equal(result, want, strict=True)
-
-
-FORK = """
-import multiprocessing, os, signal, sys, threading
-import numpy as np
-import qkernels as qk
-
-rng = np.random.default_rng(0)
-a, b = rng.integers(0, 256, (400, 300), np.uint8), rng.integers(-128, 128, (300, 400), np.int8)
-want = a.astype(np.int32) @ b.astype(np.int32)
-qk.set_num_threads(2)
-
-def right(*_):
-    return bool((qk.matmul(a, b) == want).all())
-
-def forked():
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if right() and right() else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-if sys.argv[1] == "fork":
-    assert right()
-    assert all(forked() and right() for _ in range(3))
-elif sys.argv[1] == "pool":
-    assert right()
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(right, range(4)) == [True] * 4
-    assert right()
-else:
-    stop = threading.Event()
-    def work():
-        while not stop.is_set():
-            assert right()
-    other = threading.Thread(target=work)
-    other.start()
-    answers = [forked() for _ in range(20)]
-    stop.set()
-    other.join()
-    assert all(answers)
-print("done")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.parametrize("how", ["fork", "pool", "fork while another thread multiplies"])
-def test_threads_after_fork(how):
-    """libgomp's threads do not live on in a child: a child that waited for them would wait for ever."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, how], capture_output=True, text=True, timeout=60
-    )
-    assert result.stdout == "done\n", result.stderr

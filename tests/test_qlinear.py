@@ -98,7 +98,7 @@ def test_qlinear_clamps_real_values(rounding, clamp, isas, layer, activation):
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
 @settings(max_examples=40)
 @given(integer_layers())
-def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
+def test_qlinear_with_an_activation_of_real_values(activation, everywhere, layer):
     q, params, b, weights, to, bias = layer
     real = exact(q, b, params.zero_point, weights.zero_point)
     scale = np.float64(params.scale) * np.float64(weights.scale)
@@ -107,10 +107,8 @@ def test_qlinear_with_an_activation_of_real_values(activation, isas, layer):
     real = real * scale
     want = FUNCTIONS[activation](real.reshape(-1)).reshape(real.shape) / to.scale + to.zero_point
     want = np.clip(want, to.qmin, to.qmax)
-    results = [qk.qlinear(q, params, qk.pack(b, weights), to, bias, activation=activation) for _ in isas()]
-    assert (np.abs(results[0] - want) <= 0.501).all()
-    for result in results:
-        assert_array_equal(result, results[0], strict=True)
+    got = everywhere(lambda: qk.qlinear(q, params, qk.pack(b, weights), to, bias, activation=activation))
+    assert (np.abs(got - want) <= 0.501).all()
 
 
 # ---- sums that could overflow ----

@@ -4,14 +4,13 @@ code says."""
 import ast
 import inspect
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from common import python
 
 import qkernels as qk
 from qkernels import config, gguf
@@ -24,8 +23,7 @@ MODULES = {"__init__": qk, "config": config, "gguf": gguf}
 def run(*command):
     """Away from the folder of the sources, so that the package is that of any user. (An editable install is hidden from
     these tools.)"""
-    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=SCRIPT.parent, env=env)
+    done = python("-m", *command, cwd=SCRIPT.parent)
     return done.returncode, done.stdout + done.stderr
 
 

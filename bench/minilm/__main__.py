@@ -18,13 +18,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+from report import as_rich, console, cpu_name
 
 from qkernels._bind import runtime
 
 from . import example
 from .chart import draw_chart
 from .corpus import collect_docstrings
-from .measure import cpu_name, measure, print_table, set_threads, step, timed_embeddings
+from .measure import measure, set_threads, step, table_of, timed_embeddings
 from .model import CALIBRATION, Quantized, baseline, mean_squares
 from .variants import SHOWN, VARIANTS
 
@@ -47,7 +48,7 @@ def main():
         f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
         f"{runtime.get_isa()}, {threads}; baseline: {models[0].description}"
     )
-    print_table(title, results)
+    console().print(as_rich(title, *table_of(results)))
     with step("drawing the chart"):
         draw_chart(title, results, options.output)
     print(f"Chart: {options.output}")
@@ -72,13 +73,8 @@ def make_models(names, weights, config, documents):
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
-    parser.add_argument(
-        "--variants",
-        nargs="*",
-        choices=[*VARIANTS, "all"],
-        default=list(SHOWN),
-        help=f"besides float32 (default: {' '.join(SHOWN)})",
-    )
+    which, of = dict(nargs="*", choices=[*VARIANTS, "all"], default=list(SHOWN)), f"(default: {' '.join(SHOWN)})"
+    parser.add_argument("--variants", **which, help=f"besides float32 {of}")
     parser.add_argument("--threads", type=int, default=1, help="of each variant (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("minilm.png"), help="the chart (default: minilm.png)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")

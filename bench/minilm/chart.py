@@ -1,16 +1,13 @@
 """The chart: quality and speed against bits a weight."""
 
+from report import pyplot
+
 from .measure import bits_a_weight
 
 
 def draw_chart(title, results, path):
     """Draw quality and speed, a point for each variant; the baseline, at 32 bits, is a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    base, others = results[0], results[1:]
+    plt, base, others = pyplot(), results[0], results[1:]
     panels = {
         "cosine to float32": lambda r: r.cosine,
         "recall@1 and its standard error": lambda r: r.recall,
@@ -24,15 +21,8 @@ def draw_chart(title, results, path):
             axis.axhspan(base.recall - base.recall_error, base.recall + base.recall_error, color="#64748b", alpha=0.15)
         for i, r in enumerate(others):
             error = r.recall_error if heading.startswith("recall") else None
-            axis.errorbar(
-                bits_a_weight(r, base),
-                value(r),
-                error,
-                fmt="os^Dv<>Pph*"[i % 11],
-                color=f"C{i % 10}",
-                capsize=3,
-                label=r.name,
-            )
+            style = dict(fmt="os^Dv<>Pph*"[i % 11], color=f"C{i % 10}", capsize=3, label=r.name)
+            axis.errorbar(bits_a_weight(r, base), value(r), error, **style)
         axis.set(title=heading, xlabel="bits a weight")
         axis.title.set_fontsize(10)
         axis.spines[["top", "right"]].set_visible(False)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from report import pyplot
 
 import qkernels as qk
 
@@ -83,9 +84,8 @@ def scaled(weight, levels, block_size):
     """With the largest magnitude of each block as its scale."""
     codebook = qk.Codebook(levels, axis=0, block_size=block_size)
     codes, scales = qk.encode(weight, codebook)
-    return qk.decode(codes, codebook, np.float16(scales)), (
-        len(levels) - 1
-    ).bit_length() * weight.size + 16 * scales.size
+    bits = (len(levels) - 1).bit_length() * weight.size + 16 * scales.size
+    return qk.decode(codes, codebook, np.float16(scales)), bits
 
 
 def uniform_levels(bits):
@@ -143,25 +143,16 @@ def measure():
     schemes = {}
     for name, scheme in SCHEMES.items():
         schemes[name] = [row(scheme, bits) for bits in CODE_BITS]
-        print(
-            f"{name}: " + ", ".join(f"{found['cosine']:.4f} at {found['bits']:.2f} bits" for found in schemes[name]),
-            flush=True,
-        )
-    return {
-        "title": f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(map(len, tokens)):,} tokens",
-        "schemes": schemes,
-    }
+        found = ", ".join(f"{each['cosine']:.4f} at {each['bits']:.2f} bits" for each in schemes[name])
+        print(f"{name}: {found}", flush=True)
+    return dict(title=f"MiniLM-L6, {DOCSTRINGS} docstrings, {sum(map(len, tokens)):,} tokens", schemes=schemes)
 
 
 # ---- the chart ----
 
 
 def draw(report, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
     drawn = []
     for name, rows in report["schemes"].items():

@@ -1,12 +1,9 @@
 """Batches, steps that show how far they are, the figures of a model, and their table."""
 
-import platform
-import re
 import sys
 import time
 from collections import namedtuple
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -87,16 +84,8 @@ def measure(model, embeddings, seconds, reference, tokens):
     with step(f"one sentence, {model.name}"):
         latency = sentence_latency(model, tokens)
     recall = recall_at_1(queries, documents)
-    return Result(
-        model.name,
-        model.linear_bytes,
-        model.total_bytes,
-        seconds,
-        latency,
-        recall,
-        standard_error(recall, len(queries)),
-        cosine,
-    )
+    error = standard_error(recall, len(queries))
+    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, latency, recall, error, cosine)
 
 
 def sentence_latency(model, tokens, seconds=1.0):
@@ -116,49 +105,23 @@ def recall_at_1(queries, documents):
     return float(np.mean(np.argmax(queries @ documents.T, axis=1) == np.arange(len(queries))))
 
 
-def cpu_name():
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
-
-
 def standard_error(recall, count):
     """Return the standard error of a recall that was measured on `count` queries: that of a share."""
     return (recall * (1 - recall) / count) ** 0.5
 
 
-def print_table(title, results):
-    from rich.console import Console
-    from rich.table import Table
-
+def table_of(results):
+    """Return the headings and the lines of a table; the first result is the baseline."""
     base = results[0]
-    table = Table(title=title, caption=f"Speed-ups are against {base.name}; the others are qkernels.")
-    for heading in (
-        "",
-        "linear weights",
-        "all weights",
-        "all docs",
-        "speed-up",
-        "16 tokens",
-        "speed-up",
-        "recall@1",
-        "cosine",
-    ):
-        table.add_column(heading, justify="right" if heading else "left")
+    headings = ["", "linear weights", "bits a weight", "all docs", "speed-up", "16 tokens", "speed-up", "recall@1"]
+    lines = []
     for r in results:
-        table.add_row(
-            r.name,
-            f"{r.linear_bytes / 1e6:.1f} MB ({bits_a_weight(r, base):.2f} bits)",
-            f"{r.total_bytes / 1e6:.1f} MB",
-            f"{r.seconds:.1f} s",
-            f"{base.seconds / r.seconds:.2f}x",
-            f"{r.latency * 1e3:.2f} ms",
-            f"{base.latency / r.latency:.2f}x",
-            f"{r.recall:.3f} ± {r.recall_error:.3f}",
-            f"{r.cosine:.4f}",
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        size = [f"{r.linear_bytes / 1e6:.1f} MB", f"{bits_a_weight(r, base):.2f}"]
+        all_docs = [f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x"]
+        sentence = [f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x"]
+        quality = [f"{r.recall:.3f} ± {r.recall_error:.3f}", f"{r.cosine:.4f}"]
+        lines.append([r.name, *size, *all_docs, *sentence, *quality])
+    return [*headings, "cosine to float32"], lines
 
 
 def bits_a_weight(result, base):

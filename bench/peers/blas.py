@@ -1,11 +1,13 @@
 """NumPy and its OpenBLAS, which OPENBLAS_CORETYPE holds: what floats cost."""
 
+from functools import partial
+
 import numpy as np
 from race import relative
 
 import peers
 
-HELD_TO = ["avx2", "avxvnni", "avx512"]
+contender = partial(peers.contender, held_to=peers.BY_ENVIRONMENT)
 
 
 def sgemm(a, b, expected):
@@ -13,21 +15,19 @@ def sgemm(a, b, expected):
     left, right = a.astype(np.float32), b.astype(np.float32)
     out = np.empty((*a.shape[:-1], b.shape[-1]), np.float32)
     check = relative(expected, 1e-5)
-    return peers.contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, check, HELD_TO)
+    return contender("sgemm", lambda: np.matmul(left, right, out=out), lambda: out, check)
 
 
 def dgemm(a, b):
     """The same codes as float64, which holds their sums."""
     left, right = a.astype(np.float64), b.astype(np.float64)
     out = np.empty((len(a), b.shape[1]))
-    return peers.contender("dgemm", lambda: np.matmul(left, right, out=out), lambda: out, held_to=HELD_TO)
+    return contender("dgemm", lambda: np.matmul(left, right, out=out), lambda: out)
 
 
 def linear(x, w, bias):
-    return peers.contender("NumPy float32", lambda: x @ w + bias, lambda: x @ w + bias, held_to=HELD_TO)
+    return contender("NumPy float32", lambda: x @ w + bias)
 
 
 def searchsorted(bounds, x):
-    return peers.contender(
-        "searchsorted", lambda: np.searchsorted(bounds, x), lambda: np.searchsorted(bounds, x), held_to=HELD_TO
-    )
+    return contender("searchsorted", lambda: np.searchsorted(bounds, x))

@@ -8,7 +8,7 @@ import numpy as np
 import peers
 
 faiss.omp_set_num_threads(peers.threads)
-contender = partial(peers.contender, "faiss", held_to=["avx2", "avxvnni", "avx512"])
+contender = partial(peers.contender, "faiss", held_to=peers.BY_ENVIRONMENT)
 
 
 def kmeans(x, start, iterations):
@@ -19,7 +19,7 @@ def kmeans(x, start, iterations):
         trained.train(x, init_centroids=start)
         return trained.centroids
 
-    return contender(call, call)
+    return contender(call)
 
 
 def index_of(book):
@@ -56,4 +56,4 @@ def encode(x, book):
 
 def decode(codes, book):
     index, stored = index_of(book), dense(codes, book)
-    return contender(lambda: index.pq.decode(stored), lambda: index.pq.decode(stored))
+    return contender(lambda: index.pq.decode(stored))

@@ -6,14 +6,12 @@ from gguf.quants import GGMLQuantizationType, dequantize, quantize
 
 import peers
 
-HELD_TO = ["avx2", "avxvnni", "avx512"]
+contender = partial(peers.contender, "gguf", held_to=peers.BY_ENVIRONMENT)
 
 
 def write(x, kind):
-    call = partial(quantize, x, GGMLQuantizationType[kind])
-    return peers.contender("gguf", call, call, held_to=HELD_TO)
+    return contender(partial(quantize, x, GGMLQuantizationType[kind]))
 
 
 def read(data, kind):
-    call = partial(dequantize, data, GGMLQuantizationType[kind])
-    return peers.contender("gguf", call, call, held_to=HELD_TO)
+    return contender(partial(dequantize, data, GGMLQuantizationType[kind]))

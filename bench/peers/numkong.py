@@ -7,10 +7,10 @@ import peers
 
 CAPABILITIES = {"avx2": ["haswell"], "avxvnni": ["haswell", "alder"], "avx512": ["haswell", "skylake"]}
 
-if peers.isa != peers.best_isa and peers.isa in CAPABILITIES:
-    for name, on in numkong.get_capabilities().items():
-        if on and name not in ["serial", *CAPABILITIES[peers.isa]]:
-            numkong.disable_capability(name)
+held = peers.isa != peers.best_isa and peers.isa in CAPABILITIES
+for name, on in numkong.get_capabilities().items():
+    if on and (name.endswith("amx") or held and name not in ["serial", *CAPABILITIES[peers.isa]]):
+        numkong.disable_capability(name)
 
 
 def dots(a, b):

@@ -1,6 +1,12 @@
 """onnxruntime: graphs of one node or a few. It asks the CPU and can be held to no instruction set."""
 
+import io
+import tempfile
+from functools import cache
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
@@ -20,10 +26,7 @@ def graph_of(name, nodes, inputs, constants, outputs):
     given = [info(key, type_of(np.dtype(dtype)), shape) for key, (shape, dtype) in outputs.items()]
     kept = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()]
     graph = helper.make_graph(nodes, name, taken, given, kept)
-    model = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = peers.threads, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(helper.make_model(graph, opset_imports=OPSETS, ir_version=10))
     binding = session.io_binding()
     for key, x in inputs.items():
         binding.bind_ortvalue_input(key, onnxruntime.OrtValue.ortvalue_from_numpy(x))
@@ -33,6 +36,12 @@ def graph_of(name, nodes, inputs, constants, outputs):
         binding.bind_ortvalue_output(key, value)
     run = session.run_with_iobinding
     return peers.contender("onnxruntime", lambda: run(binding), values[0].numpy)
+
+
+def session_of(model):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = peers.threads, 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def node_of(operator, inputs, constants, output, more_outputs=None, **attributes):
@@ -106,3 +115,25 @@ def fake_quantize(x, scale, zero_point, **attributes):
 def dynamic_quantize(x):
     more = {"scale": ((), "float32"), "zero": ((), "uint8")}
     return node_of("DynamicQuantizeLinear", {"x": x}, {}, (x.shape, "uint8"), more)
+
+
+@cache
+def minilm_session():
+    """Its own quantization of weights, by columns, and at run time of what they multiply."""
+    import torch
+    from minilm.padded import load
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    file, tokens, axes = io.BytesIO(), torch.ones(2, 16, dtype=torch.int64), {0: "sentences", 1: "tokens"}
+    names = dict(input_names=["ids", "mask"], dynamic_axes={"ids": axes, "mask": axes})
+    torch.onnx.export(load(), (tokens, tokens), file, dynamo=False, opset_version=17, **names)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        options = dict(per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"])
+        quantize_dynamic(onnx.load_from_string(file.getvalue()), path, **options)
+        return session_of(onnx.load(path))
+
+
+def minilm(ids, mask):
+    run, inputs = minilm_session().run, {"ids": ids, "mask": mask}
+    return peers.contender("onnxruntime", lambda: run(None, inputs), lambda: run(None, inputs)[0])

@@ -4,8 +4,6 @@ from sklearn.cluster import KMeans
 
 import peers
 
-HELD_TO = ["avx2", "avxvnni", "avx512"]
-
 
 def kmeans(x, start, iterations):
     options = dict(n_init=1, max_iter=iterations, tol=0, algorithm="lloyd")
@@ -13,4 +11,4 @@ def kmeans(x, start, iterations):
     def call():
         return KMeans(len(start), init=start, **options).fit(x).cluster_centers_
 
-    return peers.contender("scikit-learn", call, call, held_to=HELD_TO)
+    return peers.contender("scikit-learn", call, held_to=peers.BY_ENVIRONMENT)

@@ -10,7 +10,6 @@ from race import CRASHED, Contender
 
 import peers
 
-HELD_TO = ["avx2", "avxvnni", "avx512"]
 torch.set_num_threads(peers.threads)
 
 CODES = {"uint8": torch.quint8, "int8": torch.qint8}
@@ -18,7 +17,7 @@ CODES = {"uint8": torch.quint8, "int8": torch.qint8}
 
 def contender(call, to_numpy=torch.Tensor.numpy, name="torch"):
     """Results are new tensors, and the last must be gone before the next: it may then take its place in the cache."""
-    held_to = [] if name == "torch fbgemm" else HELD_TO
+    held_to = [] if name == "torch fbgemm" else peers.BY_ENVIRONMENT
     return peers.contender(name, call, lambda: to_numpy(call()), held_to=held_to)
 
 

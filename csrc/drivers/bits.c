@@ -38,7 +38,7 @@ typedef struct {
 } job;
 
 /* `bits` is a constant where these are inlined, so that copies of so many bytes are not calls. */
-static QK_INLINE void pack(const uint8_t *codes, uint8_t *to, size_t n, const int bits)
+static QK_INLINE void pack(const int bits, const uint8_t *codes, uint8_t *to, size_t n)
 {
     uint64_t x;
     for (; n >= 8; n -= 8, codes += 8, to += bits) {
@@ -52,7 +52,7 @@ static QK_INLINE void pack(const uint8_t *codes, uint8_t *to, size_t n, const in
     for (size_t i = 0; i < ceil_div(n * (size_t)bits, 8); i++) to[i] = (uint8_t)(x >> 8 * i);
 }
 
-static QK_INLINE void unpack(const uint8_t *data, uint8_t *to, size_t n, const int bits)
+static QK_INLINE void unpack(const int bits, const uint8_t *data, uint8_t *to, size_t n)
 {
     uint64_t x = 0;
     for (; n >= 8; n -= 8, data += bits, to += 8) {
@@ -72,15 +72,7 @@ static void pack_pieces(void *context, size_t begin, size_t end)
     const size_t start = begin * PIECE, n = min_size(j->n - start, (end - begin) * PIECE);
     const uint8_t *from = j->codes + start;
     uint8_t *to = j->to + start / 8 * (size_t)j->bits;
-    switch (j->bits) {
-    case 1: pack(from, to, n, 1); break;
-    case 2: pack(from, to, n, 2); break;
-    case 3: pack(from, to, n, 3); break;
-    case 4: pack(from, to, n, 4); break;
-    case 5: pack(from, to, n, 5); break;
-    case 6: pack(from, to, n, 6); break;
-    default: pack(from, to, n, 8); break;
-    }
+    ROWS_8(j->bits, pack, from, to, n);
 }
 
 static void unpack_pieces(void *context, size_t begin, size_t end)
@@ -89,15 +81,7 @@ static void unpack_pieces(void *context, size_t begin, size_t end)
     const size_t start = begin * PIECE, n = min_size(j->n - start, (end - begin) * PIECE);
     const uint8_t *from = j->data + start / 8 * (size_t)j->bits;
     uint8_t *to = j->to + start;
-    switch (j->bits) {
-    case 1: unpack(from, to, n, 1); break;
-    case 2: unpack(from, to, n, 2); break;
-    case 3: unpack(from, to, n, 3); break;
-    case 4: unpack(from, to, n, 4); break;
-    case 5: unpack(from, to, n, 5); break;
-    case 6: unpack(from, to, n, 6); break;
-    default: unpack(from, to, n, 8); break;
-    }
+    ROWS_8(j->bits, unpack, from, to, n);
 }
 
 int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data)

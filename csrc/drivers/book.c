@@ -1,4 +1,4 @@
-/* Codebooks of the C interface: the tables by which values are looked up, from levels alone (numerics 15). */
+/* The tables by which values are looked up, from levels alone, and the C interface to codebooks (numerics 15). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,6 +105,8 @@ qk_status qk_book_new(const float *levels, size_t channels, size_t k, qk_book **
     *book = made;
     return QK_OK;
 }
+
+qk_codebook qk_book_tables(const qk_book *book) { return book->tables; }
 
 void qk_book_free(qk_book *book)
 {

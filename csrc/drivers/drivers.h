@@ -109,32 +109,17 @@ typedef struct {
     int half_scales; /* scales are float16, which holds each exactly */
     int own_zeros;
     int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
-    const int8_t *levels; /* 16 of a codebook (column_levels: of each column), or NULL */
+    const int8_t *levels; /* 16 of a codebook, or NULL */
     int column_levels;
     float level_scale; /* of all levels, 1 where scales have it */
     float most_scale;  /* the largest of the blocks' */
     uint8_t *panels;   /* qk_gemm4_bytes of them, aligned to 64 */
 } qk_gemm4_weights;
 
-/* Scale and zero point of row block i and column j: element i * row_stride + j * col_stride. */
-typedef struct {
-    const float *scale;
-    const int32_t *zero_point;
-    size_t row_stride, col_stride;
-} qk_block_params;
-
-/* `zero_point` is that of b where all are equal, `own_zeros` is set where not; of 8 bits, it is set unless they are in
- * the middle of the range. */
-void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
-                   int b_signed, int half_scales, int own_zeros, int32_t zero_point);
-/* b are codes of levels within -127..127, which must stay where they are. With column_levels there is one block, and
- * scales are float32. */
-void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                          int half_scales, const int8_t *levels, int column_levels, float level_scale);
+/* A matrix as qk_weights_init has it. 16 int8 levels that all columns share are kept at `levels`. */
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels);
 size_t qk_gemm4_bytes(const qk_gemm4_weights *p);
-/* b holds one code a byte. */
-int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                  const qk_block_params *params);
+int qk_gemm4_pack(qk_gemm4_weights *p, const qk_matrix *m);
 int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
 /* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
 void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
@@ -151,6 +136,8 @@ typedef struct {
     qk_levels first;
 } qk_codebook;
 
+/* The tables of a book, which keeps them; without buckets. */
+qk_codebook qk_book_tables(const qk_book *book);
 /* x is seen as (outer, length, inner). Without scale: one channel, or channel i of `length` for index i of the axis.
  * With it: one channel; each block of `block` values along the axis is divided by its scale, its largest magnitude,
  * scale having the shape (outer, ceil(length / block), inner). Returns 0 where a value is NaN or infinite. */
@@ -212,6 +199,44 @@ int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
 /* As qk_gemm8: of floats to floats, or, whatever other type they have, of int16 codes to int64. Of `epilogue` it reads
  * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
 int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
+
+/* ---- weights of any kind ---- */
+
+typedef enum { QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16 } qk_family; /* whose products multiply them */
+
+/* Panels, and what else products read, in one piece of memory. Column arrays have n_pad entries. */
+struct qk_weights {
+    qk_family family;
+    qk_dtype type;
+    size_t k, n, n_pad;
+    union {
+        qk_gemm8_weights gemm8;
+        qk_gemm4_weights gemm4;
+        qk_gemmf16_weights gemmf16;
+        qk_gemm16_weights gemm16;
+    };
+    void *memory;
+    size_t bytes, panel_bytes; /* of the memory, and of the panels in it; SIZE_MAX where that overflows */
+    float *scale;              /* of columns; NULL where panels hold them, or there are none */
+    int32_t *zero_point;       /* NULL where all are 0 */
+    int has_zeros;
+    float least_scale, most_scale;
+    int64_t bound;     /* of gemm8: max over columns of sum |b - zero_point| */
+    int8_t levels[16]; /* those that all columns share */
+};
+
+size_t qk_scale_count(const qk_matrix *m); /* or of levels with scales */
+/* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. */
+void qk_weights_init(qk_weights *w, const qk_matrix *m);
+/* Packs the same matrix in w->bytes of memory, aligned to 64. */
+qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory);
+int qk_weights_unpack(const qk_weights *w, void *b);
+/* Scales and zero points as they were given: of columns, or of blocks, as qk_gemm4_params. */
+void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point);
+/* How many rows can share a scale before a sum of int32 might overflow (numerics 12). */
+size_t qk_most_rows(const qk_gemm4_weights *p);
+/* Rows times weights of any kind. Returns as qk_gemm8. */
+int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue);
 
 /* ---- scales of least squares ---- */
 

@@ -3,6 +3,8 @@
  *
  * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
  * rows. */
+#include <float.h>
+#include <math.h>
 #include <string.h>
 
 #include "drivers/drivers.h"
@@ -59,32 +61,69 @@ static size_t panel_bytes(const qk_gemm4_weights *p)
     return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
-void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
-                   int b_signed, int half_scales, int own_zeros, int32_t zero_point)
+static float scale_of_levels(const float *levels, size_t count)
 {
-    const int flip = bits == 4 ? (b_signed ? 8 : 0) : b_signed ? 0 : 128;
-    *p = (qk_gemm4_weights){.kernels = kernels,
-                            .k = k,
-                            .n = n,
-                            .n_pad = round_up(n, NR),
-                            .block = block < k ? block
-                                : k            ? k
-                                               : 1,
-                            .bits = bits,
-                            .flip = flip,
-                            .half_scales = half_scales,
-                            .own_zeros = own_zeros,
-                            .zero = bits == 4 ? zero_point + flip : 0,
-                            .level_scale = 1};
-    p->blocks = ceil_div(k, p->block);
+    double largest = 0;
+    for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
+    const float scale = (float)(largest / 127);
+    return scale > 0 ? scale : largest > 0 ? FLT_MIN : 1;
 }
 
-void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                          int half_scales, const int8_t *levels, int column_levels, float level_scale)
+/* Makes levels int8 multiples of a scale, which is returned. */
+static float round_levels(const float *levels, size_t count, int8_t *to)
 {
-    QK_DEFAULT_MODE;
-    qk_gemm4_init(p, kernels, k, n, block, 4, 0, half_scales, 0, 128);
-    p->levels = levels, p->column_levels = column_levels, p->level_scale = level_scale;
+    const float scale = scale_of_levels(levels, count);
+    for (size_t i = 0; i < count; i++) {
+        const double units = rint(levels[i] / (double)scale);
+        to[i] = (int8_t)(units < -127 ? -127 : units > 127 ? 127 : units);
+    }
+    return scale;
+}
+
+static int any_but(int32_t zero, const int32_t *zero_point, size_t count)
+{
+    int any = 0;
+    for (size_t i = 0; i < count; i++) any |= zero_point[i] != zero;
+    return any;
+}
+
+/* Whether float16 has each of the values, which are not negative. */
+static int holds_as_half(const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, values + i, sizeof bits);
+        const float units = values[i] * 0x1p24f; /* of the smallest subnormal number */
+        if (values[i] > 65504 || (values[i] < 0x1p-14f ? units != floorf(units) : bits & 0x1fff)) return 0;
+    }
+    return 1;
+}
+
+/* Per tensor or per column, all rows are one block; equal zero points are kept once. */
+void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
+{
+    const size_t most = m->kind == QK_PER_BLOCK ? min_size(m->block, m->k) : m->k;
+    const size_t count = m->scale ? qk_scale_count(m) : 0;
+    const int own_levels = m->levels && m->kind == QK_PER_AXIS, is_signed = m->type == QK_I4 || m->type == QK_I8;
+    *p = (qk_gemm4_weights){.kernels = qk_active(),
+                            .k = m->k,
+                            .n = m->n,
+                            .n_pad = round_up(m->n, NR),
+                            .block = most ? most : 1,
+                            .bits = m->type == QK_I4 || m->type == QK_U4 || m->levels ? 4 : 8,
+                            .half_scales = !own_levels && holds_as_half(m->scale, count),
+                            .column_levels = own_levels,
+                            .level_scale = 1};
+    p->blocks = ceil_div(m->k, p->block);
+    if (m->levels) {
+        p->zero = 128;
+        if (!own_levels) p->level_scale = round_levels(m->levels, m->level_count, levels), p->levels = levels;
+        return;
+    }
+    p->flip = p->bits == 4 ? (is_signed ? 8 : 0) : is_signed ? 0 : 128;
+    const int32_t zero = p->bits == 8 ? p->flip : count ? m->zero_point[0] : 0;
+    p->own_zeros = any_but(zero, m->zero_point, count);
+    if (p->bits == 4) p->zero = zero + p->flip;
 }
 
 /* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
@@ -96,9 +135,7 @@ size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
 
 typedef struct {
     const qk_gemm4_weights *p;
-    const uint8_t *b;
-    ptrdiff_t row_stride, col_stride;
-    const qk_block_params *params;
+    const qk_matrix *m;
     int32_t most_scale; /* bits, which are in the order of scales */
 } pack_job;
 
@@ -106,14 +143,16 @@ typedef struct {
 static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
 {
     const qk_gemm4_weights *p = job->p;
-    const qk_block_params *from = job->params;
+    const qk_matrix *m = job->m;
     float scale[NR] = {0};
     uint8_t *zero = to + NR * scale_bytes(p);
     if (p->own_zeros) memset(zero, 0, NR);
     for (size_t j = 0; j < cols; j++) {
-        const size_t at = block * from->row_stride + (col + j) * from->col_stride;
-        scale[j] = from->scale[at];
-        if (p->own_zeros) zero[j] = (uint8_t)(from->zero_point[at] + p->flip); /* or - 128: the same byte */
+        const size_t at = m->kind == QK_PER_TENSOR ? 0 : m->kind == QK_PER_AXIS ? col + j : block * m->n + col + j;
+        scale[j] = p->column_levels ? scale_of_levels(m->levels + at * m->level_count, m->level_count)
+            : m->scale              ? m->scale[at]
+                                    : 1;                                                 /* of levels that all values share */
+        if (p->own_zeros) zero[j] = (uint8_t)(m->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));
     if (p->half_scales)
@@ -126,8 +165,9 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
 static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
     const qk_gemm4_weights *p = job->p;
-    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->gemm4->gemm4_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+    const qk_matrix *m = job->m;
+    for (size_t row = 0; row < rows; row += KR, b += KR * m->row_stride, to += step_bytes(p))
+        p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
                                            (uint8_t)p->flip, to);
 }
 
@@ -135,9 +175,10 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
     const qk_gemm4_weights *p = job->p;
+    const qk_matrix *m = job->m;
     int32_t sum[NR] = {0};
-    for (size_t row = 0; row < rows; row += KR, b += KR * job->row_stride, to += step_bytes(p))
-        p->kernels->gemm4->blocks8_pack_step(b, job->row_stride, job->col_stride, min_size(rows - row, KR), cols,
+    for (size_t row = 0; row < rows; row += KR, b += KR * m->row_stride, to += step_bytes(p))
+        p->kernels->gemm4->blocks8_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
                                              (uint8_t)p->flip, to, sum);
     to += params_bytes(p) - sum_bytes(p);
     for (size_t j = 0; j < NR; j++) {
@@ -155,16 +196,17 @@ static void pack_column_levels(const pack_job *job, size_t col, size_t cols, uin
 {
     enum { HALF = QK_COLUMN_LEVELS_KR / 2 };
     const qk_gemm4_weights *p = job->p;
+    const qk_matrix *m = job->m;
     const size_t group = group_bytes(p);
     memset(to, 0, NR / QK_COLUMN_LEVELS_NR * group);
     for (size_t j = 0; j < cols; j++) {
-        const uint8_t *b = job->b + (ptrdiff_t)(col + j) * job->col_stride;
+        const uint8_t *b = (const uint8_t *)m->b + (ptrdiff_t)(col + j) * m->col_stride;
         uint8_t *codes = to + j / QK_COLUMN_LEVELS_NR * group + j % QK_COLUMN_LEVELS_NR * HALF;
-        memcpy(codes, p->levels + (col + j) * QK_LEVELS, QK_LEVELS);
+        round_levels(m->levels + (col + j) * m->level_count, m->level_count, (int8_t *)codes);
         for (size_t row = 0; row < p->k; row++) {
             const size_t in_step = row % QK_COLUMN_LEVELS_KR;
             if (in_step == 0) codes += OWN_STEP_BYTES;
-            codes[in_step % HALF] |= (uint8_t)(b[(ptrdiff_t)row * job->row_stride] << (in_step < HALF ? 0 : 4));
+            codes[in_step % HALF] |= (uint8_t)(b[(ptrdiff_t)row * m->row_stride] << (in_step < HALF ? 0 : 4));
         }
     }
 }
@@ -173,12 +215,14 @@ static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
     const qk_gemm4_weights *p = job->p;
+    const qk_matrix *m = job->m;
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR, cols = min_size(p->n - col, NR);
         uint8_t *to = p->panels + panel * panel_bytes(p);
         for (size_t block = 0; block < p->blocks; block++, to += record_bytes(p, 0)) {
             const size_t first = block * p->block, rows = min_size(p->k - first, p->block);
-            const uint8_t *b = job->b + (ptrdiff_t)first * job->row_stride + (ptrdiff_t)col * job->col_stride;
+            const uint8_t *b =
+                (const uint8_t *)m->b + (ptrdiff_t)first * m->row_stride + (ptrdiff_t)col * m->col_stride;
             if (p->column_levels)
                 pack_column_levels(job, col, cols, to);
             else
@@ -188,11 +232,10 @@ static void pack_panels(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                  const qk_block_params *params)
+int qk_gemm4_pack(qk_gemm4_weights *p, const qk_matrix *m)
 {
     QK_DEFAULT_MODE;
-    pack_job job = {p, b, row_stride, col_stride, params, 0};
+    pack_job job = {p, m, 0};
     if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(p->n_pad / NR, 0.3 * (double)p->k * (double)p->n, pack_panels, &job);
     memcpy(&p->most_scale, &job.most_scale, sizeof p->most_scale);

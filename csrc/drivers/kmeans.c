@@ -65,24 +65,17 @@ typedef struct {
     double *sums; /* one or `count` a chunk */
 } kmeans_job;
 
-static void *carve(char **at, size_t bytes)
-{
-    void *here = *at;
-    *at += round_up(bytes, 64);
-    return here;
-}
-
 /* Lays out the memory of one thread from `at`; returns the end. */
 static char *lay_out(const qk_kmeans *p, qk_kmeans_scratch *s, char *at)
 {
-    s->tile = carve(&at, p->d * QK_KMEANS_TILE * sizeof(double));
-    s->reach = carve(&at, p->k * sizeof(double));
-    s->list = carve(&at, (p->chunk + 1) * sizeof *s->list);
-    s->sorted = carve(&at, p->chunk * sizeof *s->sorted);
-    s->key = carve(&at, p->chunk * sizeof *s->key);
-    s->ends = carve(&at, (QK_KMEANS_BINS * p->k + 1) * sizeof *s->ends);
-    s->all = carve(&at, (p->k + 16) * sizeof *s->all);
-    s->near = carve(&at, (p->k + 16) * sizeof *s->near);
+    s->tile = qk_carve(&at, p->d * QK_KMEANS_TILE * sizeof(double));
+    s->reach = qk_carve(&at, p->k * sizeof(double));
+    s->list = qk_carve(&at, (p->chunk + 1) * sizeof *s->list);
+    s->sorted = qk_carve(&at, p->chunk * sizeof *s->sorted);
+    s->key = qk_carve(&at, p->chunk * sizeof *s->key);
+    s->ends = qk_carve(&at, (QK_KMEANS_BINS * p->k + 1) * sizeof *s->ends);
+    s->all = qk_carve(&at, (p->k + 16) * sizeof *s->all);
+    s->near = qk_carve(&at, (p->k + 16) * sizeof *s->near);
     return at;
 }
 

@@ -41,21 +41,14 @@ static int stopped_after(const line_job *j, size_t points) { return points > SOR
 
 /* ---- memory ---- */
 
-static void *take(char **at, size_t bytes)
-{
-    void *here = *at;
-    *at += round_up(bytes, 64);
-    return here;
-}
-
 /* Lays out the room for n points of reals of some size from `at`; returns the end. */
 static char *lay_out(qk_line_space *s, size_t n, size_t real, char *at)
 {
-    s->cost = take(&at, (n + 1) * real);
-    for (int i = 0; i < QK_LINE_LEFT; i++) s->left[i] = take(&at, (n + 1) * real);
-    for (int i = 0; i < QK_LINE_RIGHT; i++) s->right[i] = take(&at, (n + 1) * real);
+    s->cost = qk_carve(&at, (n + 1) * real);
+    for (int i = 0; i < QK_LINE_LEFT; i++) s->left[i] = qk_carve(&at, (n + 1) * real);
+    for (int i = 0; i < QK_LINE_RIGHT; i++) s->right[i] = qk_carve(&at, (n + 1) * real);
     int32_t **arrays[] = {&s->count, &s->begin, &s->few, &s->many, &s->splits};
-    for (int i = 0; i < 5; i++) *arrays[i] = take(&at, (n + 1) * sizeof(int32_t));
+    for (int i = 0; i < 5; i++) *arrays[i] = qk_carve(&at, (n + 1) * sizeof(int32_t));
     return at;
 }
 

@@ -81,20 +81,12 @@ typedef struct {
 typedef struct {
     size_t n, size_steps, size_cols, n_steps, n_cols;
     uint8_t *codes;                   /* n_steps rows of size_steps or mr codes, before packing */
-    char *q, *weights;                /* n rows of size_steps codes, mr rows of n_steps: as the tile reads them */
+    char *q, *weights;                /* n + 1 rows of size_steps codes, mr rows of n_steps: as the tile reads them */
     int8_t *keys, *values;            /* panels */
     int32_t *init, *score;            /* starting sums of the scores; mr rows of n_cols */
-    int32_t *unused;                  /* sums of the columns of v */
     double q_scale, k_scale, v_scale; /* that of v as float32 unless `wide` */
     int wide;                         /* whether results are made in double (numerics 21) */
 } operands;
-
-static void *carve(char **at, size_t bytes)
-{
-    void *here = *at;
-    *at += round_up(bytes, 64);
-    return here;
-}
 
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
 static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
@@ -107,14 +99,13 @@ static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
                     .size_cols = round_up(size, nr),
                     .n_steps = n_steps,
                     .n_cols = round_up(n, nr)};
-    o->codes = carve(&at, n_steps * (size_steps > mr ? size_steps : mr));
-    o->q = carve(&at, n * size_steps * bytes);
-    o->weights = carve(&at, mr * n_steps * bytes);
-    o->keys = carve(&at, o->n_cols * size_steps);
-    o->values = carve(&at, o->size_cols * n_steps);
-    o->init = carve(&at, o->n_cols * sizeof *o->init);
-    o->score = carve(&at, mr * o->n_cols * sizeof *o->score);
-    o->unused = carve(&at, o->size_cols * sizeof *o->unused);
+    o->codes = qk_carve(&at, (n_steps + 1) * (size_steps > mr ? size_steps : mr));
+    o->q = qk_carve(&at, (n + 1) * size_steps * bytes);
+    o->weights = qk_carve(&at, mr * n_steps * bytes);
+    o->keys = qk_carve(&at, o->n_cols * size_steps);
+    o->values = qk_carve(&at, o->size_cols * n_steps);
+    o->init = qk_carve(&at, o->n_cols * sizeof *o->init);
+    o->score = qk_carve(&at, mr * o->n_cols * sizeof *o->score);
     return at;
 }
 
@@ -163,20 +154,22 @@ static double head_scale(float absmax, int wide) { return wide ? absmax / 127.0 
 
 static const int32_t zeros[MAX_NR];
 
-/* q + 128: the left operand of the scores. */
+/* q + 128, the left operand of the scores, and a row of 128. */
 static int pack_queries(const attention_job *job, operands *o, const float *q)
 {
     const int narrow = job->k->gemm8->a_bytes == 1;
+    uint8_t *codes = narrow ? (uint8_t *)o->q : o->codes;
     float absmax;
-    if (!quantize_head(job, o, q, job->args->q_stride, 0x80, narrow ? (void *)o->q : o->codes, &absmax)) return 0;
+    if (!quantize_head(job, o, q, job->args->q_stride, 0x80, codes, &absmax)) return 0;
     o->q_scale = head_scale(absmax, absmax < 0x1p-100f);
-    if (!narrow) widen_rows(job->k->gemm8, o->codes, o->n, o->size_steps, o->q);
+    memset(codes + o->n * o->size_steps, 0x80, o->size_steps);
+    if (!narrow) widen_rows(job->k->gemm8, codes, o->n + 1, o->size_steps, o->q);
     return 1;
 }
 
-/* Panels of `rows` x `cols` codes, and the sums of their columns. */
+/* Panels of `rows` x `cols` codes. */
 static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
-                        ptrdiff_t col_stride, size_t panel_rows, int8_t *panels, int32_t *colsum)
+                        ptrdiff_t col_stride, size_t panel_rows, int8_t *panels)
 {
     const size_t nr = (size_t)k->nr;
     for (size_t col = 0; col < cols; col += nr) {
@@ -185,10 +178,21 @@ static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t 
             .row_stride = row_stride,
             .col_stride = col_stride,
             .k = rows,
-            .zero = zeros,
         };
-        k->gemm8_pack_panel(&s, min_size(cols - col, nr), panels + col * panel_rows, colsum + col);
+        k->gemm8_pack_panel(&s, min_size(cols - col, nr), panels + col * panel_rows, NULL);
     }
+}
+
+/* Scores of `count` tokens from `row`, or of the row of 128, as the right operand has them: no sum starts from more
+ * than `init`. */
+static void score_rows(const attention_job *job, const operands *o, size_t row, size_t count, const int32_t *init,
+                       int32_t *score)
+{
+    const qk_gemm8_kernels *k = job->k->gemm8;
+    const size_t nr = (size_t)k->nr, lda = o->size_steps * (size_t)k->a_bytes;
+    for (size_t col = 0; col < o->n_cols; col += nr)
+        k->gemm8_tile((int)count, o->size_steps / (size_t)k->kr, o->q + row * lda, lda, o->keys + col * o->size_steps,
+                      init ? init + col : zeros, score + col, o->n_cols);
 }
 
 /* A row of k is a column of the right operand. The scores' sums start from -128 times a column's sum. */
@@ -197,21 +201,20 @@ static int pack_keys(const attention_job *job, operands *o, const float *keys)
     float absmax;
     if (!quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &absmax)) return 0;
     o->k_scale = head_scale(absmax, absmax < 0x1p-100f);
-    pack_panels(job->k->gemm8, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys,
-                o->init);
-    for (size_t col = 0; col < o->n_cols; col++) o->init[col] *= -128;
+    pack_panels(job->k->gemm8, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys);
+    score_rows(job, o, o->n, 1, NULL, o->init);
+    for (size_t col = 0; col < o->n_cols; col++) o->init[col] = -o->init[col];
     return 1;
 }
 
-/* A row of v is a row of the right operand; no correction needs the sums of its columns. */
+/* A row of v is a row of the right operand. */
 static int pack_values(const attention_job *job, operands *o, const float *values)
 {
     float absmax;
     if (!quantize_head(job, o, values, job->args->v_stride, 0, o->codes, &absmax)) return 0;
     o->wide = absmax < 0x1p-90f || absmax > 0x1p126f; /* a weight's unit, 2^-31 of that, must be a normal number */
     o->v_scale = head_scale(absmax, o->wide);
-    pack_panels(job->k->gemm8, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values,
-                o->unused);
+    pack_panels(job->k->gemm8, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values);
     return 1;
 }
 
@@ -219,12 +222,9 @@ static int pack_values(const attention_job *job, operands *o, const float *value
 static void weigh(const attention_job *job, operands *o, size_t row, size_t count, double *unit)
 {
     const qk_kernels *k = job->k;
-    const size_t nr = (size_t)k->gemm8->nr, lda = o->size_steps * (size_t)k->gemm8->a_bytes;
     const double factor = o->q_scale * o->k_scale * job->args->scale * 1.4426950408889634; /* log2 e */
     const float score_factor = factor < FLT_MAX ? (float)factor : FLT_MAX;
-    for (size_t col = 0; col < o->n_cols; col += nr)
-        k->gemm8->gemm8_tile((int)count, o->size_steps / (size_t)k->gemm8->kr, o->q + row * lda, lda,
-                             o->keys + col * o->size_steps, o->init + col, o->score + col, o->n_cols);
+    score_rows(job, o, row, count, o->init, o->score);
     uint8_t *codes = k->gemm8->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
     for (size_t i = 0; i < count; i++) {
         uint8_t *w = codes + i * o->n_steps;

@@ -1,4 +1,4 @@
-/* Weights of the C interface: every kind behind one type, and the products by them (numerics 6, 8, 12, 16 and 17). */
+/* Weights: every kind behind one type, the products by them, the C interface to both (numerics 6, 8, 12, 16 and 17). */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
@@ -10,36 +10,12 @@
 #include "runtime/fpmode.h"
 #include "runtime/sizes.h"
 
-typedef enum { GEMM8, GEMM4, GEMMF16, GEMM16 } family;
-
-struct qk_weights {
-    family family;
-    qk_dtype type;
-    int of_levels;
-    size_t k, n, n_pad, bytes;
-    union {
-        qk_gemm8_weights gemm8;
-        qk_gemm4_weights gemm4;
-        qk_gemmf16_weights gemmf16;
-        qk_gemm16_weights gemm16;
-    };
-    void *panels, *colsum;
-    float *scale;        /* of columns, as the next one, where panels do not hold them */
-    int32_t *zero_point; /* NULL: 0 */
-    int64_t bound;       /* of gemm8: max over columns of sum |b - zero_point| */
-    float least_scale, most_scale;
-    int8_t levels[QK_LEVELS]; /* those that all columns share */
-};
-
-enum { LEAST_BLOCK = 1 };
-
 /* ---- what a matrix must be ---- */
 
 static int is_small(qk_dtype type) { return type == QK_I4 || type == QK_U4; }
 static int is_half(qk_dtype type) { return type == QK_F16 || type == QK_BF16; }
 
-/* Scales of a matrix, or levels with scales. */
-static size_t scale_count(const qk_matrix *m)
+size_t qk_scale_count(const qk_matrix *m)
 {
     if (m->kind == QK_PER_TENSOR) return 1;
     return m->kind == QK_PER_AXIS ? m->n : qk_times(ceil_div(m->k, m->block), m->n);
@@ -71,13 +47,13 @@ static int has_good_levels(const qk_matrix *m)
             if (((const uint8_t *)m->b)[(ptrdiff_t)row * m->row_stride + (ptrdiff_t)col * m->col_stride] >=
                 m->level_count)
                 return 0;
-    return m->kind == QK_PER_BLOCK ? m->scale && scales_are_good(m->scale, scale_count(m), 0) : !m->scale;
+    return m->kind == QK_PER_BLOCK ? m->scale && scales_are_good(m->scale, qk_scale_count(m), 0) : !m->scale;
 }
 
 static int has_good_params(const qk_matrix *m)
 {
     if (m->kind == QK_PER_BLOCK && m->type == QK_I16) return 0;
-    const size_t count = scale_count(m);
+    const size_t count = qk_scale_count(m);
     return m->scale && scales_are_good(m->scale, count, FLT_MIN) && zero_points_fit(m->zero_point, count, m->type);
 }
 
@@ -86,205 +62,151 @@ static int is_good(const qk_matrix *m)
     const int known =
         m->type == QK_I8 || m->type == QK_U8 || m->type == QK_I16 || is_small(m->type) || is_half(m->type);
     if (!known || (unsigned)m->kind > QK_PER_BLOCK || (m->kind == QK_PER_BLOCK && !m->block)) return 0;
-    if ((m->k && m->n && !m->b) || scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
+    if ((m->k && m->n && !m->b) || qk_scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
     if (is_half(m->type)) return !m->scale && !m->zero_point && !m->levels && m->kind == QK_PER_TENSOR;
     return m->levels ? has_good_levels(m) : has_good_params(m);
 }
 
-/* ---- memory ---- */
+/* ---- layout ---- */
 
-static void *obtain(qk_weights *w, size_t bytes)
+static qk_family family_of(const qk_matrix *m)
 {
-    void *memory = qk_obtain(bytes);
-    if (memory) w->bytes += bytes;
-    return memory;
+    if (is_half(m->type)) return QK_GEMMF16;
+    if (m->type == QK_I16) return QK_GEMM16;
+    return is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? QK_GEMM4 : QK_GEMM8;
 }
 
-/* n values of 4 bytes, or the first of them n times where there is `one`, and zeros up to n_pad. NULL: no memory. */
-static void *padded(const void *values, int one, size_t n, size_t n_pad)
+static int has_zeros(const qk_matrix *m)
 {
-    uint32_t *to = qk_obtain(qk_times(n_pad, sizeof *to));
-    if (!to) return NULL;
-    for (size_t i = 0; i < n; i++) memcpy(to + i, (const char *)values + (one ? 0 : i * sizeof *to), sizeof *to);
-    memset(to + n, 0, (n_pad - n) * sizeof *to);
-    return to;
+    const size_t count = m->scale ? qk_scale_count(m) : 0;
+    int any = 0;
+    for (size_t i = 0; i < count; i++) any |= m->zero_point[i] != 0;
+    return any;
 }
 
-void qk_weights_free(qk_weights *w)
+void qk_weights_init(qk_weights *w, const qk_matrix *m)
 {
-    if (!w) return;
-    free(w->panels), free(w->colsum), free(w->scale), free(w->zero_point), free(w);
+    QK_DEFAULT_MODE;
+    const qk_kernels *kernels = qk_active();
+    const int is_unsigned = m->type == QK_U8;
+    const qk_gemm8_kernels *gemm8 = NULL;
+    size_t column_bytes = 0;
+    *w = (qk_weights){.family = family_of(m), .type = m->type, .k = m->k, .n = m->n};
+    switch (w->family) {
+    case QK_GEMM8:
+        if (m->scale) /* packed once, used often */
+            gemm8 = qk_gemm8_kernels_for(kernels, m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
+        qk_gemm8_init(&w->gemm8, kernels, gemm8, m->k, m->n, is_unsigned);
+        w->n_pad = w->gemm8.n_pad, w->panel_bytes = qk_gemm8_bytes(&w->gemm8);
+        column_bytes = sizeof *w->gemm8.colsum;
+        break;
+    case QK_GEMM4:
+        qk_gemm4_init(&w->gemm4, m, w->levels);
+        w->n_pad = w->gemm4.n_pad, w->panel_bytes = qk_gemm4_bytes(&w->gemm4);
+        break;
+    case QK_GEMMF16:
+        qk_gemmf16_init(&w->gemmf16, kernels, m->k, m->n, m->type);
+        w->n_pad = w->gemmf16.n_pad, w->panel_bytes = qk_gemmf16_bytes(&w->gemmf16);
+        break;
+    case QK_GEMM16:
+        qk_gemm16_init(&w->gemm16, kernels, m->k, m->n);
+        w->n_pad = w->gemm16.n_pad, w->panel_bytes = qk_gemm16_bytes(&w->gemm16);
+        column_bytes = sizeof *w->gemm16.colsum;
+        break;
+    }
+    w->has_zeros = column_bytes && has_zeros(m);
+    if (column_bytes && m->scale) column_bytes += sizeof *w->scale;
+    if (w->has_zeros) column_bytes += sizeof *w->zero_point;
+    w->panel_bytes = round_up(w->panel_bytes, sizeof *w->gemm16.colsum);
+    w->bytes = qk_plus(w->panel_bytes, qk_times(w->n_pad, column_bytes));
 }
-
-size_t qk_weights_bytes(const qk_weights *w) { return w ? w->bytes : 0; }
-size_t qk_weights_rows(const qk_weights *w) { return w ? w->k : 0; }
-size_t qk_weights_cols(const qk_weights *w) { return w ? w->n : 0; }
 
 /* ---- packing ---- */
 
-/* Scales and zero points of columns, padded to whole panels. */
-static int keep_columns(qk_weights *w, const qk_matrix *m)
+/* Keeps scales and zero points of columns, padded to whole panels, in memory for them. */
+static void keep_columns(qk_weights *w, const qk_matrix *m, void *memory)
 {
-    const int one = m->kind == QK_PER_TENSOR;
-    w->scale = padded(m->scale, one, w->n, w->n_pad);
-    if (!w->scale) return 0;
-    w->bytes += w->n_pad * sizeof *w->scale;
+    const size_t step = m->kind == QK_PER_AXIS, count = step ? w->n : 1;
+    if (!m->scale) return;
+    w->scale = memory, w->zero_point = w->has_zeros ? (int32_t *)(w->scale + w->n_pad) : NULL;
+    for (size_t i = 0; i < w->n_pad; i++) w->scale[i] = i < w->n ? m->scale[i * step] : 0;
+    for (size_t i = 0; w->has_zeros && i < w->n_pad; i++) w->zero_point[i] = i < w->n ? m->zero_point[i * step] : 0;
     w->least_scale = FLT_MAX;
-    for (size_t i = 0; i < scale_count(m); i++) {
+    for (size_t i = 0; i < count; i++) {
         if (m->scale[i] < w->least_scale) w->least_scale = m->scale[i];
         if (m->scale[i] > w->most_scale) w->most_scale = m->scale[i];
     }
-    int any = 0;
-    for (size_t i = 0; m->zero_point && i < scale_count(m); i++) any |= m->zero_point[i] != 0;
-    if (!any) return 1;
-    w->zero_point = padded(m->zero_point, one, w->n, w->n_pad);
-    w->bytes += w->n_pad * sizeof *w->zero_point;
-    return w->zero_point != NULL;
 }
 
-static qk_status pack_gemm8(qk_weights *w, const qk_matrix *m)
+static qk_status fill_gemm8(qk_weights *w, const qk_matrix *m)
 {
-    const int is_unsigned = m->type == QK_U8;
-    const qk_kernels *kernels = qk_active();
-    const qk_gemm8_kernels *gemm8 =
-        qk_gemm8_kernels_for(kernels, m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
-    qk_gemm8_init(&w->gemm8, kernels, gemm8, m->k, m->n, is_unsigned);
-    w->n_pad = w->gemm8.n_pad;
-    w->panels = w->gemm8.panels = obtain(w, qk_gemm8_bytes(&w->gemm8));
-    w->colsum = w->gemm8.colsum = obtain(w, qk_times(w->n_pad, sizeof *w->gemm8.colsum));
-    if (!w->panels || !w->colsum || !keep_columns(w, m)) return QK_NO_MEMORY;
-    int32_t *none = w->zero_point ? NULL : calloc(w->n_pad + 1, sizeof *none);
-    if (!w->zero_point && !none) return QK_NO_MEMORY;
+    w->gemm8.panels = w->memory, w->gemm8.colsum = (int32_t *)((char *)w->memory + w->panel_bytes);
+    keep_columns(w, m, w->gemm8.colsum + w->n_pad);
+    int32_t *none = w->scale && !w->zero_point ? calloc(w->n_pad + 1, sizeof *none) : NULL;
+    if (w->scale && !w->zero_point && !none) return QK_NO_MEMORY;
     w->bound = qk_gemm8_pack(&w->gemm8, m->b, m->row_stride, m->col_stride, none ? none : w->zero_point);
     free(none);
     return w->bound < 0 ? (qk_status)w->bound : QK_OK;
 }
 
-static qk_status pack_gemm16(qk_weights *w, const qk_matrix *m)
+static int fill_gemm16(qk_weights *w, const qk_matrix *m)
 {
-    qk_gemm16_init(&w->gemm16, qk_active(), m->k, m->n);
-    w->n_pad = w->gemm16.n_pad;
-    w->panels = w->gemm16.panels = obtain(w, qk_gemm16_bytes(&w->gemm16));
-    w->colsum = w->gemm16.colsum = obtain(w, qk_times(w->n_pad, sizeof *w->gemm16.colsum));
-    if (!w->panels || !w->colsum || !keep_columns(w, m)) return QK_NO_MEMORY;
-    memset(w->colsum, 0, w->n_pad * sizeof *w->gemm16.colsum);
-    const int done = qk_gemm16_pack(&w->gemm16, m->b, m->row_stride, m->col_stride);
-    return done < 0 ? (qk_status)done : QK_OK;
+    w->gemm16.panels = w->memory, w->gemm16.colsum = (int64_t *)((char *)w->memory + w->panel_bytes);
+    memset(w->gemm16.colsum, 0, w->n_pad * sizeof *w->gemm16.colsum);
+    keep_columns(w, m, w->gemm16.colsum + w->n_pad);
+    return qk_gemm16_pack(&w->gemm16, m->b, m->row_stride, m->col_stride);
 }
 
-static qk_status pack_gemmf16(qk_weights *w, const qk_matrix *m)
+static qk_status status_of(int done) { return done < 0 ? (qk_status)done : QK_OK; }
+
+qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory)
 {
-    qk_gemmf16_init(&w->gemmf16, qk_active(), m->k, m->n, m->type);
-    w->n_pad = w->gemmf16.n_pad;
-    w->panels = w->gemmf16.panels = obtain(w, qk_gemmf16_bytes(&w->gemmf16));
-    if (!w->panels) return QK_NO_MEMORY;
+    QK_DEFAULT_MODE;
+    w->memory = memory;
+    if (w->family == QK_GEMM8) return fill_gemm8(w, m);
+    if (w->family == QK_GEMM16) return status_of(fill_gemm16(w, m));
+    if (w->family == QK_GEMM4) {
+        w->gemm4.panels = memory;
+        return status_of(qk_gemm4_pack(&w->gemm4, m));
+    }
+    w->gemmf16.panels = memory;
     const int done = qk_gemmf16_pack(&w->gemmf16, m->b, m->row_stride, m->col_stride);
-    return done < 0 ? (qk_status)done : done ? QK_OK : QK_NOT_FINITE;
+    return done ? status_of(done) : QK_NOT_FINITE;
 }
 
-/* Whether float16 has each of the values, which are not negative. */
-static int holds_as_half(const float *values, size_t count)
+int qk_weights_unpack(const qk_weights *w, void *b)
 {
-    for (size_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, values + i, sizeof bits);
-        const float units = values[i] * 0x1p24f; /* of the smallest subnormal number */
-        if (values[i] > 65504 || (values[i] < 0x1p-14f ? units != floorf(units) : bits & 0x1fff)) return 0;
+    QK_DEFAULT_MODE;
+    switch (w->family) {
+    case QK_GEMM8: return qk_gemm8_unpack(&w->gemm8, b);
+    case QK_GEMM4: return qk_gemm4_unpack(&w->gemm4, b);
+    case QK_GEMMF16: return qk_gemmf16_unpack(&w->gemmf16, b);
+    default: return qk_gemm16_unpack(&w->gemm16, b);
     }
-    return 1;
 }
 
-static qk_status fill_gemm4(qk_weights *w, const qk_matrix *m, const qk_block_params *p)
+void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
 {
-    w->n_pad = w->gemm4.n_pad;
-    w->panels = w->gemm4.panels = obtain(w, qk_gemm4_bytes(&w->gemm4));
-    if (!w->panels) return QK_NO_MEMORY;
-    const int done = qk_gemm4_pack(&w->gemm4, m->b, m->row_stride, m->col_stride, p);
-    return done < 0 ? (qk_status)done : QK_OK;
-}
-
-/* Rows that share a scale. */
-static size_t block_of(const qk_matrix *m)
-{
-    const size_t rows = m->kind == QK_PER_BLOCK ? min_size(m->block, m->k) : m->k;
-    return rows ? rows : LEAST_BLOCK;
-}
-
-/* Per tensor or per column, all rows are one block; equal zero points are kept once. */
-static qk_status pack_blocks(qk_weights *w, const qk_matrix *m)
-{
-    const size_t count = scale_count(m);
-    const int bits = is_small(m->type) ? 4 : 8, is_signed = least_code(m->type) < 0;
-    int32_t *zeros = m->zero_point ? NULL : calloc(count + 1, sizeof *zeros);
-    const int32_t *zero_point = m->zero_point ? m->zero_point : zeros;
-    if (!zero_point) return QK_NO_MEMORY;
-    const int32_t zero = bits == 8 ? (is_signed ? 0 : 128) : count ? zero_point[0] : 0;
-    int own_zeros = 0;
-    for (size_t i = 0; i < count; i++) own_zeros |= zero_point[i] != zero;
-    qk_gemm4_init(&w->gemm4, qk_active(), m->k, m->n, block_of(m), bits, is_signed, holds_as_half(m->scale, count),
-                  own_zeros, zero);
-    const qk_block_params p = {m->scale, zero_point, m->kind == QK_PER_BLOCK ? m->n : 0, m->kind != QK_PER_TENSOR};
-    const qk_status status = fill_gemm4(w, m, &p);
-    free(zeros);
-    return status;
-}
-
-/* `count` levels as int8 multiples of a scale, which is returned. */
-static float round_levels(const float *levels, size_t count, int8_t *to)
-{
-    double largest = 0;
-    for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
-    float scale = (float)(largest / 127);
-    if (!(scale > 0)) scale = largest > 0 ? FLT_MIN : 1;
-    for (size_t i = 0; i < count; i++) {
-        const double units = rint(levels[i] / (double)scale);
-        to[i] = (int8_t)(units < -127 ? -127 : units > 127 ? 127 : units);
+    QK_DEFAULT_MODE;
+    if (w->family == QK_GEMM4) {
+        qk_gemm4_params(&w->gemm4, scale, zero_point);
+        return;
     }
-    return scale;
+    memcpy(scale, w->scale, w->n * sizeof *scale);
+    for (size_t i = 0; i < w->n; i++) zero_point[i] = w->zero_point ? w->zero_point[i] : 0;
 }
 
-static qk_status pack_shared_levels(qk_weights *w, const qk_matrix *m)
+/* ---- weights of the C interface ---- */
+
+void qk_weights_free(qk_weights *w)
 {
-    static const float one = 1;
-    const int blocks = m->kind == QK_PER_BLOCK;
-    const float *scale = blocks ? m->scale : &one, level_scale = round_levels(m->levels, m->level_count, w->levels);
-    qk_gemm4_init_levels(&w->gemm4, qk_active(), m->k, m->n, block_of(m), holds_as_half(scale, scale_count(m)),
-                         w->levels, 0, level_scale);
-    const qk_block_params p = {scale, NULL, blocks ? m->n : 0, (size_t)blocks};
-    return fill_gemm4(w, m, &p);
+    if (!w) return;
+    free(w->memory), free(w);
 }
 
-/* Levels of each column stand in the panels. */
-static qk_status pack_column_levels(qk_weights *w, const qk_matrix *m)
-{
-    int8_t *levels = calloc(m->n + 1, QK_LEVELS);
-    float *scale = qk_obtain(qk_times(m->n, sizeof *scale));
-    qk_status status = QK_NO_MEMORY;
-    if (levels && scale) {
-        for (size_t i = 0; i < m->n; i++)
-            scale[i] = round_levels(m->levels + i * m->level_count, m->level_count, levels + i * QK_LEVELS);
-        qk_gemm4_init_levels(&w->gemm4, qk_active(), m->k, m->n, block_of(m), 0, levels, 1, 1);
-        const qk_block_params p = {scale, NULL, 0, 1};
-        status = fill_gemm4(w, m, &p);
-        w->gemm4.levels = NULL;
-    }
-    free(levels), free(scale);
-    return status;
-}
-
-static qk_status pack(qk_weights *w, const qk_matrix *m)
-{
-    w->type = m->type, w->k = m->k, w->n = m->n, w->of_levels = m->levels != NULL;
-    w->family = is_half(m->type)                                    ? GEMMF16
-        : m->type == QK_I16                                         ? GEMM16
-        : is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? GEMM4
-                                                                    : GEMM8;
-    if (w->family == GEMMF16) return pack_gemmf16(w, m);
-    if (w->family == GEMM16) return pack_gemm16(w, m);
-    if (w->family == GEMM8) return pack_gemm8(w, m);
-    if (!m->levels) return pack_blocks(w, m);
-    return m->kind == QK_PER_AXIS ? pack_column_levels(w, m) : pack_shared_levels(w, m);
-}
+size_t qk_weights_bytes(const qk_weights *w) { return w ? sizeof *w + w->bytes : 0; }
+size_t qk_weights_rows(const qk_weights *w) { return w ? w->k : 0; }
+size_t qk_weights_cols(const qk_weights *w) { return w ? w->n : 0; }
 
 qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
 {
@@ -298,9 +220,15 @@ qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
     if (!m.row_stride && !m.col_stride) m.row_stride = (ptrdiff_t)(m.n * item), m.col_stride = (ptrdiff_t)item;
     if (!is_good(&m)) return QK_INVALID;
     qk_weights *w = calloc(1, sizeof *w);
-    if (!w) return QK_NO_MEMORY;
-    w->bytes = sizeof *w;
-    const qk_status status = pack(w, &m);
+    int32_t *zeros = m.scale && !m.zero_point ? calloc(qk_scale_count(&m) + 1, sizeof *zeros) : NULL;
+    if (zeros) m.zero_point = zeros;
+    qk_status status = QK_NO_MEMORY;
+    if (w && (m.zero_point || !m.scale)) {
+        qk_weights_init(w, &m);
+        void *memory = qk_obtain(w->bytes);
+        if (memory) status = qk_weights_fill(w, &m, memory);
+    }
+    free(zeros);
     if (status)
         qk_weights_free(w);
     else
@@ -310,14 +238,13 @@ qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
 
 /* ---- products ---- */
 
-static qk_status status_of(int done) { return done < 0 ? (qk_status)done : QK_OK; }
-
-/* Column arrays of a call, of n_pad entries: the caller's where there is nothing to pad, else a copy in `own`. */
+/* Column arrays of a call, n_pad entries of 4 bytes: the caller's where there is nothing to pad, else a copy in `own`.
+ */
 static const void *columns_of(const qk_weights *w, const void *values, void **own)
 {
     if (!values || w->n == w->n_pad) return values;
-    *own = padded(values, 0, w->n, w->n_pad);
-    return *own;
+    *own = calloc(w->n_pad, 4);
+    return *own ? memcpy(*own, values, w->n * 4) : NULL;
 }
 
 static int rows_fit(size_t rows, size_t cols, size_t *stride, size_t item)
@@ -326,25 +253,26 @@ static int rows_fit(size_t rows, size_t cols, size_t *stride, size_t item)
     return *stride >= cols && qk_times(qk_times(rows, *stride), item) <= PTRDIFF_MAX;
 }
 
-/* Rows whose sums int32 holds; with b of 8 bits, the sum of a's codes in two int16 (numerics 12). */
-static size_t most_rows(const qk_weights *w)
+size_t qk_most_rows(const qk_gemm4_weights *p)
 {
-    return w->gemm4.bits == 8 ? 65536 : INT32_MAX / (127 * (w->of_levels ? 128 : 15));
+    if (p->bits == 8) return 65536; /* whose codes' sum two int16 hold */
+    return INT32_MAX / (127 * (p->levels || p->column_levels ? 128 : 15));
 }
 
 static int could_overflow(const qk_weights *w, int64_t largest, int64_t bias)
 {
-    if (w->family == GEMM4) return w->gemm4.block > most_rows(w);
-    return w->family == GEMM8 && w->bound * largest + bias > INT32_MAX;
+    if (w->family == QK_GEMM4) return w->gemm4.block > qk_most_rows(&w->gemm4);
+    return w->family == QK_GEMM8 && w->bound * largest + bias > INT32_MAX;
 }
 
-static int multiply_floats(const qk_weights *w, const qk_rows *rows, qk_epilogue *e)
+int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue)
 {
-    if (w->family == GEMM4) return qk_gemm4_linear(rows->a, rows->row_stride, rows->m, &w->gemm4, e);
-    if (w->family == GEMMF16) return qk_gemmf16_linear(rows->a, rows->row_stride, rows->m, &w->gemmf16, e);
-    e->b_zero = w->zero_point, e->col_scale = w->scale;
-    e->least_scale = w->least_scale, e->most_scale = w->most_scale;
-    return w->family == GEMM16 ? qk_gemm16(rows, &w->gemm16, e) : qk_gemm8(rows, &w->gemm8, e);
+    switch (w->family) {
+    case QK_GEMM8: return qk_gemm8(rows, &w->gemm8, epilogue);
+    case QK_GEMM4: return qk_gemm4_linear(rows->a, rows->row_stride, rows->m, &w->gemm4, epilogue);
+    case QK_GEMMF16: return qk_gemmf16_linear(rows->a, rows->row_stride, rows->m, &w->gemmf16, epilogue);
+    default: return qk_gemm16(rows, &w->gemm16, epilogue);
+    }
 }
 
 qk_status qk_linear(const qk_weights *w, const float *x, size_t rows, const qk_layer *given, float *y)
@@ -361,10 +289,14 @@ qk_status qk_linear(const qk_weights *w, const float *x, size_t rows, const qk_l
     if (could_overflow(w, 255, 0)) return QK_OVERFLOW;
     const qk_rows source = {.m = rows, .a = x, .row_stride = (ptrdiff_t)(layer.x_stride * item), .type = QK_FLOATS};
     void *own = NULL;
-    qk_epilogue e = {
+    const qk_epilogue e = {
         .type = QK_TO_FLOAT,
         .out = y,
         .row_stride = layer.y_stride * item,
+        .b_zero = w->zero_point,
+        .col_scale = w->scale,
+        .least_scale = w->least_scale,
+        .most_scale = w->most_scale,
         .float_bias = columns_of(w, layer.bias, &own),
         .residual = layer.residual,
         .residual_stride = layer.residual_stride * item,
@@ -373,7 +305,7 @@ qk_status qk_linear(const qk_weights *w, const float *x, size_t rows, const qk_l
         .lo = layer.lo,
         .hi = layer.hi,
     };
-    const qk_status status = layer.bias && !e.float_bias ? QK_NO_MEMORY : status_of(multiply_floats(w, &source, &e));
+    const qk_status status = layer.bias && !e.float_bias ? QK_NO_MEMORY : status_of(qk_multiply(&source, w, &e));
     free(own);
     return status;
 }
@@ -427,7 +359,7 @@ static qk_status multiply_codes(const qk_weights *w, const qk_rows *rows, const 
             set_fixed_point(w, l, columns, e);
         else
             set_multipliers(w, l, columns, e);
-        status = status_of(qk_gemm8(rows, &w->gemm8, e));
+        status = status_of(qk_multiply(rows, w, e));
     }
     free(columns), free(own);
     return status;
@@ -446,7 +378,7 @@ static int64_t largest_magnitude(const int32_t *values, size_t n)
 qk_status qk_qlinear(const qk_weights *w, const void *q, size_t rows, const qk_code_layer *given, void *out)
 {
     QK_DEFAULT_MODE;
-    if (!w || !given || w->family != GEMM8 || !is_byte(given->out_type)) return QK_INVALID;
+    if (!w || !given || w->family != QK_GEMM8 || !is_byte(given->out_type)) return QK_INVALID;
     qk_code_layer l = *given;
     if (!l.qmin && !l.qmax) l.qmin = least_code(l.out_type), l.qmax = most_code(l.out_type);
     if (!layer_is_good(&l) || !rows_fit(rows, w->k, &l.q_stride, 1) || !rows_fit(rows, w->n, &l.out_stride, 1) ||
@@ -477,8 +409,8 @@ qk_status qk_matmul(const qk_weights *w, const void *a, qk_dtype type, size_t ro
                     const int32_t *b_zero_point, void *out)
 {
     QK_DEFAULT_MODE;
-    if (!w || (w->family != GEMM8 && w->family != GEMM16)) return QK_INVALID;
-    const int wide = w->family == GEMM16;
+    if (!w || (w->family != QK_GEMM8 && w->family != QK_GEMM16)) return QK_INVALID;
+    const int wide = w->family == QK_GEMM16;
     const size_t item = wide ? sizeof(int64_t) : sizeof(int32_t);
     size_t a_stride = w->k, out_stride = w->n;
     if ((wide ? type != QK_I16 : !is_byte(type)) || !rows_fit(rows, w->k, &a_stride, size_of(type)) ||
@@ -495,8 +427,7 @@ qk_status qk_matmul(const qk_weights *w, const void *a, qk_dtype type, size_t ro
     const qk_epilogue e = {
         .type = QK_TO_INT32, .out = out, .row_stride = w->n * item, .b_zero = columns_of(w, b_zero_point, &own)};
     qk_status status = QK_NO_MEMORY;
-    if (e.b_zero || !b_zero_point)
-        status = status_of(wide ? qk_gemm16(&source, &w->gemm16, &e) : qk_gemm8(&source, &w->gemm8, &e));
+    if (e.b_zero || !b_zero_point) status = status_of(qk_multiply(&source, w, &e));
     free(own);
     return status;
 }

@@ -166,33 +166,11 @@ enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
 #define OPERATION(result, name, arguments) result(*name) arguments;
 #define PANEL(result, name, arguments) result(*name) arguments;
 #define OPTIONAL(result, name, arguments, value) result(*name) arguments;
-struct qk_gemm8_kernels {
-#include "kernels/families/gemm8.def"
-};
-typedef struct qk_gemm4_kernels {
-#include "kernels/families/gemm4.def"
-} qk_gemm4_kernels;
-typedef struct qk_gemm16_kernels {
-#include "kernels/families/gemm16.def"
-} qk_gemm16_kernels;
-typedef struct qk_gemmf16_kernels {
-#include "kernels/families/gemmf16.def"
-} qk_gemmf16_kernels;
-typedef struct qk_elementwise_kernels {
-#include "kernels/families/elementwise.def"
-} qk_elementwise_kernels;
-typedef struct qk_codebooks_kernels {
-#include "kernels/families/codebooks.def"
-} qk_codebooks_kernels;
-typedef struct qk_layers_kernels {
-#include "kernels/families/layers.def"
-} qk_layers_kernels;
-typedef struct qk_kmeans_kernels {
-#include "kernels/families/kmeans.def"
-} qk_kmeans_kernels;
-typedef struct qk_pq_kernels {
-#include "kernels/families/pq.def"
-} qk_pq_kernels;
+#define FAMILY(name)                                                                                                   \
+    typedef struct qk_##name##_kernels qk_##name##_kernels;                                                            \
+    struct qk_##name##_kernels
+#include "kernels/generic/families.def"
+#undef FAMILY
 #undef SIZE
 #undef OPERATION
 #undef PANEL

@@ -14,7 +14,8 @@
 #define QK_HAVE_AVXVNNI 0
 #endif
 
-/* Calls f(rows, ...) for rows up to 4, 6, 8 or 12, with a constant for them: f is inlined for each. */
+/* Calls f(rows, ...) for rows up to 4, 6, 8 or 12 (or bits up to 8), with a constant for them: f is inlined for each.
+ */
 #define ROWS_4(rows, f, ...) ROWS_CASES(rows, 4, ROWS_1_3, f, __VA_ARGS__)
 #define ROWS_6(rows, f, ...) ROWS_CASES(rows, 6, ROWS_1_5, f, __VA_ARGS__)
 #define ROWS_8(rows, f, ...) ROWS_CASES(rows, 8, ROWS_1_7, f, __VA_ARGS__)

@@ -29,4 +29,12 @@ static inline void *qk_obtain(size_t bytes)
     return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, bytes / 64 * 64 + 64);
 }
 
+/* The next piece of such memory, in whole cache lines. */
+static inline void *qk_carve(char **at, size_t bytes)
+{
+    void *here = *at;
+    *at += round_up(bytes, 64);
+    return here;
+}
+
 #endif

@@ -1,6 +1,8 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Share with the modules beside: what a call with few values passes through is inlined into each of them."""
 
+from libc.stdint cimport int32_t, uint8_t
+
 cimport numpy as cnp
 from cpython.ref cimport PyObject
 
@@ -14,9 +16,20 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from *:
     """
-    static PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+    static inline PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+    static inline void *data_of(PyArrayObject *a) { return (PyObject *)a == Py_None ? NULL : PyArray_DATA(a); }
+    #define floats(a) ((float *)data_of(a))
+    #define reals(a) ((double *)data_of(a))
+    #define uint8s(a) ((uint8_t *)data_of(a))
+    #define int32s(a) ((int32_t *)data_of(a))
     """
     PyObject *descr_of(cnp.ndarray a)   # borrowed
+    # The memory of an array; NULL of None.
+    void *data_of(cnp.ndarray a) nogil
+    float *floats(cnp.ndarray a) nogil
+    double *reals(cnp.ndarray a) nogil
+    uint8_t *uint8s(cnp.ndarray a) nogil
+    int32_t *int32s(cnp.ndarray a) nogil
 
 cdef enum:
     # Releasing the GIL, and having it back, costs as much as work on so many values or products: smaller work keeps it.

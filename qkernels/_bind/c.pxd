@@ -7,8 +7,6 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 cdef extern from "drivers/drivers.h" nogil:
-    ctypedef struct qk_gemm8_kernels:
-        pass
     ctypedef struct qk_kernels:
         pass
     ctypedef enum qk_dtype:
@@ -19,6 +17,8 @@ cdef extern from "drivers/drivers.h" nogil:
         QK_IDENTITY, QK_RELU, QK_GELU, QK_GELU_TANH, QK_SILU
     ctypedef enum qk_kind "int":
         QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK
+    ctypedef enum qk_status "int":
+        QK_NO_MEMORY, QK_NOT_FINITE
     ctypedef enum qk_rows_type "int":
         QK_CODES_U8, QK_CODES_I8, QK_FLOATS
     ctypedef enum qk_epilogue_type "int":
@@ -64,22 +64,6 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_requantize(const int32_t *acc, const int32_t *bias, void *q, qk_dtype to, size_t rows, size_t cols,
                       const qk_requant *r) except -3
 
-    ctypedef struct qk_gemm8_weights:
-        const qk_kernels *kernels
-        size_t k, n, k_pad, n_pad
-        int flipped
-        int8_t *panels
-        int32_t *colsum
-
-    const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
-                                                 ptrdiff_t col_stride, size_t rows, size_t cols, int b_unsigned)
-    size_t qk_gemm8_bytes(const qk_gemm8_weights *p)
-    void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm8_kernels *gemm8, size_t k,
-                       size_t n, int b_unsigned)
-    int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                          const int32_t *zero_point) except -3
-    int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b) except -3
-
     ctypedef struct qk_rows:
         size_t m
         const void *a
@@ -115,7 +99,6 @@ cdef extern from "drivers/drivers.h" nogil:
         int real
     int qk_unit_multipliers(const qk_unit_columns *p, float *multiplier, float *scale, float *bias)
     void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *wide_scale, double *wide_bias)
-    int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue) except -3
 
     enum:
         QK_MAX_AXES
@@ -136,47 +119,53 @@ cdef extern from "drivers/drivers.h" nogil:
 
     int qk_gemm8_batch(const qk_batch *batch) except -3
 
-    ctypedef struct qk_gemm4_weights:
-        const qk_kernels *kernels
-        size_t k, n, n_pad
-        size_t block, blocks
-        int bits, flip, half_scales, own_zeros
-        int32_t zero
-        const int8_t *levels
-        uint8_t *panels
-
-    ctypedef struct qk_block_params:
+    ctypedef struct qk_matrix:
+        const void *b
+        qk_dtype type
+        size_t k, n
+        ptrdiff_t row_stride, col_stride
+        qk_kind kind
+        size_t block
         const float *scale
         const int32_t *zero_point
-        size_t row_stride, col_stride
+        const float *levels
+        size_t level_count
 
-    void qk_gemm4_init(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block, int bits,
-                       int b_signed, int half_scales, int own_zeros, int32_t zero_point)
-    void qk_gemm4_init_levels(qk_gemm4_weights *p, const qk_kernels *kernels, size_t k, size_t n, size_t block,
-                              int half_scales, const int8_t *levels, int column_levels, float level_scale)
-    size_t qk_gemm4_bytes(const qk_gemm4_weights *p)
-    int qk_gemm4_pack(qk_gemm4_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride,
-                      const qk_block_params *params) except -3
-    int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b) except -3
-    void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point)
-    int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
-                        const qk_epilogue *epilogue) except -3
+    ctypedef struct qk_gemm4_weights:
+        size_t block, blocks
+        int bits
+    ctypedef enum qk_family:
+        QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16
+    ctypedef struct qk_weights:
+        qk_family family
+        size_t k, n, n_pad, bytes
+        qk_gemm4_weights gemm4
+        float *scale
+        int32_t *zero_point
+        float least_scale, most_scale
+        int64_t bound
+
+    void qk_weights_init(qk_weights *w, const qk_matrix *m)
+    int qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory) except -3
+    int qk_weights_unpack(const qk_weights *w, void *b) except -3
+    void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
+    size_t qk_most_rows(const qk_gemm4_weights *p)
+    int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue) except -3
 
     ctypedef struct qk_levels:
-        int depth
-        int in_order
-        const float *level
-        const float *node
-        const uint8_t *order
         const uint64_t *bucket
         const uint64_t *second
         int32_t least, last
         int shift
 
     ctypedef struct qk_codebook:
-        size_t channels
         qk_levels first
+    ctypedef struct qk_book:
+        pass
 
+    int qk_book_new(const float *levels, size_t channels, size_t k, qk_book **book)
+    void qk_book_free(qk_book *book)
+    qk_codebook qk_book_tables(const qk_book *book)
     int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner,
                   size_t block, float *scale) except -3
     int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner,
@@ -190,32 +179,6 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
     int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
-
-    ctypedef struct qk_gemmf16_weights:
-        const qk_kernels *kernels
-        size_t k, n, n_pad
-        qk_dtype type
-        uint16_t *panels
-
-    void qk_gemmf16_init(qk_gemmf16_weights *p, const qk_kernels *kernels, size_t k, size_t n, qk_dtype type)
-    size_t qk_gemmf16_bytes(const qk_gemmf16_weights *p)
-    int qk_gemmf16_pack(qk_gemmf16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_gemmf16_unpack(const qk_gemmf16_weights *p, void *b) except -3
-    int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemmf16_weights *b,
-                          const qk_epilogue *epilogue) except -3
-
-    ctypedef struct qk_gemm16_weights:
-        const qk_kernels *kernels
-        size_t k, n, steps, n_pad
-        int32_t largest
-        int16_t *panels
-        int64_t *colsum
-
-    void qk_gemm16_init(qk_gemm16_weights *p, const qk_kernels *kernels, size_t k, size_t n)
-    size_t qk_gemm16_bytes(const qk_gemm16_weights *p)
-    int qk_gemm16_pack(qk_gemm16_weights *p, const void *b, ptrdiff_t row_stride, ptrdiff_t col_stride) except -3
-    int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b) except -3
-    int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3

@@ -10,7 +10,7 @@ from libc.string cimport memset
 
 from .c cimport (
     QK_HALF_EVEN, QK_I32, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_activation, qk_dequantize, qk_dtype,
-    qk_get_num_threads, qk_kind, qk_layer_norm, qk_params, qk_quantize, qk_requant, qk_requantize, qk_set_num_threads,
+    qk_get_num_threads, qk_layer_norm, qk_matrix, qk_params, qk_quantize, qk_requant, qk_requantize, qk_set_num_threads,
 )
 
 cdef extern from "include/qkernels.h" nogil:
@@ -18,14 +18,6 @@ cdef extern from "include/qkernels.h" nogil:
         QK_NO_MEMORY, QK_INVALID
     ctypedef struct Weights "qk_weights":
         pass
-    ctypedef struct qk_matrix:
-        const void *b
-        qk_dtype type
-        size_t k, n, block
-        ptrdiff_t row_stride, col_stride
-        qk_kind kind
-        const float *scale
-        const int32_t *zero_point
     ctypedef struct qk_layer:
         const float *bias
         qk_activation activation

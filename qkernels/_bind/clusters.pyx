@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 
-from .arrays cimport float_type, PyArray_TYPE
+from .arrays cimport data_of, float_type, int32s, PyArray_TYPE, reals
 from .c cimport (
     qk_cluster_lines, qk_count_codes, qk_distinct_points, qk_dtype, qk_kmeans, qk_kmeans_assign, qk_kmeans_counts,
     qk_kmeans_distances, qk_kmeans_errors, qk_kmeans_seed, qk_label_lines, qk_lines, QK_LINES_NO_MEMORY,
@@ -38,8 +38,7 @@ cdef class KMeans:
         self.x, self.weights, self.dtype = x, weights, (<object>x).dtype
         self.c.type = <qk_dtype>float_type(x, "x")
         self.c.n, self.c.d, self.c.k, self.c.chunk = n, d, k, chunk
-        self.c.x = cnp.PyArray_DATA(x)
-        self.c.weight = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
+        self.c.x, self.c.weight = data_of(x), reals(weights)
         self.labels, self.half = np.empty(n, np.int32), np.empty(k, self.dtype)
         self.upper, self.lower = np.empty(n, self.dtype), np.empty(n, self.dtype)
         self.distance = np.empty((k, k), self.dtype) if with_distances else None
@@ -48,9 +47,8 @@ cdef class KMeans:
         memory = np.empty(int(self.chunks) * k * int(self.c.stride) + 8)   # may exceed Py_ssize_t
         start = -memory.ctypes.data % 64 // 8
         self.sums = memory[start : memory.size - 8 + start].reshape(self.chunks, k, self.c.stride)[..., : d + 1]
-        self.c.labels = <int32_t *>cnp.PyArray_DATA(self.labels)
-        self.c.half, self.c.sums = cnp.PyArray_DATA(self.half), <double *>cnp.PyArray_DATA(self.sums)
-        self.c.upper, self.c.lower = cnp.PyArray_DATA(self.upper), cnp.PyArray_DATA(self.lower)
+        self.c.labels, self.c.sums, self.c.half = int32s(self.labels), reals(self.sums), data_of(self.half)
+        self.c.upper, self.c.lower = data_of(self.upper), data_of(self.lower)
         self.forget()
 
     def forget(self):
@@ -63,7 +61,7 @@ cdef class KMeans:
         self._use_distances(False)
 
     cdef _use_distances(self, bint use):
-        self.c.distance = cnp.PyArray_DATA(self.distance) if use else NULL
+        self.c.distance = data_of(self.distance) if use else NULL
         if not use:
             self.half[:] = 0
 
@@ -79,9 +77,9 @@ cdef class KMeans:
         passed[most] = np.delete(moved, most).max(initial=0)
         up = (np.nextafter(bound.astype(self.dtype), np.inf, dtype=self.dtype) for bound in (moved, passed))
         self.moved, self.passed = up
-        self.c.moved, self.c.passed = cnp.PyArray_DATA(self.moved), cnp.PyArray_DATA(self.passed)
+        self.c.moved, self.c.passed = data_of(self.moved), data_of(self.passed)
         self.centroids = table
-        self.c.centroids = cnp.PyArray_DATA(table)
+        self.c.centroids = data_of(table)
 
     def assign(self):
         """Label points by the centroids as they are placed, add up `sums` of chunks, return how many labels changed."""
@@ -102,22 +100,17 @@ cdef class KMeans:
     def errors(self, cnp.ndarray each=None):
         """Return the sums over chunks of weight * squared distance to the label's centroid; `each` gets the terms."""
         cdef cnp.ndarray parts = np.empty(self.chunks)
-        cdef double *sums = <double *>cnp.PyArray_DATA(parts)
-        cdef double *terms = NULL if each is None else <double *>cnp.PyArray_DATA(each)
         with nogil:
-            qk_kmeans_errors(&self.c, terms, sums)
+            qk_kmeans_errors(&self.c, reals(each), reals(parts))
         return parts
 
     def seed(self, cnp.ndarray seeds, cnp.ndarray nearest, bint update):
         """Return (chunks, seeds) sums of weight * min(nearest, squared distance); `update` stores a seed's minima."""
         cdef size_t count = cnp.PyArray_DIM(seeds, 0)
         cdef cnp.ndarray potential = np.empty((self.chunks, count))
-        cdef const void *rows = cnp.PyArray_DATA(seeds)
-        cdef void *least = cnp.PyArray_DATA(nearest)
-        cdef double *sums = <double *>cnp.PyArray_DATA(potential)
         cdef int done
         with nogil:
-            done = qk_kmeans_seed(&self.c, rows, count, update, least, sums)
+            done = qk_kmeans_seed(&self.c, data_of(seeds), count, update, data_of(nearest), reals(potential))
         if not done:
             raise MemoryError(f"no memory for points of {self.c.d} values")
         return potential
@@ -166,7 +159,7 @@ def distinct_points(cnp.ndarray values, cnp.ndarray weights):
     cdef int32_t count
     stop = Stop()
     p.lines, p.n, p.integers, p.pinned = 1, cnp.PyArray_DIM(values, 0), 0, 0
-    p.values, p.weights, p.counts = cnp.PyArray_DATA(values), <double *>cnp.PyArray_DATA(weights), &count
+    p.values, p.weights, p.counts = data_of(values), reals(weights), &count
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_distinct_points(&p)
@@ -179,17 +172,14 @@ def cluster_lines(cnp.ndarray values, weights, Py_ssize_t k, found, Stop stop, b
 
     `found` are the arrays to fill: centroids, limits, counts, inertia, and exponents or None.
     """
-    cdef cnp.ndarray centroids, limits, counts, inertia
     centroids, limits, counts, inertia, exponents = found
     cdef qk_lines p
     cdef qk_lines_status status
     p.lines, p.n, p.k = cnp.PyArray_DIM(values, 0), cnp.PyArray_DIM(values, 1), k
     p.integers = 0 if PyArray_TYPE(values) == cnp.NPY_DOUBLE else 2 if signed else 1
-    p.pinned, p.values = pinned, cnp.PyArray_DATA(values)
-    p.weights = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
-    p.centroids, p.limits = <double *>cnp.PyArray_DATA(centroids), cnp.PyArray_DATA(limits)
-    p.counts, p.inertia = <int32_t *>cnp.PyArray_DATA(counts), <double *>cnp.PyArray_DATA(inertia)
-    p.exponents = NULL if exponents is None else <int32_t *>cnp.PyArray_DATA(exponents)
+    p.pinned, p.values, p.weights = pinned, data_of(values), reals(weights)
+    p.centroids, p.limits, p.counts = reals(centroids), data_of(limits), int32s(counts)
+    p.inertia, p.exponents = reals(inertia), int32s(exponents)
     p.stop, p.context = must_stop, <void *>stop
     with nogil:
         status = qk_cluster_lines(&p)
@@ -200,32 +190,23 @@ def label_lines(cnp.ndarray values, cnp.ndarray limits, cnp.ndarray counts, cnp.
     """Fill labels (lines, n), uint8 or int32: of how many `limits`, which have its type, each value is above."""
     cdef size_t lines = cnp.PyArray_DIM(values, 0), n = cnp.PyArray_DIM(values, 1), k = cnp.PyArray_DIM(limits, 1)
     cdef int integers = PyArray_TYPE(values) != cnp.NPY_DOUBLE, as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
-    cdef const void *x = cnp.PyArray_DATA(values)
-    cdef const void *bounds = cnp.PyArray_DATA(limits)
-    cdef const int32_t *used = <int32_t *>cnp.PyArray_DATA(counts)
-    cdef void *to = cnp.PyArray_DATA(labels)
     with nogil:
-        qk_label_lines(x, integers, lines, n, bounds, k, used, to, as_int32)
+        qk_label_lines(data_of(values), integers, lines, n, data_of(limits), k, int32s(counts), data_of(labels),
+                       as_int32)
 
 
-def count_codes(cnp.ndarray codes, weights, cnp.ndarray bins):
+def count_codes(cnp.ndarray codes, cnp.ndarray weights, cnp.ndarray bins):
     """Add the weight of each code (uint16), or 1, to its bin; return False if a weight is negative or not finite."""
-    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
-    cdef const double *each = NULL if weights is None else <double *>cnp.PyArray_DATA(weights)
-    cdef double *to = <double *>cnp.PyArray_DATA(bins)
-    cdef size_t n = cnp.PyArray_DIM(codes, 0)
     cdef int valid
     with nogil:
-        valid = qk_count_codes(at, each, n, to)
+        valid = qk_count_codes(<const uint16_t *>data_of(codes), reals(weights), <size_t>cnp.PyArray_SIZE(codes),
+                               reals(bins))
     return bool(valid)
 
 
 def look_up(cnp.ndarray codes, cnp.ndarray table, cnp.ndarray labels):
     """Look codes (uint16) up in a table, uint8 or int32."""
-    cdef const uint16_t *at = <uint16_t *>cnp.PyArray_DATA(codes)
-    cdef const void *entries = cnp.PyArray_DATA(table)
-    cdef void *to = cnp.PyArray_DATA(labels)
-    cdef size_t n = cnp.PyArray_DIM(codes, 0)
     cdef int as_int32 = PyArray_TYPE(labels) == cnp.NPY_INT32
     with nogil:
-        qk_look_up(at, n, entries, to, as_int32)
+        qk_look_up(<const uint16_t *>data_of(codes), <size_t>cnp.PyArray_SIZE(codes), data_of(table), data_of(labels),
+                   as_int32)

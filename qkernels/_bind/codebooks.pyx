@@ -1,17 +1,17 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind codebooks of scalars and of vectors, dense bits and the blocks of GGUF."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 import numpy as np
 
 cimport numpy as cnp
 
-from .arrays cimport contiguous, FLOAT32, lay_out, out_array, refuse_overlap, result_array
+from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s
 from .c cimport (
-    qk_codebook, qk_decode, qk_encode, qk_enter_scope, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS,
-    qk_pack_bits, qk_pq_book, qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0,
-    qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
+    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_decode,
+    qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -29,24 +29,25 @@ cdef int split_shape(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t 
 
 
 cdef class Levels:
-    """Hold the tables of a scalar Codebook (_codebook_tables.py) for C; arrays have a row for each channel."""
+    """Hold the tables of levels (channels, k), and their buckets (_codebook_tables.py), or None."""
 
     cdef qk_codebook c
-    cdef object arrays
+    cdef qk_book *book
+    cdef object buckets
 
-    def __cinit__(self, cnp.ndarray level, cnp.ndarray node, cnp.ndarray order, bint in_order, buckets):
-        self.arrays = level, node, order, buckets
-        self.c.channels = <size_t>cnp.PyArray_DIM(level, 0)
-        self.c.first.depth = int(cnp.PyArray_DIM(level, 1)).bit_length() - 1
-        self.c.first.in_order = in_order
-        self.c.first.level = <const float *>cnp.PyArray_DATA(level)
-        self.c.first.node = <const float *>cnp.PyArray_DATA(node)
-        self.c.first.order = <const uint8_t *>cnp.PyArray_DATA(order)
+    def __cinit__(self, cnp.ndarray levels, buckets):
+        cdef size_t channels = <size_t>cnp.PyArray_DIM(levels, 0), k = <size_t>cnp.PyArray_DIM(levels, 1)
+        if qk_book_new(floats(levels), channels, k, &self.book):
+            raise MemoryError(f"no memory for tables of levels of shape {(<object>levels).shape}")
+        self.c, self.buckets = qk_book_tables(self.book), buckets
         if buckets is not None:
             entries, self.c.first.least, self.c.first.last, self.c.first.shift = buckets
-            self.c.first.bucket = <const uint64_t *>cnp.PyArray_DATA(entries[0])
+            self.c.first.bucket = <const uint64_t *>data_of(entries[0])
             if len(entries) > 1:
-                self.c.first.second = <const uint64_t *>cnp.PyArray_DATA(entries[1])
+                self.c.first.second = <const uint64_t *>data_of(entries[1])
+
+    def __dealloc__(self):
+        qk_book_free(self.book)
 
 
 def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarray scales):
@@ -56,15 +57,10 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
     """
     cdef size_t outer, length, inner
     split_shape(x, axis, &outer, &length, &inner)
-    q = np.empty((<object>x).shape, np.uint8)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
-    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
-    cdef float *scale = NULL
-    if scales is not None:
-        scale = <float *>cnp.PyArray_DATA(scales)
+    cdef cnp.ndarray q = np.empty((<object>x).shape, np.uint8)
     cdef int finite
     with nogil:
-        finite = qk_encode(source, target, &levels.c, outer, length, inner, block, scale)
+        finite = qk_encode(floats(x), uint8s(q), &levels.c, outer, length, inner, block, floats(scales))
     return q if finite else None
 
 
@@ -78,21 +74,21 @@ def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block,
         refuse_overlap(y, codes, "codes")
         if given_scales is not None:
             refuse_overlap(y, given_scales, "scales")
-    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
-    cdef const float *scale = NULL
-    if scales is not None:
-        scale = <const float *>cnp.PyArray_DATA(scales)
-    cdef float *target = <float *>cnp.PyArray_DATA(y)
-    cdef size_t n = <size_t>cnp.PyArray_SIZE(a)
-    cdef int most = 0
+    refuse_codes(a, k)
     with nogil:
-        if k < 256:
-            most = qk_largest_code(source, n)
-        if most < k:
-            qk_decode(source, target, &levels.c, outer, length, inner, block, scale)
-    if most >= k:
-        raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
+        qk_decode(uint8s(a), floats(y), &levels.c, outer, length, inner, block, floats(scales))
     return y if out is None else out
+
+
+cdef int refuse_codes(cnp.ndarray codes, size_t k) except -1:
+    """Raise unless the contiguous codes are below k."""
+    cdef int most = 0
+    if k < QK_MAX_LEVELS:
+        with nogil:
+            most = qk_largest_code(uint8s(codes), <size_t>cnp.PyArray_SIZE(codes))
+    if <size_t>most >= k and cnp.PyArray_SIZE(codes):
+        raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
+    return 0
 
 
 # ---- codebooks of vectors ----
@@ -114,9 +110,7 @@ cdef class VectorLevels:
         self.shift = shift
         self.c.shared = shared
         self.c.k, self.c.d = <size_t>cnp.PyArray_DIM(levels, 1), <size_t>cnp.PyArray_DIM(levels, 2)
-        self.c.levels = <const float *>cnp.PyArray_DATA(levels)
-        self.c.columns = <const float *>cnp.PyArray_DATA(columns)
-        self.c.scaled = <const float *>cnp.PyArray_DATA(scaled)
+        self.c.levels, self.c.columns, self.c.scaled = floats(levels), floats(columns), floats(scaled)
 
     cdef qk_pq_book over(self, size_t groups):
         cdef qk_pq_book book = self.c
@@ -124,27 +118,14 @@ cdef class VectorLevels:
         return book
 
 
-cdef int refuse_codes(const uint8_t *codes, size_t n, size_t k) except -1:
-    cdef int most = 0
-    if k < QK_MAX_LEVELS:
-        with nogil:
-            most = qk_largest_code(codes, n)
-    if <size_t>most >= k and n:
-        raise ValueError(f"codes must be below {k}, the number of levels, got {most}")
-    return 0
-
-
 def encode_vectors(cnp.ndarray x, cnp.ndarray given, VectorLevels levels not None, size_t groups):
     """Return codes (..., groups) of finite contiguous x (..., groups * d), in the scale of the levels and as given."""
-    q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
+    cdef cnp.ndarray q = np.empty((*(<object>x).shape[:-1], groups), np.uint8)
     cdef qk_pq_book book = levels.over(groups)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
-    cdef const float *unscaled = <const float *>cnp.PyArray_DATA(given)
-    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(q)
     cdef size_t n = <size_t>cnp.PyArray_SIZE(x) // (groups * book.d) if groups else 0
     cdef int done
     with nogil:
-        done = qk_pq_encode(source, unscaled, target, n, &book)
+        done = qk_pq_encode(floats(x), floats(given), uint8s(q), n, &book)
     if not done:
         raise MemoryError(f"no memory for levels of {book.d} values")
     return q
@@ -159,12 +140,10 @@ def decode_vectors(cnp.ndarray codes, VectorLevels levels not None, out):
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, codes, "codes")
-    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
-    cdef float *target = <float *>cnp.PyArray_DATA(y)
     cdef size_t n = <size_t>cnp.PyArray_SIZE(a) // groups if groups else 0
-    refuse_codes(source, n * groups, book.k)
+    refuse_codes(a, book.k)
     with nogil:
-        qk_pq_decode(source, target, n, &book)
+        qk_pq_decode(uint8s(a), floats(y), n, &book)
     return y if out is None else out
 
 
@@ -172,11 +151,9 @@ def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
     """Return (queries, groups, k) of finite contiguous float32 queries (queries, groups * d)."""
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0)
     cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
-    tables = np.empty((count, book.m, book.k), np.float32)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
-    cdef float *target = <float *>cnp.PyArray_DATA(tables)
+    cdef cnp.ndarray tables = np.empty((count, book.m, book.k), np.float32)
     with nogil:
-        qk_pq_distance_tables(source, count, &book, target)
+        qk_pq_distance_tables(floats(queries), count, &book, floats(tables))
     return tables
 
 
@@ -188,15 +165,12 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
     cdef cnp.ndarray a = contiguous(codes)
     cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
     cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
-    distances, indices = np.empty((count, k), np.float32), np.empty((count, k), np.int64)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(queries)
-    cdef const uint8_t *stored = <const uint8_t *>cnp.PyArray_DATA(a)
-    cdef float *sums = <float *>cnp.PyArray_DATA(distances)
-    cdef int64_t *where = <int64_t *>cnp.PyArray_DATA(indices)
+    cdef cnp.ndarray distances = np.empty((count, k), np.float32), indices = np.empty((count, k), np.int64)
     cdef int done
-    refuse_codes(stored, n * book.m, book.k)
+    refuse_codes(a, book.k)
     with nogil:
-        done = qk_pq_search(source, count, stored, n, &book, <size_t>k, sums, where)
+        done = qk_pq_search(floats(queries), count, uint8s(a), n, &book, <size_t>k, floats(distances),
+                            <int64_t *>data_of(indices))
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
@@ -208,21 +182,16 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
 def pack_bits(cnp.ndarray codes, int bits):
     """Pack contiguous codes, one a byte, that fit `bits` bits."""
     cdef size_t n = <size_t>cnp.PyArray_SIZE(codes)
-    data = np.empty((n * bits + 7) // 8, np.uint8)
-    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(codes)
-    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(data)
+    cdef cnp.ndarray data = np.empty((n * bits + 7) // 8, np.uint8)
     with nogil:
-        qk_pack_bits(source, n, bits, target)
+        qk_pack_bits(uint8s(codes), n, bits, uint8s(data))
     return data
 
 
 def unpack_bits(data, int bits, Py_ssize_t n):
-    codes = np.empty(n, np.uint8)
-    cdef cnp.ndarray a = contiguous(data)
-    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
-    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(codes)
+    cdef cnp.ndarray codes = np.empty(n, np.uint8), a = contiguous(data)
     with nogil:
-        qk_unpack_bits(source, <size_t>n, bits, target)
+        qk_unpack_bits(uint8s(a), <size_t>n, bits, uint8s(codes))
     return codes
 
 
@@ -233,14 +202,12 @@ def to_gguf(cnp.ndarray x, Py_ssize_t size):
     """
     cdef qk_scope _mode = qk_enter_scope()
     shape = (<object>x).shape
-    data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(x)
-    cdef uint8_t *target = <uint8_t *>cnp.PyArray_DATA(data)
+    cdef cnp.ndarray data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
     cdef size_t blocks = <size_t>cnp.PyArray_SIZE(x) // 32
     cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
     cdef int32_t most
     with nogil:
-        most = qk_to_gguf(source, target, blocks, type)
+        most = qk_to_gguf(floats(x), uint8s(data), blocks, type)
     largest = np.int32(most).view(np.float32)
     cdef bint held = <float>largest / (127 if type == QK_Q8_0 else 8) < 65520   # false of NaN
     return data, None if held else largest
@@ -252,10 +219,8 @@ def from_gguf(cnp.ndarray data, Py_ssize_t size, out):
     y = out_array(out, shape, FLOAT32)
     if out is not None:
         refuse_overlap(y, data, "data")
-    cdef const uint8_t *source = <const uint8_t *>cnp.PyArray_DATA(a)
-    cdef float *target = <float *>cnp.PyArray_DATA(y)
     cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // size)
     cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
     with nogil:
-        qk_from_gguf(source, target, blocks, type)
+        qk_from_gguf(uint8s(a), floats(y), blocks, type)
     return y if out is None else out

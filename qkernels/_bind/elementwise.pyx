@@ -14,8 +14,8 @@ from cpython.ref cimport PyObject
 from .arrays import CODE_TYPES, float_dtype, frozen, raise_not_finite
 
 from .arrays cimport (
-    array_of, BRIEF, contiguous, descr_of, FLOAT32, float_type, lay_out, PyArray_TYPE, refuse_overlap, result_array,
-    rounding_code,
+    array_of, BRIEF, contiguous, data_of, descr_of, FLOAT32, float_type, floats, int32s, lay_out, PyArray_TYPE, reals,
+    refuse_overlap, result_array, rounding_code,
 )
 from .c cimport (
     qk_choose, qk_dequantize, qk_enter_scope, qk_fake_quantize, QK_HALF_AWAY, QK_I32, qk_least_squares, qk_minmax,
@@ -33,8 +33,7 @@ cdef class Params:
         self.dtype, self.qmin, self.qmax, self.axis, self.block_size = dtype, qmin, qmax, axis, block_size
         if axis is not None:
             scale, zero_point = frozen(scale), frozen(zero_point)
-        self.c.scale = <const float *>cnp.PyArray_DATA(scale)
-        self.c.zero_point = <const int32_t *>cnp.PyArray_DATA(zero_point)
+        self.c.scale, self.c.zero_point = floats(scale), int32s(zero_point)
         self.c.outer = self.c.length = self.c.inner = self.c.block = 1
         self.c.kind = QK_PER_TENSOR if axis is None else QK_PER_AXIS if block_size is None else QK_PER_BLOCK
         self.codes_are_floats = dtype not in CODE_TYPES
@@ -48,9 +47,8 @@ cdef class Params:
             return
         self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
         self.reciprocal = np.empty(scale.size, np.float32)
-        cdef float *reciprocal = <float *>cnp.PyArray_DATA(self.reciprocal)
-        if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), reciprocal):
-            self.c.reciprocal = reciprocal
+        if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), floats(self.reciprocal)):
+            self.c.reciprocal = floats(self.reciprocal)
         if block_size is not None:
             self.c.block = block_size
 
@@ -98,13 +96,11 @@ def quantize(x, params, rounding, out):
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
     if out is not None:
         refuse_overlap(q, given, "x")
-    cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *target = cnp.PyArray_DATA(q)
     if cnp.PyArray_SIZE(a) <= BRIEF:
-        qk_quantize(source, from_, target, to.storage, &p, how)
+        qk_quantize(data_of(a), from_, data_of(q), to.storage, &p, how)
     else:
         with nogil:
-            qk_quantize(source, from_, target, to.storage, &p, how)
+            qk_quantize(data_of(a), from_, data_of(q), to.storage, &p, how)
     return q if out is None else out
 
 
@@ -127,13 +123,11 @@ def dequantize(q, params, dtype, out):
     cdef qk_dtype to = <qk_dtype>float_type(y, "out")
     if out is not None:
         refuse_overlap(y, given, "q")
-    cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *target = cnp.PyArray_DATA(y)
     if cnp.PyArray_SIZE(a) <= BRIEF:
-        qk_dequantize(source, from_, target, to, &p)
+        qk_dequantize(data_of(a), from_, data_of(y), to, &p)
     else:
         with nogil:
-            qk_dequantize(source, from_, target, to, &p)
+            qk_dequantize(data_of(a), from_, data_of(y), to, &p)
     return y if out is None else out
 
 
@@ -145,15 +139,13 @@ def fake_quantize(x, params, out):
     cdef qk_params p
     by.lay_over(a, &p, "x")
     cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
-    cdef void *source = cnp.PyArray_DATA(a)
-    cdef void *target = cnp.PyArray_DATA(y)
-    if out is not None and source != target:
+    if out is not None and data_of(a) != data_of(y):
         refuse_overlap(y, given, "x")
     if cnp.PyArray_SIZE(a) <= BRIEF:
-        qk_fake_quantize(source, target, type, &p)
+        qk_fake_quantize(data_of(a), data_of(y), type, &p)
     else:
         with nogil:
-            qk_fake_quantize(source, target, type, &p)
+            qk_fake_quantize(data_of(a), data_of(y), type, &p)
     return y if out is None else out
 
 
@@ -161,10 +153,8 @@ def minmax(cnp.ndarray x):
     """Return the bounds of a contiguous float32 array and 0, or None if a value is not finite."""
     cdef float lo, hi
     cdef int finite
-    cdef const float *data = <const float *>cnp.PyArray_DATA(x)
-    cdef size_t n = <size_t>cnp.PyArray_SIZE(x)
     with nogil:
-        finite = qk_minmax(data, n, &lo, &hi)
+        finite = qk_minmax(floats(x), <size_t>cnp.PyArray_SIZE(x), &lo, &hi)
     return (lo, hi) if finite else None
 
 
@@ -194,14 +184,10 @@ def choose(lo, hi, int qmin, int qmax, bint symmetric):
     """Return scale and zero_point of ranges: float32 and int32 arrays of the shape of lo and hi."""
     cdef qk_scope _mode = qk_enter_scope()
     cdef cnp.ndarray low = contiguous(np.asarray(lo)), high = contiguous(np.asarray(hi))
-    scale, zero_point = np.empty((<object>low).shape, np.float32), np.empty((<object>low).shape, np.int32)
-    cdef const float *least = <const float *>cnp.PyArray_DATA(low)
-    cdef const float *most = <const float *>cnp.PyArray_DATA(high)
-    cdef float *s = <float *>cnp.PyArray_DATA(scale)
-    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
+    cdef cnp.ndarray scale = np.empty_like(low), zero_point = np.empty_like(low, np.int32)
     cdef Py_ssize_t i
     for i in range(cnp.PyArray_SIZE(low)):
-        qk_choose(least[i], most[i], qmin, qmax, symmetric, s + i, z + i)
+        qk_choose(floats(low)[i], floats(high)[i], qmin, qmax, symmetric, floats(scale) + i, int32s(zero_point) + i)
     return scale, zero_point
 
 
@@ -212,17 +198,14 @@ def quantize_rows(x, tuple shape, dtype, int qmin, int qmax, bint symmetric):
     """
     cdef cnp.ndarray a = contiguous(x)
     cdef cnp.ndarray q = np.empty((<object>a).shape, dtype)
-    scale, zero_point = np.empty(shape, np.float32), np.empty(shape, np.int32)
+    cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
     cdef size_t rows = <size_t>cnp.PyArray_SIZE(scale)
-    cdef float *s = <float *>cnp.PyArray_DATA(scale)
-    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
-    cdef const float *source = <const float *>cnp.PyArray_DATA(a)
-    cdef void *target = cnp.PyArray_DATA(q)
     cdef size_t cols = <size_t>cnp.PyArray_SIZE(a) // rows
     cdef qk_dtype to = CODE_TYPES[dtype]
     cdef int finite
     with nogil:
-        finite = qk_quantize_rows(source, rows, cols, target, to, qmin, qmax, symmetric, s, z)
+        finite = qk_quantize_rows(floats(a), rows, cols, data_of(q), to, qmin, qmax, symmetric, floats(scale),
+                                  int32s(zero_point))
     if not finite:
         raise_not_finite(x)
     return q, scale, zero_point
@@ -238,16 +221,10 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
     p.n, p.block = <size_t>cnp.PyArray_DIM(x, 1), block
     p.qmin, p.qmax = code_range
     p.first_zero, p.last_zero = zero_points
-    cdef size_t rows = <size_t>cnp.PyArray_DIM(x, 0)
-    cdef const double *values = <const double *>cnp.PyArray_DATA(x)
-    cdef const double *weights = NULL
-    if importance is not None:
-        weights = <const double *>cnp.PyArray_DATA(importance)
-    cdef float *s = <float *>cnp.PyArray_DATA(scale)
-    cdef int32_t *z = <int32_t *>cnp.PyArray_DATA(zero_point)
     cdef int status
     with nogil:
-        status = qk_refine(&p, rows, values, weights, s, z)
+        status = qk_refine(&p, <size_t>cnp.PyArray_DIM(x, 0), reals(x), reals(importance), floats(scale),
+                           int32s(zero_point))
     if status == -1:
         raise MemoryError(f"no memory for the breakpoints of {p.n} values")
 
@@ -257,13 +234,10 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
 
 def quantize_multiplier(cnp.ndarray m):
     """Return mantissas and shifts of a contiguous float64 array (n,)."""
-    mantissa, shift = np.empty((<object>m).shape, np.int32), np.empty((<object>m).shape, np.int32)
-    cdef const double *source = <const double *>cnp.PyArray_DATA(m)
-    cdef int32_t *a = <int32_t *>cnp.PyArray_DATA(mantissa)
-    cdef int32_t *b = <int32_t *>cnp.PyArray_DATA(shift)
+    cdef cnp.ndarray mantissa = np.empty_like(m, np.int32), shift = np.empty_like(m, np.int32)
     cdef Py_ssize_t i
     for i in range(cnp.PyArray_SIZE(m)):
-        qk_quantize_multiplier(source[i], a + i, b + i)
+        qk_quantize_multiplier(reals(m)[i], int32s(mantissa) + i, int32s(shift) + i)
     return mantissa, shift
 
 
@@ -276,17 +250,16 @@ def multipliers(given, Py_ssize_t n, bint fixed_point):
     if given.shape not in ((), (1,), (n,)):
         raise ValueError(f"multiplier must be a scalar or have shape {(n,)}, got {given.shape}")
     cdef cnp.ndarray wide = np.ascontiguousarray(given, np.float64), narrow = np.empty(n, FLOAT32)
-    cdef const double *m = <const double *>cnp.PyArray_DATA(wide)
+    cdef const double *m = reals(wide)
     cdef Py_ssize_t i, count = cnp.PyArray_SIZE(wide)
     for i in range(count):
         if not 0 < m[i] < INFINITY:
             raise ValueError(f"multiplier must be positive and finite, got {given.flat[i]}")
     if fixed_point:
         return None, *quantize_multiplier(np.full(n, wide) if count != n else wide)
-    cdef float *to = <float *>cnp.PyArray_DATA(narrow)
     for i in range(n):
         # beyond FLT_MAX, all but 0 saturates with the largest one as well
-        to[i] = <float>min(m[i if count == n else 0], FLT_MAX)
+        floats(narrow)[i] = <float>min(m[i if count == n else 0], FLT_MAX)
     return narrow, None, None
 
 
@@ -313,11 +286,7 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
     memset(&r, 0, sizeof(r))
     r.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
     r.zero_point, r.qmin, r.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
-    if r.rounding <= QK_HALF_AWAY:
-        r.multiplier = <const float *>cnp.PyArray_DATA(multiplier)
-    else:
-        r.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
-        r.shift = <const int32_t *>cnp.PyArray_DATA(shift)
+    r.multiplier, r.mantissa, r.shift = floats(multiplier), int32s(mantissa), int32s(shift)
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
     if out is not None:
         refuse_overlap(q, acc, "acc")
@@ -325,12 +294,9 @@ def requantize(cnp.ndarray acc, cnp.ndarray bias, given_bias, params, rounding, 
         refuse_overlap(q, given_multiplier, "multiplier")
     cdef size_t cols = <size_t>cnp.PyArray_SIZE(bias)
     cdef size_t rows = <size_t>cnp.PyArray_SIZE(a) // cols if cols else 0
-    cdef const int32_t *source = <const int32_t *>cnp.PyArray_DATA(a)
-    cdef const int32_t *b = <const int32_t *>cnp.PyArray_DATA(bias)
-    cdef void *target = cnp.PyArray_DATA(q)
     if rows * cols <= BRIEF:
-        qk_requantize(source, b, target, to.storage, rows, cols, &r)
+        qk_requantize(int32s(a), int32s(bias), data_of(q), to.storage, rows, cols, &r)
     else:
         with nogil:
-            qk_requantize(source, b, target, to.storage, rows, cols, &r)
+            qk_requantize(int32s(a), int32s(bias), data_of(q), to.storage, rows, cols, &r)
     return q if out is None else out

@@ -13,8 +13,8 @@ from .arrays import raise_not_finite
 from .runtime import shown
 
 from .arrays cimport (
-    array_of, BRIEF, BRIEF_PRODUCT, contiguous, FLOAT32, float32_array, overlap, PyArray_ISCARRAY_RO, refuse_overlap,
-    result_array,
+    array_of, BRIEF, BRIEF_PRODUCT, contiguous, data_of, FLOAT32, float32_array, floats, overlap, PyArray_ISCARRAY_RO,
+    refuse_overlap, result_array,
 )
 from .c cimport qk_attention, qk_attention_args, qk_enter_scope, qk_layer_norm, qk_scope
 from .elementwise cimport rows_are_finite
@@ -46,12 +46,10 @@ def layer_norm(x, weight, bias, double eps, residual, out):
         raise ValueError(f"eps must be at least 0, got {eps}")
     cdef Py_ssize_t n = cnp.PyArray_DIM(a, ndim - 1)
     cdef cnp.ndarray w = float32_vector(weight, n, "weight"), b = float32_vector(bias, n, "bias")
-    cdef const float *second = NULL
     if residual is not None:
         r = contiguous(float32_array(residual, "residual"))
         if not cnp.PyArray_SAMESHAPE(r, a):
             raise ValueError(f"residual must have shape {(<object>a).shape} (as x), got {(<object>r).shape}")
-        second = <const float *>cnp.PyArray_DATA(r)
     cdef cnp.ndarray y = result_array(out, a, FLOAT32)
     if out is not None:
         refuse_partial_overlap(y, a, "x")
@@ -60,15 +58,11 @@ def layer_norm(x, weight, bias, double eps, residual, out):
         refuse_overlap(y, w, "weight")
         refuse_overlap(y, b, "bias")
     cdef size_t rows = <size_t>(cnp.PyArray_SIZE(a) // n) if n else 0
-    cdef const float *first = <const float *>cnp.PyArray_DATA(a)
-    cdef const float *scale = <const float *>cnp.PyArray_DATA(w)
-    cdef const float *shift = <const float *>cnp.PyArray_DATA(b)
-    cdef float *to = <float *>cnp.PyArray_DATA(y)
     if rows * <size_t>n <= BRIEF:
-        qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
+        qk_layer_norm(floats(a), floats(r), rows, <size_t>n, floats(w), floats(b), eps, floats(y))
     else:
         with nogil:
-            qk_layer_norm(first, second, rows, <size_t>n, scale, shift, eps, to)
+            qk_layer_norm(floats(a), floats(r), rows, <size_t>n, floats(w), floats(b), eps, floats(y))
     return y if out is None else out
 
 
@@ -92,7 +86,7 @@ cdef cnp.ndarray sequence_starts(starts, Py_ssize_t tokens):
     if given.dtype.kind not in "iu" or given.ndim != 1 or given.size < 1:
         raise ValueError(f"starts must be a 1-D array of integers with at least one entry, got {shown(starts)}")
     cdef cnp.ndarray result = np.array(given, np.int64)   # a copy: what is checked must stay as it is
-    cdef const int64_t *s = <const int64_t *>cnp.PyArray_DATA(result)
+    cdef const int64_t *s = <const int64_t *>data_of(result)
     cdef Py_ssize_t i, last = cnp.PyArray_DIM(result, 0) - 1
     if s[0] != 0 or s[last] != tokens:
         raise ValueError(f"starts must begin with 0 and end with the {tokens} tokens of q, got {s[0]} and {s[last]}")
@@ -124,17 +118,12 @@ def attention(q, k, v, heads, starts, scale, out):
         for name, a, stride in (("q", qa, args.q_stride), ("k", ka, args.k_stride), ("v", va, args.v_stride)):
             if np.may_share_memory(y, a):
                 raise ValueError(f"out must not overlap {name}")
-            if not rows_are_finite(cnp.PyArray_DATA(<cnp.ndarray>a), <size_t>tokens, <size_t>width,
-                                   <ptrdiff_t>stride * 4):
+            if not rows_are_finite(data_of(a), <size_t>tokens, <size_t>width, <ptrdiff_t>stride * 4):
                 raise_not_finite(a, name)
-    args.q = <const float *>cnp.PyArray_DATA(qa)
-    args.k = <const float *>cnp.PyArray_DATA(ka)
-    args.v = <const float *>cnp.PyArray_DATA(va)
-    args.out = <float *>cnp.PyArray_DATA(y)
-    args.out_stride = <size_t>width
+    args.q, args.k, args.v, args.out, args.out_stride = floats(qa), floats(ka), floats(va), floats(y), <size_t>width
     args.heads, args.size = <size_t>heads, <size_t>(width // heads)
     args.sequences = <size_t>(cnp.PyArray_DIM(bounds, 0) - 1)
-    args.starts = <const int64_t *>cnp.PyArray_DATA(bounds)
+    args.starts = <const int64_t *>data_of(bounds)
     args.scale = factor
     cdef int status
     if tokens * tokens <= BRIEF_PRODUCT // (width + 1):

@@ -15,13 +15,13 @@ from .arrays import FLOATS, as_array, raise_not_finite
 from .runtime import shown
 
 from .arrays cimport (
-    activation_code, array_of, BRIEF_PRODUCT, contiguous, descr_of, FLOAT32, float32_array, INT32, INT64, out_array,
-    PyArray_ISCARRAY, PyArray_ISCARRAY_RO, PyArray_TYPE, refuse_giant, refuse_overlap, rounding_code,
+    activation_code, array_of, BRIEF_PRODUCT, contiguous, data_of, descr_of, FLOAT32, float32_array, floats, INT32,
+    int32s, INT64, out_array, PyArray_ISCARRAY, PyArray_ISCARRAY_RO, PyArray_TYPE, reals, refuse_giant, refuse_overlap,
+    rounding_code,
 )
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, qk_gemm16,
-    qk_gemm16_weights, qk_gemm4_linear, qk_gemm4_weights, qk_gemm8, qk_gemm8_batch, qk_gemm8_weights,
-    qk_gemmf16_linear, qk_gemmf16_weights, QK_HALF_AWAY, qk_minmax, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, QK_GEMM16, QK_GEMM4,
+    qk_gemm8_batch, QK_HALF_AWAY, qk_minmax, qk_most_rows, qk_multiply, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
     qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT, QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
@@ -39,10 +39,10 @@ cdef int describe_rows(cnp.ndarray a, Py_ssize_t k, object name, object other, q
     source.m = <size_t>(cnp.PyArray_SIZE(a) // k) if k else <size_t>int(np.prod((<object>a).shape[:-1]))
     source.row_stride = k * item
     if PyArray_ISCARRAY_RO(a):
-        source.a = cnp.PyArray_DATA(a)
+        source.a = data_of(a)
         return 1
     if ndim == 2 and (k <= 1 or cnp.PyArray_STRIDE(a, 1) == item) and a.flags.aligned and a.dtype.isnative:
-        source.a = cnp.PyArray_DATA(a)
+        source.a = data_of(a)
         source.row_stride = cnp.PyArray_STRIDE(a, 0)
         return source.row_stride % item == 0
     return 0
@@ -70,43 +70,14 @@ cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     return out_array(out, (<object>a).shape[:-1] + (n,), dtype)
 
 
-cdef int run(qk_rows *source, qk_gemm8_weights *b, qk_epilogue *epilogue, object x) except -1:
+cdef int multiply(const qk_rows *source, Packed b, const qk_epilogue *epilogue, object x) except -1:
+    """Multiply x, which `source` describes, by b."""
     cdef int status
-    if source.m * b.k_pad * b.n_pad <= BRIEF_PRODUCT:
-        status = qk_gemm8(source, b, epilogue)
+    if source.m * b.c.k * b.c.n_pad <= BRIEF_PRODUCT:
+        status = qk_multiply(source, &b.c, epilogue)
     else:
         with nogil:
-            status = qk_gemm8(source, b, epilogue)
-    return check_status(status, x)
-
-
-cdef int run_gemm16(qk_rows *source, qk_gemm16_weights *b, qk_epilogue *epilogue, object x) except -1:
-    cdef int status
-    if source.m * b.k * b.n_pad <= BRIEF_PRODUCT:
-        status = qk_gemm16(source, b, epilogue)
-    else:
-        with nogil:
-            status = qk_gemm16(source, b, epilogue)
-    return check_status(status, x)
-
-
-cdef int linear_of(const qk_rows *source, const qk_gemm4_weights *gemm4, const qk_gemmf16_weights *gemmf16,
-                   const qk_epilogue *epilogue) except -3 nogil:
-    """Multiply rows of floats by the weights that are not NULL."""
-    if gemmf16 != NULL:
-        return qk_gemmf16_linear(<const float *>source.a, source.row_stride, source.m, gemmf16, epilogue)
-    return qk_gemm4_linear(<const float *>source.a, source.row_stride, source.m, gemm4, epilogue)
-
-
-cdef int run_floats(const qk_rows *source, Packed b, const qk_epilogue *epilogue, object x) except -1:
-    cdef const qk_gemm4_weights *gemm4 = &b.gemm4 if b.is_gemm4 else NULL
-    cdef const qk_gemmf16_weights *gemmf16 = &b.gemmf16 if b.is_gemmf16 else NULL
-    cdef int status
-    if source.m * <size_t>b.k * <size_t>b.n_pad <= BRIEF_PRODUCT:
-        status = linear_of(source, gemm4, gemmf16, epilogue)
-    else:
-        with nogil:
-            status = linear_of(source, gemm4, gemmf16, epilogue)
+            status = qk_multiply(source, &b.c, epilogue)
     return check_status(status, x)
 
 
@@ -197,16 +168,16 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
             if type(x) is not int:
                 refuse_overlap(c, array_of(x, name), name)
     cdef cnp.ndarray rows = a if k <= 1 or cnp.PyArray_STRIDE(a, na - 1) == 1 else contiguous(a)
-    p.source.m, p.source.a, p.source.row_stride = <size_t>m, cnp.PyArray_DATA(rows), cnp.PyArray_STRIDE(rows, na - 2)
+    p.source.m, p.source.a, p.source.row_stride = <size_t>m, data_of(rows), cnp.PyArray_STRIDE(rows, na - 2)
     p.source.type = <qk_rows_type>codes_type(a, "a", "int16")
     fill_steps(rows, 2, 1, &p, p.a_step)
     if not (type(a_zero_point) is int and a_zero_point == 0):
         az = batch_zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
-        p.source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
+        p.source.zero_point = int32s(az)
         p.source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
         if p.source.zero_point_per_row:
             fill_steps(az, 1, 4, &p, p.a_zero_step)
-    p.b, p.k, p.n = cnp.PyArray_DATA(b), <size_t>k, <size_t>n
+    p.b, p.k, p.n = data_of(b), <size_t>k, <size_t>n
     p.b_row_stride, p.b_col_stride = cnp.PyArray_STRIDE(b, nb - 2), cnp.PyArray_STRIDE(b, nb - 1)
     p.b_unsigned = PyArray_TYPE(b) == cnp.NPY_UINT8
     fill_steps(b, 2, 1, &p, p.b_step)
@@ -215,9 +186,9 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
         bz = batch_zero_points(b_zero_point, b, of_columns, "b_zero_point")
         if cnp.PyArray_NDIM(bz) == 0:
             bz = np.full(n, bz, np.int32)
-        p.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
+        p.b_zero = int32s(bz)
         fill_steps(bz, 1, 4, &p, p.b_zero_step)
-    p.out = <int32_t *>cnp.PyArray_DATA(c)
+    p.out = int32s(c)
     cdef int status
     if cnp.PyArray_SIZE(c) <= BRIEF_PRODUCT // (k + 1):
         status = qk_gemm8_batch(&p)
@@ -229,64 +200,60 @@ cdef matmul_batch(cnp.ndarray a, cnp.ndarray b, a_zero_point, b_zero_point, out)
 
 
 def matmul(a, b, a_zero_point, b_zero_point, out):
-    cdef cnp.ndarray left_array = array_of(a, "a")
-    cdef cnp.ndarray right_array
-    cdef Packed packed
+    cdef cnp.ndarray left = array_of(a, "a"), right = None
+    cdef Packed packed = None
     cdef qk_rows source
     cdef qk_epilogue epilogue
     memset(&source, 0, sizeof(source))
     memset(&epilogue, 0, sizeof(epilogue))
-    if not isinstance(b, Packed):
-        b = array_of(b, "b")
-    if PyArray_TYPE(left_array) == cnp.NPY_INT16 or is_int16(b):
-        return matmul_gemm16(left_array, b, a_zero_point, b_zero_point, out)
-    source.type = <qk_rows_type>codes_type(left_array, "a", "int16")
     if isinstance(b, Packed):
         packed = <Packed>b
-        need_eight_bits(packed, "b")
     else:
-        right_array = <cnp.ndarray>b
-        codes_type(right_array, "b", "int16")
-        if cnp.PyArray_NDIM(right_array) > 2:
-            return matmul_batch(left_array, right_array, a_zero_point, b_zero_point, out)
-        if cnp.PyArray_NDIM(right_array) < 2:
-            raise ValueError(f"b must have shape (..., K, N), got {(<object>right_array).shape}")
-        packed = None
-    cdef Py_ssize_t k = packed.k if packed is not None else cnp.PyArray_DIM(right_array, 0)
-    cdef Py_ssize_t n = packed.n if packed is not None else cnp.PyArray_DIM(right_array, 1)
-    cdef cnp.ndarray _rows = rows_of(left_array, k, "a", "b", &source)
-    cdef cnp.ndarray c = product_out(out, left_array, n, INT32)
+        right = array_of(b, "b")
+    cdef bint wide = packed.c.family == QK_GEMM16 if right is None else PyArray_TYPE(right) == cnp.NPY_INT16
+    wide = wide or PyArray_TYPE(left) == cnp.NPY_INT16
+    cdef cnp.ndarray rows = int16_codes(left, "a") if wide else left
+    if not wide:
+        source.type = <qk_rows_type>codes_type(left, "a", "int16")
+    if packed is not None and not wide:
+        need_eight_bits(packed, "b")
+    elif packed is not None and packed.c.family != QK_GEMM16:
+        raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
+    elif packed is None and not wide:
+        codes_type(right, "b", "int16")
+        if cnp.PyArray_NDIM(right) > 2:
+            return matmul_batch(left, right, a_zero_point, b_zero_point, out)
+        if cnp.PyArray_NDIM(right) < 2:
+            raise ValueError(f"b must have shape (..., K, N), got {(<object>right).shape}")
+    elif packed is None:
+        b = int16_codes(right, "b")
+        if cnp.PyArray_NDIM(right) != 2:
+            raise ValueError(f"b must have shape (K, N) where a or b is int16, got {(<object>right).shape}")
+    cdef Py_ssize_t k = <Py_ssize_t>packed.c.k if right is None else cnp.PyArray_DIM(right, 0)
+    cdef Py_ssize_t n = <Py_ssize_t>packed.c.n if right is None else cnp.PyArray_DIM(right, 1)
+    rows = rows_of(rows, k, "a", "b", &source)
+    cdef cnp.ndarray c = product_out(out, left, n, INT64 if wide else INT32)
     if out is not None:
-        refuse_overlap(c, left_array, "a")
+        refuse_overlap(c, left, "a")
         if packed is None:
-            refuse_overlap(c, right_array, "b")
+            refuse_overlap(c, right, "b")
     if not (type(a_zero_point) is int and a_zero_point == 0):
-        az = zero_points(a_zero_point, left_array, (<object>left_array).shape[:-1], "a_zero_point")
-        source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
-        source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
+        az = zero_points(a_zero_point, left, (<object>left).shape[:-1], "a_zero_point")
+        source.zero_point, source.zero_point_per_row = int32s(az), cnp.PyArray_NDIM(az) > 0
         if out is not None:
             refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
+    bz = None
     if not (type(b_zero_point) is int and b_zero_point == 0):
-        like = right_array if packed is None else np.empty(0, np.uint8 if packed.c.flipped else np.int8)
+        like = np.empty(0, packed.dtype) if right is None else right
         bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
-    else:
-        bz = None
     if packed is None:
-        packed = Packed(right_array, None)
+        packed = Packed(b if wide else right, None)
     if bz is not None:
         bz = packed.padded(bz, np.int32)
-        epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
-    epilogue.type = QK_TO_INT32
-    epilogue.out = cnp.PyArray_DATA(c)
-    epilogue.row_stride = <size_t>n * 4
-    run(&source, &packed.c, &epilogue, a)
+    epilogue.type, epilogue.b_zero, epilogue.out = QK_TO_INT32, int32s(bz), data_of(c)
+    epilogue.row_stride = <size_t>(n * cnp.PyArray_ITEMSIZE(c))
+    multiply(&source, packed, &epilogue, a)
     return c if out is None else out
-
-
-cdef bint is_int16(b):
-    if isinstance(b, Packed):
-        return (<Packed>b).is_gemm16
-    return isinstance(b, cnp.ndarray) and PyArray_TYPE(<cnp.ndarray>b) == cnp.NPY_INT16
 
 
 cdef cnp.ndarray int16_codes(codes, name):
@@ -296,57 +263,10 @@ cdef cnp.ndarray int16_codes(codes, name):
     return codes.astype(np.int16, copy=False)
 
 
-cdef matmul_gemm16(cnp.ndarray a, b, a_zero_point, b_zero_point, out):
-    """Multiply if a or b is int16."""
-    cdef qk_rows source
-    cdef Packed packed
-    memset(&source, 0, sizeof(source))
-    cdef cnp.ndarray codes = int16_codes(a, "a")
-    if isinstance(b, Packed):
-        if not (<Packed>b).is_gemm16:
-            raise TypeError(f"b must be packed from int16 where a is int16, got a PackedMatrix of {b.dtype}")
-        packed = <Packed>b
-    else:
-        wide = int16_codes(b, "b")
-        if b.ndim != 2:
-            raise ValueError(f"b must have shape (K, N) where a or b is int16, got {b.shape}")
-        packed = None
-    cdef Py_ssize_t k = packed.k if packed is not None else b.shape[0]
-    cdef Py_ssize_t n = packed.n if packed is not None else b.shape[1]
-    cdef cnp.ndarray _rows = rows_of(codes, k, "a", "b", &source)
-    cdef cnp.ndarray c = product_out(out, a, n, INT64)
-    cdef qk_epilogue epilogue
-    memset(&epilogue, 0, sizeof(epilogue))
-    if out is not None:
-        refuse_overlap(c, a, "a")
-        if packed is None:
-            refuse_overlap(c, b, "b")
-    if not (type(a_zero_point) is int and a_zero_point == 0):
-        az = zero_points(a_zero_point, a, (<object>a).shape[:-1], "a_zero_point")
-        if out is not None:
-            refuse_overlap(c, array_of(a_zero_point, "a_zero_point"), "a_zero_point")
-        source.zero_point = <const int32_t *>cnp.PyArray_DATA(az)
-        source.zero_point_per_row = cnp.PyArray_NDIM(az) > 0
-    if not (type(b_zero_point) is int and b_zero_point == 0):
-        like = np.empty(0, np.int16) if packed is not None else b
-        bz = np.broadcast_to(zero_points(b_zero_point, like, (n,), "b_zero_point"), (n,))
-    else:
-        bz = None
-    if packed is None:
-        packed = Packed(wide, None)
-    if bz is not None:
-        bz = packed.padded(bz, np.int32)
-        epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(bz)
-    epilogue.out = cnp.PyArray_DATA(c)
-    epilogue.row_stride = <size_t>n * 8
-    run_gemm16(&source, &packed.gemm16, &epilogue, a)
-    return c if out is None else out
-
-
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
-    if b.bound * largest + bias > 0x7FFFFFFF:
-        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.bound}, "
-                         f"|a - zero_point| can be {largest} and |bias| {bias}: {b.bound * largest + bias} exceeds "
+    if b.c.bound * largest + bias > 0x7FFFFFFF:
+        raise ValueError(f"packed: int32 could overflow: the largest column sum of |b - zero_point| is {b.c.bound}, "
+                         f"|a - zero_point| can be {largest} and |bias| {bias}: {b.c.bound * largest + bias} exceeds "
                          "2**31 - 1")
     return 0
 
@@ -355,21 +275,16 @@ cdef float_bias(Packed b, cnp.ndarray bias):
     """Return bias (n,) as float32 padded to whole panels."""
     cdef object given = bias
     if PyArray_TYPE(bias) == cnp.NPY_FLOAT32 and cnp.PyArray_NDIM(bias) == 1 \
-            and cnp.PyArray_DIM(bias, 0) == b.n == b.n_pad and PyArray_ISCARRAY_RO(bias):
+            and <size_t>cnp.PyArray_DIM(bias, 0) == b.c.n == b.c.n_pad and PyArray_ISCARRAY_RO(bias):
         return bias
     if given.dtype.newbyteorder("=") not in FLOATS:
         raise TypeError(f"bias must be a float array, got {given.dtype}")
-    if given.shape != (b.n,):
-        raise ValueError(f"bias must have shape {(b.n,)}, got {given.shape}")
+    if given.shape != (b.c.n,):
+        raise ValueError(f"bias must have shape {(b.c.n,)}, got {given.shape}")
     if given.dtype == FLOAT32:
         return b.padded(given, FLOAT32)
     with np.errstate(all="ignore"):   # float64 may be beyond float32
         return b.padded(given, FLOAT32)
-
-
-cdef size_t most_rows(Packed b):
-    """Return how many rows' sum int32 holds; with b of 8 bits, the sum of a's codes in two int16 (numerics 12)."""
-    return 65536 if b.gemm4.bits == 8 else 0x7FFFFFFF // (127 * (128 if b.dtype == np.uint8 else 15))
 
 
 cdef double bound(value) except? -1:
@@ -401,7 +316,7 @@ cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     cdef cnp.ndarray r = float32_array(residual, "residual")
     if not cnp.PyArray_SAMESHAPE(r, y):
         raise ValueError(f"residual must have shape {(<object>y).shape} (as the result), got {(<object>r).shape}")
-    cdef bint is_y = PyArray_ISCARRAY_RO(r) and cnp.PyArray_DATA(r) == cnp.PyArray_DATA(y)
+    cdef bint is_y = PyArray_ISCARRAY_RO(r) and data_of(r) == data_of(y)
     if is_out and not is_y and np.may_share_memory(y, r):
         raise ValueError("out must be residual itself or not overlap it")
     return contiguous(r)
@@ -418,40 +333,31 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if clamp is not None:
         epilogue.bounded = True
         epilogue.lo, epilogue.hi = clamp_bounds(clamp)
-    cdef cnp.ndarray _rows = rows_of(x, b.k, "x", "packed", &source)
+    cdef cnp.ndarray _rows = rows_of(x, <Py_ssize_t>b.c.k, "x", "packed", &source)
     if bias is not None:
         bias = array_of(bias, "bias")
-    cdef object bias_array = None if bias is None else float_bias(b, bias)
-    cdef cnp.ndarray y = product_out(out, x, b.n, FLOAT32)
+    cdef cnp.ndarray columns = None if bias is None else float_bias(b, bias)
+    cdef cnp.ndarray y = product_out(out, x, <Py_ssize_t>b.c.n, FLOAT32)
     if out is not None:
         refuse_overlap(y, x, "x")
         if bias is not None:
             refuse_overlap(y, bias, "bias")
-    epilogue.out = cnp.PyArray_DATA(y)
-    epilogue.row_stride = epilogue.residual_stride = <size_t>b.n * 4
-    epilogue.float_bias = <const float *>cnp.PyArray_DATA(bias_array) if bias is not None else NULL
+    epilogue.type, epilogue.out, epilogue.float_bias = QK_TO_FLOAT, data_of(y), floats(columns)
+    epilogue.row_stride = epilogue.residual_stride = b.c.n * 4
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
-        epilogue.residual = <const float *>cnp.PyArray_DATA(residual)
-    if not b.is_gemm4:
+        epilogue.residual = floats(residual)
+    if b.c.family != QK_GEMM4:
         refuse_overflow(b, 255, 0)
-    elif b.gemm4.block > most_rows(b):
-        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.gemm4.block} rows, at most "
-                         f"{most_rows(b)} are possible")
-    if out is not None and not rows_are_finite(source.a, source.m, <size_t>b.k, source.row_stride):
+    elif b.c.gemm4.block > qk_most_rows(&b.c.gemm4):
+        raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.c.gemm4.block} rows, at most "
+                         f"{qk_most_rows(&b.c.gemm4)} are possible")
+    if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
         raise_not_finite(x)
-    if b.is_gemm4 or b.is_gemmf16:
-        run_floats(&source, b, &epilogue, x)
-        return y if out is None else out
     source.type = QK_FLOATS
-    epilogue.type = QK_TO_FLOAT
-    epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
-    epilogue.col_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    epilogue.least_scale, epilogue.most_scale = b.least_scale, b.most_scale
-    if b.is_gemm16:
-        run_gemm16(&source, &b.gemm16, &epilogue, x)
-    else:
-        run(&source, &b.c, &epilogue, x)
+    epilogue.b_zero, epilogue.col_scale = b.c.zero_point, b.c.scale
+    epilogue.least_scale, epilogue.most_scale = b.c.least_scale, b.c.most_scale
+    multiply(&source, b, &epilogue, x)
     return y if out is None else out
 
 
@@ -460,29 +366,25 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     cdef qk_unit_columns unit
     cdef float lo, hi
     memset(&unit, 0, sizeof(unit))
-    unit.n, unit.a_scale, unit.out_scale = <size_t>b.n, a_scale, out_scale
-    unit.b_scale = <const float *>cnp.PyArray_DATA(b.scale)
-    unit.real = epilogue.activation > QK_RELU
-    if real_bias is not None:
-        unit.bias = <const float *>cnp.PyArray_DATA(real_bias)
-        if not qk_minmax(unit.bias, unit.n, &lo, &hi):
-            raise_not_finite(real_bias, "bias")
-    cdef cnp.ndarray columns = np.zeros((3, b.n_pad), np.float32), wide = None
-    cdef float *multiplier = <float *>cnp.PyArray_DATA(columns)
-    cdef bint all_serve = qk_unit_multipliers(&unit, multiplier, multiplier + b.n_pad, multiplier + 2 * b.n_pad)
-    epilogue.requant.multiplier = multiplier
-    epilogue.col_scale, epilogue.float_bias = multiplier + b.n_pad, multiplier + 2 * b.n_pad
-    if not all_serve:
-        wide = np.zeros((2, b.n_pad))
-        epilogue.wide_scale = <const double *>cnp.PyArray_DATA(wide)
-        epilogue.wide_bias = epilogue.wide_scale + b.n_pad
-        qk_wide_columns(&unit, multiplier, <double *>epilogue.wide_scale, <double *>epilogue.wide_bias)
+    unit.n, unit.a_scale, unit.out_scale, unit.b_scale = b.c.n, a_scale, out_scale, b.c.scale
+    unit.real, unit.bias = epilogue.activation > QK_RELU, floats(real_bias)
+    if real_bias is not None and not qk_minmax(unit.bias, unit.n, &lo, &hi):
+        raise_not_finite(real_bias, "bias")
+    cdef cnp.ndarray columns = np.zeros((3, b.c.n_pad), np.float32), wide = None
+    cdef float *multiplier = floats(columns)
+    cdef float *scale = multiplier + b.c.n_pad
+    cdef float *bias = scale + b.c.n_pad
+    epilogue.requant.multiplier, epilogue.col_scale, epilogue.float_bias = multiplier, scale, bias
+    if not qk_unit_multipliers(&unit, multiplier, scale, bias):
+        wide = np.zeros((2, b.c.n_pad))
+        epilogue.wide_scale, epilogue.wide_bias = reals(wide), reals(wide) + b.c.n_pad
+        qk_wide_columns(&unit, multiplier, reals(wide), reals(wide) + b.c.n_pad)
     return columns, wide
 
 
 cdef int64_t largest_magnitude(cnp.ndarray x):
     """Return the largest magnitude of contiguous int32 values."""
-    cdef const int32_t *values = <const int32_t *>cnp.PyArray_DATA(x)
+    cdef const int32_t *values = int32s(x)
     cdef int64_t largest = 0
     cdef Py_ssize_t i
     for i in range(cnp.PyArray_SIZE(x)):
@@ -511,9 +413,9 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, activation, bound
     if bounds is not None:
         epilogue.requant.qmin, epilogue.requant.qmax = bounds
     epilogue.out_scale = to.one_scale
-    epilogue.b_zero = <const int32_t *>cnp.PyArray_DATA(b.zero_point) if b.zero_point is not None else NULL
-    cdef cnp.ndarray _rows = rows_of(a, b.k, "q", "packed", &source)
-    cdef cnp.ndarray y = product_out(out, a, b.n, to.dtype)
+    epilogue.b_zero = b.c.zero_point
+    cdef cnp.ndarray _rows = rows_of(a, <Py_ssize_t>b.c.k, "q", "packed", &source)
+    cdef cnp.ndarray y = product_out(out, a, <Py_ssize_t>b.c.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
         if bias is not None:
@@ -533,12 +435,9 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, activation, bound
         scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
         mantissa, shift = multipliers_of_scales(of, scale, to)
         mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
-        epilogue.requant.mantissa = <const int32_t *>cnp.PyArray_DATA(mantissa)
-        epilogue.requant.shift = <const int32_t *>cnp.PyArray_DATA(shift)
+        epilogue.requant.mantissa, epilogue.requant.shift = int32s(mantissa), int32s(shift)
     if int_bias is not None:
         int_bias = b.padded(int_bias, np.int32)
-        epilogue.int_bias = <const int32_t *>cnp.PyArray_DATA(int_bias)
-    epilogue.out = cnp.PyArray_DATA(y)
-    epilogue.row_stride = <size_t>b.n
-    run(&source, &b.c, &epilogue, a)
+    epilogue.int_bias, epilogue.out, epilogue.row_stride = int32s(int_bias), data_of(y), b.c.n
+    multiply(&source, b, &epilogue, a)
     return y if out is None else out

@@ -19,16 +19,8 @@ from shutil import copytree, ignore_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
 CC = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-FLAGS = [
-    "-std=gnu11",
-    "-O1",
-    "-g1",
-    "-fno-omit-frame-pointer",
-    "-pthread",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-w",
-]
+FLAGS = ["-std=gnu11", "-O1", "-g1", "-fno-omit-frame-pointer", "-pthread", "-w"]
+FLAGS += ["-ffp-contract=off", "-fno-math-errno"]
 SANITIZERS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
@@ -40,53 +32,15 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:die_after_fork=0:ignore_noninstrumented_modules=1:handle_segv=0",
 }
+PRODUCTS = "products matmul linear qlinear pack gemm4 gemm16"
 TESTS = {
-    "address": [
-        "test_quantize.py",
-        "test_rounding.py",
-        "test_qparams.py",
-        "test_scales.py",
-        "test_products.py",
-        "test_matmul.py",
-        "test_linear.py",
-        "test_qlinear.py",
-        "test_pack.py",
-        "test_gemm4.py",
-        "test_gemm16.py",
-        "test_blocks8.py",
-        "test_codebook.py",
-        "test_pq.py",
-        "test_kmeans.py",
-        "test_kmeans1d.py",
-        "test_layers.py",
-        "test_config.py",
-    ],
-    "thread": [
-        "test_threads.py",
-        "test_config.py",
-        "test_products.py",
-        "test_matmul.py",
-        "test_linear.py",
-        "test_qlinear.py",
-        "test_pack.py",
-        "test_gemm4.py",
-        "test_gemm16.py",
-        "test_layers.py",
-        "test_kmeans.py",
-        "test_pq.py",
-        "test_codebook.py",
-        "test_quantize.py",
-    ],
+    "address": f"quantize rounding qparams scales {PRODUCTS} blocks8 codebook pq kmeans kmeans1d layers config",
+    "thread": f"threads config {PRODUCTS} layers kmeans pq codebook quantize",
 }
 # What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's
 # library end well in a process whose other threads compute.
 MEANT = "not memory and not costs and not process_ends and not leave_to_start and not large_work and not environment"
-CHOSEN = [
-    "test_threads.py",
-    "test_config.py",
-    "-k",
-    f"(thread or fork) and {MEANT}",
-]  # of `thread`; of `address`, results.py
+CHOSEN = ["test_threads.py", "test_config.py", "-k", f"(thread or fork) and {MEANT}"]  # of `thread`; else, results.py
 
 
 def library(name):
@@ -95,9 +49,8 @@ def library(name):
         source, target = Path(folder, "empty.c"), Path(folder, "empty.so")
         source.write_text("int empty;")
         try:
-            subprocess.run(
-                [*CC, *SANITIZERS[name], "-shared", "-fPIC", source, "-o", target], capture_output=True, check=True
-            )
+            command = [*CC, *SANITIZERS[name], "-shared", "-fPIC", source, "-o", target]
+            subprocess.run(command, capture_output=True, check=True)
             needed = subprocess.run(["ldd", target], capture_output=True, text=True).stdout
         except (OSError, subprocess.CalledProcessError):
             return None
@@ -108,7 +61,7 @@ def library(name):
 def c_tests():
     """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
     sys.path.append(str(ROOT / "tests"))
-    from test_simde import build_commands, simde_include
+    from simde import build_commands, simde_include
 
     # Sums wrap in SIMDe as they do in the instructions.
     compiler = [*CC, *FLAGS, "-fwrapv", *SANITIZERS["address"]]
@@ -144,9 +97,8 @@ def build(name, folder):
         ]
         list(pool.map(lambda command: subprocess.run(command, cwd=folder, check=True), commands))
     target = f"qkernels/_bind/runtime{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run(
-        [*CC, *SANITIZERS[name], "-shared", "-pthread", *objects, "-lm", "-o", target], cwd=folder, check=True
-    )
+    command = [*CC, *SANITIZERS[name], "-shared", "-pthread", *objects, "-lm", "-o", target]
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def run(name, command):
@@ -154,31 +106,16 @@ def run(name, command):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build(name, folder)
-        settings = {
-            "LD_PRELOAD": library(name),
-            "PYTHONPATH": str(folder),
-            "PYTHONMALLOC": "malloc",
-            "OPENBLAS_NUM_THREADS": "1",
-            **OPTIONS,
-        }
+        settings = {"LD_PRELOAD": library(name), "PYTHONPATH": str(folder), "PYTHONMALLOC": "malloc"}
+        settings |= {"OPENBLAS_NUM_THREADS": "1", **OPTIONS}
         return subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | settings).returncode
 
 
 def pytest(words):
     """The arguments of Python that have pytest run tests; what a sanitizer writes goes past it."""
     tests = [str(ROOT / "tests" / word) if word.endswith(".py") else word for word in words]
-    return [
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--capture=sys",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        str(ROOT / "pyproject.toml"),
-        *tests,
-    ]
+    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    return ["-m", "pytest", *options, *tests]
 
 
 def main(name, *arguments):
@@ -186,7 +123,7 @@ def main(name, *arguments):
         sys.exit(run(name, pytest(CHOSEN) if name == "thread" else [str(ROOT / "tests" / "results.py")]))
     if name == "address" and not arguments:
         c_tests()
-    sys.exit(run(name, pytest(arguments or [*TESTS[name], "-k", MEANT])))
+    sys.exit(run(name, pytest(arguments or [*(f"test_{test}.py" for test in TESTS[name].split()), "-k", MEANT])))
 
 
 if __name__ == "__main__":

@@ -179,7 +179,10 @@ static void TYPED(sort_by_label)(const int32_t *labels, const REAL *upper, size_
  */
 static size_t TYPED(within)(const REAL *distance, size_t k, REAL limit, int32_t *list)
 {
-    size_t j = 0, listed = TYPED(within_registers)(distance, k, limit, list, &j);
+    size_t j = 0, listed = 0;
+#if VECTOR == 64 /* whose registers list what a comparison found */
+    listed = TYPED(within_registers)(distance, k, limit, list, &j);
+#endif
     for (; j < k; j++) {
         list[listed] = (int32_t)j;
         listed += distance[j] <= limit;

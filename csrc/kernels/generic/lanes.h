@@ -50,18 +50,4 @@ static inline void keep_two_f64(lanes2 distance, int32_t index, lanes2 *first, l
             (*second)[i] = distance[i];
 }
 
-/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
-static inline size_t within_registers_f32(const float *distance, size_t k, float limit, int32_t *list, size_t *j)
-{
-    (void)distance, (void)k, (void)limit, (void)list, (void)j;
-    return 0;
-}
-
-/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
-static inline size_t within_registers_f64(const double *distance, size_t k, double limit, int32_t *list, size_t *j)
-{
-    (void)distance, (void)k, (void)limit, (void)list, (void)j;
-    return 0;
-}
-
 #endif

@@ -120,26 +120,45 @@ static int layer_norm_f32(const float *x, const float *residual, size_t n, const
 
 /* ---- attention (numerics 11) ---- */
 
+/* Heads are narrow: columns in chunks of a constant width leave no row a tail of its own. */
+enum { NARROW = 32 };
+
+/* Keeps the larger magnitudes, as bits, of `count` columns. */
+static inline void keep_magnitudes(const float *restrict x, size_t count, int32_t *restrict most)
+{
+    for (size_t j = 0; j < count; j++) {
+        const int32_t magnitude = bits_of(x[j]) & 0x7fffffff;
+        most[j] = magnitude > most[j] ? magnitude : most[j];
+    }
+}
+
 /* Largest magnitude of a block of rows, as bits: above those of FLT_MAX where a value is not finite. */
 static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t cols)
 {
-    int32_t most = 0;
-    for (size_t i = 0; i < rows; i++, x += stride)
-        for (size_t j = 0; j < cols; j++) {
-            const int32_t magnitude = bits_of(x[j]) & 0x7fffffff;
-            most = magnitude > most ? magnitude : most;
-        }
+    const size_t whole = cols / NARROW * NARROW;
+    int32_t lanes[NARROW] = {0}, most = 0;
+    for (size_t i = 0; i < rows; i++, x += stride) {
+        for (size_t j = 0; j < whole; j += NARROW) keep_magnitudes(x + j, NARROW, lanes);
+        keep_magnitudes(x + whole, cols - whole, lanes);
+    }
+    for (int j = 0; j < NARROW; j++) most = lanes[j] > most ? lanes[j] : most;
     return most;
+}
+
+static inline void symmetric_codes(const float *restrict x, size_t count, float inverse, uint8_t flip,
+                                   uint8_t *restrict q)
+{
+    for (size_t j = 0; j < count; j++) q[j] = (uint8_t)bits_of(x[j] * inverse + ROUNDER) ^ flip;
 }
 
 /* rne(x * inverse) ^ flip, rows of q being ldq apart; |x * inverse| < 128. */
 static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
                                 uint8_t *q, size_t ldq)
 {
+    const size_t whole = cols / NARROW * NARROW;
     for (size_t i = 0; i < rows; i++, x += stride, q += ldq) {
-        const float *restrict from = x;
-        uint8_t *restrict to = q;
-        for (size_t j = 0; j < cols; j++) to[j] = (uint8_t)bits_of(from[j] * inverse + ROUNDER) ^ flip;
+        for (size_t j = 0; j < whole; j += NARROW) symmetric_codes(x + j, NARROW, inverse, flip, q + j);
+        symmetric_codes(x + whole, cols - whole, inverse, flip, q + whole);
     }
 }
 
@@ -154,16 +173,40 @@ static inline int32_t weight_code(float x)
     return bits_of(float_of(bits_of(p) + (int32_t)((uint32_t)bits_of(shifted) << 23)) + ROUNDER) - bits_of(ROUNDER);
 }
 
-/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum.
- */
-static int32_t attention_weights(const int32_t *restrict score, size_t n, float factor, uint8_t *restrict w)
+static inline int32_t largest_score(const int32_t *score, size_t n, int32_t most)
 {
-    int32_t most = INT32_MIN, sum = 0;
     for (size_t j = 0; j < n; j++) most = score[j] > most ? score[j] : most;
+    return most;
+}
+
+static inline int32_t weight_codes(const int32_t *restrict score, size_t n, int32_t most, float factor,
+                                   uint8_t *restrict w)
+{
+    int32_t sum = 0;
     for (size_t j = 0; j < n; j++) {
-        const int32_t code = weight_code((float)(score[j] - most) * factor);
+        const int32_t code = weight_code((float)(int32_t)((uint32_t)score[j] - (uint32_t)most) * factor);
         w[j] = (uint8_t)code;
         sum += code;
+    }
+    return sum;
+}
+
+/* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum.
+ * The last n % NARROW are filled up with scores that are less than all others, and their weights taken off the sum. */
+static int32_t attention_weights(const int32_t *score, size_t n, float factor, uint8_t *w)
+{
+    const size_t whole = n / NARROW * NARROW, rest = n - whole;
+    int32_t last[NARROW], most = largest_score(score, whole, INT32_MIN);
+    uint8_t codes[NARROW];
+    if (rest) {
+        for (int j = 0; j < NARROW; j++) last[j] = -(1 << 30); /* less than any score */
+        memcpy(last, score + whole, rest * sizeof *last);
+        most = largest_score(last, NARROW, most);
+    }
+    int32_t sum = weight_codes(score, whole, most, factor, w);
+    if (rest) {
+        sum += weight_codes(last, NARROW, most, factor, codes) - (int32_t)(NARROW - rest) * codes[NARROW - 1];
+        memcpy(w + whole, codes, rest);
     }
     return sum;
 }

@@ -151,33 +151,8 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 static int available(void) { return 1; }
 
 #include "kernels/generic/table.h"
-static const qk_gemm8_kernels gemm8 = {
-#include "kernels/families/gemm8.def"
-};
-static const qk_gemm4_kernels gemm4 = {
-#include "kernels/families/gemm4.def"
-};
-static const qk_gemm16_kernels gemm16 = {
-#include "kernels/families/gemm16.def"
-};
-static const qk_gemmf16_kernels gemmf16 = {
-#include "kernels/families/gemmf16.def"
-};
-static const qk_elementwise_kernels elementwise = {
-#include "kernels/families/elementwise.def"
-};
-static const qk_codebooks_kernels codebooks = {
-#include "kernels/families/codebooks.def"
-};
-static const qk_layers_kernels layers = {
-#include "kernels/families/layers.def"
-};
-static const qk_kmeans_kernels kmeans = {
-#include "kernels/families/kmeans.def"
-};
-static const qk_pq_kernels pq = {
-#include "kernels/families/pq.def"
-};
+#define FAMILY(name) static const qk_##name##_kernels name =
+#include "kernels/generic/families.def"
 
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",

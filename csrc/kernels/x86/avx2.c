@@ -66,22 +66,32 @@ static QK_INLINE void store(int32_t *c, __m256i left, __m256i right)
     _mm256_storeu_si256((__m256i *)(c + 8), right);
 }
 
-/* 16 codes of b, at `i` of a panel that is wide already or not. */
-static QK_INLINE __m256i load_b(const void *panel, size_t i, const int wide)
+/* What a panel holds: int8, what was int8, or int16 (numerics 17), whose sums begin with 0. */
+enum { INT8, WIDENED, INT16 };
+
+/* 16 codes of b. */
+static QK_INLINE __m256i load_b(const int8_t *b, const int kind)
 {
-    return wide ? _mm256_load_si256((const __m256i *)((const int16_t *)panel + i)) : widen((const int8_t *)panel + i);
+    if (kind == INT8) return widen(b);
+    return kind == WIDENED ? _mm256_load_si256((const __m256i *)b) : _mm256_loadu_si256((const __m256i *)b);
 }
 
-/* `rows` and `wide` are constants where this is inlined: the accumulators of absent rows vanish. */
-static QK_INLINE void tile(const int rows, const int wide, size_t steps, const int16_t *a, size_t lda,
+/* `rows` and `kind` are constants where this is inlined: the accumulators of absent rows vanish. */
+static QK_INLINE void tile(const int rows, const int kind, size_t steps, const int16_t *a, size_t lda,
                            const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
+    const size_t half = kind == INT8 ? NR : 2 * NR; /* bytes */
+    const int8_t *b = panel;
     const int16_t *a3 = a + 3 * lda;
-    __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i c00 = kind == INT16 ? zero : _mm256_loadu_si256((const __m256i *)init);
+    __m256i c01 = kind == INT16 ? zero : _mm256_loadu_si256((const __m256i *)(init + 8));
     __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00,
             c51 = c01;
-    for (size_t i = 0; i < steps * NR * KR; i += NR * KR, a += KR, a3 += KR) {
-        const __m256i b0 = load_b(panel, i, wide), b1 = load_b(panel, i + 16, wide);
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, b += 2 * half) {
+        if (kind == INT16 && rows > 1) /* as in gemmf16_rows; one reads faster without */
+            _mm_prefetch((const char *)(b + 256 * NR), _MM_HINT_T0);
+        const __m256i b0 = load_b(b, kind), b1 = load_b(b + half, kind);
         __m256i v = broadcast2(a);
         c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
         if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
@@ -98,23 +108,16 @@ static QK_INLINE void tile(const int rows, const int wide, size_t steps, const i
     if (rows > 5) c += ldc, store(c, c50, c51);
 }
 
-static QK_INLINE void any_tile(int rows, const int wide, size_t steps, const int16_t *a, size_t lda, const void *panel,
-                               const int32_t *init, int32_t *c, size_t ldc)
-{
-    lda /= sizeof *a;
-    ROWS_6(rows, tile, wide, steps, a, lda, panel, init, c, ldc);
-}
-
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
-    any_tile(rows, 0, steps, a, lda, panel, init, c, ldc);
+    ROWS_6(rows, tile, INT8, steps, a, lda / sizeof(int16_t), panel, init, c, ldc);
 }
 
 static void gemm8_wide_tile(int rows, size_t steps, const void *a, size_t lda, const int16_t *panel,
                             const int32_t *init, int32_t *c, size_t ldc)
 {
-    any_tile(rows, 1, steps, a, lda, panel, init, c, ldc);
+    ROWS_6(rows, tile, WIDENED, steps, a, lda / sizeof(int16_t), panel, init, c, ldc);
 }
 
 static void gemm8_widen_panel(const int8_t *panel, size_t steps, int16_t *to)
@@ -282,13 +285,13 @@ static QK_INLINE eight_sums multiply_numbers(const int rows, const int wide, siz
     return widen_sums(used, last, sums, more);
 }
 
-/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or, where `wide`, one row and 32
- * columns. The first four are constants where this is inlined. */
-static QK_INLINE void gemm4_rows(const int rows, const int wide, const int own_zeros, const int looked_up, size_t col,
+/* y += a * panel, of `rows` rows and 16 columns: 8 from `col` on, and from `col` + 16; or of one row and 32 columns.
+ * The first three are constants where this is inlined. */
+static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int looked_up, size_t col,
                                  const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                                  size_t ld_start, float *y)
 {
-    const int used = wide ? 4 : 2 * rows;
+    const int wide = rows == 1, used = wide ? 4 : 2 * rows;
     const size_t params_bytes = QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
     const uint8_t *b = p->records + 4 * col;
     const __m256i zero = _mm256_setzero_si256();
@@ -319,12 +322,8 @@ static QK_INLINE void gemm4_rows(const int rows, const int wide, const int own_z
 static QK_INLINE void gemm4_columns(const int own_zeros, const int looked_up, int rows, const qk_gemm4_panel *p,
                                     const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
-    for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8) switch (rows) {
-        case 1: gemm4_rows(1, 1, own_zeros, looked_up, 0, p, a, lda, start, ld_start, y); break;
-        case 2: gemm4_rows(2, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
-        case 3: gemm4_rows(3, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
-        default: gemm4_rows(4, 0, own_zeros, looked_up, col, p, a, lda, start, ld_start, y); break;
-        }
+    for (size_t col = 0; col < 16; col += rows == 1 ? 16 : 8)
+        ROWS_4(rows, gemm4_rows, own_zeros, looked_up, col, p, a, lda, start, ld_start, y);
 }
 
 /* Some blocks at a time, so that the second half of the columns finds them in the L1 cache: 128 bytes apart and from
@@ -546,20 +545,6 @@ static inline void keep_two_f64(__m256d distance, int32_t index, __m256d *first,
     *nearest = (indices4)_mm256_blendv_epi8((__m256i)*nearest, _mm256_set1_epi64x(index), (__m256i)nearer);
 }
 
-/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
-static inline size_t within_registers_f32(const float *distance, size_t k, float limit, int32_t *list, size_t *j)
-{
-    (void)distance, (void)k, (void)limit, (void)list, (void)j;
-    return 0;
-}
-
-/* Lists centroids whose distance is within the limit, from *j on, for whole registers: none here. Returns how many. */
-static inline size_t within_registers_f64(const double *distance, size_t k, double limit, int32_t *list, size_t *j)
-{
-    (void)distance, (void)k, (void)limit, (void)list, (void)j;
-    return 0;
-}
-
 #define HAVE_LANES
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
@@ -679,76 +664,21 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
 
 /* ---- int16 (numerics 17) ---- */
 
-/* The tile of bytes, whose codes are int16 already. */
-static QK_INLINE void gemm16_rows(const int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel,
-                                  int32_t *c)
-{
-    const int16_t *a3 = a + 3 * lda;
-    const __m256i zero = _mm256_setzero_si256();
-    __m256i c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
-    __m256i c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
-    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, panel += NR * KR) {
-        if (rows > 1)
-            _mm_prefetch((const char *)(panel + 128 * NR),
-                         _MM_HINT_T0); /* as in gemmf16_rows; one reads faster without */
-        const __m256i b0 = _mm256_loadu_si256((const __m256i *)panel),
-                      b1 = _mm256_loadu_si256((const __m256i *)(panel + NR));
-        __m256i v = broadcast2(a);
-        c00 = multiply_add(c00, v, b0), c01 = multiply_add(c01, v, b1);
-        if (rows > 1) v = broadcast2(a + lda), c10 = multiply_add(c10, v, b0), c11 = multiply_add(c11, v, b1);
-        if (rows > 2) v = broadcast2(a + 2 * lda), c20 = multiply_add(c20, v, b0), c21 = multiply_add(c21, v, b1);
-        if (rows > 3) v = broadcast2(a3), c30 = multiply_add(c30, v, b0), c31 = multiply_add(c31, v, b1);
-        if (rows > 4) v = broadcast2(a3 + lda), c40 = multiply_add(c40, v, b0), c41 = multiply_add(c41, v, b1);
-        if (rows > 5) v = broadcast2(a3 + 2 * lda), c50 = multiply_add(c50, v, b0), c51 = multiply_add(c51, v, b1);
-    }
-    store(c, c00, c01);
-    if (rows > 1) c += NR, store(c, c10, c11);
-    if (rows > 2) c += NR, store(c, c20, c21);
-    if (rows > 3) c += NR, store(c, c30, c31);
-    if (rows > 4) c += NR, store(c, c40, c41);
-    if (rows > 5) c += NR, store(c, c50, c51);
-}
-
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
 {
-    ROWS_6(rows, gemm16_rows, steps, a, lda, panel, c);
+    ROWS_6(rows, tile, INT16, steps, a, lda, panel, NULL, c, NR);
 }
 
 #include "kernels/generic/table.h"
-static const qk_gemm8_kernels gemm8 = {
-#include "kernels/families/gemm8.def"
-};
-const qk_gemm4_kernels qk_gemm4_avx2 = {
-#include "kernels/families/gemm4.def"
-};
-const qk_gemm16_kernels qk_gemm16_avx2 = {
-#include "kernels/families/gemm16.def"
-};
-const qk_gemmf16_kernels qk_gemmf16_avx2 = {
-#include "kernels/families/gemmf16.def"
-};
-const qk_elementwise_kernels qk_elementwise_avx2 = {
-#include "kernels/families/elementwise.def"
-};
-const qk_codebooks_kernels qk_codebooks_avx2 = {
-#include "kernels/families/codebooks.def"
-};
-const qk_layers_kernels qk_layers_avx2 = {
-#include "kernels/families/layers.def"
-};
-const qk_kmeans_kernels qk_kmeans_avx2 = {
-#include "kernels/families/kmeans.def"
-};
-const qk_pq_kernels qk_pq_avx2 = {
-#include "kernels/families/pq.def"
-};
+#define FAMILY(name) const qk_##name##_kernels qk_##name##_avx2 =
+#include "kernels/generic/families.def"
 
 #include "kernels/x86/maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .available = available,
-    .gemm8 = &gemm8,
+    .gemm8 = &qk_gemm8_avx2,
     .gemm8_small = &gemm8_small,
     .gemm4 = &qk_gemm4_avx2,
     .gemm16 = &qk_gemm16_avx2,

@@ -34,72 +34,10 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
+#include "kernels/x86/avx512_int16.h"
 
-/* Panels may come from the L3 cache or from memory: asking 32 steps ahead gains 3% at 32 x 4096 x 4096, and nothing at
- * few rows, where it would cost. */
+/* Bytes of a panel that are asked for ahead of their use (avx512_int16.h). */
 enum { AHEAD = 32 * NR * KR };
-
-/* Asks for what `ahead` names, in step s of a tile: a line of the result every few steps, for all at once would keep
- * those of the panel waiting. */
-static QK_INLINE void ask(const qk_ahead *ahead, size_t s, const int rows)
-{
-    enum { EVERY = 8 };
-    __builtin_prefetch(ahead->read + s * ahead->step, 0, 2);
-    if (s % EVERY || s / EVERY >= (size_t)rows) return;
-    char *line = ahead->write + s / EVERY * ahead->row_stride;
-    __builtin_prefetch(line, 1), __builtin_prefetch(line + 64, 1);
-}
-
-/* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. Each has a name,
- * since gcc keeps arrays of them in memory. `ahead` may be NULL. */
-static QK_INLINE void tile(const int rows, const qk_ahead *ahead, size_t steps, const uint8_t *a, size_t lda,
-                           const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
-{
-    const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
-    const __m512i i0 = _mm512_loadu_si512(init), i1 = _mm512_loadu_si512(init + 16);
-    __m512i c00 = i0, c01 = i1, c10 = i0, c11 = i1, c20 = i0, c21 = i1;
-    __m512i c30 = i0, c31 = i1, c40 = i0, c41 = i1, c50 = i0, c51 = i1;
-    __m512i c60 = i0, c61 = i1, c70 = i0, c71 = i1, c80 = i0, c81 = i1;
-    __m512i c90 = i0, c91 = i1, ca0 = i0, ca1 = i1, cb0 = i0, cb1 = i1;
-    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, a6 += KR, a9 += KR, panel += NR * KR) {
-        const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
-        if (rows > 4) __builtin_prefetch(panel + AHEAD), __builtin_prefetch(panel + AHEAD + 64);
-        if (ahead) ask(ahead, s, rows);
-        __m512i v = broadcast4(a);
-        c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
-        if (rows > 1)
-            v = broadcast4(a + lda), c10 = _mm512_dpbusd_epi32(c10, v, b0), c11 = _mm512_dpbusd_epi32(c11, v, b1);
-        if (rows > 2)
-            v = broadcast4(a + 2 * lda), c20 = _mm512_dpbusd_epi32(c20, v, b0), c21 = _mm512_dpbusd_epi32(c21, v, b1);
-        if (rows > 3) v = broadcast4(a3), c30 = _mm512_dpbusd_epi32(c30, v, b0), c31 = _mm512_dpbusd_epi32(c31, v, b1);
-        if (rows > 4)
-            v = broadcast4(a3 + lda), c40 = _mm512_dpbusd_epi32(c40, v, b0), c41 = _mm512_dpbusd_epi32(c41, v, b1);
-        if (rows > 5)
-            v = broadcast4(a3 + 2 * lda), c50 = _mm512_dpbusd_epi32(c50, v, b0), c51 = _mm512_dpbusd_epi32(c51, v, b1);
-        if (rows > 6) v = broadcast4(a6), c60 = _mm512_dpbusd_epi32(c60, v, b0), c61 = _mm512_dpbusd_epi32(c61, v, b1);
-        if (rows > 7)
-            v = broadcast4(a6 + lda), c70 = _mm512_dpbusd_epi32(c70, v, b0), c71 = _mm512_dpbusd_epi32(c71, v, b1);
-        if (rows > 8)
-            v = broadcast4(a6 + 2 * lda), c80 = _mm512_dpbusd_epi32(c80, v, b0), c81 = _mm512_dpbusd_epi32(c81, v, b1);
-        if (rows > 9) v = broadcast4(a9), c90 = _mm512_dpbusd_epi32(c90, v, b0), c91 = _mm512_dpbusd_epi32(c91, v, b1);
-        if (rows > 10)
-            v = broadcast4(a9 + lda), ca0 = _mm512_dpbusd_epi32(ca0, v, b0), ca1 = _mm512_dpbusd_epi32(ca1, v, b1);
-        if (rows > 11)
-            v = broadcast4(a9 + 2 * lda), cb0 = _mm512_dpbusd_epi32(cb0, v, b0), cb1 = _mm512_dpbusd_epi32(cb1, v, b1);
-    }
-    _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
-    if (rows > 1) c += ldc, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
-    if (rows > 2) c += ldc, _mm512_storeu_si512(c, c20), _mm512_storeu_si512(c + 16, c21);
-    if (rows > 3) c += ldc, _mm512_storeu_si512(c, c30), _mm512_storeu_si512(c + 16, c31);
-    if (rows > 4) c += ldc, _mm512_storeu_si512(c, c40), _mm512_storeu_si512(c + 16, c41);
-    if (rows > 5) c += ldc, _mm512_storeu_si512(c, c50), _mm512_storeu_si512(c + 16, c51);
-    if (rows > 6) c += ldc, _mm512_storeu_si512(c, c60), _mm512_storeu_si512(c + 16, c61);
-    if (rows > 7) c += ldc, _mm512_storeu_si512(c, c70), _mm512_storeu_si512(c + 16, c71);
-    if (rows > 8) c += ldc, _mm512_storeu_si512(c, c80), _mm512_storeu_si512(c + 16, c81);
-    if (rows > 9) c += ldc, _mm512_storeu_si512(c, c90), _mm512_storeu_si512(c + 16, c91);
-    if (rows > 10) c += ldc, _mm512_storeu_si512(c, ca0), _mm512_storeu_si512(c + 16, ca1);
-    if (rows > 11) c += ldc, _mm512_storeu_si512(c, cb0), _mm512_storeu_si512(c + 16, cb1);
-}
 
 /* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. */
 static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
@@ -138,7 +76,7 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
     if (rows < 3)
         few_rows(rows, steps, a, lda, panel, init, c, ldc);
     else
-        tile(rows, NULL, steps, a, lda, panel, init, c, ldc);
+        exact_rows(rows, BYTES, 1, steps, (const char *)a, lda, panel, init, c, ldc, NULL);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -151,7 +89,7 @@ static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8
                              int32_t *c, size_t ldc, const qk_ahead *given)
 {
     const qk_ahead ahead = *given;
-    tile(MR, &ahead, steps, a, lda, panel, init, c, ldc);
+    exact_rows(MR, BYTES, 1, steps, a, lda, panel, init, c, ldc, &ahead);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
@@ -564,8 +502,6 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
 }
 
 /* ---- int16 (numerics 17) ---- */
-
-#include "kernels/x86/avx512_int16.h"
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
 {
