@@ -18,6 +18,7 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
     WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,     /* of a panel: in fewer there is no time to ask for what comes next */
     SMALL_COLUMNS = 2048 /* whose arrays stay on the stack */
 };
 
@@ -63,10 +64,11 @@ void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm
     *p = (qk_gemm8_weights){.kernels = kernels, .gemm8 = gemm8, .k = k, .n = n, .flipped = b_unsigned};
     p->k_pad = round_up(k, (size_t)gemm8->kr);
     p->n_pad = round_up(n, (size_t)gemm8->nr);
-    p->panel_bytes = gemm8->gemm8_panel_bytes(p->k_pad / (size_t)gemm8->kr);
+    p->steps = p->k_pad / (size_t)gemm8->kr, p->count = p->n_pad / (size_t)gemm8->nr;
+    p->panel_bytes = gemm8->gemm8_panel_bytes(p->steps);
 }
 
-size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->n_pad / (size_t)p->gemm8->nr, p->panel_bytes); }
+size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->count, p->panel_bytes); }
 
 typedef struct {
     const qk_gemm8_weights *p;
@@ -85,7 +87,7 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
-    for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
+    for (size_t rest = p->steps, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
         steps = min_size(rest, STRETCH);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
@@ -129,7 +131,7 @@ int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, 
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
     const double work = 0.5 * (double)p->k * (double)p->n;
-    const int status = qk_parallel_for(p->n_pad / (size_t)p->gemm8->nr, work, pack_panels, &job);
+    const int status = qk_parallel_for(p->count, work, pack_panels, &job);
     return status ? status : job.bound;
 }
 
@@ -138,7 +140,7 @@ static void unpack_parts(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
     const qk_gemm8_weights *p = job->weights;
-    const size_t nr = (size_t)p->gemm8->nr, panels = p->n_pad / nr;
+    const size_t nr = (size_t)p->gemm8->nr, panels = p->count;
     for (size_t item = begin; item < end; item++) {
         const size_t panel = item % panels, col = panel * nr;
         p->gemm8->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
@@ -150,7 +152,7 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 {
     QK_DEFAULT_MODE;
     unpack_job job = {p, b};
-    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->gemm8->nr);
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * p->count;
     return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
 }
 
@@ -167,7 +169,6 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    size_t steps;    /* of a panel */
     size_t lda;      /* bytes of a row of a' */
     size_t spare_at; /* where a row of codes lies in the memory of a task */
     size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
@@ -377,19 +378,17 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_codes(acc, t);
 }
 
-/* The sums of a tile: of `rows` rows at `a`, and of the panel at `codes` or, widened, at `wide`. */
-static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const int8_t *codes, const int16_t *wide,
-                               const int32_t *init, int32_t *c, const qk_ahead *ahead)
+/* The sums of a tile: of `rows` rows at `a` and of a panel, which is widened if the product has a place for that. */
+static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const void *panel, const int32_t *init,
+                               int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
-    const size_t steps = g->steps;
-    const size_t ldc = (char *)c == ahead->write ? ahead->row_stride / sizeof *c : (size_t)k->nr;
-    if (wide)
-        k->gemm8_wide_tile((int)rows, steps, a, g->lda, wide, init, c, ldc);
+    if (g->wide_at)
+        k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows == (size_t)k->mr)
-        k->gemm8_whole_tile(steps, a, g->lda, codes, init, c, ldc, ahead);
+        k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
-        k->gemm8_tile((int)rows, steps, a, g->lda, codes, init, c, ldc);
+        k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
 }
 
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
@@ -406,22 +405,23 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
-    if (k->gemm8_whole_tile && rows > mr && g->steps)
-        ahead.step = ceil_div(b->panel_bytes, g->steps * ceil_div(rows, mr));
+    if (k->gemm8_whole_tile && rows > mr && b->steps >= LONG_STEPS)
+        ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
-        ahead.read = panel + 1 < g->walk.panels ? codes + b->panel_bytes : b->panels;
-        if (wide) k->gemm8_widen_panel(codes, g->steps, wide);
+        ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
+        const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
         if (!direct) move_to_panel(g, col, &t);
-        for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * g->steps) {
+        for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * b->steps) {
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
-            sum_tile(g, count, block->a + i * g->lda, codes, wide, g->init + col, direct ? (int32_t *)ahead.write : acc,
-                     &ahead);
+            sum_tile(g, count, block->a + i * g->lda, wide ? (const void *)wide : codes, g->init + col,
+                     direct ? (int32_t *)ahead.write : acc, ldc, &ahead);
             if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
@@ -435,7 +435,6 @@ static void lay_out(product *g)
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     g->walk.block_bytes = (size_t)k->block_bytes;
-    g->steps = b->k_pad / (size_t)k->kr;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);
@@ -493,7 +492,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
     fill_columns(&g, columns, columns + b->n_pad);
-    g.walk.panels = b->n_pad / (size_t)k->nr;
+    g.walk.panels = b->count;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);
     const int status = qk_walk(&g.walk);
