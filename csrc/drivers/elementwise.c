@@ -5,6 +5,7 @@
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 #include "runtime/sizes.h"
@@ -26,7 +27,8 @@ int qk_reciprocals(const float *scale, size_t n, float *reciprocal)
     return all;
 }
 
-void qk_set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
+static QK_INLINE void set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, int32_t qmax,
+                                 qk_rounding rounding)
 {
     p->scale = scale, p->zero_point = zero_point, p->qmin = qmin, p->qmax = qmax;
     p->half_away = rounding == QK_HALF_AWAY;
@@ -37,10 +39,15 @@ void qk_set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, 
     p->reciprocal = reciprocal_of(scale);
 }
 
+void qk_set_affine(qk_affine *p, float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
+{
+    set_affine(p, scale, zero_point, qmin, qmax, rounding);
+}
+
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding)
 {
     qk_affine p;
-    qk_set_affine(&p, scale, zero_point, qmin, qmax, rounding);
+    set_affine(&p, scale, zero_point, qmin, qmax, rounding);
     return p;
 }
 
