@@ -46,7 +46,7 @@ def distance_tables(queries, codebook):
     return codebooks.distance_tables(_checked_queries(queries, codebook), codebook._levels)
 
 
-def search(queries, codes, codebook, k):
+def search(queries, codes, codebook, k, *, bits=8):
     """Find the k vectors of codes nearest to each query, by asymmetric distances: queries are not coded.
 
     Parameters
@@ -54,11 +54,14 @@ def search(queries, codes, codebook, k):
     queries : array of shape (queries, m * d)
         float32, float64, float16 or bfloat16, used as float32. Finite.
     codes : uint8 array of shape (n, m)
-        As `encode` gives them for an array (n, m * d), each below ``codebook.k``. n is below 2**32.
+        As `encode` gives them for an array (n, m * d), each below ``codebook.k``. n is below 2**32. With ``bits=4``
+        (n, m / 2), two codes a byte, the first in the lower half: ``pack_bits(codes, 4).reshape(n, -1)`` of even m.
     codebook : Codebook
         One of vectors: levels (m, k, d), or (k, d) for all groups of d neighbours.
     k : int
         From 1 to n.
+    bits : int
+        8 or 4, that a code is stored in. Codes of 4 bits take half the memory, and a few queries less time.
 
     Returns
     -------
@@ -86,18 +89,24 @@ def search(queries, codes, codebook, k):
     (array([[ 1., 25.]], dtype=float32), array([[2, 1]]))
     """
     queries, codes, k = _checked_queries(queries, codebook), as_array(codes, "codes"), integer(k, "k")
+    bits = integer(bits, "bits")
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
+    if bits not in (8, 4):
+        raise ValueError(f"bits must be 8 or 4, got {bits}")
     groups = queries.shape[1] // codebook.levels.shape[-1]
-    if codes.ndim != 2 or codes.shape[1] != groups:
+    if bits == 4 and (groups % 2 or codebook.k > 16):
+        raise ValueError(f"bits=4 takes an even number of groups of at most 16 levels, got {groups} of {codebook.k}")
+    columns = groups * bits // 8
+    if codes.ndim != 2 or codes.shape[1] != columns:
         raise ValueError(
-            f"codes must have shape (n, {groups}) to match queries with shape {queries.shape}, got {codes.shape}"
+            f"codes must have shape (n, {columns}) to match queries with shape {queries.shape}, got {codes.shape}"
         )
     if len(codes) > MOST_CODES:
         raise ValueError(f"codes must have fewer than 2**32 rows, got {len(codes)}")
     if not 1 <= k <= len(codes):
         raise ValueError(f"k must be from 1 to the number of rows of codes, {len(codes)}, got {k}")
-    return codebooks.search(queries, codes, codebook._levels, k)
+    return codebooks.search(queries, codes, codebook._levels, k, bits == 4)
 
 
 def _checked_queries(queries, codebook):

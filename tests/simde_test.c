@@ -681,6 +681,35 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
     qk_activate(before);
 }
 
+/* ---- search ---- */
+
+/* Enough vectors for the filter, which scalar.c does without. */
+static void test_search(size_t m, size_t k, int dense)
+{
+    enum { N = 16700, QUERIES = 3, NEAREST = 4, MOST_GROUPS = 40 };
+    static float levels[MOST_GROUPS * 16], queries[QUERIES * MOST_GROUPS];
+    static uint8_t codes[N * MOST_GROUPS];
+    static struct {
+        float distances[QUERIES * NEAREST];
+        int64_t indices[QUERIES * NEAREST];
+        char margin[MARGIN];
+    } got, want;
+    const qk_kernels *before = qk_active();
+    const qk_pq_book book = {.m = m, .k = k, .d = 1, .levels = levels, .columns = levels};
+    const qk_pq_codes stored = {.codes = codes, .n = N, .dense = dense};
+    for (size_t i = 0; i < m * k; i++) levels[i] = (float)(random32() >> 20);
+    for (size_t i = 0; i < QUERIES * m; i++) queries[i] = (float)(random32() >> 20);
+    for (size_t i = 0; i < N * m; i++) codes[i] = (uint8_t)(random32() % k + (dense ? random32() % k * 16 : 0));
+    memset(&got, 0, sizeof got), memset(&want, 0, sizeof want);
+    qk_activate(simde);
+    if (qk_pq_search(queries, QUERIES, &stored, &book, NEAREST, got.distances, got.indices) != 1) exit(1);
+    qk_activate(scalar);
+    if (qk_pq_search(queries, QUERIES, &stored, &book, NEAREST, want.distances, want.indices) != 1) exit(1);
+    what = "search";
+    check(&got, &want, sizeof got - MARGIN, N);
+    qk_activate(before);
+}
+
 /* ---- codebooks ---- */
 
 static int ascending(const void *a, const void *b)
@@ -740,6 +769,7 @@ static void test_loops(void)
     for (size_t d = 1; d <= WIDTH; d++)
         for (size_t k = 1; k <= CLUSTERS; k += 1 + random32() % 3)
             for (int i = 0; i < 4; i++) test_kmeans(k + random32() % (POINTS - CLUSTERS), d, k, i & 1, i >> 1);
+    for (size_t m = 2; m <= 40; m += 2) test_search(m, 16 - m / 4, 0), test_search(m, 16 - m / 4, 1);
     for (int rows = 1; rows <= simde->gemmf16->mr; rows++)
         for (size_t k = 0; k <= 70; k++) test_half(rows, k, QK_F16), test_half(rows, k, QK_BF16);
 }

@@ -50,14 +50,16 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
           *distances = block(queries * sizeof *distances, 0);
     uint8_t *codes = block(n * m, 255);
     int64_t *indices = block(queries * sizeof *indices, 0);
+    const qk_pq_codes stored = {.codes = codes, .n = n}, dense = {.codes = codes, .n = n, .dense = 1};
     for (int shared = 0; shared < 2; shared++) {
         const qk_pq_book book = {
             .m = m, .k = k, .d = d, .shared = shared, .levels = level, .columns = columns, .scaled = scaled};
         qk_pq_decode(codes, y, n, &book);
-        qk_pq_search(q, queries, codes, n, &book, 1, distances, indices);
+        qk_pq_search(q, queries, &stored, &book, 1, distances, indices);
         for (size_t i = 0; i < queries; i++)
             if (indices[i] < 0 || (size_t)indices[i] >= n) exit(2);
         calls += 2;
+        if (m % 2 == 0 && k <= 16) calls++, qk_pq_search(q, queries, &dense, &book, 1, distances, indices);
     }
     free(level), free(columns), free(scaled), free(y), free(q), free(distances), free(codes), free(indices);
 }
@@ -115,6 +117,7 @@ int main(void)
             for (size_t k = 1; k <= 256; k += 51)
                 for (size_t d = 1; d < 6; d += 2)
                     vectors(m, k, d, 70, 1), vectors(m, k, d, 300, 19), vectors(m, k, d, 5, 37);
+        for (size_t m = 1; m < 20; m += 5) vectors(m, 16, 2, 16640, 3), vectors(m, 5, 2, 16700, 1);
         for (size_t k = 2; k < 60; k += 19) clusters(1000, k);
     }
     printf("%u calls\n", calls);

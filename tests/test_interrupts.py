@@ -57,6 +57,12 @@ CALLS = {
     "attention, one head": "x = floats(16384, 64); call = lambda: qk.attention(x, x, x, 1)",
     "attention": "x = floats(16384, 768); call = lambda: qk.attention(x, x, x, 12)",
     "search": "q, c = floats(200, 64), codes(2000000, 16, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 10)",
+    "search, 16 levels": """
+        q, c, few = floats(5000, 64), codes(2000000, 16, dtype=np.uint8), qk.Codebook(vectors.levels[:16], vector=True)
+        call = lambda: qk.search(q, c, few, 10)""",
+    "search, 16 levels, all codes near": """
+        q, c, few = floats(300, 64), np.zeros((500000, 8), np.uint8), qk.Codebook(vectors.levels[:16], vector=True)
+        call = lambda: qk.search(q, c, few, 7000, bits=4)""",
     "search, one query, all codes": """
         q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
         call = lambda: qk.search(q, c, vectors, 6000000)""",
@@ -170,7 +176,9 @@ def test_ctrl_c_returns_soon(name):
     check_waits(name, 1)
 
 
-@pytest.mark.parametrize("name", ["linear", "matmul, few", "attention", "attention, one head", "search", "kmeans"])
+@pytest.mark.parametrize(
+    "name", ["linear", "matmul, few", "attention", "attention, one head", "search", "search, 16 levels", "kmeans"]
+)
 def test_ctrl_c_stops_all_threads(name):
     check_waits(name, 3)
 

@@ -212,6 +212,113 @@ def test_threads_take_parts_of_the_codes(variants):
                 same(got, want[:count])
 
 
+def dense(codes):
+    return qk.pack_bits(codes, 4).reshape(len(codes), -1)
+
+
+def check_search(queries, codes, book, nearest, variants):
+    """Whichever way codes are stored."""
+    expected = smallest(sums_of(qk.distance_tables(queries, book), codes), nearest)
+    stored = [(codes, 8), (dense(codes), 4)] if codes.shape[1] % 2 == 0 and book.k <= 16 else [(codes, 8)]
+    for _ in variants():
+        for form, bits in stored:
+            for got, want in zip(qk.search(queries, form, book, nearest, bits=bits), expected):
+                same(got, want)
+
+
+MANY = 20_000  # vectors, from which on few levels are searched by a filter
+FILTERED = [(1, 16), (2, 3), (4, 16), (15, 16), (16, 16), (30, 7), (32, 16), (33, 16), (47, 16), (70, 9)]  # m, k
+
+
+@pytest.mark.parametrize("m, k", FILTERED)
+def test_few_levels_are_searched_by_the_formula_too(m, k, isas, variants):
+    """One query, more than share a scan, blocks that end within a tile; levels of each group alone and of all."""
+    book = book_of(m, k, 2, shared=m % 2 == 1)
+    codes = RNG.integers(0, k, (MANY + 77, m), np.uint8)
+    queries = RNG.normal(0, 1, (130, 2 * m)).astype(np.float32)
+    for count, n, nearest in (1, MANY, 10), (3, MANY + 77, 1), (17, MANY + 1, 50):
+        check_search(queries[:count], codes[:n], book, nearest, variants)
+    if m == 32:
+        check_search(queries, codes, book, 4, isas)
+
+
+def test_more_groups_than_sums_of_bytes_hold(isas):
+    for m in 1024, 1026:
+        book = book_of(1, 16, 1, shared=True)
+        codes = RNG.integers(0, 16, (MANY, m), np.uint8)
+        check_search(RNG.normal(0, 1, (2, m)).astype(np.float32), codes, book, 3, isas)
+
+
+@np.errstate(over="ignore", under="ignore")  # of references
+@pytest.mark.parametrize("far", [1e-44, 1e-22, 1e-19, 1.0, 1e17, 1.7e18, 3e18, 1e19, 3e38])
+def test_few_levels_of_any_magnitude(far, isas):
+    """Subnormal squares, sums beyond float32 or about as large, groups of different scales, one far level of many."""
+    m = 12
+    rng = np.random.default_rng(3)
+    near = rng.uniform(0, 1, (m, 16, 2)) * rng.choice([1, 1e-3, 1e-12], (m, 1, 1))
+    near[:, :3] = near[:, 3:6]
+    one = near * np.minimum(far, 1)
+    one[5, 7] = far
+    codes = rng.integers(0, 16, (MANY, m), np.uint8)
+    for levels in near * far, one, one * rng.choice([1, 1e-20], (m, 1, 1)):
+        levels = levels.astype(np.float32)
+        book = qk.Codebook(levels, vector=True)
+        queries = np.concatenate([rng.uniform(0, 1, (2, 2 * m)) * far, levels[:, :2].transpose(1, 0, 2).reshape(2, -1)])
+        check_search(queries.astype(np.float32), codes, book, 20, isas)
+        check_search(queries.astype(np.float32), np.minimum(codes, 2), book, 50, isas)
+
+
+def test_few_levels_and_equal_distances(variants):
+    """All codes equal, few different distances, and vectors that come nearer from the first to the last, or further."""
+    book = book_of(6, 16, 2, integers=True)
+    queries = RNG.integers(-4, 5, (20, 12)).astype(np.float32)
+    codes = RNG.integers(0, 16, (MANY, 6), np.uint8)
+    ordered = codes[np.argsort(sums_of(qk.distance_tables(queries[:1], book), codes)[0], kind="stable")]
+    for some in codes, codes % 2, np.zeros_like(codes), ordered, ordered[::-1].copy():
+        check_search(queries, some, book, 30, variants)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_what_is_hardly_nearer_is_not_filtered(m, isas):
+    """Each vector that comes is nearer than all before by less than sums of bytes tell; a sample sees the first."""
+    levels = np.zeros((m, 16, 1), np.float32)
+    levels[0, :14, 0] = np.sqrt(0.6 + np.arange(14) * 2.0**-14)  # no code is 15: the least distance is 0
+    levels[0, 14] = 2
+    codes = np.zeros((MANY, m), np.uint8)
+    codes[:, 0] = 14
+    codes[np.arange(14) * 1111, 0] = np.arange(13, -1, -1)
+    check_search(np.zeros((2, m), np.float32), codes, qk.Codebook(levels, vector=True), 1, isas)
+
+
+def test_the_k_nearest_may_be_many_or_lie_together(isas):
+    """Near vectors that a sample misses, at the ends of parts; and k beyond what is filtered."""
+    book = book_of(8, 16, 1)
+    queries = RNG.normal(0, 1, (5, 8)).astype(np.float32)
+    codes = RNG.integers(0, 16, (MANY, 8), np.uint8)
+    for at in 0, 127, 6666, MANY - 9:
+        codes[at : at + 9] = qk.encode(queries[:1], book)
+    for nearest in 1, 36, 55, 57, 1000, MANY:
+        check_search(queries, codes, book, nearest, isas)
+
+
+@pytest.mark.parametrize("m, k", [(6, 16), (6, 5), (20, 15)])
+def test_codes_without_a_level_are_refused_wherever_they_are(m, k, variants):
+    book = book_of(m, k, 1)
+    queries = np.zeros((3, m), np.float32)
+    for n in 50, MANY:
+        codes = RNG.integers(0, k, (n, m), np.uint8)
+        for row, group in (0, 0), (n - 1, m - 1), (n // 2, 1):
+            for code in {k, 15, 16, 255} - set(range(k)):
+                wrong = codes.copy()
+                wrong[row, group] = code
+                for _ in variants():
+                    with pytest.raises(ValueError, match=f"codes must be below {k}, the number of levels, got {code}"):
+                        qk.search(queries, wrong, book, 2)
+                    if code < 16:
+                        with pytest.raises(ValueError, match=f"codes must be below {k}, .* got {code}"):
+                            qk.search(queries, dense(wrong), book, 2, bits=4)
+
+
 def test_distances_beyond_float32_are_infinite(isas):
     book = qk.Codebook([[0.0], [1.0]], vector=True)
     for _ in isas():
@@ -314,6 +421,10 @@ qk.search(X, CODES[:, :1], BOOK, 1)
 qk.search(X, CODES[0], BOOK, 1)  # ValueError: got \(2,\)
 qk.search(X, CODES.astype(np.int8), BOOK, 1)  # TypeError: codes must be uint8, got int8
 qk.search(X, CODES + np.uint8(9), BOOK, 1)  # ValueError: codes must be below 4, the number of levels, got 9
+qk.search(X, CODES, BOOK, 1, bits=3)  # ValueError: bits must be 8 or 4, got 3
+qk.search(X, CODES, BOOK, 1, bits=4)  # ValueError: codes must have shape \(n, 1\) .* \(5, 2\)
+qk.search(X[:, :3], CODES, SHARED, 1, bits=4)
+    # ValueError: bits=4 takes an even number of groups of at most 16 levels, got 1 of 4
 qk.search(X, CODES, BOOK, 0)  # ValueError: k must be from 1 to the number of rows of codes, 5, got 0
 qk.search(X, CODES, BOOK, 6)  # ValueError: rows of codes, 5, got 6
 qk.search(X, CODES[:0], BOOK, 1)  # ValueError: rows of codes, 0, got 1

@@ -1,5 +1,6 @@
 /* Codebooks of vectors (numerics 19): encoding, decoding, and search among codes. The k nearest are the smallest of
  * keys that all differ, so how codes are divided among threads does not matter. */
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,11 @@
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };
-enum { LOOK = 1 << 14 }; /* vectors or neighbours between two looks for signals */
+enum { LOOK = 1 << 14, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
+
+/* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
+ * that gives the first limits, and what vectors at the limit have as sums of four, of 255. */
+enum { FILTER_LEVELS = 16, FILTER_GROUPS = 1024, FILTER_QUERIES = 128, TURNED = 1 << 14, SAMPLE = 512, USUAL = 128 };
 
 typedef struct {
     const qk_pq_book *b;
@@ -20,14 +25,16 @@ typedef struct {
     const float *x, *given;
     uint8_t *codes;
     float *y;
-    size_t n;                  /* vectors of codes */
-    size_t count, k;           /* queries, and how many nearest ones are wanted */
-    size_t lanes, full, units; /* queries of a unit, units of so many, all units */
-    int singles;               /* whether the units after the full ones are one query each, else the rest of them */
-    size_t parts;              /* of the codes */
-    uint64_t *heaps;           /* (count, parts, k) */
+    size_t n;           /* vectors of codes */
+    size_t pitch;       /* bytes of one: m, or m / 2 where codes are dense */
+    size_t count, k;    /* queries, and how many nearest ones are wanted */
+    size_t lanes, unit; /* queries that share a scan, and that share an item */
+    size_t parts;       /* of the codes */
+    int filter;         /* whether vectors are filtered; then distances[k - 1] of a query bounds its answer */
+    uint64_t *heaps;    /* (count, parts, k) */
     float *distances;
     int64_t *indices;
+    int32_t most; /* of the codes that the filter saw */
     int failed;
 } job;
 
@@ -139,8 +146,19 @@ static void replace_largest(uint64_t *heap, size_t k, uint64_t key)
     heap[at] = key;
 }
 
-/* Codes first .. last - 1 for one query. `memory` holds its table. */
-static void scan_for_one(const job *j, const float *query, size_t first, size_t last, float *memory, uint64_t *heap)
+/* Codes of some vectors, one a byte; dense ones come into `space`, and are checked. */
+static const uint8_t *codes_of(job *j, size_t at, size_t vectors, uint8_t *space)
+{
+    const size_t m = j->b->m;
+    if (j->pitch == m) return j->codes + at * m;
+    qk_unpack_bits(j->codes + at * j->pitch, vectors * m, 4, space);
+    if (j->b->k < FILTER_LEVELS) qk_keep_most(&j->most, qk_largest_code(space, vectors * m));
+    return space;
+}
+
+/* Codes first .. last - 1 for one query. `memory` holds its table, `space` codes of SCAN vectors. */
+static void scan_for_one(job *j, const float *query, size_t first, size_t last, float *memory, uint8_t *space,
+                         uint64_t *heap)
 {
     const size_t m = j->b->m;
     float sum[SCAN];
@@ -148,7 +166,7 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
     for (size_t at = first, count; at < last; at += count) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
         count = min_size(last - at, SCAN);
-        j->kernels->pq_table_sums(memory, m, j->b->k, j->codes + at * m, count, sum);
+        j->kernels->pq_table_sums(memory, m, j->b->k, codes_of(j, at, count, space), count, sum);
         for (size_t i = 0; i < count; i++) {
             const uint64_t key = key_of(sum[i], at + i);
             if (key < heap[0]) replace_largest(heap, j->k, key);
@@ -156,18 +174,18 @@ static void scan_for_one(const job *j, const float *query, size_t first, size_t 
     }
 }
 
-/* The same for a query a lane; their heaps are `stride` keys apart. */
-static void scan_for_lanes(const job *j, const float *queries, size_t count, size_t first, size_t last, float *memory,
-                           uint64_t *heaps, size_t stride)
+/* The same for a query a lane; their heaps are j->parts * j->k keys apart. */
+static void scan_for_lanes(job *j, const float *queries, size_t count, size_t first, size_t last, float *memory,
+                           uint8_t *space, uint64_t *heaps)
 {
-    const size_t m = j->b->m, lanes = j->lanes;
+    const size_t m = j->b->m, lanes = j->lanes, stride = j->parts * j->k;
     float *turned = memory + m * j->b->k * lanes, sum[LANE_SCAN * MAX_LANES];
     int32_t least[MAX_LANES];
     j->kernels->pq_distance_lanes(j->b, queries, count, turned, memory);
     for (size_t at = first, vectors; at < last; at += vectors) {
         if ((at - first) % LOOK == 0 && qk_stopped()) return;
         vectors = min_size(last - at, LANE_SCAN);
-        j->kernels->pq_lane_sums(memory, m, j->b->k, j->codes + at * m, vectors, sum, least);
+        j->kernels->pq_lane_sums(memory, m, j->b->k, codes_of(j, at, vectors, space), vectors, sum, least);
         for (size_t q = 0; q < count; q++) {
             uint64_t *heap = heaps + q * stride;
             if (least[q] >= limit_of(heap)) continue;
@@ -179,29 +197,173 @@ static void scan_for_lanes(const job *j, const float *queries, size_t count, siz
     }
 }
 
-/* An item is a unit of queries (a query a lane, or a single one) and a part of the codes. */
-static void scan_parts(void *context, size_t begin, size_t end)
+/* Codes first .. last - 1 for some queries: a query a lane, or one by one where they are so few that it is faster. */
+static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps)
 {
-    job *j = context;
-    const size_t width = j->b->m * j->b->d, stride = j->parts * j->k;
+    const size_t width = j->b->m * j->b->d, lanes = j->lanes;
     const size_t beyond =
         QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
-    float *memory = obtain(j, qk_times(numbers, j->lanes * sizeof *memory));
+    const size_t bytes = qk_times(numbers, lanes * sizeof(float)),
+                 dense = j->pitch < j->b->m ? qk_times(SCAN, j->b->m) : 0;
+    float *memory = obtain(j, qk_plus(bytes, dense));
     if (!memory) return;
-    for (size_t item = begin; item < end; item++) {
-        const size_t unit = item / j->parts, part = item % j->parts;
-        const int single = unit >= j->full && j->singles;
-        const size_t query = single ? j->full * j->lanes + unit - j->full : unit * j->lanes;
-        const size_t first = j->n * part / j->parts, last = j->n * (part + 1) / j->parts;
-        uint64_t *heap = j->heaps + query * stride + part * j->k;
+    uint8_t *space = (uint8_t *)memory + bytes;
+    for (size_t some; count; count -= some, query += some, heaps += some * j->parts * j->k) {
+        const int single = 5 * count <= lanes + 1;
+        some = single ? 1 : min_size(count, lanes);
         if (single)
-            scan_for_one(j, j->x + query * width, first, last, memory, heap);
+            scan_for_one(j, j->x + query * width, first, last, memory, space, heaps);
         else
-            scan_for_lanes(j, j->x + query * width, min_size(j->count - query, j->lanes), first, last, memory, heap,
-                           stride);
+            scan_for_lanes(j, j->x + query * width, some, first, last, memory, space, heaps);
     }
     free(memory);
+}
+
+/* ---- the filter (numerics 19) ---- */
+
+typedef struct {
+    float *table;   /* distances (m, k) of a query from levels */
+    uint8_t *bytes; /* what becomes of them, (m in fours, 16) */
+    double base;    /* the least sum that there can be */
+    double unit;    /* bytes of a distance; 0: there are none yet */
+    double room;    /* between base and the limit, as it was when bytes were made */
+    float most;     /* the k-th nearest distance, or more */
+    uint16_t limit; /* of sums of bytes */
+} sieve;
+
+static float least_of(const float *distance, size_t k)
+{
+    float least = FLT_MAX;
+    for (size_t i = 0; i < k; i++) least = distance[i] < least ? distance[i] : least;
+    return least;
+}
+
+static void fill_bytes(const qk_pq_book *b, sieve *s)
+{
+    for (size_t g = 0; g < b->m; g++) {
+        const float *distance = s->table + g * b->k;
+        const double least = (double)least_of(distance, b->k);
+        for (size_t i = 0; i < b->k; i++) {
+            const double bytes = ((double)distance[i] - least) * s->unit;
+            s->bytes[g * FILTER_LEVELS + i] = bytes < 255 ? (uint8_t)bytes : 255;
+        }
+    }
+}
+
+/* Sums of bytes from this limit on belong to vectors that neither the heap nor the bound would let in. */
+static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
+{
+    uint32_t bits;
+    float below;
+    memcpy(&bits, &s->most, sizeof bits);
+    bits = bits < (uint32_t)limit_of(heap) ? bits + 1 : (uint32_t)limit_of(heap);
+    memcpy(&below, &bits, sizeof below);
+    s->limit = UINT16_MAX;
+    if (!(below <= FLT_MAX)) return;
+    const double room = (double)below * (1 + 0x1p-23 * (double)b->m) - s->base;
+    if (room > 0 && (s->unit == 0 || room < s->room / 2)) {
+        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 4)) / room;
+        fill_bytes(b, s);
+    }
+    const double sums = room * s->unit;
+    s->limit = room <= 0 ? 0 : sums < UINT16_MAX - 1 ? (uint16_t)((uint16_t)sums + 1) : UINT16_MAX;
+}
+
+/* Lets vectors of turned codes, from `at` on, into the heap. Returns how many the filter let pass. */
+static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, size_t last, uint32_t *list,
+                   uint64_t *heap)
+{
+    const qk_pq_book *b = j->b;
+    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->pitch < b->m, turned, tiles, s->limit, list);
+    uint8_t space[FILTER_GROUPS];
+    int closer = 0;
+    for (size_t i = 0; i < passed; i++) {
+        float sum;
+        if (at + list[i] >= last) continue;
+        j->kernels->pq_table_sums(s->table, b->m, b->k, codes_of(j, at + list[i], 1, space), 1, &sum);
+        const uint64_t key = key_of(sum, at + list[i]);
+        if (key < heap[0]) replace_largest(heap, j->k, key), closer = 1;
+    }
+    if (closer) set_limit(b, s, heap);
+    return passed;
+}
+
+/* Whole tiles of codes from vector `at` on, with 15 bytes beyond them: in their place, or copied and filled up. */
+static const uint8_t *whole_tiles(const job *j, size_t at, size_t vectors, uint8_t *copy)
+{
+    const size_t left = (j->n - at) * j->pitch, wanted = vectors * j->pitch + 15;
+    if (left >= wanted) return j->codes + at * j->pitch;
+    memset(copy, 0, wanted);
+    return memcpy(copy, j->codes + at * j->pitch, left);
+}
+
+/* Codes first .. last - 1 for some queries, whose sieves lie at `sieves`, by blocks of so many tiles. Returns where it
+ * went to: not to the end if the filter lets much pass. */
+static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t last, size_t tiles, uint32_t *list,
+                       uint64_t *heaps)
+{
+    const size_t m = j->b->m, block = tiles * QK_PQ_TILE;
+    uint8_t *turned = (uint8_t *)(list + block), *copy = turned + tiles * qk_pq_turned(m);
+    size_t at = first, passed = 0, seen = 0;
+    const int dense = j->pitch < m;
+    int32_t most = 0;
+    int stopped = 0;
+    for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
+        const uint8_t *codes = whole_tiles(j, at, block, copy);
+        int32_t largest = j->kernels->pq_turn(codes, m, dense, tiles, turned);
+        if (dense && j->b->k < FILTER_LEVELS) largest = qk_largest_code(turned, tiles * qk_pq_turned(m));
+        most = largest > most ? largest : most;
+        for (size_t q = 0; q < count && !stopped; q++, seen += block * m) {
+            passed += sift(j, &sieves[q], turned, tiles, at, last, list, heaps + q * j->parts * j->k);
+            if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
+        }
+    }
+    qk_keep_most(&j->most, most);
+    return min_size(at, last);
+}
+
+static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps)
+{
+    const qk_pq_book *b = j->b;
+    const size_t fours = round_up(b->m, 4) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
+    const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
+    const size_t floats = count * b->m * b->k + QK_MAX_LEVELS; /* for codes that another thread changes */
+    sieve sieves[FILTER_QUERIES];
+    float *tables = obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + block * j->pitch + 15);
+    if (!tables) return last;
+    uint32_t *list = (uint32_t *)(tables + floats);
+    uint8_t *bytes = (uint8_t *)(list + block) + tiles * tile + block * j->pitch + 15;
+    memset(bytes, 0, count * fours);
+    for (size_t q = 0; q < count; q++) {
+        sieve *s = &sieves[q];
+        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * fours};
+        j->kernels->pq_distance_table(b, j->x + (query + q) * b->m * b->d, s->table);
+        for (size_t g = 0; g < b->m; g++) s->base += (double)least_of(s->table + g * b->k, b->k);
+        s->most = j->distances[(query + q) * j->k + j->k - 1];
+        set_limit(b, s, heaps + q * j->parts * j->k);
+    }
+    const size_t done = sift_all(j, sieves, count, first, last, tiles, list, heaps);
+    free(tables);
+    return done;
+}
+
+/* An item is a unit of queries and a part of the codes. */
+static void scan_parts(void *context, size_t begin, size_t end)
+{
+    job *j = context;
+    for (size_t item = begin; item < end && !qk_stopped(); item++) {
+        const size_t query = item / j->parts * j->unit, part = item % j->parts;
+        const size_t count = min_size(j->count - query, j->unit), last = j->n * (part + 1) / j->parts;
+        uint64_t *heaps = j->heaps + (query * j->parts + part) * j->k;
+        size_t first = j->n * part / j->parts;
+        if (j->filter) {
+            first = scan_filtered(j, query, count, first, last, heaps);
+            if (j->pitch == j->b->m)
+                qk_keep_most(&j->most, qk_largest_code(j->codes + first * j->pitch, (last - first) * j->pitch));
+        }
+        if (first < last) scan_for_all(j, query, count, first, last, heaps);
+    }
 }
 
 /* Merges the parts of a query, and sorts. Codes that another thread has changed may have left a heap unfilled. */
@@ -224,31 +386,66 @@ static void finish_queries(void *context, size_t begin, size_t end)
     }
 }
 
-int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+/* Searches, by the filter or without. */
+static int scan(job *j)
+{
+    const double work = (j->filter ? 0.01 : 0.15) * (double)j->count * (double)j->n * (double)j->b->m;
+    const size_t threads = (size_t)qk_threads_for(j->n, work), units = ceil_div(j->count, j->unit);
+    j->parts = units >= 4 * threads ? 1 : threads;
+    j->heaps = obtain(j, qk_times(qk_times(j->count, j->k), j->parts * sizeof *j->heaps));
+    if (!j->heaps) return 0;
+    for (size_t i = 0; i < j->count * j->parts * j->k; i++) j->heaps[i] = INT64_MAX;
+    int status = qk_parallel_for(units * j->parts, work, scan_parts, j);
+    if (!status && !j->failed) status = qk_parallel_for(j->count, 50.0 * (double)(j->count * j->k), finish_queries, j);
+    free(j->heaps);
+    return status ? status : !j->failed;
+}
+
+/* Bounds of the k-th nearest distances: those of a sample of vectors, evenly spread. */
+static int scan_sample(const job *whole)
+{
+    job j = *whole;
+    j.n = SAMPLE + 4 * j.k;
+    j.codes = obtain(&j, j.n * j.pitch);
+    if (!j.codes) return 0;
+    for (size_t i = 0; i < j.n; i++)
+        memcpy(j.codes + i * j.pitch, whole->codes + whole->n / j.n * i * j.pitch, j.pitch);
+    const int status = scan(&j);
+    free(j.codes);
+    return status;
+}
+
+static int is_filtered(const qk_pq_book *b, size_t n, size_t k)
+{
+    return qk_active()->pq->pq_pass && b->k <= FILTER_LEVELS && b->m <= FILTER_GROUPS && n / 64 >= k + SAMPLE / 2;
+}
+
+int qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
+{
+    QK_DEFAULT_MODE;
+    return codes->dense || is_filtered(b, codes->n, k);
+}
+
+int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,
                  float *distances, int64_t *indices)
 {
     QK_DEFAULT_MODE;
     job j = {.b = b,
              .kernels = qk_active()->pq,
              .x = queries,
-             .codes = (uint8_t *)codes,
-             .n = n,
+             .codes = (uint8_t *)codes->codes,
+             .n = codes->n,
+             .pitch = codes->dense ? b->m / 2 : b->m,
              .count = count,
              .k = k,
              .distances = distances,
              .indices = indices};
-    const double work = 0.15 * (double)count * (double)n * (double)b->m;
-    const size_t threads = (size_t)qk_threads_for(n, work);
-    j.lanes = (size_t)j.kernels->lanes, j.full = count / j.lanes;
-    const size_t rest = count % j.lanes;
-    j.singles = 5 * rest <= j.lanes + 1; /* so few are faster one by one */
-    j.units = j.full + (j.singles ? rest : 1);
-    j.parts = j.units >= 4 * threads ? 1 : threads;
-    j.heaps = obtain(&j, qk_times(qk_times(count, k), j.parts * sizeof *j.heaps));
-    if (!j.heaps) return 0;
-    for (size_t i = 0; i < count * j.parts * k; i++) j.heaps[i] = INT64_MAX;
-    int status = qk_parallel_for(j.units * j.parts, work, scan_parts, &j);
-    if (!status && !j.failed) status = qk_parallel_for(count, 50.0 * (double)(count * k), finish_queries, &j);
-    free(j.heaps);
-    return status ? status : !j.failed;
+    j.lanes = j.unit = (size_t)j.kernels->lanes;
+    int status = 1;
+    if (is_filtered(b, j.n, k)) {
+        status = scan_sample(&j);
+        j.filter = 1, j.unit = FILTER_QUERIES;
+    }
+    if (status == 1) status = scan(&j);
+    return status == 1 && qk_pq_checks(codes, b, k) && (size_t)j.most >= b->k ? 2 : status;
 }

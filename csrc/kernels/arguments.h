@@ -59,6 +59,13 @@ typedef struct {
     const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
 } qk_pq_book;
 
+/* n vectors of codes: (n, m), one a byte, or dense, (n, m / 2), two of 4 bits a byte, the first in the lower half. */
+typedef struct {
+    const uint8_t *codes;
+    size_t n;
+    int dense;
+} qk_pq_codes;
+
 /* ---- k-means ---- */
 
 /* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */

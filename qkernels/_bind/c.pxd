@@ -253,6 +253,10 @@ cdef extern from "drivers/drivers.h" nogil:
 
     enum:
         QK_MAX_LEVELS
+    ctypedef struct qk_pq_codes:
+        const uint8_t *codes
+        size_t n
+        bint dense
     ctypedef struct qk_pq_book:
         size_t m, k, d
         int shared
@@ -263,8 +267,9 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b) except -3
     int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b) except -3
     int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
-    int qk_pq_search(const float *queries, size_t count, const uint8_t *codes, size_t n, const qk_pq_book *b, size_t k,
+    int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,
                      float *distances, int64_t *indices) except -3
+    bint qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
 
 cdef extern from "runtime/fpmode.h" nogil:
     ctypedef struct qk_mode:

@@ -10,8 +10,9 @@ cimport numpy as cnp
 from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s
 from .c cimport (
     qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
-    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_decode,
-    qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
+    qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf,
+    qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -157,23 +158,32 @@ def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
     return tables
 
 
-def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k):
+def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k, bint dense):
     """Return (distances, indices), both (queries, k).
 
-    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups).
+    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups), or dense, (n, groups / 2).
     """
     cdef cnp.ndarray a = contiguous(codes)
-    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), n = <size_t>cnp.PyArray_DIM(a, 0)
-    cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(a, 1))
+    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), columns = <size_t>cnp.PyArray_DIM(a, 1)
+    cdef qk_pq_book book = levels.over(2 * columns if dense else columns)
+    cdef qk_pq_codes stored
+    stored.codes, stored.n, stored.dense = uint8s(a), <size_t>cnp.PyArray_DIM(a, 0), dense
     cdef cnp.ndarray distances = np.empty((count, k), np.float32), indices = np.empty((count, k), np.int64)
     cdef int done
-    refuse_codes(a, book.k)
+    if not qk_pq_checks(&stored, &book, <size_t>k):
+        refuse_codes(a, book.k)
     with nogil:
-        done = qk_pq_search(floats(queries), count, uint8s(a), n, &book, <size_t>k, floats(distances),
+        done = qk_pq_search(floats(queries), count, &stored, &book, <size_t>k, floats(distances),
                             <int64_t *>data_of(indices))
+    if done == 2:
+        raise ValueError(f"codes must be below {book.k}, the number of levels, got {largest_of(a, dense)}")
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
+
+
+def largest_of(codes, dense):
+    return int(max((codes & 15).max(), (codes >> 4).max()) if dense else codes.max())
 
 
 # ---- dense bits and GGUF's blocks ----

@@ -77,7 +77,7 @@ for table in qk.NF4, qk.FP4:
     assert_type(qk.decode(*qk.encode(x, table)[:1], table, qk.encode(x, table)[1]), Float32)
 vectors = qk.Codebook.fit(np.eye(4, dtype=np.float32), 2, vector=2, rng=0)
 assert_type(qk.distance_tables(np.ones((1, 4), np.float32), vectors), Float32)
-distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 2), np.uint8), vectors, 2)
+distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 1), np.uint8), vectors, 2, bits=4)
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])

@@ -54,6 +54,10 @@
 #ifndef BLOCKS8_PREPARE_ROW
 #define BLOCKS8_PREPARE_ROW NULL
 #endif
+#ifndef PQ_TURN
+#define PQ_TURN NULL
+#define PQ_PASS NULL
+#endif
 
 /* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */
 #ifndef HAVE_FMA

@@ -35,6 +35,8 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM8_WIDE_TILE gemm8_wide_tile
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
 #define BLOCKS8_PREPARE_ROW blocks8_prepare_row
+#define PQ_TURN pq_turn
+#define PQ_PASS pq_pass
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
@@ -548,6 +550,7 @@ static inline void keep_two_f64(__m256d distance, int32_t index, __m256d *first,
 #define HAVE_LANES
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
+#include "kernels/x86/pq_filter.h"
 #include "kernels/generic/kmeans1d.h"
 #include "kernels/generic/least_squares.h"
 

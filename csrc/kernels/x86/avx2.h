@@ -58,4 +58,28 @@ static inline int none_above_u16(reg v, int most)
     return _mm256_testz_si256(beyond, beyond);
 }
 
+/* 16 bytes in each lane: of rows that lie so far apart, the same ones, interleaved (of lower or upper halves). */
+static inline reg load_lanes(const uint8_t *p, size_t apart)
+{
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p)),
+                                   _mm_loadu_si128((const __m128i *)(p + apart)), 1);
+}
+static inline reg all_lanes(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
+static inline reg low_u8(reg a, reg b) { return _mm256_unpacklo_epi8(a, b); }
+static inline reg high_u8(reg a, reg b) { return _mm256_unpackhi_epi8(a, b); }
+static inline reg look_up_u8(reg table, reg index) { return _mm256_shuffle_epi8(table, index); }
+static inline reg most_u8(reg a, reg b) { return _mm256_max_epu8(a, b); }
+static inline reg sub_i16(reg a, reg b) { return _mm256_sub_epi16(a, b); }
+static inline reg over_16_i16(reg v) { return _mm256_srli_epi16(v, 4); }
+static inline reg over_256_i16(reg v) { return _mm256_srli_epi16(v, 8); }
+static inline reg times_256_i16(reg v) { return _mm256_slli_epi16(v, 8); }
+/* A bit for each word of a that is below the limit, and of b, in turns. */
+static inline uint64_t words_below(reg a, reg b, reg limit)
+{
+    const reg zero = _mm256_setzero_si256(), odd = _mm256_set1_epi16((short)0xff00);
+    const reg not_a = _mm256_cmpeq_epi16(_mm256_subs_epu16(limit, a), zero);
+    const reg not_b = _mm256_cmpeq_epi16(_mm256_subs_epu16(limit, b), zero);
+    return (uint32_t)~_mm256_movemask_epi8(_mm256_blendv_epi8(not_a, not_b, odd));
+}
+
 #endif

@@ -31,6 +31,8 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define GEMM8_BLOCK_BYTES (768 * 1024) /* of an L2 cache of 1 MB */
 #define GEMM8_WIDE_TILE gemm8_wide_tile
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
+#define PQ_TURN pq_turn
+#define PQ_PASS pq_pass
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
@@ -160,6 +162,7 @@ static inline size_t within_registers_f64(const double *distance, size_t k, doub
 #define HAVE_LANES
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
+#include "kernels/x86/pq_filter.h"
 #include "kernels/generic/kmeans1d.h"
 #include "kernels/generic/least_squares.h"
 

@@ -58,4 +58,30 @@ static inline int none_above_u16(reg v, int most)
     return !_mm512_test_epi32_mask(beyond, beyond);
 }
 
+/* 16 bytes in each lane: of rows that lie so far apart, the same ones, interleaved (of lower or upper halves). */
+static inline reg load_lanes(const uint8_t *p, size_t apart)
+{
+    const __m128i *p0 = (const __m128i *)p, *p1 = (const __m128i *)(p + apart);
+    const __m128i *p2 = (const __m128i *)(p + 2 * apart), *p3 = (const __m128i *)(p + 3 * apart);
+    const reg two = _mm512_inserti32x4(_mm512_castsi128_si512(_mm_loadu_si128(p0)), _mm_loadu_si128(p1), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(two, _mm_loadu_si128(p2), 2), _mm_loadu_si128(p3), 3);
+}
+static inline reg all_lanes(const void *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
+static inline reg low_u8(reg a, reg b) { return _mm512_unpacklo_epi8(a, b); }
+static inline reg high_u8(reg a, reg b) { return _mm512_unpackhi_epi8(a, b); }
+static inline reg look_up_u8(reg table, reg index) { return _mm512_shuffle_epi8(table, index); }
+static inline reg most_u8(reg a, reg b) { return _mm512_max_epu8(a, b); }
+static inline reg sub_i16(reg a, reg b) { return _mm512_sub_epi16(a, b); }
+static inline reg over_16_i16(reg v) { return _mm512_srli_epi16(v, 4); }
+static inline reg over_256_i16(reg v) { return _mm512_srli_epi16(v, 8); }
+static inline reg times_256_i16(reg v) { return _mm512_slli_epi16(v, 8); }
+/* A bit for each word of a that is below the limit, and of b, in turns. */
+static inline uint64_t words_below(reg a, reg b, reg limit)
+{
+    const reg under_a = _mm512_subs_epu16(limit, a), under_b = _mm512_subs_epu16(limit, b);
+    const reg even = _mm512_movm_epi16(_mm512_test_epi16_mask(under_a, under_a));
+    const reg odd = _mm512_movm_epi16(_mm512_test_epi16_mask(under_b, under_b));
+    return _mm512_movepi8_mask(_mm512_mask_mov_epi8(even, 0xaaaaaaaaaaaaaaaa, odd));
+}
+
 #endif

@@ -272,7 +272,8 @@ typedef struct {
 static QK_INLINE int pair_zeros(const qk_tile *t, tile_columns *c)
 {
     const __mmask16 rows = (__mmask16)(t->row_zero ? (1u << t->rows) - 1 : 0);
-    const __m512i zero = _mm512_castps_si512(_mm512_maskz_loadu_ps(rows, t->row_zero));
+    const int32_t *from = t->row_zero ? t->row_zero : t->colsum; /* SIMDe reads what the mask leaves out */
+    const __m512i zero = _mm512_castps_si512(_mm512_maskz_loadu_ps(rows, from));
     const __m512i left = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum));
     const __m512i right = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum + 16));
     const __m512i size = _mm512_or_si512(_mm512_abs_epi32(left), _mm512_abs_epi32(right));

@@ -31,11 +31,13 @@ static inline __attribute__((always_inline)) void ask_for_rows(const int rows, c
     for (int row = 0; row < rows; row++, c += ldc) __builtin_prefetch(c, 1), __builtin_prefetch(c + width - 1, 1);
 }
 
-/* Registers that hold v here, or a to d at once: what is computed before and after stays there. */
+/* Registers that hold v here, or a to d at once, or a size n: what is computed before and after stays there. */
 #if QK_ASM
+#define QK_KEEP_SIZE(n) __asm__("" : "+r"(n))
 #define QK_KEEP(v) __asm__("" : "+v"(v))
 #define QK_KEEP4(a, b, c, d) __asm__("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d))
 #else
+#define QK_KEEP_SIZE(n) ((void)(n))
 #define QK_KEEP(v) ((void)(v))
 #define QK_KEEP4(a, b, c, d) ((void)(a), (void)(b), (void)(c), (void)(d))
 #endif

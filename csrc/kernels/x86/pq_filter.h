@@ -1,0 +1,126 @@
+/* The filter of searches among codes of 16 levels (numerics 19), in registers of AVX2 or of AVX-512.
+ *
+ * vpshufb looks up 16 bytes of a lane in the 16 entries of one group, so a register must hold codes of one group for as
+ * many vectors as it has bytes. Codes (n, m) are therefore turned, a tile of 128 vectors at a time, by squares of 16
+ * groups x 16 vectors a lane: four rounds of vpunpck. One turn serves all queries. Four groups then take 4 vpshufb,
+ * 3 vpaddusb, and a shift and 2 vpaddw that add the sums of even and of odd vectors to 16 bits: 10 instructions for 4
+ * codes of REG vectors, which keep two vector pipes equally busy where only one of them shuffles. */
+#ifndef QK_PQ_FILTER_H
+#define QK_PQ_FILTER_H
+
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+#if VECTOR == 64
+#include "kernels/x86/avx512.h"
+#else
+#include "kernels/x86/avx2.h"
+#endif
+
+enum { SQUARE = 16, FAR = 16384, NEAR = 2048 }; /* codes so far ahead are asked for: to L2, then to L1 */
+
+/* Stores codes of a group; dense ones are of two groups. */
+static QK_INLINE void store_codes(reg codes, const int dense, uint8_t *turned)
+{
+    const reg low = all_i8(15);
+    if (dense) store_reg(turned + QK_PQ_TILE, both(over_16_i16(codes), low));
+    store_reg(turned, dense ? both(codes, low) : codes);
+}
+
+/* Vectors of 16 bytes share a register with their neighbours, as they lie; others with those 16 further on. */
+static inline int is_close(size_t m, int dense) { return m == (dense ? 2 : 1) * SQUARE; }
+
+/* Turns 16 bytes of REG vectors, which lie `pitch` bytes apart. A round interleaves registers i and i + 8; four rounds
+ * exchange the places of row and column. Returns the largest code in each place, of codes that are not dense. */
+static QK_INLINE reg turn_squares(const uint8_t *codes, size_t pitch, const int dense, const int close, uint8_t *turned)
+{
+    reg a[SQUARE], b[SQUARE], most = zero_reg();
+    for (size_t i = 0, row = 0; i < 8; i++, row += pitch) {
+        QK_KEEP_SIZE(row); /* gcc would keep an address for each load */
+        a[i] = close ? load_reg(codes + i * REG) : load_lanes(codes + row, SQUARE * pitch);
+        a[i + 8] = close ? load_reg(codes + (i + 8) * REG) : load_lanes(codes + 8 * pitch + row, SQUARE * pitch);
+        if (!dense) most = most_u8(most_u8(most, a[i]), a[i + 8]);
+    }
+    for (size_t i = 0; i < 8; i++) b[2 * i] = low_u8(a[i], a[i + 8]), b[2 * i + 1] = high_u8(a[i], a[i + 8]);
+    for (size_t i = 0; i < 8; i++) a[2 * i] = low_u8(b[i], b[i + 8]), a[2 * i + 1] = high_u8(b[i], b[i + 8]);
+    for (size_t i = 0; i < 8; i++) b[2 * i] = low_u8(a[i], a[i + 8]), b[2 * i + 1] = high_u8(a[i], a[i + 8]);
+    for (size_t i = 0; i < 8; i++, turned += dense ? 4 * QK_PQ_TILE : 2 * QK_PQ_TILE) {
+        store_codes(low_u8(b[i], b[i + 8]), dense, turned);
+        store_codes(high_u8(b[i], b[i + 8]), dense, turned + (dense ? 2 * QK_PQ_TILE : QK_PQ_TILE));
+    }
+    return most;
+}
+
+static QK_INLINE reg turn_tiles(const uint8_t *codes, size_t m, const int dense, const int close, size_t tiles,
+                                uint8_t *turned)
+{
+    const size_t pitch = dense ? m / 2 : m;
+    reg most = zero_reg();
+    for (size_t t = 0; t < tiles; t++, codes += QK_PQ_TILE * pitch) {
+        uint8_t *to = turned + t * qk_pq_turned(m);
+        for (size_t at = 0; at < pitch; at += SQUARE, to += (dense ? 2 : 1) * SQUARE * QK_PQ_TILE)
+            for (size_t v = 0; v < QK_PQ_TILE; v += REG) {
+                const char *soon = (const char *)codes + at * QK_PQ_TILE + v * SQUARE;
+                for (size_t i = 0; i < SQUARE * REG; i += 64)
+                    _mm_prefetch(soon + i + FAR, _MM_HINT_T1), _mm_prefetch(soon + i + NEAR, _MM_HINT_T0);
+                most = most_u8(most, turn_squares(codes + v * pitch + at, pitch, dense, close, to + v));
+            }
+    }
+    return most;
+}
+
+static int pq_turn(const uint8_t *codes, size_t m, int dense, size_t tiles, uint8_t *turned)
+{
+    uint8_t each[REG], largest = 0;
+    reg most;
+    if (is_close(m, dense))
+        most = dense ? turn_tiles(codes, m, 1, 1, tiles, turned) : turn_tiles(codes, m, 0, 1, tiles, turned);
+    else
+        most = dense ? turn_tiles(codes, m, 1, 0, tiles, turned) : turn_tiles(codes, m, 0, 0, tiles, turned);
+    store_reg(each, most);
+    for (size_t i = 0; i < REG; i++) largest = each[i] > largest ? each[i] : largest;
+    return largest;
+}
+
+/* Sums of four groups' entries, 255 at most. */
+static QK_INLINE reg sums_of_four(reg t0, reg t1, reg t2, reg t3, const uint8_t *turned)
+{
+    const reg s0 = look_up_u8(t0, load_reg(turned)), s1 = look_up_u8(t1, load_reg(turned + QK_PQ_TILE));
+    const reg s2 = look_up_u8(t2, load_reg(turned + 2 * QK_PQ_TILE));
+    return adds_u8(adds_u8(s0, s1), adds_u8(s2, look_up_u8(t3, load_reg(turned + 3 * QK_PQ_TILE))));
+}
+
+/* Adds the vectors of a register of which the mask has a bit to the list. Returns its length. */
+static QK_NOINLINE size_t list_bits(uint64_t mask, int close, size_t first, uint32_t *list, size_t listed)
+{
+    for (; mask; mask &= mask - 1) {
+        const size_t place = (size_t)__builtin_ctzll(mask);
+        list[listed++] = (uint32_t)(first + (close ? place % SQUARE * (REG / SQUARE) + place / SQUARE : place));
+    }
+    return listed;
+}
+
+static size_t pq_pass(const uint8_t *table, size_t m, int dense, const uint8_t *turned, size_t tiles, uint16_t limit,
+                      uint32_t *list)
+{
+    const int close = is_close(m, dense);
+    const reg most = all_i16((int16_t)limit);
+    size_t listed = 0;
+    for (size_t v = 0; v < tiles * QK_PQ_TILE; v += 2 * REG) {
+        const uint8_t *codes = turned + v / QK_PQ_TILE * qk_pq_turned(m) + v % QK_PQ_TILE, *t = table;
+        reg all0 = zero_reg(), odd0 = all0, all1 = all0, odd1 = all0; /* words of an even vector and of the odd one */
+        for (size_t g = 0; g < m; g += 4, t += 4 * SQUARE, codes += 4 * QK_PQ_TILE) {
+            const reg t0 = all_lanes(t), t1 = all_lanes(t + 16), t2 = all_lanes(t + 32), t3 = all_lanes(t + 48);
+            const reg s0 = sums_of_four(t0, t1, t2, t3, codes), s1 = sums_of_four(t0, t1, t2, t3, codes + REG);
+            all0 = add_i16(all0, s0), odd0 = add_i16(odd0, over_256_i16(s0));
+            all1 = add_i16(all1, s1), odd1 = add_i16(odd1, over_256_i16(s1));
+        }
+        const uint64_t mask0 = words_below(sub_i16(all0, times_256_i16(odd0)), odd0, most);
+        const uint64_t mask1 = words_below(sub_i16(all1, times_256_i16(odd1)), odd1, most);
+        if (mask0) listed = list_bits(mask0, close, v, list, listed);
+        if (mask1) listed = list_bits(mask1, close, v + REG, list, listed);
+    }
+    return listed;
+}
+
+#endif
