@@ -315,6 +315,7 @@ static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const til
     const __mmask16 right = (__mmask16)(cols > 16 ? (1 << (cols - 16)) - 1 : 0);
     const char *from = (const char *)t->residual;
     char *to = t->dst;
+    float edge[2 * NR];
     for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
         const int next = row + 1 < rows;
         __m512 y[4];
@@ -334,14 +335,13 @@ static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const til
         if (activation == QK_GELU_TANH) gelu64(y, &gelu_tanh);
         if (bounded)
             for (int v = 0; v < 4; v++) y[v] = _mm512_min_ps(hi, _mm512_max_ps(lo, y[v]));
-        float *to0 = (float *)to, *to1 = (float *)(to + (next ? stride : 0));
-        if (cols == NR) {
-            _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
-            _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
-        } else {
-            _mm512_mask_storeu_ps(to0, left, y[0]), _mm512_mask_storeu_ps(to0 + 16, right, y[1]);
-            _mm512_mask_storeu_ps(to1, left, y[2]), _mm512_mask_storeu_ps(to1 + 16, right, y[3]);
-        }
+        char *after = to + (next ? stride : 0);
+        float *to0 = cols == NR ? (float *)to : edge, *to1 = cols == NR ? (float *)after : edge + NR;
+        _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
+        _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
+        if (cols == NR) continue;
+        memcpy(to, edge, (size_t)cols * sizeof *edge);
+        memcpy(after, edge + NR, (size_t)cols * sizeof *edge);
     }
 }
 
