@@ -70,11 +70,6 @@ PEAK(fma_256, AVX2, __m256, _mm256_fmadd_ps(*a, b, c))
 #else
 int has_avx512vnni(void) { return 0; }
 int has_avxvnni(void) { return 0; }
-int has_avxvnni(void)
-{
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-}
 int has_avx512(void) { return 0; }
 int has_avx2(void) { return 0; }
 #endif

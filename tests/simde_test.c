@@ -282,6 +282,12 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
             scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
         check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
     }
+    if (!g->gemm8_whole_tile || rows < g->mr) return;
+    what = "gemm8_whole_tile";
+    clear(got, sizeof got - MARGIN);
+    const qk_ahead ahead = {panel, 64, (char *)got, ldc * sizeof *got};
+    g->gemm8_whole_tile(own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
 }
 
 /* What packs 16 columns of s, from 16 h on, as the scalar kernels do. Returns their bound. */

@@ -71,6 +71,17 @@ def test_equal_bits_at_any_thread_count(kind, dtype, shared, variants):
                 assert_array_equal(got, want, err_msg=f"{variant}, {activation}", strict=True)
 
 
+@pytest.mark.parametrize("code", [127, -128])
+def test_sums_of_columns_of_more_than_23_bits(code, isas):
+    """Zero points are taken off by pairs of int16 where the sums of columns fit those (section 6); here some do not."""
+    rng = np.random.default_rng(0)
+    x, bias, weights = random_x(rng, 13, 34_000), random_x(rng, 67), EIGHT.make(rng, 34_000, 67, "int8", None, "none")
+    weights.b[:, 40:] = code
+    want = weights.linear(x, bias)
+    for isa in isas():
+        assert_array_equal(qk.linear(x, weights.pack(), bias), want, err_msg=isa, strict=True)
+
+
 @every_kind
 def test_packed_under_one_instruction_set_and_used_under_another(kind, dtype, shared, isas):
     rng = np.random.default_rng(0)

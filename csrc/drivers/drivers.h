@@ -26,10 +26,10 @@ typedef struct {
     const qk_kernels *kernels;
     const qk_gemm8_kernels *gemm8;
     size_t k, n, k_pad, n_pad;
-    int flipped; /* b was uint8 and is stored as b - 128 */
-    size_t panel_bytes;
-    int8_t *panels;  /* n_pad / nr of them, aligned to 64 */
-    int32_t *colsum; /* of the stored codes */
+    int flipped;                      /* b was uint8 and is stored as b - 128 */
+    size_t steps, count, panel_bytes; /* of a panel: k_pad / kr; how many panels: n_pad / nr */
+    int8_t *panels;                   /* aligned to 64 */
+    int32_t *colsum;                  /* of the stored codes */
 } qk_gemm8_weights;
 
 /* Return those of k's products that are faster on weights b (rows, cols), for qk_gemm8_init, or NULL. */

@@ -5,6 +5,7 @@
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
 #include "kernels/kernels.h"
+#include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 #include "runtime/sizes.h"

@@ -18,6 +18,7 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
     WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,     /* of a panel: in fewer there is no time to ask for what comes next */
     SMALL_COLUMNS = 2048 /* whose arrays stay on the stack */
 };
 
@@ -63,10 +64,11 @@ void qk_gemm8_init(qk_gemm8_weights *p, const qk_kernels *kernels, const qk_gemm
     *p = (qk_gemm8_weights){.kernels = kernels, .gemm8 = gemm8, .k = k, .n = n, .flipped = b_unsigned};
     p->k_pad = round_up(k, (size_t)gemm8->kr);
     p->n_pad = round_up(n, (size_t)gemm8->nr);
-    p->panel_bytes = gemm8->gemm8_panel_bytes(p->k_pad / (size_t)gemm8->kr);
+    p->steps = p->k_pad / (size_t)gemm8->kr, p->count = p->n_pad / (size_t)gemm8->nr;
+    p->panel_bytes = gemm8->gemm8_panel_bytes(p->steps);
 }
 
-size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->n_pad / (size_t)p->gemm8->nr, p->panel_bytes); }
+size_t qk_gemm8_bytes(const qk_gemm8_weights *p) { return qk_times(p->count, p->panel_bytes); }
 
 typedef struct {
     const qk_gemm8_weights *p;
@@ -85,7 +87,7 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
-    for (size_t rest = p->k_pad / (size_t)k->kr, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
+    for (size_t rest = p->steps, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
         steps = min_size(rest, STRETCH);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
@@ -129,7 +131,7 @@ int64_t qk_gemm8_pack(qk_gemm8_weights *p, const void *b, ptrdiff_t row_stride, 
     QK_DEFAULT_MODE;
     pack_job job = {p, b, row_stride, col_stride, zero_point, 0};
     const double work = 0.5 * (double)p->k * (double)p->n;
-    const int status = qk_parallel_for(p->n_pad / (size_t)p->gemm8->nr, work, pack_panels, &job);
+    const int status = qk_parallel_for(p->count, work, pack_panels, &job);
     return status ? status : job.bound;
 }
 
@@ -138,7 +140,7 @@ static void unpack_parts(void *context, size_t begin, size_t end)
 {
     const unpack_job *job = context;
     const qk_gemm8_weights *p = job->weights;
-    const size_t nr = (size_t)p->gemm8->nr, panels = p->n_pad / nr;
+    const size_t nr = (size_t)p->gemm8->nr, panels = p->count;
     for (size_t item = begin; item < end; item++) {
         const size_t panel = item % panels, col = panel * nr;
         p->gemm8->gemm8_unpack_panel(p->panels + panel * p->panel_bytes, p->k, item / panels * QK_UNPACK_ROWS,
@@ -150,7 +152,7 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 {
     QK_DEFAULT_MODE;
     unpack_job job = {p, b};
-    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * (p->n_pad / (size_t)p->gemm8->nr);
+    const size_t items = ceil_div(p->k, QK_UNPACK_ROWS) * p->count;
     return qk_parallel_for(items, (double)p->k * (double)p->n, unpack_parts, &job);
 }
 
@@ -221,23 +223,34 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     }
 }
 
-/* The same of floats, quantized on the way. Returns 0 if a value is not finite. */
-static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+/* Row i of floats, whose range is known. */
+static void quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_plan *plan)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
-    uint8_t *codes = (uint8_t *)block + g->spare_at; /* before they are widened */
-    for (size_t i = 0; i < rows; i++) {
-        char *to = block->rows + i * g->lda;
-        uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : codes;
-        qk_row_scale row;
-        if (!qk_quantize_row(&g->quantizer, (const float *)row_of(g->source, first + i), q, &row)) return 0;
-        block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
-        block->any_wide |= row.wide != 0;
-        if (k->a_bytes == 1)
-            memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
-        else
-            k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
-        describe_row(g, block, i, q, row.zero_point, 0);
+    char *to = block->rows + i * g->lda;
+    uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : (uint8_t *)block + g->spare_at; /* before they are widened */
+    qk_quantize_planned(&g->quantizer, x, q, plan);
+    block->scale[i] = plan->row.scale, block->wide_scale[i] = plan->row.wide;
+    block->any_wide |= plan->row.wide != 0;
+    if (k->a_bytes == 1)
+        memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
+    else
+        k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
+    describe_row(g, block, i, q, plan->row.zero_point, 0);
+}
+
+/* Rows as the tile wants them, of floats, quantized on the way. The range of the next row is found before the codes of
+ * this one, whose divisions it would wait for, and the row after it is asked for. Returns 0 if a value is not finite.
+ */
+static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
+{
+    qk_row_plan plans[2];
+    for (size_t i = 0; i <= rows; i++) {
+        const float *x = (const float *)row_of(g->source, first + i),
+                    *after = (const float *)row_of(g->source, first + i + 1);
+        for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
+        if (i < rows && !qk_plan_row(&g->quantizer, x, plans + i % 2)) return 0;
+        if (i) quantize_row(g, block, i - 1, (const float *)row_of(g->source, first + i - 1), plans + (i - 1) % 2);
     }
     return 1;
 }
@@ -336,6 +349,12 @@ static void move_to_panel(const product *g, size_t col, qk_tile *t)
         t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
 }
 
+static char *result_at(const product *g, size_t row, size_t col)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    return (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
+}
+
 static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
                        size_t col, int32_t *acc, qk_tile *t)
 {
@@ -346,7 +365,7 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
     t->row_zero = floats || g->source->zero_point_per_row ? block->zero + row_in_block : NULL;
     t->row_term = g->b_zero ? block->term + row_in_block : NULL;
     t->row_scale = floats ? block->scale + row_in_block : NULL;
-    t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
+    t->dst = result_at(g, row, col);
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
     if (epilogue->type == QK_TO_INT32)
         k->tile_to_int32(acc, t);
@@ -360,35 +379,50 @@ static void store_tile(const product *g, const row_block *block, size_t row, siz
         k->tile_to_codes(acc, t);
 }
 
+/* The sums of a tile: of `rows` rows at `a` and of a panel, which is widened if the product has a place for that. */
+static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const void *panel, const int32_t *init,
+                               int32_t *c, size_t ldc, const qk_ahead *ahead)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    if (g->wide_at)
+        k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (ahead->step && rows == (size_t)k->mr)
+        k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
+    else
+        k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+}
+
+/* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
+ * come from memory. The last asks for the first, with which the next block begins. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
-    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr, steps = b->k_pad / (size_t)k->kr;
+    const size_t nr = (size_t)k->nr, mr = (size_t)k->mr;
     const int plain = g->epilogue->type == QK_TO_INT32 && !g->b_zero && g->source->type != QK_FLOATS &&
         !g->source->zero_point_per_row;
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    if (k->gemm8_whole_tile && rows > mr && b->steps >= LONG_STEPS)
+        ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
-        if (wide) k->gemm8_widen_panel(codes, steps, wide);
+        ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
+        const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
         if (!direct) move_to_panel(g, col, &t);
-        for (size_t i = 0; i < rows; i += mr) {
+        for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * b->steps) {
             const size_t count = min_size(rows - i, mr);
-            const char *a = block->a + i * g->lda;
-            int32_t *c =
-                direct ? (int32_t *)((char *)g->epilogue->out + (first + i) * g->epilogue->row_stride) + col : acc;
-            const size_t ldc = direct ? g->epilogue->row_stride / sizeof *c : nr;
-            if (wide)
-                k->gemm8_wide_tile((int)count, steps, a, g->lda, wide, g->init + col, c, ldc);
-            else
-                k->gemm8_tile((int)count, steps, a, g->lda, codes, g->init + col, c, ldc);
+            ahead.write = result_at(g, first + i, col);
+            sum_tile(g, count, block->a + i * g->lda, wide ? (const void *)wide : codes, g->init + col,
+                     direct ? (int32_t *)ahead.write : acc, ldc, &ahead);
             if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
@@ -496,7 +530,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
     fill_columns(&g, columns, columns + b->n_pad);
-    g.walk.panels = b->n_pad / (size_t)k->nr;
+    g.walk.panels = b->count;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);
     if (b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g)) g.walk.multiply = multiply_column;

@@ -28,37 +28,49 @@ static void quantize(const qk_row_quantizer *p, const float *x, size_t n, void *
         p->kernels->elementwise->quantize_f32_16(x, q, n, affine);
 }
 
-/* A row so small that its scale would be below float32's normal numbers is multiplied by a power of two, which is
- * exact. */
-static void quantize_tiny_row(const qk_row_quantizer *p, const float *x, float lo, float hi, void *q, qk_row_scale *row)
+/* Whether the scale of a row would be below float32's normal numbers. Then all of it is multiplied by a power of two,
+ * which is exact. */
+static int is_tiny(const qk_row_plan *plan) { return plan->row.scale == FLT_MIN && plan->lo != plan->hi; }
+static const float up = 0x1p100f;
+
+int qk_plan_row(const qk_row_quantizer *p, const float *x, qk_row_plan *plan)
+{
+    float scale;
+    qk_row_scale *row = &plan->row;
+    p->kernels->elementwise->minmax_f32(x, p->n, &plan->lo, &plan->hi);
+    if (!isfinite(plan->lo) || !isfinite(plan->hi)) return 0;
+    qk_choose_inside(plan->lo, plan->hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
+    scale = row->scale;
+    row->wide = plan->lo != plan->hi && !qk_is_ordinary(&p->factors, scale) ? scale : 0;
+    if (is_tiny(plan)) {
+        qk_choose_inside(plan->lo * up, plan->hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
+        row->wide = scale * 0x1p-100;
+    }
+    plan->affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
+    return 1;
+}
+
+void qk_quantize_planned(const qk_row_quantizer *p, const float *x, void *q, const qk_row_plan *plan)
 {
     enum { CHUNK = 256 };
-    const float up = 0x1p100f;
-    float larger[CHUNK], scale;
-    qk_choose_inside(lo * up, hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
-    const qk_affine affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
-    row->wide = scale * 0x1p-100;
+    float larger[CHUNK];
+    if (!is_tiny(plan)) {
+        quantize(p, x, p->n, q, &plan->affine);
+        return;
+    }
     for (size_t done = 0, n; done < p->n; done += n) {
         n = min_size(p->n - done, CHUNK);
         for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
-        quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &affine);
+        quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &plan->affine);
     }
 }
 
 int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_scale *row)
 {
-    float lo, hi;
-    p->kernels->elementwise->minmax_f32(x, p->n, &lo, &hi);
-    if (!isfinite(lo) || !isfinite(hi)) return 0;
-    qk_choose_inside(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
-    row->wide = 0;
-    if (row->scale == FLT_MIN && lo != hi) {
-        quantize_tiny_row(p, x, lo, hi, q, row);
-        return 1;
-    }
-    const qk_affine affine = qk_affine_of(row->scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
-    quantize(p, x, p->n, q, &affine);
-    if (lo != hi && !qk_is_ordinary(&p->factors, row->scale)) row->wide = row->scale;
+    qk_row_plan plan;
+    if (!qk_plan_row(p, x, &plan)) return 0;
+    qk_quantize_planned(p, x, q, &plan);
+    *row = plan.row;
     return 1;
 }
 

@@ -15,7 +15,7 @@ void qk_share(walk *w, size_t row_bytes, int tile_rows)
     if (blocks < team && m >= team * 4 * mr) blocks = team;
     if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
     w->block_rows = ceil_div(m, blocks);
-    if (w->block_rows > 8 * mr)
+    if (blocks > 1 && (team == 1 || w->block_rows > 8 * mr))
         w->block_rows = round_up(w->block_rows, mr); /* of few rows, an even share counts more */
     w->row_blocks = ceil_div(m, w->block_rows);
     w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);

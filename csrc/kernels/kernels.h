@@ -86,6 +86,15 @@ typedef struct {
     const int32_t *zero; /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
 } qk_panel_source;
 
+/* What a tile asks the caches for, so that it is there in time: what is read after the tile, `step` bytes for each of
+ * its steps, and the 128 bytes of each row of its result. */
+typedef struct {
+    const int8_t *read;
+    size_t step;
+    char *write;
+    size_t row_stride;
+} qk_ahead;
+
 /* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_gemm4_weights. */
 enum { QK_SHORT_BLOCK = 255 }; /* 128 * 255 < 2^15 */
 enum { QK_GEMM4_NR = 32, QK_GEMM4_KR = 4, QK_COLUMN_LEVELS_NR = 16, QK_COLUMN_LEVELS_KR = 32, QK_LEVELS = 16 };

@@ -44,6 +44,9 @@
 #endif
 
 /* Operations that may be absent (kernels/families). */
+#ifndef GEMM8_WHOLE_TILE
+#define GEMM8_WHOLE_TILE NULL
+#endif
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL
 #define GEMM8_WIDEN_PANEL NULL

@@ -28,7 +28,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define NR 32
 #define KR 2
 #define A_BYTES 2
-#define GEMM8_BLOCK_BYTES (512 * 1024) /* of an L2 cache of 1 MB */
+#define GEMM8_BLOCK_BYTES (768 * 1024) /* of an L2 cache of 1 MB */
 #define GEMM8_WIDE_TILE gemm8_wide_tile
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
 #define PQ_TURN pq_turn

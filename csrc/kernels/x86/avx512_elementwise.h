@@ -159,64 +159,122 @@ static QK_INLINE __m512i sums16(const int32_t *acc, const qk_tile *t, int row, i
     return sums;
 }
 
-static QK_INLINE __m512 scaled16(const int32_t *acc, const qk_tile *t, int row, int col)
+/* Factors of 24 bits by 9 bits as int16 (low, high): c * z = low * z + high * 128 z, by vpmaddwd or vpdpwssd, where
+ * low is 0 .. 127. 32-bit products (vpmulld) take twice as long. */
+static QK_INLINE __m512i column_pairs(__m512i c)
 {
-    __m512 scale = _mm512_loadu_ps(t->col_scale + col);
-    if (t->row_scale) scale = _mm512_mul_ps(_mm512_set1_ps(t->row_scale[row]), scale);
-    return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums16(acc, t, row, col)), scale),
-                         _mm512_loadu_ps(t->bias + col));
+    return _mm512_mask_mov_epi16(_mm512_and_si512(c, _mm512_set1_epi32(127)), 0xaaaaaaaa, _mm512_slli_epi32(c, 9));
 }
 
-static inline float *line_of(const void *first, size_t row_stride, int row)
+static QK_INLINE __m512i add_pair_products(__m512i sums, __m512i columns, __m512i row)
 {
-    return (float *)((char *)first + (size_t)row * row_stride);
+#ifdef WITH_VNNI
+    return _mm512_dpwssd_epi32(sums, columns, row);
+#else
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(columns, row));
+#endif
+}
+
+/* What float_rows knows of a tile: pairs of zero points of its rows, and of minus the sums of its columns, and scales.
+ */
+typedef struct {
+    int32_t zeros[16];
+    __m512i left_sums, right_sums;
+    __m512 left_scale, right_scale, left_bias, right_bias;
+} tile_columns;
+
+/* Returns 0 if zero points need more bits than pairs have, or columns have some too. */
+static QK_INLINE int pair_zeros(const qk_tile *t, tile_columns *c)
+{
+    const __mmask16 rows = (__mmask16)(t->row_zero ? (1u << t->rows) - 1 : 0);
+    const int32_t *from = t->row_zero ? t->row_zero : t->colsum; /* SIMDe reads what the mask leaves out */
+    const __m512i zero = _mm512_castps_si512(_mm512_maskz_loadu_ps(rows, from));
+    const __m512i left = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum));
+    const __m512i right = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum + 16));
+    const __m512i size = _mm512_or_si512(_mm512_abs_epi32(left), _mm512_abs_epi32(right));
+    _mm512_storeu_si512(c->zeros, _mm512_or_si512(zero, _mm512_slli_epi32(zero, 23)));
+    c->left_sums = column_pairs(left), c->right_sums = column_pairs(right);
+    return !t->row_term &&
+        !(_mm512_test_epi32_mask(size, _mm512_set1_epi32(~((1 << 22) - 1))) |
+          _mm512_test_epi32_mask(zero, _mm512_set1_epi32(~255)));
+}
+
+/* Takes off the sums of a tile what zero points add to them. */
+static QK_NOINLINE void correct_sums(int32_t *acc, const qk_tile *t)
+{
+    for (int row = 0; row < t->rows; row++)
+        for (int col = 0; col < NR; col += 16) _mm512_storeu_si512(acc + NR * row + col, sums16(acc, t, row, col));
+}
+
+/* 32 columns of a row. */
+static QK_INLINE void scale_row32(const int32_t *acc, const tile_columns *c, int32_t zero, float scale, __m512 *y)
+{
+    const __m512i z = _mm512_set1_epi32(zero);
+    const __m512 s = _mm512_set1_ps(scale);
+    const __m512 left = _mm512_cvtepi32_ps(add_pair_products(_mm512_loadu_si512(acc), c->left_sums, z));
+    const __m512 right = _mm512_cvtepi32_ps(add_pair_products(_mm512_loadu_si512(acc + 16), c->right_sums, z));
+    y[0] = _mm512_add_ps(_mm512_mul_ps(left, _mm512_mul_ps(s, c->left_scale)), c->left_bias);
+    y[1] = _mm512_add_ps(_mm512_mul_ps(right, _mm512_mul_ps(s, c->right_scale)), c->right_bias);
 }
 
 /* Two rows at a time; where their number is odd, the last of them twice. */
-static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const qk_activation activation)
+static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
+                                 const qk_activation activation)
 {
-    const int rows = t->rows, whole = t->cols == NR;
+    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const int rows = t->rows, cols = t->cols, bounded = t->bounded;
+    const size_t stride = t->row_stride, residual_stride = t->residual_stride;
+    const float *scale = t->row_scale ? t->row_scale : ones;
+    const __m512 lo = _mm512_set1_ps(t->lo), hi = _mm512_set1_ps(t->hi);
+    const __mmask16 left = (__mmask16)(cols < 16 ? (1 << cols) - 1 : 0xffff);
+    const __mmask16 right = (__mmask16)(cols > 16 ? (1 << (cols - 16)) - 1 : 0);
+    const char *from = (const char *)t->residual;
+    char *to = t->dst;
     float edge[2 * NR];
-    const __mmask16 left = (__mmask16)(t->cols < 16 ? (1 << t->cols) - 1 : 0xffff);
-    const __mmask16 right = (__mmask16)(t->cols > 16 ? (1 << (t->cols - 16)) - 1 : 0);
-    for (int row = 0; row < rows; row += 2) {
-        const int next = row + 1 < rows ? row + 1 : row;
-        __m512 y[4] = {scaled16(acc, t, row, 0), scaled16(acc, t, row, 16), scaled16(acc, t, next, 0),
-                       scaled16(acc, t, next, 16)};
-        if (t->residual) {
-            const float *r0 = line_of(t->residual, t->residual_stride, row),
-                        *r1 = line_of(t->residual, t->residual_stride, next);
+    for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
+        const int next = row + 1 < rows;
+        __m512 y[4];
+        scale_row32(acc, c, c->zeros[row], scale[row], y);
+        scale_row32(acc + NR * next, c, c->zeros[row + next], scale[row + next], y + 2);
+        if (from) {
+            const float *r0 = (const float *)from, *r1 = (const float *)(from + (next ? residual_stride : 0));
             y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)),
             y[1] = _mm512_add_ps(y[1], _mm512_maskz_loadu_ps(right, r0 + 16));
             y[2] = _mm512_add_ps(y[2], _mm512_maskz_loadu_ps(left, r1)),
             y[3] = _mm512_add_ps(y[3], _mm512_maskz_loadu_ps(right, r1 + 16));
+            from += 2 * residual_stride;
         }
         if (activation == QK_RELU)
             for (int v = 0; v < 4; v++) y[v] = _mm512_max_ps(_mm512_setzero_ps(), y[v]);
         if (activation == QK_GELU) gelu64(y, &gelu_erf);
         if (activation == QK_GELU_TANH) gelu64(y, &gelu_tanh);
-        if (t->bounded)
-            for (int v = 0; v < 4; v++)
-                y[v] = _mm512_min_ps(_mm512_set1_ps(t->hi), _mm512_max_ps(_mm512_set1_ps(t->lo), y[v]));
-        float *to0 = whole ? line_of(t->dst, t->row_stride, row) : edge,
-              *to1 = whole ? line_of(t->dst, t->row_stride, next) : edge + NR;
+        if (bounded)
+            for (int v = 0; v < 4; v++) y[v] = _mm512_min_ps(hi, _mm512_max_ps(lo, y[v]));
+        char *after = to + (next ? stride : 0);
+        float *to0 = cols == NR ? (float *)to : edge, *to1 = cols == NR ? (float *)after : edge + NR;
         _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
         _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
-        if (whole) continue;
-        memcpy(line_of(t->dst, t->row_stride, row), edge, (size_t)t->cols * sizeof *edge);
-        memcpy(line_of(t->dst, t->row_stride, next), edge + NR, (size_t)t->cols * sizeof *edge);
+        if (cols == NR) continue;
+        memcpy(to, edge, (size_t)cols * sizeof *edge);
+        memcpy(after, edge + NR, (size_t)cols * sizeof *edge);
     }
 }
 
 #define HAVE_FLOAT_TILE /* but for SiLU */
-static void float_tile(const int32_t *acc, const qk_tile *given)
+static void float_tile(int32_t *acc, const qk_tile *t)
 {
-    const qk_tile t = *given; /* a copy that stores cannot change */
-    switch (t.activation) {
-    case QK_RELU: float_rows(acc, &t, QK_RELU); break;
-    case QK_GELU: float_rows(acc, &t, QK_GELU); break;
-    case QK_GELU_TANH: float_rows(acc, &t, QK_GELU_TANH); break;
-    default: float_rows(acc, &t, QK_IDENTITY); break;
+    tile_columns c; /* not initialized: gcc would clear it by `rep stos`, which takes as long as two rows */
+    c.left_scale = _mm512_loadu_ps(t->col_scale), c.right_scale = _mm512_loadu_ps(t->col_scale + 16);
+    c.left_bias = _mm512_loadu_ps(t->bias), c.right_bias = _mm512_loadu_ps(t->bias + 16);
+    if (!pair_zeros(t, &c)) {
+        correct_sums(acc, t);
+        memset(c.zeros, 0, sizeof c.zeros);
+    }
+    switch (t->activation) {
+    case QK_RELU: float_rows(acc, t, &c, QK_RELU); break;
+    case QK_GELU: float_rows(acc, t, &c, QK_GELU); break;
+    case QK_GELU_TANH: float_rows(acc, t, &c, QK_GELU_TANH); break;
+    default: float_rows(acc, t, &c, QK_IDENTITY); break;
     }
 }
 

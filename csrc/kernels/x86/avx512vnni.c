@@ -21,7 +21,7 @@
 
 static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
-QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "prefer-vector-width=512")
+QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prfchw", "prefer-vector-width=512")
 
 #define WITH_VNNI 1
 #define MR 12
@@ -29,6 +29,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c", "
 #define KR 4
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
+#define GEMM8_WHOLE_TILE gemm8_whole_tile
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -75,13 +76,20 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
     if (rows < 3)
         few_rows(rows, steps, a, lda, panel, init, c, ldc);
     else
-        exact_rows(rows, BYTES, 1, steps, (const char *)a, lda, panel, init, c, ldc);
+        exact_rows(rows, BYTES, 1, steps, (const char *)a, lda, panel, init, c, ldc, NULL);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                             int32_t *c, size_t ldc, const qk_ahead *given)
+{
+    const qk_ahead ahead = *given;
+    exact_rows(MR, BYTES, 1, steps, a, lda, panel, init, c, ldc, &ahead);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)

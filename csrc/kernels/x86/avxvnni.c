@@ -65,6 +65,7 @@ static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_
                            const int32_t *init, int32_t *c, size_t ldc)
 {
     const uint8_t *a3 = a + 3 * lda;
+    ask_for_rows(rows, c, ldc, NR);
     __m256i c00 = _mm256_loadu_si256((const __m256i *)init), c01 = _mm256_loadu_si256((const __m256i *)(init + 8));
     __m256i c10 = c00, c11 = c01, c20 = c00, c21 = c01, c30 = c00, c31 = c01, c40 = c00, c41 = c01, c50 = c00,
             c51 = c01;

@@ -320,6 +320,7 @@ static QK_INLINE void small_half(const int rows, const uint8_t *a, size_t lda, c
 static QK_INLINE void small_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
                                  const int32_t *init, int32_t *c, size_t ldc)
 {
+    if (REG == 64) ask_for_rows(rows, c, ldc, NR); /* AVX2 lacks registers for it */
     const kinds *left = panel_kinds(panel, steps, 0), *right = panel_kinds(panel, steps, 1);
     const uint8_t *order = panel_order(panel, steps, 0);
     size_t ldf = 0;

@@ -4,6 +4,7 @@
 #define QK_X86_TARGET_H
 
 #include <immintrin.h>
+#include <stdint.h>
 
 /* Functions from here to QK_TARGET_END may use instructions of `features`; what follows them is for gcc alone. */
 #ifndef QK_TARGET_BEGIN
@@ -22,6 +23,13 @@
 #ifndef QK_ASM
 #define QK_ASM 1
 #endif
+
+/* Asks for the lines of the result of a tile, rows of `width` sums, while the sums are made: to store to lines that are
+ * elsewhere takes long. `rows` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void ask_for_rows(const int rows, const int32_t *c, size_t ldc, int width)
+{
+    for (int row = 0; row < rows; row++, c += ldc) __builtin_prefetch(c, 1), __builtin_prefetch(c + width - 1, 1);
+}
 
 /* Registers that hold v here, or a to d at once, or a size n: what is computed before and after stays there. */
 #if QK_ASM
