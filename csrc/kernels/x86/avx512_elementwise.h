@@ -187,7 +187,7 @@ typedef struct {
 static QK_INLINE int pair_zeros(const qk_tile *t, tile_columns *c)
 {
     const __mmask16 rows = (__mmask16)(t->row_zero ? (1u << t->rows) - 1 : 0);
-    const int32_t *from = t->row_zero ? t->row_zero : t->colsum; /* SIMDe reads what the mask leaves out */
+    const int32_t *from = t->row_zero ? t->row_zero : t->colsum; /* where nothing is read, what can be */
     const __m512i zero = _mm512_castps_si512(_mm512_maskz_loadu_ps(rows, from));
     const __m512i left = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum));
     const __m512i right = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_loadu_si512(t->colsum + 16));
