@@ -22,8 +22,10 @@ WORK = """
     def works():
         return bool((qk.quantize(x, params) == expected).all() and (qk.matmul(a, b) == sums).all())
 
-    def started():
-        return [int(task) for task in os.listdir("/proc/self/task") if int(task) != os.getpid()]
+    def started():   # a sanitizer has a thread of its own
+        time.sleep(0.1)   # one that has just been started has no name yet
+        tasks = os.listdir("/proc/self/task")
+        return [int(task) for task in tasks if open(f"/proc/self/task/{task}/comm").read() == "qkernels\\n"]
 """
 
 
