@@ -144,14 +144,14 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
 {
     const qk_gemm4_weights *p = job->p;
     const qk_matrix *m = job->m;
-    float scale[NR] = {0};
+    float scale[NR] = {0}; /* 1 of levels that all values share */
     uint8_t *zero = to + NR * scale_bytes(p);
     if (p->own_zeros) memset(zero, 0, NR);
     for (size_t j = 0; j < cols; j++) {
         const size_t at = m->kind == QK_PER_TENSOR ? 0 : m->kind == QK_PER_AXIS ? col + j : block * m->n + col + j;
         scale[j] = p->column_levels ? scale_of_levels(m->levels + at * m->level_count, m->level_count)
             : m->scale              ? m->scale[at]
-                                    : 1;                                                 /* of levels that all values share */
+                                    : 1;
         if (p->own_zeros) zero[j] = (uint8_t)(m->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));

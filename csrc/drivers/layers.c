@@ -183,8 +183,7 @@ static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t 
     }
 }
 
-/* Scores of `count` tokens from `row`, or of the row of 128, as the right operand has them: no sum starts from more
- * than `init`. */
+/* Sums for `count` rows of q + 128 from `row`, on top of those in `init`, if any. */
 static void score_rows(const attention_job *job, const operands *o, size_t row, size_t count, const int32_t *init,
                        int32_t *score)
 {
