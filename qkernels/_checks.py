@@ -1,12 +1,13 @@
 """Check arguments. This is the bottom of the package: all modules may import it, and it imports only the extension."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from ._bind import elementwise
 from ._bind.arrays import FLOATS, as_array, contiguous_reals, raise_not_finite
-from ._bind.runtime import in_default_mode, shown
+from ._bind.runtime import in_default_mode, shown, word
 
 FLOAT32 = np.dtype(np.float32)
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # 2**-126: smaller numbers are subnormal
@@ -106,6 +107,45 @@ def in_parts(function, x, dtype, *others):
 def doubles(x):
     """Return x as a new C-contiguous array of float64."""
     return in_parts(lambda part: part, x, np.float64)
+
+
+# ---- arrays by name ----
+
+
+def arrays_named(arrays, names):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays with these names."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
+    try:
+        given = {word(name): name for name in arrays}
+        return {name: arrays[given[name]] for name in names if name in given}
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
+
+
+def refuse_missing(arrays, names):
+    """Raise unless the dict has all of these names."""
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"arrays must hold {', '.join(names[:-1])} and {names[-1]}, got no {', '.join(missing)}")
+
+
+def array_named(arrays, name, *dtypes):
+    """Return arrays[name], of one of the dtypes; without them, integers."""
+    array = as_array(arrays[name], name)
+    if array.dtype.newbyteorder("=") not in dtypes if dtypes else array.dtype.kind not in "iu":
+        *more, last = [str(np.dtype(dtype)) for dtype in dtypes] or ["of integers"]
+        raise TypeError(f"{name} must be {', '.join(more)}{' or ' if more else ''}{last}, got {array.dtype}")
+    return array
+
+
+def number_named(arrays, name, least=None):
+    """Return arrays[name], of shape (), as an int."""
+    array = array_named(arrays, name)
+    if array.ndim:
+        raise ValueError(f"{name} must have shape (), got {array.shape}")
+    return integer(array[()], name, least)
 
 
 # ---- axes and weights ----

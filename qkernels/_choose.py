@@ -1,4 +1,4 @@
-"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2 and 18."""
+"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2, 18 and 25."""
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from ._checks import (
     shown,
     spread_weights,
 )
+from ._histogram import bins_of, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
 
-METHODS = {"minmax": set(), "mse": {"importance"}}  # with the options that each takes
+# with the options that each takes
+METHODS = {"minmax": set(), "mse": {"importance"}, "percentile": {"percentile"}, "entropy": set()}
+PERCENTILE = 99.99
 
 
 @default_mode
@@ -42,12 +45,15 @@ def choose_qparams(
         Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
     narrow_range : bool, optional
         Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
-    method : {"minmax", "mse"}
+    method : {"minmax", "mse", "percentile", "entropy"}
         `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates. `mse`: the scale, and unless
         symmetric the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the
-        optimum, not the best of a grid. For integer codes; the time grows with their number.
+        optimum, not the best of a grid. For integer codes; the time grows with their number. `percentile` and
+        `entropy` are those of `qkernels.observers`, which take data in parts, and know no blocks.
     importance : array that broadcasts to the shape of x, optional
         Weights of the squares, for method `mse`: finite and not negative, of any magnitude: only ratios count.
+    percentile : float, optional
+        How much of the values must not saturate, for method `percentile`: above 0, at most 100, 99.99 by default.
 
     Returns
     -------
@@ -85,13 +91,16 @@ def choose_qparams(
     axis, block_size = checked_axes(axis, block_size)
     check_axis(axis, x)
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
-    if method == "mse" and dtype in FLOAT_CODES:
-        raise ValueError(f"method 'mse' is for integer codes, got dtype {dtype.name}")
-    lo, hi = _bounds(x, axis, block_size)
-    if dtype in FLOAT_CODES:
-        scale, zero_point = float_code_scale(lo, hi, dtype), None
-    else:
-        scale, zero_point = elementwise.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+    check_codes(method, dtype)
+    if method in ("percentile", "entropy"):
+        if block_size is not None:
+            raise ValueError(f"block_size is not for method {method!r}, got {block_size}")
+        value = percentile_within(options.get("percentile", PERCENTILE))
+        counted = new_histogram(x, axis)
+        count(counted, x, axis)
+        return params_of_counts(counted, method, dtype, (symmetric, narrow_range), axis, value)
+    lo, hi = bounds_of(x, axis, block_size)
+    scale, zero_point = params_of_range(lo, hi, dtype, (symmetric, narrow_range))
     if method == "mse" and x.size:
         codes = code_range(dtype, narrow_range)
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
@@ -111,6 +120,39 @@ def choose_scheme(dtype, symmetric, narrow_range):
     return symmetric, symmetric if narrow_range is None else boolean(narrow_range, "narrow_range")
 
 
+def check_codes(method, dtype):
+    """Raise unless the method serves these codes."""
+    if method in ("mse", "entropy") and dtype in FLOAT_CODES:
+        raise ValueError(f"method {method!r} is for integer codes, got dtype {dtype.name}")
+
+
+def params_of_counts(counted, method, dtype, scheme, axis, percentile=PERCENTILE):
+    """Return the parameters of counted values; the scheme is (symmetric, narrow_range) as `choose_scheme` gives it."""
+    bins, (symmetric, narrow_range) = bins_of(counted), scheme
+    lo, hi = bins.lo, bins.hi
+    if method == "percentile":
+        lo, hi = percentile_ranges(bins, percentile, symmetric)
+    elif method == "entropy":
+        qmin, qmax = code_range(dtype, narrow_range)
+        lo, hi = entropy_ranges(bins, qmax - qmin + 1, symmetric)
+    scale, zero_point = params_of_range(lo, hi, dtype, scheme)
+    if method == "mse":
+        codes = code_range(dtype, narrow_range)
+        refine(bins, codes, (int(zero_point.flat[0]),) * 2 if symmetric else codes, scale, zero_point)
+    if axis is None:
+        scale, zero_point = (None if a is None else a[0] for a in (scale, zero_point))
+    return QParams(scale, zero_point, dtype, axis=axis, narrow_range=narrow_range)
+
+
+def params_of_range(lo, hi, dtype, scheme):
+    """Return scale and zero point, None for codes that are floats, of ranges, float32, to which 0 is added."""
+    symmetric, narrow_range = scheme
+    lo, hi = np.minimum(lo, FLOAT32.type(0)), np.maximum(hi, FLOAT32.type(0))
+    if dtype in FLOAT_CODES:
+        return float_code_scale(lo, hi, dtype), None
+    return elementwise.choose(lo, hi, *code_range(dtype, narrow_range), symmetric)
+
+
 def float_code_scale(lo, hi, dtype):
     """Divide the largest magnitude by the largest code; the scale is 1 if all values are 0."""
     largest = np.maximum(-lo, hi)
@@ -118,7 +160,7 @@ def float_code_scale(lo, hi, dtype):
     return np.where(largest > 0, scale, np.float32(1))
 
 
-def _bounds(x, axis, block_size):
+def bounds_of(x, axis, block_size):
     """Return the smallest and largest value, and 0, of each tensor, line or block, as float32 that does not cut off."""
     if axis is None and x.dtype == FLOAT32 and x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative:
         bounds = elementwise.minmax(x)
@@ -128,7 +170,7 @@ def _bounds(x, axis, block_size):
     lo, hi = _range(x, None if axis is None else axis % x.ndim, block_size)
     if not (np.all(np.isfinite(lo)) and np.all(np.isfinite(hi))):
         raise_not_finite(x)
-    bounds = _outward(lo, -np.inf), _outward(hi, np.inf)
+    bounds = outward(lo, -np.inf), outward(hi, np.inf)
     if not np.all(np.isfinite(bounds)):
         raise ValueError(f"x spans [{np.min(lo)}, {np.max(hi)}], beyond the range of float32")
     return bounds
@@ -173,7 +215,7 @@ def _parts_of_blocks(shape, blocks, axis, block_size):
         yield of_x, () if part is ... else part
 
 
-def _outward(bound, direction):
+def outward(bound, direction):
     """Return bound as float32, moved outward if the conversion moved it inward."""
     near = np.float32(bound)
     inward = near > bound if direction < 0 else near < bound

@@ -11,9 +11,10 @@ PACKAGE = Path(qkernels.__file__).parent
 EXTENSION = {"_bind"}  # the storey below, which imports no Python of ours
 STOREYS = [  # from the bottom; a module may import those of the storeys below its own
     {"_checks", "_mode", "_value"},
-    {"_qparams", "_kmeans", "_codebook_tables", "_layers", "config"},
+    {"_qparams", "_kmeans", "_codebook_tables", "_layers", "_histogram", "config"},
     {"_choose", "_rounding", "_kmeans1d", "gguf"},
-    {"_quantize", "_codebook_fit"},
+    {"_quantize", "_codebook_fit", "observers"},
+    {"dask"},
     {"_codebook"},
     {"_weights", "_pq"},
     {"_products"},

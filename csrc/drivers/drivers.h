@@ -296,6 +296,37 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
 int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
 void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
 
+/* ---- histograms (numerics 25) ---- */
+
+/* Counts of the values of lines, in blocks of bins: of one sign and exponent, that is of the values whose bits begin
+ * alike. A block that is absent is one of zeros. */
+enum { QK_BLOCKS = 512, QK_SIGN_BLOCK = 256 /* from which on they are of negative values */ };
+typedef struct qk_histogram qk_histogram;
+
+/* 2^bits bins a block, bits <= 10. NULL where memory ran out. */
+qk_histogram *qk_histogram_new(size_t lines, int bits);
+void qk_histogram_free(qk_histogram *h);
+/* Counts x (rows, n), n < 2^31, of the lines from `first` on. Returns 1; 0 where a value is not finite, -1 where memory
+ * ran out, or QK_INTERRUPTED: then a single row has left no trace, but of several rows some may be counted. */
+int qk_histogram_count(qk_histogram *h, const float *x, size_t first, size_t rows, size_t n);
+/* Adds the counts of another of the same lines and bins. Returns 0, and has done nothing, where memory ran out. */
+int qk_histogram_merge(qk_histogram *h, const qk_histogram *other);
+/* The block of a line, or NULL if it is absent and not to be made, or memory ran out. */
+uint64_t *qk_histogram_block(qk_histogram *h, size_t line, size_t block, int make);
+/* Ranks (lines,) of the extremes, the first above the second where nothing has been counted. */
+int32_t *qk_histogram_least(qk_histogram *h);
+int32_t *qk_histogram_most(qk_histogram *h);
+
+/* Bins in ascending order, apart from one another: from begin to end, with count > 0 values. */
+typedef struct {
+    size_t n;
+    const double *begin, *end, *count;
+} qk_bins;
+/* What each of some ranges lo .. hi, cut into so many equal cells, loses of the distribution: infinite where nothing is
+ * within. Returns 0 where memory ran out. */
+int qk_divergences(const qk_bins *bins, size_t cells, size_t ranges, const double *lo, const double *hi,
+                   double *divergence);
+
 /* ---- codebooks of vectors ---- */
 
 /* x (n, m * d), finite, in the scale of b->scaled, and the same as it was given, to codes (n, m). Returns 0 where

@@ -159,6 +159,17 @@ static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
 
 enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
 
+/* What a histogram asks of values before it counts them. */
+typedef struct {
+    int32_t least, most; /* ranks of the extremes */
+    uint32_t nearest;    /* 2 * bits - 1 of the least magnitude that is not 0 */
+    uint32_t zeros;
+} qk_survey;
+enum { QK_FINE_SHIFT = 13 }; /* of 1024 bins a power of two */
+
+/* Integers in the order of the floats with these bits, -NaN first and NaN last; its own inverse. */
+static inline int32_t qk_rank(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
+
 /* A family of kernels: sizes and operations that belong together. families/NAME.def has a line for each, from which
  * come the struct here and, for each instruction set that has the family, its table (generic/table.h).
  *
@@ -193,6 +204,7 @@ struct qk_kernels {
     const qk_layers_kernels *layers;
     const qk_kmeans_kernels *kmeans;
     const qk_pq_kernels *pq;
+    const qk_histogram_kernels *histogram;
 };
 
 extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, qk_kernels_avx512,
@@ -207,6 +219,7 @@ extern const qk_codebooks_kernels qk_codebooks_avx2, qk_codebooks_avx512;
 extern const qk_layers_kernels qk_layers_avx2, qk_layers_avx512;
 extern const qk_kmeans_kernels qk_kmeans_avx2, qk_kmeans_avx512;
 extern const qk_pq_kernels qk_pq_avx2, qk_pq_avx512;
+extern const qk_histogram_kernels qk_histogram_avx2, qk_histogram_avx512;
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 /* qk_choose where the mode is the default one already. */

@@ -251,6 +251,26 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins)
     void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 
+    ctypedef struct qk_histogram
+    enum:
+        QK_BLOCKS
+    qk_histogram *qk_histogram_new(size_t lines, int bits)
+    void qk_histogram_free(qk_histogram *h)
+    int qk_histogram_count(qk_histogram *h, const float *x, size_t first, size_t rows, size_t n) except -3
+    int qk_histogram_merge(qk_histogram *h, const qk_histogram *other)
+    uint64_t *qk_histogram_block(qk_histogram *h, size_t line, size_t block, int make)
+    int32_t *qk_histogram_least(qk_histogram *h)
+    int32_t *qk_histogram_most(qk_histogram *h)
+
+    ctypedef struct qk_bins:
+        size_t n
+        const double *begin
+        const double *end
+        const double *count
+
+    int qk_divergences(const qk_bins *bins, size_t cells, size_t ranges, const double *lo, const double *hi,
+                       double *divergence) except -3
+
     enum:
         QK_MAX_LEVELS
     ctypedef struct qk_pq_codes:

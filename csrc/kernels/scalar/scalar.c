@@ -5,6 +5,7 @@
 #include "kernels/generic/layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
+#include "kernels/generic/histogram.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
@@ -166,4 +167,5 @@ const qk_kernels qk_kernels_scalar = {
     .layers = &layers,
     .kmeans = &kmeans,
     .pq = &pq,
+    .histogram = &histogram,
 };

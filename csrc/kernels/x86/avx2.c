@@ -42,6 +42,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/generic/layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
+#include "kernels/generic/histogram.h"
 
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -691,6 +692,7 @@ const qk_kernels qk_kernels_avx2 = {
     .layers = &qk_layers_avx2,
     .kmeans = &qk_kmeans_avx2,
     .pq = &qk_pq_avx2,
+    .histogram = &qk_histogram_avx2,
 };
 
 QK_TARGET_END

@@ -531,6 +531,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .layers = &qk_layers_avx512,
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
+    .histogram = &qk_histogram_avx512,
 };
 
 QK_TARGET_END

@@ -338,6 +338,7 @@ const qk_kernels qk_kernels_avxvnni = {
     .layers = &qk_layers_avx2,
     .kmeans = &qk_kmeans_avx2,
     .pq = &qk_pq_avx2,
+    .histogram = &qk_histogram_avx2,
 };
 
 QK_TARGET_END

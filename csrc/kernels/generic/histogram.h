@@ -1,0 +1,79 @@
+/* Loops of histograms (numerics 25), compiled once for each instruction set. */
+#ifndef QK_GENERIC_HISTOGRAM_H
+#define QK_GENERIC_HISTOGRAM_H
+
+#include <string.h>
+
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+
+/* Whatever s held. 2 * bits - 1, unsigned, is in the order of the magnitudes, and the largest number for 0. */
+static void survey_f32(const float *x, size_t n, qk_survey *s)
+{
+    int32_t least = INT32_MAX, most = INT32_MIN;
+    uint32_t nearest = UINT32_MAX, zeros = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        const int32_t rank = qk_rank(bits);
+        least = rank < least ? rank : least;
+        most = rank > most ? rank : most;
+        const uint32_t magnitude = 2 * (uint32_t)bits - 1;
+        nearest = magnitude < nearest ? magnitude : nearest;
+        zeros += magnitude == UINT32_MAX;
+    }
+    *s = (qk_survey){least, most, nearest, zeros};
+}
+
+/* Two values come in one load, and no vector is taken apart: an increment is what a value costs. */
+static QK_INLINE void count_pairs(const float *x, size_t n, int shift, uint32_t *counts)
+{
+    size_t i = 0;
+    for (; i + 2 <= n; i += 2) {
+        uint64_t pair;
+        memcpy(&pair, x + i, sizeof pair);
+        counts[(uint32_t)pair >> shift]++;
+        counts[pair >> 32 >> shift]++;
+    }
+    if (i < n) {
+        uint32_t last;
+        memcpy(&last, x + i, sizeof last);
+        counts[last >> shift]++;
+    }
+}
+
+static void count_f32(const float *x, size_t n, int shift, uint32_t *counts)
+{
+    if (shift == QK_FINE_SHIFT)
+        count_pairs(x, n, QK_FINE_SHIFT, counts); /* a shift by a constant is one operation */
+    else
+        count_pairs(x, n, shift, counts);
+}
+
+static size_t nonzero_f32(const float *x, size_t n, float *found)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        found[count] = x[i];
+        count += x[i] != 0;
+    }
+    return count;
+}
+
+static int any_counts(const uint32_t *counts, size_t n)
+{
+    uint32_t any = 0;
+    for (size_t i = 0; i < n; i++) any |= counts[i];
+    return any != 0;
+}
+
+static void move_counts(uint32_t *restrict from, size_t n, uint64_t *restrict to)
+{
+    for (size_t i = 0; i < n; i++) {
+        to[i] += from[i];
+        from[i] = 0;
+    }
+}
+
+#endif

@@ -1,0 +1,173 @@
+"""Find ranges of values from their counts on a fixed grid. Formulas: docs/numerics.md, section 25."""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from ._bind import elementwise, histograms, runtime
+from ._bind.arrays import contiguous_reals
+from ._checks import FLOAT32, cuts, raise_beyond_float32, real
+
+FINE, COARSE = 10, 7  # bits of the mantissa that tell bins apart: of a tensor, of the lines of an axis
+LARGEST = np.finfo(FLOAT32).max
+MOST = 1 << 30  # values that are counted at a time
+SIGN = 256  # the block from which on values are negative
+POINTS = 1 << 22  # of bins that are taken for values at once
+
+
+# ---- counting ----
+
+
+def new_histogram(x, axis):
+    """Return an empty histogram for arrays that look like x."""
+    return histograms.Histogram(1, FINE) if axis is None else histograms.Histogram(x.shape[axis], COARSE)
+
+
+def count(histogram, x, axis):
+    """Count the values of x, a line for each index of `axis`, or one of all; or raise and count nothing."""
+    axis = None if axis is None else axis % x.ndim
+    if axis is None and x.dtype == FLOAT32 and x.size <= MOST and x.flags.c_contiguous:
+        if not histogram.count(contiguous_reals(x, FLOAT32).reshape(1, -1), 0):
+            raise_beyond_float32(x)
+        return
+    fresh = histograms.Histogram(histogram.lines, histogram.bits)
+    for part in cuts(x.shape):
+        cut_lines = axis is not None and part is not ... and len(part) == axis + 1
+        rows = x[part].reshape(1, -1) if axis is None else np.moveaxis(x[part], axis, 0)
+        rows = contiguous_reals(rows.reshape(len(rows), -1), FLOAT32)
+        if not fresh.count(rows, part[axis].start if cut_lines else 0):
+            raise_beyond_float32(x)
+    histogram.merge(fresh)
+
+
+# ---- bins ----
+
+
+class Bins(NamedTuple):
+    """Hold the bins of lines, ascending; counts (lines, bins) may be 0."""
+
+    bits: int  # 2**bits of them for each sign and power of two
+    begin: np.ndarray  # float64: the values of a bin lie in [begin, end), or, below 0, in (begin, end]
+    end: np.ndarray
+    counts: np.ndarray  # int64
+    lo: np.ndarray  # float32 (lines,): the extremes, 0 where there are no values
+    hi: np.ndarray
+
+
+def bins_of(histogram):
+    """Return the bins of the blocks that have counts."""
+    bits, (blocks, counts, ranks) = histogram.bits, histogram.read()
+    size = 2**bits
+    keys = (blocks.astype(np.int64)[:, None] % SIGN * size + np.arange(size)).reshape(-1)
+    negative = np.repeat(blocks >= SIGN, size)
+    near, far = (_float64(keys + i << 23 - bits) for i in (0, 1))
+    far[keys == 0] = 0  # what is so small counts as 0
+    begin, end = np.where(negative, -far, near), np.where(negative, -near, far)
+    order = np.argsort(np.where(negative, -1 - keys, keys), kind="stable")
+    lo, hi = (_float64(r ^ (r >> 31 & 2**31 - 1)) for r in np.where(ranks[0] > ranks[1], 0, ranks))
+    counts = counts.reshape(len(counts), -1)[:, order]
+    return Bins(bits, begin[order], end[order], counts, FLOAT32.type(lo), FLOAT32.type(hi))
+
+
+def _float64(bits):
+    """Return the floats of these bits; what is beyond them is 2**128."""
+    floats = bits.astype(np.uint32).view(FLOAT32).astype(np.float64)
+    return np.where(np.isinf(floats), 2.0**128, floats)
+
+
+def fold(bins, bits):
+    """Return the bins of fewer bits, and no zeros."""
+    counts = np.where((bins.begin == 0) & (bins.end == 0), 0, bins.counts)
+    shape = -1, 2 ** max(0, bins.bits - bits)
+    begin, end = bins.begin.reshape(shape)[:, 0], bins.end.reshape(shape)[:, -1]
+    return Bins(bits, begin, end, counts.reshape(len(counts), *shape).sum(axis=-1), bins.lo, bins.hi)
+
+
+def _lines(bins):
+    """Yield (begin, end, counts) of the bins of each line that have values."""
+    for counts in bins.counts:
+        present = np.flatnonzero(counts)
+        yield bins.begin[present], bins.end[present], counts[present]
+
+
+def _outer(begin, end):
+    """Return the float32 of the largest magnitude in each bin, as float64."""
+    far = np.where(begin < 0, begin, end).astype(np.float64)
+    inward = np.nextafter(np.minimum(np.abs(far), LARGEST).astype(FLOAT32), FLOAT32.type(0)).astype(np.float64)
+    largest = np.where(np.abs(far) > LARGEST, LARGEST, inward)
+    return np.where(far == 0, 0.0, np.copysign(largest, far))
+
+
+# ---- ranges ----
+
+
+def percentile_within(value):
+    """Return the percentile as a number within (0, 100]."""
+    value = real(value, "percentile")
+    if not 0 < value <= 100:
+        raise ValueError(f"percentile must be above 0 and at most 100, got {value!r}")
+    return value
+
+
+def percentile_ranges(bins, value, symmetric):
+    """Return (lo, hi) of each line, float32: the least that leaves out no more than 100 - value percent."""
+    out = 1 - Fraction(repr(value)) / 100
+    found = np.zeros((2, len(bins.counts)), FLOAT32)
+    for line, (begin, end, counts) in enumerate(_lines(bins)):
+        outer, total = _outer(begin, end), int(counts.sum())
+        if symmetric:
+            order = np.argsort(np.abs(outer), kind="stable")
+            hi = abs(outer[order][_last_kept(counts[order], int(out * total))]) if total else 0
+            lo = -hi
+        elif total:
+            most = int(out * total / 2)
+            hi = outer[_last_kept(counts, most)]
+            lo = outer[len(counts) - 1 - _last_kept(counts[::-1], most)]
+        found[:, line] = (lo, hi) if total else 0
+    return np.maximum(found[0], bins.lo), np.minimum(found[1], bins.hi)
+
+
+def _last_kept(counts, most):
+    """Return the first index beyond which there are no more than `most` values."""
+    beyond = int(counts.sum()) - np.cumsum(counts)
+    return int(np.argmax(beyond <= most))
+
+
+def entropy_ranges(bins, cells, symmetric):
+    """Return (lo, hi) of each line, float32: of the ranges that are tried the one of the least relative entropy."""
+    bins, found = fold(bins, COARSE), np.zeros((2, len(bins.counts)), FLOAT32)
+    for line, parts in enumerate(_lines(bins)):
+        if not len(parts[0]):
+            continue
+        lo, hi = (float(a[line]) for a in (bins.lo, bins.hi))
+        limits = _limits(*parts, max(-lo, hi))
+        if not symmetric:
+            lo, hi = min(lo, 0), max(hi, 0)
+            ranges = np.stack([np.maximum(-limits, lo), np.minimum(limits, hi)])
+        else:
+            ranges = np.stack([-limits, limits])
+        parts = [np.ascontiguousarray(part, np.float64) for part in parts]
+        found[:, line] = ranges[:, np.argmin(histograms.divergences(*parts, cells, *ranges))]
+    return np.maximum(found[0], bins.lo), np.minimum(found[1], bins.hi)
+
+
+def _limits(begin, end, counts, largest):
+    """Return the largest magnitudes to try, descending: no more than half of the values lie beyond."""
+    outer = np.abs(_outer(begin, end))
+    order = np.argsort(outer, kind="stable")
+    least = outer[order][_last_kept(counts[order], int(counts.sum()) // 2)]
+    limits = np.unique(np.minimum(outer, largest))
+    return limits[limits >= min(least, largest)][::-1]
+
+
+def refine(bins, codes, zero_points, scale, zero_point):
+    """Turn the scale and zero_point of lines, of minmax, into those of least squares of the middles of bins."""
+    middle = (bins.begin + bins.end) / 2
+    step = max(runtime.get_num_threads(), POINTS // max(1, len(middle)))
+    for first in range(0, len(bins.counts), step):
+        lines = slice(first, first + step)
+        counts = bins.counts[lines].astype(np.float64)
+        ends = [a[lines, None].astype(np.float64) for a in (bins.lo, bins.hi)]
+        values = np.ascontiguousarray(np.clip(middle, *ends))
+        elementwise.refine(values, counts, values.shape[1], codes, zero_points, scale[lines], zero_point[lines])

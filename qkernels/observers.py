@@ -1,0 +1,425 @@
+"""Calibrate: look at data part by part, in constant memory, and choose parameters for all of it.
+
+Every observer has `update`, `merge` (but for `MovingAverage`), `qparams`, `to_arrays` and `from_arrays`, and can be
+pickled. Formulas: docs/numerics.md, section 25.
+"""
+
+import threading
+
+import numpy as np
+
+from ._bind import histograms
+from ._checks import (
+    FLOAT32,
+    array_named,
+    arrays_named,
+    check_axis,
+    checked_blocks,
+    float_array,
+    number_named,
+    real,
+    refuse_missing,
+    shown,
+)
+from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward, params_of_counts, params_of_range
+from ._histogram import COARSE, FINE, count, new_histogram, percentile_within
+from ._mode import default_mode
+from ._qparams import QParams, code_dtype
+
+__all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
+
+
+class _Observer:
+    """Hold what all observers have in common."""
+
+    _settings: tuple[str, ...] = ()  # names of numbers besides the axis
+
+    def __init__(self, axis):
+        self._axis = checked_blocks(axis, None)[0]
+        self._count, self._lines = 0, None
+        self._lock = threading.Lock()
+
+    @property
+    def axis(self):
+        """The axis each of whose indices has parameters of its own, or None."""
+        return self._axis
+
+    @property
+    def count(self):
+        """How many values have been seen."""
+        return self._count
+
+    @default_mode
+    def update(self, x):
+        """Look at more values.
+
+        Parameters
+        ----------
+        x : array of float32, float64, float16 or bfloat16
+            Finite. With `axis`, of the same length along it each time. An empty array changes nothing.
+
+        Returns
+        -------
+        The observer itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is no float array, holds NaN or infinity, reaches beyond the range of float32, or does not have the
+            axis or its length. Nothing of x has been taken into account then, nor if Ctrl-C interrupts.
+        """
+        x = float_array(x)
+        check_axis(self._axis, x)
+        if x.size:
+            with self._lock:
+                lines = 1 if self._axis is None else x.shape[self._axis]
+                if self._lines not in (None, lines):
+                    raise ValueError(f"x must have length {self._lines} along axis {self._axis}, got shape {x.shape}")
+                self._add(x)
+                self._lines, self._count = lines, self._count + x.size
+        return self
+
+    @default_mode
+    def merge(self, other):
+        """Take over what another observer has seen: the state is that of one observer that has seen both, bit for bit.
+
+        Parameters
+        ----------
+        other : observer
+            Of the same class and settings. It stays as it is.
+
+        Returns
+        -------
+        The observer itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the other is of another class, has other settings, or has seen arrays of another length along `axis`.
+        """
+        if type(other) is not type(self):
+            raise TypeError(f"other must be an observers.{type(self).__name__}, got {shown(other)}")
+        for name in ("axis", *self._settings):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(f"other must have {name} {getattr(self, name)}, got {getattr(other, name)}")
+        if other._count:
+            with self._lock:
+                if self._lines not in (None, other._lines):
+                    along = f"of length {self._lines} along axis {self._axis}"
+                    raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
+                self._join(other)
+                self._lines, self._count = other._lines, self._count + other._count
+        return self
+
+    @default_mode
+    def qparams(self, dtype="int8", *, symmetric=None, narrow_range=None):
+        """Choose parameters for all that has been seen.
+
+        Parameters
+        ----------
+        dtype, symmetric, narrow_range
+            As for `qkernels.choose_qparams`.
+
+        Returns
+        -------
+        QParams
+            One scale, or one for each index of `axis`.
+
+        Raises
+        ------
+        ValueError
+            If nothing has been seen.
+        """
+        dtype = code_dtype(dtype)
+        scheme = choose_scheme(dtype, symmetric, narrow_range)
+        if not self._count:
+            raise ValueError(f"observers.{type(self).__name__} has seen no values: update it with some first")
+        return self._params(dtype, scheme)
+
+    def to_arrays(self):
+        """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
+        arrays = {"count": np.array(self._count, np.int64)} | self._state()
+        if self._axis is not None:
+            arrays["axis"] = np.array(self._axis, np.int64)
+        return arrays | {name: np.array(getattr(self, name), np.float64) for name in self._settings}
+
+    @classmethod
+    @default_mode
+    def from_arrays(cls, arrays):
+        """Return the observer whose `to_arrays` gave `arrays` (a mapping of str to array).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, or is not as `to_arrays` makes it.
+        """
+        names = ("count", *cls._arrays, *cls._settings)
+        arrays = arrays_named(arrays, (*names, "axis"))
+        refuse_missing(arrays, names)
+        settings = {name: real(array_named(arrays, name, np.float64), name) for name in cls._settings}
+        made = cls(axis=number_named(arrays, "axis") if "axis" in arrays else None, **settings)
+        count = number_named(arrays, "count", 0)
+        made._restore(arrays, count)
+        made._count = count
+        return made
+
+    def __reduce__(self):
+        return type(self).from_arrays, (self.to_arrays(),)
+
+    def __repr__(self):
+        names = [name for name in ("axis", *self._settings) if getattr(self, name) is not None]
+        options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"<observers.{type(self).__name__}({options}): {self._count} values>"
+
+
+# ---- ranges ----
+
+
+class _Range(_Observer):
+    """Hold the bounds of each line, and 0."""
+
+    _arrays = ("lo", "hi")
+    _dtype = FLOAT32
+
+    def __init__(self, axis):
+        super().__init__(axis)
+        self._bounds = np.zeros((2, 0), self._dtype)
+
+    def _params(self, dtype, scheme):
+        lo, hi = (outward(bound, end) for bound, end in zip(self._bounds, (-np.inf, np.inf), strict=True))
+        if self._axis is None:
+            lo, hi = lo[0], hi[0]
+        scale, zero_point = params_of_range(lo, hi, dtype, scheme)
+        return QParams(scale, zero_point, dtype, axis=self._axis, narrow_range=scheme[1])
+
+    def _seen(self, x):
+        """Return the bounds of x and 0, (2, lines)."""
+        return np.array(bounds_of(x, self._axis, None)).reshape(2, -1)
+
+    def _state(self):
+        return dict(zip(self._arrays, self._bounds.copy(), strict=True))
+
+    def _restore(self, arrays, count):
+        lo, hi = (array_named(arrays, name, self._dtype) for name in self._arrays)
+        if lo.ndim != 1 or lo.shape != hi.shape or (count > 0) != (len(lo) > 0) or (self._axis is None and len(lo) > 1):
+            raise ValueError(f"lo and hi must have one shape, (lines,), got {lo.shape}, {hi.shape} and count {count}")
+        if not np.all((lo <= 0) & (hi >= 0) & (lo > -np.inf) & (hi < np.inf)):
+            raise ValueError("lo must not be above 0 and hi not below, both finite")
+        self._bounds, self._lines = np.array([lo, hi], self._dtype), len(lo) or None
+
+
+class MinMax(_Range):
+    """Keep the smallest and the largest value, and 0: nothing that has been seen saturates.
+
+    Parameters
+    ----------
+    axis : int, optional
+        One scale per index of that axis. None: one for all values.
+
+    Examples
+    --------
+    >>> seen = observers.MinMax().update(np.float32([-1, 0.5])).update(np.float32([3]))
+    >>> seen.qparams("uint8")
+    QParams(scale=0.015686275, zero_point=64, dtype='uint8')
+    """
+
+    def __init__(self, *, axis=None):
+        super().__init__(axis)
+
+    def _add(self, x):
+        self._widen(self._seen(x))
+
+    def _join(self, other):
+        self._widen(other._bounds)
+
+    def _widen(self, bounds):
+        if self._lines is not None:
+            bounds = np.minimum(self._bounds[0], bounds[0]), np.maximum(self._bounds[1], bounds[1])
+        self._bounds = np.array(bounds)
+
+
+class MovingAverage(_Range):
+    """Keep averages of the smallest and the largest value of each update, later ones counting more.
+
+    The first update gives the bounds; each later one moves them by `rate` of what its own bounds, and 0, differ from
+    them. So the result depends on how data are divided and in which order they come: there is no `merge`.
+
+    Parameters
+    ----------
+    axis : int, optional
+        One scale per index of that axis. None: one for all values.
+    rate : float
+        Above 0, at most 1.
+
+    Examples
+    --------
+    >>> seen = observers.MovingAverage(rate=0.5).update(np.float32([1])).update(np.float32([2]))
+    >>> seen.qparams("uint8").scale * 255
+    np.float32(1.5)
+    """
+
+    _settings = ("rate",)
+    _dtype = np.dtype(np.float64)
+
+    @default_mode
+    def __init__(self, *, axis=None, rate=0.01):
+        super().__init__(axis)
+        self._rate = real(rate, "rate")
+        if not 0 < self._rate <= 1:
+            raise ValueError(f"rate must be above 0 and at most 1, got {self._rate!r}")
+
+    @property
+    def rate(self):
+        """How much of a difference each update takes over."""
+        return self._rate
+
+    def _add(self, x):
+        seen = self._seen(x).astype(np.float64)
+        self._bounds = seen if self._lines is None else self._bounds + self._rate * (seen - self._bounds)
+
+    def merge(self, other):
+        """Raise TypeError: an average that depends on the order of its updates cannot be merged."""
+        raise TypeError("observers.MovingAverage depends on the order of its updates: it cannot be merged")
+
+
+# ---- histograms ----
+
+
+class _Counted(_Observer):
+    """Hold the histogram of each line."""
+
+    _arrays = ("blocks", "counts", "ranks")
+    _method = ""
+
+    def __init__(self, axis):
+        super().__init__(axis)
+        self._histogram = None
+
+    def _add(self, x):
+        histogram = new_histogram(x, self._axis) if self._histogram is None else self._histogram
+        count(histogram, x, self._axis)
+        self._histogram = histogram
+
+    def _join(self, other):
+        if self._histogram is None:
+            self._histogram = histograms.Histogram(other._histogram.lines, other._histogram.bits)
+        self._histogram.merge(other._histogram)
+
+    def _params(self, dtype, scheme):
+        check_codes(self._method, dtype)
+        options = {name: getattr(self, name) for name in self._settings}
+        return params_of_counts(self._histogram, self._method, dtype, scheme, self._axis, **options)
+
+    def _state(self):
+        bits = FINE if self._axis is None else COARSE
+        histogram = self._histogram or histograms.Histogram(0, bits)
+        return dict(zip(self._arrays, histogram.read(), strict=True))
+
+    def _restore(self, arrays, count):
+        bits = FINE if self._axis is None else COARSE
+        blocks = array_named(arrays, "blocks", np.uint16)
+        counts, ranks = array_named(arrays, "counts", np.int64), array_named(arrays, "ranks", np.int32)
+        lines = len(counts) if counts.ndim else 0
+        if blocks.ndim != 1 or counts.shape != (lines, len(blocks), 2**bits) or ranks.shape != (2, lines):
+            raise ValueError(
+                f"blocks, counts and ranks must have shapes (b,), (lines, b, {2**bits}) and (2, lines), "
+                f"got {blocks.shape}, {counts.shape} and {ranks.shape}"
+            )
+        if np.any(ranks[0] > ranks[1]) or np.any(ranks > 0x7F7FFFFF) or np.any(ranks < -0x7F800000):
+            raise ValueError("ranks must be those of finite numbers, the first not above the second")
+        if np.any(blocks % 256 == 255) or np.any(blocks > 511) or np.any(blocks[1:] <= blocks[:-1]):
+            raise ValueError("blocks must ascend, below 511 and without 255")
+        if np.any(counts < 0) or np.any(counts.sum(axis=(1, 2)) * lines != count) or (self._axis is None and lines > 1):
+            raise ValueError(f"counts must not be negative, and those of each line sum to count / {lines}, {count}")
+        if lines:
+            self._histogram, self._lines = histograms.Histogram(lines, bits), lines
+            self._histogram.write(blocks, np.ascontiguousarray(counts, np.int64), np.ascontiguousarray(ranks, np.int32))
+        elif count:
+            raise ValueError(f"counts must hold {count} values, got none")
+
+
+class Percentile(_Counted):
+    """Choose the smallest range that leaves out no more than a share of the values, so that outliers saturate.
+
+    Symmetric parameters leave out the largest magnitudes, others as many values at either end. The ends of the range
+    are those of bins, off by a relative 2**-10 at most (2**-7 with `axis`).
+
+    Parameters
+    ----------
+    axis : int, optional
+        One scale per index of that axis. None: one for all values.
+    percentile : float
+        How much of the values must not saturate: above 0, at most 100.
+
+    Examples
+    --------
+    >>> x = np.float32(np.arange(1000))
+    >>> x[7] = 1e30
+    >>> observers.Percentile(percentile=99.9).update(x).qparams("uint8", symmetric=False).scale
+    np.float32(3.9176471)
+    """
+
+    _settings, _method = ("percentile",), "percentile"
+
+    @default_mode
+    def __init__(self, *, axis=None, percentile=PERCENTILE):
+        super().__init__(axis)
+        self._percentile = percentile_within(percentile)
+
+    @property
+    def percentile(self):
+        """How much of the values must not saturate."""
+        return self._percentile
+
+
+class Entropy(_Counted):
+    """Choose the range whose codes tell the most of the distribution: the least relative entropy (KL divergence).
+
+    Values that are 0, which every range holds exactly, do not count. For integer codes.
+
+    Parameters
+    ----------
+    axis : int, optional
+        One scale per index of that axis. None: one for all values.
+
+    References
+    ----------
+    Migacz, *8-bit Inference with TensorRT*, 2017.
+
+    Examples
+    --------
+    >>> x = np.float32(np.random.default_rng(0).normal(0, 1, 100_000))
+    >>> x[0] = 1e30
+    >>> 2 < observers.Entropy().update(x).qparams("int8").scale * 127 < 6
+    np.True_
+    """
+
+    _method = "entropy"
+
+    def __init__(self, *, axis=None):
+        super().__init__(axis)
+
+
+class MSE(_Counted):
+    """Choose the parameters of the least squared error of all that has been seen, as well as its histogram tells.
+
+    With the middle of its bin for each value, the result is the optimum, as that of method "mse" of
+    `qkernels.choose_qparams` is for the values themselves. For integer codes.
+
+    Parameters
+    ----------
+    axis : int, optional
+        One scale per index of that axis. None: one for all values.
+
+    Examples
+    --------
+    >>> x = np.float32(np.random.default_rng(0).normal(0, 1, 100_000))
+    >>> [float(np.round(params.scale, 3)) for params in
+    ...  (observers.MSE().update(x).qparams("int4"), qk.choose_qparams(x, "int4", method="mse"))]
+    [0.334, 0.334]
+    """
+
+    _method = "mse"
+
+    def __init__(self, *, axis=None):
+        super().__init__(axis)
