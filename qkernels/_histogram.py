@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._bind import elementwise, histograms, runtime
+from ._bind import elementwise, histograms
 from ._bind.arrays import contiguous_reals
 from ._checks import FLOAT32, cuts, raise_beyond_float32, real
 
@@ -13,7 +13,6 @@ FINE, COARSE = 10, 7  # bits of the mantissa that tell bins apart: of a tensor, 
 LARGEST = np.finfo(FLOAT32).max
 MOST = 1 << 30  # values that are counted at a time
 SIGN = 256  # the block from which on values are negative
-POINTS = 1 << 22  # of bins that are taken for values at once
 
 
 # ---- counting ----
@@ -112,20 +111,20 @@ def percentile_within(value):
 
 def percentile_ranges(bins, value, symmetric):
     """Return (lo, hi) of each line, float32: the least that leaves out no more than 100 - value percent."""
-    out = 1 - Fraction(repr(value)) / 100
-    found = np.zeros((2, len(bins.counts)), FLOAT32)
+    out, found = 1 - Fraction(repr(value)) / 100, np.array([bins.lo, bins.hi])
     for line, (begin, end, counts) in enumerate(_lines(bins)):
-        outer, total = _outer(begin, end), int(counts.sum())
+        most = int(out * int(counts.sum()) / (1 if symmetric else 2))
+        if not most:
+            continue
+        outer = _outer(begin, end)
         if symmetric:
             order = np.argsort(np.abs(outer), kind="stable")
-            hi = abs(outer[order][_last_kept(counts[order], int(out * total))]) if total else 0
+            hi = abs(outer[order][_last_kept(counts[order], most)])
             lo = -hi
-        elif total:
-            most = int(out * total / 2)
-            hi = outer[_last_kept(counts, most)]
-            lo = outer[len(counts) - 1 - _last_kept(counts[::-1], most)]
-        found[:, line] = (lo, hi) if total else 0
-    return np.maximum(found[0], bins.lo), np.minimum(found[1], bins.hi)
+        else:
+            hi, lo = outer[_last_kept(counts, most)], outer[::-1][_last_kept(counts[::-1], most)]
+        found[:, line] = max(lo, bins.lo[line]), min(hi, bins.hi[line])
+    return found
 
 
 def _last_kept(counts, most):
@@ -163,11 +162,9 @@ def _limits(begin, end, counts, largest):
 
 def refine(bins, codes, zero_points, scale, zero_point):
     """Turn the scale and zero_point of lines, of minmax, into those of least squares of the middles of bins."""
-    middle = (bins.begin + bins.end) / 2
-    step = max(runtime.get_num_threads(), POINTS // max(1, len(middle)))
-    for first in range(0, len(bins.counts), step):
-        lines = slice(first, first + step)
-        counts = bins.counts[lines].astype(np.float64)
-        ends = [a[lines, None].astype(np.float64) for a in (bins.lo, bins.hi)]
-        values = np.ascontiguousarray(np.clip(middle, *ends))
-        elementwise.refine(values, counts, values.shape[1], codes, zero_points, scale[lines], zero_point[lines])
+    for line, (begin, end, counts) in enumerate(_lines(bins)):
+        at = slice(line, line + 1)
+        values = np.clip((begin + end) / 2, *(float(a[line]) for a in (bins.lo, bins.hi)))[None]
+        if values.size:
+            weights = counts.astype(np.float64)[None]
+            elementwise.refine(values, weights, values.size, codes, zero_points, scale[at], zero_point[at])

@@ -212,21 +212,30 @@ def values_of_codes(dtype):
     return values, codes
 
 
+def codes_of(values):
+    """Return the codes of values of 8 or 16 bits, which are in native byte order, as uint16."""
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint16)
+
+
 def cluster_by_histogram(lines, weights, k, found, stop):
     """Cluster one line by the weights of its codes."""
     dtype = lines.dtype.newbyteorder("=")
-    values, codes = values_of_codes(dtype)
-    bins, line = np.zeros(len(values)), lines[0]
+    bins, line = np.zeros(2 ** (8 * dtype.itemsize)), lines[0]
     parts = [np.s_[first : first + CHUNK] for first in range(0, len(line), CHUNK)]
-
-    def codes_of(part):
-        return np.array(line[part], dtype).view(f"u{dtype.itemsize}").astype(np.uint16)
-
     for part in parts:
-        if not clusters.count_codes(codes_of(part), None if weights is None else doubles(weights[0, part]), bins):
+        codes = codes_of(line[part].astype(dtype))
+        if not clusters.count_codes(codes, None if weights is None else doubles(weights[0, part]), bins):
             raise Refused
         if dtype.kind not in "iu" and not np.isfinite(line[part]).all():
             raise Refused
+    table = cluster_codes(dtype, bins, k, found, stop)
+    for part in parts:
+        clusters.look_up(codes_of(line[part].astype(dtype)), table, found.labels[0, part])
+
+
+def cluster_codes(dtype, bins, k, found, stop):
+    """Cluster the values of codes by their weights, those of finite ones; return the label of each code."""
+    values, codes = values_of_codes(dtype)
     limits = np.empty(found.centroids.shape)
     points, weights = doubles(values[None, codes]), doubles(bins[None, codes])
     clusters.cluster_lines(points, weights, k, found.with_limits(limits), stop)
@@ -234,5 +243,4 @@ def cluster_by_histogram(lines, weights, k, found, stop):
         raise Refused
     table = np.empty((1, len(values)), found.labels.dtype)
     clusters.label_lines(values[None], limits, found.counts, table)
-    for part in parts:
-        clusters.look_up(codes_of(part), table[0], found.labels[0, part])
+    return table[0]

@@ -136,6 +136,10 @@ class _Observer:
             raise ValueError(f"observers.{type(self).__name__} has seen no values: update it with some first")
         return self._params(dtype, scheme)
 
+    def empty(self):
+        """Return an observer of the same settings that has seen nothing."""
+        return type(self)(**{name: getattr(self, name) for name in ("axis", *self._settings)})
+
     def to_arrays(self):
         """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
         arrays = {"count": np.array(self._count, np.int64)} | self._state()

@@ -52,6 +52,11 @@ def same_params(a, b):
     assert a == b and a.scale.tobytes() == b.scale.tobytes()
 
 
+@np.errstate(under="ignore")
+def cast(x, dtype):
+    return x.astype(dtype)
+
+
 def merged(make, parts, rng):
     """The parts seen by as many observers, which are merged in a random tree."""
     found = [make().update(part) for part in parts]
@@ -124,7 +129,8 @@ def test_counts_are_those_of_numpy_on_every_instruction_set_and_thread_count(sha
 @pytest.mark.parametrize("layout", ANY_AXES)
 def test_any_layout_of_any_float_type_is_read(name, layout):
     for dtype in FLOATS:
-        x = np.resize(NORMAL, (20, 30, 2)).astype(dtype)
+        x = np.resize(NORMAL, (20, 30, 2))
+        x = cast(x, dtype)
         for axis in None, 1:
             want = ALL[name](axis=axis).update(x.astype(F32))
             assert state(ALL[name](axis=axis).update(ANY_AXES[layout](x))) == (
@@ -135,7 +141,7 @@ def test_any_layout_of_any_float_type_is_read(name, layout):
 def test_float64_is_rounded_but_bounds_go_outward():
     x = np.float64([1 / 3, -1e-60, 0.1])
     assert observers.MinMax().update(x).to_arrays()["hi"] >= 1 / 3
-    assert state(observers.MSE().update(x)) == state(observers.MSE().update(x.astype(F32)))
+    assert state(observers.MSE().update(x)) == state(observers.MSE().update(cast(x, F32)))
     for name in ALL:
         with pytest.raises(ValueError, match="beyond the range of float32"):
             ALL[name]().update([1e39, 1.0])
@@ -146,6 +152,7 @@ def test_float64_is_rounded_but_bounds_go_outward():
 
 def edges(x, params):
     """How many values are beyond the codes by more than a rounding, below and above."""
+    x = x.astype(float)
     lo, hi = ((q - int(params.zero_point)) * float(params.scale) for q in (params.qmin, params.qmax))
     slack = float(params.scale) / 2
     return np.sum(x < lo - slack), np.sum(x > hi + slack)
@@ -166,7 +173,8 @@ def test_no_more_values_saturate_than_the_percentile_says(data, percentile):
     magnitudes = np.sort(np.abs(x.astype(float)))
     last = magnitudes[x.size - 1 - int(out * x.size)]
     exact = max(last / 127, 2.0**-126) if magnitudes[-1] and last else 1.0
-    assert seen.qparams("int8").scale <= max(exact * (1 + 2.0**-10) * (1 + 2.0**-23), 2.0**-126) or exact == 1
+    scale = seen.qparams("int8").scale
+    assert scale <= max(exact * (1 + 2.0**-10) * (1 + 2.0**-23), 2.0**-126) or (scale == 1 and last < 2.0**-136)
 
 
 def test_either_end_may_leave_out_half():
@@ -354,7 +362,7 @@ def test_what_is_not_finite_is_refused_and_changes_nothing(name, variants):
         for bad in (np.nan, -np.inf, np.inf):
             for at in (0, 12_345, NORMAL.size - 1):
                 for dtype in FLOATS:
-                    x = NORMAL.astype(dtype)
+                    x = cast(NORMAL, dtype)
                     x[at] = bad
                     with pytest.raises(ValueError, match="x has 1 NaN or infinite values"):
                         seen.update(x.reshape(shape))

@@ -9,17 +9,17 @@
 #include "runtime/parallel.h"
 #include "runtime/sizes.h"
 
-enum { CHUNK = 4096 }; /* values at a time: they stay in the L1 cache beside the bins in use */
+enum { CHUNK = QK_HISTOGRAM_CHUNK };
 static const int32_t LARGEST = 0x7f7fffff; /* bits of the largest float */
-static const double NANOSECONDS = 1; /* a value */
+static const double NANOSECONDS = 1;       /* a value */
 
 /* What a thread has counted. */
 typedef struct {
     int taken;
-    uint32_t *counts;        /* of all bins */
-    float nonzero[CHUNK];    /* of a chunk with many zeros */
-    int32_t least, most;     /* ranks of the extremes */
-    uint32_t nearest;        /* as in qk_survey */
+    uint32_t *counts;     /* of all bins */
+    float nonzero[CHUNK]; /* of a chunk with many zeros */
+    int32_t least, most;  /* ranks of the extremes */
+    uint32_t nearest;     /* as in qk_survey */
 } table;
 
 struct qk_histogram {

@@ -165,7 +165,10 @@ typedef struct {
     uint32_t nearest;    /* 2 * bits - 1 of the least magnitude that is not 0 */
     uint32_t zeros;
 } qk_survey;
-enum { QK_FINE_SHIFT = 13 }; /* of 1024 bins a power of two */
+enum {
+    QK_FINE_SHIFT = 13,       /* of 1024 bins a power of two */
+    QK_HISTOGRAM_CHUNK = 4096 /* values at a time: they stay in the L1 cache beside the bins in use */
+};
 
 /* Integers in the order of the floats with these bits, -NaN first and NaN last; its own inverse. */
 static inline int32_t qk_rank(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }

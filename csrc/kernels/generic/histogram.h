@@ -26,18 +26,22 @@ static void survey_f32(const float *x, size_t n, qk_survey *s)
     *s = (qk_survey){least, most, nearest, zeros};
 }
 
-/* Two values come in one load, and no vector is taken apart: an increment is what a value costs. */
+/* Two values come in one load, and no vector is taken apart: an increment is what a value costs. The next chunk comes
+ * from memory meanwhile. */
 static QK_INLINE void count_pairs(const float *x, size_t n, int shift, uint32_t *counts)
 {
-    size_t i = 0;
-    for (; i + 2 <= n; i += 2) {
-        uint64_t pair;
-        memcpy(&pair, x + i, sizeof pair);
-        counts[(uint32_t)pair >> shift]++;
-        counts[pair >> 32 >> shift]++;
+    enum { LINE = 16 };
+    uint64_t pair;
+    uint32_t last;
+    for (; n >= LINE; n -= LINE, x += LINE) {
+        __builtin_prefetch(x + QK_HISTOGRAM_CHUNK, 0, 2);
+        for (size_t i = 0; i < LINE; i += 2) {
+            memcpy(&pair, x + i, sizeof pair);
+            counts[(uint32_t)pair >> shift]++;
+            counts[pair >> 32 >> shift]++;
+        }
     }
-    if (i < n) {
-        uint32_t last;
+    for (size_t i = 0; i < n; i++) {
         memcpy(&last, x + i, sizeof last);
         counts[last >> shift]++;
     }
@@ -53,10 +57,15 @@ static void count_f32(const float *x, size_t n, int shift, uint32_t *counts)
 
 static size_t nonzero_f32(const float *x, size_t n, float *found)
 {
-    size_t count = 0;
-    for (size_t i = 0; i < n; i++) {
-        found[count] = x[i];
-        count += x[i] != 0;
+    size_t count = 0, i = 0;
+#ifdef HAVE_NONZERO_GROUP
+    for (; i + GROUP16 <= n; i += GROUP16) count += nonzero_group(x + i, found + count);
+#endif
+    for (; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        memcpy(found + count, &bits, sizeof bits);
+        count += 2 * bits != 0;
     }
     return count;
 }

@@ -75,6 +75,8 @@
  *     HAVE_WIDEN          widen_span: SPAN 8-bit codes to int32 (elementwise.h)
  *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
  *     GROUP16             elements that these see at a time
+ *     HAVE_NONZERO_GROUP  nonzero_group: GROUP16 values, of which those that are not 0 are stored; room for all of them
+ *                         (histogram.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)

@@ -372,4 +372,19 @@ static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
     }
 }
 
+/* ---- histograms (numerics 25) ---- */
+
+#define HAVE_NONZERO_GROUP
+static inline size_t nonzero_group(const float *x, float *found)
+{
+    size_t count = 0;
+    for (int i = 0; i < GROUP16; i += 16) {
+        const __m512i bits = _mm512_loadu_si512(x + i);
+        const __mmask16 some = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(INT32_MAX));
+        _mm512_storeu_si512(found + count, _mm512_maskz_compress_epi32(some, bits));
+        count += (size_t)__builtin_popcount(some);
+    }
+    return count;
+}
+
 #endif
