@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import config as config
 from . import gguf as gguf
+from . import observers as observers
 from .config import get_include as get_include
 from .config import get_num_threads as get_num_threads
 from .config import num_threads as num_threads
@@ -168,7 +169,19 @@ def choose_qparams(
     block_size: int | None = None,
     symmetric: bool | None = None,
     narrow_range: bool | None = None,
-    method: Literal["minmax"] = "minmax",
+    method: Literal["minmax", "entropy"] = "minmax",
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
+    dtype: _Codes = "int8",
+    *,
+    axis: int | None = None,
+    block_size: None = None,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["percentile"],
+    percentile: SupportsFloat = 99.99,
 ) -> QParams: ...
 @overload
 def choose_qparams(

@@ -1,11 +1,13 @@
 """A valid call of each public function, for the tests that vary one argument at a time."""
 
+import functools
 import inspect
 
 import ml_dtypes
 import numpy as np
 
 import qkernels as qk
+from qkernels import observers
 
 X, ROW = np.float32([[0.5, -1, 0.25, 2], [1, 0, 3, -2]]), np.float32([1, 2, 3])
 Q, U = np.int8([[5, -1, 0, 2], [1, 0, 3, -2]]), np.uint8([[5, 1, 0, 2], [1, 0, 3, 2]])
@@ -55,6 +57,8 @@ valid("attention", q=X, k=X, v=X, heads=2, starts=[0, 1, 2], scale=0.5, out=lamb
 least = dict(method="mse", importance=np.abs(X) + 1)
 valid("choose_qparams", x=X, dtype="int8", axis=0, block_size=2, symmetric=True, narrow_range=True, **least)
 valid("choose_qparams", x=X, dtype="float8_e4m3fn")
+valid("choose_qparams", x=X, dtype="uint8", axis=1, method="percentile", percentile=99.0)
+valid("choose_qparams", x=X, dtype="int4", method="entropy")
 valid("decode", codes=U % 4, codebook=BLOCKS, scales=np.ones((1, 4), np.float32), out=lambda: out((2, 4)))
 valid("decode", codes=U % 2, codebook=VECTORS, out=lambda: out((2, 8)))
 valid("dequantize", q=Q, params=PARAMS, dtype="float16", out=lambda: out((2, 4), np.float16))
@@ -82,6 +86,18 @@ valid("matmul", a=Q, b=W, a_zero_point=1, b_zero_point=[1, 2, 3], out=lambda: ou
 valid("matmul", a=Q.astype(np.int16), b=W, a_zero_point=[1, 2], b_zero_point=1, out=lambda: out((2, 3), np.int64))
 valid("matmul", a=Q[None], b=W[None], a_zero_point=[[1, 2]], b_zero_point=3, out=lambda: out((1, 2, 3), np.int32))
 valid("num_threads", n=1)
+valid("observers.Entropy", axis=0)
+valid("observers.MSE", axis=-1)
+valid("observers.MinMax", axis=None)
+valid("observers.MovingAverage", axis=1, rate=0.5)
+valid("observers.Percentile", axis=1, percentile=99.5)
+for name in observers.__all__:
+    seen = getattr(observers, name)().update(X)
+    valid(f"observers.{name}.from_arrays", arrays=seen.to_arrays())
+    valid(f"observers.{name}.update", x=X)
+    valid(f"observers.{name}.qparams", dtype="int8", symmetric=True, narrow_range=True)
+    if name != "MovingAverage":
+        valid(f"observers.{name}.merge", other=seen)
 valid("pack", b=W, params=PARAMS, scales=None)
 valid("pack", b=W.astype(np.float16), params=None)
 valid("pack", b=WEIGHTS, params=BLOCKS, scales=np.ones((2, 3), np.float32))
@@ -105,8 +121,29 @@ valid("unpack_bits", data=np.uint8([33, 15]), bits=4, shape=(3,), dtype="int8")
 NOT_CALLED = {"FP4", "NF4", "KMeansResult"}  # objects, and a tuple of results that nobody passes in
 
 
+def of_observer(cls, method):
+    """The method of a new one, that has seen something; with the method's arguments but for self."""
+
+    @functools.wraps(getattr(cls, method))
+    def call(**arguments):
+        observer = cls()
+        return getattr(observer if method == "merge" else observer.update(X), method)(**arguments)
+
+    parameters = list(inspect.signature(getattr(cls, method)).parameters.values())[1:]
+    call.__signature__ = inspect.Signature(parameters)
+    return call
+
+
 def public_functions():
-    """Name and function of all that a user calls: the public names and the class methods of public classes."""
+    """Name and function of all that a user calls: the public names, the class methods of public classes, and what
+    observers do."""
+    for name in observers.__all__:
+        cls = getattr(observers, name)
+        yield f"observers.{name}", cls
+        yield f"observers.{name}.from_arrays", cls.from_arrays
+        yield from (
+            (f"observers.{name}.{method}", of_observer(cls, method)) for method in ("update", "merge", "qparams")
+        )
     for name in qk.__all__:
         value = getattr(qk, name)
         if name in NOT_CALLED:

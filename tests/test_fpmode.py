@@ -94,6 +94,15 @@ def weights():
     }
 
 
+def observed(name, axis):
+    """All that an observer of that name tells of small numbers."""
+    options = {"rate": THIRD} if name == "MovingAverage" else {}
+    seen = getattr(qk.observers, name)(axis=axis, **options).update(MANY[:4096]).update(np.float64(MANY[:99]) / 3)
+    if name != "MovingAverage":
+        seen.merge(pickle.loads(pickle.dumps(seen)))
+    return seen.to_arrays(), seen.qparams("int8"), seen.qparams("uint8"), repr(seen)
+
+
 def elementwise():
     yield "quantize", partial(qk.quantize, HALVES[:4], qk.QParams(2e-7))
     yield "quantize", partial(qk.quantize, [np.float32(1e-40), 2.0], qk.QParams(SMALLEST))
@@ -141,6 +150,12 @@ def elementwise():
     )  # by threads
     yield "choose_qparams", partial(qk.choose_qparams, WIDE.astype(np.float64), "int4", axis=1, block_size=32)
     yield "choose_qparams", partial(qk.choose_qparams, np.float64([1, 1e-3]) / 3, "int8")
+    for method in ("percentile", "entropy"):
+        for x in (HALVES, TINY, NEAR_TIES.astype(F32), TINY64):
+            yield "choose_qparams", partial(qk.choose_qparams, x, "uint8", method=method)
+    for name in qk.observers.__all__:
+        for axis in (None, 1):
+            yield "choose_qparams", partial(observed, name, axis)
     for scale in (0.1, THIRD, np.float64(1e-37) / 3, np.float16(6e-8), BF16(1e-38 * 2)):
         yield "QParams", partial(qk.QParams, scale)
     yield "QParams", lambda: repr(qk.QParams(0.1, 3, "uint8"))

@@ -123,6 +123,13 @@ CALLS = {
         a = codes(60000, 1000, dtype=np.int32)
         call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')""",
     "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
+    "observers": "x, o = floats(10**8), qk.observers.Percentile(); call = lambda: o.update(x)",
+    "observers, lines": """
+        x, o = floats(10000, 4000), qk.observers.MSE(axis=1)
+        call = lambda: o.update(x)""",
+    "observers, entropy": """
+        o = qk.observers.Entropy(axis=0).update(floats(3000, 2000))
+        call = o.qparams""",
     "pack": "b = codes(10000, 10000).T; call = lambda: qk.pack(b, rate)",
     "pack, 4 bits": """
         b = codes(8000, 8000, dtype=ml_dtypes.int4)

@@ -22,7 +22,8 @@ from common import COMPILER, python, run
 from numpy.lib.stride_tricks import as_strided
 
 import qkernels as qk
-from qkernels._bind import runtime
+from qkernels import observers
+from qkernels._bind import histograms, runtime
 
 LENGTHS = range(131)
 FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -289,6 +290,20 @@ def sweep_layers(n, rng, at_end):
         check(at_end, qk.attention, q, k, v, 2, starts=np.int64([0, tokens // 3, tokens]))
 
 
+def sweep_observers(n, rng, at_end):
+    x = rng.normal(0, 5, (3, n))
+    x[rng.random(x.shape) < n % 2 / 2] = 0
+    for of, axis, observer in itertools.product(FLOATS, (None, 0, 1), (observers.MinMax, observers.Percentile)):
+
+        def counts(x, axis=axis, observer=observer):
+            return tuple(observer(axis=axis).update(x).to_arrays().values())
+
+        check(at_end, counts, x.astype(of), out=False)
+    begin = np.cumsum(rng.uniform(1, 2, n + 1))
+    given = begin[:-1].copy(), begin[1:].copy(), rng.uniform(1, 9, n), begin[:n] - 1, begin[:n] + 9
+    check(at_end, lambda *arrays: histograms.divergences(*arrays[:3], 16, *arrays[3:]), *given, out=False)
+
+
 def sweep_kmeans(n, rng, at_end):
     for d, dtype in itertools.product((1, 3, 4, 6, 8, 17), (np.float32, np.float64)):
         x, weights, k = rng.normal(0, 1, (n, d)).astype(dtype), rng.random(n) + 0.1, min(n, 21)
@@ -306,6 +321,7 @@ def sweep(isa):
         if n:
             sweep_filtered_search(n, rng, at_end)
             sweep_layers(n, rng, at_end)
+            sweep_observers(n, rng, at_end)
             sweep_kmeans(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)

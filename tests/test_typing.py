@@ -13,11 +13,11 @@ import pytest
 from common import python
 
 import qkernels as qk
-from qkernels import config, gguf
+from qkernels import config, dask, gguf, observers
 
 SCRIPT = Path(__file__).parent / "typing" / "uses_all.py"
 PACKAGE = Path(qk.__file__).parent
-MODULES = {"__init__": qk, "config": config, "gguf": gguf}
+MODULES = {"__init__": qk, "config": config, "dask": dask, "gguf": gguf, "observers": observers}
 
 
 def run(*command):

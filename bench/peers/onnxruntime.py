@@ -137,3 +137,16 @@ def minilm_session():
 def minilm(ids, mask):
     run, inputs = minilm_session().run, {"ids": ids, "mask": mask}
     return peers.contender("onnxruntime", lambda: run(None, inputs), lambda: run(None, inputs)[0])
+
+
+def collector(x, method):
+    """Its calibrator's collector of one tensor, without the inference that feeds it, to the range that it gives."""
+    from onnxruntime.quantization.calibrate import HistogramCollector
+
+    def collect():
+        bins = 2048 if method == "percentile" else 128
+        histograms = HistogramCollector(method, False, bins, 128, 99.99, "same")
+        histograms.collect({"x": [x]})
+        return histograms.histogram_dict["x"][0]
+
+    return peers.contender(f"onnxruntime {method}", collect, lambda: np.asarray(collect()))

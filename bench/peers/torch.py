@@ -115,3 +115,17 @@ def fake_quantize(x, scale, zero_point, axis=None):
         return contender(lambda: torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, info.min, info.max))
     scales, zeros = torch.from_numpy(scale), torch.from_numpy(zero_point.astype(np.int32))
     return contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))
+
+
+def histogram_observer(x):
+    """Of torch.ao: 2,048 bins, which widen. Constants of its own code are cleared by a new observer for each call."""
+    from torch.ao.quantization import HistogramObserver
+
+    tensor = torch.from_numpy(x)
+
+    def observe():
+        observer = HistogramObserver()
+        observer(tensor)
+        return observer
+
+    return contender(observe, lambda observer: observer.histogram.numpy(), "torch HistogramObserver")

@@ -19,6 +19,22 @@ least = qk.choose_qparams(
     x, np.int8, method="mse", importance=np.ones(32), symmetric=True, narrow_range=False, block_size=16, axis=1
 )
 assert_type(least, qk.QParams)
+assert_type(qk.choose_qparams(x, method="percentile", percentile=99.9), qk.QParams)
+assert_type(qk.choose_qparams(x, "uint8", axis=0, method="entropy"), qk.QParams)
+
+# calibration
+seen = qk.observers.Percentile(axis=1, percentile=99.9).update(x)
+assert_type(seen, qk.observers.Percentile)
+assert_type(seen.merge(qk.observers.Percentile(axis=1, percentile=99.9)).qparams("uint8", symmetric=False), qk.QParams)
+assert_type(qk.observers.Percentile.from_arrays(seen.to_arrays()), qk.observers.Percentile)
+assert_type(seen.empty().count, int)
+for observer in (
+    qk.observers.MinMax(),
+    qk.observers.MovingAverage(rate=0.1),
+    qk.observers.Entropy(),
+    qk.observers.MSE(),
+):
+    assert_type(observer.update(x).qparams(), qk.QParams)
 
 # elementwise
 q = qk.quantize(x, params, rounding="half_away")
