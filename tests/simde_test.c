@@ -755,6 +755,25 @@ static void test_codebook(arrays *a, size_t n, int wild, size_t block)
     }
 }
 
+static void test_histogram(arrays *a, size_t n)
+{
+    random_floats(a->x, n, 0.5f, 1);
+    for (size_t i = 0; i < n; i++)
+        if (random32() % 2) a->x[i] = random32() % 2 ? 0.0f : -0.0f;
+    what = "survey_f32";
+    qk_survey got = {0}, want = {0};
+    simde->histogram->survey_f32(a->x, n, &got), scalar->histogram->survey_f32(a->x, n, &want);
+    clear(a->got, sizeof got), clear(a->want, sizeof got);
+    memcpy(a->got, &got, sizeof got), memcpy(a->want, &want, sizeof got);
+    check(a->got, a->want, sizeof got, n);
+    what = "nonzero_f32";
+    clear(a->got, 4 * n), clear(a->want, 4 * n);
+    const size_t some = simde->histogram->nonzero_f32(a->x, n, (float *)a->got);
+    if (some != scalar->histogram->nonzero_f32(a->x, n, (float *)a->want)) exit(1);
+    memset(a->got + 4 * some, 0, 4 * (n - some)), memset(a->want + 4 * some, 0, 4 * (n - some));
+    check(a->got, a->want, 4 * n, n);
+}
+
 static void test_loops(void)
 {
     static arrays a;
@@ -770,6 +789,7 @@ static void test_loops(void)
             for (int rounding = QK_HALF_EVEN; rounding <= QK_TFLITE; rounding++)
                 test_requantize(&a, n, (qk_rounding)rounding);
             test_conversions(&a, n);
+            test_histogram(&a, n);
             for (size_t block = 16; block <= 64; block += 16)
                 test_codebook(&a, n, 0, block), test_codebook(&a, 3 * n, 1, block);
         }

@@ -1,5 +1,6 @@
 """onnxruntime: graphs of one node or a few. It asks the CPU and can be held to no instruction set."""
 
+import contextlib
 import io
 import tempfile
 from functools import cache
@@ -140,13 +141,14 @@ def minilm(ids, mask):
 
 
 def collector(x, method):
-    """Its calibrator's collector of one tensor, without the inference that feeds it, to the range that it gives."""
+    """Its calibrator's collector of one tensor, without the inference that feeds it."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     def collect():
         bins = 2048 if method == "percentile" else 128
         histograms = HistogramCollector(method, False, bins, 128, 99.99, "same")
-        histograms.collect({"x": [x]})
+        with contextlib.redirect_stdout(io.StringIO()):
+            histograms.collect({"x": [x]})
         return histograms.histogram_dict["x"][0]
 
     return peers.contender(f"onnxruntime {method}", collect, lambda: np.asarray(collect()))

@@ -118,7 +118,7 @@ def fake_quantize(x, scale, zero_point, axis=None):
 
 
 def histogram_observer(x):
-    """Of torch.ao: 2,048 bins, which widen. Constants of its own code are cleared by a new observer for each call."""
+    """Of torch.ao: 2,048 bins, which widen with the data; each call has a new one."""
     from torch.ao.quantization import HistogramObserver
 
     tensor = torch.from_numpy(x)

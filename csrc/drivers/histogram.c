@@ -150,7 +150,8 @@ static int for_blocks(qk_histogram *h, table *t, size_t line, int (*f)(qk_histog
 static int make_block(qk_histogram *h, table *t, size_t line, size_t block)
 {
     const size_t n = bins_of(h);
-    return !qk_active()->histogram->any_counts(t->counts + block * n, n) || qk_histogram_block(h, line, block, 1);
+    return qk_histogram_block(h, line, block, 0) || !qk_active()->histogram->any_counts(t->counts + block * n, n) ||
+        qk_histogram_block(h, line, block, 1);
 }
 
 static int move_block(qk_histogram *h, table *t, size_t line, size_t block)
