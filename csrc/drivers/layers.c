@@ -38,23 +38,15 @@ static void norm_wide_row(const norm_job *job, const float *x, const float *resi
     }
 }
 
-/* Some rows at once; if one of them is wide each by itself. */
-static void norm_rows(const norm_job *job, size_t first, int rows)
+static void norm_rows(void *context, size_t begin, size_t end)
 {
-    const size_t at = first * job->cols;
-    const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
-    float *y = job->y + at;
-    if (qk_active()->layers->layer_norm_f32(rows, x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
-        return;
-    if (rows == 1) norm_wide_row(job, x, residual, y);
-    for (int row = 0; rows > 1 && row < rows; row++) norm_rows(job, first + (size_t)row, 1);
-}
-
-static void norm_range(void *context, size_t begin, size_t end)
-{
-    for (int rows; begin < end; begin += (size_t)rows) {
-        rows = end - begin < QK_NORM_ROWS ? 1 : QK_NORM_ROWS;
-        norm_rows(context, begin, rows);
+    const norm_job *job = context;
+    const qk_layers_kernels *k = qk_active()->layers;
+    for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
+        const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
+        float *y = job->y + at;
+        if (!k->layer_norm_f32(x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
+            norm_wide_row(job, x, residual, y);
     }
 }
 
@@ -66,7 +58,7 @@ qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size
     if (total > PTRDIFF_MAX / sizeof *x || !(eps >= 0) || (total && (!x || !weight || !bias || !y))) return QK_INVALID;
     if (total == 0) return QK_OK;
     norm_job job = {x, residual, weight, bias, y, cols, eps};
-    return (qk_status)qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_range, &job);
+    return (qk_status)qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
 }
 
 /* ---- attention ----

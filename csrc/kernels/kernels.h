@@ -157,7 +157,7 @@ static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)
     }
 }
 
-enum { QK_ROUNDED_LANES = 8, QK_NORM_ROWS = 4 }; /* of rounded_sums; rows that layer_norm_f32 takes, if not one */
+enum { QK_ROUNDED_LANES = 8 }; /* of rounded_sums */
 
 /* A family of kernels: sizes and operations that belong together. families/NAME.def has a line for each, from which
  * come the struct here and, for each instruction set that has the family, its table (generic/table.h).

@@ -10,141 +10,112 @@
 
 /* Sixteen partial sums in two halves, whatever the width of a register: sums are taken in the same order everywhere. */
 typedef float half_lanes __attribute__((vector_size(32), aligned(4), may_alias));
-typedef struct {
-    half_lanes low, high;
-} lanes;
 enum { LANES = 16 };
+
+typedef int32_t half_ints __attribute__((vector_size(32), aligned(4), may_alias));
 
 static inline half_lanes *halves(float *x) { return (half_lanes *)x; }
 static inline const half_lanes *halves_of(const float *x) { return (const half_lanes *)x; }
 
 /* Return the mean of n values from partial sums: lane i gains lane i + 8, then i + 4, i + 2, i + 1. */
-static inline float mean_of_lanes(lanes of, size_t n)
+static inline float mean_of_lanes(half_lanes low, half_lanes high, size_t n)
 {
     float sums[LANES / 2];
-    halves(sums)[0] = of.low + of.high;
+    halves(sums)[0] = low + high;
     for (int half = LANES / 4; half > 0; half /= 2)
         for (int i = 0; i < half; i++) sums[i] += sums[i + half];
     return sums[0] / (float)n;
 }
 
-/* Return whether one of n weights is of magnitude 2^110 or more, or NaN. */
-static inline int any_huge(const float *weight, size_t n)
+/* Magnitudes of 2^110 and more, and NaN, have no fewer bits than this: differences from it are negative otherwise. */
+enum { HUGE_BITS = 0x76800000 };
+
+static inline half_ints less_huge(const float *x) { return (*(const half_ints *)x & INT32_MAX) - HUGE_BITS; }
+
+/* Return whether one of n weights is huge, `all` being negative in lanes that saw none of the others. */
+static inline int any_huge(half_ints all, const float *weight, size_t n)
 {
-    int32_t most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const int32_t magnitude = bits_of(weight[i]) & INT32_MAX;
-        most = magnitude > most ? magnitude : most;
-    }
-    return most >= 0x76800000;
+    int32_t lanes[LANES / 2];
+    memcpy(lanes, &all, sizeof lanes);
+    for (int half = LANES / 4; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] &= lanes[i + half];
+    for (size_t i = n / LANES * LANES; i < n; i++) lanes[0] &= (bits_of(weight[i]) & INT32_MAX) - HUGE_BITS;
+    return lanes[0] >= 0;
 }
 
-/* Rows that are normed together: their chains of additions do not wait for one another. */
-typedef struct {
-    const float *x, *residual, *weight, *bias;
-    float *y;
-    size_t n, whole; /* up to the last n % 16 */
-    float mean[QK_NORM_ROWS], inverse[QK_NORM_ROWS];
-} norm;
-
-/* Values i .. i + 15 of x, plus those of the residual if there is one, less `mean`. Here and below `rows`, `added` and
- * `kept` are constants. */
-static QK_INLINE lanes take_lanes(const norm *of, const int added, size_t i, float mean)
+/* Values i .. i + 15 of x + residual, less `mean`. Here and below `added` is a constant: whether there is a residual.
+ */
+static inline void take_lanes(const float *x, const float *residual, const int added, size_t i, float mean,
+                              half_lanes *a, half_lanes *b)
 {
-    lanes v = {halves_of(of->x + i)[0], halves_of(of->x + i)[1]};
-    if (added) v.low += halves_of(of->residual + i)[0], v.high += halves_of(of->residual + i)[1];
-    return (lanes){v.low - mean, v.high - mean};
+    *a = halves_of(x + i)[0], *b = halves_of(x + i)[1];
+    if (added) *a += halves_of(residual + i)[0], *b += halves_of(residual + i)[1];
+    *a -= mean, *b -= mean;
 }
 
-static QK_INLINE float value_at(const norm *of, const int added, size_t i)
+static inline float value_at(const float *x, const float *residual, const int added, size_t i)
 {
-    return added ? of->x[i] + of->residual[i] : of->x[i];
+    return added ? x[i] + residual[i] : x[i];
 }
 
-/* The same of the last n % 16 values of a row, and zeros. */
-static QK_INLINE lanes take_tail(const norm *of, const int added, int row, float mean)
+/* The same of the last n % 16 values, and zeros. */
+static inline void take_tail(const float *x, const float *residual, const int added, size_t n, float mean,
+                             half_lanes *a, half_lanes *b)
 {
+    const size_t whole = n / LANES * LANES;
+    *a = *b = (half_lanes){0};
+    if (whole == n) return;
     float tail[LANES] = {0};
-    if (of->whole == of->n) return (lanes){{0}, {0}};
-    for (size_t i = of->whole; i < of->n; i++)
-        tail[i - of->whole] = value_at(of, added, (size_t)row * of->n + i) - mean;
-    return (lanes){halves(tail)[0], halves(tail)[1]};
+    for (size_t i = whole; i < n; i++) tail[i - whole] = value_at(x, residual, added, i) - mean;
+    *a = halves(tail)[0], *b = halves(tail)[1];
 }
 
-static QK_INLINE void add_lanes(lanes *sum, lanes v) { sum->low += v.low, sum->high += v.high; }
-static QK_INLINE lanes squares_of(lanes v) { return (lanes){v.low * v.low, v.high * v.high}; }
-
-/* If `kept`, y becomes x + residual. */
-static QK_INLINE int find_means(norm *of, const int rows, const int added, const int kept)
+/* Three visits of a row, which stays in the L1 cache; the first looks at the weights too, as additions leave it time.
+ * Between them y holds the sums, if `kept`, and else is not written before the last visit. */
+static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
+                              const float *weight, const float *bias, float eps, float *y)
 {
-    lanes sum[QK_NORM_ROWS] = {0};
-    for (size_t i = 0; i < of->whole; i += LANES)
-        for (int row = 0; row < rows; row++) {
-            const size_t at = (size_t)row * of->n + i;
-            const lanes v = take_lanes(of, added, at, 0);
-            if (kept) halves(of->y + at)[0] = v.low, halves(of->y + at)[1] = v.high;
-            add_lanes(sum + row, v);
-        }
-    for (int row = 0; row < rows; row++) {
-        add_lanes(sum + row, take_tail(of, added, row, 0));
-        of->mean[row] = mean_of_lanes(sum[row], of->n);
-        if (!(fabsf(of->mean[row]) <= FLT_MAX)) return 0;
-        for (size_t i = of->whole, at = (size_t)row * of->n; kept && i < of->n; i++)
-            of->y[at + i] = value_at(of, added, at + i);
+    const size_t whole = n / LANES * LANES;
+    half_lanes low = {0}, high = {0}, a, b;
+    half_ints normal = (half_ints){0} - 1;
+    for (size_t i = 0; i < whole; i += LANES) {
+        normal &= less_huge(weight + i) & less_huge(weight + i + LANES / 2);
+        take_lanes(x, residual, added, i, 0, &a, &b);
+        if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
+        low += a, high += b;
     }
+    take_tail(x, residual, added, n, 0, &a, &b);
+    const float mean = mean_of_lanes(low + a, high + b, n);
+    if (!(fabsf(mean) <= FLT_MAX) || any_huge(normal, weight, n)) return 0;
+    for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
+    if (kept) x = y, added = 0;
+
+    low = high = (half_lanes){0};
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, added, i, mean, &a, &b);
+        low += a * a, high += b * b;
+    }
+    take_tail(x, residual, added, n, mean, &a, &b);
+    const float variance = mean_of_lanes(low + a * a, high + b * b, n) + eps;
+    if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
+
+    const float inverse = 1.0f / sqrtf(variance);
+    for (size_t i = 0; i < whole; i += LANES) {
+        take_lanes(x, residual, added, i, mean, &a, &b);
+        halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
+        halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
+    }
+    for (size_t i = whole; i < n; i++) y[i] = (value_at(x, residual, added, i) - mean) * inverse * weight[i] + bias[i];
     return 1;
 }
 
-static QK_INLINE int find_inverses(norm *of, const int rows, const int added, float eps)
+/* y may be x or residual. Returns 0, with these as they were, where an intermediate leaves float32 (numerics 21). */
+static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
+                          float eps, float *y)
 {
-    lanes sum[QK_NORM_ROWS] = {0};
-    for (size_t i = 0; i < of->whole; i += LANES)
-        for (int row = 0; row < rows; row++)
-            add_lanes(sum + row, squares_of(take_lanes(of, added, (size_t)row * of->n + i, of->mean[row])));
-    for (int row = 0; row < rows; row++) {
-        add_lanes(sum + row, squares_of(take_tail(of, added, row, of->mean[row])));
-        const float variance = mean_of_lanes(sum[row], of->n) + eps;
-        if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
-        of->inverse[row] = 1.0f / sqrtf(variance);
-    }
-    return 1;
-}
-
-static QK_INLINE void norm_row(const norm *of, const int added, size_t at, float mean, float inverse)
-{
-    const float *weight = of->weight, *bias = of->bias;
-    for (size_t i = 0; i < of->whole; i += LANES) {
-        const lanes v = take_lanes(of, added, at + i, mean);
-        halves(of->y + at + i)[0] = v.low * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
-        halves(of->y + at + i)[1] = v.high * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
-    }
-    for (size_t i = of->whole; i < of->n; i++)
-        of->y[at + i] = (value_at(of, added, at + i) - mean) * inverse * weight[i] + bias[i];
-}
-
-/* Three visits, between which rows stay in the L1 cache. Nothing is written to y before the last one, unless it keeps
- * the sums. */
-static QK_INLINE int norm_rows(norm of, const int rows, int added, const int kept, float eps)
-{
-    if (!find_means(&of, rows, added, kept)) return 0;
-    if (kept) of.x = of.y, added = 0;
-    if (!find_inverses(&of, rows, added, eps)) return 0;
-    for (int row = 0; row < rows; row++) norm_row(&of, added, (size_t)row * of.n, of.mean[row], of.inverse[row]);
-    return 1;
-}
-
-/* Of QK_NORM_ROWS rows, or of one. y may be x or residual. Returns 0, with these as they were, if an intermediate
- * leaves float32 (numerics 21). */
-static int layer_norm_f32(int rows, const float *x, const float *residual, size_t n, const float *weight,
-                          const float *bias, float eps, float *y)
-{
-    const norm of = {
-        .x = x, .residual = residual, .weight = weight, .bias = bias, .y = y, .n = n, .whole = n / LANES * LANES};
-    const int kept = residual && y != x && y != residual;
-    if (any_huge(weight, n)) return 0;
-    if (rows == 1) return kept ? norm_rows(of, 1, 1, 1, eps) : norm_rows(of, 1, residual != NULL, 0, eps);
-    if (kept) return norm_rows(of, QK_NORM_ROWS, 1, 1, eps);
-    return residual ? norm_rows(of, QK_NORM_ROWS, 1, 0, eps) : norm_rows(of, QK_NORM_ROWS, 0, 0, eps);
+    if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, y);
+    if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, y);
+    return norm_row(x, residual, 1, 1, n, weight, bias, eps, y);
 }
 
 /* ---- attention (numerics 11) ---- */
