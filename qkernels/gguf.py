@@ -6,7 +6,7 @@ import numpy as np
 from ._bind import codebooks
 from ._bind.arrays import raise_not_finite
 from ._bind.runtime import word
-from ._checks import as_array, boolean, contiguous_float32, float_array, shown
+from ._checks import as_array, boolean, contiguous_float32, float_array, is_a, shown
 from ._qparams import QParams
 
 BLOCK = 32
@@ -153,6 +153,6 @@ def _refuse_not_finite(d):
 
 def _checked_kind(kind):
     kind = word(kind)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not is_a(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
     return kind
