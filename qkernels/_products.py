@@ -106,7 +106,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     >>> qk.linear(np.float32([[1, 2, 3]]), qk.pack(qk.quantize(w, params), params)).round(2)
     array([[0.99, 5.5 ]], dtype=float32)
     """
-    if not is_a(packed, PackedMatrix):
+    if type(packed) is not PackedMatrix and not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
