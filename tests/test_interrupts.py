@@ -66,6 +66,9 @@ CALLS = {
     "search, one query, all codes": """
         q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
         call = lambda: qk.search(q, c, vectors, 6000000)""",
+    "search, many queries, all codes": """
+        q, c = floats(60, 16), codes(2000000, 4, dtype=np.uint8)
+        call = lambda: qk.search(q, c, vectors, 2000000)""",
     "encode": "x, c = floats(4 * 10**7), qk.Codebook(np.linspace(-1, 1, 256)); call = lambda: qk.encode(x, c)",
     "encode, float64": """
         x, c = floats(2 * 10**7).astype(np.float64), qk.Codebook(np.linspace(-1, 1, 16))
