@@ -6,7 +6,7 @@ import numpy as np
 from ._bind import codebooks
 from ._bind.arrays import raise_not_finite
 from ._bind.runtime import word
-from ._checks import as_array, boolean, contiguous_float32, float_array, is_a, shown
+from ._checks import PART, as_array, boolean, contiguous_float32, cuts, float_array, is_a, shown
 from ._qparams import QParams
 
 BLOCK = 32
@@ -125,18 +125,24 @@ def _codes_and_params(data, kind):
     negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
     scale = (d & 0x7FFF).astype(np.uint16).view(np.float16).astype(np.float32)
     scale[nothing] = 1
-    if kind == "Q8_0":
-        q, zero_point = blocks[..., 2:].view(np.int8).copy(), np.where(negative, -1, 0)
-        if negative.any():
-            q ^= zero_point[..., None].astype(np.int8)
-    else:
-        q, zero_point = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), axis=-1), np.where(negative, 7, 8)
-        if negative.any():
-            q ^= np.where(negative, np.uint8(15), np.uint8(0))[..., None]
-    q[nothing] = zero_point[nothing][:, None]
+    zero_point = np.where(negative, -1, 0) if kind == "Q8_0" else np.where(negative, 7, 8)
+    q = np.empty((*d.shape, BLOCK), np.int8 if kind == "Q8_0" else np.uint8)
+    for part in cuts(d.shape, PART // BLOCK):
+        q[part] = _codes_of(blocks[part][..., 2:], kind, zero_point[part], nothing[part])
     dtype = np.dtype(np.int8 if kind == "Q8_0" else ml_dtypes.uint4)
     q, scale, zero_point = (_turned(a) for a in (q.reshape(*lead, count * BLOCK), scale, zero_point))
     return q.view(dtype), QParams(scale, zero_point, dtype, axis=-2 if q.ndim > 2 else 0, block_size=BLOCK)
+
+
+def _codes_of(data, kind, zero_point, nothing):
+    """Return the codes of blocks (..., 32), from their bytes without the scales."""
+    if kind == "Q8_0":
+        q = data.view(np.int8) ^ zero_point[..., None].astype(np.int8)
+    else:
+        halves = np.concatenate((data & 15, data >> 4), axis=-1)
+        q = halves ^ np.where(zero_point == 7, np.uint8(15), np.uint8(0))[..., None]
+    q[nothing] = zero_point[nothing][:, None]
+    return q
 
 
 def _turned(a):
