@@ -120,29 +120,32 @@ def from_gguf(data, kind, *, codes=False, out=None):
 def _codes_and_params(data, kind):
     lead, count = data.shape[:-1], data.shape[-1] // KINDS[kind]
     blocks = data.reshape(*lead, count, KINDS[kind])
-    d = np.ascontiguousarray(blocks[..., :2]).view("<u2")[..., 0]  # bits of float16
-    _refuse_not_finite(d)
-    negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
-    scale = (d & 0x7FFF).astype(np.uint16).view(np.float16).astype(np.float32)
-    scale[nothing] = 1
-    zero_point = np.where(negative, -1, 0) if kind == "Q8_0" else np.where(negative, 7, 8)
-    q = np.empty((*d.shape, BLOCK), np.int8 if kind == "Q8_0" else np.uint8)
+    d = np.empty(blocks.shape[:-1], np.uint16)  # bits of float16
+    scale, zero_point = np.empty(d.shape, np.float32), np.empty(d.shape, np.int8)
+    q = np.empty((*d.shape, BLOCK), np.uint8)
     for part in cuts(d.shape, PART // BLOCK):
-        q[part] = _codes_of(blocks[part][..., 2:], kind, zero_point[part], nothing[part])
+        d[part] = np.ascontiguousarray(blocks[part][..., :2]).view("<u2")[..., 0]
+    _refuse_not_finite(d)
+    for part in cuts(d.shape, PART // BLOCK):
+        q[part], scale[part], zero_point[part] = _codes_of(blocks[part][..., 2:], d[part], kind)
     dtype = np.dtype(np.int8 if kind == "Q8_0" else ml_dtypes.uint4)
     q, scale, zero_point = (_turned(a) for a in (q.reshape(*lead, count * BLOCK), scale, zero_point))
     return q.view(dtype), QParams(scale, zero_point, dtype, axis=-2 if q.ndim > 2 else 0, block_size=BLOCK)
 
 
-def _codes_of(data, kind, zero_point, nothing):
-    """Return the codes of blocks (..., 32), from their bytes without the scales."""
+def _codes_of(data, d, kind):
+    """Return codes (..., 32), as bytes, scales and zero points of blocks: of their bytes without d, and d."""
+    negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
+    scale = (d & 0x7FFF).view(np.float16).astype(np.float32)
+    scale[nothing] = 1
     if kind == "Q8_0":
-        q = data.view(np.int8) ^ zero_point[..., None].astype(np.int8)
+        zero_point = np.where(negative, np.int8(-1), np.int8(0))
+        q = data ^ zero_point[..., None].view(np.uint8)
     else:
-        halves = np.concatenate((data & 15, data >> 4), axis=-1)
-        q = halves ^ np.where(zero_point == 7, np.uint8(15), np.uint8(0))[..., None]
-    q[nothing] = zero_point[nothing][:, None]
-    return q
+        zero_point = np.where(negative, np.int8(7), np.int8(8))
+        q = np.concatenate((data & 15, data >> 4), axis=-1) ^ np.where(negative, np.uint8(15), np.uint8(0))[..., None]
+    q[nothing] = zero_point[nothing][:, None].view(np.uint8)
+    return q, scale, zero_point
 
 
 def _turned(a):

@@ -139,7 +139,7 @@ CALLS = {
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
     "from_gguf, codes": """
-        d = np.zeros((300000, 18 * 32), np.uint8)
+        d = np.zeros((800000, 18 * 32), np.uint8)
         call = lambda: qk.from_gguf(d, 'Q4_0', codes=True)""",
     "from_gguf": "d = np.zeros((100000, 18 * 32), np.uint8); call = lambda: qk.from_gguf(d, 'Q4_0')",
     "pack_bits": "q = codes(10**8, dtype=np.uint8); call = lambda: qk.pack_bits(q, 3)",
