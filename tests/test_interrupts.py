@@ -66,6 +66,9 @@ CALLS = {
     "search, one query, all codes": """
         q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
         call = lambda: qk.search(q, c, vectors, 6000000)""",
+    "search, many queries, all codes": """
+        q, c = floats(60, 16), codes(2000000, 4, dtype=np.uint8)
+        call = lambda: qk.search(q, c, vectors, 2000000)""",
     "encode": "x, c = floats(4 * 10**7), qk.Codebook(np.linspace(-1, 1, 256)); call = lambda: qk.encode(x, c)",
     "encode, float64": """
         x, c = floats(2 * 10**7).astype(np.float64), qk.Codebook(np.linspace(-1, 1, 16))
@@ -135,6 +138,9 @@ CALLS = {
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
+    "from_gguf, codes": """
+        d = np.zeros((800000, 18 * 32), np.uint8)
+        call = lambda: qk.from_gguf(d, 'Q4_0', codes=True)""",
     "from_gguf": "d = np.zeros((100000, 18 * 32), np.uint8); call = lambda: qk.from_gguf(d, 'Q4_0')",
     "pack_bits": "q = codes(10**8, dtype=np.uint8); call = lambda: qk.pack_bits(q, 3)",
     "unpack_bits": "d = codes(375 * 10**5, dtype=np.uint8); call = lambda: qk.unpack_bits(d, 3, (10**8,))",
