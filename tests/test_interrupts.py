@@ -97,6 +97,12 @@ CALLS = {
     "kmeans1d, weights of many magnitudes": """
         x = distinct[:300_000]
         call = lambda: qk.kmeans1d(x, 5, weights=10 ** (50 * x))""",
+    "kmeans1d, one cluster of weights of many magnitudes": """
+        x = np.arange(4e6); w = np.resize(10 ** np.float64(50 * normal), len(x))
+        call = lambda: qk.kmeans1d(x, 1, weights=w)""",
+    "kmeans1d, a far value": """
+        x = np.append(np.arange(4e6), 1e300)
+        call = lambda: qk.kmeans1d(x, 1)""",
     "kmeans1d, integers": "x = (distinct * 2.0**58).astype(np.int64); call = lambda: qk.kmeans1d(x, 16)",
     "kmeans1d, two lines": "x = distinct.reshape(2, -1); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, lines": "x = distinct.reshape(1000, 3000); call = lambda: qk.kmeans1d(x, 16, axis=1)",
