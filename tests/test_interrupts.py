@@ -130,6 +130,12 @@ CALLS = {
         call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')""",
     "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
     "pack": "b = codes(10000, 10000).T; call = lambda: qk.pack(b, rate)",
+    "pack, one column": "b = codes(3 * 10**7, 1); call = lambda: qk.pack(b, rate)",
+    "pack, one column, float16": "b = codes(3 * 10**7, 1, dtype=np.float16); call = lambda: qk.pack(b, None)",
+    "pack, one column, 4 bits": """
+        b = codes(10**7, 1, dtype=ml_dtypes.int4)
+        params = qk.QParams(np.ones((312500, 1)), None, "int4", axis=0, block_size=32)
+        call = lambda: [qk.pack(b, params) for _ in range(9)]""",
     "pack, 4 bits": """
         b = codes(8000, 8000, dtype=ml_dtypes.int4)
         call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))""",

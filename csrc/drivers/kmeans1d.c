@@ -542,8 +542,8 @@ static size_t nearest(const line_job *j, size_t first, size_t last, size_t pivot
     return low;
 }
 
-/* Mean of points first .. last - 1, and their cost; anything if it is told to stop, which find_means asks as well. About the point nearest to the mean the sum of squares is at most
- * twice that. */
+/* Mean of points first .. last - 1, and their cost; anything if it is told to stop, which find_means asks as well.
+ * About the point nearest to the mean the sum of squares is at most twice that. */
 static wide mean_and_cost(const line_job *j, int plain, size_t first, size_t last, wide *cost)
 {
     size_t pivot = (first + last) / 2;
