@@ -59,7 +59,7 @@ def library(name):
 
 
 def c_tests():
-    """stray_codes_test.c under `address`. Not simde_test.c: SIMDe reads whole registers where instructions are masked."""
+    """stray_codes_test.c under `address`. Not simde_test.c: SIMDe reads whole registers where loads are masked."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "stray_codes_test")
         sources = [ROOT / "tests/stray_codes_test.c", *sorted((ROOT / "csrc").rglob("*.c"))]
