@@ -100,6 +100,12 @@ CALLS = {
     "kmeans1d, weights of many magnitudes": """
         x = distinct[:300_000]
         call = lambda: qk.kmeans1d(x, 5, weights=10 ** (50 * x))""",
+    "kmeans1d, one cluster of weights of many magnitudes": """
+        x = np.arange(4e6); w = np.resize(10 ** np.float64(50 * normal), len(x))
+        call = lambda: qk.kmeans1d(x, 1, weights=w)""",
+    "kmeans1d, a far value": """
+        x = np.append(np.arange(4e6), 1e300)
+        call = lambda: qk.kmeans1d(x, 1)""",
     "kmeans1d, integers": "x = (distinct * 2.0**58).astype(np.int64); call = lambda: qk.kmeans1d(x, 16)",
     "kmeans1d, two lines": "x = distinct.reshape(2, -1); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, lines": "x = distinct.reshape(1000, 3000); call = lambda: qk.kmeans1d(x, 16, axis=1)",
@@ -127,6 +133,12 @@ CALLS = {
         call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')""",
     "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
     "pack": "b = codes(10000, 10000).T; call = lambda: qk.pack(b, rate)",
+    "pack, one column": "b = codes(3 * 10**7, 1); call = lambda: qk.pack(b, rate)",
+    "pack, one column, float16": "b = codes(3 * 10**7, 1, dtype=np.float16); call = lambda: qk.pack(b, None)",
+    "pack, one column, 4 bits": """
+        b = codes(10**7, 1, dtype=ml_dtypes.int4)
+        params = qk.QParams(np.ones((312500, 1)), None, "int4", axis=0, block_size=32)
+        call = lambda: [qk.pack(b, params) for _ in range(9)]""",
     "pack, 4 bits": """
         b = codes(8000, 8000, dtype=ml_dtypes.int4)
         call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))""",
