@@ -12,7 +12,7 @@ import numpy as np
 
 from . import _kmeans, _kmeans1d
 from ._bind import clusters
-from ._checks import boolean, generator, integer, real, shown
+from ._checks import boolean, generator, integer, is_a, real, shown
 from ._kmeans import KMeansResult
 from ._mode import default_mode
 from .observers import MovingAverage, _Observer
@@ -45,9 +45,9 @@ def calibrate(x, observer, *, progress=False):
         As `update` of the observer does; it has seen nothing of x then.
     """
     x = _dask_array(x)
-    if not isinstance(observer, _Observer):
+    if not is_a(observer, _Observer):
         raise TypeError(f"observer must be one of qkernels.observers, got {shown(observer)}")
-    if isinstance(observer, MovingAverage):
+    if is_a(observer, MovingAverage):
         raise TypeError("observer must not be a MovingAverage, which depends on the order of its updates")
     if observer.axis is not None and -x.ndim <= observer.axis < x.ndim:
         x = x.rechunk({observer.axis % x.ndim: -1})  # so that each block has all lines
@@ -211,7 +211,7 @@ class _Points:
         return KMeansResult(np.ldexp(centroids, self.exponent), labels, inertia)
 
     def _start(self, init, rng):
-        if not isinstance(init, str):
+        if not is_a(init, str):
             given = np.array(init, self.dtype)
             if given.shape != (self.k, self.x.shape[1]) or not np.isfinite(given).all():
                 raise ValueError(f"init must be finite and have shape {self.k, self.x.shape[1]}, got {given.shape}")
@@ -303,7 +303,7 @@ def _dask_array(x):
     """Return x, which must be a Dask array of known shape."""
     import dask.array
 
-    if not isinstance(x, dask.array.Array):
+    if not is_a(x, dask.array.Array):
         raise TypeError(f"x must be a Dask array, got {shown(x)}")
     if any(math.isnan(n) for n in x.shape):
         raise ValueError(f"x must have a known shape, got {x.shape}: compute_chunk_sizes finds it")

@@ -134,7 +134,8 @@ class _Observer:
         scheme = choose_scheme(dtype, symmetric, narrow_range)
         if not self._count:
             raise ValueError(f"observers.{type(self).__name__} has seen no values: update it with some first")
-        return self._params(dtype, scheme)
+        with self._lock:
+            return self._params(dtype, scheme)
 
     def empty(self):
         """Return an observer of the same settings that has seen nothing."""
@@ -142,7 +143,8 @@ class _Observer:
 
     def to_arrays(self):
         """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
-        arrays = {"count": np.array(self._count, np.int64)} | self._state()
+        with self._lock:
+            arrays = {"count": np.array(self._count, np.int64)} | self._state()
         if self._axis is not None:
             arrays["axis"] = np.array(self._axis, np.int64)
         return arrays | {name: np.array(getattr(self, name), np.float64) for name in self._settings}
