@@ -132,7 +132,9 @@ CALLS = {
         a = codes(60000, 1000, dtype=np.int32)
         call = lambda: qk.requantize(a, 0.1, rate, rounding='tflite')""",
     "choose_qparams": "x = floats(6 * 10**7); call = lambda: qk.choose_qparams(x)",
-    "observers": "x, o = floats(10**8), qk.observers.Percentile(); call = lambda: o.update(x)",
+    "observers": """
+        x, o = floats(10**8), qk.observers.Percentile()
+        call = lambda: [o.update(x) for _ in range(9)]""",
     "observers, lines": """
         x, o = floats(10000, 4000), qk.observers.MSE(axis=1)
         call = lambda: o.update(x)""",
