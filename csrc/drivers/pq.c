@@ -16,7 +16,7 @@ enum { MAX_LANES = 16 };
 enum { LOOK = 1 << 14, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
 
 /* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
- * that gives the first limits, and what vectors at the limit have as sums of four, of 255. */
+ * that gives the first limits, and what vectors at the limit have as sums of eight, of 255. */
 enum { FILTER_LEVELS = 16, FILTER_GROUPS = 1024, FILTER_QUERIES = 128, TURNED = 1 << 14, SAMPLE = 512, USUAL = 128 };
 
 typedef struct {
@@ -271,7 +271,7 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
 
 typedef struct {
     float *table;   /* distances (m, k) of a query from levels */
-    uint8_t *bytes; /* what becomes of them, (m in fours, 16) */
+    uint8_t *bytes; /* what becomes of them, (m in eights, 16) */
     double base;    /* the least sum that there can be */
     double unit;    /* bytes of a distance; 0: there are none yet */
     double room;    /* between base and the limit, as it was when bytes were made */
@@ -310,7 +310,7 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
     if (!(below <= FLT_MAX)) return;
     const double room = (double)below * (1 + 0x1p-23 * (double)b->m) - s->base;
     if (room > 0 && (s->unit == 0 || room < s->room / 2)) {
-        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 4)) / room;
+        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 8)) / room;
         fill_bytes(b, s);
     }
     const double sums = room * s->unit;
@@ -318,16 +318,16 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
 }
 
 /* Lets vectors of turned codes, from `at` on, into the heap. Returns how many the filter let pass. */
-static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, size_t last, uint32_t *list,
-                   uint64_t *heap)
+static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, const uint8_t *soon,
+                   uint32_t *list, uint64_t *heap)
 {
     const qk_pq_book *b = j->b;
-    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, s->limit, list);
+    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, soon, s->limit, list);
     uint8_t space[FILTER_GROUPS];
     int closer = 0;
     for (size_t i = 0; i < passed; i++) {
         float sum;
-        if (at + list[i] >= last) continue;
+        if (at + list[i] >= j->n) continue;
         j->kernels->pq_table_sums(s->table, b->m, b->k, codes_of(j, at + list[i], 1, space), 1, &sum);
         const uint64_t key = key_of(sum, at + list[i]);
         if (key < heap[0]) replace_largest(heap, j->k, key), closer = 1;
@@ -366,10 +366,11 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
     int stopped = 0;
     for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
         const size_t some = min_size(tiles, ceil_div(last - at, QK_PQ_TILE));
+        const uint8_t *soon = j->packed ? j->codes + (at / QK_PQ_TILE + some) * packed_tile(m) : NULL;
         const int32_t largest = turn(j, at, some, turned, copy);
         most = largest > most ? largest : most;
         for (size_t q = 0; q < count && !stopped; q++, seen += block * m) {
-            passed += sift(j, &sieves[q], turned, some, at, last, list, heaps + q * j->parts * j->k);
+            passed += sift(j, &sieves[q], turned, some, at, q ? NULL : soon, list, heaps + q * j->parts * j->k);
             if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
         }
     }
@@ -380,19 +381,19 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
 static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps)
 {
     const qk_pq_book *b = j->b;
-    const size_t fours = round_up(b->m, 4) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
+    const size_t eights = round_up(b->m, 8) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
     const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
-    const size_t floats = count * b->m * b->k + QK_MAX_LEVELS; /* for codes that another thread changes */
+    const size_t floats = round_up(count * b->m * b->k, 16) + QK_MAX_LEVELS; /* for codes that another thread changes */
     sieve sieves[FILTER_QUERIES];
-    const size_t copy = block * b->m + 15;
-    float *tables = obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + copy);
+    const size_t copy = round_up(block * b->m + 15, 64);
+    float *tables = obtain(j, (floats + block) * sizeof *tables + count * eights + tiles * tile + copy);
     if (!tables) return last;
     uint32_t *list = (uint32_t *)(tables + floats);
     uint8_t *bytes = (uint8_t *)(list + block) + tiles * tile + copy;
-    memset(bytes, 0, count * fours);
+    memset(bytes, 0, count * eights);
     for (size_t q = 0; q < count; q++) {
         sieve *s = &sieves[q];
-        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * fours};
+        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * eights};
         j->kernels->pq_distance_table(b, j->x + (query + q) * b->m * b->d, s->table);
         for (size_t g = 0; g < b->m; g++) s->base += (double)least_of(s->table + g * b->k, b->k);
         s->most = j->distances[(query + q) * j->k + j->k - 1];
