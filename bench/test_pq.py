@@ -1,7 +1,7 @@
 """Product quantization of 384 values in 48 bytes (48 groups of 8 values, 256 levels) or 48 (96 groups of 4, 16 levels):
 search among 100,000 codes, encoding and decoding. faiss' codes of 4 bits are packed two to a byte; ours lie in a byte
-each, or are packed, as its fast scan has them. Search among 1,000,000 codes of 4 bits meets faiss' fast scan, whose note is the part of our answer that
-it finds."""
+each, or are packed, as its fast scan has them. Search among 1,000,000 codes of 4 bits meets faiss' fast scan, whose
+note is the part of our answer that it finds."""
 
 import numpy as np
 import peers

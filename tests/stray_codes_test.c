@@ -61,8 +61,7 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
         calls += 2;
         if (k <= 16) calls++, qk_pq_search(q, queries, &packed, &book, 1, distances, indices);
     }
-    free(level), free(columns), free(scaled), free(y), free(q), free(distances), free(codes), free(full),
-        free(indices);
+    free(level), free(columns), free(scaled), free(y), free(q), free(distances), free(codes), free(full), free(indices);
 }
 
 /* Points that turn to NaN between two iterations. */

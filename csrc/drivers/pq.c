@@ -251,8 +251,7 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
     const size_t beyond =
         QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
-    const size_t bytes = qk_times(numbers, lanes * sizeof(float)),
-                 unpacked = j->packed ? qk_times(SCAN, j->b->m) : 0;
+    const size_t bytes = qk_times(numbers, lanes * sizeof(float)), unpacked = j->packed ? qk_times(SCAN, j->b->m) : 0;
     float *memory = obtain(j, qk_plus(bytes, unpacked));
     if (!memory) return;
     uint8_t *space = (uint8_t *)memory + bytes;
