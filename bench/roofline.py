@@ -13,13 +13,14 @@ from report import load, pyplot
 
 RESULTS = Path(__file__).parent / "results" / "best.json"
 CHART = Path(__file__).parents[1] / "docs" / "roofline.png"
-BLUE, ORANGE, GRAY = "#1d4ed8", "#c2410c", "#64748b"
+BLUE, ORANGE, GREEN, GRAY = "#1d4ed8", "#c2410c", "#15803d", "#64748b"
 EIGHT = {"qkernels": "qkernels, 8-bit weights", "onnxruntime": "onnxruntime MatMulInteger"}
 EIGHT |= {"torch": "torch._int_mm (oneDNN)", "sgemm": "OpenBLAS sgemm, float32"}
-FOUR = {"qkernels": "qkernels, 4-bit weights in blocks of 32", "onnxruntime": "onnxruntime MatMulNBits"}
+LINEAR = {"qkernels": "qkernels linear, 8-bit weights, float32 in and out", "zentorch": "zentorch dynamic_qlinear"}
+FOUR = {"qkernels": "qkernels linear, 4-bit weights in blocks of 32", "onnxruntime": "onnxruntime MatMulNBits"}
 # prefix of cases: color, and {contender: label}
-SERIES = {"matmul u8s8 ": (BLUE, EIGHT), "linear 4-bit, block 32, ": (ORANGE, FOUR)}
-MARKERS = {"onnxruntime": "s", "torch": "^", "sgemm": "v"}
+SERIES = {"matmul u8s8 ": (BLUE, EIGHT), "linear ": (GREEN, LINEAR), "linear 4-bit, block 32, ": (ORANGE, FOUR)}
+MARKERS = {"onnxruntime": "s", "torch": "^", "sgemm": "v", "zentorch": "D"}
 ROOFS = {"L2": "#475569", "L3": "#64748b", "memory": "#94a3b8"}
 LEFT, RIGHT = 0.4, 600  # MAC a byte
 TICKS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500]
@@ -35,7 +36,8 @@ def draw(report, path):
     figure, axis = plt.subplots(figsize=(11, 7), layout="constrained")
     draw_roofs(axis, report)
     for prefix, (color, labels) in SERIES.items():
-        rows = {case.removeprefix(prefix): row for case, row in report["rows"].items() if case.startswith(prefix)}
+        shapes = {case: re.fullmatch(re.escape(prefix) + r"(\d+x\d+x\d+)", case) for case in report["rows"]}
+        rows = {shape[1]: report["rows"][case] for case, shape in shapes.items() if shape}
         draw_series(axis, rows, color, labels)
     axis.set(xscale="log", yscale="log", xlim=(LEFT, RIGHT), ylim=(4, 700))
     axis.set_title(f"Products M x N x K on one core: {report['cpu']}, {report['isa']}")
@@ -86,6 +88,8 @@ def draw_series(axis, rows, color, labels):
         if at and name in labels:
             style = dict(facecolors="none", edgecolors=GRAY if name == "sgemm" else color, alpha=0.7, zorder=2)
             axis.scatter(*zip(*at), marker=marker, s=34, label=labels[name], **style)
+    if color == GREEN:
+        return  # labels of the same shapes, which would lie on the others
     up = 1 if color == BLUE else -1
     for shape, x in points.items():
         leaning = x > 5  # where they stand close
