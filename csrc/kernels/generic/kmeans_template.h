@@ -241,11 +241,11 @@ static size_t TYPED(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
     int32_t *labels = p->labels + begin;
-    size_t changed = 0, rest = count - min_size(count, QK_KMEANS_TILE);
-    const TYPED(ahead)
-        ahead = {(const REAL *)p->x + begin * p->d, points + QK_KMEANS_TILE, min_size(rest, QK_KMEANS_TILE)};
-    TYPED(two) found;
+    const size_t rest = count - min_size(count, QK_KMEANS_TILE);
+    size_t changed = 0;
     count -= rest;
+    const TYPED(ahead) ahead = {(const REAL *)p->x + begin * p->d, points + count, min_size(rest, QK_KMEANS_TILE)};
+    TYPED(two) found;
     TYPED(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
     TYPED(scan)(tile, p->d, p->centroids, list, listed, &ahead, &found);
     for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
