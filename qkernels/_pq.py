@@ -7,7 +7,7 @@ running bound, and that must be fused, and find codes as its registers take them
 import numpy as np
 
 from ._bind import codebooks
-from ._checks import as_array, finite_float32, float_array, integer
+from ._checks import as_array, finite_float32, float_array, integer, is_a
 from ._codebook import Codebook
 from ._mode import default_mode
 from ._quantize import pack_bits
@@ -203,7 +203,7 @@ def search(queries, codes, codebook, k):
     (array([[ 1., 25.]], dtype=float32), array([[2, 1]]))
     """
     queries, k = _checked_queries(queries, codebook), integer(k, "k")
-    packed = isinstance(codes, PackedCodes)
+    packed = is_a(codes, PackedCodes)
     codes = codes if packed else _checked_codes(codes)
     n, groups = codes.shape[0], queries.shape[1] // codebook.levels.shape[-1]
     if codes.shape[1] != groups:
@@ -231,7 +231,7 @@ def _checked_codes(codes):
 
 def _checked_queries(queries, codebook):
     """Return queries as contiguous float32."""
-    if not isinstance(codebook, Codebook):
+    if not is_a(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if not codebook.vector:
         raise ValueError(f"codebook must be of vectors, got {codebook}")
