@@ -218,7 +218,7 @@ class PackedMatrix(Packed, Frozen):
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         if kind == "levels":
             return cls._of_levels(arrays)
-        codes = _dense_codes(arrays) if kind == "shape" else array_named(arrays, "codes", np.int8, np.uint8, np.int16)
+        codes = dense_codes(arrays) if kind == "shape" else array_named(arrays, "codes", np.int8, np.uint8, np.int16)
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
@@ -238,7 +238,7 @@ class PackedMatrix(Packed, Frozen):
             refuse_missing(arrays, ("block_size", "scales"))
         axis = 1 if levels.ndim == 2 else 0 if blocks else None
         codebook = Codebook(levels, axis=axis, block_size=number_named(arrays, "block_size", 1) if blocks else None)
-        return cls(_dense_codes(arrays), codebook, array_named(arrays, "scales", *FLOATS) if blocks else None)
+        return cls(dense_codes(arrays), codebook, array_named(arrays, "scales", *FLOATS) if blocks else None)
 
 
 NEEDED = {
@@ -252,7 +252,7 @@ NEEDED = {
 OPTIONAL = {"levels", "block_size", "scales"}
 
 
-def _dense_codes(arrays):
+def dense_codes(arrays):
     """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
     if shape.shape != (2,):

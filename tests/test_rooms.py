@@ -16,8 +16,8 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_quantize", "_codebook_fit", "observers"},
     {"dask"},
     {"_codebook"},
-    {"_weights", "_pq"},
-    {"_products"},
+    {"_weights"},
+    {"_products", "_pq"},
     {"__init__"},
     {"__main__"},
 ]

@@ -126,9 +126,8 @@ typedef struct {
     int32_t *all, *near; /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
-/* Vectors of codes that are turned at a time, and the bytes that they take then. */
-enum { QK_PQ_TILE = 128 };
-static inline size_t qk_pq_turned(size_t m) { return round_up(m, 32) * QK_PQ_TILE; }
+/* The bytes that a tile of vectors takes where codes are turned, one a byte. */
+static inline size_t qk_pq_turned(size_t m) { return round_up(m, 16) * QK_PQ_TILE; }
 
 /* The nearest of k centroids by squared distances that do not underflow (numerics 14; of two as near the lower index).
  * `found` is the lowest of those whose distance the kernels took for the smallest. */
