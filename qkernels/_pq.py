@@ -157,7 +157,7 @@ class PackedCodes(Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("codes", "shape"))
+        arrays = arrays_named(arrays, ("codes", "shape", "signed"))
         refuse_missing(arrays, ("codes", "shape"))
         return cls(dense_codes(arrays))
 
