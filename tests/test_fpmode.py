@@ -60,6 +60,7 @@ TINY = F32([1e-45, -3e-42, 5e-39, 1.1e-38, -1.2e-38, 2e-38, 0, 7e-40])
 TINY64 = np.float64([5e-324, -1e-310, 2e-308, 1e-300, -1e-45, 1e-39, 0.1, 1e-50])
 MANY_HALVES = np.tile(HALVES, 1 << 14)
 MANY = RNG.normal(size=(1 << 15, 4)).astype(F32) * F32(1e-38)
+THIRDS = np.float64(MANY[:99]) / 3
 WIDE = (RNG.normal(size=(128, 256)) * np.logspace(-39, 3, 128)[:, None]).astype(F32)
 CODES = RNG.integers(-127, 128, (256, 64), np.int8)
 THIRD = np.longdouble(1) / 3
@@ -97,7 +98,7 @@ def weights():
 def observed(name, axis):
     """All that an observer of that name tells of small numbers."""
     options = {"rate": THIRD} if name == "MovingAverage" else {}
-    seen = getattr(qk.observers, name)(axis=axis, **options).update(MANY[:4096]).update(np.float64(MANY[:99]) / 3)
+    seen = getattr(qk.observers, name)(axis=axis, **options).update(MANY[:4096]).update(THIRDS)
     if name != "MovingAverage":
         seen.merge(pickle.loads(pickle.dumps(seen)))
     return seen.to_arrays(), seen.qparams("int8"), seen.qparams("uint8"), repr(seen)
