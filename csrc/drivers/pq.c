@@ -144,7 +144,7 @@ int qk_pq_pack(const uint8_t *codes, size_t n, size_t m, uint8_t *packed)
     QK_DEFAULT_MODE;
     const qk_pq_book b = {.m = m};
     job j = {.b = &b, .codes = (uint8_t *)codes, .to = packed, .n = n};
-    return qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, pack_tiles, &j);
+    return m ? qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, pack_tiles, &j) : 0;
 }
 
 static void unpack_vectors(const uint8_t *packed, size_t m, size_t at, size_t vectors, uint8_t *codes)
@@ -167,7 +167,7 @@ int qk_pq_unpack(const uint8_t *packed, size_t n, size_t m, uint8_t *codes)
     QK_DEFAULT_MODE;
     const qk_pq_book b = {.m = m};
     job j = {.b = &b, .codes = (uint8_t *)packed, .to = codes, .n = n};
-    return qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, unpack_tiles, &j);
+    return m ? qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, unpack_tiles, &j) : 0;
 }
 
 /* ---- the k nearest: a heap of keys, the largest on top, filled up with INT64_MAX ---- */

@@ -82,9 +82,12 @@ typedef struct {
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride; /* in bytes */
     size_t k;
-    uint8_t flip;        /* code ^ flip is stored */
-    const int32_t *zero; /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
+    uint8_t flip;         /* code ^ flip is stored */
+    const int32_t *zero;  /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
+    int (*stopped)(void); /* tells to give up, as a signal does, whatever the panel is then; NULL: nothing does */
 } qk_panel_source;
+
+static inline int qk_panel_stopped(const qk_panel_source *s) { return s->stopped && s->stopped(); }
 
 /* What a tile asks the caches for, so that it is there in time: what is read after the tile, `step` bytes for each of
  * its steps, and the 128 bytes of each row of its result. */
