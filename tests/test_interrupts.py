@@ -134,6 +134,14 @@ CALLS = {
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "take_table": """
+        q, t = codes(4 * 10**8), np.arange(256, dtype=np.uint8)
+        call = lambda: qk.take_table(q, t)""",
+    "qadd": "q = codes(10**8); call = lambda: qk.qadd(q, rate, q, rate, rate)",
+    "qmultiply, tflite": "q = codes(4 * 10**7); call = lambda: qk.qmultiply(q, rate, q, rate, rate, rounding='tflite')",
+    "qconcatenate": "q = codes(2 * 10**8); call = lambda: qk.qconcatenate([(q, rate), (q, rate)], qk.QParams(1), axis=0)",
+    "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
+    "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
     "from_gguf": "d = np.zeros((100000, 18 * 32), np.uint8); call = lambda: qk.from_gguf(d, 'Q4_0')",
     "pack_bits": "q = codes(10**8, dtype=np.uint8); call = lambda: qk.pack_bits(q, 3)",

@@ -137,3 +137,17 @@ def minilm_session():
 def minilm(ids, mask):
     run, inputs = minilm_session().run, {"ids": ids, "mask": mask}
     return peers.contender("onnxruntime", lambda: run(None, inputs), lambda: run(None, inputs)[0])
+
+
+def qlinear(operator, operands, to, **attributes):
+    """One of com.microsoft's layers on codes: operands and the result have a (scale, zero point)."""
+    dtype = operands[0][0].dtype
+    inputs, names, constants = {}, [], {}
+    for i, (q, (scale, zero_point)) in enumerate([*operands, (None, to)]):
+        if q is not None:
+            inputs[f"q{i}"] = q
+            names.append(f"q{i}")
+        constants |= {f"scale{i}": np.float32(scale), f"zero{i}": dtype.type(zero_point)}
+        names += [f"scale{i}", f"zero{i}"]
+    node = helper.make_node(operator, names, ["y"], domain="com.microsoft", **attributes)
+    return graph_of(operator, [node], inputs, constants, {"y": (operands[0][0].shape, dtype)})

@@ -115,3 +115,10 @@ def fake_quantize(x, scale, zero_point, axis=None):
         return contender(lambda: torch.fake_quantize_per_tensor_affine(tensor, scale, zero_point, info.min, info.max))
     scales, zeros = torch.from_numpy(scale), torch.from_numpy(zero_point.astype(np.int32))
     return contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))
+
+
+def layer_of_floats(name, x, *arguments):
+    """A float layer of torch.nn.functional, or of torch."""
+    function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
+    tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in (x, *arguments)]
+    return contender(lambda: function(*tensors), name="torch float32")
