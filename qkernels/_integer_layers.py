@@ -14,7 +14,6 @@ from ._checks import as_array, check_weights, float_array, integer, raise_not_fi
 from ._mode import default_mode, mode_of_caller
 from ._rounding import check_params
 
-CODES = np.dtype(np.int8), np.dtype(np.uint8)
 INT32 = np.iinfo(np.int32)
 
 
@@ -57,8 +56,6 @@ def qadd(a, a_params, b, b_params, out_params, *, activation=None, rounding="hal
            [4, 5]], dtype=int8)
     """
     how = _options(activation, rounding)
-    _check_each(a_params=a_params, b_params=b_params, out_params=out_params)
-    _check_one_dtype(a_params, b_params)
     return integer_layers.pair(False, a, a_params, b, b_params, out_params, how, out)
 
 
@@ -78,8 +75,6 @@ def qmultiply(a, a_params, b, b_params, out_params, *, activation=None, rounding
     array([ -5, -11], dtype=int8)
     """
     how = _options(activation, rounding)
-    _check_each(a_params=a_params, b_params=b_params, out_params=out_params)
-    _check_one_dtype(a_params, b_params)
     return integer_layers.pair(True, a, a_params, b, b_params, out_params, how, out)
 
 
@@ -114,7 +109,7 @@ def qconcatenate(parts, out_params, *, axis, rounding="half_even", out=None):
     array([ 4,  8, 16], dtype=int8)
     """
     _, tflite = _options(None, rounding)
-    _check_each(out_params=out_params)
+    integer_layers.check_params(out_params, "out_params")
     arrays, params = _checked_parts(parts)
     axis, ndim = integer(axis, "axis"), arrays[0].ndim
     if not -ndim <= axis < ndim:
@@ -138,7 +133,7 @@ def _checked_parts(parts):
     if not pairs:
         raise ValueError("parts must have at least one (q, params), got none")
     for i, (_, params) in enumerate(pairs):
-        _check_each(**{f"parts[{i}][1]": params})
+        integer_layers.check_params(params, f"parts[{i}][1]")
     arrays = [as_array(q, f"parts[{i}][0]") for i, (q, _) in enumerate(pairs)]
     for i, (a, (_, params)) in enumerate(zip(arrays, pairs)):
         if a.dtype != params.dtype:
@@ -298,7 +293,8 @@ def make_table(function, params, out_params):
     array([-128,    0,   97], dtype=int8)
     """
     named = _function_of(function)
-    _check_each(params=params, out_params=out_params)
+    integer_layers.check_params(params, "params")
+    integer_layers.check_params(out_params, "out_params")
     least = np.iinfo(params.dtype).min
     x = (np.arange(least, least + 256) - int(params.zero_point)) * float(params.scale)
     if named is None:
@@ -406,7 +402,6 @@ def qsoftmax(q, params, out_params, *, axis=-1, out=None):
     >>> qk.qsoftmax(np.int8([[0, 10, 20]]), qk.QParams(0.1), qk.QParams(1 / 256, -128))
     array([[-105,  -65,   42]], dtype=int8)
     """
-    _check_each(params=params, out_params=out_params)
     q, axis = as_array(q, "q"), integer(axis, "axis")
     if not -q.ndim <= axis < max(q.ndim, 1):
         raise ValueError(f"axis {axis} is out of range for q with shape {q.shape}")
@@ -447,7 +442,6 @@ def qlayer_norm(q, params, weight, bias, out_params, *, eps=1e-12, out=None):
     >>> qk.qlayer_norm(np.int8([[1, 2, 3, 6]]), qk.QParams(0.5), ones, 0 * ones, qk.QParams(0.02))
     array([[-53, -27,   0,  80]], dtype=int8)
     """
-    _check_each(params=params, out_params=out_params)
     if bias is None:
         raise TypeError("bias must be a float32 array, got None")
     return integer_layers.norm(q, params, weight, bias, out_params, real(eps, "eps"), out)
@@ -467,7 +461,6 @@ def qrms_norm(q, params, weight, out_params, *, eps=1e-6, out=None):
     >>> qk.qrms_norm(np.int8([[1, 2, 3, 6]]), qk.QParams(0.5), np.ones(4, np.float32), qk.QParams(0.02))
     array([[14, 28, 42, 85]], dtype=int8)
     """
-    _check_each(params=params, out_params=out_params)
     return integer_layers.norm(q, params, weight, None, out_params, real(eps, "eps"), out)
 
 
@@ -581,19 +574,6 @@ def quantize_bias(bias, x_params, w_params):
 
 
 # ---- checks ----
-
-
-def _check_each(**params):
-    """Raise unless each is QParams per tensor of 8-bit codes."""
-    for name, each in params.items():
-        check_params(each, name)
-        if each.dtype not in CODES:
-            raise TypeError(f"{name} must have dtype int8 or uint8, got {each.dtype.name}")
-
-
-def _check_one_dtype(a_params, b_params):
-    if a_params.dtype != b_params.dtype:
-        raise TypeError(f"b_params must have dtype {a_params.dtype} (as a_params), got {b_params.dtype}")
 
 
 def _options(activation, rounding):

@@ -29,25 +29,34 @@ def saturated(v, params):
 
 # ---- tables ----
 
-mpmath.mp.dps = 60
+mpmath.mp.dps = 160
 
 
-def _mp_relu6(x):
-    return min(max(x + 3, 0), 6)
+def _exp(x):
+    """exp, but beyond 300 that of 300: 10**-130 of a step is as far from none, and what saturates does so."""
+    return mpmath.exp(min(max(x, -300), 300))
+
+
+def _erfc(x):
+    return mpmath.erfc(min(max(x, -17), 17))
+
+
+def _relu6(x):
+    return min(max(x, 0), 6)
 
 
 EXACT = {
-    "sigmoid": lambda x: 1 / (1 + mpmath.exp(-x)),
-    "tanh": mpmath.tanh,
-    "exp": mpmath.exp,
-    "gelu": lambda x: x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2,
-    "gelu_tanh": lambda x: x * (1 + mpmath.tanh(mpmath.sqrt(2 / mpmath.pi) * (x + x**3 * 44715 / 10**6))) / 2,
-    "silu": lambda x: x / (1 + mpmath.exp(-x)),
-    "hard_swish": lambda x: x * _mp_relu6(x) / 6,
-    "hard_sigmoid": lambda x: _mp_relu6(x) / 6,
+    "sigmoid": lambda x: 1 / (1 + _exp(-x)),
+    "tanh": lambda x: (1 - _exp(-2 * x)) / (1 + _exp(-2 * x)),
+    "exp": _exp,
+    "gelu": lambda x: x * _erfc(-x / mpmath.sqrt(2)) / 2,
+    "gelu_tanh": lambda x: x / (1 + _exp(-mpmath.sqrt(8 / mpmath.pi) * (x + x**3 * 44715 / 10**6))),
+    "silu": lambda x: x / (1 + _exp(-x)),
+    "hard_swish": lambda x: x * _relu6(x + 3) / 6,
+    "hard_sigmoid": lambda x: _relu6(x + 3) / 6,
     "leaky_relu": lambda x: x if x > 0 else x / 100,
-    "elu": lambda x: x if x > 0 else mpmath.expm1(x),
-    "softplus": lambda x: x + mpmath.log1p(mpmath.exp(-x)) if x > 0 else mpmath.log1p(mpmath.exp(x)),
+    "elu": lambda x: x if x > 0 else _exp(x) - 1,
+    "softplus": lambda x: max(x, 0) + mpmath.log(1 + _exp(-abs(x))),
 }
 SCALES = [(0.1, 1 / 256), (0.0371, 0.0213), (0.5, 1), (0.25, 0.5), (3, 1), (1e-30, 1e-31), (1e30, 1e29), (40, 40)]
 
@@ -62,7 +71,7 @@ def nearest(value, params):
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("scales", SCALES, ids=str)
 def test_a_named_table_has_the_nearest_code_of_each_input(name, scales):
-    """Of 60 digits, of which doubles, as the library has them far from ties, know 16."""
+    """Of 160 digits, of which doubles, as the library has them far from ties, know 16."""
     params = qk.QParams(scales[0], 3), qk.QParams(scales[0], 130, "uint8")
     for of, to in zip(params, (qk.QParams(scales[1], 5, "uint8"), qk.QParams(scales[1], -7))):
         table = qk.make_table(name, of, to)
@@ -200,7 +209,7 @@ def test_long_pairs_use_threads_with_equal_bits(operation, everywhere):
         assert_array_equal(got, OPERATIONS[operation](a, pa, b, pb, to))
 
 
-@pytest.mark.parametrize("scales", [(1e30, 1, 1e-3), (1, 1e38, 1e-38), (1e-38, 1e-38, 1), (3e38, 3e38, 2e-38)], ids=str)
+@pytest.mark.parametrize("scales", [(1e30, 1, 1e-3), (1, 1e38, 2e-38), (2e-38, 2e-38, 1), (3e38, 3e38, 2e-38)], ids=str)
 @pytest.mark.parametrize("rounding", ["half_even", "tflite"])
 def test_scales_that_leave_float32_saturate_as_they_should(scales, rounding, everywhere):
     pa, pb, to = qk.QParams(scales[0], 1), qk.QParams(scales[1], -2), qk.QParams(scales[2], 3)
@@ -254,8 +263,9 @@ def assert_within(codes, v, params):
     assert error.max(initial=0) <= 0.5 + 2.0**-10
 
 
+@np.errstate(all="ignore")
 def exact_softmax(q, params, to):
-    x = (q.astype(float) - q.max(-1, keepdims=True, initial=-128)) * float(params.scale)
+    x = (q.astype(float) - q.astype(float).max(-1, keepdims=True)) * float(params.scale)
     e = np.exp(x)
     return e / e.sum(-1, keepdims=True) / float(to.scale)
 
@@ -281,8 +291,8 @@ def test_a_million_random_rows_are_within_the_bound(operation):
     weight = rng.normal(1, 1, n).astype(F32)
     bias = rng.normal(0, 1, n).astype(F32)
     for _ in range(50):
-        dtype = rng.choice(DTYPES)
-        params, to = random_params(rng, dtype, -9, 1), random_params(rng, rng.choice(DTYPES), -9, -4)
+        dtype = str(rng.choice(DTYPES))
+        params, to = random_params(rng, dtype, -9, 1), random_params(rng, str(rng.choice(DTYPES)), -9, -4)
         low, high = code_range(dtype)
         middle, spread = rng.integers(low, high + 1, (rows, 1)), 2.0 ** rng.uniform(-1, 8, (rows, 1))
         q = np.clip(np.rint(rng.normal(middle, spread, (rows, n))), low, high).astype(dtype)
@@ -307,6 +317,7 @@ def test_softmax_along_another_axis(axis):
         assert got.flags.c_contiguous
 
 
+@np.errstate(all="ignore")
 def exact_layer_norm(q, params, weight, bias, to, eps):
     d, n = q.astype(np.int64) * q.shape[-1] - q.sum(-1, keepdims=True, dtype=np.int64), q.shape[-1]
     wide = q.astype(np.int64)
@@ -316,6 +327,7 @@ def exact_layer_norm(q, params, weight, bias, to, eps):
     return (normal * weight.astype(float) + bias.astype(float)) / float(to.scale)
 
 
+@np.errstate(all="ignore")
 def exact_rms_norm(q, params, weight, to, eps):
     d = q.astype(np.int64) - int(params.zero_point)
     root = np.sqrt((d * d).sum(-1, keepdims=True) / q.shape[-1] + eps / float(params.scale) ** 2)
@@ -323,10 +335,11 @@ def exact_rms_norm(q, params, weight, to, eps):
 
 
 @every_dtype
+@np.errstate(all="ignore")
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 131, 768, 4096, 70_000])
 def test_norms_are_within_their_bounds(dtype, n, everywhere):
     rng = np.random.default_rng(n)
-    few = [(1, 0.02), (1e-3, 1e-3), (1e20, 0.05), (1e-37, 2e-38)]
+    few = [(1, 0.02), (1e-3, 1), (1e20, 0.05), (1e-36, 0.1)]
     for factor, unit in few if n < 5000 else few[:1]:
         weight, bias = (rng.normal(0, factor, n).astype(F32) for _ in range(2))
         for params in (qk.QParams(0.05, 3, dtype), qk.QParams(1e-30, 0, dtype)):
@@ -453,7 +466,7 @@ soft(params=qk.QParams(1, dtype="float8_e5m2"))  # TypeError: params must have d
 layer(weight=ROW[:3])  # ValueError: weight must have shape \(4,\) to match the last axis of q, got \(3,\)
 layer(bias=ROW.astype(float))  # TypeError: bias must be float32, got float64
 layer(bias=None)  # TypeError: bias must be a float32 array, got None
-layer(weight=ROW * np.inf)  # ValueError: weight must be finite, got inf
+layer(weight=ROW * np.inf)  # ValueError: weight has 4 NaN or infinite values, the first at \(0,\)
 layer(eps=-1.0)  # ValueError: eps must be at least 0, got -1.0
 rms(eps=float("nan"))  # ValueError: eps must be at least 0, got nan
 rms(q=np.int8(1))  # ValueError: q must have at least one axis

@@ -22,7 +22,8 @@ def node_of(operator, inputs, output, options=None):
     """Contender for one operator. inputs: arrays with (scale, zero point); output: its own (shape, dtype, both)."""
     model, graph, node, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
     model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [code], [graph]
-    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, operator)
+    code.builtinCode = getattr(schema.BuiltinOperator, operator)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     code.version = 2
     graph.tensors = [tensor_of(x.shape, x.dtype, *params) for x, params in inputs]
     graph.tensors.append(tensor_of(*output[:2], *output[2]))

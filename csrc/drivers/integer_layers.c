@@ -86,11 +86,12 @@ static void prepare_floats(pair_job *job)
         job->how = BY_DOUBLES, job->a_unit = a / y, job->b_unit = b / y;
 }
 
-/* As multiply_gemmlowp, of x that no left shift brings beyond 2^62. */
+/* As multiply_gemmlowp: what saturates before it is multiplied is beyond all codes after it. */
 static int64_t fixed_product(int64_t x, int32_t mantissa, int32_t shift)
 {
-    const int right = shift < 0 ? -shift : 0;
-    const int64_t product = x * ((int64_t)1 << (shift > 0 ? shift : 0)) * mantissa;
+    const int left = shift > 0 ? shift : 0, right = left - shift;
+    const int64_t most = INT32_MAX >> left;
+    const int64_t product = (x > most ? most : x < -most ? -most : x) * ((int64_t)1 << left) * mantissa;
     const int64_t high = (product + ((int64_t)1 << 30)) >> 31, mask = ((int64_t)1 << right) - 1;
     return (high >> right) + ((high & mask) > (mask >> 1) + (high < 0));
 }

@@ -6,25 +6,55 @@ from libc.string cimport memset
 import numpy as np
 
 cimport numpy as cnp
+from cpython.ref cimport PyObject
+
+from .arrays import raise_not_finite
 
 from .arrays cimport (
-    array_of, BRIEF, contiguous, float32_array, floats, refuse_overlap, result_array, uint8s,
+    array_of, BRIEF, contiguous, descr_of, float32_array, floats, out_array, refuse_overlap, result_array, uint8s,
 )
 from .c cimport (
-    qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, qk_norm_codes, qk_pair_codes,
-    qk_scope, qk_softmax_codes, qk_take_table, QK_TFLITE,
+    qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, QK_I8, qk_norm_codes, qk_pair_codes,
+    qk_scope, qk_softmax_codes, qk_take_table, QK_TFLITE, QK_U8,
 )
-from .elementwise cimport Params
+from .elementwise cimport Params, rows_are_finite
 
 cnp.import_array()
+
+
+cdef Params checked(params, name):
+    """Return what a caller gave as QParams per tensor of 8-bit codes."""
+    if not isinstance(params, Params):
+        raise TypeError(f"{name} must be QParams, got {type(params).__name__}")
+    cdef Params p = params
+    if p.axis is not None:
+        raise ValueError(f"{name} must be per tensor, got axis {p.axis}")
+    if p.codes_are_floats or p.storage != QK_I8 and p.storage != QK_U8:
+        raise TypeError(f"{name} must have dtype int8 or uint8, got {p.dtype.name}")
+    return p
+
+
+def check_params(params, name):
+    checked(params, name)
 
 
 cdef cnp.ndarray codes_of(q, Params params, name, params_name):
     """Return what a caller gave as codes of these parameters, contiguous."""
     cdef cnp.ndarray given = array_of(q, name)
-    if given.dtype != params.dtype:
+    if descr_of(given) != <PyObject *>params.dtype and given.dtype != params.dtype:
         raise TypeError(f"{name} must have dtype {params.dtype} (as {params_name}), got {given.dtype}")
     return contiguous(given)
+
+
+cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
+    """Return the shape of the result of two."""
+    if cnp.PyArray_SAMESHAPE(a, b):
+        return (<object>a).shape
+    try:
+        return np.broadcast_shapes((<object>a).shape, (<object>b).shape)
+    except ValueError:
+        raise ValueError(f"b with shape {(<object>b).shape} must broadcast with a, which has shape "
+                         f"{(<object>a).shape}") from None
 
 
 cdef qk_code_params code_params(Params p):
@@ -56,7 +86,7 @@ def take_table(q, table, out):
 def concatenate(parts, tables, tuple shape, int axis, Params to, out):
     """Look the codes of parts, arrays that differ in length along the axis, up in their tables, beside each other."""
     cdef qk_scope _mode = qk_enter_scope()
-    cdef cnp.ndarray like = np.broadcast_to(np.empty((), to.dtype), shape), y = result_array(out, like, to.dtype), q, t
+    cdef cnp.ndarray y = out_array(out, shape, to.dtype), q, t
     cdef size_t rows = 1, inner = 1, stride, cols, at = 0
     for i, n in enumerate(shape):
         rows *= n if i < axis else 1
@@ -100,16 +130,20 @@ cdef lay_out_pair(cnp.ndarray a, cnp.ndarray b, tuple shape, qk_code_pair *p):
     return swapped
 
 
-def pair(bint product, a, Params a_params, b, Params b_params, Params to, tuple how, out):
+def pair(bint product, a, of_a, b, of_b, of_result, tuple how, out):
     """Add or multiply codes of one dtype; `how`: whether results are at least 0, and whether LiteRT rounds them."""
     cdef qk_scope _mode = qk_enter_scope()
+    cdef Params a_params = checked(of_a, "a_params"), b_params = checked(of_b, "b_params")
+    cdef Params to = checked(of_result, "out_params")
+    if a_params.storage != b_params.storage:
+        raise TypeError(f"b_params must have dtype {a_params.dtype} (as a_params), got {b_params.dtype}")
     cdef cnp.ndarray left = codes_of(a, a_params, "a", "a_params"), right = codes_of(b, b_params, "b", "b_params")
-    try:
-        shape = np.broadcast_shapes((<object>left).shape, (<object>right).shape)
-    except ValueError:
-        raise ValueError(f"b with shape {(<object>right).shape} must broadcast with a, which has shape "
-                         f"{(<object>left).shape}") from None
-    cdef cnp.ndarray y = result_array(out, np.broadcast_to(np.empty((), to.dtype), shape), to.dtype)
+    cdef tuple shape = broadcast_shape(left, right)
+    cdef cnp.ndarray y
+    if cnp.PyArray_SAMESHAPE(left, right):
+        y = result_array(out, left, to.dtype)
+    else:
+        y = out_array(out, shape, to.dtype)
     if out is not None:
         refuse_overlap(y, array_of(a, "a"), "a")
         refuse_overlap(y, array_of(b, "b"), "b")
@@ -122,7 +156,7 @@ def pair(bint product, a, Params a_params, b, Params b_params, Params to, tuple 
     p.a, p.b, p.y = code_params(a_params), code_params(b_params), code_params(to)
     if relu:
         p.y.qmin = max(p.y.qmin, p.y.zero_point)
-    p.product, p.is_signed, p.rounding = product, a_params.dtype == np.int8, QK_TFLITE if tflite else QK_HALF_EVEN
+    p.product, p.is_signed, p.rounding = product, a_params.storage == QK_I8, QK_TFLITE if tflite else QK_HALF_EVEN
     if cnp.PyArray_SIZE(y) <= BRIEF:
         qk_pair_codes(&p)
     else:
@@ -137,35 +171,38 @@ cdef Py_ssize_t row_length(cnp.ndarray q) except -1:
     return cnp.PyArray_DIM(q, cnp.PyArray_NDIM(q) - 1)
 
 
-def softmax(q, Params params, Params to, out):
+def softmax(q, of_codes, of_result, out):
     cdef qk_scope _mode = qk_enter_scope()
+    cdef Params params = checked(of_codes, "params"), to = checked(of_result, "out_params")
     cdef cnp.ndarray a = codes_of(q, params, "q", "params")
     cdef Py_ssize_t n = row_length(a)
     cdef cnp.ndarray y = result_array(out, a, to.dtype)
     if out is not None:
         refuse_overlap(y, array_of(q, "q"), "q")
     cdef size_t rows = <size_t>(cnp.PyArray_SIZE(a) // n) if n else 0
-    cdef qk_code_params of = code_params(params), of_result = code_params(to)
+    cdef qk_code_params source = code_params(params), result = code_params(to)
     if cnp.PyArray_SIZE(a) <= BRIEF:
-        qk_softmax_codes(uint8s(a), &of, rows, <size_t>n, uint8s(y), &of_result)
+        qk_softmax_codes(uint8s(a), &source, rows, <size_t>n, uint8s(y), &result)
     else:
         with nogil:
-            qk_softmax_codes(uint8s(a), &of, rows, <size_t>n, uint8s(y), &of_result)
+            qk_softmax_codes(uint8s(a), &source, rows, <size_t>n, uint8s(y), &result)
     return y if out is None else out
 
 
 cdef cnp.ndarray column_floats(values, Py_ssize_t n, name):
     cdef cnp.ndarray v = float32_array(values, name)
-    if (<object>v).shape != (n,):
+    if cnp.PyArray_NDIM(v) != 1 or cnp.PyArray_DIM(v, 0) != n:
         raise ValueError(f"{name} must have shape {(n,)} to match the last axis of q, got {(<object>v).shape}")
-    if not np.isfinite(v).all():
-        raise ValueError(f"{name} must be finite, got {v[~np.isfinite(v)][0]}")
-    return contiguous(v)
+    v = contiguous(v)
+    if not rows_are_finite(floats(v), 1, <size_t>n, n * 4):
+        raise_not_finite(v, name)
+    return v
 
 
-def norm(q, Params params, weight, bias, Params to, double eps, out):
+def norm(q, of_codes, weight, bias, of_result, double eps, out):
     """Apply layer norm, or RMS norm where bias is None."""
     cdef qk_scope _mode = qk_enter_scope()
+    cdef Params params = checked(of_codes, "params"), to = checked(of_result, "out_params")
     cdef cnp.ndarray a = codes_of(q, params, "q", "params")
     cdef Py_ssize_t n = row_length(a)
     cdef cnp.ndarray w = column_floats(weight, n, "weight")

@@ -33,12 +33,17 @@ static inline size_t shuffled_groups(const uint8_t *q, uint8_t *y, size_t n, con
     table_of_changes(table, change);
     const reg sixteen = all_i8(16), masks = all_i8(mask), shifts = all_i8(shift);
     reg part[16];
-    for (int k = 0; k < 16; k++) part[k] = all_lanes(change + 16 * k);
+    for (int k = 0; k < 8; k++) part[k] = all_lanes(change + 16 * k);
+    for (int k = 8; k < 16; k++) part[k] = all_lanes(change + 16 * k);
     for (size_t i = 0; i < n; i = next_span(i, n, 0, REG)) {
         reg index = add_i8(exclusive(load_reg(q + i), masks), shifts);
         reg codes = look_up_u8(part[0], index);
-        for (int k = 1; k < 16; k++) {
-            index = k <= 8 ? sub_i8(index, sixteen) : subs_i8(index, sixteen);
+        for (int k = 1; k <= 8; k++) { /* two loops, for gcc unrolls no longer ones */
+            index = sub_i8(index, sixteen);
+            codes = exclusive(codes, look_up_u8(part[k], index));
+        }
+        for (int k = 9; k < 16; k++) {
+            index = subs_i8(index, sixteen);
             codes = exclusive(codes, look_up_u8(part[k], index));
         }
         store_reg(y + i, codes);
@@ -62,12 +67,12 @@ static QK_INLINE floats codes_as_floats(const uint8_t *q, const int is_signed)
     return to_floats(is_signed ? widen_i8(q) : widen_u8(q));
 }
 
-/* Codes of values, which are below 2^31. */
-static QK_INLINE void round_to_codes(uint8_t *y, const floats *v, int32_t plus, qk_code_range to)
+/* Codes of values below 2^31, which may have the zero point in them already (`added`). */
+static QK_INLINE void round_to_codes(uint8_t *y, const floats *v, const int added, qk_code_range to)
 {
     const reg n0 = packs_i32(to_i32(v[0]), to_i32(v[1])), n1 = packs_i32(to_i32(v[2]), to_i32(v[3]));
-    const reg zero = all_i16(plus);
-    store_reg(y, to_codes(n0, n1, zero, zero, to.qmin, to.qmax));
+    const reg zero = all_i16(to.zero_point);
+    store_reg(y, added ? packed_codes(n0, n1, to.qmin, to.qmax) : to_codes(n0, n1, zero, zero, to.qmin, to.qmax));
 }
 
 static QK_INLINE void pair_groups_of(const uint8_t *a, const uint8_t *b, const size_t b_step, uint8_t *y, size_t n,
@@ -88,7 +93,7 @@ static QK_INLINE void pair_groups_of(const uint8_t *a, const uint8_t *b, const s
             else
                 v[k] = add_product(add_product(offset, right, b_factor), left, a_factor);
         }
-        round_to_codes(y + i, v, 0, p.to);
+        round_to_codes(y + i, v, 1, p.to);
     }
 }
 
@@ -153,7 +158,7 @@ static QK_INLINE void norm_groups_of(const uint8_t *q, uint8_t *y, size_t n, con
             const floats d = product_of(add_product(minus, codes_as_floats(q + at, is_signed), times), inverse);
             v[k] = smaller_of(most, add_product(load_floats(p.offset + at), d, load_floats(p.factor + at)));
         }
-        round_to_codes(y + i, v, p.to.zero_point, p.to);
+        round_to_codes(y + i, v, 0, p.to);
     }
 }
 
