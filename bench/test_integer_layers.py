@@ -27,7 +27,7 @@ def reals(q, params=PARAMS):
 
 
 def floats_of(x, name, *arguments):
-    contender = getattr(peers.torch, "layer_of_floats")(name, x, *arguments)
+    contender = peers.torch.layer_of_floats(name, x, *arguments)
     contender.check = lambda result: "~"
     return contender
 
@@ -93,7 +93,11 @@ def test_norms(race, kind):
         call, others = qk.qlayer_norm, [floats_of(x, "layer_norm", SHAPE[1:], weight, bias)]
         arguments = (q, of(PARAMS), weight, bias, of(OUT))
     else:
-        call, others, arguments = qk.qrms_norm, [floats_of(x, "rms_norm", SHAPE[1:], weight)], (q, of(PARAMS), weight, of(OUT))
+        call, others, arguments = (
+            qk.qrms_norm,
+            [floats_of(x, "rms_norm", SHAPE[1:], weight)],
+            (q, of(PARAMS), weight, of(OUT)),
+        )
     ours = our_own(lambda: call(*arguments, eps=1e-5, out=out), out)
     ours.check = exactly(codes(v, OUT))
     race(f"q{kind}_norm", ours, others, within(codes(v, OUT), 1), COUNT, "Gcodes/s", moved=2 * COUNT)

@@ -117,7 +117,9 @@ def qconcatenate(parts, out_params, *, axis, rounding="half_even", out=None):
     axis %= ndim
     others = {a.shape[:axis] + a.shape[axis + 1 :] if a.ndim == ndim else None for a in arrays}
     if len(others) > 1:
-        raise ValueError(f"parts must have one shape but for axis {axis}, got {', '.join(str(a.shape) for a in arrays)}")
+        raise ValueError(
+            f"parts must have one shape but for axis {axis}, got {', '.join(str(a.shape) for a in arrays)}"
+        )
     length = sum(a.shape[axis] for a in arrays)
     shape = arrays[0].shape[:axis] + (length,) + arrays[0].shape[axis + 1 :]
     tables = [_requantizing_table(p, out_params, tflite) for p in params]
@@ -161,7 +163,7 @@ def _requantizing_table(params, to, tflite):
 class _Doubles:
     """Give the named functions what they need, on float64 arrays."""
 
-    exp, log1p = np.exp, np.log1p
+    exp, expm1, log1p, tanh = np.exp, np.expm1, np.log1p, np.tanh
 
     @staticmethod
     def erfc(x):
@@ -184,6 +186,14 @@ class _Fractions:
     @classmethod
     def exp(cls, x):
         return Fraction(cls.context.exp(cls.decimal(cls.clip(x, -250, 250))))
+
+    @classmethod
+    def expm1(cls, x):
+        return cls.exp(x) - 1
+
+    @classmethod
+    def tanh(cls, x):
+        return 1 - 2 / (1 + cls.exp(2 * x))
 
     @classmethod
     def log1p(cls, x):
@@ -251,7 +261,7 @@ def _negative_part(x, of):
 # Each of x and of the functions that it needs.
 FUNCTIONS = {
     "sigmoid": _sigmoid,
-    "tanh": lambda x, of: 1 - 2 / (1 + of.exp(2 * x)),
+    "tanh": lambda x, of: of.tanh(x),
     "exp": lambda x, of: of.exp(x),
     "gelu": lambda x, of: x * of.erfc(-x / _of(x, _root_2())) / 2,
     "gelu_tanh": _gelu_tanh,
@@ -259,7 +269,7 @@ FUNCTIONS = {
     "hard_swish": lambda x, of: x * of.clip(x + 3, 0, 6) / 6,
     "hard_sigmoid": lambda x, of: of.clip(x + 3, 0, 6) / 6,
     "leaky_relu": lambda x, of: x - _of(x, Fraction(99, 100)) * _negative_part(x, of),
-    "elu": lambda x, of: x - _negative_part(x, of) + of.exp(_negative_part(x, of)) - 1,
+    "elu": lambda x, of: x - _negative_part(x, of) + of.expm1(_negative_part(x, of)),
     "softplus": lambda x, of: x - _negative_part(x, of) + of.log1p(of.exp(-abs(x))),
 }
 
@@ -509,7 +519,13 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be at least 0 and finite, got {eps}")
     outputs = w.shape[axis]
-    given = {"bias": np.zeros(outputs) if bias is None else bias, "gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    given = {
+        "bias": np.zeros(outputs) if bias is None else bias,
+        "gamma": gamma,
+        "beta": beta,
+        "mean": mean,
+        "var": var,
+    }
     bias, gamma, beta, mean, var = (_channel_values(value, outputs, name) for name, value in given.items())
     check_weights(var, "var", zeros=True)
     if not (var + eps > 0).all():
@@ -563,13 +579,16 @@ def quantize_bias(bias, x_params, w_params):
         raise TypeError(f"w_params must be QParams, got {type(w_params).__name__}")
     scale = np.asarray(w_params.scale, np.float64)
     if values.ndim != 1 or scale.shape not in ((), values.shape):
-        raise ValueError(f"bias must have shape (outputs,) to match w_params with scales {scale.shape}, "
-                         f"got {values.shape}")
+        raise ValueError(
+            f"bias must have shape (outputs,) to match w_params with scales {scale.shape}, got {values.shape}"
+        )
     steps = np.rint(values.astype(np.float64) / (float(x_params.scale) * scale))
     bad = ~((steps >= INT32.min) & (steps <= INT32.max))
     if bad.any():
         i = int(np.argmax(bad))
-        raise ValueError(f"bias must fit int32 in units of the scales, got {values[i]}, {steps[i]:g} of them, at ({i},)")
+        raise ValueError(
+            f"bias must fit int32 in units of the scales, got {values[i]}, {steps[i]:g} of them, at ({i},)"
+        )
     return steps.astype(np.int32)
 
 

@@ -333,7 +333,17 @@ def calls():
     with np.errstate(all="ignore"):
         return [
             call
-            for group in (elementwise, rounding, products, layers, integer_layers, codebooks, clusters, storage, settings)
+            for group in (
+                elementwise,
+                rounding,
+                products,
+                layers,
+                integer_layers,
+                codebooks,
+                clusters,
+                storage,
+                settings,
+            )
             for call in group()
         ]
 

@@ -139,7 +139,9 @@ CALLS = {
         call = lambda: qk.take_table(q, t)""",
     "qadd": "q = codes(10**8); call = lambda: qk.qadd(q, rate, q, rate, rate)",
     "qmultiply, tflite": "q = codes(4 * 10**7); call = lambda: qk.qmultiply(q, rate, q, rate, rate, rounding='tflite')",
-    "qconcatenate": "q = codes(2 * 10**8); call = lambda: qk.qconcatenate([(q, rate), (q, rate)], qk.QParams(1), axis=0)",
+    "qconcatenate": """
+        q, other = codes(2 * 10**8), qk.QParams(1)
+        call = lambda: qk.qconcatenate([(q, rate), (q, rate)], other, axis=0)""",
     "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
     "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",

@@ -298,7 +298,12 @@ def sweep_integer_layers(n, rng, at_end):
             for b in other, other[:1], np.ascontiguousarray(other[:, :1]):
                 check(at_end, qk.qadd, q, params, b, params, params, rounding=rounding)
                 check(at_end, qk.qmultiply, b, params, q, params, params, rounding=rounding)
-        check(at_end, lambda *parts, out=None: qk.qconcatenate([(x, params) for x in parts], params, axis=1, out=out), q, q)
+        check(
+            at_end,
+            lambda *parts, out=None: qk.qconcatenate([(x, params) for x in parts], params, axis=1, out=out),
+            q,
+            q,
+        )
         check(at_end, qk.qsoftmax, q, params, params)
         check(at_end, qk.qlayer_norm, q, params, weight, bias, params)
         check(at_end, qk.qrms_norm, q, params, weight, params)

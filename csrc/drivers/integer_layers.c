@@ -61,7 +61,7 @@ typedef struct {
     const qk_code_pair *p;
     qk_pair kernel;
     enum { BY_FLOATS, BY_DOUBLES, BY_FIXED_POINT } how;
-    double a_unit, b_unit;             /* doubles: scales over that of the result; a_unit of products */
+    double a_unit, b_unit;                  /* doubles: scales over that of the result; a_unit of products */
     int32_t a_shifted[256], b_shifted[256]; /* fixed point: the terms of sums */
     int32_t mantissa, shift;
     size_t pieces;
@@ -187,9 +187,9 @@ enum { LONG_ROW = 4096 };
 /* exp(x) of x <= 0, with the same bits on every machine: x = n ln 2 + r, a Taylor polynomial of r. */
 static double exp_of(double x)
 {
-    static const double inverse[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-                                     1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-                                     1.0 / 6,          0.5,             1.0,            1.0};
+    static const double inverse[] = {
+        1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+        1.0 / 720,        1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
     if (x < -750) return 0;
     const double n = (x * 0x1.71547652b82fep0 + 0x1.8p52) - 0x1.8p52;
     const double r = (x - n * 0x1.62e42fefa3800p-1) - n * 0x1.ef35793c76730p-45;

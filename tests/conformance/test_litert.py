@@ -16,7 +16,12 @@ from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
-TYPES = {"uint8": schema.TensorType.UINT8, "int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16, "int32": schema.TensorType.INT32}
+TYPES = {
+    "uint8": schema.TensorType.UINT8,
+    "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
+    "int32": schema.TensorType.INT32,
+}
 
 
 def tensor(shape, dtype, params=None):

@@ -73,7 +73,9 @@ assert_type(lookup, Array)
 assert_type(qk.take_table(halves, qk.make_table(np.tanh, half, half)), Array)
 assert_type(qk.take_table(halves, np.arange(256, dtype=np.uint8)), NDArray[np.uint8])
 assert_type(qk.qadd(halves, half, halves[0], half, one, activation="relu"), Array)
-assert_type(qk.qmultiply(halves, half, halves, half, half, rounding="tflite", out=np.empty_like(halves)), NDArray[np.int8])
+assert_type(
+    qk.qmultiply(halves, half, halves, half, half, rounding="tflite", out=np.empty_like(halves)), NDArray[np.int8]
+)
 assert_type(qk.qconcatenate([(halves, half), (codes[:, :4], one)], half, axis=1), Array)
 assert_type(qk.qsoftmax(halves, half, one, axis=0), Array)
 assert_type(qk.qlayer_norm(halves, half, x[0, :4], x[1, :4], one, eps=1e-5), Array)

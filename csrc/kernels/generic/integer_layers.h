@@ -41,9 +41,8 @@ static QK_INLINE void pair_run(const uint8_t *a, const uint8_t *b, const size_t 
     const qk_pair p = *given;
     for (size_t i = 0; i < n; i++) {
         const float left = code_value(a, i, is_signed), right = code_value(b, i * b_step, is_signed);
-        const float v = p.product
-            ? (left - p.a_zero) * (right - p.b_zero) * p.factor + (float)p.to.zero_point
-            : __builtin_fmaf(left, p.a_factor, __builtin_fmaf(right, p.b_factor, p.offset));
+        const float v = p.product ? (left - p.a_zero) * (right - p.b_zero) * p.factor + (float)p.to.zero_point
+                                  : __builtin_fmaf(left, p.a_factor, __builtin_fmaf(right, p.b_factor, p.offset));
         y[i] = code_of(v, &p.to, 0);
     }
 }

@@ -1,7 +1,8 @@
 /* AVX-512 with VBMI (Ice Lake and later, Zen 4): tables of 256 bytes, for the layers on codes of avx512.c.
  *
  * vpermi2b looks up two registers, 128 bytes, by the low 7 bits of an index: two of them and a blend by bit 7 are a
- * table of 256, one a cycle each. A table of uint32 is four of these, a plane of bytes each, whose sums vpsadbw takes. */
+ * table of 256, one a cycle each. A table of uint32 is four of these, a plane of bytes each, whose sums vpsadbw takes.
+ */
 #if defined(__x86_64__)
 #include "kernels/kernels.h"
 #include "kernels/x86/cpu.h"

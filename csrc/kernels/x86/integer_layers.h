@@ -9,9 +9,9 @@
 
 /* ---- tables ----
  *
- * vpshufb looks up 16 bytes by the low 4 bits of its index, and gives 0 where bit 7 is set. Let h be the high half of an
- * index; step k looks up table k by the index less 16 k, that is with h - k, which counts if it is 0 .. 7 (modulo 16,
- * so for all h at steps k = h - 7 .. h, k <= 8; the differences of later steps saturate, so for h < 8 none comes
+ * vpshufb looks up 16 bytes by the low 4 bits of its index, and gives 0 where bit 7 is set. Let h be the high half of
+ * an index; step k looks up table k by the index less 16 k, that is with h - k, which counts if it is 0 .. 7 (modulo
+ * 16, so for all h at steps k = h - 7 .. h, k <= 8; the differences of later steps saturate, so for h < 8 none comes
  * again). The results are joined by exclusive or: so table k has what changes from part k - 1 to part k of the whole
  * (and what the end of steps that counted, 8 before, takes away). */
 
@@ -89,7 +89,8 @@ static QK_INLINE void pair_groups_of(const uint8_t *a, const uint8_t *b, const s
             const floats left = codes_as_floats(a + i + k * FLOATS, is_signed);
             const floats right = b_step ? codes_as_floats(b + i + k * FLOATS, is_signed) : one;
             if (product)
-                v[k] = sum_of(product_of(product_of(difference_of(left, a_zero), difference_of(right, b_zero)), factor), zero_point);
+                v[k] = sum_of(product_of(product_of(difference_of(left, a_zero), difference_of(right, b_zero)), factor),
+                              zero_point);
             else
                 v[k] = add_product(add_product(offset, right, b_factor), left, a_factor);
         }
