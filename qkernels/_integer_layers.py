@@ -134,14 +134,15 @@ def _checked_parts(parts):
         raise TypeError(f"parts must be a sequence of (q, params), got {shown(parts)}") from error
     if not pairs:
         raise ValueError("parts must have at least one (q, params), got none")
-    for i, (_, params) in enumerate(pairs):
+    arrays = []
+    for i, (q, params) in enumerate(pairs):
         integer_layers.check_params(params, f"parts[{i}][1]")
-    arrays = [as_array(q, f"parts[{i}][0]") for i, (q, _) in enumerate(pairs)]
-    for i, (a, (_, params)) in enumerate(zip(arrays, pairs)):
+        a = as_array(q, f"parts[{i}][0]")
         if a.dtype != params.dtype:
             raise TypeError(f"parts[{i}][0] must have dtype {params.dtype} (as its params), got {a.dtype}")
         if a.ndim == 0:
             raise ValueError(f"parts[{i}][0] must have at least one axis, got a scalar")
+        arrays.append(a)
     return arrays, [params for _, params in pairs]
 
 
@@ -201,7 +202,7 @@ class _Fractions:
 
     @classmethod
     def erfc(cls, x):
-        """1 - erf, of the series that has no differences: 2 / sqrt(pi) exp(-x**2) x sum of (2 x**2)**n / (2 n + 1)!!"""
+        """Return 1 - erf: ``2 / sqrt(pi) exp(-x**2) x`` times the sum of ``(2 x**2)**n / (2 n + 1)!!``, all positive."""
         c, x = cls.context, cls.decimal(cls.clip(x, -16, 16))
         square, term, total, n = c.multiply(x, x), x, x, 0
         while abs(term) > abs(total) * Decimal("1e-290"):
@@ -214,7 +215,7 @@ class _Fractions:
     @classmethod
     @cache
     def pi(cls):
-        """Machin's formula."""
+        """Return pi, by Machin's formula."""
 
         def arctan_of_inverse(n):
             return sum((-1) ** k * Fraction(1, (2 * k + 1) * n ** (2 * k + 1)) for k in range(450 // len(str(n))))

@@ -211,9 +211,9 @@ def test_long_pairs_use_threads_with_equal_bits(operation, everywhere):
     rng = np.random.default_rng(0)
     pa, pb, to = (random_params(rng, "int8") for _ in range(3))
     a, b = (random_codes(rng, (700, 1030), "int8") for _ in range(2))
-    for b in (b, b[0], b[:, :1]):
-        got = everywhere(lambda: operation(a, pa, b, pb, to))
-        assert_array_equal(got, OPERATIONS[operation](a, pa, b, pb, to))
+    for right in (b, b[0], b[:, :1]):
+        got = everywhere(lambda right=right: operation(a, pa, right, pb, to))
+        assert_array_equal(got, OPERATIONS[operation](a, pa, right, pb, to))
 
 
 @pytest.mark.parametrize("scales", [(1e30, 1, 1e-3), (1, 1e38, 2e-38), (2e-38, 2e-38, 1), (3e38, 3e38, 2e-38)], ids=str)
@@ -415,11 +415,11 @@ def test_folding_a_batchnorm_changes_nothing_but_rounding(dtype, axis):
     var = rng.uniform(0.1, 2, n).astype(dtype)
     along = [-1 if i == axis % 3 else 1 for i in range(3)]
     x = rng.normal(size=w.shape)
-    for given in (bias, None):
-        got, added = qk.fold_batchnorm(w, given, gamma, beta, mean, var, eps=1e-3, axis=axis)
+    for before in (bias, None):
+        got, added = qk.fold_batchnorm(w, before, gamma, beta, mean, var, eps=1e-3, axis=axis)
         assert got.dtype == added.dtype == dtype and got.shape == w.shape and added.shape == (n,)
         others = tuple(i for i in range(3) if i != axis % 3)
-        plain = (x * w.astype(float)).sum(others) + (0 if given is None else given.astype(float))
+        plain = (x * w.astype(float)).sum(others) + (0 if before is None else before.astype(float))
         want = (plain - mean) / np.sqrt(var.astype(float) + 1e-3) * gamma + beta
         unit = np.finfo(dtype).eps * (np.abs(x * got.astype(float)).sum(others) + np.abs(added))
         assert np.all(np.abs((x * got.astype(float)).sum(others) + added - want) <= unit + 1e-12)
