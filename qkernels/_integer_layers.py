@@ -202,7 +202,7 @@ class _Fractions:
 
     @classmethod
     def erfc(cls, x):
-        """Return 1 - erf: ``2 / sqrt(pi) exp(-x**2) x`` times the sum of ``(2 x**2)**n / (2 n + 1)!!``, all positive."""
+        """Return 1 - erf: ``2 / sqrt(pi) exp(-x**2) x`` times the sum of ``(2 x**2)**n / (2 n + 1)!!``."""
         c, x = cls.context, cls.decimal(cls.clip(x, -16, 16))
         square, term, total, n = c.multiply(x, x), x, x, 0
         while abs(term) > abs(total) * Decimal("1e-290"):

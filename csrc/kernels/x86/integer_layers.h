@@ -5,6 +5,8 @@
 
 #include "kernels/x86/elementwise.h"
 
+#include "kernels/generic/elementwise.h"
+
 #define HAVE_CODE_GROUPS
 
 /* ---- tables ----
