@@ -414,9 +414,9 @@ def qsoftmax(q, params, out_params, *, axis=-1, out=None):
     array([[-105,  -65,   42]], dtype=int8)
     """
     q, axis = as_array(q, "q"), integer(axis, "axis")
-    if not -q.ndim <= axis < max(q.ndim, 1):
+    if q.ndim and not -q.ndim <= axis < q.ndim:
         raise ValueError(f"axis {axis} is out of range for q with shape {q.shape}")
-    if axis in (-1, q.ndim - 1):
+    if axis in (-1, q.ndim - 1) or q.ndim == 0:
         return integer_layers.softmax(q, params, out_params, out)
     turned = integer_layers.softmax(np.moveaxis(q, axis, -1), params, out_params, None)
     return store(out, np.ascontiguousarray(np.moveaxis(turned, -1, axis)), q, "q")

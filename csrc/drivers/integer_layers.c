@@ -2,7 +2,6 @@
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
@@ -54,7 +53,7 @@ int qk_take_table(const uint8_t *q, size_t rows, size_t cols, int is_signed, con
 
 /* ---- sums and products of two ---- */
 
-enum { MOST_RATIO = 1 << 20, MOST_FACTOR = 1 << 14, CHUNK = 1024 };
+enum { MOST_RATIO = 1 << 20, MOST_FACTOR = 1 << 14 };
 
 /* What all items know: by float32, by double (of wide scales) or in fixed point. */
 typedef struct {
@@ -327,8 +326,8 @@ static int divide_columns(const qk_code_norm_args *args, float *factor, float *o
 
 int qk_norm_codes(const qk_code_norm_args *args)
 {
-    enum { MOST_EXACT = 65793 }; /* 255 of these are below 2^24 */
     QK_DEFAULT_MODE;
+    enum { MOST_EXACT = 65793 }; /* 255 of these are below 2^24 */
     if (args->rows * args->cols == 0) return 0;
     float *columns = qk_obtain(qk_times(args->cols, 2 * sizeof *columns));
     if (!columns) return -1;
