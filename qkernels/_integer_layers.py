@@ -10,7 +10,7 @@ import numpy as np
 from ._bind import elementwise, integer_layers
 from ._bind.arrays import store
 from ._bind.runtime import word
-from ._checks import as_array, check_weights, float_array, integer, raise_not_finite, real, shown
+from ._checks import as_array, check_weights, float_array, integer, is_a, raise_not_finite, real, shown
 from ._mode import default_mode, mode_of_caller
 from ._rounding import check_params
 
@@ -318,7 +318,7 @@ def make_table(function, params, out_params):
 def _function_of(function):
     """Return the entry of FUNCTIONS that has this name, or None of a callable."""
     name = word(function)
-    if isinstance(name, str):
+    if is_a(name, str):
         if name in FUNCTIONS:
             return FUNCTIONS[name]
     elif callable(function):
@@ -576,7 +576,7 @@ def quantize_bias(bias, x_params, w_params):
     """
     values = float_array(bias, "bias")
     check_params(x_params, "x_params")
-    if not isinstance(w_params, elementwise.Params):
+    if not is_a(w_params, elementwise.Params):
         raise TypeError(f"w_params must be QParams, got {type(w_params).__name__}")
     scale = np.asarray(w_params.scale, np.float64)
     if values.ndim != 1 or scale.shape not in ((), values.shape):
@@ -599,8 +599,8 @@ def quantize_bias(bias, x_params, w_params):
 def _options(activation, rounding):
     """Return whether there is a ReLU, and whether to round as LiteRT."""
     activation, rounding = word(activation), word(rounding)
-    if not (activation is None or isinstance(activation, str) and activation == "relu"):
+    if not (activation is None or is_a(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' (others are tables: make_table), got {shown(activation)}")
-    if not (isinstance(rounding, str) and rounding in ("half_even", "tflite")):
+    if not (is_a(rounding, str) and rounding in ("half_even", "tflite")):
         raise ValueError(f"rounding must be 'half_even' or 'tflite', got {shown(rounding)}")
     return activation is not None, rounding == "tflite"
