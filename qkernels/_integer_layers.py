@@ -306,13 +306,23 @@ def make_table(function, params, out_params):
     named = _function_of(function)
     integer_layers.check_params(params, "params")
     integer_layers.check_params(out_params, "out_params")
-    least = np.iinfo(params.dtype).min
-    x = (np.arange(least, least + 256) - int(params.zero_point)) * float(params.scale)
     if named is None:
-        return _nearest_codes(_values_of(mode_of_caller(function)(x.copy())), None, out_params)
-    scale = Fraction(float(params.scale))
-    exact = [(least + i - int(params.zero_point)) * scale for i in range(256)]
-    return _nearest_codes(_named_values(named, x), lambda i: named(exact[i], _Fractions), out_params)
+        return _nearest_codes(_values_of(mode_of_caller(function)(_inputs(params))), None, out_params)
+    return _named_table(named, params, out_params)
+
+
+@default_mode
+def _named_table(named, params, to):
+    least, scale = np.iinfo(params.dtype).min - int(params.zero_point), Fraction(float(params.scale))
+    values = named(_inputs(params), _Doubles)
+    return _nearest_codes(values, lambda i: named((least + i) * scale, _Fractions), to)
+
+
+@default_mode
+def _inputs(params):
+    """Return the real value of each code, ascending: exact in float64."""
+    least = np.iinfo(params.dtype).min
+    return (np.arange(least, least + 256) - int(params.zero_point)) * float(params.scale)
 
 
 def _function_of(function):
@@ -324,11 +334,6 @@ def _function_of(function):
     elif callable(function):
         return None
     raise ValueError(f"function must be callable or one of {', '.join(FUNCTIONS)}, got {shown(function)}")
-
-
-@default_mode
-def _named_values(named, x):
-    return named(x, _Doubles)
 
 
 def _values_of(result):

@@ -222,7 +222,7 @@ def integer_layers():
             yield "qmultiply", partial(qk.qmultiply, CODES, params, CODES[0], tiny, to, rounding=rounding)
             parts = ((CODES, params), (CODES, third))
             yield "qconcatenate", partial(qk.qconcatenate, parts, to, axis=1, rounding=rounding)
-        for name in ("gelu", "hard_swish", "softplus", np.sin):
+        for name in ("gelu", "hard_swish", "softplus", np.positive):
             yield "make_table", partial(qk.make_table, name, params, to)
         yield "qsoftmax", partial(qk.qsoftmax, CODES, params, to)
         for eps in (0, 1e-12, THIRD * 1e-30):
