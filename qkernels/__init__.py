@@ -25,7 +25,7 @@ from ._integer_layers import (
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
-from ._pq import distance_tables, search
+from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
 from ._qparams import QParams
 from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -47,6 +47,7 @@ __all__ = [
     "FP4",
     "KMeansResult",
     "NF4",
+    "PackedCodes",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -70,6 +71,7 @@ __all__ = [
     "num_threads",
     "pack",
     "pack_bits",
+    "pack_codes",
     "qadd",
     "qconcatenate",
     "qlayer_norm",

@@ -212,17 +212,15 @@ class PackedMatrix(Packed, Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        if not is_a(arrays, Mapping):
-            raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
-        arrays = _by_exact_names(arrays)
+        arrays = by_exact_names(arrays)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
-        _refuse_missing(arrays, NEEDED[kind])
+        refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
             weights = _array(arrays, "weights", np.float16, np.uint16)
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         if kind == "levels":
             return cls._of_levels(arrays)
-        codes = _dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
+        codes = dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (_number(arrays, "block_size", 0) or None) if "block_size" in arrays else None
@@ -239,10 +237,10 @@ class PackedMatrix(Packed, Frozen):
     def _of_levels(cls, arrays):
         levels, blocks = _array(arrays, "levels", *FLOATS), bool(arrays.keys() & {"block_size", "scales"})
         if blocks:
-            _refuse_missing(arrays, ("block_size", "scales"))
+            refuse_missing(arrays, ("block_size", "scales"))
         axis = 1 if levels.ndim == 2 else 0 if blocks else None
         codebook = Codebook(levels, axis=axis, block_size=_number(arrays, "block_size", 1) if blocks else None)
-        return cls(_dense_codes(arrays), codebook, _array(arrays, "scales", *FLOATS) if blocks else None)
+        return cls(dense_codes(arrays), codebook, _array(arrays, "scales", *FLOATS) if blocks else None)
 
 
 NEEDED = {
@@ -256,8 +254,10 @@ NEEDED = {
 OPTIONAL = {"levels", "block_size", "scales"}
 
 
-def _by_exact_names(arrays):
+def by_exact_names(arrays):
     """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are looked for."""
+    if not is_a(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
     try:
         names = {word(name): name for name in arrays}
         return {name: arrays[names[name]] for name in OPTIONAL.union(*NEEDED.values()) if name in names}
@@ -267,7 +267,7 @@ def _by_exact_names(arrays):
         raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
 
 
-def _refuse_missing(arrays, names):
+def refuse_missing(arrays, names):
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"arrays must hold {', '.join(names[:-1])} and {names[-1]}, got no {', '.join(missing)}")
 
@@ -289,7 +289,7 @@ def _number(arrays, name, least=None):
     return integer(array[()], name, least)
 
 
-def _dense_codes(arrays):
+def dense_codes(arrays):
     """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
     codes, shape = _array(arrays, "codes", np.uint8), _array(arrays, "shape")
     if shape.shape != (2,):

@@ -15,8 +15,8 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_choose", "_rounding", "_kmeans1d", "gguf"},
     {"_quantize", "_codebook_fit", "_integer_layers"},
     {"_codebook"},
-    {"_weights", "_pq"},
-    {"_products"},
+    {"_weights"},
+    {"_products", "_pq"},
     {"__init__"},
     {"__main__"},
 ]
