@@ -67,7 +67,8 @@ assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
 assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=x), Float32)
 
 # layers on codes
-half, halves = qk.QParams(0.5), np.ones((2, 4), np.int8)
+half = qk.QParams(0.5)
+halves: NDArray[np.int8] = np.ones((2, 4), np.int8)
 lookup = qk.make_table("gelu", half, one)
 assert_type(lookup, Array)
 assert_type(qk.take_table(halves, qk.make_table(np.tanh, half, half)), Array)
