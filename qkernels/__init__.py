@@ -11,6 +11,18 @@ from . import observers as observers
 from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
+from ._integer_layers import (
+    fold_batchnorm,
+    make_table,
+    qadd,
+    qconcatenate,
+    qlayer_norm,
+    qmultiply,
+    qrms_norm,
+    qsoftmax,
+    quantize_bias,
+    take_table,
+)
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
@@ -47,6 +59,7 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fold_batchnorm",
     "from_gguf",
     "get_include",
     "get_num_threads",
@@ -54,18 +67,27 @@ __all__ = [
     "kmeans1d",
     "layer_norm",
     "linear",
+    "make_table",
     "matmul",
     "num_threads",
     "pack",
     "pack_bits",
     "pack_codes",
+    "qadd",
+    "qconcatenate",
+    "qlayer_norm",
     "qlinear",
+    "qmultiply",
+    "qrms_norm",
+    "qsoftmax",
     "quantize",
+    "quantize_bias",
     "quantize_multiplier",
     "requantize",
     "search",
     "set_num_threads",
     "show_config",
+    "take_table",
     "to_gguf",
     "unpack_bits",
 ]

@@ -48,6 +48,7 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fold_batchnorm",
     "from_gguf",
     "get_include",
     "get_num_threads",
@@ -55,18 +56,27 @@ __all__ = [
     "kmeans1d",
     "layer_norm",
     "linear",
+    "make_table",
     "matmul",
     "num_threads",
     "pack",
     "pack_bits",
     "pack_codes",
+    "qadd",
+    "qconcatenate",
+    "qlayer_norm",
     "qlinear",
+    "qmultiply",
+    "qrms_norm",
+    "qsoftmax",
     "quantize",
+    "quantize_bias",
     "quantize_multiplier",
     "requantize",
     "search",
     "set_num_threads",
     "show_config",
+    "take_table",
     "to_gguf",
     "unpack_bits",
 ]
@@ -412,6 +422,171 @@ def attention(
     scale: SupportsFloat | None = None,
     out: _Out,
 ) -> _Out: ...
+
+# ---- layers on codes ----
+
+_LayerRounding: TypeAlias = Literal["half_even", "tflite"]
+_Function: TypeAlias = Literal[
+    "sigmoid",
+    "tanh",
+    "exp",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "hard_swish",
+    "hard_sigmoid",
+    "leaky_relu",
+    "elu",
+    "softplus",
+]
+
+def make_table(
+    function: _Function | Callable[[NDArray[np.float64]], _Array], params: QParams, out_params: QParams
+) -> NDArray[Any]: ...
+@overload
+def take_table(q: _Array, table: NDArray[_Scalar], *, out: None = None) -> NDArray[_Scalar]: ...
+@overload
+def take_table(q: _Array, table: _Array, *, out: None = None) -> NDArray[Any]: ...
+@overload
+def take_table(q: _Array, table: _Array, *, out: _Out) -> _Out: ...
+@overload
+def qadd(
+    a: _Array,
+    a_params: QParams,
+    b: _Array,
+    b_params: QParams,
+    out_params: QParams,
+    *,
+    activation: Literal["relu"] | None = None,
+    rounding: _LayerRounding = "half_even",
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qadd(
+    a: _Array,
+    a_params: QParams,
+    b: _Array,
+    b_params: QParams,
+    out_params: QParams,
+    *,
+    activation: Literal["relu"] | None = None,
+    rounding: _LayerRounding = "half_even",
+    out: _Out,
+) -> _Out: ...
+@overload
+def qmultiply(
+    a: _Array,
+    a_params: QParams,
+    b: _Array,
+    b_params: QParams,
+    out_params: QParams,
+    *,
+    activation: Literal["relu"] | None = None,
+    rounding: _LayerRounding = "half_even",
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qmultiply(
+    a: _Array,
+    a_params: QParams,
+    b: _Array,
+    b_params: QParams,
+    out_params: QParams,
+    *,
+    activation: Literal["relu"] | None = None,
+    rounding: _LayerRounding = "half_even",
+    out: _Out,
+) -> _Out: ...
+@overload
+def qconcatenate(
+    parts: Sequence[tuple[_Array, QParams]],
+    out_params: QParams,
+    *,
+    axis: int,
+    rounding: _LayerRounding = "half_even",
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qconcatenate(
+    parts: Sequence[tuple[_Array, QParams]],
+    out_params: QParams,
+    *,
+    axis: int,
+    rounding: _LayerRounding = "half_even",
+    out: _Out,
+) -> _Out: ...
+@overload
+def qsoftmax(
+    q: _Array,
+    params: QParams,
+    out_params: QParams,
+    *,
+    axis: int = -1,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qsoftmax(
+    q: _Array,
+    params: QParams,
+    out_params: QParams,
+    *,
+    axis: int = -1,
+    out: _Out,
+) -> _Out: ...
+@overload
+def qlayer_norm(
+    q: _Array,
+    params: QParams,
+    weight: _Array,
+    bias: _Array,
+    out_params: QParams,
+    *,
+    eps: SupportsFloat = 1e-12,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qlayer_norm(
+    q: _Array,
+    params: QParams,
+    weight: _Array,
+    bias: _Array,
+    out_params: QParams,
+    *,
+    eps: SupportsFloat = 1e-12,
+    out: _Out,
+) -> _Out: ...
+@overload
+def qrms_norm(
+    q: _Array,
+    params: QParams,
+    weight: _Array,
+    out_params: QParams,
+    *,
+    eps: SupportsFloat = 1e-6,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qrms_norm(
+    q: _Array,
+    params: QParams,
+    weight: _Array,
+    out_params: QParams,
+    *,
+    eps: SupportsFloat = 1e-6,
+    out: _Out,
+) -> _Out: ...
+def fold_batchnorm(
+    w: _Array,
+    bias: _Array | None,
+    gamma: _Array,
+    beta: _Array,
+    mean: _Array,
+    var: _Array,
+    *,
+    eps: SupportsFloat = 1e-5,
+    axis: int = -1,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def quantize_bias(bias: _Array, x_params: QParams, w_params: QParams) -> NDArray[np.int32]: ...
 
 # ---- codebooks ----
 

@@ -229,6 +229,26 @@ def layers():
     yield "attention", partial(qk.attention, WIDE * F32(1e-30), WIDE, WIDE * F32(1e-30), 4, starts=[0, 60, 128])
 
 
+def integer_layers():
+    weight, bias = WIDE[:2, :64].copy()
+    tiny, third = qk.QParams(SMALLEST * 3), qk.QParams(1 / 3, 5)
+    for params, to in (third, qk.QParams(0.01)), (tiny, tiny), (third, tiny), (tiny, qk.QParams(1e30)):
+        for rounding in ("half_even", "tflite"):
+            yield "qadd", partial(qk.qadd, CODES, params, CODES[::-1], third, to, rounding=rounding)
+            yield "qmultiply", partial(qk.qmultiply, CODES, params, CODES[0], tiny, to, rounding=rounding)
+            parts = ((CODES, params), (CODES, third))
+            yield "qconcatenate", partial(qk.qconcatenate, parts, to, axis=1, rounding=rounding)
+        for name in ("gelu", "hard_swish", "softplus", np.positive):
+            yield "make_table", partial(qk.make_table, name, params, to)
+        yield "qsoftmax", partial(qk.qsoftmax, CODES, params, to)
+        for eps in (0, 1e-12, THIRD * 1e-30):
+            yield "qlayer_norm", partial(qk.qlayer_norm, CODES, params, weight, bias, to, eps=eps)
+            yield "qrms_norm", partial(qk.qrms_norm, CODES, params, weight, to, eps=eps)
+    yield "take_table", partial(qk.take_table, CODES, np.arange(256, dtype=np.uint8))
+    yield "fold_batchnorm", partial(qk.fold_batchnorm, WIDE, None, *WIDE[:3], np.abs(WIDE[3]), eps=THIRD * 1e-9)
+    yield "quantize_bias", partial(qk.quantize_bias, weight * F32(1e-38), tiny, third)
+
+
 def codebooks():
     tables = {
         "tiny": qk.Codebook(np.sort(TINY)),
@@ -331,7 +351,17 @@ def calls():
     with np.errstate(all="ignore"):
         return [
             call
-            for group in (elementwise, rounding, products, layers, codebooks, clusters, storage, settings)
+            for group in (
+                elementwise,
+                rounding,
+                products,
+                layers,
+                integer_layers,
+                codebooks,
+                clusters,
+                storage,
+                settings,
+            )
             for call in group()
         ]
 

@@ -159,6 +159,16 @@ CALLS = {
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "take_table": """
+        q, t = codes(4 * 10**8), np.arange(256, dtype=np.uint8)
+        call = lambda: qk.take_table(q, t)""",
+    "qadd": "q = codes(10**8); call = lambda: qk.qadd(q, rate, q, rate, rate)",
+    "qmultiply, tflite": "q = codes(4 * 10**7); call = lambda: qk.qmultiply(q, rate, q, rate, rate, rounding='tflite')",
+    "qconcatenate": """
+        q, other = codes(2 * 10**8), qk.QParams(1)
+        call = lambda: qk.qconcatenate([(q, rate), (q, rate)], other, axis=0)""",
+    "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
+    "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
     "from_gguf, codes": """
         d = np.zeros((800000, 18 * 32), np.uint8)

@@ -304,6 +304,26 @@ def sweep_observers(n, rng, at_end):
     check(at_end, lambda *arrays: histograms.divergences(*arrays[:3], 16, *arrays[3:]), *given, out=False)
 
 
+def sweep_integer_layers(n, rng, at_end):
+    weight, bias = floats(rng, n, n)
+    for dtype, params in ("int8", qk.QParams(0.05, 3)), ("uint8", qk.QParams(0.05, 99, "uint8")):
+        q, other = (rng.integers(0, 256, (3, n), np.uint8).view(dtype) for _ in range(2))
+        check(at_end, qk.take_table, q, np.arange(256, dtype=np.uint8))
+        for rounding in "half_even", "tflite":
+            for b in other, other[:1], np.ascontiguousarray(other[:, :1]):
+                check(at_end, qk.qadd, q, params, b, params, params, rounding=rounding)
+                check(at_end, qk.qmultiply, b, params, q, params, params, rounding=rounding)
+        check(
+            at_end,
+            lambda *parts, out=None: qk.qconcatenate([(x, params) for x in parts], params, axis=1, out=out),
+            q,
+            q,
+        )
+        check(at_end, qk.qsoftmax, q, params, params)
+        check(at_end, qk.qlayer_norm, q, params, weight, bias, params)
+        check(at_end, qk.qrms_norm, q, params, weight, params)
+
+
 def sweep_kmeans(n, rng, at_end):
     for d, dtype in itertools.product((1, 3, 4, 6, 8, 17), (np.float32, np.float64)):
         x, weights, k = rng.normal(0, 1, (n, d)).astype(dtype), rng.random(n) + 0.1, min(n, 21)
@@ -322,6 +342,7 @@ def sweep(isa):
             sweep_filtered_search(n, rng, at_end)
             sweep_layers(n, rng, at_end)
             sweep_observers(n, rng, at_end)
+            sweep_integer_layers(n, rng, at_end)
             sweep_kmeans(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)

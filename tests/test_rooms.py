@@ -13,7 +13,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_checks", "_mode", "_value"},
     {"_qparams", "_kmeans", "_codebook_tables", "_layers", "_histogram", "config"},
     {"_choose", "_rounding", "_kmeans1d", "gguf"},
-    {"_quantize", "_codebook_fit", "observers"},
+    {"_quantize", "_codebook_fit", "_integer_layers", "observers"},
     {"dask"},
     {"_codebook"},
     {"_weights"},

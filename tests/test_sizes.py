@@ -420,13 +420,30 @@ def layers(size):
         yield lambda: qk.attention(y, y, y, 1, starts=starts)
 
 
+def integer_layers(size):
+    n, p = 1 << size, qk.QParams(1)
+    one = np.ones((1, 1), np.int8)
+    for shape in (n, 1), (1, n), (n // 2, 2), (0, n), (n, 0), (n,):
+        q, row = array("int8", *shape), wide("float32", min(shape[-1], 1 << 58))
+        yield lambda: qk.take_table(q, np.arange(256, dtype=np.uint8))
+        yield lambda: qk.qadd(q, p, one, p, p)
+        yield lambda: qk.qadd(q, p, wide("int8", n // 4, 1, 1), p, p)
+        yield lambda: qk.qmultiply(one, p, q, p, p, rounding="tflite")
+        yield lambda: qk.qconcatenate([(q, p)] * 2, p, axis=0)
+        yield lambda: qk.qconcatenate([(q, p), (q, qk.QParams(2))], p, axis=-1)
+        yield lambda: qk.qsoftmax(q, p, p)
+        yield lambda: qk.qsoftmax(q, p, p, axis=0)
+        yield lambda: qk.qlayer_norm(q, p, row, row, p)
+        yield lambda: qk.qrms_norm(q, p, row, p)
+
+
 def size_of(result):
     if isinstance(result, tuple):
         return max(map(size_of, result))
     return np.size(result.unpack() if isinstance(result, qk.PackedMatrix) else getattr(result, "scale", result))
 
 
-SUBJECTS = [packs, products, elementwise, codebooks, layers]
+SUBJECTS = [packs, products, elementwise, codebooks, layers, integer_layers]
 
 
 def call_giants(size):

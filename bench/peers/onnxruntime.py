@@ -152,3 +152,17 @@ def collector(x, method):
         return histograms.histogram_dict["x"][0]
 
     return peers.contender(f"onnxruntime {method}", collect, lambda: np.asarray(collect()))
+
+
+def qlinear(operator, operands, to, **attributes):
+    """One of com.microsoft's layers on codes: operands and the result have a (scale, zero point)."""
+    dtype = operands[0][0].dtype
+    inputs, names, constants = {}, [], {}
+    for i, (q, (scale, zero_point)) in enumerate([*operands, (None, to)]):
+        if q is not None:
+            inputs[f"q{i}"] = q
+            names.append(f"q{i}")
+        constants |= {f"scale{i}": np.float32(scale), f"zero{i}": dtype.type(zero_point)}
+        names += [f"scale{i}", f"zero{i}"]
+    node = helper.make_node(operator, names, ["y"], domain="com.microsoft", **attributes)
+    return graph_of(operator, [node], inputs, constants, {"y": (operands[0][0].shape, dtype)})

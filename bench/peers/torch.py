@@ -129,3 +129,10 @@ def histogram_observer(x):
         return observer
 
     return contender(observe, lambda observer: observer.histogram.numpy(), "torch HistogramObserver")
+
+
+def layer_of_floats(name, x, *arguments):
+    """A float layer of torch.nn.functional, or of torch."""
+    function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
+    tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in (x, *arguments)]
+    return contender(lambda: function(*tensors), name="torch float32")

@@ -91,6 +91,50 @@ typedef struct {
 /* Returns as qk_gemm8. */
 int qk_gemm8_batch(const qk_batch *batch);
 
+/* ---- layers on codes of 8 bits (numerics 24) ---- */
+
+/* Of codes, signed if qmin < 0 (of an operand: the least code of its type) or unsigned; qmin and qmax bound results. */
+typedef struct {
+    float scale;
+    int32_t zero_point, qmin, qmax;
+} qk_code_params;
+
+/* y = table[q, or q + 128 of signed codes]; rows of y lie y_stride apart, from which q's have no gap. */
+int qk_take_table(const uint8_t *q, size_t rows, size_t cols, int is_signed, const uint8_t *table, uint8_t *y,
+                  size_t y_stride);
+
+/* Sums or products of codes of one type, rows of n results, counted through the outer axes in C order. A step is one
+ * from entry to entry of an axis, 0 where all share them; b has one code a row (b_step 0) or n. Rounding is half even,
+ * as onnxruntime, or QK_TFLITE. */
+typedef struct {
+    const uint8_t *a_codes, *b_codes;
+    uint8_t *y_codes;
+    qk_code_params a, b, y;
+    int product, is_signed;
+    qk_rounding rounding;
+    size_t n, b_step;
+    int axes;
+    size_t shape[QK_MAX_AXES], a_steps[QK_MAX_AXES], b_steps[QK_MAX_AXES];
+} qk_code_pair;
+
+int qk_pair_codes(const qk_code_pair *p);
+
+/* Of rows. */
+int qk_softmax_codes(const uint8_t *q, const qk_code_params *params, size_t rows, size_t cols, uint8_t *y,
+                     const qk_code_params *to);
+
+/* Layer norm of rows, or RMS norm if bias is NULL. Returns -1 if memory ran out. */
+typedef struct {
+    const uint8_t *q;
+    uint8_t *y;
+    size_t rows, cols;
+    const float *weight, *bias;
+    double eps;
+    qk_code_params params, to;
+} qk_code_norm_args;
+
+int qk_norm_codes(const qk_code_norm_args *args);
+
 /* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 
 /* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,

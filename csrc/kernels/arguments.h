@@ -68,6 +68,41 @@ typedef struct {
     int packed;
 } qk_pq_codes;
 
+/* ---- layers on codes (numerics 24) ---- */
+
+/* Where a result of codes ends: rounded, plus zero_point, within qmin .. qmax; it is signed if qmin < 0. */
+typedef struct {
+    int32_t zero_point, qmin, qmax;
+} qk_code_range;
+
+/* rne(fma(a, a_factor, fma(b, b_factor, offset))) of codes, whose offset has the zero point of the result; or, of
+ * products, rne((a - a_zero) (b - b_zero) factor + zero_point). */
+typedef struct {
+    int product, is_signed; /* the operands */
+    float a_factor, b_factor, offset;
+    float a_zero, b_zero, factor;
+    qk_code_range to;
+} qk_pair;
+
+/* weight: of the 256 differences of a code from the row's largest; planes: their bytes, the lowest of all first; real:
+ * the same as floats. */
+typedef struct {
+    const uint32_t *weight;
+    const uint8_t *planes;
+    const float *real;
+    double unit;  /* scale of the result */
+    uint8_t flip; /* code ^ flip is unsigned */
+    qk_code_range to;
+} qk_softmax;
+
+/* fma((q * times - less) * inverse, factor, offset), the latter two of each column. */
+typedef struct {
+    const float *factor, *offset;
+    float times, less, inverse;
+    int is_signed;
+    qk_code_range to;
+} qk_code_norm;
+
 /* ---- k-means ---- */
 
 /* Points, centroids and what is known of them (numerics 14). Reals are float32 or float64, as `type` says. */

@@ -293,6 +293,41 @@ cdef extern from "drivers/drivers.h" nogil:
                      float *distances, int64_t *indices) except -3
     bint qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
 
+    ctypedef struct qk_code_params:
+        float scale
+        int32_t zero_point, qmin, qmax
+
+    int qk_take_table(const uint8_t *q, size_t rows, size_t cols, int is_signed, const uint8_t *table, uint8_t *y,
+                      size_t y_stride) except -3
+
+    ctypedef struct qk_code_pair:
+        const uint8_t *a_codes
+        const uint8_t *b_codes
+        uint8_t *y_codes
+        qk_code_params a, b, y
+        int product, is_signed
+        qk_rounding rounding
+        size_t n, b_step
+        int axes
+        size_t shape[64]
+        size_t a_steps[64]
+        size_t b_steps[64]
+
+    int qk_pair_codes(const qk_code_pair *p) except -3
+    int qk_softmax_codes(const uint8_t *q, const qk_code_params *params, size_t rows, size_t cols, uint8_t *y,
+                         const qk_code_params *to) except -3
+
+    ctypedef struct qk_code_norm_args:
+        const uint8_t *q
+        uint8_t *y
+        size_t rows, cols
+        const float *weight
+        const float *bias
+        double eps
+        qk_code_params params, to
+
+    int qk_norm_codes(const qk_code_norm_args *args) except -3
+
 cdef extern from "runtime/fpmode.h" nogil:
     ctypedef struct qk_mode:
         pass

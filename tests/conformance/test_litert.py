@@ -16,7 +16,12 @@ from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
-TYPES = {"int8": schema.TensorType.INT8, "int16": schema.TensorType.INT16, "int32": schema.TensorType.INT32}
+TYPES = {
+    "uint8": schema.TensorType.UINT8,
+    "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
+    "int32": schema.TensorType.INT32,
+}
 
 
 def tensor(shape, dtype, params=None):
@@ -190,3 +195,60 @@ def test_gemmlowp(dtype, powers_of_two, isas):
         params = qk.QParams(1, zero_point, dtype)
         for isa in isas():
             assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)
+
+
+# ---- layers on codes (numerics 24) ----
+
+
+def two(operator, a, pa, b, pb, py, relu):
+    """ADD or MUL."""
+    options = getattr(schema, f"{operator.capitalize()}OptionsT")()
+    options.fusedActivationFunction = getattr(schema.ActivationFunctionType, "RELU" if relu else "NONE")
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    tensors = [tensor(a.shape, a.dtype, pa), tensor(b.shape, a.dtype, pb), tensor(shape, a.dtype, py)]
+    number = getattr(schema.BuiltinOperator, operator)
+    return litert_run(a, number, f"{operator.capitalize()}Options", options, tensors, [b])
+
+
+def any_codes(rng, shape, dtype):
+    return rng.integers(0, 256, shape, np.uint8).view(dtype)
+
+
+def any_params(rng, dtype, low=-6, high=1):
+    scale = 2.0 ** rng.uniform(low, high) if rng.random() < 0.8 else 2.0 ** rng.integers(low, high)
+    return np.float32(scale), int(any_codes(rng, (), dtype)[()])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("operator", ["ADD", "MUL"])
+def test_pairs(operator, relu, dtype, isas):
+    """A million pairs or more, scales of all sizes among each other and some of few bits, which make ties."""
+    rng, function = np.random.default_rng(0), {"ADD": qk.qadd, "MUL": qk.qmultiply}[operator]
+    every = np.divmod(np.arange(65536, dtype=np.uint16), 256)
+    for i in range(24):
+        a, b = (x.astype(np.uint8).view(dtype) for x in every)
+        if i % 4 == 3:
+            a, b = any_codes(rng, (2, 3, 40), dtype), any_codes(rng, ((40,), (2, 3, 1), (3, 40))[i % 3], dtype)
+        pa, pb, py = (any_params(rng, dtype) for _ in range(3))
+        want = two(operator, a, pa, b, pb, py, relu)
+        params = [qk.QParams(*p, dtype) for p in (pa, pb, py)]
+        for isa in isas():
+            got = function(
+                a, params[0], b, params[1], params[2], activation="relu" if relu else None, rounding="tflite"
+            )
+            assert_array_equal(got, want, err_msg=f"{isa} {i} {pa} {pb} {py}", strict=True)
+
+
+def test_concatenation_of_uint8():
+    """LiteRT takes other parameters for each part of uint8 only."""
+    rng, x = np.random.default_rng(0), np.arange(256, dtype=np.uint8)
+    for _ in range(200):
+        parts, py = [any_params(rng, "uint8") for _ in range(2)], any_params(rng, "uint8")
+        options = schema.ConcatenationOptionsT()
+        options.axis = 0
+        tensors = [*(tensor(x.shape, x.dtype, p) for p in parts), tensor((512,), x.dtype, py)]
+        want = litert_run(x, schema.BuiltinOperator.CONCATENATION, "ConcatenationOptions", options, tensors, [x])
+        of = [(x, qk.QParams(*p, "uint8")) for p in parts]
+        got = qk.qconcatenate(of, qk.QParams(*py, "uint8"), axis=0, rounding="tflite")
+        assert_array_equal(got, want, err_msg=f"{parts} {py}", strict=True)

@@ -39,10 +39,10 @@ def unless_old_is_wrong(*case):
 every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, name) for d in DTYPES for name in LAYOUTS])
 
 
-def onnxruntime_run(operator, inputs, out_dtypes, **attributes):
+def onnxruntime_run(operator, inputs, out_dtypes, domain="", **attributes):
     """The outputs of one node; types that NumPy does not have leave the graph through a Cast."""
     outs, infos = [f"y{i}" for i in range(len(out_dtypes))], []
-    nodes = [helper.make_node(operator, list(inputs), outs, **attributes)]
+    nodes = [helper.make_node(operator, list(inputs), outs, domain=domain, **attributes)]
     for out, dtype in zip(outs, map(np.dtype, out_dtypes)):
         if dtype.isbuiltin != 1:
             dtype = np.dtype("float32" if "float" in dtype.name else "int8")
@@ -53,7 +53,7 @@ def onnxruntime_run(operator, inputs, out_dtypes, **attributes):
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items()]
     model = helper.make_model(
         helper.make_graph(nodes, operator, [], infos, constants),
-        opset_imports=[helper.make_opsetid("", 21)],
+        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
         ir_version=10,
     )
     options = onnxruntime.SessionOptions()
@@ -263,3 +263,80 @@ def test_qlinear(a_dtype, b_dtype, per_column, powers_of_two, isas):
         (want,) = onnxruntime_run("QLinearMatMul", {f"x{i}": value for i, value in enumerate(inputs)}, [a_dtype])
         for isa in isas():
             assert_array_equal(qk.qlinear(a, pa, qk.pack(b, pb), py), want, err_msg=isa, strict=True)
+
+
+# ---- layers on codes (numerics 24) ----
+
+
+def any_codes(rng, shape, dtype):
+    return rng.integers(0, 256, shape, np.uint8).view(dtype)
+
+
+def any_params(rng, dtype):
+    scale = 2.0 ** rng.uniform(-8, 2) if rng.random() < 0.7 else rng.integers(1, 32) / 16
+    return qk.QParams(np.float32(scale), int(any_codes(rng, (), dtype)[()]), dtype)
+
+
+def operand(name, params, q=None):
+    given = {} if q is None else {f"{name}_codes": q}
+    return given | {f"{name}_scale": params.scale, f"{name}_zero": params.zero_point.astype(params.dtype)}
+
+
+PAIRS = [((65536,), (65536,)), ((300, 700), (300, 700)), ((300, 300), (300,)), ((1, 301), (300, 301))]
+PAIRS += [((300, 1), (300, 301)), ((300, 301), (300, 1)), ((), (9999,)), ((9999,), ()), ((3, 1, 1), (1, 401, 1))]
+PAIRS += [
+    ((30, 1, 40), (30, 50, 40)),
+    ((1, 50, 1), (30, 50, 40)),
+    ((30, 50, 40), (1, 50, 1)),
+    ((7, 5, 1, 1), (1, 5, 9, 1)),
+]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("operator", ["QLinearAdd", "QLinearMul"])
+def test_pairs(operator, dtype, isas):
+    """More than 3 million pairs, all pairs of codes among them; a third of the scales have few bits, and make ties."""
+    rng, function = np.random.default_rng(0), {"QLinearAdd": qk.qadd, "QLinearMul": qk.qmultiply}[operator]
+    every = [x.astype(np.uint8).view(dtype) for x in np.divmod(np.arange(65536), 256)]
+    for shapes in PAIRS:
+        for _ in range(6):
+            a, b = every if shapes == PAIRS[0] else (any_codes(rng, shape, dtype) for shape in shapes)
+            pa, pb, py = (any_params(rng, dtype) for _ in range(3))
+            inputs = operand("a", pa, a) | operand("b", pb, b) | operand("y", py)
+            (want,) = onnxruntime_run(operator, inputs, [dtype], domain="com.microsoft")
+            for isa in isas():
+                got = function(a, pa, b, pb, py)
+                assert_array_equal(got, want, err_msg=f"{isa} {shapes} {pa} {pb} {py}", strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_concatenation(axis, dtype):
+    rng, shape = np.random.default_rng(0), [[3, 40, 80] for _ in range(3)]
+    for length, one in zip((1, 77, 256), shape):
+        one[axis] = length
+    for _ in range(10):
+        py, of = any_params(rng, dtype), [any_params(rng, dtype) for _ in shape]
+        parts = [(any_codes(rng, one, dtype), p) for one, p in zip(shape, of)]
+        inputs = operand("y", py)
+        for i, (q, p) in enumerate(parts):
+            inputs |= operand(f"x{i}", p, q)
+        (want,) = onnxruntime_run("QLinearConcat", inputs, [dtype], domain="com.microsoft", axis=axis)
+        assert_array_equal(qk.qconcatenate(parts, py, axis=axis), want, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_tables_and_softmax_are_as_near(dtype):
+    """onnxruntime's sigmoid is a table of nearest codes as well, from float32; its softmax is off by 0.5 at most."""
+    rng, q = np.random.default_rng(0), np.arange(256, dtype=np.uint8).view(dtype)
+    for _ in range(20):
+        p, py = any_params(rng, dtype), qk.QParams(1 / 256, np.iinfo(dtype).min, dtype)
+        inputs = operand("x", p, q) | operand("y", py)
+        (want,) = onnxruntime_run("QLinearSigmoid", inputs, [dtype], domain="com.microsoft")
+        got = qk.take_table(q, qk.make_table("sigmoid", p, py)).astype(int)
+        assert np.abs(got - want).max() <= 1 and np.mean(got != want) < 0.01
+        rows = any_codes(rng, (50, 100), dtype)
+        inputs = operand("x", p, rows) | operand("y", py)
+        (want,) = onnxruntime_run("QLinearSoftmax", inputs, [dtype], domain="com.microsoft", axis=-1, opset=13)
+        got = qk.qsoftmax(rows, p, py).astype(int)
+        assert np.abs(got - want).max() <= 1 and np.mean(got != want) < 0.001

@@ -82,6 +82,24 @@ assert_type(qk.matmul(bytes_, bytes_, out=room), NDArray[np.int32])
 assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
 assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=x), Float32)
 
+# layers on codes
+half = qk.QParams(0.5)
+halves: NDArray[np.int8] = np.ones((2, 4), np.int8)
+lookup = qk.make_table("gelu", half, one)
+assert_type(lookup, Array)
+assert_type(qk.take_table(halves, qk.make_table(np.tanh, half, half)), Array)
+assert_type(qk.take_table(halves, np.arange(256, dtype=np.uint8)), NDArray[np.uint8])
+assert_type(qk.qadd(halves, half, halves[0], half, one, activation="relu"), Array)
+assert_type(
+    qk.qmultiply(halves, half, halves, half, half, rounding="tflite", out=np.empty_like(halves)), NDArray[np.int8]
+)
+assert_type(qk.qconcatenate([(halves, half), (codes[:, :4], one)], half, axis=1), Array)
+assert_type(qk.qsoftmax(halves, half, one, axis=0), Array)
+assert_type(qk.qlayer_norm(halves, half, x[0, :4], x[1, :4], one, eps=1e-5), Array)
+assert_type(qk.qrms_norm(halves, half, x[0, :4], one), Array)
+folded, added = qk.fold_batchnorm(x, None, x[0], x[0], x[0], np.abs(x[0]))
+assert_type(qk.quantize_bias(added, half, params), NDArray[np.int32])
+
 # codebooks
 plain, blocks = qk.Codebook([-1, 0, 1]), qk.Codebook([-1, 0, 1], axis=1, block_size=16)
 assert_type(qk.encode(x, plain), NDArray[np.uint8])

@@ -82,6 +82,8 @@
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)
+ *     HAVE_CODE_GROUPS    table_groups, pair_groups, ...: groups of codes (integer_layers.h)
+ *     HAVE_TABLE_GROUPS   table_groups and weight_groups other than those of x86/integer_layers.h
  *     HAVE_LANES          the operations of k-means on a vector, for which lanes.h has plain C
  *
  * Each function has the arguments of the loop that it replaces or serves, handles what it can and gives equal bits. */

@@ -3,6 +3,7 @@
 
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
+#include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"

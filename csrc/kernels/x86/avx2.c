@@ -41,6 +41,8 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
+#include "kernels/x86/integer_layers.h"
+#include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"

@@ -31,6 +31,9 @@ static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /*
 static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
 static inline reg maddubs(reg a, reg b) { return _mm256_maddubs_epi16(a, b); }
 static inline reg madd_i16(reg a, reg b) { return _mm256_madd_epi16(a, b); }
+static inline reg add_i8(reg a, reg b) { return _mm256_add_epi8(a, b); }
+static inline reg sub_i8(reg a, reg b) { return _mm256_sub_epi8(a, b); }
+static inline reg subs_i8(reg a, reg b) { return _mm256_subs_epi8(a, b); }
 static inline reg add_i16(reg a, reg b) { return _mm256_add_epi16(a, b); }
 static inline reg add_i32(reg a, reg b) { return _mm256_add_epi32(a, b); }
 /* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
@@ -62,6 +65,10 @@ typedef __m256 floats;
 
 static inline floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
 static inline floats all_floats(float v) { return _mm256_set1_ps(v); }
+static inline floats to_floats(reg v) { return _mm256_cvtepi32_ps(v); }
+static inline floats smaller_of(floats a, floats b) { return _mm256_min_ps(a, b); }
+static inline floats sum_of(floats a, floats b) { return _mm256_add_ps(a, b); }
+static inline floats difference_of(floats a, floats b) { return _mm256_sub_ps(a, b); }
 static inline floats product_of(floats a, floats b) { return _mm256_mul_ps(a, b); }
 static inline floats add_product(floats c, floats a, floats b) { return _mm256_fmadd_ps(a, b, c); }
 static inline floats subtract_product(floats c, floats a, floats b) { return _mm256_fnmadd_ps(a, b, c); }

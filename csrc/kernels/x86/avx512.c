@@ -37,6 +37,28 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/layers.h"
+
+#define HAVE_TABLE_GROUPS
+static size_t table_groups(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift);
+static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uint8_t mask, uint8_t shift,
+                            uint64_t *sum);
+#include "kernels/x86/integer_layers.h"
+#include "kernels/generic/integer_layers.h"
+
+static size_t table_groups(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift)
+{
+    if (!qk_has_vbmi()) return shuffled_groups(q, y, n, table, mask, shift);
+    qk_take_table_vbmi(q, y, n, table, mask, shift);
+    return n;
+}
+
+static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uint8_t mask, uint8_t shift, uint64_t *sum)
+{
+    if (!qk_has_vbmi()) return 0;
+    *sum = qk_sum_weights_vbmi(q, n, p->planes, mask, shift);
+    return n;
+}
+
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"

@@ -31,6 +31,9 @@ static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /*
 static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
 static inline reg maddubs(reg a, reg b) { return _mm512_maddubs_epi16(a, b); }
 static inline reg madd_i16(reg a, reg b) { return _mm512_madd_epi16(a, b); }
+static inline reg add_i8(reg a, reg b) { return _mm512_add_epi8(a, b); }
+static inline reg sub_i8(reg a, reg b) { return _mm512_sub_epi8(a, b); }
+static inline reg subs_i8(reg a, reg b) { return _mm512_subs_epi8(a, b); }
 static inline reg add_i16(reg a, reg b) { return _mm512_add_epi16(a, b); }
 static inline reg add_i32(reg a, reg b) { return _mm512_add_epi32(a, b); }
 /* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
@@ -62,6 +65,10 @@ typedef __m512 floats;
 
 static inline floats load_floats(const float *p) { return _mm512_loadu_ps(p); }
 static inline floats all_floats(float v) { return _mm512_set1_ps(v); }
+static inline floats to_floats(reg v) { return _mm512_cvtepi32_ps(v); }
+static inline floats smaller_of(floats a, floats b) { return _mm512_min_ps(a, b); }
+static inline floats sum_of(floats a, floats b) { return _mm512_add_ps(a, b); }
+static inline floats difference_of(floats a, floats b) { return _mm512_sub_ps(a, b); }
 static inline floats product_of(floats a, floats b) { return _mm512_mul_ps(a, b); }
 static inline floats add_product(floats c, floats a, floats b) { return _mm512_fmadd_ps(a, b, c); }
 static inline floats subtract_product(floats c, floats a, floats b) { return _mm512_fnmadd_ps(a, b, c); }
@@ -112,5 +119,9 @@ static inline uint64_t words_below(reg a, reg b, reg limit)
     const reg odd = _mm512_movm_epi16(_mm512_test_epi16_mask(under_b, under_b));
     return _mm512_movepi8_mask(_mm512_mask_mov_epi8(even, 0xaaaaaaaaaaaaaaaa, odd));
 }
+
+/* avx512vbmi.c, where qk_has_vbmi: take_table, and the sum of uint32 weights that lie in four planes of 256 bytes. */
+void qk_take_table_vbmi(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift);
+uint64_t qk_sum_weights_vbmi(const uint8_t *q, size_t n, const uint8_t *planes, uint8_t mask, uint8_t shift);
 
 #endif

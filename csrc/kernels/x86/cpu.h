@@ -30,4 +30,6 @@ static inline int qk_has_avx512(void)
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+static inline int qk_has_vbmi(void) { return __builtin_cpu_supports("avx512vbmi"); }
+
 #endif

@@ -30,19 +30,24 @@ static inline reg quotients(const float *x, floats scale, floats reciprocal)
     return to_i32(add_product(q, subtract_product(v, q, scale), reciprocal));
 }
 
-/* Codes of what packs saturated to 16 bits; they are in the order of packs_i32. */
-static inline reg to_codes(reg n0, reg n1, reg zero0, reg zero1, int32_t qmin, int32_t qmax)
+/* Codes of what packs saturated to 16 bits, within the range; they are in the order of packs_i32. */
+static inline reg packed_codes(reg n0, reg n1, int32_t qmin, int32_t qmax)
 {
-    n0 = adds_i16(n0, zero0);
-    n1 = adds_i16(n1, zero1);
     reg codes;
     if (qmin < 0) {
-        codes = min_i8(max_i8(packs_i16(n0, n1), all_i8(qmin)), all_i8(qmax));
+        codes = packs_i16(n0, n1);
+        if (qmax - qmin < 255) codes = min_i8(max_i8(codes, all_i8(qmin)), all_i8(qmax));
     } else {
         codes = pack_u16(n0, n1);
         if (qmax - qmin < 255) codes = min_u8(max_u8(codes, all_i8(qmin)), all_i8(qmax));
     }
     return in_order(codes);
+}
+
+/* The same after zero points are added. */
+static inline reg to_codes(reg n0, reg n1, reg zero0, reg zero1, int32_t qmin, int32_t qmax)
+{
+    return packed_codes(adds_i16(n0, zero0), adds_i16(n1, zero1), qmin, qmax);
 }
 
 /* Parameters of a group, half of which has those from number a on, or that one (step 0), the other half those of b. */
