@@ -10,6 +10,7 @@ from . import _codebook
 from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
+from ._conv import PackedConv, max_pool2d, pack_conv, qaverage_pool2d, qconv2d, qglobal_average_pool
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
@@ -35,6 +36,7 @@ __all__ = [
     "FP4",
     "KMeansResult",
     "NF4",
+    "PackedConv",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -53,9 +55,14 @@ __all__ = [
     "layer_norm",
     "linear",
     "matmul",
+    "max_pool2d",
     "num_threads",
     "pack",
     "pack_bits",
+    "pack_conv",
+    "qaverage_pool2d",
+    "qconv2d",
+    "qglobal_average_pool",
     "qlinear",
     "quantize",
     "quantize_multiplier",

@@ -214,35 +214,35 @@ class PackedMatrix(Packed, Frozen):
         """
         if not isinstance(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
-        arrays = _by_exact_names(arrays)
+        arrays = by_exact_names(arrays, OPTIONAL.union(*NEEDED.values()))
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
-        _refuse_missing(arrays, NEEDED[kind])
+        refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
-            weights = _array(arrays, "weights", np.float16, np.uint16)
+            weights = array_named(arrays, "weights", np.float16, np.uint16)
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         if kind == "levels":
             return cls._of_levels(arrays)
-        codes = _dense_codes(arrays) if kind == "shape" else _array(arrays, "codes", np.int8, np.uint8, np.int16)
+        codes = _dense_codes(arrays) if kind == "shape" else array_named(arrays, "codes", np.int8, np.uint8, np.int16)
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
-        block_size = (_number(arrays, "block_size", 0) or None) if "block_size" in arrays else None
-        scale, qmin = _array(arrays, "scale", *FLOATS), _number(arrays, "qmin")
+        block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
+        scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
-        zero_point = spread(_array(arrays, "zero_point"), scale.shape)
+        zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
         params = QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow)
         return cls(codes, params)
 
     @classmethod
     def _of_levels(cls, arrays):
-        levels, blocks = _array(arrays, "levels", *FLOATS), bool(arrays.keys() & {"block_size", "scales"})
+        levels, blocks = array_named(arrays, "levels", *FLOATS), bool(arrays.keys() & {"block_size", "scales"})
         if blocks:
-            _refuse_missing(arrays, ("block_size", "scales"))
+            refuse_missing(arrays, ("block_size", "scales"))
         axis = 1 if levels.ndim == 2 else 0 if blocks else None
-        codebook = Codebook(levels, axis=axis, block_size=_number(arrays, "block_size", 1) if blocks else None)
-        return cls(_dense_codes(arrays), codebook, _array(arrays, "scales", *FLOATS) if blocks else None)
+        codebook = Codebook(levels, axis=axis, block_size=number_named(arrays, "block_size", 1) if blocks else None)
+        return cls(_dense_codes(arrays), codebook, array_named(arrays, "scales", *FLOATS) if blocks else None)
 
 
 NEEDED = {
@@ -256,23 +256,23 @@ NEEDED = {
 OPTIONAL = {"levels", "block_size", "scales"}
 
 
-def _by_exact_names(arrays):
-    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are looked for."""
+def by_exact_names(arrays, wanted):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are wanted."""
     try:
         names = {word(name): name for name in arrays}
-        return {name: arrays[names[name]] for name in OPTIONAL.union(*NEEDED.values()) if name in names}
+        return {name: arrays[names[name]] for name in wanted if name in names}
     except MemoryError:
         raise
     except Exception as error:
         raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
 
 
-def _refuse_missing(arrays, names):
+def refuse_missing(arrays, names):
     if missing := [name for name in names if name not in arrays]:
         raise ValueError(f"arrays must hold {', '.join(names[:-1])} and {names[-1]}, got no {', '.join(missing)}")
 
 
-def _array(arrays, name, *dtypes):
+def array_named(arrays, name, *dtypes):
     """Return arrays[name], of one of the dtypes; without them, integers."""
     array = as_array(arrays[name], name)
     if array.dtype.newbyteorder("=") not in dtypes if dtypes else array.dtype.kind not in "iu":
@@ -281,9 +281,9 @@ def _array(arrays, name, *dtypes):
     return array
 
 
-def _number(arrays, name, least=None):
+def number_named(arrays, name, least=None):
     """Return arrays[name], of shape (), as an int."""
-    array = _array(arrays, name)
+    array = array_named(arrays, name)
     if array.ndim:
         raise ValueError(f"{name} must have shape (), got {array.shape}")
     return integer(array[()], name, least)
@@ -291,7 +291,7 @@ def _number(arrays, name, least=None):
 
 def _dense_codes(arrays):
     """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
-    codes, shape = _array(arrays, "codes", np.uint8), _array(arrays, "shape")
+    codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
     if shape.shape != (2,):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
     expected = (-(-math.prod(map(int, shape)) // 2),)
@@ -301,7 +301,7 @@ def _dense_codes(arrays):
         )
     if "signed" not in arrays:
         return unpack_bits(codes, 4, tuple(shape))
-    signed = _array(arrays, "signed", np.bool_)
+    signed = array_named(arrays, "signed", np.bool_)
     if signed.ndim:
         raise ValueError(f"signed must have shape (), got {signed.shape}")
     return unpack_bits(codes, 4, tuple(shape), dtype=FOUR_BITS[0 if signed else 1])

@@ -43,6 +43,11 @@
 #define GEMM8_BLOCK_BYTES 0
 #endif
 
+/* Rows of a kernel that a step of a depthwise convolution takes. */
+#ifndef DEPTHWISE_TAPS
+#define DEPTHWISE_TAPS 2
+#endif
+
 /* Operations that may be absent (kernels/families). */
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL

@@ -94,6 +94,13 @@ static inline reg load_lanes(const uint8_t *p, size_t apart)
 static inline reg all_lanes(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 static inline reg low_u8(reg a, reg b) { return _mm256_unpacklo_epi8(a, b); }
 static inline reg high_u8(reg a, reg b) { return _mm256_unpackhi_epi8(a, b); }
+static inline reg low_u16(reg a, reg b) { return _mm256_unpacklo_epi16(a, b); }
+static inline reg high_u16(reg a, reg b) { return _mm256_unpackhi_epi16(a, b); }
+/* Fours of bytes to where two interleavings of lower and upper halves leave them in order. */
+static inline reg spread_lanes(reg v)
+{
+    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+}
 static inline reg look_up_u8(reg table, reg index) { return _mm256_shuffle_epi8(table, index); }
 static inline reg sub_i16(reg a, reg b) { return _mm256_sub_epi16(a, b); }
 static inline reg over_16_i16(reg v) { return _mm256_srli_epi16(v, 4); }

@@ -42,6 +42,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
+#include "kernels/x86/depthwise.h"
 
 #include "kernels/x86/avx512_int16.h"
 
@@ -347,6 +348,9 @@ const qk_kmeans_kernels qk_kmeans_avx512 = {
 const qk_pq_kernels qk_pq_avx512 = {
 #include "kernels/families/pq.def"
 };
+const qk_conv_kernels qk_conv_avx512 = {
+#include "kernels/families/conv.def"
+};
 
 #include "kernels/x86/maddubs.h"
 
@@ -363,6 +367,7 @@ const qk_kernels qk_kernels_avx512 = {
     .layers = &qk_layers_avx512,
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
+    .conv = &qk_conv_avx512,
 };
 
 QK_TARGET_END

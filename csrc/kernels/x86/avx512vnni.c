@@ -24,6 +24,7 @@ static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("a
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prfchw", "prefer-vector-width=512")
 
 #define WITH_VNNI 1
+#define DEPTHWISE_TAPS 4
 #define MR 12
 #define NR 32
 #define KR 4
@@ -508,6 +509,10 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
     int16_tile(0, 0, rows, steps, a, lda, panel, NULL, c, NR);
 }
 
+/* ---- depthwise (numerics 23) ---- */
+
+#include "kernels/x86/depthwise.h"
+
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
@@ -517,6 +522,9 @@ static const qk_gemm4_kernels gemm4 = {
 };
 static const qk_gemm16_kernels gemm16 = {
 #include "kernels/families/gemm16.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
 };
 
 const qk_kernels qk_kernels_avx512vnni = {
@@ -531,6 +539,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .layers = &qk_layers_avx512,
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
+    .conv = &conv,
 };
 
 QK_TARGET_END
