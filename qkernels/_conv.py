@@ -236,6 +236,8 @@ def _padded(matrix, params, groups):
 
 def _pair(value, name, least):
     """Return one number, for height and width, or two."""
+    if type(value) is int and least <= value <= MOST:
+        return value, value
     values = _numbers(value, name, least)
     if len(values) > 2:
         raise ValueError(f"{name} must be one integer or two, got {shown(value)}")
@@ -257,41 +259,49 @@ def _numbers(value, name, least):
     return values
 
 
-def _sides(padding, image, reach, strides):
-    """Return the padding before and after each axis."""
+def _sides(padding):
+    """Return (top, left, bottom, right), or a name."""
+    if type(padding) is int and 0 <= padding <= MOST:
+        return (padding,) * 4
     named = word(padding)
     if isinstance(named, str):
         if named not in ("same_upper", "same_lower"):
             raise ValueError(f"padding must be numbers, 'same_upper' or 'same_lower', got {shown(padding)}")
-        total = [max(0, (-(-n // step) - 1) * step + r - n) for n, r, step in zip(image, reach, strides, strict=True)]
-        less = [sum_ // 2 for sum_ in total]
-        more = [sum_ - half for sum_, half in zip(total, less, strict=True)]
-        return (less, more) if named == "same_upper" else (more, less)
+        return named
     sides = _numbers(padding, "padding", 0)
     if len(sides) not in (1, 2, 4):
         raise ValueError(f"padding must be one number, two or four (top, left, bottom, right), got {shown(padding)}")
-    if len(sides) == 1:
-        sides *= 2
-    return sides[:2], sides[-2:]
+    return sides * (4 // len(sides))
+
+
+def _same(n, reach, stride, padding):
+    """Return the padding before and after an axis of length n."""
+    total = max(0, (-(-n // stride) - 1) * stride + reach - n)
+    less = total // 2
+    return (less, total - less) if padding == "same_upper" else (total - less, less)
 
 
 def _window(q, kernel, strides, padding, dilations, what):
     """Return what the binding calls a window, of images q; `what` is the argument that has the kernel."""
     if q.ndim != 4:
         raise ValueError(f"q must have shape (N, H, W, C), got {q.shape}")
-    strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
-    image, reach = q.shape[1:3], [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    before, after = _sides(padding, image, reach, strides)
-    padded = [a + n + b for a, n, b in zip(before, image, after, strict=True)]
-    if any(r > n for r, n in zip(reach, padded, strict=True)):
-        raise ValueError(f"{what} must fit the padded image of {tuple(padded)}, got a kernel that spans {tuple(reach)}")
-    result = [(n - r) // step + 1 for n, r, step in zip(padded, reach, strides, strict=True)]
-    return tuple(kernel), strides, dilations, tuple(before), tuple(result)
+    (sy, sx), (dy, dx) = strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
+    _, height, width, _ = q.shape
+    ry, rx = (kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1
+    sides = _sides(padding)
+    if isinstance(sides, str):
+        (top, bottom), (left, right) = _same(height, ry, sy, sides), _same(width, rx, sx, sides)
+    else:
+        top, left, bottom, right = sides
+    height, width = top + height + bottom, left + width + right
+    if ry > height or rx > width:
+        raise ValueError(f"{what} must fit the padded image of {height, width}, got a kernel that spans {ry, rx}")
+    return kernel, strides, dilations, (top, left), ((height - ry) // sy + 1, (width - rx) // sx + 1)
 
 
 def _check_size(q, window, channels, item):
     """Raise if the result, of channels of so many bytes, is larger than an array can be."""
-    size = math.prod((q.shape[0], *window[4], channels, item))
+    size = q.shape[0] * window[4][0] * window[4][1] * channels * item
     if size > 2**63 - 1:
         raise ValueError(f"q, strides and padding make a result of {size} bytes, which no array holds")
 

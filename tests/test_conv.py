@@ -168,7 +168,7 @@ def test_a_convolution_of_one_window_is_qlinear(activation, everywhere, layer):
     q = np.ascontiguousarray(q[:, : w.shape[0], : w.shape[1]]) if min(np.subtract(q.shape[1:3], w.shape[:2])) >= 0 else q
     if q.shape[1:3] != w.shape[:2] or groups > 1:
         return
-    for factor in 1, 1e-38:
+    for factor in 1, 2.0**-118:
         one, of = qk.QParams(params.scale * factor, params.zero_point, params.dtype), to
         if factor != 1:
             of = qk.QParams(to.scale * factor, to.zero_point, to.dtype)

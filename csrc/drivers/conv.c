@@ -134,11 +134,11 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
     const size_t inside = first >= p->width ? 0 : min_size(columns - before, p->width - first);
     const qk_conv_kernels *k = b->kernels->conv;
     for (size_t i = 0; i < 4; i++) rows[i] += first * stride[i];
-    k->interleave_taps(outside, none, before, (size_t)k->block, job->flip, to, job->column_bytes);
+    k->interleave_taps(outside, none, before, at->channels, job->flip, to, job->column_bytes);
     to += before * job->column_bytes;
     k->interleave_taps(rows, stride, inside, at->channels, job->flip, to, job->column_bytes);
     to += inside * job->column_bytes;
-    k->interleave_taps(outside, none, columns - before - inside, (size_t)k->block, job->flip, to, job->column_bytes);
+    k->interleave_taps(outside, none, columns - before - inside, at->channels, job->flip, to, job->column_bytes);
 }
 
 /* One line of an item, a tile of pixels after the other, of equal widths. */
@@ -176,13 +176,12 @@ static void run_depthwise(void *context, size_t begin, size_t end)
     }
     int32_t *acc = (int32_t *)codes;
     codes += job->acc_bytes;
+    for (int j = 0; j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
     for (size_t item = begin; item < end && !qk_stopped(); item++) {
         const place at = place_of_item(job, item);
         for (size_t step = 0; step < b->steps; step++) look_at_rows(job, &at, step, codes + step * block * 4);
-        for (size_t j = 0; j * nr < at.channels; j++) {
-            tiles[j] = qk_tile_of_product(job->sums);
+        for (size_t j = 0; j * nr < at.channels; j++)
             qk_move_to_panel(job->sums, at.channel + j * nr, tiles + j);
-        }
         for (size_t line = 0; line < at.lines; line++) sum_line(job, &at, line, codes, acc, tiles);
     }
     free(acc);

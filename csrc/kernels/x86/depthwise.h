@@ -13,30 +13,45 @@
 
 enum { DEPTHWISE_LANES = REG / 4, DEPTHWISE_TILE = GEMM8_MR * NR };
 
-/* Codes of a register or less, those that are not there being 0. */
-static QK_INLINE reg load_codes_of(const uint8_t *p, size_t channels)
+/* A pixel of four rows, whose first `parts` registers of neighbours are wanted. */
+static QK_INLINE void interleave_pixel(reg a, reg b, reg c, reg d, char *to, const int parts)
 {
-    uint8_t some[REG] = {0};
-    if (channels >= REG) return load_reg(p);
-    memcpy(some, p, channels);
-    return load_reg(some);
+    a = spread_lanes(a), b = spread_lanes(b), c = spread_lanes(c), d = spread_lanes(d);
+    const reg ab = low_u8(a, b), cd = low_u8(c, d);
+    store_reg(to, low_u16(ab, cd));
+    if (parts == 1) return;
+    store_reg(to + REG, high_u16(ab, cd));
+    if (parts == 2) return;
+    const reg high_ab = high_u8(a, b), high_cd = high_u8(c, d);
+    store_reg(to + 2 * REG, low_u16(high_ab, high_cd)), store_reg(to + 3 * REG, high_u16(high_ab, high_cd));
 }
 
-static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels, uint8_t flip,
-                       char *to, size_t ld)
+/* `parts` is a constant where this is inlined: 4 if there are as many channels as a register has codes. */
+static QK_INLINE void interleave_parts(const uint8_t *const *rows, const size_t *stride, size_t columns,
+                                       size_t channels, uint8_t flip, char *to, size_t ld, const int parts)
 {
     const uint8_t *p0 = rows[0], *p1 = rows[1], *p2 = rows[2], *p3 = rows[3];
+    const size_t s0 = stride[0], s1 = stride[1], s2 = stride[2], s3 = stride[3];
     const reg flips = all_i8((char)flip);
-    for (size_t i = 0; i < columns; i++, to += ld) {
-        const reg a = spread_lanes(exclusive(load_codes_of(p0, channels), flips));
-        const reg b = spread_lanes(exclusive(load_codes_of(p1, channels), flips));
-        const reg c = spread_lanes(exclusive(load_codes_of(p2, channels), flips));
-        const reg d = spread_lanes(exclusive(load_codes_of(p3, channels), flips));
-        const reg ab = low_u8(a, b), cd = low_u8(c, d), high_ab = high_u8(a, b), high_cd = high_u8(c, d);
-        store_reg(to, low_u16(ab, cd)), store_reg(to + REG, high_u16(ab, cd));
-        store_reg(to + 2 * REG, low_u16(high_ab, high_cd)), store_reg(to + 3 * REG, high_u16(high_ab, high_cd));
-        p0 += stride[0], p1 += stride[1], p2 += stride[2], p3 += stride[3];
-    }
+    const some_codes some = first_codes(channels);
+    for (size_t i = 0; i < columns; i++, to += ld, p0 += s0, p1 += s1, p2 += s2, p3 += s3)
+        if (channels >= REG)
+            interleave_pixel(exclusive(load_reg(p0), flips), exclusive(load_reg(p1), flips),
+                             exclusive(load_reg(p2), flips), exclusive(load_reg(p3), flips), to, 4);
+        else
+            interleave_pixel(exclusive(load_some(p0, some), flips), exclusive(load_some(p1, some), flips),
+                             exclusive(load_some(p2, some), flips), exclusive(load_some(p3, some), flips), to, parts);
+}
+
+static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels,
+                            uint8_t flip, char *to, size_t ld)
+{
+    if (channels > REG / 2)
+        interleave_parts(rows, stride, columns, channels, flip, to, ld, 4);
+    else if (channels > REG / 4)
+        interleave_parts(rows, stride, columns, channels, flip, to, ld, 2);
+    else
+        interleave_parts(rows, stride, columns, channels, flip, to, ld, 1);
 }
 
 static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, const int wide)
