@@ -215,7 +215,8 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
 {
     const qk_depthwise_weights *b = &w->depthwise;
     const qk_gemm8_weights columns = {.kernels = b->kernels, .gemm8 = b->kernels->gemm8, .n = b->n, .colsum = b->colsum};
-    const product sums = {.source = source, .b = &columns, .epilogue = epilogue, .requant = qk_requant_of(epilogue)};
+    const product sums = {.source = source, .b = &columns, .epilogue = epilogue, .requant = qk_requant_of(epilogue),
+                          .plain = qk_is_plain(epilogue, b->n)};
     const int is_signed = source->type == QK_CODES_I8;
     const uint32_t zero = (uint32_t)(source->zero_point ? source->zero_point[0] : 0) + (is_signed ? 128 : 0);
     depthwise_job job = {.image = image, .b = b, .sums = &sums, .flip = is_signed ? 0x80 : 0};

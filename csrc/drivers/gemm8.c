@@ -322,6 +322,16 @@ qk_requant qk_requant_of(const qk_epilogue *epilogue)
     return r;
 }
 
+int qk_is_plain(const qk_epilogue *epilogue, size_t n)
+{
+    const float *multiplier = epilogue->requant.multiplier, *bias = epilogue->float_bias;
+    int other = 0;
+    if (epilogue->type != QK_TO_CODES || epilogue->requant.rounding != QK_HALF_EVEN || epilogue->activation > QK_RELU)
+        return 0;
+    for (size_t i = 0; i < n; i++) other |= !(multiplier[i] < 1) | (bias[i] != 0);
+    return !other && !epilogue->wide_scale;
+}
+
 /* What all tiles have in common; qk_move_to_panel and qk_store_tile add the rest. */
 qk_tile qk_tile_of_product(const product *g)
 {
@@ -334,6 +344,7 @@ qk_tile qk_tile_of_product(const product *g)
         .hi = epilogue->hi,
         .requant = &g->requant,
         .row_stride = epilogue->row_stride,
+        .plain = g->plain,
     };
     if (epilogue->type == QK_TO_CODES && epilogue->activation > QK_RELU)
         t.out = qk_affine_of(epilogue->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
@@ -520,7 +531,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .source = source,
                  .b = b,
                  .epilogue = epilogue,
-                 .requant = qk_requant_of(epilogue)};
+                 .requant = qk_requant_of(epilogue),
+                 .plain = qk_is_plain(epilogue, b->n)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = !source->patches && source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (source->type == QK_FLOATS) {

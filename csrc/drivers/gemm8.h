@@ -14,6 +14,7 @@ typedef struct {
     const qk_gemm8_weights *b;
     const qk_epilogue *epilogue;
     qk_requant requant;         /* of epilogue, ReLU being a bound of the codes */
+    int plain;                  /* of its tiles */
     const int32_t *init;        /* starting sums, n_pad of them */
     const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
     int32_t a_shift;            /* a' = a + a_shift */
@@ -27,8 +28,10 @@ typedef struct {
 
 /* How sums become codes: ReLU is a bound of these. */
 qk_requant qk_requant_of(const qk_epilogue *epilogue);
+/* Whether tiles of n columns are plain (kernels.h). */
+int qk_is_plain(const qk_epilogue *epilogue, size_t n);
 /* What all tiles have in common, and what those of the panel from column `col` on have. Of the product they read
- * source, b, epilogue, requant and b_zero. */
+ * source, b, epilogue, requant, plain and b_zero. */
 qk_tile qk_tile_of_product(const product *g);
 void qk_move_to_panel(const product *g, size_t col, qk_tile *t);
 /* Stores a tile to row `row` of the result. The block, of which it is row `row_in_block`, may be NULL if the product has

@@ -104,6 +104,36 @@ static int32_t sum_row(const char *row, size_t n, int bytes)
     return (int32_t)sum;
 }
 
+/* Windows that lie within the image, each of whose lines is one run, at most `chunk` codes of which are copied at once.
+ */
+static QK_INLINE void gather_inside(const gathered *g, const uint8_t *from, size_t count, char *to, size_t lda,
+                                    const int bytes, const size_t chunk)
+{
+    const qk_image *p = g->image;
+    const size_t step = p->stride_x * p->channels, down = p->dilation_y * g->line, height = p->kernel_height;
+    const size_t whole = g->whole, run = whole * (size_t)bytes;
+    const uint8_t flip = g->flip;
+    for (size_t i = 0; i < count; i++, from += step, to += lda) {
+        const uint8_t *line = from;
+        char *at = to;
+        for (size_t ky = 0; ky < height; ky++, line += down, at += run)
+            copy_chunks(line, chunk < 64 ? chunk : whole, flip, at, bytes, chunk);
+        memset(at, 0, 8);
+    }
+}
+
+/* How many of `count` pixels of a line of the result, from column x of the image on, have windows that lie within it,
+ * and far enough from the end of all images to be copied in chunks. */
+static inline size_t count_inside(const gathered *g, ptrdiff_t y, ptrdiff_t x, size_t count, const uint8_t *from)
+{
+    const qk_image *p = g->image;
+    const size_t reach = (p->kernel_height - 1) * p->dilation_y, last = reach * g->line + round_up(g->whole, 64);
+    if (!g->whole || x < 0 || y < 0 || (size_t)y + reach >= p->height || (size_t)x + p->kernel_width > p->width) return 0;
+    if (last > (size_t)(g->end - from)) return 0;
+    count = min_size(count, (p->width - p->kernel_width - (size_t)x) / p->stride_x + 1);
+    return min_size(count, ((size_t)(g->end - from) - last) / (p->stride_x * p->channels) + 1);
+}
+
 static QK_INLINE void gather(const gathered *g, size_t first, size_t rows, char *to, size_t lda, int32_t *sums,
                              const int bytes)
 {
@@ -111,12 +141,22 @@ static QK_INLINE void gather(const gathered *g, size_t first, size_t rows, char 
     const size_t k = p->kernel_height * p->kernel_width * g->depth;
     size_t ox = first % p->out_width, oy = first / p->out_width % p->out_height;
     size_t number = first / p->out_width / p->out_height;
-    for (size_t i = 0; i < rows; i++, to += lda) {
+    for (size_t i = 0, count; i < rows; i += count) {
         const ptrdiff_t y = (ptrdiff_t)(oy * p->stride_y - p->top), x = (ptrdiff_t)(ox * p->stride_x - p->left);
-        char *end = gather_window(g, number, y, x, to, bytes);
-        memset(end, 0, lda - k * (size_t)bytes);
-        if (sums) sums[i] = sum_row(to, k, bytes);
-        if (++ox == p->out_width) ox = 0, oy++;
+        const uint8_t *from = g->from + number * p->height * g->line;
+        if (y >= 0 && x >= 0) from += (size_t)y * g->line + (size_t)x * p->channels;
+        count = count_inside(g, y, x, min_size(rows - i, p->out_width - ox), from);
+        if (!count)
+            count = 1, memset(gather_window(g, number, y, x, to, bytes), 0, 8);
+        else if (g->whole <= 16)
+            gather_inside(g, from, count, to, lda, bytes, 16);
+        else if (g->whole <= 32)
+            gather_inside(g, from, count, to, lda, bytes, 32);
+        else
+            gather_inside(g, from, count, to, lda, bytes, 64);
+        for (size_t j = 0; sums && j < count; j++) sums[i + j] = sum_row(to + j * lda, k, bytes);
+        to += count * lda, ox += count;
+        if (ox == p->out_width) ox = 0, oy++;
         if (oy == p->out_height) oy = 0, number++;
     }
 }

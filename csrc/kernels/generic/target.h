@@ -82,6 +82,7 @@
  *     GROUP16             elements that these see at a time
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
+ *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)
  *     HAVE_LANES          the operations of k-means on a vector, for which lanes.h has plain C
  *
