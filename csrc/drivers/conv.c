@@ -40,41 +40,75 @@ static char *place_of(const qk_depthwise_weights *p, size_t channel, size_t shif
         row % p->taps * (4 / p->taps);
 }
 
+typedef struct {
+    const qk_depthwise_weights *p;
+    const qk_matrix *m;
+    int32_t bound;
+} pack_job;
+
+/* A channel; returns the sum of the magnitudes. */
+static int64_t pack_channel(const qk_depthwise_weights *p, const qk_matrix *m, size_t channel)
+{
+    const int32_t zero = m->zero_point[m->kind == QK_PER_AXIS ? channel : 0];
+    const uint8_t *codes = (const uint8_t *)m->b + (ptrdiff_t)channel * m->col_stride;
+    int64_t size = 0, sum = 0;
+    for (size_t tap = 0; tap < m->k; tap++) {
+        const uint8_t code = codes[(ptrdiff_t)tap * m->row_stride];
+        const int32_t distance = (p->flipped ? code : (int8_t)code) - zero;
+        const int16_t stored = (int16_t)distance;
+        size += distance < 0 ? -distance : distance, sum += distance;
+        for (size_t shift = 0; shift < p->shifts; shift++)
+            memcpy(place_of(p, channel, shift, tap % p->width, tap / p->width + shift), &stored, 4 / p->taps);
+    }
+    p->colsum[channel] = (int32_t)(uint32_t)sum;
+    return size;
+}
+
+static void pack_blocks(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_depthwise_weights *p = job->p;
+    const size_t block = (size_t)p->kernels->conv->block;
+    for (size_t i = begin; i < end && !qk_stopped(); i++) {
+        memset(p->panels + i * p->panel_bytes, 0, p->panel_bytes);
+        memset(p->colsum + i * block, 0, block * sizeof *p->colsum);
+        for (size_t channel = i * block; channel < p->n && channel < (i + 1) * block; channel++) {
+            const int64_t size = pack_channel(p, job->m, channel);
+            qk_keep_most(&job->bound, size < INT32_MAX ? (int32_t)size : INT32_MAX);
+        }
+    }
+}
+
 int64_t qk_depthwise_pack(qk_depthwise_weights *p, const qk_matrix *m)
 {
     QK_DEFAULT_MODE;
-    const size_t block = (size_t)p->kernels->conv->block;
-    int64_t bound = 0;
-    memset(p->panels, 0, qk_depthwise_bytes(p));
-    memset(p->colsum, 0, round_up(p->n, block) * sizeof *p->colsum);
-    for (size_t channel = 0; channel < p->n; channel++) {
-        const int32_t zero = m->zero_point[m->kind == QK_PER_AXIS ? channel : 0];
-        int64_t size = 0, sum = 0;
-        for (size_t tap = 0; tap < m->k; tap++) {
-            const uint8_t code =
-                ((const uint8_t *)m->b)[(ptrdiff_t)tap * m->row_stride + (ptrdiff_t)channel * m->col_stride];
-            const int32_t distance = (p->flipped ? code : (int8_t)code) - zero;
-            const int16_t stored = (int16_t)distance;
-            size += distance < 0 ? -distance : distance, sum += distance;
-            for (size_t shift = 0; shift < p->shifts; shift++)
-                memcpy(place_of(p, channel, shift, tap % p->width, tap / p->width + shift), &stored, 4 / p->taps);
-        }
-        p->colsum[channel] = (int32_t)(uint32_t)sum;
-        if (size > bound) bound = size;
-    }
-    return bound;
+    pack_job job = {p, m, 0};
+    const double work = 5.0 * (double)m->k * (double)m->n * (double)p->shifts;
+    const int status = qk_parallel_for(ceil_div(p->n, (size_t)p->kernels->conv->block), work, pack_blocks, &job);
+    return status ? status : job.bound;
 }
 
-void qk_depthwise_unpack(const qk_depthwise_weights *p, const int32_t *zero_point, uint8_t *b)
+static void unpack_taps(void *context, size_t begin, size_t end)
 {
-    QK_DEFAULT_MODE;
-    for (size_t tap = 0; tap < p->height * p->width; tap++)
+    const unpack_job *job = context;
+    const qk_weights *w = job->weights;
+    const qk_depthwise_weights *p = &w->depthwise;
+    for (size_t tap = begin; tap < end; tap++)
         for (size_t channel = 0; channel < p->n; channel++) {
             const char *place = place_of(p, channel, 0, tap % p->width, tap / p->width);
             int16_t distance = (signed char)*place;
             if (p->wide) memcpy(&distance, place, sizeof distance);
-            b[tap * p->n + channel] = (uint8_t)(distance + (zero_point ? zero_point[channel] : 0));
+            const int32_t zero = w->zero_point ? w->zero_point[channel] : 0;
+            ((uint8_t *)job->to)[tap * p->n + channel] = (uint8_t)(distance + zero);
         }
+}
+
+int qk_depthwise_unpack(const qk_weights *w, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {w, b};
+    const size_t taps = w->depthwise.height * w->depthwise.width;
+    return qk_parallel_for(taps, 5.0 * (double)taps * (double)w->n, unpack_taps, &job);
 }
 
 enum { STRIP_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64 };

@@ -260,7 +260,8 @@ void qk_depthwise_init(qk_depthwise_weights *p, const qk_matrix *m, size_t heigh
 size_t qk_depthwise_bytes(const qk_depthwise_weights *p); /* of the panels */
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point|. */
 int64_t qk_depthwise_pack(qk_depthwise_weights *p, const qk_matrix *m);
-void qk_depthwise_unpack(const qk_depthwise_weights *p, const int32_t *zero_point, uint8_t *b);
+
+int qk_depthwise_unpack(const qk_weights *w, void *b);
 
 /* Columns that the groups of a convolution are padded to, in one matrix of all of them. */
 size_t qk_group_columns(void);

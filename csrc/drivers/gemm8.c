@@ -400,8 +400,11 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
                                int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t left = g->b->n - (size_t)(init - g->init); /* columns */
     if (g->wide_at)
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
+        k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows == (size_t)k->mr)
         k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
@@ -426,6 +429,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
+    if (k->gemm8_half_tile) memset(acc, 0, mr * nr * sizeof *acc);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;

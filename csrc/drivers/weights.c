@@ -160,7 +160,7 @@ static qk_status fill_depthwise(qk_weights *w, const qk_matrix *m)
     w->depthwise.panels = w->memory, w->depthwise.colsum = (int32_t *)((char *)w->memory + w->panel_bytes);
     keep_columns(w, m, w->depthwise.colsum + w->n_pad);
     w->bound = qk_depthwise_pack(&w->depthwise, m);
-    return QK_OK;
+    return w->bound < 0 ? (qk_status)w->bound : QK_OK;
 }
 
 static int fill_gemm16(qk_weights *w, const qk_matrix *m)
@@ -196,7 +196,7 @@ int qk_weights_unpack(const qk_weights *w, void *b)
     case QK_GEMM8: return qk_gemm8_unpack(&w->gemm8, b);
     case QK_GEMM4: return qk_gemm4_unpack(&w->gemm4, b);
     case QK_GEMMF16: return qk_gemmf16_unpack(&w->gemmf16, b);
-    case QK_DEPTHWISE: qk_depthwise_unpack(&w->depthwise, w->zero_point, b); return 0;
+    case QK_DEPTHWISE: return qk_depthwise_unpack(w, b);
     default: return qk_gemm16_unpack(&w->gemm16, b);
     }
 }
