@@ -10,6 +10,12 @@
 #define QK_DEPTHWISE_H
 
 #include "kernels/generic/conv.h"
+#include "runtime/compiler.h"
+#if VECTOR == 64
+#include "kernels/x86/avx512.h"
+#else
+#include "kernels/x86/avx2.h"
+#endif
 
 enum { DEPTHWISE_LANES = REG / 4, DEPTHWISE_TILE = GEMM8_MR * NR };
 
