@@ -53,6 +53,8 @@ class Float32:
 class MiniLM:
     """BERT with mean pooling, by `functions`, on what `quantize` makes of the weights of each dense layer."""
 
+    most = 512  # tokens that go through the layers at once: what these hand on stays in the cache
+
     def __init__(self, weights, config, quantize, functions=qk):
         self.quantize, self.functions = quantize, functions
         self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
@@ -80,6 +82,10 @@ class MiniLM:
 
     def embed(self, ids, positions, starts):
         """Return unit vectors of the sentences of `make_batch`, one a row."""
+        if len(ids) > self.most and len(starts) > 2:
+            half, at = len(starts) // 2, starts[len(starts) // 2]
+            first = self.embed(ids[:at], positions[:at], starts[: half + 1])
+            return np.concatenate([first, self.embed(ids[at:], positions[at:], starts[half:] - at)])
         do, width = self.functions, self.words.shape[1]
         x = do.layer_norm(self.words[ids], *self.norm, eps=self.eps, residual=self.positions[positions])
         for (qkv, out, up, down), norms in self.layers:
@@ -89,7 +95,8 @@ class MiniLM:
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
             y = do.linear(do.linear(x, *up, activation="gelu"), *down)
             x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
-        means = np.add.reduceat(np.asarray(x), starts[:-1])  # as unit vectors, sums are means
+        x = np.asarray(x)  # as unit vectors, sums are means:
+        means = np.array([x[a:b].sum(axis=0) for a, b in zip(starts, starts[1:])])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 

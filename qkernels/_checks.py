@@ -15,6 +15,11 @@ MAX_NDIM = 64  # NumPy's arrays have no more axes
 PART = 1 << 22  # values that take NumPy some tens of milliseconds
 
 
+def is_a(value, *types):
+    """Tell whether value is of one of the types, whatever class it says that it is of, as mocks do."""
+    return issubclass(type(value), types)
+
+
 # ---- arrays ----
 
 
@@ -165,9 +170,9 @@ _as_float = in_default_mode(float)
 
 def integer(value, name, least=None, *, what="an integer"):
     """Return value as an int, of at least `least`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+    if is_a(value, bool, np.bool_) or not is_a(value, int, np.integer):
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
-    value = int.__index__(value) if isinstance(value, int) else int(value)  # a subclass may compare as it likes
+    value = int.__index__(value) if is_a(value, int) else int(value)  # a subclass may compare as it likes
     if not -(2**63) <= value < 2**64:
         raise ValueError(f"{name} must fit 64 bits, got {shown(value)}")
     if least is not None and value < least:
@@ -182,16 +187,21 @@ def optional_int(value, name):
 
 def boolean(value, name):
     """Return value as a bool."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not is_a(value, bool, np.bool_):
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
+
+
+RANDOM = type(None), np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence
 
 
 def generator(rng):
     """Return what numpy.random.default_rng makes of an `rng`."""
     try:
-        # NumPy follows a list that holds itself for ever
-        return np.random.default_rng(np.asarray(rng) if isinstance(rng, list) else rng)
+        if not is_a(rng, int, *RANDOM):  # NumPy follows a sequence that holds itself for ever
+            rng = as_array(rng, "rng")
+        return np.random.default_rng(rng)
     except Exception as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {shown(rng)}: {error}") from None
+        given = f"{shown(rng)}: {shown(error, str, 200)}"
+        raise kind(f"rng must be None, an integer or a numpy.random.Generator, got {given}") from None

@@ -15,6 +15,7 @@ from ._checks import (
     cuts,
     doubles,
     float_array,
+    is_a,
     shown,
     spread_weights,
 )
@@ -77,7 +78,7 @@ def choose_qparams(
     [np.float32(0.571), np.float32(1.008)]
     """
     method = word(method)
-    if not isinstance(method, str) or method not in METHODS:
+    if not is_a(method, str) or method not in METHODS:
         raise ValueError(f"method must be {' or '.join(map(repr, METHODS))}, got {shown(method)}")
     if unknown := options.keys() - METHODS[method]:
         raise TypeError(f"method {method!r} takes no option {min(unknown)!r}")

@@ -15,9 +15,12 @@ from ._checks import (
     contiguous_float32,
     cuts,
     finite_float32,
+    float32_of,
     float_array,
+    is_a,
     raise_beyond_float32,
     real_array,
+    shown,
 )
 from ._codebook_fit import fit_levels, fit_vectors
 from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
@@ -83,7 +86,7 @@ class Codebook(Value):
         levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
         values = (frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
-        for name, value in zip(cls.__slots__[:-1], values, strict=True):
+        for name, value in zip(Codebook.__slots__[:-1], values, strict=True):
             object.__setattr__(self, name, value)
         return self
 
@@ -138,12 +141,18 @@ class Codebook(Value):
         array([[[0., 2.]],
                [[5., 5.]]], dtype=float32)
         """
+        zero = boolean(zero, "zero")
         if vector is not None:
             if axis is not None or block_size is not None or zero:
-                raise ValueError(f"vector={vector} takes no axis, block_size or zero, got {axis}, {block_size}, {zero}")
-            return cls(fit_vectors(x, k, vector, weights, rng), vector=True)
-        axis, block_size = checked_blocks(axis, block_size)
-        return cls(fit_levels(x, k, axis, block_size, weights, zero), axis=axis, block_size=block_size)
+                given = ", ".join(map(shown, (axis, block_size, zero)))
+                raise ValueError(f"vector={shown(vector)} takes no axis, block_size or zero, got {given}")
+            levels = fit_vectors(x, k, vector, weights, rng)
+        else:
+            axis, block_size = checked_blocks(axis, block_size)
+            levels = fit_levels(x, k, axis, block_size, weights, zero)
+        if not np.isfinite(float32_of(levels)).all():
+            raise_beyond_float32(float_array(x))
+        return cls(levels, axis=axis, block_size=block_size, vector=vector is not None)
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a Codebook is frozen: {name} cannot be set")
@@ -166,7 +175,7 @@ class Codebook(Value):
     def _without_tables(self):
         """Return an equal one, which shares the levels, and makes tables of its own when it needs them."""
         other = object.__new__(Codebook)
-        for name in self.__slots__[:-1]:
+        for name in Codebook.__slots__[:-1]:
             object.__setattr__(other, name, getattr(self, name))
         return other
 
@@ -366,7 +375,7 @@ def _fp4():
 
 def _checked_axis(a, codebook, name):
     """Return the axis of the codebook as an index of the shape of `a`, which must fit it."""
-    if not isinstance(codebook, Codebook):
+    if not is_a(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if codebook.vector:
         return _checked_groups(a, codebook, codebook.levels.shape[-1] if name == "x" else 1, name)

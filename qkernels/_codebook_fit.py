@@ -8,7 +8,6 @@ from ._bind import clusters, codebooks
 from ._bind.arrays import raise_not_finite
 from ._checks import (
     SMALLEST_SCALE,
-    boolean,
     check_axis,
     check_weights,
     doubles,
@@ -23,7 +22,7 @@ from ._kmeans1d import kmeans1d
 
 def fit_levels(x, k, axis, block_size, weights, zero):
     """Fit levels (k,), or (channels, k) with an axis and no blocks."""
-    x, k, zero = float_array(x), checked_k(k), boolean(zero, "zero")
+    x, k = float_array(x), checked_k(k)
     if x.size == 0:
         raise ValueError(f"x must not be empty, got shape {x.shape}")
     check_axis(axis, x)

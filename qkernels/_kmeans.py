@@ -8,7 +8,7 @@ import numpy as np
 from ._bind import clusters, elementwise
 from ._bind.arrays import contiguous_reals, raise_not_finite
 from ._bind.runtime import word
-from ._checks import REALS, as_array, check_weights, generator, integer, real, reals, shown
+from ._checks import REALS, as_array, check_weights, generator, integer, is_a, real, reals, shown
 from ._mode import default_mode, mode_of_caller
 
 
@@ -135,7 +135,7 @@ def _kmeans(x, k, weights, rng, settings):
     tol = real(tol, "tol")
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
-    if not isinstance(init, str):
+    if not is_a(init, str):
         init = _start(init, (k, d), points, exponent, dtype)
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
@@ -224,7 +224,7 @@ def _points(x, init):
 def _least_magnitude(points, init):
     """Return the least magnitude of what is not 0 in points, and in an init that is an array of numbers."""
     arrays = [points]
-    if not isinstance(init, str) and as_array(init, "init").dtype.newbyteorder("=") in REALS:
+    if not is_a(init, str) and as_array(init, "init").dtype.newbyteorder("=") in REALS:
         arrays.append(as_array(init, "init").astype(np.float64))
     magnitudes = (np.abs(a, where=a != 0, out=np.full(a.shape, np.inf, a.dtype)) for a in arrays)
     return min(float(a.min(initial=np.inf)) for a in magnitudes)

@@ -7,7 +7,7 @@ a running bound, and that must be fused to be fast.
 import numpy as np
 
 from ._bind import codebooks
-from ._checks import as_array, finite_float32, float_array, integer
+from ._checks import as_array, finite_float32, float_array, integer, is_a
 from ._codebook import Codebook
 
 MOST_CODES = 2**32 - 1
@@ -111,7 +111,7 @@ def search(queries, codes, codebook, k, *, bits=8):
 
 def _checked_queries(queries, codebook):
     """Return queries as contiguous float32."""
-    if not isinstance(codebook, Codebook):
+    if not is_a(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook, got {type(codebook).__name__}")
     if not codebook.vector:
         raise ValueError(f"codebook must be of vectors, got {codebook}")

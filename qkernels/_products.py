@@ -5,7 +5,7 @@ import numpy as np
 from ._bind import products, weights
 from ._bind.arrays import FLOATS
 from ._bind.runtime import word
-from ._checks import FLOAT32, as_array, float32_of, float_array, shown
+from ._checks import FLOAT32, as_array, float32_of, float_array, is_a, shown
 from ._mode import default_mode
 from ._quantize import quantize
 from ._rounding import check_params, checked_int_bias, is_fixed_point
@@ -106,7 +106,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     >>> qk.linear(np.float32([[1, 2, 3]]), qk.pack(qk.quantize(w, params), params)).round(2)
     array([[0.99, 5.5 ]], dtype=float32)
     """
-    if not isinstance(packed, PackedMatrix):
+    if type(packed) is not PackedMatrix and not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     if type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
@@ -156,7 +156,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     >>> qk.qlinear(np.uint8([[130, 126]]), qk.QParams(0.1, 128, "uint8"), packed, qk.QParams(0.2))
     array([[-1,  3]], dtype=int8)
     """
-    if not isinstance(packed, PackedMatrix):
+    if not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     weights.need_eight_bits(packed, "packed")
     q = codes_of(q, params)
@@ -187,7 +187,7 @@ def layer_of_codes(n, out_params, bias, activation, clamp, rounding):
     rounding, activation = word(rounding), word(activation)
     biases = None if bias is None else (checked_bias(bias, n, rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
-    if is_fixed_point(rounding) and not (activation is None or isinstance(activation, str) and activation == "relu"):
+    if is_fixed_point(rounding) and not (activation is None or is_a(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
     return biases, (activation, bounds, rounding)
 
@@ -196,7 +196,7 @@ def layer_of_codes(n, out_params, bias, activation, clamp, rounding):
 def _clamp_codes(clamp, params, rounding):
     """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
     lo, hi = products.clamp_bounds(clamp)
-    ties = "half_even" if isinstance(rounding, str) and rounding == "half_even" else "half_away"
+    ties = "half_even" if is_a(rounding, str) and rounding == "half_even" else "half_away"
     return quantize(np.float32([lo, hi]), params, rounding=ties)
 
 

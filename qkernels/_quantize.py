@@ -10,7 +10,7 @@ import numpy as np
 from ._bind import codebooks, elementwise
 from ._bind.arrays import float_dtype, store
 from ._bind.runtime import word
-from ._checks import MAX_NDIM, PART, as_array, float_array, in_parts, integer, optional_int, shown
+from ._checks import MAX_NDIM, PART, as_array, float_array, in_parts, integer, is_a, optional_int, shown
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
@@ -50,7 +50,7 @@ def quantize(x, params, *, rounding="half_even", out=None):
     >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
     array([  1,   3,   5, 203], dtype=uint8)
     """
-    if getattr(params, "codes_are_floats", False):
+    if elementwise.codes_are_floats(params):
         return _quantize_to_floats(x, params, rounding, out)
     return elementwise.quantize(x, params, rounding, out)
 
@@ -86,7 +86,7 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
     array([-1.,  0.,  1.], dtype=float32)
     """
-    if getattr(params, "codes_are_floats", False):
+    if elementwise.codes_are_floats(params):
         q = as_array(q, "q")
         if q.dtype.newbyteorder("=") != np.int32:
             return _dequantize_floats(q, params, dtype, out)
@@ -123,7 +123,7 @@ def fake_quantize(x, params, *, out=None):
     >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
-    if getattr(params, "codes_are_floats", False):
+    if elementwise.codes_are_floats(params):
         x = float_array(x)
         codes = _quantize_to_floats(x, params, "half_even", None)
         y = _dequantize_floats(codes, params, x.dtype.newbyteorder("="), None)
@@ -197,7 +197,7 @@ def _per_element(values, params, shape, name):
 @default_mode
 def _quantize_to_floats(x, params, rounding, out):
     rounding = word(rounding)
-    if not (isinstance(rounding, str) and rounding == "half_even"):
+    if not (is_a(rounding, str) and rounding == "half_even"):
         raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
     x = float_array(x)
     scale = _per_element(params.scale, params, x.shape, "x")
@@ -350,9 +350,10 @@ def _signed(dtype):
 
 
 def _checked_bits(bits):
-    if integer(bits, "bits") not in (1, 2, 3, 4, 5, 6, 8):
-        raise ValueError(f"bits must be 1, 2, 3, 4, 5, 6 or 8, got {bits!r}")
-    return int(bits)
+    bits = integer(bits, "bits")
+    if bits not in (1, 2, 3, 4, 5, 6, 8):
+        raise ValueError(f"bits must be 1, 2, 3, 4, 5, 6 or 8, got {bits}")
+    return bits
 
 
 def _checked_shape(shape):

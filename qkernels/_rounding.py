@@ -4,7 +4,7 @@ import numpy as np
 
 from ._bind import elementwise
 from ._bind.runtime import word
-from ._checks import as_array, real_array
+from ._checks import as_array, is_a, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
@@ -14,7 +14,7 @@ FIXED_POINT = ("gemmlowp", "tflite")
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
     rounding = word(rounding)
-    return isinstance(rounding, str) and rounding in FIXED_POINT
+    return is_a(rounding, str) and rounding in FIXED_POINT
 
 
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
@@ -115,7 +115,7 @@ def quantize_multiplier(m):
 
 def check_params(params, name):
     """Raise unless `params` are QParams per tensor."""
-    if not isinstance(params, QParams):
+    if not is_a(params, QParams):
         raise TypeError(f"{name} must be QParams, got {type(params).__name__}")
     if params.axis is not None:
         raise ValueError(f"{name} must be per tensor, got axis {params.axis}")

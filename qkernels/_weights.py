@@ -9,7 +9,7 @@ import numpy as np
 from ._bind.arrays import FLOATS
 from ._bind.runtime import word
 from ._bind.weights import Packed
-from ._checks import SMALLEST_SCALE, as_array, integer, shown
+from ._checks import SMALLEST_SCALE, as_array, integer, is_a, shown
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
@@ -108,14 +108,14 @@ class PackedMatrix(Packed, Frozen):
     def __new__(cls, b, params, scales=None):
         b = as_array(b, "b")
         b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
-        if isinstance(params, Codebook):
+        if is_a(params, Codebook):
             params, scales = _check_codes(b, params, scales)
             return super().__new__(cls, b, params._without_tables(), scales)
         if scales is not None:
             raise ValueError(f"scales must be None for weights without a Codebook, got {type(scales).__name__}")
         if params is None or b.dtype in HALVES:
             return cls._of_floats(b, params)
-        if not isinstance(params, QParams):
+        if not is_a(params, QParams):
             raise TypeError(f"params must be QParams or a Codebook, got {type(params).__name__}")
         return super().__new__(cls, b, _check_weights(b, params))
 
@@ -212,7 +212,7 @@ class PackedMatrix(Packed, Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        if not isinstance(arrays, Mapping):
+        if not is_a(arrays, Mapping):
             raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
         arrays = by_exact_names(arrays, OPTIONAL.union(*NEEDED.values()))
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")

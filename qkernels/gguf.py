@@ -6,7 +6,7 @@ import numpy as np
 from ._bind import codebooks
 from ._bind.arrays import raise_not_finite
 from ._bind.runtime import word
-from ._checks import as_array, boolean, contiguous_float32, float_array, shown
+from ._checks import PART, as_array, boolean, contiguous_float32, cuts, float_array, is_a, shown
 from ._qparams import QParams
 
 BLOCK = 32
@@ -120,23 +120,32 @@ def from_gguf(data, kind, *, codes=False, out=None):
 def _codes_and_params(data, kind):
     lead, count = data.shape[:-1], data.shape[-1] // KINDS[kind]
     blocks = data.reshape(*lead, count, KINDS[kind])
-    d = np.ascontiguousarray(blocks[..., :2]).view("<u2")[..., 0]  # bits of float16
+    d = np.empty(blocks.shape[:-1], np.uint16)  # bits of float16
+    scale, zero_point = np.empty(d.shape, np.float32), np.empty(d.shape, np.int8)
+    q = np.empty((*d.shape, BLOCK), np.uint8)
+    for part in cuts(d.shape, PART // BLOCK):
+        d[part] = np.ascontiguousarray(blocks[part][..., :2]).view("<u2")[..., 0]
     _refuse_not_finite(d)
-    negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
-    scale = (d & 0x7FFF).astype(np.uint16).view(np.float16).astype(np.float32)
-    scale[nothing] = 1
-    if kind == "Q8_0":
-        q, zero_point = blocks[..., 2:].view(np.int8).copy(), np.where(negative, -1, 0)
-        if negative.any():
-            q ^= zero_point[..., None].astype(np.int8)
-    else:
-        q, zero_point = np.concatenate((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), axis=-1), np.where(negative, 7, 8)
-        if negative.any():
-            q ^= np.where(negative, np.uint8(15), np.uint8(0))[..., None]
-    q[nothing] = zero_point[nothing][:, None]
+    for part in cuts(d.shape, PART // BLOCK):
+        q[part], scale[part], zero_point[part] = _codes_of(blocks[part][..., 2:], d[part], kind)
     dtype = np.dtype(np.int8 if kind == "Q8_0" else ml_dtypes.uint4)
     q, scale, zero_point = (_turned(a) for a in (q.reshape(*lead, count * BLOCK), scale, zero_point))
     return q.view(dtype), QParams(scale, zero_point, dtype, axis=-2 if q.ndim > 2 else 0, block_size=BLOCK)
+
+
+def _codes_of(data, d, kind):
+    """Return codes (..., 32), as bytes, scales and zero points of blocks: of their bytes without d, and d."""
+    negative, nothing = d > 0x8000, (d & 0x7FFF) == 0
+    scale = (d & 0x7FFF).view(np.float16).astype(np.float32)
+    scale[nothing] = 1
+    if kind == "Q8_0":
+        zero_point = np.where(negative, np.int8(-1), np.int8(0))
+        q = data ^ zero_point[..., None].view(np.uint8)
+    else:
+        zero_point = np.where(negative, np.int8(7), np.int8(8))
+        q = np.concatenate((data & 15, data >> 4), axis=-1) ^ np.where(negative, np.uint8(15), np.uint8(0))[..., None]
+    q[nothing] = zero_point[nothing][:, None].view(np.uint8)
+    return q, scale, zero_point
 
 
 def _turned(a):
@@ -153,6 +162,6 @@ def _refuse_not_finite(d):
 
 def _checked_kind(kind):
     kind = word(kind)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not is_a(kind, str) or kind not in KINDS:
         raise ValueError(f"kind must be 'Q8_0' or 'Q4_0', got {shown(kind)}")
     return kind

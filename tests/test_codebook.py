@@ -314,9 +314,10 @@ def test_codebook_is_a_value():
     assert repr(books[2]) == "Codebook([-1, 0, 2], block_size=2)"
     assert repr(qk.NF4) == "Codebook(<16 levels>, block_size=64)"
     given = np.float32([1, 2])
-    book = qk.Codebook(given)
+    book, slotted = qk.Codebook(given), type("Slotted", (qk.Codebook,), {"__slots__": ("more",)})(given)
     given[0] = 5
-    assert book.levels[0] == 1
+    assert book.levels[0] == slotted.levels[0] == 1
+    assert book == slotted == qk.pack(np.uint8([[0], [1]]), slotted).params
 
 
 X, CODES = np.float32([0.1, -2, 0.7]), np.uint8([0, 1, 1])

@@ -9,11 +9,12 @@ import re
 import warnings
 from decimal import Decimal
 from fractions import Fraction
+from unittest.mock import MagicMock
 
 import ml_dtypes
 import numpy as np
 import pytest
-from calls import CALLS, FUNCTIONS, call
+from calls import CALLS, FUNCTIONS, PACKED, call
 from common import read_only, refusals, refuse
 
 import qkernels as qk
@@ -53,6 +54,13 @@ class Raises:
     __hash__ = object.__hash__
 
 
+class RaisesByName:
+    """Asked for any attribute, even its class, it raises something else."""
+
+    def __getattribute__(self, name):
+        raise OSError(name)
+
+
 class RaisesByDLPack:
     def __dlpack__(self, **options):
         raise BufferError("dlpack")
@@ -81,6 +89,20 @@ class Float(np.float64):
 
 class Int(int):
     pass
+
+
+class ContraryInt(int):
+    """An integer each of whose methods that compare or convert it raises."""
+
+    def __eq__(self, other):
+        raise OSError("eq")
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
+
+    def __hash__(self):
+        raise OSError("hash")
+
+    __int__ = __index__ = __float__ = __bool__ = __hash__
 
 
 class ContraryString(str):
@@ -114,13 +136,20 @@ NUMBERS = [0, -1, 2**31, 2**63, 2**64, 10**400, -(10**400), 10**5000, Int(-3), n
 NUMBERS += [1.5, np.nan, np.inf, -np.inf, 1e308, 1e-320, 1j, Float(-3), Fraction(1, 3), Decimal("0.1")]
 NUMBERS += [np.float32(-1.5), np.longdouble("1e4000"), np.datetime64("2020-01-01"), True, np.True_]
 OTHERS = [None, "abc", "", ContraryString("abc"), b"abc", object(), memoryview(b"abc"), {"a": 1}, {1, 2}, range(-3, 3)]
-OTHERS += [Raises(), RaisesByDLPack(), OnAnotherDevice(), np.ma.masked]
+OTHERS += [Raises(), RaisesByName(), RaisesByDLPack(), OnAnotherDevice(), np.ma.masked, ContraryInt(2)]
+PUBLIC_TYPES = qk.QParams, qk.Codebook, qk.PackedMatrix
+OTHERS += [*PUBLIC_TYPES, MagicMock(), *(MagicMock(spec=kind) for kind in (*PUBLIC_TYPES, np.ndarray, int, bool, str))]
 LISTS = [[], [[1], [1, 2]], ["a", "b"], [None, None], [10**400, 1], (np.nan, np.nan), (-(10**400), 10**400)]
 ARRAYS = [np.array(-2), np.array(np.nan), np.zeros(0), np.zeros((0, 4), np.float32), np.zeros((1, 1, 1, 1), np.float32)]
 ARRAYS += [full(0, complex), full(None), full("a"), full(True), full(0, "M8[s]"), full(0, np.longdouble), full(np.inf)]
 ARRAYS += [full(np.nan, np.float32), full(-(2**63)), full(2**64 - 1, np.uint64), full(-8, ml_dtypes.int4)]
 ARRAYS += [full(np.nan, ml_dtypes.float8_e5m2), full(-3, ">f8"), np.zeros((2, 4), [("a", "f4"), ("b", "i4")])]
-ARRAYS += [np.ma.array(full(1, np.float32), mask=True), full(-1, np.float32).view(LyingArray)]
+ARRAYS += [
+    full(1.5).view(np.matrix),
+    full(1e300),
+    np.ma.array(full(1, np.float32), mask=True),
+    full(-1, np.float32).view(LyingArray),
+]
 HOSTILE = [(shown(value), value) for value in NUMBERS + OTHERS + LISTS + ARRAYS]
 
 # What is no error but would take for ever.
@@ -158,6 +187,16 @@ def test_the_table_has_each_public_function_and_each_of_its_arguments():
 def test_the_calls_of_the_table_are_valid(name):
     for arguments in CALLS[name]:
         call(name, {key: value() if key == "out" else value for key, value in arguments.items()})
+
+
+@refusals(r"""
+qk.QParams.check_shape((2, 4), "x")  # TypeError: doesn't apply to a 'tuple' object
+qk.QParams.check_shape(PACKED["int8"], (2, 4))  # TypeError: doesn't apply to a 'PackedMatrix' object
+qk.PackedMatrix.unpack(qk.NF4)  # TypeError: doesn't apply to a 'Codebook' object
+qk.PackedMatrix._columns(3)  # TypeError: doesn't apply to a 'int' object
+""")
+def test_methods_refuse_what_is_not_of_their_class(refusal):
+    refuse(refusal, {"qk": qk, "PACKED": PACKED})
 
 
 @pytest.mark.parametrize("i", range(len(CALLS["PackedMatrix.from_arrays"])))
@@ -198,7 +237,7 @@ def test_a_hostile_argument_is_named_by_a_type_or_value_error(name, argument):
         if argument not in arguments:
             continue
         for label, value in HOSTILE:
-            if (name, argument) == ("kmeans", "n_init") and label in ENDLESS:
+            if argument == "n_init" and label in ENDLESS or argument == "callback" and callable(value):
                 continue
             given = {key: value() if key == "out" else value for key, value in arguments.items()} | {argument: value}
             before = {key: np.array(a) for key, a in given.items() if key == "out" and argument != "out"}

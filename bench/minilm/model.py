@@ -76,6 +76,7 @@ class NumPyFloat32(Model):
 
 class TorchFloat32(Model):
     name = "torch float32"
+    most = 10**9  # all at once, which is faster
 
     def __init__(self, weights, config):
         import torch  # takes seconds

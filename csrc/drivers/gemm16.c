@@ -98,7 +98,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
         const char *b = job->b + (ptrdiff_t)col * job->col_stride;
         int16_t *to = panel_at(p, col);
         memset(p->colsum + col, 0, nr * sizeof *p->colsum);
-        for (size_t row = 0; row < p->k; row += ROWS, b += ROWS * job->row_stride, to += ROWS * nr) {
+        for (size_t row = 0; row < p->k && !qk_stopped_at(row);
+             row += ROWS, b += ROWS * job->row_stride, to += ROWS * nr) {
             const size_t rows = min_size(p->k - row, ROWS), steps = ceil_div(rows, KR);
             if (cols == nr && job->col_stride == sizeof *to && rows == ROWS)
                 for (size_t s = 0; s < steps; s++)

@@ -166,7 +166,8 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
 {
     const qk_gemm4_weights *p = job->p;
     const qk_matrix *m = job->m;
-    for (size_t row = 0; row < rows; row += KR, b += KR * m->row_stride, to += step_bytes(p))
+    for (size_t row = 0; row < rows && !(row && qk_stopped_at(row));
+         row += KR, b += KR * m->row_stride, to += step_bytes(p))
         p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
                                            (uint8_t)p->flip, to);
 }
@@ -203,7 +204,7 @@ static void pack_column_levels(const pack_job *job, size_t col, size_t cols, uin
         const uint8_t *b = (const uint8_t *)m->b + (ptrdiff_t)(col + j) * m->col_stride;
         uint8_t *codes = to + j / QK_COLUMN_LEVELS_NR * group + j % QK_COLUMN_LEVELS_NR * HALF;
         round_levels(m->levels + (col + j) * m->level_count, m->level_count, (int8_t *)codes);
-        for (size_t row = 0; row < p->k; row++) {
+        for (size_t row = 0; row < p->k && !qk_stopped_at(row); row++) {
             const size_t in_step = row % QK_COLUMN_LEVELS_KR;
             if (in_step == 0) codes += OWN_STEP_BYTES;
             codes[in_step % HALF] |= (uint8_t)(b[(ptrdiff_t)row * m->row_stride] << (in_step < HALF ? 0 : 4));
@@ -219,7 +220,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR, cols = min_size(p->n - col, NR);
         uint8_t *to = p->panels + panel * panel_bytes(p);
-        for (size_t block = 0; block < p->blocks; block++, to += record_bytes(p, 0)) {
+        for (size_t block = 0; block < p->blocks && !(block % 64 == 0 && qk_stopped());
+             block++, to += record_bytes(p, 0)) {
             const size_t first = block * p->block, rows = min_size(p->k - first, p->block);
             const uint8_t *b =
                 (const uint8_t *)m->b + (ptrdiff_t)first * m->row_stride + (ptrdiff_t)col * m->col_stride;

@@ -88,7 +88,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
         const size_t cols = min_size(p->n - panel * NR, NR);
         const char *b = job->b + (ptrdiff_t)(panel * NR) * job->col_stride;
         uint16_t *to = panel_at(p, panel);
-        for (size_t row = 0; row < p->k; row += ROWS, b += ROWS * job->row_stride, to += ROWS * NR) {
+        for (size_t row = 0; row < p->k && !qk_stopped_at(row);
+             row += ROWS, b += ROWS * job->row_stride, to += ROWS * NR) {
             const size_t rows = min_size(p->k - row, ROWS);
             if (cols == NR && job->col_stride == sizeof *to)
                 for (size_t i = 0; i < rows; i++) pack_row(b + (ptrdiff_t)i * job->row_stride, p->type, to + i * NR);

@@ -39,6 +39,9 @@ static int stopped(const line_job *j) { return j->args->stop && j->args->stop(j-
 /* The same between two passes over some points, if each takes longer than to ask. */
 static int stopped_after(const line_job *j, size_t points) { return points > SORTED_AT_ONCE && stopped(j); }
 
+/* The same in a pass that is at point i. */
+static int stopped_at(const line_job *j, size_t i) { return i && i % SORTED_AT_ONCE == 0 && stopped(j); }
+
 /* ---- memory ---- */
 
 /* Lays out the room for n points of reals of some size from `at`; returns the end. */
@@ -283,7 +286,10 @@ static int exponent_of_gap(const line_job *j, size_t k)
 {
     enum { LOWEST = -1100, HIGHEST = 1100 };
     size_t counts[HIGHEST - LOWEST] = {0}, seen = 0;
-    for (size_t i = 0; i + 1 < j->n; i++) counts[exponent_of(value(j, i + 1) - value(j, i)) - LOWEST]++;
+    for (size_t i = 0; i + 1 < j->n; i++) {
+        if (stopped_at(j, i)) return 0; /* which is asked again before it matters */
+        counts[exponent_of(value(j, i + 1) - value(j, i)) - LOWEST]++;
+    }
     int e = HIGHEST;
     while (seen < k) seen += counts[--e - LOWEST];
     return e;
@@ -297,7 +303,7 @@ static int make_gaps(const line_job *j, int exponent, double *gaps)
         return 1;
     }
     for (size_t i = 0; i + 1 < j->n; i++) {
-        if (i % SORTED_AT_ONCE == SORTED_AT_ONCE - 1 && stopped(j)) return 0;
+        if (stopped_at(j, i)) return 0;
         const wide gap = times_power(value(j, i + 1) - value(j, i), -exponent);
         gaps[i] = gap > 0x1p200 ? 0x1p200 : gap < 0x1p-200 ? 0x1p-200 : (double)gap;
     }
@@ -415,14 +421,15 @@ static qk_lines_status search_wide(line_job *j, size_t k)
     wide *reals = malloc(2 * j->n * sizeof *reals);
     int done = memory && reals ? 1 : -1;
     if (done > 0) {
-        for (size_t i = 0; i < j->n; i++) {
+        for (size_t i = 0; i < j->n && done; i++) {
             reals[i] = i + 1 < j->n ? value(j, i + 1) - value(j, i) : 0;
             reals[j->n + i] = j->weights ? j->weights[i] : 1;
+            done = !stopped_at(j, i);
         }
         if (j->args->pinned) reals[j->n] *= 0x1p100;
         const qk_line line = {j->n, reals, NULL, reals + j->n, j->args->stop, j->args->context};
         double penalty = 0;
-        done = wide_line_search(&line, k, &penalty, &space);
+        done = done && wide_line_search(&line, k, &penalty, &space);
         if (done > 0) memcpy(j->splits = j->space.splits, space.splits, (k + 1) * sizeof *space.splits);
     }
     free(reals), free(memory);
@@ -480,7 +487,7 @@ typedef struct {
 static line_sums sums_of_hostile(const line_job *j, size_t first, size_t last, size_t pivot)
 {
     line_sums s = {0, 0, 0};
-    for (size_t i = first; i < last; i++) {
+    for (size_t i = first; i < last && !stopped_at(j, i - first); i++) {
         const wide w = j->weights ? j->weights[i] : 1, d = value(j, i) - value(j, pivot);
         s.weight += w, s.moment += w * d, s.square += w * d * d;
     }
@@ -535,15 +542,15 @@ static size_t nearest(const line_job *j, size_t first, size_t last, size_t pivot
     return low;
 }
 
-/* Mean of points first .. last - 1, and their cost. About the point nearest to the mean the sum of squares is at most
- * twice that. */
+/* Mean of points first .. last - 1, and their cost; anything if it is told to stop, which find_means asks as well.
+ * About the point nearest to the mean the sum of squares is at most twice that. */
 static wide mean_and_cost(const line_job *j, int plain, size_t first, size_t last, wide *cost)
 {
     size_t pivot = (first + last) / 2;
     wide shift = 0;
     *cost = 0;
     if (j->args->pinned && first == 0) pivot = 0;
-    for (int round = 0; round < 5 && last - first > 1; round++) {
+    for (int round = 0; round < 5 && last - first > 1 && !stopped_after(j, last - first); round++) {
         const line_sums s = plain ? sums_of(j, first, last, pivot) : sums_of_hostile(j, first, last, pivot);
         if (j->args->pinned && first == 0) {
             *cost = s.square;

@@ -13,7 +13,7 @@
 
 enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums stay in the L1 cache */
 enum { MAX_LANES = 16 };
-enum { LOOK = 1 << 14, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
+enum { LOOK = 1 << 10, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
 
 /* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
  * that gives the first limits, and what vectors at the limit have as sums of four, of 255. */
@@ -352,11 +352,15 @@ static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, si
 static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
-    for (size_t item = begin; item < end && !qk_stopped(); item++) {
+    for (size_t item = begin; item < end; item++) {
         const size_t query = item / j->parts * j->unit, part = item % j->parts;
         const size_t count = min_size(j->count - query, j->unit), last = j->n * (part + 1) / j->parts;
         uint64_t *heaps = j->heaps + (query * j->parts + part) * j->k;
         size_t first = j->n * part / j->parts;
+        for (size_t q = 0; q < count; q++) {
+            if (qk_stopped()) return;
+            for (size_t i = 0; i < j->k; i++) heaps[q * j->parts * j->k + i] = INT64_MAX;
+        }
         if (j->filter) {
             first = scan_filtered(j, query, count, first, last, heaps);
             if (j->pitch == j->b->m)
@@ -373,8 +377,10 @@ static void finish_queries(void *context, size_t begin, size_t end)
     const size_t k = j->k;
     for (size_t q = begin; q < end; q++) {
         uint64_t *heap = j->heaps + q * j->parts * k;
-        for (size_t i = k; i < j->parts * k; i++)
+        for (size_t i = k; i < j->parts * k; i++) {
+            if (i % LOOK == 0 && qk_stopped()) return;
             if (heap[i] < heap[0]) replace_largest(heap, k, heap[i]);
+        }
         for (size_t left = k; left-- > 0;) {
             if (left % LOOK == 0 && qk_stopped()) return;
             const uint64_t largest = heap[0];
@@ -394,7 +400,6 @@ static int scan(job *j)
     j->parts = units >= 4 * threads ? 1 : threads;
     j->heaps = obtain(j, qk_times(qk_times(j->count, j->k), j->parts * sizeof *j->heaps));
     if (!j->heaps) return 0;
-    for (size_t i = 0; i < j->count * j->parts * j->k; i++) j->heaps[i] = INT64_MAX;
     int status = qk_parallel_for(units * j->parts, work, scan_parts, j);
     if (!status && !j->failed) status = qk_parallel_for(j->count, 50.0 * (double)(j->count * j->k), finish_queries, j);
     free(j->heaps);

@@ -21,6 +21,8 @@ extern int qk_long_loops; /* of the process, in work now */
 int qk_call_is_stopped(void);
 static inline int qk_stoppable(void) { return __atomic_load_n(&qk_long_loops, __ATOMIC_RELAXED) != 0; }
 static inline int qk_stopped(void) { return qk_stoppable() && qk_call_is_stopped(); }
+/* The same in a loop over rows, of which thousands take no time; it may count in steps of a power of two. */
+static inline int qk_stopped_at(size_t row) { return row % 4096 == 0 && qk_stopped(); }
 
 /* *most = max(*most, value), from several threads. */
 static inline void qk_keep_most(int32_t *most, int32_t value)

@@ -16,8 +16,10 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from *:
     """
-    static inline PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
-    static inline void *data_of(PyArrayObject *a) { return (PyObject *)a == Py_None ? NULL : PyArray_DATA(a); }
+    static CYTHON_UNUSED inline PyObject *descr_of(PyArrayObject *a) { return (PyObject *)PyArray_DESCR(a); }
+    static CYTHON_UNUSED inline void *data_of(PyArrayObject *a) {
+        return (PyObject *)a == Py_None ? NULL : PyArray_DATA(a);
+    }
     #define floats(a) ((float *)data_of(a))
     #define reals(a) ((double *)data_of(a))
     #define uint8s(a) ((uint8_t *)data_of(a))

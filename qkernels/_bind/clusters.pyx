@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, uint16_t
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 
@@ -22,6 +23,7 @@ cdef enum:
     FILLED_AT_ONCE = 1 << 21
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class KMeans:
     """Hold contiguous points x (n, d), float32 or float64, with their labels and bounds, for _kmeans.py.
 
@@ -119,6 +121,7 @@ cdef class KMeans:
 # ---- clustering on a line ----
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class Stop:
     """Tell loops that run without the GIL to give up.
 

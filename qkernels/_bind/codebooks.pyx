@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 
 from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s
@@ -29,6 +30,7 @@ cdef int split_shape(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t 
     return 0
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class Levels:
     """Hold the tables of levels (channels, k), and their buckets (_codebook_tables.py), or None."""
 
@@ -95,6 +97,7 @@ cdef int refuse_codes(cnp.ndarray codes, size_t k) except -1:
 # ---- codebooks of vectors ----
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class VectorLevels:
     """Hold the tables of a Codebook of vectors (_codebook_tables.py) as C reads them.
 

@@ -7,6 +7,7 @@ from libc.string cimport memset
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
@@ -26,6 +27,7 @@ from .c cimport (
 cnp.import_array()
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class Params:
     """Hold QParams (_qparams.py), which has checked the arguments, as C reads them."""
 
@@ -103,6 +105,11 @@ cdef class Params:
             self.check_shape((<object>x).shape, name)
         lay_out(x, axis, &p.outer, &p.length, &p.inner)
         return 0
+
+
+def codes_are_floats(params):
+    """Tell whether these are QParams of codes that are floats, without a look at what else may call itself so."""
+    return isinstance(params, Params) and (<Params>params).codes_are_floats
 
 
 def quantize(x, params, rounding, out):

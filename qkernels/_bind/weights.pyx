@@ -5,6 +5,7 @@ from libc.string cimport memset
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from cpython.pyport cimport PY_SSIZE_T_MAX
 
@@ -20,6 +21,7 @@ from .elementwise cimport Params
 cnp.import_array()
 
 
+@cython.binding(False)  # which checks whose method is called
 cdef class Packed:
     """Hold a PackedMatrix (_weights.py), which has checked the arguments, in the panels that an instruction set reads.
 

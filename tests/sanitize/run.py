@@ -59,20 +59,13 @@ def library(name):
 
 
 def c_tests():
-    """simde_test.c and stray_codes_test.c, as the ordinary tests build them, under `address`."""
-    sys.path.append(str(ROOT / "tests"))
-    from simde import build_commands, simde_include
-
-    # Sums wrap in SIMDe as they do in the instructions.
-    compiler = [*CC, *FLAGS, "-fwrapv", *SANITIZERS["address"]]
+    """stray_codes_test.c under `address`. Not simde_test.c: SIMDe reads whole registers where loads are masked."""
     with tempfile.TemporaryDirectory() as folder:
-        stray, simde = Path(folder, "stray_codes_test"), Path(folder, "simde_test")
+        program = Path(folder, "stray_codes_test")
         sources = [ROOT / "tests/stray_codes_test.c", *sorted((ROOT / "csrc").rglob("*.c"))]
-        commands = [[*compiler, f"-I{ROOT / 'csrc'}", *sources, "-lm", "-o", stray], [stray]]
-        if simde_include():
-            commands += [*build_commands(compiler, simde), [simde]]
-        for command in commands:
-            subprocess.run(command, env=os.environ | OPTIONS, check=True)
+        compiler = [*CC, *FLAGS, *SANITIZERS["address"], f"-I{ROOT / 'csrc'}"]
+        subprocess.run([*compiler, *sources, "-lm", "-o", program], check=True)
+        subprocess.run([program], env=os.environ | OPTIONS, check=True)
 
 
 def build(name, folder):
@@ -108,6 +101,8 @@ def run(name, command):
         build(name, folder)
         settings = {"LD_PRELOAD": library(name), "PYTHONPATH": str(folder), "PYTHONMALLOC": "malloc"}
         settings |= {"OPENBLAS_NUM_THREADS": "1", **OPTIONS}
+        if name == "thread":  # drivers share work among threads, and are the same on each instruction set
+            settings["BEST_ISA_ALONE"] = "1"
         return subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | settings).returncode
 
 

@@ -227,14 +227,18 @@ static size_t TYPED(trace)(const TYPED(pass) * p, int32_t *splits)
     return count;
 }
 
-/* Of the clusters that begin at the splits. */
-static REAL TYPED(cost)(const TYPED(pass) * p, const int32_t *splits, size_t count)
+/* Of the clusters that begin at the splits; less if it is told to stop, as whatever comes next is then. */
+static REAL TYPED(cost)(TYPED(pass) * p, const int32_t *splits, size_t count)
 {
     REAL sum = 0;
     for (size_t c = 0; c < count; c++) {
         TYPED(run) r = {.weight = TYPED(weight)(p, (size_t)splits[c])};
-        for (size_t i = (size_t)splits[c] + 1; i < (size_t)splits[c + 1]; i++)
+        for (size_t i = (size_t)splits[c] + 1; i < (size_t)splits[c + 1]; i++) {
             TYPED(grow)(&r, TYPED(gap)(p, i - 1), TYPED(weight)(p, i));
+            if (i % TYPED(AT_ONCE)) continue;
+            p->work += TYPED(AT_ONCE);
+            if (TYPED(told)(p)) return sum;
+        }
         sum += r.cost;
     }
     return sum;

@@ -179,6 +179,8 @@ static inline int32_t largest_score(const int32_t *score, size_t n, int32_t most
     return most;
 }
 
+#ifndef HAVE_WEIGHT_CODES
+/* Codes of n scores, a multiple of NARROW; returns their sum. */
 static inline int32_t weight_codes(const int32_t *restrict score, size_t n, int32_t most, float factor,
                                    uint8_t *restrict w)
 {
@@ -190,6 +192,7 @@ static inline int32_t weight_codes(const int32_t *restrict score, size_t n, int3
     }
     return sum;
 }
+#endif
 
 /* Softmax weights of a row of scores, as codes in units of 1 / sum: rne(255 * 2^(factor * (score - max))). Returns sum.
  * The last n % NARROW are filled up with scores that are less than all others, and their weights taken off the sum. */

@@ -84,6 +84,7 @@
  *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
  *     GROUP16             elements that these see at a time
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
+ *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)

@@ -146,6 +146,41 @@ static void gelu_run(float *y, size_t n, const gelu_table *g)
     }
 }
 
+/* weight_code of 16 scores less the largest. */
+static QK_INLINE __m512i weights16(const int32_t *score, __m512i most, __m512 factor)
+{
+    const __m512 rounder = _mm512_set1_ps(ROUNDER);
+    const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(score), most)), factor);
+    const __m512 t = _mm512_max_ps(_mm512_set1_ps(-20.0f), x), shifted = _mm512_add_ps(t, rounder);
+    const __m512 r = _mm512_sub_ps(t, _mm512_sub_ps(shifted, rounder));
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(14.0687752f), r, _mm512_set1_ps(61.8658371f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(176.781555f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(254.981659f));
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_cvtps_epi32(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power)));
+}
+
+/* gcc would pack and add codes by more instructions than compute them. */
+#define HAVE_WEIGHT_CODES
+static int32_t weight_codes(const int32_t *score, size_t n, int32_t most, float factor, uint8_t *w)
+{
+    const __m512i m = _mm512_set1_epi32(most), zero = _mm512_setzero_si512();
+    const __m512 f = _mm512_set1_ps(factor);
+    __m512i sums = zero;
+    for (size_t j = 0; j < n; j += 64, score += 64, w += 64) { /* n is a multiple of 32 */
+        const size_t more = n - j > 32 ? 32 : 0;
+        const __m512i low = packs_i32(weights16(score, m, f), weights16(score + 16, m, f));
+        const __m512i high = packs_i32(weights16(score + more, m, f), weights16(score + more + 16, m, f));
+        const __m512i codes = in_order(pack_u16(low, high));
+        const __m512i once = _mm512_mask_mov_epi32(zero, more ? 0xffff : 0x00ff, codes);
+        store_halves(w, w + more, codes);
+        sums = _mm512_add_epi64(sums, _mm512_sad_epu8(once, zero));
+    }
+    const __m256i four = _mm256_add_epi64(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
+}
+
 /* The sums of a row, corrected for zero points. */
 static QK_INLINE __m512i sums16(const int32_t *acc, const qk_tile *t, int row, int col)
 {
