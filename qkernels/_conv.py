@@ -202,9 +202,7 @@ def _check_weights(w, params, groups):
     if groups * w.shape[2] > MOST:
         raise ValueError(f"groups must make at most {MOST} channels, got {groups} of {w.shape[2]}")
     if params.qmin != code_range(w.dtype)[0] and w.size and w.min() < params.qmin:
-        raise ValueError(
-            f"w must hold codes from {params.qmin} on, as params have a narrow range, got {w.min()}"
-        )
+        raise ValueError(f"w must hold codes from {params.qmin} on, as params have a narrow range, got {w.min()}")
 
 
 def _of_columns(params, scale, zero_point):

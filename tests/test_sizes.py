@@ -452,7 +452,9 @@ def layers(size):
 def size_of(result):
     if isinstance(result, tuple):
         return max(map(size_of, result))
-    return np.size(result.unpack() if isinstance(result, (qk.PackedMatrix, qk.PackedConv)) else getattr(result, "scale", result))
+    return np.size(
+        result.unpack() if isinstance(result, (qk.PackedMatrix, qk.PackedConv)) else getattr(result, "scale", result)
+    )
 
 
 SUBJECTS = [packs, products, convolutions, elementwise, codebooks, layers]

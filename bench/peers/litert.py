@@ -62,6 +62,4 @@ def qconv2d(q, w, bias, scales, zeros, where):
     interpreter = Interpreter(model_content=bytes(builder.Output()), num_threads=peers.threads)
     interpreter.allocate_tensors()
     interpreter.set_tensor(0, (q ^ 128).view(np.int8))
-    return peers.contender(
-        "LiteRT XNNPACK", interpreter.invoke, lambda: interpreter.get_tensor(3).view(np.uint8) ^ 128
-    )
+    return peers.contender("LiteRT XNNPACK", interpreter.invoke, lambda: interpreter.get_tensor(3).view(np.uint8) ^ 128)

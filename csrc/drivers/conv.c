@@ -1,7 +1,7 @@
 /* Convolutions of codes, and pools (numerics 23).
  *
- * Dense and grouped ones are products (gemm8.c): of rows that lie in the image if a window is one pixel and the next one
- * begins where it ends, else of rows that are gathered. A depthwise one has a column of taps for each channel. */
+ * Dense and grouped ones are products (gemm8.c): of rows that lie in the image if a window is one pixel and the next
+ * one begins where it ends, else of rows that are gathered. A depthwise one has a column of taps for each channel. */
 #include <float.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,8 +113,8 @@ int qk_depthwise_unpack(const qk_weights *w, void *b)
 
 enum { STRIP_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64 };
 
-/* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip of
- * columns and a block of channels. */
+/* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip
+ * of columns and a block of channels. */
 typedef struct {
     const qk_image *image;
     const qk_depthwise_weights *b;
@@ -122,8 +122,8 @@ typedef struct {
     const int32_t *init;
     uint8_t flip;
     size_t lines, line_groups, strip, strips, blocks;
-    size_t columns, column_bytes, acc_bytes;  /* of the image that a strip needs, at most */
-    size_t *offset;                           /* of a step from the first pixel */
+    size_t columns, column_bytes, acc_bytes;        /* of the image that a strip needs, at most */
+    size_t *offset;                                 /* of a step from the first pixel */
     uint8_t outside[MOST_BLOCK], zeros[MOST_BLOCK]; /* codes of a pixel that is padding, and that become 0 */
     int failure;
 } depthwise_job;
@@ -158,8 +158,7 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
         const size_t row = step * b->taps + i * b->taps / 4, y = at->y * p->stride_y - p->top + row * p->dilation_y;
         const int is_zero = b->taps == 2 && i % 2, inside = row < needed && y < p->height;
         outside[i] = is_zero ? job->zeros : job->outside;
-        rows[i] = is_zero || !inside ? outside[i]
-                                     : p->codes + (at->number * p->height + y) * line + at->channel;
+        rows[i] = is_zero || !inside ? outside[i] : p->codes + (at->number * p->height + y) * line + at->channel;
         stride[i] = is_zero || !inside ? 0 : p->channels;
     }
     const size_t columns = (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
@@ -214,8 +213,7 @@ static void run_depthwise(void *context, size_t begin, size_t end)
     for (size_t item = begin; item < end && !qk_stopped(); item++) {
         const place at = place_of_item(job, item);
         for (size_t step = 0; step < b->steps; step++) look_at_rows(job, &at, step, codes + step * block * 4);
-        for (size_t j = 0; j * nr < at.channels; j++)
-            qk_move_to_panel(job->sums, at.channel + j * nr, tiles + j);
+        for (size_t j = 0; j * nr < at.channels; j++) qk_move_to_panel(job->sums, at.channel + j * nr, tiles + j);
         for (size_t line = 0; line < at.lines; line++) sum_line(job, &at, line, codes, acc, tiles);
     }
     free(acc);
@@ -248,8 +246,12 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
                              const qk_epilogue *epilogue)
 {
     const qk_depthwise_weights *b = &w->depthwise;
-    const qk_gemm8_weights columns = {.kernels = b->kernels, .gemm8 = b->kernels->gemm8, .n = b->n, .colsum = b->colsum};
-    const product sums = {.source = source, .b = &columns, .epilogue = epilogue, .requant = qk_requant_of(epilogue),
+    const qk_gemm8_weights columns = {
+        .kernels = b->kernels, .gemm8 = b->kernels->gemm8, .n = b->n, .colsum = b->colsum};
+    const product sums = {.source = source,
+                          .b = &columns,
+                          .epilogue = epilogue,
+                          .requant = qk_requant_of(epilogue),
                           .plain = qk_is_plain(epilogue, b->n)};
     const int is_signed = source->type == QK_CODES_I8;
     const uint32_t zero = (uint32_t)(source->zero_point ? source->zero_point[0] : 0) + (is_signed ? 128 : 0);
@@ -265,7 +267,8 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
     lay_out(&job);
     const double work = (double)image->count * (double)image->out_height * (double)image->out_width * (double)b->n *
         (0.02 * (double)b->width * (double)b->height + 0.1);
-    const int status = qk_parallel_for(image->count * job.line_groups * job.strips * job.blocks, work, run_depthwise, &job);
+    const int status =
+        qk_parallel_for(image->count * job.line_groups * job.strips * job.blocks, work, run_depthwise, &job);
     free(memory);
     return status ? status : job.failure ? job.failure : 1;
 }
@@ -430,8 +433,8 @@ static int run_pool(pool_job *job)
     const qk_image *p = job->image;
     const size_t windows = p->count * p->out_height * p->out_width;
     if (windows == 0 || p->channels == 0) return 1;
-    const double work = (double)windows * (double)p->channels *
-        (0.1 * (double)p->kernel_height * (double)p->kernel_width + 0.2);
+    const double work =
+        (double)windows * (double)p->channels * (0.1 * (double)p->kernel_height * (double)p->kernel_width + 0.2);
     const int status = qk_parallel_for(windows, work, run_windows, job);
     return status ? status : job->failure ? job->failure : 1;
 }

@@ -52,7 +52,8 @@ typedef struct {
     enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
     const int32_t *zero_point; /* of codes: NULL for 0 */
     int zero_point_per_row;
-    const qk_patches *patches; /* of codes that share a zero point: where rows are gathered from, instead of a; or NULL */
+    const qk_patches
+        *patches; /* of codes that share a zero point: where rows are gathered from, instead of a; or NULL */
 } qk_rows;
 
 /* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
@@ -203,9 +204,9 @@ int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilog
 
 /* ---- depthwise kernels (numerics 23) ---- */
 
-/* Codes b (height * width, n), a column a channel, in panels of `block` channels. A panel has for each shift of the kernel
- * down the rows of the image that are seen at once, for each column of the kernel and each step of `taps` rows, 4 bytes
- * a channel: int8 codes of 4 rows, or int16 differences from the zero point of 2. */
+/* Codes b (height * width, n), a column a channel, in panels of `block` channels. A panel has for each shift of the
+ * kernel down the rows of the image that are seen at once, for each column of the kernel and each step of `taps` rows,
+ * 4 bytes a channel: int8 codes of 4 rows, or int16 differences from the zero point of 2. */
 typedef struct {
     const qk_kernels *kernels;
     size_t n, height, width, taps, steps, shifts, panel_bytes; /* steps of a column of the kernel */
@@ -241,8 +242,8 @@ struct qk_weights {
 };
 
 size_t qk_scale_count(const qk_matrix *m); /* or of levels with scales */
-/* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. `height` is 0, or that
- * of a depthwise kernel, whose columns of taps are those of the matrix. */
+/* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. `height` is 0, or
+ * that of a depthwise kernel, whose columns of taps are those of the matrix. */
 void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height);
 /* Packs the same matrix in w->bytes of memory, aligned to 64. */
 qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory);
@@ -265,11 +266,13 @@ int qk_depthwise_unpack(const qk_weights *w, void *b);
 
 /* Columns that the groups of a convolution are padded to, in one matrix of all of them. */
 size_t qk_group_columns(void);
-/* Convolves codes of source's type and zero point, image being where they are, with the weights of so many groups: columns
- * of one matrix, of which each group has `filters` and then those that pad it; or depthwise ones. Returns as qk_gemm8. */
+/* Convolves codes of source's type and zero point, image being where they are, with the weights of so many groups:
+ * columns of one matrix, of which each group has `filters` and then those that pad it; or depthwise ones. Returns as
+ * qk_gemm8. */
 int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, size_t groups, size_t filters,
             const qk_epilogue *epilogue);
-/* The largest code, or the mean of all, of the window of each channel, of what it holds of the image or of all of it. */
+/* The largest code, or the mean of all, of the window of each channel, of what it holds of the image or of all of it.
+ */
 int qk_max_pool(const qk_image *image, int is_signed, uint8_t *out);
 int qk_average_pool(const qk_image *image, int is_signed, int32_t zero_point, int with_padding, const float *scales,
                     const qk_requant *r, uint8_t *out);

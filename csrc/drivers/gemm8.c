@@ -17,9 +17,9 @@
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
-    WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,     /* of a panel: in fewer there is no time to ask for what comes next */
-    SMALL_COLUMNS = 2048, /* whose arrays stay on the stack */
+    WIDE_ROWS = 48,         /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,        /* of a panel: in fewer there is no time to ask for what comes next */
+    SMALL_COLUMNS = 2048,   /* whose arrays stay on the stack */
     PATCH_BYTES = 96 * 1024 /* of rows that are gathered from an image, which shares the L2 cache with them */
 };
 
@@ -318,7 +318,8 @@ static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_
 qk_requant qk_requant_of(const qk_epilogue *epilogue)
 {
     qk_requant r = epilogue->requant;
-    if (epilogue->activation == QK_RELU && r.qmin < r.zero_point) r.qmin = r.zero_point < r.qmax ? r.zero_point : r.qmax;
+    if (epilogue->activation == QK_RELU && r.qmin < r.zero_point)
+        r.qmin = r.zero_point < r.qmax ? r.zero_point : r.qmax;
     return r;
 }
 

@@ -34,8 +34,8 @@ int qk_is_plain(const qk_epilogue *epilogue, size_t n);
  * source, b, epilogue, requant, plain and b_zero. */
 qk_tile qk_tile_of_product(const product *g);
 void qk_move_to_panel(const product *g, size_t col, qk_tile *t);
-/* Stores a tile to row `row` of the result. The block, of which it is row `row_in_block`, may be NULL if the product has
- * no b_zero and its rows share a zero point. */
+/* Stores a tile to row `row` of the result. The block, of which it is row `row_in_block`, may be NULL if the product
+ * has no b_zero and its rows share a zero point. */
 void qk_store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
                    int32_t *acc, qk_tile *t);
 

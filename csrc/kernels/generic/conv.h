@@ -1,4 +1,5 @@
-/* What convolutions and pools read of an image (numerics 23), compiled once per instruction set, after elementwise.h. */
+/* What convolutions and pools read of an image (numerics 23), compiled once per instruction set, after elementwise.h.
+ */
 #ifndef QK_GENERIC_CONV_H
 #define QK_GENERIC_CONV_H
 
@@ -15,7 +16,8 @@
 typedef struct {
     const qk_image *image;
     const uint8_t *from, *end; /* the first channel that is taken, of all images; the end of these */
-    size_t depth, line, whole; /* channels; bytes from line to line; codes of a line of a window if these are neighbours, else 0 */
+    size_t depth, line,
+        whole; /* channels; bytes from line to line; codes of a line of a window if these are neighbours, else 0 */
     uint8_t flip;
 } gathered;
 
@@ -128,7 +130,8 @@ static inline size_t count_inside(const gathered *g, ptrdiff_t y, ptrdiff_t x, s
 {
     const qk_image *p = g->image;
     const size_t reach = (p->kernel_height - 1) * p->dilation_y, last = reach * g->line + round_up(g->whole, 64);
-    if (!g->whole || x < 0 || y < 0 || (size_t)y + reach >= p->height || (size_t)x + p->kernel_width > p->width) return 0;
+    if (!g->whole || x < 0 || y < 0 || (size_t)y + reach >= p->height || (size_t)x + p->kernel_width > p->width)
+        return 0;
     if (last > (size_t)(g->end - from)) return 0;
     count = min_size(count, (p->width - p->kernel_width - (size_t)x) / p->stride_x + 1);
     return min_size(count, ((size_t)(g->end - from) - last) / (p->stride_x * p->channels) + 1);
@@ -167,8 +170,9 @@ static void gather_rows(const qk_patches *of, size_t first, size_t rows, int a_b
     const qk_image *p = of->image;
     const size_t pixels = p->count * p->height * p->width;
     const int whole = of->depth == p->channels && p->dilation_x == 1;
-    const gathered g = {p, p->codes + of->channel, p->codes + pixels * p->channels, of->depth, p->width * p->channels,
-                        whole ? p->kernel_width * of->depth : 0, flip};
+    const gathered g = {p,         p->codes + of->channel, p->codes + pixels * p->channels,
+                        of->depth, p->width * p->channels, whole ? p->kernel_width * of->depth : 0,
+                        flip};
     if (a_bytes == 1)
         gather(&g, first, rows, to, lda, sums, 1);
     else
@@ -211,8 +215,7 @@ static void average_codes(const int32_t *sums, size_t n, float multiplier, const
 {
     const int32_t zero_point = r->zero_point;
     const float lo = (float)(r->qmin - zero_point), hi = (float)(r->qmax - zero_point);
-    for (size_t i = 0; i < n; i++)
-        to[i] = (uint8_t)scale_to_code((float)sums[i] * multiplier, lo, hi, zero_point, 0);
+    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)scale_to_code((float)sums[i] * multiplier, lo, hi, zero_point, 0);
 }
 
 #endif

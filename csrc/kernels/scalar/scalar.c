@@ -151,8 +151,8 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 
 /* ---- depthwise (numerics 23) ---- */
 
-static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels, uint8_t flip,
-                       char *to, size_t ld)
+static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels,
+                            uint8_t flip, char *to, size_t ld)
 {
     for (size_t i = 0; i < columns; i++, to += ld)
         for (size_t j = 0; j < 4 * channels; j++) to[j] = (char)(rows[j % 4][i * stride[j % 4] + j / 4] ^ flip);

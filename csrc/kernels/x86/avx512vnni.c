@@ -120,8 +120,8 @@ static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, 
     for (int row = 0; row < rows; row++) _mm512_storeu_si512(c + (size_t)row * ldc, sums[row]);
 }
 
-static void gemm8_half_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
-                            const int32_t *init, int32_t *c, size_t ldc)
+static void gemm8_half_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                            int32_t *c, size_t ldc)
 {
     ROWS_12(rows, half_rows, steps, a, lda, panel, init, c, ldc);
 }
