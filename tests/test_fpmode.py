@@ -308,6 +308,8 @@ def clusters():
 
 def storage():
     yield "pack_bits", lambda: qk.pack_bits(CODES & 15, 5)
+    yield "pack_codes", lambda: qk.pack_codes(CODES.view(np.uint8) & 15)
+    yield "PackedCodes", lambda: qk.PackedCodes.from_arrays(qk.pack_codes(CODES.view(np.uint8) & 15).to_arrays())
     yield "unpack_bits", lambda: qk.unpack_bits(np.arange(256, dtype=np.uint8), 3, 682)
     for kind in ("Q8_0", "Q4_0"):
         for x in np.full((1, 32), 0.005, F32), *(np.tile(x, 4) for x in (TINY, HALVES, TINY64, MANY_HALVES)), WIDE:
@@ -352,6 +354,8 @@ def bits(result):
         return bits((result.scale, result.zero_point, result.dtype.name, *where))
     if isinstance(result, qk.Codebook):
         return bits((result.levels, result.axis, result.block_size, result.vector))
+    if isinstance(result, qk.PackedCodes):
+        return bits(result.to_arrays())
     if isinstance(result, qk.PackedMatrix):
         return bits((result.to_arrays(), result.params, result.scales))
     if isinstance(result, qk.PackedConv):

@@ -72,8 +72,9 @@ CALLS = {
         q, c, few = floats(5000, 64), codes(2000000, 16, dtype=np.uint8), qk.Codebook(vectors.levels[:16], vector=True)
         call = lambda: qk.search(q, c, few, 10)""",
     "search, 16 levels, all codes near": """
-        q, c, few = floats(300, 64), np.zeros((500000, 8), np.uint8), qk.Codebook(vectors.levels[:16], vector=True)
-        call = lambda: qk.search(q, c, few, 7000, bits=4)""",
+        q, c = floats(300, 64), qk.pack_codes(np.zeros((500000, 16), np.uint8))
+        few = qk.Codebook(vectors.levels[:16], vector=True)
+        call = lambda: qk.search(q, c, few, 7000)""",
     "search, one query, all codes": """
         q, c = floats(1, 16), codes(6000000, 4, dtype=np.uint8)
         call = lambda: qk.search(q, c, vectors, 6000000)""",
@@ -166,6 +167,8 @@ CALLS = {
         call = lambda: qk.from_gguf(d, 'Q4_0', codes=True)""",
     "from_gguf": "d = np.zeros((100000, 18 * 32), np.uint8); call = lambda: qk.from_gguf(d, 'Q4_0')",
     "pack_bits": "q = codes(10**8, dtype=np.uint8); call = lambda: qk.pack_bits(q, 3)",
+    "pack_codes": "q = codes(2 * 10**6, 64, dtype=np.uint8); call = lambda: qk.pack_codes(q)",
+    "unpack codes": "p = qk.pack_codes(codes(2 * 10**6, 64, dtype=np.uint8)); call = p.unpack",
     "unpack_bits": "d = codes(375 * 10**5, dtype=np.uint8); call = lambda: qk.unpack_bits(d, 3, (10**8,))",
 }
 

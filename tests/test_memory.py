@@ -173,10 +173,10 @@ def sweep_filtered_search(n, rng, at_end):
     """As many vectors as the filter of search takes, in tiles of 128, and a last one of n."""
     m, n = n % 8 + 1, 17152 + n
     book = qk.Codebook(rng.normal(0, 1, (16, 2)), vector=True)
-    for groups, bits in (m, 8), (2 * m, 4):
-        queries = rng.normal(0, 1, (2, 2 * groups)).astype(np.float32)
-        codes = rng.integers(0, 256 if bits == 4 else 16, (n, m), np.uint8)
-        check(at_end, qk.search, queries, codes, book, 3, bits=bits, out=False)
+    queries = rng.normal(0, 1, (2, 2 * m)).astype(np.float32)
+    codes = rng.integers(0, 16, (n, m), np.uint8)
+    check(at_end, qk.search, queries, codes, book, 3, out=False)
+    same(check(at_end, qk.pack_codes, codes, out=False).unpack(), codes)
 
 
 def strided_rows(memory, a):
@@ -393,7 +393,7 @@ def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded(
     book = qk.Codebook(rng.normal(0, 1, (6, 200, 4)), vector=True)
     table = qk.Codebook(np.linspace(-1, 1, 40))
     codes, queries = np.zeros((20000, 6), np.uint8), rng.normal(0, 1, (17, 24)).astype(np.float32)
-    few, shared = qk.Codebook(book.levels[:, :12], vector=True), qk.Codebook(book.levels[0, :12], vector=True)
+    few = qk.Codebook(book.levels[:, :12], vector=True)
 
     def change():
         while not stop.is_set():
@@ -410,7 +410,7 @@ def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded(
             try:
                 assert np.all(qk.search(queries[: 1 + done % 17], codes, book, 5)[1] < len(codes))
                 assert np.all(qk.search(queries[: 1 + done % 17], codes, few, 5)[1] < len(codes))
-                assert np.all(qk.search(queries[:3], codes[:, :3], shared, 5, bits=4)[1] < len(codes))
+                assert np.all(qk.search(queries[:3], qk.pack_codes(codes[:200]), few, 5)[1] < len(codes))
                 qk.decode(codes, book)
                 qk.decode(codes, table)
                 done += 1

@@ -1,5 +1,7 @@
 """Product quantization: levels and distances by brute force in float64, search by its formula, equal bits anywhere."""
 
+import copy
+import pickle
 from fractions import Fraction
 
 import ml_dtypes
@@ -212,17 +214,13 @@ def test_threads_take_parts_of_the_codes(variants):
                 same(got, want[:count])
 
 
-def dense(codes):
-    return qk.pack_bits(codes, 4).reshape(len(codes), -1)
-
-
 def check_search(queries, codes, book, nearest, variants):
     """Whichever way codes are stored."""
     expected = smallest(sums_of(qk.distance_tables(queries, book), codes), nearest)
-    stored = [(codes, 8), (dense(codes), 4)] if codes.shape[1] % 2 == 0 and book.k <= 16 else [(codes, 8)]
+    stored = codes, qk.pack_codes(codes)
     for _ in variants():
-        for form, bits in stored:
-            for got, want in zip(qk.search(queries, form, book, nearest, bits=bits), expected):
+        for form in stored:
+            for got, want in zip(qk.search(queries, form, book, nearest), expected):
                 same(got, want)
 
 
@@ -243,7 +241,7 @@ def test_few_levels_are_searched_by_the_formula_too(m, k, isas, variants):
 
 
 def test_more_groups_than_sums_of_bytes_hold(isas):
-    for m in 1024, 1026:
+    for m in 1023, 1024, 1025:
         book = book_of(1, 16, 1, shared=True)
         codes = RNG.integers(0, 16, (MANY, m), np.uint8)
         check_search(RNG.normal(0, 1, (2, m)).astype(np.float32), codes, book, 3, isas)
@@ -316,7 +314,24 @@ def test_codes_without_a_level_are_refused_wherever_they_are(m, k, variants):
                         qk.search(queries, wrong, book, 2)
                     if code < 16:
                         with pytest.raises(ValueError, match=f"codes must be below {k}, .* got {code}"):
-                            qk.search(queries, dense(wrong), book, 2, bits=4)
+                            qk.search(queries, qk.pack_codes(wrong), book, 2)
+
+
+@pytest.mark.parametrize("n, m", [(0, 3), (1, 1), (3, 0), (127, 4), (128, 5), (1000, 6), (2001, 9)])
+def test_packed_codes_are_the_codes(n, m, variants):
+    codes = RNG.integers(0, 16, (n, m), np.uint8)
+    for _ in variants():
+        for given in (*(layout(codes) for layout in LAYOUTS.values()), np.asfortranarray(codes)):
+            packed = qk.pack_codes(given)
+            same(packed.unpack(), codes)
+            assert packed.shape == (n, m) and packed.nbytes == -(-n // 128) * 128 * (-(-m // 2))
+        same(qk.unpack_bits(packed.to_arrays()["codes"], 4, (n, m)), codes)
+        copies = qk.PackedCodes.from_arrays(packed.to_arrays()), pickle.loads(pickle.dumps(packed))
+        for other in (*copies, copy.deepcopy(packed)):
+            same(other.unpack(), codes)
+    for change in lambda: setattr(packed, "shape", (1, 1)), lambda: delattr(packed, "shape"):
+        with pytest.raises(AttributeError, match="frozen: shape cannot be"):
+            change()
 
 
 def test_distances_beyond_float32_are_infinite(isas):
@@ -421,10 +436,17 @@ qk.search(X, CODES[:, :1], BOOK, 1)
 qk.search(X, CODES[0], BOOK, 1)  # ValueError: got \(2,\)
 qk.search(X, CODES.astype(np.int8), BOOK, 1)  # TypeError: codes must be uint8, got int8
 qk.search(X, CODES + np.uint8(9), BOOK, 1)  # ValueError: codes must be below 4, the number of levels, got 9
-qk.search(X, CODES, BOOK, 1, bits=3)  # ValueError: bits must be 8 or 4, got 3
-qk.search(X, CODES, BOOK, 1, bits=4)  # ValueError: codes must have shape \(n, 1\) .* \(5, 2\)
-qk.search(X[:, :3], CODES, SHARED, 1, bits=4)
-    # ValueError: bits=4 takes an even number of groups of at most 16 levels, got 1 of 4
+qk.search(X, qk.pack_codes(CODES[:, :1]), BOOK, 1)  # ValueError: codes must have shape \(n, 2\) .* \(5, 1\)
+qk.search(X, qk.pack_codes(CODES + np.uint8(9)), BOOK, 1)  # ValueError: codes must be below 4, .* got 9
+qk.search(X, qk.pack_codes(CODES), BOOK, 6)  # ValueError: rows of codes, 5, got 6
+qk.pack_codes(CODES + np.uint8(16))  # ValueError: codes must be below 16, got 16
+qk.pack_codes(CODES[0])  # ValueError: codes must have shape \(n, m\), got \(2,\)
+qk.pack_codes(CODES.astype(int))  # TypeError: codes must be uint8, got int64
+qk.PackedCodes.from_arrays(CODES)  # TypeError: arrays must be a mapping of str to array, got ndarray
+qk.PackedCodes.from_arrays({"codes": CODES[0]})  # ValueError: arrays must hold codes and shape, got no shape
+qk.PackedCodes.from_arrays({"codes": CODES[0], "shape": np.array([5, 2])})
+    # ValueError: codes must have shape \(5,\) to hold those of shape \(5, 2\), got \(2,\)
+qk.PackedCodes.from_arrays({"codes": CODES[0], "shape": np.array([4])})  # ValueError: shape must have shape \(2,\)
 qk.search(X, CODES, BOOK, 0)  # ValueError: k must be from 1 to the number of rows of codes, 5, got 0
 qk.search(X, CODES, BOOK, 6)  # ValueError: rows of codes, 5, got 6
 qk.search(X, CODES[:0], BOOK, 1)  # ValueError: rows of codes, 0, got 1

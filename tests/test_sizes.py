@@ -398,6 +398,7 @@ def codebooks(size):
                 yield lambda: qk.encode(x, book)
         for shape in (n,), (n // 2, 2), (2, n // 2), (n, 0), (0, n), (0, 1 << 62):
             codes = array("uint8", *shape)
+            yield lambda: qk.pack_codes(codes)
             yield lambda: qk.decode(codes, book)
             yield lambda: qk.decode(codes, book, wide("float32", 1, 1))
             yield lambda: qk.decode(codes, book, wide("float32", n // 4, 1))
@@ -409,8 +410,7 @@ def codebooks(size):
                     yield lambda: qk.search(x, wide("uint8", 4, 2), book, 1)
                     yield lambda: qk.search(np.ones((1, 6), np.float32), wide("uint8", n // 4, 2), book, n // 8)
                     yield lambda: qk.search(np.ones((1, 6), np.float32), wide("uint8", 1 << 31, 2), book, 1 << 30)
-                    yield lambda: qk.search(x, wide("uint8", 4, 1), book, 1, bits=4)
-                    yield lambda: qk.search(np.ones((1, 6), np.float32), wide("uint8", n // 4, 1), book, 1, bits=4)
+                    yield lambda: qk.search(x, qk.pack_codes(np.zeros((4, 2), np.uint8)), book, 1)
                     yield lambda: qk.search(np.ones((1, 6), np.float32), wide("uint8", n // 4, 2), book, n // 512)
     yield lambda: qk.Codebook(wide("float32", n // 64, 16), axis=0)
     yield lambda: qk.Codebook(wide("float32", n // 64, 4, 4), vector=True)

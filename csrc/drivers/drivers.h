@@ -343,6 +343,9 @@ int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, c
 int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b);
 /* Squared distances (count, m, k) of queries (count, m * d) from levels. */
 int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables);
+/* Codes of 4 bits (n, m), one a byte, to packed ones and back. */
+int qk_pq_pack(const uint8_t *codes, size_t n, size_t m, uint8_t *packed);
+int qk_pq_unpack(const uint8_t *packed, size_t n, size_t m, uint8_t *codes);
 /* Of each query the k smallest sums of squared distances, and whose they are, ascending. 1 <= k <= n < 2^32. Returns 0
  * where memory ran out, and 2 where a code is not below b->k, if it checks them: else they have been. */
 int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,

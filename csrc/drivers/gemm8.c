@@ -95,6 +95,8 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     }
 }
 
+static int stopped(void) { return qk_stopped(); }
+
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
@@ -110,7 +112,8 @@ static void pack_panels(void *context, size_t begin, size_t end)
                                   job->col_stride,
                                   p->k,
                                   p->flipped ? 0x80 : 0,
-                                  NULL};
+                                  NULL,
+                                  stopped};
         if (!job->zero_point) {
             p->gemm8->gemm8_pack_panel(&source, cols, codes, NULL);
             sum_panel(p, codes, p->colsum + col);

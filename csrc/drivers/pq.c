@@ -16,17 +16,17 @@ enum { MAX_LANES = 16 };
 enum { LOOK = 1 << 10, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
 
 /* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
- * that gives the first limits, and what vectors at the limit have as sums of four, of 255. */
+ * that gives the first limits, and what vectors at the limit have as sums of eight, of 255. */
 enum { FILTER_LEVELS = 16, FILTER_GROUPS = 1024, FILTER_QUERIES = 128, TURNED = 1 << 14, SAMPLE = 512, USUAL = 128 };
 
 typedef struct {
     const qk_pq_book *b;
     const qk_pq_kernels *kernels;
     const float *x, *given;
-    uint8_t *codes;
+    uint8_t *codes, *to;
     float *y;
     size_t n;           /* vectors of codes */
-    size_t pitch;       /* bytes of one: m, or m / 2 where codes are dense */
+    int packed;         /* whether they are packed */
     size_t count, k;    /* queries, and how many nearest ones are wanted */
     size_t lanes, unit; /* queries that share a scan, and that share an item */
     size_t parts;       /* of the codes */
@@ -121,6 +121,55 @@ int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *
     return qk_parallel_for(count, (double)count * (double)(b->m * b->k * b->d) / 20, fill_tables, &j);
 }
 
+/* ---- codes of 4 bits, packed ---- */
+
+static size_t packed_tile(size_t m) { return ceil_div(m, 2) * QK_PQ_TILE; }
+
+static void pack_tiles(void *context, size_t begin, size_t end)
+{
+    const job *j = context;
+    const size_t m = j->b->m;
+    for (size_t tile = begin; tile < end; tile++) {
+        const uint8_t *codes = j->codes + tile * QK_PQ_TILE * m;
+        const size_t vectors = min_size(j->n - tile * QK_PQ_TILE, QK_PQ_TILE);
+        uint8_t *to = j->to + tile * packed_tile(m);
+        memset(to, 0, packed_tile(m));
+        for (size_t v = 0; v < vectors; v++, codes += m)
+            for (size_t g = 0; g < m; g++) to[g / 2 * QK_PQ_TILE + v] |= (uint8_t)(codes[g] << g % 2 * 4);
+    }
+}
+
+int qk_pq_pack(const uint8_t *codes, size_t n, size_t m, uint8_t *packed)
+{
+    QK_DEFAULT_MODE;
+    const qk_pq_book b = {.m = m};
+    job j = {.b = &b, .codes = (uint8_t *)codes, .to = packed, .n = n};
+    return m ? qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, pack_tiles, &j) : 0;
+}
+
+static void unpack_vectors(const uint8_t *packed, size_t m, size_t at, size_t vectors, uint8_t *codes)
+{
+    for (; vectors; vectors--, at++, codes += m) {
+        const uint8_t *from = packed + at / QK_PQ_TILE * packed_tile(m) + at % QK_PQ_TILE;
+        for (size_t g = 0; g < m; g++) codes[g] = from[g / 2 * QK_PQ_TILE] >> g % 2 * 4 & 15;
+    }
+}
+
+static void unpack_tiles(void *context, size_t begin, size_t end)
+{
+    const job *j = context;
+    const size_t at = begin * QK_PQ_TILE;
+    unpack_vectors(j->codes, j->b->m, at, min_size(end * QK_PQ_TILE, j->n) - at, j->to + at * j->b->m);
+}
+
+int qk_pq_unpack(const uint8_t *packed, size_t n, size_t m, uint8_t *codes)
+{
+    QK_DEFAULT_MODE;
+    const qk_pq_book b = {.m = m};
+    job j = {.b = &b, .codes = (uint8_t *)packed, .to = codes, .n = n};
+    return m ? qk_parallel_for(ceil_div(n, QK_PQ_TILE), (double)n * (double)m, unpack_tiles, &j) : 0;
+}
+
 /* ---- the k nearest: a heap of keys, the largest on top, filled up with INT64_MAX ---- */
 
 /* Sums are not negative, so keys are in the order of (sum, index). */
@@ -146,13 +195,11 @@ static void replace_largest(uint64_t *heap, size_t k, uint64_t key)
     heap[at] = key;
 }
 
-/* Codes of some vectors, one a byte; dense ones come into `space`, and are checked. */
-static const uint8_t *codes_of(job *j, size_t at, size_t vectors, uint8_t *space)
+/* Codes of some vectors, one a byte; packed ones come into `space`. */
+static const uint8_t *codes_of(const job *j, size_t at, size_t vectors, uint8_t *space)
 {
-    const size_t m = j->b->m;
-    if (j->pitch == m) return j->codes + at * m;
-    qk_unpack_bits(j->codes + at * j->pitch, vectors * m, 4, space);
-    if (j->b->k < FILTER_LEVELS) qk_keep_most(&j->most, qk_largest_code(space, vectors * m));
+    if (!j->packed) return j->codes + at * j->b->m;
+    unpack_vectors(j->codes, j->b->m, at, vectors, space);
     return space;
 }
 
@@ -204,9 +251,8 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
     const size_t beyond =
         QK_MAX_LEVELS - j->b->k; /* of the last table: for codes that another thread changes after they were checked */
     const size_t numbers = qk_plus(qk_times(j->b->m, j->b->k + j->b->d), beyond);
-    const size_t bytes = qk_times(numbers, lanes * sizeof(float)),
-                 dense = j->pitch < j->b->m ? qk_times(SCAN, j->b->m) : 0;
-    float *memory = obtain(j, qk_plus(bytes, dense));
+    const size_t bytes = qk_times(numbers, lanes * sizeof(float)), unpacked = j->packed ? qk_times(SCAN, j->b->m) : 0;
+    float *memory = obtain(j, qk_plus(bytes, unpacked));
     if (!memory) return;
     uint8_t *space = (uint8_t *)memory + bytes;
     for (size_t some; count; count -= some, query += some, heaps += some * j->parts * j->k) {
@@ -224,7 +270,7 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
 
 typedef struct {
     float *table;   /* distances (m, k) of a query from levels */
-    uint8_t *bytes; /* what becomes of them, (m in fours, 16) */
+    uint8_t *bytes; /* what becomes of them, (m in eights, 16) */
     double base;    /* the least sum that there can be */
     double unit;    /* bytes of a distance; 0: there are none yet */
     double room;    /* between base and the limit, as it was when bytes were made */
@@ -263,7 +309,7 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
     if (!(below <= FLT_MAX)) return;
     const double room = (double)below * (1 + 0x1p-23 * (double)b->m) - s->base;
     if (room > 0 && (s->unit == 0 || room < s->room / 2)) {
-        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 4)) / room;
+        s->room = room, s->unit = (double)(USUAL * ceil_div(b->m, 8)) / room;
         fill_bytes(b, s);
     }
     const double sums = room * s->unit;
@@ -271,16 +317,16 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
 }
 
 /* Lets vectors of turned codes, from `at` on, into the heap. Returns how many the filter let pass. */
-static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, size_t last, uint32_t *list,
-                   uint64_t *heap)
+static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, const uint8_t *soon,
+                   uint32_t *list, uint64_t *heap)
 {
     const qk_pq_book *b = j->b;
-    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->pitch < b->m, turned, tiles, s->limit, list);
+    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, soon, s->limit, list);
     uint8_t space[FILTER_GROUPS];
     int closer = 0;
     for (size_t i = 0; i < passed; i++) {
         float sum;
-        if (at + list[i] >= last) continue;
+        if (at + list[i] >= j->n) continue;
         j->kernels->pq_table_sums(s->table, b->m, b->k, codes_of(j, at + list[i], 1, space), 1, &sum);
         const uint64_t key = key_of(sum, at + list[i]);
         if (key < heap[0]) replace_largest(heap, j->k, key), closer = 1;
@@ -292,10 +338,19 @@ static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t
 /* Whole tiles of codes from vector `at` on, with 15 bytes beyond them: in their place, or copied and filled up. */
 static const uint8_t *whole_tiles(const job *j, size_t at, size_t vectors, uint8_t *copy)
 {
-    const size_t left = (j->n - at) * j->pitch, wanted = vectors * j->pitch + 15;
-    if (left >= wanted) return j->codes + at * j->pitch;
+    const size_t m = j->b->m, left = (j->n - at) * m, wanted = vectors * m + 15;
+    if (left >= wanted) return j->codes + at * m;
     memset(copy, 0, wanted);
-    return memcpy(copy, j->codes + at * j->pitch, left);
+    return memcpy(copy, j->codes + at * m, left);
+}
+
+/* Turns tiles of codes from vector `at` on. Returns the largest code; packed ones were checked before. */
+static int32_t turn(const job *j, size_t at, size_t tiles, uint8_t *turned, uint8_t *copy)
+{
+    const size_t m = j->b->m;
+    if (!j->packed) return j->kernels->pq_turn(whole_tiles(j, at, tiles * QK_PQ_TILE, copy), m, tiles, turned);
+    j->kernels->pq_split(j->codes + at / QK_PQ_TILE * packed_tile(m), m, tiles, turned);
+    return 0;
 }
 
 /* Codes first .. last - 1 for some queries, whose sieves lie at `sieves`, by blocks of so many tiles. Returns where it
@@ -306,16 +361,15 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
     const size_t m = j->b->m, block = tiles * QK_PQ_TILE;
     uint8_t *turned = (uint8_t *)(list + block), *copy = turned + tiles * qk_pq_turned(m);
     size_t at = first, passed = 0, seen = 0;
-    const int dense = j->pitch < m;
     int32_t most = 0;
     int stopped = 0;
     for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
-        const uint8_t *codes = whole_tiles(j, at, block, copy);
-        int32_t largest = j->kernels->pq_turn(codes, m, dense, tiles, turned);
-        if (dense && j->b->k < FILTER_LEVELS) largest = qk_largest_code(turned, tiles * qk_pq_turned(m));
+        const size_t some = min_size(tiles, ceil_div(last - at, QK_PQ_TILE));
+        const uint8_t *soon = j->packed ? j->codes + (at / QK_PQ_TILE + some) * packed_tile(m) : NULL;
+        const int32_t largest = turn(j, at, some, turned, copy);
         most = largest > most ? largest : most;
         for (size_t q = 0; q < count && !stopped; q++, seen += block * m) {
-            passed += sift(j, &sieves[q], turned, tiles, at, last, list, heaps + q * j->parts * j->k);
+            passed += sift(j, &sieves[q], turned, some, at, q ? NULL : soon, list, heaps + q * j->parts * j->k);
             if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
         }
     }
@@ -326,18 +380,19 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
 static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, size_t last, uint64_t *heaps)
 {
     const qk_pq_book *b = j->b;
-    const size_t fours = round_up(b->m, 4) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
+    const size_t eights = round_up(b->m, 8) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
     const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
-    const size_t floats = count * b->m * b->k + QK_MAX_LEVELS; /* for codes that another thread changes */
+    const size_t floats = round_up(count * b->m * b->k, 16) + QK_MAX_LEVELS; /* for codes that another thread changes */
     sieve sieves[FILTER_QUERIES];
-    float *tables = obtain(j, (floats + block) * sizeof *tables + count * fours + tiles * tile + block * j->pitch + 15);
+    const size_t copy = round_up(block * b->m + 15, 64);
+    float *tables = obtain(j, (floats + block) * sizeof *tables + count * eights + tiles * tile + copy);
     if (!tables) return last;
     uint32_t *list = (uint32_t *)(tables + floats);
-    uint8_t *bytes = (uint8_t *)(list + block) + tiles * tile + block * j->pitch + 15;
-    memset(bytes, 0, count * fours);
+    uint8_t *bytes = (uint8_t *)(list + block) + tiles * tile + copy;
+    memset(bytes, 0, count * eights);
     for (size_t q = 0; q < count; q++) {
         sieve *s = &sieves[q];
-        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * fours};
+        *s = (sieve){.table = tables + q * b->m * b->k, .bytes = bytes + q * eights};
         j->kernels->pq_distance_table(b, j->x + (query + q) * b->m * b->d, s->table);
         for (size_t g = 0; g < b->m; g++) s->base += (double)least_of(s->table + g * b->k, b->k);
         s->most = j->distances[(query + q) * j->k + j->k - 1];
@@ -348,23 +403,29 @@ static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, si
     return done;
 }
 
+/* Where a part of the codes begins: at a whole tile. */
+static size_t part_from(const job *j, size_t part)
+{
+    return part < j->parts ? j->n * part / j->parts / QK_PQ_TILE * QK_PQ_TILE : j->n;
+}
+
 /* An item is a unit of queries and a part of the codes. */
 static void scan_parts(void *context, size_t begin, size_t end)
 {
     job *j = context;
     for (size_t item = begin; item < end; item++) {
         const size_t query = item / j->parts * j->unit, part = item % j->parts;
-        const size_t count = min_size(j->count - query, j->unit), last = j->n * (part + 1) / j->parts;
+        const size_t count = min_size(j->count - query, j->unit), last = part_from(j, part + 1);
         uint64_t *heaps = j->heaps + (query * j->parts + part) * j->k;
-        size_t first = j->n * part / j->parts;
+        size_t first = part_from(j, part);
         for (size_t q = 0; q < count; q++) {
             if (qk_stopped()) return;
             for (size_t i = 0; i < j->k; i++) heaps[q * j->parts * j->k + i] = INT64_MAX;
         }
         if (j->filter) {
             first = scan_filtered(j, query, count, first, last, heaps);
-            if (j->pitch == j->b->m)
-                qk_keep_most(&j->most, qk_largest_code(j->codes + first * j->pitch, (last - first) * j->pitch));
+            if (!j->packed)
+                qk_keep_most(&j->most, qk_largest_code(j->codes + first * j->b->m, (last - first) * j->b->m));
         }
         if (first < last) scan_for_all(j, query, count, first, last, heaps);
     }
@@ -406,15 +467,16 @@ static int scan(job *j)
     return status ? status : !j->failed;
 }
 
-/* Bounds of the k-th nearest distances: those of a sample of vectors, evenly spread. */
+/* Bounds of the k-th nearest distances: those of a sample of vectors, or of tiles, evenly spread. */
 static int scan_sample(const job *whole)
 {
     job j = *whole;
-    j.n = SAMPLE + 4 * j.k;
-    j.codes = obtain(&j, j.n * j.pitch);
+    const size_t each = j.packed ? QK_PQ_TILE : 1, bytes = j.packed ? packed_tile(j.b->m) : j.b->m;
+    const size_t items = ceil_div(SAMPLE + 4 * j.k, each), apart = whole->n / each / items * bytes;
+    j.n = items * each;
+    j.codes = obtain(&j, items * bytes);
     if (!j.codes) return 0;
-    for (size_t i = 0; i < j.n; i++)
-        memcpy(j.codes + i * j.pitch, whole->codes + whole->n / j.n * i * j.pitch, j.pitch);
+    for (size_t i = 0; i < items; i++) memcpy(j.codes + i * bytes, whole->codes + i * apart, bytes);
     const int status = scan(&j);
     free(j.codes);
     return status;
@@ -428,7 +490,7 @@ static int is_filtered(const qk_pq_book *b, size_t n, size_t k)
 int qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
 {
     QK_DEFAULT_MODE;
-    return codes->dense || is_filtered(b, codes->n, k);
+    return codes->packed || is_filtered(b, codes->n, k);
 }
 
 int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,
@@ -440,7 +502,7 @@ int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, c
              .x = queries,
              .codes = (uint8_t *)codes->codes,
              .n = codes->n,
-             .pitch = codes->dense ? b->m / 2 : b->m,
+             .packed = codes->packed,
              .count = count,
              .k = k,
              .distances = distances,

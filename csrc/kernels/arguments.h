@@ -85,11 +85,13 @@ typedef struct {
     const float *scaled;  /* (m, k + 1, d): levels in the scale of what is encoded, the last one infinite */
 } qk_pq_book;
 
-/* n vectors of codes: (n, m), one a byte, or dense, (n, m / 2), two of 4 bits a byte, the first in the lower half. */
+/* n vectors of codes: (n, m), one a byte, or of 4 bits and packed, (tiles of n, pairs of m, QK_PQ_TILE): two groups'
+ * codes a byte, the first in the lower half, with zeros where there are no more vectors or groups. */
+enum { QK_PQ_TILE = 128 };
 typedef struct {
     const uint8_t *codes;
     size_t n;
-    int dense;
+    int packed;
 } qk_pq_codes;
 
 /* ---- k-means ---- */

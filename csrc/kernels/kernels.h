@@ -83,9 +83,12 @@ typedef struct {
     const uint8_t *b;
     ptrdiff_t row_stride, col_stride; /* in bytes */
     size_t k;
-    uint8_t flip;        /* code ^ flip is stored */
-    const int32_t *zero; /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
+    uint8_t flip;         /* code ^ flip is stored */
+    const int32_t *zero;  /* zero points of the stored codes; NULL: neither sums nor bound are wanted */
+    int (*stopped)(void); /* tells to give up, as a signal does, whatever the panel is then; NULL: nothing does */
 } qk_panel_source;
+
+static inline int qk_panel_stopped(const qk_panel_source *s) { return s->stopped && s->stopped(); }
 
 /* What a tile asks the caches for, so that it is there in time: what is read after the tile, `step` bytes for each of
  * its steps, and the 128 bytes of each row of its result. */
@@ -127,9 +130,8 @@ typedef struct {
     int32_t *all, *near; /* centroids, k + 16; `all` of them, filled up with k */
 } qk_kmeans_scratch;
 
-/* Vectors of codes that are turned at a time, and the bytes that they take then. */
-enum { QK_PQ_TILE = 128 };
-static inline size_t qk_pq_turned(size_t m) { return round_up(m, 32) * QK_PQ_TILE; }
+/* The bytes that a tile of vectors takes where codes are turned, one a byte. */
+static inline size_t qk_pq_turned(size_t m) { return round_up(m, 16) * QK_PQ_TILE; }
 
 /* The nearest of k centroids by squared distances that do not underflow (numerics 14; of two as near the lower index).
  * `found` is the lowest of those whose distance the kernels took for the smallest. */

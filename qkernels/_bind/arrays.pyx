@@ -124,8 +124,9 @@ def array_of_tensor(x):
 
 def base_array(x):
     """Return an array of a subclass as its base, whatever attributes it overrides."""
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
-        masked = int(np.sum(np.ma.getmaskarray(x)))
+    ma = sys.modules.get("numpy.ma")  # which takes milliseconds to import; before, nothing is masked
+    if ma is not None and isinstance(x, ma.MaskedArray) and ma.is_masked(x):
+        masked = int(np.sum(ma.getmaskarray(x)))
         raise TypeError(f"it is masked, at {masked} of its values (the method filled gives them values)")
     return np.ndarray.view(x, np.ndarray)
 

@@ -267,11 +267,11 @@ cdef extern from "drivers/drivers.h" nogil:
     void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32)
 
     enum:
-        QK_MAX_LEVELS
+        QK_MAX_LEVELS, QK_PQ_TILE
     ctypedef struct qk_pq_codes:
         const uint8_t *codes
         size_t n
-        bint dense
+        bint packed
     ctypedef struct qk_pq_book:
         size_t m, k, d
         int shared
@@ -282,6 +282,8 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b) except -3
     int qk_pq_decode(const uint8_t *codes, float *y, size_t n, const qk_pq_book *b) except -3
     int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *b, float *tables) except -3
+    int qk_pq_pack(const uint8_t *codes, size_t n, size_t m, uint8_t *packed) except -3
+    int qk_pq_unpack(const uint8_t *packed, size_t n, size_t m, uint8_t *codes) except -3
     int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,
                      float *distances, int64_t *indices) except -3
     bint qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)

@@ -12,8 +12,8 @@ from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, r
 from .c cimport (
     qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
     qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
-    qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_search, QK_Q4_0, QK_Q8_0, qk_scope, qk_to_gguf,
-    qk_unpack_bits,
+    qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q4_0,
+    QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -161,16 +161,40 @@ def distance_tables(cnp.ndarray queries, VectorLevels levels not None):
     return tables
 
 
-def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t k, bint dense):
+def pack_codes(codes):
+    """Return codes (n, groups) as qk_pq_codes has packed ones, or None if one does not fit, and the largest."""
+    cdef cnp.ndarray a = contiguous(codes), packed
+    cdef size_t n = <size_t>cnp.PyArray_DIM(a, 0), groups = <size_t>cnp.PyArray_DIM(a, 1)
+    cdef int most
+    with nogil:
+        most = qk_largest_code(uint8s(a), n * groups) if n * groups else 0
+    if most > 15:
+        return None, most
+    packed = np.empty(((n + QK_PQ_TILE - 1) // QK_PQ_TILE, (groups + 1) // 2, QK_PQ_TILE), np.uint8)
+    with nogil:
+        qk_pq_pack(uint8s(a), n, groups, uint8s(packed))
+    packed.flags.writeable = False
+    return packed, most
+
+
+def unpack_codes(cnp.ndarray packed not None, size_t n, size_t groups):
+    cdef cnp.ndarray codes = np.empty((n, groups), np.uint8)
+    with nogil:
+        qk_pq_unpack(uint8s(packed), n, groups, uint8s(codes))
+    return codes
+
+
+def search(cnp.ndarray queries, codes, size_t n, VectorLevels levels not None, Py_ssize_t k):
     """Return (distances, indices), both (queries, k).
 
-    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups), or dense, (n, groups / 2).
+    Queries are finite contiguous float32 (queries, groups * d), codes uint8 (n, groups), or those of `pack_codes`, all
+    below the number of levels.
     """
     cdef cnp.ndarray a = contiguous(codes)
-    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0), columns = <size_t>cnp.PyArray_DIM(a, 1)
-    cdef qk_pq_book book = levels.over(2 * columns if dense else columns)
+    cdef size_t count = <size_t>cnp.PyArray_DIM(queries, 0)
+    cdef qk_pq_book book = levels.over(<size_t>cnp.PyArray_DIM(queries, 1) // levels.c.d)
     cdef qk_pq_codes stored
-    stored.codes, stored.n, stored.dense = uint8s(a), <size_t>cnp.PyArray_DIM(a, 0), dense
+    stored.codes, stored.n, stored.packed = uint8s(a), n, cnp.PyArray_NDIM(a) == 3
     cdef cnp.ndarray distances = np.empty((count, k), np.float32), indices = np.empty((count, k), np.int64)
     cdef int done
     if not qk_pq_checks(&stored, &book, <size_t>k):
@@ -179,14 +203,10 @@ def search(cnp.ndarray queries, codes, VectorLevels levels not None, Py_ssize_t 
         done = qk_pq_search(floats(queries), count, &stored, &book, <size_t>k, floats(distances),
                             <int64_t *>data_of(indices))
     if done == 2:
-        raise ValueError(f"codes must be below {book.k}, the number of levels, got {largest_of(a, dense)}")
+        raise ValueError(f"codes must be below {book.k}, the number of levels, got {int(a.max())}")
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
-
-
-def largest_of(codes, dense):
-    return int(max((codes & 15).max(), (codes >> 4).max()) if dense else codes.max())
 
 
 # ---- dense bits and GGUF's blocks ----

@@ -184,8 +184,8 @@ def random_codes(rng, dtype, shape, limit=256):
 @pytest.mark.parametrize("zero_points", ["none", "per_tensor", "per_column"])
 @every_pair
 def test_matmul(a_dtype, b_dtype, zero_points, isas):
-    if OLD and (a_dtype, b_dtype) == ("int8", "uint8"):
-        pytest.skip("onnxruntime is too old")
+    if OLD and "uint8" in (a_dtype, b_dtype):
+        pytest.skip("onnxruntime is too old: refused, or, on CPUs with AMX, wrong sums")
     rng = np.random.default_rng(0)
     for a_shape, b_shape in SHAPES:
         a, b = random_codes(rng, a_dtype, a_shape), random_codes(rng, b_dtype, b_shape, WEIGHT_LIMIT)
@@ -244,6 +244,8 @@ def qlinear_params(rng, a, b, per_column, powers_of_two):
 @pytest.mark.parametrize(("a_dtype", "b_dtype"), [("uint8", "int8"), ("int8", "int8"), ("uint8", "uint8")])
 def test_qlinear(a_dtype, b_dtype, per_column, powers_of_two, isas):
     """Scales that are powers of two make exact ties."""
+    if OLD and "uint8" in (a_dtype, b_dtype):
+        pytest.skip("onnxruntime is too old: refused, or, on CPUs with AMX, wrong sums")
     rng = np.random.default_rng(0)
     for a_shape, b_shape in SHAPES:
         a, b = random_codes(rng, a_dtype, a_shape), random_codes(rng, b_dtype, b_shape, WEIGHT_LIMIT)

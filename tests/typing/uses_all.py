@@ -29,7 +29,7 @@ assert_type(qk.dequantize(q, params, dtype="float16"), NDArray[np.float16])
 assert_type(qk.dequantize(q, params, dtype=np.float64), NDArray[np.float64])
 assert_type(qk.dequantize(q, params, dtype=float), NDArray[np.float64])
 assert_type(qk.dequantize(q, params, dtype="bfloat16"), Array)
-assert_type(qk.dequantize(q, params, out=np.empty_like(x)), Float32)
+assert_type(qk.dequantize(q, params, out=x), Float32)
 assert_type(qk.fake_quantize(x, params), Float32)
 codes, chosen = qk.dynamic_quantize(x, "uint8", axis=0)
 assert_type(chosen, qk.QParams)
@@ -76,7 +76,7 @@ assert_type(qk.qglobal_average_pool(image, one, one, out=np.empty((1, 1, 1, 2), 
 
 # layers
 assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
-assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=np.empty_like(x)), Float32)
+assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=x), Float32)
 
 # codebooks
 plain, blocks = qk.Codebook([-1, 0, 1]), qk.Codebook([-1, 0, 1], axis=1, block_size=16)
@@ -89,7 +89,10 @@ for table in qk.NF4, qk.FP4:
     assert_type(qk.decode(*qk.encode(x, table)[:1], table, qk.encode(x, table)[1]), Float32)
 vectors = qk.Codebook.fit(np.eye(4, dtype=np.float32), 2, vector=2, rng=0)
 assert_type(qk.distance_tables(np.ones((1, 4), np.float32), vectors), Float32)
-distances, rows = qk.search(np.ones((1, 4), np.float32), np.zeros((3, 1), np.uint8), vectors, 2, bits=4)
+packed_codes = qk.PackedCodes.from_arrays(qk.pack_codes(np.zeros((3, 2), np.uint8)).to_arrays())
+assert_type(packed_codes, qk.PackedCodes)
+assert_type(packed_codes.unpack(), NDArray[np.uint8])
+distances, rows = qk.search(np.ones((1, 4), np.float32), packed_codes, vectors, 2)
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])

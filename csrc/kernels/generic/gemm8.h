@@ -9,7 +9,6 @@
 #include "kernels/generic/target.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
-#include "runtime/parallel.h"
 
 /* ---- b' ---- */
 
@@ -83,7 +82,7 @@ static int64_t sum_columns(const qk_panel_source *s, size_t cols, int32_t *colsu
 {
     enum { BLOCK = 4096 };
     int64_t sums[NR] = {0}, sizes[NR] = {0}, bound = 0;
-    for (size_t row = 0; row < s->k && !qk_stopped(); row += BLOCK) {
+    for (size_t row = 0; row < s->k && !qk_panel_stopped(s); row += BLOCK) {
         const size_t rows = s->k - row < BLOCK ? s->k - row : BLOCK;
         const uint8_t *b = s->b + (ptrdiff_t)row * s->row_stride;
         int32_t sum[NR] = {0}, size[NR] = {0};
@@ -129,7 +128,7 @@ static QK_INLINE void interleave(const qk_panel_source *s, size_t row, size_t st
 static int64_t gemm8_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
     enum { ROWS = 4096 };
-    for (size_t row = 0; row < s->k && !qk_stopped(); row += ROWS)
+    for (size_t row = 0; row < s->k && !qk_panel_stopped(s); row += ROWS)
         interleave(s, row, ((s->k - row < ROWS ? s->k - row : ROWS) + KR - 1) / KR, cols, panel + row * NR, KR);
     return s->zero ? sum_columns(s, cols, colsum) : 0;
 }

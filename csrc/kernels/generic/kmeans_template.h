@@ -22,15 +22,25 @@ typedef struct {
     INTEGER nearest[QK_KMEANS_TILE];
 } TYPED(two);
 
-/* Squared distances of two registers of points to four centroids at a time: 8 sums, 2 registers of coordinates, 4 of
- * differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same time, but takes 4/3 of
- * that where they alternate. `d` is a constant where this is inlined for a small one. `list` has a multiple of 4
- * centroids. */
-static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL *centroids, const int32_t *list,
-                                       size_t count, REAL *first, REAL *second, INTEGER *nearest)
+/* Points that come after those of a tile: their rows are asked for, one now and one then, while the tile is worked on,
+ * as memory has nothing else to do then. */
+typedef struct {
+    const REAL *x;
+    const int32_t *points;
+    size_t count;
+} TYPED(ahead);
+
+/* Squared distances of two registers of points, from `at` on, to four centroids at a time: 8 sums, 2 registers of
+ * coordinates, 4 of differences. Four subtractions, then four multiply-adds (`fence`): Zen 4 runs both at the same
+ * time, but takes 4/3 of that where they alternate. `d` is a constant where this is inlined for a small one. `list` has
+ * a multiple of 4 centroids. */
+static QK_INLINE void TYPED(scan_pair)(const REAL *tile, const size_t d, const REAL *centroids, const int32_t *list,
+                                       size_t count, const TYPED(ahead) * ahead, size_t at, TYPED(two) * found)
 {
     enum { LANES = VECTOR / sizeof(REAL) };
     const TYPED(lanes) zero = {0};
+    const REAL *x = tile + at;
+    size_t asked = at ? ahead->count : 0;
     TYPED(lanes) first0 = zero + (REAL)INFINITY, first1 = first0, second0 = first0, second1 = first0;
     TYPED(indices) nearest0 = {0}, nearest1 = {0};
     for (size_t i = 0; i < count; i += 4) {
@@ -38,6 +48,8 @@ static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL
         const REAL *c2 = centroids + (size_t)list[i + 2] * d, *c3 = centroids + (size_t)list[i + 3] * d;
         TYPED(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
         for (size_t f = 0; f < d; f++) {
+            if (d > 8 && f % 8 == 0 && asked < ahead->count)
+                prefetch_row(ahead->x + (size_t)ahead->points[asked++] * d, d * sizeof(REAL));
             const TYPED(lanes) xa = TYPED(load)(x + f * QK_KMEANS_TILE),
                                xb = TYPED(load)(x + f * QK_KMEANS_TILE + LANES);
             TYPED(lanes)
@@ -61,28 +73,30 @@ static QK_INLINE void TYPED(scan_pair)(const REAL *x, const size_t d, const REAL
         TYPED(keep_two)
         (a3, list[i + 3], &first0, &second0, &nearest0), TYPED(keep_two)(b3, list[i + 3], &first1, &second1, &nearest1);
     }
+    REAL *first = found->first + at, *second = found->second + at;
+    INTEGER *nearest = found->nearest + at;
     *(TYPED(stored_lanes) *)first = first0, *(TYPED(stored_lanes) *)(first + LANES) = first1;
     *(TYPED(stored_lanes) *)second = second0, *(TYPED(stored_lanes) *)(second + LANES) = second1;
     *(TYPED(indices) *)nearest = nearest0, *(TYPED(indices) *)(nearest + LANES) = nearest1;
 }
 
 static QK_INLINE void TYPED(scan_of)(const REAL *tile, const size_t d, const REAL *centroids, const int32_t *list,
-                                     size_t count, TYPED(two) * found)
+                                     size_t count, const TYPED(ahead) * ahead, TYPED(two) * found)
 {
-    for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL)) TYPED(scan_pair)
-    (tile + at, d, centroids, list, count, found->first + at, found->second + at, found->nearest + at);
+    for (size_t at = 0; at < QK_KMEANS_TILE; at += 2 * VECTOR / sizeof(REAL))
+        TYPED(scan_pair)(tile, d, centroids, list, count, ahead, at, found);
 }
 
 static void TYPED(scan)(const REAL *tile, size_t d, const REAL *centroids, const int32_t *list, size_t count,
-                        TYPED(two) * found)
+                        const TYPED(ahead) * ahead, TYPED(two) * found)
 {
     switch (d) {
-    case 1: TYPED(scan_of)(tile, 1, centroids, list, count, found); break;
-    case 2: TYPED(scan_of)(tile, 2, centroids, list, count, found); break;
-    case 3: TYPED(scan_of)(tile, 3, centroids, list, count, found); break;
-    case 4: TYPED(scan_of)(tile, 4, centroids, list, count, found); break;
-    case 8: TYPED(scan_of)(tile, 8, centroids, list, count, found); break;
-    default: TYPED(scan_of)(tile, d, centroids, list, count, found); break;
+    case 1: TYPED(scan_of)(tile, 1, centroids, list, count, ahead, found); break;
+    case 2: TYPED(scan_of)(tile, 2, centroids, list, count, ahead, found); break;
+    case 3: TYPED(scan_of)(tile, 3, centroids, list, count, ahead, found); break;
+    case 4: TYPED(scan_of)(tile, 4, centroids, list, count, ahead, found); break;
+    case 8: TYPED(scan_of)(tile, 8, centroids, list, count, ahead, found); break;
+    default: TYPED(scan_of)(tile, d, centroids, list, count, ahead, found); break;
     }
 }
 
@@ -219,18 +233,21 @@ static QK_NOINLINE void TYPED(look_again)(const qk_kmeans *p, size_t begin, cons
 }
 
 /* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond`
- * less the upper bound. The list ascends, so that ties go to the lower index. Returns the number of labels that
- * changed. */
+ * less the upper bound; `count` may be larger, and says then that these come next. The list ascends, so that ties go to
+ * the lower index. Returns the number of labels that changed. */
 static size_t TYPED(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
                                  const int32_t *list, size_t listed, REAL beyond, REAL *tile)
 {
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON, below = 1 - (REAL)(p->d + 8) * EPSILON;
     REAL *upper = (REAL *)p->upper + begin, *lower = (REAL *)p->lower + begin;
     int32_t *labels = p->labels + begin;
+    const size_t rest = count - min_size(count, QK_KMEANS_TILE);
     size_t changed = 0;
+    count -= rest;
+    const TYPED(ahead) ahead = {(const REAL *)p->x + begin * p->d, points + count, min_size(rest, QK_KMEANS_TILE)};
     TYPED(two) found;
     TYPED(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
-    TYPED(scan)(tile, p->d, p->centroids, list, listed, &found);
+    TYPED(scan)(tile, p->d, p->centroids, list, listed, &ahead, &found);
     for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
         found.first[i] = TYPED(root)(found.first[i]) * above + TINY;
         found.second[i] = TYPED(root)(found.second[i]);
@@ -257,8 +274,7 @@ static size_t TYPED(assign_all)(const qk_kmeans *p, size_t begin, const int32_t 
     size_t changed = 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
     for (size_t at = 0; at < count && !(at % look == 0 && s->stopped()); at += QK_KMEANS_TILE)
-        changed += TYPED(assign_tile)(p, begin, points + at, count - at < QK_KMEANS_TILE ? count - at : QK_KMEANS_TILE,
-                                      s->all, listed, (REAL)INFINITY, s->tile);
+        changed += TYPED(assign_tile)(p, begin, points + at, count - at, s->all, listed, (REAL)INFINITY, s->tile);
     return changed;
 }
 

@@ -16,12 +16,13 @@ static void pq_encode(const qk_pq_book *b, const float *x, const float *given, s
 {
     const size_t k = b->k, d = b->d, listed = (k + 3) / 4 * 4;
     const float small = 0x1p-122f;
+    const ahead_f32 none = {0};
     int32_t rows[QK_KMEANS_TILE];
     two_f32 found;
     for (int32_t i = 0; i < QK_KMEANS_TILE; i++) rows[i] = i;
     for (size_t g = 0; g < b->m; g++) {
         gather_f32(x + g * d, b->m * d, d, rows, points, tile);
-        scan_f32(tile, d, b->scaled + (b->shared ? 0 : g * (k + 1) * d), all, listed, &found);
+        scan_f32(tile, d, b->scaled + (b->shared ? 0 : g * (k + 1) * d), all, listed, &none, &found);
         int any_small = 0; /* squares, which may have underflowed, or values in scaling */
         for (size_t i = 0; i < QK_KMEANS_TILE; i++) any_small |= found.second[i] < small;
         for (size_t i = 0; i < points; i++) codes[i * b->m + g] = (uint8_t)found.nearest[i];

@@ -64,6 +64,7 @@
 #endif
 #ifndef PQ_TURN
 #define PQ_TURN NULL
+#define PQ_SPLIT NULL
 #define PQ_PASS NULL
 #endif
 

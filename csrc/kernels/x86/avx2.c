@@ -36,6 +36,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
 #define BLOCKS8_PREPARE_ROW blocks8_prepare_row
 #define PQ_TURN pq_turn
+#define PQ_SPLIT pq_split
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"

@@ -32,6 +32,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define GEMM8_WIDE_TILE gemm8_wide_tile
 #define GEMM8_WIDEN_PANEL gemm8_widen_panel
 #define PQ_TURN pq_turn
+#define PQ_SPLIT pq_split
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"

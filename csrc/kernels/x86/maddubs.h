@@ -173,7 +173,7 @@ static int64_t small_gemm8_pack_panel(const qk_panel_source *s, size_t cols, int
     int8_t chunk[2 * CHUNK * SMALL_STEP] __attribute__((aligned(REG)));
     int32_t *start = panel_start(panel, steps);
     memset(start, 0, NR * sizeof *start);
-    for (size_t first = 0; first < steps && !qk_stopped_at(first); first += CHUNK) {
+    for (size_t first = 0; first < steps && !qk_panel_stopped(s); first += CHUNK) {
         const size_t count = steps - first < CHUNK ? steps - first : CHUNK;
         interleave(s, first * SMALL_KR, count, cols, chunk, SMALL_KR);
         for (int half = 0; half < 2; half++) {

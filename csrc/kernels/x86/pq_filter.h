@@ -2,11 +2,15 @@
  *
  * vpshufb looks up 16 bytes of a lane in the 16 entries of one group, so a register must hold codes of one group for as
  * many vectors as it has bytes. Codes (n, m) are therefore turned, a tile of 128 vectors at a time, by squares of 16
- * groups x 16 vectors a lane: four rounds of vpunpck. One turn serves all queries. Four groups then take 4 vpshufb,
- * 3 vpaddusb, and a shift and 2 vpaddw that add the sums of even and of odd vectors to 16 bits: 10 instructions for 4
- * codes of REG vectors, which keep two vector pipes equally busy where only one of them shuffles. */
+ * groups x 16 vectors a lane: four rounds of vpunpck. One turn serves all queries. Packed codes were turned before, and
+ * only come apart: two in 3 instructions. Eight groups then take 8 vpshufb, 7 vpaddusb, and a shift and 2 vpaddw that
+ * add the sums of even and of odd vectors to 16 bits: 18 instructions for 8 codes of REG vectors, which keep two vector
+ * pipes about equally busy where only one of them shuffles. Meanwhile memory is asked for the next packed codes: half
+ * of the time that one query takes is theirs. */
 #ifndef QK_PQ_FILTER_H
 #define QK_PQ_FILTER_H
+
+#include <string.h>
 
 #include "kernels/generic/target.h"
 #include "kernels/kernels.h"
@@ -19,67 +23,66 @@
 
 enum { SQUARE = 16, FAR = 16384, NEAR = 2048 }; /* codes so far ahead are asked for: to L2, then to L1 */
 
-/* Stores codes of a group; dense ones are of two groups. */
-static QK_INLINE void store_codes(reg codes, const int dense, uint8_t *turned)
-{
-    const reg low = all_i8(15);
-    if (dense) store_reg(turned + QK_PQ_TILE, both(over_16_i16(codes), low));
-    store_reg(turned, dense ? both(codes, low) : codes);
-}
-
-/* Vectors of 16 bytes share a register with their neighbours, as they lie; others with those 16 further on. */
-static inline int is_close(size_t m, int dense) { return m == (dense ? 2 : 1) * SQUARE; }
-
-/* Turns 16 bytes of REG vectors, which lie `pitch` bytes apart. A round interleaves registers i and i + 8; four rounds
- * exchange the places of row and column. Returns the largest code in each place, of codes that are not dense. */
-static QK_INLINE reg turn_squares(const uint8_t *codes, size_t pitch, const int dense, const int close, uint8_t *turned)
+/* Turns 16 codes of REG vectors, which lie m bytes apart. (Vectors of 16 codes share a register with their neighbours,
+ * as they lie; others with those 16 further on.) A round interleaves registers i and i + 8; four rounds exchange the
+ * places of row and column. Returns the largest code in each place. */
+static QK_INLINE reg turn_squares(const uint8_t *codes, size_t m, const int close, uint8_t *turned)
 {
     reg a[SQUARE], b[SQUARE], most = zero_reg();
-    for (size_t i = 0, row = 0; i < 8; i++, row += pitch) {
+    for (size_t i = 0, row = 0; i < 8; i++, row += m) {
         QK_KEEP_SIZE(row); /* gcc would keep an address for each load */
-        a[i] = close ? load_reg(codes + i * REG) : load_lanes(codes + row, SQUARE * pitch);
-        a[i + 8] = close ? load_reg(codes + (i + 8) * REG) : load_lanes(codes + 8 * pitch + row, SQUARE * pitch);
-        if (!dense) most = max_u8(max_u8(most, a[i]), a[i + 8]);
+        a[i] = close ? load_reg(codes + i * REG) : load_lanes(codes + row, SQUARE * m);
+        a[i + 8] = close ? load_reg(codes + (i + 8) * REG) : load_lanes(codes + 8 * m + row, SQUARE * m);
+        most = max_u8(max_u8(most, a[i]), a[i + 8]);
     }
     for (size_t i = 0; i < 8; i++) b[2 * i] = low_u8(a[i], a[i + 8]), b[2 * i + 1] = high_u8(a[i], a[i + 8]);
     for (size_t i = 0; i < 8; i++) a[2 * i] = low_u8(b[i], b[i + 8]), a[2 * i + 1] = high_u8(b[i], b[i + 8]);
     for (size_t i = 0; i < 8; i++) b[2 * i] = low_u8(a[i], a[i + 8]), b[2 * i + 1] = high_u8(a[i], a[i + 8]);
-    for (size_t i = 0; i < 8; i++, turned += dense ? 4 * QK_PQ_TILE : 2 * QK_PQ_TILE) {
-        store_codes(low_u8(b[i], b[i + 8]), dense, turned);
-        store_codes(high_u8(b[i], b[i + 8]), dense, turned + (dense ? 2 * QK_PQ_TILE : QK_PQ_TILE));
+    for (size_t i = 0; i < 8; i++, turned += 2 * QK_PQ_TILE) {
+        store_reg(turned, low_u8(b[i], b[i + 8]));
+        store_reg(turned + QK_PQ_TILE, high_u8(b[i], b[i + 8]));
     }
     return most;
 }
 
-static QK_INLINE reg turn_tiles(const uint8_t *codes, size_t m, const int dense, const int close, size_t tiles,
-                                uint8_t *turned)
+static QK_INLINE reg turn_tiles(const uint8_t *codes, size_t m, const int close, size_t tiles, uint8_t *turned)
 {
-    const size_t pitch = dense ? m / 2 : m;
     reg most = zero_reg();
-    for (size_t t = 0; t < tiles; t++, codes += QK_PQ_TILE * pitch) {
+    for (size_t t = 0; t < tiles; t++, codes += QK_PQ_TILE * m) {
         uint8_t *to = turned + t * qk_pq_turned(m);
-        for (size_t at = 0; at < pitch; at += SQUARE, to += (dense ? 2 : 1) * SQUARE * QK_PQ_TILE)
+        for (size_t at = 0; at < m; at += SQUARE, to += SQUARE * QK_PQ_TILE)
             for (size_t v = 0; v < QK_PQ_TILE; v += REG) {
                 const char *soon = (const char *)codes + at * QK_PQ_TILE + v * SQUARE;
                 for (size_t i = 0; i < SQUARE * REG; i += 64)
                     _mm_prefetch(soon + i + FAR, _MM_HINT_T1), _mm_prefetch(soon + i + NEAR, _MM_HINT_T0);
-                most = max_u8(most, turn_squares(codes + v * pitch + at, pitch, dense, close, to + v));
+                most = max_u8(most, turn_squares(codes + v * m + at, m, close, to + v));
             }
     }
     return most;
 }
 
-static int pq_turn(const uint8_t *codes, size_t m, int dense, size_t tiles, uint8_t *turned)
+static int pq_turn(const uint8_t *codes, size_t m, size_t tiles, uint8_t *turned)
 {
     uint8_t each[REG], largest = 0;
-    reg most;
-    if (is_close(m, dense))
-        most = dense ? turn_tiles(codes, m, 1, 1, tiles, turned) : turn_tiles(codes, m, 0, 1, tiles, turned);
-    else
-        most = dense ? turn_tiles(codes, m, 1, 0, tiles, turned) : turn_tiles(codes, m, 0, 0, tiles, turned);
-    store_reg(each, most);
+    store_reg(each, m == SQUARE ? turn_tiles(codes, m, 1, tiles, turned) : turn_tiles(codes, m, 0, tiles, turned));
     for (size_t i = 0; i < REG; i++) largest = each[i] > largest ? each[i] : largest;
     return largest;
+}
+
+static void pq_split(const uint8_t *packed, size_t m, size_t tiles, uint8_t *turned)
+{
+    const size_t bytes = (m + 1) / 2 * QK_PQ_TILE;
+    const reg low = all_i8(15);
+    for (size_t t = 0; t < tiles; t++, packed += bytes) {
+        uint8_t *to = turned + t * qk_pq_turned(m);
+        for (size_t at = 0; at < bytes; at += QK_PQ_TILE, to += 2 * QK_PQ_TILE)
+            for (size_t v = 0; v < QK_PQ_TILE; v += REG) {
+                const reg codes = load_reg(packed + at + v);
+                store_reg(to + v, both(codes, low));
+                store_reg(to + QK_PQ_TILE + v, both(over_16_i16(codes), low));
+            }
+        memset(to, 0, (round_up(m, 8) - round_up(m, 2)) * QK_PQ_TILE);
+    }
 }
 
 /* Sums of four groups' entries, 255 at most. */
@@ -100,18 +103,25 @@ static QK_NOINLINE size_t list_bits(uint64_t mask, int close, size_t first, uint
     return listed;
 }
 
-static size_t pq_pass(const uint8_t *table, size_t m, int dense, const uint8_t *turned, size_t tiles, uint16_t limit,
-                      uint32_t *list)
+static size_t pq_pass(const uint8_t *table, size_t m, int packed, const uint8_t *turned, size_t tiles,
+                      const uint8_t *soon, uint16_t limit, uint32_t *list)
 {
-    const int close = is_close(m, dense);
+    const int close = m == SQUARE && !packed;
     const reg most = all_i16((int16_t)limit);
     size_t listed = 0;
     for (size_t v = 0; v < tiles * QK_PQ_TILE; v += 2 * REG) {
         const uint8_t *codes = turned + v / QK_PQ_TILE * qk_pq_turned(m) + v % QK_PQ_TILE, *t = table;
         reg all0 = zero_reg(), odd0 = all0, all1 = all0, odd1 = all0; /* words of an even vector and of the odd one */
-        for (size_t g = 0; g < m; g += 4, t += 4 * SQUARE, codes += 4 * QK_PQ_TILE) {
+        for (size_t g = 0; g < m; g += 8, t += 8 * SQUARE, codes += 8 * QK_PQ_TILE) {
+            if (soon) {
+                for (size_t i = 0; i < 8 * REG; i += 64) _mm_prefetch((const char *)soon + i, _MM_HINT_T0);
+                soon += 8 * REG;
+            }
             const reg t0 = all_lanes(t), t1 = all_lanes(t + 16), t2 = all_lanes(t + 32), t3 = all_lanes(t + 48);
-            const reg s0 = sums_of_four(t0, t1, t2, t3, codes), s1 = sums_of_four(t0, t1, t2, t3, codes + REG);
+            const reg t4 = all_lanes(t + 64), t5 = all_lanes(t + 80), t6 = all_lanes(t + 96), t7 = all_lanes(t + 112);
+            const uint8_t *more = codes + 4 * QK_PQ_TILE;
+            const reg s0 = adds_u8(sums_of_four(t0, t1, t2, t3, codes), sums_of_four(t4, t5, t6, t7, more));
+            const reg s1 = adds_u8(sums_of_four(t0, t1, t2, t3, codes + REG), sums_of_four(t4, t5, t6, t7, more + REG));
             all0 = add_i16(all0, s0), odd0 = add_i16(odd0, over_256_i16(s0));
             all1 = add_i16(all1, s1), odd1 = add_i16(odd1, over_256_i16(s1));
         }
