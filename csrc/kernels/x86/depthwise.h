@@ -65,6 +65,8 @@ static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, cons
     const reg a = load_reg(codes);
 #if DEPTHWISE_TAPS == 4
     if (!wide) return multiply_add(sum, a, weights);
+#else
+    (void)wide;
 #endif
     return add_to_i32(sum, madd_i16(a, weights));
 }
