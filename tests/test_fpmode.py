@@ -217,7 +217,7 @@ def convolutions():
             call = partial(qk.qconv2d, images, params, packed, to, padding=1, rounding=rounding)
             yield "qconv2d", partial(call, clamp=(0, 1e300))
             if rounding.startswith("half"):
-                yield "qconv2d", partial(call, np.linspace(-1e-38, THIRD, shape[3]), activation="silu")
+                yield "qconv2d", partial(call, np.linspace(-1e-38, 0.3, shape[3]), activation="silu")
         yield "qconv2d", partial(qk.qconv2d, images, params, packed, None)
     yield "max_pool2d", partial(qk.max_pool2d, images, 2)
     yield "qaverage_pool2d", partial(qk.qaverage_pool2d, images, params, to, 3, padding="same_upper")
