@@ -292,7 +292,8 @@ def products(size):
 
 def convolutions(size):
     n, one = 1 << size, qk.QParams(1)
-    for shape in (n // 2, 1, 1, 2), (1, n // 2, 1, 2), (1, 1, n // 2, 2), (1, 1, 1, n), (1 << 20, n >> 20, 1, 1), (2, 2, n >> 2, 1):
+    shapes = (n // 2, 1, 1, 2), (1, n // 2, 1, 2), (1, 1, n // 2, 2), (1, 1, 1, n), (1 << 20, n >> 20, 1, 1)
+    for shape in (*shapes, (2, 2, n >> 2, 1)):
         w = wide("int8", *shape)
         yield lambda: qk.pack_conv(w, one)
         yield lambda: qk.pack_conv(w, one, groups=shape[3])

@@ -72,7 +72,8 @@ assert_type(qk.qconv2d(image, one, conv, one, [1, 2], strides=2, padding=(1, 1, 
 assert_type(qk.max_pool2d(image, 2, strides=(1, 2)), Array)
 assert_type(qk.qaverage_pool2d(image, one, one, (2, 2), count_include_pad=True), Array)
 assert_type(qk.qglobal_average_pool(image, one, one), Array)
-assert_type(qk.qglobal_average_pool(image, one, one, out=np.empty((1, 1, 1, 2), np.uint8)), NDArray[np.uint8])
+means: NDArray[np.uint8] = np.empty((1, 1, 1, 2), np.uint8)
+assert_type(qk.qglobal_average_pool(image, one, one, out=means), NDArray[np.uint8])
 
 # layers
 assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
