@@ -22,14 +22,21 @@ cdef extern from *:
     #define QK_COMPILER "gcc " __VERSION__
     #endif
 
+    #include <unistd.h>
+
     /* Python runs the handlers of signals in its main thread alone. An exception of theirs stays set while C returns.
-     */
+     * The child of one that forks cannot finish the call, which C sees, and Python must be told why. */
     static unsigned long main_thread;
     static int signal_raises(void)
     {
         if (PyThread_get_thread_ident() != main_thread) return 0;
         const PyGILState_STATE state = PyGILState_Ensure();
-        const int raised = PyErr_CheckSignals();
+        const pid_t process = getpid();
+        int raised = PyErr_CheckSignals();
+        if (!raised && getpid() != process) {
+            PyErr_SetString(PyExc_RuntimeError, "this call was forked by a signal's handler, and its threads are gone");
+            raised = -1;
+        }
         PyGILState_Release(state);
         return raised;
     }
