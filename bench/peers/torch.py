@@ -126,7 +126,7 @@ def qconv2d(engine, q, w, bias, scales, zeros, where):
     weight = torch._make_per_channel_quantized_tensor(codes, *of_w, 0).contiguous(memory_format=torch.channels_last)
     stride, padding, groups = where
     packed = torch.ops.quantized.conv2d_prepack(
-        weight, torch.from_numpy(bias * scales[0] * scales[1]), [stride] * 2, [padding] * 2, [1, 1], groups
+        weight, torch.from_numpy(np.float32(bias * scales[0] * scales[1])), [stride] * 2, [padding] * 2, [1, 1], groups
     )
     image = torch.from_numpy(q).permute(0, 3, 1, 2)
     x = torch._make_per_tensor_quantized_tensor(image, scales[0], zeros[0])
