@@ -11,6 +11,7 @@ from . import observers as observers
 from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
+from ._conv import PackedConv, max_pool2d, pack_conv, qaverage_pool2d, qconv2d, qglobal_average_pool
 from ._integer_layers import (
     fold_batchnorm,
     make_table,
@@ -49,6 +50,7 @@ __all__ = [
     "KMeansResult",
     "NF4",
     "PackedCodes",
+    "PackedConv",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -69,12 +71,17 @@ __all__ = [
     "linear",
     "make_table",
     "matmul",
+    "max_pool2d",
     "num_threads",
     "pack",
     "pack_bits",
     "pack_codes",
+    "pack_conv",
     "qadd",
+    "qaverage_pool2d",
     "qconcatenate",
+    "qconv2d",
+    "qglobal_average_pool",
     "qlayer_norm",
     "qlinear",
     "qmultiply",

@@ -38,6 +38,7 @@ __all__ = [
     "KMeansResult",
     "NF4",
     "PackedCodes",
+    "PackedConv",
     "PackedMatrix",
     "QParams",
     "attention",
@@ -58,12 +59,17 @@ __all__ = [
     "linear",
     "make_table",
     "matmul",
+    "max_pool2d",
     "num_threads",
     "pack",
     "pack_bits",
     "pack_codes",
+    "pack_conv",
     "qadd",
+    "qaverage_pool2d",
     "qconcatenate",
+    "qconv2d",
+    "qglobal_average_pool",
     "qlayer_norm",
     "qlinear",
     "qmultiply",
@@ -383,6 +389,128 @@ def qlinear(
     rounding: _AnyRounding = "half_even",
     out: _Out,
 ) -> _Out: ...
+
+# ---- convolution ----
+
+_Pair: TypeAlias = int | tuple[int, int]
+_Padding: TypeAlias = int | tuple[int, int] | tuple[int, int, int, int] | Literal["same_upper", "same_lower"]
+
+class PackedConv:
+    def __new__(cls, w: _Array, params: QParams, groups: int = 1) -> PackedConv: ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def params(self) -> QParams: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def unpack(self) -> NDArray[Any]: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> PackedConv: ...
+
+def pack_conv(w: _Array, params: QParams, *, groups: int = 1) -> PackedConv: ...
+@overload
+def qconv2d(
+    q: _Array,
+    params: QParams,
+    packed: PackedConv,
+    out_params: None,
+    bias: _Array | None = None,
+    *,
+    strides: _Pair = 1,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    activation: None = None,
+    clamp: None = None,
+    rounding: Literal["half_even"] = "half_even",
+    out: None = None,
+) -> NDArray[np.int32]: ...
+@overload
+def qconv2d(
+    q: _Array,
+    params: QParams,
+    packed: PackedConv,
+    out_params: QParams,
+    bias: _Array | None = None,
+    *,
+    strides: _Pair = 1,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    activation: _Activation | None = None,
+    clamp: _Clamp | None = None,
+    rounding: _AnyRounding = "half_even",
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qconv2d(
+    q: _Array,
+    params: QParams,
+    packed: PackedConv,
+    out_params: QParams | None,
+    bias: _Array | None = None,
+    *,
+    strides: _Pair = 1,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    activation: _Activation | None = None,
+    clamp: _Clamp | None = None,
+    rounding: _AnyRounding = "half_even",
+    out: _Out,
+) -> _Out: ...
+@overload
+def max_pool2d(
+    q: _Array,
+    kernel: _Pair,
+    *,
+    strides: _Pair | None = None,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def max_pool2d(
+    q: _Array,
+    kernel: _Pair,
+    *,
+    strides: _Pair | None = None,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    out: _Out,
+) -> _Out: ...
+@overload
+def qaverage_pool2d(
+    q: _Array,
+    params: QParams,
+    out_params: QParams,
+    kernel: _Pair,
+    *,
+    strides: _Pair | None = None,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    count_include_pad: bool = False,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def qaverage_pool2d(
+    q: _Array,
+    params: QParams,
+    out_params: QParams,
+    kernel: _Pair,
+    *,
+    strides: _Pair | None = None,
+    padding: _Padding = 0,
+    dilations: _Pair = 1,
+    count_include_pad: bool = False,
+    out: _Out,
+) -> _Out: ...
+@overload
+def qglobal_average_pool(q: _Array, params: QParams, out_params: QParams, *, out: None = None) -> NDArray[Any]: ...
+@overload
+def qglobal_average_pool(q: _Array, params: QParams, out_params: QParams, *, out: _Out) -> _Out: ...
 
 # ---- layers ----
 

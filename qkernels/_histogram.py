@@ -1,4 +1,4 @@
-"""Find ranges of values from their counts on a fixed grid. Formulas: docs/numerics.md, section 25."""
+"""Find ranges of values from their counts on a fixed grid. Formulas: docs/numerics.md, section 24."""
 
 from fractions import Fraction
 from typing import NamedTuple

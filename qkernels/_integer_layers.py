@@ -1,4 +1,4 @@
-"""Apply layers to codes of 8 bits, which give such codes. Formulas: docs/numerics.md, section 24."""
+"""Apply layers to codes of 8 bits, which give such codes. Formulas: docs/numerics.md, section 23."""
 
 import math
 from decimal import Context, Decimal
@@ -176,7 +176,7 @@ class _Doubles:
 
 
 class _Fractions:
-    """Give them the same on rational numbers: with errors below 10**-100 of the value's size (numerics 24)."""
+    """Give them the same on rational numbers: with errors below 10**-100 of the value's size (numerics 23)."""
 
     context = Context(prec=300, Emin=-999999, Emax=999999, traps=[])
 

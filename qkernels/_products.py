@@ -159,21 +159,37 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     if not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
     weights.need_eight_bits(packed, "packed")
-    check_params(params, "params")
-    check_params(out_params, "out_params")
-    for name, given in (("params", params), ("out_params", out_params)):
-        if given.dtype not in (np.int8, np.uint8):
-            raise TypeError(f"{name} must have dtype int8 or uint8, got {given.dtype.name}")
+    q = codes_of(q, params)
+    biases, how = layer_of_codes(packed.shape[1], out_params, bias, activation, clamp, rounding)
+    return products.qlinear(q, params, packed, out_params, biases, how, out)
+
+
+def check_byte_params(params, name):
+    """Raise unless params are per tensor and of bytes."""
+    check_params(params, name)
+    if params.dtype not in (np.int8, np.uint8):
+        raise TypeError(f"{name} must have dtype int8 or uint8, got {params.dtype.name}")
+
+
+def codes_of(q, params):
+    """Return q as an array, whose params are of bytes."""
+    check_byte_params(params, "params")
     q = as_array(q, "q")
     if q.dtype != params.dtype:
         raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
+    return q
+
+
+def layer_of_codes(n, out_params, bias, activation, clamp, rounding):
+    """Return the bias of n columns, as C reads it and as it was given, and how sums become codes of `out_params`."""
+    check_byte_params(out_params, "out_params")
     bias = None if bias is None else as_array(bias, "bias")
     rounding, activation = word(rounding), word(activation)
-    biases = None if bias is None else (_checked_bias(bias, packed.shape[1], rounding), bias)
+    biases = None if bias is None else (checked_bias(bias, n, rounding), bias)
     bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
     if is_fixed_point(rounding) and not (activation is None or is_a(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
-    return products.qlinear(q, params, packed, out_params, biases, activation, bounds, rounding, out)
+    return biases, (activation, bounds, rounding)
 
 
 @default_mode
@@ -184,7 +200,7 @@ def _clamp_codes(clamp, params, rounding):
     return quantize(np.float32([lo, hi]), params, rounding=ties)
 
 
-def _checked_bias(bias, n, rounding):
+def checked_bias(bias, n, rounding):
     """Return the bias as C reads it: int32, or float32."""
     if bias.shape != (n,):
         raise ValueError(f"bias must have shape {(n,)}, got {bias.shape}")

@@ -247,8 +247,6 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-
-
 OPTIONAL = {"levels", "block_size", "scales"}
 
 

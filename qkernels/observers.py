@@ -1,7 +1,7 @@
 """Calibrate: look at data part by part, in constant memory, and choose parameters for all of it.
 
 Every observer has `update`, `merge` (but for `MovingAverage`), `qparams`, `to_arrays` and `from_arrays`, and can be
-pickled. Formulas: docs/numerics.md, section 25.
+pickled. Formulas: docs/numerics.md, section 24.
 """
 
 import threading

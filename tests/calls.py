@@ -29,6 +29,10 @@ PACKED = {
 }
 
 
+IMAGE, FILTERS = np.int8(np.arange(-30, 30).reshape(1, 5, 6, 2)), np.int8(np.arange(-18, 18).reshape(3, 3, 2, 2))
+CONVS = [qk.pack_conv(FILTERS, PARAMS), qk.pack_conv(FILTERS[:, :, :1], qk.QParams([0.5, 1], [0, 3], axis=3), groups=2)]
+
+
 def out(shape, dtype=np.float32):
     return np.full(shape, 77, dtype)
 
@@ -53,6 +57,9 @@ for packed in PACKED.values():
     valid("PackedMatrix.from_arrays", arrays=packed.to_arrays())
 valid("PackedCodes", codes=U)
 valid("PackedCodes.from_arrays", arrays=qk.pack_codes(U).to_arrays())
+valid("PackedConv", w=FILTERS, params=PARAMS, groups=1)
+for packed in CONVS:
+    valid("PackedConv.from_arrays", arrays=packed.to_arrays())
 valid("QParams", scale=[0.5, 1], zero_point=[1, 2], dtype="uint8", axis=0, block_size=None, narrow_range=False)
 valid("QParams", scale=0.5, zero_point=0, dtype="float8_e4m3fn")
 valid("QParams", scale=[[0.5, 1]], axis=1, block_size=4)
@@ -92,6 +99,7 @@ valid("make_table", function=np.tanh, params=UNSIGNED, out_params=PARAMS)
 valid("matmul", a=Q, b=W, a_zero_point=1, b_zero_point=[1, 2, 3], out=lambda: out((2, 3), np.int32))
 valid("matmul", a=Q.astype(np.int16), b=W, a_zero_point=[1, 2], b_zero_point=1, out=lambda: out((2, 3), np.int64))
 valid("matmul", a=Q[None], b=W[None], a_zero_point=[[1, 2]], b_zero_point=3, out=lambda: out((1, 2, 3), np.int32))
+valid("max_pool2d", q=IMAGE, kernel=2, strides=1, padding=1, dilations=2, out=lambda: out((1, 5, 6, 2), np.int8))
 valid("num_threads", n=1)
 valid("observers.Entropy", axis=0)
 valid("observers.MSE", axis=-1)
@@ -110,6 +118,16 @@ valid("pack", b=W.astype(np.float16), params=None)
 valid("pack", b=WEIGHTS, params=BLOCKS, scales=np.ones((2, 3), np.float32))
 valid("pack_bits", codes=U, bits=4)
 valid("pack_codes", codes=U)
+valid("pack_conv", w=FILTERS[:, :, :1], params=qk.QParams([0.5, 1], axis=3), groups=2)
+pooled = dict(q=IMAGE, params=PARAMS, out_params=UNSIGNED)
+where = dict(kernel=(2, 3), strides=(1, 2), padding=(1, 0, 1, 0), dilations=1, count_include_pad=True)
+valid("qaverage_pool2d", **pooled, **where, out=lambda: out((1, 6, 2, 2), np.uint8))
+valid("qglobal_average_pool", **pooled, out=lambda: out((1, 1, 1, 2), np.uint8))
+for packed, rounding in zip(CONVS, ("half_even", "tflite")):
+    layer = dict(pooled, packed=packed, bias=[1, 2], strides=2, padding=1, dilations=1, activation="relu", clamp=(0, 6))
+    valid("qconv2d", **layer, rounding=rounding, out=lambda: out((1, 3, 3, 2), np.uint8))
+sums = dict(q=IMAGE, params=PARAMS, packed=CONVS[0], out_params=None, bias=[1, 2], padding="same_upper")
+valid("qconv2d", **sums, out=lambda: out((1, 5, 6, 2), np.int32))
 for rounding in ("half_even", "tflite"):
     pair = dict(a=Q, a_params=PARAMS, b=Q[0], b_params=PARAMS, out_params=UNSIGNED, rounding=rounding)
     for name in ("qadd", "qmultiply"):

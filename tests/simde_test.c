@@ -691,11 +691,11 @@ static void test_kmeans(size_t n, size_t d, size_t k, int wide, int weighted)
 /* ---- search ---- */
 
 /* Enough vectors for the filter, which scalar.c does without. */
-static void test_search(size_t m, size_t k, int dense)
+static void test_search(size_t m, size_t k, int is_packed)
 {
     enum { N = 16700, QUERIES = 3, NEAREST = 4, MOST_GROUPS = 40 };
     static float levels[MOST_GROUPS * 16], queries[QUERIES * MOST_GROUPS];
-    static uint8_t codes[N * MOST_GROUPS];
+    static uint8_t codes[N * MOST_GROUPS], packed[(N / QK_PQ_TILE + 1) * QK_PQ_TILE * MOST_GROUPS / 2];
     static struct {
         float distances[QUERIES * NEAREST];
         int64_t indices[QUERIES * NEAREST];
@@ -703,10 +703,11 @@ static void test_search(size_t m, size_t k, int dense)
     } got, want;
     const qk_kernels *before = qk_active();
     const qk_pq_book book = {.m = m, .k = k, .d = 1, .levels = levels, .columns = levels};
-    const qk_pq_codes stored = {.codes = codes, .n = N, .dense = dense};
+    const qk_pq_codes stored = {.codes = is_packed ? packed : codes, .n = N, .packed = is_packed};
     for (size_t i = 0; i < m * k; i++) levels[i] = (float)(random32() >> 20);
     for (size_t i = 0; i < QUERIES * m; i++) queries[i] = (float)(random32() >> 20);
-    for (size_t i = 0; i < N * m; i++) codes[i] = (uint8_t)(random32() % k + (dense ? random32() % k * 16 : 0));
+    for (size_t i = 0; i < N * m; i++) codes[i] = (uint8_t)(random32() % k);
+    if (is_packed && qk_pq_pack(codes, N, m, packed)) exit(1);
     memset(&got, 0, sizeof got), memset(&want, 0, sizeof want);
     qk_activate(simde);
     if (qk_pq_search(queries, QUERIES, &stored, &book, NEAREST, got.distances, got.indices) != 1) exit(1);

@@ -219,6 +219,27 @@ def products():
                 )
 
 
+def convolutions():
+    images = CODES.reshape(-1)[: 6 * 7 * 32].reshape(1, 6, 7, 32)
+    params, to = qk.QParams(0.1, -3), qk.QParams(THIRD, 7, "uint8")
+    for shape, groups in ((3, 3, 32, 5), 1), ((3, 3, 16, 6), 2), ((5, 3, 1, 32), 32):
+        w = np.resize(CODES, shape)
+        weights = qk.QParams(np.linspace(1e-3, THIRD, shape[3]), axis=3)
+        packed = qk.pack_conv(w, weights, groups=groups)
+        yield "PackedConv", lambda packed=packed: (packed.unpack(), pickle.loads(pickle.dumps(packed)), repr(packed))
+        yield "PackedConv", lambda packed=packed: qk.PackedConv.from_arrays(packed.to_arrays())
+        yield "pack_conv", partial(qk.pack_conv, w, weights, groups=groups)
+        for rounding in ("half_even", "half_away", "gemmlowp", "tflite"):
+            call = partial(qk.qconv2d, images, params, packed, to, padding=1, rounding=rounding)
+            yield "qconv2d", partial(call, clamp=(0, 1e300))
+            if rounding.startswith("half"):
+                yield "qconv2d", partial(call, np.linspace(-1e-38, 0.3, shape[3]), activation="silu")
+        yield "qconv2d", partial(qk.qconv2d, images, params, packed, None)
+    yield "max_pool2d", partial(qk.max_pool2d, images, 2)
+    yield "qaverage_pool2d", partial(qk.qaverage_pool2d, images, params, to, 3, padding="same_upper")
+    yield "qglobal_average_pool", partial(qk.qglobal_average_pool, images, params, qk.QParams(1e-37))
+
+
 def layers():
     one, zero = np.ones(256, F32), np.zeros(256, F32)
     for eps in (1e-12, THIRD * 1e-12, 0, F32(1e-42)):
@@ -355,6 +376,7 @@ def calls():
                 elementwise,
                 rounding,
                 products,
+                convolutions,
                 layers,
                 integer_layers,
                 codebooks,
@@ -383,6 +405,8 @@ def bits(result):
         return bits(result.to_arrays())
     if isinstance(result, qk.PackedMatrix):
         return bits((result.to_arrays(), result.params, result.scales))
+    if isinstance(result, qk.PackedConv):
+        return bits((result.to_arrays(), result.params, result.groups))
     return result.hex() if isinstance(result, float) else result
 
 
@@ -575,7 +599,7 @@ def test_functions_keep_name_signature_and_docstring_and_can_be_pickled():
 WITHOUT_FLOATS = re.compile(
     r"qk_(active|find|name|built|activate|version|status_text|(set|get)_isa|(set|get)_num_threads|most_threads|"
     r"set_interrupt|gemm8_kernels_for|\w+_init|\w+_bytes|\w+_free|weights_(rows|cols)|"
-    r"scale_count|most_rows|multiply|book_tables|histogram_(new|block|least|most))"
+    r"scale_count|most_rows|multiply|book_tables|histogram_(new|block|least|most)|group_columns)"
 )
 
 

@@ -48,6 +48,17 @@ CALLS = {
     "qlinear": """
         p, q = qk.pack(codes(2048, 2048), rate), codes(4000, 2048)
         call = lambda: qk.qlinear(q, rate, p, qk.QParams(1), activation="gelu")""",
+    "qconv2d": """
+        p, q = qk.pack_conv(codes(3, 3, 256, 256), rate), codes(20, 112, 112, 256)
+        call = lambda: qk.qconv2d(q, rate, p, qk.QParams(1), padding=1)""",
+    "qconv2d, groups": """
+        p, q = qk.pack_conv(codes(3, 3, 32, 256), rate, groups=8), codes(60, 112, 112, 256)
+        call = lambda: qk.qconv2d(q, rate, p, None, padding=1)""",
+    "qconv2d, depthwise": """
+        p, q = qk.pack_conv(codes(5, 5, 1, 256), rate, groups=256), codes(300, 112, 112, 256)
+        call = lambda: qk.qconv2d(q, rate, p, rate, padding=2)""",
+    "max_pool2d": "q = codes(200, 112, 112, 256); call = lambda: qk.max_pool2d(q, 3)",
+    "qaverage_pool2d": "q = codes(200, 112, 112, 256); call = lambda: qk.qaverage_pool2d(q, rate, rate, 3)",
     "matmul": "a, b = codes(4000, 2048), codes(2048, 2048); call = lambda: qk.matmul(a, b)",
     "matmul, int16": """
         a, b = codes(2000, 2048, dtype=np.int16), codes(2048, 2048, dtype=np.int16)

@@ -324,6 +324,28 @@ def sweep_integer_layers(n, rng, at_end):
         check(at_end, qk.qrms_norm, q, params, weight, params)
 
 
+def sweep_convolutions(n, rng, at_end):
+    """Of n channels or filters; guards are beside images, weights, biases and results."""
+    place = Places(at_end)
+    q = rng.integers(0, 256, (1, 1 + n % 7, 1 + n % 5, n), np.uint8)
+    params, to = qk.QParams(0.1, 3, "uint8"), qk.QParams(20, 5)
+    of_all = rng.integers(-128, 128, (3, 3, n % 19, 1 + n % 37), np.int8)
+    for kernel, groups in ((3, 3, 1, n), n), ((5, 2, 1, n), n), ((3, 2, n, 5), 1), ((1, 1, n, n), 1), (of_all.shape, 1):
+        w = of_all if kernel == of_all.shape else rng.integers(-128, 128, kernel, np.int8)
+        packed = qk.pack_conv(place(w), qk.QParams(0.2, 1), groups=groups)
+        same(packed.unpack(), w)
+        place = Places(at_end)
+        image = np.ascontiguousarray(q[..., : w.shape[2]]) if groups == 1 else q
+        bias = rng.integers(-99, 99, kernel[3], np.int32)
+        for strides, dilations in (1, 1), (2, 1), (1, 2):
+            where = dict(padding=(5, 4, 4, 5), strides=strides, dilations=dilations)
+            check(at_end, qk.qconv2d, image, params, packed, to, bias, **where)
+            check(at_end, qk.qconv2d, image, params, packed, None, bias, **where)
+    check(at_end, qk.max_pool2d, q, 2, padding=1)
+    check(at_end, qk.qaverage_pool2d, q, params, to, 2, padding=1)
+    check(at_end, qk.qglobal_average_pool, q, params, to)
+
+
 def sweep_kmeans(n, rng, at_end):
     for d, dtype in itertools.product((1, 3, 4, 6, 8, 17), (np.float32, np.float64)):
         x, weights, k = rng.normal(0, 1, (n, d)).astype(dtype), rng.random(n) + 0.1, min(n, 21)
@@ -343,6 +365,7 @@ def sweep(isa):
             sweep_layers(n, rng, at_end)
             sweep_observers(n, rng, at_end)
             sweep_integer_layers(n, rng, at_end)
+            sweep_convolutions(n, rng, at_end)
             sweep_kmeans(n, rng, at_end)
         for m, k, columns in (n, 5, 3), (3, n, 5), (2, 4, n), (n % 7, n, n % 33):
             sweep_products(m, k, columns, rng, at_end)

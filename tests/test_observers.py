@@ -1,5 +1,5 @@
 """Observers: any division of the data, in any order, gives the bits of one pass; ranges keep what they promise,
-whatever outliers, zeros or subnormal numbers there are. Formulas: docs/numerics.md, section 25."""
+whatever outliers, zeros or subnormal numbers there are. Formulas: docs/numerics.md, section 24."""
 
 import copy
 import math

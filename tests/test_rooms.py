@@ -18,11 +18,13 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_codebook"},
     {"_weights"},
     {"_products", "_pq"},
+    {"_conv"},
     {"__init__"},
     {"__main__"},
 ]
 MOST_ARGUMENTS = 8
-PUBLIC = {("_products", "qlinear"), ("_kmeans", "kmeans")}  # whose signatures, mostly of keywords, are a contract
+PUBLIC = {("_products", "qlinear"), ("_kmeans", "kmeans"), ("_conv", "qconv2d"), ("_conv", "qaverage_pool2d")}
+# whose signatures, mostly of keywords, are a contract
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 

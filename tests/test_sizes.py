@@ -90,7 +90,9 @@ def pack(arguments):
 
 
 def resident():
-    return 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+    """Return the bytes of memory that this process has, without files that the kernel maps and forgets as it likes."""
+    fields = Path("/proc/self/status").read_text()
+    return 1024 * sum(int(fields.split(name)[1].split()[0]) for name in ("RssAnon:", "VmSwap:"))
 
 
 def print_held(isa):
@@ -290,6 +292,36 @@ def products(size):
     yield lambda: qk.PackedMatrix.from_arrays({"weights": wide("uint16", n // 2, 1)})
 
 
+def convolutions(size):
+    n, one = 1 << size, qk.QParams(1)
+    shapes = (n // 2, 1, 1, 2), (1, n // 2, 1, 2), (1, 1, n // 2, 2), (1, 1, 1, n), (1 << 20, n >> 20, 1, 1)
+    for shape in (*shapes, (2, 2, n >> 2, 1)):
+        w = wide("int8", *shape)
+        yield lambda: qk.pack_conv(w, one)
+        yield lambda: qk.pack_conv(w, one, groups=shape[3])
+        yield lambda: qk.pack_conv(w, qk.QParams(wide("float32", n // 4), axis=3))
+    yield lambda: qk.pack_conv(np.ones((1, 1, 1, 0), np.int8), one, groups=n)
+    dense, depthwise = (qk.pack_conv(np.ones((2, 2, c, 2), np.int8), one, groups=2 // c) for c in (2, 1))
+    images = (n // 8, 2, 2, 2), (1, n // 4, 2, 2), (1, 2, n // 4, 2), (0, n // 4, 2, 2), (n // 16, 4, 2, 2)
+    for q in [wide("int8", *shape) for shape in images]:
+        for packed in dense, depthwise:
+            yield lambda: qk.qconv2d(q, one, packed, one)
+            yield lambda: qk.qconv2d(q, one, packed, None)
+            yield lambda: qk.qconv2d(q, one, packed, one, padding="same_upper")
+        yield lambda: qk.max_pool2d(q, 2)
+        yield lambda: qk.qaverage_pool2d(q, one, one, 2, padding=1)
+        yield lambda: qk.qglobal_average_pool(q, one, one)
+    small = np.ones((1, 2, 2, 2), np.int8)
+    for padding in n, (n, 0, 0, 0), (1 << 30, 1 << 30), (0, 0, 2**31 - 1, 2**31 - 1):
+        for packed in dense, depthwise:
+            yield lambda: qk.qconv2d(small, one, packed, one, padding=padding)
+        yield lambda: qk.max_pool2d(small, 2, padding=padding)
+        yield lambda: qk.max_pool2d(small, (1 << 30, 1 << 30), padding=padding)
+        yield lambda: qk.qaverage_pool2d(small, one, one, (1 << 20, 1), padding=padding)
+    yield lambda: qk.qconv2d(small, one, dense, one, dilations=n, padding=2**31 - 1)
+    yield lambda: qk.qconv2d(small, one, depthwise, one, strides=n)
+
+
 def elementwise(size):
     n = 1 << size
     for of in FLOATS:
@@ -440,10 +472,12 @@ def integer_layers(size):
 def size_of(result):
     if isinstance(result, tuple):
         return max(map(size_of, result))
-    return np.size(result.unpack() if isinstance(result, qk.PackedMatrix) else getattr(result, "scale", result))
+    return np.size(
+        result.unpack() if isinstance(result, (qk.PackedMatrix, qk.PackedConv)) else getattr(result, "scale", result)
+    )
 
 
-SUBJECTS = [packs, products, elementwise, codebooks, layers, integer_layers]
+SUBJECTS = [packs, products, convolutions, elementwise, codebooks, layers, integer_layers]
 
 
 def call_giants(size):

@@ -166,3 +166,41 @@ def qlinear(operator, operands, to, **attributes):
         names += [f"scale{i}", f"zero{i}"]
     node = helper.make_node(operator, names, ["y"], domain="com.microsoft", **attributes)
     return graph_of(operator, [node], inputs, constants, {"y": (operands[0][0].shape, dtype)})
+
+
+def qlinear_conv(q, w, bias, scales, zeros, attributes, shape, channels_last):
+    """Scales and zero points are those of q, w (height, width, C / groups, F) and the result, `shape` (N, H, W, F). Its
+    NHWC form is what its optimizer makes of a chain of convolutions."""
+    x_scale, w_scale, y_scale = scales
+    constants = {"x_scale": np.float32(x_scale), "x_zero": np.uint8(zeros[0]), "w": w.transpose(3, 2, 0, 1).copy()}
+    constants |= {"w_scale": w_scale, "w_zero": np.zeros(len(w_scale), np.int8), "y_scale": np.float32(y_scale)}
+    constants |= {"y_zero": np.uint8(zeros[1]), "bias": bias}
+    if channels_last:
+        where = attributes | {"domain": "com.microsoft", "channels_last": 1}
+        found = node_of("QLinearConv", {"x": q}, constants, (shape, "uint8"), **where)
+        found.name = "onnxruntime NHWC"
+        return found
+    n, height, width, filters = shape
+    x, of = np.ascontiguousarray(q.transpose(0, 3, 1, 2)), ((n, filters, height, width), "uint8")
+    found = node_of("QLinearConv", {"x": x}, constants, of, **attributes)
+    found.name, read = "onnxruntime NCHW", found.read
+    found.read = lambda: read().transpose(0, 2, 3, 1)
+    return found
+
+
+def max_pool(q, kernel, strides, pads, shape):
+    n, height, width, channels = shape
+    x, of = np.ascontiguousarray(q.transpose(0, 3, 1, 2)), ((n, channels, height, width), q.dtype)
+    where = dict(kernel_shape=[kernel] * 2, strides=[strides] * 2, pads=pads)
+    found = node_of("MaxPool", {"x": x}, {}, of, **where)
+    read = found.read
+    found.read = lambda: read().transpose(0, 2, 3, 1)
+    return found
+
+
+def global_average_pool(q, scales, zeros):
+    constants = {"x_scale": np.float32(scales[0]), "x_zero": np.uint8(zeros[0])}
+    constants |= {"y_scale": np.float32(scales[1]), "y_zero": np.uint8(zeros[1])}
+    of = (q.shape[0], 1, 1, q.shape[3]), "uint8"
+    where = dict(domain="com.microsoft", channels_last=1)
+    return node_of("QLinearGlobalAveragePool", {"x": q}, constants, of, **where)

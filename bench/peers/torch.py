@@ -136,3 +136,24 @@ def layer_of_floats(name, x, *arguments):
     function = getattr(torch.nn.functional, name, None) or getattr(torch, name)
     tensors = [torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in (x, *arguments)]
     return contender(lambda: function(*tensors), name="torch float32")
+
+
+def qconv2d(engine, q, w, bias, scales, zeros, where):
+    """As onnxruntime.qlinear_conv, NHWC in memory; `where` is stride, padding and groups. fbgemm's depthwise sums
+    saturate with 8-bit weights."""
+    torch.backends.quantized.engine = engine
+    of_w = torch.from_numpy(scales[1].astype(np.float64)), torch.zeros(len(scales[1]), dtype=torch.long)
+    codes = torch.from_numpy(w.transpose(3, 2, 0, 1).copy())
+    weight = torch._make_per_channel_quantized_tensor(codes, *of_w, 0).contiguous(memory_format=torch.channels_last)
+    stride, padding, groups = where
+    packed = torch.ops.quantized.conv2d_prepack(
+        weight, torch.from_numpy(np.float32(bias * scales[0] * scales[1])), [stride] * 2, [padding] * 2, [1, 1], groups
+    )
+    image = torch.from_numpy(q).permute(0, 3, 1, 2)
+    x = torch._make_per_tensor_quantized_tensor(image, scales[0], zeros[0])
+    x = x.contiguous(memory_format=torch.channels_last)
+    return contender(
+        lambda: torch.ops.quantized.conv2d(x, packed, scales[2], zeros[1]),
+        lambda y: y.int_repr().permute(0, 2, 3, 1).numpy(),
+        f"torch {engine}",
+    )

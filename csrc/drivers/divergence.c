@@ -1,4 +1,4 @@
-/* What a range that is cut into cells loses of a distribution: the relative entropy of numerics 25. */
+/* What a range that is cut into cells loses of a distribution: the relative entropy of numerics 24. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -52,6 +52,8 @@ typedef struct {
     enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
     const int32_t *zero_point; /* of codes: NULL for 0 */
     int zero_point_per_row;
+    const qk_patches
+        *patches; /* of codes that share a zero point: where rows are gathered from, instead of a; or NULL */
 } qk_rows;
 
 /* What multiplies the sums of qlinear's columns: scales of a and b over that of the result, and a float bias, or NULL
@@ -91,7 +93,7 @@ typedef struct {
 /* Returns as qk_gemm8. */
 int qk_gemm8_batch(const qk_batch *batch);
 
-/* ---- layers on codes of 8 bits (numerics 24) ---- */
+/* ---- layers on codes of 8 bits (numerics 23) ---- */
 
 /* Of codes, signed if qmin < 0 (of an operand: the least code of its type) or unsigned; qmin and qmax bound results. */
 typedef struct {
@@ -244,9 +246,22 @@ int qk_gemm16_unpack(const qk_gemm16_weights *p, int16_t *b);
  * type, out, row_stride and b_zero, and for floats col_scale, float_bias and activation. */
 int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilogue *epilogue);
 
+/* ---- depthwise kernels (numerics 22) ---- */
+
+/* Codes b (height * width, n), a column a channel, in panels of `block` channels. A panel has for each shift of the
+ * kernel down the rows of the image that are seen at once, for each column of the kernel and each step of `taps` rows,
+ * 4 bytes a channel: int8 codes of 4 rows, or int16 differences from the zero point of 2. */
+typedef struct {
+    const qk_kernels *kernels;
+    size_t n, height, width, taps, steps, shifts, panel_bytes; /* steps of a column of the kernel */
+    int flipped, wide;
+    char *panels;    /* aligned to 64 */
+    int32_t *colsum; /* of what is stored */
+} qk_depthwise_weights;
+
 /* ---- weights of any kind ---- */
 
-typedef enum { QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16 } qk_family; /* whose products multiply them */
+typedef enum { QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE } qk_family; /* whose products multiply them */
 
 /* Panels, and what else products read, in one piece of memory. Column arrays have n_pad entries. */
 struct qk_weights {
@@ -258,6 +273,7 @@ struct qk_weights {
         qk_gemm4_weights gemm4;
         qk_gemmf16_weights gemmf16;
         qk_gemm16_weights gemm16;
+        qk_depthwise_weights depthwise;
     };
     void *memory;
     size_t bytes, panel_bytes; /* of the memory, and of the panels in it; SIZE_MAX where that overflows */
@@ -265,13 +281,14 @@ struct qk_weights {
     int32_t *zero_point;       /* NULL where all are 0 */
     int has_zeros;
     float least_scale, most_scale;
-    int64_t bound;     /* of gemm8: max over columns of sum |b - zero_point| */
+    int64_t bound;     /* of bytes: max over columns of sum |b - zero_point| */
     int8_t levels[16]; /* those that all columns share */
 };
 
 size_t qk_scale_count(const qk_matrix *m); /* or of levels with scales */
-/* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. */
-void qk_weights_init(qk_weights *w, const qk_matrix *m);
+/* Chooses a layout for a matrix whose strides are set; its scales, if it has any, have zero points. `height` is 0, or
+ * that of a depthwise kernel, whose columns of taps are those of the matrix. */
+void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height);
 /* Packs the same matrix in w->bytes of memory, aligned to 64. */
 qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory);
 int qk_weights_unpack(const qk_weights *w, void *b);
@@ -281,6 +298,28 @@ void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point);
 size_t qk_most_rows(const qk_gemm4_weights *p);
 /* Rows times weights of any kind. Returns as qk_gemm8. */
 int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue);
+
+/* ---- convolution (numerics 22) ---- */
+
+void qk_depthwise_init(qk_depthwise_weights *p, const qk_matrix *m, size_t height);
+size_t qk_depthwise_bytes(const qk_depthwise_weights *p); /* of the panels */
+/* Fills panels and colsum; returns max over columns of sum |b - zero_point|. */
+int64_t qk_depthwise_pack(qk_depthwise_weights *p, const qk_matrix *m);
+
+int qk_depthwise_unpack(const qk_weights *w, void *b);
+
+/* Columns that the groups of a convolution are padded to, in one matrix of all of them. */
+size_t qk_group_columns(void);
+/* Convolves codes of source's type and zero point, image being where they are, with the weights of so many groups:
+ * columns of one matrix, of which each group has `filters` and then those that pad it; or depthwise ones. Returns as
+ * qk_gemm8. */
+int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, size_t groups, size_t filters,
+            const qk_epilogue *epilogue);
+/* The largest code, or the mean of all, of the window of each channel, of what it holds of the image or of all of it.
+ */
+int qk_max_pool(const qk_image *image, int is_signed, uint8_t *out);
+int qk_average_pool(const qk_image *image, int is_signed, int32_t zero_point, int with_padding, const float *scales,
+                    const qk_requant *r, uint8_t *out);
 
 /* ---- scales of least squares ---- */
 
@@ -340,7 +379,7 @@ void qk_label_lines(const void *values, int integers, size_t lines, size_t n, co
 int qk_count_codes(const uint16_t *codes, const double *weights, size_t n, double *bins);
 void qk_look_up(const uint16_t *codes, size_t n, const void *table, void *labels, int as_int32);
 
-/* ---- histograms (numerics 25) ---- */
+/* ---- histograms (numerics 24) ---- */
 
 /* Counts of the values of lines, in blocks of bins: of one sign and exponent, that is of the values whose bits begin
  * alike. A block that is absent is one of zeros. */

@@ -11,15 +11,16 @@
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
 #include "runtime/parallel.h"
+#include "drivers/gemm8.h"
 #include "drivers/scales.h"
-#include "drivers/walk.h"
 
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
-    WIDE_ROWS = 48,      /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,     /* of a panel: in fewer there is no time to ask for what comes next */
-    SMALL_COLUMNS = 2048 /* whose arrays stay on the stack */
+    WIDE_ROWS = 48,         /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,        /* of a panel: in fewer there is no time to ask for what comes next */
+    SMALL_COLUMNS = 2048,   /* whose arrays stay on the stack */
+    PATCH_BYTES = 96 * 1024 /* of rows that are gathered from an image, which shares the L2 cache with them */
 };
 
 /* ---- packing of b ---- */
@@ -161,32 +162,15 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 
 /* ---- the product ---- */
 
-typedef struct {
-    walk walk;
-    const qk_rows *source;
-    const qk_gemm8_weights *b;
-    const qk_epilogue *epilogue;
-    qk_requant requant;         /* of epilogue, ReLU being a bound of the codes */
-    const int32_t *init;        /* starting sums, n_pad of them */
-    const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
-    int32_t a_shift;            /* a' = a + a_shift */
-    qk_row_quantizer quantizer; /* of floats */
-    int in_place;
-    void *column;    /* of b', if that is its only one and serves many rows */
-    size_t lda;      /* bytes of a row of a' */
-    size_t spare_at; /* where a row of codes lies in the memory of a task */
-    size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
-} product;
-
 /* What a task knows of its block of rows. */
-typedef struct {
+struct qk_row_block {
     const char *a;
     int32_t zero[MAX_ROWS], term[MAX_ROWS];
     float scale[MAX_ROWS];
     double wide_scale[MAX_ROWS]; /* qk_row_scale */
     int any_wide;
     _Alignas(64) char rows[]; /* of a', unless they stay in place */
-} row_block;
+};
 
 /* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
 static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
@@ -205,6 +189,17 @@ static int32_t zero_of_codes(const qk_rows *source, size_t row)
 static const char *row_of(const qk_rows *source, size_t row)
 {
     return (const char *)source->a + (ptrdiff_t)row * source->row_stride;
+}
+
+/* Rows that are gathered from an image. */
+static void gather_patches(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const int32_t zero = zero_of_codes(g->source, 0) + g->a_shift;
+    const uint8_t flip = g->a_shift ? 0x80 : 0;
+    g->b->kernels->conv->gather_rows(g->source->patches, first, rows, g->b->gemm8->a_bytes, flip, block->rows, g->lda,
+                                     g->b_zero ? block->term : NULL);
+    for (size_t i = 0; g->b_zero && i < rows; i++)
+        block->term[i] = (int32_t)((uint32_t)block->term[i] - (uint32_t)g->b->k * (uint32_t)zero);
 }
 
 static int needs_description(const product *g) { return g->source->zero_point_per_row || g->b_zero; }
@@ -278,7 +273,10 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
     }
     block->a = block->rows;
     if (g->source->type == QK_FLOATS) return pack_floats(g, block, first, rows);
-    pack_codes(g, block, first, rows);
+    if (g->source->patches)
+        gather_patches(g, block, first, rows);
+    else
+        pack_codes(g, block, first, rows);
     return 1;
 }
 
@@ -320,8 +318,26 @@ static QK_NOINLINE void store_columns_apart(const product *g, size_t col, int32_
     }
 }
 
-/* What all tiles have in common; move_to_panel and store_tile add the rest. */
-static qk_tile tile_of_product(const product *g)
+qk_requant qk_requant_of(const qk_epilogue *epilogue)
+{
+    qk_requant r = epilogue->requant;
+    if (epilogue->activation == QK_RELU && r.qmin < r.zero_point)
+        r.qmin = r.zero_point < r.qmax ? r.zero_point : r.qmax;
+    return r;
+}
+
+int qk_is_plain(const qk_epilogue *epilogue, size_t n)
+{
+    const float *multiplier = epilogue->requant.multiplier, *bias = epilogue->float_bias;
+    int other = 0;
+    if (epilogue->type != QK_TO_CODES || epilogue->requant.rounding != QK_HALF_EVEN || epilogue->activation > QK_RELU)
+        return 0;
+    for (size_t i = 0; i < n; i++) other |= !(multiplier[i] < 1) | (bias[i] != 0);
+    return !other && !epilogue->wide_scale;
+}
+
+/* What all tiles have in common; qk_move_to_panel and qk_store_tile add the rest. */
+qk_tile qk_tile_of_product(const product *g)
 {
     const qk_epilogue *epilogue = g->epilogue;
     qk_tile t = {
@@ -332,6 +348,7 @@ static qk_tile tile_of_product(const product *g)
         .hi = epilogue->hi,
         .requant = &g->requant,
         .row_stride = epilogue->row_stride,
+        .plain = g->plain,
     };
     if (epilogue->type == QK_TO_CODES && epilogue->activation > QK_RELU)
         t.out = qk_affine_of(epilogue->out_scale, g->requant.zero_point, g->requant.qmin, g->requant.qmax,
@@ -339,7 +356,7 @@ static qk_tile tile_of_product(const product *g)
     return t;
 }
 
-static void move_to_panel(const product *g, size_t col, qk_tile *t)
+void qk_move_to_panel(const product *g, size_t col, qk_tile *t)
 {
     const qk_epilogue *epilogue = g->epilogue;
     t->cols = (int)min_size(g->b->n - col, (size_t)g->b->gemm8->nr);
@@ -358,8 +375,8 @@ static char *result_at(const product *g, size_t row, size_t col)
     return (char *)epilogue->out + row * epilogue->row_stride + col * (epilogue->type == QK_TO_CODES ? 1 : 4);
 }
 
-static void store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows,
-                       size_t col, int32_t *acc, qk_tile *t)
+void qk_store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
+                   int32_t *acc, qk_tile *t)
 {
     const qk_epilogue *epilogue = g->epilogue;
     const qk_gemm8_kernels *k = g->b->gemm8;
@@ -387,8 +404,11 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
                                int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t left = g->b->n - (size_t)(init - g->init); /* columns */
     if (g->wide_at)
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
+        k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows == (size_t)k->mr)
         k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
@@ -412,7 +432,8 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     if (k->gemm8_whole_tile && rows > mr && b->steps >= LONG_STEPS)
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
-    if (!plain || b->n < b->n_pad) t = tile_of_product(g);
+    if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
+    if (k->gemm8_half_tile) memset(acc, 0, mr * nr * sizeof *acc);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
@@ -420,13 +441,13 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
-        if (!direct) move_to_panel(g, col, &t);
+        if (!direct) qk_move_to_panel(g, col, &t);
         for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * b->steps) {
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
             sum_tile(g, count, block->a + i * g->lda, wide ? (const void *)wide : codes, g->init + col,
                      direct ? (int32_t *)ahead.write : acc, ldc, &ahead);
-            if (!direct) store_tile(g, block, first + i, i, count, col, acc, &t);
+            if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
 }
@@ -458,13 +479,13 @@ static void multiply_column(const void *context, void *memory, size_t first, siz
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t mr = (size_t)k->mr, nr = (size_t)k->nr;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64))) = {0};
-    qk_tile t = tile_of_product(g);
-    move_to_panel(g, 0, &t);
+    qk_tile t = qk_tile_of_product(g);
+    qk_move_to_panel(g, 0, &t);
     for (size_t i = 0; begin < end && i < rows; i += mr) {
         const size_t count = min_size(rows - i, mr);
         k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc, nr);
         for (size_t j = 0; j < count; j++) acc[j * nr] = (int32_t)((uint32_t)acc[j * nr] + (uint32_t)g->init[0]);
-        store_tile(g, block, first + i, i, count, 0, acc, &t);
+        qk_store_tile(g, block, first + i, i, count, 0, acc, &t);
     }
 }
 
@@ -475,7 +496,7 @@ static void lay_out(product *g)
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
-    g->walk.block_bytes = (size_t)k->block_bytes;
+    g->walk.block_bytes = g->source->patches ? PATCH_BYTES : (size_t)k->block_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);
@@ -518,11 +539,10 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .source = source,
                  .b = b,
                  .epilogue = epilogue,
-                 .requant = epilogue->requant};
-    if (epilogue->activation == QK_RELU && g.requant.qmin < g.requant.zero_point)
-        g.requant.qmin = g.requant.zero_point < g.requant.qmax ? g.requant.zero_point : g.requant.qmax;
+                 .requant = qk_requant_of(epilogue),
+                 .plain = qk_is_plain(epilogue, b->n)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
-    g.in_place = source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
+    g.in_place = !source->patches && source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (source->type == QK_FLOATS) {
         const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
                                     qk_largest_bias(b->kernels, epilogue, b->n)};

@@ -1,4 +1,4 @@
-/* Histograms of floats on a grid that never moves (numerics 25): bins are values whose bits begin alike, so that counts
+/* Histograms of floats on a grid that never moves (numerics 24): bins are values whose bits begin alike, so that counts
  * of parts add up to those of the whole. Threads count into tables of their own, which are all zeros between calls. */
 #include <stdlib.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* Layers on codes (numerics 24): tables, sums and products of two, softmax and norms, by rows and threads. */
+/* Layers on codes (numerics 23): tables, sums and products of two, softmax and norms, by rows and threads. */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>

@@ -69,8 +69,9 @@ static int is_good(const qk_matrix *m)
 
 /* ---- layout ---- */
 
-static qk_family family_of(const qk_matrix *m)
+static qk_family family_of(const qk_matrix *m, size_t height)
 {
+    if (height) return QK_DEPTHWISE;
     if (is_half(m->type)) return QK_GEMMF16;
     if (m->type == QK_I16) return QK_GEMM16;
     return is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? QK_GEMM4 : QK_GEMM8;
@@ -84,14 +85,14 @@ static int has_zeros(const qk_matrix *m)
     return any;
 }
 
-void qk_weights_init(qk_weights *w, const qk_matrix *m)
+void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
 {
     QK_DEFAULT_MODE;
     const qk_kernels *kernels = qk_active();
     const int is_unsigned = m->type == QK_U8;
     const qk_gemm8_kernels *gemm8 = NULL;
     size_t column_bytes = 0;
-    *w = (qk_weights){.family = family_of(m), .type = m->type, .k = m->k, .n = m->n};
+    *w = (qk_weights){.family = family_of(m, height), .type = m->type, .k = m->k, .n = m->n};
     switch (w->family) {
     case QK_GEMM8:
         if (m->scale) /* packed once, used often */
@@ -112,6 +113,11 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m)
         qk_gemm16_init(&w->gemm16, kernels, m->k, m->n);
         w->n_pad = w->gemm16.n_pad, w->panel_bytes = qk_gemm16_bytes(&w->gemm16);
         column_bytes = sizeof *w->gemm16.colsum;
+        break;
+    case QK_DEPTHWISE:
+        qk_depthwise_init(&w->depthwise, m, height);
+        w->n_pad = round_up(m->n, (size_t)kernels->conv->block), w->panel_bytes = qk_depthwise_bytes(&w->depthwise);
+        column_bytes = sizeof *w->depthwise.colsum;
         break;
     }
     w->has_zeros = column_bytes && has_zeros(m);
@@ -149,6 +155,14 @@ static qk_status fill_gemm8(qk_weights *w, const qk_matrix *m)
     return w->bound < 0 ? (qk_status)w->bound : QK_OK;
 }
 
+static qk_status fill_depthwise(qk_weights *w, const qk_matrix *m)
+{
+    w->depthwise.panels = w->memory, w->depthwise.colsum = (int32_t *)((char *)w->memory + w->panel_bytes);
+    keep_columns(w, m, w->depthwise.colsum + w->n_pad);
+    w->bound = qk_depthwise_pack(&w->depthwise, m);
+    return w->bound < 0 ? (qk_status)w->bound : QK_OK;
+}
+
 static int fill_gemm16(qk_weights *w, const qk_matrix *m)
 {
     w->gemm16.panels = w->memory, w->gemm16.colsum = (int64_t *)((char *)w->memory + w->panel_bytes);
@@ -165,6 +179,7 @@ qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory)
     w->memory = memory;
     if (w->family == QK_GEMM8) return fill_gemm8(w, m);
     if (w->family == QK_GEMM16) return status_of(fill_gemm16(w, m));
+    if (w->family == QK_DEPTHWISE) return fill_depthwise(w, m);
     if (w->family == QK_GEMM4) {
         w->gemm4.panels = memory;
         return status_of(qk_gemm4_pack(&w->gemm4, m));
@@ -181,6 +196,7 @@ int qk_weights_unpack(const qk_weights *w, void *b)
     case QK_GEMM8: return qk_gemm8_unpack(&w->gemm8, b);
     case QK_GEMM4: return qk_gemm4_unpack(&w->gemm4, b);
     case QK_GEMMF16: return qk_gemmf16_unpack(&w->gemmf16, b);
+    case QK_DEPTHWISE: return qk_depthwise_unpack(w, b);
     default: return qk_gemm16_unpack(&w->gemm16, b);
     }
 }
@@ -224,7 +240,7 @@ qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights)
     if (zeros) m.zero_point = zeros;
     qk_status status = QK_NO_MEMORY;
     if (w && (m.zero_point || !m.scale)) {
-        qk_weights_init(w, &m);
+        qk_weights_init(w, &m, 0);
         void *memory = qk_obtain(w->bytes);
         if (memory) status = qk_weights_fill(w, &m, memory);
     }

@@ -31,6 +31,32 @@ typedef struct {
     const double *wide_scale, *wide_bias;
 } qk_epilogue;
 
+/* ---- convolution ---- */
+
+/* Images (count, height, width, channels), C-contiguous, and the windows that a kernel sees of them (numerics 22). */
+typedef struct {
+    const uint8_t *codes;
+    size_t count, height, width, channels;
+    size_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x;
+    size_t top, left; /* padding */
+    size_t out_height, out_width;
+    uint8_t pad; /* the code that stands outside */
+} qk_image;
+
+/* The rows of the implicit matrix: what a window holds of `depth` channels from `channel` on. */
+typedef struct {
+    const qk_image *image;
+    size_t channel, depth;
+} qk_patches;
+
+/* The taps of a depthwise kernel, a step each: where its codes lie from those of the first pixel on, bytes; how far the
+ * pixels of a row are apart; and whether weights are pairs of int16 rather than four of int8. */
+typedef struct {
+    size_t count, pixel;
+    const size_t *offset;
+    int wide;
+} qk_steps;
+
 /* ---- codebooks ---- */
 
 /* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have
@@ -68,7 +94,7 @@ typedef struct {
     int packed;
 } qk_pq_codes;
 
-/* ---- layers on codes (numerics 24) ---- */
+/* ---- layers on codes (numerics 23) ---- */
 
 /* Where a result of codes ends: rounded, plus zero_point, within qmin .. qmax; it is signed if qmin < 0. */
 typedef struct {

@@ -39,6 +39,7 @@ typedef struct {
     const float *multiplier;
     const int32_t *mantissa, *shift;
     qk_affine out; /* of codes, after an activation on real values */
+    int plain;     /* of codes: rounded half to even, multipliers below 1, no bias after them */
     void *dst;
     size_t row_stride;
 } qk_tile;
@@ -210,6 +211,7 @@ struct qk_kernels {
     const qk_kmeans_kernels *kmeans;
     const qk_pq_kernels *pq;
     const qk_histogram_kernels *histogram;
+    const qk_conv_kernels *conv;
 };
 
 extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, qk_kernels_avx512,
@@ -225,6 +227,7 @@ extern const qk_layers_kernels qk_layers_avx2, qk_layers_avx512;
 extern const qk_kmeans_kernels qk_kmeans_avx2, qk_kmeans_avx512;
 extern const qk_pq_kernels qk_pq_avx2, qk_pq_avx512;
 extern const qk_histogram_kernels qk_histogram_avx2, qk_histogram_avx512;
+extern const qk_conv_kernels qk_conv_avx2, qk_conv_avx512;
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 /* qk_choose where the mode is the default one already. */

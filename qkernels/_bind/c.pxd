@@ -72,6 +72,14 @@ cdef extern from "drivers/drivers.h" nogil:
         const int32_t *zero_point
         int zero_point_per_row
 
+    ctypedef struct qk_image:
+        const uint8_t *codes
+        size_t count, height, width, channels
+        size_t kernel_height, kernel_width, stride_y, stride_x, dilation_y, dilation_x
+        size_t top, left
+        size_t out_height, out_width
+        uint8_t pad
+
     ctypedef struct qk_epilogue:
         qk_epilogue_type type
         void *out
@@ -135,7 +143,7 @@ cdef extern from "drivers/drivers.h" nogil:
         size_t block, blocks
         int bits
     ctypedef enum qk_family:
-        QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16
+        QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE
     ctypedef struct qk_weights:
         qk_family family
         size_t k, n, n_pad, bytes
@@ -145,12 +153,19 @@ cdef extern from "drivers/drivers.h" nogil:
         float least_scale, most_scale
         int64_t bound
 
-    void qk_weights_init(qk_weights *w, const qk_matrix *m)
+    void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
     int qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory) except -3
     int qk_weights_unpack(const qk_weights *w, void *b) except -3
     void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
     size_t qk_most_rows(const qk_gemm4_weights *p)
     int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue) except -3
+
+    size_t qk_group_columns()
+    int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, size_t groups, size_t filters,
+                const qk_epilogue *epilogue) except -3
+    int qk_max_pool(const qk_image *image, int is_signed, uint8_t *out) except -3
+    int qk_average_pool(const qk_image *image, int is_signed, int32_t zero_point, int with_padding,
+                        const float *scales, const qk_requant *r, uint8_t *out) except -3
 
     ctypedef struct qk_levels:
         const uint64_t *bucket

@@ -106,7 +106,7 @@ cdef zero_points(value, cnp.ndarray codes, tuple shape, name):
     return np.asarray(given, np.int32, order="C")
 
 
-cdef int codes_type(cnp.ndarray a, name, also="") except -1:
+cdef int codes_type(cnp.ndarray a, object name, object also="") except -1:
     cdef int num = PyArray_TYPE(a)
     if num == cnp.NPY_UINT8:
         return QK_CODES_U8
@@ -392,11 +392,46 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
     return largest
 
 
-def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, activation, bounds, rounding, out):
+cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
+    """Fill `epilogue` with what makes codes of the sums of b's columns, in arrays that are returned.
+
+    `biases` is None, or an int32 or float32 array of b.c.n entries; `how` is activation, bounds, rounding.
+    """
+    activation, bounds, rounding = how
+    cdef cnp.ndarray int_bias = None, real_bias = None
+    if biases is not None and PyArray_TYPE(biases) == cnp.NPY_INT32:
+        int_bias = biases
+    else:
+        real_bias = biases
+    epilogue.type = QK_TO_CODES
+    epilogue.activation = <qk_activation>activation_code(activation)
+    epilogue.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
+    epilogue.requant.zero_point, epilogue.requant.qmin, epilogue.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
+    if bounds is not None:
+        epilogue.requant.qmin, epilogue.requant.qmax = bounds
+    epilogue.out_scale = to.one_scale
+    epilogue.b_zero = b.c.zero_point
+    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
+    cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
+    refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
+    if epilogue.requant.rounding <= QK_HALF_AWAY:
+        columns = set_multipliers(epilogue, of.one_scale, b, to.one_scale, real_bias)
+    else:
+        scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
+        mantissa, shift = multipliers_of_scales(of, scale, to)
+        columns = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
+        epilogue.requant.mantissa, epilogue.requant.shift = int32s(columns[0]), int32s(columns[1])
+    if int_bias is not None:
+        int_bias = b.padded(int_bias, np.int32)
+    epilogue.int_bias = int32s(int_bias)
+    return columns, int_bias
+
+
+def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, how, out):
     """Multiply codes a (..., k), the caller's q, and requantize the sums; params and out_params are per tensor.
 
-    `bias` is None, or a pair: int32 or float32 (contiguous, n entries), and what the caller gave. `bounds` are the
-    codes of a clamp, or None.
+    `bias` is None, or a pair: int32 or float32 (contiguous, n entries), and what the caller gave. `how` is activation,
+    bounds, which are the codes of a clamp or None, and rounding.
     """
     cdef qk_scope _mode = qk_enter_scope()
     cdef Params of = params_of(params), to = params_of(out_params)
@@ -406,38 +441,15 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, activation, bound
     memset(&epilogue, 0, sizeof(epilogue))
     source.type = <qk_rows_type>codes_type(a, "q")
     source.zero_point = &of.one_zero_point
-    epilogue.type = QK_TO_CODES
-    epilogue.activation = <qk_activation>activation_code(activation)
-    epilogue.requant.rounding = <qk_rounding>rounding_code(rounding, QK_TFLITE)
-    epilogue.requant.zero_point, epilogue.requant.qmin, epilogue.requant.qmax = to.one_zero_point, to.c.qmin, to.c.qmax
-    if bounds is not None:
-        epilogue.requant.qmin, epilogue.requant.qmax = bounds
-    epilogue.out_scale = to.one_scale
-    epilogue.b_zero = b.c.zero_point
+    activation_code(how[0])
+    rounding_code(how[2], QK_TFLITE)
     cdef cnp.ndarray _rows = rows_of(a, <Py_ssize_t>b.c.k, "q", "packed", &source)
     cdef cnp.ndarray y = product_out(out, a, <Py_ssize_t>b.c.n, to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
         if bias is not None:
             refuse_overlap(y, bias[1], "bias")
-    cdef cnp.ndarray int_bias = None, real_bias = None
-    if bias is not None:
-        if PyArray_TYPE(bias[0]) == cnp.NPY_INT32:
-            int_bias = bias[0]
-        else:
-            real_bias = bias[0]
-    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
-    cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
-    refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
-    if epilogue.requant.rounding <= QK_HALF_AWAY:
-        _columns = set_multipliers(&epilogue, of.one_scale, b, to.one_scale, real_bias)
-    else:
-        scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
-        mantissa, shift = multipliers_of_scales(of, scale, to)
-        mantissa, shift = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
-        epilogue.requant.mantissa, epilogue.requant.shift = int32s(mantissa), int32s(shift)
-    if int_bias is not None:
-        int_bias = b.padded(int_bias, np.int32)
-    epilogue.int_bias, epilogue.out, epilogue.row_stride = int32s(int_bias), data_of(y), b.c.n
+    _kept = describe_codes(&epilogue, of, to, b, None if bias is None else bias[0], how)
+    epilogue.out, epilogue.row_stride = data_of(y), b.c.n
     multiply(&source, b, &epilogue, a)
     return y if out is None else out

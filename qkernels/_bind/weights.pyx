@@ -26,13 +26,14 @@ cdef class Packed:
     """Hold a PackedMatrix (_weights.py), which has checked the arguments, in the panels that an instruction set reads.
 
     b is (k, n), of any strides. Without params it has no scales, and zero points are the caller's. If params are a
-    Codebook, `scales` are those of its blocks (blocks, n), or None.
+    Codebook, `scales` are those of its blocks (blocks, n), or None. `height` is that of a depthwise kernel, whose taps
+    are rows of b, and a column a channel.
 
     What the products read, it holds; what they do not is made of that when it is asked for. `_kept` is what is missing
     then: QParams per tensor, of others (qmin, qmax, axis, block_size), or the Codebook.
     """
 
-    def __cinit__(self, cnp.ndarray b not None, params, scales=None):
+    def __cinit__(self, cnp.ndarray b not None, params, scales=None, size_t height=0):
         cdef qk_matrix m
         memset(&m, 0, sizeof(m))
         self.dtype = np.dtype(b.dtype.type)
@@ -47,7 +48,7 @@ cdef class Packed:
             m.scale, m.zero_point = (<Params>params).c.scale, (<Params>params).c.zero_point
         elif params is not None:
             m.scale, m.levels, m.level_count = floats(scales), floats(params.levels), params.k
-        qk_weights_init(&self.c, &m)
+        qk_weights_init(&self.c, &m, height)
         self._kept = params
         if isinstance(params, Params) and params.axis is not None and (m.k or self.c.family != QK_GEMM4):
             self._kept = params.qmin, params.qmax, params.axis, params.block_size

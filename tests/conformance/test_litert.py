@@ -172,6 +172,68 @@ def test_tflite_ties(isas):
             )
 
 
+def convolution(x, px, w, pw, py, bias, where):
+    """int8 images (N, H, W, C) and weights (height, width, C / groups, F), one scale a filter; `where` is stride,
+    dilation, whether padding is SAME, and whether each channel is a group."""
+    stride, dilation, same, depthwise = where
+    name = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
+    kind = "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions"
+    options = getattr(schema, f"{kind}T")()
+    options.padding = schema.Padding.SAME if same else schema.Padding.VALID
+    options.strideH = options.strideW = stride
+    options.dilationHFactor = options.dilationWFactor = dilation
+    if depthwise:
+        options.depthMultiplier = 1
+    weights = np.ascontiguousarray(w.transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2)))
+    of_weights = tensor(weights.shape, w.dtype, pw)
+    of_weights.quantization.quantizedDimension = 3 if depthwise else 0
+    reach = (w.shape[0] - 1) * dilation + 1
+    side = -(-x.shape[1] // stride) if same else (x.shape[1] - reach) // stride + 1
+    tensors = [
+        tensor(x.shape, x.dtype, px),
+        of_weights,
+        tensor(bias.shape, np.int32, (np.float32(px[0]) * pw[0], 0)),
+        tensor((len(x), side, side, w.shape[3]), np.int8, py),
+    ]
+    return litert_run(x, getattr(schema.BuiltinOperator, name), kind, options, tensors, [weights, bias])
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_convolutions(depthwise, isas):
+    """1.5 million codes each. These reference kernels round twice, where FULLY_CONNECTED rounds once."""
+    rng, seen = np.random.default_rng(4), 0
+    for number in range(24):
+        kernel, stride, dilation = int(rng.choice([1, 3, 5])), 1 + number % 2, 1 + number // 2 % 2
+        stride = 1 if dilation > 1 else stride
+        same = bool(number // 4 % 2)
+        channels, filters = (int(n) for n in rng.integers(1, 70, 2))
+        filters = channels if depthwise else filters
+        side = 12 + int(np.sqrt(60_000 / filters)) * stride
+        x = random_codes(rng, (1, side, side, channels))
+        w = np.maximum(random_codes(rng, (kernel, kernel, 1 if depthwise else channels, filters)), -127)
+        px, pw = (random_scale(rng), int(rng.integers(-100, 100))), (random_scale(rng, (filters,)), 0)
+        size = 70 * np.sqrt(w[..., 0].size)
+        py = (np.float32(px[0] * pw[0].mean() * size), int(rng.integers(-50, 50)))
+        bias = rng.integers(-20_000, 20_000, filters).astype(np.int32)
+        want = convolution(x, px, w, pw, py, bias, (stride, dilation, same, depthwise))
+        for isa in isas():
+            packed = qk.pack_conv(w, qk.QParams(pw[0], axis=3), groups=channels if depthwise else 1)
+            got = qk.qconv2d(
+                x,
+                qk.QParams(*px),
+                packed,
+                qk.QParams(*py),
+                bias,
+                strides=stride,
+                dilations=dilation,
+                padding="same_upper" if same else 0,
+                rounding="gemmlowp",
+            )
+            assert_array_equal(got, want, err_msg=f"{isa}, {w.shape}, {stride}, {dilation}, {same}", strict=True)
+        seen += want.size
+    assert seen > 1_400_000
+
+
 @pytest.mark.parametrize("dtype", ["int8", "int16"])
 @pytest.mark.parametrize("powers_of_two", [False, True])
 def test_gemmlowp(dtype, powers_of_two, isas):
@@ -197,7 +259,7 @@ def test_gemmlowp(dtype, powers_of_two, isas):
             assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)
 
 
-# ---- layers on codes (numerics 24) ----
+# ---- layers on codes (numerics 23) ----
 
 
 def two(operator, a, pa, b, pb, py, relu):

@@ -45,12 +45,47 @@ def qlinear_matmul(a, a_scale, a_zero_point, b, b_scale, b_zero_point, y_scale, 
     return [np.reshape(products, a.shape[:-1] + b.shape[-1:])]
 
 
+def convolve(q, params, w, weights, to, bias=None, **attributes):
+    """Convolve images (N, C, H, W) by weights (F, C / groups, h, w)."""
+    names = {"NOTSET": "numbers", "VALID": "numbers", "SAME_UPPER": "same_upper", "SAME_LOWER": "same_lower"}
+    named = names[attributes.get("auto_pad", b"NOTSET").decode()]
+    packed = qk.pack_conv(w.transpose(2, 3, 1, 0), weights, groups=attributes.get("group", 1))
+    result = qk.qconv2d(
+        q.transpose(0, 2, 3, 1),
+        params,
+        packed,
+        to,
+        bias,
+        strides=attributes.get("strides", 1),
+        padding=tuple(attributes.get("pads", (0, 0, 0, 0))) if named == "numbers" else named,
+        dilations=attributes.get("dilations", 1),
+    )
+    return [result.transpose(0, 3, 1, 2)]
+
+
+def of_filters(scale, zero_point, dtype):
+    return qparams(np.ravel(scale) if np.size(scale) > 1 else scale, zero_point, dtype, axis=3)
+
+
+def conv_integer(x, w, x_zero_point=0, w_zero_point=0, **attributes):
+    params = qk.QParams(1, np.reshape(x_zero_point, ()), x.dtype)
+    ones = np.ones(np.shape(w_zero_point), np.float32)
+    return convolve(x, params, w, of_filters(ones, w_zero_point, w.dtype), None, **attributes)
+
+
+def qlinear_conv(x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, bias=None, **attributes):
+    params, to = (qparams(s, z, z.dtype) for s, z in ((x_scale, x_zero_point), (y_scale, y_zero_point)))
+    return convolve(x, params, w, of_filters(w_scale, w_zero_point, w.dtype), to, bias, **attributes)
+
+
 OPERATORS = {
     "QuantizeLinear": quantize_linear,
     "DequantizeLinear": dequantize_linear,
     "DynamicQuantizeLinear": dynamic_quantize_linear,
     "MatMulInteger": matmul_integer,
     "QLinearMatMul": qlinear_matmul,
+    "ConvInteger": conv_integer,
+    "QLinearConv": qlinear_conv,
 }
 
 # Of the types of these operators, those that this package does not list: no other case is left out. (ONNX 1.23 has none

@@ -265,7 +265,7 @@ def test_qlinear(a_dtype, b_dtype, per_column, powers_of_two, isas):
             assert_array_equal(qk.qlinear(a, pa, qk.pack(b, pb), py), want, err_msg=isa, strict=True)
 
 
-# ---- layers on codes (numerics 24) ----
+# ---- layers on codes (numerics 23) ----
 
 
 def any_codes(rng, shape, dtype):
@@ -340,3 +340,75 @@ def test_tables_and_softmax_are_as_near(dtype):
         (want,) = onnxruntime_run("QLinearSoftmax", inputs, [dtype], domain="com.microsoft", axis=-1, opset=13)
         got = qk.qsoftmax(rows, p, py).astype(int)
         assert np.abs(got - want).max() <= 1 and np.mean(got != want) < 0.001
+
+
+# ---- convolution ----
+
+
+def random_convolution(rng):
+    """(x (N, C, H, W), its params, w, its params, those of the result, bias, attributes of the node) of a random shape,
+    whose result has some 50,000 codes."""
+    dtype = rng.choice(["uint8", "int8"])
+    w_dtype = rng.choice(["uint8", "int8"]) if dtype == "uint8" else "int8"
+    kernel = [(1, 1), (3, 3), (5, 5), (7, 7), (1, 3), (2, 5)][rng.integers(6)]
+    strides, dilations, pads = rng.integers(1, 3, 2), rng.integers(1, 3, 2), rng.integers(0, 4, 4)
+    groups = int(rng.choice([1, 1, 2, 4]))
+    channels, filters = groups * int(rng.integers(1, 24)), groups * int(rng.integers(1, 40))
+    if rng.random() < 0.4:
+        channels = filters = groups = int(rng.integers(1, 150))
+    side = int(np.sqrt(50_000 / filters * strides.prod())) + 14
+    x = random_codes(rng, dtype, (int(rng.integers(1, 3)), channels, side, side + int(rng.integers(0, 5))))
+    w = random_codes(rng, w_dtype, (filters, channels // groups, *kernel))
+    few = () if rng.random() < 0.5 else (filters,)
+    zero = rng.choice([0, int(random_codes(rng, w_dtype, ()))])
+    params = rng.uniform(0.01, 0.1), random_codes(rng, dtype, ())
+    weights = np.float32(rng.uniform(0.01, 0.02, few)), np.full(few, zero, w_dtype)
+    to = rng.uniform(0.05, 0.2) * w[0].size ** 0.5, random_codes(rng, dtype, ())
+    bias = rng.integers(-20_000, 20_000, filters).astype(np.int32)
+    where = dict(strides=strides.tolist(), dilations=dilations.tolist(), pads=pads.tolist(), group=groups)
+    return x, params, w, weights, to, bias, where
+
+
+def qlinear_conv(x, params, w, weights, to, bias, where):
+    inputs = {"x": x, "xs": np.float32(params[0]), "xz": params[1], "w": w, "ws": weights[0], "wz": weights[1]}
+    inputs |= {"ys": np.float32(to[0]), "yz": to[1], "b": bias}
+    return onnxruntime_run("QLinearConv", inputs, [x.dtype], **where)[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_qlinear_conv(seed, isas):
+    """240 shapes and 10 million codes in all."""
+    rng, seen = np.random.default_rng(seed), 0
+    for _ in range(30):
+        x, params, w, weights, to, bias, where = case = random_convolution(rng)
+        want = qlinear_conv(*case).transpose(0, 2, 3, 1)
+        axis = 3 if weights[0].ndim else None
+        for isa in isas():
+            packed = qk.pack_conv(
+                w.transpose(2, 3, 1, 0), qk.QParams(*weights, w.dtype, axis=axis), groups=where["group"]
+            )
+            got = qk.qconv2d(
+                x.transpose(0, 2, 3, 1),
+                qk.QParams(*params, x.dtype),
+                packed,
+                qk.QParams(*to, x.dtype),
+                bias,
+                strides=tuple(where["strides"]),
+                dilations=tuple(where["dilations"]),
+                padding=tuple(where["pads"]),
+            )
+            assert_array_equal(got, want, err_msg=f"{isa}, {where}, {w.shape}", strict=True)
+        seen += want.size
+    assert seen > 1_300_000
+
+
+def test_qlinear_global_average_pool(isas):
+    rng = np.random.default_rng(0)
+    for dtype, side in (("uint8", 7), ("int8", 7), ("uint8", 12), ("int8", 1)):
+        x = random_codes(rng, dtype, (50, 311, side, side))
+        params, to = ((np.float32(rng.uniform(0.1, 0.2)), random_codes(rng, dtype, ())) for _ in range(2))
+        inputs = {"x": x, "xs": params[0], "xz": params[1], "ys": to[0], "yz": to[1]}
+        want = onnxruntime_run("QLinearGlobalAveragePool", inputs, [dtype], domain="com.microsoft", channels_last=0)[0]
+        for isa in isas():
+            got = qk.qglobal_average_pool(x.transpose(0, 2, 3, 1), qk.QParams(*params, dtype), qk.QParams(*to, dtype))
+            assert_array_equal(got, want.transpose(0, 2, 3, 1), err_msg=isa, strict=True)

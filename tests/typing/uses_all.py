@@ -78,9 +78,22 @@ assert_type(qk.matmul(bytes_, words), NDArray[np.int64])
 room: NDArray[np.int32] = np.empty((2, 2), np.int32)
 assert_type(qk.matmul(bytes_, bytes_, out=room), NDArray[np.int32])
 
+# convolution
+image, filters = np.ones((1, 5, 5, 2), np.uint8), np.ones((3, 3, 1, 2), np.int8)
+conv = qk.pack_conv(filters, qk.QParams(0.5), groups=2)
+assert_type(conv.shape, tuple[int, int, int, int])
+assert_type(qk.PackedConv.from_arrays(conv.to_arrays()), qk.PackedConv)
+assert_type(qk.qconv2d(image, one, conv, None, padding="same_upper"), NDArray[np.int32])
+assert_type(qk.qconv2d(image, one, conv, one, [1, 2], strides=2, padding=(1, 1, 0, 0), clamp=(0, 6)), Array)
+assert_type(qk.max_pool2d(image, 2, strides=(1, 2)), Array)
+assert_type(qk.qaverage_pool2d(image, one, one, (2, 2), count_include_pad=True), Array)
+assert_type(qk.qglobal_average_pool(image, one, one), Array)
+means: NDArray[np.uint8] = np.empty((1, 1, 1, 2), np.uint8)
+assert_type(qk.qglobal_average_pool(image, one, one, out=means), NDArray[np.uint8])
+
 # layers
 assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
-assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=x), Float32)
+assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=x.copy()), Float32)
 
 # layers on codes
 half = qk.QParams(0.5)

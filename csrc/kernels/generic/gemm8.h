@@ -369,6 +369,12 @@ static void activated_tile(int32_t *acc, uint8_t *q, const qk_tile *t)
 static void tile_to_codes(int32_t *acc, const qk_tile *t)
 {
     uint8_t q[MR * NR];
+#ifdef HAVE_PLAIN_TILE
+    if (t->plain && !t->row_zero && !t->row_term) {
+        plain_tile(acc, t);
+        return;
+    }
+#endif
     if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
     if (t->activation > QK_RELU)
         activated_tile(acc, q, t);

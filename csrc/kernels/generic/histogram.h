@@ -1,4 +1,4 @@
-/* Loops of histograms (numerics 25), compiled once for each instruction set. */
+/* Loops of histograms (numerics 24), compiled once for each instruction set. */
 #ifndef QK_GENERIC_HISTOGRAM_H
 #define QK_GENERIC_HISTOGRAM_H
 

@@ -1,4 +1,4 @@
-/* The loops of layers on codes (numerics 24), compiled once per instruction set, after elementwise.h. Where intrinsics
+/* The loops of layers on codes (numerics 23), compiled once per instruction set, after elementwise.h. Where intrinsics
  * do better, the including file has set HAVE_CODE_GROUPS, and functions that see groups of codes: each returns how many
  * it has done, and the plain loop does the others. */
 #ifndef QK_GENERIC_INTEGER_LAYERS_H

@@ -43,9 +43,17 @@
 #define GEMM8_BLOCK_BYTES 0
 #endif
 
+/* Rows of a kernel that a step of a depthwise convolution takes. */
+#ifndef DEPTHWISE_TAPS
+#define DEPTHWISE_TAPS 2
+#endif
+
 /* Operations that may be absent (kernels/families). */
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
+#endif
+#ifndef GEMM8_HALF_TILE
+#define GEMM8_HALF_TILE NULL
 #endif
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL
@@ -81,6 +89,7 @@
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
+ *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)
  *     HAVE_CODE_GROUPS    table_groups, pair_groups, ...: groups of codes (integer_layers.h)
  *     HAVE_TABLE_GROUPS   table_groups and weight_groups other than those of x86/integer_layers.h

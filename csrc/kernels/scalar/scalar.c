@@ -10,6 +10,7 @@
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
+#include "kernels/generic/conv.h"
 
 #include "kernels/generic/kmeans.h"
 #include "kernels/generic/pq.h"
@@ -150,6 +151,38 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
         }
 }
 
+/* ---- depthwise (numerics 22) ---- */
+
+static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels,
+                            uint8_t flip, char *to, size_t ld)
+{
+    for (size_t i = 0; i < columns; i++, to += ld)
+        for (size_t j = 0; j < 4 * channels; j++) to[j] = (char)(rows[j % 4][i * stride[j % 4] + j / 4] ^ flip);
+}
+
+static int32_t sum_of_taps(const char *a, const char *weights, int wide)
+{
+    int32_t sum = 0;
+    for (int i = 0; i < 4; i++)
+        if (!wide)
+            sum += (uint8_t)a[i] * (signed char)weights[i];
+        else if (i % 2 == 0)
+            sum += (uint8_t)a[i] * (int16_t)((uint8_t)weights[i] | (uint8_t)weights[i + 1] << 8);
+    return sum;
+}
+
+static void depthwise_tile(int rows, size_t channels, const qk_steps *steps, const char *a, const char *weights,
+                           const int32_t *init, int32_t *c)
+{
+    for (int row = 0; row < rows; row++, a += steps->pixel)
+        for (size_t j = 0; j < channels; j++) {
+            uint32_t sum = (uint32_t)init[j];
+            for (size_t s = 0; s < steps->count; s++)
+                sum += (uint32_t)sum_of_taps(a + steps->offset[s] + 4 * j, weights + (s * VECTOR + j) * 4, steps->wide);
+            c[(size_t)row * NR + j] = (int32_t)sum;
+        }
+}
+
 static int available(void) { return 1; }
 
 #include "kernels/generic/table.h"
@@ -169,4 +202,5 @@ const qk_kernels qk_kernels_scalar = {
     .kmeans = &kmeans,
     .pq = &pq,
     .histogram = &histogram,
+    .conv = &conv,
 };

@@ -50,6 +50,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
+#include "kernels/x86/depthwise.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -696,6 +697,7 @@ const qk_kernels qk_kernels_avx2 = {
     .kmeans = &qk_kmeans_avx2,
     .pq = &qk_pq_avx2,
     .histogram = &qk_histogram_avx2,
+    .conv = &qk_conv_avx2,
 };
 
 QK_TARGET_END

@@ -101,6 +101,30 @@ static inline reg load_lanes(const uint8_t *p, size_t apart)
 static inline reg all_lanes(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
 static inline reg low_u8(reg a, reg b) { return _mm256_unpacklo_epi8(a, b); }
 static inline reg high_u8(reg a, reg b) { return _mm256_unpackhi_epi8(a, b); }
+static inline reg low_u16(reg a, reg b) { return _mm256_unpacklo_epi16(a, b); }
+static inline reg high_u16(reg a, reg b) { return _mm256_unpackhi_epi16(a, b); }
+/* The first so many bytes, no more of which are read, and then zeros: whole fours of them at once. */
+typedef struct {
+    size_t n;
+    __m256i fours;
+} some_codes;
+static inline some_codes first_codes(size_t n)
+{
+    const __m256i number = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return (some_codes){n, _mm256_cmpgt_epi32(_mm256_set1_epi32(n >= REG ? 8 : (int)n / 4), number)};
+}
+static inline reg load_some(const uint8_t *p, some_codes some)
+{
+    if (some.n % 4 == 0) return _mm256_maskload_epi32((const int *)p, some.fours);
+    uint8_t codes[REG] = {0};
+    memcpy(codes, p, some.n < REG ? some.n : REG);
+    return load_reg(codes);
+}
+/* Fours of bytes to where two interleavings of lower and upper halves leave them in order. */
+static inline reg spread_lanes(reg v)
+{
+    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+}
 static inline reg look_up_u8(reg table, reg index) { return _mm256_shuffle_epi8(table, index); }
 static inline reg sub_i16(reg a, reg b) { return _mm256_sub_epi16(a, b); }
 static inline reg over_16_i16(reg v) { return _mm256_srli_epi16(v, 4); }

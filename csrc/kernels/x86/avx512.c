@@ -66,6 +66,7 @@ static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uin
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
+#include "kernels/x86/depthwise.h"
 
 #include "kernels/x86/avx512_int16.h"
 
@@ -374,6 +375,9 @@ const qk_pq_kernels qk_pq_avx512 = {
 const qk_histogram_kernels qk_histogram_avx512 = {
 #include "kernels/families/histogram.def"
 };
+const qk_conv_kernels qk_conv_avx512 = {
+#include "kernels/families/conv.def"
+};
 
 #include "kernels/x86/maddubs.h"
 
@@ -391,6 +395,7 @@ const qk_kernels qk_kernels_avx512 = {
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
     .histogram = &qk_histogram_avx512,
+    .conv = &qk_conv_avx512,
 };
 
 QK_TARGET_END

@@ -106,6 +106,14 @@ static inline reg load_lanes(const uint8_t *p, size_t apart)
 static inline reg all_lanes(const void *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
 static inline reg low_u8(reg a, reg b) { return _mm512_unpacklo_epi8(a, b); }
 static inline reg high_u8(reg a, reg b) { return _mm512_unpackhi_epi8(a, b); }
+static inline reg low_u16(reg a, reg b) { return _mm512_unpacklo_epi16(a, b); }
+static inline reg high_u16(reg a, reg b) { return _mm512_unpackhi_epi16(a, b); }
+/* The first so many bytes, no more of which are read, and then zeros. */
+typedef __mmask64 some_codes;
+static inline some_codes first_codes(size_t n) { return n >= REG ? ~0ull : (1ull << n) - 1; }
+static inline reg load_some(const uint8_t *p, some_codes some) { return _mm512_maskz_loadu_epi8(some, p); }
+/* Fours of bytes to where two interleavings of lower and upper halves leave them in order. */
+static inline reg spread_lanes(reg v) { return in_order(v); }
 static inline reg look_up_u8(reg table, reg index) { return _mm512_shuffle_epi8(table, index); }
 static inline reg sub_i16(reg a, reg b) { return _mm512_sub_epi16(a, b); }
 static inline reg over_16_i16(reg v) { return _mm512_srli_epi16(v, 4); }

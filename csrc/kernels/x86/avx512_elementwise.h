@@ -395,6 +395,32 @@ static QK_INLINE void multiply_rows(const int32_t *acc, uint8_t *q, const qk_til
     }
 }
 
+/* 16 sums by multipliers below 1: what becomes of them fits int32. */
+static QK_INLINE __m512i scaled16(const int32_t *acc, __m512 multiplier)
+{
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(acc)), multiplier));
+}
+
+#define HAVE_PLAIN_TILE
+static void plain_tile(const int32_t *acc, const qk_tile *t)
+{
+    const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax;
+    const __m512i zero = _mm512_set1_epi16((short)t->requant->zero_point);
+    const __m512 left = _mm512_loadu_ps(t->multiplier), right = _mm512_loadu_ps(t->multiplier + 16);
+    const __mmask32 wanted = t->cols == NR ? ~0u : (1u << t->cols) - 1;
+    const size_t stride = t->row_stride;
+    const int rows = t->rows;
+    char *to = t->dst;
+    for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
+        const int next = row + 1 < rows ? NR : 0;
+        const __m512i n0 = _mm512_packs_epi32(scaled16(acc, left), scaled16(acc + 16, right));
+        const __m512i n1 = _mm512_packs_epi32(scaled16(acc + next, left), scaled16(acc + next + 16, right));
+        const __m512i codes = to_codes(n0, n1, zero, zero, qmin, qmax);
+        _mm256_mask_storeu_epi8(to, wanted, _mm512_castsi512_si256(codes));
+        if (next) _mm256_mask_storeu_epi8(to + stride, wanted, _mm512_extracti64x4_epi64(codes, 1));
+    }
+}
+
 #define HAVE_MULTIPLY_TILE
 static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
 {
@@ -407,7 +433,7 @@ static void multiply_tile(const int32_t *acc, uint8_t *q, const qk_tile *given)
     }
 }
 
-/* ---- histograms (numerics 25) ---- */
+/* ---- histograms (numerics 24) ---- */
 
 #define HAVE_NONZERO_GROUP
 static inline size_t nonzero_group(const float *x, float *found)

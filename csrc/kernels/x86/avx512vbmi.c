@@ -36,8 +36,6 @@ static QK_INLINE __m512i index_of(__m512i codes, uint8_t mask, uint8_t shift)
     return _mm512_add_epi8(_mm512_xor_si512(codes, _mm512_set1_epi8((char)mask)), _mm512_set1_epi8((char)shift));
 }
 
-static QK_INLINE __mmask64 first_codes(size_t n) { return n < VECTOR ? ((__mmask64)1 << n) - 1 : ~(__mmask64)0; }
-
 void qk_take_table_vbmi(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift)
 {
     const plane t = load_plane(table);

@@ -24,12 +24,14 @@ static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("a
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prfchw", "prefer-vector-width=512")
 
 #define WITH_VNNI 1
+#define DEPTHWISE_TAPS 4
 #define MR 12
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_HALF_TILE gemm8_half_tile
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -90,6 +92,38 @@ static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8
 {
     const qk_ahead ahead = *given;
     exact_rows(MR, BYTES, 1, steps, a, lda, panel, init, c, ldc, &ahead);
+}
+
+/* As exact_rows, of columns for which one register is enough. */
+static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
+                                const int32_t *init, int32_t *c, size_t ldc)
+{
+    const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    __m512i c0 = _mm512_loadu_si512(init), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
+    __m512i c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0, cb = c0;
+    for (size_t s = 0; s < steps; s++, a += KR, a3 += KR, a6 += KR, a9 += KR, panel += NR * KR) {
+        const __m512i b = _mm512_loadu_si512(panel);
+        c0 = _mm512_dpbusd_epi32(c0, broadcast4(a), b);
+        if (rows > 1) c1 = _mm512_dpbusd_epi32(c1, broadcast4(a + lda), b);
+        if (rows > 2) c2 = _mm512_dpbusd_epi32(c2, broadcast4(a + 2 * lda), b);
+        if (rows > 3) c3 = _mm512_dpbusd_epi32(c3, broadcast4(a3), b);
+        if (rows > 4) c4 = _mm512_dpbusd_epi32(c4, broadcast4(a3 + lda), b);
+        if (rows > 5) c5 = _mm512_dpbusd_epi32(c5, broadcast4(a3 + 2 * lda), b);
+        if (rows > 6) c6 = _mm512_dpbusd_epi32(c6, broadcast4(a6), b);
+        if (rows > 7) c7 = _mm512_dpbusd_epi32(c7, broadcast4(a6 + lda), b);
+        if (rows > 8) c8 = _mm512_dpbusd_epi32(c8, broadcast4(a6 + 2 * lda), b);
+        if (rows > 9) c9 = _mm512_dpbusd_epi32(c9, broadcast4(a9), b);
+        if (rows > 10) ca = _mm512_dpbusd_epi32(ca, broadcast4(a9 + lda), b);
+        if (rows > 11) cb = _mm512_dpbusd_epi32(cb, broadcast4(a9 + 2 * lda), b);
+    }
+    const __m512i sums[] = {c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb};
+    for (int row = 0; row < rows; row++) _mm512_storeu_si512(c + (size_t)row * ldc, sums[row]);
+}
+
+static void gemm8_half_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                            int32_t *c, size_t ldc)
+{
+    ROWS_12(rows, half_rows, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
@@ -508,6 +542,10 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
     int16_tile(0, 0, rows, steps, a, lda, panel, NULL, c, NR);
 }
 
+/* ---- depthwise (numerics 22) ---- */
+
+#include "kernels/x86/depthwise.h"
+
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
@@ -517,6 +555,9 @@ static const qk_gemm4_kernels gemm4 = {
 };
 static const qk_gemm16_kernels gemm16 = {
 #include "kernels/families/gemm16.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
 };
 
 const qk_kernels qk_kernels_avx512vnni = {
@@ -532,6 +573,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
     .histogram = &qk_histogram_avx512,
+    .conv = &conv,
 };
 
 QK_TARGET_END

@@ -33,6 +33,7 @@ QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #include "kernels/x86/avx2.h"
 
 #define WITH_VNNI 1
+#define DEPTHWISE_TAPS 4
 #define MR 6
 #define NR 16
 #define KR 4
@@ -318,12 +319,17 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
         tile_of_blocks(BYTES, 0, rows, p, a, lda, start, ld_start, y);
 }
 
+#include "kernels/x86/depthwise.h"
+
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
 static const qk_gemm4_kernels gemm4 = {
 #include "kernels/families/gemm4.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
 };
 
 const qk_kernels qk_kernels_avxvnni = {
@@ -339,6 +345,7 @@ const qk_kernels qk_kernels_avxvnni = {
     .kmeans = &qk_kmeans_avx2,
     .pq = &qk_pq_avx2,
     .histogram = &qk_histogram_avx2,
+    .conv = &conv,
 };
 
 QK_TARGET_END

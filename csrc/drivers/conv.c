@@ -1,0 +1,455 @@
+/* Convolutions of codes, and pools (numerics 22).
+ *
+ * Dense and grouped ones are products (gemm8.c): of rows that lie in the image if a window is one pixel and the next
+ * one begins where it ends, else of rows that are gathered. A depthwise one has a column of taps for each channel. */
+#include <float.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "drivers/gemm8.h"
+#include "kernels/kernels.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+
+/* ---- depthwise kernels ---- */
+
+void qk_depthwise_init(qk_depthwise_weights *p, const qk_matrix *m, size_t height)
+{
+    const int flipped = m->type == QK_U8;
+    *p = (qk_depthwise_weights){.kernels = qk_active(), .n = m->n, .height = height, .width = m->k / height};
+    p->flipped = flipped;
+    for (size_t i = 0; i < qk_scale_count(m); i++) p->wide |= m->zero_point[i] != (flipped ? 128 : 0);
+    p->taps = p->wide ? 2 : (size_t)p->kernels->conv->taps;
+    p->wide |= p->taps == 2;
+    p->steps = ceil_div(height, p->taps);
+    p->shifts = p->steps * p->taps - height + 1;
+    p->panel_bytes = qk_times(qk_times(p->shifts, qk_times(p->width, p->steps)), 4 * (size_t)p->kernels->conv->block);
+}
+
+size_t qk_depthwise_bytes(const qk_depthwise_weights *p)
+{
+    return qk_times(ceil_div(p->n, (size_t)p->kernels->conv->block), p->panel_bytes);
+}
+
+/* Where the tap of a column of the kernel at row `row` of the rows that are seen at once is, of a channel. */
+static char *place_of(const qk_depthwise_weights *p, size_t channel, size_t shift, size_t x, size_t row)
+{
+    const size_t block = (size_t)p->kernels->conv->block;
+    const size_t step = (shift * p->width + x) * p->steps + row / p->taps;
+    return p->panels + channel / block * p->panel_bytes + (step * block + channel % block) * 4 +
+        row % p->taps * (4 / p->taps);
+}
+
+typedef struct {
+    const qk_depthwise_weights *p;
+    const qk_matrix *m;
+    int32_t bound;
+} pack_job;
+
+/* A channel; returns the sum of the magnitudes. */
+static int64_t pack_channel(const qk_depthwise_weights *p, const qk_matrix *m, size_t channel)
+{
+    const int32_t zero = m->zero_point[m->kind == QK_PER_AXIS ? channel : 0];
+    const uint8_t *codes = (const uint8_t *)m->b + (ptrdiff_t)channel * m->col_stride;
+    int64_t size = 0, sum = 0;
+    for (size_t tap = 0; tap < m->k; tap++) {
+        const uint8_t code = codes[(ptrdiff_t)tap * m->row_stride];
+        const int32_t distance = (p->flipped ? code : (int8_t)code) - zero;
+        const int16_t stored = (int16_t)distance;
+        size += distance < 0 ? -distance : distance, sum += distance;
+        for (size_t shift = 0; shift < p->shifts; shift++)
+            memcpy(place_of(p, channel, shift, tap % p->width, tap / p->width + shift), &stored, 4 / p->taps);
+    }
+    p->colsum[channel] = (int32_t)(uint32_t)sum;
+    return size;
+}
+
+static void pack_blocks(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_depthwise_weights *p = job->p;
+    const size_t block = (size_t)p->kernels->conv->block;
+    for (size_t i = begin; i < end && !qk_stopped(); i++) {
+        memset(p->panels + i * p->panel_bytes, 0, p->panel_bytes);
+        memset(p->colsum + i * block, 0, block * sizeof *p->colsum);
+        for (size_t channel = i * block; channel < p->n && channel < (i + 1) * block; channel++) {
+            const int64_t size = pack_channel(p, job->m, channel);
+            qk_keep_most(&job->bound, size < INT32_MAX ? (int32_t)size : INT32_MAX);
+        }
+    }
+}
+
+int64_t qk_depthwise_pack(qk_depthwise_weights *p, const qk_matrix *m)
+{
+    QK_DEFAULT_MODE;
+    pack_job job = {p, m, 0};
+    const double work = 5.0 * (double)m->k * (double)m->n * (double)p->shifts;
+    const int status = qk_parallel_for(ceil_div(p->n, (size_t)p->kernels->conv->block), work, pack_blocks, &job);
+    return status ? status : job.bound;
+}
+
+static void unpack_taps(void *context, size_t begin, size_t end)
+{
+    const unpack_job *job = context;
+    const qk_weights *w = job->weights;
+    const qk_depthwise_weights *p = &w->depthwise;
+    for (size_t tap = begin; tap < end; tap++)
+        for (size_t channel = 0; channel < p->n; channel++) {
+            const char *place = place_of(p, channel, 0, tap % p->width, tap / p->width);
+            int16_t distance = (signed char)*place;
+            if (p->wide) memcpy(&distance, place, sizeof distance);
+            const int32_t zero = w->zero_point ? w->zero_point[channel] : 0;
+            ((uint8_t *)job->to)[tap * p->n + channel] = (uint8_t)(distance + zero);
+        }
+}
+
+int qk_depthwise_unpack(const qk_weights *w, void *b)
+{
+    QK_DEFAULT_MODE;
+    unpack_job job = {w, b};
+    const size_t taps = w->depthwise.height * w->depthwise.width;
+    return qk_parallel_for(taps, 5.0 * (double)taps * (double)w->n, unpack_taps, &job);
+}
+
+enum { STRIP_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64 };
+
+/* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip
+ * of columns and a block of channels. */
+typedef struct {
+    const qk_image *image;
+    const qk_depthwise_weights *b;
+    const product *sums;
+    const int32_t *init;
+    uint8_t flip;
+    size_t lines, line_groups, strip, strips, blocks;
+    size_t columns, column_bytes, acc_bytes;        /* of the image that a strip needs, at most */
+    size_t *offset;                                 /* of a step from the first pixel */
+    uint8_t outside[MOST_BLOCK], zeros[MOST_BLOCK]; /* codes of a pixel that is padding, and that become 0 */
+    int failure;
+} depthwise_job;
+
+/* Where in the result an item is. */
+typedef struct {
+    size_t number, y, lines, x, pixels, channel, channels;
+} place;
+
+static place place_of_item(const depthwise_job *job, size_t item)
+{
+    const qk_image *p = job->image;
+    const size_t block = (size_t)job->b->kernels->conv->block;
+    place at;
+    at.channel = item % job->blocks * block, item /= job->blocks;
+    at.x = item % job->strips * job->strip, item /= job->strips;
+    at.y = item % job->line_groups * job->lines, at.number = item / job->line_groups;
+    at.channels = min_size(p->channels - at.channel, block);
+    at.pixels = min_size(p->out_width - at.x, job->strip), at.lines = min_size(p->out_height - at.y, job->lines);
+    return at;
+}
+
+/* Interleaves columns of the rows of one step, which are in the image or not. */
+static void look_at_rows(const depthwise_job *job, const place *at, size_t step, char *to)
+{
+    const qk_image *p = job->image;
+    const qk_depthwise_weights *b = job->b;
+    const size_t line = p->width * p->channels, needed = (at->lines - 1) * p->stride_y + b->height;
+    const uint8_t *rows[4], *outside[4];
+    size_t stride[4], none[4] = {0};
+    for (size_t i = 0; i < 4; i++) {
+        const size_t row = step * b->taps + i * b->taps / 4, y = at->y * p->stride_y - p->top + row * p->dilation_y;
+        const int is_zero = b->taps == 2 && i % 2, inside = row < needed && y < p->height;
+        outside[i] = is_zero ? job->zeros : job->outside;
+        rows[i] = is_zero || !inside ? outside[i] : p->codes + (at->number * p->height + y) * line + at->channel;
+        stride[i] = is_zero || !inside ? 0 : p->channels;
+    }
+    const size_t columns = (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
+    const ptrdiff_t x = (ptrdiff_t)(at->x * p->stride_x - p->left);
+    const size_t before = x >= 0 ? 0 : min_size((size_t)-x, columns), first = x >= 0 ? (size_t)x : 0;
+    const size_t inside = first >= p->width ? 0 : min_size(columns - before, p->width - first);
+    const qk_conv_kernels *k = b->kernels->conv;
+    for (size_t i = 0; i < 4; i++) rows[i] += first * stride[i];
+    k->interleave_taps(outside, none, before, at->channels, job->flip, to, job->column_bytes);
+    to += before * job->column_bytes;
+    k->interleave_taps(rows, stride, inside, at->channels, job->flip, to, job->column_bytes);
+    to += inside * job->column_bytes;
+    k->interleave_taps(outside, none, columns - before - inside, at->channels, job->flip, to, job->column_bytes);
+}
+
+/* One line of an item, a tile of pixels after the other, of equal widths. */
+static void sum_line(const depthwise_job *job, const place *at, size_t line, const char *codes, int32_t *acc,
+                     qk_tile *tiles)
+{
+    const qk_image *p = job->image;
+    const qk_depthwise_weights *b = job->b;
+    const qk_conv_kernels *k = b->kernels->conv;
+    const size_t mr = (size_t)b->kernels->gemm8->mr, nr = (size_t)b->kernels->gemm8->nr;
+    const size_t width = ceil_div(at->pixels, ceil_div(at->pixels, mr));
+    const qk_steps steps = {b->width * b->steps, p->stride_x * job->column_bytes, job->offset, b->wide};
+    const char *weights = b->panels + at->channel / (size_t)k->block * b->panel_bytes +
+        line * p->stride_y * b->width * b->steps * (size_t)k->block * 4;
+    const size_t row = (at->number * p->out_height + at->y + line) * p->out_width + at->x;
+    for (size_t i = 0; i < at->pixels; i += width) {
+        const size_t pixels = min_size(at->pixels - i, width);
+        k->depthwise_tile((int)pixels, at->channels, &steps, codes + i * steps.pixel, weights, job->init + at->channel,
+                          acc);
+        for (size_t j = 0; j * nr < at->channels; j++)
+            qk_store_tile(job->sums, NULL, row + i, 0, pixels, at->channel + j * nr, acc + j * mr * nr, tiles + j);
+    }
+}
+
+static void run_depthwise(void *context, size_t begin, size_t end)
+{
+    depthwise_job *job = context;
+    const qk_depthwise_weights *b = job->b;
+    const size_t nr = (size_t)b->kernels->gemm8->nr, block = (size_t)b->kernels->conv->block;
+    char *codes = qk_obtain(qk_plus(job->acc_bytes, qk_times(job->columns, job->column_bytes)));
+    qk_tile tiles[MOST_TILES];
+    if (!codes) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    int32_t *acc = (int32_t *)codes;
+    codes += job->acc_bytes;
+    for (int j = 0; j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
+    for (size_t item = begin; item < end && !qk_stopped(); item++) {
+        const place at = place_of_item(job, item);
+        for (size_t step = 0; step < b->steps; step++) look_at_rows(job, &at, step, codes + step * block * 4);
+        for (size_t j = 0; j * nr < at.channels; j++) qk_move_to_panel(job->sums, at.channel + j * nr, tiles + j);
+        for (size_t line = 0; line < at.lines; line++) sum_line(job, &at, line, codes, acc, tiles);
+    }
+    free(acc);
+}
+
+/* How the result is divided, and what an item needs. */
+static void lay_out(depthwise_job *job)
+{
+    const qk_image *p = job->image;
+    const qk_depthwise_weights *b = job->b;
+    const qk_gemm8_kernels *k = b->kernels->gemm8;
+    const size_t block = (size_t)b->kernels->conv->block, reach = (p->kernel_width - 1) * p->dilation_x + 1;
+    job->column_bytes = b->steps * block * 4;
+    job->lines = p->dilation_y == 1 ? min_size((b->shifts - 1) / p->stride_y + 1, p->out_height) : 1;
+    job->line_groups = ceil_div(p->out_height, job->lines);
+    const size_t most = STRIP_BYTES / job->column_bytes, mr = (size_t)k->mr;
+    job->strip = most > reach ? round_up((most - reach) / p->stride_x + 1, mr) : mr;
+    job->strips = ceil_div(p->out_width, job->strip);
+    job->strip = ceil_div(p->out_width, job->strips);
+    job->columns = qk_plus(qk_times(job->strip - 1, p->stride_x), reach);
+    job->blocks = ceil_div(p->channels, block);
+    job->acc_bytes = round_up(block, (size_t)k->nr) * mr * sizeof(int32_t);
+    memset(job->outside, p->pad, sizeof job->outside), memset(job->zeros, job->flip, sizeof job->zeros);
+    for (size_t x = 0; x < b->width; x++)
+        for (size_t step = 0; step < b->steps; step++)
+            job->offset[x * b->steps + step] = x * p->dilation_x * job->column_bytes + step * block * 4;
+}
+
+static int convolve_channels(const qk_rows *source, const qk_image *image, const qk_weights *w,
+                             const qk_epilogue *epilogue)
+{
+    const qk_depthwise_weights *b = &w->depthwise;
+    const qk_gemm8_weights columns = {
+        .kernels = b->kernels, .gemm8 = b->kernels->gemm8, .n = b->n, .colsum = b->colsum};
+    const product sums = {.source = source,
+                          .b = &columns,
+                          .epilogue = epilogue,
+                          .requant = qk_requant_of(epilogue),
+                          .plain = qk_is_plain(epilogue, b->n)};
+    const int is_signed = source->type == QK_CODES_I8;
+    const uint32_t zero = (uint32_t)(source->zero_point ? source->zero_point[0] : 0) + (is_signed ? 128 : 0);
+    depthwise_job job = {.image = image, .b = b, .sums = &sums, .flip = is_signed ? 0x80 : 0};
+    const size_t steps = qk_times(b->width, b->steps);
+    char *memory = qk_obtain(qk_plus(qk_times(steps, sizeof *job.offset), qk_times(w->n_pad, sizeof(int32_t))));
+    if (!memory) return -1;
+    job.offset = (size_t *)memory;
+    int32_t *init = (int32_t *)(job.offset + steps);
+    for (size_t i = 0; i < w->n_pad; i++)
+        init[i] = (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[i] : 0) - zero * (uint32_t)b->colsum[i]);
+    job.init = init;
+    lay_out(&job);
+    const double work = (double)image->count * (double)image->out_height * (double)image->out_width * (double)b->n *
+        (0.02 * (double)b->width * (double)b->height + 0.1);
+    const int status =
+        qk_parallel_for(image->count * job.line_groups * job.strips * job.blocks, work, run_depthwise, &job);
+    free(memory);
+    return status ? status : job.failure ? job.failure : 1;
+}
+
+/* ---- dense and grouped ones ---- */
+
+typedef struct {
+    const qk_rows *source;
+    const qk_image *image;
+    const qk_weights *w;
+    size_t filters, step; /* columns of a group, and with those that pad it */
+    const qk_epilogue *epilogue;
+    int in_place, failure;
+} groups_job;
+
+/* The columns of a group, from number `first` on. */
+static qk_epilogue epilogue_of(const groups_job *job, size_t group)
+{
+    const size_t first = group * job->step;
+    qk_epilogue e = *job->epilogue;
+    if (e.b_zero) e.b_zero += first;
+    if (e.int_bias) e.int_bias += first;
+    if (e.col_scale) e.col_scale += first;
+    if (e.float_bias) e.float_bias += first;
+    if (e.requant.multiplier) e.requant.multiplier += first;
+    if (e.requant.mantissa) e.requant.mantissa += first, e.requant.shift += first;
+    if (e.wide_scale) e.wide_scale += first, e.wide_bias += first;
+    e.out = (char *)e.out + group * job->filters * (e.type == QK_TO_CODES ? 1 : sizeof(int32_t));
+    return e;
+}
+
+static int convolve_group(const groups_job *job, size_t group)
+{
+    const qk_image *p = job->image;
+    const qk_weights *w = job->w;
+    qk_gemm8_weights b = w->gemm8;
+    const size_t depth = b.k / (p->kernel_height * p->kernel_width);
+    if (job->step != b.n_pad) {
+        b.n = job->filters, b.n_pad = job->step, b.count = b.n_pad / (size_t)b.gemm8->nr;
+        b.panels += group * b.count * b.panel_bytes, b.colsum += group * job->step;
+    }
+    const qk_patches patches = {p, group * depth, depth};
+    qk_rows source = *job->source;
+    source.a = p->codes + patches.channel;
+    source.m = p->count * p->out_height * p->out_width;
+    source.row_stride = (ptrdiff_t)p->channels;
+    if (!job->in_place) source.patches = &patches;
+    const qk_epilogue epilogue = epilogue_of(job, group);
+    return qk_gemm8(&source, &b, &epilogue);
+}
+
+static void run_groups(void *context, size_t begin, size_t end)
+{
+    groups_job *job = context;
+    for (; begin < end; begin++) {
+        const int status = convolve_group(job, begin);
+        if (status < 0) __atomic_store_n(&job->failure, status, __ATOMIC_RELAXED);
+        if (status < 0) break;
+    }
+}
+
+/* Whether the rows of the implicit matrix are those of the image. */
+static int is_plain(const qk_image *p)
+{
+    return p->kernel_height == 1 && p->kernel_width == 1 && p->stride_y == 1 && p->stride_x == 1 &&
+        p->out_height == p->height && p->out_width == p->width && !p->top && !p->left;
+}
+
+size_t qk_group_columns(void) { return (size_t)qk_active()->gemm8->nr; }
+
+/* Threads share the groups, or each of them if they are few. */
+int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, size_t groups, size_t filters,
+            const qk_epilogue *epilogue)
+{
+    QK_DEFAULT_MODE;
+    const size_t rows = image->count * image->out_height * image->out_width;
+    if (rows == 0 || w->n == 0) return 1;
+    if (w->family == QK_DEPTHWISE) return convolve_channels(source, image, w, epilogue);
+    groups_job job = {source, image, w, filters, groups == 1 ? w->n_pad : w->n / groups, epilogue, is_plain(image), 0};
+    const double work = (double)rows * (double)w->n * (double)w->k / 128;
+    int status = 0;
+    if (groups < (size_t)qk_threads_for(SIZE_MAX, work))
+        run_groups(&job, 0, groups);
+    else
+        status = qk_parallel_for(groups, work, run_groups, &job);
+    return status ? status : job.failure ? job.failure : 1;
+}
+
+/* ---- pools ---- */
+
+typedef struct {
+    const qk_image *image;
+    uint8_t flip;
+    uint8_t *out;
+    const float *scales; /* of averages: of the codes and of the result; else NULL */
+    int32_t zero_point;
+    int with_padding, failure;
+    const qk_requant *r;
+} pool_job;
+
+/* Where a window's pixels in the image begin: their number. */
+static size_t pixels_of_window(const qk_image *p, size_t window, const uint8_t **from)
+{
+    const size_t ox = window % p->out_width, oy = window / p->out_width % p->out_height;
+    const uint8_t *image = p->codes + window / p->out_width / p->out_height * p->height * p->width * p->channels;
+    size_t count = 0;
+    for (size_t ky = 0; ky < p->kernel_height; ky++) {
+        const size_t y = oy * p->stride_y - p->top + ky * p->dilation_y;
+        for (size_t kx = 0; y < p->height && kx < p->kernel_width; kx++) {
+            const size_t x = ox * p->stride_x - p->left + kx * p->dilation_x;
+            if (x < p->width) from[count++] = image + (y * p->width + x) * p->channels;
+        }
+    }
+    return count;
+}
+
+/* fl(sx / fl(sy count)), in double if that product leaves float32 (numerics 22). */
+static float multiplier_of(const float *scales, size_t count)
+{
+    const float divisor = scales[1] * (float)count;
+    const float m = divisor <= FLT_MAX ? scales[0] / divisor : (float)((double)scales[0] / scales[1] / (double)count);
+    return m <= FLT_MAX ? m : FLT_MAX;
+}
+
+static void average_window(const pool_job *job, const uint8_t *const *from, size_t count, int32_t *sums, uint8_t *to)
+{
+    const qk_image *p = job->image;
+    const size_t all = job->with_padding ? p->kernel_height * p->kernel_width : count;
+    const int32_t zero = job->zero_point + (job->flip ? 128 : 0);
+    for (size_t i = 0; i < p->channels; i++) sums[i] = -(int32_t)count * zero;
+    qk_active()->conv->add_codes(from, count, p->channels, job->flip, sums);
+    qk_active()->conv->average_codes(sums, p->channels, multiplier_of(job->scales, all ? all : 1), job->r, to);
+}
+
+static void run_windows(void *context, size_t begin, size_t end)
+{
+    pool_job *job = context;
+    const qk_image *p = job->image;
+    const size_t places = qk_times(qk_times(p->kernel_height, p->kernel_width), sizeof(uint8_t *));
+    char *memory = qk_obtain(qk_plus(places, qk_times(p->channels, sizeof(int32_t))));
+    if (!memory) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
+    }
+    const uint8_t **from = (const uint8_t **)memory;
+    int32_t *sums = (int32_t *)(memory + places);
+    for (size_t window = begin; window < end && !qk_stopped(); window++) {
+        uint8_t *to = job->out + window * p->channels;
+        const size_t count = pixels_of_window(p, window, from);
+        if (job->scales)
+            average_window(job, from, count, sums, to);
+        else if (count)
+            qk_active()->conv->max_codes(from, count, p->channels, job->flip, to);
+        else
+            memset(to, job->flip, p->channels); /* the least code */
+    }
+    free(memory);
+}
+
+static int run_pool(pool_job *job)
+{
+    const qk_image *p = job->image;
+    const size_t windows = p->count * p->out_height * p->out_width;
+    if (windows == 0 || p->channels == 0) return 1;
+    const double work =
+        (double)windows * (double)p->channels * (0.1 * (double)p->kernel_height * (double)p->kernel_width + 0.2);
+    const int status = qk_parallel_for(windows, work, run_windows, job);
+    return status ? status : job->failure ? job->failure : 1;
+}
+
+int qk_max_pool(const qk_image *image, int is_signed, uint8_t *out)
+{
+    QK_DEFAULT_MODE;
+    pool_job job = {.image = image, .flip = is_signed ? 0x80 : 0, .out = out};
+    return run_pool(&job);
+}
+
+int qk_average_pool(const qk_image *image, int is_signed, int32_t zero_point, int with_padding, const float *scales,
+                    const qk_requant *r, uint8_t *out)
+{
+    QK_DEFAULT_MODE;
+    pool_job job = {image, is_signed ? 0x80 : 0, out, scales, zero_point, with_padding, 0, r};
+    return run_pool(&job);
+}

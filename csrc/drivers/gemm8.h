@@ -1,0 +1,42 @@
+/* What becomes of the sums of a product of bytes: for gemm8.c, and for conv.c, which makes its own. */
+#ifndef QK_GEMM8_H
+#define QK_GEMM8_H
+
+#include "drivers/drivers.h"
+#include "drivers/scales.h"
+#include "drivers/walk.h"
+
+typedef struct qk_row_block row_block;
+
+typedef struct {
+    walk walk;
+    const qk_rows *source;
+    const qk_gemm8_weights *b;
+    const qk_epilogue *epilogue;
+    qk_requant requant;         /* of epilogue, ReLU being a bound of the codes */
+    int plain;                  /* of its tiles */
+    const int32_t *init;        /* starting sums, n_pad of them */
+    const int32_t *b_zero;      /* zero points of the stored codes, or NULL */
+    int32_t a_shift;            /* a' = a + a_shift */
+    qk_row_quantizer quantizer; /* of floats */
+    int in_place;
+    void *column;    /* of b', if that is its only one and serves many rows */
+    size_t lda;      /* bytes of a row of a' */
+    size_t spare_at; /* where a row of codes lies in the memory of a task */
+    size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
+} product;
+
+/* How sums become codes: ReLU is a bound of these. */
+qk_requant qk_requant_of(const qk_epilogue *epilogue);
+/* Whether tiles of n columns are plain (kernels.h). */
+int qk_is_plain(const qk_epilogue *epilogue, size_t n);
+/* What all tiles have in common, and what those of the panel from column `col` on have. Of the product they read
+ * source, b, epilogue, requant, plain and b_zero. */
+qk_tile qk_tile_of_product(const product *g);
+void qk_move_to_panel(const product *g, size_t col, qk_tile *t);
+/* Stores a tile to row `row` of the result. The block, of which it is row `row_in_block`, may be NULL if the product
+ * has no b_zero and its rows share a zero point. */
+void qk_store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
+                   int32_t *acc, qk_tile *t);
+
+#endif
