@@ -33,9 +33,10 @@ OPTIONS = {
     "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:die_after_fork=0:ignore_noninstrumented_modules=1:handle_segv=0",
 }
 PRODUCTS = "products matmul linear qlinear pack gemm4 gemm16"
+STATIC = "conv integer_layers observers"
 TESTS = {
-    "address": f"quantize rounding qparams scales {PRODUCTS} blocks8 codebook pq kmeans kmeans1d layers config",
-    "thread": f"threads config {PRODUCTS} layers kmeans pq codebook quantize",
+    "address": f"quantize rounding qparams scales {PRODUCTS} {STATIC} blocks8 codebook pq kmeans kmeans1d layers config",
+    "thread": f"threads config {PRODUCTS} {STATIC} layers kmeans pq codebook quantize",
 }
 # What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's
 # library end well in a process whose other threads compute.
