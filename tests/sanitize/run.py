@@ -35,7 +35,7 @@ OPTIONS = {
 PRODUCTS = "products matmul linear qlinear pack gemm4 gemm16"
 STATIC = "conv integer_layers observers"
 TESTS = {
-    "address": f"quantize rounding qparams scales {PRODUCTS} {STATIC} blocks8 codebook pq kmeans kmeans1d layers config",
+    "address": f"quantize rounding qparams scales {PRODUCTS} {STATIC} blocks8 codebook pq kmeans kmeans1d layers",
     "thread": f"threads config {PRODUCTS} {STATIC} layers kmeans pq codebook quantize",
 }
 # What these say of memory, time and the number of threads is not what the sanitizers leave of it; nor does TSan's
