@@ -101,7 +101,7 @@ static void shift_codes(const qk_code_params *p, int is_signed, double multiplie
     qk_quantize_multiplier(multiplier, &mantissa, &shift);
     for (int i = 0; i < 256; i++) {
         const int32_t code = is_signed ? (int8_t)i : i;
-        shifted[i] = (int32_t)fixed_product((int64_t)(code - p->zero_point) << 20, mantissa, shift);
+        shifted[i] = (int32_t)fixed_product((int64_t)(code - p->zero_point) * (1 << 20), mantissa, shift);
     }
 }
 
