@@ -12,7 +12,7 @@ from ._checks import array_named, arrays_named, boolean, integer, is_a, number_n
 from ._mode import default_mode
 from ._products import check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
-from ._value import Frozen
+from ._value import Frozen, restored
 
 BYTES = np.dtype(np.int8), np.dtype(np.uint8)
 MOST = 2**31 - 1  # sizes, strides and padding; and pixels of a window times 255
@@ -99,7 +99,7 @@ class PackedConv(Frozen):
         return f"PackedConv(shape={self.shape}, params={self.params}, groups={self.groups})"
 
     def __reduce__(self):
-        return PackedConv.from_arrays, (self.to_arrays(),)
+        return restored, (PackedConv, self.to_arrays())
 
     @property
     def _is_depthwise(self):

@@ -11,7 +11,7 @@ from ._checks import arrays_named, as_array, finite_float32, float_array, intege
 from ._codebook import Codebook
 from ._mode import default_mode
 from ._quantize import pack_bits
-from ._value import Frozen
+from ._value import Frozen, restored
 from ._weights import dense_codes
 
 MOST_CODES = 2**32 - 1
@@ -124,7 +124,7 @@ class PackedCodes(Frozen):
         return f"PackedCodes(shape={self.shape})"
 
     def __reduce__(self):
-        return PackedCodes.from_arrays, (self.to_arrays(),)
+        return restored, (PackedCodes, self.to_arrays())
 
     @property
     def nbytes(self):

@@ -12,7 +12,7 @@ from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
 from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, unpack_bits
-from ._value import Frozen
+from ._value import Frozen, restored
 
 FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
@@ -134,7 +134,7 @@ class PackedMatrix(Packed, Frozen):
         return f"PackedMatrix(shape={self.shape}, params={self.params})"
 
     def __reduce__(self):
-        return PackedMatrix.from_arrays, (self.to_arrays(),)
+        return restored, (PackedMatrix, self.to_arrays())
 
     @property
     def params(self):

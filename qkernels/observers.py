@@ -25,6 +25,7 @@ from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward,
 from ._histogram import COARSE, FINE, count, new_histogram, percentile_within
 from ._mode import default_mode
 from ._qparams import QParams, code_dtype
+from ._value import restored
 
 __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
 
@@ -170,7 +171,7 @@ class _Observer:
         return made
 
     def __reduce__(self):
-        return type(self).from_arrays, (self.to_arrays(),)
+        return restored, (type(self), self.to_arrays())
 
     def __repr__(self):
         names = [name for name in ("axis", *self._settings) if getattr(self, name) is not None]

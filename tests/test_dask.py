@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import qkernels as qk
 from qkernels import observers
 
 array = pytest.importorskip("dask.array")
-distributed = pytest.importorskip("distributed")
+cloudpickle, distributed = pytest.importorskip("cloudpickle"), pytest.importorskip("distributed")
 from qkernels import dask as on_dask  # noqa: E402
 
 RNG = np.random.default_rng(30)
@@ -125,12 +126,32 @@ def test_progress_is_shown_by_dask(capsys):
     assert seen.count == X.size and "Completed" in capsys.readouterr().out
 
 
+CODES, RATE = np.arange(-9, 9, dtype=np.int8).reshape(3, 6), qk.QParams(0.5)
+PICKLED = [
+    qk.pack(CODES, RATE),
+    qk.pack_conv(CODES.reshape(1, 1, 3, 6), RATE),
+    qk.pack_codes(np.abs(CODES).astype("u1")),
+]
+PICKLED += [make().update(X[:9]) for make in OBSERVERS.values()]
+
+
+@pytest.mark.parametrize("thing", PICKLED, ids=lambda thing: type(thing).__name__)
+def test_cloudpickle_takes_what_has_arrays(thing):
+    """Which Dask, joblib and Ray use; it pickles a class's own methods otherwise than pickle does."""
+    assert state(pickle.loads(cloudpickle.dumps(thing))) == state(thing)
+
+
 # ---- two worker processes, of which one is killed ----
 
 
-def slowly(block):
-    time.sleep(0.02)
-    return block
+def slow_blocks(x):
+    """Return x, each of whose blocks takes a while; what does that goes to workers by value: they lack this module."""
+
+    def slowly(block):
+        time.sleep(0.02)
+        return block
+
+    return x.map_blocks(slowly, dtype=x.dtype)
 
 
 class Killed:
@@ -172,7 +193,7 @@ def client():
 
 @pytest.mark.parametrize("what", ["Percentile", "kmeans1d", "kmeans"])
 def test_a_worker_that_is_killed_in_mid_run_changes_no_bit(what, client):
-    x = array.from_array(X if what != "kmeans" else POINTS, chunks=(400, -1)).map_blocks(slowly)
+    x = slow_blocks(array.from_array(X if what != "kmeans" else POINTS, chunks=(400, -1)))
     if what in OBSERVERS:
         with Killed(client):
             seen = on_dask.calibrate(x, OBSERVERS[what]())
