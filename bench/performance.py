@@ -23,7 +23,11 @@ RUNS = {  # name: environment, arguments of pytest, heading
     "avx2": ({"QKERNELS_ISA": "avx2"}, [], "One thread, AVX2"),
     "threads": ({"QKERNELS_NUM_THREADS": "2"}, ["-k", "threads"], "Two threads"),
 }
-OTHER_CPUS = {"amx": "One thread, a CPU with AMX"}  # results that were brought from elsewhere
+OTHER_CPUS = {  # results that were brought from elsewhere
+    "epyc_best": "One thread, a Zen 4",
+    "epyc_avx2": "One thread, AVX2, a Zen 4",
+    "epyc_threads": "Two threads, a Zen 4",
+}
 INTRODUCTION = """# Performance
 
 Made by `python bench/performance.py` from the results of `pytest bench`, on the CPU and in the state of the code that
