@@ -154,6 +154,10 @@ def slow_blocks(x):
     return x.map_blocks(slowly, dtype=x.dtype)
 
 
+def late(*_):
+    raise TimeoutError("no worker came back")
+
+
 class Killed:
     """Kills a worker once some tasks are done."""
 
@@ -162,6 +166,8 @@ class Killed:
         self.done = threading.Event()
 
     def __enter__(self):
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(300)
         self.thread = threading.Thread(target=self.kill)
         self.thread.start()
 
@@ -177,6 +183,7 @@ class Killed:
             self.done.set()
 
     def __exit__(self, *_):
+        signal.alarm(0)
         assert self.done.is_set()  # before the end
         self.thread.join()
         assert self.pid not in self.client.run(os.getpid).values()  # another took its place
