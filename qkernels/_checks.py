@@ -232,13 +232,12 @@ def boolean(value, name):
     return bool(value)
 
 
-RANDOM = type(None), np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence
-
-
 def generator(rng):
     """Return what numpy.random.default_rng makes of an `rng`."""
     try:
-        if not is_a(rng, int, *RANDOM):  # NumPy follows a sequence that holds itself for ever
+        made = np.random  # which takes milliseconds to import
+        known = type(None), made.Generator, made.RandomState, made.BitGenerator, made.SeedSequence
+        if not is_a(rng, int, *known):  # NumPy follows a sequence that holds itself for ever
             rng = as_array(rng, "rng")
         return np.random.default_rng(rng)
     except Exception as error:

@@ -1,6 +1,5 @@
 """Find ranges of values from their counts on a fixed grid. Formulas: docs/numerics.md, section 24."""
 
-from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +110,8 @@ def percentile_within(value):
 
 def percentile_ranges(bins, value, symmetric):
     """Return (lo, hi) of each line, float32: the least that leaves out no more than 100 - value percent."""
+    from fractions import Fraction  # takes milliseconds
+
     out, found = 1 - Fraction(repr(value)) / 100, np.array([bins.lo, bins.hi])
     for line, (begin, end, counts) in enumerate(_lines(bins)):
         most = int(out * int(counts.sum()) / (1 if symmetric else 2))
