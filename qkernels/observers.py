@@ -173,6 +173,7 @@ class _Observer:
     def __reduce__(self):
         return restored, (type(self), self.to_arrays())
 
+    @default_mode
     def __repr__(self):
         names = [name for name in ("axis", *self._settings) if getattr(self, name) is not None]
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

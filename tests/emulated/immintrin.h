@@ -112,11 +112,28 @@ static inline __m256 fused8(__m256 a, __m256 b, __m256 c, float sign)
     return simde__m256_from_private(c_);
 }
 
+static inline __m512i some_bytes(uint64_t some, const void *p)
+{
+    simde__m512i_private n = simde__m512i_to_private(simde_mm512_setzero_si512());
+    for (int i = 0; i < 64; i++)
+        if (some >> i & 1) n.u8[i] = ((const uint8_t *)p)[i];
+    return simde__m512i_from_private(n);
+}
+
+static inline void store_some(void *p, uint32_t some, __m256i a)
+{
+    const simde__m256i_private n = simde__m256i_to_private(a);
+    for (int i = 0; i < 32; i++)
+        if (some >> i & 1) ((uint8_t *)p)[i] = n.u8[i];
+}
+
 #undef _mm512_fmadd_ps
 #undef _mm512_fmadd_pd
 #undef _mm512_fnmadd_ps
 #undef _mm512_cvtps_epi32
 #undef _mm512_cmpeq_epi16_mask
+#define _mm512_maskz_loadu_epi8(some, p) some_bytes(some, p)
+#define _mm256_mask_storeu_epi8(p, some, a) store_some(p, some, a)
 #define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
 #define _mm512_fmadd_pd(a, b, c) fused_doubles(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
