@@ -186,9 +186,15 @@ def make_table(function, params, out_params):
     >>> qk.take_table(np.int8([-128, 0, 40]), table)
     array([-128,    0,   97], dtype=int8)
     """
-    from ._tables import table_of  # imports exact arithmetic
+    return _tables().table_of(function, params, out_params)
 
-    return table_of(function, params, out_params)
+
+@default_mode
+def _tables():
+    """Return the module of exact arithmetic, which takes milliseconds to import."""
+    from . import _tables
+
+    return _tables
 
 
 def take_table(q, table, *, out=None):

@@ -4,6 +4,7 @@ own: ``python test_sizes.py held ISA`` prints bytes, ``python test_sizes.py gian
 
 import copy
 import faulthandler
+import gc
 import itertools
 import json
 import math
@@ -107,9 +108,12 @@ def print_held(isa):
             getattr(packed, name)  # what is made when asked for is not kept
         traced = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
+        gc.collect()  # or what only its cycle held is freed while the second one is made
+        gc.disable()
         before = resident()
         more = pack(make())
         result[kind] = packed.nbytes, traced, resident() - before
+        gc.enable()
         del more
     print(json.dumps(result))
 
