@@ -12,7 +12,7 @@ from ._checks import array_named, arrays_named, boolean, integer, is_a, number_n
 from ._mode import default_mode
 from ._products import check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
-from ._value import Frozen, restored
+from ._value import Sealed
 
 BYTES = np.dtype(np.int8), np.dtype(np.uint8)
 MOST = 2**31 - 1  # sizes, strides and padding; and pixels of a window times 255
@@ -54,7 +54,7 @@ def pack_conv(w, params, *, groups=1):
     return PackedConv(w, params, groups)
 
 
-class PackedConv(Frozen):
+class PackedConv(Sealed):
     """Hold the weights of a convolution as `pack_conv` makes them: read-only, picklable, to be used from any thread.
 
     Attributes
@@ -91,15 +91,9 @@ class PackedConv(Frozen):
             object.__setattr__(self, name, value)
         return self
 
-    def __setattr__(self, name, value):
-        raise AttributeError(f"{name} of a PackedConv cannot be set")
-
     @default_mode
     def __repr__(self):
         return f"PackedConv(shape={self.shape}, params={self.params}, groups={self.groups})"
-
-    def __reduce__(self):
-        return restored, (PackedConv, self.to_arrays())
 
     @property
     def _is_depthwise(self):

@@ -11,7 +11,7 @@ from ._checks import arrays_named, as_array, finite_float32, float_array, intege
 from ._codebook import Codebook
 from ._mode import default_mode
 from ._quantize import pack_bits
-from ._value import Frozen, restored
+from ._value import Sealed
 from ._weights import dense_codes
 
 MOST_CODES = 2**32 - 1
@@ -81,7 +81,7 @@ def pack_codes(codes):
     return PackedCodes(codes)
 
 
-class PackedCodes(Frozen):
+class PackedCodes(Sealed):
     """Hold codes as `pack_codes` makes them: read-only, picklable, to be used from any thread.
 
     Attributes
@@ -114,17 +114,8 @@ class PackedCodes(Frozen):
             object.__setattr__(self, name, value)
         return self
 
-    def __setattr__(self, name, value):
-        raise AttributeError(f"PackedCodes are frozen: {name} cannot be set")
-
-    def __delattr__(self, name):
-        raise AttributeError(f"PackedCodes are frozen: {name} cannot be deleted")
-
     def __repr__(self):
         return f"PackedCodes(shape={self.shape})"
-
-    def __reduce__(self):
-        return restored, (PackedCodes, self.to_arrays())
 
     @property
     def nbytes(self):

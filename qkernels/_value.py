@@ -18,6 +18,21 @@ class Frozen:
         return self
 
 
+class Sealed(Frozen):
+    """Serve as a base of what is packed in slots and can be had as plain arrays: nothing of it can be set."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{type(self).__name__} are frozen: {name} cannot be set")
+
+    def __delattr__(self, name):
+        raise AttributeError(f"{type(self).__name__} are frozen: {name} cannot be deleted")
+
+    def __reduce__(self):
+        return restored, (type(self), self.to_arrays())
+
+
 class Value(Frozen):
     """Serve as a base of frozen objects that are equal if their keys are, which no other class has alike."""
 

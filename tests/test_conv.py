@@ -372,3 +372,11 @@ NAMES = {
 """)
 def test_refusals(refusal):
     refuse(refusal, NAMES)
+
+
+def test_what_is_packed_stays_as_it_is():
+    packed = qk.pack_conv(np.ones((1, 1, 2, 3), np.int8), qk.QParams(0.5))
+    for change in (lambda: setattr(packed, "groups", 2), lambda: delattr(packed, "groups")):
+        with pytest.raises(AttributeError, match="PackedConv are frozen: groups cannot be"):
+            change()
+    assert packed.groups == 1

@@ -387,8 +387,8 @@ choose(block_size=4)  # ValueError: block_size needs an axis, got block_size=4 a
 choose(axis=0, block_size=0)  # ValueError: block_size must be at least 1 and fit 64 bits, got 0
 choose(symmetric="False")  # TypeError: symmetric must be True or False, got 'False'
 choose(narrow_range=1)  # TypeError: narrow_range must be True or False, got 1
-choose(method=["mse"])  # ValueError: method must be .*mse.*, got \['mse'\]
-choose(method="median")  # ValueError: method must be .*mse.*, got 'median'
+choose(method=["mse"])  # ValueError: method must be 'minmax' or 'mse' or 'percentile' or 'entropy', got \['mse'\]
+choose(method="median")  # ValueError: method must be 'minmax' or 'mse' or 'percentile' or 'entropy', got 'median'
 choose(grid=3)  # TypeError: method 'minmax' takes no option 'grid'
 choose(method="mse", grid=3)  # TypeError: method 'mse' takes no option 'grid'
 choose(method="mse", dtype="float8_e5m2")  # ValueError: method 'mse' is for integer codes, got dtype float8_e5m2
