@@ -19,7 +19,7 @@ from ._checks import (
     shown,
     spread_weights,
 )
-from ._histogram import bins_of_parts, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
+from ._histogram import bins_by_part, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
 
@@ -132,7 +132,7 @@ def params_of_counts(counted, method, dtype, scheme, axis, percentile=PERCENTILE
     symmetric, narrow_range = scheme
     codes = code_range(dtype, narrow_range)
     ranges = np.zeros((2, counted.lines), FLOAT32)
-    for at, bins in bins_of_parts(counted):
+    for at, bins in bins_by_part(counted):
         if method == "percentile":
             ranges[:, at] = percentile_ranges(bins, percentile, symmetric)
         elif method == "entropy":
@@ -142,7 +142,7 @@ def params_of_counts(counted, method, dtype, scheme, axis, percentile=PERCENTILE
     scale, zero_point = params_of_range(*ranges, dtype, scheme)
     if method == "mse":
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
-        for at, bins in bins_of_parts(counted):
+        for at, bins in bins_by_part(counted):
             refine(bins, codes, zero_points, scale[at], zero_point[at])
     if axis is None:
         scale, zero_point = (None if a is None else a[0] for a in (scale, zero_point))

@@ -54,7 +54,7 @@ class Bins(NamedTuple):
     hi: np.ndarray
 
 
-def bins_of_parts(histogram):
+def bins_by_part(histogram):
     """Yield slices of lines, so few that Ctrl-C need not wait for long, and their bins."""
     for begin in range(0, histogram.lines, LINES):
         end = min(begin + LINES, histogram.lines)
