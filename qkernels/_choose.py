@@ -1,4 +1,4 @@
-"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2, 18 and 25."""
+"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2, 18 and 24."""
 
 import numpy as np
 
