@@ -136,6 +136,10 @@ CALLS = {
     "quantize, a scale a channel": """
         x, p = floats(4 * 10**6, 10), qk.QParams(np.ones(10), axis=1)
         call = lambda: qk.quantize(x, p)""",
+    "quantize, transposed": "x = floats(8000, 12000).T; call = lambda: qk.quantize(x, rate)",
+    "linear, float64": """
+        p, x = qk.pack(codes(1000, 1), rate), floats(200_000, 1000).astype(np.float64)
+        call = lambda: qk.linear(x, p)""",
     "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
     "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
     "dynamic_quantize": "x = floats(6 * 10**7); call = lambda: qk.dynamic_quantize(x)",
@@ -170,6 +174,16 @@ CALLS = {
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "qsoftmax, first axis": "q = codes(10000, 20000); call = lambda: qk.qsoftmax(q, rate, rate, axis=0)",
+    "qconv2d, channels first": """
+        p, q = qk.pack_conv(codes(1, 1, 512, 1), rate), codes(30, 512, 112, 112).transpose(0, 2, 3, 1)
+        call = lambda: qk.qconv2d(q, rate, p, None)""",
+    "pack_conv, filters first": """
+        w = codes(2000, 2000, 5, 5).transpose(2, 3, 1, 0)
+        call = lambda: qk.pack_conv(w, rate)""",
+    "fold_batchnorm": """
+        w, row = floats(10000, 10000), np.ones(10000)
+        call = lambda: qk.fold_batchnorm(w, row, row, row, row, row)""",
     "take_table": """
         q, t = codes(4 * 10**8), np.arange(256, dtype=np.uint8)
         call = lambda: qk.take_table(q, t)""",

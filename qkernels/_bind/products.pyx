@@ -11,7 +11,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.ref cimport PyObject
 
-from .arrays import FLOATS, as_array, raise_not_finite
+from .arrays import FLOATS, as_array, copied, raise_not_finite
 from .runtime import shown
 
 from .arrays cimport (
@@ -82,9 +82,9 @@ cdef int multiply(const qk_rows *source, Packed b, const qk_epilogue *epilogue, 
 
 
 cdef int check_status(int status, object x) except -1:
-    """Raise what the status of a product says, whose left operand is x."""
+    """Raise what the status of a product, or of a convolution or pool, says, whose rows are of x."""
     if status == -1:
-        raise MemoryError("no memory for the packed rows of a")
+        raise MemoryError(f"no memory to gather rows of the input, which has shape {x.shape}")
     if status == -2:
         raise_not_finite(x)
     return 0
@@ -260,7 +260,7 @@ cdef cnp.ndarray int16_codes(codes, name):
     """Return codes of at most 16 bits as int16 in native byte order."""
     if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
         raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
-    return codes.astype(np.int16, copy=False)
+    return codes if codes.dtype == np.int16 else copied(codes, np.int16)
 
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
