@@ -194,6 +194,10 @@ CALLS = {
         call = lambda: qk.qconcatenate([(q, rate), (q, rate)], other, axis=0)""",
     "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
     "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
+    "qsoftmax, one row": "q = codes(1, 10**8); call = lambda: qk.qsoftmax(q, rate, rate)",
+    "qlayer_norm, one row": """
+        q, w = codes(1, 5 * 10**7), floats(5 * 10**7)
+        call = lambda: qk.qlayer_norm(q, rate, w, w, rate)""",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
     "from_gguf, codes": """
         d = np.zeros((800000, 18 * 32), np.uint8)
