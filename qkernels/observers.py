@@ -302,6 +302,11 @@ class MovingAverage(_Range):
 # ---- histograms ----
 
 
+def _sums_to(count, counts, lines):
+    """Tell whether no count of a line is negative, and all sum to its share of `count`."""
+    return counts.min(initial=0) >= 0 and counts.sum(dtype=float) <= 2.0**63 and int(counts.sum()) * lines == count
+
+
 class _Counted(_Observer):
     """Hold the histogram of each line."""
 
@@ -346,8 +351,7 @@ class _Counted(_Observer):
             raise ValueError("ranks must be those of finite numbers, the first not above the second")
         if np.any(blocks % 256 == 255) or np.any(blocks > 511) or np.any(blocks[1:] <= blocks[:-1]):
             raise ValueError("blocks must ascend, below 511 and without 255")
-        wrong = np.any(counts < 0) or np.any(counts.sum(axis=(1, 2), dtype=np.float64) * lines > 2.0**63)
-        if wrong or np.any(counts.sum(axis=(1, 2)) * lines != count) or (self._axis is None and lines > 1):
+        if self._axis is None and lines > 1 or not all(_sums_to(count, line, lines) for line in counts):
             raise ValueError(f"counts must not be negative, and those of each line sum to count / {lines}, {count}")
         if lines:
             self._histogram, self._lines = histograms.Histogram(lines, bits), lines

@@ -154,6 +154,9 @@ CALLS = {
     "observers, lines": """
         x, o = floats(10000, 4000), qk.observers.MSE(axis=1)
         call = lambda: o.update(x)""",
+    "observers, arrays": """
+        o = qk.observers.MSE(axis=0).update(floats(20000, 100))
+        call = lambda: qk.observers.MSE.from_arrays(o.to_arrays())""",
     "observers, entropy": """
         o = qk.observers.Entropy(axis=0).update(floats(3000, 2000))
         call = o.qparams""",
