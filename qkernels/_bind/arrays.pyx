@@ -248,7 +248,7 @@ def as_array(x, name):
 
 
 def cuts(shape, most=PART):
-    """Yield indices that cut an array along its longest axis into parts of some `most` values.
+    """Yield indices that cut an array along its first long axis into parts of some `most` values.
 
     Between two of them Python sees signals.
     """
@@ -256,7 +256,7 @@ def cuts(shape, most=PART):
     if size <= most:
         yield ...
         return
-    axis = shape.index(max(shape))
+    axis = next((i for i, n in enumerate(shape) if n * most >= size), shape.index(max(shape)))
     step = max(1, most * shape[axis] // size)
     for first in range(0, shape[axis], step):
         PyErr_CheckSignals()
