@@ -536,6 +536,14 @@ def test_bad_input_before_quantization(refusal):
     refuse(refusal, globals() | names | {"bias": qk.quantize_bias})
 
 
+@pytest.mark.parametrize("name", ["add", "multiply"])
+def test_as_many_axes_broadcast_as_an_array_has(name):
+    function, options = LAYERS[name]
+    a, b = np.arange(-6, 6, dtype=np.int8).reshape(3, 1, 4), np.int8([[1, -2, 3, 0], [5, 2, -7, 9]])
+    got = function(**options | {"a": a.reshape((1,) * 61 + a.shape), "b": b})
+    assert_array_equal(got[(0,) * 61], function(**options | {"a": a, "b": b}), strict=True)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.longdouble, np.int8])
 def test_a_function_may_give_any_real_numbers(dtype):
     codes = np.arange(-128, 128)
