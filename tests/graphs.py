@@ -60,7 +60,7 @@ def litert_graph(x, tensors, constants, nodes):
     for operator, options, inputs, result in nodes:
         node, code = schema.OperatorT(), schema.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = operator
-        code.version = 4
+        code.version = 2
         node.opcodeIndex, node.inputs, node.outputs = len(model.operatorCodes), inputs, [result]
         node.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
         node.builtinOptions = options
@@ -102,6 +102,7 @@ def onnxruntime_graph(nodes, constants, infos, inputs=(), fused=False):
     options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fused else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.qdqisint8allowed", "1")  # else int8 stays in floats on x86
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {info.name: value for info, value in inputs})
 

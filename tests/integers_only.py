@@ -1,13 +1,14 @@
-"""What makes a float allocation fail while a network that is to compute on codes alone does so.
+"""What finds any array of floats that a network makes on its way, if it is to compute on codes alone.
 
 Two looks, for NumPy does not tell what type the memory is for that it asks for. First each function's results are
-looked at, which must be integers. Then the network runs once more, and of the memory of `least` bytes or more that NumPy
-asks for, exactly the pieces of these results are granted, size by size: for one more, of floats or of anything else, by
-the network or within a function, there is no memory, and MemoryError has the traceback to where it was wanted. Smaller
-pieces are scales of filters and the like. The constant scratch memory of a kernel is not NumPy's, and not seen.
+looked at, which must be integers. Then the network runs once more, and of the memory of `least` bytes or more that
+NumPy asks for, there may be exactly the pieces of these results, size by size: one more, of floats or of anything else,
+by the network or within a function, and if only for a moment, is an AssertionError that tells where. Smaller pieces are
+scales of filters and the like. The constant scratch memory of a kernel is not NumPy's, and not seen.
 """
 
 import ctypes
+import traceback
 from collections import Counter
 from contextlib import contextmanager
 
@@ -51,15 +52,15 @@ KEPT = []  # arrays made meanwhile are freed by the handler, whenever that may b
 
 
 @contextmanager
-def memory_granted(grant):
-    """Ask grant(bytes) before NumPy gets memory; if it is false, there is none."""
+def memory_watched(see):
+    """Call see(bytes) before NumPy gets memory."""
     handler = Handler(
-        b"granted",
+        b"watched",
         1,
         None,
-        MALLOC(lambda _, size: LIBC.malloc(size or 1) if grant(size) else None),
-        CALLOC(lambda _, n, size: LIBC.calloc(n or 1, size or 1) if grant(n * size) else None),
-        REALLOC(lambda _, old, size: LIBC.realloc(old, size or 1) if grant(size) else None),
+        MALLOC(lambda _, size: see(size) or LIBC.malloc(size or 1)),
+        CALLOC(lambda _, n, size: see(n * size) or LIBC.calloc(n or 1, size or 1)),
+        REALLOC(lambda _, old, size: see(size) or LIBC.realloc(old, size or 1)),
         FREE(lambda _, memory, size: LIBC.free(memory)),
     )
     new = ctypes.pythonapi.PyCapsule_New
@@ -94,11 +95,14 @@ def run_in_integers(network, *inputs, least):
     """Return network(functions, *inputs), which it computes with functions.qconv2d and so on, in integers only."""
     watched = Watched()
     network(watched, *inputs)
-    left = +watched.sizes
+    left, others = watched.sizes.copy(), []
 
-    def grant(size):
+    def see(size):
         left[size] -= 1
-        return size < least or left[size] >= 0
+        if size >= least and left[size] < 0:
+            others.append(f"{size} bytes\n" + "".join(traceback.format_stack()[-4:-1]))
 
-    with memory_granted(grant):
-        return network(qkernels, *inputs)
+    with memory_watched(see):
+        result = network(qkernels, *inputs)
+    assert not others, "\n".join(others)
+    return result

@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
+
 def fully_connected(x, px, w, pw, py, bias=None, relu=False):
     """int8 codes x (m, k) times weights w (n, k); each p is (scale, zero point)."""
     options = options_of("FullyConnected", fusedActivationFunction=ACTIVATIONS[relu])
@@ -194,9 +195,7 @@ def test_gemmlowp(dtype, powers_of_two, isas):
         acc = acc.astype(np.int32)
         zero_point = rng.integers(-100, 100) if dtype == "int8" else 0
         tensors = [tensor((n,), np.int32, (scale_in, 0)), tensor((n,), dtype, (scale_out, zero_point))]
-        want = litert_run(
-            acc, schema.BuiltinOperator.QUANTIZE, options_of("Quantize"), tensors, []
-        )
+        want = litert_run(acc, schema.BuiltinOperator.QUANTIZE, options_of("Quantize"), tensors, [])
         params = qk.QParams(1, zero_point, dtype)
         for isa in isas():
             assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)
