@@ -12,7 +12,7 @@ import traceback
 from collections import Counter
 from contextlib import contextmanager
 
-import numpy as np
+from numpy._core._multiarray_umath import _ARRAY_API
 
 import qkernels
 
@@ -41,10 +41,9 @@ class Handler(ctypes.Structure):
 
 def set_handler(capsule):
     """Have NumPy take its memory from a handler of version 1, and return the one before."""
-    api = (getattr(np, "_core", None) or np.core)._multiarray_umath._ARRAY_API
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = POINTER, (ctypes.py_object, ctypes.c_char_p)
-    functions = ctypes.cast(pointer(api, None), ctypes.POINTER(POINTER))
+    functions = ctypes.cast(pointer(_ARRAY_API, None), ctypes.POINTER(POINTER))
     return ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object)(functions[304])(capsule)
 
 
