@@ -201,10 +201,9 @@ def _points(x, init):
     points = contiguous_reals(x, dtype)
     if points.size == 0:
         return points, 0, dtype
-    bounds = (points.min(), points.max()) if wide else elementwise.minmax(points)
-    if bounds is None or not np.isfinite(bounds).all():
+    largest = _largest(points)
+    if not math.isfinite(largest):
         raise_not_finite(x)
-    largest = max(-float(bounds[0]), float(bounds[1]))
     exponent, (low, high) = math.frexp(largest)[1], REACH[dtype]
     if low <= exponent <= high or largest == 0:
         return points, 0, dtype
@@ -219,6 +218,12 @@ def _points(x, init):
                 "squared distances would leave the range of float64"
             )
     return np.ldexp(points, -exponent), exponent, dtype
+
+
+def _largest(points):
+    """Return the largest magnitude, or one that is not finite."""
+    bounds = elementwise.minmax(points) if points.dtype == np.float32 else (points.min(), points.max())
+    return math.inf if bounds is None else float(np.abs(bounds).max())
 
 
 def _least_magnitude(points, init):
@@ -250,7 +255,7 @@ def _start(init, shape, points, exponent, dtype):
     if not np.isfinite(start).all():
         raise_not_finite(start, "init")
     scaled = np.ldexp(start.astype(dtype), -exponent)
-    reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
+    reach = float(np.abs(scaled).max()) + _largest(points)
     if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
         far = np.abs(start.astype(np.float64)).max()
         raise ValueError(
