@@ -136,7 +136,7 @@ def _kmeans(x, k, weights, rng, settings):
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not is_a(init, str):
-        init = checked_start(init, (k, d), dtype, exponent, points.dtype, np.abs(points).max())
+        init = checked_start(init, (k, d), dtype, exponent, points.dtype, _largest(points))
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
     elif init not in ("k-means++", "random"):
@@ -201,10 +201,9 @@ def _points(x, init):
     points = contiguous_as(x, dtype)
     if points.size == 0:
         return points, 0, dtype
-    bounds = (points.min(), points.max()) if wide else elementwise.minmax(points)
-    if bounds is None or not np.isfinite(bounds).all():
+    largest = _largest(points)
+    if not math.isfinite(largest):
         raise_not_finite(x)
-    largest = max(-float(bounds[0]), float(bounds[1]))
     exponent, (low, high) = math.frexp(largest)[1], REACH[dtype]
     if low <= exponent <= high or largest == 0:
         return points, 0, dtype
@@ -219,6 +218,12 @@ def _points(x, init):
                 "squared distances would leave the range of float64"
             )
     return in_parts(lambda part: np.ldexp(part, -exponent), points, points.dtype), exponent, dtype
+
+
+def _largest(points):
+    """Return the largest magnitude, or one that is not finite."""
+    bounds = elementwise.minmax(points) if points.dtype == np.float32 else (points.min(), points.max())
+    return math.inf if bounds is None else float(np.abs(bounds).max())
 
 
 def _least_magnitude(points, init):
