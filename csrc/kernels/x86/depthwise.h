@@ -148,7 +148,7 @@ static QK_INLINE void store_pixel(pixel_sums c, pixel_codes by, const int parts,
 {
     const reg n0 = packs_i32(scaled(c.s0, by.m0), scaled(c.s1, by.m1));
     const reg n1 = packs_i32(scaled(c.s2, by.m2), scaled(c.s3, by.m3));
-    const reg codes = to_codes(n0, n1, by.zero, by.zero, by.qmin, by.qmax);
+    const reg codes = packed_lanes(adds_i16(n0, by.zero), adds_i16(n1, by.zero), by.qmin, by.qmax);
     if (parts == 0)
         store_reg(to[0] + at, codes);
     else if (parts == 1)
