@@ -103,7 +103,9 @@ def on_image(operator, q, constants, output, options, flipped, version, buffers=
     interpreter = run_by(operator, version, tensors, [turned.view(np.int8)], options, buffers)
     index, step = len(tensors) - 1, -1 if flipped else 1
     read = lambda: interpreter.get_tensor(index).view(np.uint8)[:, ::step, ::step] ^ 128  # noqa: E731
-    return peers.contender("LiteRT XNNPACK", interpreter.invoke, read)
+    found = peers.contender("LiteRT XNNPACK", interpreter.invoke, read)
+    found.held &= not (operator == "CONV_2D" and peers.has_amx())  # nothing keeps its products off AMX
+    return found
 
 
 def qconv2d(q, w, bias, scales, zeros, where):

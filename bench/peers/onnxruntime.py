@@ -188,13 +188,13 @@ def qlinear_conv(q, w, bias, scales, zeros, attributes, shape, channels_last):
     return found
 
 
-def pool_of(operator, q, window, constants, channels_last, **attributes):
+def pool_of(operator, q, window, constants, nhwc, **attributes):
     """`window` is the side of a kernel, stride and padding. In its NCHW form the image is turned beforehand."""
     kernel, stride, padding = window
     n, height, width, channels = q.shape
     height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     where = attributes | dict(kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
-    if channels_last:
+    if nhwc:
         found = node_of(operator, {"x": q}, constants, ((n, height, width, channels), q.dtype), **where)
         found.name = "onnxruntime NHWC"
         return found
@@ -217,8 +217,10 @@ def same_params(params):
 
 
 def average_pool(q, kernel, stride, padding, params, channels_last):
-    where = dict(domain="com.microsoft", channels_last=int(channels_last))
-    return pool_of("QLinearAveragePool", q, (kernel, stride, padding), same_params(params), channels_last, **where)
+    window, where = (kernel, stride, padding), {"domain": "com.microsoft"}
+    if channels_last:
+        where["channels_last"] = 1
+    return pool_of("QLinearAveragePool", q, window, same_params(params), channels_last, **where)
 
 
 def global_average_pool(q, params):

@@ -129,7 +129,7 @@ int qk_depthwise_unpack(const qk_weights *w, void *b)
     return qk_parallel_for(taps, 5.0 * (double)taps * (double)w->n, unpack_taps, &job);
 }
 
-enum { STRIP_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64, MOST_PARTS = QK_MOST_PARTS };
+enum { STRIP_BYTES = 24 * 1024, SMALL_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64, MOST_PARTS = QK_MOST_PARTS };
 
 /* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip
  * of columns and a block of channels; of a block that has parts so many lines for each. */
@@ -195,7 +195,8 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
     const size_t before = x >= 0 ? 0 : min_size((size_t)-x, columns), first = x >= 0 ? (size_t)x : 0;
     const size_t inside = first >= p->width ? 0 : min_size(columns - before, p->width - first);
     const uint8_t *image = p->codes + at->number * p->height * line + at->channel + first * p->channels;
-    qk_seen_rows seen = {.parts = (int)at->parts, .channels = at->channels};
+    qk_seen_rows seen;
+    seen.parts = (int)at->parts, seen.channels = at->channels;
     for (size_t i = 0; i < 4; i++) {
         const size_t row = step * b->taps + i * b->taps / 4;
         const int is_zero = b->taps == 2 && i % 2;
@@ -273,18 +274,20 @@ static void run_item(const depthwise_job *job, const place *at, char *codes, int
 static void run_depthwise(void *context, size_t begin, size_t end)
 {
     depthwise_job *job = context;
-    char *codes = qk_obtain(qk_plus(job->acc_bytes, qk_times(job->columns, job->column_bytes)));
+    char small[SMALL_BYTES] __attribute__((aligned(64)));
+    const size_t bytes = qk_plus(job->acc_bytes, qk_times(job->columns, job->column_bytes));
+    char *codes = bytes <= sizeof small ? small : qk_obtain(bytes);
     qk_tile tiles[MOST_TILES];
     if (!codes) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
     }
-    for (int j = 0; j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
+    for (int j = 0; !job->multiplier && j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
     for (size_t item = begin; item < end && !qk_stopped(); item++) {
         const place at = place_of_item(job, item);
         run_item(job, &at, codes + job->acc_bytes, (int32_t *)codes, tiles);
     }
-    free(codes);
+    if (codes != small) free(codes);
 }
 
 /* How the result is divided, and what an item needs. */
@@ -311,14 +314,14 @@ static void lay_out(depthwise_job *job)
 }
 
 /* Entries of the channels, 4 bytes each, in the order of their neighbours in each block. */
-static void order_channels(const qk_depthwise_weights *b, const void *channels, void *to)
+static void order_channels(const qk_depthwise_weights *b, const int32_t *channels, int32_t *to)
 {
     const size_t block = (size_t)b->kernels->conv->block;
-    for (size_t first = 0; first < b->n; first += block) {
-        const size_t span = span_of(b, first);
-        for (size_t byte = 0; byte < block; byte += 4)
-            memcpy((char *)to + first * 4 + neighbours_of(b, byte), (const char *)channels + (first + byte % span) * 4,
-                   16);
+    for (size_t first = 0; first < b->n; first += block, channels += block, to += block) {
+        const size_t last = span_of(b, first) - 1;
+        for (size_t byte = 0; byte < block; byte += 16)
+            for (size_t four = 0; four < 16; four += 4)
+                memcpy(to + four / 4 * (block / 4) + byte / 4, channels + (byte & last) + four, 4 * sizeof *to);
     }
 }
 
@@ -345,7 +348,7 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
         init[i] = (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[i] : 0) - zero * (uint32_t)b->colsum[i]);
     order_channels(b, init, starts);
     if (sums.plain && b->kernels->conv->depthwise_codes) {
-        order_channels(b, epilogue->requant.multiplier, multipliers);
+        order_channels(b, (const int32_t *)epilogue->requant.multiplier, multipliers);
         job.multiplier = (const float *)multipliers;
     }
     job.init = starts;
@@ -444,6 +447,8 @@ int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, s
 
 /* ---- pools ---- */
 
+enum { MOST_PIXELS = 256 }; /* of a window, for which the stack has room */
+
 typedef struct {
     const qk_image *image;
     uint8_t flip;
@@ -478,39 +483,50 @@ static float multiplier_of(const float *scales, size_t count)
     return m <= FLT_MAX ? m : FLT_MAX;
 }
 
-static void average_window(const pool_job *job, const uint8_t *const *from, size_t count, int32_t *sums, uint8_t *to)
+/* How many windows from this one on, at most so many, lie one after the other and in the image from side to side. */
+static size_t neighbours_of_window(const qk_image *p, size_t window, size_t most)
+{
+    const size_t ox = window % p->out_width, reach = (p->kernel_width - 1) * p->dilation_x + 1;
+    const size_t x = ox * p->stride_x - p->left;
+    if (ox * p->stride_x < p->left || reach > p->width || x > p->width - reach) return 1;
+    return min_size(min_size(most, p->out_width - ox), (p->width - reach - x) / p->stride_x + 1);
+}
+
+static void pool_windows(const pool_job *job, qk_windows *of)
 {
     const qk_image *p = job->image;
-    const size_t all = job->with_padding ? p->kernel_height * p->kernel_width : count;
-    const int32_t zero = job->zero_point + (job->flip ? 128 : 0);
-    for (size_t i = 0; i < p->channels; i++) sums[i] = -(int32_t)count * zero;
-    qk_active()->conv->add_codes(from, count, p->channels, job->flip, sums);
-    qk_active()->conv->average_codes(sums, p->channels, multiplier_of(job->scales, all ? all : 1), job->r, to);
+    const size_t all = job->with_padding ? p->kernel_height * p->kernel_width : of->count;
+    if (!job->scales && of->count == 0)
+        memset(of->to, job->flip, of->windows * of->channels); /* the least code */
+    else if (!job->scales)
+        qk_active()->conv->max_windows(of);
+    else {
+        of->zeros = (int32_t)of->count * (job->zero_point + (job->flip ? 128 : 0));
+        of->multiplier = multiplier_of(job->scales, all ? all : 1), of->requant = job->r;
+        qk_active()->conv->average_windows(of);
+    }
 }
 
 static void run_windows(void *context, size_t begin, size_t end)
 {
     pool_job *job = context;
     const qk_image *p = job->image;
-    const size_t places = qk_times(qk_times(p->kernel_height, p->kernel_width), sizeof(uint8_t *));
-    char *memory = qk_obtain(qk_plus(places, qk_times(p->channels, sizeof(int32_t))));
-    if (!memory) {
+    const uint8_t *few[MOST_PIXELS];
+    const size_t pixels = qk_times(p->kernel_height, p->kernel_width);
+    const uint8_t **from = pixels <= MOST_PIXELS ? few : qk_obtain(qk_times(pixels, sizeof *from));
+    if (!from) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
     }
-    const uint8_t **from = (const uint8_t **)memory;
-    int32_t *sums = (int32_t *)(memory + places);
-    for (size_t window = begin; window < end && !qk_stopped(); window++) {
-        uint8_t *to = job->out + window * p->channels;
-        const size_t count = pixels_of_window(p, window, from);
-        if (job->scales)
-            average_window(job, from, count, sums, to);
-        else if (count)
-            qk_active()->conv->max_codes(from, count, p->channels, job->flip, to);
-        else
-            memset(to, job->flip, p->channels); /* the least code */
+    qk_windows of = {
+        .from = from, .channels = p->channels, .step = p->stride_x * p->channels, .flip = job->flip};
+    for (size_t window = begin; window < end && !qk_stopped(); window += of.windows) {
+        of.count = pixels_of_window(p, window, from);
+        of.windows = neighbours_of_window(p, window, end - window);
+        of.to = job->out + window * p->channels;
+        pool_windows(job, &of);
     }
-    free(memory);
+    if (from != few) free(from);
 }
 
 static int run_pool(pool_job *job)
@@ -519,7 +535,7 @@ static int run_pool(pool_job *job)
     const size_t windows = p->count * p->out_height * p->out_width;
     if (windows == 0 || p->channels == 0) return 1;
     const double work =
-        (double)windows * (double)p->channels * (0.1 * (double)p->kernel_height * (double)p->kernel_width + 0.2);
+        (double)windows * (double)p->channels * (0.02 * (double)p->kernel_height * (double)p->kernel_width + 0.1);
     const int status = qk_parallel_for(windows, work, run_windows, job);
     return status ? status : job->failure ? job->failure : 1;
 }

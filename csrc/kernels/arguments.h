@@ -78,6 +78,18 @@ typedef struct {
     uint8_t *to[QK_MOST_PARTS];
 } qk_coded_line;
 
+/* Windows of a pool that are neighbours, each `step` bytes from the one before, and the same pixels of which are in the
+ * image: where those of the first begin. Averages: what is taken from a sum of codes ^ flip, and multiplies it. */
+typedef struct {
+    const uint8_t *const *from;
+    size_t count, channels, windows, step;
+    uint8_t flip;
+    uint8_t *to;
+    int32_t zeros;
+    float multiplier;
+    const qk_requant *requant;
+} qk_windows;
+
 /* ---- codebooks ---- */
 
 /* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have

@@ -183,6 +183,33 @@ static void depthwise_tile(int rows, const qk_steps *steps, const char *a, const
         }
 }
 
+/* ---- pools (numerics 22) ---- */
+
+static void max_windows(const qk_windows *of)
+{
+    for (size_t i = 0; i < of->windows * of->channels; i++) {
+        const size_t at = i / of->channels * of->step + i % of->channels;
+        uint8_t most = 0;
+        for (size_t tap = 0; tap < of->count; tap++) {
+            const uint8_t code = of->from[tap][at] ^ of->flip;
+            most = most > code ? most : code;
+        }
+        of->to[i] = most ^ of->flip;
+    }
+}
+
+static void average_windows(const qk_windows *of)
+{
+    const int32_t zero_point = of->requant->zero_point;
+    const float lo = (float)(of->requant->qmin - zero_point), hi = (float)(of->requant->qmax - zero_point);
+    for (size_t i = 0; i < of->windows * of->channels; i++) {
+        const size_t at = i / of->channels * of->step + i % of->channels;
+        int32_t sum = -of->zeros;
+        for (size_t tap = 0; tap < of->count; tap++) sum += of->from[tap][at] ^ of->flip;
+        of->to[i] = (uint8_t)scale_to_code((float)sum * of->multiplier, lo, hi, zero_point, 0);
+    }
+}
+
 static int available(void) { return 1; }
 
 #include "kernels/generic/table.h"

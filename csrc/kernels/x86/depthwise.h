@@ -1,4 +1,4 @@
-/* Depthwise convolutions (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and NR.
+/* Depthwise convolutions and pools (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and NR.
  *
  * Codes of a channel from four rows of the image become neighbours, 32 bits, so that one instruction multiplies four
  * taps of each lane's channel: vpdpbusd, or vpmaddwd if two of the rows are zeros, which makes pairs of int16 of the
@@ -202,6 +202,101 @@ static void depthwise_codes(size_t pixels, const qk_steps *steps, const char *a,
         code_parts(0, pixels, steps, a, weights, line);
     else
         code_parts(1, pixels, steps, a, weights, line);
+}
+
+/* ---- pools ---- */
+
+/* Codes of so many channels, in a register or less; the last register overlaps the one before. */
+static QK_INLINE reg load_channels(const uint8_t *p, const int whole, some_codes some, reg flips)
+{
+    return exclusive(whole ? load_reg(p) : load_some(p, some), flips);
+}
+
+static QK_INLINE void store_channels(uint8_t *p, reg v, const int whole, some_codes some)
+{
+    if (whole)
+        store_reg(p, v);
+    else
+        store_some(p, v, some);
+}
+
+static QK_INLINE void max_run(const qk_windows *of, const int whole)
+{
+    const some_codes some = first_codes(of->channels);
+    const reg flips = all_i8((char)of->flip);
+    const uint8_t *const *from = of->from;
+    const size_t count = of->count, channels = of->channels, step = of->step;
+    uint8_t *to = of->to;
+    for (size_t window = 0; window < of->windows; window++, to += channels)
+        for (size_t i = 0; i < channels; i += REG) {
+            const size_t first = whole && i + REG > channels ? channels - REG : i, at = window * step + first;
+            reg most = zero_reg();
+            for (size_t tap = 0; tap < count; tap++)
+                most = max_u8(most, load_channels(from[tap] + at, whole, some, flips));
+            store_channels(to + first, exclusive(most, flips), whole, some);
+        }
+}
+
+static void max_windows(const qk_windows *of)
+{
+    if (of->channels >= REG)
+        max_run(of, 1);
+    else
+        max_run(of, 0);
+}
+
+/* Adds codes of up to 256 pixels, whose sums fit 16 bits: 256 * 255 < 2^16. */
+static QK_INLINE pixel_sums add_pixels(pixel_sums c, const uint8_t *const *from, size_t count, size_t at,
+                                       const int whole, some_codes some, reg flips)
+{
+    const reg none = zero_reg();
+    reg low = none, high = none;
+    for (size_t tap = 0; tap < count; tap++) {
+        const reg codes = load_channels(from[tap] + at, whole, some, flips);
+        low = add_i16(low, low_u8(codes, none)), high = add_i16(high, high_u8(codes, none));
+    }
+    c.s0 = add_i32(c.s0, low_u16(low, none)), c.s1 = add_i32(c.s1, high_u16(low, none));
+    c.s2 = add_i32(c.s2, low_u16(high, none)), c.s3 = add_i32(c.s3, high_u16(high, none));
+    return c;
+}
+
+/* Rounded, at most hi: what is too low for int32 becomes INT32_MIN, which is low enough. */
+static QK_INLINE reg averages(reg sums, floats multiplier, floats hi)
+{
+    return to_i32(smaller_of(product_of(to_floats(sums), multiplier), hi));
+}
+
+static QK_INLINE void average_run(const qk_windows *of, const int whole)
+{
+    enum { PIXELS = 256 };
+    const some_codes some = first_codes(of->channels);
+    const int32_t zero_point = of->requant->zero_point, qmin = of->requant->qmin, qmax = of->requant->qmax;
+    const int32_t start = -of->zeros;
+    const reg flips = all_i8((char)of->flip), zero = all_i16(zero_point), starts = all_i32_at(&start);
+    const floats multiplier = all_floats(of->multiplier), hi = all_floats((float)(qmax - zero_point));
+    const size_t channels = of->channels;
+    size_t window = 0, channel = 0;
+    while (window < of->windows) {
+        const size_t first = whole && channel + REG > channels ? channels - REG : channel;
+        pixel_sums c = {starts, starts, starts, starts};
+        for (size_t tap = 0; tap < of->count; tap += PIXELS)
+            c = add_pixels(c, of->from + tap, min_size(of->count - tap, PIXELS), window * of->step + first, whole, some,
+                           flips);
+        const reg n0 = packs_i32(averages(c.s0, multiplier, hi), averages(c.s1, multiplier, hi));
+        const reg n1 = packs_i32(averages(c.s2, multiplier, hi), averages(c.s3, multiplier, hi));
+        const reg codes = packed_lanes(adds_i16(n0, zero), adds_i16(n1, zero), qmin, qmax);
+        store_channels(of->to + window * channels + first, codes, whole, some);
+        channel += REG;
+        if (channel >= channels) channel = 0, window++;
+    }
+}
+
+static void average_windows(const qk_windows *of)
+{
+    if (of->channels >= REG)
+        average_run(of, 1);
+    else
+        average_run(of, 0);
 }
 
 #endif
