@@ -28,14 +28,14 @@ POOLS = [(112, 64, 3, 2), (56, 128, 2, 2), (28, 256, 3, 1)]  # side, channels, k
 X_ZERO, Y_ZERO, X_SCALE = 3, 120, 0.1
 
 
-def near(want):
+def near(want, most=1e-3):
     """Off by one in few places is right: peers round otherwise. torch's depthwise sums saturate, which is wrong."""
 
     def check(got):
         off = np.abs(got.astype(int) - want)
         if not off.any():
             return EXACT
-        close = off.max() == 1 and (off > 0).mean() < 1e-3
+        close = off.max() == 1 and (off > 0).mean() <= most
         return CLOSE if close else f"{WRONG}: {(off > 0).mean():.1%} off by up to {off.max()}"
 
     return check
@@ -133,7 +133,8 @@ def race_pool(race, name, q, call, others, kernel=""):
     out = aligned_empty(want.shape, "uint8")
     ours = our_own(lambda: call(out=out), out)
     case = f"{name}{kernel}, {q.shape[1]}x{q.shape[2]}, {q.shape[3]}"
-    race(case, ours, others, near(want.astype(int)), q.size, "Gcodes/s", [moving(q.nbytes, out.nbytes)])
+    check = near(want.astype(int), most=0.25)  # means are often ties
+    race(case, ours, others, check, q.size, "Gcodes/s", [moving(q.nbytes, out.nbytes)])
 
 
 @pytest.mark.parametrize(("side", "channels", "kernel", "stride"), POOLS)

@@ -298,7 +298,8 @@ _known_window = lru_cache(256)(_find_window)
 
 def _check_size(q, window, channels, item):
     """Raise if the result, of channels of so many bytes, is larger than an array can be."""
-    size = q.shape[0] * window[4][0] * window[4][1] * channels * item
+    height, width = window[4]
+    size = len(q) * height * width * channels * item
     if size > 2**63 - 1:
         raise ValueError(f"q, strides and padding make a result of {size} bytes, which no array holds")
 
@@ -371,8 +372,9 @@ def qconv2d(
     if not is_a(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     q = codes_of(q, params)
-    window = _window(q, packed.shape[:2], strides, padding, dilations, "packed")
-    channels, filters = packed.groups * packed.shape[2], packed.shape[3]
+    *kernel, depth, filters = packed.shape
+    window = _window(q, tuple(kernel), strides, padding, dilations, "packed")
+    channels = packed.groups * depth
     if q.shape[3] != channels:
         raise ValueError(f"q must have {channels} channels to match packed, got shape {q.shape}")
     _check_size(q, window, filters, 4 if out_params is None else 1)

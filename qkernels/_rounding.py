@@ -15,7 +15,7 @@ INT32 = np.dtype(np.int32)
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
     rounding = word(rounding)
-    return is_a(rounding, str) and rounding in FIXED_POINT
+    return type(rounding) is str and rounding in FIXED_POINT
 
 
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
@@ -124,7 +124,7 @@ def check_params(params, name):
 
 def checked_int_bias(given, n):
     """Return the array of a bias as n int32 values."""
-    if given.dtype is INT32 and given.shape == (n,) and given.flags.c_contiguous and given.flags.aligned:
+    if given.dtype is INT32 and given.shape == (n,) and given.flags.carray:
         return given
     if given.dtype.kind not in "iu":
         raise TypeError(f"bias must be int32, got {given.dtype}")

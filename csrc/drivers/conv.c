@@ -158,29 +158,51 @@ static size_t count_items(const depthwise_job *job, size_t blocks, size_t parts)
     return blocks * job->image->count * job->strips * ceil_div(job->image->out_height, job->lines * parts);
 }
 
+/* What a place has of what lies there. */
+static void measure(const depthwise_job *job, place *at)
+{
+    at->channels = min_size(job->image->channels - at->channel, (size_t)job->b->kernels->conv->block);
+    at->pixels = min_size(job->image->out_width - at->x, job->strip);
+}
+
 static place place_of_item(const depthwise_job *job, size_t item)
 {
-    const qk_image *p = job->image;
     const size_t block = (size_t)job->b->kernels->conv->block, whole = count_items(job, job->blocks, 1);
     size_t blocks = job->blocks;
     place at = {.parts = 1};
     if (item >= whole) item -= whole, at.parts = job->last_parts, at.channel = job->blocks * block, blocks = 1;
     at.channel += item % blocks * block, item /= blocks;
     at.x = item % job->strips * job->strip, item /= job->strips;
-    const size_t lines = job->lines * at.parts, groups = ceil_div(p->out_height, lines);
+    const size_t lines = job->lines * at.parts, groups = ceil_div(job->image->out_height, lines);
     at.y = item % groups * lines, at.number = item / groups;
-    at.channels = min_size(p->channels - at.channel, block);
-    at.pixels = min_size(p->out_width - at.x, job->strip);
+    measure(job, &at);
     return at;
+}
+
+/* The place of the next item: blocks first, then strips, lines and images; at last those of the last block. */
+static void move_on(const depthwise_job *job, place *at)
+{
+    const qk_image *p = job->image;
+    const size_t block = (size_t)job->b->kernels->conv->block, end = job->blocks * block;
+    const size_t first = at->channel < end ? 0 : end;
+    at->channel += block;
+    if (at->channel == end || first == end) at->channel = first, at->x += job->strip;
+    if (at->x >= p->out_width) at->x = 0, at->y += job->lines * at->parts;
+    if (at->y >= p->out_height) at->y = 0, at->number++;
+    if (at->number == p->count) at->number = 0, at->channel = end, at->parts = job->last_parts;
+    measure(job, at);
 }
 
 /* Columns that are padding, of one step. */
 static char *fill_columns(const depthwise_job *job, size_t columns, char *to)
 {
     const size_t size = 2 * (size_t)job->b->kernels->conv->block;
-    const uint16_t code = job->outside[0] ^ job->flip, both = job->b->taps == 2 ? code : (uint16_t)(code * 0x101);
+    const uint8_t code = job->outside[0] ^ job->flip;
     for (size_t i = 0; i < columns; i++, to += job->column_bytes)
-        for (size_t j = 0; j < size; j++) ((uint16_t *)to)[j] = both;
+        if (job->b->taps == 4)
+            memset(to, code, 2 * size);
+        else
+            for (size_t j = 0; j < size; j++) ((uint16_t *)to)[j] = code;
     return to;
 }
 
@@ -228,8 +250,8 @@ static void sum_line(const depthwise_job *job, const place *at, size_t line, con
             const size_t row = (at->number * p->out_height + y) * p->out_width + at->x + i;
             for (size_t j = 0; y < p->out_height && j < at->channels; j += nr) {
                 const size_t byte = part * span + j;
-                qk_store_tile(job->sums, NULL, row, 0, pixels, at->channel + j,
-                              acc + byte / nr * mr * nr + byte % nr, tiles + j / nr);
+                qk_store_tile(job->sums, NULL, row, 0, pixels, at->channel + j, acc + byte / nr * mr * nr + byte % nr,
+                              tiles + j / nr);
             }
         }
     }
@@ -241,9 +263,12 @@ static void code_line(const depthwise_job *job, const place *at, size_t line, co
 {
     const qk_image *p = job->image;
     const product *sums = job->sums;
-    qk_coded_line to = {.init = job->init + at->channel, .multiplier = job->multiplier + at->channel,
-                        .requant = &sums->requant, .row_stride = sums->epilogue->row_stride,
-                        .parts = (int)at->parts, .channels = at->channels};
+    qk_coded_line to = {.init = job->init + at->channel,
+                        .multiplier = job->multiplier + at->channel,
+                        .requant = &sums->requant,
+                        .row_stride = sums->epilogue->row_stride,
+                        .parts = (int)at->parts,
+                        .channels = at->channels};
     for (size_t part = 0; part < at->parts; part++) {
         const size_t y = at->y + part * job->lines + line;
         const size_t row = (at->number * p->out_height + y) * p->out_width + at->x;
@@ -261,7 +286,8 @@ static void run_item(const depthwise_job *job, const place *at, char *codes, int
     const qk_steps steps = {b->width * b->steps, p->stride_x * job->column_bytes, job->offset, b->wide};
     const char *weights = b->panels + at->channel / block * b->panel_bytes;
     for (size_t step = 0; step < b->steps; step++) look_at_rows(job, at, step, codes + step * block * 4);
-    for (size_t j = 0; !plain && j < at->channels; j += nr) qk_move_to_panel(job->sums, at->channel + j, tiles + j / nr);
+    for (size_t j = 0; !plain && j < at->channels; j += nr)
+        qk_move_to_panel(job->sums, at->channel + j, tiles + j / nr);
     for (size_t line = 0; line < job->lines && at->y + line < p->out_height; line++) {
         if (plain)
             code_line(job, at, line, &steps, codes, weights);
@@ -283,10 +309,9 @@ static void run_depthwise(void *context, size_t begin, size_t end)
         return;
     }
     for (int j = 0; !job->multiplier && j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
-    for (size_t item = begin; item < end && !qk_stopped(); item++) {
-        const place at = place_of_item(job, item);
+    place at = place_of_item(job, begin);
+    for (size_t item = begin; item < end && !qk_stopped(); item++, move_on(job, &at))
         run_item(job, &at, codes + job->acc_bytes, (int32_t *)codes, tiles);
-    }
     if (codes != small) free(codes);
 }
 
@@ -518,8 +543,7 @@ static void run_windows(void *context, size_t begin, size_t end)
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
     }
-    qk_windows of = {
-        .from = from, .channels = p->channels, .step = p->stride_x * p->channels, .flip = job->flip};
+    qk_windows of = {.from = from, .channels = p->channels, .step = p->stride_x * p->channels, .flip = job->flip};
     for (size_t window = begin; window < end && !qk_stopped(); window += of.windows) {
         of.count = pixels_of_window(p, window, from);
         of.windows = neighbours_of_window(p, window, end - window);

@@ -1,4 +1,5 @@
-/* Depthwise convolutions and pools (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and NR.
+/* Depthwise convolutions and pools (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and
+ * NR.
  *
  * Codes of a channel from four rows of the image become neighbours, 32 bits, so that one instruction multiplies four
  * taps of each lane's channel: vpdpbusd, or vpmaddwd if two of the rows are zeros, which makes pairs of int16 of the
@@ -27,8 +28,8 @@ static QK_INLINE reg load_pixel(const uint8_t *const *p, const int parts, some_c
     return exclusive(parts == 1 ? load_some(*p, some) : load_parts(p, parts, some), flips);
 }
 
-static QK_INLINE void interleave_parts(const qk_seen_rows *rows, const int parts, size_t columns, uint8_t flip, char *to,
-                                       size_t ld)
+static QK_INLINE void interleave_parts(const qk_seen_rows *rows, const int parts, size_t columns, uint8_t flip,
+                                       char *to, size_t ld)
 {
     const reg flips = all_i8((char)flip);
     const some_codes some = first_codes(rows->channels);
@@ -161,9 +162,14 @@ static QK_INLINE void code_pixels(const int pixels, const int wide, const int pa
                                   const char *a, const char *weights, const qk_coded_line *line, size_t at)
 {
     const float *m = line->multiplier;
-    const pixel_codes by = {load_floats(m), load_floats(m + REG / 4), load_floats(m + REG / 2),
-                            load_floats(m + REG / 4 * 3), all_i16(line->requant->zero_point), line->requant->qmin,
-                            line->requant->qmax, first_codes(line->channels)};
+    const pixel_codes by = {load_floats(m),
+                            load_floats(m + REG / 4),
+                            load_floats(m + REG / 2),
+                            load_floats(m + REG / 4 * 3),
+                            all_i16(line->requant->zero_point),
+                            line->requant->qmin,
+                            line->requant->qmax,
+                            first_codes(line->channels)};
     pixel_sums sums[4];
     sum_pixels(pixels, wide, steps, a, weights, line->init, sums);
     for (int i = 0; i < pixels; i++) store_pixel(sums[i], by, parts, line->to, at + (size_t)i * line->row_stride);
