@@ -211,7 +211,7 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
 {
     const qk_image *p = job->image;
     const qk_depthwise_weights *b = job->b;
-    const size_t line = p->width * p->channels;
+    const size_t line = p->width * p->channels, needed = (job->lines - 1) * p->stride_y + b->height;
     const size_t columns = (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
     const ptrdiff_t x = (ptrdiff_t)(at->x * p->stride_x - p->left);
     const size_t before = x >= 0 ? 0 : min_size((size_t)-x, columns), first = x >= 0 ? (size_t)x : 0;
@@ -224,7 +224,7 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
         const int is_zero = b->taps == 2 && i % 2;
         for (size_t part = 0; part < at->parts; part++) {
             const size_t y = (at->y + part * job->lines) * p->stride_y - p->top + row * p->dilation_y;
-            const int is_code = !is_zero && y < p->height;
+            const int is_code = !is_zero && row < needed && y < p->height;
             seen.from[i][part] = is_code ? image + y * line : is_zero ? job->zeros : job->outside;
             seen.stride[i][part] = is_code ? p->channels : 0;
         }
