@@ -1,6 +1,7 @@
 """Convolve images of codes, and pool them. Formulas: docs/numerics.md, section 22."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,11 +11,10 @@ from ._bind.runtime import shown, word
 from ._bind.weights import Packed
 from ._checks import array_named, arrays_named, boolean, integer, is_a, number_named, refuse_missing
 from ._mode import default_mode
-from ._products import check_byte_params, checked_bias, codes_of, layer_of_codes
+from ._products import BYTES, check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
 from ._value import Sealed
 
-BYTES = np.dtype(np.int8), np.dtype(np.uint8)
 MOST = 2**31 - 1  # sizes, strides and padding; and pixels of a window times 255
 
 
@@ -273,8 +273,14 @@ def _window(q, kernel, strides, padding, dilations, what):
     """Return what the binding calls a window, of images q; `what` is the argument that has the kernel."""
     if q.ndim != 4:
         raise ValueError(f"q must have shape (N, H, W, C), got {q.shape}")
+    plain = type(strides) is type(dilations) is int and type(padding) in (int, str)
+    find = _known_window if plain else _find_window  # 1.0, which equals 1, must not find what 1 left
+    return find(q.shape[1:3], kernel, strides, padding, dilations, what)
+
+
+def _find_window(image, kernel, strides, padding, dilations, what):
     (sy, sx), (dy, dx) = strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
-    _, height, width, _ = q.shape
+    height, width = image
     ry, rx = (kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1
     sides = _sides(padding)
     if isinstance(sides, str):
@@ -287,9 +293,13 @@ def _window(q, kernel, strides, padding, dilations, what):
     return kernel, strides, dilations, (top, left), ((height - ry) // sy + 1, (width - rx) // sx + 1)
 
 
+_known_window = lru_cache(256)(_find_window)
+
+
 def _check_size(q, window, channels, item):
     """Raise if the result, of channels of so many bytes, is larger than an array can be."""
-    size = q.shape[0] * window[4][0] * window[4][1] * channels * item
+    height, width = window[4]
+    size = len(q) * height * width * channels * item
     if size > 2**63 - 1:
         raise ValueError(f"q, strides and padding make a result of {size} bytes, which no array holds")
 
@@ -362,8 +372,9 @@ def qconv2d(
     if not is_a(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     q = codes_of(q, params)
-    window = _window(q, packed.shape[:2], strides, padding, dilations, "packed")
-    channels, filters = packed.groups * packed.shape[2], packed.shape[3]
+    *kernel, depth, filters = packed.shape
+    window = _window(q, tuple(kernel), strides, padding, dilations, "packed")
+    channels = packed.groups * depth
     if q.shape[3] != channels:
         raise ValueError(f"q must have {channels} channels to match packed, got shape {q.shape}")
     _check_size(q, window, filters, 4 if out_params is None else 1)

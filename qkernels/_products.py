@@ -11,6 +11,8 @@ from ._quantize import quantize
 from ._rounding import check_params, checked_int_bias, is_fixed_point
 from ._weights import PackedMatrix
 
+BYTES = np.dtype(np.int8), np.dtype(np.uint8)
+
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     """Multiply codes exactly: ``(a - a_zero_point) @ (b - b_zero_point)``.
@@ -167,7 +169,7 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
 def check_byte_params(params, name):
     """Raise unless params are per tensor and of bytes."""
     check_params(params, name)
-    if params.dtype not in (np.int8, np.uint8):
+    if params.dtype not in BYTES:
         raise TypeError(f"{name} must have dtype int8 or uint8, got {params.dtype.name}")
 
 

@@ -9,12 +9,13 @@ from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 FIXED_POINT = ("gemmlowp", "tflite")
+INT32 = np.dtype(np.int32)
 
 
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
     rounding = word(rounding)
-    return is_a(rounding, str) and rounding in FIXED_POINT
+    return type(rounding) is str and rounding in FIXED_POINT
 
 
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
@@ -123,6 +124,8 @@ def check_params(params, name):
 
 def checked_int_bias(given, n):
     """Return the array of a bias as n int32 values."""
+    if given.dtype is INT32 and given.shape == (n,) and given.flags.carray:
+        return given
     if given.dtype.kind not in "iu":
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):

@@ -17,10 +17,12 @@
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
-    WIDE_ROWS = 48,         /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,        /* of a panel: in fewer there is no time to ask for what comes next */
-    SMALL_COLUMNS = 2048,   /* whose arrays stay on the stack */
-    PATCH_BYTES = 96 * 1024 /* of rows that are gathered from an image, which shares the L2 cache with them */
+    WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,               /* of a panel: in fewer there is no time to ask for what comes next */
+    SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
+    PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
+    MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
+    BIG_WEIGHTS = 1024 * 1024      /* so many bytes: to read them once more would take longer */
 };
 
 /* ---- packing of b ---- */
@@ -547,7 +549,8 @@ static void lay_out(product *g)
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
-    g->walk.block_bytes = g->source->patches ? PATCH_BYTES : (size_t)k->block_bytes;
+    const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
+    g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);

@@ -309,6 +309,9 @@ cdef cnp.ndarray out_array(out, tuple shape, dtype):
     """Return the memory of `out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
+    if cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and out.shape == shape:
+        return <cnp.ndarray>out
     array = out if cnp.PyArray_CheckExact(out) else memory_of(out)
     check_out(array, shape, dtype)
     return array

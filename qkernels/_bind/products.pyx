@@ -385,11 +385,12 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
 cdef int64_t largest_magnitude(cnp.ndarray x):
     """Return the largest magnitude of contiguous int32 values."""
     cdef const int32_t *values = int32s(x)
-    cdef int64_t largest = 0
+    cdef int32_t lo = 0, hi = 0
     cdef Py_ssize_t i
-    for i in range(cnp.PyArray_SIZE(x)):
-        largest = max(largest, -<int64_t>values[i] if values[i] < 0 else values[i])
-    return largest
+    for i in range(cnp.PyArray_SIZE(x)):  # two bounds, which compilers turn into vectors
+        lo = min(lo, values[i])
+        hi = max(hi, values[i])
+    return max(-<int64_t>lo, <int64_t>hi)
 
 
 cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
@@ -419,10 +420,10 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
     else:
         scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
         mantissa, shift = multipliers_of_scales(of, scale, to)
-        columns = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
+        columns = b.padded(mantissa, INT32), b.padded(shift, INT32)
         epilogue.requant.mantissa, epilogue.requant.shift = int32s(columns[0]), int32s(columns[1])
     if int_bias is not None:
-        int_bias = b.padded(int_bias, np.int32)
+        int_bias = b.padded(int_bias, INT32)
     epilogue.int_bias = int32s(int_bias)
     return columns, int_bias
 

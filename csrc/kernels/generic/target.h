@@ -49,6 +49,9 @@
 #endif
 
 /* Operations that may be absent (kernels/families). */
+#ifndef DEPTHWISE_CODES
+#define DEPTHWISE_CODES NULL
+#endif
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif

@@ -26,6 +26,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define WITH_VNNI 1
 #define DEPTHWISE_TAPS 4
 #define MR 12
+#define DEPTHWISE_CODES depthwise_codes
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
