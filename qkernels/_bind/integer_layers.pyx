@@ -17,7 +17,7 @@ from .c cimport (
     qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, QK_I8, qk_norm_codes, qk_pair_codes,
     qk_scope, qk_softmax_codes, qk_take_table, QK_TFLITE, QK_U8,
 )
-from .elementwise cimport Params, rows_are_finite
+from .elementwise cimport code_params, Params, rows_are_finite
 
 cnp.import_array()
 
@@ -55,10 +55,6 @@ cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     except ValueError:
         raise ValueError(f"b with shape {(<object>b).shape} must broadcast with a, which has shape "
                          f"{(<object>a).shape}") from None
-
-
-cdef qk_code_params code_params(Params p):
-    return qk_code_params(p.one_scale, p.one_zero_point, p.c.qmin, p.c.qmax)
 
 
 def take_table(q, table, out):
