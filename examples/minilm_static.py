@@ -1,7 +1,7 @@
 """MiniLM by integers with scales that were fixed beforehand: calibrated, smoothed, and codes within a block.
 
-`make_static` takes the network of minilm.py in float32 and batches to calibrate it on. Three things keep what one scale a
-tensor would lose (docs/static.md has the figures):
+`make_static` takes the network of minilm.py in float32 and batches to calibrate it on. Three things keep what one scale
+a tensor would lose (docs/static.md has the figures):
 
 - Inputs of dense layers that follow a layer norm have a zero point and a scale a column: the norm gives such codes, and
   the weights take the columns' factors over (`smooth`), their offsets go to the bias.
@@ -61,19 +61,19 @@ class Dense:
         self.int_bias = qk.quantize_bias(self.bias, self.params, of_weights)
 
 
-def calibrated(network, tokenizer):
-    """Return a static network, calibrated on docstrings of SciPy; a bar shows how far it is."""
-    from minilm import docstrings, make_batch
+def calibrate(network, tokenizer, docstrings):
+    """Make a network static by docstrings of SciPy; a bar shows how far it is."""
     from rich.progress import track
     from scipy import special, stats
 
     texts = [rest for _, rest in (docstrings(special) + docstrings(stats))[::2]]
     tokens = [np.array(text.ids) for text in tokenizer.encode_batch(texts)]
-    return make_static(network, (make_batch([ids]) for ids in track(tokens, "calibrating")))
+    batches = ((ids, np.arange(len(ids)), np.array([0, len(ids)])) for ids in tokens)
+    make_static(network, track(batches, "calibrating", len(tokens)))
 
 
 def make_static(network, batches):
-    """Return a network of examples/minilm.py, in float32 till now, on codes: calibrated on batches of `make_batch`."""
+    """Put a network of minilm.py, in float32 till now, on codes, calibrated on batches as `embed` takes them."""
     recorder = Recorder(network.functions)
     network.functions = recorder
     for batch in batches:

@@ -384,9 +384,9 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
 def smooth(w, activation_absmax, alpha=0.5):
     """Move the ranges of a layer's inputs into its weights, so that one scale serves all inputs: SmoothQuant.
 
-    ``x @ w`` is ``(x / factors) @ smoothed``, ``factors`` being ``activation_absmax**alpha / w_absmax**(1 - alpha)`` with
-    the largest magnitude of each input's weights. The division costs nothing if it is folded into what makes x: into
-    weight and bias of a layer norm, into columns of the layer before, or into the scales of `QParams` with
+    ``x @ w`` is ``(x / factors) @ smoothed``, ``factors`` being ``activation_absmax**alpha / w_absmax**(1 - alpha)``
+    with the largest magnitude of each input's weights. The division costs nothing if it is folded into what makes x:
+    into weight and bias of a layer norm, into columns of the layer before, or into the scales of `QParams` with
     ``axis=-1`` by which x is quantized.
 
     Parameters

@@ -258,7 +258,7 @@ norm(x=ones, residual=Q, residual_params=P, out_params=P, out=Q)  # ValueError: 
 """)
 def test_layer_norm_of_codes_refuses(refusal):
     ones, codes = np.ones((3, 4), np.float32), np.ones((3, 4), np.int8)
-    names = {"norm": partial(qk.layer_norm, **{"x": ones, "weight": ones[0], "bias": ones[0]}), "Q": codes}
+    names = {"norm": partial(qk.layer_norm, x=ones, weight=ones[0], bias=ones[0]), "Q": codes}
     refuse(refusal, globals() | names | {"P": qk.QParams(0.1), "ones": ones})
     assert np.all(codes == 1)
 
@@ -289,7 +289,9 @@ def weight_codes(t):
     return np.rint(np.ldexp(p, whole.astype(int))).astype(np.int64)
 
 
-@pytest.mark.parametrize("dtypes", [("int8",) * 3, ("uint8",) * 3, ("uint8", "int8", "uint8"), ("int8", "uint8", "int8")])
+@pytest.mark.parametrize(
+    "dtypes", [("int8",) * 3, ("uint8",) * 3, ("uint8", "int8", "uint8"), ("int8", "uint8", "int8")]
+)
 @pytest.mark.parametrize("heads, size, starts", [(1, 1, [0, 1]), (3, 5, [0, 3, 3, 70]), (2, 33, [0, 33, 162])])
 def test_attention_of_codes_has_the_bits_of_its_formula(dtypes, heads, size, starts, everywhere):
     shape, zeros = (starts[-1], heads * size), ((0, 0, 0), (-7, 90, 11))
@@ -336,7 +338,7 @@ attend(out_params=P, out=ones)  # TypeError: out must .*int8
 def test_attention_of_codes_refuses(refusal):
     codes, ones = np.ones((6, 4), np.int8), np.ones((6, 4), np.float32)
     names = {"P": qk.QParams(0.1), "Q": codes, "ones": ones}
-    attend = partial(qk.attention, **{"q": codes, "k": codes, "v": codes, "heads": 2, "params": names["P"]})
+    attend = partial(qk.attention, q=codes, k=codes, v=codes, heads=2, params=names["P"])
     refuse(refusal, globals() | names | {"attend": attend})
     assert np.all(codes == 1)
 
@@ -360,7 +362,9 @@ def test_smooth_shares_ranges_out_and_changes_no_product():
         assert smoothed.dtype == w.dtype and factors.dtype == np.float32 and factors[3] == factors[5] == 1
         np.testing.assert_allclose((x / factors) @ smoothed, x @ w, rtol=1e-4, atol=1e-3)
         live = np.delete(np.arange(40), [3, 5])
-        np.testing.assert_allclose(factors[live], seen[live] ** alpha / np.abs(w).max(axis=1)[live] ** (1 - alpha), 1e-6)
+        np.testing.assert_allclose(
+            factors[live], seen[live] ** alpha / np.abs(w).max(axis=1)[live] ** (1 - alpha), 1e-6
+        )
 
 
 @refusals(r"""
@@ -375,5 +379,5 @@ smooth(alpha="1")  # TypeError: alpha must be a float
 """)
 def test_smooth_refuses(refusal):
     ones = np.ones((2, 3), np.float32)
-    names = {"smooth": partial(qk.smooth, **{"w": ones, "activation_absmax": ones[:, 0]}), "ONES": ones, "ROW": ones[0]}
+    names = {"smooth": partial(qk.smooth, w=ones, activation_absmax=ones[:, 0]), "ONES": ones, "ROW": ones[0]}
     refuse(refusal, globals() | names)
