@@ -74,7 +74,7 @@ class MiniLM:
     def embed(self, ids, positions, starts, most=512):
         """Return unit vectors of the sentences of `make_batch`, one a row; `most` tokens at once, for the cache."""
         if len(ids) > most and len(starts) > 2:
-            half, at = len(starts) // 2, starts[len(starts) // 2]
+            at = starts[half := len(starts) // 2]
             halves = (ids[:at], positions[:at], starts[: half + 1]), (ids[at:], positions[at:], starts[half:] - at)
             return np.concatenate([self.embed(*part) for part in halves])
         x = self.encode(ids, positions, starts)
@@ -88,16 +88,18 @@ class MiniLM:
             q, k, v = do.linear(x, *qkv).reshape(len(x), 3, -1).swapaxes(0, 1)
             y = do.linear(do.attention(q, k, v, self.heads, starts=starts), *out)
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
-            x = do.layer_norm(
-                do.linear(do.linear(x, *up, activation="gelu"), *down), *norms[1], eps=self.eps, residual=x
-            )
+            y = do.linear(do.linear(x, *up, activation="gelu"), *down)
+            x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
         return x
 
 
 def make_batch(tokens):
     """Return the arguments of `embed` for sentences, each an array of token ids; there is no padding."""
-    starts = np.cumsum([0, *map(len, tokens)])
-    return np.concatenate(tokens), np.concatenate([np.arange(len(ids)) for ids in tokens]), starts
+    return (
+        np.concatenate(tokens),
+        np.concatenate([*map(np.arange, map(len, tokens))]),
+        np.cumsum([0, *map(len, tokens)]),
+    )
 
 
 def load_model():
@@ -137,9 +139,9 @@ def main():
         model = MiniLM(weights, config, *given)
         if "calibrated" in name:
             minilm_static.calibrate(model, tokenizer, docstrings)
+        begin, parts = time.perf_counter(), track(range(0, len(tokens), 8), name)
+        vectors = np.concatenate([model.embed(*make_batch(tokens[i : i + 8])) for i in parts])
         size = sum(packed.nbytes for layer, _ in model.layers for packed, _ in layer) / 1e6
-        begin, parts = time.perf_counter(), [tokens[i : i + 8] for i in range(0, len(tokens), 8)]
-        vectors = np.concatenate([model.embed(*make_batch(part)) for part in track(parts, name)])
         results.append((name, size, time.perf_counter() - begin, vectors))
     print(f"{f'{len(docs)} docstrings':24}{'weights':>9}{'time':>10}{'speed-up':>10}{'recall@1':>10}{'cosine':>9}")
     for name, size, seconds, vectors in results:

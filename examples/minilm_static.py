@@ -14,9 +14,6 @@ import numpy as np
 
 import qkernels as qk
 
-SPLIT = 4  # columns of each layer; a multiple of 4 keeps rows of codes aligned
-ALPHA = 0.8
-
 
 class Recorder:
     """Run a network in float32, and keep the ranges of all that its functions give, in the order of calls."""
@@ -44,14 +41,17 @@ class Recorder:
 class Dense:
     """The weights of a dense layer, packed, for codes with a scale and a zero point for each column of x."""
 
-    def __init__(self, weight, bias, lo, hi, alpha=ALPHA):
+    def __init__(self, weight, bias, lo, hi, alpha=None):
         """Without alpha x has one scale for all columns."""
-        middle = (lo + hi) / 2 if alpha else np.zeros_like(lo)
-        _, factors = qk.smooth(weight, (hi - lo) / 2, alpha) if alpha else (weight, np.ones_like(lo))
+        middle, factors = np.zeros_like(lo), np.ones_like(lo)
+        if alpha is not None:
+            middle = (lo + hi) / 2
+            _, factors = qk.smooth(weight, (hi - lo) / 2, alpha)
         self.params = qk.choose_qparams(np.concatenate([(lo - middle) / factors, (hi - middle) / factors]), "uint8")
         scale = self.params.scale * factors
         zero = np.clip(np.rint(self.params.zero_point - middle / scale), 0, 255)
-        if alpha:
+        self.columns = self.params
+        if alpha is not None:
             self.columns = qk.QParams(scale, zero.astype(np.int32), "uint8", axis=-1)
         bias = bias + (self.params.zero_point - zero) * scale @ weight
         smoothed = weight * factors[:, None]
@@ -72,23 +72,27 @@ def calibrate(network, tokenizer, docstrings):
     make_static(network, track(batches, "calibrating", len(tokens)))
 
 
-def make_static(network, batches):
+def make_static(network, batches, **options):
     """Put a network of minilm.py, in float32 till now, on codes, calibrated on batches as `embed` takes them."""
     recorder = Recorder(network.functions)
     network.functions = recorder
     for batch in batches:
         recorder.at = 0
         network.encode(*batch)
-    made = Static(network, [seen.to_arrays() for seen in recorder.ranges])
+    made = Static(network, [seen.to_arrays() for seen in recorder.ranges], **options)
     network.layers = [([(each.packed, each.bias) for each in dense], norms) for dense, _, norms in made.layers]
     network.encode = made.encode
     return network
 
 
 class Static:
-    """Encode tokens on codes, as the network does on floats, of whose functions the ranges are given in their order."""
+    """Encode tokens on codes, as the network does on floats, of whose functions the ranges are given in their order.
 
-    def __init__(self, network, ranges):
+    alpha: of `smooth`; None: one scale for all columns. split: how many columns are; multiples of 4 keep rows aligned.
+    """
+
+    def __init__(self, network, ranges, alpha=0.8, split=4):
+        self.alpha, self.split = alpha, split
         self.words, self.positions, self.norm = network.words, network.positions, network.norm
         self.heads, self.eps, self.layers = network.heads, network.eps, []
         ranges = [(seen["lo"], seen["hi"]) for seen in ranges]
@@ -100,13 +104,13 @@ class Static:
         (w_qkv, b_qkv), (w_out, b_out), (w_up, b_up), (w_down, b_down) = dense
         most = np.maximum(-qkv[0], qkv[1]).reshape(3, -1).max(axis=1) / 127
         units = np.repeat(most, len(qkv[0]) // 3)
-        first = Dense(w_qkv / units, b_qkv / units, *given)
-        out = Dense(w_out, b_out, attended[0].min() + 0 * attended[0], attended[1].max() + 0 * attended[1], None)
-        huge = np.argsort(fed[1])[-SPLIT:]
-        lo, most_fed = fed[0].min(), fed[1][huge[0]]
-        up = Dense(np.hstack([w_up, w_up[:, huge]]), np.append(b_up, b_up[huge] - most_fed), *normed)
+        first = Dense(w_qkv / units, b_qkv / units, *given, self.alpha)
+        out = Dense(w_out, b_out, np.full(len(w_out), attended[0].min()), np.full(len(w_out), attended[1].max()))
+        huge = np.argsort(fed[1])[len(w_down) - self.split :]
+        lo, most_fed = fed[0].min(), fed[1][huge].min(initial=fed[1].max())
+        up = Dense(np.hstack([w_up, w_up[:, huge]]), np.append(b_up, b_up[huge] - most_fed), *normed, self.alpha)
         w_down = np.vstack([w_down, w_down[huge]])
-        down = Dense(w_down, b_down, np.full(len(w_down), lo), np.full(len(w_down), most_fed), None)
+        down = Dense(w_down, b_down, np.full(len(w_down), lo), np.full(len(w_down), most_fed))
         return (first, out, up, down), tuple(qk.QParams(unit, dtype="int8") for unit in most)
 
     def encode(self, ids, positions, starts):

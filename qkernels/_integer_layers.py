@@ -441,7 +441,7 @@ def smooth(w, activation_absmax, alpha=0.5):
 def _channel_values(given, n, name):
     values = float_array(given, name)
     if values.shape != (n,):
-        raise ValueError(f"{name} must have shape {(n,)} to match w, got {values.shape}")
+        raise ValueError(f"{name} must have shape {(n,)} to match the axis of w, got {values.shape}")
     if not np.isfinite(values.astype(np.float64)).all():
         raise_not_finite(values, name)
     return values.astype(np.float64)

@@ -371,7 +371,7 @@ def test_smooth_shares_ranges_out_and_changes_no_product():
 smooth(w=ROW)  # ValueError: w must have shape \(inputs, outputs\), got \(3,\)
 smooth(w=[[1]])  # TypeError: w must be float32, .* got int64
 smooth(w=ONES * np.inf)  # ValueError: w has 6 NaN or infinite values
-smooth(activation_absmax=ROW)  # ValueError: activation_absmax must have shape \(2,\) to match w, got \(3,\)
+smooth(activation_absmax=ROW)  # ValueError: activation_absmax must have shape \(2,\) to match the axis of w, got \(3,\)
 smooth(activation_absmax=-ROW[:2])  # ValueError: activation_absmax must not be negative, got -1.0 at \(0,\)
 smooth(activation_absmax=ROW[:2] * np.nan)  # ValueError: activation_absmax has 2 NaN or infinite values
 smooth(alpha=1.5)  # ValueError: alpha must be between 0 and 1, got 1.5

@@ -90,8 +90,7 @@ int qk_layer_norm_of(const qk_norm_args *args)
     QK_DEFAULT_MODE;
     norm_job job = {args, 0};
     if (qk_times(args->rows, args->cols) == 0) return 0;
-    const int status =
-        qk_parallel_for(args->rows, 0.15 * (double)args->rows * (double)args->cols, norm_rows, &job);
+    const int status = qk_parallel_for(args->rows, 0.15 * (double)args->rows * (double)args->cols, norm_rows, &job);
     return status ? status : job.failure;
 }
 
