@@ -49,11 +49,10 @@ class MiniLM:
     """BERT with mean pooling, by `functions`, on what `quantize` makes of dense layers' weights."""
 
     def __init__(self, weights, config, quantize, functions=qk):
-        self.quantize, self.functions = quantize, functions
-        self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
+        self.quantize, self.functions, self.heads = quantize, functions, config["num_attention_heads"]
         tables = (weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
         self.words, self.positions = next(tables), next(tables) + next(tables)[0]  # one type for every sentence
-        self.norm = self.norm_of(weights, "embeddings")
+        self.norm, self.eps = self.norm_of(weights, "embeddings"), config["layer_norm_eps"]
         self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 
     def layer(self, weights, prefix):
@@ -95,11 +94,8 @@ class MiniLM:
 
 def make_batch(tokens):
     """Return the arguments of `embed` for sentences, each an array of token ids; there is no padding."""
-    return (
-        np.concatenate(tokens),
-        np.concatenate([*map(np.arange, map(len, tokens))]),
-        np.cumsum([0, *map(len, tokens)]),
-    )
+    sizes = [len(ids) for ids in tokens]
+    return np.concatenate(tokens), np.concatenate([*map(np.arange, sizes)]), np.cumsum([0, *sizes])
 
 
 def load_model():
