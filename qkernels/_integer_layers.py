@@ -400,6 +400,64 @@ def _are_finite(x):
     return all(np.isfinite(x[part]).all() for part in cuts(x.shape))
 
 
+@default_mode
+def smooth(w, activation_absmax, alpha=0.5):
+    """Move the ranges of a layer's inputs into its weights, so that one scale serves all inputs: SmoothQuant.
+
+    ``x @ w`` is ``(x / factors) @ smoothed``, ``factors`` being ``activation_absmax**alpha / w_absmax**(1 - alpha)``
+    with the largest magnitude of each input's weights. The division costs nothing if it is folded into what makes x:
+    into weight and bias of a layer norm, into columns of the layer before, or into the scales of `QParams` with
+    ``axis=-1`` by which x is quantized.
+
+    Parameters
+    ----------
+    w : float array of shape (inputs, outputs)
+    activation_absmax : float array of shape (inputs,)
+        The largest magnitude of each input, as ``observers.MinMax(axis=-1)`` has seen them; less an offset of its own,
+        if zero points of columns take that.
+    alpha : float
+        How much of the ranges weights take over: 0.5 shares them out; layers after a layer norm like 0.8 and more.
+
+    Returns
+    -------
+    smoothed : array of the dtype and shape of w
+    factors : float32 array of shape (inputs,)
+        1 for inputs that were always 0, or of which all weights are 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape or alpha, magnitudes below 0, and values that are not finite.
+
+    References
+    ----------
+    Xiao et al., *SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models*, 2023,
+    equation 4.
+
+    Examples
+    --------
+    >>> smoothed, factors = qk.smooth(np.float32([[0.25, -0.5], [2, 1]]), np.float32([8, 2]))
+    >>> smoothed, factors
+    (array([[ 1., -2.],
+           [ 2.,  1.]], dtype=float32), array([4., 1.], dtype=float32))
+    """
+    w, alpha = float_array(w, "w"), real(alpha, "alpha")
+    if w.ndim != 2:
+        raise ValueError(f"w must have shape (inputs, outputs), got {w.shape}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    inputs = _channel_values(activation_absmax, len(w), "activation_absmax")
+    check_weights(inputs, "activation_absmax", zeros=True)
+    weights = np.abs(w.astype(np.float64)).max(axis=1, initial=0)
+    if not np.isfinite(weights).all():
+        raise_not_finite(w, "w")
+    factors = np.ones(len(w))
+    known = (inputs > 0) & (weights > 0)
+    factors[known] = inputs[known] ** alpha / weights[known] ** (1 - alpha)
+    factors = np.float32(np.clip(factors, 2.0**-126, 2.0**126))
+    return (w * factors[:, None].astype(np.float64)).astype(w.dtype.newbyteorder("=")), factors
+
+
 def _channel_values(given, n, name):
     values = float_array(given, name)
     if values.shape != (n,):

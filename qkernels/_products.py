@@ -62,8 +62,8 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     return products.matmul(a, b, a_zero_point, b_zero_point, out)
 
 
-def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, out=None):
-    """Apply a dense layer, floats in and out: ``activation(x @ w + bias + residual)``.
+def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, params=None, out=None):
+    """Apply a dense layer, giving floats: ``activation(x @ w + bias + residual)``.
 
     Products are integer unless the weights are floats. Each row of x is quantized by its own range (`dynamic_quantize`
     with ``axis=0``), which keeps the accuracy that one scale for all rows loses: to uint8, or to int8 if the weights
@@ -73,7 +73,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     Parameters
     ----------
     x : array of float32, float64, float16 or bfloat16, shape (..., K)
-        Finite; used as float32.
+        Finite; used as float32. With `params`, int8 or uint8 codes.
     packed : PackedMatrix of shape (K, N)
         For a layer of `torch.nn.Linear`, whose weight is (out, in), pack ``weight.T``.
     bias : float array of shape (N,), optional
@@ -83,6 +83,9 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
         Added before the activation, as a ResNet block has it; a transformer block has no activation there.
     clamp : (float or None, float or None), optional
         Bounds of the result, after the activation: ReLU6 is ``clamp=(0, 6)``.
+    params : QParams, optional
+        Those of x, per tensor, which is not quantized then: the product is that of its codes, the weights being of 8
+        bits without blocks. (For codes as the result, call `qlinear`.)
     out : float32 array of shape (..., N), optional
         C-contiguous; may be residual itself, and may not overlap it otherwise, nor x or bias.
 
@@ -110,9 +113,12 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     """
     if type(packed) is not PackedMatrix and not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
-    if type(x) is not np.ndarray or x.dtype is not FLOAT32:
+    if params is not None:
+        weights.need_eight_bits(packed, "packed")
+        x = codes_of(x, params, "x")
+    elif type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
-    return products.linear(x, packed, bias, activation, residual, clamp, out)
+    return products.linear(x, packed, bias, activation, residual, clamp, params, out)
 
 
 def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=None, rounding="half_even", out=None):
@@ -173,12 +179,12 @@ def check_byte_params(params, name):
         raise TypeError(f"{name} must have dtype int8 or uint8, got {params.dtype.name}")
 
 
-def codes_of(q, params):
-    """Return q as an array, whose params are of bytes."""
+def codes_of(q, params, name="q"):
+    """Return q, which the caller gave by that name, as an array, whose params are of bytes."""
     check_byte_params(params, "params")
-    q = as_array(q, "q")
+    q = as_array(q, name)
     if q.dtype != params.dtype:
-        raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
+        raise TypeError(f"{name} must have dtype {params.dtype} (as params), got {q.dtype}")
     return q
 
 

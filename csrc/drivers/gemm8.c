@@ -263,11 +263,20 @@ static void describe_rows(const product *g, row_block *block, size_t first, size
                      0);
 }
 
+/* The scale of codes that become floats is that of each row. */
+static void scale_codes(const product *g, row_block *block, size_t rows)
+{
+    const float scale = g->source->scale;
+    block->any_wide = !qk_is_ordinary(&g->quantizer.factors, scale);
+    for (size_t i = 0; i < rows; i++) block->scale[i] = scale, block->wide_scale[i] = block->any_wide ? scale : 0;
+}
+
 static int take_rows(const void *context, void *memory, size_t first, size_t rows)
 {
     const product *g = context;
     row_block *block = memory;
     block->any_wide = 0;
+    if (g->epilogue->type == QK_TO_FLOAT && g->source->type != QK_FLOATS) scale_codes(g, block, rows);
     if (g->in_place) {
         block->a = row_of(g->source, first);
         if (needs_description(g)) describe_rows(g, block, first, rows);
@@ -386,7 +395,7 @@ void qk_store_tile(const product *g, const row_block *block, size_t row, size_t 
     t->rows = (int)rows;
     t->row_zero = floats || g->source->zero_point_per_row ? block->zero + row_in_block : NULL;
     t->row_term = g->b_zero ? block->term + row_in_block : NULL;
-    t->row_scale = floats ? block->scale + row_in_block : NULL;
+    t->row_scale = epilogue->type == QK_TO_FLOAT ? block->scale + row_in_block : NULL;
     t->dst = result_at(g, row, col);
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
     if (epilogue->type == QK_TO_INT32)
@@ -597,7 +606,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .plain = qk_is_plain(epilogue, b->n)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = !source->patches && source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
-    if (source->type == QK_FLOATS) {
+    if (epilogue->type == QK_TO_FLOAT) {
         const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
                                     qk_largest_bias(b->kernels, epilogue, b->n)};
         g.quantizer = (qk_row_quantizer){b->kernels, b->k, 0, 255, 0, 1, factors};

@@ -19,7 +19,7 @@ from .c cimport (
     qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, QK_I8, qk_norm_codes, qk_pair_codes,
     qk_scope, qk_softmax_codes, qk_take_table, QK_TFLITE, QK_U8,
 )
-from .elementwise cimport Params, rows_are_finite
+from .elementwise cimport code_params, Params, rows_are_finite
 
 cnp.import_array()
 
@@ -58,10 +58,6 @@ cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     if [1 for m, n in pairs if m != n and 1 not in (m, n)]:
         raise ValueError(f"b with shape {of_b} must broadcast with a, which has shape {of_a}")
     return tuple([n if m == 1 else m for m, n in pairs][::-1])
-
-
-cdef qk_code_params code_params(Params p):
-    return qk_code_params(p.one_scale, p.one_zero_point, p.c.qmin, p.c.qmax)
 
 
 def take_table(q, table, out):

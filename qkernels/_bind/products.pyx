@@ -322,8 +322,21 @@ cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     return contiguous(r)
 
 
-def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
-    """Multiply float32 x (..., k)."""
+cdef int describe_source(qk_rows *source, cnp.ndarray q, name, Params of) except -1:
+    """Fill what is known of codes by their type and parameters, which must outlive `source`."""
+    source.type = <qk_rows_type>codes_type(q, name)
+    source.zero_point, source.scale = &of.one_zero_point, of.one_scale
+    return 0
+
+
+cdef int64_t largest_code(Params of) noexcept:
+    """Return the largest magnitude of codes less their zero point."""
+    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
+    return max(of.one_zero_point - lo, hi - of.one_zero_point)
+
+
+def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, params, out):
+    """Multiply float32 x (..., k), or codes of params, which are per tensor."""
     cdef qk_scope _mode = qk_enter_scope()
     cdef qk_rows source
     cdef qk_epilogue epilogue
@@ -347,14 +360,18 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
         epilogue.residual = floats(residual)
-    if b.c.family != QK_GEMM4:
+    if params is not None:
+        describe_source(&source, x, "x", <Params?>params)
+        refuse_overflow(b, largest_code(<Params>params), 0)
+    elif b.c.family != QK_GEMM4:
         refuse_overflow(b, 255, 0)
     elif b.c.gemm4.block > qk_most_rows(&b.c.gemm4):
         raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.c.gemm4.block} rows, at most "
                          f"{qk_most_rows(&b.c.gemm4)} are possible")
-    if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
-        raise_not_finite(x)
-    source.type = QK_FLOATS
+    if params is None:
+        source.type = QK_FLOATS
+        if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
+            raise_not_finite(x)
     epilogue.b_zero, epilogue.col_scale = b.c.zero_point, b.c.scale
     epilogue.least_scale, epilogue.most_scale = b.c.least_scale, b.c.most_scale
     multiply(&source, b, &epilogue, x)
@@ -412,9 +429,8 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
         epilogue.requant.qmin, epilogue.requant.qmax = bounds
     epilogue.out_scale = to.one_scale
     epilogue.b_zero = b.c.zero_point
-    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
-    refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
+    refuse_overflow(b, largest_code(of), bias_size)
     if epilogue.requant.rounding <= QK_HALF_AWAY:
         columns = set_multipliers(epilogue, of.one_scale, b, to.one_scale, real_bias)
     else:
@@ -440,8 +456,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, how, out):
     cdef qk_epilogue epilogue
     memset(&source, 0, sizeof(source))
     memset(&epilogue, 0, sizeof(epilogue))
-    source.type = <qk_rows_type>codes_type(a, "q")
-    source.zero_point = &of.one_zero_point
+    describe_source(&source, a, "q", of)
     activation_code(how[0])
     rounding_code(how[2], QK_TFLITE)
     cdef cnp.ndarray _rows = rows_of(a, <Py_ssize_t>b.c.k, "q", "packed", &source)

@@ -376,6 +376,10 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t)
         return;
     }
 #endif
+#ifdef HAVE_GELU_CODES
+    const int is_gelu = t->activation == QK_GELU || t->activation == QK_GELU_TANH;
+    if (is_gelu && t->out.reciprocal != 0 && !t->out.half_away && gelu_codes(acc, t)) return;
+#endif
     if (t->rows > MR) __builtin_unreachable(); /* or gcc warns of what cannot be */
     if (t->activation > QK_RELU)
         activated_tile(acc, q, t);
