@@ -1,4 +1,4 @@
-"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2, 18 and 25."""
+"""Choose quantization parameters from data. Formulas: docs/numerics.md, sections 2, 18 and 24."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from ._checks import (
     shown,
     spread_weights,
 )
-from ._histogram import bins_of, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
+from ._histogram import bins_by_part, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
 
@@ -129,17 +129,21 @@ def check_codes(method, dtype):
 
 def params_of_counts(counted, method, dtype, scheme, axis, percentile=PERCENTILE):
     """Return the parameters of counted values; the scheme is (symmetric, narrow_range) as `choose_scheme` gives it."""
-    bins, (symmetric, narrow_range) = bins_of(counted), scheme
-    lo, hi = bins.lo, bins.hi
-    if method == "percentile":
-        lo, hi = percentile_ranges(bins, percentile, symmetric)
-    elif method == "entropy":
-        qmin, qmax = code_range(dtype, narrow_range)
-        lo, hi = entropy_ranges(bins, qmax - qmin + 1, symmetric)
-    scale, zero_point = params_of_range(lo, hi, dtype, scheme)
+    symmetric, narrow_range = scheme
+    codes = code_range(dtype, narrow_range)
+    ranges = np.zeros((2, counted.lines), FLOAT32)
+    for at, bins in bins_by_part(counted):
+        if method == "percentile":
+            ranges[:, at] = percentile_ranges(bins, percentile, symmetric)
+        elif method == "entropy":
+            ranges[:, at] = entropy_ranges(bins, codes[1] - codes[0] + 1, symmetric)
+        else:
+            ranges[:, at] = bins.lo, bins.hi
+    scale, zero_point = params_of_range(*ranges, dtype, scheme)
     if method == "mse":
-        codes = code_range(dtype, narrow_range)
-        refine(bins, codes, (int(zero_point.flat[0]),) * 2 if symmetric else codes, scale, zero_point)
+        zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
+        for at, bins in bins_by_part(counted):
+            refine(bins, codes, zero_points, scale[at], zero_point[at])
     if axis is None:
         scale, zero_point = (None if a is None else a[0] for a in (scale, zero_point))
     return QParams(scale, zero_point, dtype, axis=axis, narrow_range=narrow_range)

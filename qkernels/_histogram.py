@@ -11,6 +11,7 @@ from ._checks import FLOAT32, cuts, raise_beyond_float32, real
 FINE, COARSE = 10, 7  # bits of the mantissa that tell bins apart: of a tensor, of the lines of an axis
 LARGEST = np.finfo(FLOAT32).max
 MOST = 1 << 30  # values that are counted at a time
+LINES = 64  # that are looked at at a time
 SIGN = 256  # the block from which on values are negative
 
 
@@ -53,9 +54,16 @@ class Bins(NamedTuple):
     hi: np.ndarray
 
 
-def bins_of(histogram):
-    """Return the bins of the blocks that have counts."""
-    bits, (blocks, counts, ranks) = histogram.bits, histogram.read()
+def bins_by_part(histogram):
+    """Yield slices of lines, so few that Ctrl-C need not wait for long, and their bins."""
+    for begin in range(0, histogram.lines, LINES):
+        end = min(begin + LINES, histogram.lines)
+        yield slice(begin, end), bins_of(histogram, begin, end)
+
+
+def bins_of(histogram, begin, end):
+    """Return the bins of the blocks that have counts in these lines."""
+    bits, (blocks, counts, ranks) = histogram.bits, histogram.read(begin, end)
     size = 2**bits
     keys = (blocks.astype(np.int64)[:, None] % SIGN * size + np.arange(size)).reshape(-1)
     negative = np.repeat(blocks >= SIGN, size)

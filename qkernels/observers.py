@@ -321,7 +321,7 @@ class _Counted(_Observer):
     def _state(self):
         bits = FINE if self._axis is None else COARSE
         histogram = self._histogram or histograms.Histogram(0, bits)
-        return dict(zip(self._arrays, histogram.read(), strict=True))
+        return dict(zip(self._arrays, histogram.read(0, histogram.lines), strict=True))
 
     def _restore(self, arrays, count):
         bits = FINE if self._axis is None else COARSE

@@ -200,8 +200,8 @@ INTERRUPTED = """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for delay in 0.05, 0.15, 0.4:
         timer = threading.Timer(delay, send)
-        timer.start()
         try:
+            timer.start()   # on a busy machine the signal may come before it returns
             call()
             for _ in range(900):  # a signal that comes just before a sleep waits for its end
                 time.sleep(0.01)

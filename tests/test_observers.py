@@ -296,7 +296,7 @@ def test_divergences_are_those_of_onnxruntime_where_both_define_the_same():
 def test_the_range_of_least_divergence_is_chosen():
     x = np.concatenate([NORMAL, F32([40, -35])])
     seen = observers.Entropy().update(x)
-    bins = bins_of(seen._histogram)
+    bins = bins_of(seen._histogram, 0, seen._histogram.lines)
     keep = (bins.counts[0] > 0) & ((bins.begin != 0) | (bins.end != 0))
     coarse = bits(np.where(bins.begin < 0, bins.end, bins.begin).astype(F32)) >> 16
     groups = [np.flatnonzero(keep & (coarse == key)) for key in dict.fromkeys(coarse[keep])]

@@ -22,10 +22,16 @@ WORK = """
     def works():
         return bool((qk.quantize(x, params) == expected).all() and (qk.matmul(a, b) == sums).all())
 
-    def started():   # a sanitizer has a thread of its own
-        time.sleep(0.1)   # one that has just been started has no name yet
-        tasks = os.listdir("/proc/self/task")
-        return [int(task) for task in tasks if open(f"/proc/self/task/{task}/comm").read() == "qkernels\\n"]
+    before = len(os.listdir("/proc/self/task"))   # a sanitizer has a thread of its own
+
+    def started():
+        for _ in range(200):   # one that has just been started has no name yet
+            time.sleep(0.1)
+            tasks = os.listdir("/proc/self/task")
+            named = [int(task) for task in tasks if open(f"/proc/self/task/{task}/comm").read() == "qkernels\\n"]
+            if len(tasks) - len(named) <= before:
+                break
+        return named
 """
 
 

@@ -42,12 +42,12 @@ static inline int qk_usable_cpus(void)
 /* CPUs of the machine, or less than 1. */
 static inline long qk_machine_cpus(void) { return sysconf(_SC_NPROCESSORS_CONF); }
 
-/* Names the calling thread, a worker, and lets it run wherever the process may. */
+/* Lets the calling thread, a worker, run wherever the process may, and names it. */
 static inline void qk_set_up_worker(void)
 {
 #if defined(__linux__)
-    pthread_setname_np(pthread_self(), "qkernels");
     if (qk_bound) pthread_setaffinity_np(pthread_self(), sizeof qk_cpus_at_load, &qk_cpus_at_load);
+    pthread_setname_np(pthread_self(), "qkernels");
 #elif defined(__APPLE__)
     pthread_setname_np("qkernels");
 #endif

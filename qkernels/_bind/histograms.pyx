@@ -54,30 +54,27 @@ cdef class Histogram:
         if not done:
             raise MemoryError(f"no memory for the histograms of {self.lines} lines")
 
-    cdef extremes(self, int32_t *ranks):
-        kept = np.empty(self.lines, np.int32)
-        memcpy(data_of(kept), ranks, <size_t>self.lines * sizeof(int32_t))
-        return kept
-
-    def read(self):
-        """Return (blocks, counts, ranks): blocks with counts (b,), int64 (lines, b, bins), and int32 (2, lines)."""
+    def read(self, Py_ssize_t begin, Py_ssize_t end):
+        """Return (blocks, counts, ranks) of lines: blocks with counts (b,), int64 (lines, b, bins), int32 (2, lines)."""
         cdef Py_ssize_t line, block, i
         cdef uint64_t *found
         cdef Py_ssize_t size = 1 << self.bits
-        present = [b for b in range(QK_BLOCKS) if self._has(b)]
-        counts = np.zeros((self.lines, len(present), size), np.int64)
-        for line in range(self.lines):
+        present = [b for b in range(QK_BLOCKS) if self._has(b, begin, end)]
+        counts = np.zeros((end - begin, len(present), size), np.int64)
+        for line in range(begin, end):
             for i, block in enumerate(present):
                 found = qk_histogram_block(self.c, <size_t>line, <size_t>block, 0)
                 if found:
-                    memcpy(data_of(counts[line, i]), found, <size_t>size * sizeof(uint64_t))
-        ranks = [self.extremes(qk_histogram_least(self.c)), self.extremes(qk_histogram_most(self.c))]
-        return np.array(present, np.uint16), counts, np.array(ranks)
+                    memcpy(data_of(counts[line - begin, i]), found, <size_t>size * sizeof(uint64_t))
+        ranks = np.empty((2, end - begin), np.int32)
+        memcpy(data_of(ranks[0]), qk_histogram_least(self.c) + begin, <size_t>(end - begin) * sizeof(int32_t))
+        memcpy(data_of(ranks[1]), qk_histogram_most(self.c) + begin, <size_t>(end - begin) * sizeof(int32_t))
+        return np.array(present, np.uint16), counts, ranks
 
-    def _has(self, size_t block):
+    def _has(self, size_t block, Py_ssize_t begin, Py_ssize_t end):
         cdef size_t line, i
         cdef uint64_t *found
-        for line in range(<size_t>self.lines):
+        for line in range(<size_t>begin, <size_t>end):
             found = qk_histogram_block(self.c, line, block, 0)
             if found:
                 for i in range(<size_t>1 << self.bits):
