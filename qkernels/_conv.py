@@ -1,6 +1,7 @@
 """Convolve images of codes, and pool them. Formulas: docs/numerics.md, section 22."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -273,17 +274,25 @@ def _window(q, kernel, strides, padding, dilations, what):
     """Return what the binding calls a window, of images q; `what` is the argument that has the kernel."""
     if q.ndim != 4:
         raise ValueError(f"q must have shape (N, H, W, C), got {q.shape}")
-    (sy, sx), (dy, dx) = strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
-    _, height, width, _ = q.shape
+    strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
+    found = _placed(q.shape[1:3], kernel, strides, dilations, _sides(padding))
+    if type(found) is str:
+        raise ValueError(f"{what} must fit the padded image of {found}")
+    return found
+
+
+@lru_cache(512)  # of two microseconds, which a small convolution would notice
+def _placed(shape, kernel, strides, dilations, sides):
+    """Return the window, or what does not fit."""
+    (height, width), (sy, sx), (dy, dx) = shape, strides, dilations
     ry, rx = (kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1
-    sides = _sides(padding)
     if isinstance(sides, str):
         (top, bottom), (left, right) = _same(height, ry, sy, sides), _same(width, rx, sx, sides)
     else:
         top, left, bottom, right = sides
     height, width = top + height + bottom, left + width + right
     if ry > height or rx > width:
-        raise ValueError(f"{what} must fit the padded image of {height, width}, got a kernel that spans {ry, rx}")
+        return f"{height, width}, got a kernel that spans {ry, rx}"
     return kernel, strides, dilations, (top, left), ((height - ry) // sy + 1, (width - rx) // sx + 1)
 
 

@@ -8,6 +8,7 @@ from ._checks import as_array, is_a, real_array
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
+INT32 = np.dtype(np.int32)
 FIXED_POINT = ("gemmlowp", "tflite")
 
 
@@ -127,6 +128,6 @@ def checked_int_bias(given, n):
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):
         raise ValueError(f"bias must be a scalar or have shape {(n,)}, got {given.shape}")
-    if given.dtype != np.int32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
+    if given.dtype is not INT32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
         raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
-    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), np.int32)
+    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), INT32)

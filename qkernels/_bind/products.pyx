@@ -3,8 +3,8 @@
 
 from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
@@ -20,9 +20,10 @@ from .arrays cimport (
     rounding_code,
 )
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, QK_GEMM16, QK_GEMM4,
-    qk_gemm8_batch, QK_HALF_AWAY, qk_minmax, qk_most_rows, qk_multiply, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
-    qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT, QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_F32, QK_FLOATS, QK_GEMM16,
+    QK_GEMM4, qk_gemm8_batch, QK_HALF_AWAY, QK_HALF_EVEN, QK_I8, qk_minmax, qk_most_rows, qk_multiply, qk_params,
+    qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
+    QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
 from .weights cimport need_eight_bits, Packed
@@ -311,6 +312,20 @@ def clamp_bounds(clamp):
     return lo, hi
 
 
+def clamp_codes(clamp, Params to, bint even):
+    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
+    cdef qk_scope _mode = qk_enter_scope()
+    lo, hi = clamp_bounds(clamp)
+    cdef float[2] bounds
+    cdef uint8_t[2] codes
+    cdef qk_params p = to.c
+    bounds[0], bounds[1], p.length = <float><double>lo, <float><double>hi, 2
+    qk_quantize(bounds, QK_F32, codes, to.storage, &p, QK_HALF_EVEN if even else QK_HALF_AWAY)
+    if to.storage == QK_I8:
+        return <int8_t>codes[0], <int8_t>codes[1]
+    return codes[0], codes[1]
+
+
 cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     """Return residual as contiguous float32 of the shape of y, which it may be itself if y is `out`."""
     cdef cnp.ndarray r = float32_array(residual, "residual")
@@ -370,7 +385,8 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     unit.real, unit.bias = epilogue.activation > QK_RELU, floats(real_bias)
     if real_bias is not None and not qk_minmax(unit.bias, unit.n, &lo, &hi):
         raise_not_finite(real_bias, "bias")
-    cdef cnp.ndarray columns = np.zeros((3, b.c.n_pad), np.float32), wide = None
+    cdef cnp.npy_intp[2] shape = [3, b.c.n_pad]
+    cdef cnp.ndarray columns = cnp.PyArray_ZEROS(2, shape, cnp.NPY_FLOAT32, 0), wide = None
     cdef float *multiplier = floats(columns)
     cdef float *scale = multiplier + b.c.n_pad
     cdef float *bias = scale + b.c.n_pad
@@ -385,11 +401,22 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
 cdef int64_t largest_magnitude(cnp.ndarray x):
     """Return the largest magnitude of contiguous int32 values."""
     cdef const int32_t *values = int32s(x)
-    cdef int64_t largest = 0
+    cdef uint32_t largest = 0, value
     cdef Py_ssize_t i
     for i in range(cnp.PyArray_SIZE(x)):
-        largest = max(largest, -<int64_t>values[i] if values[i] < 0 else values[i])
+        value = <uint32_t>values[i]
+        largest = max(largest, 0 - value if values[i] < 0 else value)
     return largest
+
+
+cdef cnp.ndarray padded_ints(cnp.ndarray values, Packed b):
+    """Return contiguous int32 values, one a column, followed by zeros up to whole panels; or None."""
+    if values is None or (b.c.n == b.c.n_pad and PyArray_ISCARRAY_RO(values)):
+        return values
+    cdef cnp.npy_intp n = b.c.n_pad
+    cdef cnp.ndarray padded = cnp.PyArray_ZEROS(1, &n, cnp.NPY_INT32, 0)
+    memcpy(data_of(padded), data_of(values), b.c.n * sizeof(int32_t))
+    return padded
 
 
 cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
@@ -421,8 +448,7 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
         mantissa, shift = multipliers_of_scales(of, scale, to)
         columns = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
         epilogue.requant.mantissa, epilogue.requant.shift = int32s(columns[0]), int32s(columns[1])
-    if int_bias is not None:
-        int_bias = b.padded(int_bias, np.int32)
+    int_bias = padded_ints(int_bias, b)
     epilogue.int_bias = int32s(int_bias)
     return columns, int_bias
 
