@@ -119,7 +119,10 @@ class Torch:
         self.torch, self.blocks, self.functions = torch, blocks, torch.nn.functional
         last = dict(memory_format=torch.channels_last)
         self.weights = {
-            layer.name: (torch.from_numpy(layer.w.transpose(3, 2, 0, 1).copy()).to(**last), torch.from_numpy(layer.bias))
+            layer.name: (
+                torch.from_numpy(layer.w.transpose(3, 2, 0, 1).copy()).to(**last),
+                torch.from_numpy(layer.bias),
+            )
             for block in blocks
             for layer in block
         }
