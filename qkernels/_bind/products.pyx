@@ -3,7 +3,7 @@
 
 from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 import numpy as np
@@ -20,9 +20,10 @@ from .arrays cimport (
     rounding_code,
 )
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, QK_GEMM16, QK_GEMM4,
-    qk_gemm8_batch, QK_HALF_AWAY, qk_minmax, qk_most_rows, qk_multiply, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
-    qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT, QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_F32, QK_FLOATS, QK_GEMM16,
+    QK_GEMM4, qk_gemm8_batch, QK_HALF_AWAY, QK_HALF_EVEN, QK_I8, qk_minmax, qk_most_rows, qk_multiply, qk_params,
+    qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
+    QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
 from .weights cimport need_eight_bits, Packed
@@ -311,6 +312,20 @@ def clamp_bounds(clamp):
     return lo, hi
 
 
+def clamp_codes(clamp, Params to, bint even):
+    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
+    cdef qk_scope _mode = qk_enter_scope()
+    lo, hi = clamp_bounds(clamp)
+    cdef float[2] bounds
+    cdef uint8_t[2] codes
+    cdef qk_params p = to.c
+    bounds[0], bounds[1], p.length = <float><double>lo, <float><double>hi, 2
+    qk_quantize(bounds, QK_F32, codes, to.storage, &p, QK_HALF_EVEN if even else QK_HALF_AWAY)
+    if to.storage == QK_I8:
+        return <int8_t>codes[0], <int8_t>codes[1]
+    return codes[0], codes[1]
+
+
 cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     """Return residual as contiguous float32 of the shape of y, which it may be itself if y is `out`."""
     cdef cnp.ndarray r = float32_array(residual, "residual")
@@ -387,7 +402,8 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     unit.real, unit.bias = epilogue.activation > QK_RELU, floats(real_bias)
     if real_bias is not None and not qk_minmax(unit.bias, unit.n, &lo, &hi):
         raise_not_finite(real_bias, "bias")
-    cdef cnp.ndarray columns = np.zeros((3, b.c.n_pad), np.float32), wide = None
+    cdef cnp.npy_intp[2] shape = [3, b.c.n_pad]
+    cdef cnp.ndarray columns = cnp.PyArray_ZEROS(2, shape, cnp.NPY_FLOAT32, 0), wide = None
     cdef float *multiplier = floats(columns)
     cdef float *scale = multiplier + b.c.n_pad
     cdef float *bias = scale + b.c.n_pad
