@@ -273,7 +273,7 @@ def _window(q, kernel, strides, padding, dilations, what):
     """Return what the binding calls a window, of images q; `what` is the argument that has the kernel."""
     if q.ndim != 4:
         raise ValueError(f"q must have shape (N, H, W, C), got {q.shape}")
-    plain = type(strides) is type(dilations) is int and type(padding) in (int, str)
+    plain = type(dilations) is int and (type(strides) is int or strides is kernel) and type(padding) in (int, str)
     find = _known_window if plain else _find_window  # 1.0, which equals 1, must not find what 1 left
     return find(q.shape[1:3], kernel, strides, padding, dilations, what)
 
@@ -522,8 +522,10 @@ def qglobal_average_pool(q, params, out_params, *, out=None):
     array([[[[3]]]], dtype=uint8)
     """
     q = codes_of(q, params)
+    check_byte_params(out_params, "out_params")
     if q.ndim != 4 or 0 in q.shape[1:3]:
         raise ValueError(f"q must have shape (N, H, W, C) and pixels, got {q.shape}")
     if math.prod(q.shape[1:3]) * 255 > MOST:
         raise ValueError(f"q must have at most {MOST // 255} pixels, or int32 could overflow, got shape {q.shape}")
-    return qaverage_pool2d(q, params, out_params, q.shape[1:3], out=out)
+    one = 1, 1
+    return conv.average_pool2d(q, params, out_params, (q.shape[1:3], one, one, (0, 0), one), False, out)
