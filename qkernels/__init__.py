@@ -22,6 +22,7 @@ from ._integer_layers import (
     qrms_norm,
     qsoftmax,
     quantize_bias,
+    smooth,
     take_table,
 )
 from ._kmeans import KMeansResult, kmeans
@@ -94,6 +95,7 @@ __all__ = [
     "search",
     "set_num_threads",
     "show_config",
+    "smooth",
     "take_table",
     "to_gguf",
     "unpack_bits",

@@ -82,6 +82,7 @@ __all__ = [
     "search",
     "set_num_threads",
     "show_config",
+    "smooth",
     "take_table",
     "to_gguf",
     "unpack_bits",
@@ -350,6 +351,7 @@ def linear(
     activation: _Activation | None = None,
     residual: _Array | None = None,
     clamp: _Clamp | None = None,
+    params: QParams | None = None,
     out: None = None,
 ) -> NDArray[np.float32]: ...
 @overload
@@ -361,6 +363,7 @@ def linear(
     activation: _Activation | None = None,
     residual: _Array | None = None,
     clamp: _Clamp | None = None,
+    params: QParams | None = None,
     out: _Out,
 ) -> _Out: ...
 @overload
@@ -522,11 +525,36 @@ def layer_norm(
     *,
     eps: SupportsFloat = 1e-12,
     residual: _Array | None = None,
+    params: QParams | None = None,
+    residual_params: QParams | None = None,
+    out_params: None = None,
     out: None = None,
 ) -> NDArray[np.float32]: ...
 @overload
 def layer_norm(
-    x: _Array, weight: _Array, bias: _Array, *, eps: SupportsFloat = 1e-12, residual: _Array | None = None, out: _Out
+    x: _Array,
+    weight: _Array,
+    bias: _Array,
+    *,
+    eps: SupportsFloat = 1e-12,
+    residual: _Array | None = None,
+    params: QParams | None = None,
+    residual_params: QParams | None = None,
+    out_params: QParams,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def layer_norm(
+    x: _Array,
+    weight: _Array,
+    bias: _Array,
+    *,
+    eps: SupportsFloat = 1e-12,
+    residual: _Array | None = None,
+    params: QParams | None = None,
+    residual_params: QParams | None = None,
+    out_params: QParams | None = None,
+    out: _Out,
 ) -> _Out: ...
 @overload
 def attention(
@@ -537,6 +565,8 @@ def attention(
     *,
     starts: _Array | None = None,
     scale: SupportsFloat | None = None,
+    params: QParams | tuple[QParams, QParams, QParams] | None = None,
+    out_params: None = None,
     out: None = None,
 ) -> NDArray[np.float32]: ...
 @overload
@@ -548,6 +578,21 @@ def attention(
     *,
     starts: _Array | None = None,
     scale: SupportsFloat | None = None,
+    params: QParams | tuple[QParams, QParams, QParams] | None = None,
+    out_params: QParams,
+    out: None = None,
+) -> NDArray[Any]: ...
+@overload
+def attention(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    heads: int,
+    *,
+    starts: _Array | None = None,
+    scale: SupportsFloat | None = None,
+    params: QParams | tuple[QParams, QParams, QParams] | None = None,
+    out_params: QParams | None = None,
     out: _Out,
 ) -> _Out: ...
 
@@ -714,6 +759,9 @@ def fold_batchnorm(
     eps: SupportsFloat = 1e-5,
     axis: int = -1,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def smooth(
+    w: _Array, activation_absmax: _Array, alpha: SupportsFloat = 0.5
+) -> tuple[NDArray[Any], NDArray[np.float32]]: ...
 def quantize_bias(bias: _Array, x_params: QParams, w_params: QParams) -> NDArray[np.int32]: ...
 
 # ---- codebooks ----

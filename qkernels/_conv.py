@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from ._bind import conv
-from ._bind.arrays import FLOATS, as_array
+from ._bind.arrays import FLOATS, as_array, contiguous_as
 from ._bind.runtime import shown, word
 from ._bind.weights import Packed
 from ._checks import array_named, arrays_named, boolean, integer, is_a, number_named, refuse_missing
@@ -81,7 +81,7 @@ class PackedConv(Sealed):
         w, groups = as_array(w, "w"), integer(groups, "groups", 1)
         _check_weights(w, params, groups)
         height, width, depth, filters = w.shape
-        matrix = w.reshape(height * width * depth, filters)
+        matrix = contiguous_as(w, w.dtype).reshape(height * width * depth, filters)
         if params.axis is not None:
             params = _of_columns(params, params.scale, params.zero_point)
         is_depthwise = depth == 1 and groups == filters > 1

@@ -5,9 +5,19 @@ import math
 import numpy as np
 
 from ._bind import elementwise, integer_layers
-from ._bind.arrays import store
+from ._bind.arrays import cuts, store
 from ._bind.runtime import word
-from ._checks import as_array, check_weights, float_array, integer, is_a, raise_not_finite, real, shown
+from ._checks import (
+    as_array,
+    check_weights,
+    float_array,
+    in_parts,
+    integer,
+    is_a,
+    raise_not_finite,
+    real,
+    shown,
+)
 from ._mode import default_mode
 from ._rounding import check_params
 
@@ -262,7 +272,7 @@ def qsoftmax(q, params, out_params, *, axis=-1, out=None):
     if axis in (-1, q.ndim - 1) or q.ndim == 0:
         return integer_layers.softmax(q, params, out_params, out)
     turned = integer_layers.softmax(np.moveaxis(q, axis, -1), params, out_params, None)
-    return store(out, np.ascontiguousarray(np.moveaxis(turned, -1, axis)), q, "q")
+    return store(out, np.moveaxis(turned, -1, axis), q, "q")
 
 
 def qlayer_norm(q, params, weight, bias, out_params, *, eps=1e-12, out=None):
@@ -345,7 +355,8 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
     Raises
     ------
     TypeError, ValueError
-        For a wrong dtype, shape or axis, values that are not finite, or a variance below 0.
+        For a wrong dtype, shape or axis, a variance below 0, and values, or results in the dtype of w, that are not
+        finite.
 
     References
     ----------
@@ -375,9 +386,76 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
     if not (var + eps > 0).all():
         raise ValueError("var + eps must be positive, got 0")
     factor = gamma / np.sqrt(var + eps)
-    spread = factor.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])
+    spread = np.broadcast_to(factor.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)]), w.shape)
     dtype = w.dtype.newbyteorder("=")
-    return (w * spread).astype(dtype), ((bias - mean) * factor + beta).astype(dtype)
+    folded, shift = in_parts(np.multiply, w, dtype, spread), ((bias - mean) * factor + beta).astype(dtype)
+    if not (_are_finite(folded) and _are_finite(shift)):
+        if not _are_finite(w):
+            raise_not_finite(w, "w")
+        raise ValueError(f"w and bias must stay finite values of {dtype} when the others are folded into them")
+    return folded, shift
+
+
+def _are_finite(x):
+    return all(np.isfinite(x[part]).all() for part in cuts(x.shape))
+
+
+@default_mode
+def smooth(w, activation_absmax, alpha=0.5):
+    """Move the ranges of a layer's inputs into its weights, so that one scale serves all inputs: SmoothQuant.
+
+    ``x @ w`` is ``(x / factors) @ smoothed``, ``factors`` being ``activation_absmax**alpha / w_absmax**(1 - alpha)``
+    with the largest magnitude of each input's weights. The division costs nothing if it is folded into what makes x:
+    into weight and bias of a layer norm, into columns of the layer before, or into the scales of `QParams` with
+    ``axis=-1`` by which x is quantized.
+
+    Parameters
+    ----------
+    w : float array of shape (inputs, outputs)
+    activation_absmax : float array of shape (inputs,)
+        The largest magnitude of each input, as ``observers.MinMax(axis=-1)`` has seen them; less an offset of its own,
+        if zero points of columns take that.
+    alpha : float
+        How much of the ranges weights take over: 0.5 shares them out; layers after a layer norm like 0.8 and more.
+
+    Returns
+    -------
+    smoothed : array of the dtype and shape of w
+    factors : float32 array of shape (inputs,)
+        1 for inputs that were always 0, or of which all weights are 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape or alpha, magnitudes below 0, and values that are not finite.
+
+    References
+    ----------
+    Xiao et al., *SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models*, 2023,
+    equation 4.
+
+    Examples
+    --------
+    >>> smoothed, factors = qk.smooth(np.float32([[0.25, -0.5], [2, 1]]), np.float32([8, 2]))
+    >>> smoothed, factors
+    (array([[ 1., -2.],
+           [ 2.,  1.]], dtype=float32), array([4., 1.], dtype=float32))
+    """
+    w, alpha = float_array(w, "w"), real(alpha, "alpha")
+    if w.ndim != 2:
+        raise ValueError(f"w must have shape (inputs, outputs), got {w.shape}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+    inputs = _channel_values(activation_absmax, len(w), "activation_absmax")
+    check_weights(inputs, "activation_absmax", zeros=True)
+    weights = np.abs(w.astype(np.float64)).max(axis=1, initial=0)
+    if not np.isfinite(weights).all():
+        raise_not_finite(w, "w")
+    factors = np.ones(len(w))
+    known = (inputs > 0) & (weights > 0)
+    factors[known] = inputs[known] ** alpha / weights[known] ** (1 - alpha)
+    factors = np.float32(np.clip(factors, 2.0**-126, 2.0**126))
+    return (w * factors[:, None].astype(np.float64)).astype(w.dtype.newbyteorder("=")), factors
 
 
 def _channel_values(given, n, name):

@@ -1,27 +1,39 @@
-"""Apply float layers, as stand around the products of a transformer. Formulas: docs/numerics.md, sections 10 and 11."""
+"""Apply float layers, as stand around the products of a transformer, to floats or codes.
+
+Formulas: docs/numerics.md, sections 10, 11 and 25.
+"""
 
 from ._bind import layers
-from ._checks import integer, real
+from ._checks import integer, real, shown
+from ._products import check_byte_params
 
 
-def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
+def layer_norm(
+    x, weight, bias, *, eps=1e-12, residual=None, params=None, residual_params=None, out_params=None, out=None
+):
     """Normalise each row: ``(s - mean(s)) / sqrt(var(s) + eps) * weight + bias`` with ``s = x + residual``.
+
+    The arithmetic is that of float32; 8-bit codes are dequantized, and the result quantized, a row at a time. (Of codes
+    alone `qlayer_norm` is faster, and within half a step of the exact values.)
 
     Parameters
     ----------
-    x : float32 array of shape (..., N)
+    x : float32 array of shape (..., N), or codes of `params`
     weight, bias : float32 arrays of shape (N,)
     eps : float
         Added to the variance; BERT's 1e-12 by default.
-    residual : float32 array of shape (..., N), optional
+    residual : float32 array of shape (..., N), or codes of `residual_params`, optional
         Added to x first.
-    out : float32 array of shape (..., N), optional
-        C-contiguous; may be x or residual itself, and may not overlap them otherwise.
+    params, residual_params, out_params : QParams, optional
+        Those of x, residual and the result, each of int8 or uint8, per tensor or of the last axis (``axis=-1``), if
+        they are codes.
+    out : array of shape (..., N), float32 or of `out_params.dtype`, optional
+        C-contiguous; may not overlap the others, but may be x or residual itself if all three are floats.
 
     Returns
     -------
-    float32 array of shape (..., N)
-        Equal bits on every instruction set. A row with NaN or infinity becomes NaN.
+    array of shape (..., N), float32 or of `out_params.dtype`
+        Equal bits on every instruction set. A row with NaN or infinity becomes NaN, or zero points.
 
     Raises
     ------
@@ -37,18 +49,20 @@ def layer_norm(x, weight, bias, *, eps=1e-12, residual=None, out=None):
     >>> qk.layer_norm(np.float32([[1, 2, 3, 6]]), np.ones(4, np.float32), np.zeros(4, np.float32)).round(3)
     array([[-1.069, -0.535,  0.   ,  1.604]], dtype=float32)
     """
-    return layers.layer_norm(x, weight, bias, eps if type(eps) is float else real(eps, "eps"), residual, out)
+    eps = eps if type(eps) is float else real(eps, "eps")
+    return layers.layer_norm(x, weight, bias, eps, residual, (params, residual_params, out_params), out)
 
 
-def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
+def attention(q, k, v, heads, *, starts=None, scale=None, params=None, out_params=None, out=None):
     """Attend by softmax, ``softmax(scale * q @ k.T) @ v`` for each head of each sequence, by integer products.
 
     q, k and v are quantized on the fly to int8, with one scale for each head of each sequence, and the softmax weights
-    to uint8: the error is about one percent of the largest value of v. All its sums are integer and exact.
+    to uint8: the error is about one percent of the largest value of v. All its sums are integer and exact. Codes are
+    multiplied as they are.
 
     Parameters
     ----------
-    q, k, v : float32 arrays of shape (tokens, heads * size)
+    q, k, v : float32 arrays of shape (tokens, heads * size), or codes of `params`
         Finite. Slices of the columns of a wider matrix, such as the product of fused weights, are read in place.
     heads : int
         Their number: the columns are divided into so many.
@@ -57,12 +71,17 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
         attend to each other only. All tokens are one sequence by default.
     scale : float, optional
         Factor of the scores, positive; ``1 / sqrt(size)`` by default.
-    out : float32 array of shape (tokens, heads * size), optional
+    params : QParams, or a tuple of three, optional
+        Those of q, k and v, per tensor, if they are int8 or uint8 codes; then heads have at most 16,384 columns, and
+        sequences so many tokens.
+    out_params : QParams, optional
+        Those of the result, per tensor, if it shall be int8 or uint8 codes.
+    out : array of shape (tokens, heads * size), float32 or of `out_params.dtype`, optional
         C-contiguous; may not overlap q, k or v.
 
     Returns
     -------
-    float32 array of shape (tokens, heads * size)
+    array of shape (tokens, heads * size), float32 or of `out_params.dtype`
         Equal bits on every instruction set.
 
     Raises
@@ -86,4 +105,12 @@ def attention(q, k, v, heads, *, starts=None, scale=None, out=None):
            [5., 5.]], dtype=float32)
     """
     scale = None if scale is None else real(scale, "scale")
-    return layers.attention(q, k, v, integer(heads, "heads", 1), starts, scale, out)
+    if params is not None:
+        params = params if type(params) is tuple else (params, params, params)
+        if len(params) != 3:
+            raise ValueError(f"params must be QParams or three of them, got {shown(params)}")
+        for each in params:
+            check_byte_params(each, "params")
+    if out_params is not None:
+        check_byte_params(out_params, "out_params")
+    return layers.attention(q, k, v, integer(heads, "heads", 1), starts, scale, params, out_params, out)

@@ -4,11 +4,10 @@ import numpy as np
 
 from ._bind import products, weights
 from ._bind.arrays import FLOATS
+from ._bind.integer_layers import check_params as check_byte_params
 from ._bind.runtime import word
 from ._checks import FLOAT32, as_array, float32_of, float_array, is_a, shown
-from ._mode import default_mode
-from ._quantize import quantize
-from ._rounding import check_params, checked_int_bias, is_fixed_point
+from ._rounding import checked_int_bias, is_fixed_point
 from ._weights import PackedMatrix
 
 BYTES = np.dtype(np.int8), np.dtype(np.uint8)
@@ -62,8 +61,8 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
     return products.matmul(a, b, a_zero_point, b_zero_point, out)
 
 
-def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, out=None):
-    """Apply a dense layer, floats in and out: ``activation(x @ w + bias + residual)``.
+def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, params=None, out=None):
+    """Apply a dense layer, giving floats: ``activation(x @ w + bias + residual)``.
 
     Products are integer unless the weights are floats. Each row of x is quantized by its own range (`dynamic_quantize`
     with ``axis=0``), which keeps the accuracy that one scale for all rows loses: to uint8, or to int8 if the weights
@@ -73,7 +72,7 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     Parameters
     ----------
     x : array of float32, float64, float16 or bfloat16, shape (..., K)
-        Finite; used as float32.
+        Finite; used as float32. With `params`, int8 or uint8 codes.
     packed : PackedMatrix of shape (K, N)
         For a layer of `torch.nn.Linear`, whose weight is (out, in), pack ``weight.T``.
     bias : float array of shape (N,), optional
@@ -83,6 +82,9 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
         Added before the activation, as a ResNet block has it; a transformer block has no activation there.
     clamp : (float or None, float or None), optional
         Bounds of the result, after the activation: ReLU6 is ``clamp=(0, 6)``.
+    params : QParams, optional
+        Those of x, per tensor, which is not quantized then: the product is that of its codes, the weights being of 8
+        bits without blocks. (For codes as the result, call `qlinear`.)
     out : float32 array of shape (..., N), optional
         C-contiguous; may be residual itself, and may not overlap it otherwise, nor x or bias.
 
@@ -110,9 +112,12 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
     """
     if type(packed) is not PackedMatrix and not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
-    if type(x) is not np.ndarray or x.dtype is not FLOAT32:
+    if params is not None:
+        weights.need_eight_bits(packed, "packed")
+        x = codes_of(x, params, "x")
+    elif type(x) is not np.ndarray or x.dtype is not FLOAT32:
         x = float32_of(float_array(x))  # what float32 lacks is refused as infinite
-    return products.linear(x, packed, bias, activation, residual, clamp, out)
+    return products.linear(x, packed, bias, activation, residual, clamp, params, out)
 
 
 def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=None, rounding="half_even", out=None):
@@ -166,19 +171,12 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     return products.qlinear(q, params, packed, out_params, biases, how, out)
 
 
-def check_byte_params(params, name):
-    """Raise unless params are per tensor and of bytes."""
-    check_params(params, name)
-    if params.dtype not in BYTES:
-        raise TypeError(f"{name} must have dtype int8 or uint8, got {params.dtype.name}")
-
-
-def codes_of(q, params):
-    """Return q as an array, whose params are of bytes."""
+def codes_of(q, params, name="q"):
+    """Return q, which the caller gave by that name, as an array, whose params are of bytes."""
     check_byte_params(params, "params")
-    q = as_array(q, "q")
-    if q.dtype != params.dtype:
-        raise TypeError(f"q must have dtype {params.dtype} (as params), got {q.dtype}")
+    q = as_array(q, name)
+    if q.dtype is not params.dtype and q.dtype != params.dtype:
+        raise TypeError(f"{name} must have dtype {params.dtype} (as params), got {q.dtype}")
     return q
 
 
@@ -188,18 +186,12 @@ def layer_of_codes(n, out_params, bias, activation, clamp, rounding):
     bias = None if bias is None else as_array(bias, "bias")
     rounding, activation = word(rounding), word(activation)
     biases = None if bias is None else (checked_bias(bias, n, rounding), bias)
-    bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
+    bounds = None
+    if clamp is not None:
+        bounds = products.clamp_codes(clamp, out_params, is_a(rounding, str) and rounding == "half_even")
     if is_fixed_point(rounding) and not (activation is None or is_a(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
     return biases, (activation, bounds, rounding)
-
-
-@default_mode
-def _clamp_codes(clamp, params, rounding):
-    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
-    lo, hi = products.clamp_bounds(clamp)
-    ties = "half_even" if is_a(rounding, str) and rounding == "half_even" else "half_away"
-    return quantize(np.float32([lo, hi]), params, rounding=ties)
 
 
 def checked_bias(bias, n, rounding):

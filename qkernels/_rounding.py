@@ -130,6 +130,6 @@ def checked_int_bias(given, n):
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):
         raise ValueError(f"bias must be a scalar or have shape {(n,)}, got {given.shape}")
-    if given.dtype != np.int32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
+    if given.dtype is not INT32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
         raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
-    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), np.int32)
+    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), INT32)

@@ -158,8 +158,12 @@ ENDLESS = [shown(value) for value in (2**31, 2**63, np.uint64(2**64 - 1))]  # as
 MISFITS = {
     ("Codebook.fit", "vector"): ["weights"],
     ("Codebook.fit", "x"): ["k"],
+    ("attention", "params"): ["q", "k", "v"],
     ("kmeans", "x"): ["k"],
     ("kmeans1d", "x"): ["weights"],
+    ("layer_norm", "params"): ["x"],
+    ("layer_norm", "residual_params"): ["residual"],
+    ("linear", "params"): ["x"],
     ("pack", "params"): ["scales"],
     ("QParams", "block_size"): ["scale"],
     ("from_arrays", "block_size"): ["scale", "scales", "params"],

@@ -248,6 +248,11 @@ def layers():
     for scale in (None, 0.1, THIRD, 1e-30):
         yield "attention", partial(qk.attention, WIDE, WIDE[::-1], WIDE, 8, scale=scale)
     yield "attention", partial(qk.attention, WIDE * F32(1e-30), WIDE, WIDE * F32(1e-30), 4, starts=[0, 60, 128])
+    tiny, to = qk.QParams(SMALLEST * 3), qk.QParams(np.full(64, SMALLEST), axis=-1)
+    options = dict(residual=CODES, params=tiny, residual_params=tiny, out_params=to)
+    yield "layer_norm", partial(qk.layer_norm, CODES, WIDE[0, :64] * F32(1e-37), WIDE[1, :64] * F32(1e-37), **options)
+    yield "attention", partial(qk.attention, CODES, CODES, CODES, 4, params=tiny, out_params=tiny, scale=THIRD)
+    yield "smooth", partial(qk.smooth, WIDE, np.abs(WIDE[:, 0]), THIRD)
 
 
 def integer_layers():

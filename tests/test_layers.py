@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from common import refusals, refuse
+from common import fused, random_codes, refusals, refuse
 
 import qkernels as qk
 
@@ -203,3 +203,181 @@ def test_gelu_is_within_its_bound(activation, bound, everywhere):
         exact = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
     assert np.all(abs(y - exact) <= bound + np.maximum(x, 0) * 2.0**-24)
     assert y[2000] == 0 and np.all(y[x < -6] == 0) and np.all(y[x > 6] == x[x > 6])
+
+
+# ---- codes (numerics 25) ----
+
+
+def columns(n, dtype):
+    """Return QParams of the last axis."""
+    low = np.iinfo(dtype).min
+    return qk.QParams(RNG.uniform(0.01, 0.1, n), RNG.integers(low + 50, low + 200, n), dtype, axis=-1)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("n", [1, 5, 33, 384, 1030])
+def test_layer_norm_of_codes_is_that_of_the_values_quantized(n, dtype, everywhere):
+    weight, bias, residual = floats(n), floats(n), floats(37, n)
+    zero = np.iinfo(dtype).min + 120
+    for params, of_residual, to in (
+        (qk.QParams(0.07, zero, dtype), columns(n, "uint8"), columns(n, dtype)),
+        (columns(n, dtype), qk.QParams(0.05, 3), qk.QParams(0.03, zero, dtype, narrow_range=True)),
+    ):
+        x, r = qk.quantize(3 * floats(37, n), params), qk.quantize(residual, of_residual)
+        values, added = qk.dequantize(x, params), qk.dequantize(r, of_residual)
+        norm = partial(qk.layer_norm, weight=weight, bias=bias, eps=1e-5)
+        got = everywhere(
+            lambda: norm(x, residual=r, params=params, residual_params=of_residual, out_params=to)  # noqa: B023
+        )
+        np.testing.assert_array_equal(got, qk.quantize(norm(values, residual=added), to), strict=True)
+        got = norm(values, residual=r, residual_params=of_residual)
+        np.testing.assert_array_equal(got, norm(values, residual=added), strict=True)
+        got = norm(x.reshape(1, 37, n), params=params, out=np.empty((1, 37, n), np.float32))
+        np.testing.assert_array_equal(got[0], norm(values), strict=True)
+
+
+def test_layer_norm_of_nan_gives_zero_points():
+    x = np.float32([[1, np.nan, 2], [1, 2, 3]])
+    q = qk.layer_norm(x, x[1], x[1], out_params=qk.QParams(0.1, 7))
+    assert np.all(q[0] == 7) and q[1, 0] < q[1, 1] < q[1, 2]
+
+
+@refusals(r"""
+norm(params=P)  # TypeError: x must have dtype int8 \(as params\), got float32
+norm(x=Q)  # TypeError: x must be float32, got int8
+norm(residual=Q)  # TypeError: residual must be float32, got int8
+norm(residual=Q, residual_params=qk.QParams(1, 1, "uint8"))  # TypeError: residual must have dtype uint8
+norm(residual_params=P)  # ValueError: residual_params must be None without a residual
+norm(out_params=0.5)  # TypeError: out_params must be QParams, got float
+norm(out_params=qk.QParams(1, 0, "int16"))  # TypeError: out_params must have dtype int8 or uint8, got int16
+norm(out_params=qk.QParams([1, 1, 1], axis=0))  # ValueError: out_params must be per tensor or of the last axis
+norm(out_params=qk.QParams([1, 1, 1], axis=-1))  # ValueError: params: scale must have shape \(4,\)
+norm(out_params=P, out=np.ones((3, 4), np.float32))  # TypeError: out must .*int8
+norm(out_params=P, x=Q, params=P, out=Q)  # ValueError: out must not overlap x
+norm(x=ones, residual=Q, residual_params=P, out_params=P, out=Q)  # ValueError: out must not overlap residual
+""")
+def test_layer_norm_of_codes_refuses(refusal):
+    ones, codes = np.ones((3, 4), np.float32), np.ones((3, 4), np.int8)
+    names = {"norm": partial(qk.layer_norm, x=ones, weight=ones[0], bias=ones[0]), "Q": codes}
+    refuse(refusal, globals() | names | {"P": qk.QParams(0.1), "ones": ones})
+    assert np.all(codes == 1)
+
+
+def attention_of_codes(q, k, v, heads, starts, params, scale):
+    """The formulas of docs/numerics.md, section 25, one operation after the other; weights by the library's own."""
+    wide = [x.astype(np.int64) - int(p.zero_point) for x, p in zip((q, k, v), params)]
+    size, y = q.shape[1] // heads, np.empty(q.shape, np.float32)
+    factor = float(params[0].scale) * float(params[1].scale) * scale * 1.4426950408889634
+    for begin, end in zip(starts, starts[1:]):
+        for at in range(0, q.shape[1] if end > begin else 0, size):
+            cq, ck, cv = (x[begin:end, at : at + size] for x in wide)
+            score = cq @ ck.T
+            t = np.float32(score - score.max(axis=1, keepdims=True)) * np.float32(factor)
+            w = weight_codes(t)
+            total = w.sum(axis=1, keepdims=True)
+            y[begin:end, at : at + size] = np.float32(w @ cv) * (params[2].scale / np.float32(total))
+    return y
+
+
+def weight_codes(t):
+    """numerics 11, step 4."""
+    t = np.maximum(np.float32(-20), t)
+    whole = np.rint(t)
+    p = np.float32(14.0687752)
+    for c in (61.8658371, 176.781555, 254.981659):
+        p = fused(p * np.ones_like(t), t - whole, np.full_like(t, c))
+    return np.rint(np.ldexp(p, whole.astype(int))).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("int8",) * 3, ("uint8",) * 3, ("uint8", "int8", "uint8"), ("int8", "uint8", "int8")]
+)
+@pytest.mark.parametrize("heads, size, starts", [(1, 1, [0, 1]), (3, 5, [0, 3, 3, 70]), (2, 33, [0, 33, 162])])
+def test_attention_of_codes_has_the_bits_of_its_formula(dtypes, heads, size, starts, everywhere):
+    shape, zeros = (starts[-1], heads * size), ((0, 0, 0), (-7, 90, 11))
+    for zero in zeros:
+        q, k, v = (random_codes(RNG, shape, dtype) for dtype in dtypes)
+        params = tuple(
+            qk.QParams(scale, z + 128 * (dtype == "uint8"), dtype)
+            for scale, z, dtype in zip((0.02, 0.03, 0.5), zero, dtypes)
+        )
+        attend = partial(qk.attention, q, k, v, heads, starts=starts, params=params, scale=0.25)
+        y = everywhere(attend)
+        np.testing.assert_array_equal(y, attention_of_codes(q, k, v, heads, starts, params, 0.25), strict=True)
+        to = qk.QParams(0.3, 100, "uint8")
+        np.testing.assert_array_equal(everywhere(lambda: attend(out_params=to)), qk.quantize(y, to), strict=True)  # noqa: B023
+
+
+def test_attention_gives_codes_of_floats_and_takes_one_parameter_for_all():
+    q, k, v = floats(3, 20, 12)
+    to, p = qk.QParams(0.01, 3), qk.QParams(0.02)
+    np.testing.assert_array_equal(qk.attention(q, k, v, 3, out_params=to), qk.quantize(qk.attention(q, k, v, 3), to))
+    codes = [qk.quantize(x, p) for x in (q, k, v)]
+    np.testing.assert_array_equal(
+        qk.attention(*codes, 3, params=p), qk.attention(*(np.asfortranarray(x) for x in codes), 3, params=(p, p, p))
+    )
+
+
+@pytest.mark.parametrize("scale", [2.0**-126, 1e-30, 1e30, 3e38])
+def test_attention_of_codes_of_any_scale_is_a_mean_of_v(scale, everywhere):
+    codes, p = np.full((5, 8), 100, np.int8), qk.QParams(scale)
+    y = everywhere(lambda: qk.attention(codes, codes, codes // 100, 2, params=p))
+    np.testing.assert_array_max_ulp(y, np.full_like(y, scale), 1)
+
+
+@refusals(r"""
+attend(q=ones)  # TypeError: q must have dtype int8 \(as params\), got float32
+attend(params=None)  # TypeError: q must be float32, got int8
+attend(params=(P, P))  # ValueError: params must be QParams or three of them
+attend(params=qk.QParams([1, 1], axis=1))  # ValueError: params must be per tensor
+attend(params=qk.QParams(1, 0, "int16"))  # TypeError: params must have dtype int8 or uint8, got int16
+attend(out_params=qk.QParams([1, 1], axis=1))  # ValueError: out_params must be per tensor
+attend(out_params=P, out=Q)  # ValueError: out must not overlap q
+attend(out_params=P, out=ones)  # TypeError: out must .*int8
+""")
+def test_attention_of_codes_refuses(refusal):
+    codes, ones = np.ones((6, 4), np.int8), np.ones((6, 4), np.float32)
+    names = {"P": qk.QParams(0.1), "Q": codes, "ones": ones}
+    attend = partial(qk.attention, q=codes, k=codes, v=codes, heads=2, params=names["P"])
+    refuse(refusal, globals() | names | {"attend": attend})
+    assert np.all(codes == 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 20000), (20000, 2)])
+def test_attention_of_more_codes_than_int32_adds_is_refused(shape):
+    codes, p = np.zeros(shape, np.int8), qk.QParams(1)
+    with pytest.raises(ValueError, match="at most 16384"):
+        qk.attention(codes, codes, codes, 1, params=p)
+
+
+# ---- smooth ----
+
+
+def test_smooth_shares_ranges_out_and_changes_no_product():
+    w, x = floats(40, 30) * np.exp2(RNG.integers(-6, 6, (40, 1))), floats(50, 40) * np.exp2(RNG.integers(-6, 6, 40))
+    w[3], x[:, 5] = 0, 0
+    seen = np.abs(x).max(axis=0)
+    for alpha in (0.0, 0.5, 1.0):
+        smoothed, factors = qk.smooth(w, seen, alpha)
+        assert smoothed.dtype == w.dtype and factors.dtype == np.float32 and factors[3] == factors[5] == 1
+        np.testing.assert_allclose((x / factors) @ smoothed, x @ w, rtol=1e-4, atol=1e-3)
+        live = np.delete(np.arange(40), [3, 5])
+        np.testing.assert_allclose(
+            factors[live], seen[live] ** alpha / np.abs(w).max(axis=1)[live] ** (1 - alpha), 1e-6
+        )
+
+
+@refusals(r"""
+smooth(w=ROW)  # ValueError: w must have shape \(inputs, outputs\), got \(3,\)
+smooth(w=[[1]])  # TypeError: w must be float32, .* got int64
+smooth(w=ONES * np.inf)  # ValueError: w has 6 NaN or infinite values
+smooth(activation_absmax=ROW)  # ValueError: activation_absmax must have shape \(2,\) to match the axis of w, got \(3,\)
+smooth(activation_absmax=-ROW[:2])  # ValueError: activation_absmax must not be negative, got -1.0 at \(0,\)
+smooth(activation_absmax=ROW[:2] * np.nan)  # ValueError: activation_absmax has 2 NaN or infinite values
+smooth(alpha=1.5)  # ValueError: alpha must be between 0 and 1, got 1.5
+smooth(alpha="1")  # TypeError: alpha must be a float
+""")
+def test_smooth_refuses(refusal):
+    ones = np.ones((2, 3), np.float32)
+    names = {"smooth": partial(qk.smooth, w=ones, activation_absmax=ones[:, 0]), "ONES": ones, "ROW": ones[0]}
+    refuse(refusal, globals() | names)

@@ -268,3 +268,53 @@ def test_linear_refuses_weights_that_can_overflow():
     with pytest.raises(ValueError, match=f"int32 could overflow.*{128 * (longest + 1)}.*255"):
         qk.linear(np.ones((1, longest + 1), np.float32), longer, out=out)
     assert out == 77
+
+
+# ---- codes of x, whose scale is known (numerics 25) ----
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("m, k, n", [(1, 384, 70), (37, 30, 33), (50, 64, 1), (100, 260, 96)])
+def test_linear_of_codes_is_that_of_one_scale(m, k, n, dtype, everywhere):
+    rng = np.random.default_rng(m)
+    q, params = random_codes(rng, (m, k), dtype), qk.QParams(0.03, np.iinfo(dtype).min + 131, dtype)
+    for b_dtype, zeros in ("int8", None), ("uint8", rng.integers(0, 256, n)):
+        b, of_b = random_codes(rng, (k, n), b_dtype), qk.QParams(rng.uniform(0.01, 0.1, n), zeros, b_dtype, axis=1)
+        packed, bias, residual = qk.pack(b, of_b), *rng.normal(0, 9, (2, m, n)).astype(np.float32)
+        sums = matmul_by_numpy(q, b, a_zero_point=params.zero_point, b_zero_point=of_b.zero_point)
+        want = np.float32(sums) * (params.scale * of_b.scale) + bias[0]
+        layer = partial(qk.linear, params=params)
+        assert_array_equal(everywhere(lambda: layer(q, packed, bias[0])), want, strict=True)  # noqa: B023
+        assert_array_equal(layer(q[::2, ::-1][:, ::-1], packed, bias[0]), want[::2], strict=True)
+        zero, nothing = np.zeros((m, 1), np.float32), qk.pack(np.zeros((1, n), np.int8), qk.QParams(1.0))
+        for activation in ACTIVATIONS:
+            how = dict(activation=activation, clamp=(-3, 5))
+            got = everywhere(lambda: layer(q, packed, bias[0], residual=residual, **how))  # noqa: B023
+            assert_array_equal(got, qk.linear(zero, nothing, residual=want + residual, **how), strict=True)
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(-126, -10), (-100, -40), (100, 20), (120, -120)])
+def test_linear_of_codes_keeps_scales_whose_product_leaves_float32(scale, weight, everywhere):
+    q, b = np.full((5, 40), 3, np.int8), np.ones((40, 33), np.int8)
+    q[0] = 0
+    packed = qk.pack(b, qk.QParams(np.full(33, 2.0**weight), axis=1))
+    y = everywhere(lambda: qk.linear(q, packed, params=qk.QParams(2.0**scale)))
+    assert (y[0] == 0).all() and (y[1:] == 120 * 2.0 ** (scale + weight)).all()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    refused(r"""
+layer(x=X)  # TypeError: x must have dtype int8 \(as params\), got float32
+layer(params=qk.QParams([1, 1], axis=1))  # ValueError: params must be per tensor
+layer(params=qk.QParams(1, dtype="int16"))  # TypeError: params must have dtype int8 or uint8, got int16
+layer(packed=qk.pack(np.ones((2, 3), np.float16), None))  # TypeError: packed must
+layer(x=Q[:, :1])  # ValueError: x must have 2 columns
+layer(out=X)  # ValueError: out must have shape
+"""),
+)
+def test_linear_of_codes_refuses(refusal):
+    codes = np.ones((4, 2), np.int8)
+    params = qk.QParams(1)
+    layer = partial(qk.linear, x=codes, packed=qk.pack(np.ones((2, 3), np.int8), params), params=params)
+    refuse(refusal, globals() | {"layer": layer, "X": np.ones((4, 2), np.float32), "Q": codes})

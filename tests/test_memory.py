@@ -285,9 +285,14 @@ def sweep_int16(m, k, n, rng, at_end):
 def sweep_layers(n, rng, at_end):
     x, residual, weight, bias = floats(rng, (3, n), (3, n), n, n)
     check(at_end, qk.layer_norm, x, weight, bias, residual=residual)
+    one, columns = qk.QParams(0.1, 3, "uint8"), qk.QParams(np.full(n, 0.1), axis=-1)
+    codes, values = rng.integers(0, 256, (3, n), np.uint8), dict(params=one, out_params=columns)
+    check(at_end, qk.layer_norm, codes, weight, bias, residual=codes, residual_params=one, **values)
     for tokens, size in (n, 5), (3, n):
         q, k, v = floats(rng, *[(tokens, 2 * size)] * 3)
         check(at_end, qk.attention, q, k, v, 2, starts=np.int64([0, tokens // 3, tokens]))
+        q, k, v = rng.integers(0, 256, (3, tokens, 2 * size), np.uint8)
+        check(at_end, qk.attention, q, k, v, 2, params=one, out_params=one)
 
 
 def sweep_observers(n, rng, at_end):
@@ -450,6 +455,7 @@ def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded(
                 assert np.all(qk.search(queries[:3], qk.pack_codes(codes[:200]), few, 5)[1] < len(codes))
                 qk.decode(codes, book)
                 qk.decode(codes, table)
+                qk.qsoftmax(codes.reshape(1, -1), qk.QParams(0.1, 0, "uint8"), qk.QParams(1e-6))
                 done += 1
             except ValueError as error:
                 assert "codes must be below" in str(error)

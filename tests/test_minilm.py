@@ -9,7 +9,7 @@ import pytest
 import qkernels as qk
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
-from minilm import corpus, example, measure, model
+from minilm import corpus, example, measure, model, static
 from minilm.variants import VARIANTS
 
 CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers": 2}
@@ -68,6 +68,23 @@ def test_each_variant_points_where_float32_does(weights, tokens, squares):
         found = embed_all(model.Quantized(weights, CONFIG, variant, squares), tokens, 100)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
         assert (exact * found).sum(axis=1).min() > least.get(key, 0.9), key
+
+
+def test_the_static_network_points_where_float32_does_and_has_codes_between_layers(weights, tokens, monkeypatch):
+    given = {"linear": [], "layer_norm": [], "attention": []}
+    network = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
+    exact = embed_all(network, tokens, 100)
+    made = static.load_static().make_static(network, [example.make_batch(tokens)])
+    for name, seen in given.items():
+        function = getattr(qk, name)
+        monkeypatch.setattr(qk, name, lambda x, *a, f=function, to=seen, **o: to.append(x.dtype) or f(x, *a, **o))
+    found = embed_all(made, tokens, 100)
+    assert made is network and (exact * found).sum(axis=1).min() > 0.99
+    assert {*given["linear"], *given["attention"]} <= {np.dtype("uint8"), np.dtype("int8")}
+    for options in static.WAYS.values():
+        other = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
+        found = embed_all(static.load_static().make_static(other, [example.make_batch(tokens)], **options), tokens, 100)
+        assert (exact * found).sum(axis=1).min() > 0.97, options
 
 
 def test_scales_of_least_squares_bring_the_weights_closer(weights, squares):

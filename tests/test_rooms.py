@@ -11,7 +11,7 @@ PACKAGE = Path(qkernels.__file__).parent
 EXTENSION = {"_bind"}  # the storey below, which imports no Python of ours
 STOREYS = [  # from the bottom; a module may import those of the storeys below its own
     {"_checks", "_mode", "_value"},
-    {"_qparams", "_kmeans", "_codebook_tables", "_layers", "_histogram", "config"},
+    {"_qparams", "_kmeans", "_codebook_tables", "_histogram", "config"},
     {"_choose", "_rounding", "_kmeans1d", "gguf"},
     {"_quantize", "_codebook_fit", "_tables", "observers"},
     {"_integer_layers"},
@@ -19,12 +19,13 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_codebook"},
     {"_weights"},
     {"_products", "_pq"},
-    {"_conv"},
+    {"_conv", "_layers"},
     {"__init__"},
     {"__main__"},
 ]
 MOST_ARGUMENTS = 8
 PUBLIC = {("_products", "qlinear"), ("_kmeans", "kmeans"), ("_conv", "qconv2d"), ("_conv", "qaverage_pool2d")}
+PUBLIC |= {("_layers", "layer_norm"), ("_layers", "attention")}
 # whose signatures, mostly of keywords, are a contract
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 

@@ -52,6 +52,7 @@ typedef struct {
     enum { QK_CODES_U8, QK_CODES_I8, QK_FLOATS } type;
     const int32_t *zero_point; /* of codes: NULL for 0 */
     int zero_point_per_row;
+    float scale; /* of codes that become floats */
     const qk_patches
         *patches; /* of codes that share a zero point: where rows are gathered from, instead of a; or NULL */
 } qk_rows;
@@ -136,6 +137,31 @@ typedef struct {
 } qk_code_norm_args;
 
 int qk_norm_codes(const qk_code_norm_args *args);
+
+/* ---- float layers that take and give codes (numerics 25) ---- */
+
+/* Values in rows: floats, or codes of 8 bits with a scale and a zero point, or one a column. */
+typedef struct {
+    const void *data;
+    qk_dtype type;
+    const qk_params *params; /* NULL: floats */
+} qk_values;
+
+/* Layer norm as qk_layer_norm. y, whose data is written, is none of the codes. Returns -1 if memory ran out. */
+typedef struct {
+    qk_values x, residual, y; /* residual.data NULL: 0 */
+    size_t rows, cols;
+    const float *weight, *bias;
+    double eps;
+} qk_norm_args;
+
+int qk_layer_norm_of(const qk_norm_args *args);
+
+/* Attention as qk_attention, but for codes of q, k and v (with `codes`, three), which `args` points to and has strides
+ * of, and to codes of the result (with `to`): 8 bits each. Heads of codes have at most QK_MOST_CODES values, and
+ * sequences so many tokens: then int32 holds all sums. */
+enum { QK_MOST_CODES = 16384 };
+int qk_attention_of(const qk_attention_args *args, const qk_code_params *codes, const qk_code_params *to);
 
 /* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 

@@ -14,14 +14,12 @@
 /* ---- layer norm ---- */
 
 typedef struct {
-    const float *x, *residual, *weight, *bias;
-    float *y;
-    size_t cols;
-    double eps;
+    const qk_norm_args *args;
+    int failure;
 } norm_job;
 
 /* A row some intermediate of which leaves float32 (numerics 21), in double. */
-static void norm_wide_row(const norm_job *job, const float *x, const float *residual, float *y)
+static void norm_wide_row(const qk_norm_args *job, const float *x, const float *residual, float *y)
 {
     const size_t n = job->cols;
     double sum = 0, squares = 0;
@@ -38,16 +36,62 @@ static void norm_wide_row(const norm_job *job, const float *x, const float *resi
     }
 }
 
+static qk_affines affines_of(const qk_params *p, size_t cols)
+{
+    const size_t run = p->kind == QK_PER_TENSOR ? cols : 1;
+    return (qk_affines){p->scale, p->reciprocal, p->zero_point, p->qmin, p->qmax, 0, run, 1, cols, cols};
+}
+
+/* A row as floats, in place or in the buffer. */
+static const float *row_of(const qk_values *v, size_t row, size_t cols, float *buffer)
+{
+    if (!v->data || !v->params) return v->data ? (const float *)v->data + row * cols : NULL;
+    const qk_affines p = affines_of(v->params, cols);
+    qk_active()->elementwise->dequantize_rows_f32((const char *)v->data + row * cols, v->type, buffer, cols, &p);
+    return buffer;
+}
+
+static void quantize_row(const qk_params *p, const float *y, uint8_t *q, size_t cols)
+{
+    const qk_elementwise_kernels *k = qk_active()->elementwise;
+    const qk_affine one = qk_affine_of(p->scale[0], p->zero_point[0], p->qmin, p->qmax, QK_HALF_EVEN);
+    const qk_affines columns = affines_of(p, cols);
+    if (p->kind == QK_PER_TENSOR)
+        k->quantize_f32_8(y, q, cols, &one);
+    else
+        k->quantize_rows_f32_8(y, q, cols, &columns);
+}
+
 static void norm_rows(void *context, size_t begin, size_t end)
 {
-    const norm_job *job = context;
-    const qk_layers_kernels *k = qk_active()->layers;
-    for (size_t at = begin * job->cols; begin < end; begin++, at += job->cols) {
-        const float *x = job->x + at, *residual = job->residual ? job->residual + at : NULL;
-        float *y = job->y + at;
-        if (!k->layer_norm_f32(x, residual, job->cols, job->weight, job->bias, (float)job->eps, y))
-            norm_wide_row(job, x, residual, y);
+    enum { SMALL = 1024 };
+    norm_job *job = context;
+    const qk_norm_args *a = job->args;
+    const int any_codes = a->x.params || a->residual.params || a->y.params;
+    const size_t cols = a->cols;
+    float small[3 * SMALL] __attribute__((aligned(64)));
+    float *rows = !any_codes || cols <= SMALL ? small : qk_obtain(qk_times(cols, 3 * sizeof *rows));
+    if (!rows) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
     }
+    for (; begin < end; begin++) {
+        const float *x = row_of(&a->x, begin, cols, rows), *residual = row_of(&a->residual, begin, cols, rows + cols);
+        float *y = a->y.params ? rows + 2 * cols : (float *)a->y.data + begin * cols;
+        if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps, y))
+            norm_wide_row(a, x, residual, y);
+        if (a->y.params) quantize_row(a->y.params, y, (uint8_t *)a->y.data + begin * cols, cols);
+    }
+    if (rows != small) free(rows);
+}
+
+int qk_layer_norm_of(const qk_norm_args *args)
+{
+    QK_DEFAULT_MODE;
+    norm_job job = {args, 0};
+    if (qk_times(args->rows, args->cols) == 0) return 0;
+    const int status = qk_parallel_for(args->rows, 0.15 * (double)args->rows * (double)args->cols, norm_rows, &job);
+    return status ? status : job.failure;
 }
 
 qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
@@ -56,9 +100,15 @@ qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size
     QK_DEFAULT_MODE;
     const size_t total = qk_times(rows, cols);
     if (total > PTRDIFF_MAX / sizeof *x || !(eps >= 0) || (total && (!x || !weight || !bias || !y))) return QK_INVALID;
-    if (total == 0) return QK_OK;
-    norm_job job = {x, residual, weight, bias, y, cols, eps};
-    return (qk_status)qk_parallel_for(rows, 0.15 * (double)rows * (double)cols, norm_rows, &job);
+    const qk_norm_args args = {.x = {.data = x},
+                               .residual = {.data = residual},
+                               .y = {.data = y},
+                               .rows = rows,
+                               .cols = cols,
+                               .weight = weight,
+                               .bias = bias,
+                               .eps = eps};
+    return (qk_status)qk_layer_norm_of(&args);
 }
 
 /* ---- attention ----
@@ -73,6 +123,7 @@ enum { MOST_ATTENDED = 65536 }; /* tokens of a sequence, and values of a head */
 
 typedef struct {
     const qk_attention_args *args;
+    const qk_code_params *codes, *to; /* of q, k and v, and of the result; NULL: floats */
     const qk_kernels *k;
     int failure;
 } attention_job;
@@ -86,6 +137,8 @@ typedef struct {
     int32_t *init, *score;            /* starting sums of the scores; mr rows of n_cols */
     double q_scale, k_scale, v_scale; /* that of v as float32 unless `wide` */
     int wide;                         /* whether results are made in double (numerics 21) */
+    int32_t v_zero, sums[MAX_MR];     /* zero point of v as it is stored; sums of weights */
+    float *result;                    /* mr rows before they become codes, and these */
 } operands;
 
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
@@ -106,6 +159,7 @@ static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
     o->values = qk_carve(&at, o->size_cols * n_steps);
     o->init = qk_carve(&at, o->n_cols * sizeof *o->init);
     o->score = qk_carve(&at, mr * o->n_cols * sizeof *o->score);
+    if (job->to) o->result = qk_carve(&at, mr * size * (sizeof *o->result + 1));
     return at;
 }
 
@@ -154,9 +208,34 @@ static double head_scale(float absmax, int wide) { return wide ? absmax / 127.0 
 
 static const int32_t zeros[MAX_NR];
 
-/* q + 128, the left operand of the scores, and a row of 128. */
-static int pack_queries(const attention_job *job, operands *o, const float *q)
+/* What is stored is code ^ flip: q without a sign, k and v with one. Returns the zero point of that. */
+static int32_t stored_zero(const qk_code_params *p, int with_sign, uint8_t *flip)
 {
+    *flip = (p->qmin < 0) == with_sign ? 0 : 0x80;
+    return p->zero_point + (*flip ? (with_sign ? -128 : 128) : 0);
+}
+
+/* Codes of q, and a row of its zero point. */
+static void take_queries(const attention_job *job, operands *o, const uint8_t *q)
+{
+    const qk_gemm8_kernels *k = job->k->gemm8;
+    uint8_t flip;
+    const int32_t zero = stored_zero(job->codes, 0, &flip);
+    for (size_t i = 0; i < o->n; i++)
+        k->gemm8_pack_row(q + i * job->args->q_stride, job->args->size, o->size_steps, flip,
+                          o->q + i * o->size_steps * (size_t)k->a_bytes);
+    memset(o->codes, zero, o->size_steps);
+    k->gemm8_pack_row(o->codes, o->size_steps, o->size_steps, 0, o->q + o->n * o->size_steps * (size_t)k->a_bytes);
+    o->q_scale = job->codes[0].scale;
+}
+
+/* q + 128, the left operand of the scores, and a row of 128. */
+static int pack_queries(const attention_job *job, operands *o, const void *q)
+{
+    if (job->codes) {
+        take_queries(job, o, q);
+        return 1;
+    }
     const int narrow = job->k->gemm8->a_bytes == 1;
     uint8_t *codes = narrow ? (uint8_t *)o->q : o->codes;
     float absmax;
@@ -167,9 +246,9 @@ static int pack_queries(const attention_job *job, operands *o, const float *q)
     return 1;
 }
 
-/* Panels of `rows` x `cols` codes. */
+/* Panels of `rows` x `cols` codes ^ flip. */
 static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t rows, size_t cols, ptrdiff_t row_stride,
-                        ptrdiff_t col_stride, size_t panel_rows, int8_t *panels)
+                        ptrdiff_t col_stride, uint8_t flip, size_t panel_rows, int8_t *panels)
 {
     const size_t nr = (size_t)k->nr;
     for (size_t col = 0; col < cols; col += nr) {
@@ -178,6 +257,7 @@ static void pack_panels(const qk_gemm8_kernels *k, const uint8_t *codes, size_t 
             .row_stride = row_stride,
             .col_stride = col_stride,
             .k = rows,
+            .flip = flip,
         };
         k->gemm8_pack_panel(&s, min_size(cols - col, nr), panels + col * panel_rows, NULL);
     }
@@ -194,26 +274,44 @@ static void score_rows(const attention_job *job, const operands *o, size_t row, 
                       init ? init + col : zeros, score + col, o->n_cols);
 }
 
-/* A row of k is a column of the right operand. The scores' sums start from -128 times a column's sum. */
-static int pack_keys(const attention_job *job, operands *o, const float *keys)
+/* A row of k is a column of the right operand. The scores' sums start from minus q's zero point times a column's sum;
+ * that of k moves the scores of a query alike, which changes no weight. */
+static int pack_keys(const attention_job *job, operands *o, const void *keys)
 {
     float absmax;
-    if (!quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &absmax)) return 0;
-    o->k_scale = head_scale(absmax, absmax < 0x1p-100f);
-    pack_panels(job->k->gemm8, o->codes, job->args->size, o->n, 1, (ptrdiff_t)o->size_steps, o->size_steps, o->keys);
+    uint8_t flip = 0;
+    const uint8_t *codes = job->codes ? keys : o->codes;
+    ptrdiff_t stride = (ptrdiff_t)o->size_steps;
+    if (job->codes) {
+        stored_zero(job->codes + 1, 1, &flip);
+        o->k_scale = job->codes[1].scale, stride = (ptrdiff_t)job->args->k_stride;
+    } else if (quantize_head(job, o, keys, job->args->k_stride, 0, o->codes, &absmax))
+        o->k_scale = head_scale(absmax, absmax < 0x1p-100f);
+    else
+        return 0;
+    pack_panels(job->k->gemm8, codes, job->args->size, o->n, 1, stride, flip, o->size_steps, o->keys);
     score_rows(job, o, o->n, 1, NULL, o->init);
     for (size_t col = 0; col < o->n_cols; col++) o->init[col] = -o->init[col];
     return 1;
 }
 
 /* A row of v is a row of the right operand. */
-static int pack_values(const attention_job *job, operands *o, const float *values)
+static int pack_values(const attention_job *job, operands *o, const void *values)
 {
     float absmax;
+    uint8_t flip;
+    if (job->codes) {
+        const float scale = job->codes[2].scale;
+        o->v_zero = stored_zero(job->codes + 2, 1, &flip);
+        o->wide = scale < 0x1p-97f || scale > 0x1p119f, o->v_scale = scale;
+        pack_panels(job->k->gemm8, values, o->n, job->args->size, (ptrdiff_t)job->args->v_stride, 1, flip, o->n_steps,
+                    o->values);
+        return 1;
+    }
     if (!quantize_head(job, o, values, job->args->v_stride, 0, o->codes, &absmax)) return 0;
     o->wide = absmax < 0x1p-90f || absmax > 0x1p126f; /* a weight's unit, 2^-31 of that, must be a normal number */
     o->v_scale = head_scale(absmax, o->wide);
-    pack_panels(job->k->gemm8, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, o->n_steps, o->values);
+    pack_panels(job->k->gemm8, o->codes, o->n, job->args->size, (ptrdiff_t)o->size_steps, 1, 0, o->n_steps, o->values);
     return 1;
 }
 
@@ -227,7 +325,8 @@ static void weigh(const attention_job *job, operands *o, size_t row, size_t coun
     uint8_t *codes = k->gemm8->a_bytes == 1 ? (uint8_t *)o->weights : o->codes;
     for (size_t i = 0; i < count; i++) {
         uint8_t *w = codes + i * o->n_steps;
-        const float sum = (float)k->layers->attention_weights(o->score + i * o->n_cols, o->n, score_factor, w);
+        o->sums[i] = k->layers->attention_weights(o->score + i * o->n_cols, o->n, score_factor, w);
+        const float sum = (float)o->sums[i];
         unit[i] = o->wide ? o->v_scale / sum : (float)o->v_scale / sum;
         memset(w + o->n, 0, o->n_steps - o->n);
     }
@@ -240,29 +339,33 @@ static void store_wide(const qk_kernels *k, const int32_t *acc, const double *un
     double sums[MAX_NR];
     for (int i = 0; i < t->rows; i++, acc += k->gemm8->nr) {
         const qk_tile row = qk_row_of_tile(t, i);
-        for (int j = 0; j < t->cols; j++) sums[j] = acc[j] * unit[i];
+        for (int j = 0; j < t->cols; j++) sums[j] = qk_sum_of(acc, &row, j) * unit[i];
         qk_finish_row(k, sums, &row);
     }
 }
 
-static void average(const attention_job *job, operands *o, size_t count, const double *unit, float *out)
+static void average(const attention_job *job, operands *o, size_t count, const double *unit, float *out, size_t stride)
 {
     static const float ones[MAX_NR] = {[0 ... MAX_NR - 1] = 1.0f};
     const qk_kernels *k = job->k;
     const size_t nr = (size_t)k->gemm8->nr, size = job->args->size;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     float scale[MAX_MR];
+    int32_t zero[MAX_NR];
     for (size_t i = 0; i < count; i++) scale[i] = (float)unit[i];
+    for (size_t i = 0; i < nr; i++) zero[i] = o->v_zero;
     for (size_t col = 0; col < size; col += nr) {
         const qk_tile t = {
             .rows = (int)count,
             .cols = (int)min_size(size - col, nr),
             .colsum = zeros,
+            .row_term = o->v_zero ? o->sums : NULL,
+            .col_zero = zero,
             .row_scale = scale,
             .col_scale = ones,
             .bias = qk_no_bias,
             .dst = out + col,
-            .row_stride = job->args->out_stride * sizeof *out,
+            .row_stride = stride * sizeof *out,
         };
         k->gemm8->gemm8_tile((int)count, o->n_steps / (size_t)k->gemm8->kr, o->weights,
                              o->n_steps * (size_t)k->gemm8->a_bytes, o->values + col * o->n_steps, zeros, acc, nr);
@@ -273,6 +376,22 @@ static void average(const attention_job *job, operands *o, size_t count, const d
     }
 }
 
+static void average_to_codes(const attention_job *job, operands *o, size_t count, const double *unit, uint8_t *out)
+{
+    const size_t size = job->args->size;
+    const qk_code_params *to = job->to;
+    const qk_affine affine = qk_affine_of(to->scale, to->zero_point, to->qmin, to->qmax, QK_HALF_EVEN);
+    uint8_t *codes = (uint8_t *)(o->result + (size_t)job->k->gemm8->mr * size);
+    average(job, o, count, unit, o->result, size);
+    job->k->elementwise->quantize_f32_8(o->result, codes, count * size, &affine);
+    for (size_t i = 0; i < count; i++) memcpy(out + i * job->args->out_stride, codes + i * size, size);
+}
+
+static const void *head_at(const attention_job *job, const float *x, size_t at)
+{
+    return job->codes ? (const void *)((const uint8_t *)x + at) : x + at;
+}
+
 static int attend(const attention_job *job, char *memory, size_t sequence, size_t which)
 {
     const qk_attention_args *a = job->args;
@@ -281,13 +400,18 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
     operands o;
     double unit[MAX_MR];
     lay_out(&o, job, n, memory);
-    if (!pack_queries(job, &o, a->q + first * a->q_stride + at) ||
-        !pack_keys(job, &o, a->k + first * a->k_stride + at) || !pack_values(job, &o, a->v + first * a->v_stride + at))
+    if (!pack_queries(job, &o, head_at(job, a->q, first * a->q_stride + at)) ||
+        !pack_keys(job, &o, head_at(job, a->k, first * a->k_stride + at)) ||
+        !pack_values(job, &o, head_at(job, a->v, first * a->v_stride + at)))
         return 0;
     for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
         const size_t count = min_size(n - row, mr);
         weigh(job, &o, row, count, unit);
-        average(job, &o, count, unit, a->out + (first + row) * a->out_stride + at);
+        const size_t to = (first + row) * a->out_stride + at;
+        if (job->to)
+            average_to_codes(job, &o, count, unit, (uint8_t *)a->out + to);
+        else
+            average(job, &o, count, unit, a->out + to, a->out_stride);
     }
     return 1;
 }
@@ -327,14 +451,19 @@ static int can_attend(const qk_attention_args *a)
 qk_status qk_attention(const qk_attention_args *args)
 {
     QK_DEFAULT_MODE;
-    if (!can_attend(args)) return QK_INVALID;
-    attention_job job = {args, qk_active(), 0};
-    if (args->starts[args->sequences] == 0) return QK_OK; /* heads without a token may be more than a loop can count */
+    return can_attend(args) ? (qk_status)qk_attention_of(args, NULL, NULL) : QK_INVALID;
+}
+
+int qk_attention_of(const qk_attention_args *args, const qk_code_params *codes, const qk_code_params *to)
+{
+    QK_DEFAULT_MODE;
+    attention_job job = {args, codes, to, qk_active(), 0};
+    if (args->starts[args->sequences] == 0) return 0; /* heads without a token may be more than a loop can count */
     double work = 0; /* per head: about 1 ns for each of 32 codes of q, k and v, and for each score */
     for (size_t i = 0; i < args->sequences; i++) {
         const double n = (double)(args->starts[i + 1] - args->starts[i]);
         work += n * (n + (double)args->size) * (1 + (double)args->size / 64);
     }
     const int status = qk_parallel_for(args->sequences * args->heads, work * (double)args->heads, attend_range, &job);
-    return (qk_status)(status ? status : job.failure);
+    return status ? status : job.failure;
 }

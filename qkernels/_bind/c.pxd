@@ -71,6 +71,7 @@ cdef extern from "drivers/drivers.h" nogil:
         qk_rows_type type
         const int32_t *zero_point
         int zero_point_per_row
+        float scale
 
     ctypedef struct qk_image:
         const uint8_t *codes
@@ -198,6 +199,24 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3
 
+    ctypedef struct qk_values:
+        const void *data
+        qk_dtype type
+        const qk_params *params
+
+    ctypedef struct qk_norm_args:
+        qk_values x, residual, y
+        size_t rows, cols
+        const float *weight
+        const float *bias
+        double eps
+
+    int qk_layer_norm_of(const qk_norm_args *args) except -3
+
+    ctypedef struct qk_code_params:
+        float scale
+        int32_t zero_point, qmin, qmax
+
     ctypedef struct qk_attention_args:
         const float *q
         const float *k
@@ -209,7 +228,9 @@ cdef extern from "drivers/drivers.h" nogil:
         const int64_t *starts
         double scale
 
-    int qk_attention(const qk_attention_args *args) except -3
+    enum:
+        QK_MOST_CODES
+    int qk_attention_of(const qk_attention_args *args, const qk_code_params *codes, const qk_code_params *to) except -3
 
     ctypedef struct qk_least_squares:
         size_t n, block
@@ -307,10 +328,6 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pq_search(const float *queries, size_t count, const qk_pq_codes *codes, const qk_pq_book *b, size_t k,
                      float *distances, int64_t *indices) except -3
     bint qk_pq_checks(const qk_pq_codes *codes, const qk_pq_book *b, size_t k)
-
-    ctypedef struct qk_code_params:
-        float scale
-        int32_t zero_point, qmin, qmax
 
     int qk_take_table(const uint8_t *q, size_t rows, size_t cols, int is_signed, const uint8_t *table, uint8_t *y,
                       size_t y_stride) except -3

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t
 
 cimport numpy as cnp
 
-from .c cimport qk_dtype, qk_params
+from .c cimport qk_code_params, qk_dtype, qk_params
 
 
 cdef class Params:
@@ -30,3 +30,8 @@ cdef inline Params params_of(params):
     if not isinstance(params, Params):
         raise TypeError(f"params must be QParams, got {type(params).__name__}")
     return <Params>params
+
+
+cdef inline qk_code_params code_params(Params p):
+    """Return those of a tensor, as layers on codes have them."""
+    return qk_code_params(p.one_scale, p.one_zero_point, p.c.qmin, p.c.qmax)

@@ -3,6 +3,8 @@
 
 from libc.string cimport memset
 
+from itertools import zip_longest
+
 import numpy as np
 
 cimport numpy as cnp
@@ -17,7 +19,7 @@ from .c cimport (
     qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, QK_I8, qk_norm_codes, qk_pair_codes,
     qk_scope, qk_softmax_codes, qk_take_table, QK_TFLITE, QK_U8,
 )
-from .elementwise cimport Params, rows_are_finite
+from .elementwise cimport code_params, Params, rows_are_finite
 
 cnp.import_array()
 
@@ -50,15 +52,12 @@ cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     """Return the shape of the result of two."""
     if cnp.PyArray_SAMESHAPE(a, b):
         return (<object>a).shape
-    try:
-        return np.broadcast_shapes((<object>a).shape, (<object>b).shape)
-    except ValueError:
-        raise ValueError(f"b with shape {(<object>b).shape} must broadcast with a, which has shape "
-                         f"{(<object>a).shape}") from None
-
-
-cdef qk_code_params code_params(Params p):
-    return qk_code_params(p.one_scale, p.one_zero_point, p.c.qmin, p.c.qmax)
+    of_a, of_b = (<object>a).shape, (<object>b).shape
+    # Unlike np.broadcast_shapes, of as many axes as an array can have.
+    pairs = list(zip_longest(of_a[::-1], of_b[::-1], fillvalue=1))
+    if [1 for m, n in pairs if m != n and 1 not in (m, n)]:
+        raise ValueError(f"b with shape {of_b} must broadcast with a, which has shape {of_a}")
+    return tuple([n if m == 1 else m for m, n in pairs][::-1])
 
 
 def take_table(q, table, out):

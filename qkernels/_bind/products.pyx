@@ -3,7 +3,7 @@
 
 from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.ref cimport PyObject
 
-from .arrays import FLOATS, as_array, raise_not_finite
+from .arrays import FLOATS, as_array, copied, raise_not_finite
 from .runtime import shown
 
 from .arrays cimport (
@@ -20,9 +20,10 @@ from .arrays cimport (
     rounding_code,
 )
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, QK_GEMM16, QK_GEMM4,
-    qk_gemm8_batch, QK_HALF_AWAY, qk_minmax, qk_most_rows, qk_multiply, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
-    qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT, QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_F32, QK_FLOATS, QK_GEMM16,
+    QK_GEMM4, qk_gemm8_batch, QK_HALF_AWAY, QK_HALF_EVEN, QK_I8, qk_minmax, qk_most_rows, qk_multiply, qk_params,
+    qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
+    QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
 from .weights cimport need_eight_bits, Packed
@@ -82,9 +83,9 @@ cdef int multiply(const qk_rows *source, Packed b, const qk_epilogue *epilogue, 
 
 
 cdef int check_status(int status, object x) except -1:
-    """Raise what the status of a product says, whose left operand is x."""
+    """Raise what the status of a product, or of a convolution or pool, says, whose rows are of x."""
     if status == -1:
-        raise MemoryError("no memory for the packed rows of a")
+        raise MemoryError(f"no memory to gather rows of the input, which has shape {x.shape}")
     if status == -2:
         raise_not_finite(x)
     return 0
@@ -260,7 +261,7 @@ cdef cnp.ndarray int16_codes(codes, name):
     """Return codes of at most 16 bits as int16 in native byte order."""
     if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
         raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
-    return codes.astype(np.int16, copy=False)
+    return codes if codes.dtype == np.int16 else copied(codes, np.int16)
 
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
@@ -311,6 +312,20 @@ def clamp_bounds(clamp):
     return lo, hi
 
 
+def clamp_codes(clamp, Params to, bint even):
+    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
+    cdef qk_scope _mode = qk_enter_scope()
+    lo, hi = clamp_bounds(clamp)
+    cdef float[2] bounds
+    cdef uint8_t[2] codes
+    cdef qk_params p = to.c
+    bounds[0], bounds[1], p.length = <float><double>lo, <float><double>hi, 2
+    qk_quantize(bounds, QK_F32, codes, to.storage, &p, QK_HALF_EVEN if even else QK_HALF_AWAY)
+    if to.storage == QK_I8:
+        return <int8_t>codes[0], <int8_t>codes[1]
+    return codes[0], codes[1]
+
+
 cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     """Return residual as contiguous float32 of the shape of y, which it may be itself if y is `out`."""
     cdef cnp.ndarray r = float32_array(residual, "residual")
@@ -322,8 +337,21 @@ cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
     return contiguous(r)
 
 
-def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
-    """Multiply float32 x (..., k)."""
+cdef int describe_source(qk_rows *source, cnp.ndarray q, name, Params of) except -1:
+    """Fill what is known of codes by their type and parameters, which must outlive `source`."""
+    source.type = <qk_rows_type>codes_type(q, name)
+    source.zero_point, source.scale = &of.one_zero_point, of.one_scale
+    return 0
+
+
+cdef int64_t largest_code(Params of) noexcept:
+    """Return the largest magnitude of codes less their zero point."""
+    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
+    return max(of.one_zero_point - lo, hi - of.one_zero_point)
+
+
+def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, params, out):
+    """Multiply float32 x (..., k), or codes of params, which are per tensor."""
     cdef qk_scope _mode = qk_enter_scope()
     cdef qk_rows source
     cdef qk_epilogue epilogue
@@ -347,14 +375,18 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, out):
     if residual is not None:
         residual = residual_of(residual, y, out is not None)
         epilogue.residual = floats(residual)
-    if b.c.family != QK_GEMM4:
+    if params is not None:
+        describe_source(&source, x, "x", <Params?>params)
+        refuse_overflow(b, largest_code(<Params>params), 0)
+    elif b.c.family != QK_GEMM4:
         refuse_overflow(b, 255, 0)
     elif b.c.gemm4.block > qk_most_rows(&b.c.gemm4):
         raise ValueError(f"packed: int32 could overflow: a scale is shared by {b.c.gemm4.block} rows, at most "
                          f"{qk_most_rows(&b.c.gemm4)} are possible")
-    if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
-        raise_not_finite(x)
-    source.type = QK_FLOATS
+    if params is None:
+        source.type = QK_FLOATS
+        if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
+            raise_not_finite(x)
     epilogue.b_zero, epilogue.col_scale = b.c.zero_point, b.c.scale
     epilogue.least_scale, epilogue.most_scale = b.c.least_scale, b.c.most_scale
     multiply(&source, b, &epilogue, x)
@@ -370,7 +402,8 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     unit.real, unit.bias = epilogue.activation > QK_RELU, floats(real_bias)
     if real_bias is not None and not qk_minmax(unit.bias, unit.n, &lo, &hi):
         raise_not_finite(real_bias, "bias")
-    cdef cnp.ndarray columns = np.zeros((3, b.c.n_pad), np.float32), wide = None
+    cdef cnp.npy_intp[2] shape = [3, b.c.n_pad]
+    cdef cnp.ndarray columns = cnp.PyArray_ZEROS(2, shape, cnp.NPY_FLOAT32, 0), wide = None
     cdef float *multiplier = floats(columns)
     cdef float *scale = multiplier + b.c.n_pad
     cdef float *bias = scale + b.c.n_pad
@@ -412,9 +445,8 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
         epilogue.requant.qmin, epilogue.requant.qmax = bounds
     epilogue.out_scale = to.one_scale
     epilogue.b_zero = b.c.zero_point
-    cdef int64_t lo = 0 if of.c.qmin >= 0 else -128, hi = 255 if of.c.qmin >= 0 else 127
     cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
-    refuse_overflow(b, max(of.one_zero_point - lo, hi - of.one_zero_point), bias_size)
+    refuse_overflow(b, largest_code(of), bias_size)
     if epilogue.requant.rounding <= QK_HALF_AWAY:
         columns = set_multipliers(epilogue, of.one_scale, b, to.one_scale, real_bias)
     else:
@@ -440,8 +472,7 @@ def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, how, out):
     cdef qk_epilogue epilogue
     memset(&source, 0, sizeof(source))
     memset(&epilogue, 0, sizeof(epilogue))
-    source.type = <qk_rows_type>codes_type(a, "q")
-    source.zero_point = &of.one_zero_point
+    describe_source(&source, a, "q", of)
     activation_code(how[0])
     rounding_code(how[2], QK_TFLITE)
     cdef cnp.ndarray _rows = rows_of(a, <Py_ssize_t>b.c.k, "q", "packed", &source)

@@ -7,8 +7,8 @@ floats beside them, and extremes. NaN is left out: onnxruntime gives it whatever
 import numpy as np
 import onnxruntime
 import pytest
+from graphs import onnxruntime_run
 from numpy.testing import assert_array_equal
-from onnx import helper, numpy_helper
 
 import qkernels as qk
 from qkernels._bind import runtime
@@ -37,30 +37,6 @@ def unless_old_is_wrong(*case):
 
 
 every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, name) for d in DTYPES for name in LAYOUTS])
-
-
-def onnxruntime_run(operator, inputs, out_dtypes, domain="", **attributes):
-    """The outputs of one node; types that NumPy does not have leave the graph through a Cast."""
-    outs, infos = [f"y{i}" for i in range(len(out_dtypes))], []
-    nodes = [helper.make_node(operator, list(inputs), outs, domain=domain, **attributes)]
-    for out, dtype in zip(outs, map(np.dtype, out_dtypes)):
-        if dtype.isbuiltin != 1:
-            dtype = np.dtype("float32" if "float" in dtype.name else "int8")
-            nodes.append(
-                helper.make_node("Cast", [out], [out := f"{out}_cast"], to=helper.np_dtype_to_tensor_dtype(dtype))
-            )
-        infos.append(helper.make_tensor_value_info(out, helper.np_dtype_to_tensor_dtype(dtype), None))
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, operator, [], infos, constants),
-        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
-        ir_version=10,
-    )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [y.astype(dtype) for y, dtype in zip(session.run(None, {}), out_dtypes)]
 
 
 def bits(x):

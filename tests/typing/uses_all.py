@@ -95,9 +95,14 @@ assert_type(qk.qglobal_average_pool(image, one, one, out=means), NDArray[np.uint
 assert_type(qk.layer_norm(x, x[0], x[1], eps=1e-5, residual=x), Float32)
 assert_type(qk.attention(x, x, x, 4, starts=[0, 1, 2], scale=0.5, out=qk.fake_quantize(x, params)), Float32)
 
-# layers on codes
 half = qk.QParams(0.5)
 halves: NDArray[np.int8] = np.ones((2, 4), np.int8)
+of_codes = qk.layer_norm(halves, x[0, :4], x[1, :4], residual=halves, params=half, residual_params=half, out_params=one)
+assert_type(of_codes, Array)
+assert_type(qk.attention(halves, halves, halves, 2, params=(half, half, half)), Float32)
+assert_type(qk.attention(halves, halves, halves, 2, params=half, out_params=half), Array)
+
+# layers on codes
 lookup = qk.make_table("gelu", half, one)
 assert_type(lookup, Array)
 assert_type(qk.take_table(halves, qk.make_table(np.tanh, half, half)), Array)
@@ -112,6 +117,7 @@ assert_type(qk.qlayer_norm(halves, half, x[0, :4], x[1, :4], one, eps=1e-5), Arr
 assert_type(qk.qrms_norm(halves, half, x[0, :4], one), Array)
 folded, added = qk.fold_batchnorm(x, None, x[0], x[0], x[0], np.abs(x[0]))
 assert_type(qk.quantize_bias(added, half, params), NDArray[np.int32])
+assert_type(qk.smooth(x, np.abs(x[:, 0]), 0.8)[1], Float32)
 
 # codebooks
 plain, blocks = qk.Codebook([-1, 0, 1]), qk.Codebook([-1, 0, 1], axis=1, block_size=16)

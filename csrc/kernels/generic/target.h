@@ -90,9 +90,12 @@
  *     HAVE_NONZERO_GROUP  nonzero_group: GROUP16 values, of which those that are not 0 are stored; room for all of them
  *                         (histogram.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
+ *     HAVE_COLUMN_SUMS    column_sums (gemm8.h)
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)
+ *     HAVE_GELU_CODES     gelu_codes: sums to codes after GELU, half to even, by a reciprocal, if it can
+ *                         (gemm8.h)
  *     HAVE_MULTIPLY_TILE  multiply_tile: sums to codes by multipliers (gemm8.h)
  *     HAVE_CODE_GROUPS    table_groups, pair_groups, ...: groups of codes (integer_layers.h)
  *     HAVE_TABLE_GROUPS   table_groups and weight_groups other than those of x86/integer_layers.h

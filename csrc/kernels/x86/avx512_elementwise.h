@@ -252,9 +252,32 @@ static QK_INLINE void scale_row32(const int32_t *acc, const tile_columns *c, int
     y[1] = _mm512_add_ps(_mm512_mul_ps(right, _mm512_mul_ps(s, c->right_scale)), c->right_bias);
 }
 
-/* Two rows at a time; where their number is odd, the last of them twice. */
-static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
-                                 const qk_activation activation)
+/* x / scale, rounded to an integer (numerics 3); INT32_MIN where it is NaN or beyond int32. */
+static QK_INLINE __m512i quotients16(__m512 v, __m512 scale, __m512 reciprocal)
+{
+    const __m512 q = _mm512_mul_ps(v, reciprocal);
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(_mm512_fnmadd_ps(q, scale, v), reciprocal, q));
+}
+
+/* Codes of two rows of 32 floats to where they belong, the second one unless it is the first again. Returns 0, and
+ * stores nothing, if one may come from NaN or from beyond int32. */
+static QK_INLINE int store_codes(const __m512 *y, const qk_tile *t, __mmask32 wanted, char *to, char *after)
+{
+    const __m512 scale = _mm512_set1_ps(t->out.scale), reciprocal = _mm512_set1_ps(t->out.reciprocal);
+    const __m512i zero = _mm512_set1_epi16((short)t->out.zero_point);
+    const __m512i n0 = _mm512_packs_epi32(quotients16(y[0], scale, reciprocal), quotients16(y[1], scale, reciprocal));
+    const __m512i n1 = _mm512_packs_epi32(quotients16(y[2], scale, reciprocal), quotients16(y[3], scale, reciprocal));
+    if (any_equal_i16(_mm512_min_epi16(n0, n1), INT16_MIN)) return 0;
+    const __m512i codes = to_codes(n0, n1, zero, zero, t->out.qmin, t->out.qmax);
+    _mm256_mask_storeu_epi8(to, wanted, _mm512_castsi512_si256(codes));
+    if (after != to) _mm256_mask_storeu_epi8(after, wanted, _mm512_extracti64x4_epi64(codes, 1));
+    return 1;
+}
+
+/* Two rows at a time; where their number is odd, the last of them twice. Returns 0 where `codes` are wanted, but the
+ * plain formula must make them. */
+static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
+                                const qk_activation activation, const int codes)
 {
     static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const int rows = t->rows, cols = t->cols, bounded = t->bounded;
@@ -286,6 +309,10 @@ static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const til
         if (bounded)
             for (int v = 0; v < 4; v++) y[v] = _mm512_min_ps(hi, _mm512_max_ps(lo, y[v]));
         char *after = to + (next ? stride : 0);
+        if (codes) {
+            if (!store_codes(y, t, cols == NR ? ~0u : (1u << cols) - 1, to, after)) return 0;
+            continue;
+        }
         float *to0 = cols == NR ? (float *)to : edge, *to1 = cols == NR ? (float *)after : edge + NR;
         _mm512_storeu_ps(to0, y[0]), _mm512_storeu_ps(to0 + 16, y[1]);
         _mm512_storeu_ps(to1, y[2]), _mm512_storeu_ps(to1 + 16, y[3]);
@@ -293,24 +320,39 @@ static QK_INLINE void float_rows(const int32_t *acc, const qk_tile *t, const til
         memcpy(to, edge, (size_t)cols * sizeof *edge);
         memcpy(after, edge + NR, (size_t)cols * sizeof *edge);
     }
+    return 1;
+}
+
+/* Returns what pair_zeros does. */
+static QK_INLINE int load_columns(const qk_tile *t, tile_columns *c)
+{
+    c->left_scale = _mm512_loadu_ps(t->col_scale), c->right_scale = _mm512_loadu_ps(t->col_scale + 16);
+    c->left_bias = _mm512_loadu_ps(t->bias), c->right_bias = _mm512_loadu_ps(t->bias + 16);
+    return pair_zeros(t, c);
 }
 
 #define HAVE_FLOAT_TILE /* but for SiLU */
 static void float_tile(int32_t *acc, const qk_tile *t)
 {
     tile_columns c; /* not initialized: gcc would clear it by `rep stos`, which takes as long as two rows */
-    c.left_scale = _mm512_loadu_ps(t->col_scale), c.right_scale = _mm512_loadu_ps(t->col_scale + 16);
-    c.left_bias = _mm512_loadu_ps(t->bias), c.right_bias = _mm512_loadu_ps(t->bias + 16);
-    if (!pair_zeros(t, &c)) {
+    if (!load_columns(t, &c)) {
         correct_sums(acc, t);
         memset(c.zeros, 0, sizeof c.zeros);
     }
     switch (t->activation) {
-    case QK_RELU: float_rows(acc, t, &c, QK_RELU); break;
-    case QK_GELU: float_rows(acc, t, &c, QK_GELU); break;
-    case QK_GELU_TANH: float_rows(acc, t, &c, QK_GELU_TANH); break;
-    default: float_rows(acc, t, &c, QK_IDENTITY); break;
+    case QK_RELU: float_rows(acc, t, &c, QK_RELU, 0); break;
+    case QK_GELU: float_rows(acc, t, &c, QK_GELU, 0); break;
+    case QK_GELU_TANH: float_rows(acc, t, &c, QK_GELU_TANH, 0); break;
+    default: float_rows(acc, t, &c, QK_IDENTITY, 0); break;
     }
+}
+
+#define HAVE_GELU_CODES /* scales having reciprocals, rounded half to even; returns 0 if others must do it */
+static int gelu_codes(const int32_t *acc, const qk_tile *t)
+{
+    tile_columns c;
+    if (!load_columns(t, &c)) return 0;
+    return t->activation == QK_GELU ? float_rows(acc, t, &c, QK_GELU, 1) : float_rows(acc, t, &c, QK_GELU_TANH, 1);
 }
 
 /* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
