@@ -1,19 +1,17 @@
 """Check arguments. This is the bottom of the package: all modules may import it, and it imports only the extension."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from ._bind import elementwise
-from ._bind.arrays import FLOATS, as_array, contiguous_reals, raise_not_finite
+from ._bind.arrays import FLOATS, as_array, contiguous_as, copied, cuts, raise_not_finite
 from ._bind.runtime import in_default_mode, shown, word
 
 FLOAT32 = np.dtype(np.float32)
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # 2**-126: smaller numbers are subnormal
 REALS = (*FLOATS, *(np.dtype(f"{sign}{size}") for sign in "iu" for size in (1, 2, 4, 8)))
 MAX_NDIM = 64  # NumPy's arrays have no more axes
-PART = 1 << 22  # values that take NumPy some tens of milliseconds
 
 
 def is_a(value, *types):
@@ -52,7 +50,7 @@ def real_array(x, name, what="an array of floats"):
 
 @in_default_mode
 def _as_doubles(x):
-    return x.astype(np.float64)
+    return copied(x, np.float64)
 
 
 def float32_of(x):
@@ -62,12 +60,12 @@ def float32_of(x):
 
 @in_default_mode
 def _rounded(x):
-    return x.astype(np.float32, copy=False)
+    return x if x.dtype == FLOAT32 else copied(x, FLOAT32)
 
 
 def contiguous_float32(x):
     """Return an array of floats as aligned C-contiguous float32: itself, or a copy."""
-    return contiguous_reals(float32_of(x), np.float32)
+    return contiguous_as(float32_of(x), np.float32)
 
 
 def finite_float32(x, name="x"):
@@ -86,23 +84,8 @@ def raise_beyond_float32(x, name="x"):
     raise ValueError(f"{name} spans [{x.min()}, {x.max()}], beyond the range of float32")
 
 
-def cuts(shape, most=PART):
-    """Yield indices that cut an array along its longest axis into parts of some `most` values.
-
-    Between two of them Python sees signals.
-    """
-    size = math.prod(shape)
-    if size <= most:
-        yield ...
-        return
-    axis = shape.index(max(shape))
-    step = max(1, most * shape[axis] // size)
-    for first in range(0, shape[axis], step):
-        yield (slice(None),) * axis + (slice(first, first + step),)
-
-
 def in_parts(function, x, dtype, *others):
-    """Return function(x, *others), all of one shape, as a new C-contiguous array of `dtype`, made in such parts."""
+    """Return function(x, *others), all of one shape, as a new C-contiguous array of `dtype`, made in parts."""
     made = np.empty(x.shape, dtype)
     for part in cuts(x.shape):
         made[part] = function(x[part], *[other[part] for other in others])
@@ -111,7 +94,7 @@ def in_parts(function, x, dtype, *others):
 
 def doubles(x):
     """Return x as a new C-contiguous array of float64."""
-    return in_parts(lambda part: part, x, np.float64)
+    return copied(x, np.float64)
 
 
 # ---- arrays by name ----

@@ -3,16 +3,14 @@
 import numpy as np
 
 from ._bind import clusters, elementwise, runtime
-from ._bind.arrays import raise_not_finite
+from ._bind.arrays import PART, cuts, raise_not_finite
 from ._bind.runtime import word
 from ._checks import (
     FLOAT32,
-    PART,
     SMALLEST_SCALE,
     boolean,
     check_axis,
     check_weights,
-    cuts,
     doubles,
     float_array,
     is_a,

@@ -6,14 +6,12 @@ from functools import cache
 import numpy as np
 
 from ._bind import codebooks
-from ._bind.arrays import frozen, raise_not_finite
+from ._bind.arrays import PART, cuts, frozen, raise_not_finite
 from ._checks import (
-    PART,
     as_array,
     boolean,
     checked_blocks,
     contiguous_float32,
-    cuts,
     finite_float32,
     float32_of,
     float_array,

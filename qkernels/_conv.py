@@ -1,20 +1,20 @@
 """Convolve images of codes, and pool them. Formulas: docs/numerics.md, section 22."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
 from ._bind import conv
-from ._bind.arrays import FLOATS, as_array
+from ._bind.arrays import FLOATS, as_array, contiguous_as
 from ._bind.runtime import shown, word
 from ._bind.weights import Packed
 from ._checks import array_named, arrays_named, boolean, integer, is_a, number_named, refuse_missing
 from ._mode import default_mode
-from ._products import check_byte_params, checked_bias, codes_of, layer_of_codes
+from ._products import BYTES, check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
 from ._value import Sealed
 
-BYTES = np.dtype(np.int8), np.dtype(np.uint8)
 MOST = 2**31 - 1  # sizes, strides and padding; and pixels of a window times 255
 
 
@@ -81,7 +81,7 @@ class PackedConv(Sealed):
         w, groups = as_array(w, "w"), integer(groups, "groups", 1)
         _check_weights(w, params, groups)
         height, width, depth, filters = w.shape
-        matrix = w.reshape(height * width * depth, filters)
+        matrix = contiguous_as(w, w.dtype).reshape(height * width * depth, filters)
         if params.axis is not None:
             params = _of_columns(params, params.scale, params.zero_point)
         is_depthwise = depth == 1 and groups == filters > 1
@@ -273,8 +273,14 @@ def _window(q, kernel, strides, padding, dilations, what):
     """Return what the binding calls a window, of images q; `what` is the argument that has the kernel."""
     if q.ndim != 4:
         raise ValueError(f"q must have shape (N, H, W, C), got {q.shape}")
+    plain = type(dilations) is int and (type(strides) is int or strides is kernel) and type(padding) in (int, str)
+    find = _known_window if plain else _find_window  # 1.0, which equals 1, must not find what 1 left
+    return find(q.shape[1:3], kernel, strides, padding, dilations, what)
+
+
+def _find_window(image, kernel, strides, padding, dilations, what):
     (sy, sx), (dy, dx) = strides, dilations = _pair(strides, "strides", 1), _pair(dilations, "dilations", 1)
-    _, height, width, _ = q.shape
+    height, width = image
     ry, rx = (kernel[0] - 1) * dy + 1, (kernel[1] - 1) * dx + 1
     sides = _sides(padding)
     if isinstance(sides, str):
@@ -287,9 +293,13 @@ def _window(q, kernel, strides, padding, dilations, what):
     return kernel, strides, dilations, (top, left), ((height - ry) // sy + 1, (width - rx) // sx + 1)
 
 
+_known_window = lru_cache(256)(_find_window)
+
+
 def _check_size(q, window, channels, item):
     """Raise if the result, of channels of so many bytes, is larger than an array can be."""
-    size = q.shape[0] * window[4][0] * window[4][1] * channels * item
+    height, width = window[4]
+    size = len(q) * height * width * channels * item
     if size > 2**63 - 1:
         raise ValueError(f"q, strides and padding make a result of {size} bytes, which no array holds")
 
@@ -362,8 +372,9 @@ def qconv2d(
     if not is_a(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
     q = codes_of(q, params)
-    window = _window(q, packed.shape[:2], strides, padding, dilations, "packed")
-    channels, filters = packed.groups * packed.shape[2], packed.shape[3]
+    *kernel, depth, filters = packed.shape
+    window = _window(q, tuple(kernel), strides, padding, dilations, "packed")
+    channels = packed.groups * depth
     if q.shape[3] != channels:
         raise ValueError(f"q must have {channels} channels to match packed, got shape {q.shape}")
     _check_size(q, window, filters, 4 if out_params is None else 1)
@@ -511,8 +522,10 @@ def qglobal_average_pool(q, params, out_params, *, out=None):
     array([[[[3]]]], dtype=uint8)
     """
     q = codes_of(q, params)
+    check_byte_params(out_params, "out_params")
     if q.ndim != 4 or 0 in q.shape[1:3]:
         raise ValueError(f"q must have shape (N, H, W, C) and pixels, got {q.shape}")
     if math.prod(q.shape[1:3]) * 255 > MOST:
         raise ValueError(f"q must have at most {MOST // 255} pixels, or int32 could overflow, got shape {q.shape}")
-    return qaverage_pool2d(q, params, out_params, q.shape[1:3], out=out)
+    one = 1, 1
+    return conv.average_pool2d(q, params, out_params, (q.shape[1:3], one, one, (0, 0), one), False, out)

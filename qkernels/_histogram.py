@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ._bind import elementwise, histograms
-from ._bind.arrays import contiguous_reals
-from ._checks import FLOAT32, cuts, raise_beyond_float32, real
+from ._bind.arrays import contiguous_as, cuts
+from ._checks import FLOAT32, raise_beyond_float32, real
 
 FINE, COARSE = 10, 7  # bits of the mantissa that tell bins apart: of a tensor, of the lines of an axis
 LARGEST = np.finfo(FLOAT32).max
@@ -27,14 +27,14 @@ def count(histogram, x, axis):
     """Count the values of x, a line for each index of `axis`, or one of all; or raise and count nothing."""
     axis = None if axis is None else axis % x.ndim
     if axis is None and x.dtype == FLOAT32 and x.size <= MOST and x.flags.c_contiguous:
-        if not histogram.count(contiguous_reals(x, FLOAT32).reshape(1, -1), 0):
+        if not histogram.count(contiguous_as(x, FLOAT32).reshape(1, -1), 0):
             raise_beyond_float32(x)
         return
     fresh = histograms.Histogram(histogram.lines, histogram.bits)
     for part in cuts(x.shape):
         cut_lines = axis is not None and part is not ... and len(part) == axis + 1
         rows = x[part].reshape(1, -1) if axis is None else np.moveaxis(x[part], axis, 0)
-        rows = contiguous_reals(rows.reshape(len(rows), -1), FLOAT32)
+        rows = contiguous_as(rows.reshape(len(rows), -1), FLOAT32)
         if not fresh.count(rows, part[axis].start if cut_lines else 0):
             raise_beyond_float32(x)
     histogram.merge(fresh)

@@ -5,9 +5,19 @@ import math
 import numpy as np
 
 from ._bind import elementwise, integer_layers
-from ._bind.arrays import store
+from ._bind.arrays import cuts, store
 from ._bind.runtime import word
-from ._checks import as_array, check_weights, float_array, integer, is_a, raise_not_finite, real, shown
+from ._checks import (
+    as_array,
+    check_weights,
+    float_array,
+    in_parts,
+    integer,
+    is_a,
+    raise_not_finite,
+    real,
+    shown,
+)
 from ._mode import default_mode
 from ._rounding import check_params
 
@@ -262,7 +272,7 @@ def qsoftmax(q, params, out_params, *, axis=-1, out=None):
     if axis in (-1, q.ndim - 1) or q.ndim == 0:
         return integer_layers.softmax(q, params, out_params, out)
     turned = integer_layers.softmax(np.moveaxis(q, axis, -1), params, out_params, None)
-    return store(out, np.ascontiguousarray(np.moveaxis(turned, -1, axis)), q, "q")
+    return store(out, np.moveaxis(turned, -1, axis), q, "q")
 
 
 def qlayer_norm(q, params, weight, bias, out_params, *, eps=1e-12, out=None):
@@ -345,7 +355,8 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
     Raises
     ------
     TypeError, ValueError
-        For a wrong dtype, shape or axis, values that are not finite, or a variance below 0.
+        For a wrong dtype, shape or axis, a variance below 0, and values, or results in the dtype of w, that are not
+        finite.
 
     References
     ----------
@@ -375,9 +386,18 @@ def fold_batchnorm(w, bias, gamma, beta, mean, var, *, eps=1e-5, axis=-1):
     if not (var + eps > 0).all():
         raise ValueError("var + eps must be positive, got 0")
     factor = gamma / np.sqrt(var + eps)
-    spread = factor.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)])
+    spread = np.broadcast_to(factor.reshape([-1 if i == axis % w.ndim else 1 for i in range(w.ndim)]), w.shape)
     dtype = w.dtype.newbyteorder("=")
-    return (w * spread).astype(dtype), ((bias - mean) * factor + beta).astype(dtype)
+    folded, shift = in_parts(np.multiply, w, dtype, spread), ((bias - mean) * factor + beta).astype(dtype)
+    if not (_are_finite(folded) and _are_finite(shift)):
+        if not _are_finite(w):
+            raise_not_finite(w, "w")
+        raise ValueError(f"w and bias must stay finite values of {dtype} when the others are folded into them")
+    return folded, shift
+
+
+def _are_finite(x):
+    return all(np.isfinite(x[part]).all() for part in cuts(x.shape))
 
 
 @default_mode

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ._bind import clusters, elementwise
-from ._bind.arrays import contiguous_reals, raise_not_finite
+from ._bind.arrays import contiguous_as, raise_not_finite
 from ._bind.runtime import word
-from ._checks import REALS, as_array, check_weights, generator, integer, is_a, real, reals, shown
+from ._checks import REALS, as_array, check_weights, doubles, generator, in_parts, integer, is_a, real, reals, shown
 from ._mode import default_mode, mode_of_caller
 
 
@@ -136,7 +136,7 @@ def _kmeans(x, k, weights, rng, settings):
     if not 0 <= tol < math.inf:
         raise ValueError(f"tol must be at least 0 and finite, got {tol!r}")
     if not is_a(init, str):
-        init = _start(init, (k, d), points, exponent, dtype)
+        init = checked_start(init, (k, d), dtype, exponent, points.dtype, _largest(points))
         if n_init > 1:
             raise ValueError(f"n_init must be 1 where init is an array, got {n_init}")
     elif init not in ("k-means++", "random"):
@@ -198,13 +198,12 @@ def _points(x, init):
         raise ValueError(f"x must have shape (n, d), d at least 1, got {x.shape}")
     wide = x.dtype.itemsize == 8 or x.dtype.kind in "iu" and x.dtype.itemsize > 2
     dtype = np.float64 if wide else np.float32
-    points = contiguous_reals(x, dtype)
+    points = contiguous_as(x, dtype)
     if points.size == 0:
         return points, 0, dtype
-    bounds = (points.min(), points.max()) if wide else elementwise.minmax(points)
-    if bounds is None or not np.isfinite(bounds).all():
+    largest = _largest(points)
+    if not math.isfinite(largest):
         raise_not_finite(x)
-    largest = max(-float(bounds[0]), float(bounds[1]))
     exponent, (low, high) = math.frexp(largest)[1], REACH[dtype]
     if low <= exponent <= high or largest == 0:
         return points, 0, dtype
@@ -213,12 +212,18 @@ def _points(x, init):
         least = _least_magnitude(points, init)
         if least < math.ldexp(1.0, exponent + LEAST[dtype]):
             if not wide:
-                return points.astype(np.float64), 0, dtype
+                return doubles(points), 0, dtype
             raise ValueError(
                 f"x and init must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}: "
                 "squared distances would leave the range of float64"
             )
-    return np.ldexp(points, -exponent), exponent, dtype
+    return in_parts(lambda part: np.ldexp(part, -exponent), points, points.dtype), exponent, dtype
+
+
+def _largest(points):
+    """Return the largest magnitude, or one that is not finite."""
+    bounds = elementwise.minmax(points) if points.dtype == np.float32 else (points.min(), points.max())
+    return math.inf if bounds is None else float(np.abs(bounds).max())
 
 
 def _least_magnitude(points, init):
@@ -237,24 +242,24 @@ def _weights(weights, n):
     given = reals(weights, "weights")
     if given.shape != (n,):
         raise ValueError(f"weights must have shape {(n,)} to match x, got {given.shape}")
-    weights = contiguous_reals(given, np.float64)
+    weights = contiguous_as(given, np.float64)
     check_weights(weights, negative="must be at least 0, got {value} at {place[0]}")
     return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
-def _start(init, shape, points, exponent, dtype):
-    """Return init scaled as the points are; its squared distances to them do not overflow."""
+def checked_start(init, shape, dtype, exponent, dtype_of_points, largest):
+    """Return init scaled as the points are, whose magnitude is `largest`; squared distances to them do not overflow."""
     start = reals(init, "init", "a name or an array of real numbers")
     if start.shape != shape:
         raise ValueError(f"init must have shape {shape}, got {start.shape}")
     if not np.isfinite(start).all():
         raise_not_finite(start, "init")
     scaled = np.ldexp(start.astype(dtype), -exponent)
-    reach = float(np.abs(scaled).max()) + float(np.abs(points).max())
-    if not 4 * start.size * reach * reach <= float(np.finfo(points.dtype).max):
+    reach = float(np.abs(scaled).max()) + float(largest)
+    if not 4 * start.size * reach * reach <= float(np.finfo(dtype_of_points).max):
         far = np.abs(start.astype(np.float64)).max()
         raise ValueError(
-            f"init must be so near to x that squared distances fit {points.dtype}, got a magnitude of {far}"
+            f"init must be so near to x that squared distances fit {dtype_of_points}, got a magnitude of {far}"
         )
     return scaled
 
@@ -320,8 +325,13 @@ def _inertia(state, data, centroids):
         errors, exponents = _scaled_errors(data, state.labels, centroids)
         top = int(exponents.max())
         inertia, exponent = math.fsum(np.ldexp(errors, exponents - top)), top + 2 * data.exponent
+    return ldexp_or_inf(inertia, exponent)
+
+
+def ldexp_or_inf(value, exponent):
+    """Return value * 2**exponent, infinite beyond float64."""
     try:
-        return math.ldexp(inertia, exponent)
+        return math.ldexp(value, exponent)
     except OverflowError:
         return math.inf
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._bind import clusters, runtime
-from ._bind.arrays import raise_not_finite
+from ._bind.arrays import contiguous_as, raise_not_finite
 from ._checks import check_weights, doubles, in_parts, integer, optional_int, reals
 from ._kmeans import KMeansResult
 from ._mode import default_mode
@@ -103,7 +103,7 @@ def kmeans1d(x, k, *, weights=None, axis=None):
         explain(x, given_weights, weights)
     if axis is None:
         return KMeansResult(centroids[0, : counts[0]], labels.reshape(x.shape), float(inertia[0]))
-    labels = np.ascontiguousarray(np.moveaxis(labels.reshape(shape), -1, axis))
+    labels = contiguous_as(np.moveaxis(labels.reshape(shape), -1, axis), labels.dtype)
     return KMeansResult(centroids.reshape(*shape[:-1], k), labels, inertia.reshape(shape[:-1]))
 
 

@@ -4,12 +4,13 @@ import numpy as np
 
 from ._bind import products, weights
 from ._bind.arrays import FLOATS
+from ._bind.integer_layers import check_params as check_byte_params
 from ._bind.runtime import word
 from ._checks import FLOAT32, as_array, float32_of, float_array, is_a, shown
-from ._mode import default_mode
-from ._quantize import quantize
-from ._rounding import check_params, checked_int_bias, is_fixed_point
+from ._rounding import checked_int_bias, is_fixed_point
 from ._weights import PackedMatrix
+
+BYTES = np.dtype(np.int8), np.dtype(np.uint8)
 
 
 def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
@@ -170,18 +171,11 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     return products.qlinear(q, params, packed, out_params, biases, how, out)
 
 
-def check_byte_params(params, name):
-    """Raise unless params are per tensor and of bytes."""
-    check_params(params, name)
-    if params.dtype not in (np.int8, np.uint8):
-        raise TypeError(f"{name} must have dtype int8 or uint8, got {params.dtype.name}")
-
-
 def codes_of(q, params, name="q"):
     """Return q, which the caller gave by that name, as an array, whose params are of bytes."""
     check_byte_params(params, "params")
     q = as_array(q, name)
-    if q.dtype != params.dtype:
+    if q.dtype is not params.dtype and q.dtype != params.dtype:
         raise TypeError(f"{name} must have dtype {params.dtype} (as params), got {q.dtype}")
     return q
 
@@ -192,18 +186,12 @@ def layer_of_codes(n, out_params, bias, activation, clamp, rounding):
     bias = None if bias is None else as_array(bias, "bias")
     rounding, activation = word(rounding), word(activation)
     biases = None if bias is None else (checked_bias(bias, n, rounding), bias)
-    bounds = None if clamp is None else _clamp_codes(clamp, out_params, rounding)
+    bounds = None
+    if clamp is not None:
+        bounds = products.clamp_codes(clamp, out_params, is_a(rounding, str) and rounding == "half_even")
     if is_fixed_point(rounding) and not (activation is None or is_a(activation, str) and activation == "relu"):
         raise ValueError(f"activation must be None or 'relu' with rounding {rounding!r}, got {shown(activation)}")
     return biases, (activation, bounds, rounding)
-
-
-@default_mode
-def _clamp_codes(clamp, params, rounding):
-    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
-    lo, hi = products.clamp_bounds(clamp)
-    ties = "half_even" if is_a(rounding, str) and rounding == "half_even" else "half_away"
-    return quantize(np.float32([lo, hi]), params, rounding=ties)
 
 
 def checked_bias(bias, n, rounding):

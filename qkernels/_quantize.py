@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from ._bind import codebooks, elementwise
-from ._bind.arrays import float_dtype, store
+from ._bind.arrays import PART, contiguous_as, float_dtype, store
 from ._bind.runtime import word
-from ._checks import MAX_NDIM, PART, as_array, float_array, in_parts, integer, is_a, optional_int, shown
+from ._checks import MAX_NDIM, as_array, float_array, in_parts, integer, is_a, optional_int, shown
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
@@ -291,7 +291,7 @@ def pack_bits(codes, bits):
     if codes.dtype not in (np.int8, np.uint8, *SUB_BYTE_CODES):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
-    codes = np.require(codes, np.int8 if low else np.uint8, "C")
+    codes = contiguous_as(codes, np.int8 if low else np.uint8)
     if codes.size and not low <= codes.min() <= codes.max() <= high:
         wrong = codes[(codes < low) | (codes > high)][0]
         raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wrong}")

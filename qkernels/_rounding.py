@@ -9,12 +9,13 @@ from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 FIXED_POINT = ("gemmlowp", "tflite")
+INT32 = np.dtype(np.int32)
 
 
 def is_fixed_point(rounding):
     """Tell whether that is the name of a fixed-point rounding."""
     rounding = word(rounding)
-    return is_a(rounding, str) and rounding in FIXED_POINT
+    return type(rounding) is str and rounding in FIXED_POINT
 
 
 def requantize(acc, multiplier, params, *, bias=None, rounding="half_even", out=None):
@@ -123,10 +124,12 @@ def check_params(params, name):
 
 def checked_int_bias(given, n):
     """Return the array of a bias as n int32 values."""
+    if given.dtype is INT32 and given.shape == (n,) and given.flags.carray:
+        return given
     if given.dtype.kind not in "iu":
         raise TypeError(f"bias must be int32, got {given.dtype}")
     if given.shape not in ((), (n,)):
         raise ValueError(f"bias must be a scalar or have shape {(n,)}, got {given.shape}")
-    if given.dtype != np.int32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
+    if given.dtype is not INT32 and given.size and (int(given.min()) < -(2**31) or int(given.max()) >= 2**31):
         raise ValueError(f"bias must fit int32, got values within [{given.min()}, {given.max()}]")
-    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), np.int32)
+    return np.ascontiguousarray(given if given.ndim else np.broadcast_to(given, (n,)), INT32)

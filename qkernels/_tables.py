@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 
 from ._bind import elementwise, integer_layers
+from ._bind.arrays import FLOATS
 from ._bind.runtime import word
 from ._checks import as_array, is_a, shown
 from ._mode import default_mode, mode_of_caller
@@ -164,7 +165,7 @@ def _function_of(function):
 
 def _values_of(result):
     y = as_array(result, "function")
-    if y.shape != (256,) or y.dtype.kind not in "fiu":
+    if y.shape != (256,) or y.dtype.kind not in "fiu" and y.dtype.newbyteorder("=") not in FLOATS:
         raise ValueError(f"function must give 256 real numbers, got {y.dtype} of shape {y.shape}")
     return y
 

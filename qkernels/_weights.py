@@ -5,7 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 
-from ._bind.arrays import FLOATS
+from ._bind.arrays import FLOATS, contiguous_as
 from ._bind.weights import Packed
 from ._checks import SMALLEST_SCALE, array_named, arrays_named, as_array, is_a, number_named, refuse_missing
 from ._codebook import Codebook, checked_scales
@@ -105,7 +105,7 @@ class PackedMatrix(Packed, Frozen):
     @default_mode
     def __new__(cls, b, params, scales=None):
         b = as_array(b, "b")
-        b = b if b.dtype.isnative else b.astype(b.dtype.newbyteorder("="))
+        b = b if b.dtype.isnative else contiguous_as(b, b.dtype.newbyteorder("="))
         if is_a(params, Codebook):
             params, scales = _check_codes(b, params, scales)
             return super().__new__(cls, b, params._without_tables(), scales)

@@ -12,7 +12,9 @@ import numpy as np
 
 from . import _kmeans, _kmeans1d
 from ._bind import clusters
-from ._checks import boolean, generator, integer, is_a, real, shown
+from ._bind.arrays import contiguous_as
+from ._bind.runtime import word
+from ._checks import as_array, boolean, generator, integer, is_a, real, shown
 from ._kmeans import KMeansResult
 from ._mode import default_mode
 from .observers import MovingAverage, _Observer
@@ -100,10 +102,15 @@ def kmeans1d(x, k, *, progress=False):
     return KMeansResult(centroids, labels, inertia)
 
 
+def _plain(block):
+    block = as_array(block, "x")
+    return contiguous_as(block, block.dtype.newbyteorder("="))
+
+
 @default_mode
 def _counted(block):
     """Return how many values have each code."""
-    block = np.ascontiguousarray(block, block.dtype.newbyteorder("="))
+    block = _plain(block)
     bins = np.zeros(2 ** (8 * block.dtype.itemsize))
     clusters.count_codes(_kmeans1d.codes_of(block.reshape(-1)), None, bins)
     return bins
@@ -124,7 +131,7 @@ def _clusters_of_codes(dtype, bins, k):
 
 @default_mode
 def _looked_up(block, table):
-    block = np.ascontiguousarray(block, block.dtype.newbyteorder("="))
+    block = _plain(block)
     labels = np.empty(block.size, table.dtype)
     clusters.look_up(_kmeans1d.codes_of(block.reshape(-1)), table, labels)
     return labels.reshape(block.shape)
@@ -183,12 +190,12 @@ class _Points:
         self.rows = self.chunk * max(1, ROWS // (row.nbytes * self.chunk))
         self.x = x.rechunk({0: self.rows, 1: -1})
         self.exponent = 0
-        least, largest = self._sum_of(_magnitudes, _extremes)
-        exponent, (low, high) = math.frexp(largest)[1], _kmeans.REACH[self.dtype.type]
-        if largest and not low <= exponent <= high:
+        least, self.largest = self._sum_of(_magnitudes, _extremes)
+        exponent, (low, high) = math.frexp(self.largest)[1], _kmeans.REACH[self.dtype.type]
+        if self.largest and not low <= exponent <= high:
             if exponent > high and least < math.ldexp(1.0, exponent + _kmeans.LEAST[self.dtype.type]):
                 raise ValueError(
-                    f"x must not hold magnitudes both as large as {largest:.3g} and as small as {least:.3g}"
+                    f"x must not hold magnitudes both as large as {self.largest:.3g} and as small as {least:.3g}"
                 )
             self.exponent = exponent
 
@@ -205,17 +212,16 @@ class _Points:
             moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
             if moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)):
                 break
-        inertia = math.ldexp(self._sum_of(_inertia, math.fsum, centroids), 2 * self.exponent)
+        inertia = _kmeans.ldexp_or_inf(self._sum_of(_inertia, math.fsum, centroids), 2 * self.exponent)
         arguments = self.dtype, self.exponent, self.chunk, centroids
         labels = self.x.map_blocks(_labels, *arguments, drop_axis=1, dtype=np.int32, meta=np.empty(0, np.int32))
         return KMeansResult(np.ldexp(centroids, self.exponent), labels, inertia)
 
     def _start(self, init, rng):
+        init = word(init)
         if not is_a(init, str):
-            given = np.array(init, self.dtype)
-            if given.shape != (self.k, self.x.shape[1]) or not np.isfinite(given).all():
-                raise ValueError(f"init must be finite and have shape {self.k, self.x.shape[1]}, got {given.shape}")
-            return np.ldexp(given, -self.exponent)
+            shape, largest = (self.k, self.x.shape[1]), math.ldexp(self.largest, -self.exponent)
+            return _kmeans.checked_start(init, shape, self.dtype, self.exponent, self.dtype, largest)
         if init not in ("k-means++", "random"):
             raise ValueError(f"init must be 'k-means++', 'random' or an array, got {shown(init)}")
         n = self.x.shape[0]
@@ -245,7 +251,7 @@ class _Points:
 @default_mode
 def _magnitudes(block, dtype, exponent, chunk):
     """Return the least magnitude that is not 0 and the largest one."""
-    points = np.abs(block.astype(dtype))
+    points = np.abs(as_array(block, "x").astype(dtype))
     if not np.isfinite(points).all():
         raise ValueError(f"x has {np.count_nonzero(~np.isfinite(points))} NaN or infinite values in a block of rows")
     return float(points.min(where=points != 0, initial=np.inf)), float(points.max(initial=0))

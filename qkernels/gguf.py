@@ -4,9 +4,9 @@ import ml_dtypes
 import numpy as np
 
 from ._bind import codebooks
-from ._bind.arrays import raise_not_finite
+from ._bind.arrays import PART, cuts, raise_not_finite
 from ._bind.runtime import word
-from ._checks import PART, as_array, boolean, contiguous_float32, cuts, float_array, is_a, shown
+from ._checks import as_array, boolean, contiguous_float32, float_array, is_a, shown
 from ._qparams import QParams
 
 BLOCK = 32

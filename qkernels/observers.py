@@ -22,12 +22,19 @@ from ._checks import (
     shown,
 )
 from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward, params_of_counts, params_of_range
-from ._histogram import COARSE, FINE, count, new_histogram, percentile_within
+from ._histogram import COARSE, FINE, LARGEST, count, new_histogram, percentile_within
 from ._mode import default_mode
 from ._qparams import QParams, code_dtype
 from ._value import restored
 
 __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
+
+
+def _within_64_bits(count):
+    """Return how many values will have been seen, which 64 bits hold."""
+    if count > np.iinfo(np.int64).max:
+        raise ValueError(f"an observer sees at most 2**63 - 1 values, got {count}")
+    return count
 
 
 class _Observer:
@@ -76,8 +83,9 @@ class _Observer:
                 lines = 1 if self._axis is None else x.shape[self._axis]
                 if self._lines not in (None, lines):
                     raise ValueError(f"x must have length {self._lines} along axis {self._axis}, got shape {x.shape}")
+                count = _within_64_bits(self._count + x.size)
                 self._add(x)
-                self._lines, self._count = lines, self._count + x.size
+                self._lines, self._count = lines, count
         return self
 
     @default_mode
@@ -108,8 +116,9 @@ class _Observer:
                 if self._lines not in (None, other._lines):
                     along = f"of length {self._lines} along axis {self._axis}"
                     raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
+                count = _within_64_bits(self._count + other._count)
                 self._join(other)
-                self._lines, self._count = other._lines, self._count + other._count
+                self._lines, self._count = other._lines, count
         return self
 
     @default_mode
@@ -165,7 +174,7 @@ class _Observer:
         refuse_missing(arrays, names)
         settings = {name: real(array_named(arrays, name, np.float64), name) for name in cls._settings}
         made = cls(axis=number_named(arrays, "axis") if "axis" in arrays else None, **settings)
-        count = number_named(arrays, "count", 0)
+        count = _within_64_bits(number_named(arrays, "count", 0))
         made._restore(arrays, count)
         made._count = count
         return made
@@ -211,8 +220,8 @@ class _Range(_Observer):
         lo, hi = (array_named(arrays, name, self._dtype) for name in self._arrays)
         if lo.ndim != 1 or lo.shape != hi.shape or (count > 0) != (len(lo) > 0) or (self._axis is None and len(lo) > 1):
             raise ValueError(f"lo and hi must have one shape, (lines,), got {lo.shape}, {hi.shape} and count {count}")
-        if not np.all((lo <= 0) & (hi >= 0) & (lo > -np.inf) & (hi < np.inf)):
-            raise ValueError("lo must not be above 0 and hi not below, both finite")
+        if not np.all((lo <= 0) & (hi >= 0) & (lo >= -LARGEST) & (hi <= LARGEST)):
+            raise ValueError("lo must not be above 0 and hi not below, both finite in float32")
         self._bounds, self._lines = np.array([lo, hi], self._dtype), len(lo) or None
 
 
@@ -293,6 +302,11 @@ class MovingAverage(_Range):
 # ---- histograms ----
 
 
+def _sums_to(count, counts, lines):
+    """Tell whether no count of a line is negative, and all sum to its share of `count`."""
+    return counts.min(initial=0) >= 0 and counts.sum(dtype=float) <= 2.0**63 and int(counts.sum()) * lines == count
+
+
 class _Counted(_Observer):
     """Hold the histogram of each line."""
 
@@ -337,7 +351,7 @@ class _Counted(_Observer):
             raise ValueError("ranks must be those of finite numbers, the first not above the second")
         if np.any(blocks % 256 == 255) or np.any(blocks > 511) or np.any(blocks[1:] <= blocks[:-1]):
             raise ValueError("blocks must ascend, below 511 and without 255")
-        if np.any(counts < 0) or np.any(counts.sum(axis=(1, 2)) * lines != count) or (self._axis is None and lines > 1):
+        if self._axis is None and lines > 1 or not all(_sums_to(count, line, lines) for line in counts):
             raise ValueError(f"counts must not be negative, and those of each line sum to count / {lines}, {count}")
         if lines:
             self._histogram, self._lines = histograms.Histogram(lines, bits), lines

@@ -243,6 +243,29 @@ static void check_qlinear(void)
     qk_weights_free(w);
 }
 
+/* A single column, whose results are a column of a larger matrix, as its residuals are. */
+static void check_a_single_column(void)
+{
+    enum { ROWS = 43, DEPTH = 8, APART = 3 };
+    const qk_matrix m = {.b = bytes, .type = QK_I8, .k = DEPTH, .n = 1, .scale = scales};
+    float dense[ROWS], apart[ROWS * APART], residual[ROWS], residuals[ROWS * APART] = {0};
+    qk_weights *w = NULL;
+    CHECK(qk_weights_new(&m, &w) == QK_OK);
+    for (size_t i = 0; i < ROWS * APART; i++) apart[i] = -1, residuals[i] = (float)i;
+    for (size_t i = 0; i < ROWS; i++) residual[i] = residuals[i * APART];
+    qk_layer layer = {.residual = residual, .activation = QK_GELU};
+    CHECK(qk_linear(w, x, ROWS, &layer, dense) == QK_OK);
+    layer.residual = residuals, layer.residual_stride = layer.y_stride = APART;
+    CHECK(qk_linear(w, x, ROWS, &layer, apart) == QK_OK);
+    for (size_t i = 0; i < ROWS * APART; i++) CHECK(apart[i] == (i % APART ? -1 : dense[i / APART]));
+    for (size_t i = 0; i < ROWS; i++) {
+        double sum = residual[i];
+        for (size_t j = 0; j < DEPTH; j++) sum += x[i * DEPTH + j] * (double)(int8_t)bytes[j] * scales[0];
+        CHECK(fabs(dense[i] - sum / 2 * (1 + erf(sum * sqrt(0.5)))) <= 0.02 * (1 + fabs(sum)));
+    }
+    qk_weights_free(w);
+}
+
 static void check_what_weights_refuse(void)
 {
     const qk_matrix good = {.b = bytes, .type = QK_I8, .k = K, .n = N, .scale = scales};
@@ -511,7 +534,7 @@ int main(void)
     check_the_library();
     fill();
     check_each_kind_of_weights();
-    check_matmul(), check_matmul_of_int16(), check_qlinear();
+    check_matmul(), check_matmul_of_int16(), check_qlinear(), check_a_single_column();
     check_weights_of_codebooks(), check_weights_of_floats();
     check_what_weights_refuse(), check_what_linear_refuses(), check_overflow_is_told();
     check_arrays(), check_ranges(), check_requantize(), check_codebooks(), check_layers(), check_interruption();

@@ -365,6 +365,7 @@ NAMES = {
     qk.max_pool2d(q, 0)                               # ValueError: kernel must be at least 1
     qk.max_pool2d(q.astype(float), 2)                 # TypeError: q must be uint8 or int8, got float64
     qk.max_pool2d(q, 2, out=q)                        # ValueError: out
+    qk.max_pool2d(q, 2**31 - 1, padding=2**31 - 1, strides=2**31 - 1)  # MemoryError: no memory to gather rows
     qk.qaverage_pool2d(q, p, p, 2**15)                # ValueError: kernel must have at most 8421504 pixels
     qk.qaverage_pool2d(q, p, p, 2, count_include_pad=1)  # TypeError: count_include_pad must be True or False
     qk.qglobal_average_pool(q[:, :0], p, p)           # ValueError: q must have shape .* and pixels

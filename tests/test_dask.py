@@ -111,14 +111,27 @@ on.kmeans(x[:, 0], 3)  # ValueError: ^x must have shape
 on.kmeans(x, 10**6)  # ValueError: ^k must be at most the number of points
 on.kmeans(bad, 3)  # ValueError: NaN or infinite values in a block of rows
 on.kmeans(x, 3, init="best")  # ValueError: ^init must be 'k-means\+\+', 'random' or an array
-on.kmeans(x, 3, init=X)  # ValueError: ^init must be finite and have shape \(3, 5\)
+on.kmeans(x, 3, init=X)  # ValueError: ^init must have shape \(3, 5\), got
+on.kmeans(x, 3, init=X[:3] * np.nan)  # ValueError: ^init has 15 NaN or infinite values
+on.kmeans(x, 3, init=X[:3] * 1j)  # TypeError: ^init must be a name or an array of real numbers, got complex64
+on.kmeans(x, 3, init=[[10**400] * 5] * 3)  # TypeError: ^init must be a name or an array of real numbers, got object
+on.kmeans(x, 3, init=[[1], [2, 3]])  # ValueError: ^init must be an array, got a list
+on.kmeans(masked, 3)  # TypeError: ^x must be an array, got a MaskedArray: it is masked
+on.kmeans1d(masked.astype(np.float16), 3)  # TypeError: ^x must be an array, got a MaskedArray: it is masked
+on.calibrate(masked, observers.MinMax())  # TypeError: ^x must be an array, got a MaskedArray: it is masked
 on.kmeans(x, 3, tol=-1)  # ValueError: ^tol must be at least 0
 """)
 def test_refusals(refusal):
     with_nan = X.copy()
     with_nan[12_345, 2] = np.nan
     names = {"x": array.from_array(X, chunks=(5000, 2)), "bad": array.from_array(with_nan, chunks=(5000, 5))}
+    names["masked"] = array.ma.masked_greater(names["x"], 1)
     refuse(refusal, names | {"on": on_dask, "observers": observers, "X": X, "np": np})
+
+
+def test_an_inertia_beyond_float64_is_infinite():
+    x = array.from_array(X[:100].astype(float) * 1e200, chunks=(50, 5))
+    assert on_dask.kmeans(x, 2, init=np.float64(X[:2]) * 1e200).inertia == np.inf
 
 
 def test_progress_is_shown_by_dask(capsys):

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from functools import partial
 
+import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_take_table_looks_codes_up(dtype, table_dtype, everywhere):
 
 
 def exact_sum(a, pa, b, pb, to):
-    """docs/numerics.md 24, in the order that it names, which exchanges the operands where a is one number a row."""
+    """docs/numerics.md 23, in the order that it names, which exchanges the operands where a is one number a row."""
     last = [(m, n) for m, n in zip(((1,) * b.ndim + a.shape)[::-1], ((1,) * a.ndim + b.shape)[::-1]) if m * n > 1]
     if last and last[0][0] == 1:
         a, pa, b, pb = b, pb, a, pa
@@ -516,6 +517,8 @@ fold(var=-ONE)  # ValueError: var must not be negative, got -1.0 at \(0,\)
 fold(var=0 * ONE, eps=0)  # ValueError: var \+ eps must be positive, got 0
 fold(gamma=np.ones(3))  # ValueError: gamma must have shape \(2,\) to match the axis of w, got \(3,\)
 fold(mean=np.nan * ONE)  # ValueError: mean has 2 NaN or infinite values, the first at \(0,\)
+fold(w=np.float32([[1, np.nan]]))  # ValueError: w has 1 NaN or infinite values, the first at \(0, 1\)
+fold(w=np.full((3, 2), 6e4, np.float16), gamma=9 * ONE)  # ValueError: w and bias must stay finite values of float16
 fold(w=np.ones((3, 2), int))  # TypeError: w must be float32, .*, got int64
 fold(axis=2)  # ValueError: axis 2 is out of range for w with shape \(3, 2\)
 fold(eps=-1)  # ValueError: eps must be at least 0 and finite, got -1.0
@@ -531,6 +534,20 @@ bias([1], P, P)  # TypeError: bias must be float32
 def test_bad_input_before_quantization(refusal):
     names = {"table": partial(qk.make_table, params=P, out_params=P), "fold": lambda **o: qk.fold_batchnorm(**FOLD | o)}
     refuse(refusal, globals() | names | {"bias": qk.quantize_bias})
+
+
+@pytest.mark.parametrize("name", ["add", "multiply"])
+def test_as_many_axes_broadcast_as_an_array_has(name):
+    function, options = LAYERS[name]
+    a, b = np.arange(-6, 6, dtype=np.int8).reshape(3, 1, 4), np.int8([[1, -2, 3, 0], [5, 2, -7, 9]])
+    got = function(**options | {"a": a.reshape((1,) * 61 + a.shape), "b": b})
+    assert_array_equal(got[(0,) * 61], function(**options | {"a": a, "b": b}), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.longdouble, np.int8])
+def test_a_function_may_give_any_real_numbers(dtype):
+    codes = np.arange(-128, 128)
+    assert_array_equal(qk.make_table(lambda x: np.round(x).astype(dtype), qk.QParams(1), qk.QParams(1)), codes)
 
 
 def test_errors_of_a_function_come_through():

@@ -136,6 +136,10 @@ CALLS = {
     "quantize, a scale a channel": """
         x, p = floats(4 * 10**6, 10), qk.QParams(np.ones(10), axis=1)
         call = lambda: qk.quantize(x, p)""",
+    "quantize, transposed": "x = floats(8000, 12000).T; call = lambda: qk.quantize(x, rate)",
+    "linear, float64": """
+        p, x = qk.pack(codes(1000, 1), rate), floats(200_000, 1000).astype(np.float64)
+        call = lambda: qk.linear(x, p)""",
     "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
     "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
     "dynamic_quantize": "x = floats(6 * 10**7); call = lambda: qk.dynamic_quantize(x)",
@@ -150,6 +154,9 @@ CALLS = {
     "observers, lines": """
         x, o = floats(10000, 4000), qk.observers.MSE(axis=1)
         call = lambda: o.update(x)""",
+    "observers, arrays": """
+        o = qk.observers.MSE(axis=0).update(floats(20000, 100))
+        call = lambda: qk.observers.MSE.from_arrays(o.to_arrays())""",
     "observers, entropy": """
         o = qk.observers.Entropy(axis=0).update(floats(3000, 2000))
         call = o.qparams""",
@@ -170,6 +177,16 @@ CALLS = {
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "qsoftmax, first axis": "q = codes(10000, 20000); call = lambda: qk.qsoftmax(q, rate, rate, axis=0)",
+    "qconv2d, channels first": """
+        p, q = qk.pack_conv(codes(1, 1, 512, 1), rate), codes(30, 512, 112, 112).transpose(0, 2, 3, 1)
+        call = lambda: qk.qconv2d(q, rate, p, None)""",
+    "pack_conv, filters first": """
+        w = codes(2000, 2000, 5, 5).transpose(2, 3, 1, 0)
+        call = lambda: qk.pack_conv(w, rate)""",
+    "fold_batchnorm": """
+        w, row = floats(10000, 10000), np.ones(10000)
+        call = lambda: qk.fold_batchnorm(w, row, row, row, row, row)""",
     "take_table": """
         q, t = codes(4 * 10**8), np.arange(256, dtype=np.uint8)
         call = lambda: qk.take_table(q, t)""",
@@ -180,6 +197,10 @@ CALLS = {
         call = lambda: qk.qconcatenate([(q, rate), (q, rate)], other, axis=0)""",
     "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
     "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
+    "qsoftmax, one row": "q = codes(1, 10**8); call = lambda: qk.qsoftmax(q, rate, rate)",
+    "qlayer_norm, one row": """
+        q, w = codes(1, 5 * 10**7), floats(5 * 10**7)
+        call = lambda: qk.qlayer_norm(q, rate, w, w, rate)""",
     "to_gguf": "x = floats(60000, 1024); call = lambda: qk.to_gguf(x, 'Q4_0')",
     "from_gguf, codes": """
         d = np.zeros((800000, 18 * 32), np.uint8)

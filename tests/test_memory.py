@@ -455,6 +455,7 @@ def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded(
                 assert np.all(qk.search(queries[:3], qk.pack_codes(codes[:200]), few, 5)[1] < len(codes))
                 qk.decode(codes, book)
                 qk.decode(codes, table)
+                qk.qsoftmax(codes.reshape(1, -1), qk.QParams(0.1, 0, "uint8"), qk.QParams(1e-6))
                 done += 1
             except ValueError as error:
                 assert "codes must be below" in str(error)

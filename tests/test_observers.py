@@ -407,6 +407,9 @@ MinMax().update(X).qparams("int32")  # TypeError: ^dtype must be one of
 MinMax.from_arrays({"count": 1})  # ValueError: ^arrays must hold count, lo and hi, got no lo, hi
 MinMax.from_arrays(ARRAYS | {"lo": np.float32([1])})  # ValueError: ^lo must not be above 0
 MSE.from_arrays(COUNTS | {"count": np.int64(5)})  # ValueError: ^counts must not be negative
+MSE.from_arrays(COUNTS | {"count": np.int64(0), "counts": WRAPPING})  # ValueError: ^counts must not be negative
+MinMax.from_arrays(ARRAYS | {"count": np.uint64(2**64 - 1)})  # ValueError: ^an observer sees at most 2\*\*63 - 1 values
+MovingAverage.from_arrays(AVERAGES | {"hi": np.float64([1e39])})  # ValueError: ^lo must not be .* finite in float32
 MSE.from_arrays(COUNTS | {"blocks": np.uint16([600])})  # ValueError: ^blocks must ascend|^blocks, counts and ranks
 MSE.from_arrays(COUNTS | {"ranks": np.int32([[2**31 - 1], [2**31 - 1]])})  # ValueError: ^ranks must be those of finite
 choose(X, method="entropy", percentile=3)  # TypeError: ^method 'entropy' takes no option 'percentile'
@@ -416,7 +419,19 @@ def test_refusals(refusal):
     x = F32([[1, 2, 3], [4, 5, 6]])
     names = {name: getattr(observers, name) for name in observers.__all__}
     arrays, counts = observers.MinMax().update(x).to_arrays(), observers.MSE().update(x).to_arrays()
-    refuse(refusal, names | {"X": x, "np": np, "ARRAYS": arrays, "COUNTS": counts, "choose": qk.choose_qparams})
+    names |= {"AVERAGES": observers.MovingAverage().update(x).to_arrays(), "ARRAYS": arrays, "COUNTS": counts}
+    wrapping = np.where(np.arange(counts["counts"].size).reshape(counts["counts"].shape) < 4, 2**62, 0)
+    refuse(refusal, names | {"X": x, "np": np, "WRAPPING": wrapping, "choose": qk.choose_qparams})
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_count_beyond_64_bits_is_refused_and_changes_nothing(name):
+    observer = ALL[name]().update(F32([1, -2, 3, 0.5]))
+    with pytest.raises(ValueError, match=r"^an observer sees at most 2\*\*63 - 1 values, got 9223372036854775808"):
+        for _ in range(64):
+            observer.merge(observer)
+    assert observer.count == 2**62
+    same_params(observer.qparams(), ALL[name]().update(F32([1, -2, 3, 0.5])).qparams())
 
 
 @pytest.mark.parametrize("axis", [None, 0, -1])

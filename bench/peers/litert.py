@@ -4,6 +4,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from race import MISSING, Contender
 
 import peers
 
@@ -73,28 +74,80 @@ def buffer_of(array):
     return data
 
 
+def same_by_flipping(side, kernel, stride, padding):
+    """Tell if an image that is turned round has the padding of SAME, which puts an odd pixel at the end.
+
+    None: it has another one.
+    """
+    total = max(0, (-(-side // stride) - 1) * stride + kernel - side)
+    if padding == 0 or 2 * padding == total:
+        return False
+    return True if total - total // 2 == padding else None
+
+
+def windows_of(options, kernel, stride, padding):
+    options.padding = schema.Padding.SAME if padding else schema.Padding.VALID
+    options.strideH = options.strideW = stride
+    if hasattr(options, "filterHeight"):
+        options.filterHeight = options.filterWidth = kernel
+    else:
+        options.dilationHFactor = options.dilationWFactor = 1
+    return options
+
+
+def on_image(operator, q, constants, output, options, flipped, version, buffers=()):
+    """Contender for an operator of codes less 128; output is (shape, scale, zero point)."""
+    turned = np.ascontiguousarray(q[:, ::-1, ::-1] if flipped else q) ^ 128
+    shape, scale, zero_point = output
+    tensors = [tensor(q.shape, "int8", *constants[0]), *constants[1:], tensor(shape, "int8", scale, zero_point - 128)]
+    interpreter = run_by(operator, version, tensors, [turned.view(np.int8)], options, buffers)
+    index, step = len(tensors) - 1, -1 if flipped else 1
+    read = lambda: interpreter.get_tensor(index).view(np.uint8)[:, ::step, ::step] ^ 128  # noqa: E731
+    found = peers.contender("LiteRT XNNPACK", interpreter.invoke, read)
+    found.held &= not (operator == "CONV_2D" and peers.has_amx())  # nothing keeps its products off AMX
+    return found
+
+
 def qconv2d(q, w, bias, scales, zeros, where):
-    """As torch.qconv2d, codes less 128; of paddings those that SAME and VALID name: None for others."""
+    """As torch.qconv2d."""
     stride, padding, groups = where
-    height = (q.shape[1] + 2 * padding - w.shape[0]) // stride + 1
-    same = padding > 0
-    if same and (stride > 1 or padding != w.shape[0] // 2):
-        return None
+    flipped = same_by_flipping(q.shape[1], len(w), stride, padding)
+    if flipped is None:
+        return Contender("LiteRT XNNPACK", None, note=MISSING)
     depthwise = groups > 1
     options = (schema.DepthwiseConv2DOptionsT if depthwise else schema.Conv2DOptionsT)()
-    options.padding = schema.Padding.SAME if same else schema.Padding.VALID
-    options.strideH = options.strideW = stride
-    options.dilationHFactor = options.dilationWFactor = 1
+    windows_of(options, len(w), stride, padding)
     if depthwise:
         options.depthMultiplier = 1
-    weights = w.transpose(2, 0, 1, 3) if depthwise else w.transpose(3, 0, 1, 2)
-    shape = (len(q), height, height, w.shape[3])
-    tensors = [
-        tensor(q.shape, "int8", scales[0], zeros[0] - 128),
+    weights = (w[::-1, ::-1] if flipped else w).transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2))
+    height = (q.shape[1] + 2 * padding - len(w)) // stride + 1
+    constants = [
+        (scales[0], zeros[0] - 128),
         tensor(weights.shape, "int8", scales[1], 0, 3 if depthwise else 0, 1),
         tensor((len(bias),), "int32", np.float32(scales[0]) * scales[1], 0, 0, 2),
-        tensor(shape, "int8", scales[2], zeros[1] - 128),
     ]
     name, buffers = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D", [buffer_of(weights), buffer_of(bias)]
-    interpreter = run_by(name, 3, tensors, [(q ^ 128).view(np.int8)], options, buffers)
-    return peers.contender("LiteRT XNNPACK", interpreter.invoke, lambda: interpreter.get_tensor(3).view(np.uint8) ^ 128)
+    output = (len(q), height, height, w.shape[3]), scales[2], zeros[1]
+    return on_image(name, q, constants, output, options, flipped, 3, buffers)
+
+
+def pool(operator, q, kernel, stride, padding, params):
+    flipped = same_by_flipping(q.shape[1], kernel, stride, padding)
+    if flipped is None:
+        return Contender("LiteRT XNNPACK", None, note=MISSING)
+    height = (q.shape[1] + 2 * padding - kernel) // stride + 1
+    options = windows_of(schema.Pool2DOptionsT(), kernel, stride, padding)
+    output = (len(q), height, height, q.shape[3]), *params
+    return on_image(operator, q, [(params[0], params[1] - 128)], output, options, flipped, 2)
+
+
+def max_pool(q, kernel, stride, padding):
+    return pool("MAX_POOL_2D", q, kernel, stride, padding, (1.0, 0))
+
+
+def average_pool(q, kernel, stride, padding, params):
+    return pool("AVERAGE_POOL_2D", q, kernel, stride, padding, params)
+
+
+def global_average_pool(q, params):
+    return pool("AVERAGE_POOL_2D", q, q.shape[1], 1, 0, params)

@@ -188,19 +188,42 @@ def qlinear_conv(q, w, bias, scales, zeros, attributes, shape, channels_last):
     return found
 
 
-def max_pool(q, kernel, strides, pads, shape):
-    n, height, width, channels = shape
-    x, of = np.ascontiguousarray(q.transpose(0, 3, 1, 2)), ((n, channels, height, width), q.dtype)
-    where = dict(kernel_shape=[kernel] * 2, strides=[strides] * 2, pads=pads)
-    found = node_of("MaxPool", {"x": x}, {}, of, **where)
-    read = found.read
+def pool_of(operator, q, window, constants, nhwc, **attributes):
+    """`window` is the side of a kernel, stride and padding. In its NCHW form the image is turned beforehand."""
+    kernel, stride, padding = window
+    n, height, width, channels = q.shape
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    where = attributes | dict(kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4)
+    if nhwc:
+        found = node_of(operator, {"x": q}, constants, ((n, height, width, channels), q.dtype), **where)
+        found.name = "onnxruntime NHWC"
+        return found
+    x = np.ascontiguousarray(q.transpose(0, 3, 1, 2))
+    found = node_of(operator, {"x": x}, constants, ((n, channels, height, width), q.dtype), **where)
+    found.name, read = "onnxruntime NCHW", found.read
     found.read = lambda: read().transpose(0, 2, 3, 1)
     return found
 
 
-def global_average_pool(q, scales, zeros):
-    constants = {"x_scale": np.float32(scales[0]), "x_zero": np.uint8(zeros[0])}
-    constants |= {"y_scale": np.float32(scales[1]), "y_zero": np.uint8(zeros[1])}
+def max_pool(q, kernel, stride, padding, channels_last=False):
+    name, domain = ("NhwcMaxPool", "com.microsoft") if channels_last else ("MaxPool", "")
+    return pool_of(name, q, (kernel, stride, padding), {}, channels_last, domain=domain)
+
+
+def same_params(params):
+    """Of the codes and of the result."""
+    scale, zero_point = np.float32(params[0]), np.uint8(params[1])
+    return {"x_scale": scale, "x_zero": zero_point, "y_scale": scale, "y_zero": zero_point}
+
+
+def average_pool(q, kernel, stride, padding, params, channels_last):
+    window, where = (kernel, stride, padding), {"domain": "com.microsoft"}
+    if channels_last:
+        where["channels_last"] = 1
+    return pool_of("QLinearAveragePool", q, window, same_params(params), channels_last, **where)
+
+
+def global_average_pool(q, params):
     of = (q.shape[0], 1, 1, q.shape[3]), "uint8"
     where = dict(domain="com.microsoft", channels_last=1)
-    return node_of("QLinearGlobalAveragePool", {"x": q}, constants, of, **where)
+    return node_of("QLinearGlobalAveragePool", {"x": q}, same_params(params), of, **where)

@@ -149,11 +149,42 @@ def qconv2d(engine, q, w, bias, scales, zeros, where):
     packed = torch.ops.quantized.conv2d_prepack(
         weight, torch.from_numpy(np.float32(bias * scales[0] * scales[1])), [stride] * 2, [padding] * 2, [1, 1], groups
     )
-    image = torch.from_numpy(q).permute(0, 3, 1, 2)
-    x = torch._make_per_tensor_quantized_tensor(image, scales[0], zeros[0])
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = image_of(q, scales[0], zeros[0])
     return contender(
         lambda: torch.ops.quantized.conv2d(x, packed, scales[2], zeros[1]),
         lambda y: y.int_repr().permute(0, 2, 3, 1).numpy(),
         f"torch {engine}",
     )
+
+
+def image_of(q, scale, zero_point):
+    """NHWC in memory."""
+    codes = torch._make_per_tensor_quantized_tensor(torch.from_numpy(q).permute(0, 3, 1, 2), scale, zero_point)
+    return codes.contiguous(memory_format=torch.channels_last)
+
+
+def conv2d(x, w, where):
+    """Floats (N, C, H, W), NHWC in memory, by oneDNN."""
+    stride, padding, groups = where
+    tensors = [torch.from_numpy(a).contiguous(memory_format=torch.channels_last) for a in (x, w)]
+    call = lambda: torch.nn.functional.conv2d(*tensors, None, stride, padding, 1, groups)  # noqa: E731
+    return contender(call, lambda y: y.permute(0, 2, 3, 1).numpy(), "torch float32")
+
+
+def pool_of(call):
+    return contender(call, lambda y: y.int_repr().permute(0, 2, 3, 1).numpy())
+
+
+def max_pool(q, kernel, stride, padding):
+    x = image_of(q, 1.0, 0)
+    return pool_of(lambda: torch.nn.functional.max_pool2d(x, kernel, stride, padding))
+
+
+def average_pool(q, kernel, stride, padding, params):
+    x = image_of(q, *params)
+    return pool_of(lambda: torch.nn.functional.avg_pool2d(x, kernel, stride, padding, count_include_pad=False))
+
+
+def global_average_pool(q, params):
+    x = image_of(q, *params)
+    return pool_of(lambda: torch.nn.functional.adaptive_avg_pool2d(x, 1))

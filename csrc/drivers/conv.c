@@ -31,12 +31,27 @@ size_t qk_depthwise_bytes(const qk_depthwise_weights *p)
     return qk_times(ceil_div(p->n, (size_t)p->kernels->conv->block), p->panel_bytes);
 }
 
-/* Where the tap of a column of the kernel at row `row` of the rows that are seen at once is, of a channel. */
-static char *place_of(const qk_depthwise_weights *p, size_t channel, size_t shift, size_t x, size_t row)
+/* Channels of a block, of which a register has one byte each: as many as it has bytes, unless so few are left that
+ * parts of 16 or 32 bytes hold them; then each part has lines of its own. */
+static size_t span_of(const qk_depthwise_weights *p, size_t first)
+{
+    const size_t left = p->n - first, block = (size_t)p->kernels->conv->block;
+    const size_t span = left <= 16 ? 16 : left <= 32 ? 32 : 64;
+    return span < block ? span : block;
+}
+
+/* Where a block has the neighbours of a byte of a register: in the order in which interleaving leaves them. */
+static size_t neighbours_of(const qk_depthwise_weights *p, size_t byte)
+{
+    return byte % 16 / 4 * (size_t)p->kernels->conv->block + byte / 16 * 16 + byte % 4 * 4;
+}
+
+/* Where the tap of a column of the kernel at row `row` of the rows that are seen at once is, of a byte of a block. */
+static char *place_of(const qk_depthwise_weights *p, size_t first, size_t byte, size_t shift, size_t x, size_t row)
 {
     const size_t block = (size_t)p->kernels->conv->block;
     const size_t step = (shift * p->width + x) * p->steps + row / p->taps;
-    return p->panels + channel / block * p->panel_bytes + (step * block + channel % block) * 4 +
+    return p->panels + first / block * p->panel_bytes + step * block * 4 + neighbours_of(p, byte) +
         row % p->taps * (4 / p->taps);
 }
 
@@ -46,9 +61,10 @@ typedef struct {
     int32_t bound;
 } pack_job;
 
-/* A channel; returns the sum of the magnitudes. */
-static int64_t pack_channel(const qk_depthwise_weights *p, const qk_matrix *m, size_t channel)
+/* A channel of the block whose first is given; returns the sum of the magnitudes. */
+static int64_t pack_channel(const qk_depthwise_weights *p, const qk_matrix *m, size_t first, size_t channel)
 {
+    const size_t block = (size_t)p->kernels->conv->block, span = span_of(p, first);
     const int32_t zero = m->zero_point[m->kind == QK_PER_AXIS ? channel : 0];
     const uint8_t *codes = (const uint8_t *)m->b + (ptrdiff_t)channel * m->col_stride;
     int64_t size = 0, sum = 0;
@@ -58,7 +74,8 @@ static int64_t pack_channel(const qk_depthwise_weights *p, const qk_matrix *m, s
         const int16_t stored = (int16_t)distance;
         size += distance < 0 ? -distance : distance, sum += distance;
         for (size_t shift = 0; shift < p->shifts; shift++)
-            memcpy(place_of(p, channel, shift, tap % p->width, tap / p->width + shift), &stored, 4 / p->taps);
+            for (size_t byte = channel - first; byte < block; byte += span)
+                memcpy(place_of(p, first, byte, shift, tap % p->width, tap / p->width + shift), &stored, 4 / p->taps);
     }
     p->colsum[channel] = (int32_t)(uint32_t)sum;
     return size;
@@ -73,7 +90,7 @@ static void pack_blocks(void *context, size_t begin, size_t end)
         memset(p->panels + i * p->panel_bytes, 0, p->panel_bytes);
         memset(p->colsum + i * block, 0, block * sizeof *p->colsum);
         for (size_t channel = i * block; channel < p->n && channel < (i + 1) * block; channel++) {
-            const int64_t size = pack_channel(p, job->m, channel);
+            const int64_t size = pack_channel(p, job->m, i * block, channel);
             qk_keep_most(&job->bound, size < INT32_MAX ? (int32_t)size : INT32_MAX);
         }
     }
@@ -95,7 +112,8 @@ static void unpack_taps(void *context, size_t begin, size_t end)
     const qk_depthwise_weights *p = &w->depthwise;
     for (size_t tap = begin; tap < end; tap++)
         for (size_t channel = 0; channel < p->n; channel++) {
-            const char *place = place_of(p, channel, 0, tap % p->width, tap / p->width);
+            const size_t first = channel - channel % (size_t)p->kernels->conv->block;
+            const char *place = place_of(p, first, channel - first, 0, tap % p->width, tap / p->width);
             int16_t distance = (signed char)*place;
             if (p->wide) memcpy(&distance, place, sizeof distance);
             const int32_t zero = w->zero_point ? w->zero_point[channel] : 0;
@@ -111,39 +129,81 @@ int qk_depthwise_unpack(const qk_weights *w, void *b)
     return qk_parallel_for(taps, 5.0 * (double)taps * (double)w->n, unpack_taps, &job);
 }
 
-enum { STRIP_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64 };
+enum { STRIP_BYTES = 24 * 1024, SMALL_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64, MOST_PARTS = QK_MOST_PARTS };
 
 /* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip
- * of columns and a block of channels. */
+ * of columns and a block of channels; of a block that has parts so many lines for each. */
 typedef struct {
     const qk_image *image;
     const qk_depthwise_weights *b;
     const product *sums;
-    const int32_t *init;
+    const int32_t *init;     /* what sums start from, */
+    const float *multiplier; /* and what makes codes of them, in the order of a block's neighbours */
     uint8_t flip;
-    size_t lines, line_groups, strip, strips, blocks;
-    size_t columns, column_bytes, acc_bytes;        /* of the image that a strip needs, at most */
-    size_t *offset;                                 /* of a step from the first pixel */
-    uint8_t outside[MOST_BLOCK], zeros[MOST_BLOCK]; /* codes of a pixel that is padding, and that become 0 */
+    size_t lines, strip, strips, blocks, last_parts; /* whole blocks; parts of the last one, or 0 if there is none */
+    size_t columns, column_bytes, acc_bytes;         /* of the image that a strip needs, at most */
+    size_t *offset;                                  /* of a step from the first pixel */
+    uint8_t outside[MOST_BLOCK], zeros[MOST_BLOCK];  /* codes of a pixel that is padding, and that become 0 */
     int failure;
 } depthwise_job;
 
 /* Where in the result an item is. */
 typedef struct {
-    size_t number, y, lines, x, pixels, channel, channels;
+    size_t number, y, x, pixels, channel, channels, parts;
 } place;
+
+/* Items of blocks that have so many parts; `blocks` of them. */
+static size_t count_items(const depthwise_job *job, size_t blocks, size_t parts)
+{
+    return blocks * job->image->count * job->strips * ceil_div(job->image->out_height, job->lines * parts);
+}
+
+/* What a place has of what lies there. */
+static void measure(const depthwise_job *job, place *at)
+{
+    at->channels = min_size(job->image->channels - at->channel, (size_t)job->b->kernels->conv->block);
+    at->pixels = min_size(job->image->out_width - at->x, job->strip);
+}
 
 static place place_of_item(const depthwise_job *job, size_t item)
 {
-    const qk_image *p = job->image;
-    const size_t block = (size_t)job->b->kernels->conv->block;
-    place at;
-    at.channel = item % job->blocks * block, item /= job->blocks;
+    const size_t block = (size_t)job->b->kernels->conv->block, whole = count_items(job, job->blocks, 1);
+    size_t blocks = job->blocks;
+    place at = {.parts = 1};
+    if (item >= whole) item -= whole, at.parts = job->last_parts, at.channel = job->blocks * block, blocks = 1;
+    at.channel += item % blocks * block, item /= blocks;
     at.x = item % job->strips * job->strip, item /= job->strips;
-    at.y = item % job->line_groups * job->lines, at.number = item / job->line_groups;
-    at.channels = min_size(p->channels - at.channel, block);
-    at.pixels = min_size(p->out_width - at.x, job->strip), at.lines = min_size(p->out_height - at.y, job->lines);
+    const size_t lines = job->lines * at.parts, groups = ceil_div(job->image->out_height, lines);
+    at.y = item % groups * lines, at.number = item / groups;
+    measure(job, &at);
     return at;
+}
+
+/* The place of the next item: blocks first, then strips, lines and images; at last those of the last block. */
+static void move_on(const depthwise_job *job, place *at)
+{
+    const qk_image *p = job->image;
+    const size_t block = (size_t)job->b->kernels->conv->block, end = job->blocks * block;
+    const size_t first = at->channel < end ? 0 : end;
+    at->channel += block;
+    if (at->channel == end || first == end) at->channel = first, at->x += job->strip;
+    if (at->x >= p->out_width) at->x = 0, at->y += job->lines * at->parts;
+    if (at->y >= p->out_height) at->y = 0, at->number++;
+    if (at->number == p->count) at->number = 0, at->channel = end, at->parts = job->last_parts;
+    measure(job, at);
+}
+
+/* Columns that are padding, of one step. */
+static char *fill_columns(const depthwise_job *job, size_t columns, char *to)
+{
+    const size_t size = 2 * (size_t)job->b->kernels->conv->block;
+    const uint8_t code = job->outside[0] ^ job->flip;
+    for (size_t i = 0; i < columns; i++, to += job->column_bytes)
+        if (job->b->taps == 4)
+            memset(to, code, 2 * size);
+        else
+            for (size_t j = 0; j < size; j++) ((uint16_t *)to)[j] = code;
+    return to;
 }
 
 /* Interleaves columns of the rows of one step, which are in the image or not. */
@@ -151,72 +211,108 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
 {
     const qk_image *p = job->image;
     const qk_depthwise_weights *b = job->b;
-    const size_t line = p->width * p->channels, needed = (at->lines - 1) * p->stride_y + b->height;
-    const uint8_t *rows[4], *outside[4];
-    size_t stride[4], none[4] = {0};
-    for (size_t i = 0; i < 4; i++) {
-        const size_t row = step * b->taps + i * b->taps / 4, y = at->y * p->stride_y - p->top + row * p->dilation_y;
-        const int is_zero = b->taps == 2 && i % 2, inside = row < needed && y < p->height;
-        outside[i] = is_zero ? job->zeros : job->outside;
-        rows[i] = is_zero || !inside ? outside[i] : p->codes + (at->number * p->height + y) * line + at->channel;
-        stride[i] = is_zero || !inside ? 0 : p->channels;
-    }
+    const size_t line = p->width * p->channels, needed = (job->lines - 1) * p->stride_y + b->height;
     const size_t columns = (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
     const ptrdiff_t x = (ptrdiff_t)(at->x * p->stride_x - p->left);
     const size_t before = x >= 0 ? 0 : min_size((size_t)-x, columns), first = x >= 0 ? (size_t)x : 0;
     const size_t inside = first >= p->width ? 0 : min_size(columns - before, p->width - first);
-    const qk_conv_kernels *k = b->kernels->conv;
-    for (size_t i = 0; i < 4; i++) rows[i] += first * stride[i];
-    k->interleave_taps(outside, none, before, at->channels, job->flip, to, job->column_bytes);
-    to += before * job->column_bytes;
-    k->interleave_taps(rows, stride, inside, at->channels, job->flip, to, job->column_bytes);
-    to += inside * job->column_bytes;
-    k->interleave_taps(outside, none, columns - before - inside, at->channels, job->flip, to, job->column_bytes);
+    const uint8_t *image = p->codes + at->number * p->height * line + at->channel + first * p->channels;
+    qk_seen_rows seen;
+    seen.parts = (int)at->parts, seen.channels = at->channels;
+    for (size_t i = 0; i < 4; i++) {
+        const size_t row = step * b->taps + i * b->taps / 4;
+        const int is_zero = b->taps == 2 && i % 2;
+        for (size_t part = 0; part < at->parts; part++) {
+            const size_t y = (at->y + part * job->lines) * p->stride_y - p->top + row * p->dilation_y;
+            const int is_code = !is_zero && row < needed && y < p->height;
+            seen.from[i][part] = is_code ? image + y * line : is_zero ? job->zeros : job->outside;
+            seen.stride[i][part] = is_code ? p->channels : 0;
+        }
+    }
+    to = fill_columns(job, before, to);
+    b->kernels->conv->interleave_taps(&seen, inside, job->flip, to, job->column_bytes);
+    fill_columns(job, columns - before - inside, to + inside * job->column_bytes);
 }
 
-/* One line of an item, a tile of pixels after the other, of equal widths. */
-static void sum_line(const depthwise_job *job, const place *at, size_t line, const char *codes, int32_t *acc,
-                     qk_tile *tiles)
+/* Sums of a line of each part, a tile of pixels after the other, and what becomes of them. */
+static void sum_line(const depthwise_job *job, const place *at, size_t line, const qk_steps *steps, const char *codes,
+                     const char *weights, int32_t *acc, qk_tile *tiles)
+{
+    const qk_image *p = job->image;
+    const qk_gemm8_kernels *k = job->b->kernels->gemm8;
+    const size_t mr = (size_t)k->mr, nr = (size_t)k->nr, span = (size_t)job->b->kernels->conv->block / at->parts;
+    for (size_t i = 0; i < at->pixels; i += mr) {
+        const size_t pixels = min_size(at->pixels - i, mr);
+        job->b->kernels->conv->depthwise_tile((int)pixels, steps, codes + i * steps->pixel, weights,
+                                              job->init + at->channel, acc);
+        for (size_t part = 0; part < at->parts; part++) {
+            const size_t y = at->y + part * job->lines + line;
+            const size_t row = (at->number * p->out_height + y) * p->out_width + at->x + i;
+            for (size_t j = 0; y < p->out_height && j < at->channels; j += nr) {
+                const size_t byte = part * span + j;
+                qk_store_tile(job->sums, NULL, row, 0, pixels, at->channel + j, acc + byte / nr * mr * nr + byte % nr,
+                              tiles + j / nr);
+            }
+        }
+    }
+}
+
+/* A line of each part, whose sums become codes in the simplest way. */
+static void code_line(const depthwise_job *job, const place *at, size_t line, const qk_steps *steps, const char *codes,
+                      const char *weights)
+{
+    const qk_image *p = job->image;
+    const product *sums = job->sums;
+    qk_coded_line to = {.init = job->init + at->channel,
+                        .multiplier = job->multiplier + at->channel,
+                        .requant = &sums->requant,
+                        .row_stride = sums->epilogue->row_stride,
+                        .parts = (int)at->parts,
+                        .channels = at->channels};
+    for (size_t part = 0; part < at->parts; part++) {
+        const size_t y = at->y + part * job->lines + line;
+        const size_t row = (at->number * p->out_height + y) * p->out_width + at->x;
+        to.to[part] = y < p->out_height ? (uint8_t *)sums->epilogue->out + row * to.row_stride + at->channel : NULL;
+    }
+    job->b->kernels->conv->depthwise_codes(at->pixels, steps, codes, weights, &to);
+}
+
+static void run_item(const depthwise_job *job, const place *at, char *codes, int32_t *acc, qk_tile *tiles)
 {
     const qk_image *p = job->image;
     const qk_depthwise_weights *b = job->b;
-    const qk_conv_kernels *k = b->kernels->conv;
-    const size_t mr = (size_t)b->kernels->gemm8->mr, nr = (size_t)b->kernels->gemm8->nr;
-    const size_t width = ceil_div(at->pixels, ceil_div(at->pixels, mr));
+    const size_t nr = (size_t)b->kernels->gemm8->nr, block = (size_t)b->kernels->conv->block;
+    const int plain = job->multiplier != NULL;
     const qk_steps steps = {b->width * b->steps, p->stride_x * job->column_bytes, job->offset, b->wide};
-    const char *weights = b->panels + at->channel / (size_t)k->block * b->panel_bytes +
-        line * p->stride_y * b->width * b->steps * (size_t)k->block * 4;
-    const size_t row = (at->number * p->out_height + at->y + line) * p->out_width + at->x;
-    for (size_t i = 0; i < at->pixels; i += width) {
-        const size_t pixels = min_size(at->pixels - i, width);
-        k->depthwise_tile((int)pixels, at->channels, &steps, codes + i * steps.pixel, weights, job->init + at->channel,
-                          acc);
-        for (size_t j = 0; j * nr < at->channels; j++)
-            qk_store_tile(job->sums, NULL, row + i, 0, pixels, at->channel + j * nr, acc + j * mr * nr, tiles + j);
+    const char *weights = b->panels + at->channel / block * b->panel_bytes;
+    for (size_t step = 0; step < b->steps; step++) look_at_rows(job, at, step, codes + step * block * 4);
+    for (size_t j = 0; !plain && j < at->channels; j += nr)
+        qk_move_to_panel(job->sums, at->channel + j, tiles + j / nr);
+    for (size_t line = 0; line < job->lines && at->y + line < p->out_height; line++) {
+        if (plain)
+            code_line(job, at, line, &steps, codes, weights);
+        else
+            sum_line(job, at, line, &steps, codes, weights, acc, tiles);
+        weights += p->stride_y * steps.count * block * 4;
     }
 }
 
 static void run_depthwise(void *context, size_t begin, size_t end)
 {
     depthwise_job *job = context;
-    const qk_depthwise_weights *b = job->b;
-    const size_t nr = (size_t)b->kernels->gemm8->nr, block = (size_t)b->kernels->conv->block;
-    char *codes = qk_obtain(qk_plus(job->acc_bytes, qk_times(job->columns, job->column_bytes)));
+    char small[SMALL_BYTES] __attribute__((aligned(64)));
+    const size_t bytes = qk_plus(job->acc_bytes, qk_times(job->columns, job->column_bytes));
+    char *codes = bytes <= sizeof small ? small : qk_obtain(bytes);
     qk_tile tiles[MOST_TILES];
     if (!codes) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
     }
-    int32_t *acc = (int32_t *)codes;
-    codes += job->acc_bytes;
-    for (int j = 0; j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
-    for (size_t item = begin; item < end && !qk_stopped(); item++) {
-        const place at = place_of_item(job, item);
-        for (size_t step = 0; step < b->steps; step++) look_at_rows(job, &at, step, codes + step * block * 4);
-        for (size_t j = 0; j * nr < at.channels; j++) qk_move_to_panel(job->sums, at.channel + j * nr, tiles + j);
-        for (size_t line = 0; line < at.lines; line++) sum_line(job, &at, line, codes, acc, tiles);
-    }
-    free(acc);
+    for (int j = 0; !job->multiplier && j < MOST_TILES; j++) tiles[j] = qk_tile_of_product(job->sums);
+    place at = place_of_item(job, begin);
+    for (size_t item = begin; item < end && !qk_stopped(); item++, move_on(job, &at))
+        run_item(job, &at, codes + job->acc_bytes, (int32_t *)codes, tiles);
+    if (codes != small) free(codes);
 }
 
 /* How the result is divided, and what an item needs. */
@@ -228,18 +324,30 @@ static void lay_out(depthwise_job *job)
     const size_t block = (size_t)b->kernels->conv->block, reach = (p->kernel_width - 1) * p->dilation_x + 1;
     job->column_bytes = b->steps * block * 4;
     job->lines = p->dilation_y == 1 ? min_size((b->shifts - 1) / p->stride_y + 1, p->out_height) : 1;
-    job->line_groups = ceil_div(p->out_height, job->lines);
     const size_t most = STRIP_BYTES / job->column_bytes, mr = (size_t)k->mr;
     job->strip = most > reach ? round_up((most - reach) / p->stride_x + 1, mr) : mr;
     job->strips = ceil_div(p->out_width, job->strip);
     job->strip = ceil_div(p->out_width, job->strips);
     job->columns = qk_plus(qk_times(job->strip - 1, p->stride_x), reach);
-    job->blocks = ceil_div(p->channels, block);
-    job->acc_bytes = round_up(block, (size_t)k->nr) * mr * sizeof(int32_t);
+    job->blocks = b->n / block;
+    if (b->n % block) job->last_parts = block / span_of(b, job->blocks * block);
+    job->acc_bytes = (round_up(block, (size_t)k->nr) * mr + block) * sizeof(int32_t);
     memset(job->outside, p->pad, sizeof job->outside), memset(job->zeros, job->flip, sizeof job->zeros);
     for (size_t x = 0; x < b->width; x++)
         for (size_t step = 0; step < b->steps; step++)
             job->offset[x * b->steps + step] = x * p->dilation_x * job->column_bytes + step * block * 4;
+}
+
+/* Entries of the channels, 4 bytes each, in the order of their neighbours in each block. */
+static void order_channels(const qk_depthwise_weights *b, const int32_t *channels, int32_t *to)
+{
+    const size_t block = (size_t)b->kernels->conv->block;
+    for (size_t first = 0; first < b->n; first += block, channels += block, to += block) {
+        const size_t last = span_of(b, first) - 1;
+        for (size_t byte = 0; byte < block; byte += 16)
+            for (size_t four = 0; four < 16; four += 4)
+                memcpy(to + four / 4 * (block / 4) + byte / 4, channels + (byte & last) + four, 4 * sizeof *to);
+    }
 }
 
 static int convolve_channels(const qk_rows *source, const qk_image *image, const qk_weights *w,
@@ -257,18 +365,23 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
     const uint32_t zero = (uint32_t)(source->zero_point ? source->zero_point[0] : 0) + (is_signed ? 128 : 0);
     depthwise_job job = {.image = image, .b = b, .sums = &sums, .flip = is_signed ? 0x80 : 0};
     const size_t steps = qk_times(b->width, b->steps);
-    char *memory = qk_obtain(qk_plus(qk_times(steps, sizeof *job.offset), qk_times(w->n_pad, sizeof(int32_t))));
+    char *memory = qk_obtain(qk_plus(qk_times(w->n_pad, 3 * sizeof(int32_t)), qk_times(steps, sizeof *job.offset)));
     if (!memory) return -1;
-    job.offset = (size_t *)memory;
-    int32_t *init = (int32_t *)(job.offset + steps);
+    int32_t *init = (int32_t *)memory, *starts = init + w->n_pad, *multipliers = starts + w->n_pad;
+    job.offset = (size_t *)(multipliers + w->n_pad);
     for (size_t i = 0; i < w->n_pad; i++)
         init[i] = (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[i] : 0) - zero * (uint32_t)b->colsum[i]);
-    job.init = init;
+    order_channels(b, init, starts);
+    if (sums.plain && b->kernels->conv->depthwise_codes) {
+        order_channels(b, (const int32_t *)epilogue->requant.multiplier, multipliers);
+        job.multiplier = (const float *)multipliers;
+    }
+    job.init = starts;
     lay_out(&job);
     const double work = (double)image->count * (double)image->out_height * (double)image->out_width * (double)b->n *
-        (0.02 * (double)b->width * (double)b->height + 0.1);
-    const int status =
-        qk_parallel_for(image->count * job.line_groups * job.strips * job.blocks, work, run_depthwise, &job);
+        (0.01 * (double)b->width * (double)b->height + 0.05);
+    const size_t items = count_items(&job, job.blocks, 1) + (job.last_parts ? count_items(&job, 1, job.last_parts) : 0);
+    const int status = qk_parallel_for(items, work, run_depthwise, &job);
     free(memory);
     return status ? status : job.failure ? job.failure : 1;
 }
@@ -359,6 +472,8 @@ int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, s
 
 /* ---- pools ---- */
 
+enum { MOST_PIXELS = 256 }; /* of a window, for which the stack has room */
+
 typedef struct {
     const qk_image *image;
     uint8_t flip;
@@ -393,39 +508,49 @@ static float multiplier_of(const float *scales, size_t count)
     return m <= FLT_MAX ? m : FLT_MAX;
 }
 
-static void average_window(const pool_job *job, const uint8_t *const *from, size_t count, int32_t *sums, uint8_t *to)
+/* How many windows from this one on, at most so many, lie one after the other and in the image from side to side. */
+static size_t neighbours_of_window(const qk_image *p, size_t window, size_t most)
+{
+    const size_t ox = window % p->out_width, reach = (p->kernel_width - 1) * p->dilation_x + 1;
+    const size_t x = ox * p->stride_x - p->left;
+    if (ox * p->stride_x < p->left || reach > p->width || x > p->width - reach) return 1;
+    return min_size(min_size(most, p->out_width - ox), (p->width - reach - x) / p->stride_x + 1);
+}
+
+static void pool_windows(const pool_job *job, qk_windows *of)
 {
     const qk_image *p = job->image;
-    const size_t all = job->with_padding ? p->kernel_height * p->kernel_width : count;
-    const int32_t zero = job->zero_point + (job->flip ? 128 : 0);
-    for (size_t i = 0; i < p->channels; i++) sums[i] = -(int32_t)count * zero;
-    qk_active()->conv->add_codes(from, count, p->channels, job->flip, sums);
-    qk_active()->conv->average_codes(sums, p->channels, multiplier_of(job->scales, all ? all : 1), job->r, to);
+    const size_t all = job->with_padding ? p->kernel_height * p->kernel_width : of->count;
+    if (!job->scales && of->count == 0)
+        memset(of->to, job->flip, of->windows * of->channels); /* the least code */
+    else if (!job->scales)
+        qk_active()->conv->max_windows(of);
+    else {
+        of->zeros = (int32_t)of->count * (job->zero_point + (job->flip ? 128 : 0));
+        of->multiplier = multiplier_of(job->scales, all ? all : 1), of->requant = job->r;
+        qk_active()->conv->average_windows(of);
+    }
 }
 
 static void run_windows(void *context, size_t begin, size_t end)
 {
     pool_job *job = context;
     const qk_image *p = job->image;
-    const size_t places = qk_times(qk_times(p->kernel_height, p->kernel_width), sizeof(uint8_t *));
-    char *memory = qk_obtain(qk_plus(places, qk_times(p->channels, sizeof(int32_t))));
-    if (!memory) {
+    const uint8_t *few[MOST_PIXELS];
+    const size_t pixels = qk_times(p->kernel_height, p->kernel_width);
+    const uint8_t **from = pixels <= MOST_PIXELS ? few : qk_obtain(qk_times(pixels, sizeof *from));
+    if (!from) {
         __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
         return;
     }
-    const uint8_t **from = (const uint8_t **)memory;
-    int32_t *sums = (int32_t *)(memory + places);
-    for (size_t window = begin; window < end && !qk_stopped(); window++) {
-        uint8_t *to = job->out + window * p->channels;
-        const size_t count = pixels_of_window(p, window, from);
-        if (job->scales)
-            average_window(job, from, count, sums, to);
-        else if (count)
-            qk_active()->conv->max_codes(from, count, p->channels, job->flip, to);
-        else
-            memset(to, job->flip, p->channels); /* the least code */
+    qk_windows of = {.from = from, .channels = p->channels, .step = p->stride_x * p->channels, .flip = job->flip};
+    for (size_t window = begin; window < end && !qk_stopped(); window += of.windows) {
+        of.count = pixels_of_window(p, window, from);
+        of.windows = neighbours_of_window(p, window, end - window);
+        of.to = job->out + window * p->channels;
+        pool_windows(job, &of);
     }
-    free(memory);
+    if (from != few) free(from);
 }
 
 static int run_pool(pool_job *job)
@@ -434,7 +559,7 @@ static int run_pool(pool_job *job)
     const size_t windows = p->count * p->out_height * p->out_width;
     if (windows == 0 || p->channels == 0) return 1;
     const double work =
-        (double)windows * (double)p->channels * (0.1 * (double)p->kernel_height * (double)p->kernel_width + 0.2);
+        (double)windows * (double)p->channels * (0.02 * (double)p->kernel_height * (double)p->kernel_width + 0.1);
     const int status = qk_parallel_for(windows, work, run_windows, job);
     return status ? status : job->failure ? job->failure : 1;
 }

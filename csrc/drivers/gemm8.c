@@ -17,10 +17,12 @@
 const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
-    WIDE_ROWS = 48,         /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,        /* of a panel: in fewer there is no time to ask for what comes next */
-    SMALL_COLUMNS = 2048,   /* whose arrays stay on the stack */
-    PATCH_BYTES = 96 * 1024 /* of rows that are gathered from an image, which shares the L2 cache with them */
+    WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
+    LONG_STEPS = 32,               /* of a panel: in fewer there is no time to ask for what comes next */
+    SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
+    PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
+    MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
+    BIG_WEIGHTS = 1024 * 1024      /* so many bytes: to read them once more would take longer */
 };
 
 /* ---- packing of b ---- */
@@ -481,20 +483,71 @@ static int take_column(product *g)
     return 1;
 }
 
+/* What a tile has for its columns, where all are alike. */
+typedef union {
+    float real[MAX_NR];
+    int32_t integer[MAX_NR];
+} repeated;
+
+/* The sums of some rows and their only column leave as a row of that many columns. */
+static void store_column(const product *g, const row_block *block, size_t row, size_t row_in_block, qk_tile *t,
+                         int32_t *acc)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t size = epilogue->type == QK_TO_CODES ? 1 : 4, count = (size_t)t->cols;
+    const int apart = epilogue->row_stride != size;
+    float scale[MAX_NR] = {0}, residual[MAX_NR];
+    repeated results;
+    if (g->source->type == QK_FLOATS) t->col_scale = memcpy(scale, block->scale + row_in_block, count * sizeof *scale);
+    if (epilogue->residual) {
+        qk_tile_residual(t, epilogue, row, 0);
+        for (size_t j = 0; j < count; j++)
+            residual[j] = *(const float *)((const char *)t->residual + j * t->residual_stride);
+        t->residual = residual;
+    }
+    t->dst = apart ? (void *)&results : result_at(g, row, 0);
+    if (epilogue->type == QK_TO_INT32)
+        k->tile_to_int32(acc, t);
+    else if (epilogue->type == QK_TO_FLOAT)
+        k->tile_to_float(acc, t);
+    else
+        k->tile_to_codes(acc, t);
+    for (size_t j = 0; apart && j < count; j++) memcpy(result_at(g, row + j, 0), (char *)&results + j * size, size);
+}
+
 static void multiply_column(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
     const qk_gemm8_kernels *k = g->b->gemm8;
-    const size_t mr = (size_t)k->mr, nr = (size_t)k->nr;
-    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64))) = {0};
-    qk_tile t = qk_tile_of_product(g);
+    const int described = g->source->type == QK_FLOATS || g->source->zero_point_per_row;
+    const int wide = block->any_wide || g->epilogue->wide_scale; /* which is rare, and goes row by row */
+    int32_t acc[MAX_NR] __attribute__((aligned(64))) = {0};
+    repeated bias, scale, multiplier, mantissa, shift;
+    qk_tile t = qk_tile_of_product(g), line;
     qk_move_to_panel(g, 0, &t);
-    for (size_t i = 0; begin < end && i < rows; i += mr) {
-        const size_t count = min_size(rows - i, mr);
-        k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc, nr);
-        for (size_t j = 0; j < count; j++) acc[j * nr] = (int32_t)((uint32_t)acc[j * nr] + (uint32_t)g->init[0]);
-        qk_store_tile(g, block, first + i, i, count, 0, acc, &t);
+    line = t, line.rows = 1;
+    line.bias = qk_repeat(t.bias, 1, MAX_NR, &bias), line.multiplier = qk_repeat(t.multiplier, 1, MAX_NR, &multiplier);
+    line.mantissa = qk_repeat(t.mantissa, 1, MAX_NR, &mantissa), line.shift = qk_repeat(t.shift, 1, MAX_NR, &shift);
+    line.col_scale = qk_repeat(t.col_scale, 1, MAX_NR, &scale);
+    if (g->source->type == QK_FLOATS) line.row_scale = t.col_scale; /* the two are multiplied */
+    for (size_t i = 0, count; begin < end && i < rows; i += count) {
+        count = min_size(rows - i, (size_t)k->nr);
+        k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc);
+        for (size_t j = 0; j < count; j++) acc[j] = (int32_t)((uint32_t)acc[j] + (uint32_t)g->init[0]);
+        for (size_t j = 0; wide && j < count; j++) {
+            int32_t sum[MAX_NR] __attribute__((aligned(64))) = {acc[j]};
+            qk_store_tile(g, block, first + i + j, i + j, 1, 0, sum, &t);
+        }
+        if (wide) continue;
+        for (size_t j = 0; j < count; j++) {
+            uint32_t less = described ? (uint32_t)block->zero[i + j] * (uint32_t)t.colsum[0] : 0;
+            if (g->b_zero) less += (uint32_t)block->term[i + j] * (uint32_t)g->b_zero[0];
+            acc[j] = (int32_t)((uint32_t)acc[j] - less);
+        }
+        line.cols = (int)count;
+        store_column(g, block, first + i, i, &line, acc);
     }
 }
 
@@ -505,7 +558,8 @@ static void lay_out(product *g)
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
-    g->walk.block_bytes = g->source->patches ? PATCH_BYTES : (size_t)k->block_bytes;
+    const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
+    g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);

@@ -209,16 +209,22 @@ typedef struct {
     uint8_t planes[4][256];
 } softmax_job;
 
-/* A long row, or one whose steps are small: in double. */
+/* A long row, or one whose steps are small: in double. Differences are bytes, whatever becomes of the codes meanwhile.
+ */
 static void softmax_wide_row(const softmax_job *job, const uint8_t *q, uint8_t *y)
 {
     const qk_softmax *k = &job->kernel;
     uint8_t most = 0, codes[256];
     double sum = 0;
-    for (size_t i = 0; i < job->n; i++) most = (q[i] ^ k->flip) > most ? q[i] ^ k->flip : most;
-    for (size_t i = 0; i < job->n; i++) sum += job->exact[most - (q[i] ^ k->flip)];
+    for (size_t at = 0; at < job->n && !(at && qk_stopped()); at += PIECE)
+        for (size_t i = at; i < min_size(job->n, at + PIECE); i++)
+            most = (q[i] ^ k->flip) > most ? q[i] ^ k->flip : most;
+    for (size_t at = 0; at < job->n && !(at && qk_stopped()); at += PIECE)
+        for (size_t i = at; i < min_size(job->n, at + PIECE); i++)
+            sum += job->exact[(uint8_t)(most - (q[i] ^ k->flip))];
     for (int d = 0; d < 256; d++) codes[d] = code_of_double(job->exact[d] / sum / k->unit, &k->to);
-    for (size_t i = 0; i < job->n; i++) y[i] = codes[most - (q[i] ^ k->flip)];
+    for (size_t at = 0; at < job->n && !(at && qk_stopped()); at += PIECE)
+        for (size_t i = at; i < min_size(job->n, at + PIECE); i++) y[i] = codes[(uint8_t)(most - (q[i] ^ k->flip))];
 }
 
 static void softmax_rows(void *context, size_t begin, size_t end)
@@ -265,8 +271,12 @@ static row_norm norm_of_row(const norm_job *job, const uint8_t *q)
     const qk_code_norm_args *args = job->args;
     const double n = (double)args->cols, scale = args->params.scale, eps = args->eps / (scale * scale);
     const uint8_t flip = job->kernel.is_signed ? 128 : 0;
-    uint64_t sum, squares;
-    qk_active()->layers->code_sums(q, args->cols, flip, &sum, &squares);
+    uint64_t sum = 0, squares = 0;
+    for (size_t at = 0; at < args->cols && !(at && qk_stopped()); at += PIECE) {
+        uint64_t part[2];
+        qk_active()->layers->code_sums(q + at, min_size(args->cols - at, PIECE), flip, &part[0], &part[1]);
+        sum += part[0], squares += part[1];
+    }
     const int64_t zero = args->params.zero_point + flip, total = (int64_t)sum - flip * (int64_t)args->cols;
     double root;
     row_norm norm = {1, args->params.zero_point, 0};
@@ -287,7 +297,7 @@ static row_norm norm_of_row(const norm_job *job, const uint8_t *q)
 static void norm_wide_row(const norm_job *job, const row_norm *norm, const uint8_t *q, uint8_t *y)
 {
     const qk_code_norm_args *args = job->args;
-    for (size_t i = 0; i < args->cols; i++) {
+    for (size_t i = 0; i < args->cols && !qk_stopped_at(i); i++) {
         const double d = (value_of(q + i, job->kernel.is_signed) * norm->times - norm->less) * norm->inverse;
         const double v = d * args->weight[i] + (args->bias ? args->bias[i] : 0);
         y[i] = code_of_double(v / args->to.scale, &job->kernel.to);
@@ -329,14 +339,12 @@ int qk_norm_codes(const qk_code_norm_args *args)
     QK_DEFAULT_MODE;
     enum { MOST_EXACT = 65793 }; /* 255 of these are below 2^24 */
     if (args->rows * args->cols == 0) return 0;
-    float *columns = qk_obtain(qk_times(args->cols, 2 * sizeof *columns));
+    const size_t kept = args->cols > MOST_EXACT ? 0 : args->cols;
+    float *columns = qk_obtain(2 * sizeof *columns * kept);
     if (!columns) return -1;
-    norm_job job = {.args = args};
-    job.wide = !divide_columns(args, columns, columns + args->cols) || args->cols > MOST_EXACT;
-    job.kernel = (qk_code_norm){.factor = columns,
-                                .offset = columns + args->cols,
-                                .is_signed = args->params.qmin < 0,
-                                .to = range_of(&args->to)};
+    norm_job job = {.args = args, .wide = !kept || !divide_columns(args, columns, columns + kept)};
+    job.kernel = (qk_code_norm){
+        .factor = columns, .offset = columns + kept, .is_signed = args->params.qmin < 0, .to = range_of(&args->to)};
     const double work = 0.2 * (double)args->rows * (double)args->cols;
     const int status = qk_parallel_for(args->rows, work, norm_rows, &job);
     free(columns);

@@ -3,6 +3,7 @@
 
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
+#include "drivers/scales.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
@@ -61,14 +62,12 @@ static int requantize_narrow(const requantize_job *given, size_t rows)
     const size_t cols = given->cols, together = WRITTEN / cols;
     const qk_requant *r = given->r;
     qk_requant written = *r;
-    for (size_t i = 0; i < together * cols; i++) {
-        bias[i] = given->bias[i % cols];
-        if (r->multiplier) multiplier[i] = r->multiplier[i % cols];
-        if (r->mantissa) mantissa[i] = r->mantissa[i % cols], shift[i] = r->shift[i % cols];
-    }
-    if (r->multiplier) written.multiplier = multiplier;
-    if (r->mantissa) written.mantissa = mantissa, written.shift = shift;
-    requantize_job job = {given->acc, bias, given->q, given->to, together * cols, &written};
+    written.multiplier = qk_repeat(r->multiplier, cols, together * cols, multiplier);
+    written.mantissa = qk_repeat(r->mantissa, cols, together * cols, mantissa);
+    written.shift = qk_repeat(r->shift, cols, together * cols, shift);
+    requantize_job job = {given->acc,      qk_repeat(given->bias, cols, together * cols, bias),
+                          given->q,        given->to,
+                          together * cols, &written};
     const size_t whole = rows / together;
     const int status = qk_parallel_for(whole, 0.3 * (double)whole * (double)job.cols, requantize_items, &job);
     job.acc += whole * job.cols, job.q += whole * job.cols * size_of(job.to);

@@ -99,4 +99,17 @@ static inline qk_tile qk_row_of_tile(const qk_tile *t, int row)
     return r;
 }
 
+/* Copies of `count` floats or int32, one after the other, until there are `total` in `to`, which is returned; NULL is
+ * left NULL. */
+static inline void *qk_repeat(const void *from, size_t count, size_t total, void *to)
+{
+    if (!from) return NULL;
+    memcpy(to, from, count * sizeof(int32_t));
+    for (size_t done = count, more; done < total; done += more) {
+        more = min_size(done, total - done);
+        memcpy((char *)to + done * sizeof(int32_t), to, more * sizeof(int32_t));
+    }
+    return to;
+}
+
 #endif

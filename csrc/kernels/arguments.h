@@ -57,6 +57,39 @@ typedef struct {
     int wide;
 } qk_steps;
 
+/* Four rows of pixels, `channels` of which are seen: where each begins, and its pixels are apart. A register has one of
+ * each, or has parts of 16 bytes or more, each with rows of its own. */
+enum { QK_MOST_PARTS = 4 };
+typedef struct {
+    int parts;
+    size_t channels;
+    const uint8_t *from[4][QK_MOST_PARTS];
+    size_t stride[4][QK_MOST_PARTS];
+} qk_seen_rows;
+
+/* What becomes of the sums of such registers where tiles are plain (kernels.h). Channels are in the order of their
+ * neighbours; `to` is NULL for a part that is not wanted. */
+typedef struct {
+    const int32_t *init;
+    const float *multiplier;
+    const qk_requant *requant;
+    int parts;
+    size_t channels, row_stride;
+    uint8_t *to[QK_MOST_PARTS];
+} qk_coded_line;
+
+/* Windows of a pool that are neighbours, each `step` bytes from the one before, and the same pixels of which are in the
+ * image: where those of the first begin. Averages: what is taken from a sum of codes ^ flip, and multiplies it. */
+typedef struct {
+    const uint8_t *const *from;
+    size_t count, channels, windows, step;
+    uint8_t flip;
+    uint8_t *to;
+    int32_t zeros;
+    float multiplier;
+    const qk_requant *requant;
+} qk_windows;
+
 /* ---- codebooks ---- */
 
 /* At most 2^depth levels, 4 <= depth <= 8. The rank of a value is the number of thresholds below it. Arrays have

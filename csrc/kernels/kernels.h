@@ -118,6 +118,7 @@ enum { QK_UNPACK_ROWS = 1024 };
 enum {
     QK_KMEANS_TILE = 32,
     QK_KMEANS_BINS = 16,
+    QK_KMEANS_FEW = 10,      /* to 16 centroids: points stay rows */
     QK_KMEANS_LOOK = 1 << 21 /* products between two looks for signals */
 };
 typedef struct {

@@ -6,12 +6,14 @@ What calls with few values need stands in arrays.pxd, to be inlined.
 
 from libc.stdint cimport uint8_t
 
+import math
 import sys
 
 import ml_dtypes
 import numpy as np
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 
 from .runtime import shown, word
@@ -45,6 +47,7 @@ SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
                ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
 PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
+PART = 1 << 22   # values that take NumPy some tens of milliseconds
 CPU_DEVICES = (1, 3, 11, 13)   # DLPack's numbers for the CPU's memory, also pinned or managed by a GPU's driver
 
 cdef extern from *:
@@ -244,16 +247,39 @@ def as_array(x, name):
     return array_of(x, name)
 
 
+def cuts(shape, most=PART):
+    """Yield indices that cut an array along its first long axis into parts of some `most` values.
+
+    Between two of them Python sees signals.
+    """
+    size = math.prod(shape)
+    if size <= most:
+        yield ...
+        return
+    axis = next((i for i, n in enumerate(shape) if n * most >= size), shape.index(max(shape)))
+    step = max(1, most * shape[axis] // size)
+    for first in range(0, shape[axis], step):
+        PyErr_CheckSignals()
+        yield (slice(None),) * axis + (slice(first, first + step),)
+
+
+def copied(x, dtype):
+    """Return a new aligned C-contiguous array of the values of x, made in such parts."""
+    if x.size <= PART:
+        return x.astype(dtype, order="C")
+    made = np.empty(x.shape, dtype)
+    for part in cuts(x.shape):
+        made[part] = x[part]
+    return made
+
+
 cdef cnp.ndarray contiguous_copy(cnp.ndarray x):
-    if not x.dtype.isnative:
-        x = x.astype(x.dtype.newbyteorder("="))
-    return np.require(x, requirements="CA")
+    return copied(x, x.dtype.newbyteorder("="))
 
 
-def contiguous_reals(x, dtype):
-    """Return x as an aligned C-contiguous array of a float type: itself, or a copy."""
-    a = contiguous(x)
-    return a if a.dtype == dtype else a.astype(dtype)
+def contiguous_as(x, dtype):
+    """Return x as an aligned C-contiguous array of a dtype in native byte order: itself, or a copy."""
+    return x if PyArray_ISCARRAY_RO(x) and x.dtype == dtype else copied(x, dtype)
 
 
 cdef cnp.ndarray float32_array(x, name):
@@ -283,6 +309,9 @@ cdef cnp.ndarray out_array(out, tuple shape, dtype):
     """Return the memory of `out`, checked, or a new array."""
     if out is None:
         return np.empty(shape, dtype)
+    if cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+            and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and out.shape == shape:
+        return <cnp.ndarray>out
     array = out if cnp.PyArray_CheckExact(out) else memory_of(out)
     check_out(array, shape, dtype)
     return array
@@ -290,13 +319,14 @@ cdef cnp.ndarray out_array(out, tuple shape, dtype):
 
 def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
     """Copy `value`, an array or a NumPy scalar, to `out`, if it is given."""
-    value = np.asarray(value)
+    value = contiguous(np.asarray(value))
     if out is None:
         return value
     cdef cnp.ndarray y = out_array(out, value.shape, value.dtype)
     if not (may_be_x and cnp.PyArray_DATA(y) == cnp.PyArray_DATA(x)):
         refuse_overlap(y, x, name)
-    y[...] = value
+    for part in cuts(value.shape):
+        y[part] = value[part]
     return out
 
 

@@ -32,7 +32,8 @@ cdef cnp.ndarray describe_image(cnp.ndarray q, window, zero_point, qk_image *ima
     memset(image, 0, sizeof(qk_image))
     cdef cnp.ndarray codes = contiguous(q)
     image.codes = uint8s(codes)
-    image.count, image.height, image.width, image.channels = (<object>q).shape
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(q)
+    image.count, image.height, image.width, image.channels = shape[0], shape[1], shape[2], shape[3]
     (image.kernel_height, image.kernel_width), (image.stride_y, image.stride_x) = window[:2]
     (image.dilation_y, image.dilation_x), (image.top, image.left) = window[2:4]
     image.out_height, image.out_width = window[4]

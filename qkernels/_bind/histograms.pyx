@@ -7,6 +7,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 
 from .arrays cimport data_of, floats, reals
 from .c cimport (
@@ -55,13 +56,14 @@ cdef class Histogram:
             raise MemoryError(f"no memory for the histograms of {self.lines} lines")
 
     def read(self, Py_ssize_t begin, Py_ssize_t end):
-        """Return (blocks, counts, ranks) of lines: blocks with counts (b,), int64 (lines, b, bins), int32 (2, lines)."""
+        """Return (blocks, counts, ranks): blocks with counts (b,), int64 (lines, b, bins), int32 (2, lines)."""
         cdef Py_ssize_t line, block, i
         cdef uint64_t *found
         cdef Py_ssize_t size = 1 << self.bits
         present = [b for b in range(QK_BLOCKS) if self._has(b, begin, end)]
         counts = np.zeros((end - begin, len(present), size), np.int64)
         for line in range(begin, end):
+            PyErr_CheckSignals()
             for i, block in enumerate(present):
                 found = qk_histogram_block(self.c, <size_t>line, <size_t>block, 0)
                 if found:
@@ -74,6 +76,7 @@ cdef class Histogram:
     def _has(self, size_t block, Py_ssize_t begin, Py_ssize_t end):
         cdef size_t line, i
         cdef uint64_t *found
+        PyErr_CheckSignals()
         for line in range(<size_t>begin, <size_t>end):
             found = qk_histogram_block(self.c, line, block, 0)
             if found:
@@ -88,6 +91,7 @@ cdef class Histogram:
         cdef uint64_t *to
         cdef Py_ssize_t size = 1 << self.bits
         for line in range(self.lines):
+            PyErr_CheckSignals()
             for i, block in enumerate(blocks):
                 to = qk_histogram_block(self.c, <size_t>line, <size_t>block, 1)
                 if not to:

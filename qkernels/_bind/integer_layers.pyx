@@ -3,6 +3,8 @@
 
 from libc.string cimport memset
 
+from itertools import zip_longest
+
 import numpy as np
 
 cimport numpy as cnp
@@ -50,11 +52,12 @@ cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     """Return the shape of the result of two."""
     if cnp.PyArray_SAMESHAPE(a, b):
         return (<object>a).shape
-    try:
-        return np.broadcast_shapes((<object>a).shape, (<object>b).shape)
-    except ValueError:
-        raise ValueError(f"b with shape {(<object>b).shape} must broadcast with a, which has shape "
-                         f"{(<object>a).shape}") from None
+    of_a, of_b = (<object>a).shape, (<object>b).shape
+    # Unlike np.broadcast_shapes, of as many axes as an array can have.
+    pairs = list(zip_longest(of_a[::-1], of_b[::-1], fillvalue=1))
+    if [1 for m, n in pairs if m != n and 1 not in (m, n)]:
+        raise ValueError(f"b with shape {of_b} must broadcast with a, which has shape {of_a}")
+    return tuple([n if m == 1 else m for m, n in pairs][::-1])
 
 
 def take_table(q, table, out):

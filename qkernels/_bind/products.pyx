@@ -3,7 +3,7 @@
 
 from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.ref cimport PyObject
 
-from .arrays import FLOATS, as_array, raise_not_finite
+from .arrays import FLOATS, as_array, copied, raise_not_finite
 from .runtime import shown
 
 from .arrays cimport (
@@ -20,9 +20,10 @@ from .arrays cimport (
     rounding_code,
 )
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_FLOATS, QK_GEMM16, QK_GEMM4,
-    qk_gemm8_batch, QK_HALF_AWAY, qk_minmax, qk_most_rows, qk_multiply, QK_RELU, qk_rounding, qk_rows, qk_rows_type,
-    qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT, QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_F32, QK_FLOATS, QK_GEMM16,
+    QK_GEMM4, qk_gemm8_batch, QK_HALF_AWAY, QK_HALF_EVEN, QK_I8, qk_minmax, qk_most_rows, qk_multiply, qk_params,
+    qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
+    QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
 from .weights cimport need_eight_bits, Packed
@@ -82,9 +83,9 @@ cdef int multiply(const qk_rows *source, Packed b, const qk_epilogue *epilogue, 
 
 
 cdef int check_status(int status, object x) except -1:
-    """Raise what the status of a product says, whose left operand is x."""
+    """Raise what the status of a product, or of a convolution or pool, says, whose rows are of x."""
     if status == -1:
-        raise MemoryError("no memory for the packed rows of a")
+        raise MemoryError(f"no memory to gather rows of the input, which has shape {x.shape}")
     if status == -2:
         raise_not_finite(x)
     return 0
@@ -260,7 +261,7 @@ cdef cnp.ndarray int16_codes(codes, name):
     """Return codes of at most 16 bits as int16 in native byte order."""
     if codes.dtype.newbyteorder("=") not in (np.int16, np.int8, np.uint8):
         raise TypeError(f"{name} must be int16, int8 or uint8 where the other is int16, got {codes.dtype}")
-    return codes.astype(np.int16, copy=False)
+    return codes if codes.dtype == np.int16 else copied(codes, np.int16)
 
 
 cdef int refuse_overflow(Packed b, int64_t largest, int64_t bias) except -1:
@@ -309,6 +310,20 @@ def clamp_bounds(clamp):
     if not lo <= hi:
         raise ValueError(f"clamp must have lo <= hi, got {shown(clamp)}")
     return lo, hi
+
+
+def clamp_codes(clamp, Params to, bint even):
+    """Return the codes of real bounds: rounding is monotonic, so they clamp codes as the bounds clamp values."""
+    cdef qk_scope _mode = qk_enter_scope()
+    lo, hi = clamp_bounds(clamp)
+    cdef float[2] bounds
+    cdef uint8_t[2] codes
+    cdef qk_params p = to.c
+    bounds[0], bounds[1], p.length = <float><double>lo, <float><double>hi, 2
+    qk_quantize(bounds, QK_F32, codes, to.storage, &p, QK_HALF_EVEN if even else QK_HALF_AWAY)
+    if to.storage == QK_I8:
+        return <int8_t>codes[0], <int8_t>codes[1]
+    return codes[0], codes[1]
 
 
 cdef cnp.ndarray residual_of(residual, cnp.ndarray y, bint is_out):
@@ -387,7 +402,8 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
     unit.real, unit.bias = epilogue.activation > QK_RELU, floats(real_bias)
     if real_bias is not None and not qk_minmax(unit.bias, unit.n, &lo, &hi):
         raise_not_finite(real_bias, "bias")
-    cdef cnp.ndarray columns = np.zeros((3, b.c.n_pad), np.float32), wide = None
+    cdef cnp.npy_intp[2] shape = [3, b.c.n_pad]
+    cdef cnp.ndarray columns = cnp.PyArray_ZEROS(2, shape, cnp.NPY_FLOAT32, 0), wide = None
     cdef float *multiplier = floats(columns)
     cdef float *scale = multiplier + b.c.n_pad
     cdef float *bias = scale + b.c.n_pad
@@ -402,11 +418,12 @@ cdef set_multipliers(qk_epilogue *epilogue, float a_scale, Packed b, float out_s
 cdef int64_t largest_magnitude(cnp.ndarray x):
     """Return the largest magnitude of contiguous int32 values."""
     cdef const int32_t *values = int32s(x)
-    cdef int64_t largest = 0
+    cdef int32_t lo = 0, hi = 0
     cdef Py_ssize_t i
-    for i in range(cnp.PyArray_SIZE(x)):
-        largest = max(largest, -<int64_t>values[i] if values[i] < 0 else values[i])
-    return largest
+    for i in range(cnp.PyArray_SIZE(x)):  # two bounds, which compilers turn into vectors
+        lo = min(lo, values[i])
+        hi = max(hi, values[i])
+    return max(-<int64_t>lo, <int64_t>hi)
 
 
 cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
@@ -435,10 +452,10 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
     else:
         scale = b._kept.scale if isinstance(b._kept, Params) else b._columns()[0]
         mantissa, shift = multipliers_of_scales(of, scale, to)
-        columns = b.padded(mantissa, np.int32), b.padded(shift, np.int32)
+        columns = b.padded(mantissa, INT32), b.padded(shift, INT32)
         epilogue.requant.mantissa, epilogue.requant.shift = int32s(columns[0]), int32s(columns[1])
     if int_bias is not None:
-        int_bias = b.padded(int_bias, np.int32)
+        int_bias = b.padded(int_bias, INT32)
     epilogue.int_bias = int32s(int_bias)
     return columns, int_bias
 

@@ -11,7 +11,7 @@ from cpython.pyport cimport PY_SSIZE_T_MAX
 
 from .arrays import CODE_TYPES, raise_not_finite
 
-from .arrays cimport data_of, float_type, floats, int32s
+from .arrays cimport data_of, float_type, floats, int32s, PyArray_ISCARRAY_RO
 from .c cimport (
     qk_dtype, QK_GEMM4, QK_GEMM8, qk_matrix, QK_NO_MEMORY, QK_NOT_FINITE, QK_PER_AXIS, QK_PER_BLOCK,
     QK_PER_TENSOR, qk_weights_fill, qk_weights_init, qk_weights_params, qk_weights_unpack,
@@ -71,7 +71,11 @@ cdef class Packed:
         return <char *>data_of(memory) + (-<Py_ssize_t>data_of(memory) & 63)
 
     cdef padded(self, values, dtype):
-        """Return one entry a column, and zeros up to whole panels."""
+        """Return one entry a column, and zeros up to whole panels; what is like that already is not copied."""
+        if self.c.n == self.c.n_pad and cnp.PyArray_CheckExact(values) and values.dtype is dtype \
+                and cnp.PyArray_NDIM(values) == 1 and PyArray_ISCARRAY_RO(<cnp.ndarray>values) \
+                and <size_t>cnp.PyArray_SIZE(values) == self.c.n:
+            return values
         result = np.zeros(self.c.n_pad, dtype)
         result[: self.c.n] = values
         return result

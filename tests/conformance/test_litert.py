@@ -7,75 +7,25 @@ double and rounds once. 31 bits of that multiplier give the same code but where 
 `gemmlowp`: its QUANTIZE kernel from int32, which rounds twice; ties and all.
 """
 
-import flatbuffers
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from graphs import ACTIVATIONS, convolution_options, litert_run, options_of, tensor
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
-TYPES = {
-    "uint8": schema.TensorType.UINT8,
-    "int8": schema.TensorType.INT8,
-    "int16": schema.TensorType.INT16,
-    "int32": schema.TensorType.INT32,
-}
-
-
-def tensor(shape, dtype, params=None):
-    """A tensor's description; `params` = (scale or one scale a row, zero point)."""
-    t = schema.TensorT()
-    t.name, t.shape, t.type, t.buffer = b"", list(shape), TYPES[np.dtype(dtype).name], 0
-    if params is not None:
-        t.quantization = schema.QuantizationParametersT()
-        t.quantization.scale = np.atleast_1d(params[0]).astype(np.float32)
-        t.quantization.zeroPoint = np.full(np.size(params[0]), params[1], np.int64)
-        t.quantization.quantizedDimension = 0
-    return t
-
-
-def litert_run(x, operator, options_name, options, tensors, constants):
-    """The last of `tensors` as the reference kernel computes it. The first is x; `constants` are those between, or None
-    for an input that is left out."""
-    model, graph, node, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
-    model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [code], [graph]
-    code.builtinCode = code.deprecatedBuiltinCode = operator
-    code.version = 4
-    for t, constant in zip(tensors[1:], constants):
-        if constant is not None:
-            data = schema.BufferT()
-            data.data = np.frombuffer(np.ascontiguousarray(constant).tobytes(), np.uint8)
-            t.buffer = len(model.buffers)
-            model.buffers.append(data)
-    last = len(tensors) - 1
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [0], [last], [node]
-    node.inputs = [0] + [-1 if constant is None else i for i, constant in enumerate(constants, 1)]
-    node.opcodeIndex, node.outputs = 0, [last]
-    node.builtinOptionsType, node.builtinOptions = getattr(schema.BuiltinOptions, options_name), options
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    interpreter = Interpreter(
-        model_content=bytes(builder.Output()), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
-    )
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
-
 
 def fully_connected(x, px, w, pw, py, bias=None, relu=False):
     """int8 codes x (m, k) times weights w (n, k); each p is (scale, zero point)."""
-    options = schema.FullyConnectedOptionsT()
-    options.fusedActivationFunction = getattr(schema.ActivationFunctionType, "RELU" if relu else "NONE")
+    options = options_of("FullyConnected", fusedActivationFunction=ACTIVATIONS[relu])
     tensors = [
         tensor(x.shape, x.dtype, px),
         tensor(w.shape, w.dtype, pw),
         tensor(w.shape[:1], np.int32, (np.float32(px[0]) * pw[0], 0)),
         tensor((len(x), len(w)), np.int8, py),
     ]
-    return litert_run(x, schema.BuiltinOperator.FULLY_CONNECTED, "FullyConnectedOptions", options, tensors, [w, bias])
+    return litert_run(x, schema.BuiltinOperator.FULLY_CONNECTED, options, tensors, [w, bias])
 
 
 def qlinear(x, px, w, pw, py, bias=None, relu=False):
@@ -177,13 +127,7 @@ def convolution(x, px, w, pw, py, bias, where):
     dilation, whether padding is SAME, and whether each channel is a group."""
     stride, dilation, same, depthwise = where
     name = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
-    kind = "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions"
-    options = getattr(schema, f"{kind}T")()
-    options.padding = schema.Padding.SAME if same else schema.Padding.VALID
-    options.strideH = options.strideW = stride
-    options.dilationHFactor = options.dilationWFactor = dilation
-    if depthwise:
-        options.depthMultiplier = 1
+    options = convolution_options(depthwise, same, stride, dilation)
     weights = np.ascontiguousarray(w.transpose((2, 0, 1, 3) if depthwise else (3, 0, 1, 2)))
     of_weights = tensor(weights.shape, w.dtype, pw)
     of_weights.quantization.quantizedDimension = 3 if depthwise else 0
@@ -195,7 +139,7 @@ def convolution(x, px, w, pw, py, bias, where):
         tensor(bias.shape, np.int32, (np.float32(px[0]) * pw[0], 0)),
         tensor((len(x), side, side, w.shape[3]), np.int8, py),
     ]
-    return litert_run(x, getattr(schema.BuiltinOperator, name), kind, options, tensors, [weights, bias])
+    return litert_run(x, getattr(schema.BuiltinOperator, name), options, tensors, [weights, bias])
 
 
 @pytest.mark.parametrize("depthwise", [False, True])
@@ -251,9 +195,7 @@ def test_gemmlowp(dtype, powers_of_two, isas):
         acc = acc.astype(np.int32)
         zero_point = rng.integers(-100, 100) if dtype == "int8" else 0
         tensors = [tensor((n,), np.int32, (scale_in, 0)), tensor((n,), dtype, (scale_out, zero_point))]
-        want = litert_run(
-            acc, schema.BuiltinOperator.QUANTIZE, "QuantizeOptions", schema.QuantizeOptionsT(), tensors, []
-        )
+        want = litert_run(acc, schema.BuiltinOperator.QUANTIZE, options_of("Quantize"), tensors, [])
         params = qk.QParams(1, zero_point, dtype)
         for isa in isas():
             assert_array_equal(qk.requantize(acc, m, params, rounding="gemmlowp"), want, err_msg=isa, strict=True)
@@ -264,12 +206,11 @@ def test_gemmlowp(dtype, powers_of_two, isas):
 
 def two(operator, a, pa, b, pb, py, relu):
     """ADD or MUL."""
-    options = getattr(schema, f"{operator.capitalize()}OptionsT")()
-    options.fusedActivationFunction = getattr(schema.ActivationFunctionType, "RELU" if relu else "NONE")
+    options = options_of(operator.capitalize(), fusedActivationFunction=ACTIVATIONS[relu])
     shape = np.broadcast_shapes(a.shape, b.shape)
     tensors = [tensor(a.shape, a.dtype, pa), tensor(b.shape, a.dtype, pb), tensor(shape, a.dtype, py)]
     number = getattr(schema.BuiltinOperator, operator)
-    return litert_run(a, number, f"{operator.capitalize()}Options", options, tensors, [b])
+    return litert_run(a, number, options, tensors, [b])
 
 
 def any_codes(rng, shape, dtype):
@@ -307,10 +248,9 @@ def test_concatenation_of_uint8():
     rng, x = np.random.default_rng(0), np.arange(256, dtype=np.uint8)
     for _ in range(200):
         parts, py = [any_params(rng, "uint8") for _ in range(2)], any_params(rng, "uint8")
-        options = schema.ConcatenationOptionsT()
-        options.axis = 0
+        options = options_of("Concatenation", axis=0)
         tensors = [*(tensor(x.shape, x.dtype, p) for p in parts), tensor((512,), x.dtype, py)]
-        want = litert_run(x, schema.BuiltinOperator.CONCATENATION, "ConcatenationOptions", options, tensors, [x])
+        want = litert_run(x, schema.BuiltinOperator.CONCATENATION, options, tensors, [x])
         of = [(x, qk.QParams(*p, "uint8")) for p in parts]
         got = qk.qconcatenate(of, qk.QParams(*py, "uint8"), axis=0, rounding="tflite")
         assert_array_equal(got, want, err_msg=f"{parts} {py}", strict=True)

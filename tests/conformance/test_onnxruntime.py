@@ -7,8 +7,8 @@ floats beside them, and extremes. NaN is left out: onnxruntime gives it whatever
 import numpy as np
 import onnxruntime
 import pytest
+from graphs import onnxruntime_run
 from numpy.testing import assert_array_equal
-from onnx import helper, numpy_helper
 
 import qkernels as qk
 from qkernels._bind import runtime
@@ -37,30 +37,6 @@ def unless_old_is_wrong(*case):
 
 
 every_case = pytest.mark.parametrize(("dtype", "layout"), [(d, name) for d in DTYPES for name in LAYOUTS])
-
-
-def onnxruntime_run(operator, inputs, out_dtypes, domain="", **attributes):
-    """The outputs of one node; types that NumPy does not have leave the graph through a Cast."""
-    outs, infos = [f"y{i}" for i in range(len(out_dtypes))], []
-    nodes = [helper.make_node(operator, list(inputs), outs, domain=domain, **attributes)]
-    for out, dtype in zip(outs, map(np.dtype, out_dtypes)):
-        if dtype.isbuiltin != 1:
-            dtype = np.dtype("float32" if "float" in dtype.name else "int8")
-            nodes.append(
-                helper.make_node("Cast", [out], [out := f"{out}_cast"], to=helper.np_dtype_to_tensor_dtype(dtype))
-            )
-        infos.append(helper.make_tensor_value_info(out, helper.np_dtype_to_tensor_dtype(dtype), None))
-    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in inputs.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, operator, [], infos, constants),
-        opset_imports=[helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)],
-        ir_version=10,
-    )
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [y.astype(dtype) for y, dtype in zip(session.run(None, {}), out_dtypes)]
 
 
 def bits(x):
@@ -412,3 +388,46 @@ def test_qlinear_global_average_pool(isas):
         for isa in isas():
             got = qk.qglobal_average_pool(x.transpose(0, 2, 3, 1), qk.QParams(*params, dtype), qk.QParams(*to, dtype))
             assert_array_equal(got, want.transpose(0, 2, 3, 1), err_msg=isa, strict=True)
+
+
+def window_sums(x, kernel, strides, pads):
+    """Return the sums over windows of x (N, C, H, W), zeros standing outside."""
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
+    return seen[:, :, :: strides[0], :: strides[1]].sum(axis=(4, 5))
+
+
+@pytest.mark.parametrize("count_include_pad", [False, True])
+def test_qlinear_average_pool(isas, count_include_pad):
+    """onnxruntime adds floats, and the zero point before it rounds; so it may be one off next to ties, and only there.
+
+    The sums are exact here.
+    """
+    rng = np.random.default_rng(0)
+    for dtype, kernel, strides, pads in (
+        ("uint8", (3, 3), (2, 2), (1, 1, 1, 1)),
+        ("int8", (3, 3), (1, 1), (1, 0, 1, 2)),
+        ("uint8", (2, 2), (2, 2), (0, 0, 0, 0)),
+        ("int8", (5, 3), (2, 1), (2, 1, 0, 1)),
+    ):
+        x = random_codes(rng, dtype, (3, 131, 23, 26))
+        params, to = ((np.float32(rng.uniform(0.1, 0.2)), random_codes(rng, dtype, ())) for _ in range(2))
+        inputs = {"x": x, "xs": params[0], "xz": params[1], "ys": to[0], "yz": to[1]}
+        where = dict(kernel_shape=kernel, strides=strides, pads=pads, count_include_pad=int(count_include_pad))
+        want = onnxruntime_run("QLinearAveragePool", inputs, [dtype], domain="com.microsoft", **where)[0]
+        count = window_sums(np.ones_like(x, np.int64), kernel, strides, pads)
+        total = window_sums(x.astype(np.int64) - params[1].astype(np.int64), kernel, strides, pads)
+        real = total * np.float64(params[0]) / to[0] / (np.prod(kernel) if count_include_pad else count)
+        near_tie = np.abs(np.abs(real - np.floor(real)) - 0.5) < 1e-4
+        for isa in isas():
+            got = qk.qaverage_pool2d(
+                x.transpose(0, 2, 3, 1),
+                qk.QParams(*params, dtype),
+                qk.QParams(*to, dtype),
+                kernel,
+                strides=strides,
+                padding=pads,
+                count_include_pad=count_include_pad,
+            ).transpose(0, 3, 1, 2)
+            off = np.abs(got.astype(int) - want)
+            assert off.max() <= 1 and not off[~near_tie].any() and near_tie.mean() < 0.01, (isa, where)

@@ -120,10 +120,10 @@ static inline __m512i some_bytes(uint64_t some, const void *p)
     return simde__m512i_from_private(n);
 }
 
-static inline void store_some(void *p, uint32_t some, __m256i a)
+static inline void store_bytes(void *p, uint64_t some, __m512i a)
 {
-    const simde__m256i_private n = simde__m256i_to_private(a);
-    for (int i = 0; i < 32; i++)
+    const simde__m512i_private n = simde__m512i_to_private(a);
+    for (int i = 0; i < 64; i++)
         if (some >> i & 1) ((uint8_t *)p)[i] = n.u8[i];
 }
 
@@ -133,7 +133,11 @@ static inline void store_some(void *p, uint32_t some, __m256i a)
 #undef _mm512_cvtps_epi32
 #undef _mm512_cmpeq_epi16_mask
 #define _mm512_maskz_loadu_epi8(some, p) some_bytes(some, p)
-#define _mm256_mask_storeu_epi8(p, some, a) store_some(p, some, a)
+#define _mm256_maskz_loadu_epi8(some, p) simde_mm512_castsi512_si256(some_bytes((uint32_t)(some), p))
+#define _mm_maskz_loadu_epi8(some, p) simde_mm512_castsi512_si128(some_bytes((uint16_t)(some), p))
+#define _mm512_mask_storeu_epi8(p, some, a) store_bytes(p, some, a)
+#define _mm256_mask_storeu_epi8(p, some, a) store_bytes(p, (uint32_t)(some), simde_mm512_castsi256_si512(a))
+#define _mm_mask_storeu_epi8(p, some, a) store_bytes(p, (uint16_t)(some), simde_mm512_castsi128_si512(a))
 #define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
 #define _mm512_fmadd_pd(a, b, c) fused_doubles(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)

@@ -179,43 +179,4 @@ static void gather_rows(const qk_patches *of, size_t first, size_t rows, int a_b
         gather(&g, first, rows, to, lda, sums, 2);
 }
 
-/* ---- pools ---- */
-
-static void max_codes(const uint8_t *const *from, size_t count, size_t n, uint8_t flip, uint8_t *restrict to)
-{
-    for (size_t i = 0; i < n; i++) to[i] = from[0][i] ^ flip;
-    for (size_t tap = 1; tap < count; tap++) {
-        const uint8_t *restrict codes = from[tap];
-        for (size_t i = 0; i < n; i++) {
-            const uint8_t code = codes[i] ^ flip;
-            to[i] = to[i] > code ? to[i] : code;
-        }
-    }
-    for (size_t i = 0; i < n; i++) to[i] ^= flip;
-}
-
-static void add_codes(const uint8_t *const *from, size_t count, size_t n, uint8_t flip, int32_t *restrict sums)
-{
-    enum { CHANNELS = 256, PIXELS = 256 }; /* 256 * 255 < 2^16 */
-    for (size_t done = 0; done < n; done += CHANNELS) {
-        const size_t some = min_size(n - done, CHANNELS);
-        for (size_t first = 0; first < count; first += PIXELS) {
-            const size_t last = min_size(count, first + PIXELS);
-            uint16_t part[CHANNELS] = {0};
-            for (size_t tap = first; tap < last; tap++) {
-                const uint8_t *restrict codes = from[tap] + done;
-                for (size_t i = 0; i < some; i++) part[i] = (uint16_t)(part[i] + (codes[i] ^ flip));
-            }
-            for (size_t i = 0; i < some; i++) sums[done + i] = (int32_t)((uint32_t)sums[done + i] + part[i]);
-        }
-    }
-}
-
-static void average_codes(const int32_t *sums, size_t n, float multiplier, const qk_requant *r, uint8_t *to)
-{
-    const int32_t zero_point = r->zero_point;
-    const float lo = (float)(r->qmin - zero_point), hi = (float)(r->qmax - zero_point);
-    for (size_t i = 0; i < n; i++) to[i] = (uint8_t)scale_to_code((float)sums[i] * multiplier, lo, hi, zero_point, 0);
-}
-
 #endif

@@ -166,6 +166,7 @@ static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
 
 /* ---- a single column ---- */
 
+#ifndef HAVE_COLUMN_SUMS
 /* Sums of so many products fit 32 bits: 65536 * 255 * 128 < 2^31. */
 enum { COLUMN_STRETCH = 65536 };
 
@@ -183,11 +184,10 @@ static inline int32_t sum_int16(const int16_t *restrict a, const int16_t *restri
     return sum;
 }
 
-static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c,
-                        size_t ldc)
+static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
 {
     const char *row = a, *b = column;
-    for (; rows > 0; rows--, row += lda, c += ldc) {
+    for (; rows > 0; rows--, row += lda, c++) {
         uint32_t sum = 0;
         for (size_t done = 0, n, size = (size_t)a_bytes; done < k; done += n) {
             n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
@@ -198,6 +198,7 @@ static void column_sums(int rows, size_t k, const void *a, size_t lda, const voi
         *c = (int32_t)sum;
     }
 }
+#endif
 
 /* ---- what becomes of a tile ---- */
 

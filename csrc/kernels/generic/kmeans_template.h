@@ -100,6 +100,92 @@ static void TYPED(scan)(const REAL *tile, size_t d, const REAL *centroids, const
     }
 }
 
+/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie
+ * `stride` values apart. Squares of 16 bytes a side are transposed at a time. */
+static void TYPED(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
+{
+    enum { SIDE = 16 / sizeof(REAL) };
+    for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
+        const REAL *row[SIDE];
+        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * stride;
+        size_t f = 0;
+        for (; f + SIDE <= d; f += SIDE) TYPED(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
+        for (; f < d; f++)
+            for (size_t r = 0; r < SIDE; r++) tile[f * QK_KMEANS_TILE + i + r] = row[r][f];
+    }
+}
+
+/* ---- at most 16 centroids: points stay rows ---- */
+
+#if VECTOR == 64
+/* Centroids as columns (d, 16); the infinite one fills up. */
+static void TYPED(turn)(const qk_kmeans *p, REAL *columns)
+{
+    const REAL *centroids = p->centroids;
+    for (size_t f = 0; f < p->d; f++)
+        for (size_t j = 0; j < 16; j++) columns[16 * f + j] = centroids[min_size(j, p->k) * p->d + f];
+}
+
+/* Squared distances of rows to 16 centroids: 8 sums, for `parts` registers a row. Lines of the rows `next`, as many,
+ * are asked for meanwhile. */
+static QK_INLINE void TYPED(distances_of)(const int parts, const REAL *const *row, const REAL *const *next, size_t d,
+                                          const REAL *columns, REAL *to)
+{
+    enum { LANES = VECTOR / sizeof(REAL), LINE = 64 / sizeof(REAL) };
+    const REAL *x0 = row[0], *x1 = row[1 / parts], *x2 = row[2 / parts], *x3 = row[3 / parts];
+    const REAL *x4 = row[4 / parts], *x5 = row[5 / parts], *x6 = row[6 / parts], *x7 = row[7 / parts];
+    const size_t at1 = 1 % parts * LANES, at2 = 2 % parts * LANES, at3 = 3 % parts * LANES, at4 = 4 % parts * LANES,
+                 at5 = 5 % parts * LANES, at6 = 6 % parts * LANES, at7 = 7 % parts * LANES;
+    const TYPED(lanes) zero = {0};
+    TYPED(lanes) a0 = zero, a1 = zero, a2 = zero, a3 = zero, b0 = zero, b1 = zero, b2 = zero, b3 = zero;
+    for (size_t f = 0; f < d; f++, columns += 16) {
+        if (f % LINE == 0)
+            for (int r = 0; r < 8 / parts; r++) __builtin_prefetch(next[r] + f);
+        TYPED(lanes)
+        t0 = TYPED(minus)(TYPED(load)(columns), x0 + f), t1 = TYPED(minus)(TYPED(load)(columns + at1), x1 + f),
+        t2 = TYPED(minus)(TYPED(load)(columns + at2), x2 + f), t3 = TYPED(minus)(TYPED(load)(columns + at3), x3 + f);
+        TYPED(fence)(&t0, &t1, &t2, &t3);
+        a0 = TYPED(multiply_add)(t0, a0), a1 = TYPED(multiply_add)(t1, a1), a2 = TYPED(multiply_add)(t2, a2),
+        a3 = TYPED(multiply_add)(t3, a3);
+        t0 = TYPED(minus)(TYPED(load)(columns + at4), x4 + f), t1 = TYPED(minus)(TYPED(load)(columns + at5), x5 + f),
+        t2 = TYPED(minus)(TYPED(load)(columns + at6), x6 + f), t3 = TYPED(minus)(TYPED(load)(columns + at7), x7 + f);
+        TYPED(fence)(&t0, &t1, &t2, &t3);
+        b0 = TYPED(multiply_add)(t0, b0), b1 = TYPED(multiply_add)(t1, b1), b2 = TYPED(multiply_add)(t2, b2),
+        b3 = TYPED(multiply_add)(t3, b3);
+    }
+    const TYPED(lanes) sums[8] = {a0, a1, a2, a3, b0, b1, b2, b3};
+    memcpy(to, sums, sizeof sums);
+}
+
+/* As `scan` finds them, of points of x at once, from centroids as columns: points are not turned, distances are. */
+static void TYPED(scan_rows)(const REAL *x, size_t d, const int32_t *points, size_t count, const REAL *columns,
+                             const TYPED(ahead) * ahead, TYPED(two) * found)
+{
+    enum { LANES = VECTOR / sizeof(REAL), PARTS = 16 / LANES, ROWS = 8 / PARTS };
+    REAL distances[16 * QK_KMEANS_TILE], turned[16 * QK_KMEANS_TILE];
+    int32_t all[QK_KMEANS_TILE];
+    for (size_t i = 0; i < QK_KMEANS_TILE; i += ROWS) {
+        const REAL *row[ROWS], *next[ROWS];
+        for (size_t r = 0; r < ROWS; r++) {
+            row[r] = next[r] = x + (size_t)points[min_size(i + r, count - 1)] * d;
+            if (ahead->count) next[r] = ahead->x + (size_t)ahead->points[min_size(i + r, ahead->count - 1)] * d;
+        }
+        TYPED(distances_of)(PARTS, row, next, d, columns, distances + 16 * i);
+    }
+    for (int i = 0; i < QK_KMEANS_TILE; i++) all[i] = i;
+    TYPED(gather)(distances, 16, 16, all, QK_KMEANS_TILE, turned);
+    for (size_t at = 0; at < QK_KMEANS_TILE; at += LANES) {
+        const TYPED(lanes) zero = {0};
+        TYPED(lanes) first = zero + (REAL)INFINITY, second = first;
+        TYPED(indices) nearest = {0};
+        for (int32_t j = 0; j < 16; j++)
+            TYPED(keep_two)(TYPED(load)(turned + j * QK_KMEANS_TILE + at), j, &first, &second, &nearest);
+        *(TYPED(stored_lanes) *)(found->first + at) = first, *(TYPED(stored_lanes) *)(found->second + at) = second;
+        *(TYPED(indices) *)(found->nearest + at) = nearest;
+    }
+}
+#endif
+
 /* A distance, for bounds: 16 bytes at a time, so that it is the same on every instruction set. */
 static inline REAL TYPED(distance)(const REAL *x, const REAL *c, size_t d)
 {
@@ -117,36 +203,29 @@ static inline REAL TYPED(distance)(const REAL *x, const REAL *c, size_t d)
 
 /* ---- a chunk of points ---- */
 
-/* Points of `rows`, an index each, as columns of a tile (d x QK_KMEANS_TILE); the last one fills up. Points lie
- * `stride` values apart. Squares of 16 bytes a side are transposed at a time. */
-static void TYPED(gather)(const REAL *x, size_t stride, size_t d, const int32_t *rows, size_t count, REAL *tile)
-{
-    enum { SIDE = 16 / sizeof(REAL) };
-    for (size_t i = 0; i < QK_KMEANS_TILE; i += SIDE) {
-        const REAL *row[SIDE];
-        for (size_t r = 0; r < SIDE; r++) row[r] = x + (size_t)rows[i + r < count ? i + r : count - 1] * stride;
-        size_t f = 0;
-        for (; f + SIDE <= d; f += SIDE) TYPED(transpose)(row, f, tile + f * QK_KMEANS_TILE + i);
-        for (; f < d; f++)
-            for (size_t r = 0; r < SIDE; r++) tile[f * QK_KMEANS_TILE + i + r] = row[r][f];
-    }
-}
-
 /* Moves the bounds of points as far as centroids moved, and lists the points whose bounds do not prove that the label
  * stays. Two rounds: in the second the upper bound is an actual distance again, unless there is no label yet or
  * distances to all centroids cost little more. */
 static size_t TYPED(doubtful)(const qk_kmeans *p, size_t begin, size_t end, int32_t *list)
 {
-    const REAL *moved = p->moved, *passed = p->passed, *half = p->half, *x = p->x, *centroids = p->centroids;
-    REAL *upper = p->upper, *lower = p->lower;
+    const REAL *restrict moved = p->moved, *restrict passed = p->passed, *restrict half = p->half, *x = p->x;
+    const REAL *centroids = p->centroids;
+    REAL *restrict upper = p->upper, *restrict lower = p->lower;
     const REAL above = 1 + (REAL)(p->d + 8) * EPSILON;
     size_t count = 0, rest = 0;
-    for (size_t i = begin; i < end; i++) {
-        const int32_t a = p->labels[i];
-        const REAL u = (upper[i] + moved[a]) * (1 + 4 * EPSILON), l = lower[i] - passed[a];
-        upper[i] = u, lower[i] = l * (1 - 4 * EPSILON);
-        list[count] = (int32_t)(i - begin);
-        count += !(u < (l > half[a] ? l : half[a]));
+    for (size_t at = begin; at < end; at += 64) { /* two loops, of which the first becomes vectors */
+        const size_t points = min_size(end - at, 64);
+        INTEGER doubt[64];
+        for (size_t i = 0; i < points; i++) {
+            const int32_t a = p->labels[at + i];
+            const REAL u = (upper[at + i] + moved[a]) * (1 + 4 * EPSILON), l = lower[at + i] - passed[a], h = half[a];
+            upper[at + i] = u, lower[at + i] = l * (1 - 4 * EPSILON);
+            doubt[i] = !(u < (l > h ? l : h));
+        }
+        for (size_t i = 0; i < points; i++) {
+            list[count] = (int32_t)(at + i - begin);
+            count += (size_t)doubt[i];
+        }
     }
     if (p->k < 32 || upper[begin] == (REAL)INFINITY) return count;
     for (size_t j = 0; j < count; j++) {
@@ -234,7 +313,7 @@ static QK_NOINLINE void TYPED(look_again)(const qk_kmeans *p, size_t begin, cons
 
 /* Labels and bounds of up to QK_KMEANS_TILE points, to which no centroid that is not listed is nearer than `beyond`
  * less the upper bound; `count` may be larger, and says then that these come next. The list ascends, so that ties go to
- * the lower index. Returns the number of labels that changed. */
+ * the lower index; without one `tile` has all centroids as columns. Returns the number of labels that changed. */
 static size_t TYPED(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t *points, size_t count,
                                  const int32_t *list, size_t listed, REAL beyond, REAL *tile)
 {
@@ -246,8 +325,14 @@ static size_t TYPED(assign_tile)(const qk_kmeans *p, size_t begin, const int32_t
     count -= rest;
     const TYPED(ahead) ahead = {(const REAL *)p->x + begin * p->d, points + count, min_size(rest, QK_KMEANS_TILE)};
     TYPED(two) found;
-    TYPED(gather)((const REAL *)p->x + begin * p->d, p->d, p->d, points, count, tile);
-    TYPED(scan)(tile, p->d, p->centroids, list, listed, &ahead, &found);
+    const REAL *x = (const REAL *)p->x + begin * p->d;
+#if VECTOR == 64
+    if (!list) TYPED(scan_rows)(x, p->d, points, count, tile, &ahead, &found);
+#endif
+    if (list) {
+        TYPED(gather)(x, p->d, p->d, points, count, tile);
+        TYPED(scan)(tile, p->d, p->centroids, list, listed, &ahead, &found);
+    }
     for (size_t i = 0; i < QK_KMEANS_TILE; i++) {
         found.first[i] = TYPED(root)(found.first[i]) * above + TINY;
         found.second[i] = TYPED(root)(found.second[i]);
@@ -273,8 +358,12 @@ static size_t TYPED(assign_all)(const qk_kmeans *p, size_t begin, const int32_t 
     const size_t listed = (p->k + 3) / 4 * 4;
     size_t changed = 0;
     const size_t look = tiles_a_look(p) * QK_KMEANS_TILE;
+    const int32_t *list = s->all;
+#if VECTOR == 64 /* with shorter registers to turn points costs less than this */
+    if (QK_KMEANS_FEW <= p->k && p->k <= 16 && p->d >= 16) list = NULL, TYPED(turn)(p, s->tile);
+#endif
     for (size_t at = 0; at < count && !(at % look == 0 && s->stopped()); at += QK_KMEANS_TILE)
-        changed += TYPED(assign_tile)(p, begin, points + at, count - at, s->all, listed, (REAL)INFINITY, s->tile);
+        changed += TYPED(assign_tile)(p, begin, points + at, count - at, list, listed, (REAL)INFINITY, s->tile);
     return changed;
 }
 

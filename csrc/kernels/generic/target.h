@@ -49,6 +49,9 @@
 #endif
 
 /* Operations that may be absent (kernels/families). */
+#ifndef DEPTHWISE_CODES
+#define DEPTHWISE_CODES NULL
+#endif
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif
@@ -87,6 +90,7 @@
  *     HAVE_NONZERO_GROUP  nonzero_group: GROUP16 values, of which those that are not 0 are stored; room for all of them
  *                         (histogram.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
+ *     HAVE_COLUMN_SUMS    column_sums (gemm8.h)
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)

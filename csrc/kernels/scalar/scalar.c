@@ -153,11 +153,11 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 
 /* ---- depthwise (numerics 22) ---- */
 
-static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels,
-                            uint8_t flip, char *to, size_t ld)
+static void interleave_taps(const qk_seen_rows *rows, size_t columns, uint8_t flip, char *to, size_t ld)
 {
     for (size_t i = 0; i < columns; i++, to += ld)
-        for (size_t j = 0; j < 4 * channels; j++) to[j] = (char)(rows[j % 4][i * stride[j % 4] + j / 4] ^ flip);
+        for (size_t j = 0; j < 4 * rows->channels; j++)
+            to[j] = (char)(rows->from[j % 4][0][i * rows->stride[j % 4][0] + j / 4] ^ flip);
 }
 
 static int32_t sum_of_taps(const char *a, const char *weights, int wide)
@@ -171,16 +171,43 @@ static int32_t sum_of_taps(const char *a, const char *weights, int wide)
     return sum;
 }
 
-static void depthwise_tile(int rows, size_t channels, const qk_steps *steps, const char *a, const char *weights,
-                           const int32_t *init, int32_t *c)
+static void depthwise_tile(int rows, const qk_steps *steps, const char *a, const char *weights, const int32_t *init,
+                           int32_t *c)
 {
     for (int row = 0; row < rows; row++, a += steps->pixel)
-        for (size_t j = 0; j < channels; j++) {
+        for (size_t j = 0; j < VECTOR; j++) {
             uint32_t sum = (uint32_t)init[j];
             for (size_t s = 0; s < steps->count; s++)
                 sum += (uint32_t)sum_of_taps(a + steps->offset[s] + 4 * j, weights + (s * VECTOR + j) * 4, steps->wide);
             c[(size_t)row * NR + j] = (int32_t)sum;
         }
+}
+
+/* ---- pools (numerics 22) ---- */
+
+static void max_windows(const qk_windows *of)
+{
+    for (size_t i = 0; i < of->windows * of->channels; i++) {
+        const size_t at = i / of->channels * of->step + i % of->channels;
+        uint8_t most = 0;
+        for (size_t tap = 0; tap < of->count; tap++) {
+            const uint8_t code = of->from[tap][at] ^ of->flip;
+            most = most > code ? most : code;
+        }
+        of->to[i] = most ^ of->flip;
+    }
+}
+
+static void average_windows(const qk_windows *of)
+{
+    const int32_t zero_point = of->requant->zero_point;
+    const float lo = (float)(of->requant->qmin - zero_point), hi = (float)(of->requant->qmax - zero_point);
+    for (size_t i = 0; i < of->windows * of->channels; i++) {
+        const size_t at = i / of->channels * of->step + i % of->channels;
+        int32_t sum = -of->zeros;
+        for (size_t tap = 0; tap < of->count; tap++) sum += of->from[tap][at] ^ of->flip;
+        of->to[i] = (uint8_t)scale_to_code((float)sum * of->multiplier, lo, hi, zero_point, 0);
+    }
 }
 
 static int available(void) { return 1; }

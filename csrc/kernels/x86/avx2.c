@@ -29,6 +29,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define BLOCKS8_MR 32
+#define DEPTHWISE_CODES depthwise_codes
 #define NR 16
 #define KR 2
 #define A_BYTES 2

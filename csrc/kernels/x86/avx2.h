@@ -120,10 +120,24 @@ static inline reg load_some(const uint8_t *p, some_codes some)
     memcpy(codes, p, some.n < REG ? some.n : REG);
     return load_reg(codes);
 }
-/* Fours of bytes to where two interleavings of lower and upper halves leave them in order. */
-static inline reg spread_lanes(reg v)
+static inline void store_some(uint8_t *p, reg v, some_codes some)
 {
-    return _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+    uint8_t codes[REG];
+    store_reg(codes, v);
+    memcpy(p, codes, some.n < REG ? some.n : REG);
+}
+/* A register of two parts, of each of which these are the first bytes. */
+static inline reg load_parts(const uint8_t *const *p, const int parts, some_codes some)
+{
+    (void)parts;
+    return _mm256_permute2x128_si256(load_some(p[0], some), load_some(p[1], some), 0x20);
+}
+/* Of each part of v the first bytes, `at` bytes from its place on, unless that is NULL. */
+static inline void store_parts(uint8_t *const *p, size_t at, reg v, const int parts, some_codes some)
+{
+    (void)parts;
+    if (p[0]) store_some(p[0] + at, v, some);
+    if (p[1]) store_some(p[1] + at, _mm256_permute2x128_si256(v, v, 0x11), some);
 }
 static inline reg look_up_u8(reg table, reg index) { return _mm256_shuffle_epi8(table, index); }
 static inline reg sub_i16(reg a, reg b) { return _mm256_sub_epi16(a, b); }

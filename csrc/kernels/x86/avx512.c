@@ -25,6 +25,7 @@ static int available(void) { return qk_has_avx512(); }
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vector-width=512")
 
 #define MR 12
+#define DEPTHWISE_CODES depthwise_codes
 #define NR 32
 #define KR 2
 #define A_BYTES 2

@@ -112,8 +112,32 @@ static inline reg high_u16(reg a, reg b) { return _mm512_unpackhi_epi16(a, b); }
 typedef __mmask64 some_codes;
 static inline some_codes first_codes(size_t n) { return n >= REG ? ~0ull : (1ull << n) - 1; }
 static inline reg load_some(const uint8_t *p, some_codes some) { return _mm512_maskz_loadu_epi8(some, p); }
-/* Fours of bytes to where two interleavings of lower and upper halves leave them in order. */
-static inline reg spread_lanes(reg v) { return in_order(v); }
+static inline void store_some(uint8_t *p, reg v, some_codes some) { _mm512_mask_storeu_epi8(p, some, v); }
+/* A register of two or four parts, of each of which these are the first bytes; `parts` is a constant. */
+static inline __attribute__((always_inline)) reg load_parts(const uint8_t *const *p, const int parts, some_codes some)
+{
+    if (parts == 2)
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi8((__mmask32)some, p[0])),
+                                  _mm256_maskz_loadu_epi8((__mmask32)some, p[1]), 1);
+    const __mmask16 mask = (__mmask16)some;
+    const reg two = _mm512_inserti32x4(_mm512_castsi128_si512(_mm_maskz_loadu_epi8(mask, p[0])),
+                                       _mm_maskz_loadu_epi8(mask, p[1]), 1);
+    const reg three = _mm512_inserti32x4(two, _mm_maskz_loadu_epi8(mask, p[2]), 2);
+    return _mm512_inserti32x4(three, _mm_maskz_loadu_epi8(mask, p[3]), 3);
+}
+/* Of each part of v the first bytes, `at` bytes from its place on, unless that is NULL. */
+static inline __attribute__((always_inline)) void store_parts(uint8_t *const *p, size_t at, reg v, const int parts,
+                                                              some_codes some)
+{
+    if (p[0]) _mm512_mask_storeu_epi8(p[0] + at, some, v);
+    if (parts == 2) {
+        if (p[1]) _mm256_mask_storeu_epi8(p[1] + at, (__mmask32)some, _mm512_extracti64x4_epi64(v, 1));
+        return;
+    }
+    if (p[1]) _mm_mask_storeu_epi8(p[1] + at, (__mmask16)some, _mm512_extracti32x4_epi32(v, 1));
+    if (p[2]) _mm_mask_storeu_epi8(p[2] + at, (__mmask16)some, _mm512_extracti32x4_epi32(v, 2));
+    if (p[3]) _mm_mask_storeu_epi8(p[3] + at, (__mmask16)some, _mm512_extracti32x4_epi32(v, 3));
+}
 static inline reg look_up_u8(reg table, reg index) { return _mm512_shuffle_epi8(table, index); }
 static inline reg sub_i16(reg a, reg b) { return _mm512_sub_epi16(a, b); }
 static inline reg over_16_i16(reg v) { return _mm512_srli_epi16(v, 4); }

@@ -26,12 +26,14 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define WITH_VNNI 1
 #define DEPTHWISE_TAPS 4
 #define MR 12
+#define DEPTHWISE_CODES depthwise_codes
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_HALF_TILE gemm8_half_tile
+#define HAVE_COLUMN_SUMS
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -132,6 +134,46 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 }
 
 /* ---- 4-bit weights (numerics 12) ---- */
+
+/* The sums of four registers. */
+static inline __m128i sums_of_four(__m512i a, __m512i b, __m512i c, __m512i d)
+{
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+/* Eight rows at a time; the last one again if there are fewer. */
+static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+{
+    (void)a_bytes; /* 1 */
+    const size_t last = (size_t)rows - 1;
+    for (size_t i = 0; i <= last; i += 8) {
+        const uint8_t *x0 = (const uint8_t *)a + i * lda, *x1 = x0 + min_size(1, last - i) * lda;
+        const uint8_t *x2 = x0 + min_size(2, last - i) * lda, *x3 = x0 + min_size(3, last - i) * lda;
+        const uint8_t *x4 = x0 + min_size(4, last - i) * lda, *x5 = x0 + min_size(5, last - i) * lda;
+        const uint8_t *x6 = x0 + min_size(6, last - i) * lda, *x7 = x0 + min_size(7, last - i) * lda;
+        const __m512i zero = _mm512_setzero_si512();
+        __m512i s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;
+        for (size_t f = 0; f < k; f += 64) {
+            const some_codes some = first_codes(k - f);
+            const __m512i b = load_some((const uint8_t *)column + f, some);
+            s0 = _mm512_dpbusd_epi32(s0, load_some(x0 + f, some), b);
+            s1 = _mm512_dpbusd_epi32(s1, load_some(x1 + f, some), b);
+            s2 = _mm512_dpbusd_epi32(s2, load_some(x2 + f, some), b);
+            s3 = _mm512_dpbusd_epi32(s3, load_some(x3 + f, some), b);
+            s4 = _mm512_dpbusd_epi32(s4, load_some(x4 + f, some), b);
+            s5 = _mm512_dpbusd_epi32(s5, load_some(x5 + f, some), b);
+            s6 = _mm512_dpbusd_epi32(s6, load_some(x6 + f, some), b);
+            s7 = _mm512_dpbusd_epi32(s7, load_some(x7 + f, some), b);
+        }
+        const __mmask8 valid = (__mmask8)((2u << min_size(7, last - i)) - 1);
+        _mm256_mask_storeu_epi32(c + i, valid,
+                                 _mm256_set_m128i(sums_of_four(s4, s5, s6, s7), sums_of_four(s0, s1, s2, s3)));
+    }
+}
 
 /* The weights are the unsigned operand of vpdpbusd. Tile: 4 rows x 32 columns, with 8 sums of a block and 8 of all
  * blocks.

@@ -35,6 +35,7 @@ QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #define WITH_VNNI 1
 #define DEPTHWISE_TAPS 4
 #define MR 6
+#define DEPTHWISE_CODES depthwise_codes
 #define NR 16
 #define KR 4
 #define BLOCKS8_FLIP 128

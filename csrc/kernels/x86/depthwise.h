@@ -1,11 +1,13 @@
-/* Depthwise convolutions (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and NR.
+/* Depthwise convolutions and pools (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and
+ * NR.
  *
  * Codes of a channel from four rows of the image become neighbours, 32 bits, so that one instruction multiplies four
  * taps of each lane's channel: vpdpbusd, or vpmaddwd if two of the rows are zeros, which makes pairs of int16 of the
  * other two. A pixel and a register of codes are four registers of those. They stay in the L1 cache, where all columns
  * of the kernel, and rows of the result that need the same four, find them.
  *
- * Tile: mr pixels x a register's lanes; mr accumulators and the weights of a step. */
+ * Tile: a few pixels x a register's bytes, in four registers of sums each, which are packed into one of codes: in the
+ * order of the image, since packing undoes what interleaving does. */
 #ifndef QK_DEPTHWISE_H
 #define QK_DEPTHWISE_H
 
@@ -17,47 +19,44 @@
 #include "kernels/x86/avx2.h"
 #endif
 
-enum { DEPTHWISE_LANES = REG / 4, DEPTHWISE_TILE = GEMM8_MR * NR };
+enum { DEPTHWISE_TILE = GEMM8_MR * NR, DEPTHWISE_PIXELS = REG / 16 };
 
-/* A pixel of four rows, whose first `parts` registers of neighbours are wanted. */
-static QK_INLINE void interleave_pixel(reg a, reg b, reg c, reg d, char *to, const int parts)
+/* `parts` is a constant where this is inlined; 0: registers are whole. */
+static QK_INLINE reg load_pixel(const uint8_t *const *p, const int parts, some_codes some, reg flips)
 {
-    a = spread_lanes(a), b = spread_lanes(b), c = spread_lanes(c), d = spread_lanes(d);
-    const reg ab = low_u8(a, b), cd = low_u8(c, d);
-    store_reg(to, low_u16(ab, cd));
-    if (parts == 1) return;
-    store_reg(to + REG, high_u16(ab, cd));
-    if (parts == 2) return;
-    const reg high_ab = high_u8(a, b), high_cd = high_u8(c, d);
-    store_reg(to + 2 * REG, low_u16(high_ab, high_cd)), store_reg(to + 3 * REG, high_u16(high_ab, high_cd));
+    if (parts == 0) return exclusive(load_reg(*p), flips);
+    return exclusive(parts == 1 ? load_some(*p, some) : load_parts(p, parts, some), flips);
 }
 
-/* `parts` is a constant where this is inlined: 4 if there are as many channels as a register has codes. */
-static QK_INLINE void interleave_parts(const uint8_t *const *rows, const size_t *stride, size_t columns,
-                                       size_t channels, uint8_t flip, char *to, size_t ld, const int parts)
+static QK_INLINE void interleave_parts(const qk_seen_rows *rows, const int parts, size_t columns, uint8_t flip,
+                                       char *to, size_t ld)
 {
-    const uint8_t *p0 = rows[0], *p1 = rows[1], *p2 = rows[2], *p3 = rows[3];
-    const size_t s0 = stride[0], s1 = stride[1], s2 = stride[2], s3 = stride[3];
     const reg flips = all_i8((char)flip);
-    const some_codes some = first_codes(channels);
-    for (size_t i = 0; i < columns; i++, to += ld, p0 += s0, p1 += s1, p2 += s2, p3 += s3)
-        if (channels >= REG)
-            interleave_pixel(exclusive(load_reg(p0), flips), exclusive(load_reg(p1), flips),
-                             exclusive(load_reg(p2), flips), exclusive(load_reg(p3), flips), to, 4);
-        else
-            interleave_pixel(exclusive(load_some(p0, some), flips), exclusive(load_some(p1, some), flips),
-                             exclusive(load_some(p2, some), flips), exclusive(load_some(p3, some), flips), to, parts);
+    const some_codes some = first_codes(rows->channels);
+    const uint8_t *p[4][QK_MOST_PARTS];
+    for (int tap = 0; tap < 4; tap++)
+        for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] = rows->from[tap][part];
+    for (size_t i = 0; i < columns; i++, to += ld) {
+        const reg a = load_pixel(p[0], parts, some, flips), b = load_pixel(p[1], parts, some, flips);
+        const reg c = load_pixel(p[2], parts, some, flips), d = load_pixel(p[3], parts, some, flips);
+        const reg ab = low_u8(a, b), cd = low_u8(c, d), high_ab = high_u8(a, b), high_cd = high_u8(c, d);
+        store_reg(to, low_u16(ab, cd)), store_reg(to + REG, high_u16(ab, cd));
+        store_reg(to + 2 * REG, low_u16(high_ab, high_cd)), store_reg(to + 3 * REG, high_u16(high_ab, high_cd));
+        for (int tap = 0; tap < 4; tap++)
+            for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] += rows->stride[tap][part];
+    }
 }
 
-static void interleave_taps(const uint8_t *const *rows, const size_t *stride, size_t columns, size_t channels,
-                            uint8_t flip, char *to, size_t ld)
+static void interleave_taps(const qk_seen_rows *rows, size_t columns, uint8_t flip, char *to, size_t ld)
 {
-    if (channels > REG / 2)
-        interleave_parts(rows, stride, columns, channels, flip, to, ld, 4);
-    else if (channels > REG / 4)
-        interleave_parts(rows, stride, columns, channels, flip, to, ld, 2);
+    if (rows->channels >= REG)
+        interleave_parts(rows, 0, columns, flip, to, ld);
+    else if (rows->parts == 1)
+        interleave_parts(rows, 1, columns, flip, to, ld);
+    else if (rows->parts == 2)
+        interleave_parts(rows, 2, columns, flip, to, ld);
     else
-        interleave_parts(rows, stride, columns, channels, flip, to, ld, 1);
+        interleave_parts(rows, 4, columns, flip, to, ld);
 }
 
 static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, const int wide)
@@ -71,63 +70,239 @@ static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, cons
     return add_to_i32(sum, madd_i16(a, weights));
 }
 
-/* `rows` and `wide` are constants where this is inlined. */
-static QK_INLINE void depthwise_rows(const int rows, const int wide, const qk_steps *steps, const char *a,
-                                     const char *weights, const int32_t *init, int32_t *c)
+/* Sums of a pixel, of the first four of each 16 channels, of the second, ... */
+typedef struct {
+    reg s0, s1, s2, s3;
+} pixel_sums;
+
+static QK_INLINE void add_taps(pixel_sums *c, const char *a, pixel_sums w, const int wide)
+{
+    c->s0 = multiply_taps(c->s0, a, w.s0, wide), c->s1 = multiply_taps(c->s1, a + REG, w.s1, wide);
+    c->s2 = multiply_taps(c->s2, a + 2 * REG, w.s2, wide), c->s3 = multiply_taps(c->s3, a + 3 * REG, w.s3, wide);
+}
+
+static QK_INLINE pixel_sums load_four(const void *from)
+{
+    const char *p = from;
+    return (pixel_sums){load_reg(p), load_reg(p + REG), load_reg(p + 2 * REG), load_reg(p + 3 * REG)};
+}
+
+/* `pixels` and `wide` are constants where this is inlined. */
+static QK_INLINE void sum_pixels(const int pixels, const int wide, const qk_steps *steps, const char *a,
+                                 const char *weights, const int32_t *init, pixel_sums *sums)
 {
     const size_t pixel = steps->pixel, count = steps->count;
     const size_t *offset = steps->offset;
-    const reg start = load_reg(init);
-    reg c0 = start, c1 = start, c2 = start, c3 = start, c4 = start, c5 = start;
-    reg c6 = start, c7 = start, c8 = start, c9 = start, ca = start, cb = start;
+    pixel_sums c0 = load_four(init), c1 = c0, c2 = c0, c3 = c0;
     for (size_t s = 0; s < count; s++, weights += 4 * REG) {
-        const reg w = load_reg(weights);
-        const char *p = a + offset[s], *p3 = p + 3 * pixel, *p6 = p + 6 * pixel, *p9 = p3 + 6 * pixel;
-        c0 = multiply_taps(c0, p, w, wide);
-        if (rows > 1) c1 = multiply_taps(c1, p + pixel, w, wide);
-        if (rows > 2) c2 = multiply_taps(c2, p + 2 * pixel, w, wide);
-        if (rows > 3) c3 = multiply_taps(c3, p3, w, wide);
-        if (rows > 4) c4 = multiply_taps(c4, p3 + pixel, w, wide);
-        if (rows > 5) c5 = multiply_taps(c5, p3 + 2 * pixel, w, wide);
-        if (rows > 6) c6 = multiply_taps(c6, p6, w, wide);
-        if (rows > 7) c7 = multiply_taps(c7, p6 + pixel, w, wide);
-        if (rows > 8) c8 = multiply_taps(c8, p6 + 2 * pixel, w, wide);
-        if (rows > 9) c9 = multiply_taps(c9, p9, w, wide);
-        if (rows > 10) ca = multiply_taps(ca, p9 + pixel, w, wide);
-        if (rows > 11) cb = multiply_taps(cb, p9 + 2 * pixel, w, wide);
+        const pixel_sums w = load_four(weights);
+        const char *p = a + offset[s], *p2 = p + 2 * pixel;
+        add_taps(&c0, p, w, wide);
+        if (pixels > 1) add_taps(&c1, p + pixel, w, wide);
+        if (pixels > 2) add_taps(&c2, p2, w, wide);
+        if (pixels > 3) add_taps(&c3, p2 + pixel, w, wide);
     }
-    store_reg(c, c0);
-    if (rows > 1) store_reg(c + NR, c1);
-    if (rows > 2) store_reg(c + 2 * NR, c2);
-    if (rows > 3) store_reg(c + 3 * NR, c3);
-    if (rows > 4) store_reg(c + 4 * NR, c4);
-    if (rows > 5) store_reg(c + 5 * NR, c5);
-    if (rows > 6) store_reg(c + 6 * NR, c6);
-    if (rows > 7) store_reg(c + 7 * NR, c7);
-    if (rows > 8) store_reg(c + 8 * NR, c8);
-    if (rows > 9) store_reg(c + 9 * NR, c9);
-    if (rows > 10) store_reg(c + 10 * NR, ca);
-    if (rows > 11) store_reg(c + 11 * NR, cb);
+    sums[0] = c0;
+    if (pixels > 1) sums[1] = c1;
+    if (pixels > 2) sums[2] = c2;
+    if (pixels > 3) sums[3] = c3;
 }
 
-#if GEMM8_MR == 12
-#define DEPTHWISE_ROWS ROWS_12
-#else
-#define DEPTHWISE_ROWS ROWS_6
-#endif
-
-static void depthwise_tile(int rows, size_t channels, const qk_steps *steps, const char *a, const char *weights,
-                           const int32_t *init, int32_t *c)
+static QK_INLINE void spread_sums(reg v, int first, int32_t *c)
 {
-    enum { PARTS = NR / DEPTHWISE_LANES }; /* of a tile */
-    for (size_t i = 0; i * DEPTHWISE_LANES < channels; i++, a += REG, weights += REG, init += DEPTHWISE_LANES) {
-        int32_t *to = c + i / PARTS * DEPTHWISE_TILE + i % PARTS * DEPTHWISE_LANES;
-        if (DEPTHWISE_TAPS == 4 && !steps->wide) {
-            DEPTHWISE_ROWS(rows, depthwise_rows, 0, steps, a, weights, init, to);
-        } else {
-            DEPTHWISE_ROWS(rows, depthwise_rows, 1, steps, a, weights, init, to);
-        }
+    int32_t sums[REG / 4];
+    store_reg(sums, v);
+    for (int i = first, j = 0; i < REG; i += 16, j += 4) memcpy(c + i / NR * DEPTHWISE_TILE + i % NR, sums + j, 16);
+}
+
+static QK_INLINE void tile_of_pixels(const int wide, int rows, const qk_steps *steps, const char *a,
+                                     const char *weights, const int32_t *init, int32_t *c)
+{
+    for (int row = 0; row < rows; row++, a += steps->pixel, c += NR) {
+        pixel_sums sums;
+        sum_pixels(1, wide, steps, a, weights, init, &sums);
+        spread_sums(sums.s0, 0, c), spread_sums(sums.s1, 4, c), spread_sums(sums.s2, 8, c), spread_sums(sums.s3, 12, c);
     }
+}
+
+static void depthwise_tile(int rows, const qk_steps *steps, const char *a, const char *weights, const int32_t *init,
+                           int32_t *c)
+{
+    if (DEPTHWISE_TAPS == 4 && !steps->wide)
+        tile_of_pixels(0, rows, steps, a, weights, init, c);
+    else
+        tile_of_pixels(1, rows, steps, a, weights, init, c);
+}
+
+/* What makes codes of sums, and where they go. */
+typedef struct {
+    floats m0, m1, m2, m3;
+    reg zero;
+    int32_t qmin, qmax;
+    some_codes some;
+} pixel_codes;
+
+static QK_INLINE reg scaled(reg sums, floats multiplier) { return to_i32(product_of(to_floats(sums), multiplier)); }
+
+/* A pixel of each part; `parts` is a constant where this is inlined, 0 for whole registers. */
+static QK_INLINE void store_pixel(pixel_sums c, pixel_codes by, const int parts, uint8_t *const *to, size_t at)
+{
+    const reg n0 = packs_i32(scaled(c.s0, by.m0), scaled(c.s1, by.m1));
+    const reg n1 = packs_i32(scaled(c.s2, by.m2), scaled(c.s3, by.m3));
+    const reg codes = packed_lanes(adds_i16(n0, by.zero), adds_i16(n1, by.zero), by.qmin, by.qmax);
+    if (parts == 0)
+        store_reg(to[0] + at, codes);
+    else if (parts == 1)
+        store_some(to[0] + at, codes, by.some);
+    else
+        store_parts(to, at, codes, parts, by.some);
+}
+
+static QK_INLINE void code_pixels(const int pixels, const int wide, const int parts, const qk_steps *steps,
+                                  const char *a, const char *weights, const qk_coded_line *line, size_t at)
+{
+    const float *m = line->multiplier;
+    const pixel_codes by = {load_floats(m),
+                            load_floats(m + REG / 4),
+                            load_floats(m + REG / 2),
+                            load_floats(m + REG / 4 * 3),
+                            all_i16(line->requant->zero_point),
+                            line->requant->qmin,
+                            line->requant->qmax,
+                            first_codes(line->channels)};
+    pixel_sums sums[4];
+    sum_pixels(pixels, wide, steps, a, weights, line->init, sums);
+    for (int i = 0; i < pixels; i++) store_pixel(sums[i], by, parts, line->to, at + (size_t)i * line->row_stride);
+}
+
+/* The last tile of a line overlaps the one before. */
+static QK_INLINE void code_line(const int wide, const int parts, size_t pixels, const qk_steps *steps, const char *a,
+                                const char *weights, const qk_coded_line *line)
+{
+    enum { MOST = DEPTHWISE_PIXELS };
+    for (size_t i = 0; pixels >= MOST && i < pixels; i += MOST) {
+        const size_t first = i + MOST <= pixels ? i : pixels - MOST;
+        code_pixels(MOST, wide, parts, steps, a + first * steps->pixel, weights, line, first * line->row_stride);
+    }
+    for (size_t i = 0; pixels < MOST && i < pixels; i++)
+        code_pixels(1, wide, parts, steps, a + i * steps->pixel, weights, line, i * line->row_stride);
+}
+
+static QK_INLINE void code_parts(const int wide, size_t pixels, const qk_steps *steps, const char *a,
+                                 const char *weights, const qk_coded_line *line)
+{
+    if (line->channels >= REG)
+        code_line(wide, 0, pixels, steps, a, weights, line);
+    else if (line->parts == 1)
+        code_line(wide, 1, pixels, steps, a, weights, line);
+    else if (line->parts == 2)
+        code_line(wide, 2, pixels, steps, a, weights, line);
+    else
+        code_line(wide, 4, pixels, steps, a, weights, line);
+}
+
+static void depthwise_codes(size_t pixels, const qk_steps *steps, const char *a, const char *weights,
+                            const qk_coded_line *line)
+{
+    if (DEPTHWISE_TAPS == 4 && !steps->wide)
+        code_parts(0, pixels, steps, a, weights, line);
+    else
+        code_parts(1, pixels, steps, a, weights, line);
+}
+
+/* ---- pools ---- */
+
+/* Codes of so many channels, in a register or less; the last register overlaps the one before. */
+static QK_INLINE reg load_channels(const uint8_t *p, const int whole, some_codes some, reg flips)
+{
+    return exclusive(whole ? load_reg(p) : load_some(p, some), flips);
+}
+
+static QK_INLINE void store_channels(uint8_t *p, reg v, const int whole, some_codes some)
+{
+    if (whole)
+        store_reg(p, v);
+    else
+        store_some(p, v, some);
+}
+
+static QK_INLINE void max_run(const qk_windows *of, const int whole)
+{
+    const some_codes some = first_codes(of->channels);
+    const reg flips = all_i8((char)of->flip);
+    const uint8_t *const *from = of->from;
+    const size_t count = of->count, channels = of->channels, step = of->step;
+    uint8_t *to = of->to;
+    for (size_t window = 0; window < of->windows; window++, to += channels)
+        for (size_t i = 0; i < channels; i += REG) {
+            const size_t first = whole && i + REG > channels ? channels - REG : i, at = window * step + first;
+            reg most = zero_reg();
+            for (size_t tap = 0; tap < count; tap++)
+                most = max_u8(most, load_channels(from[tap] + at, whole, some, flips));
+            store_channels(to + first, exclusive(most, flips), whole, some);
+        }
+}
+
+static void max_windows(const qk_windows *of)
+{
+    if (of->channels >= REG)
+        max_run(of, 1);
+    else
+        max_run(of, 0);
+}
+
+/* Adds codes of up to 256 pixels, whose sums fit 16 bits: 256 * 255 < 2^16. */
+static QK_INLINE pixel_sums add_pixels(pixel_sums c, const uint8_t *const *from, size_t count, size_t at,
+                                       const int whole, some_codes some, reg flips)
+{
+    const reg none = zero_reg();
+    reg low = none, high = none;
+    for (size_t tap = 0; tap < count; tap++) {
+        const reg codes = load_channels(from[tap] + at, whole, some, flips);
+        low = add_i16(low, low_u8(codes, none)), high = add_i16(high, high_u8(codes, none));
+    }
+    c.s0 = add_i32(c.s0, low_u16(low, none)), c.s1 = add_i32(c.s1, high_u16(low, none));
+    c.s2 = add_i32(c.s2, low_u16(high, none)), c.s3 = add_i32(c.s3, high_u16(high, none));
+    return c;
+}
+
+/* Rounded, at most hi: what is too low for int32 becomes INT32_MIN, which is low enough. */
+static QK_INLINE reg averages(reg sums, floats multiplier, floats hi)
+{
+    return to_i32(smaller_of(product_of(to_floats(sums), multiplier), hi));
+}
+
+static QK_INLINE void average_run(const qk_windows *of, const int whole)
+{
+    enum { PIXELS = 256 };
+    const some_codes some = first_codes(of->channels);
+    const int32_t zero_point = of->requant->zero_point, qmin = of->requant->qmin, qmax = of->requant->qmax;
+    const int32_t start = -of->zeros;
+    const reg flips = all_i8((char)of->flip), zero = all_i16(zero_point), starts = all_i32_at(&start);
+    const floats multiplier = all_floats(of->multiplier), hi = all_floats((float)(qmax - zero_point));
+    const size_t channels = of->channels;
+    size_t window = 0, channel = 0;
+    while (window < of->windows) {
+        const size_t first = whole && channel + REG > channels ? channels - REG : channel;
+        pixel_sums c = {starts, starts, starts, starts};
+        for (size_t tap = 0; tap < of->count; tap += PIXELS)
+            c = add_pixels(c, of->from + tap, min_size(of->count - tap, PIXELS), window * of->step + first, whole, some,
+                           flips);
+        const reg n0 = packs_i32(averages(c.s0, multiplier, hi), averages(c.s1, multiplier, hi));
+        const reg n1 = packs_i32(averages(c.s2, multiplier, hi), averages(c.s3, multiplier, hi));
+        const reg codes = packed_lanes(adds_i16(n0, zero), adds_i16(n1, zero), qmin, qmax);
+        store_channels(of->to + window * channels + first, codes, whole, some);
+        channel += REG;
+        if (channel >= channels) channel = 0, window++;
+    }
+}
+
+static void average_windows(const qk_windows *of)
+{
+    if (of->channels >= REG)
+        average_run(of, 1);
+    else
+        average_run(of, 0);
 }
 
 #endif

@@ -30,18 +30,21 @@ static inline reg quotients(const float *x, floats scale, floats reciprocal)
     return to_i32(add_product(q, subtract_product(v, q, scale), reciprocal));
 }
 
-/* Codes of what packs saturated to 16 bits, within the range; they are in the order of packs_i32. */
+/* Codes of what packs saturated to 16 bits, within the range; packed twice, they are in the order of lanes. */
+static inline reg packed_lanes(reg n0, reg n1, int32_t qmin, int32_t qmax)
+{
+    const int whole = qmax - qmin >= 255;
+    if (qmin < 0) {
+        const reg codes = packs_i16(n0, n1);
+        return whole ? codes : min_i8(max_i8(codes, all_i8(qmin)), all_i8(qmax));
+    }
+    const reg codes = pack_u16(n0, n1);
+    return whole ? codes : min_u8(max_u8(codes, all_i8(qmin)), all_i8(qmax));
+}
+
 static inline reg packed_codes(reg n0, reg n1, int32_t qmin, int32_t qmax)
 {
-    reg codes;
-    if (qmin < 0) {
-        codes = packs_i16(n0, n1);
-        if (qmax - qmin < 255) codes = min_i8(max_i8(codes, all_i8(qmin)), all_i8(qmax));
-    } else {
-        codes = pack_u16(n0, n1);
-        if (qmax - qmin < 255) codes = min_u8(max_u8(codes, all_i8(qmin)), all_i8(qmax));
-    }
-    return in_order(codes);
+    return in_order(packed_lanes(n0, n1, qmin, qmax));
 }
 
 /* The same after zero points are added. */
