@@ -427,7 +427,8 @@ def smooth(w, activation_absmax, alpha=0.5):
     Raises
     ------
     TypeError, ValueError
-        For a wrong dtype, shape or alpha, magnitudes below 0, and values that are not finite.
+        For a wrong dtype, shape or alpha, magnitudes below 0, and values, or results in the dtype of w, that are not
+        finite.
 
     References
     ----------
@@ -455,7 +456,10 @@ def smooth(w, activation_absmax, alpha=0.5):
     known = (inputs > 0) & (weights > 0)
     factors[known] = inputs[known] ** alpha / weights[known] ** (1 - alpha)
     factors = np.float32(np.clip(factors, 2.0**-126, 2.0**126))
-    return (w * factors[:, None].astype(np.float64)).astype(w.dtype.newbyteorder("=")), factors
+    smoothed = (w * factors[:, None].astype(np.float64)).astype(w.dtype.newbyteorder("="))
+    if not _are_finite(smoothed):
+        raise ValueError(f"w must stay finite values of {smoothed.dtype} when it is multiplied by factors")
+    return smoothed, factors
 
 
 def _channel_values(given, n, name):

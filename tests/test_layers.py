@@ -370,6 +370,7 @@ def test_smooth_shares_ranges_out_and_changes_no_product():
 @refusals(r"""
 smooth(w=ROW)  # ValueError: w must have shape \(inputs, outputs\), got \(3,\)
 smooth(w=[[1]])  # TypeError: w must be float32, .* got int64
+smooth(w=np.full((2, 3), 6e4, np.float16), activation_absmax=[1e9, 1])  # ValueError: w must stay finite .* float16
 smooth(w=ONES * np.inf)  # ValueError: w has 6 NaN or infinite values
 smooth(activation_absmax=ROW)  # ValueError: activation_absmax must have shape \(2,\) to match the axis of w, got \(3,\)
 smooth(activation_absmax=-ROW[:2])  # ValueError: activation_absmax must not be negative, got -1.0 at \(0,\)

@@ -444,7 +444,6 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
-    if (k->gemm8_half_tile && b->n_pad - b->n >= nr / 2) memset(acc, 0, min_size(rows, mr) * nr * sizeof *acc);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;

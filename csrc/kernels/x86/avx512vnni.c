@@ -119,7 +119,8 @@ static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, 
         if (rows > 11) cb = _mm512_dpbusd_epi32(cb, broadcast4(a9 + 2 * lda), b);
     }
     const __m512i sums[] = {c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb};
-    for (int row = 0; row < rows; row++) _mm512_storeu_si512(c + (size_t)row * ldc, sums[row]);
+    for (int row = 0; row < rows; row++, c += ldc)
+        _mm512_storeu_si512(c, sums[row]), _mm512_storeu_si512(c + 16, _mm512_setzero_si512());
 }
 
 static void gemm8_half_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,

@@ -11,13 +11,9 @@
 #ifndef QK_DEPTHWISE_H
 #define QK_DEPTHWISE_H
 
+#include "kernels/x86/elementwise.h"
 #include "kernels/generic/conv.h"
 #include "runtime/compiler.h"
-#if VECTOR == 64
-#include "kernels/x86/avx512.h"
-#else
-#include "kernels/x86/avx2.h"
-#endif
 
 enum { DEPTHWISE_TILE = GEMM8_MR * NR, DEPTHWISE_PIXELS = REG / 16 };
 
