@@ -5,23 +5,19 @@ our "tflite", and ADD has a "tflite" of its own. onnxruntime rounds half to even
 of softmax in a way of its own, where a code may differ by one.
 """
 
-import sys
 from functools import partial
 from types import SimpleNamespace
 
+import digits
 import numpy as np
 import pytest
 from ai_edge_litert.schema_py_generated import BuiltinOperator, Padding
-from common import ROOT
 from graphs import ACTIVATIONS, convolution_options, litert_graph, onnxruntime_graph, options_of, tensor
 from integers_only import run_in_integers
 from numpy.testing import assert_array_equal
 from onnx import TensorProto, helper
 
 import qkernels as qk
-
-sys.path.append(str(ROOT / "examples"))
-import digits
 
 HALF_EVEN = {name: getattr(qk, name) for name in ("qconv2d", "qadd", "max_pool2d", "qlinear", "qsoftmax")}
 TFLITE = HALF_EVEN | {

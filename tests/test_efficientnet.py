@@ -2,20 +2,16 @@
 
 import io
 import pickle
-import sys
 from types import SimpleNamespace
 
+import efficientnet_data as data
 import numpy as np
 import pytest
-from common import ROOT
+from efficientnet import example
+from efficientnet_float import Float32, fold, run, sum_of
 from integers_only import run_in_integers
 
 import qkernels as qk
-
-sys.path += [str(ROOT / "bench"), str(ROOT / "examples")]
-import efficientnet_data as data
-from efficientnet import example
-from efficientnet_float import Float32, fold, run, sum_of
 
 WIDTHS = 16, 24, 24, 40  # of blocks: no expansion, stride 2, a sum, 5 x 5 with stride 2
 

@@ -1,16 +1,11 @@
 """The example, and bench/minilm, on a tiny random model of the same structure, so that no download is needed."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-import qkernels as qk
-
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
 from minilm import corpus, example, measure, model, static
 from minilm.variants import VARIANTS
+
+import qkernels as qk
 
 CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers": 2}
 
