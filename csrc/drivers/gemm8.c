@@ -498,7 +498,7 @@ static void store_column(const product *g, const row_block *block, size_t row, s
     const int apart = epilogue->row_stride != size;
     float scale[MAX_NR] = {0}, residual[MAX_NR];
     repeated results;
-    if (g->source->type == QK_FLOATS) t->col_scale = memcpy(scale, block->scale + row_in_block, count * sizeof *scale);
+    if (epilogue->type == QK_TO_FLOAT) t->col_scale = memcpy(scale, block->scale + row_in_block, count * sizeof *scale);
     if (epilogue->residual) {
         qk_tile_residual(t, epilogue, row, 0);
         for (size_t j = 0; j < count; j++)
@@ -530,7 +530,7 @@ static void multiply_column(const void *context, void *memory, size_t first, siz
     line.bias = qk_repeat(t.bias, 1, MAX_NR, &bias), line.multiplier = qk_repeat(t.multiplier, 1, MAX_NR, &multiplier);
     line.mantissa = qk_repeat(t.mantissa, 1, MAX_NR, &mantissa), line.shift = qk_repeat(t.shift, 1, MAX_NR, &shift);
     line.col_scale = qk_repeat(t.col_scale, 1, MAX_NR, &scale);
-    if (g->source->type == QK_FLOATS) line.row_scale = t.col_scale; /* the two are multiplied */
+    if (g->epilogue->type == QK_TO_FLOAT) line.row_scale = t.col_scale; /* the two are multiplied */
     for (size_t i = 0, count; begin < end && i < rows; i += count) {
         count = min_size(rows - i, (size_t)k->nr);
         k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc);
