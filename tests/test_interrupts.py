@@ -138,7 +138,7 @@ CALLS = {
         call = lambda: qk.quantize(x, p)""",
     "quantize, transposed": "x = floats(8000, 12000).T; call = lambda: qk.quantize(x, rate)",
     "linear, float64": """
-        p, x = qk.pack(codes(1000, 1), rate), floats(200_000, 1000).astype(np.float64)
+        p, x = qk.pack(codes(1000, 1), rate), floats(100_000, 1000).astype(np.float64)
         call = lambda: qk.linear(x, p)""",
     "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
     "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
