@@ -127,6 +127,13 @@ static inline void store_bytes(void *p, uint64_t some, __m512i a)
         if (some >> i & 1) ((uint8_t *)p)[i] = n.u8[i];
 }
 
+static inline void store_lanes(void *p, __mmask8 some, __m256i a)
+{
+    const simde__m256i_private n = simde__m256i_to_private(a);
+    for (int i = 0; i < 8; i++)
+        if (some >> i & 1) ((int32_t *)p)[i] = n.i32[i];
+}
+
 #undef _mm512_fmadd_ps
 #undef _mm512_fmadd_pd
 #undef _mm512_fnmadd_ps
@@ -138,6 +145,7 @@ static inline void store_bytes(void *p, uint64_t some, __m512i a)
 #define _mm512_mask_storeu_epi8(p, some, a) store_bytes(p, some, a)
 #define _mm256_mask_storeu_epi8(p, some, a) store_bytes(p, (uint32_t)(some), simde_mm512_castsi256_si512(a))
 #define _mm_mask_storeu_epi8(p, some, a) store_bytes(p, (uint16_t)(some), simde_mm512_castsi128_si512(a))
+#define _mm256_mask_storeu_epi32(p, some, a) store_lanes(p, some, a)
 #define _mm512_fmadd_ps(a, b, c) fused(a, b, c, 1.0f)
 #define _mm512_fmadd_pd(a, b, c) fused_doubles(a, b, c)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
