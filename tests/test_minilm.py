@@ -1,5 +1,6 @@
 """The example, and bench/minilm, on a tiny random model of the same structure, so that no download is needed."""
 
+import minilm_static
 import numpy as np
 import pytest
 from minilm import corpus, example, measure, model, static
@@ -69,7 +70,7 @@ def test_the_static_network_points_where_float32_does_and_has_codes_between_laye
     given = {"linear": [], "layer_norm": [], "attention": []}
     network = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
     exact = embed_all(network, tokens, 100)
-    made = static.load_static().make_static(network, [example.make_batch(tokens)])
+    made = minilm_static.make_static(network, [example.make_batch(tokens)])
     for name, seen in given.items():
         function = getattr(qk, name)
         monkeypatch.setattr(qk, name, lambda x, *a, f=function, to=seen, **o: to.append(x.dtype) or f(x, *a, **o))
@@ -78,7 +79,7 @@ def test_the_static_network_points_where_float32_does_and_has_codes_between_laye
     assert {*given["linear"], *given["attention"]} <= {np.dtype("uint8"), np.dtype("int8")}
     for options in static.WAYS.values():
         other = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
-        found = embed_all(static.load_static().make_static(other, [example.make_batch(tokens)], **options), tokens, 100)
+        found = embed_all(minilm_static.make_static(other, [example.make_batch(tokens)], **options), tokens, 100)
         assert (exact * found).sum(axis=1).min() > 0.97, options
 
 

@@ -8,10 +8,8 @@ turns. Run it in the project's folder.
 """
 
 import argparse
-import importlib.util
-import sys
-from pathlib import Path
 
+import minilm_static
 import numpy as np
 
 from . import example
@@ -29,14 +27,6 @@ WAYS = {  # the options of Static
     "smoothed, alpha 0.8, split": dict(alpha=0.8, split=4),
     "smoothed, alpha 0.95, split": dict(alpha=0.95, split=4),
 }
-
-
-def load_static():
-    path = Path(example.__file__).with_name("minilm_static.py")
-    spec = importlib.util.spec_from_file_location("static", path)
-    static = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(static)
-    return static
 
 
 def main():
@@ -71,10 +61,10 @@ def tokenize(tokenizer, texts):
 
 def make_models(weights, config, tokens):
     """Return networks by name: in float32, dynamic, and in each static way."""
-    static, float32 = load_static(), (weights, config, np.asarray, example.Float32)
+    float32 = (weights, config, np.asarray, example.Float32)
     models = {"float32": example.MiniLM(*float32), "dynamic": example.MiniLM(weights, config, example.int8)}
     network, groups = example.MiniLM(*float32), make_groups(tokens)
-    recorder = static.Recorder(network.functions)
+    recorder = minilm_static.Recorder(network.functions)
     network.functions = recorder
     with step("calibrating", len(groups)) as done:
         for group in groups:
@@ -85,7 +75,7 @@ def make_models(weights, config, tokens):
     for name, options in WAYS.items():
         with step(f"making {name}"):
             models[name] = example.MiniLM(*float32)
-            models[name].encode = static.Static(models[name], ranges, **options).encode
+            models[name].encode = minilm_static.Static(models[name], ranges, **options).encode
     return models
 
 
