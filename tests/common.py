@@ -165,9 +165,9 @@ def fused(a, b, c):
     """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what
     decides the second rounding (Boldo and Melquiond, 2008)."""
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
+    total = np.asarray(product + c)
     part = total - product
     error = (product - (total - part)) + (c - part)
-    even = total.view(np.int64) & 1 == 0
-    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
-    return np.where(even & (error != 0), toward, total).astype(np.float32)
+    even = (error != 0) & (total.view(np.int64) & 1 == 0)
+    total[even] = np.nextafter(total[even], np.where(error[even] > 0, np.inf, -np.inf))
+    return total.astype(np.float32)

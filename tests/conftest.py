@@ -121,8 +121,9 @@ class Beside:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
-    beside = [item.nodeid for item in session.items if BESIDE.match(item.nodeid)]
-    if session.config.option.collectonly or REPORTS in os.environ or not 0 < len(beside) < len(session.items):
+    beside, options = [item.nodeid for item in session.items if BESIDE.match(item.nodeid)], session.config.option
+    alone = REPORTS in os.environ or hasattr(session.config, "workerinput") or options.collectonly or options.usepdb
+    if alone or not 0 < len(beside) < len(session.items):
         return (yield)
     session.items.sort(key=lambda item: bool(BESIDE.match(item.nodeid)))
     with tempfile.NamedTemporaryFile() as file:
