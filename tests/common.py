@@ -36,7 +36,7 @@ def environment(**settings):
 def python(*arguments, cwd=None, **settings):
     """Run Python with these arguments in a process of its own."""
     command = [sys.executable, "-Wignore:This process:DeprecationWarning", *arguments]  # forks beside threads
-    return subprocess.run(command, env=environment(**settings), cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment(**settings), cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def output(*code, cwd=None, **settings):
@@ -48,7 +48,7 @@ def output(*code, cwd=None, **settings):
 
 def run(*command, **options):
     """Return what a command prints; it must succeed."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, **options)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=3600, **options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return done.stdout
 

@@ -20,7 +20,7 @@ def chosen(name):
     if run.library(name) is None:
         pytest.skip(f"the compiler has no library of the {name} sanitizer")
     done = subprocess.run(
-        [sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=900
+        [sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return done.stdout
