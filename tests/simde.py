@@ -18,7 +18,7 @@ def simde_include():
     return next((place for place in places if (place / "simde/x86/avx512.h").exists()), None)
 
 
-EMULATED = [CSRC / f"kernels/x86/{name}.c" for name in ("avxvnni", "avx512", "avx512vnni")]
+EMULATED = [CSRC / f"kernels/x86/{name}.c" for name in ("avxvnni", "avx512", "avx512vnni", "amx")]
 
 
 def build_commands(compiler, program):

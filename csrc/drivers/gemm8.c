@@ -84,14 +84,14 @@ typedef struct {
 /* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
 static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *colsum)
 {
-    enum { STRETCH = 64 }; /* steps */
-    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
-    static const int16_t int16s[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    enum { STRETCH = 1024 }; /* codes */
+    static const uint8_t bytes[STRETCH] = {[0 ... STRETCH - 1] = 1};
+    static const int16_t int16s[STRETCH] = {[0 ... STRETCH - 1] = 1};
     const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
     for (size_t rest = p->steps, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
-        steps = min_size(rest, STRETCH);
+        steps = min_size(rest, STRETCH / (size_t)k->kr);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
     }
@@ -444,6 +444,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
+    if (k->gemm8_begin) k->gemm8_begin(rows);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
@@ -460,6 +461,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
+    if (k->gemm8_end) k->gemm8_end(rows);
 }
 
 /* ---- a single column: of a tile all others would be computed in vain ---- */

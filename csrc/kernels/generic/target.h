@@ -52,6 +52,10 @@
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL
 #endif
+#ifndef GEMM8_BEGIN
+#define GEMM8_BEGIN NULL
+#define GEMM8_END NULL
+#endif
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif
