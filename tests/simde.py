@@ -1,4 +1,4 @@
-"""What builds simde_test.c: the kernels of AVX-512 and AVX-VNNI on CPUs without, with SIMDe in the place of the
+"""What builds simde_test.c: the kernels of AVX-512, AVX-VNNI and AMX on CPUs without, with SIMDe in the place of the
 instructions."""
 
 import importlib.util

@@ -19,7 +19,7 @@
 #endif
 
 enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64 };
-enum { TALL = 96, WIDE = 32, SIXTEEN = 16 /* rows and columns of the largest tile; columns of the scalar kernels' */ };
+enum { TALL = 64, WIDE = 32, SIXTEEN = 16 /* rows and columns of the largest tile; columns of the scalar kernels' */ };
 
 static const qk_kernels *simde, *const scalar = &qk_kernels_scalar;
 static const char *what = "";
@@ -285,11 +285,13 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
             scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
         check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
     }
-    if (!g->gemm8_whole_tile || rows < g->mr) return;
+    if (!g->gemm8_whole_tile || rows < g->ask_rows) return;
     what = "gemm8_whole_tile";
     clear(got, sizeof got - MARGIN);
     const qk_ahead ahead = {panel, 64, (char *)got, ldc * sizeof *got};
-    g->gemm8_whole_tile(own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    if (g->gemm8_begin) g->gemm8_begin((size_t)rows);
+    g->gemm8_whole_tile(rows, own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    if (g->gemm8_end) g->gemm8_end((size_t)rows);
     check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
 }
 

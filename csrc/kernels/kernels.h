@@ -6,7 +6,7 @@
 #include "kernels/arguments.h"
 #include "runtime/sizes.h"
 
-enum { MAX_NR = 64, MAX_MR = 96 }; /* no tile is larger */
+enum { MAX_NR = 64, MAX_MR = 64 }; /* no tile is larger */
 
 /* One scale and zero point. */
 typedef struct {

@@ -38,9 +38,12 @@
 #define BLOCKS8_FLIP 0
 #endif
 
-/* Bytes of rows that a task of gemm8 takes; 0: as usual. */
+/* Bytes of rows that a task of gemm8 takes, and rows if weights are few; 0: as usual. */
 #ifndef GEMM8_BLOCK_BYTES
 #define GEMM8_BLOCK_BYTES 0
+#endif
+#ifndef GEMM8_BLOCK_ROWS
+#define GEMM8_BLOCK_ROWS 0
 #endif
 
 /* Rows of a kernel that a step of a depthwise convolution takes. */
@@ -51,6 +54,9 @@
 /* Operations that may be absent (kernels/families). */
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL
+#endif
+#ifndef GEMM8_ASK_ROWS
+#define GEMM8_ASK_ROWS MR
 #endif
 #ifndef GEMM8_BEGIN
 #define GEMM8_BEGIN NULL

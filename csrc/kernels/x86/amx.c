@@ -28,10 +28,13 @@ static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("a
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma,f16c,prfchw",
                 "prefer-vector-width=512")
 
-#define MR 96
+#define MR 64
 #define NR 32
 #define KR 64
-#define GEMM8_BLOCK_BYTES (512 * 1024)
+#define GEMM8_ASK_ROWS 17
+#define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_BLOCK_BYTES (1024 * 1024)
+#define GEMM8_BLOCK_ROWS MR
 #define GEMM8_BEGIN begin_tiles
 #define GEMM8_END end_tiles
 #include "kernels/generic/table.h"
@@ -64,18 +67,26 @@ static void end_tiles(size_t rows)
     if (rows >= FEW) _tile_release();
 }
 
-/* Two times 16 rows of a, where their sums go, and the bytes from row to row of these. */
+/* Where the sums of two times 16 rows are, and the bytes from row to row; no place: they are zeros. */
 typedef struct {
-    const char *a[2];
-    int32_t *c[2];
-    size_t ldc[2];
-} pair;
-
-/* Where sums come from: those of `from` if there are any, else zeros; and bytes from row to row. */
-typedef struct {
-    const int32_t *from[2];
+    int32_t *at[2];
     size_t ld[2];
-} origin;
+} place;
+
+/* What each step asks the caches for: lines that are read next, and those of some rows of the result. */
+typedef struct {
+    const int8_t *read;
+    size_t lines;
+    char *write, *end;
+    size_t row_stride, rows;
+} asked;
+
+static QK_INLINE void ask(asked *what)
+{
+    for (size_t i = 0; i < what->lines; i++, what->read += 64) __builtin_prefetch(what->read, 0, 2);
+    for (size_t i = 0; i < what->rows && what->write < what->end; i++, what->write += what->row_stride)
+        __builtin_prefetch(what->write, 1), __builtin_prefetch(what->write + 64, 1);
+}
 
 /* gcc's operations on tiles are statements. */
 #define LOAD_B(b)                                                                                                      \
@@ -90,8 +101,8 @@ typedef struct {
 
 /* The first products of two tiles of sums: those of the pair before leave them. */
 #define BEGIN(left, right, half, a)                                                                                    \
-    if (before) { STORE(left, right, before->c[half], before->ldc[half]); }                                            \
-    START(left, right, start.from[half], start.ld[half]);                                                              \
+    if (before.at[half]) { STORE(left, right, before.at[half], before.ld[half]); }                                     \
+    START(left, right, from.at[half], from.ld[half]);                                                                  \
     ADD_PRODUCTS(left, right, a)
 #define START(left, right, from, ld)                                                                                   \
     if (from) {                                                                                                        \
@@ -102,17 +113,16 @@ typedef struct {
         _tile_zero(right);                                                                                             \
     }
 
-/* Adds up `steps` steps from number `first` on, of which there is one at least. */
-static QK_INLINE void sum_pair(const pair *p, const pair *before, const origin start, size_t first, size_t steps,
-                               size_t lda, const int8_t *b)
+/* Adds up `steps` steps, of which there is one at least, and leaves the sums in their tiles. */
+static QK_INLINE void sum_pair(const place before, const place from, size_t steps, const char *a0, const char *a1,
+                               size_t lda, const int8_t *b, asked *next)
 {
-    const char *a0 = p->a[0] + first * KR, *a1 = p->a[1] + first * KR;
-    b += first * STEP_BYTES;
     _tile_loadd(4, a0, lda);
     LOAD_B(b);
     _tile_loadd(5, a1, lda);
     BEGIN(0, 1, 0, 4);
     BEGIN(2, 3, 1, 5);
+    ask(next);
     while (--steps > 0) {
         a0 += KR, a1 += KR, b += STEP_BYTES;
         _tile_loadd(4, a0, lda);
@@ -120,23 +130,64 @@ static QK_INLINE void sum_pair(const pair *p, const pair *before, const origin s
         _tile_loadd(5, a1, lda);
         ADD_PRODUCTS(0, 1, 4);
         ADD_PRODUCTS(2, 3, 5);
+        ask(next);
     }
 }
 
-/* The sums of all pairs, which start from `from` if there are any. */
-static void sum_pairs(const pair *p, int count, size_t steps, size_t lda, const int8_t *panel, const int32_t *from)
+/* A tile, as sum_pairs sees it. Its last pair may have rows that the one before it has, too: then its second half goes
+ * to `odd`. */
+typedef struct {
+    int rows;
+    const char *a, *last; /* rows, and the last 16 of them */
+    size_t lda, ldc;      /* in bytes */
+    int32_t *c, *odd;
+    const qk_ahead *ahead; /* or NULL */
+} whole;
+
+/* Where the sums of pair i go: until the last stretch to a place in the L1 cache, for rows of the result may be so far
+ * apart that the cache holds few of them. */
+static QK_INLINE place place_of(const whole *t, int i, int32_t *between)
 {
-    const size_t stretch = count > 1 ? STRETCH : steps;
-    const pair *before = NULL;
-    for (size_t first = 0; first < steps; first += stretch)
-        for (int i = 0; i < count; before = p + i++) {
-            origin start = {{from, from}, {NR * sizeof *from, NR * sizeof *from}};
-            if (first) start = (origin){{p[i].c[0], p[i].c[1]}, {p[i].ldc[0], p[i].ldc[1]}};
-            sum_pair(p + i, before, start, first, min_size(steps - first, stretch), lda, panel);
+    const size_t ld = NR * sizeof *between;
+    int32_t *c = between ? between + i * 2 * HALF * NR : (int32_t *)((char *)t->c + (size_t)(2 * HALF * i) * t->ldc);
+    if (between) return (place){{c, c + HALF * NR}, {ld, ld}};
+    if (2 * HALF * (i + 1) > t->rows) return (place){{c, t->odd}, {t->ldc, ld}};
+    return (place){{c, (int32_t *)((char *)c + HALF * t->ldc)}, {t->ldc, t->ldc}};
+}
+
+/* The rows of the result that pair i asks for in so many steps. */
+static QK_INLINE void ask_for_pair(const whole *t, int i, size_t steps, asked *next)
+{
+    const size_t row = (size_t)(2 * HALF * i), rows = min_size((size_t)t->rows - row, 2 * HALF);
+    next->rows = (rows + steps - 1) / steps;
+    next->write = t->ahead->write + row * t->ahead->row_stride;
+    next->end = next->write + rows * t->ahead->row_stride;
+}
+
+/* The sums of so many pairs, which start from those of 16 rows at `start` if there are any. */
+static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *panel, int32_t *start)
+{
+    _Alignas(64) int32_t sums[MR * NR];
+    const size_t stretch = count > 1 ? STRETCH : steps, ld = NR * sizeof *sums;
+    place before = {{NULL, NULL}, {0, 0}};
+    asked next = {.read = t->ahead ? t->ahead->read : NULL, .row_stride = t->ahead ? t->ahead->row_stride : 0};
+    if (t->ahead) next.lines = (t->ahead->step + 64 * (size_t)count - 1) / (64 * (size_t)count);
+    for (size_t first = 0, n; first < steps; first += n, panel += n * STEP_BYTES) {
+        n = min_size(steps - first, stretch);
+        const int is_last = first + n == steps;
+        for (int i = 0; i < count; i++) {
+            const char *a0 = t->a + (size_t)(2 * HALF * i) * t->lda, *a1 = a0 + HALF * t->lda;
+            const place from = first ? place_of(t, i, sums) : (place){{start, start}, {ld, ld}};
+            if (2 * HALF * (i + 1) > t->rows) a1 = t->last;
+            if (t->ahead && is_last) ask_for_pair(t, i, n, &next);
+            sum_pair(before, from, n, a0 + first * KR, a1 + first * KR, t->lda, panel, &next);
+            before = place_of(t, i, is_last ? NULL : sums);
+            next.rows = 0;
         }
-    if (!before) return;
-    STORE(0, 1, before->c[0], before->ldc[0]);
-    STORE(2, 3, before->c[1], before->ldc[1]);
+    }
+    if (!before.at[0]) return;
+    STORE(0, 1, before.at[0], before.ld[0]);
+    STORE(2, 3, before.at[1], before.ld[1]);
 }
 
 /* Adds to tiles 0 and 1, and those of every other step to 2 and 3, so that sums do not wait for each other. */
@@ -186,7 +237,7 @@ static QK_INLINE void copy_rows(int rows, const int32_t *sums, const int32_t *mo
 }
 
 /* `init` in each row of `to`. Returns NULL if all are zeros, which tiles are without being loaded. */
-static QK_INLINE const int32_t *spread(const int32_t *init, int32_t *to)
+static QK_INLINE int32_t *spread(const int32_t *init, int32_t *to)
 {
     const __m512i left = _mm512_loadu_si512(init), right = _mm512_loadu_si512(init + HALF);
     const __m512i any = _mm512_or_si512(left, right);
@@ -206,8 +257,8 @@ static QK_NOINLINE void few_rows(int rows, size_t steps, const char *a, size_t l
 }
 
 /* Rows that fill no pair end with the last one, and begin with some of those before them if there are any. */
-static void gemm8_tile(int rows, size_t steps, const void *codes, size_t lda, const int8_t *panel, const int32_t *init,
-                       int32_t *c, size_t ldc)
+static void gemm8_whole_tile(int rows, size_t steps, const void *codes, size_t lda, const int8_t *panel,
+                             const int32_t *init, int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const char *a = codes;
     if (rows < FEW || steps == 0) {
@@ -215,25 +266,24 @@ static void gemm8_tile(int rows, size_t steps, const void *codes, size_t lda, co
         return;
     }
     _Alignas(64) int32_t starts[HALF * NR], sums[HALF * NR], more[HALF * NR];
-    const int32_t *from = spread(init, starts);
+    int32_t *start = spread(init, starts);
     const int count = (rows + HALF - 1) / (2 * HALF), rest = rows - 2 * HALF * count;
-    const size_t ld = ldc * sizeof *c;
     const char *last = a + (size_t)(rows < HALF ? 0 : rows - HALF) * lda;
-    pair p[MR / HALF / 2];
-    for (int i = 0; i < count; i++) {
-        const char *a0 = a + (size_t)(2 * HALF * i) * lda;
-        int32_t *c0 = c + (size_t)(2 * HALF * i) * ldc;
-        p[i] = (pair){{a0, a0 + HALF * lda}, {c0, c0 + HALF * ldc}, {ld, ld}};
-    }
-    if (rest < 0) p[count - 1].a[1] = last, p[count - 1].c[1] = sums, p[count - 1].ldc[1] = NR * sizeof *sums;
-    sum_pairs(p, count, steps, lda, panel, from);
-    if (rest > 0) sum_rows(rows < HALF ? rows : HALF, steps, last, lda, panel, from, sums, more);
+    const whole t = {rows, a, last, lda, ldc * sizeof *c, c, sums, ahead};
+    sum_pairs(&t, count, steps, panel, start);
+    if (rest > 0) sum_rows(rows < HALF ? rows : HALF, steps, last, lda, panel, start, sums, more);
     const int left = rest < 0 ? HALF + rest : rest, begin = rows < HALF ? 0 : HALF - left;
     int32_t *to = c + (size_t)(rows - left) * ldc;
     if (rest > 0)
         copy_rows(left, sums + begin * NR, more + begin * NR, to, ldc);
     else if (rest < 0)
         copy_rows(left, sums + begin * NR, NULL, to, ldc);
+}
+
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
+{
+    gemm8_whole_tile(rows, steps, a, lda, panel, init, c, ldc, NULL);
 }
 
 /* ---- what AVX-512 VNNI has ---- */
