@@ -420,14 +420,11 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
-    else if (ahead && rows >= (size_t)k->ask_rows)
+    else if (ahead->step && rows >= (size_t)k->ask_rows)
         k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
         k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
 }
-
-/* Whether all panels stay in the L2 cache from one block of rows to the next. */
-static int in_cache(const qk_gemm8_weights *b) { return b->count * b->panel_bytes <= BIG_WEIGHTS; }
 
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
  * come from memory. The last asks for the first, with which the next block begins. */
@@ -442,9 +439,9 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         !g->source->zero_point_per_row;
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
-    qk_ahead ahead = {.row_stride = g->epilogue->row_stride}, *asking = NULL;
-    if (k->gemm8_whole_tile && rows > (size_t)k->ask_rows && b->k_pad >= LONG) asking = &ahead;
-    if (asking && !(k->block_rows && in_cache(b))) ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    if (k->gemm8_whole_tile && rows > (size_t)k->ask_rows && b->k_pad >= LONG)
+        ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
     if (k->gemm8_begin) k->gemm8_begin(rows);
@@ -460,7 +457,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
             sum_tile(g, count, block->a + i * g->lda, wide ? (const void *)wide : codes, g->init + col,
-                     direct ? (int32_t *)ahead.write : acc, ldc, asking);
+                     direct ? (int32_t *)ahead.write : acc, ldc, &ahead);
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
@@ -562,10 +559,8 @@ static void lay_out(product *g)
     const qk_gemm8_kernels *k = b->gemm8;
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
-    const size_t patches = in_cache(b) ? PATCH_BYTES : MANY_PATCH_BYTES;
+    const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
     g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
-    if (k->block_rows && !g->source->patches && in_cache(b))
-        g->walk.block_bytes = (size_t)k->block_rows * (row_bytes + 1);
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);

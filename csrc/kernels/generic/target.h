@@ -38,12 +38,9 @@
 #define BLOCKS8_FLIP 0
 #endif
 
-/* Bytes of rows that a task of gemm8 takes, and rows if weights are few; 0: as usual. */
+/* Bytes of rows that a task of gemm8 takes; 0: as usual. */
 #ifndef GEMM8_BLOCK_BYTES
 #define GEMM8_BLOCK_BYTES 0
-#endif
-#ifndef GEMM8_BLOCK_ROWS
-#define GEMM8_BLOCK_ROWS 0
 #endif
 
 /* Rows of a kernel that a step of a depthwise convolution takes. */

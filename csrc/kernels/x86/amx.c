@@ -34,7 +34,6 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define GEMM8_ASK_ROWS 17
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_BLOCK_BYTES (1024 * 1024)
-#define GEMM8_BLOCK_ROWS MR
 #define GEMM8_BEGIN begin_tiles
 #define GEMM8_END end_tiles
 #include "kernels/generic/table.h"
