@@ -427,7 +427,9 @@ static QK_NOINLINE void sum_stretches(const product *g, size_t rows, const char 
     for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, init, nr * sizeof *c);
     for (size_t left = g->b->steps, steps; left && !qk_stopped(); left -= steps) {
         steps = min_size(left, most);
+        if (k->gemm8_begin) k->gemm8_begin(rows);
         k->gemm8_tile((int)rows, steps, a, g->lda, panel, zeros, part, nr);
+        if (k->gemm8_end) k->gemm8_end(rows);
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < nr; j++)
                 c[i * ldc + j] = (int32_t)((uint32_t)c[i * ldc + j] + (uint32_t)part[i * nr + j]);
@@ -471,7 +473,8 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
-    if (k->gemm8_begin) k->gemm8_begin(rows);
+    const int once = k->gemm8_begin && !is_long(b);
+    if (once) k->gemm8_begin(rows);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
@@ -488,7 +491,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
-    if (k->gemm8_end) k->gemm8_end(rows);
+    if (once) k->gemm8_end(rows);
 }
 
 /* ---- a single column: of a tile all others would be computed in vain ---- */
