@@ -19,7 +19,7 @@ static void add_up(const job *j, size_t rows, size_t count, const float *feed, c
     const size_t mr = (size_t)kernels->mr, ld = j->of->ld;
     for (size_t row = 0; row < rows; row += mr)
         kernels->gemmf16_tile((int)min_size(rows - row, mr), count, feed + row * ld, ld, (const uint16_t *)errors,
-                              QK_F32, sums + row * NR);
+                              QK_F32, 0, sums + row * NR);
 }
 
 static void round_block(const job *j, size_t row, size_t panel)
