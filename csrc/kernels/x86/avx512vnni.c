@@ -89,8 +89,8 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
-static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                             int32_t *c, size_t ldc, const qk_ahead *given)
+static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
+                             const int32_t *init, int32_t *c, size_t ldc, const qk_ahead *given)
 {
     const qk_ahead ahead = *given;
     (void)rows; /* MR */
