@@ -29,8 +29,10 @@ HOLD_TO = {
 
 def set_environment(config=None):
     """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
-    wanted = dict.fromkeys(OPENBLAS_OVERRIDES + HOLDERS) | dict.fromkeys(THREAD_COUNTS, str(THREADS))
-    wanted |= KEEP_FREED_MEMORY | dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), [])))
+    wanted = (
+        dict.fromkeys(OPENBLAS_OVERRIDES + HOLDERS) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
+    )
+    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), [])))
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     for name, value in wanted.items():
