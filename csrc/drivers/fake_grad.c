@@ -1,5 +1,5 @@
-/* The driver of the gradients of fake_quantize (numerics 26): pieces of the array, whose sums are kept and then added in
- * order, so that they do not depend on the number of threads. */
+/* The driver of the gradients of fake_quantize (numerics 26): pieces of the array, whose sums are kept and then added
+ * in order, so that they do not depend on the number of threads. */
 #include <math.h>
 #include <string.h>
 
@@ -82,8 +82,9 @@ static place place_of(const gradient *g, size_t item)
         return (place){begin + in_group * l->n + skip, 1, n, 0, first, which * l->pieces + piece};
     }
     const size_t skip = piece * ROWS, rows = skip < length ? min_size(length - skip, ROWS) : 0;
-    return (place){begin + (in_group * l->rows + skip) * l->n + col, rows, min_size(l->n - col, g->cols), l->n,
-                   which * l->n + col, (which * l->pieces + piece) * l->n + col};
+    return (place){
+        begin + (in_group * l->rows + skip) * l->n + col, rows, min_size(l->n - col, g->cols), l->n, which * l->n + col,
+        (which * l->pieces + piece) * l->n + col};
 }
 
 /* ---- in double: of float64, and where sums of float32 would leave its range ---- */

@@ -21,8 +21,8 @@ static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, gra
 static QK_INLINE grad_parameter grad_parameter_at(const grad_parameters *p, size_t i, const int how)
 {
     const int multiply = how == MULTIPLY;
-    return (grad_parameter){p->scale[i], multiply ? p->reciprocal[i] : 0, p->lo[i], p->hi[i],
-                            multiply ? p->least[i] : 0, multiply ? p->most[i] : 0};
+    return (grad_parameter){p->scale[i], multiply ? p->reciprocal[i] : 0, p->lo[i],
+                            p->hi[i],    multiply ? p->least[i] : 0,      multiply ? p->most[i] : 0};
 }
 
 /* x / scale; where it lies more than a step beyond the bounds it may be any number that does; NaN stays NaN. */

@@ -1,11 +1,13 @@
-/* The gradients of fake_quantize on the registers of avx2.h or avx512.h, for generic/fake_grad.h. gcc would make a path of
- * each condition, and then add to a sum once for each; here sums have one addition a row, as the loop waits for them. */
+/* The gradients of fake_quantize on the registers of avx2.h or avx512.h, for generic/fake_grad.h. gcc would make a path
+ * of each condition, and then add to a sum once for each; here sums have one addition a row, as the loop waits for
+ * them. */
 #ifndef QK_X86_FAKE_GRAD_H
 #define QK_X86_FAKE_GRAD_H
 
+#include "kernels/x86/elementwise.h"
+
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/fake_grad_types.h"
-#include "kernels/x86/elementwise.h"
 
 #define HAVE_GRAD_VECTORS
 

@@ -6,9 +6,10 @@
 #ifndef QK_X86_STOCHASTIC_H
 #define QK_X86_STOCHASTIC_H
 
+#include "kernels/x86/elementwise.h"
+
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/philox.h"
-#include "kernels/x86/elementwise.h"
 
 #define HAVE_PHILOX
 #define HAVE_RANDOM_VECTORS
@@ -48,8 +49,8 @@ static size_t philox_groups(uint64_t counter, uint64_t seed, uint16_t *u, size_t
     return i;
 }
 
-/* Rounding of steps within -128 .. 128, all codes of which are exact quotients: so 2^16 v, rounded to an integer, and the
- * random number are one sum, whose upper half is the code (numerics 27). */
+/* Rounding of steps within -128 .. 128, all codes of which are exact quotients: so 2^16 v, rounded to an integer, and
+ * the random number are one sum, whose upper half is the code (numerics 27). */
 static QK_INLINE reg random_steps(floats x, reg u, const parameters *p, size_t i, const size_t step)
 {
     const floats scale = product_of(some_floats(p->scale + i, step), all_floats(0x1p-16f));
