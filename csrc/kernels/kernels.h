@@ -24,6 +24,15 @@ typedef struct {
     size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
 } qk_affines;
 
+/* Gradients of fake_quantize (numerics 26): terms of so many rows are added in float32; a run is rows of so many lanes;
+ * so many columns are seen at most. */
+enum { QK_GRAD_ROWS = 16, QK_GRAD_LANES = 16, QK_GRAD_COLUMNS = 512 };
+
+/* What sums of terms are added to: one of each a column, or a lane. */
+typedef struct {
+    double *scale, *zero;
+} qk_grad_sums;
+
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
     int rows, cols;                            /* valid ones; column arrays hold nr entries all the same */
