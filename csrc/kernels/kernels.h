@@ -152,6 +152,18 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
  * columns j and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
 enum { QK_GEMMF16_NR = 32, QK_GEMMF16_ROW_PANELS = 4 };
 
+/* Rows and 32 columns on their way to codes. Entry j of row i of w, scale, zero, codes is at i * stride + j, but scale
+ * and zero have a row for each group; errors and sums have rows of 32. */
+enum { QK_ROUND_ROWS = 12 };
+typedef struct {
+    int rows;
+    const qk_feedback *of;
+    size_t row, column;  /* the first ones */
+    float *errors;       /* of w, from the first row on */
+    const float *before; /* sums of what errors of earlier blocks of rows add */
+    const float *after;  /* and of later rows, or NULL */
+} qk_round_rows;
+
 static inline size_t qk_code_bytes(qk_dtype t) { return t == QK_I32 ? 4 : t == QK_I16 || t == QK_U16 ? 2 : 1; }
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
