@@ -23,7 +23,8 @@ enum {
     GROUP_BYTES = 16 * 1024,       /* of floats that are seen twice */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
-    BIG_WEIGHTS = 1024 * 1024      /* so many bytes: to read them once more would take longer */
+    BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
+    FAR_WEIGHTS = 4096 * 1024      /* bytes that no L2 cache holds */
 };
 
 /* ---- packing of b ---- */
@@ -249,7 +250,7 @@ static int pack_floats(const product *g, row_block *block, size_t first, size_t 
 {
     const size_t fit = GROUP_BYTES / (g->b->k * sizeof(float) + 1), together = fit < 2 ? 2 : min_size(fit, QK_TOGETHER);
     qk_row_group group;
-    for (size_t i = 0, count; i < rows; i += count) {
+    for (size_t i = 0, count; i < rows && !qk_stopped_at_long(g->b->k); i += count) {
         count = min_size(rows - i, together);
         qk_plan_group(&g->quantizer, (const float *)row_of(g->source, first + i), g->source->row_stride, count, &group);
         for (size_t j = 0; j < count; j++)
@@ -413,16 +414,45 @@ void qk_store_tile(const product *g, const row_block *block, size_t row, size_t 
         k->tile_to_codes(acc, t);
 }
 
+/* Whether signals would wait for a tile. Panels of small weights cannot be parted, but are fast. */
+static int is_long(const qk_gemm8_weights *b)
+{
+    return b->steps > QK_STRETCH / (size_t)b->gemm8->kr && b->gemm8 == b->kernels->gemm8;
+}
+
+/* The sums of such a tile, a stretch of k after the other. */
+static QK_NOINLINE void sum_stretches(const product *g, size_t rows, const char *a, const int8_t *panel,
+                                      const int32_t *init, int32_t *c, size_t ldc)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t most = QK_STRETCH / (size_t)k->kr, nr = (size_t)k->nr;
+    static const int32_t zeros[MAX_NR];
+    int32_t part[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, init, nr * sizeof *c);
+    for (size_t left = g->b->steps, steps; left && !qk_stopped(); left -= steps) {
+        steps = min_size(left, most);
+        k->gemm8_tile((int)rows, steps, a, g->lda, panel, zeros, part, nr);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < nr; j++)
+                c[i * ldc + j] = (int32_t)((uint32_t)c[i * ldc + j] + (uint32_t)part[i * nr + j]);
+        a += steps * (size_t)(k->kr * k->a_bytes), panel += steps * nr * (size_t)k->kr;
+    }
+}
+
 /* The sums of a tile: of `rows` rows at `a` and of a panel, which is widened if the product has a place for that. */
 static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const void *panel, const int32_t *init,
                                int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t left = g->b->n - (size_t)(init - g->init); /* columns */
-    if (g->wide_at)
+    if (is_long(g->b))
+        sum_stretches(g, rows, a, panel, init, c, ldc);
+    else if (g->wide_at)
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (k->gemm8_far_tile && rows <= 2 && g->b->count * g->b->panel_bytes > FAR_WEIGHTS)
+        k->gemm8_far_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows == (size_t)k->mr)
         k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
@@ -569,7 +599,7 @@ static void lay_out(product *g)
         g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
         g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
     }
-    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS) {
+    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b)) {
         g->wide_at = g->walk.bytes;
         g->walk.bytes = qk_plus(g->wide_at, wide);
     }

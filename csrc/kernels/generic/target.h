@@ -58,6 +58,9 @@
 #ifndef GEMM8_HALF_TILE
 #define GEMM8_HALF_TILE NULL
 #endif
+#ifndef GEMM8_FAR_TILE
+#define GEMM8_FAR_TILE NULL
+#endif
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL
 #define GEMM8_WIDEN_PANEL NULL
