@@ -20,9 +20,11 @@ enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
     LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
+    GROUP_BYTES = 16 * 1024,       /* of floats that are seen twice */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
-    BIG_WEIGHTS = 1024 * 1024      /* so many bytes: to read them once more would take longer */
+    BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
+    FAR_WEIGHTS = 4096 * 1024      /* bytes that no L2 cache holds */
 };
 
 /* ---- packing of b ---- */
@@ -223,34 +225,36 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     }
 }
 
-/* Row i of floats, whose range is known. */
-static void quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_plan *plan)
+/* Row i of floats at x, number `which` of a group; returns 0 if a value is not finite. */
+static int quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_group *group,
+                        size_t which)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     char *to = block->rows + i * g->lda;
     uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : (uint8_t *)block + g->spare_at; /* before they are widened */
-    qk_quantize_planned(&g->quantizer, x, q, plan);
-    block->scale[i] = plan->row.scale, block->wide_scale[i] = plan->row.wide;
-    block->any_wide |= plan->row.wide != 0;
+    qk_row_scale row;
+    if (!qk_quantize_of_group(&g->quantizer, group, which, x, q, &row)) return 0;
+    block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
+    block->any_wide |= row.wide != 0;
     if (k->a_bytes == 1)
         memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
     else
         k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
-    describe_row(g, block, i, q, plan->row.zero_point, 0);
+    describe_row(g, block, i, q, row.zero_point, 0);
+    return 1;
 }
 
-/* Rows as the tile wants them, of floats, quantized on the way. The range of the next row is found before the codes of
- * this one, whose divisions it would wait for, and the row after it is asked for. Returns 0 if a value is not finite.
- */
+/* Rows as the tile wants them, of floats, quantized on the way, as many together as stay in the L1 cache. Returns 0 if
+ * a value is not finite. */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
-    qk_row_plan plans[2];
-    for (size_t i = 0; i <= rows && !qk_stopped_at_long(g->b->k); i++) {
-        const float *x = (const float *)row_of(g->source, first + i),
-                    *after = (const float *)row_of(g->source, first + i + 1);
-        for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
-        if (i < rows && !qk_plan_row(&g->quantizer, x, plans + i % 2)) return 0;
-        if (i) quantize_row(g, block, i - 1, (const float *)row_of(g->source, first + i - 1), plans + (i - 1) % 2);
+    const size_t fit = GROUP_BYTES / (g->b->k * sizeof(float) + 1), together = fit < 2 ? 2 : min_size(fit, QK_TOGETHER);
+    qk_row_group group;
+    for (size_t i = 0, count; i < rows && !qk_stopped_at_long(g->b->k); i += count) {
+        count = min_size(rows - i, together);
+        qk_plan_group(&g->quantizer, (const float *)row_of(g->source, first + i), g->source->row_stride, count, &group);
+        for (size_t j = 0; j < count; j++)
+            if (!quantize_row(g, block, i + j, (const float *)row_of(g->source, first + i + j), &group, j)) return 0;
     }
     return 1;
 }
@@ -449,6 +453,8 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (k->gemm8_far_tile && rows <= 2 && g->b->count * g->b->panel_bytes > FAR_WEIGHTS)
+        k->gemm8_far_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows >= (size_t)k->ask_rows)
         k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else

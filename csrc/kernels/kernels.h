@@ -15,6 +15,11 @@ typedef struct {
     int half_away;
 } qk_affine;
 
+/* Two factors, one above and one below 1 / scale, and the zero point + ROUNDER (numerics 3). */
+typedef struct {
+    float above, below, start;
+} qk_bracket;
+
 /* Those of rows, which share them: element i of a row has the parameters of number i / run. */
 typedef struct {
     const float *scale, *reciprocal; /* reciprocal NULL: divide */

@@ -407,8 +407,17 @@ static void fake_quantize_rows_f32(const float *x, float *y, size_t n, const qk_
     quantize_rows(AND_BACK, x, y, n, p);
 }
 
+#ifndef HAVE_BRACKETED_CODES
+static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
+{
+    (void)x, (void)q, (void)n, (void)p;
+    return 0;
+}
+#endif
+
 /* ---- bounds (numerics 2) ---- */
 
+#ifndef HAVE_MINMAX
 /* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative
  * floats lie below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
 static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
@@ -423,6 +432,7 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
     *lo = float_of((int32_t)lowest);
     *hi = float_of(highest);
 }
+#endif
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
 

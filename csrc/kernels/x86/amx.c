@@ -33,6 +33,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define KR 64
 #define GEMM8_ASK_ROWS 16
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_FAR_TILE gemm8_far_tile
 #define GEMM8_BLOCK_BYTES (1024 * 1024)
 #define GEMM8_BEGIN begin_tiles
 #define GEMM8_END end_tiles
@@ -244,6 +245,12 @@ static QK_NOINLINE void few_rows(int rows, size_t steps, const char *a, size_t l
     for (int i = 0; i < rows; i += few->mr)
         few->gemm8_tile(rows - i < few->mr ? rows - i : few->mr, steps * FOURS, a + (size_t)i * lda, lda, panel, init,
                         c + (size_t)i * ldc, ldc);
+}
+
+static void gemm8_far_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                           int32_t *c, size_t ldc)
+{
+    few->gemm8_far_tile(rows, steps * FOURS, a, lda, panel, init, c, ldc);
 }
 
 /* Rows that fill no pair end with the last one, and begin with some of those before them. */

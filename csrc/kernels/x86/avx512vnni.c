@@ -33,6 +33,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_HALF_TILE gemm8_half_tile
+#define GEMM8_FAR_TILE gemm8_far_tile
 #define HAVE_COLUMN_SUMS
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
@@ -43,15 +44,17 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 /* Bytes of a panel that are asked for ahead of their use (avx512_int16.h). */
 enum { AHEAD = 32 * NR * KR };
 
-/* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. */
-static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
-                               const int32_t *init, int32_t *c, size_t ldc)
+/* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. If
+ * the panel is `far`, it is asked for. */
+static QK_INLINE void few_rows(const int rows, const int far, size_t steps, const uint8_t *a, size_t lda,
+                               const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16), c10 = c00, c11 = c01;
     __m512i d00 = _mm512_setzero_si512(), d01 = d00, d10 = d00, d11 = d00;
     for (; steps > 1; steps -= 2, a += 2 * KR, panel += 2 * NR * KR) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         const __m512i b2 = _mm512_loadu_si512(panel + 128), b3 = _mm512_loadu_si512(panel + 192);
+        for (int line = 0; far && line < 4; line++) __builtin_prefetch(panel + AHEAD + 64 * line);
         __m512i v = broadcast4(a), w = broadcast4(a + KR);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
         d00 = _mm512_dpbusd_epi32(d00, w, b2), d01 = _mm512_dpbusd_epi32(d01, w, b3);
@@ -78,7 +81,7 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
                                   const int32_t *init, int32_t *c, size_t ldc)
 {
     if (rows < 3)
-        few_rows(rows, steps, a, lda, panel, init, c, ldc);
+        few_rows(rows, 0, steps, a, lda, panel, init, c, ldc);
     else
         exact_rows(rows, BYTES, 1, steps, (const char *)a, lda, panel, init, c, ldc, NULL);
 }
@@ -87,6 +90,15 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
                        int32_t *c, size_t ldc)
 {
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_far_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                           int32_t *c, size_t ldc)
+{
+    if (rows == 1)
+        few_rows(1, 1, steps, a, lda, panel, init, c, ldc);
+    else
+        few_rows(2, 1, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
