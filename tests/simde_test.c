@@ -410,6 +410,7 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .last_steps = last_steps,
                               .half_scales = half_scales,
                               .own_zeros = own_zeros,
+                              .more = (int)(random32() % 2),
                               .levels = looked_up ? levels : NULL,
                               .params_bytes = WIDE * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0))};
     what = "gemm4_tile";
@@ -458,6 +459,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .last_steps = last_steps,
                               .half_scales = half_scales,
                               .own_zeros = own_zeros,
+                              .more = (int)(random32() % 2),
                               .long_sums = long_sums,
                               .params_bytes = params_bytes};
     what = "blocks8_tile";
@@ -499,14 +501,15 @@ static void test_half(int rows, size_t k, qk_dtype type)
     static uint16_t panels[PANELS * K * WIDE];
     static float a[TALL * (K + 4)], got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
     const size_t lda = k + random32() % 5;
+    const int more = (int)(random32() % 2);
     for (size_t i = 0; i < sizeof panels / 2; i++)
         panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
     for (size_t i = 0; i < sizeof a / 4; i++)
         a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
     what = "gemmf16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, got);
-    scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, want);
+    simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, more, got);
+    scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, more, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
     for (int n = 1; n <= PANELS; n++) {
         what = "gemmf16_row";

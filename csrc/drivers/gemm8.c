@@ -245,7 +245,7 @@ static void quantize_row(const product *g, row_block *block, size_t i, const flo
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
     qk_row_plan plans[2];
-    for (size_t i = 0; i <= rows; i++) {
+    for (size_t i = 0; i <= rows && !qk_stopped_at_long(g->b->k); i++) {
         const float *x = (const float *)row_of(g->source, first + i),
                     *after = (const float *)row_of(g->source, first + i + 1);
         for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
@@ -410,13 +410,40 @@ void qk_store_tile(const product *g, const row_block *block, size_t row, size_t 
         k->tile_to_codes(acc, t);
 }
 
+/* Whether signals would wait for a tile. Panels of small weights cannot be parted, but are fast. */
+static int is_long(const qk_gemm8_weights *b)
+{
+    return b->steps > QK_STRETCH / (size_t)b->gemm8->kr && b->gemm8 == b->kernels->gemm8;
+}
+
+/* The sums of such a tile, a stretch of k after the other. */
+static QK_NOINLINE void sum_stretches(const product *g, size_t rows, const char *a, const int8_t *panel,
+                                      const int32_t *init, int32_t *c, size_t ldc)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t most = QK_STRETCH / (size_t)k->kr, nr = (size_t)k->nr;
+    static const int32_t zeros[MAX_NR];
+    int32_t part[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, init, nr * sizeof *c);
+    for (size_t left = g->b->steps, steps; left && !qk_stopped(); left -= steps) {
+        steps = min_size(left, most);
+        k->gemm8_tile((int)rows, steps, a, g->lda, panel, zeros, part, nr);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < nr; j++)
+                c[i * ldc + j] = (int32_t)((uint32_t)c[i * ldc + j] + (uint32_t)part[i * nr + j]);
+        a += steps * (size_t)(k->kr * k->a_bytes), panel += steps * nr * (size_t)k->kr;
+    }
+}
+
 /* The sums of a tile: of `rows` rows at `a` and of a panel, which is widened if the product has a place for that. */
 static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const void *panel, const int32_t *init,
                                int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t left = g->b->n - (size_t)(init - g->init); /* columns */
-    if (g->wide_at)
+    if (is_long(g->b))
+        sum_stretches(g, rows, a, panel, init, c, ldc);
+    else if (g->wide_at)
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
@@ -551,6 +578,23 @@ static void store_sums_apart(const product *g, const row_block *block, size_t fi
     }
 }
 
+/* The sums of rows, a stretch of k after the other. */
+static void sum_column(const product *g, const row_block *block, size_t rows, int32_t *sums)
+{
+    const size_t k = g->b->k;
+    const int bytes = g->in_place ? 1 : g->b->gemm8->a_bytes;
+    qk_few_rows few = {block->a, g->lda, rows, bytes, g->in_place && g->a_shift ? 0x80 : 0};
+    qk_column column = g->column;
+    int32_t part[MAX_ROWS] __attribute__((aligned(64)));
+    for (size_t i = 0; i < rows; i++) sums[i] = g->init[0];
+    for (size_t left = k, n; left && !qk_stopped_at_long(k); left -= n) {
+        n = min_size(left, QK_STRETCH);
+        g->b->gemm8->column_sums(&few, n, &column, part);
+        for (size_t i = 0; i < rows; i++) sums[i] = (int32_t)((uint32_t)sums[i] + (uint32_t)part[i]);
+        few.a = (const char *)few.a + n * (size_t)bytes, column.wide += n, column.codes += n;
+    }
+}
+
 static void multiply_column(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
@@ -560,10 +604,7 @@ static void multiply_column(const void *context, void *memory, size_t first, siz
     int32_t own[MAX_ROWS] __attribute__((aligned(64)));
     int32_t *sums = direct ? (int32_t *)result_at(g, first, 0) : own;
     if (begin == end) return;
-    const qk_few_rows few = {block->a, g->lda, rows, g->in_place ? 1 : g->b->gemm8->a_bytes,
-                             g->in_place && g->a_shift ? 0x80 : 0};
-    g->b->gemm8->column_sums(&few, g->b->k, &g->column, sums);
-    for (size_t i = 0; i < rows; i++) sums[i] = (int32_t)((uint32_t)sums[i] + (uint32_t)g->init[0]);
+    sum_column(g, block, rows, sums);
     if (block->any_wide || epilogue->wide_scale) {
         store_sums_apart(g, block, first, rows, sums);
         return;
@@ -588,7 +629,7 @@ static void lay_out(product *g)
         g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
         g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
     }
-    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !g->column.wide) {
+    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b) && !g->column.wide) {
         g->wide_at = g->walk.bytes;
         g->walk.bytes = qk_plus(g->wide_at, wide);
     }

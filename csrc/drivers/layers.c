@@ -62,9 +62,11 @@ static void quantize_row(const qk_params *p, const float *y, uint8_t *q, size_t 
         k->quantize_rows_f32_8(y, q, cols, &columns);
 }
 
+static int stopped(void) { return qk_stopped(); }
+
 static void norm_rows(void *context, size_t begin, size_t end)
 {
-    enum { SMALL = 1024 };
+    enum { SMALL = 1024, LONG = 1024 * 1024 };
     norm_job *job = context;
     const qk_norm_args *a = job->args;
     const int any_codes = a->x.params || a->residual.params || a->y.params;
@@ -78,7 +80,8 @@ static void norm_rows(void *context, size_t begin, size_t end)
     for (; begin < end; begin++) {
         const float *x = row_of(&a->x, begin, cols, rows), *residual = row_of(&a->residual, begin, cols, rows + cols);
         float *y = a->y.params ? rows + 2 * cols : (float *)a->y.data + begin * cols;
-        if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps, y))
+        if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps,
+                                                 cols > LONG ? stopped : NULL, y))
             norm_wide_row(a, x, residual, y);
         if (a->y.params) quantize_row(a->y.params, y, (uint8_t *)a->y.data + begin * cols, cols);
     }

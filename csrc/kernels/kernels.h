@@ -118,10 +118,10 @@ enum { QK_GEMM4_NR = 32, QK_GEMM4_KR = 4, QK_COLUMN_LEVELS_NR = 16, QK_COLUMN_LE
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps; /* steps of a block, and of the last */
-    int half_scales, own_zeros;
-    const int8_t *levels; /* what codes stand for; NULL: for themselves */
-    int long_sums;        /* of 8 bits: sums of columns are int32 */
-    size_t params_bytes;  /* what follows the codes of a block */
+    int half_scales, own_zeros, more; /* more: what y holds is added to */
+    const int8_t *levels;             /* what codes stand for; NULL: for themselves */
+    int long_sums;                    /* of 8 bits: sums of columns are int32 */
+    size_t params_bytes;              /* what follows the codes of a block */
 } qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };

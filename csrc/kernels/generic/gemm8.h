@@ -216,18 +216,34 @@ static inline int32_t sum_int16(const int16_t *restrict a, const int16_t *restri
     return sum;
 }
 
+/* Adds the sums of four rows of bytes, which share what they load of b. */
+static inline void add_four(const uint8_t *restrict a, size_t lda, uint8_t flip, const int16_t *restrict b, size_t n,
+                            int32_t *c)
+{
+    const uint8_t *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda;
+    int32_t sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int16_t code0 = a[i] ^ flip, code1 = a1[i] ^ flip, code2 = a2[i] ^ flip, code3 = a3[i] ^ flip;
+        sum0 += code0 * b[i], sum1 += code1 * b[i], sum2 += code2 * b[i], sum3 += code3 * b[i];
+    }
+    const int32_t sums[] = {sum0, sum1, sum2, sum3};
+    for (int i = 0; i < 4; i++) c[i] = (int32_t)((uint32_t)c[i] + (uint32_t)sums[i]);
+}
+
 static void column_sums(const qk_few_rows *rows, size_t k, const qk_column *column, int32_t *c)
 {
-    const char *row = rows->a;
-    for (size_t i = 0; i < rows->count; i++, row += rows->lda) {
-        uint32_t sum = 0;
-        for (size_t done = 0, n; done < k; done += n) {
-            const int16_t *b = column->wide + done;
-            n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
-            sum += (uint32_t)(rows->bytes == 1 ? sum_bytes((const uint8_t *)row + done, rows->flip, b, n)
-                                               : sum_int16((const int16_t *)row + done, b, n));
+    memset(c, 0, rows->count * sizeof *c);
+    for (size_t done = 0, n, i; done < k; done += n) {
+        const char *row = (const char *)rows->a + done * (size_t)rows->bytes;
+        const int16_t *b = column->wide + done;
+        n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
+        for (i = 0; rows->bytes == 1 && i + 4 <= rows->count; i += 4, row += 4 * rows->lda)
+            add_four((const uint8_t *)row, rows->lda, rows->flip, b, n, c + i);
+        for (; i < rows->count; i++, row += rows->lda) {
+            const int32_t sum = rows->bytes == 1 ? sum_bytes((const uint8_t *)row, rows->flip, b, n)
+                                                 : sum_int16((const int16_t *)row, b, n);
+            c[i] = (int32_t)((uint32_t)c[i] + (uint32_t)sum);
         }
-        c[i] = (int32_t)sum;
     }
 }
 #endif

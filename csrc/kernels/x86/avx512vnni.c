@@ -289,6 +289,12 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
     const size_t scale_bytes = p.half_scales ? 2 * QK_GEMM4_NR : 4 * QK_GEMM4_NR;
     const __m512i none = _mm512_setzero_si512();
     __m512 y00 = _mm512_setzero_ps(), y01 = y00, y10 = y00, y11 = y00, y20 = y00, y21 = y00, y30 = y00, y31 = y00;
+    if (p.more) {
+        y00 = _mm512_loadu_ps(y), y01 = _mm512_loadu_ps(y + 16);
+        if (rows > 1) y10 = _mm512_loadu_ps(y + 32), y11 = _mm512_loadu_ps(y + 48);
+        if (rows > 2) y20 = _mm512_loadu_ps(y + 64), y21 = _mm512_loadu_ps(y + 80);
+        if (rows > 3) y30 = _mm512_loadu_ps(y + 96), y31 = _mm512_loadu_ps(y + 112);
+    }
     for (size_t block = 1; block <= p.blocks; block++, start++) {
         const size_t steps = block < p.blocks ? p.steps : p.last_steps;
         const uint8_t *scales = b + steps * STEP, *zeros = scales + scale_bytes;
@@ -524,7 +530,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
     const __m512i none = _mm512_setzero_si512();
-    clear_rows(y, rows);
+    if (!p.more) clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP,
                       *next = scales + p.params_bytes;
