@@ -18,7 +18,7 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,               /* of a panel: in fewer there is no time to ask for what comes next */
+    LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
@@ -84,14 +84,14 @@ typedef struct {
 /* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
 static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *colsum)
 {
-    enum { STRETCH = 64 }; /* steps */
-    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
-    static const int16_t int16s[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    enum { STRETCH = 1024 }; /* codes */
+    static const uint8_t bytes[STRETCH] = {[0 ... STRETCH - 1] = 1};
+    static const int16_t int16s[STRETCH] = {[0 ... STRETCH - 1] = 1};
     const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
     for (size_t rest = p->steps, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
-        steps = min_size(rest, STRETCH);
+        steps = min_size(rest, STRETCH / (size_t)k->kr);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
     }
@@ -427,7 +427,9 @@ static QK_NOINLINE void sum_stretches(const product *g, size_t rows, const char 
     for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, init, nr * sizeof *c);
     for (size_t left = g->b->steps, steps; left && !qk_stopped(); left -= steps) {
         steps = min_size(left, most);
+        if (k->gemm8_begin) k->gemm8_begin(rows);
         k->gemm8_tile((int)rows, steps, a, g->lda, panel, zeros, part, nr);
+        if (k->gemm8_end) k->gemm8_end(rows);
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < nr; j++)
                 c[i * ldc + j] = (int32_t)((uint32_t)c[i * ldc + j] + (uint32_t)part[i * nr + j]);
@@ -447,8 +449,8 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
-    else if (ahead->step && rows == (size_t)k->mr)
-        k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
+    else if (ahead->step && rows >= (size_t)k->ask_rows)
+        k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
         k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
 }
@@ -467,10 +469,12 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
-    if (k->gemm8_whole_tile && rows > mr && b->steps >= LONG_STEPS)
+    if (k->gemm8_whole_tile && rows > (size_t)k->ask_rows && b->k_pad >= LONG)
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
+    const int once = k->gemm8_begin && !is_long(b);
+    if (once) k->gemm8_begin(rows);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
@@ -487,6 +491,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
+    if (once) k->gemm8_end(rows);
 }
 
 /* ---- a single column: of a tile all others would be computed in vain ---- */

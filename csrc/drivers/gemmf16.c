@@ -203,7 +203,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const row_block *bloc
 static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows,
                        size_t panel)
 {
-    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float ones[MAX_MR] = {[0 ... MAX_MR - 1] = 1.0f};
     const size_t col = panel * NR;
     qk_tile t = qk_float_tile(g->epilogue, col, min_size(g->b->n - col, NR));
     qk_set_rows(&t, g->epilogue, first + in_block, rows, col, ones);

@@ -89,10 +89,11 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
-static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                              int32_t *c, size_t ldc, const qk_ahead *given)
 {
     const qk_ahead ahead = *given;
+    (void)rows; /* MR */
     exact_rows(MR, BYTES, 1, steps, a, lda, panel, init, c, ldc, &ahead);
 }
 
@@ -612,25 +613,25 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 #include "kernels/x86/depthwise.h"
 
 #include "kernels/generic/table.h"
-static const qk_gemm8_kernels gemm8 = {
+const qk_gemm8_kernels qk_gemm8_avx512vnni = {
 #include "kernels/families/gemm8.def"
 };
-static const qk_gemm4_kernels gemm4 = {
+const qk_gemm4_kernels qk_gemm4_avx512vnni = {
 #include "kernels/families/gemm4.def"
 };
-static const qk_gemm16_kernels gemm16 = {
+const qk_gemm16_kernels qk_gemm16_avx512vnni = {
 #include "kernels/families/gemm16.def"
 };
-static const qk_conv_kernels conv = {
+const qk_conv_kernels qk_conv_avx512vnni = {
 #include "kernels/families/conv.def"
 };
 
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = available,
-    .gemm8 = &gemm8,
-    .gemm4 = &gemm4,
-    .gemm16 = &gemm16,
+    .gemm8 = &qk_gemm8_avx512vnni,
+    .gemm4 = &qk_gemm4_avx512vnni,
+    .gemm16 = &qk_gemm16_avx512vnni,
     .gemmf16 = &qk_gemmf16_avx512,
     .elementwise = &qk_elementwise_avx512,
     .codebooks = &qk_codebooks_avx512,
@@ -638,7 +639,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
     .histogram = &qk_histogram_avx512,
-    .conv = &conv,
+    .conv = &qk_conv_avx512vnni,
 };
 
 QK_TARGET_END
