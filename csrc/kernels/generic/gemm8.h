@@ -149,6 +149,7 @@ static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size
 static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
 {
     const uint32_t flips = flip * 0x01010101u;
+    const size_t whole = n / 4 * 4;
     uint32_t codes;
     for (size_t i = 0; i < n / 4; i++) {
         memcpy(&codes, a + 4 * i, 4);
@@ -157,8 +158,9 @@ static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_
     }
     if (n == n_pad) return;
     codes = 0;
-    for (size_t i = n / 4 * 4; i < n; i++) codes |= (uint32_t)(a[i] ^ flip) << i % 4 * 8;
-    memcpy(to + n / 4 * 4, &codes, 4);
+    for (size_t i = whole; i < n; i++) codes |= (uint32_t)(a[i] ^ flip) << i % 4 * 8;
+    memcpy(to + whole, &codes, 4);
+    if (n_pad - whole > 4) memset(to + whole + 4, 0, n_pad - whole - 4);
 }
 
 /* The same in steps of 2. */
