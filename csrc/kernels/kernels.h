@@ -92,6 +92,19 @@ static inline void qk_set_rows(qk_tile *t, const qk_epilogue *epilogue, size_t r
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
 }
 
+/* A column of b', as int16 and as bytes; and rows that meet it: codes of `bytes` each, which bytes are ^ flip. */
+typedef struct {
+    const int16_t *wide;
+    const int8_t *codes;
+} qk_column;
+
+typedef struct {
+    const void *a;
+    size_t lda, count; /* lda: in bytes */
+    int bytes;
+    uint8_t flip;
+} qk_few_rows;
+
 /* The columns of b that become a panel. */
 typedef struct {
     const uint8_t *b;

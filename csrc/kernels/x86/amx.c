@@ -311,9 +311,14 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip) { return few->sum_codes(a, n, flip); }
 
-static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+static void start_sums(int32_t *sums, const int32_t *bias, const int32_t *colsum, uint32_t zero, size_t n)
 {
-    few->column_sums(rows, k, a, lda, column, a_bytes, c);
+    few->start_sums(sums, bias, colsum, zero, n);
+}
+
+static void column_sums(const qk_few_rows *rows, size_t k, const qk_column *column, int32_t *c)
+{
+    few->column_sums(rows, k, column, c);
 }
 
 /* A tile in parts, of as many rows as those of AVX-512 VNNI have. */
