@@ -33,7 +33,7 @@ from ._layers import attention, layer_norm
 from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
 from ._qparams import QParams
-from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
+from ._quantize import dequantize, dynamic_quantize, fake_quantize, fake_quantize_grad, pack_bits, quantize, unpack_bits
 from ._rounding import quantize_multiplier, requantize
 from ._weights import PackedMatrix, pack
 from .config import __version__ as __version__
@@ -69,6 +69,7 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fake_quantize_grad",
     "fold_batchnorm",
     "from_gguf",
     "get_include",

@@ -58,6 +58,7 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fake_quantize_grad",
     "fold_batchnorm",
     "from_gguf",
     "get_include",
@@ -152,6 +153,9 @@ _Float16: TypeAlias = Literal["float16", "torch.float16"]
 _BFloat16: TypeAlias = Literal["bfloat16", "torch.bfloat16"]
 _Floats: TypeAlias = _Float32 | _Float64 | _Float16 | _BFloat16 | np.dtype[Any] | type[np.generic] | _Dtype
 
+_HalfEven: TypeAlias = Literal["half_even"]
+_Nearest: TypeAlias = Literal["nearest"]
+_Stochastic: TypeAlias = Literal["stochastic"]
 _Rounding: TypeAlias = Literal["half_even", "half_away"]
 _AnyRounding: TypeAlias = Literal["half_even", "half_away", "gemmlowp", "tflite"]
 _Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -230,9 +234,18 @@ def choose_qparams(
 # ---- elementwise ----
 
 @overload
-def quantize(x: _Array, params: QParams, *, rounding: _Rounding = "half_even", out: None = None) -> NDArray[Any]: ...
+def quantize(
+    x: _Array,
+    params: QParams,
+    *,
+    rounding: _Rounding | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
 @overload
-def quantize(x: _Array, params: QParams, *, rounding: _Rounding = "half_even", out: _Out) -> _Out: ...
+def quantize(
+    x: _Array, params: QParams, *, rounding: _Rounding | _Stochastic = "half_even", seed: int | None = None, out: _Out
+) -> _Out: ...
 @overload
 def dequantize(q: _Array, params: QParams, *, dtype: _Float32 = ..., out: None = None) -> NDArray[np.float32]: ...
 @overload
@@ -248,11 +261,35 @@ def dequantize(q: _Array, params: QParams, *, dtype: _BFloat16 | _Dtype, out: No
 @overload
 def dequantize(q: _Array, params: QParams, *, dtype: _Floats = ..., out: _Out) -> _Out: ...
 @overload
-def fake_quantize(x: NDArray[_Scalar], params: QParams, *, out: None = None) -> NDArray[_Scalar]: ...
+def fake_quantize(
+    x: NDArray[_Scalar],
+    params: QParams,
+    *,
+    rounding: _HalfEven | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[_Scalar]: ...
 @overload
-def fake_quantize(x: _Array, params: QParams, *, out: None = None) -> NDArray[Any]: ...
+def fake_quantize(
+    x: _Array,
+    params: QParams,
+    *,
+    rounding: _HalfEven | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
 @overload
-def fake_quantize(x: _Array, params: QParams, *, out: _Out) -> _Out: ...
+def fake_quantize(
+    x: _Array, params: QParams, *, rounding: _HalfEven | _Stochastic = "half_even", seed: int | None = None, out: _Out
+) -> _Out: ...
+@overload
+def fake_quantize_grad(
+    grad: _Array, x: NDArray[_Scalar], params: QParams, *, edge: Literal["rounded", "clipped"] = "rounded"
+) -> tuple[NDArray[_Scalar], Any, Any]: ...
+@overload
+def fake_quantize_grad(
+    grad: _Array, x: _Array, params: QParams, *, edge: Literal["rounded", "clipped"] = "rounded"
+) -> tuple[NDArray[Any], Any, Any]: ...
 def dynamic_quantize(
     x: _Array, dtype: _Codes = "uint8", *, axis: int | None = None, symmetric: bool | None = None
 ) -> tuple[NDArray[Any], QParams]: ...
@@ -860,11 +897,17 @@ NF4: _BlockCodebook
 FP4: _BlockCodebook
 
 @overload
-def encode(x: _Array, codebook: _PlainCodebook) -> NDArray[np.uint8]: ...
+def encode(
+    x: _Array, codebook: _PlainCodebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> NDArray[np.uint8]: ...
 @overload
-def encode(x: _Array, codebook: _BlockCodebook) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def encode(
+    x: _Array, codebook: _BlockCodebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
 @overload
-def encode(x: _Array, codebook: Codebook) -> Any: ...
+def encode(
+    x: _Array, codebook: Codebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> Any: ...
 @overload
 def decode(
     codes: _Array, codebook: Codebook, scales: _Array | None = None, *, out: None = None

@@ -1,4 +1,4 @@
-"""Round weights so that errors make up for one another: `gptq`. Formulas: docs/numerics.md, section 29."""
+"""Round weights so that errors make up for one another: `gptq`. Formulas: docs/numerics.md, section 30."""
 
 import math
 from typing import NamedTuple
@@ -95,7 +95,7 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     ----------
     Frantar et al., *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers*, 2023; Frantar
     and Alistarh, *Optimal Brain Compression*, 2022; Chee et al., *QuIP*, 2023, for the form without an inverse;
-    docs/numerics.md, section 29.
+    docs/numerics.md, section 30.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Look at the inputs of a layer: `Hessian`. Formulas: docs/numerics.md, section 28."""
+"""Look at the inputs of a layer: `Hessian`. Formulas: docs/numerics.md, section 29."""
 
 import threading
 
@@ -34,7 +34,7 @@ class Hessian:
 
     References
     ----------
-    Frantar and Alistarh, *Optimal Brain Compression*, 2022; docs/numerics.md, section 28.
+    Frantar and Alistarh, *Optimal Brain Compression*, 2022; docs/numerics.md, section 29.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Share out bits among layers: `sensitivity`, `allocate_bits`, `pareto`. Formulas: docs/numerics.md, section 27."""
+"""Share out bits among layers: `sensitivity`, `allocate_bits`, `pareto`. Formulas: docs/numerics.md, section 28."""
 
 import math
 from typing import NamedTuple
@@ -73,7 +73,7 @@ def sensitivity(w, hessian, candidates, *, center=False):
 
     References
     ----------
-    Frantar and Alistarh, *Optimal Brain Compression*, 2022; docs/numerics.md, section 27.
+    Frantar and Alistarh, *Optimal Brain Compression*, 2022; docs/numerics.md, section 28.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def allocate_bits(errors, sizes, budget):
     References
     ----------
     Sinha and Zoltners, *The Multiple-Choice Knapsack Problem*, 1979; Pisinger, *A minimal algorithm for the
-    multiple-choice knapsack problem*, 1995; docs/numerics.md, section 27.
+    multiple-choice knapsack problem*, 1995; docs/numerics.md, section 28.
 
     Examples
     --------
@@ -188,7 +188,7 @@ def pareto(errors, sizes):
 
     References
     ----------
-    Sinha and Zoltners, *The Multiple-Choice Knapsack Problem*, 1979; docs/numerics.md, section 27.
+    Sinha and Zoltners, *The Multiple-Choice Knapsack Problem*, 1979; docs/numerics.md, section 28.
 
     Examples
     --------

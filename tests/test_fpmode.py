@@ -120,6 +120,9 @@ def elementwise():
                 yield "quantize", partial(qk.quantize, y, params)
                 yield "fake_quantize", partial(qk.fake_quantize, y, params)
             yield "quantize", partial(qk.quantize, y, qk.QParams(0.25), rounding="half_away")
+            yield "quantize", partial(qk.quantize, y, qk.QParams(SMALLEST, 3, "uint8"), rounding="stochastic", seed=1)
+            for scale in (SMALLEST, 0.1):
+                yield "fake_quantize_grad", partial(qk.fake_quantize_grad, y, y, qk.QParams(scale, 3, "uint8"))
             for dtype in ("uint8", "int4", "float8_e5m2"):
                 yield "dynamic_quantize", partial(qk.dynamic_quantize, y, dtype)
                 yield "choose_qparams", partial(qk.choose_qparams, y, dtype)

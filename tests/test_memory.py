@@ -120,6 +120,10 @@ def sweep_elementwise(n, rng, at_end):
                 for rounding in ROUNDINGS[:2]:
                     check(at_end, qk.quantize, x.astype(of), params, rounding=rounding)
                 check(at_end, qk.fake_quantize, x.astype(of), params)
+                if dtype in ("int8", "uint16"):
+                    check(at_end, qk.quantize, x.astype(of), params, rounding="stochastic", seed=n)
+                    check(at_end, qk.fake_quantize, x.astype(of), params, rounding="stochastic", seed=n)
+                    check(at_end, qk.fake_quantize_grad, x.astype(of), x.astype(of), params, out=False)
             codes = qk.quantize(x, params)
             for q, of in itertools.product((codes, codes.astype(np.int32)), FLOATS):
                 check(at_end, qk.dequantize, q, params, dtype=of)

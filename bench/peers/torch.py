@@ -117,6 +117,28 @@ def fake_quantize(x, scale, zero_point, axis=None):
     return contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))
 
 
+def fake_quantize_and_back(grad, x, scale, zero_point, axis=None, learned=False):
+    """Forward and backward: gradients of x, and of scale and zero point if they are `learned`."""
+    tensor, given, info = torch.from_numpy(x).requires_grad_(), torch.from_numpy(grad), np.iinfo(zero_point.dtype)
+    scales = torch.from_numpy(np.array(scale, np.float32, ndmin=1))
+    zeros = torch.from_numpy(np.array(zero_point, np.float32, ndmin=1))
+    where, ends, wanted = () if axis is None else (axis,), (info.min, info.max), (tensor,)
+    if learned:
+        kind = "tensor" if axis is None else "channel"
+        function, factor = getattr(torch, f"_fake_quantize_learnable_per_{kind}_affine"), (1.0,)
+        wanted = tensor, scales.requires_grad_(), zeros.requires_grad_()
+    elif axis is None:
+        function, scales, zeros, factor = torch.fake_quantize_per_tensor_affine, float(scale), int(zero_point), ()
+    else:
+        function, zeros, factor = torch.fake_quantize_per_channel_affine, zeros.int(), ()
+
+    def call():
+        y = function(tensor, scales, zeros, *where, *ends, *factor)
+        return torch.autograd.grad(y, wanted, given)[0]
+
+    return contender(call, name="torch, learned" if learned else "torch")
+
+
 def histogram_observer(x):
     """Of torch.ao: 2,048 bins, which widen with the data; each call has a new one."""
     from torch.ao.quantization import HistogramObserver

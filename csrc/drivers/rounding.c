@@ -1,4 +1,4 @@
-/* Rounding with feedback (numerics 29): columns are independent, and 128 of them go through all rows together, so that
+/* Rounding with feedback (numerics 30): columns are independent, and 128 of them go through all rows together, so that
  * a block of the feedback serves four panels from the L2 cache. */
 #include "drivers/drivers.h"
 #include "kernels/kernels.h"

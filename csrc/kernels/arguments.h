@@ -187,7 +187,7 @@ typedef struct {
     size_t by_label; /* chunks in which distances between centroids saved work */
 } qk_kmeans_counts;
 
-/* Rounding with feedback (numerics 29): k rows of n columns, a multiple of 32, and the grid that they are rounded to.
+/* Rounding with feedback (numerics 30): k rows of n columns, a multiple of 32, and the grid that they are rounded to.
  */
 typedef struct {
     size_t k, n;

@@ -15,6 +15,11 @@ typedef struct {
     int half_away;
 } qk_affine;
 
+/* Two factors, one above and one below 1 / scale, and the zero point + ROUNDER (numerics 3). */
+typedef struct {
+    float above, below, start;
+} qk_bracket;
+
 /* Those of rows, which share them: element i of a row has the parameters of number i / run. */
 typedef struct {
     const float *scale, *reciprocal; /* reciprocal NULL: divide */
@@ -23,6 +28,15 @@ typedef struct {
     int half_away;
     size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
 } qk_affines;
+
+/* Gradients of fake_quantize (numerics 26): terms of so many rows are added in float32; a run is rows of so many lanes;
+ * so many columns are seen at most. */
+enum { QK_GRAD_ROWS = 16, QK_GRAD_LANES = 16, QK_GRAD_COLUMNS = 512 };
+
+/* What sums of terms are added to: one of each a column, or a lane. */
+typedef struct {
+    double *scale, *zero;
+} qk_grad_sums;
 
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
@@ -77,6 +91,19 @@ static inline void qk_set_rows(qk_tile *t, const qk_epilogue *epilogue, size_t r
     t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * sizeof(float);
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
 }
+
+/* A column of b', as int16 and as bytes; and rows that meet it: codes of `bytes` each, which bytes are ^ flip. */
+typedef struct {
+    const int16_t *wide;
+    const int8_t *codes;
+} qk_column;
+
+typedef struct {
+    const void *a;
+    size_t lda, count; /* lda: in bytes */
+    int bytes;
+    uint8_t flip;
+} qk_few_rows;
 
 /* The columns of b that become a panel. */
 typedef struct {

@@ -12,8 +12,9 @@ from .arrays cimport (
     contiguous, data_of, FLOAT32, floats, lay_out, out_array, reals, refuse_overlap, result_array, uint8s,
 )
 from .c cimport (
-    qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope, qk_feedback,
-    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
+    qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
+    QK_F32, QK_F64, qk_feedback, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
+    qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
     qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q4_0,
     QK_Q8_0, qk_round, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
@@ -67,6 +68,25 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
     with nogil:
         finite = qk_encode(floats(x), uint8s(q), &levels.c, outer, length, inner, block, floats(scales))
     return q if finite else None
+
+
+def move_codes(cnp.ndarray x, cnp.ndarray codes, tuple tables, axis, size_t block, cnp.ndarray scales, uint64_t seed):
+    """Make stochastic codes of those of the nearest levels, in place.
+
+    x is contiguous float32 or float64; the tables, (channels, k), are levels (float32) and the codes of the next lower
+    and higher ones (uint8); scales are those of the blocks, or None.
+    """
+    cdef qk_moved_codes m
+    cdef size_t outer
+    level, below, above = tables
+    m.x, m.codes, m.seed, m.block, m.scale = data_of(x), uint8s(codes), seed, block, floats(scales)
+    m.dtype = QK_F64 if x.dtype.itemsize == 8 else QK_F32
+    m.level, m.below, m.above = floats(level), uint8s(below), uint8s(above)
+    m.channels, m.k = level.shape
+    m.total = <size_t>cnp.PyArray_SIZE(x)
+    split_shape(x, axis, &outer, &m.length, &m.inner)
+    with nogil:
+        qk_move_codes(&m)
 
 
 def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):

@@ -1,4 +1,4 @@
-/* The loop of rounding with feedback (rounding.c, numerics 29), compiled once per instruction set. */
+/* The loop of rounding with feedback (rounding.c, numerics 30), compiled once per instruction set. */
 #ifndef QK_GENERIC_ROUNDING_H
 #define QK_GENERIC_ROUNDING_H
 

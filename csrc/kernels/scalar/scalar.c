@@ -2,6 +2,8 @@
 #include "kernels/kernels.h"
 
 #include "kernels/generic/elementwise.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 #include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"

@@ -41,6 +41,10 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
+#include "kernels/x86/stochastic.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/x86/fake_grad.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 #include "kernels/x86/integer_layers.h"
 #include "kernels/generic/integer_layers.h"

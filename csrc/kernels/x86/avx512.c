@@ -37,6 +37,10 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
+#include "kernels/x86/stochastic.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/x86/fake_grad.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 
 #define HAVE_TABLE_GROUPS
