@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import config as config
 from . import gguf as gguf
+from . import mixed_precision as mixed_precision
 from . import observers as observers
 from .config import get_include as get_include
 from .config import get_num_threads as get_num_threads
@@ -28,19 +29,27 @@ from .config import set_num_threads as set_num_threads
 from .config import show_config as show_config
 from .gguf import from_gguf as from_gguf
 from .gguf import to_gguf as to_gguf
+from .mixed_precision import Allocation as Allocation
+from .mixed_precision import allocate_bits as allocate_bits
+from .mixed_precision import pareto as pareto
+from .mixed_precision import sensitivity as sensitivity
 
 __version__: str
 __pyx_capi__: dict[str, object]
 
 __all__ = [
+    "Allocation",
     "Codebook",
     "FP4",
+    "GPTQResult",
+    "Hessian",
     "KMeansResult",
     "NF4",
     "PackedCodes",
     "PackedConv",
     "PackedMatrix",
     "QParams",
+    "allocate_bits",
     "attention",
     "choose_qparams",
     "decode",
@@ -54,6 +63,7 @@ __all__ = [
     "from_gguf",
     "get_include",
     "get_num_threads",
+    "gptq",
     "kmeans",
     "kmeans1d",
     "layer_norm",
@@ -66,6 +76,7 @@ __all__ = [
     "pack_bits",
     "pack_codes",
     "pack_conv",
+    "pareto",
     "qadd",
     "qaverage_pool2d",
     "qconcatenate",
@@ -81,6 +92,7 @@ __all__ = [
     "quantize_multiplier",
     "requantize",
     "search",
+    "sensitivity",
     "set_num_threads",
     "show_config",
     "smooth",
@@ -947,3 +959,39 @@ def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: None = N
 def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: int) -> KMeansResult[NDArray[np.float64]]: ...
 @overload
 def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: int | None) -> KMeansResult[Any]: ...
+
+_Grid = TypeVar("_Grid", QParams, Codebook)
+
+class GPTQResult(NamedTuple, Generic[_Grid]):
+    codes: NDArray[Any]
+    params: _Grid
+    scales: NDArray[np.float32] | None
+    bias: NDArray[np.float32] | None
+    report: dict[str, Any]
+
+def gptq(
+    w: _Array,
+    hessian: Hessian,
+    grid: _Grid | tuple[_Grid, _Array],
+    *,
+    order: Literal["activation", "natural"] = "activation",
+    damp: SupportsFloat = 0.01,
+    center: bool = True,
+    refine: int = 2,
+) -> GPTQResult[_Grid]: ...
+
+class Hessian:
+    def __init__(self, k: int) -> None: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def sum(self) -> NDArray[np.float64]: ...
+    @property
+    def moments(self) -> NDArray[np.float64]: ...
+    def update(self, x: _Array) -> Hessian: ...
+    def merge(self, other: Hessian) -> Hessian: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> Hessian: ...

@@ -216,6 +216,9 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
                     const qk_epilogue *epilogue);
 
+/* Rounds rows one after another, each with what the errors of the others add to it (numerics 30). */
+int qk_round(const qk_feedback *p);
+
 /* ---- codebooks (numerics 15) ---- */
 
 /* Tables of channels, one after another; those of the first. Several have no buckets. */

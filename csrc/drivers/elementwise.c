@@ -11,8 +11,9 @@
 #include "runtime/sizes.h"
 
 enum {
-    CHUNK = 4096,  /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
-    COLUMNS = 1024 /* parameters that are used at a time: so do they */
+    CHUNK = 2048,      /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
+    FEW_COLUMNS = 256, /* that have parameters of their own, of such chunks: eight rows share them */
+    COLUMNS = 1024     /* parameters that are used at a time: so do they */
 };
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
@@ -70,12 +71,14 @@ static int is_half(qk_dtype t) { return t == QK_F16 || t == QK_BF16; }
 
 static void to_f32(const operation *op, const uint16_t *x, size_t stride, float *buffer, size_t rows, size_t n)
 {
+    if (stride == n) n *= rows, rows = 1;
     for (; rows > 0; rows--, x += stride, buffer += n)
         op->from == QK_F16 ? op->k->f16_to_f32(x, buffer, n) : op->k->bf16_to_f32(x, buffer, n);
 }
 
 static void from_f32(const operation *op, const float *buffer, uint16_t *y, size_t stride, size_t rows, size_t n)
 {
+    if (stride == n) n *= rows, rows = 1;
     for (; rows > 0; rows--, y += stride, buffer += n)
         op->to == QK_F16 ? op->k->f32_to_f16(buffer, y, n) : op->k->f32_to_bf16(buffer, y, n);
 }
@@ -93,7 +96,7 @@ static void apply_converted(const operation *op, const char *in, char *out, size
 
 static void apply_halves(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    const size_t run = min_size(given->run, n), most = run < CHUNK ? CHUNK / run * run : CHUNK;
+    const size_t run = min_size(given->run, n), most = run == 1 ? FEW_COLUMNS : run < CHUNK ? CHUNK / run * run : CHUNK;
     qk_affines p = *given;
     for (size_t at = 0, count; at < n; at += count) {
         count = min_size(min_size(n - at, most), run < CHUNK ? most : run - at % run);
@@ -172,14 +175,15 @@ static void apply_items(void *context, size_t begin, size_t end)
     const layout *l = &op->l;
     float reciprocal[COLUMNS];
     for (size_t item = begin; item < end; item++) {
-        const size_t col_item = item % op->col_items, block = item / op->col_items / op->row_items;
-        const size_t row = item / op->col_items % op->row_items * op->rows;
-        const size_t first = col_item / op->pieces * op->stretch, skip = col_item % op->pieces * op->piece;
+        const size_t row_item = qk_over(item, op->col_items), col_item = item - row_item * op->col_items;
+        const size_t block = qk_over(row_item, op->row_items), row = (row_item - block * op->row_items) * op->rows;
+        const size_t part = qk_over(col_item, op->pieces);
+        const size_t first = part * op->stretch, skip = (col_item - part * op->pieces) * op->piece;
         const size_t whole = min_size(l->length - first, op->stretch);
         if (row >= rows_of(l, block) || skip >= whole) continue;
         const size_t n = min_size(whole - skip, op->piece);
         const size_t at = first_element(l, block) + row * l->length + first + skip;
-        qk_affines p = affines_of(op, block * l->step + first / l->run, l->run,
+        qk_affines p = affines_of(op, block * l->step + qk_over(first, l->run), l->run,
                                   min_size(rows_of(l, block) - row, op->rows), l->length);
         if (!p.reciprocal && l->run > 1 && find_reciprocals(p.scale, ceil_div(n, l->run), reciprocal))
             p.reciprocal = reciprocal;

@@ -20,10 +20,10 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    void *column;    /* of b', if that is its only one and serves many rows */
-    size_t lda;      /* bytes of a row of a' */
-    size_t spare_at; /* where a row of codes lies in the memory of a task */
-    size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
+    qk_column column; /* of b', if that is its only one and serves many rows */
+    size_t lda;       /* bytes of a row of a' */
+    size_t spare_at;  /* where a row of codes lies in the memory of a task */
+    size_t wide_at;   /* and a panel, if the tile wants it widened; else 0 */
 } product;
 
 /* How sums become codes: ReLU is a bound of these. */

@@ -213,6 +213,24 @@ cdef extern from "drivers/drivers.h" nogil:
                   size_t block, const float *scale) except -3
     int qk_largest_code(const uint8_t *q, size_t n) except -3
 
+    ctypedef struct qk_feedback:
+        size_t k, n, ld, levels
+        int both
+        int32_t qmin, qmax
+        const float *w
+        const float *feed
+        const float *near
+        const float *weight
+        const float *scale
+        const float *level
+        const float *threshold
+        const int32_t *group
+        const int32_t *zero
+        int16_t *codes
+        float *errors
+        double *loss
+    int qk_round(const qk_feedback *p) except -3
+
     ctypedef enum qk_gguf_type:
         QK_Q8_0, QK_Q4_0
 

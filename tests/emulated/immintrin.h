@@ -1,5 +1,6 @@
-/* SIMDe's <immintrin.h> with AVX-512, tiles of AMX in plain C, and what SIMDe's portable code does not do as the instructions do: its
- * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
+/* SIMDe's <immintrin.h> with AVX-512, tiles of AMX in plain C, and what SIMDe's portable code does not do as the
+ * instructions do: its multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler;
+ * and what is missing.
  */
 #ifndef EMULATED_IMMINTRIN_H
 #define EMULATED_IMMINTRIN_H

@@ -151,6 +151,18 @@ assert_type(found.inertia, float)
 assert_type(qk.kmeans1d(x, 3).inertia, float)
 assert_type(qk.kmeans1d(x, 3, axis=1).inertia, NDArray[np.float64])
 
+# mixed precision
+allocation = qk.allocate_bits([[9, 4, 1], [5, 3, 2]], [2, 3, 4], 6)
+assert_type(allocation, qk.Allocation[float])
+inputs = qk.Hessian(2).update(x.T).merge(qk.Hessian.from_arrays(qk.Hessian(2).update(x.T).to_arrays()))
+assert_type(inputs, qk.Hessian)
+assert_type((inputs.k, inputs.count), tuple[int, int])
+assert_type(inputs.sum, NDArray[np.float64])
+assert_type(qk.gptq(x, inputs, one, order="natural", damp=0.1, center=False, refine=0), qk.GPTQResult[qk.QParams])
+assert_type(qk.gptq(x, inputs, (qk.Codebook([-1, 1], axis=0, block_size=2), np.ones((1, 32)))).params, qk.Codebook)
+assert_type(qk.sensitivity(x, inputs, [one, qk.FP4, inputs.moments @ x], center=True), NDArray[np.float64])
+assert_type(qk.pareto([[9, 4, 1], [5, 3, 2]], np.ones((2, 3))).error, Array)
+
 # housekeeping
 with qk.num_threads(1):
     threads = qk.get_num_threads()

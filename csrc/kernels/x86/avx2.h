@@ -26,6 +26,7 @@ static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm256_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), v); } /* -1 or 0 */
+static inline reg max_i32(reg a, reg b) { return _mm256_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm256_and_si256(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
@@ -90,6 +91,17 @@ static inline void store_halves(void *low, void *high, reg v)
     _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(v));
     _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(v, 1));
 }
+/* The lowest bytes of the numbers of four registers. */
+static inline reg low_bytes(reg a, reg b, reg c, reg d)
+{
+    const reg byte = _mm256_set1_epi32(255);
+    const reg ab = _mm256_packs_epi32(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
+    const reg cd = _mm256_packs_epi32(_mm256_and_si256(c, byte), _mm256_and_si256(d, byte));
+    return in_order(_mm256_packus_epi16(ab, cd));
+}
+static inline reg bits_of_floats(floats v) { return _mm256_castps_si256(v); }
+static inline reg or_differences(reg seen, reg a, reg b) { return _mm256_or_si256(seen, _mm256_xor_si256(a, b)); }
+static inline int is_zero(reg v) { return _mm256_testz_si256(v, v); }
 static inline reg widen_i8(const void *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 static inline reg widen_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 

@@ -26,6 +26,7 @@ static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm512_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm512_movm_epi8(_mm512_movepi8_mask(v)); } /* -1 or 0 */
+static inline reg max_i32(reg a, reg b) { return _mm512_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm512_and_si512(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
@@ -93,6 +94,17 @@ static inline void store_halves(void *low, void *high, reg v)
     _mm256_storeu_si256((__m256i *)low, _mm512_castsi512_si256(v));
     _mm256_storeu_si256((__m256i *)high, _mm512_extracti64x4_epi64(v, 1));
 }
+/* The lowest bytes of the numbers of four registers. */
+static inline reg low_bytes(reg a, reg b, reg c, reg d)
+{
+    const reg bytes = _mm512_set1_epi32(0x0c080400);
+    reg v = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(a, bytes), 0x00f000f000f000f0, b, bytes);
+    v = _mm512_mask_shuffle_epi8(v, 0x0f000f000f000f00, c, bytes);
+    return in_order(_mm512_mask_shuffle_epi8(v, 0xf000f000f000f000, d, bytes));
+}
+static inline reg bits_of_floats(floats v) { return _mm512_castps_si512(v); }
+static inline reg or_differences(reg seen, reg a, reg b) { return _mm512_ternarylogic_epi32(seen, a, b, 0xf6); }
+static inline int is_zero(reg v) { return !_mm512_test_epi32_mask(v, v); }
 static inline reg widen_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline reg widen_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 
