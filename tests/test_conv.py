@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from common import LAYOUTS, code_range, random_codes, refusals, refuse
+from common import LAYOUTS, answer, code_range, random_codes, refusals, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -14,6 +14,7 @@ from products import wrapped
 import qkernels as qk
 
 ROUNDINGS = ["half_even", "half_away", "gemmlowp", "tflite"]
+PARAMS, TO = qk.QParams(0.05, 3, "uint8"), qk.QParams(0.9, 120, "uint8")
 
 
 # ---- NumPy ----
@@ -246,9 +247,41 @@ def test_nbytes_is_what_is_allocated(isas):
             w, params = random_codes(rng, shape, "int8"), qk.QParams(rng.uniform(0.1, 0.2, shape[3]), axis=3)
             tracemalloc.start()
             packed = qk.pack_conv(w, params, groups=groups)
-            held = tracemalloc.get_traced_memory()[0]
+            held, nbytes = tracemalloc.get_traced_memory()[0], packed.nbytes
+            q, of, to = np.ones((1, 3, 3, groups * shape[2]), "uint8"), qk.QParams(0.1, 0, "uint8"), qk.QParams(9)
+            qk.qconv2d(q, of, packed, to, np.ones(shape[3], np.int32), padding=1)
+            more = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()
-            assert packed.nbytes - 64 <= held <= packed.nbytes + 2500
+            assert nbytes - 64 <= held <= nbytes + 2500 and nbytes < packed.nbytes
+            assert packed.nbytes - 64 <= more <= packed.nbytes + q.nbytes + 8000
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((3, 3, 20, 24), 1), ((3, 3, 1, 70), 70), ((3, 3, 4, 15), 3)])
+def test_a_convolution_does_not_depend_on_the_one_before(isas, shape, groups):
+    """Each after each other one, with the same weights: as with weights that are packed for it, errors included."""
+    rng = np.random.default_rng(0)
+    w, channels = random_codes(rng, shape, "int8"), groups * shape[2]
+    weights = qk.QParams(rng.uniform(0.01, 0.02, shape[3]), axis=3)
+    q, small = random_codes(rng, (2, 6, 7, channels), "uint8"), random_codes(rng, (1, 4, 4, channels), "uint8")
+    bias, of, to = rng.integers(-2000, 2000, shape[3]).astype(np.int32), PARAMS, TO
+    calls = [((q, of), (to, bias), {}), ((small, of), (to, bias), {}), ((q[:1], of), (to, bias), {})]
+    calls += [((q, of), (to, -bias), {}), ((q, of), (to, None), {}), ((q, of), (None, bias), {})]
+    calls += [((q[..., 1:], of), (to, bias), {}), ((q[0], of), (to, bias), {}), ((q.view(np.int8), of), (to, bias), {})]
+    options = [{"strides": s} for s in (2, 1.0, (1, 2), [2, 1])] + [
+        {"padding": p} for p in (1, "same_upper", (1, 0), 9)
+    ]
+    options += [{"dilations": d} for d in (2, 1, 7)] + [{"clamp": (0, 6)}, {"activation": "relu"}, {"padding": True}]
+    calls += [((q, of), (to, bias), how) for how in options]
+    for name in isas():
+        fresh = [qk.pack_conv(w, weights, groups=groups) for _ in calls]
+        wants = [answer(lambda: qk.qconv2d(*x, p, *y, **how)) for (x, y, how), p in zip(calls, fresh, strict=True)]
+        packed = qk.pack_conv(w, weights, groups=groups)
+        for first, _ in enumerate(calls):
+            for second, want in enumerate(wants):
+                for number in first, second, second:
+                    x, y, how = calls[number]
+                    got = answer(lambda: qk.qconv2d(*x, packed, *y, **how))
+                assert np.array_equal(got, want), (name, calls[first][1:], calls[second][1:])
 
 
 # ---- pools ----

@@ -3,6 +3,7 @@
  * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of
  * k), for each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the
  * epilogue turns each finished tile into its output while it is in the L1 cache. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +23,9 @@ enum {
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
-    BIG_WEIGHTS = 1024 * 1024      /* so many bytes: to read them once more would take longer */
+    BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
+    PAGE = 4096,                   /* within which caches look ahead; of the next one they are told the first bytes, */
+    AHEAD = 256                    /* so many */
 };
 
 /* ---- packing of b ---- */
@@ -337,13 +340,17 @@ qk_requant qk_requant_of(const qk_epilogue *epilogue)
     return r;
 }
 
-int qk_is_plain(const qk_epilogue *epilogue, size_t n)
+int qk_is_plain(const qk_epilogue *epilogue, size_t n, int64_t largest)
 {
     const float *multiplier = epilogue->requant.multiplier, *bias = epilogue->float_bias;
+    const int32_t *int_bias = epilogue->int_bias;
     int other = 0;
     if (epilogue->type != QK_TO_CODES || epilogue->requant.rounding != QK_HALF_EVEN || epilogue->activation > QK_RELU)
         return 0;
-    for (size_t i = 0; i < n; i++) other |= !(multiplier[i] < 1) | (bias[i] != 0);
+    for (size_t i = 0; i < n; i++) {
+        const float size = (float)largest + (int_bias ? fabsf((float)int_bias[i]) : 0);
+        other |= (!(multiplier[i] < 1) & !(multiplier[i] * size < 0x1p30f)) | (bias[i] != 0);
+    }
     return !other && !epilogue->wide_scale;
 }
 
@@ -378,6 +385,13 @@ void qk_move_to_panel(const product *g, size_t col, qk_tile *t)
     if (epilogue->requant.multiplier) t->multiplier = epilogue->requant.multiplier + col;
     if (epilogue->requant.mantissa)
         t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
+}
+
+/* Asks for the first bytes of each page that begins in a panel. */
+static void ask_for_pages(const int8_t *panel, size_t bytes)
+{
+    for (size_t page = -(uintptr_t)panel % PAGE; page < bytes; page += PAGE)
+        for (size_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(panel + page + i, 0, 2);
 }
 
 static char *result_at(const product *g, size_t row, size_t col)
@@ -427,7 +441,8 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
 }
 
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
- * come from memory. The last asks for the first, with which the next block begins. */
+ * come from memory. The last asks for the first, with which the next block begins. Of rows that are a single tile there
+ * is no time for that. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
@@ -448,6 +463,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        if (rows <= mr) ask_for_pages(ahead.read, b->panel_bytes);
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
@@ -572,24 +588,57 @@ static void lay_out(product *g)
     }
 }
 
-/* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
-static void fill_columns(product *g, int32_t *init, int32_t *b_zero)
+void qk_fill_starts(const qk_rows *source, const int32_t *colsum, const int32_t *int_bias, size_t n, int32_t *starts)
 {
-    const qk_rows *source = g->source;
-    const qk_epilogue *epilogue = g->epilogue;
-    const qk_gemm8_weights *b = g->b;
     const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
-    const uint32_t a_zero =
-        one_zero ? (uint32_t)g->a_shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
-    uint32_t any_zero = 0;
+    const uint32_t shift = source->type == QK_CODES_I8 ? 128 : 0,
+                   zero = one_zero ? shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
+    for (size_t j = 0; j < n; j++)
+        starts[j] = (int32_t)((int_bias ? (uint32_t)int_bias[j] : 0) - zero * (uint32_t)colsum[j]);
+}
+
+/* Zero points of the stored codes. Returns whether one of them is not 0. */
+static int fill_zeros(const qk_gemm8_weights *b, const int32_t *b_zero, int32_t *zeros)
+{
+    uint32_t any = 0;
     for (size_t j = 0; j < b->n_pad; j++) {
-        init[j] =
-            (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[j] : 0) - a_zero * (uint32_t)b->colsum[j]);
-        b_zero[j] = (epilogue->b_zero ? epilogue->b_zero[j] : 0) - (b->flipped ? 128 : 0);
-        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
+        zeros[j] = (b_zero ? b_zero[j] : 0) - (b->flipped ? 128 : 0);
+        if (j < b->n) any |= (uint32_t)zeros[j];
     }
-    g->init = init;
-    g->b_zero = any_zero ? b_zero : NULL;
+    return any != 0;
+}
+
+/* Column arrays that this product alone needs, unless they were made before. */
+static void fill_columns(product *g, int32_t *columns)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    const size_t n_pad = g->b->n_pad;
+    g->init = epilogue->starts, g->plain = epilogue->plain;
+    if (g->init) return;
+    qk_fill_starts(g->source, g->b->colsum, epilogue->int_bias, n_pad, columns);
+    g->init = columns, g->plain = qk_is_plain(epilogue, g->b->n, INT32_MAX);
+    if (fill_zeros(g->b, epilogue->b_zero, columns + n_pad)) g->b_zero = columns + n_pad;
+}
+
+int qk_prepare(const qk_rows *source, const qk_weights *w, qk_epilogue *epilogue, int64_t largest, int32_t *columns)
+{
+    QK_DEFAULT_MODE;
+    int32_t *multiplier = columns + w->n_pad;
+    const int depthwise = w->family == QK_DEPTHWISE;
+    if (!depthwise && fill_zeros(&w->gemm8, epilogue->b_zero, columns)) return 0;
+    const int32_t *colsum = depthwise ? w->depthwise.colsum : w->gemm8.colsum;
+    qk_fill_starts(source, colsum, epilogue->int_bias, w->n_pad, depthwise ? multiplier : columns);
+    if (depthwise) qk_order_channels(&w->depthwise, multiplier, columns);
+    epilogue->starts = columns, epilogue->plain = qk_is_plain(epilogue, w->n, largest);
+    epilogue->int_bias = NULL;
+    if (!epilogue->plain) return 1;
+    if (depthwise && w->depthwise.kernels->conv->depthwise_codes)
+        qk_order_channels(&w->depthwise, (const int32_t *)epilogue->requant.multiplier, multiplier);
+    else
+        memcpy(multiplier, epilogue->requant.multiplier, w->n_pad * sizeof *multiplier);
+    epilogue->requant.multiplier = (const float *)multiplier;
+    epilogue->col_scale = epilogue->float_bias = NULL;
+    return 1;
 }
 
 int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue)
@@ -601,8 +650,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .source = source,
                  .b = b,
                  .epilogue = epilogue,
-                 .requant = qk_requant_of(epilogue),
-                 .plain = qk_is_plain(epilogue, b->n)};
+                 .requant = qk_requant_of(epilogue)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
     g.in_place = !source->patches && source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
     if (epilogue->type == QK_TO_FLOAT) {
@@ -612,9 +660,10 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     }
 
     int32_t small[2 * SMALL_COLUMNS];
-    int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
+    int32_t *columns =
+        b->n_pad <= SMALL_COLUMNS || epilogue->starts ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
-    fill_columns(&g, columns, columns + b->n_pad);
+    fill_columns(&g, columns);
     g.walk.panels = b->count;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);

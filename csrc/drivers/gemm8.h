@@ -26,10 +26,12 @@ typedef struct {
     size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
 } product;
 
+/* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */
+void qk_fill_starts(const qk_rows *source, const int32_t *colsum, const int32_t *int_bias, size_t n, int32_t *starts);
 /* How sums become codes: ReLU is a bound of these. */
 qk_requant qk_requant_of(const qk_epilogue *epilogue);
-/* Whether tiles of n columns are plain (kernels.h). */
-int qk_is_plain(const qk_epilogue *epilogue, size_t n);
+/* Whether tiles of n columns, no sum of which has a larger magnitude before its int_bias, are plain (kernels.h). */
+int qk_is_plain(const qk_epilogue *epilogue, size_t n, int64_t largest);
 /* What all tiles have in common, and what those of the panel from column `col` on have. Of the product they read
  * source, b, epilogue, requant, plain and b_zero. */
 qk_tile qk_tile_of_product(const product *g);

@@ -39,7 +39,7 @@ typedef struct {
     const float *multiplier;
     const int32_t *mantissa, *shift;
     qk_affine out; /* of codes, after an activation on real values */
-    int plain;     /* of codes: rounded half to even, multipliers below 1, no bias after them */
+    int plain;     /* of codes: rounded half to even, no bias after multipliers, products within int32 */
     void *dst;
     size_t row_stride;
 } qk_tile;
