@@ -139,6 +139,43 @@ def test_qconv2d(variants, layer, layout, relu, with_out):
         assert_array_equal(packed.unpack(), w, err_msg=variant, strict=True)
 
 
+LONG_LINES = [
+    ((30, 28, 16), (3, 3, 40), 1, 1),
+    ((56, 57, 8), (3, 3, 70), 2, (1, 0, 2, 1)),
+    ((9, 400, 4), (3, 3, 33), 1, 5),
+]
+LONG_LINES += [
+    ((25, 33, 4), (5, 5, 17), 2, 2),
+    ((21, 21, 4), (7, 7, 48), 1, "same_upper"),
+    ((5, 30, 12), (1, 3, 20), 1, 0),
+]
+LONG_LINES += [((40, 41, 8), (2, 3, 32), (2, 1), 0), ((23, 60, 8), (3, 4, 64), (1, 3), (0, 3))]
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("example", LONG_LINES, ids=str)
+def test_windows_of_long_lines(variants, example, dtype):
+    """Products may read them where they lie, with padding around."""
+    image, kernel, strides, padding = example
+    rng = np.random.default_rng(0)
+    q, w = random_codes(rng, (1, *image), dtype), random_codes(rng, (*kernel[:2], image[2], kernel[2]), "int8")
+    params, weights = qk.QParams(0.1, 7, dtype), qk.QParams(rng.uniform(0.01, 0.02, kernel[2]), axis=3)
+    bias, to = rng.integers(-1000, 1000, kernel[2]).astype(np.int32), qk.QParams(w[..., 0].size ** 0.5, 3, "uint8")
+    sums = qk.qconv2d(
+        np.concatenate([q, q]), params, qk.pack_conv(w, weights), None, bias, strides=strides, padding=padding
+    )
+    four = padding if isinstance(padding, str) or np.size(padding) == 4 else tuple(np.broadcast_to(padding, 2)) * 2
+    pair = tuple(np.broadcast_to(strides, 2))
+    geometry = dict(strides=pair, padding=four, dilations=(1, 1))
+    assert_array_equal(sums[0], sums_by_numpy(q, 7, w, 0, 1, **geometry)[0] + bias)
+    want = codes_by_numpy(sums[:1], params, weights, to, None, False)
+    for variant in variants():
+        packed = qk.pack_conv(w, weights)
+        for biased, result, expected in (bias, to, want), (bias, None, sums[:1]):
+            got = qk.qconv2d(q, params, packed, result, biased, strides=strides, padding=padding)
+            assert_array_equal(got, expected, err_msg=variant, strict=True)
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @settings(max_examples=30)
 @given(layers(), st.sampled_from([None, "relu"]), st.sampled_from([None, (0, 6), (-1.5, None)]))

@@ -20,6 +20,7 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
     LONG_STEPS = 32,               /* of a panel: in fewer there is no time to ask for what comes next */
+    LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
@@ -207,6 +208,25 @@ static void gather_patches(const product *g, row_block *block, size_t first, siz
         block->term[i] = (int32_t)((uint32_t)block->term[i] - (uint32_t)g->b->k * (uint32_t)zero);
 }
 
+/* Lines of an image, and of padding, that the windows of rows see: whole lines of the result. */
+static void pad_lines(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_image *p = g->source->patches->image;
+    const size_t depth = p->channels, wide = g->line_bytes / depth, y = first / p->out_width * p->stride_y - p->top;
+    const size_t count = (rows / p->out_width - 1) * p->stride_y + p->kernel_height;
+    const size_t left = min_size(p->left, wide), inside = min_size(p->width, wide - left);
+    const uint8_t flip = g->a_shift ? 0x80 : 0, pad = p->pad ^ flip;
+    char *to = block->rows;
+    for (size_t i = 0; i < count; i++, to += g->line_bytes) {
+        const int is_inside = y + i < p->height;
+        memset(to, pad, is_inside ? left * depth : g->line_bytes);
+        if (!is_inside) continue;
+        g->b->gemm8->gemm8_pack_row(p->codes + (y + i) * p->width * depth, inside * depth, inside * depth, flip,
+                                    to + left * depth);
+        memset(to + (left + inside) * depth, pad, (wide - left - inside) * depth);
+    }
+}
+
 static int needs_description(const product *g) { return g->source->zero_point_per_row || g->b_zero; }
 
 /* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
@@ -287,7 +307,9 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
     }
     block->a = block->rows;
     if (g->source->type == QK_FLOATS) return pack_floats(g, block, first, rows);
-    if (g->source->patches)
+    if (g->window.lines)
+        pad_lines(g, block, first, rows);
+    else if (g->source->patches)
         gather_patches(g, block, first, rows);
     else
         pack_codes(g, block, first, rows);
@@ -478,6 +500,34 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     }
 }
 
+/* The same of windows in place: a tile has some of a line of the result. */
+static void multiply_windows(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
+{
+    const product *g = context;
+    const row_block *block = memory;
+    const qk_image *p = g->source->patches->image;
+    const qk_gemm8_weights *b = g->b;
+    const qk_gemm8_kernels *k = b->gemm8;
+    const size_t wide = p->out_width, tiles = ceil_div(wide, (size_t)k->mr), lda = p->stride_x * p->channels;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    if (b->steps >= LONG_STEPS) ahead.step = ceil_div(b->panel_bytes, b->steps * tiles * (rows / wide));
+    qk_tile t = qk_tile_of_product(g);
+    for (size_t panel = begin; panel < end; panel++) {
+        const int8_t *codes = b->panels + panel * b->panel_bytes;
+        const size_t col = panel * (size_t)k->nr;
+        ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        qk_move_to_panel(g, col, &t);
+        for (size_t i = 0; i < tiles * (rows / wide); i++, ahead.read += ahead.step * b->steps) {
+            const size_t line = i / tiles, x = wide * (i % tiles) / tiles, count = wide * (i % tiles + 1) / tiles - x;
+            const char *a = block->a + line * p->stride_y * g->line_bytes + x * lda;
+            ahead.write = result_at(g, first + line * wide + x, col);
+            k->gemm8_window_tile((int)count, &g->window, a, lda, codes, g->init + col, acc, &ahead);
+            qk_store_tile(g, block, first + line * wide + x, line * wide + x, count, col, acc, &t);
+        }
+    }
+}
+
 /* ---- a single column: of a tile all others would be computed in vain ---- */
 
 enum { COLUMN_ROWS = 32 }; /* for as many it pays to lay it out */
@@ -566,11 +616,46 @@ static void multiply_column(const void *context, void *memory, size_t first, siz
     }
 }
 
+/* Whether windows can be read where they lie: overlapping rows of long lines, which are whole steps. */
+static int are_in_place(const product *g)
+{
+    const qk_patches *of = g->source->patches;
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    if (!of || !k->gemm8_window_tile || k->a_bytes != 1 || g->b_zero || g->b->n <= (size_t)k->nr / 2) return 0;
+    const qk_image *p = of->image;
+    return p->count == 1 && of->depth == p->channels && p->dilation_x == 1 && p->dilation_y == 1 &&
+        p->kernel_width > p->stride_x && p->kernel_height >= p->stride_y &&
+        p->kernel_width * of->depth % (size_t)k->kr == 0 && p->out_width >= LONG_LINE && p->out_width <= MAX_ROWS;
+}
+
+/* Divides the lines of the result. */
+static void lay_out_lines(product *g)
+{
+    const qk_image *p = g->source->patches->image;
+    const size_t depth = p->channels, line = p->kernel_width * depth, kr = (size_t)g->b->gemm8->kr;
+    walk *w = &g->walk;
+    g->line_bytes = ((p->out_width - 1) * p->stride_x + p->kernel_width) * depth;
+    g->window = (qk_window){p->kernel_height, line / kr, g->line_bytes - line};
+    w->block_bytes = PATCH_BYTES, w->multiply = multiply_windows;
+    qk_share(w, p->stride_y * g->line_bytes / p->out_width, g->b->gemm8->mr);
+    const size_t most = w->block_rows < p->out_width ? 1 : w->block_rows / p->out_width;
+    const size_t lines = ceil_div(p->out_height, ceil_div(p->out_height, most));
+    w->block_rows = lines * p->out_width, w->row_blocks = ceil_div(p->out_height, lines);
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, w->work);
+    w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);
+    w->bytes = sizeof(row_block) + ((lines - 1) * p->stride_y + p->kernel_height) * g->line_bytes;
+    w->bytes = round_up(w->bytes + 64, 64);
+}
+
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
+    if (are_in_place(g)) {
+        lay_out_lines(g);
+        return;
+    }
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;

@@ -20,10 +20,12 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    void *column;    /* of b', if that is its only one and serves many rows */
-    size_t lda;      /* bytes of a row of a' */
-    size_t spare_at; /* where a row of codes lies in the memory of a task */
-    size_t wide_at;  /* and a panel, if the tile wants it widened; else 0 */
+    void *column;      /* of b', if that is its only one and serves many rows */
+    size_t lda;        /* bytes of a row of a' */
+    qk_window window;  /* of rows that stay lines of an image, with its padding around; no lines: they do not */
+    size_t line_bytes; /* of such a line */
+    size_t spare_at;   /* where a row of codes lies in the memory of a task */
+    size_t wide_at;    /* and a panel, if the tile wants it widened; else 0 */
 } product;
 
 /* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */

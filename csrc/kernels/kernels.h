@@ -99,6 +99,12 @@ typedef struct {
     size_t row_stride;
 } qk_ahead;
 
+/* A window of an image that is read where it lies: so many lines, of `steps` steps of a panel each, the next of which
+ * begins `skip` bytes after the end of one. */
+typedef struct {
+    size_t lines, steps, skip;
+} qk_window;
+
 /* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_gemm4_weights. */
 enum { QK_SHORT_BLOCK = 255 }; /* 128 * 255 < 2^15 */
 enum { QK_GEMM4_NR = 32, QK_GEMM4_KR = 4, QK_COLUMN_LEVELS_NR = 16, QK_COLUMN_LEVELS_KR = 32, QK_LEVELS = 16 };
