@@ -5,12 +5,14 @@ import re
 import shlex
 import subprocess
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 
 def compiler_is_clang():
@@ -53,6 +55,21 @@ library = Extension(
     extra_link_args=["-pthread"],
 )
 
+
+class BuildOnAllCpus(build_ext):
+    """Compile as many sources at once as there are CPUs."""
+
+    def build_extension(self, extension):
+        compile_some = self.compiler.compile
+
+        def compile_all(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return sum(pool.map(lambda source: compile_some([source], **options), sources), [])
+
+        self.compiler.compile = compile_all
+        super().build_extension(extension)
+
+
 version = re.search(r'^#define QK_VERSION "(.*)"$', Path("csrc/include/qkernels.h").read_text(), re.MULTILINE)[1]
 
-setup(version=version, ext_modules=[library])
+setup(version=version, ext_modules=[library], cmdclass={"build_ext": BuildOnAllCpus})

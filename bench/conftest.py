@@ -20,17 +20,19 @@ KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOL
 HOLDERS = ["ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "ATEN_CPU_CAPABILITY"]
 HOLDERS += ["FAISS_OPT_LEVEL", "AOCL_DLP_ENABLE_INSTRUCTIONS"]
 HOLD_TO = {
+    "avx512vnni": ["AVX512_CORE_BF16", "AVX512_E3"],  # all but the tiles of AMX
     "avx2": ["AVX2", "AVX2", "Haswell", "avx2", "AVX2", "avx2"],
     "avxvnni": ["AVX2_VNNI", "AVX2_E1", "Haswell", "avx2", "AVX2", "avx2"],
     "avx512": ["AVX512_CORE", "AVX512", "SkylakeX", "avx512", "AVX512", "avx512"],
 }
-NO_AMX = ["AVX512_CORE_BF16", "AVX512_E3"]  # all but the tiles of AMX, which our best instruction set does not use
 
 
 def set_environment(config=None):
     """Libraries read the environment as they load, and pytest's plugins may have loaded NumPy: start again with it."""
-    wanted = dict.fromkeys(OPENBLAS_OVERRIDES) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
-    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), NO_AMX)))
+    wanted = (
+        dict.fromkeys(OPENBLAS_OVERRIDES + HOLDERS) | dict.fromkeys(THREAD_COUNTS, str(THREADS)) | KEEP_FREED_MEMORY
+    )
+    wanted |= dict(zip(HOLDERS, HOLD_TO.get(os.environ.get("QKERNELS_ISA"), [])))
     if all(os.environ.get(name) == value for name, value in wanted.items()):
         return
     for name, value in wanted.items():

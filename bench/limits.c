@@ -21,6 +21,39 @@ int has_avxvnni(void)
 int has_avx512(void) { return __builtin_cpu_supports("avx512bw"); }
 int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+#if defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int has_amx(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1 &&
+        syscall(SYS_arch_prctl, 0x1023, 18) == 0; /* ARCH_REQ_XCOMP_PERM, tiles */
+}
+
+/* `steps` rounds of four products of tiles: 16 x 64 by 64 x 16. */
+__attribute__((target("amx-tile,amx-int8"))) void peak_tdpbusd(size_t steps, void *sink)
+{
+    static const struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    (void)sink;
+    _tile_loadconfig(&shape);
+    for (size_t i = 0; i < steps; i++) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    _tile_release();
+}
+#else
+int has_amx(void) { return 0; }
+#endif
+
 #define AVX512VNNI __attribute__((target("avx512vl,avx512vnni")))
 #define AVXVNNI __attribute__((target("avxvnni")))
 #define AVX512 __attribute__((target("avx512bw")))
@@ -72,6 +105,7 @@ int has_avx512vnni(void) { return 0; }
 int has_avxvnni(void) { return 0; }
 int has_avx512(void) { return 0; }
 int has_avx2(void) { return 0; }
+int has_amx(void) { return 0; }
 #endif
 
 /* ---- streams: cache lines, by two 256-bit registers each; 512-bit ones are no faster beyond the L1 cache ---- */

@@ -15,6 +15,7 @@ from race import Contender
 
 # name in limits.c: (how it is printed, products a step, who must have it)
 PEAKS = {
+    "peak_tdpbusd": ("tdpbusd", 4 * 16 * 16 * 64, "has_amx"),
     "peak_vpdpbusd": ("vpdpbusd, 512 bits", 12 * 64, "has_avx512vnni"),
     "peak_vpdpwssd": ("vpdpwssd, 512 bits", 12 * 32, "has_avx512vnni"),
     "peak_vpdpbusd_256": ("vpdpbusd, 256 bits", 12 * 32, "has_avxvnni"),
@@ -26,13 +27,14 @@ PEAKS = {
     "peak_fma_256": ("float32 FMA, 256 bits", 12 * 8, "has_avx2"),
 }
 PEAK_OF_ISA = {
+    "amx": "peak_tdpbusd",
     "avx512vnni": "peak_vpdpbusd",
     "avx512": "peak_vpmaddwd_512",
     "avxvnni": "peak_vpdpbusd_256",
     "avx2": "peak_vpmaddwd",
 }
-FLOAT_PEAK_OF_ISA = {isa: "peak_fma_512" if "512" in isa else "peak_fma_256" for isa in PEAK_OF_ISA}
-INT16_PEAK_OF_ISA = PEAK_OF_ISA | {"avx512vnni": "peak_vpdpwssd", "avxvnni": "peak_vpmaddwd"}
+FLOAT_PEAK_OF_ISA = {isa: "peak_fma_512" if "512" in isa or isa == "amx" else "peak_fma_256" for isa in PEAK_OF_ISA}
+INT16_PEAK_OF_ISA = PEAK_OF_ISA | {"amx": "peak_vpdpwssd", "avx512vnni": "peak_vpdpwssd", "avxvnni": "peak_vpmaddwd"}
 LINE = 64
 MOST_MACS = 20_000_000  # of a call: more tell no more
 

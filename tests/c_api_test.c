@@ -61,7 +61,7 @@ static double value_of(const qk_matrix *m, size_t row, size_t col)
  * instruction sets. */
 static void check_linear(const qk_matrix *m, double tolerance)
 {
-    static const char *isas[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni"};
+    static const char *isas[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "amx"};
     float bias[N], again[M * N];
     for (size_t j = 0; j < N; j++) bias[j] = (float)j;
     qk_layer layer = {.bias = bias, .activation = QK_RELU, .bounded = 1, .lo = 0, .hi = 1e6f};

@@ -36,7 +36,7 @@ def environment(**settings):
 def python(*arguments, cwd=None, **settings):
     """Run Python with these arguments in a process of its own."""
     command = [sys.executable, "-Wignore:This process:DeprecationWarning", *arguments]  # forks beside threads
-    return subprocess.run(command, env=environment(**settings), cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment(**settings), cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def output(*code, cwd=None, **settings):
@@ -48,7 +48,7 @@ def output(*code, cwd=None, **settings):
 
 def run(*command, **options):
     """Return what a command prints; it must succeed."""
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900, **options)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=3600, **options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return done.stdout
 
@@ -165,12 +165,12 @@ def fused(a, b, c):
     """fl(a * b + c) of float32: the product is exact in float64; where the sum is not, rounding it to odd keeps what
     decides the second rounding (Boldo and Melquiond, 2008)."""
     product, c = a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64)
-    total = product + c
+    total = np.asarray(product + c)
     part = total - product
     error = (product - (total - part)) + (c - part)
-    even = total.view(np.int64) & 1 == 0
-    toward = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
-    return np.where(even & (error != 0), toward, total).astype(np.float32)
+    even = (error != 0) & (total.view(np.int64) & 1 == 0)
+    total[even] = np.nextafter(total[even], np.where(error[even] > 0, np.inf, -np.inf))
+    return total.astype(np.float32)
 
 
 def answer(call):

@@ -1,4 +1,10 @@
 import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
 
 import pytest
 from common import bits
@@ -67,3 +73,74 @@ def everywhere(variants):
         return first
 
     return same
+
+
+# ---- a second session ----
+
+# Most of these files' time is that of compilers and other processes.
+BESIDE = re.compile(r"tests/(sanitize/|test_(build|c_library|cython|memory|typing)\.py)")
+REPORTS = "QKERNELS_TESTS_REPORT_TO"  # the file that the second session writes, pickles of reports
+
+
+class Beside:
+    """The tests of BESIDE, in a session that runs beside this one and a little behind it; this one tells of them at its
+    end, and runs what that has not reported."""
+
+    def __init__(self, config, names, file):
+        self.reports, self.file = None, file
+        self.process = subprocess.Popen(
+            ["nice", "-n", "3", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *names],
+            cwd=config.rootpath,
+            env=os.environ | {REPORTS: file},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def of(self, item):
+        """Return what has been reported of a test, once the session has ended."""
+        if self.reports is None:
+            self.process.wait()
+            restore, self.reports = item.config.hook.pytest_report_from_serializable, []
+            with open(self.file, "rb") as file, suppress(EOFError):
+                while True:
+                    self.reports.append(restore(config=item.config, data=pickle.load(file)))
+        return [report for report in self.reports if report.nodeid == item.nodeid]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item):
+        reports = self.of(item) if BESIDE.match(item.nodeid) else []
+        if not reports or reports[-1].when != "teardown":
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    beside, options = [item.nodeid for item in session.items if BESIDE.match(item.nodeid)], session.config.option
+    alone = REPORTS in os.environ or hasattr(session.config, "workerinput") or options.collectonly or options.usepdb
+    if alone or not 0 < len(beside) < len(session.items):
+        return (yield)
+    session.items.sort(key=lambda item: bool(BESIDE.match(item.nodeid)))
+    with tempfile.NamedTemporaryFile() as file:
+        second = Beside(session.config, beside, file.name)
+        session.config.pluginmanager.register(second)
+        try:
+            return (yield)
+        finally:
+            session.config.pluginmanager.unregister(second)
+            second.process.terminate()
+            second.process.wait()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if REPORTS in os.environ:
+        with open(os.environ[REPORTS], "ab") as file:
+            pickle.dump(item.config.hook.pytest_report_to_serializable(config=item.config, report=report), file)
+    return report

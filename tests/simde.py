@@ -1,4 +1,4 @@
-"""What builds simde_test.c: the kernels of AVX-512 and AVX-VNNI on CPUs without, with SIMDe in the place of the
+"""What builds simde_test.c: the kernels of AVX-512, AVX-VNNI and AMX on CPUs without, with SIMDe in the place of the
 instructions."""
 
 import importlib.util
@@ -18,7 +18,7 @@ def simde_include():
     return next((place for place in places if (place / "simde/x86/avx512.h").exists()), None)
 
 
-EMULATED = [CSRC / f"kernels/x86/{name}.c" for name in ("avxvnni", "avx512", "avx512vnni")]
+EMULATED = [CSRC / f"kernels/x86/{name}.c" for name in ("avxvnni", "avx512", "avx512vnni", "amx")]
 
 
 def build_commands(compiler, program):

@@ -19,7 +19,7 @@
 #endif
 
 enum { LENGTHS = 131, ROWS = 3, MOST = ROWS * (LENGTHS + 5), MARGIN = 64 };
-enum { TALL = 12, WIDE = 32, SIXTEEN = 16 /* rows and columns of the largest tile; columns of the scalar kernels' */ };
+enum { TALL = 64, WIDE = 32, SIXTEEN = 16 /* rows and columns of the largest tile; columns of the scalar kernels' */ };
 
 static const qk_kernels *simde, *const scalar = &qk_kernels_scalar;
 static const char *what = "";
@@ -250,7 +250,7 @@ static void test_pack_row(const qk_gemm8_kernels *g, size_t n)
 /* The codes of a panel of g from one of the scalar kernels for each 16 columns. */
 static void lay_out(const qk_gemm8_kernels *g, size_t k, const int8_t (*part)[4 * SIXTEEN * 300], int8_t *to)
 {
-    const size_t nr = (size_t)g->nr, kr = (size_t)g->kr;
+    const size_t nr = (size_t)g->nr, kr = g->kr < 4 ? (size_t)g->kr : 4;
     for (size_t i = 0; i < k; i++)
         for (size_t j = 0; j < nr; j++)
             to[(i / kr * nr + j) * kr + i % kr] = part[j / SIXTEEN][(i / 4 * SIXTEEN + j % SIXTEEN) * 4 + i % 4];
@@ -276,8 +276,11 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
         if (wide) {
             g->gemm8_widen_panel(panel, own_steps, widened);
             g->gemm8_wide_tile(rows, own_steps, packed, ld, widened, init, got, ldc);
-        } else
+        } else {
+            if (g->gemm8_begin) g->gemm8_begin((size_t)rows);
             g->gemm8_tile(rows, own_steps, packed, ld, panel, init, got, ldc);
+            if (g->gemm8_end) g->gemm8_end((size_t)rows);
+        }
         for (int h = 0; h < g->nr / SIXTEEN; h++)
             scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
         check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
@@ -291,10 +294,12 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
         for (int i = 0; i < rows; i++)
             check(got + i * g->nr, want + i * ldc, (size_t)g->nr * sizeof *got - MARGIN, (size_t)g->nr);
     }
-    if (!g->gemm8_whole_tile || rows < g->mr) return;
+    if (!g->gemm8_whole_tile || rows < g->ask_rows) return;
     what = "gemm8_whole_tile";
     clear(got, sizeof got - MARGIN);
-    g->gemm8_whole_tile(own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    if (g->gemm8_begin) g->gemm8_begin((size_t)rows);
+    g->gemm8_whole_tile(rows, own_steps, packed, ld, panel, init, got, ldc, &ahead);
+    if (g->gemm8_end) g->gemm8_end((size_t)rows);
     check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
 }
 
@@ -310,9 +315,10 @@ static int64_t pack_part(const qk_panel_source *s, size_t h, size_t cols, int8_t
 static void test_pack_panel(const qk_gemm8_kernels *g, size_t k, size_t cols)
 {
     static uint8_t b[LENGTHS * WIDE];
-    static int8_t got[(LENGTHS + 3) * WIDE + MARGIN], part[2][4 * SIXTEEN * 300], want[sizeof got];
+    static int8_t got[(LENGTHS + 63) * WIDE + MARGIN], part[2][4 * SIXTEEN * 300], want[sizeof got];
     const size_t kr = (size_t)g->kr, nr = (size_t)g->nr, k_pad = (k + kr - 1) / kr * kr;
     int32_t zero[WIDE];
+    memset(part, 0, sizeof part);
     random_bytes(b, sizeof b);
     for (int j = 0; j < WIDE; j++) zero[j] = (int32_t)random32() >> 24;
     for (int by_row = 0; by_row < 2; by_row++) {
@@ -418,6 +424,7 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .last_steps = last_steps,
                               .half_scales = half_scales,
                               .own_zeros = own_zeros,
+                              .more = (int)(random32() % 2),
                               .levels = looked_up ? levels : NULL,
                               .params_bytes = WIDE * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0))};
     what = "gemm4_tile";
@@ -466,6 +473,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .last_steps = last_steps,
                               .half_scales = half_scales,
                               .own_zeros = own_zeros,
+                              .more = (int)(random32() % 2),
                               .long_sums = long_sums,
                               .params_bytes = params_bytes};
     what = "blocks8_tile";
@@ -507,14 +515,15 @@ static void test_half(int rows, size_t k, qk_dtype type)
     static uint16_t panels[PANELS * K * WIDE];
     static float a[TALL * (K + 4)], got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
     const size_t lda = k + random32() % 5;
+    const int more = (int)(random32() % 2);
     for (size_t i = 0; i < sizeof panels / 2; i++)
         panels[i] = (uint16_t)(random32() % 0x8000 % (type == QK_F16 ? 0x7c00 : 0x5000) | random32() << 15);
     for (size_t i = 0; i < sizeof a / 4; i++)
         a[i] = of_bits((120 + random32() % 16) << 23 | random32() >> 9 | random32() << 31);
     what = "gemmf16_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, got);
-    scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, want);
+    simde->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, more, got);
+    scalar->gemmf16->gemmf16_tile(rows, k, a, lda, panels, type, more, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
     for (int n = 1; n <= PANELS; n++) {
         what = "gemmf16_row";
@@ -815,9 +824,11 @@ static void test_gemm8(const qk_gemm8_kernels *g)
     for (size_t n = 0; n < LENGTHS; n++) test_pack_row(g, n);
     for (size_t k = 0; k < LENGTHS; k++)
         for (size_t cols = 1; cols <= (size_t)g->nr; cols++) test_pack_panel(g, k, cols);
+    const size_t fours = g->kr > 4 ? (size_t)g->kr / 4 : 1;
     for (int rows = 1; rows <= g->mr; rows++) {
-        for (size_t steps = 0; steps <= 40; steps++) test_gemm_tile(g, rows, steps);
-        test_gemm_tile(g, rows, 300);
+        for (size_t steps = 0; steps <= (fours > 1 ? 10 : 40); steps++) test_gemm_tile(g, rows, steps * fours);
+        test_gemm_tile(g, rows, 300 / fours * fours);
+        if (g->mr > 12 && rows != 1 && rows != 13 && rows != 36 && rows != g->mr) continue; /* parts of 12 rows */
         for (int cols = 1; cols <= g->nr; cols++)
             for (int zeros = 0; zeros < 4; zeros++) {
                 test_epilogue(rows, cols, 0, QK_IDENTITY, QK_HALF_EVEN, 0, zeros);
@@ -863,8 +874,9 @@ static void test_table(const qk_kernels *table)
         puts("the tiles have another size than this test"), exit(1);
     test_gemm8(table->gemm8);
     if (table->gemm8_small) test_gemm8_small(table->gemm8_small);
-    if (table->gemm4 != &qk_gemm4_avx2) test_gemm4s();
-    for (int rows = 1; table->gemm16 != &qk_gemm16_avx2 && rows <= table->gemm16->mr; rows++)
+    const int borrows = table == &qk_kernels_amx;
+    if (table->gemm4 != &qk_gemm4_avx2 && !borrows) test_gemm4s();
+    for (int rows = 1; table->gemm16 != &qk_gemm16_avx2 && !borrows && rows <= table->gemm16->mr; rows++)
         for (size_t steps = 0; steps <= 20; steps++) test_words(rows, steps);
     if (table == &qk_kernels_avx512) test_loops();
     printf("%zu values of %s by SIMDe are those of %s\n", compared, simde->name, scalar->name);
@@ -878,5 +890,8 @@ int main(void)
 #endif
     test_table(&qk_kernels_avx512);
     test_table(&qk_kernels_avx512vnni);
+#if QK_HAVE_AVXVNNI
+    test_table(&qk_kernels_amx);
+#endif
     return 0;
 }

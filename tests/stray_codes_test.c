@@ -1,6 +1,6 @@
 /* Codes beyond their tables, as another thread may make them after they were checked: nothing outside the tables and
- * arrays is touched. Compiled with AddressSanitizer; test_memory.py runs it. Tables are blocks of their own, so that a
- * touch beside them is seen. */
+ * arrays is touched. sanitize/run.py compiles it with AddressSanitizer and runs it. Tables are blocks of their own, so
+ * that a touch beside them is seen. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

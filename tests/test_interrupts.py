@@ -65,6 +65,19 @@ CALLS = {
         call = lambda: qk.matmul(a, b)""",
     "matmul, many": "a, b = codes(9000, 64, 128), codes(9000, 128, 64); call = lambda: qk.matmul(a, b)",
     "matmul, few": "a, b = codes(2, 6000, 1024), codes(2, 1024, 2048); call = lambda: qk.matmul(a, b)",
+    "matmul, few columns of many rows": """
+        a, p = codes(40, 4000000), qk.pack(codes(4000000, 8), rate)
+        call = lambda: qk.matmul(a, p)""",
+    "linear, 4 bits, few columns of many rows": """
+        params = qk.QParams(np.ones((31250, 8)), None, "int4", axis=0, block_size=32)
+        x, p = floats(40, 1000000), qk.pack(codes(1000000, 8, dtype=ml_dtypes.int4), params)
+        call = lambda: qk.linear(x, p)""",
+    "linear, int16, few columns of many rows": """
+        p = qk.pack(codes(4000000, 8, dtype=np.int16), qk.QParams(0.1, dtype='int16')); x = floats(20, 4000000)
+        call = lambda: qk.linear(x, p)""",
+    "linear, float16, few columns of many rows": """
+        x, p = floats(20, 4000000), qk.pack(codes(4000000, 8, dtype=np.float16), None)
+        call = lambda: qk.linear(x, p)""",
     "attention, one head": "x = floats(16384, 64); call = lambda: qk.attention(x, x, x, 1)",
     "attention": "x = floats(16384, 768); call = lambda: qk.attention(x, x, x, 12)",
     "search": "q, c = floats(200, 64), codes(2000000, 16, dtype=np.uint8); call = lambda: qk.search(q, c, vectors, 10)",
@@ -177,6 +190,7 @@ CALLS = {
     "unpack, int16": "p = qk.pack(codes(6000, 6000, dtype=np.int16), qk.QParams(1, dtype='int16')); call = p.unpack",
     "unpack, float16": "p = qk.pack(codes(6000, 6000, dtype=np.float16), None); call = p.unpack",
     "layer_norm": "x, w = floats(60000, 1000), floats(1000); call = lambda: qk.layer_norm(x, w, w)",
+    "layer_norm, one row": "x, w = floats(1, 10**8), floats(10**8); call = lambda: qk.layer_norm(x, w, w)",
     "qsoftmax, first axis": "q = codes(10000, 20000); call = lambda: qk.qsoftmax(q, rate, rate, axis=0)",
     "qconv2d, channels first": """
         p, q = qk.pack_conv(codes(1, 1, 512, 1), rate), codes(30, 512, 112, 112).transpose(0, 2, 3, 1)

@@ -318,7 +318,8 @@ def test_small_weights(variants, example, a_layout, b_layout):
         assert_array_equal(packed.unpack(), b, err_msg=variant, strict=True)
 
 
-TILES = {"scalar": (16, 4), "avx2": (16, 2), "avx512": (32, 2), "avxvnni": (16, 4), "avx512vnni": (32, 4)}  # nr, kr
+TILES = {"scalar": (16, 4), "avx2": (16, 2), "avx512": (32, 2), "avxvnni": (16, 4)}  # nr, kr
+TILES |= {"avx512vnni": (32, 4), "amx": (32, 64)}
 WITHOUT_VNNI = ("avx2", "avx512")  # these pack small weights apart
 
 

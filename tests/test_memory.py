@@ -7,18 +7,15 @@ import itertools
 import math
 import mmap
 import os
-import platform
 import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from common import COMPILER, python, run
+from common import python
 from numpy.lib.stride_tricks import as_strided
 
 import qkernels as qk
@@ -298,12 +295,13 @@ def sweep_layers(n, rng, at_end):
 def sweep_observers(n, rng, at_end):
     x = rng.normal(0, 5, (3, n))
     x[rng.random(x.shape) < n % 2 / 2] = 0
+    few = x[:, : n % 37 + 1]  # columns, each of which has a large histogram
     for of, axis, observer in itertools.product(FLOATS, (None, 0, 1), (observers.MinMax, observers.Percentile)):
 
         def counts(x, axis=axis, observer=observer):
             return tuple(observer(axis=axis).update(x).to_arrays().values())
 
-        check(at_end, counts, x.astype(of), out=False)
+        check(at_end, counts, (few if axis == 1 and observer is observers.Percentile else x).astype(of), out=False)
     begin = np.cumsum(rng.uniform(1, 2, n + 1))
     given = begin[:-1].copy(), begin[1:].copy(), rng.uniform(1, 9, n), begin[:n] - 1, begin[:n] + 9
     check(at_end, lambda *arrays: histograms.divergences(*arrays[:3], 16, *arrays[3:]), *given, out=False)
@@ -410,23 +408,6 @@ def test_a_stray_touch_is_seen(what, at_end):
 def test_no_stray_touch(isa):
     done = python(__file__, isa)
     assert done.returncode == 0, done.stderr[-5000:] or f"killed by signal {-done.returncode}"
-
-
-STRAY = Path(__file__).parent / "stray_codes_test.c"
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="csrc/ builds its AVX kernels on x86-64 only")
-def test_codes_beyond_their_tables_touch_nothing_else(tmp_path):
-    """Codes may change between check and use: AddressSanitizer watches kernels that are given such codes at once."""
-    flags = ["-std=gnu11", "-O0", "-fsanitize=address", "-ffp-contract=off", "-fwrapv", "-pthread", "-w"]
-    csrc = STRAY.parents[1] / "csrc"
-    program = tmp_path / "stray_codes_test"
-    empty = tmp_path / "empty.c"
-    empty.write_text("int main(void) { return 0; }")
-    if subprocess.run([COMPILER, *flags, empty, "-o", program], capture_output=True).returncode:
-        pytest.skip(f"{COMPILER} has no AddressSanitizer")
-    run(COMPILER, *flags, f"-I{csrc}", STRAY, *sorted(csrc.rglob("*.c")), "-lm", "-o", program)
-    assert int(run(program).split()[0]) > 1000
 
 
 def test_codes_that_a_thread_changes_while_they_are_read_are_refused_or_decoded():

@@ -25,8 +25,8 @@ WORK = """
     before = len(os.listdir("/proc/self/task"))   # a sanitizer has a thread of its own
 
     def started():
-        for _ in range(200):   # one that has just been started has no name yet
-            time.sleep(0.1)
+        for _ in range(1000):   # one that has just been started has no name yet
+            time.sleep(0.02)
             tasks = os.listdir("/proc/self/task")
             named = [int(task) for task in tasks if open(f"/proc/self/task/{task}/comm").read() == "qkernels\\n"]
             if len(tasks) - len(named) <= before:

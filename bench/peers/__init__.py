@@ -16,7 +16,7 @@ OWN_PROCESS = ["ctranslate2", "jax", "openvino", "torch_compile", "zentorch"]
 # of this run, set by conftest.py before any peer is used
 threads, isa, best_isa = 1, None, None
 left_out = False  # bench/compare.py times our own code alone
-BY_ENVIRONMENT = ["avx2", "avxvnni", "avx512"]  # what conftest.py can hold to by the environment
+BY_ENVIRONMENT = ["avx2", "avxvnni", "avx512", "avx512vnni"]  # what conftest.py can hold to by the environment
 
 
 class Missing:
@@ -43,8 +43,8 @@ def has_amx():
 
 
 def held_and_free(name):
-    """Return a library of its own process; on a CPU with AMX, which ours does not use, also one that may use it."""
-    free = [elsewhere(name, free=True)] if has_amx() and isa == best_isa and not left_out else []
+    """Return a library of its own process; on a CPU with AMX, from which ours is held, also one that may use it."""
+    free = [elsewhere(name, free=True)] if has_amx() and isa == "avx512vnni" and not left_out else []
     return [__getattr__(name), *free]
 
 

@@ -104,7 +104,8 @@ def on_image(operator, q, constants, output, options, flipped, version, buffers=
     index, step = len(tensors) - 1, -1 if flipped else 1
     read = lambda: interpreter.get_tensor(index).view(np.uint8)[:, ::step, ::step] ^ 128  # noqa: E731
     found = peers.contender("LiteRT XNNPACK", interpreter.invoke, read)
-    found.held &= not (operator == "CONV_2D" and peers.has_amx())  # nothing keeps its products off AMX
+    # Nothing keeps its products off AMX.
+    found.held &= not (operator == "CONV_2D" and peers.has_amx() and peers.isa != "amx")
     return found
 
 

@@ -242,11 +242,11 @@ static void sum_line(const depthwise_job *job, const place *at, size_t line, con
 {
     const qk_image *p = job->image;
     const qk_gemm8_kernels *k = job->b->kernels->gemm8;
-    const size_t mr = (size_t)k->mr, nr = (size_t)k->nr, span = (size_t)job->b->kernels->conv->block / at->parts;
+    const qk_conv_kernels *conv = job->b->kernels->conv;
+    const size_t mr = (size_t)conv->mr, nr = (size_t)k->nr, span = (size_t)conv->block / at->parts;
     for (size_t i = 0; i < at->pixels; i += mr) {
         const size_t pixels = min_size(at->pixels - i, mr);
-        job->b->kernels->conv->depthwise_tile((int)pixels, steps, codes + i * steps->pixel, weights,
-                                              job->init + at->channel, acc);
+        conv->depthwise_tile((int)pixels, steps, codes + i * steps->pixel, weights, job->init + at->channel, acc);
         for (size_t part = 0; part < at->parts; part++) {
             const size_t y = at->y + part * job->lines + line;
             const size_t row = (at->number * p->out_height + y) * p->out_width + at->x + i;
@@ -326,7 +326,7 @@ static void lay_out(depthwise_job *job)
     const size_t block = (size_t)b->kernels->conv->block, reach = (p->kernel_width - 1) * p->dilation_x + 1;
     job->column_bytes = b->steps * block * 4;
     job->lines = p->dilation_y == 1 ? min_size((b->shifts - 1) / p->stride_y + 1, p->out_height) : 1;
-    const size_t most = STRIP_BYTES / job->column_bytes, mr = (size_t)k->mr;
+    const size_t most = STRIP_BYTES / job->column_bytes, mr = (size_t)b->kernels->conv->mr;
     job->strip = most > reach ? round_up((most - reach) / p->stride_x + 1, mr) : mr;
     job->strips = ceil_div(p->out_width, job->strip);
     job->strip = ceil_div(p->out_width, job->strips);

@@ -202,7 +202,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
     const size_t k = g->b->k, steps = g->b->steps;
     int32_t largest = 0;
     block->high = NULL;
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < rows && !qk_stopped_at_long(k); i++) {
         int16_t *to = block->codes + i * g->lda;
         const void *from = (const char *)source->a + (ptrdiff_t)(first + i) * source->row_stride;
         qk_row_scale row = {0};
@@ -217,8 +217,8 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
         block->zero[i] = source->zero_point ? source->zero_point[source->zero_point_per_row ? first + i : 0] : 0;
         if (g->epilogue->b_zero) block->term[i] = sum_of(to, k) - (int64_t)k * block->zero[i];
     }
-    block->steps = steps_within(largest, g->b->largest, steps);
-    if (block->steps >= steps || block->steps >= FEW_STEPS) return 1;
+    block->steps = min_size(steps_within(largest, g->b->largest, steps), QK_STRETCH / KR);
+    if (block->steps >= min_size(steps, FEW_STEPS)) return 1;
     block->high = block->codes + g->lda * g->walk.block_rows;
     for (size_t i = 0; i < rows; i++) split(block->codes + i * g->lda, block->high + i * g->lda, KR * steps);
     block->steps =
@@ -245,7 +245,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
             high += KR * steps;
         }
         a += KR * steps, panel += KR * steps * (size_t)k->gemm16->nr, left -= steps, more = 1;
-    } while (left);
+    } while (left && !qk_stopped());
 }
 
 /* Takes from a row of sums what zero points add to it. */

@@ -376,7 +376,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t cou
     rows->start = (int32_t *)((char *)memory + g->start_at);
     rows->prepared = g->ld_prepared ? (int8_t *)memory + g->prepared_at : NULL;
     rows->any_wide = 0;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && !qk_stopped_at_long(b->k); i++) {
         const float *x = (const float *)((const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride);
         int8_t *codes = rows->codes + i * g->lda, *q = spread ? (int8_t *)memory + g->spare_at : codes;
         qk_row_scale row;
@@ -493,19 +493,31 @@ static size_t tile_rows(const qk_gemm4_weights *b)
     return (size_t)(b->bits == 8 ? b->kernels->gemm4->blocks8_mr : b->kernels->gemm4->mr);
 }
 
-/* y = rows of the block from `row` on, times a panel. */
+/* y = rows of the block from `row` on, times a panel: some blocks after the other, if they are so many that a signal
+ * would wait for all of them. */
 static void multiply_tile(const product *g, const row_block *block, size_t row, int rows, const qk_gemm4_panel *panel,
                           float *y)
 {
-    const qk_kernels *k = g->b->kernels;
-    const int8_t *codes = block->codes + row * g->lda;
+    const qk_gemm4_kernels *k = g->b->kernels->gemm4;
+    const int8_t *a = block->prepared ? block->prepared + row * g->ld_prepared : block->codes + row * g->lda;
+    const size_t lda = block->prepared ? g->ld_prepared : g->lda;
+    const size_t a_block = block->prepared ? 2 * g->block_pad + 8 : g->block_pad;
+    const size_t most = QK_STRETCH / (g->block_pad + 1) + 1;
     const int32_t *start = block->start + row * g->ld_start;
-    if (g->b->bits == 8)
-        k->gemm4->blocks8_tile(rows, panel, block->prepared ? block->prepared + row * g->ld_prepared : codes,
-                               block->prepared ? g->ld_prepared : g->lda, start, g->ld_start, y);
-    else
-        (g->b->column_levels ? k->gemm4->column_levels_tile : k->gemm4->gemm4_tile)(rows, panel, codes, g->lda, start,
-                                                                                    g->ld_start, y);
+    qk_gemm4_panel p = *panel;
+    if (g->b->column_levels) {
+        k->column_levels_tile(rows, &p, a, lda, start, g->ld_start, y);
+        return;
+    }
+    for (size_t left = panel->blocks; !p.more || (left && !qk_stopped()); left -= p.blocks, p.more = 1) {
+        p.blocks = min_size(left, most);
+        p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
+        if (g->b->bits == 8)
+            k->blocks8_tile(rows, &p, a, lda, start, g->ld_start, y);
+        else
+            k->gemm4_tile(rows, &p, a, lda, start, g->ld_start, y);
+        a += p.blocks * a_block, start += p.blocks, p.records += p.blocks * record_bytes(g->b, 0);
+    }
 }
 
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)

@@ -19,7 +19,7 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
-    LONG_STEPS = 32,               /* of a panel: in fewer there is no time to ask for what comes next */
+    LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
@@ -88,14 +88,14 @@ typedef struct {
 /* Sums of a panel's columns: its products with ones, a stretch of k after the other. */
 static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *colsum)
 {
-    enum { STRETCH = 64 }; /* steps */
-    static const uint8_t bytes[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
-    static const int16_t int16s[STRETCH * MAX_KR] = {[0 ... STRETCH * MAX_KR - 1] = 1};
+    enum { STRETCH = 1024 }; /* codes */
+    static const uint8_t bytes[STRETCH] = {[0 ... STRETCH - 1] = 1};
+    static const int16_t int16s[STRETCH] = {[0 ... STRETCH - 1] = 1};
     const qk_gemm8_kernels *k = p->gemm8;
     const size_t step_bytes = (size_t)k->nr * (size_t)k->kr;
     memset(colsum, 0, (size_t)k->nr * sizeof *colsum);
     for (size_t rest = p->steps, steps; rest > 0; rest -= steps, panel += steps * step_bytes) {
-        steps = min_size(rest, STRETCH);
+        steps = min_size(rest, STRETCH / (size_t)k->kr);
         k->gemm8_tile(1, steps, k->a_bytes == 1 ? (const void *)bytes : int16s, 0, panel, colsum, colsum,
                       (size_t)k->nr);
     }
@@ -268,7 +268,7 @@ static void quantize_row(const product *g, row_block *block, size_t i, const flo
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
     qk_row_plan plans[2];
-    for (size_t i = 0; i <= rows; i++) {
+    for (size_t i = 0; i <= rows && !qk_stopped_at_long(g->b->k); i++) {
         const float *x = (const float *)row_of(g->source, first + i),
                     *after = (const float *)row_of(g->source, first + i + 1);
         for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
@@ -446,18 +446,47 @@ void qk_store_tile(const product *g, const row_block *block, size_t row, size_t 
         k->tile_to_codes(acc, t);
 }
 
+/* Whether signals would wait for a tile. Panels of small weights cannot be parted, but are fast. */
+static int is_long(const qk_gemm8_weights *b)
+{
+    return b->steps > QK_STRETCH / (size_t)b->gemm8->kr && b->gemm8 == b->kernels->gemm8;
+}
+
+/* The sums of such a tile, a stretch of k after the other. */
+static QK_NOINLINE void sum_stretches(const product *g, size_t rows, const char *a, const int8_t *panel,
+                                      const int32_t *init, int32_t *c, size_t ldc)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    const size_t most = QK_STRETCH / (size_t)k->kr, nr = (size_t)k->nr;
+    static const int32_t zeros[MAX_NR];
+    int32_t part[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, init, nr * sizeof *c);
+    for (size_t left = g->b->steps, steps; left && !qk_stopped(); left -= steps) {
+        steps = min_size(left, most);
+        if (k->gemm8_begin) k->gemm8_begin(rows);
+        k->gemm8_tile((int)rows, steps, a, g->lda, panel, zeros, part, nr);
+        if (k->gemm8_end) k->gemm8_end(rows);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < nr; j++)
+                c[i * ldc + j] = (int32_t)((uint32_t)c[i * ldc + j] + (uint32_t)part[i * nr + j]);
+        a += steps * (size_t)(k->kr * k->a_bytes), panel += steps * nr * (size_t)k->kr;
+    }
+}
+
 /* The sums of a tile: of `rows` rows at `a` and of a panel, which is widened if the product has a place for that. */
 static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, const void *panel, const int32_t *init,
                                int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t left = g->b->n - (size_t)(init - g->init); /* columns */
-    if (g->wide_at)
+    if (is_long(g->b))
+        sum_stretches(g, rows, a, panel, init, c, ldc);
+    else if (g->wide_at)
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
-    else if (ahead->step && rows == (size_t)k->mr)
-        k->gemm8_whole_tile(g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
+    else if (ahead->step && rows >= (size_t)k->ask_rows)
+        k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
         k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
 }
@@ -477,15 +506,17 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     int16_t *wide = g->wide_at ? (int16_t *)((char *)memory + g->wide_at) : NULL;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
-    if (k->gemm8_whole_tile && rows > mr && b->steps >= LONG_STEPS)
+    if (k->gemm8_whole_tile && rows > (size_t)k->ask_rows && b->k_pad >= LONG)
         ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
+    const int once = k->gemm8_begin && !is_long(b);
+    if (once) k->gemm8_begin(rows);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
-        if (rows <= mr) ask_for_pages(ahead.read, b->panel_bytes);
+        if (rows <= mr && !ahead.step) ask_for_pages(ahead.read, b->panel_bytes);
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
@@ -498,6 +529,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);
         }
     }
+    if (once) k->gemm8_end(rows);
 }
 
 /* The same of windows in place: a tile has some of a line of the result. */
@@ -511,7 +543,7 @@ static void multiply_windows(const void *context, void *memory, size_t first, si
     const size_t wide = p->out_width, tiles = ceil_div(wide, (size_t)k->mr), lda = p->stride_x * p->channels;
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
-    if (b->steps >= LONG_STEPS) ahead.step = ceil_div(b->panel_bytes, b->steps * tiles * (rows / wide));
+    if (b->k_pad >= LONG) ahead.step = ceil_div(b->panel_bytes, b->steps * tiles * (rows / wide));
     qk_tile t = qk_tile_of_product(g);
     for (size_t panel = begin; panel < end; panel++) {
         const int8_t *codes = b->panels + panel * b->panel_bytes;
@@ -621,7 +653,8 @@ static int are_in_place(const product *g)
 {
     const qk_patches *of = g->source->patches;
     const qk_gemm8_kernels *k = g->b->gemm8;
-    if (!of || !k->gemm8_window_tile || k->a_bytes != 1 || g->b_zero || g->b->n <= (size_t)k->nr / 2) return 0;
+    if (!of || !k->gemm8_window_tile || k->a_bytes != 1 || g->b_zero || g->b->n <= (size_t)k->nr / 2 || is_long(g->b))
+        return 0;
     const qk_image *p = of->image;
     return p->count == 1 && of->depth == p->channels && p->dilation_x == 1 && p->dilation_y == 1 &&
         p->kernel_width > p->stride_x && p->kernel_height >= p->stride_y &&
@@ -667,7 +700,7 @@ static void lay_out(product *g)
         g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
         g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
     }
-    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS) {
+    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b)) {
         g->wide_at = g->walk.bytes;
         g->walk.bytes = qk_plus(g->wide_at, wide);
     }

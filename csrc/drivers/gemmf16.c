@@ -157,7 +157,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t cou
     row_block *block = memory;
     float *to = block->x;
     block->any_wide = 0;
-    for (size_t i = 0; i < count; i++, to += g->lda) {
+    for (size_t i = 0; i < count && !qk_stopped_at_long(b->k); i++, to += g->lda) {
         float lo, hi;
         memcpy(to, (const char *)g->x + (ptrdiff_t)(first + i) * g->row_stride, b->k * sizeof *to);
         b->kernels->elementwise->minmax_f32(to, b->k, &lo, &hi);
@@ -203,7 +203,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const row_block *bloc
 static void store_tile(const product *g, const row_block *block, float *y, size_t first, size_t in_block, size_t rows,
                        size_t panel)
 {
-    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float ones[MAX_MR] = {[0 ... MAX_MR - 1] = 1.0f};
     const size_t col = panel * NR;
     qk_tile t = qk_float_tile(g->epilogue, col, min_size(g->b->n - col, NR));
     qk_set_rows(&t, g->epilogue, first + in_block, rows, col, ones);
@@ -213,13 +213,30 @@ static void store_tile(const product *g, const row_block *block, float *y, size_
         g->b->kernels->elementwise->finish_floats(y, &t);
 }
 
+/* y = rows of the block from `row` on, times a panel: a stretch of k after the other, between which it looks for
+ * signals. */
+static void multiply_tile(const product *g, const row_block *block, size_t row, size_t rows, size_t panel, float *y)
+{
+    const qk_gemmf16_weights *b = g->b;
+    const float *x = block->x + row * g->lda;
+    for (size_t k = 0, some = 0; !k || (k < b->k && !qk_stopped()); k += some) {
+        some = min_size(b->k - k, QK_STRETCH);
+        b->kernels->gemmf16->gemmf16_tile((int)rows, some, x + k, g->lda, panel_at(b, panel) + k * NR, b->type, k > 0,
+                                          y);
+        if (!some) return;
+    }
+}
+
 static void multiply_row(const product *g, const row_block *block, size_t row, size_t begin, size_t end)
 {
     const qk_gemmf16_weights *b = g->b;
     float y[ROW_PANELS * NR] __attribute__((aligned(64)));
     for (size_t panel = begin; panel < end; panel += ROW_PANELS) {
         const size_t panels = min_size(end - panel, ROW_PANELS);
-        b->kernels->gemmf16->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
+        if (b->k <= QK_STRETCH)
+            b->kernels->gemmf16->gemmf16_row((int)panels, b->k, block->x, panel_at(b, panel), b->type, y);
+        else
+            for (size_t i = 0; i < panels; i++) multiply_tile(g, block, 0, 1, panel + i, y + i * NR);
         for (size_t i = 0; i < panels; i++) store_tile(g, block, y + i * NR, row, 0, 1, panel + i);
     }
 }
@@ -238,8 +255,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     for (size_t panel = begin; panel < end; panel++)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            b->kernels->gemmf16->gemmf16_tile((int)count, b->k, block->x + row * g->lda, g->lda, panel_at(b, panel),
-                                              b->type, y);
+            multiply_tile(g, block, row, count, panel, y);
             store_tile(g, block, y, first, row, count, panel);
         }
 }

@@ -62,9 +62,11 @@ static void quantize_row(const qk_params *p, const float *y, uint8_t *q, size_t 
         k->quantize_rows_f32_8(y, q, cols, &columns);
 }
 
+static int stopped(void) { return qk_stopped(); }
+
 static void norm_rows(void *context, size_t begin, size_t end)
 {
-    enum { SMALL = 1024 };
+    enum { SMALL = 1024, LONG = 1024 * 1024 };
     norm_job *job = context;
     const qk_norm_args *a = job->args;
     const int any_codes = a->x.params || a->residual.params || a->y.params;
@@ -78,7 +80,8 @@ static void norm_rows(void *context, size_t begin, size_t end)
     for (; begin < end; begin++) {
         const float *x = row_of(&a->x, begin, cols, rows), *residual = row_of(&a->residual, begin, cols, rows + cols);
         float *y = a->y.params ? rows + 2 * cols : (float *)a->y.data + begin * cols;
-        if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps, y))
+        if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps,
+                                                 cols > LONG ? stopped : NULL, y))
             norm_wide_row(a, x, residual, y);
         if (a->y.params) quantize_row(a->y.params, y, (uint8_t *)a->y.data + begin * cols, cols);
     }
@@ -119,7 +122,7 @@ qk_status qk_layer_norm(const float *x, const float *residual, size_t rows, size
  *     q (mr x size) . k' (size x n) -> scores (mr x n) -> weights, uint8 -> . v (n x size) -> out (mr x size)
  */
 
-enum { MOST_ATTENDED = 65536 }; /* tokens of a sequence, and values of a head */
+enum { MOST_ATTENDED = 65536, MOST_QUERIES = 32 }; /* tokens of a sequence and values of a head; rows of scores */
 
 typedef struct {
     const qk_attention_args *args;
@@ -141,10 +144,13 @@ typedef struct {
     float *result;                    /* mr rows before they become codes, and these */
 } operands;
 
+/* How many tokens attend at a time. */
+static size_t queries_of(const attention_job *job) { return min_size((size_t)job->k->gemm8->mr, MOST_QUERIES); }
+
 /* Lays out the operands of a sequence of n tokens from `at`; returns the end. */
 static char *lay_out(operands *o, const attention_job *job, size_t n, char *at)
 {
-    const size_t kr = (size_t)job->k->gemm8->kr, nr = (size_t)job->k->gemm8->nr, mr = (size_t)job->k->gemm8->mr,
+    const size_t kr = (size_t)job->k->gemm8->kr, nr = (size_t)job->k->gemm8->nr, mr = queries_of(job),
                  bytes = (size_t)job->k->gemm8->a_bytes;
     const size_t size = job->args->size, size_steps = round_up(size, kr), n_steps = round_up(n, kr);
     *o = (operands){.n = n,
@@ -381,7 +387,7 @@ static void average_to_codes(const attention_job *job, operands *o, size_t count
     const size_t size = job->args->size;
     const qk_code_params *to = job->to;
     const qk_affine affine = qk_affine_of(to->scale, to->zero_point, to->qmin, to->qmax, QK_HALF_EVEN);
-    uint8_t *codes = (uint8_t *)(o->result + (size_t)job->k->gemm8->mr * size);
+    uint8_t *codes = (uint8_t *)(o->result + queries_of(job) * size);
     average(job, o, count, unit, o->result, size);
     job->k->elementwise->quantize_f32_8(o->result, codes, count * size, &affine);
     for (size_t i = 0; i < count; i++) memcpy(out + i * job->args->out_stride, codes + i * size, size);
@@ -396,7 +402,8 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
 {
     const qk_attention_args *a = job->args;
     const size_t first = (size_t)a->starts[sequence], n = (size_t)a->starts[sequence + 1] - first, at = which * a->size;
-    const size_t mr = (size_t)job->k->gemm8->mr;
+    const qk_gemm8_kernels *k = job->k->gemm8;
+    const size_t mr = queries_of(job);
     operands o;
     double unit[MAX_MR];
     lay_out(&o, job, n, memory);
@@ -406,12 +413,14 @@ static int attend(const attention_job *job, char *memory, size_t sequence, size_
         return 0;
     for (size_t row = 0; row < n && !qk_stopped(); row += mr) {
         const size_t count = min_size(n - row, mr);
+        if (k->gemm8_begin) k->gemm8_begin(count);
         weigh(job, &o, row, count, unit);
         const size_t to = (first + row) * a->out_stride + at;
         if (job->to)
             average_to_codes(job, &o, count, unit, (uint8_t *)a->out + to);
         else
             average(job, &o, count, unit, a->out + to, a->out_stride);
+        if (k->gemm8_end) k->gemm8_end(count);
     }
     return 1;
 }

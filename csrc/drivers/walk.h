@@ -3,9 +3,13 @@
 #ifndef QK_WALK_H
 #define QK_WALK_H
 
+#include "runtime/parallel.h"
 #include "runtime/sizes.h"
 
-enum { MAX_ROWS = 480 }; /* of a block */
+enum {
+    MAX_ROWS = 480,         /* of a block */
+    QK_STRETCH = 128 * 1024 /* k of a tile between two looks for signals */
+};
 
 /* The first member of a product, which is what the two functions get. */
 typedef struct {
@@ -21,6 +25,9 @@ typedef struct {
     size_t bytes;                  /* memory of a task, in whole cache lines */
     int failure;
 } walk;
+
+/* Whether a product is stopped, asked before each row of k values if these take long. */
+static inline int qk_stopped_at_long(size_t k) { return k > QK_STRETCH && qk_stopped(); }
 
 /* Divides m rows, which take `row_bytes` each in the memory of a task, among tasks; tiles have mr of them at most. */
 void qk_share(walk *w, size_t row_bytes, int mr);

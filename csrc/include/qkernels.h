@@ -71,8 +71,9 @@ QK_API const char *qk_version(void);
 /* A sentence that says what a status means; of another number, that it is none. */
 QK_API const char *qk_status_text(qk_status status);
 
-/* The instruction set in use ("avx512vnni", "avx2", "scalar", ...): the best that the CPU has, or what the environment
- * variable QKERNELS_ISA names. Setting it serves tests: QK_INVALID if it is not built or the CPU lacks it. */
+/* The instruction set in use ("amx", "avx512vnni", "avx2", "scalar", ...): the best that the CPU has, or what the
+ * environment variable QKERNELS_ISA names. Setting it serves tests: QK_INVALID if it is not built or the CPU lacks it.
+ */
 QK_API const char *qk_get_isa(void);
 QK_API qk_status qk_set_isa(const char *name);
 

@@ -6,7 +6,7 @@
 #include "kernels/arguments.h"
 #include "runtime/sizes.h"
 
-enum { MAX_NR = 64, MAX_MR = 16, MAX_KR = 4 }; /* no tile, and no step of one, is larger */
+enum { MAX_NR = 64, MAX_MR = 64 }; /* no tile is larger */
 
 /* One scale and zero point. */
 typedef struct {
@@ -111,10 +111,10 @@ enum { QK_GEMM4_NR = 32, QK_GEMM4_KR = 4, QK_COLUMN_LEVELS_NR = 16, QK_COLUMN_LE
 typedef struct {
     const uint8_t *records;
     size_t blocks, steps, last_steps; /* steps of a block, and of the last */
-    int half_scales, own_zeros;
-    const int8_t *levels; /* what codes stand for; NULL: for themselves */
-    int long_sums;        /* of 8 bits: sums of columns are int32 */
-    size_t params_bytes;  /* what follows the codes of a block */
+    int half_scales, own_zeros, more; /* more: what y holds is added to */
+    const int8_t *levels;             /* what codes stand for; NULL: for themselves */
+    int long_sums;                    /* of 8 bits: sums of columns are int32 */
+    size_t params_bytes;              /* what follows the codes of a block */
 } qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
@@ -222,11 +222,12 @@ struct qk_kernels {
 };
 
 extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, qk_kernels_avx512,
-    qk_kernels_avx512vnni;
+    qk_kernels_avx512vnni, qk_kernels_amx;
 
 /* Families that other instruction sets borrow. */
-extern const qk_gemm4_kernels qk_gemm4_avx2;
-extern const qk_gemm16_kernels qk_gemm16_avx2;
+extern const qk_gemm8_kernels qk_gemm8_avx512vnni;
+extern const qk_gemm4_kernels qk_gemm4_avx2, qk_gemm4_avx512vnni;
+extern const qk_gemm16_kernels qk_gemm16_avx2, qk_gemm16_avx512vnni;
 extern const qk_gemmf16_kernels qk_gemmf16_avx2, qk_gemmf16_avx512;
 extern const qk_elementwise_kernels qk_elementwise_avx2, qk_elementwise_avx512;
 extern const qk_codebooks_kernels qk_codebooks_avx2, qk_codebooks_avx512;
@@ -234,7 +235,7 @@ extern const qk_layers_kernels qk_layers_avx2, qk_layers_avx512;
 extern const qk_kmeans_kernels qk_kmeans_avx2, qk_kmeans_avx512;
 extern const qk_pq_kernels qk_pq_avx2, qk_pq_avx512;
 extern const qk_histogram_kernels qk_histogram_avx2, qk_histogram_avx512;
-extern const qk_conv_kernels qk_conv_avx2, qk_conv_avx512;
+extern const qk_conv_kernels qk_conv_avx2, qk_conv_avx512, qk_conv_avx512vnni;
 
 qk_affine qk_affine_of(float scale, int32_t zero_point, int32_t qmin, int32_t qmax, qk_rounding rounding);
 /* qk_choose where the mode is the default one already. */

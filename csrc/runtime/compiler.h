@@ -14,7 +14,7 @@
 #define QK_NO_DEPENDENCE _Pragma("GCC ivdep")
 #endif
 
-/* Whether the compiler knows AVX-VNNI: gcc 11 and clang 12 do. */
+/* Whether the compiler knows AVX-VNNI and AMX: gcc 11 and clang 12 do. */
 #if defined(__clang__) && __clang_major__ >= 12 || !defined(__clang__) && __GNUC__ >= 11
 #define QK_HAVE_AVXVNNI 1
 #else

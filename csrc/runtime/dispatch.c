@@ -9,6 +9,9 @@
 /* Best first. */
 static const qk_kernels *const tables[] = {
 #if defined(__x86_64__)
+#if QK_HAVE_AVXVNNI
+    &qk_kernels_amx,
+#endif
     &qk_kernels_avx512vnni,
 #if QK_HAVE_AVXVNNI
     &qk_kernels_avxvnni,
@@ -25,7 +28,7 @@ static const qk_kernels *active; /* any thread may be the first to choose: all c
 const qk_kernels *qk_find(const char *name)
 {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
-        if (tables[i]->available() && (!name || strcmp(name, tables[i]->name) == 0)) return tables[i];
+        if ((!name || strcmp(name, tables[i]->name) == 0) && tables[i]->available()) return tables[i];
     return NULL;
 }
 

@@ -1,4 +1,4 @@
-/* SIMDe's <immintrin.h> with AVX-512, and what SIMDe's portable code does not do as the instructions do: its
+/* SIMDe's <immintrin.h> with AVX-512, tiles of AMX in plain C, and what SIMDe's portable code does not do as the instructions do: its
  * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
  */
 #ifndef EMULATED_IMMINTRIN_H
@@ -11,6 +11,8 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
+#include <stdlib.h>
+#include <string.h>
 
 static inline __m512 fused(__m512 a, __m512 b, __m512 c, float sign)
 {
@@ -133,6 +135,66 @@ static inline void store_lanes(void *p, __mmask8 some, __m256i a)
     for (int i = 0; i < 8; i++)
         if (some >> i & 1) ((int32_t *)p)[i] = n.i32[i];
 }
+
+/* Tiles of AMX, as the configuration in use lays them out. What a palette or a size forbids ends the program. */
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+static _Thread_local tile_shapes tile_shape;
+static _Thread_local uint8_t tiles[8][16][64];
+
+static inline void load_shapes(const void *p)
+{
+    memcpy(&tile_shape, p, sizeof tile_shape);
+    memset(tiles, 0, sizeof tiles);
+    if (tile_shape.palette != 1) abort();
+    for (int i = 0; i < 16; i++)
+        if (tile_shape.rows[i] > (i < 8 ? 16 : 0) || tile_shape.bytes[i] > (i < 8 ? 64 : 0)) abort();
+}
+
+static inline void clear_tile(int tile)
+{
+    if (!tile_shape.rows[tile]) abort();
+    memset(tiles[tile], 0, sizeof *tiles);
+}
+
+static inline void load_tile(int tile, const void *from, ptrdiff_t stride)
+{
+    clear_tile(tile);
+    for (int row = 0; row < tile_shape.rows[tile]; row++)
+        memcpy(tiles[tile][row], (const char *)from + row * stride, tile_shape.bytes[tile]);
+}
+
+static inline void store_tile(int tile, void *to, ptrdiff_t stride)
+{
+    if (!tile_shape.rows[tile]) abort();
+    for (int row = 0; row < tile_shape.rows[tile]; row++)
+        memcpy((char *)to + row * stride, tiles[tile][row], tile_shape.bytes[tile]);
+}
+
+static inline void multiply_tiles(int sums, int a, int b)
+{
+    const tile_shapes *s = &tile_shape;
+    if (s->rows[sums] != s->rows[a] || s->bytes[sums] != s->bytes[b] || s->bytes[a] != 4 * s->rows[b] || !s->rows[a])
+        abort();
+    for (int row = 0; row < s->rows[sums]; row++)
+        for (int col = 0; col < s->bytes[sums]; col += 4) {
+            uint32_t sum;
+            memcpy(&sum, &tiles[sums][row][col], 4);
+            for (int i = 0; i < s->bytes[a]; i++)
+                sum += (uint32_t)(tiles[a][row][i] * (int8_t)tiles[b][i / 4][col + i % 4]);
+            memcpy(&tiles[sums][row][col], &sum, 4);
+        }
+}
+
+#define _tile_loadconfig(p) load_shapes(p)
+#define _tile_release() memset(&tile_shape, 0, sizeof tile_shape)
+#define _tile_zero(tile) clear_tile(tile)
+#define _tile_loadd(tile, from, stride) load_tile(tile, from, (ptrdiff_t)(stride))
+#define _tile_stored(tile, to, stride) store_tile(tile, to, (ptrdiff_t)(stride))
+#define _tile_dpbusd(sums, a, b) multiply_tiles(sums, a, b)
 
 #undef _mm512_fmadd_ps
 #undef _mm512_fmadd_pd

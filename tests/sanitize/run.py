@@ -59,18 +59,8 @@ def library(name):
     return found and found[1]
 
 
-def c_tests():
-    """stray_codes_test.c under `address`. Not simde_test.c: SIMDe reads whole registers where loads are masked."""
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, "stray_codes_test")
-        sources = [ROOT / "tests/stray_codes_test.c", *sorted((ROOT / "csrc").rglob("*.c"))]
-        compiler = [*CC, *FLAGS, *SANITIZERS["address"], f"-I{ROOT / 'csrc'}"]
-        subprocess.run([*compiler, *sources, "-lm", "-o", program], check=True)
-        subprocess.run([program], env=os.environ | OPTIONS, check=True)
-
-
 def build(name, folder):
-    """A copy of the package in `folder`, whose extension is instrumented."""
+    """Make a copy of the package in `folder`, whose extension is instrumented; return the objects of csrc/."""
     import numpy
 
     ignored = ignore_patterns("*.so", "*.c", "__pycache__")
@@ -93,13 +83,25 @@ def build(name, folder):
     target = f"qkernels/_bind/runtime{sysconfig.get_config_var('EXT_SUFFIX')}"
     command = [*CC, *SANITIZERS[name], "-shared", "-pthread", *objects, "-lm", "-o", target]
     subprocess.run(command, cwd=folder, check=True)
+    return objects[len(generated) :]
+
+
+def c_tests(folder, objects):
+    """stray_codes_test.c under `address`. Not simde_test.c: SIMDe reads whole registers where loads are masked."""
+    compiler = [*CC, *FLAGS, *SANITIZERS["address"], f"-I{ROOT / 'csrc'}"]
+    source = ROOT / "tests/stray_codes_test.c"
+    subprocess.run([*compiler, source, *objects, "-lm", "-o", "stray_codes_test"], cwd=folder, check=True)
+    subprocess.run([folder / "stray_codes_test"], env=os.environ | OPTIONS, check=True)
 
 
 def run(name, command):
-    """The exit status of Python with the arguments `command`, which imports a build in a temporary folder."""
+    """The exit status of Python with the arguments `command`, which imports a build in a temporary folder; `address`
+    runs the tests in C before."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        build(name, folder)
+        objects = build(name, folder)
+        if name == "address":
+            c_tests(folder, objects)
         settings = {"LD_PRELOAD": library(name), "PYTHONPATH": str(folder), "PYTHONMALLOC": "malloc"}
         settings |= {"OPENBLAS_NUM_THREADS": "1", **OPTIONS}
         if name == "thread":  # drivers share work among threads, and are the same on each instruction set
@@ -117,8 +119,6 @@ def pytest(words):
 def main(name, *arguments):
     if arguments == ("--chosen",):
         sys.exit(run(name, pytest(CHOSEN) if name == "thread" else [str(ROOT / "tests" / "results.py")]))
-    if name == "address" and not arguments:
-        c_tests()
     sys.exit(run(name, pytest(arguments or [*(f"test_{test}.py" for test in TESTS[name].split()), "-k", MEANT])))
 
 

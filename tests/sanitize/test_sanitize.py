@@ -1,6 +1,8 @@
 """A part of what run.py does that the ordinary tests have time for: the pool of threads, forks and all, under the
-thread sanitizer, and the calls of results.py under those of addresses and undefined behaviour."""
+thread sanitizer, and the calls of results.py and stray_codes_test.c under those of addresses and undefined behaviour.
+"""
 
+import re
 import subprocess
 import sys
 
@@ -18,7 +20,7 @@ def chosen(name):
     if run.library(name) is None:
         pytest.skip(f"the compiler has no library of the {name} sanitizer")
     done = subprocess.run(
-        [sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=900
+        [sys.executable, HERE + "run.py", name, "--chosen"], capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return done.stdout
@@ -29,4 +31,6 @@ def test_threads_have_no_races():
 
 
 def test_calls_touch_no_foreign_memory_and_have_no_undefined_behaviour():
-    assert len(chosen("address").splitlines()) > 1000
+    """Codes may change between check and use: kernels are given stray ones at once, in C."""
+    stray, *results = chosen("address").splitlines()
+    assert re.fullmatch(r"\d+ calls", stray) and int(stray.split()[0]) > 1000 and len(results) > 1000

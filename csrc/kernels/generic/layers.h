@@ -73,7 +73,7 @@ static inline void take_tail(const float *x, const float *residual, const int ad
 /* Three visits of a row, which stays in the L1 cache; the first looks at the weights too, as additions leave it time.
  * Between them y holds the sums, if `kept`, and else is not written before the last visit. */
 static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
-                              const float *weight, const float *bias, float eps, float *y)
+                              const float *weight, const float *bias, float eps, int (*stopped)(void), float *y)
 {
     const size_t whole = n / LANES * LANES;
     half_lanes low = {0}, high = {0}, a, b;
@@ -87,6 +87,7 @@ static QK_INLINE int norm_row(const float *x, const float *residual, int added, 
     take_tail(x, residual, added, n, 0, &a, &b);
     const float mean = mean_of_lanes(low + a, high + b, n);
     if (!(fabsf(mean) <= FLT_MAX) || any_huge(normal, weight, n)) return 0;
+    if (stopped && stopped()) return 1;
     for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
     if (kept) x = y, added = 0;
 
@@ -99,6 +100,7 @@ static QK_INLINE int norm_row(const float *x, const float *residual, int added, 
     const float variance = mean_of_lanes(low + a * a, high + b * b, n) + eps;
     if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
 
+    if (stopped && stopped()) return 1;
     const float inverse = 1.0f / sqrtf(variance);
     for (size_t i = 0; i < whole; i += LANES) {
         take_lanes(x, residual, added, i, mean, &a, &b);
@@ -111,11 +113,11 @@ static QK_INLINE int norm_row(const float *x, const float *residual, int added, 
 
 /* y may be x or residual. Returns 0, with these as they were, where an intermediate leaves float32 (numerics 21). */
 static int layer_norm_f32(const float *x, const float *residual, size_t n, const float *weight, const float *bias,
-                          float eps, float *y)
+                          float eps, int (*stopped)(void), float *y)
 {
-    if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, y);
-    if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, y);
-    return norm_row(x, residual, 1, 1, n, weight, bias, eps, y);
+    if (!residual) return norm_row(x, NULL, 0, 0, n, weight, bias, eps, stopped, y);
+    if (y == x || y == residual) return norm_row(x, residual, 1, 0, n, weight, bias, eps, stopped, y);
+    return norm_row(x, residual, 1, 1, n, weight, bias, eps, stopped, y);
 }
 
 /* ---- attention (numerics 11) ---- */

@@ -52,6 +52,13 @@
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL
 #endif
+#ifndef GEMM8_ASK_ROWS
+#define GEMM8_ASK_ROWS MR
+#endif
+#ifndef GEMM8_BEGIN
+#define GEMM8_BEGIN NULL
+#define GEMM8_END NULL
+#endif
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif

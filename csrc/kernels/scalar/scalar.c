@@ -66,7 +66,7 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
         for (int j = 0; j < NC; j++) {
             const uint8_t *b = p->records;
             const int8_t *ar = a;
-            y[j] = 0;
+            y[j] = p->more ? y[j] : 0;
             for (size_t block = 0; block < p->blocks; block++) {
                 const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
                 const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
@@ -86,7 +86,7 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
     for (int row = 0; row < rows; row++, start += ld_start, y += NC)
         for (int j = 0; j < NC; j++) {
             const int8_t *b = (const int8_t *)p->records, *codes = (const int8_t *)a + (size_t)row * lda;
-            y[j] = 0;
+            y[j] = p->more ? y[j] : 0;
             for (size_t block = 0; block < p->blocks; block++) {
                 const int8_t *scales = b + STEP * (block + 1 < p->blocks ? p->steps : p->last_steps);
                 int64_t sum = 0;
@@ -121,9 +121,10 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
         }
 }
 
-static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, int more,
+                         float *y)
 {
-    memset(y, 0, (size_t)rows * QK_GEMMF16_NR * sizeof *y);
+    if (!more) memset(y, 0, (size_t)rows * QK_GEMMF16_NR * sizeof *y);
     for (size_t i = 0; i < k; i++) {
         float b[QK_GEMMF16_NR];
         (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_GEMMF16_NR, b, QK_GEMMF16_NR);
@@ -139,7 +140,7 @@ static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const u
 static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *panel, qk_dtype type, float *y)
 {
     for (int i = 0; i < panels; i++)
-        gemmf16_tile(1, k, a, 0, panel + (size_t)i * k * QK_GEMMF16_NR, type, y + i * QK_GEMMF16_NR);
+        gemmf16_tile(1, k, a, 0, panel + (size_t)i * k * QK_GEMMF16_NR, type, 0, y + i * QK_GEMMF16_NR);
 }
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)

@@ -342,7 +342,7 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
     const size_t record = p->steps * STEP + QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (p->own_zeros ? 1 : 0));
     const size_t most = rows == 1 ? p->blocks : record < L1_PART ? L1_PART / record : 1;
     qk_gemm4_panel part = *p;
-    memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    if (!p->more) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
     for (size_t left = p->blocks; left; left -= part.blocks) {
         part.blocks = left < most ? left : most;
         part.last_steps = part.blocks == left ? p->last_steps : p->steps;
@@ -515,7 +515,7 @@ static QK_INLINE void blocks8_columns(const int own_zeros, int rows, const qk_ge
 static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)
 {
-    memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    if (!p->more) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
     if (p->own_zeros)
         blocks8_columns(1, rows, p, a, lda, start, ld_start, y);
     else
@@ -588,12 +588,21 @@ static QK_INLINE void store_floats(float *y, __m256 left, __m256 right)
 }
 
 static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
-                                   const uint16_t *panel, size_t col, float *y)
+                                   const uint16_t *panel, size_t col, int more, float *y)
 {
     const float *a3 = a + 3 * lda;
     const __m256 zero = _mm256_setzero_ps();
     __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    y += col;
+    if (more) {
+        c00 = _mm256_loadu_ps(y), c01 = _mm256_loadu_ps(y + 16);
+        if (rows > 1) c10 = _mm256_loadu_ps(y + 32), c11 = _mm256_loadu_ps(y + 48);
+        if (rows > 2) c20 = _mm256_loadu_ps(y + 64), c21 = _mm256_loadu_ps(y + 80);
+        if (rows > 3) c30 = _mm256_loadu_ps(y + 96), c31 = _mm256_loadu_ps(y + 112);
+        if (rows > 4) c40 = _mm256_loadu_ps(y + 128), c41 = _mm256_loadu_ps(y + 144);
+        if (rows > 5) c50 = _mm256_loadu_ps(y + 160), c51 = _mm256_loadu_ps(y + 176);
+    }
     for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_GEMMF16_NR) {
         _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
                      _MM_HINT_T0); /* few rows use weights as fast as they arrive */
@@ -613,7 +622,6 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
             v = _mm256_set1_ps(a3[2 * lda]), c50 = _mm256_fmadd_ps(v, b.left, c50),
             c51 = _mm256_fmadd_ps(v, b.right, c51);
     }
-    y += col;
     store_floats(y, c00, c01);
     if (rows > 1) y += 32, store_floats(y, c10, c11);
     if (rows > 2) y += 32, store_floats(y, c20, c21);
@@ -623,17 +631,18 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
 }
 
 static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
-                                      const uint16_t *panel, float *y)
+                                      const uint16_t *panel, int more, float *y)
 {
-    for (size_t col = 0; col < 16; col += 8) ROWS_6(rows, gemmf16_rows, type, k, a, lda, panel, col, y);
+    for (size_t col = 0; col < 16; col += 8) ROWS_6(rows, gemmf16_rows, type, k, a, lda, panel, col, more, y);
 }
 
-static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, int more,
+                         float *y)
 {
     if (type == QK_F16)
-        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, more, y);
     else
-        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, more, y);
 }
 
 /* One row and one or two panels. */

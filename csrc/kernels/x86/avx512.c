@@ -214,13 +214,27 @@ static QK_INLINE two_floats row_of_floats(const uint16_t *p, const qk_dtype type
 }
 
 static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k, const float *a, size_t lda,
-                                   const uint16_t *panel, float *y)
+                                   const uint16_t *panel, int more, float *y)
 {
     const float *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const __m512 zero = _mm512_setzero_ps();
     __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
     __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
+    if (more) {
+        c00 = _mm512_loadu_ps(y), c01 = _mm512_loadu_ps(y + 16);
+        if (rows > 1) c10 = _mm512_loadu_ps(y + 32), c11 = _mm512_loadu_ps(y + 48);
+        if (rows > 2) c20 = _mm512_loadu_ps(y + 64), c21 = _mm512_loadu_ps(y + 80);
+        if (rows > 3) c30 = _mm512_loadu_ps(y + 96), c31 = _mm512_loadu_ps(y + 112);
+        if (rows > 4) c40 = _mm512_loadu_ps(y + 128), c41 = _mm512_loadu_ps(y + 144);
+        if (rows > 5) c50 = _mm512_loadu_ps(y + 160), c51 = _mm512_loadu_ps(y + 176);
+        if (rows > 6) c60 = _mm512_loadu_ps(y + 192), c61 = _mm512_loadu_ps(y + 208);
+        if (rows > 7) c70 = _mm512_loadu_ps(y + 224), c71 = _mm512_loadu_ps(y + 240);
+        if (rows > 8) c80 = _mm512_loadu_ps(y + 256), c81 = _mm512_loadu_ps(y + 272);
+        if (rows > 9) c90 = _mm512_loadu_ps(y + 288), c91 = _mm512_loadu_ps(y + 304);
+        if (rows > 10) ca0 = _mm512_loadu_ps(y + 320), ca1 = _mm512_loadu_ps(y + 336);
+        if (rows > 11) cb0 = _mm512_loadu_ps(y + 352), cb1 = _mm512_loadu_ps(y + 368);
+    }
     for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_GEMMF16_NR) {
         _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
                      _MM_HINT_T0); /* few rows use weights as fast as they arrive */
@@ -269,17 +283,18 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
 }
 
 static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
-                                      const uint16_t *panel, float *y)
+                                      const uint16_t *panel, int more, float *y)
 {
-    ROWS_12(rows, gemmf16_rows, type, k, a, lda, panel, y);
+    ROWS_12(rows, gemmf16_rows, type, k, a, lda, panel, more, y);
 }
 
-static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, float *y)
+static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, int more,
+                         float *y)
 {
     if (type == QK_F16)
-        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, more, y);
     else
-        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, y);
+        gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, more, y);
 }
 
 /* One row takes panels side by side: the two chains of one panel would wait for their own multiply-adds. */

@@ -279,7 +279,7 @@ static QK_INLINE int store_codes(const __m512 *y, const qk_tile *t, __mmask32 wa
 static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
                                 const qk_activation activation, const int codes)
 {
-    static const float ones[MAX_MR] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     const int rows = t->rows, cols = t->cols, bounded = t->bounded;
     const size_t stride = t->row_stride, residual_stride = t->residual_stride;
     const float *scale = t->row_scale ? t->row_scale : ones;

@@ -90,10 +90,11 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
 }
 
-static void gemm8_whole_tile(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
-                             int32_t *c, size_t ldc, const qk_ahead *given)
+static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
+                             const int32_t *init, int32_t *c, size_t ldc, const qk_ahead *given)
 {
     const qk_ahead ahead = *given;
+    (void)rows; /* MR */
     exact_rows(MR, BYTES, 1, (qk_window){1, steps, 0}, a, lda, panel, init, c, ldc, &ahead);
 }
 
@@ -282,6 +283,12 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
     const size_t scale_bytes = p.half_scales ? 2 * QK_GEMM4_NR : 4 * QK_GEMM4_NR;
     const __m512i none = _mm512_setzero_si512();
     __m512 y00 = _mm512_setzero_ps(), y01 = y00, y10 = y00, y11 = y00, y20 = y00, y21 = y00, y30 = y00, y31 = y00;
+    if (p.more) {
+        y00 = _mm512_loadu_ps(y), y01 = _mm512_loadu_ps(y + 16);
+        if (rows > 1) y10 = _mm512_loadu_ps(y + 32), y11 = _mm512_loadu_ps(y + 48);
+        if (rows > 2) y20 = _mm512_loadu_ps(y + 64), y21 = _mm512_loadu_ps(y + 80);
+        if (rows > 3) y30 = _mm512_loadu_ps(y + 96), y31 = _mm512_loadu_ps(y + 112);
+    }
     for (size_t block = 1; block <= p.blocks; block++, start++) {
         const size_t steps = block < p.blocks ? p.steps : p.last_steps;
         const uint8_t *scales = b + steps * STEP, *zeros = scales + scale_bytes;
@@ -517,7 +524,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
     const __m512i none = _mm512_setzero_si512();
-    clear_rows(y, rows);
+    if (!p.more) clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP,
                       *next = scales + p.params_bytes;
@@ -599,25 +606,25 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 #include "kernels/x86/depthwise.h"
 
 #include "kernels/generic/table.h"
-static const qk_gemm8_kernels gemm8 = {
+const qk_gemm8_kernels qk_gemm8_avx512vnni = {
 #include "kernels/families/gemm8.def"
 };
-static const qk_gemm4_kernels gemm4 = {
+const qk_gemm4_kernels qk_gemm4_avx512vnni = {
 #include "kernels/families/gemm4.def"
 };
-static const qk_gemm16_kernels gemm16 = {
+const qk_gemm16_kernels qk_gemm16_avx512vnni = {
 #include "kernels/families/gemm16.def"
 };
-static const qk_conv_kernels conv = {
+const qk_conv_kernels qk_conv_avx512vnni = {
 #include "kernels/families/conv.def"
 };
 
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = available,
-    .gemm8 = &gemm8,
-    .gemm4 = &gemm4,
-    .gemm16 = &gemm16,
+    .gemm8 = &qk_gemm8_avx512vnni,
+    .gemm4 = &qk_gemm4_avx512vnni,
+    .gemm16 = &qk_gemm16_avx512vnni,
     .gemmf16 = &qk_gemmf16_avx512,
     .elementwise = &qk_elementwise_avx512,
     .codebooks = &qk_codebooks_avx512,
@@ -625,7 +632,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .kmeans = &qk_kmeans_avx512,
     .pq = &qk_pq_avx512,
     .histogram = &qk_histogram_avx512,
-    .conv = &conv,
+    .conv = &qk_conv_avx512vnni,
 };
 
 QK_TARGET_END

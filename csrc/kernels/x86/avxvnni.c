@@ -285,7 +285,7 @@ static QK_INLINE void blocks_of(const int rows, const int kind, const int own_ze
     const size_t step = QK_GEMM4_NR * QK_GEMM4_KR / (kind == BYTES ? 1 : 2);
     const __m256i levels = kind == LEVELS ? table_of(p.levels) : _mm256_setzero_si256();
     const uint8_t *b = p.records;
-    memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
+    if (!p.more) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
     for (size_t block = 1; block <= p.blocks; block++, start++) {
         const size_t steps = block < p.blocks ? p.steps : p.last_steps;
         block_rows(rows, kind, own_zeros, 0, &p, steps, b, levels, a, lda, start, ld_start, y);

@@ -3,6 +3,10 @@
 #define QK_X86_CPU_H
 
 #include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* __builtin_cpu_supports knows f16c from clang 16 on only. */
 static inline int qk_has_f16c(void)
@@ -28,6 +32,19 @@ static inline int qk_has_avx512(void)
 {
     return qk_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+/* Whether this process may use tiles, for which Linux wants to be asked: its signals then need more of a stack. */
+static inline int qk_has_amx(void)
+{
+#ifdef __linux__
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1 &&
+        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
+#else
+    return 0;
+#endif
 }
 
 static inline int qk_has_vbmi(void) { return __builtin_cpu_supports("avx512vbmi"); }

@@ -349,7 +349,7 @@ static void small_gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8
 
 /* ---- the table ---- */
 
-enum { SMALL_GEMM8_MR = 8, SMALL_NR = NR, SMALL_A_BYTES = 1, SMALL_GEMM8_BLOCK_BYTES = 0 };
+enum { SMALL_GEMM8_MR = 8, SMALL_NR = NR, SMALL_A_BYTES = 1, SMALL_GEMM8_ASK_ROWS = 8, SMALL_GEMM8_BLOCK_BYTES = 0 };
 
 #undef SIZE
 #undef PANEL

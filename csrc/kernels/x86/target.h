@@ -31,6 +31,9 @@ static inline __attribute__((always_inline)) void ask_for_rows(const int rows, c
     for (int row = 0; row < rows; row++, c += ldc) __builtin_prefetch(c, 1), __builtin_prefetch(c + width - 1, 1);
 }
 
+/* What was stored before is in memory: gcc 12 does not know that loads of tiles read it. */
+#define QK_WRITTEN __asm__ volatile("" ::: "memory")
+
 /* Registers that hold v here, or a to d at once, or a size n: what is computed before and after stays there. */
 #if QK_ASM
 #define QK_KEEP_SIZE(n) __asm__("" : "+r"(n))

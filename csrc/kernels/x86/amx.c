@@ -1,0 +1,360 @@
+/* AMX (Sapphire Rapids and later): tiles of 16 rows x 64 bytes; all but products of bytes as AVX-512 VNNI has it.
+ *
+ * tdpbusd: 16 x 16 sums += 16 rows x 64 unsigned bytes by 64 x 16 signed ones, modulo 2^32, in 16 cycles: 1024 products
+ * a cycle, eight times what two vpdpbusd do; its sums are there after 52. A tile is loaded in 8 cycles from the L1
+ * cache, from L2 in some 20, and stored in 16.
+ *
+ * Tile: up to 64 rows x 32 columns, of which a pair of 16 rows is summed up at a time: four tiles of sums, two of a,
+ * two of b, which a panel holds as vpdpbusd reads it: a step of 64 codes is 16 rows of 4 codes of 32 columns.
+ *
+ *               b0 (16 columns)  b1 (16 columns)
+ *     a0        t0               t1
+ *     a1        t2               t3
+ *
+ * A step loads 4 KB for 64 cycles of tdpbusd, which is what L2 gives at best. So of more than one pair, k is cut into
+ * stretches whose codes of b stay in the L1 cache while the pairs pass. To store the sums of a pair takes as long as a
+ * step: it happens while the next pair has begun. */
+#if defined(__x86_64__)
+#include "runtime/compiler.h"
+#if QK_HAVE_AVXVNNI
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "kernels/x86/cpu.h"
+#include "kernels/x86/target.h"
+
+static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni") && qk_has_amx(); }
+
+QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma,f16c,prfchw",
+                "prefer-vector-width=512")
+
+#define MR 64
+#define NR 32
+#define KR 64
+#define GEMM8_ASK_ROWS 17
+#define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_BLOCK_BYTES (1024 * 1024)
+#define GEMM8_BEGIN begin_tiles
+#define GEMM8_END end_tiles
+#include "kernels/generic/table.h"
+
+enum {
+    FOURS = KR / 4, /* of a step: steps of vpdpbusd */
+    HALF = 16,      /* rows of a tile, and columns */
+    FEW = 5,        /* rows for which vpdpbusd is faster than tiles, most of whose rows would be empty */
+    STRETCH = 8,    /* steps whose codes of b take 16 KB */
+    STEP_BYTES = NR * KR
+};
+
+static const qk_gemm8_kernels *const few = &qk_gemm8_avx512vnni;
+
+/* All eight tiles have 16 rows of 64 bytes. */
+static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} shape __attribute__((aligned(64))) = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF}};
+
+static void begin_tiles(size_t rows)
+{
+    if (rows >= FEW) _tile_loadconfig(&shape);
+}
+
+static void end_tiles(size_t rows)
+{
+    if (rows >= FEW) _tile_release();
+}
+
+/* Where the sums of two times 16 rows are, and the bytes from row to row; no place: they are zeros. */
+typedef struct {
+    int32_t *at[2];
+    size_t ld[2];
+} place;
+
+/* What each step asks the caches for: lines that are read next, and those of some rows of the result. */
+typedef struct {
+    const int8_t *read;
+    size_t lines;
+    char *write, *end;
+    size_t row_stride, rows;
+} asked;
+
+static QK_INLINE void ask(asked *what)
+{
+    for (size_t i = 0; i < what->lines; i++, what->read += 64) __builtin_prefetch(what->read, 0, 2);
+    for (size_t i = 0; i < what->rows && what->write < what->end; i++, what->write += what->row_stride)
+        __builtin_prefetch(what->write, 1), __builtin_prefetch(what->write + 64, 1);
+}
+
+/* gcc's operations on tiles are statements. */
+#define LOAD_B(b)                                                                                                      \
+    _tile_loadd(6, b, 4 * NR);                                                                                         \
+    _tile_loadd(7, (b) + 4 * HALF, 4 * NR)
+#define ADD_PRODUCTS(left, right, a)                                                                                   \
+    _tile_dpbusd(left, a, 6);                                                                                          \
+    _tile_dpbusd(right, a, 7)
+#define STORE(left, right, c, ld)                                                                                      \
+    _tile_stored(left, c, ld);                                                                                         \
+    _tile_stored(right, (c) + HALF, ld)
+
+/* The first products of two tiles of sums: those of the pair before leave them. */
+#define BEGIN(left, right, half, a)                                                                                    \
+    if (before.at[half]) { STORE(left, right, before.at[half], before.ld[half]); }                                     \
+    START(left, right, from.at[half], from.ld[half]);                                                                  \
+    ADD_PRODUCTS(left, right, a)
+#define START(left, right, from, ld)                                                                                   \
+    if (from) {                                                                                                        \
+        _tile_loadd(left, from, ld);                                                                                   \
+        _tile_loadd(right, (from) + HALF, ld);                                                                         \
+    } else {                                                                                                           \
+        _tile_zero(left);                                                                                              \
+        _tile_zero(right);                                                                                             \
+    }
+
+/* Adds up `steps` steps, of which there is one at least, and leaves the sums in their tiles. */
+static QK_INLINE void sum_pair(const place before, const place from, size_t steps, const char *a0, const char *a1,
+                               size_t lda, const int8_t *b, asked *next)
+{
+    _tile_loadd(4, a0, lda);
+    LOAD_B(b);
+    _tile_loadd(5, a1, lda);
+    BEGIN(0, 1, 0, 4);
+    BEGIN(2, 3, 1, 5);
+    ask(next);
+    while (--steps > 0) {
+        a0 += KR, a1 += KR, b += STEP_BYTES;
+        _tile_loadd(4, a0, lda);
+        LOAD_B(b);
+        _tile_loadd(5, a1, lda);
+        ADD_PRODUCTS(0, 1, 4);
+        ADD_PRODUCTS(2, 3, 5);
+        ask(next);
+    }
+}
+
+/* A tile, as sum_pairs sees it. Its last pair may have rows that the one before it has, too: then its second half goes
+ * to `odd`. */
+typedef struct {
+    int rows;
+    const char *a, *last; /* rows, and the last 16 of them */
+    size_t lda, ldc;      /* in bytes */
+    int32_t *c, *odd;
+    const qk_ahead *ahead; /* or NULL */
+} whole;
+
+/* Where the sums of pair i go: until the last stretch to a place in the L1 cache, for rows of the result may be so far
+ * apart that the cache holds few of them. */
+static QK_INLINE place place_of(const whole *t, int i, int32_t *between)
+{
+    const size_t ld = NR * sizeof *between;
+    int32_t *c = between ? between + i * 2 * HALF * NR : (int32_t *)((char *)t->c + (size_t)(2 * HALF * i) * t->ldc);
+    if (between) return (place){{c, c + HALF * NR}, {ld, ld}};
+    if (2 * HALF * (i + 1) > t->rows) return (place){{c, t->odd}, {t->ldc, ld}};
+    return (place){{c, (int32_t *)((char *)c + HALF * t->ldc)}, {t->ldc, t->ldc}};
+}
+
+/* The rows of the result that pair i asks for in so many steps. */
+static QK_INLINE void ask_for_pair(const whole *t, int i, size_t steps, asked *next)
+{
+    const size_t row = (size_t)(2 * HALF * i), rows = min_size((size_t)t->rows - row, 2 * HALF);
+    next->rows = (rows + steps - 1) / steps;
+    next->write = t->ahead->write + row * t->ahead->row_stride;
+    next->end = next->write + rows * t->ahead->row_stride;
+}
+
+/* The sums of so many pairs, which start from those of 16 rows at `start` if there are any. */
+static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *panel, int32_t *start)
+{
+    _Alignas(64) int32_t sums[MR * NR];
+    const size_t stretch = count > 1 ? STRETCH : steps, ld = NR * sizeof *sums;
+    place before = {{NULL, NULL}, {0, 0}};
+    asked next = {.read = t->ahead ? t->ahead->read : NULL, .row_stride = t->ahead ? t->ahead->row_stride : 0};
+    if (t->ahead) next.lines = (t->ahead->step + 64 * (size_t)count - 1) / (64 * (size_t)count);
+    for (size_t first = 0, n; first < steps; first += n, panel += n * STEP_BYTES) {
+        n = min_size(steps - first, stretch);
+        const int is_last = first + n == steps;
+        for (int i = 0; i < count; i++) {
+            const char *a0 = t->a + (size_t)(2 * HALF * i) * t->lda, *a1 = a0 + HALF * t->lda;
+            const place from = first ? place_of(t, i, sums) : (place){{start, start}, {ld, ld}};
+            if (2 * HALF * (i + 1) > t->rows) a1 = t->last;
+            if (t->ahead && is_last) ask_for_pair(t, i, n, &next);
+            sum_pair(before, from, n, a0 + first * KR, a1 + first * KR, t->lda, panel, &next);
+            before = place_of(t, i, is_last ? NULL : sums);
+            next.rows = 0;
+        }
+    }
+    if (!before.at[0]) return;
+    STORE(0, 1, before.at[0], before.ld[0]);
+    STORE(2, 3, before.at[1], before.ld[1]);
+}
+
+/* Adds to tiles 0 and 1, and those of every other step to 2 and 3, so that sums do not wait for each other. */
+static QK_INLINE void sum_half(size_t steps, const char *a, size_t lda, const int8_t *b)
+{
+    for (; steps > 0; steps--, a += KR, b += STEP_BYTES) {
+        _tile_loadd(4, a, lda);
+        LOAD_B(b);
+        ADD_PRODUCTS(0, 1, 4);
+        if (--steps == 0) return;
+        a += KR, b += STEP_BYTES;
+        _tile_loadd(5, a, lda);
+        LOAD_B(b);
+        ADD_PRODUCTS(2, 3, 5);
+    }
+}
+
+/* Sums of at most 16 rows, to two places that add up to them. Fewer are copied first: what follows them in memory need
+ * not be there. */
+static void sum_rows(int rows, size_t steps, const char *a, size_t lda, const int8_t *panel, const int32_t *from,
+                     int32_t *sums, int32_t *more)
+{
+    _Alignas(64) char copy[HALF][STRETCH * KR];
+    const size_t ld = NR * sizeof *sums;
+    START(0, 1, from, ld);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t done = 0, n; rows < HALF && done < steps; done += n) {
+        n = min_size(steps - done, STRETCH);
+        for (int i = 0; i < rows; i++) memcpy(copy[i], a + (size_t)i * lda + done * KR, n * KR);
+        QK_WRITTEN;
+        sum_half(n, copy[0], sizeof *copy, panel + done * STEP_BYTES);
+    }
+    if (rows == HALF) sum_half(steps, a, lda, panel);
+    STORE(0, 1, sums, ld);
+    STORE(2, 3, more, ld);
+}
+
+/* The last rows of a tile, whose sums two places add up to, or one. */
+static QK_INLINE void copy_rows(int rows, const int32_t *sums, const int32_t *more, int32_t *c, size_t ldc)
+{
+    for (int row = 0; row < rows; row++, sums += NR, c += ldc)
+        for (int j = 0; j < NR; j += 16) {
+            const __m512i v = _mm512_load_si512(sums + j);
+            _mm512_storeu_si512(c + j, more ? _mm512_add_epi32(v, _mm512_load_si512(more + NR * row + j)) : v);
+        }
+}
+
+/* `init` in each row of `to`. Returns NULL if all are zeros, which tiles are without being loaded. */
+static QK_INLINE int32_t *spread(const int32_t *init, int32_t *to)
+{
+    const __m512i left = _mm512_loadu_si512(init), right = _mm512_loadu_si512(init + HALF);
+    const __m512i any = _mm512_or_si512(left, right);
+    if (!_mm512_test_epi32_mask(any, any)) return NULL;
+    for (int i = 0; i < HALF * NR; i += NR) _mm512_store_si512(to + i, left), _mm512_store_si512(to + i + HALF, right);
+    QK_WRITTEN;
+    return to;
+}
+
+/* Rows by vpdpbusd. */
+static QK_NOINLINE void few_rows(int rows, size_t steps, const char *a, size_t lda, const int8_t *panel,
+                                 const int32_t *init, int32_t *c, size_t ldc)
+{
+    for (int i = 0; i < rows; i += few->mr)
+        few->gemm8_tile(rows - i < few->mr ? rows - i : few->mr, steps * FOURS, a + (size_t)i * lda, lda, panel, init,
+                        c + (size_t)i * ldc, ldc);
+}
+
+/* Rows that fill no pair end with the last one, and begin with some of those before them if there are any. */
+static void gemm8_whole_tile(int rows, size_t steps, const void *codes, size_t lda, const int8_t *panel,
+                             const int32_t *init, int32_t *c, size_t ldc, const qk_ahead *ahead)
+{
+    const char *a = codes;
+    if (rows < FEW || steps == 0) {
+        few_rows(rows, steps, a, lda, panel, init, c, ldc);
+        return;
+    }
+    _Alignas(64) int32_t starts[HALF * NR], sums[HALF * NR], more[HALF * NR];
+    int32_t *start = spread(init, starts);
+    const int count = (rows + HALF - 1) / (2 * HALF), rest = rows - 2 * HALF * count;
+    const char *last = a + (size_t)(rows < HALF ? 0 : rows - HALF) * lda;
+    const whole t = {rows, a, last, lda, ldc * sizeof *c, c, sums, ahead};
+    sum_pairs(&t, count, steps, panel, start);
+    if (rest > 0) sum_rows(rows < HALF ? rows : HALF, steps, last, lda, panel, start, sums, more);
+    const int left = rest < 0 ? HALF + rest : rest, begin = rows < HALF ? 0 : HALF - left;
+    int32_t *to = c + (size_t)(rows - left) * ldc;
+    if (rest > 0)
+        copy_rows(left, sums + begin * NR, more + begin * NR, to, ldc);
+    else if (rest < 0)
+        copy_rows(left, sums + begin * NR, NULL, to, ldc);
+}
+
+static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                       int32_t *c, size_t ldc)
+{
+    gemm8_whole_tile(rows, steps, a, lda, panel, init, c, ldc, NULL);
+}
+
+/* ---- what AVX-512 VNNI has ---- */
+
+static size_t gemm8_panel_bytes(size_t steps) { return qk_times(steps, STEP_BYTES); }
+
+/* Codes that the last step lacks are zeros. */
+static int64_t gemm8_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
+{
+    const size_t codes = round_up(s->k, 4);
+    memset(panel + codes * NR, 0, (round_up(codes, KR) - codes) * NR);
+    return few->gemm8_pack_panel(s, cols, panel, colsum);
+}
+
+static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size_t cols, uint8_t flip, uint8_t *to,
+                               size_t row_stride)
+{
+    few->gemm8_unpack_panel(panel, k, first, cols, flip, to, row_stride);
+}
+
+static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
+{
+    few->gemm8_pack_row(a, n, n_pad, flip, to);
+}
+
+static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip) { return few->sum_codes(a, n, flip); }
+
+static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+{
+    few->column_sums(rows, k, a, lda, column, a_bytes, c);
+}
+
+/* A tile in parts, of as many rows as those of AVX-512 VNNI have. */
+static QK_INLINE void in_parts(void (*store)(int32_t *acc, const qk_tile *t), int32_t *acc, const qk_tile *t)
+{
+    qk_tile part = *t;
+    for (int rows = t->rows; rows > 0; rows -= part.rows, acc += part.rows * NR) {
+        part.rows = rows < few->mr ? rows : few->mr;
+        store(acc, &part);
+        if (part.row_zero) part.row_zero += part.rows;
+        if (part.row_term) part.row_term += part.rows;
+        if (part.row_scale) part.row_scale += part.rows;
+        if (part.residual)
+            part.residual = (const float *)((const char *)part.residual + (size_t)part.rows * part.residual_stride);
+        part.dst = (char *)part.dst + (size_t)part.rows * part.row_stride;
+    }
+}
+
+static void tile_to_int32(int32_t *acc, const qk_tile *t) { in_parts(few->tile_to_int32, acc, t); }
+static void tile_to_float(int32_t *acc, const qk_tile *t) { in_parts(few->tile_to_float, acc, t); }
+static void tile_to_codes(int32_t *acc, const qk_tile *t) { in_parts(few->tile_to_codes, acc, t); }
+
+static const qk_gemm8_kernels gemm8 = {
+#include "kernels/families/gemm8.def"
+};
+
+const qk_kernels qk_kernels_amx = {
+    .name = "amx",
+    .available = available,
+    .gemm8 = &gemm8,
+    .gemm4 = &qk_gemm4_avx512vnni,
+    .gemm16 = &qk_gemm16_avx512vnni,
+    .gemmf16 = &qk_gemmf16_avx512,
+    .elementwise = &qk_elementwise_avx512,
+    .codebooks = &qk_codebooks_avx512,
+    .layers = &qk_layers_avx512,
+    .kmeans = &qk_kmeans_avx512,
+    .pq = &qk_pq_avx512,
+    .histogram = &qk_histogram_avx512,
+    .conv = &qk_conv_avx512vnni,
+};
+
+QK_TARGET_END
+#endif
+#endif
