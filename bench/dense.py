@@ -13,6 +13,7 @@ FEW_ROWS = [(4, 4096, 4096), (1, 4096, 4096), (1, 11008, 4096), (1, 1536, 384)]
 SMALL = [(1, 64, 32), (7, 13, 5), (300, 1000, 77)]
 SHAPES = CUBES + LAYERS + FEW_ROWS + SMALL
 THREADED = [CUBES[0], *CUBES[3:], *LAYERS[1:3], (8, 4096, 4096), (1, 4096, 4096)]
+UNPACKED = CUBES[2:] + SMALL[:2]
 CODES = {"uint8": "u8", "int8": "s8"}
 
 COLD_BYTES = 2**30  # of weights in turn: more than caches hold

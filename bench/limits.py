@@ -36,7 +36,7 @@ PEAK_OF_ISA = {
 FLOAT_PEAK_OF_ISA = {isa: "peak_fma_512" if "512" in isa or isa == "amx" else "peak_fma_256" for isa in PEAK_OF_ISA}
 INT16_PEAK_OF_ISA = PEAK_OF_ISA | {"amx": "peak_vpdpwssd", "avx512vnni": "peak_vpdpwssd", "avxvnni": "peak_vpmaddwd"}
 LINE = 64
-MOST_MACS = 20_000_000  # of a call: more tell no more
+MOST_STEPS = 26_000  # of a call: more tell no more
 
 
 @cache
@@ -103,7 +103,7 @@ def multiplying(isa, macs, threads, peak_of_isa=PEAK_OF_ISA):
     """Return the peak of `macs` products; nothing if the instruction set has no such loop here."""
     if not runs(peak := peak_of_isa.get(isa)):
         return []
-    call, done = multiply_adds(peak, min(macs, MOST_MACS))
+    call, done = multiply_adds(peak, min(macs, MOST_STEPS * PEAKS[peak][1]))
     return [Contender("peak", call, scale=macs / done / threads)]
 
 
@@ -112,7 +112,7 @@ def gauge(isa):
     peak = next(filter(runs, [PEAK_OF_ISA.get(isa), "peak_fma_256"]), None)
     if peak is None:
         return None
-    call, done = multiply_adds(peak, MOST_MACS)
+    call, done = multiply_adds(peak, MOST_STEPS * PEAKS[peak][1])
     return Contender("peak", call, scale=1e9 / done)
 
 
@@ -137,7 +137,7 @@ def peaks():
     """Return GMAC/s of this CPU from registers alone, by name."""
     found = {}
     for name in filter(runs, PEAKS):
-        call, macs = multiply_adds(name, MOST_MACS)
+        call, macs = multiply_adds(name, MOST_STEPS * PEAKS[name][1])
         found[PEAKS[name][0]] = macs / best_seconds(call) / 1e9
     return found
 

@@ -82,6 +82,37 @@ def test_fake_quantize(race, axis):
     race(f"fake_quantize{name}", ours, others, check, COUNT * 2 * FLOAT, "GB/s", [moving(COUNT * FLOAT, COUNT * FLOAT)])
 
 
+@pytest.mark.parametrize("shape", [SHAPE, LARGE[3]], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("axis", [None, 0], ids=["per tensor", "axis 0"])
+def test_fake_quantize_and_back(race, axis, shape):
+    """Forward and backward, as a step of training takes them; ours has the gradients of scales and zero points, too."""
+    x, grad, (scale, zero_point, name) = random_floats(*shape), random_floats(*shape)[::-1].copy(), layout(axis, shape)
+    params, y = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(shape, "float32")
+
+    def call():
+        qk.fake_quantize(x, params, out=y)
+        return qk.fake_quantize_grad(grad, x, params)[0]
+
+    codes = np.rint(x / along(scale, axis)) + along(zero_point, axis).astype(np.float32)
+    check = within(np.where((codes >= 0) & (codes <= 255), grad, 0), step=np.abs(grad).max(), most=1e-5)
+    arguments = grad, x, scale, zero_point, axis
+    others = [peers.torch.fake_quantize_and_back(*arguments, learned=learned) for learned in (False, True)]
+    limits, case = [moving(3 * x.nbytes, 2 * x.nbytes)], f"fake_quantize and back{name}, {shape[0]}x{shape[1]}"
+    race(case, our_own(call), others, check, 5 * x.nbytes, "GB/s", limits)
+
+
+@AXES
+def test_stochastic(race, axis):
+    """No peer rounds by numbers of a counter: against our own rounding to the nearest."""
+    x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
+    params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "uint8")
+    nearest, by_chance = aligned_empty(SHAPE, "uint8"), dict(rounding="stochastic", seed=1)
+    check = within(exact_codes(x, scale, zero_point, axis), step=1, most=1)
+    ours = our_own(lambda: qk.quantize(x, params, **by_chance, out=out), out, check)
+    other = peers.contender("half_even", lambda: qk.quantize(x, params, out=nearest), lambda: nearest)
+    race(f"quantize, stochastic{name}", ours, [other], check, COUNT * (FLOAT + 1), "GB/s", [])
+
+
 @AXES
 @pytest.mark.parametrize("shape", LARGE, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("operation", ["quantize", "dequantize", "fake_quantize"])

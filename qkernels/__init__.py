@@ -12,6 +12,8 @@ from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams
 from ._codebook import Codebook, decode, encode
 from ._conv import PackedConv, max_pool2d, pack_conv, qaverage_pool2d, qconv2d, qglobal_average_pool
+from ._gptq import GPTQResult, gptq
+from ._hessian import Hessian
 from ._integer_layers import (
     fold_batchnorm,
     make_table,
@@ -31,12 +33,13 @@ from ._layers import attention, layer_norm
 from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
 from ._qparams import QParams
-from ._quantize import dequantize, dynamic_quantize, fake_quantize, pack_bits, quantize, unpack_bits
+from ._quantize import dequantize, dynamic_quantize, fake_quantize, fake_quantize_grad, pack_bits, quantize, unpack_bits
 from ._rounding import quantize_multiplier, requantize
 from ._weights import PackedMatrix, pack
 from .config import __version__ as __version__
 from .config import get_include, get_num_threads, num_threads, set_num_threads, show_config
 from .gguf import from_gguf, to_gguf
+from .mixed_precision import Allocation, allocate_bits, pareto, sensitivity
 
 
 def __getattr__(name):
@@ -46,14 +49,18 @@ def __getattr__(name):
 
 
 __all__ = [
+    "Allocation",
     "Codebook",
     "FP4",
+    "GPTQResult",
+    "Hessian",
     "KMeansResult",
     "NF4",
     "PackedCodes",
     "PackedConv",
     "PackedMatrix",
     "QParams",
+    "allocate_bits",
     "attention",
     "choose_qparams",
     "decode",
@@ -62,10 +69,12 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fake_quantize_grad",
     "fold_batchnorm",
     "from_gguf",
     "get_include",
     "get_num_threads",
+    "gptq",
     "kmeans",
     "kmeans1d",
     "layer_norm",
@@ -78,6 +87,7 @@ __all__ = [
     "pack_bits",
     "pack_codes",
     "pack_conv",
+    "pareto",
     "qadd",
     "qaverage_pool2d",
     "qconcatenate",
@@ -93,6 +103,7 @@ __all__ = [
     "quantize_multiplier",
     "requantize",
     "search",
+    "sensitivity",
     "set_num_threads",
     "show_config",
     "smooth",

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import config as config
 from . import gguf as gguf
+from . import mixed_precision as mixed_precision
 from . import observers as observers
 from .config import get_include as get_include
 from .config import get_num_threads as get_num_threads
@@ -28,19 +29,27 @@ from .config import set_num_threads as set_num_threads
 from .config import show_config as show_config
 from .gguf import from_gguf as from_gguf
 from .gguf import to_gguf as to_gguf
+from .mixed_precision import Allocation as Allocation
+from .mixed_precision import allocate_bits as allocate_bits
+from .mixed_precision import pareto as pareto
+from .mixed_precision import sensitivity as sensitivity
 
 __version__: str
 __pyx_capi__: dict[str, object]
 
 __all__ = [
+    "Allocation",
     "Codebook",
     "FP4",
+    "GPTQResult",
+    "Hessian",
     "KMeansResult",
     "NF4",
     "PackedCodes",
     "PackedConv",
     "PackedMatrix",
     "QParams",
+    "allocate_bits",
     "attention",
     "choose_qparams",
     "decode",
@@ -49,10 +58,12 @@ __all__ = [
     "dynamic_quantize",
     "encode",
     "fake_quantize",
+    "fake_quantize_grad",
     "fold_batchnorm",
     "from_gguf",
     "get_include",
     "get_num_threads",
+    "gptq",
     "kmeans",
     "kmeans1d",
     "layer_norm",
@@ -65,6 +76,7 @@ __all__ = [
     "pack_bits",
     "pack_codes",
     "pack_conv",
+    "pareto",
     "qadd",
     "qaverage_pool2d",
     "qconcatenate",
@@ -80,6 +92,7 @@ __all__ = [
     "quantize_multiplier",
     "requantize",
     "search",
+    "sensitivity",
     "set_num_threads",
     "show_config",
     "smooth",
@@ -140,6 +153,9 @@ _Float16: TypeAlias = Literal["float16", "torch.float16"]
 _BFloat16: TypeAlias = Literal["bfloat16", "torch.bfloat16"]
 _Floats: TypeAlias = _Float32 | _Float64 | _Float16 | _BFloat16 | np.dtype[Any] | type[np.generic] | _Dtype
 
+_HalfEven: TypeAlias = Literal["half_even"]
+_Nearest: TypeAlias = Literal["nearest"]
+_Stochastic: TypeAlias = Literal["stochastic"]
 _Rounding: TypeAlias = Literal["half_even", "half_away"]
 _AnyRounding: TypeAlias = Literal["half_even", "half_away", "gemmlowp", "tflite"]
 _Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu"]
@@ -218,9 +234,18 @@ def choose_qparams(
 # ---- elementwise ----
 
 @overload
-def quantize(x: _Array, params: QParams, *, rounding: _Rounding = "half_even", out: None = None) -> NDArray[Any]: ...
+def quantize(
+    x: _Array,
+    params: QParams,
+    *,
+    rounding: _Rounding | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
 @overload
-def quantize(x: _Array, params: QParams, *, rounding: _Rounding = "half_even", out: _Out) -> _Out: ...
+def quantize(
+    x: _Array, params: QParams, *, rounding: _Rounding | _Stochastic = "half_even", seed: int | None = None, out: _Out
+) -> _Out: ...
 @overload
 def dequantize(q: _Array, params: QParams, *, dtype: _Float32 = ..., out: None = None) -> NDArray[np.float32]: ...
 @overload
@@ -236,11 +261,35 @@ def dequantize(q: _Array, params: QParams, *, dtype: _BFloat16 | _Dtype, out: No
 @overload
 def dequantize(q: _Array, params: QParams, *, dtype: _Floats = ..., out: _Out) -> _Out: ...
 @overload
-def fake_quantize(x: NDArray[_Scalar], params: QParams, *, out: None = None) -> NDArray[_Scalar]: ...
+def fake_quantize(
+    x: NDArray[_Scalar],
+    params: QParams,
+    *,
+    rounding: _HalfEven | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[_Scalar]: ...
 @overload
-def fake_quantize(x: _Array, params: QParams, *, out: None = None) -> NDArray[Any]: ...
+def fake_quantize(
+    x: _Array,
+    params: QParams,
+    *,
+    rounding: _HalfEven | _Stochastic = "half_even",
+    seed: int | None = None,
+    out: None = None,
+) -> NDArray[Any]: ...
 @overload
-def fake_quantize(x: _Array, params: QParams, *, out: _Out) -> _Out: ...
+def fake_quantize(
+    x: _Array, params: QParams, *, rounding: _HalfEven | _Stochastic = "half_even", seed: int | None = None, out: _Out
+) -> _Out: ...
+@overload
+def fake_quantize_grad(
+    grad: _Array, x: NDArray[_Scalar], params: QParams, *, edge: Literal["rounded", "clipped"] = "rounded"
+) -> tuple[NDArray[_Scalar], Any, Any]: ...
+@overload
+def fake_quantize_grad(
+    grad: _Array, x: _Array, params: QParams, *, edge: Literal["rounded", "clipped"] = "rounded"
+) -> tuple[NDArray[Any], Any, Any]: ...
 def dynamic_quantize(
     x: _Array, dtype: _Codes = "uint8", *, axis: int | None = None, symmetric: bool | None = None
 ) -> tuple[NDArray[Any], QParams]: ...
@@ -848,11 +897,17 @@ NF4: _BlockCodebook
 FP4: _BlockCodebook
 
 @overload
-def encode(x: _Array, codebook: _PlainCodebook) -> NDArray[np.uint8]: ...
+def encode(
+    x: _Array, codebook: _PlainCodebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> NDArray[np.uint8]: ...
 @overload
-def encode(x: _Array, codebook: _BlockCodebook) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def encode(
+    x: _Array, codebook: _BlockCodebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
 @overload
-def encode(x: _Array, codebook: Codebook) -> Any: ...
+def encode(
+    x: _Array, codebook: Codebook, *, rounding: _Nearest | _Stochastic = "nearest", seed: int | None = None
+) -> Any: ...
 @overload
 def decode(
     codes: _Array, codebook: Codebook, scales: _Array | None = None, *, out: None = None
@@ -904,3 +959,39 @@ def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: None = N
 def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: int) -> KMeansResult[NDArray[np.float64]]: ...
 @overload
 def kmeans1d(x: _Array, k: int, *, weights: _Array | None = None, axis: int | None) -> KMeansResult[Any]: ...
+
+_Grid = TypeVar("_Grid", QParams, Codebook)
+
+class GPTQResult(NamedTuple, Generic[_Grid]):
+    codes: NDArray[Any]
+    params: _Grid
+    scales: NDArray[np.float32] | None
+    bias: NDArray[np.float32] | None
+    report: dict[str, Any]
+
+def gptq(
+    w: _Array,
+    hessian: Hessian,
+    grid: _Grid | tuple[_Grid, _Array],
+    *,
+    order: Literal["activation", "natural"] = "activation",
+    damp: SupportsFloat = 0.01,
+    center: bool = True,
+    refine: int = 2,
+) -> GPTQResult[_Grid]: ...
+
+class Hessian:
+    def __init__(self, k: int) -> None: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def sum(self) -> NDArray[np.float64]: ...
+    @property
+    def moments(self) -> NDArray[np.float64]: ...
+    def update(self, x: _Array) -> Hessian: ...
+    def merge(self, other: Hessian) -> Hessian: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> Hessian: ...

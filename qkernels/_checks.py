@@ -203,6 +203,23 @@ def integer(value, name, least=None, *, what="an integer"):
     return value
 
 
+def stochastic_seed(rounding, seed, *others):
+    """Return the seed if rounding is "stochastic", else, if it is one of the others, None; each must have its seed."""
+    if type(rounding) is str and rounding == others[0] and seed is None:
+        return None
+    rounding = word(rounding)
+    if not is_a(rounding, str) or rounding not in (*others, "stochastic"):
+        names = ", ".join(map(repr, (*others, "stochastic")))
+        raise ValueError(f"rounding must be one of {names}, got {shown(rounding)}")
+    if rounding == "stochastic":
+        if seed is None:
+            raise ValueError("seed must be given for rounding='stochastic', got None")
+        return integer(seed, "seed", 0)
+    if seed is not None:
+        raise ValueError(f"seed must be None unless rounding is 'stochastic', got {shown(seed)}")
+    return None
+
+
 def optional_int(value, name):
     """Return value as an int, or None."""
     return None if value is None else integer(value, name, what="an integer or None")

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from ._bind import codebooks
-from ._bind.arrays import PART, cuts, frozen, raise_not_finite
+from ._bind.arrays import PART, contiguous_as, cuts, frozen, raise_not_finite
 from ._checks import (
     as_array,
     boolean,
@@ -19,6 +19,7 @@ from ._checks import (
     raise_beyond_float32,
     real_array,
     shown,
+    stochastic_seed,
 )
 from ._codebook_fit import fit_levels, fit_vectors
 from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
@@ -196,7 +197,7 @@ def _rebuild(levels, axis, block_size, vector):
     return Codebook(levels, axis=axis, block_size=block_size, vector=vector)
 
 
-def encode(x, codebook):
+def encode(x, codebook, *, rounding="nearest", seed=None):
     """Find the number of the level nearest to each value; of two as near the lower number.
 
     Parameters
@@ -204,6 +205,10 @@ def encode(x, codebook):
     x : array of float32, float64, float16 or bfloat16
         Finite. Vectors and blocks of float64 values are rounded to float32 first.
     codebook : Codebook
+    rounding : {"nearest", "stochastic"}
+        Or one of the two levels beside the value, by chance, so that the mean of many is the value. Not of vectors.
+    seed : int, only and always for ``rounding="stochastic"``
+        As in `quantize`.
 
     Returns
     -------
@@ -216,12 +221,12 @@ def encode(x, codebook):
     Raises
     ------
     TypeError, ValueError
-        For another dtype, a shape that the codebook does not fit, or NaN and infinity (how many, and where the first
-        is).
+        For another dtype, rounding or seed, a shape that the codebook does not fit, or NaN and infinity (how many, and
+        where the first is).
 
     References
     ----------
-    Dettmers et al. 2023; docs/numerics.md, sections 15 and 19.
+    Dettmers et al. 2023; docs/numerics.md, sections 15, 19 and 27.
 
     Examples
     --------
@@ -232,10 +237,19 @@ def encode(x, codebook):
     >>> qk.encode(np.float32([0, 1, 9, 9]), qk.Codebook([[0, 0], [8, 8]], vector=True))
     array([0, 1], dtype=uint8)
     """
-    x = float_array(x)
+    x, seed = float_array(x), stochastic_seed(rounding, seed, "nearest")
     axis = _checked_axis(x, codebook, "x")
     if codebook.vector:
+        if seed is not None:
+            raise ValueError("rounding must be 'nearest' for a codebook of vectors, got 'stochastic'")
         return _encode_vectors(x, codebook)
+    nearest = _encode_nearest(x, codebook, axis)
+    if seed is not None and x.size:
+        _move_codes(x, nearest, codebook, axis, seed)
+    return nearest
+
+
+def _encode_nearest(x, codebook, axis):
     if codebook.block_size is not None:
         return _encode_blocks(x, codebook, axis)
     if x.dtype.itemsize == 8:
@@ -288,6 +302,19 @@ def decode(codes, codebook, scales=None, *, out=None):
     return codebooks.decode(
         codes, codebook.k, codebook._levels, axis, codebook.block_size or 1, scales, given_scales, out
     )
+
+
+def _move_codes(x, nearest, codebook, axis, seed):
+    """Make codes stochastic, in place (numerics 27); in blocks they come with their scales."""
+    codes, scales = nearest if codebook.block_size is not None else (nearest, None)
+    x = contiguous_float32(x) if scales is not None or x.dtype.itemsize < 8 else contiguous_as(x, np.float64)
+    levels = np.ascontiguousarray(codebook.levels.reshape(-1, codebook.k))
+    below, above = np.empty((2, *levels.shape), np.uint8)
+    for line, lower, higher in zip(levels, below, above, strict=True):
+        distinct, first, rank = np.unique(line, return_index=True, return_inverse=True)
+        lower[:] = np.where(rank > 0, first[rank - 1], np.arange(line.size))
+        higher[:] = np.where(rank + 1 < distinct.size, first[(rank + 1) % distinct.size], np.arange(line.size))
+    codebooks.move_codes(x, codes, (levels, below, above), axis, codebook.block_size or 1, scales, seed)
 
 
 def _encode_blocks(x, codebook, axis):

@@ -10,13 +10,13 @@ import numpy as np
 from ._bind import codebooks, elementwise
 from ._bind.arrays import PART, contiguous_as, float_dtype, store
 from ._bind.runtime import word
-from ._checks import MAX_NDIM, as_array, float_array, in_parts, integer, is_a, optional_int, shown
+from ._checks import MAX_NDIM, as_array, float_array, in_parts, integer, is_a, optional_int, shown, stochastic_seed
 from ._choose import choose_qparams, choose_scheme
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
 
 
-def quantize(x, params, *, rounding="half_even", out=None):
+def quantize(x, params, *, rounding="half_even", seed=None, out=None):
     """Quantize x to codes: ``saturate(round(x / scale) + zero_point)``.
 
     The division is a true one, rounded once, as in ONNX QuantizeLinear. NaN becomes the zero point; infinities
@@ -27,8 +27,12 @@ def quantize(x, params, *, rounding="half_even", out=None):
     x : array of float32, float64, float16 or bfloat16
         Any shape that `params` fits.
     params : QParams
-    rounding : {"half_even", "half_away"}
-        How ties go. Codes that are floats round to the nearest, ties to even, and keep NaN if their format has one.
+    rounding : {"half_even", "half_away", "stochastic"}
+        How ties go; or, by chance, up or down, so that the mean of many codes is ``x / scale + zero_point``. Codes that
+        are floats round to the nearest, ties to even, and keep NaN if their format has one.
+    seed : int, only and always for ``rounding="stochastic"``
+        0 to 2**64 - 1. An element's random number depends on the seed and on its index in C order alone: use another
+        seed for each array and step.
     out : array of dtype `params.dtype` and the shape of x, optional
         C-contiguous; may not overlap x.
 
@@ -43,15 +47,18 @@ def quantize(x, params, *, rounding="half_even", out=None):
 
     References
     ----------
-    ONNX QuantizeLinear-25.
+    ONNX QuantizeLinear-25. Gupta et al. 2015, stochastic rounding; Salmon et al. 2011, Philox4x32-7.
 
     Examples
     --------
     >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
     array([  1,   3,   5, 203], dtype=uint8)
     """
+    seed = stochastic_seed(rounding, seed, "half_even", "half_away")
     if elementwise.codes_are_floats(params):
         return _quantize_to_floats(x, params, rounding, out)
+    if seed is not None:
+        return elementwise.quantize_randomly(x, params, seed, False, out)
     return elementwise.quantize(x, params, rounding, out)
 
 
@@ -93,7 +100,7 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     return elementwise.dequantize(q, params, dtype, out)
 
 
-def fake_quantize(x, params, *, out=None):
+def fake_quantize(x, params, *, rounding="half_even", seed=None, out=None):
     """Round x to the values that params can represent: `quantize` and `dequantize` in one pass.
 
     NaN becomes 0 (8-bit floats keep it).
@@ -102,6 +109,9 @@ def fake_quantize(x, params, *, out=None):
     ----------
     x : array of float32, float64, float16 or bfloat16
     params : QParams
+    rounding : {"half_even", "stochastic"}
+    seed : int, only and always for ``rounding="stochastic"``
+        As in `quantize`: the same seed gives the values of the same codes.
     out : array of the dtype and shape of x, optional
         May be x itself; may not overlap it otherwise.
 
@@ -112,7 +122,7 @@ def fake_quantize(x, params, *, out=None):
     Raises
     ------
     TypeError, ValueError
-        For a wrong dtype, shape, axis or `out`, which is then left untouched.
+        For a wrong dtype, shape, axis, rounding or `out`, which is then left untouched.
 
     References
     ----------
@@ -123,12 +133,62 @@ def fake_quantize(x, params, *, out=None):
     >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
+    seed = stochastic_seed(rounding, seed, "half_even")
     if elementwise.codes_are_floats(params):
         x = float_array(x)
-        codes = _quantize_to_floats(x, params, "half_even", None)
+        codes = _quantize_to_floats(x, params, rounding, None)
         y = _dequantize_floats(codes, params, x.dtype.newbyteorder("="), None)
         return store(out, y, x, "x", True)
+    if seed is not None:
+        return elementwise.quantize_randomly(x, params, seed, True, out)
     return elementwise.fake_quantize(x, params, out)
+
+
+def fake_quantize_grad(grad, x, params, *, edge="rounded"):
+    """Return the gradients of a loss by x, scale and zero point, given that by ``fake_quantize(x, params)``.
+
+    Rounding passes gradients on as if it were the identity. With ``v = x / scale``, and the codes' range less the zero
+    point, `low` to `high`: where x is inside, the gradient of x is `grad` and that of the scale `grad` times
+    ``round(v) - v``; outside, that of the scale is `grad` times the end that v is beyond, and that of the zero point
+    ``-scale * grad``; the others are 0. NaN in x has none.
+
+    Parameters
+    ----------
+    grad : array of the dtype and shape of x
+        The gradient by the result of `fake_quantize`.
+    x : array of float32, float64, float16 or bfloat16
+    params : QParams
+        Of integers.
+    edge : {"rounded", "clipped"}
+        What is inside: ``low <= round(v) <= high``, as in torch, or ``low < v < high``, as in LSQ.
+
+    Returns
+    -------
+    grad_x : array of the dtype and shape of x
+    grad_scale, grad_zero_point : float32 arrays of the shape of ``params.scale``
+        Sums over the elements that share a scale: the same bits on each machine, at any number of threads. LSQ
+        multiplies the former by ``1 / sqrt(n * high)``, n elements sharing a scale.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, axis or edge.
+
+    References
+    ----------
+    Esser et al., *Learned Step Size Quantization*, 2020, equations 3 and 5; Jain et al., *Trained Quantization
+    Thresholds*, 2020; torch, `fake_quantize_per_tensor_affine` and `_fake_quantize_learnable_per_channel_affine`.
+
+    Examples
+    --------
+    >>> x, params = np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, dtype="int4")
+    >>> qk.fake_quantize_grad(np.float32([1, 1, 1, 1]), x, params)
+    (array([1., 1., 1., 0.], dtype=float32), np.float32(7.0), np.float32(-0.5))
+    """
+    edge = word(edge)
+    if not (is_a(edge, str) and edge in ("rounded", "clipped")):
+        raise ValueError(f"edge must be 'rounded' or 'clipped', got {shown(edge)}")
+    return elementwise.fake_quantize_grad(grad, x, params, edge == "clipped")
 
 
 def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):

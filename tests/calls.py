@@ -52,6 +52,11 @@ valid("Codebook.fit", x=X, k=2, axis=0, weights=np.abs(X) + 1, zero=True)
 valid("Codebook.fit", x=X, k=2, axis=1, block_size=2)
 no_lines = dict(axis=None, block_size=None, zero=False)
 valid("Codebook.fit", x=X, k=2, weights=[1, 2], vector=2, rng=0, **no_lines)
+HESSIAN = qk.Hessian(4).update(X)
+valid("Hessian", k=3)
+valid("Hessian.from_arrays", arrays=HESSIAN.to_arrays())
+valid("Hessian.update", x=X)
+valid("Hessian.merge", other=HESSIAN)
 valid("PackedMatrix", b=W, params=PARAMS, scales=None)
 for packed in PACKED.values():
     valid("PackedMatrix.from_arrays", arrays=packed.to_arrays())
@@ -63,6 +68,7 @@ for packed in CONVS:
 valid("QParams", scale=[0.5, 1], zero_point=[1, 2], dtype="uint8", axis=0, block_size=None, narrow_range=False)
 valid("QParams", scale=0.5, zero_point=0, dtype="float8_e4m3fn")
 valid("QParams", scale=[[0.5, 1]], axis=1, block_size=4)
+valid("allocate_bits", errors=X, sizes=X[1] + 2, budget=8.5)
 valid("attention", q=X, k=X, v=X, heads=2, starts=[0, 1, 2], scale=0.5, out=lambda: out((2, 4)))
 valid("attention", q=Q, k=Q, v=Q, heads=2, params=PARAMS, out_params=UNSIGNED, out=lambda: out((2, 4), np.uint8))
 valid("attention", q=Q, k=U, v=Q, heads=2, params=(PARAMS, UNSIGNED, PARAMS), out_params=None)
@@ -79,16 +85,23 @@ valid("distance_tables", queries=X, codebook=VECTORS)
 valid("dynamic_quantize", x=X, dtype="uint8", axis=0, symmetric=False)
 valid("dynamic_quantize", x=X, dtype="float8_e4m3fn", axis=1)
 valid("encode", x=X, codebook=BLOCKS)
+valid("encode", x=X, codebook=BLOCKS, rounding="stochastic", seed=5)
 valid("encode", x=X, codebook=VECTORS)
 valid("encode", x=X.astype(float), codebook=BOOK)
 valid("fake_quantize", x=X, params=PARAMS, out=lambda: out((2, 4)))
 valid("fake_quantize", x=X, params=FLOAT8, out=lambda: out((2, 4)))
+valid("fake_quantize", x=X, params=PARAMS, rounding="stochastic", seed=1, out=lambda: out((2, 4)))
+valid("fake_quantize_grad", grad=X, x=X, params=PARAMS, edge="clipped")
+valid("fake_quantize_grad", grad=X, x=X, params=qk.QParams(np.ones((2, 2)), axis=1, block_size=3))
 four = dict(gamma=ROW, beta=ROW, mean=ROW, var=ROW)
 valid("fold_batchnorm", w=np.ones((4, 3), np.float32), bias=ROW, **four, eps=1e-3, axis=1)
 valid("from_gguf", data=GGUF, kind="Q8_0", codes=False, out=lambda: out((2, 32)))
 valid("from_gguf", data=GGUF, kind="Q8_0", codes=True)
 valid("get_include")
 valid("get_num_threads")
+way = dict(order="natural", damp=0.5, center=False, refine=1)
+valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=qk.QParams([0.5, 1, 2], axis=1), **way)
+valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=(BLOCKS, np.ones((2, 3), np.float32)))
 valid("kmeans", x=X, k=2, weights=[1, 2], init="random", n_init=2, max_iter=3, tol=1e-3, rng=0, callback=None)
 valid("kmeans", x=X, k=2, init=X, n_init=1)
 valid("kmeans1d", x=X, k=2, weights=np.abs(X) + 1, axis=1)
@@ -125,6 +138,7 @@ valid("pack", b=WEIGHTS, params=BLOCKS, scales=np.ones((2, 3), np.float32))
 valid("pack_bits", codes=U, bits=4)
 valid("pack_codes", codes=U)
 valid("pack_conv", w=FILTERS[:, :, :1], params=qk.QParams([0.5, 1], axis=3), groups=2)
+valid("pareto", errors=X, sizes=[[1, 2, 3, 4], [2, 3, 5, 1]])
 pooled = dict(q=IMAGE, params=PARAMS, out_params=UNSIGNED)
 where = dict(kernel=(2, 3), strides=(1, 2), padding=(1, 0, 1, 0), dilations=1, count_include_pad=True)
 valid("qaverage_pool2d", **pooled, **where, out=lambda: out((1, 6, 2, 2), np.uint8))
@@ -150,6 +164,7 @@ for rounding in ("half_even", "tflite"):
     valid("qlinear", **layer, activation="relu", rounding=rounding, out=lambda: out((2, 3), np.int8))
 valid("quantize", x=X, params=PARAMS, rounding="half_even", out=lambda: out((2, 4), np.int8))
 valid("quantize", x=X, params=FLOAT8, rounding="half_even", out=lambda: out((2, 4), ml_dtypes.float8_e5m2))
+valid("quantize", x=X, params=PARAMS, rounding="stochastic", seed=3, out=lambda: out((2, 4), np.int8))
 valid("quantize_bias", bias=ROW, x_params=PARAMS, w_params=qk.QParams([0.5, 1, 2], axis=0))
 valid("quantize_multiplier", m=[0.5, 0.25])
 for rounding in ("half_even", "gemmlowp"):
@@ -157,6 +172,7 @@ for rounding in ("half_even", "gemmlowp"):
     valid("requantize", acc=SUMS, **of_columns, params=PARAMS, rounding=rounding, out=lambda: out((1, 3), np.int8))
 valid("search", queries=X, codes=U[:, :2] % 2, codebook=VECTORS, k=1)
 valid("search", queries=X, codes=qk.pack_codes(U[:, :2] % 2), codebook=VECTORS, k=1)
+valid("sensitivity", w=W / np.float32(7), hessian=HESSIAN, candidates=[PARAMS, BOOK, BLOCKS, W + ROW], center=True)
 valid("set_num_threads", n=1)
 valid("show_config")
 valid("smooth", w=np.ones((4, 3), np.float32), activation_absmax=[1.0, 2, 0, 3], alpha=0.75)
@@ -164,15 +180,15 @@ valid("take_table", q=Q, table=np.arange(256, dtype=np.uint8), out=lambda: out((
 valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0")
 valid("unpack_bits", data=np.uint8([33, 15]), bits=4, shape=(3,), dtype="int8")
 
-NOT_CALLED = {"FP4", "NF4", "KMeansResult"}  # objects, and a tuple of results that nobody passes in
+NOT_CALLED = {"FP4", "NF4", "KMeansResult", "Allocation", "GPTQResult"}  # objects, and results that nobody passes in
 
 
-def of_observer(cls, method):
+def of_observer(cls, method, *of_new):
     """The method of a new one, that has seen something; with the method's arguments but for self."""
 
     @functools.wraps(getattr(cls, method))
     def call(**arguments):
-        observer = cls()
+        observer = cls(*of_new)
         return getattr(observer if method == "merge" else observer.update(X), method)(**arguments)
 
     parameters = list(inspect.signature(getattr(cls, method)).parameters.values())[1:]
@@ -192,6 +208,7 @@ def public_functions():
             for method in ("update", "merge", "qparams")
             if (name, method) != ("MovingAverage", "merge")  # which refuses any call
         )
+    yield from ((f"Hessian.{method}", of_observer(qk.Hessian, method, 4)) for method in ("update", "merge"))
     for name in qk.__all__:
         value = getattr(qk, name)
         if name in NOT_CALLED:

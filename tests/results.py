@@ -86,6 +86,10 @@ def elementwise():
             yield f"quantize, {dtype}, {axes}", partial(qk.quantize, x, params)
             yield f"fake_quantize, {dtype}, {axes}", partial(qk.fake_quantize, x, params)
             yield f"dequantize, {dtype}, {axes}", partial(qk.dequantize, q, params)
+            if "float" not in dtype:
+                by_chance = dict(rounding="stochastic", seed=7)
+                yield f"quantize, stochastic, {dtype}, {axes}", partial(qk.quantize, x, params, **by_chance)
+                yield f"fake_quantize_grad, {dtype}, {axes}", partial(qk.fake_quantize_grad, x, x, params)
         if "float" not in dtype:
             yield f"choose_qparams, mse, {dtype}", partial(qk.choose_qparams, x, dtype, axis=0, method="mse")
     sums = RNG.integers(-(2**31), 2**31, (77, 130), np.int32)

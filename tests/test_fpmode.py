@@ -120,6 +120,9 @@ def elementwise():
                 yield "quantize", partial(qk.quantize, y, params)
                 yield "fake_quantize", partial(qk.fake_quantize, y, params)
             yield "quantize", partial(qk.quantize, y, qk.QParams(0.25), rounding="half_away")
+            yield "quantize", partial(qk.quantize, y, qk.QParams(SMALLEST, 3, "uint8"), rounding="stochastic", seed=1)
+            for scale in (SMALLEST, 0.1):
+                yield "fake_quantize_grad", partial(qk.fake_quantize_grad, y, y, qk.QParams(scale, 3, "uint8"))
             for dtype in ("uint8", "int4", "float8_e5m2"):
                 yield "dynamic_quantize", partial(qk.dynamic_quantize, y, dtype)
                 yield "choose_qparams", partial(qk.choose_qparams, y, dtype)
@@ -344,6 +347,16 @@ def clusters():
         yield "kmeans1d", partial(qk.kmeans1d, x, 3)
     yield "kmeans1d", partial(qk.kmeans1d, WIDE[::8], 5, axis=1, weights=np.linspace(1e-310, 1, 256))
     yield "kmeans1d", lambda: qk.kmeans1d(MANY, 5, axis=0)
+    losses, sizes = np.abs(THIRDS[:8]).reshape(4, 8), np.linspace(1e-310, 1, 8)
+    seen = qk.Hessian(4).update(MANY[:100]).update(MANY[:100] * F32(1e37)).merge(qk.Hessian(4).update(MANY[:9]))
+    yield "Hessian", lambda: list(pickle.loads(pickle.dumps(seen)).update(MANY[:9]).to_arrays().values())
+    yield "sensitivity", lambda: qk.sensitivity(MANY[:4], seen, [qk.QParams(SMALLEST), -MANY[:4]], center=True)
+    for grid in (qk.QParams(SMALLEST, dtype="int4"), qk.Codebook([-1e-38, 0, 2e-38])):
+        yield "gptq", lambda grid=grid: [a for a in qk.gptq(MANY[:4], seen, grid) if isinstance(a, np.ndarray)]
+    yield "GPTQResult", lambda: qk.GPTQResult(*qk.gptq(MANY[:4], seen, qk.QParams(SMALLEST), refine=0)).codes
+    yield "allocate_bits", partial(qk.allocate_bits, losses, sizes, 1.7)
+    yield "pareto", partial(qk.pareto, losses, np.outer([1, 2, 3, 4], sizes))
+    yield "Allocation", lambda: qk.Allocation(*qk.allocate_bits(losses, sizes, THIRD * 4))
     yield "KMeansResult", lambda: qk.KMeansResult(*qk.kmeans1d([0.1, 0.2, 0.7], 2))
 
 

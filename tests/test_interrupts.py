@@ -155,6 +155,8 @@ CALLS = {
         call = lambda: qk.linear(x, p)""",
     "dequantize": "q = codes(6 * 10**7); call = lambda: qk.dequantize(q, rate)",
     "fake_quantize": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize(x, rate)",
+    "fake_quantize_grad": "x = floats(6 * 10**7); call = lambda: qk.fake_quantize_grad(x, x, rate)",
+    "quantize, stochastic": "x = floats(6 * 10**7); call = lambda: qk.quantize(x, rate, rounding='stochastic', seed=1)",
     "dynamic_quantize": "x = floats(6 * 10**7); call = lambda: qk.dynamic_quantize(x)",
     "dynamic_quantize, rows": "x = floats(60000, 1000); call = lambda: qk.dynamic_quantize(x, axis=0)",
     "requantize": """

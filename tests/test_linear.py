@@ -196,6 +196,29 @@ def test_linear_takes_every_float(dtype, isas):
         assert_array_equal(qk.linear(same, packed, bias[::-1].copy()[::-1]), want, err_msg=isa, strict=True)
 
 
+def rows_about_ties(scale):
+    """Return rows whose codes are at ties or so many units of the last place from them, some with ends that saturate,
+    one of zeros, one of a constant."""
+    rng = np.random.default_rng(0)
+    ties = np.float32((np.arange(-100, 100) + 0.5) * np.float64(scale))
+    units = np.repeat([0, 1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 8, -8, 12, -12, 100], 3)[:, None].astype(np.int32)
+    rows = (np.resize(ties, (len(units), 397)).view(np.int32) + units).view(np.float32)
+    rows = rng.permuted(rows, axis=1)  # of 397, the last group of codes is not whole
+    zero_points = rng.integers(101, 155, len(rows)) + np.where(np.arange(len(rows)) % 3, 0, 0.5)
+    rows[:, 7], rows[:, -3] = -zero_points * scale, (255 - zero_points) * scale
+    rows[5], rows[6] = 0, 3 * scale
+    return rows
+
+
+@pytest.mark.parametrize("scale", [1, 0.1, 2.0**-64, 2.0**-63 / 3, 1e20])
+def test_codes_of_rows_are_those_of_quantize(scale, everywhere):
+    x = rows_about_ties(np.float32(scale))
+    identity = qk.pack(np.eye(x.shape[1], dtype=np.int8), qk.QParams(1.0))
+    params = [qk.choose_qparams(row, "uint8") for row in x]
+    want = np.stack([qk.dequantize(qk.quantize(row, p), p) for row, p in zip(x, params, strict=True)])
+    assert_array_equal(everywhere(lambda: qk.linear(x, identity)), want, strict=True)
+
+
 @pytest.mark.parametrize(
     ("activation", "absolute", "relative"), [("gelu", 3.6e-7, 0), ("gelu_tanh", 2.5e-7, 0), ("silu", 0, 2e-7)]
 )

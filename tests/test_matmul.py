@@ -94,7 +94,9 @@ def test_every_kind_of_zero_point(a_dtype, b_dtype, of_a, of_b, isas):
 
 
 @every_pair
-@pytest.mark.parametrize(("m", "k", "n"), [(301, 401, 203), (3, 2049, 1543), (2003, 129, 33), (1, 4096, 2048)])
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(301, 401, 203), (3, 2049, 1543), (2003, 129, 33), (1, 4096, 2048), (2, 2051, 2100)]
+)
 def test_equal_bits_at_any_thread_count(a_dtype, b_dtype, m, k, n, variants):
     """Shapes that threads share by rows, by columns, and by both."""
     rng = np.random.default_rng(0)

@@ -120,6 +120,10 @@ def sweep_elementwise(n, rng, at_end):
                 for rounding in ROUNDINGS[:2]:
                     check(at_end, qk.quantize, x.astype(of), params, rounding=rounding)
                 check(at_end, qk.fake_quantize, x.astype(of), params)
+                if dtype in ("int8", "uint16"):
+                    check(at_end, qk.quantize, x.astype(of), params, rounding="stochastic", seed=n)
+                    check(at_end, qk.fake_quantize, x.astype(of), params, rounding="stochastic", seed=n)
+                    check(at_end, qk.fake_quantize_grad, x.astype(of), x.astype(of), params, out=False)
             codes = qk.quantize(x, params)
             for q, of in itertools.product((codes, codes.astype(np.int32)), FLOATS):
                 check(at_end, qk.dequantize, q, params, dtype=of)
@@ -149,6 +153,9 @@ def sweep_codebooks(n, rng, at_end):
             encoded = check(at_end, qk.encode, x, book, out=False)
             codes, *scales = encoded if book.block_size else (encoded,)
             check(at_end, qk.decode, codes, book, *scales)
+    seen = qk.Hessian(3).update(rng.normal(0, 1, (9, 3)))
+    for grid in (qk.QParams(0.3, 1), qk.Codebook(levels)):
+        check(at_end, qk.gptq, x, seen, grid, out=False)
     blocks = rng.normal(0, 1, (n % 9, 32)).astype(np.float32)
     for kind in "Q8_0", "Q4_0":
         data = check(at_end, qk.to_gguf, blocks, kind, out=False)

@@ -493,9 +493,9 @@ FLOAT_BY_ROW = qk.QParams([1, 1], dtype="float8_e5m2", axis=0)
 @refusals(r"""
 qk.quantize(Q, PARAMS, out=out)  # TypeError: x must be float32, float64, float16 or bfloat16, got int8
 qk.quantize(X, 0.5, out=out)  # TypeError: params must be QParams, got float
-qk.quantize(X, PARAMS, rounding="up", out=out)  # ValueError: rounding must be one of 'half_even', 'half_away', got 'up'
+qk.quantize(X, PARAMS, rounding="up", out=out)  # ValueError: rounding must be one of 'half_even', .*, got 'up'
 qk.quantize(X, PARAMS, rounding="tflite", out=out)
-    # ValueError: rounding must be one of 'half_even', 'half_away', got 'tflite'
+    # ValueError: rounding must be one of 'half_even', 'half_away', 'stochastic', got 'tflite'
 qk.quantize(X, PARAMS, rounding=np.zeros(2), out=out)  # ValueError: rounding must be .* got array
 qk.quantize(X, PARAMS, rounding=None, out=out)  # ValueError: rounding must be .* got None
 qk.quantize(X, qk.QParams(1, dtype="float8_e5m2"), rounding="half_away")

@@ -1,8 +1,8 @@
 """MiniLM in int8 by other libraries too: `python -m bench.minilm.peers`, in the project's folder.
 
 Each library has a process of its own. All run the same batches in turns, once the cosine of their embeddings to those
-of float32 was seen. The table has speed-ups against torch in float32. Those that are "free" may use AMX, which ours
-does not; the others may not.
+of float32 was seen. The table has speed-ups against torch in float32. With QKERNELS_ISA=avx512vnni those that are
+"free" may use AMX, the others may not, as ours.
 
     python -m bench.minilm.peers --every 50     # a quick look: each 50th batch of the docstrings, not each 10th
 """
@@ -132,7 +132,7 @@ def table(results):
     versions = ", ".join(f"{name} {report.version_of(name)}" for name in LIBRARIES)
     text = f"""{report.cpu_name()}, {runtime.get_isa()}, {peers.threads} thread(s). {versions}.
 Speed-ups against torch in float32, by batch. OpenVINO runs NNCF's static int8, the others quantize at run time; what is
-"free" may use AMX, if the CPU has it. Made by `python -m bench.minilm.peers`."""
+"free" may use AMX, ours and the others use what is named above. Made by `python -m bench.minilm.peers`."""
     headings = ["", *base, "cosine to float32"]
     return dict(title="MiniLM by other libraries", headings=headings, lines=lines, text=text)
 

@@ -117,6 +117,28 @@ def fake_quantize(x, scale, zero_point, axis=None):
     return contender(lambda: torch.fake_quantize_per_channel_affine(tensor, scales, zeros, axis, info.min, info.max))
 
 
+def fake_quantize_and_back(grad, x, scale, zero_point, axis=None, learned=False):
+    """Forward and backward: gradients of x, and of scale and zero point if they are `learned`."""
+    tensor, given, info = torch.from_numpy(x).requires_grad_(), torch.from_numpy(grad), np.iinfo(zero_point.dtype)
+    scales = torch.from_numpy(np.array(scale, np.float32, ndmin=1))
+    zeros = torch.from_numpy(np.array(zero_point, np.float32, ndmin=1))
+    where, ends, wanted = () if axis is None else (axis,), (info.min, info.max), (tensor,)
+    if learned:
+        kind = "tensor" if axis is None else "channel"
+        function, factor = getattr(torch, f"_fake_quantize_learnable_per_{kind}_affine"), (1.0,)
+        wanted = tensor, scales.requires_grad_(), zeros.requires_grad_()
+    elif axis is None:
+        function, scales, zeros, factor = torch.fake_quantize_per_tensor_affine, float(scale), int(zero_point), ()
+    else:
+        function, zeros, factor = torch.fake_quantize_per_channel_affine, zeros.int(), ()
+
+    def call():
+        y = function(tensor, scales, zeros, *where, *ends, *factor)
+        return torch.autograd.grad(y, wanted, given)[0]
+
+    return contender(call, name="torch, learned" if learned else "torch")
+
+
 def histogram_observer(x):
     """Of torch.ao: 2,048 bins, which widen with the data; each call has a new one."""
     from torch.ao.quantization import HistogramObserver
@@ -188,3 +210,33 @@ def average_pool(q, kernel, stride, padding, params):
 def global_average_pool(q, params):
     x = image_of(q, *params)
     return pool_of(lambda: torch.nn.functional.adaptive_avg_pool2d(x, 1))
+
+
+def gptq(w, moments, scale, block, damp=0.01):
+    """The published algorithm (Frantar et al. 2023) on weights (outputs, inputs): a factor of the inverse in three
+    steps, blocks of 128 inputs, the most active first; codes -8 .. 7 and one scale for `block` inputs.
+
+    scale is (blocks, outputs); the result w' (inputs, outputs).
+    """
+    w, h, scale = (torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in (w.T, moments, scale.T))
+
+    def call():
+        order = torch.argsort(torch.diagonal(h), descending=True, stable=True)
+        weights, rounded = w[:, order], torch.empty_like(w)
+        damped = h[order][:, order] + damp * torch.diagonal(h).mean() * torch.eye(len(h))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        for first in range(0, len(h), 128):
+            last = min(first + 128, len(h))
+            errors = torch.empty(len(w), last - first)
+            for i in range(first, last):
+                step = scale[:, order[i] // block]
+                rounded[:, i] = torch.clamp(torch.round(weights[:, i] / step), -8, 7) * step
+                errors[:, i - first] = (weights[:, i] - rounded[:, i]) / factor[i, i]
+                weights[:, i:last] -= torch.outer(errors[:, i - first], factor[i, i:last])
+            weights[:, last:] -= errors @ factor[first:last, last:]
+        result = torch.empty_like(rounded)
+        result[:, order] = rounded
+        return result.T
+
+    return contender(call)

@@ -1,4 +1,6 @@
 /* Drivers of codebooks (numerics 15): which values share a table and a scale, and threads. */
+#include <float.h>
+
 #include "drivers/drivers.h"
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
@@ -177,4 +179,46 @@ int qk_largest_code(const uint8_t *q, size_t n)
     job j = {.codes = (uint8_t *)q, .length = n};
     const int status = qk_parallel_for(ceil_div(n, PIECE), 0.03 * (double)n, look_at_codes, &j);
     return status ? status : j.most;
+}
+
+/* ---- stochastic codes (numerics 27) ---- */
+
+enum { RANDOM = 1024 }; /* numbers that are made at a time */
+
+/* Whether x leaves the level that is nearest to it for one beside it. */
+static uint8_t moved_code(const qk_moved_codes *m, double x, uint8_t code, size_t channel, uint16_t u)
+{
+    const float *level = m->level + channel * m->k;
+    const double rest = x - level[code];
+    const uint8_t to = (rest > 0 ? m->above : m->below)[channel * m->k + code];
+    if (to == code || rest == 0) return code;
+    return u < 65536 * (rest / ((double)level[to] - level[code])) - 0.5 ? to : code;
+}
+
+static void move_items(void *context, size_t begin, size_t end)
+{
+    const qk_moved_codes *m = context;
+    const size_t blocks = m->scale ? ceil_div(m->length, m->block) : 0;
+    uint16_t u[RANDOM];
+    for (size_t first = begin * RANDOM; begin < end; begin++, first += RANDOM) {
+        const size_t n = min_size(m->total - first, RANDOM);
+        size_t inner = first % m->inner, at = first / m->inner % m->length, outer = first / m->inner / m->length;
+        qk_active()->elementwise->random_16(first, m->seed, u, n);
+        for (size_t i = 0; i < n; i++) {
+            double x = m->dtype == QK_F64 ? ((const double *)m->x)[first + i] : ((const float *)m->x)[first + i];
+            if (m->scale) {
+                const float scale = m->scale[(outer * blocks + at / m->block) * m->inner + inner];
+                x = (float)x * (1.0f / (scale > FLT_MIN ? scale : FLT_MIN));
+            }
+            m->codes[first + i] = moved_code(m, x, m->codes[first + i], m->channels > 1 ? at : 0, u[i]);
+            if (++inner == m->inner) inner = 0, at++;
+            if (at == m->length) at = 0, outer++;
+        }
+    }
+}
+
+int qk_move_codes(qk_moved_codes *m)
+{
+    QK_DEFAULT_MODE;
+    return qk_parallel_for(ceil_div(m->total, RANDOM), 4.0 * (double)m->total, move_items, m);
 }

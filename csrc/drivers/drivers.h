@@ -19,6 +19,22 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point);
 
+/* qk_quantize, or qk_fake_quantize if `to` is `from`, by stochastic rounding (numerics 27); q may be x. */
+int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed);
+
+/* The gradients of fake_quantize (numerics 26): of x, of each scale and of each zero point. */
+typedef struct {
+    const void *grad, *x;
+    void *grad_x;
+    float *grad_scale, *grad_zero_point;
+    qk_dtype dtype; /* of the first three */
+    int clipped;    /* whether x is inside by its quotient, rather than by that rounded */
+} qk_fake_grad;
+
+/* The sums of pieces that are kept; qk_fake_quantize_grad has room for twice as many. */
+size_t qk_fake_grad_sums(const qk_params *p);
+int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double *sums);
+
 /* ---- integer products ---- */
 
 /* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
@@ -200,6 +216,9 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
                     const qk_epilogue *epilogue);
 
+/* Rounds rows one after another, each with what the errors of the others add to it (numerics 30). */
+int qk_round(const qk_feedback *p);
+
 /* ---- codebooks (numerics 15) ---- */
 
 /* Tables of channels, one after another; those of the first. Several have no buckets. */
@@ -219,6 +238,21 @@ int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, si
 int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner, size_t block,
               const float *scale);
 int qk_largest_code(const uint8_t *q, size_t n);
+
+/* Codes of the nearest levels, of `total` values around an axis, which become stochastic ones (numerics 27). Of each
+ * code: its level, and the codes of the next lower and higher levels, itself where there is none. */
+typedef struct {
+    const void *x;
+    qk_dtype dtype; /* QK_F32 or QK_F64 */
+    uint8_t *codes;
+    const float *level;
+    const uint8_t *below, *above;
+    size_t k, channels, total, length, inner, block;
+    const float *scale; /* of the blocks, or NULL */
+    uint64_t seed;
+} qk_moved_codes;
+
+int qk_move_codes(qk_moved_codes *m);
 
 /* n codes of 1, 2, 3, 4, 5, 6 or 8 bits, one a byte, to and from ceil(n * bits / 8) bytes: the first in the lowest
  * bits. */

@@ -11,8 +11,9 @@
 #include "runtime/sizes.h"
 
 enum {
-    CHUNK = 4096,  /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
-    COLUMNS = 1024 /* parameters that are used at a time: so do they */
+    CHUNK = 2048,      /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
+    FEW_COLUMNS = 256, /* that have parameters of their own, of such chunks: eight rows share them */
+    COLUMNS = 1024     /* parameters that are used at a time: so do they */
 };
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
@@ -54,6 +55,8 @@ struct operation {
     const qk_elementwise_kernels *k;
     qk_dtype from, to;
     qk_rounding rounding;
+    const uint64_t *seed; /* of stochastic rounding, or NULL */
+    const char *start;    /* the first element; `in` may be a later one */
     const char *in;
     char *out;
     const qk_params *p;
@@ -68,12 +71,14 @@ static int is_half(qk_dtype t) { return t == QK_F16 || t == QK_BF16; }
 
 static void to_f32(const operation *op, const uint16_t *x, size_t stride, float *buffer, size_t rows, size_t n)
 {
+    if (stride == n) n *= rows, rows = 1;
     for (; rows > 0; rows--, x += stride, buffer += n)
         op->from == QK_F16 ? op->k->f16_to_f32(x, buffer, n) : op->k->bf16_to_f32(x, buffer, n);
 }
 
 static void from_f32(const operation *op, const float *buffer, uint16_t *y, size_t stride, size_t rows, size_t n)
 {
+    if (stride == n) n *= rows, rows = 1;
     for (; rows > 0; rows--, y += stride, buffer += n)
         op->to == QK_F16 ? op->k->f32_to_f16(buffer, y, n) : op->k->f32_to_bf16(buffer, y, n);
 }
@@ -91,7 +96,7 @@ static void apply_converted(const operation *op, const char *in, char *out, size
 
 static void apply_halves(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    const size_t run = min_size(given->run, n), most = run < CHUNK ? CHUNK / run * run : CHUNK;
+    const size_t run = min_size(given->run, n), most = run == 1 ? FEW_COLUMNS : run < CHUNK ? CHUNK / run * run : CHUNK;
     qk_affines p = *given;
     for (size_t at = 0, count; at < n; at += count) {
         count = min_size(min_size(n - at, most), run < CHUNK ? most : run - at % run);
@@ -105,8 +110,14 @@ static void apply_halves(const operation *op, const char *in, char *out, size_t 
     }
 }
 
+static void apply_randomly(const operation *op, const char *in, char *out, size_t n, const qk_affines *given);
+
 static void apply_rows(const operation *op, const char *in, char *out, size_t n, const qk_affines *p)
 {
+    if (op->seed) {
+        apply_randomly(op, in, out, n, p);
+        return;
+    }
     const size_t in_step = p->in_stride * size_of(op->from), out_step = p->out_stride * size_of(op->to);
     const int by_row = op->from == QK_F64 || op->to == QK_F64;
     if (is_half(op->from) || is_half(op->to))
@@ -164,14 +175,15 @@ static void apply_items(void *context, size_t begin, size_t end)
     const layout *l = &op->l;
     float reciprocal[COLUMNS];
     for (size_t item = begin; item < end; item++) {
-        const size_t col_item = item % op->col_items, block = item / op->col_items / op->row_items;
-        const size_t row = item / op->col_items % op->row_items * op->rows;
-        const size_t first = col_item / op->pieces * op->stretch, skip = col_item % op->pieces * op->piece;
+        const size_t row_item = qk_over(item, op->col_items), col_item = item - row_item * op->col_items;
+        const size_t block = qk_over(row_item, op->row_items), row = (row_item - block * op->row_items) * op->rows;
+        const size_t part = qk_over(col_item, op->pieces);
+        const size_t first = part * op->stretch, skip = (col_item - part * op->pieces) * op->piece;
         const size_t whole = min_size(l->length - first, op->stretch);
         if (row >= rows_of(l, block) || skip >= whole) continue;
         const size_t n = min_size(whole - skip, op->piece);
         const size_t at = first_element(l, block) + row * l->length + first + skip;
-        qk_affines p = affines_of(op, block * l->step + first / l->run, l->run,
+        qk_affines p = affines_of(op, block * l->step + qk_over(first, l->run), l->run,
                                   min_size(rows_of(l, block) - row, op->rows), l->length);
         if (!p.reciprocal && l->run > 1 && find_reciprocals(p.scale, ceil_div(n, l->run), reciprocal))
             p.reciprocal = reciprocal;
@@ -339,6 +351,70 @@ static void dequantize_f64(const operation *op, const void *q, void *y, size_t n
     }
 }
 
+/* ---- stochastic rounding (numerics 27) ---- */
+
+enum { RANDOM = 1024 }; /* numbers that are made at a time */
+
+static int32_t random_f64(double x, uint16_t u, double scale, double lo, double hi)
+{
+    const double v = quotient_f64(x, scale, lo, hi), r = round_f64(v, 0);
+    const int32_t k = x == r * scale ? 0 : (int32_t)round_f64((v - r) * 65536, 0);
+    return (int32_t)r + ((k + u) >> 16);
+}
+
+static void round_randomly_f64(const operation *op, const double *x, const uint16_t *u, void *to, size_t n,
+                               const qk_affines *p)
+{
+    const size_t bytes = size_of(op->to);
+    for (size_t i = 0; i < n; i++) {
+        const size_t which = p->run == 1 ? i : 0;
+        const int32_t zero = p->zero_point[which];
+        const int32_t code = random_f64(x[i], u[i], p->scale[which], p->qmin - zero, p->qmax - zero);
+        if (bytes == 8)
+            ((double *)to)[i] = (double)code * p->scale[which];
+        else if (bytes == 2)
+            ((uint16_t *)to)[i] = (uint16_t)(code + zero);
+        else
+            ((uint8_t *)to)[i] = (uint8_t)(code + zero);
+    }
+}
+
+/* Up to RANDOM elements, which have a parameter each or share one. */
+static void round_randomly(const operation *op, const char *in, const uint16_t *u, char *out, size_t n,
+                           const qk_affines *p)
+{
+    float x[RANDOM];
+    const int half = is_half(op->to);
+    if (op->from == QK_F64)
+        round_randomly_f64(op, (const double *)in, u, out, n, p);
+    else if (!is_half(op->from))
+        op->k->round_randomly_f32((const float *)in, u, out, size_of(op->to), n, p);
+    else
+        to_f32(op, (const uint16_t *)in, n, x, 1, n),
+            op->k->round_randomly_f32(x, u, half ? (void *)x : out, half ? sizeof *x : size_of(op->to), n, p);
+    if (half) from_f32(op, x, (uint16_t *)out, n, 1, n);
+    keep_bits(out, op->to, n);
+}
+
+static void apply_randomly(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
+{
+    uint16_t u[RANDOM];
+    const size_t from = size_of(op->from), to = size_of(op->to);
+    for (size_t row = 0; row < given->rows; row++, in += given->in_stride * from, out += given->out_stride * to) {
+        const uint64_t index = (uint64_t)(in - op->start) / from;
+        qk_affines p = *given;
+        for (size_t at = 0, count, made = 0; at < n; at += count) {
+            const size_t which = at / given->run;
+            count = min_size(n - at, given->run == 1 ? RANDOM : given->run - at % given->run);
+            if (at >= made) op->k->random_16(index + at, *op->seed, u, min_size(n - at, RANDOM)), made = at + RANDOM;
+            count = min_size(count, made - at);
+            p.scale = given->scale + which, p.zero_point = given->zero_point + which;
+            if (p.reciprocal) p.reciprocal = given->reciprocal + which;
+            round_randomly(op, in + at * from, u + RANDOM - (made - at), out + at * to, count, &p);
+        }
+    }
+}
+
 /* ---- quantize, dequantize, fake quantize ---- */
 
 static void quantize_f32(const operation *op, const void *x, void *q, size_t n, const qk_affines *p)
@@ -398,4 +474,11 @@ qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_para
     if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
     operation op = {.f32 = fake_quantize_f32, .f64 = fake_quantize_f64, .from = dtype, .to = dtype, .in = x, .out = y};
     return (qk_status)apply_all(&op, p);
+}
+
+int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed)
+{
+    QK_DEFAULT_MODE;
+    operation op = {.from = from, .to = to, .seed = &seed, .start = x, .in = x, .out = q};
+    return apply_all(&op, p);
 }

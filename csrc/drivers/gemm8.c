@@ -22,9 +22,11 @@ enum {
     LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
+    GROUP_BYTES = 16 * 1024,       /* of floats that are seen twice */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
     BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
+    FAR_WEIGHTS = 4096 * 1024,     /* bytes that no L2 cache holds */
     PAGE = 4096,                   /* within which caches look ahead; of the next one they are told the first bytes, */
     AHEAD = 256                    /* so many */
 };
@@ -246,34 +248,36 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     }
 }
 
-/* Row i of floats, whose range is known. */
-static void quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_plan *plan)
+/* Row i of floats at x, number `which` of a group; returns 0 if a value is not finite. */
+static int quantize_row(const product *g, row_block *block, size_t i, const float *x, const qk_row_group *group,
+                        size_t which)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     char *to = block->rows + i * g->lda;
     uint8_t *q = k->a_bytes == 1 ? (uint8_t *)to : (uint8_t *)block + g->spare_at; /* before they are widened */
-    qk_quantize_planned(&g->quantizer, x, q, plan);
-    block->scale[i] = plan->row.scale, block->wide_scale[i] = plan->row.wide;
-    block->any_wide |= plan->row.wide != 0;
+    qk_row_scale row;
+    if (!qk_quantize_of_group(&g->quantizer, group, which, x, q, &row)) return 0;
+    block->scale[i] = row.scale, block->wide_scale[i] = row.wide;
+    block->any_wide |= row.wide != 0;
     if (k->a_bytes == 1)
         memset(q + g->b->k, 0, g->b->k_pad - g->b->k);
     else
         k->gemm8_pack_row(q, g->b->k, g->b->k_pad, 0, to);
-    describe_row(g, block, i, q, plan->row.zero_point, 0);
+    describe_row(g, block, i, q, row.zero_point, 0);
+    return 1;
 }
 
-/* Rows as the tile wants them, of floats, quantized on the way. The range of the next row is found before the codes of
- * this one, whose divisions it would wait for, and the row after it is asked for. Returns 0 if a value is not finite.
- */
+/* Rows as the tile wants them, of floats, quantized on the way, as many together as stay in the L1 cache. Returns 0 if
+ * a value is not finite. */
 static int pack_floats(const product *g, row_block *block, size_t first, size_t rows)
 {
-    qk_row_plan plans[2];
-    for (size_t i = 0; i <= rows && !qk_stopped_at_long(g->b->k); i++) {
-        const float *x = (const float *)row_of(g->source, first + i),
-                    *after = (const float *)row_of(g->source, first + i + 1);
-        for (size_t j = 0; i + 1 < rows && j < g->b->k; j += 16) __builtin_prefetch(after + j);
-        if (i < rows && !qk_plan_row(&g->quantizer, x, plans + i % 2)) return 0;
-        if (i) quantize_row(g, block, i - 1, (const float *)row_of(g->source, first + i - 1), plans + (i - 1) % 2);
+    const size_t fit = GROUP_BYTES / (g->b->k * sizeof(float) + 1), together = fit < 2 ? 2 : min_size(fit, QK_TOGETHER);
+    qk_row_group group;
+    for (size_t i = 0, count; i < rows && !qk_stopped_at_long(g->b->k); i += count) {
+        count = min_size(rows - i, together);
+        qk_plan_group(&g->quantizer, (const float *)row_of(g->source, first + i), g->source->row_stride, count, &group);
+        for (size_t j = 0; j < count; j++)
+            if (!quantize_row(g, block, i + j, (const float *)row_of(g->source, first + i + j), &group, j)) return 0;
     }
     return 1;
 }
@@ -283,7 +287,7 @@ static void describe_rows(const product *g, row_block *block, size_t first, size
 {
     for (size_t i = 0; i < rows; i++)
         describe_row(g, block, i, (const uint8_t *)row_of(g->source, first + i), zero_of_codes(g->source, first + i),
-                     0);
+                     g->a_shift ? 0x80 : 0);
 }
 
 /* The scale of codes that become floats is that of each row. */
@@ -485,6 +489,8 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
+    else if (k->gemm8_far_tile && rows <= 2 && g->b->count * g->b->panel_bytes > FAR_WEIGHTS)
+        k->gemm8_far_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows >= (size_t)k->ask_rows)
         k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);
     else
@@ -564,19 +570,17 @@ static void multiply_windows(const void *context, void *memory, size_t first, si
 
 enum { COLUMN_ROWS = 32 }; /* for as many it pays to lay it out */
 
-/* Lays out the column of b' with a_bytes a code. Returns 0 if memory ran out. */
+/* Lays out the column of b', as bytes and as int16. Returns 0 if memory ran out. */
 static int take_column(product *g)
 {
     const qk_gemm8_weights *b = g->b;
-    const qk_gemm8_kernels *k = b->gemm8;
-    int16_t *wide = qk_obtain(qk_times(b->k_pad, sizeof *wide));
+    int16_t *wide = qk_obtain(qk_times(b->k_pad, sizeof *wide + 1));
     if (!wide) return 0;
-    int8_t *codes = (int8_t *)wide;
-    memset(wide, 0, b->k_pad * sizeof *wide);
+    int8_t *codes = (int8_t *)(wide + b->k_pad);
     for (size_t first = 0; first < b->k; first += QK_UNPACK_ROWS)
-        k->gemm8_unpack_panel(b->panels, b->k, first, 1, 0, (uint8_t *)codes, 1);
-    for (size_t i = b->k_pad; k->a_bytes > 1 && i > 0; i--) wide[i - 1] = codes[i - 1];
-    g->column = wide;
+        b->gemm8->gemm8_unpack_panel(b->panels, b->k, first, 1, 0, (uint8_t *)codes, 1);
+    for (size_t i = 0; i < b->k; i++) wide[i] = codes[i];
+    g->column = (qk_column){wide, codes};
     return 1;
 }
 
@@ -613,39 +617,77 @@ static void store_column(const product *g, const row_block *block, size_t row, s
     for (size_t j = 0; apart && j < count; j++) memcpy(result_at(g, row + j, 0), (char *)&results + j * size, size);
 }
 
+/* Takes from sums what zero points add to them. */
+static void correct_column(const product *g, const row_block *block, size_t rows, int32_t *sums)
+{
+    const uint32_t colsum = (uint32_t)g->b->colsum[0], b_zero = g->b_zero ? (uint32_t)g->b_zero[0] : 0;
+    if (g->source->type == QK_FLOATS || g->source->zero_point_per_row)
+        for (size_t i = 0; i < rows; i++) sums[i] = (int32_t)((uint32_t)sums[i] - (uint32_t)block->zero[i] * colsum);
+    for (size_t i = 0; b_zero && i < rows; i++)
+        sums[i] = (int32_t)((uint32_t)sums[i] - (uint32_t)block->term[i] * b_zero);
+}
+
+/* As many rows of sums at a time as a tile has columns. */
+static void store_columns(const product *g, const row_block *block, size_t first, size_t rows, int32_t *sums)
+{
+    repeated bias, scale, multiplier, mantissa, shift;
+    qk_tile t = qk_tile_of_product(g);
+    qk_move_to_panel(g, 0, &t);
+    t.rows = 1;
+    t.bias = qk_repeat(t.bias, 1, MAX_NR, &bias), t.multiplier = qk_repeat(t.multiplier, 1, MAX_NR, &multiplier);
+    t.mantissa = qk_repeat(t.mantissa, 1, MAX_NR, &mantissa), t.shift = qk_repeat(t.shift, 1, MAX_NR, &shift);
+    t.col_scale = qk_repeat(t.col_scale, 1, MAX_NR, &scale);
+    if (g->epilogue->type == QK_TO_FLOAT) t.row_scale = t.col_scale; /* the two are multiplied */
+    for (size_t i = 0; i < rows; i += (size_t)t.cols) {
+        t.cols = (int)min_size(rows - i, (size_t)g->b->gemm8->nr);
+        store_column(g, block, first + i, i, &t, sums + i);
+    }
+}
+
+/* The same if some are wide, which is rare: row by row, as a tile that has a column. */
+static void store_sums_apart(const product *g, const row_block *block, size_t first, size_t rows, const int32_t *sums)
+{
+    qk_tile t = qk_tile_of_product(g);
+    qk_move_to_panel(g, 0, &t);
+    for (size_t i = 0; i < rows; i++) {
+        int32_t sum[MAX_NR] __attribute__((aligned(64))) = {sums[i]};
+        qk_store_tile(g, block, first + i, i, 1, 0, sum, &t);
+    }
+}
+
+/* The sums of rows, a stretch of k after the other. */
+static void sum_column(const product *g, const row_block *block, size_t rows, int32_t *sums)
+{
+    const size_t k = g->b->k;
+    const int bytes = g->in_place ? 1 : g->b->gemm8->a_bytes;
+    qk_few_rows few = {block->a, g->lda, rows, bytes, g->in_place && g->a_shift ? 0x80 : 0};
+    qk_column column = g->column;
+    int32_t part[MAX_ROWS] __attribute__((aligned(64)));
+    for (size_t i = 0; i < rows; i++) sums[i] = g->init[0];
+    for (size_t left = k, n; left && !qk_stopped_at_long(k); left -= n) {
+        n = min_size(left, QK_STRETCH);
+        g->b->gemm8->column_sums(&few, n, &column, part);
+        for (size_t i = 0; i < rows; i++) sums[i] = (int32_t)((uint32_t)sums[i] + (uint32_t)part[i]);
+        few.a = (const char *)few.a + n * (size_t)bytes, column.wide += n, column.codes += n;
+    }
+}
+
 static void multiply_column(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
-    const qk_gemm8_kernels *k = g->b->gemm8;
-    const int described = g->source->type == QK_FLOATS || g->source->zero_point_per_row;
-    const int wide = block->any_wide || g->epilogue->wide_scale; /* which is rare, and goes row by row */
-    int32_t acc[MAX_NR] __attribute__((aligned(64))) = {0};
-    repeated bias, scale, multiplier, mantissa, shift;
-    qk_tile t = qk_tile_of_product(g), line;
-    qk_move_to_panel(g, 0, &t);
-    line = t, line.rows = 1;
-    line.bias = qk_repeat(t.bias, 1, MAX_NR, &bias), line.multiplier = qk_repeat(t.multiplier, 1, MAX_NR, &multiplier);
-    line.mantissa = qk_repeat(t.mantissa, 1, MAX_NR, &mantissa), line.shift = qk_repeat(t.shift, 1, MAX_NR, &shift);
-    line.col_scale = qk_repeat(t.col_scale, 1, MAX_NR, &scale);
-    if (g->epilogue->type == QK_TO_FLOAT) line.row_scale = t.col_scale; /* the two are multiplied */
-    for (size_t i = 0, count; begin < end && i < rows; i += count) {
-        count = min_size(rows - i, (size_t)k->nr);
-        k->column_sums((int)count, g->b->k_pad, block->a + i * g->lda, g->lda, g->column, k->a_bytes, acc);
-        for (size_t j = 0; j < count; j++) acc[j] = (int32_t)((uint32_t)acc[j] + (uint32_t)g->init[0]);
-        for (size_t j = 0; wide && j < count; j++) {
-            int32_t sum[MAX_NR] __attribute__((aligned(64))) = {acc[j]};
-            qk_store_tile(g, block, first + i + j, i + j, 1, 0, sum, &t);
-        }
-        if (wide) continue;
-        for (size_t j = 0; j < count; j++) {
-            uint32_t less = described ? (uint32_t)block->zero[i + j] * (uint32_t)t.colsum[0] : 0;
-            if (g->b_zero) less += (uint32_t)block->term[i + j] * (uint32_t)g->b_zero[0];
-            acc[j] = (int32_t)((uint32_t)acc[j] - less);
-        }
-        line.cols = (int)count;
-        store_column(g, block, first + i, i, &line, acc);
+    const qk_epilogue *epilogue = g->epilogue;
+    const int direct = epilogue->type == QK_TO_INT32 && epilogue->row_stride == sizeof(int32_t);
+    int32_t own[MAX_ROWS] __attribute__((aligned(64)));
+    int32_t *sums = direct ? (int32_t *)result_at(g, first, 0) : own;
+    if (begin == end) return;
+    sum_column(g, block, rows, sums);
+    if (block->any_wide || epilogue->wide_scale) {
+        store_sums_apart(g, block, first, rows, sums);
+        return;
     }
+    correct_column(g, block, rows, sums);
+    if (!direct) store_columns(g, block, first, rows, sums);
 }
 
 /* Whether windows can be read where they lie: overlapping rows of long lines, which are whole steps. */
@@ -700,25 +742,27 @@ static void lay_out(product *g)
         g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
         g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
     }
-    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b)) {
+    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b) && !g->column.wide) {
         g->wide_at = g->walk.bytes;
         g->walk.bytes = qk_plus(g->wide_at, wide);
     }
 }
 
-void qk_fill_starts(const qk_rows *source, const int32_t *colsum, const int32_t *int_bias, size_t n, int32_t *starts)
+/* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */
+static void fill_starts(const qk_gemm8_kernels *k, const qk_rows *source, const int32_t *colsum,
+                        const int32_t *int_bias, size_t n, int32_t *starts)
 {
     const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
     const uint32_t shift = source->type == QK_CODES_I8 ? 128 : 0,
                    zero = one_zero ? shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
-    for (size_t j = 0; j < n; j++)
-        starts[j] = (int32_t)((int_bias ? (uint32_t)int_bias[j] : 0) - zero * (uint32_t)colsum[j]);
+    k->start_sums(starts, int_bias, colsum, zero, n);
 }
 
 /* Zero points of the stored codes. Returns whether one of them is not 0. */
 static int fill_zeros(const qk_gemm8_weights *b, const int32_t *b_zero, int32_t *zeros)
 {
     uint32_t any = 0;
+    if (!b_zero && !b->flipped) return 0;
     for (size_t j = 0; j < b->n_pad; j++) {
         zeros[j] = (b_zero ? b_zero[j] : 0) - (b->flipped ? 128 : 0);
         if (j < b->n) any |= (uint32_t)zeros[j];
@@ -733,7 +777,7 @@ static void fill_columns(product *g, int32_t *columns)
     const size_t n_pad = g->b->n_pad;
     g->init = epilogue->starts, g->plain = epilogue->plain;
     if (g->init) return;
-    qk_fill_starts(g->source, g->b->colsum, epilogue->int_bias, n_pad, columns);
+    fill_starts(g->b->gemm8, g->source, g->b->colsum, epilogue->int_bias, n_pad, columns);
     g->init = columns, g->plain = qk_is_plain(epilogue, g->b->n, INT32_MAX);
     if (fill_zeros(g->b, epilogue->b_zero, columns + n_pad)) g->b_zero = columns + n_pad;
 }
@@ -745,7 +789,8 @@ int qk_prepare(const qk_rows *source, const qk_weights *w, qk_epilogue *epilogue
     const int depthwise = w->family == QK_DEPTHWISE;
     if (!depthwise && fill_zeros(&w->gemm8, epilogue->b_zero, columns)) return 0;
     const int32_t *colsum = depthwise ? w->depthwise.colsum : w->gemm8.colsum;
-    qk_fill_starts(source, colsum, epilogue->int_bias, w->n_pad, depthwise ? multiplier : columns);
+    const qk_gemm8_kernels *k = depthwise ? w->depthwise.kernels->gemm8 : w->gemm8.gemm8;
+    fill_starts(k, source, colsum, epilogue->int_bias, w->n_pad, depthwise ? multiplier : columns);
     if (depthwise) qk_order_channels(&w->depthwise, multiplier, columns);
     epilogue->starts = columns, epilogue->plain = qk_is_plain(epilogue, w->n, largest);
     epilogue->int_bias = NULL;
@@ -770,7 +815,10 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .epilogue = epilogue,
                  .requant = qk_requant_of(epilogue)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
-    g.in_place = !source->patches && source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad;
+    const int column = b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g);
+    if (column) g.walk.multiply = multiply_column;
+    g.in_place = !source->patches && source->type != QK_FLOATS &&
+        (column || (source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad));
     if (epilogue->type == QK_TO_FLOAT) {
         const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
                                     qk_largest_bias(b->kernels, epilogue, b->n)};
@@ -785,9 +833,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     g.walk.panels = b->count;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);
-    if (b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g)) g.walk.multiply = multiply_column;
     const int status = qk_walk(&g.walk);
-    free(g.column);
+    free((void *)g.column.wide);
     if (columns != small) free(columns);
     return status;
 }

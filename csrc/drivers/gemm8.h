@@ -20,16 +20,14 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    void *column;      /* of b', if that is its only one and serves many rows */
+    qk_column column;  /* of b', if that is its only one and serves many rows */
     size_t lda;        /* bytes of a row of a' */
-    qk_window window;  /* of rows that stay lines of an image, with its padding around; no lines: they do not */
-    size_t line_bytes; /* of such a line */
     size_t spare_at;   /* where a row of codes lies in the memory of a task */
     size_t wide_at;    /* and a panel, if the tile wants it widened; else 0 */
+    qk_window window;  /* of rows that stay lines of an image, with its padding around; no lines: they do not */
+    size_t line_bytes; /* of such a line */
 } product;
 
-/* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */
-void qk_fill_starts(const qk_rows *source, const int32_t *colsum, const int32_t *int_bias, size_t n, int32_t *starts);
 /* How sums become codes: ReLU is a bound of these. */
 qk_requant qk_requant_of(const qk_epilogue *epilogue);
 /* Whether tiles of n columns, no sum of which has a larger magnitude before its int_bias, are plain (kernels.h). */

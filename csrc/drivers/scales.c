@@ -28,49 +28,76 @@ static void quantize(const qk_row_quantizer *p, const float *x, size_t n, void *
         p->kernels->elementwise->quantize_f32_16(x, q, n, affine);
 }
 
-/* Whether the scale of a row would be below float32's normal numbers. Then all of it is multiplied by a power of two,
- * which is exact. */
-static int is_tiny(const qk_row_plan *plan) { return plan->row.scale == FLT_MIN && plan->lo != plan->hi; }
-static const float up = 0x1p100f;
-
-int qk_plan_row(const qk_row_quantizer *p, const float *x, qk_row_plan *plan)
-{
-    float scale;
-    qk_row_scale *row = &plan->row;
-    p->kernels->elementwise->minmax_f32(x, p->n, &plan->lo, &plan->hi);
-    if (!isfinite(plan->lo) || !isfinite(plan->hi)) return 0;
-    qk_choose_inside(plan->lo, plan->hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
-    scale = row->scale;
-    row->wide = plan->lo != plan->hi && !qk_is_ordinary(&p->factors, scale) ? scale : 0;
-    if (is_tiny(plan)) {
-        qk_choose_inside(plan->lo * up, plan->hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
-        row->wide = scale * 0x1p-100;
-    }
-    plan->affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
-    return 1;
-}
-
-void qk_quantize_planned(const qk_row_quantizer *p, const float *x, void *q, const qk_row_plan *plan)
+/* A scale below float32's normal numbers: then all of the row is multiplied by a power of two, which is exact. */
+static void quantize_tiny(const qk_row_quantizer *p, const float *x, void *q, float lo, float hi, qk_row_scale *row)
 {
     enum { CHUNK = 256 };
-    float larger[CHUNK];
-    if (!is_tiny(plan)) {
-        quantize(p, x, p->n, q, &plan->affine);
-        return;
-    }
+    const float up = 0x1p100f;
+    float larger[CHUNK], scale;
+    qk_choose_inside(lo * up, hi * up, p->qmin, p->qmax, p->symmetric, &scale, &row->zero_point);
+    row->wide = scale * 0x1p-100;
+    const qk_affine affine = qk_affine_of(scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
     for (size_t done = 0, n; done < p->n; done += n) {
         n = min_size(p->n - done, CHUNK);
         for (size_t i = 0; i < n; i++) larger[i] = x[done + i] * up;
-        quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &plan->affine);
+        quantize(p, larger, n, (char *)q + done * (size_t)p->bytes, &affine);
     }
 }
 
 int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_scale *row)
 {
-    qk_row_plan plan;
-    if (!qk_plan_row(p, x, &plan)) return 0;
-    qk_quantize_planned(p, x, q, &plan);
-    *row = plan.row;
+    float lo, hi;
+    p->kernels->elementwise->minmax_f32(x, p->n, &lo, &hi);
+    if (!isfinite(lo) || !isfinite(hi)) return 0;
+    qk_choose_inside(lo, hi, p->qmin, p->qmax, p->symmetric, &row->scale, &row->zero_point);
+    if (row->scale == FLT_MIN && lo != hi) {
+        quantize_tiny(p, x, q, lo, hi, row);
+        return 1;
+    }
+    row->wide = lo != hi && !qk_is_ordinary(&p->factors, row->scale) ? row->scale : 0;
+    const qk_affine affine = qk_affine_of(row->scale, row->zero_point, p->qmin, p->qmax, QK_HALF_EVEN);
+    quantize(p, x, p->n, q, &affine);
+    return 1;
+}
+
+/* Scales from `least` to `most` are ordinary, and so far from the ends of float32 that brackets are, too. */
+static void bounds_of_usual(const qk_factors *f, float *least, float *most)
+{
+    const double low = 0x1.001p-126 / f->least, high = fmin(0x1.ffep126, 0x1.ffep125 / f->sum) / f->most;
+    *least = (float)fmax(low, 0x1p-64), *most = (float)fmin(high, 0x1p64);
+    if (!(f->sum <= 0x1p127 && f->bias <= 0x1p126 && f->least > 0)) *most = 0;
+}
+
+/* Rows that do not exist have a range like that of zeros. The bounds of the quotients are those between which codes are
+ * from 0 to 255 (numerics 3). */
+void qk_plan_group(const qk_row_quantizer *p, const float *x, ptrdiff_t stride, size_t rows, qk_row_group *g)
+{
+    const float rounder = 0x1.8p23f;
+    float least, most;
+    bounds_of_usual(&p->factors, &least, &most);
+    memset(g->lo, 0, sizeof g->lo), memset(g->hi, 0, sizeof g->hi);
+    for (size_t i = 0; i < rows; i++)
+        p->kernels->elementwise->minmax_f32((const float *)((const char *)x + (ptrdiff_t)i * stride), p->n, g->lo + i,
+                                            g->hi + i);
+    for (int i = 0; i < QK_TOGETHER; i++) {
+        const float lo = g->lo[i], hi = g->hi[i], scale = (hi - lo) / 255.0f + (float)(lo == hi);
+        const float inverse = 1.0f / scale, quotient = 0 - lo / scale, zero = quotient > 255.0f ? 255.0f : quotient;
+        const float start = zero + rounder, whole = start - rounder;
+        const float above = inverse * (1 + 0x1p-22f);
+        g->above[i] = above, g->below[i] = inverse * (1 - 0x1p-22f), g->start[i] = start;
+        const int usual =
+            (scale >= least) & (scale <= most) & (hi * above + whole < 255.4999f) & (lo * above + whole > -0.4999f);
+        g->scale[i] = scale, g->usual[i] = usual, g->zero_point[i] = (int32_t)(usual ? whole : 0);
+    }
+}
+
+int qk_quantize_of_group(const qk_row_quantizer *p, const qk_row_group *g, size_t i, const float *x, uint8_t *q,
+                         qk_row_scale *row)
+{
+    const qk_bracket bracket = {g->above[i], g->below[i], g->start[i]};
+    if (!g->usual[i] || !p->kernels->elementwise->bracketed_codes(x, q, p->n, bracket))
+        return qk_quantize_row(p, x, q, row);
+    *row = (qk_row_scale){.scale = g->scale[i], .zero_point = g->zero_point[i]};
     return 1;
 }
 

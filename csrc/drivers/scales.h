@@ -55,19 +55,23 @@ typedef struct {
     int32_t zero_point;
 } qk_row_scale;
 
-/* What the range of a row tells. */
-typedef struct {
-    qk_row_scale row;
-    qk_affine affine;
-    float lo, hi;
-} qk_row_plan;
-
-/* Finds the range of a row and its scale; returns 0 where a value is not finite. The divisions that this takes wait for
- * one another: rows are quantized faster if the range of each is found before the codes of the one before it. */
-int qk_plan_row(const qk_row_quantizer *p, const float *x, qk_row_plan *plan);
-void qk_quantize_planned(const qk_row_quantizer *p, const float *x, void *q, const qk_row_plan *plan);
-/* Both, of one row. */
+/* Finds the range of a row, its scale and its codes; returns 0 where a value is not finite. */
 int qk_quantize_row(const qk_row_quantizer *p, const float *x, void *q, qk_row_scale *row);
+
+/* Rows of codes from 0 to 255 whose scales are found together: the divisions that each takes wait for one another.
+ * Those that are not `usual` are left to qk_quantize_row. */
+enum { QK_TOGETHER = 16 };
+typedef struct {
+    float lo[QK_TOGETHER], hi[QK_TOGETHER], scale[QK_TOGETHER];
+    float above[QK_TOGETHER], below[QK_TOGETHER], start[QK_TOGETHER]; /* qk_bracket */
+    int32_t zero_point[QK_TOGETHER], usual[QK_TOGETHER];
+} qk_row_group;
+
+/* Finds the scales of at most QK_TOGETHER rows, `stride` bytes apart. */
+void qk_plan_group(const qk_row_quantizer *p, const float *x, ptrdiff_t stride, size_t rows, qk_row_group *group);
+/* Row i of the group at x; returns as qk_quantize_row. */
+int qk_quantize_of_group(const qk_row_quantizer *p, const qk_row_group *group, size_t i, const float *x, uint8_t *q,
+                         qk_row_scale *row);
 
 /* Turns scaled sums of the one row of a tile, at most MAX_NR, into its floats: bias, residual, one rounding to float32,
  * then the activation and the clamp. */

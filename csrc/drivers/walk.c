@@ -9,6 +9,10 @@ enum { BLOCK_BYTES = 256 * 1024, SMALL_BYTES = 24 * 1024 }; /* rows that stay in
 void qk_share(walk *w, size_t row_bytes, int tile_rows)
 {
     const size_t m = w->m, mr = (size_t)tile_rows, team = (size_t)qk_threads_for(SIZE_MAX, w->work);
+    if (team == 1 && m <= mr) { /* whose divisions would take as long as their product */
+        w->block_rows = m, w->row_blocks = w->col_chunks = 1;
+        return;
+    }
     size_t most = (w->block_bytes ? w->block_bytes : BLOCK_BYTES) / (row_bytes + 1) / mr * mr;
     most = most < mr ? mr : min_size(most, MAX_ROWS / mr * mr);
     size_t blocks = ceil_div(m, most);
@@ -43,14 +47,15 @@ static void run_tasks(void *context, size_t begin, size_t end)
     }
     size_t taken = SIZE_MAX; /* the first of the rows that the memory holds */
     for (size_t task = begin; task < end; task++) {
-        const size_t first = task / w->col_chunks * w->block_rows, chunk = task % w->col_chunks;
+        const size_t chunks = w->col_chunks, block = qk_over(task, chunks), chunk = task - block * chunks;
+        const size_t first = block * w->block_rows;
         const size_t rows = min_size(w->m - first, w->block_rows);
         if (first != taken && !w->take_rows(w, memory, first, rows)) {
             fail(w, -2);
             break;
         }
         taken = first;
-        multiply(w, memory, first, rows, w->panels * chunk / w->col_chunks, w->panels * (chunk + 1) / w->col_chunks);
+        multiply(w, memory, first, rows, qk_over(w->panels * chunk, chunks), qk_over(w->panels * (chunk + 1), chunks));
     }
     if (memory != small) free(memory);
 }

@@ -191,4 +191,25 @@ typedef struct {
     size_t by_label; /* chunks in which distances between centroids saved work */
 } qk_kmeans_counts;
 
+/* Rounding with feedback (numerics 30): k rows of n columns, a multiple of 32, and the grid that they are rounded to.
+ */
+typedef struct {
+    size_t k, n;
+    const float *w;    /* (k, n) */
+    const float *feed; /* (k, ld): entry j of row i times the error of row j is added to row i; 0 within blocks of 12 */
+    const float *near; /* (k, 12): the same for the rows of i's own block that precede it */
+    size_t ld;
+    int both;             /* whether later rows, whose errors are those of an earlier pass, count */
+    const int32_t *group; /* (k): the row of scale and zero point */
+    const float *scale;
+    const int32_t *zero; /* NULL: levels */
+    int32_t qmin, qmax;
+    size_t levels; /* (levels, n) ascending, and the largest float below each but the first: (levels - 1, n) */
+    const float *level, *threshold;
+    const float *weight; /* (k): what the square of the distance from a row's values to their codes counts in loss */
+    int16_t *codes;      /* (k, n); with levels, their ranks */
+    float *errors;       /* (n / 32, k, 32): w less what its code stands for */
+    double *loss;        /* (n): to which these are added, less those of the earlier pass */
+} qk_feedback;
+
 #endif

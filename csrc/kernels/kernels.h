@@ -15,6 +15,11 @@ typedef struct {
     int half_away;
 } qk_affine;
 
+/* Two factors, one above and one below 1 / scale, and the zero point + ROUNDER (numerics 3). */
+typedef struct {
+    float above, below, start;
+} qk_bracket;
+
 /* Those of rows, which share them: element i of a row has the parameters of number i / run. */
 typedef struct {
     const float *scale, *reciprocal; /* reciprocal NULL: divide */
@@ -23,6 +28,15 @@ typedef struct {
     int half_away;
     size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
 } qk_affines;
+
+/* Gradients of fake_quantize (numerics 26): terms of so many rows are added in float32; a run is rows of so many lanes;
+ * so many columns are seen at most. */
+enum { QK_GRAD_ROWS = 16, QK_GRAD_LANES = 16, QK_GRAD_COLUMNS = 512 };
+
+/* What sums of terms are added to: one of each a column, or a lane. */
+typedef struct {
+    double *scale, *zero;
+} qk_grad_sums;
 
 /* A tile of int32 sums on its way out. Pointers are those of the tile's first row and column. */
 typedef struct {
@@ -77,6 +91,19 @@ static inline void qk_set_rows(qk_tile *t, const qk_epilogue *epilogue, size_t r
     t->dst = (char *)epilogue->out + row * epilogue->row_stride + col * sizeof(float);
     if (epilogue->residual) qk_tile_residual(t, epilogue, row, col);
 }
+
+/* A column of b', as int16 and as bytes; and rows that meet it: codes of `bytes` each, which bytes are ^ flip. */
+typedef struct {
+    const int16_t *wide;
+    const int8_t *codes;
+} qk_column;
+
+typedef struct {
+    const void *a;
+    size_t lda, count; /* lda: in bytes */
+    int bytes;
+    uint8_t flip;
+} qk_few_rows;
 
 /* The columns of b that become a panel. */
 typedef struct {
@@ -148,6 +175,18 @@ int32_t qk_nearest_f64(const double *x, const double *centroids, size_t k, size_
 /* A panel of weights that are floats (numerics 16): rows of k, each of 32 columns in order; but in those of bfloat16
  * columns j and j + 16 are neighbours, so that a shift and a mask widen a register of both. */
 enum { QK_GEMMF16_NR = 32, QK_GEMMF16_ROW_PANELS = 4 };
+
+/* Rows and 32 columns on their way to codes. Entry j of row i of w, scale, zero, codes is at i * stride + j, but scale
+ * and zero have a row for each group; errors and sums have rows of 32. */
+enum { QK_ROUND_ROWS = 12 };
+typedef struct {
+    int rows;
+    const qk_feedback *of;
+    size_t row, column;  /* the first ones */
+    float *errors;       /* of w, from the first row on */
+    const float *before; /* sums of what errors of earlier blocks of rows add */
+    const float *after;  /* and of later rows, or NULL */
+} qk_round_rows;
 
 static inline size_t qk_code_bytes(qk_dtype t) { return t == QK_I32 ? 4 : t == QK_I16 || t == QK_U16 ? 2 : 1; }
 

@@ -19,6 +19,9 @@ static inline size_t qk_plus(size_t a, size_t b)
     return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
 }
 
+/* a / b if b is 1 more often than not: a division takes as long as dozens of products. */
+static inline size_t qk_over(size_t a, size_t b) { return b == 1 ? a : a / b; }
+
 static inline size_t ceil_div(size_t n, size_t by) { return n / by + (n % by != 0); }
 static inline size_t round_up(size_t n, size_t step) { return qk_times(ceil_div(n, step), step); }
 static inline size_t min_size(size_t n, size_t limit) { return n < limit ? n : limit; }

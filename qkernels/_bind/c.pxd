@@ -48,6 +48,19 @@ cdef extern from "drivers/drivers.h" nogil:
                     qk_rounding rounding) except -3
     int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p) except -3
     int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p) except -3
+    int qk_quantize_randomly(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
+                             uint64_t seed) except -3
+    ctypedef struct qk_fake_grad:
+        const void *grad
+        const void *x
+        void *grad_x
+        float *grad_scale
+        float *grad_zero_point
+        qk_dtype dtype
+        int clipped
+
+    size_t qk_fake_grad_sums(const qk_params *p)
+    int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double *sums) except -3
     int qk_minmax(const float *x, size_t n, float *lo, float *hi) except -3
     void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, float *scale, int32_t *zero_point)
     int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
@@ -187,9 +200,39 @@ cdef extern from "drivers/drivers.h" nogil:
     qk_codebook qk_book_tables(const qk_book *book)
     int qk_encode(const float *x, uint8_t *q, const qk_codebook *c, size_t outer, size_t length, size_t inner,
                   size_t block, float *scale) except -3
+    ctypedef struct qk_moved_codes:
+        const void *x
+        qk_dtype dtype
+        uint8_t *codes
+        const float *level
+        const uint8_t *below
+        const uint8_t *above
+        size_t k, channels, total, length, inner, block
+        const float *scale
+        uint64_t seed
+
+    int qk_move_codes(qk_moved_codes *m) except -3
     int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, size_t length, size_t inner,
                   size_t block, const float *scale) except -3
     int qk_largest_code(const uint8_t *q, size_t n) except -3
+
+    ctypedef struct qk_feedback:
+        size_t k, n, ld, levels
+        int both
+        int32_t qmin, qmax
+        const float *w
+        const float *feed
+        const float *near
+        const float *weight
+        const float *scale
+        const float *level
+        const float *threshold
+        const int32_t *group
+        const int32_t *zero
+        int16_t *codes
+        float *errors
+        double *loss
+    int qk_round(const qk_feedback *p) except -3
 
     ctypedef enum qk_gguf_type:
         QK_Q8_0, QK_Q4_0

@@ -1,19 +1,22 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind codebooks of scalars and of vectors, dense bits and the blocks of GGUF."""
 
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
 
 import numpy as np
 
 cimport cython
 cimport numpy as cnp
 
-from .arrays cimport contiguous, data_of, FLOAT32, floats, lay_out, out_array, refuse_overlap, result_array, uint8s
+from .arrays cimport (
+    contiguous, data_of, FLOAT32, floats, lay_out, out_array, reals, refuse_overlap, result_array, uint8s,
+)
 from .c cimport (
     qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
-    qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
+    QK_F32, QK_F64, qk_feedback, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
+    qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
     qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q4_0,
-    QK_Q8_0, qk_scope, qk_to_gguf, qk_unpack_bits,
+    QK_Q8_0, qk_round, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -65,6 +68,25 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
     with nogil:
         finite = qk_encode(floats(x), uint8s(q), &levels.c, outer, length, inner, block, floats(scales))
     return q if finite else None
+
+
+def move_codes(cnp.ndarray x, cnp.ndarray codes, tuple tables, axis, size_t block, cnp.ndarray scales, uint64_t seed):
+    """Make stochastic codes of those of the nearest levels, in place.
+
+    x is contiguous float32 or float64; the tables, (channels, k), are levels (float32) and the codes of the next lower
+    and higher ones (uint8); scales are those of the blocks, or None.
+    """
+    cdef qk_moved_codes m
+    cdef size_t outer
+    level, below, above = tables
+    m.x, m.codes, m.seed, m.block, m.scale = data_of(x), uint8s(codes), seed, block, floats(scales)
+    m.dtype = QK_F64 if x.dtype.itemsize == 8 else QK_F32
+    m.level, m.below, m.above = floats(level), uint8s(below), uint8s(above)
+    m.channels, m.k = level.shape
+    m.total = <size_t>cnp.PyArray_SIZE(x)
+    split_shape(x, axis, &outer, &m.length, &m.inner)
+    with nogil:
+        qk_move_codes(&m)
 
 
 def decode(cnp.ndarray codes, int k, Levels levels not None, axis, size_t block, cnp.ndarray scales, given_scales, out):
@@ -207,6 +229,35 @@ def search(cnp.ndarray queries, codes, size_t n, VectorLevels levels not None, P
     if not done:
         raise MemoryError(f"no memory for {count} queries")
     return distances, indices
+
+
+# ---- rounding with feedback ----
+
+
+def round_rows(cnp.ndarray w, feedback, cnp.ndarray group, grid, cnp.ndarray codes, cnp.ndarray errors,
+               cnp.ndarray loss):
+    """Fill codes and errors, which are read, too, if later rows count: all are laid out as `qk_feedback` says.
+
+    feedback: feed (k, ld), near (k, 12), weight (k) and whether later rows count. grid: (scale, zero, qmin, qmax), or
+    (scale, levels, thresholds).
+    """
+    cdef cnp.ndarray feed = feedback[0], near = feedback[1], weight = feedback[2]
+    cdef cnp.ndarray scale = grid[0], first = grid[1], threshold
+    cdef qk_feedback p
+    p.k, p.n = <size_t>cnp.PyArray_DIM(w, 0), <size_t>cnp.PyArray_DIM(w, 1)
+    p.ld = <size_t>cnp.PyArray_DIM(feed, 1)
+    p.w, p.feed, p.near, p.weight, p.loss = floats(w), floats(feed), floats(near), floats(weight), reals(loss)
+    p.both, p.group, p.scale = feedback[3], <const int32_t *>data_of(group), floats(scale)
+    p.codes, p.errors = <int16_t *>data_of(codes), floats(errors)
+    if len(grid) == 4:
+        p.zero, p.qmin, p.qmax = <const int32_t *>data_of(first), grid[2], grid[3]
+        p.levels, p.level, p.threshold = 0, NULL, NULL
+    else:
+        threshold = grid[2]
+        p.zero, p.levels = NULL, <size_t>cnp.PyArray_DIM(first, 0)
+        p.level, p.threshold, p.qmin, p.qmax = floats(first), floats(threshold), 0, 0
+    with nogil:
+        qk_round(&p)
 
 
 # ---- dense bits and GGUF's blocks ----

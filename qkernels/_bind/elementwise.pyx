@@ -3,6 +3,7 @@
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 import numpy as np
@@ -19,9 +20,10 @@ from .arrays cimport (
     refuse_overlap, result_array, rounding_code,
 )
 from .c cimport (
-    qk_choose, qk_dequantize, qk_enter_scope, qk_fake_quantize, QK_HALF_AWAY, QK_I32, qk_least_squares, qk_minmax,
-    QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier, qk_quantize_rows, qk_reciprocals,
-    qk_refine, qk_requant, qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
+    qk_choose, qk_dequantize, qk_enter_scope, qk_fake_grad, qk_fake_grad_sums, qk_fake_quantize, qk_fake_quantize_grad,
+    QK_HALF_AWAY, QK_I32, qk_least_squares, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize,
+    qk_quantize_multiplier, qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant,
+    qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
 )
 
 cnp.import_array()
@@ -174,6 +176,54 @@ def fake_quantize(x, params, out):
         with nogil:
             qk_fake_quantize(data_of(a), data_of(y), type, &p)
     return y if out is None else out
+
+
+def quantize_randomly(x, params, uint64_t seed, bint back, out):
+    """Round x to codes, or `back` to the values that these stand for, stochastically."""
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params by = params_of(params)
+    cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
+    cdef qk_dtype from_ = <qk_dtype>float_type(a, "x"), to = from_ if back else by.storage
+    cdef qk_params p
+    by.lay_over(a, &p, "x")
+    cdef cnp.ndarray y = result_array(out, a, a.dtype if back else by.dtype)
+    if out is not None and not (back and data_of(a) == data_of(y)):
+        refuse_overlap(y, given, "x")
+    if cnp.PyArray_SIZE(a) <= BRIEF:
+        qk_quantize_randomly(data_of(a), from_, data_of(y), to, &p, seed)
+    else:
+        with nogil:
+            qk_quantize_randomly(data_of(a), from_, data_of(y), to, &p, seed)
+    return y if out is None else out
+
+
+def fake_quantize_grad(grad, x, params, bint clipped):
+    """Return the gradients of x, of the scales and of the zero points."""
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Params by = params_of(params)
+    if by.codes_are_floats:
+        raise TypeError(f"params must have an integer dtype, got {by.dtype.name}")
+    cdef cnp.ndarray a = contiguous(array_of(x, "x")), g = array_of(grad, "grad")
+    cdef qk_fake_grad given
+    given.dtype = <qk_dtype>float_type(a, "x")
+    if g.dtype != a.dtype:
+        raise TypeError(f"grad must have the dtype of x, {a.dtype}, got {g.dtype}")
+    if not cnp.PyArray_SAMESHAPE(g, a):
+        raise ValueError(f"grad must have the shape of x, {(<object>a).shape}, got {(<object>g).shape}")
+    g = contiguous(g)
+    cdef qk_params p
+    by.lay_over(a, &p, "x")
+    cdef cnp.ndarray grad_x = np.empty_like(a)
+    cdef cnp.ndarray scale = np.empty(by.scale.shape, FLOAT32), zero_point = np.empty(by.scale.shape, FLOAT32)
+    cdef cnp.ndarray sums = np.empty(2 * qk_fake_grad_sums(&p))
+    given.grad, given.x, given.grad_x, given.clipped = data_of(g), data_of(a), data_of(grad_x), clipped
+    given.grad_scale, given.grad_zero_point = floats(scale), floats(zero_point)
+    if cnp.PyArray_SIZE(a) <= BRIEF:
+        qk_fake_quantize_grad(&given, &p, reals(sums))
+    else:
+        with nogil:
+            qk_fake_quantize_grad(&given, &p, reals(sums))
+    return grad_x, (<object>scale)[()], (<object>zero_point)[()]
 
 
 def minmax(cnp.ndarray x):

@@ -1,5 +1,6 @@
-/* SIMDe's <immintrin.h> with AVX-512, tiles of AMX in plain C, and what SIMDe's portable code does not do as the instructions do: its
- * multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler; and what is missing.
+/* SIMDe's <immintrin.h> with AVX-512, tiles of AMX in plain C, and what SIMDe's portable code does not do as the
+ * instructions do: its multiply-adds round twice, its conversion leaves NaN and what is beyond int32 to the compiler;
+ * and what is missing.
  */
 #ifndef EMULATED_IMMINTRIN_H
 #define EMULATED_IMMINTRIN_H
@@ -54,6 +55,14 @@ static inline __m512i sign_widened(__m128i a)
     simde__m512i_private n;
     for (int i = 0; i < 16; i++) n.i32[i] = a_.i8[i];
     return simde__m512i_from_private(n);
+}
+
+static inline __m128i low_bytes(__m512i a)
+{
+    simde__m512i_private a_ = simde__m512i_to_private(a);
+    simde__m128i_private n;
+    for (int i = 0; i < 16; i++) n.u8[i] = (uint8_t)a_.i32[i];
+    return simde__m128i_from_private(n);
 }
 
 static inline __m512i shifted_right(__m512i a, __m512i by)
@@ -222,6 +231,7 @@ static inline void multiply_tiles(int sums, int a, int b)
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)
 #define _mm512_cvtepi8_epi32(a) sign_widened(a)
+#define _mm512_cvtepi32_epi8(a) low_bytes(a)
 #define _mm512_cvtph_ps(a) of_halves(a)
 #undef _mm256_fmadd_ps
 #undef _mm256_cvtph_ps

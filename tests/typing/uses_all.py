@@ -47,6 +47,10 @@ assert_type(qk.dequantize(q, params, dtype=float), NDArray[np.float64])
 assert_type(qk.dequantize(q, params, dtype="bfloat16"), Array)
 assert_type(qk.dequantize(q, params, out=qk.fake_quantize(x, params)), Float32)
 assert_type(qk.fake_quantize(x, params), Float32)
+assert_type(qk.quantize(x, params, rounding="stochastic", seed=1, out=q), Array)
+assert_type(qk.fake_quantize(x, params, rounding="stochastic", seed=1), Float32)
+assert_type(qk.encode(x, qk.NF4, rounding="stochastic", seed=1), tuple[NDArray[np.uint8], Float32])
+assert_type(qk.fake_quantize_grad(x, x, params, edge="clipped")[0], Float32)
 codes, chosen = qk.dynamic_quantize(x, "uint8", axis=0)
 assert_type(chosen, qk.QParams)
 assert_type(qk.requantize(np.array([[1, 2]], np.int32), [0.5, 1], one, bias=[1, 2], rounding="tflite"), Array)
@@ -146,6 +150,18 @@ found: qk.KMeansResult[float] = qk.kmeans(
 assert_type(found.inertia, float)
 assert_type(qk.kmeans1d(x, 3).inertia, float)
 assert_type(qk.kmeans1d(x, 3, axis=1).inertia, NDArray[np.float64])
+
+# mixed precision
+allocation = qk.allocate_bits([[9, 4, 1], [5, 3, 2]], [2, 3, 4], 6)
+assert_type(allocation, qk.Allocation[float])
+inputs = qk.Hessian(2).update(x.T).merge(qk.Hessian.from_arrays(qk.Hessian(2).update(x.T).to_arrays()))
+assert_type(inputs, qk.Hessian)
+assert_type((inputs.k, inputs.count), tuple[int, int])
+assert_type(inputs.sum, NDArray[np.float64])
+assert_type(qk.gptq(x, inputs, one, order="natural", damp=0.1, center=False, refine=0), qk.GPTQResult[qk.QParams])
+assert_type(qk.gptq(x, inputs, (qk.Codebook([-1, 1], axis=0, block_size=2), np.ones((1, 32)))).params, qk.Codebook)
+assert_type(qk.sensitivity(x, inputs, [one, qk.FP4, inputs.moments @ x], center=True), NDArray[np.float64])
+assert_type(qk.pareto([[9, 4, 1], [5, 3, 2]], np.ones((2, 3))).error, Array)
 
 # housekeeping
 with qk.num_threads(1):

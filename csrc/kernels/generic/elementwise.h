@@ -56,9 +56,12 @@ static inline int32_t round_to_int(float v, int half_away)
  * values once more, since fake_quantize is idempotent. */
 enum {
     SPAN = 32,
-    TOGETHER = 2,      /* rows that are seen at once, so that parameters are read once for all of them */
+    TOGETHER = 4,      /* rows of which a span each is seen, while its parameters are at hand; */
+    GROUPS = 8,        /* and groups each in a row of its own */
+    SHORT_RUN = 128,   /* for longer ones it pays to have parameters in registers */
     LOOK_AHEAD = 256,  /* elements from the loop to those that are fetched into the cache, to be read or written soon */
-    PARAMETERS = 1024, /* that are used at a time: they stay in the L1 cache */
+    PARAMETERS = 1024, /* that are used at a time: they stay in the L1 cache, */
+    APART = 48,        /* the five arrays in lines of their own, and not in those that rows of 1024 floats share */
 };
 
 /* What becomes of elements: codes, floats by way of codes, or floats of codes of a type, FROM_CODES + type. */
@@ -74,8 +77,8 @@ typedef struct {
 
 /* Copies of parameters, and bounds of x, or, if it is divided by the scale, of the quotient. */
 typedef struct {
-    float scale[PARAMETERS], reciprocal[PARAMETERS], lo[PARAMETERS], hi[PARAMETERS];
-    int32_t zero_point[PARAMETERS];
+    float scale[PARAMETERS + APART], reciprocal[PARAMETERS + APART], lo[PARAMETERS + APART], hi[PARAMETERS + APART];
+    int32_t zero_point[PARAMETERS + APART];
 } parameters;
 
 static QK_INLINE size_t bytes_in(const int what)
@@ -108,12 +111,18 @@ static QK_INLINE void fetch(const char *at, const size_t bytes)
     for (size_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte);
 }
 
-static QK_INLINE void look_ahead(stretch s, size_t i, const size_t rows, const size_t n, const int what)
+/* How far ahead of element i of a stretch of `rows` rows is one that is seen soon: in its row, or in one of the next.
+ */
+static QK_INLINE size_t ahead_of(stretch s, size_t i, const size_t rows, size_t stride)
 {
-    for (size_t row = 0; row < rows; row++) {
-        fetch(s.in + (row * s.in_stride + i + LOOK_AHEAD) * bytes_in(what), n * bytes_in(what));
-        fetch(s.out + (row * s.out_stride + i + LOOK_AHEAD) * bytes_out(what), n * bytes_out(what));
-    }
+    return i + LOOK_AHEAD < s.n ? LOOK_AHEAD : LOOK_AHEAD - s.n + rows * stride;
+}
+
+static QK_INLINE void look_ahead(const char *in, size_t in_ahead, const char *out, size_t out_ahead, const size_t n,
+                                 const int what)
+{
+    fetch(in + in_ahead * bytes_in(what), n * bytes_in(what));
+    fetch(out + out_ahead * bytes_out(what), n * bytes_out(what));
 }
 
 /* Those of one element. */
@@ -155,10 +164,10 @@ static inline float difference(int32_t code, int32_t zero_point)
 }
 
 static QK_INLINE void dequantize_span(const qk_dtype from, const char *restrict q, float *restrict y, const size_t n,
-                                      const parameters *p, size_t j, const size_t step)
+                                      const parameters *p, const size_t step)
 {
-    const float scale = p->scale[j];
-    const int32_t zero_point = p->zero_point[j];
+    const float scale = p->scale[0];
+    const int32_t zero_point = p->zero_point[0];
 #ifdef HAVE_WIDEN
     int32_t codes[SPAN]; /* in registers */
     const int widened = n == SPAN && from <= QK_U8;
@@ -168,53 +177,62 @@ static QK_INLINE void dequantize_span(const qk_dtype from, const char *restrict 
     const int widened = 0;
 #endif
     for (size_t i = 0; i < n; i++)
-        y[i] = difference(widened ? codes[i] : qk_code_at(q, from, i), step ? p->zero_point[j + i] : zero_point) *
-            (step ? p->scale[j + i] : scale);
+        y[i] = difference(widened ? codes[i] : qk_code_at(q, from, i), step ? p->zero_point[i] : zero_point) *
+            (step ? p->scale[i] : scale);
 }
 
-/* n elements from the one at `at` on, of one row or two, by the parameters from number j on, or by that one
- * (step 0). */
-static QK_INLINE void compute_span(const int what, stretch s, const size_t rows, size_t at, const size_t n,
-                                   const parameters *p, size_t j, const size_t step, const int how)
+/* n elements by as many parameters from p on, or by the first of them (step 0). */
+static QK_INLINE void compute_span(const int what, const char *in, char *out, const size_t n, const parameters *p,
+                                   const size_t step, const int how)
 {
-    const char *in = s.in + at * bytes_in(what), *in1 = in + s.in_stride * bytes_in(what);
-    char *out = s.out + at * bytes_out(what), *out1 = out + s.out_stride * bytes_out(what);
     if (what >= FROM_CODES) {
-        dequantize_span((qk_dtype)(what - FROM_CODES), in, (float *)out, n, p, j, step);
-        if (rows > 1) dequantize_span((qk_dtype)(what - FROM_CODES), in1, (float *)out1, n, p, j, step);
+        dequantize_span((qk_dtype)(what - FROM_CODES), in, (float *)out, n, p, step);
         return;
     }
-    const parameter same = parameter_at(p, j, what, how);
+    const parameter same = parameter_at(p, 0, what, how);
     QK_NO_DEPENDENCE
     for (size_t i = 0; i < n; i++) {
-        const parameter here = step ? parameter_at(p, j + i, what, how) : same;
-        const float v = quotient(((const float *)in)[i], here, how);
-        const float v1 = rows > 1 ? quotient(((const float *)in1)[i], here, how) : 0;
-        store_quotient(what, v, out, i, here, how);
-        if (rows > 1) store_quotient(what, v1, out1, i, here, how);
+        const parameter here = step ? parameter_at(p, i, what, how) : same;
+        store_quotient(what, quotient(((const float *)in)[i], here, how), out, i, here, how);
     }
 }
 
-static QK_INLINE void compute_stretch(const int what, stretch s, const size_t rows, const parameters *p, size_t j,
+/* Returns those from number j on: all arrays are reached from one address. */
+static QK_INLINE const parameters *parameters_from(const parameters *p, size_t j)
+{
+    return (const parameters *)((const float *)p + j);
+}
+
+static QK_INLINE void compute_stretch(const int what, stretch s, const size_t rows, const parameters *p,
                                       const size_t step, const int how)
 {
+    const size_t in_step = s.in_stride * bytes_in(what), out_step = s.out_stride * bytes_out(what);
     const size_t head = head_of(what < FROM_CODES ? s.in : s.out, s.n);
-    if (s.n < SPAN) compute_span(what, s, rows, 0, s.n, p, j, step, how);
+    for (size_t row = 0; s.n < SPAN && row < rows; row++)
+        compute_span(what, s.in + row * in_step, s.out + row * out_step, s.n, p, step, how);
     for (size_t i = 0; s.n >= SPAN && i < s.n; i = next_span(i, s.n, head, SPAN)) {
-        look_ahead(s, i, rows, SPAN, what);
-        compute_span(what, s, rows, i, SPAN, p, j + i * step, step, how);
+        const char *in = s.in + i * bytes_in(what);
+        char *out = s.out + i * bytes_out(what);
+        const size_t in_ahead = ahead_of(s, i, rows, s.in_stride), out_ahead = ahead_of(s, i, rows, s.out_stride);
+        for (size_t row = 0; row < rows; row++, in += in_step, out += out_step) {
+            look_ahead(in, in_ahead, out, out_ahead, SPAN, what);
+            compute_span(what, in, out, SPAN, parameters_from(p, i * step), step, how);
+        }
     }
 }
 
+/* Runs. Those of whole spans, if they are short, are seen span by span. */
 static QK_INLINE void compute_runs(const int what, stretch s, const parameters *p, size_t run, const int how)
 {
-    size_t j = 0, at = 0;
-    for (; run == SPAN && s.n - at >= SPAN; j++, at += SPAN) {
-        look_ahead(s, at, 1, SPAN, what);
-        compute_span(what, s, 1, at, SPAN, p, j, 0, how);
+    size_t j = 0, at = 0, left = run;
+    for (; run % SPAN == 0 && run <= SHORT_RUN && s.n - at >= SPAN; at += SPAN) {
+        const stretch part = part_of(s, at, SPAN, what);
+        look_ahead(part.in, LOOK_AHEAD, part.out, LOOK_AHEAD, SPAN, what);
+        compute_span(what, part.in, part.out, SPAN, parameters_from(p, j), 0, how);
+        if ((left -= SPAN) == 0) j++, left = run;
     }
     for (; at < s.n; j++, at += run)
-        compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), 1, p, j, 0, how);
+        compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), 1, parameters_from(p, j), 0, how);
 }
 
 /* Takes n parameters from number j on. */
@@ -241,16 +259,17 @@ static QK_INLINE void compute_rows(const int what, const void *in, void *out, si
     for (size_t j = 0, at = 0; at < n; j += PARAMETERS, at += PARAMETERS * run) {
         const size_t count = n - at < PARAMETERS * run ? n - at : PARAMETERS * run;
         take_parameters(given, j, (count + run - 1) / run, &p, what, how);
-        for (size_t row = 0; row < given->rows; row += run == 1 ? 2 : 1) {
+        for (size_t row = 0, rows; row < given->rows; row += rows) {
             const stretch s = {(const char *)in + (row * given->in_stride + at) * bytes_in(what),
                                (char *)out + (row * given->out_stride + at) * bytes_out(what), count, given->in_stride,
                                given->out_stride};
+            rows = run == 1 && given->rows - row >= TOGETHER ? TOGETHER : 1;
             if (run > 1)
                 compute_runs(what, s, &p, run, how);
-            else if (row + 1 < given->rows)
-                compute_stretch(what, s, 2, &p, 0, 1, how);
+            else if (rows > 1)
+                compute_stretch(what, s, TOGETHER, &p, 1, how);
             else
-                compute_stretch(what, s, 1, &p, 0, 1, how);
+                compute_stretch(what, s, 1, &p, 1, how);
         }
     }
 }
@@ -281,18 +300,21 @@ static QK_NOINLINE void quantize_slowly(const float *x, uint8_t *q, size_t n, co
     compute_rows(TO_8_BITS, x, q, n, &part, MULTIPLY);
 }
 
-static QK_INLINE void quantize_groups(stretch s, const size_t rows, const qk_affines *p, size_t i, const size_t step)
+static QK_INLINE void quantize_groups(stretch s, size_t rows, const qk_affines *p, size_t i, const size_t step)
 {
     const float *x = (const float *)s.in;
     uint8_t *q = (uint8_t *)s.out;
     const size_t head = head_of(x, s.n), run = step ? 1 : s.n;
     const group_parameters fixed = load_group(p, i, i, 0);
     for (size_t at = 0; at < s.n; at = next_span(at, s.n, head, GROUP)) {
-        look_ahead(s, at, rows, GROUP, TO_8_BITS);
         const group_parameters here = step ? load_group(p, i + at, i + at + HALF_GROUP, 1) : fixed;
-        for (size_t row = 0; row < rows; row++)
-            if (!quantize_group(x + row * s.in_stride + at, q + row * s.out_stride + at, here))
-                quantize_slowly(x + row * s.in_stride + at, q + row * s.out_stride + at, GROUP, p, i + at * step, run);
+        const float *from = x + at;
+        uint8_t *to = q + at;
+        const size_t in_ahead = ahead_of(s, at, rows, s.in_stride), out_ahead = ahead_of(s, at, rows, s.out_stride);
+        for (size_t row = 0; row < rows; row++, from += s.in_stride, to += s.out_stride) {
+            look_ahead((const char *)from, in_ahead, (const char *)to, out_ahead, GROUP, TO_8_BITS);
+            if (!quantize_group(from, to, here)) quantize_slowly(from, to, GROUP, p, i + at * step, run);
+        }
     }
 }
 
@@ -317,7 +339,7 @@ static void quantize_group_runs(stretch s, const qk_affines *p, size_t run)
         if ((left -= HALF_GROUP) == 0) i++, left = run;
         const size_t b = i;
         if ((left -= HALF_GROUP) == 0) i++, left = run;
-        look_ahead(s, at, 1, GROUP, TO_8_BITS);
+        look_ahead((const char *)(x + at), LOOK_AHEAD, (const char *)(q + at), LOOK_AHEAD, GROUP, TO_8_BITS);
         if (quantize_group(x + at, q + at, load_group(p, a, b, 0))) continue;
         quantize_slowly(x + at, q + at, HALF_GROUP, p, a, run);
         quantize_slowly(x + at + HALF_GROUP, q + at + HALF_GROUP, HALF_GROUP, p, b, run);
@@ -340,15 +362,13 @@ static void quantize_rows_f32_8(const float *x, uint8_t *q, size_t n, const qk_a
         for (size_t row = 0, rows; row < p->rows; row += rows) {
             const stretch s = {(const char *)(x + row * p->in_stride), (char *)(q + row * p->out_stride), n,
                                p->in_stride, p->out_stride};
-            rows = run == 1 && n >= GROUP && p->rows - row >= TOGETHER ? TOGETHER : 1;
+            rows = run > 1 || n < GROUP ? 1 : p->rows - row < GROUPS ? p->rows - row : GROUPS;
             if (run > 1)
                 quantize_group_runs(s, p, run);
             else if (n < GROUP)
                 quantize_few(s, p, 0, 1);
-            else if (rows == 1)
-                quantize_groups(s, 1, p, 0, 1);
             else
-                quantize_groups(s, TOGETHER, p, 0, 1);
+                quantize_groups(s, rows, p, 0, 1);
         }
         return;
     }
@@ -407,8 +427,17 @@ static void fake_quantize_rows_f32(const float *x, float *y, size_t n, const qk_
     quantize_rows(AND_BACK, x, y, n, p);
 }
 
+#ifndef HAVE_BRACKETED_CODES
+static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
+{
+    (void)x, (void)q, (void)n, (void)p;
+    return 0;
+}
+#endif
+
 /* ---- bounds (numerics 2) ---- */
 
+#ifndef HAVE_MINMAX
 /* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative
  * floats lie below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
 static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
@@ -423,6 +452,7 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
     *lo = float_of((int32_t)lowest);
     *hi = float_of(highest);
 }
+#endif
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
 

@@ -145,16 +145,37 @@ static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size
 
 /* ---- a' ---- */
 
+/* Whole steps of 4 codes, stored at once: a tile's load of 4 bytes would wait for stores of one each. */
 static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
 {
-    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
-    memset(to + n, 0, n_pad - n);
+    const uint32_t flips = flip * 0x01010101u;
+    const size_t whole = n / 4 * 4;
+    uint32_t codes;
+    for (size_t i = 0; i < n / 4; i++) {
+        memcpy(&codes, a + 4 * i, 4);
+        codes ^= flips;
+        memcpy(to + 4 * i, &codes, 4);
+    }
+    if (n == n_pad) return;
+    codes = 0;
+    for (size_t i = whole; i < n; i++) codes |= (uint32_t)(a[i] ^ flip) << i % 4 * 8;
+    memcpy(to + whole, &codes, 4);
+    if (n_pad - whole > 4) memset(to + whole + 4, 0, n_pad - whole - 4);
 }
 
+/* The same in steps of 2. */
 static inline void pack_row_int16(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
 {
-    for (size_t i = 0; i < n; i++) to[i] = a[i] ^ flip;
-    memset(to + n, 0, (n_pad - n) * sizeof *to);
+    const size_t wide = n / 16 * 16;
+    for (size_t i = 0; i < wide; i++) to[i] = a[i] ^ flip;
+    for (size_t i = wide; i + 1 < n; i += 2) {
+        const uint32_t codes = (uint32_t)(a[i] ^ flip) | (uint32_t)(a[i + 1] ^ flip) << 16;
+        memcpy(to + i, &codes, 4);
+    }
+    if (n < n_pad) {
+        const uint32_t codes = a[n - 1] ^ flip;
+        memcpy(to + n - 1, &codes, 4);
+    }
 }
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
@@ -164,16 +185,29 @@ static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
     return (int32_t)sum;
 }
 
+/* What sums start from, modulo 2^32. */
+static void start_sums(int32_t *restrict sums, const int32_t *restrict bias, const int32_t *restrict colsum,
+                       uint32_t zero, size_t n)
+{
+    if (bias)
+        for (size_t j = 0; j < n; j++) sums[j] = (int32_t)((uint32_t)bias[j] - zero * (uint32_t)colsum[j]);
+    else
+        for (size_t j = 0; j < n; j++) sums[j] = (int32_t)(0 - zero * (uint32_t)colsum[j]);
+}
+
 /* ---- a single column ---- */
 
 #ifndef HAVE_COLUMN_SUMS
 /* Sums of so many products fit 32 bits: 65536 * 255 * 128 < 2^31. */
 enum { COLUMN_STRETCH = 65536 };
 
-static inline int32_t sum_bytes(const uint8_t *restrict a, const int8_t *restrict b, size_t n)
+static inline int32_t sum_bytes(const uint8_t *restrict a, uint8_t flip, const int16_t *restrict b, size_t n)
 {
     int32_t sum = 0;
-    for (size_t i = 0; i < n; i++) sum += a[i] * b[i];
+    for (size_t i = 0; i < n; i++) {
+        const int16_t code = a[i] ^ flip;
+        sum += code * b[i];
+    }
     return sum;
 }
 
@@ -184,18 +218,34 @@ static inline int32_t sum_int16(const int16_t *restrict a, const int16_t *restri
     return sum;
 }
 
-static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+/* Adds the sums of four rows of bytes, which share what they load of b. */
+static inline void add_four(const uint8_t *restrict a, size_t lda, uint8_t flip, const int16_t *restrict b, size_t n,
+                            int32_t *c)
 {
-    const char *row = a, *b = column;
-    for (; rows > 0; rows--, row += lda, c++) {
-        uint32_t sum = 0;
-        for (size_t done = 0, n, size = (size_t)a_bytes; done < k; done += n) {
-            n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
-            sum += (uint32_t)(a_bytes == 1 ? sum_bytes((const uint8_t *)row + done, (const int8_t *)b + done, n)
-                                           : sum_int16((const int16_t *)(row + done * size),
-                                                       (const int16_t *)(b + done * size), n));
+    const uint8_t *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda;
+    int32_t sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int16_t code0 = a[i] ^ flip, code1 = a1[i] ^ flip, code2 = a2[i] ^ flip, code3 = a3[i] ^ flip;
+        sum0 += code0 * b[i], sum1 += code1 * b[i], sum2 += code2 * b[i], sum3 += code3 * b[i];
+    }
+    const int32_t sums[] = {sum0, sum1, sum2, sum3};
+    for (int i = 0; i < 4; i++) c[i] = (int32_t)((uint32_t)c[i] + (uint32_t)sums[i]);
+}
+
+static void column_sums(const qk_few_rows *rows, size_t k, const qk_column *column, int32_t *c)
+{
+    memset(c, 0, rows->count * sizeof *c);
+    for (size_t done = 0, n, i; done < k; done += n) {
+        const char *row = (const char *)rows->a + done * (size_t)rows->bytes;
+        const int16_t *b = column->wide + done;
+        n = k - done < COLUMN_STRETCH ? k - done : COLUMN_STRETCH;
+        for (i = 0; rows->bytes == 1 && i + 4 <= rows->count; i += 4, row += 4 * rows->lda)
+            add_four((const uint8_t *)row, rows->lda, rows->flip, b, n, c + i);
+        for (; i < rows->count; i++, row += rows->lda) {
+            const int32_t sum = rows->bytes == 1 ? sum_bytes((const uint8_t *)row, rows->flip, b, n)
+                                                 : sum_int16((const int16_t *)row, b, n);
+            c[i] = (int32_t)((uint32_t)c[i] + (uint32_t)sum);
         }
-        *c = (int32_t)sum;
     }
 }
 #endif
@@ -248,6 +298,21 @@ static void finish_rows(float *y, size_t width, const qk_tile *t)
         for (size_t i = 0; i < n; i++) y[i] = clamp(y[i], t->lo, t->hi);
 }
 
+/* Copies some bytes; a call of memcpy takes longer. */
+static QK_INLINE void copy_few(char *restrict to, const char *restrict from, size_t bytes)
+{
+    if (bytes >= 16) {
+        for (size_t i = 0; i + 16 < bytes; i += 16) memcpy(to + i, from + i, 16);
+        memcpy(to + bytes - 16, from + bytes - 16, 16);
+    } else if (bytes >= 8) {
+        memcpy(to, from, 8), memcpy(to + bytes - 8, from + bytes - 8, 8);
+    } else if (bytes >= 4) {
+        memcpy(to, from, 4), memcpy(to + bytes - 4, from + bytes - 4, 4);
+    } else {
+        for (size_t i = 0; i < bytes; i++) to[i] = from[i];
+    }
+}
+
 /* Rows of NR elements, of which `cols` are wanted, to where they belong. */
 static inline void store_rows(const void *from, size_t size, const qk_tile *t)
 {
@@ -257,7 +322,7 @@ static inline void store_rows(const void *from, size_t size, const qk_tile *t)
         if (t->cols == NR)
             memcpy(to, row, NR * size);
         else
-            memcpy(to, row, (size_t)t->cols * size);
+            copy_few(to, row, (size_t)t->cols * size);
     }
 }
 

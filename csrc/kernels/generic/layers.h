@@ -125,6 +125,7 @@ static int layer_norm_f32(const float *x, const float *residual, size_t n, const
 /* Heads are narrow: columns in chunks of a constant width leave no row a tail of its own. */
 enum { NARROW = 32 };
 
+#ifndef HAVE_ABSMAX
 /* Keeps the larger magnitudes, as bits, of `count` columns. */
 static inline void keep_magnitudes(const float *restrict x, size_t count, int32_t *restrict most)
 {
@@ -146,7 +147,9 @@ static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t col
     for (int j = 0; j < NARROW; j++) most = lanes[j] > most ? lanes[j] : most;
     return most;
 }
+#endif
 
+#ifndef HAVE_SYMMETRIC_CODES
 static inline void symmetric_codes(const float *restrict x, size_t count, float inverse, uint8_t flip,
                                    uint8_t *restrict q)
 {
@@ -163,6 +166,7 @@ static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size
         symmetric_codes(x + whole, cols - whole, inverse, flip, q + whole);
     }
 }
+#endif
 
 /* 255 * 2^x rounded to an integer, for x <= 0: a cubic in the fraction, off by less than 0.02 before rounding. */
 static inline int32_t weight_code(float x)

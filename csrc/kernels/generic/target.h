@@ -68,6 +68,9 @@
 #ifndef GEMM8_HALF_TILE
 #define GEMM8_HALF_TILE NULL
 #endif
+#ifndef GEMM8_FAR_TILE
+#define GEMM8_FAR_TILE NULL
+#endif
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL
 #define GEMM8_WIDEN_PANEL NULL
@@ -94,6 +97,11 @@
 /* These are set or not set:
  *
  *     GROUP               elements that quantize_group and quantize_halves see at a time (elementwise.h)
+ *     HAVE_BRACKETED_CODES  bracketed_codes (elementwise.h)
+ *     HAVE_MINMAX         minmax_f32 (elementwise.h)
+ *     HAVE_GRAD_VECTORS   grad_vectors: gradients of whole vectors of columns, by reciprocals (fake_grad.h)
+ *     HAVE_RANDOM_VECTORS random_vectors: stochastic rounding of whole vectors, to 8 bits or floats (stochastic.h)
+ *     HAVE_PHILOX         philox_groups: random numbers of PHILOX_GROUP elements at a time (stochastic.h)
  *     HAVE_WIDEN          widen_span: SPAN 8-bit codes to int32 (elementwise.h)
  *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
  *     GROUP16             elements that these see at a time
@@ -101,6 +109,8 @@
  *                         (histogram.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_COLUMN_SUMS    column_sums (gemm8.h)
+ *     HAVE_ABSMAX         absmax_f32 (layers.h)
+ *     HAVE_SYMMETRIC_CODES  symmetric_codes_f32 (layers.h)
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)
  *     HAVE_FLOAT_TILE     float_tile: sums to floats, but for SiLU (gemm8.h)
  *     HAVE_PLAIN_TILE     plain_tile: sums to codes where a tile is plain (gemm8.h)

@@ -2,9 +2,12 @@
 #include "kernels/kernels.h"
 
 #include "kernels/generic/elementwise.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 #include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"
+#include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"
 #include "kernels/generic/gemm8.h"
@@ -127,7 +130,10 @@ static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const u
     if (!more) memset(y, 0, (size_t)rows * QK_GEMMF16_NR * sizeof *y);
     for (size_t i = 0; i < k; i++) {
         float b[QK_GEMMF16_NR];
-        (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_GEMMF16_NR, b, QK_GEMMF16_NR);
+        if (type == QK_F32)
+            memcpy(b, panel + 2 * i * QK_GEMMF16_NR, sizeof b);
+        else
+            (type == QK_F16 ? f16_to_f32 : bf16_to_f32)(panel + i * QK_GEMMF16_NR, b, QK_GEMMF16_NR);
         for (int row = 0; row < rows; row++)
             for (int j = 0; j < QK_GEMMF16_NR; j++) {
                 const float weight = b[type == QK_BF16 ? j % 16 * 2 + j / 16 : j];

@@ -31,8 +31,9 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define MR 64
 #define NR 32
 #define KR 64
-#define GEMM8_ASK_ROWS 17
+#define GEMM8_ASK_ROWS 16
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_FAR_TILE gemm8_far_tile
 #define GEMM8_BLOCK_BYTES (1024 * 1024)
 #define GEMM8_BEGIN begin_tiles
 #define GEMM8_END end_tiles
@@ -40,8 +41,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 
 enum {
     FOURS = KR / 4, /* of a step: steps of vpdpbusd */
-    HALF = 16,      /* rows of a tile, and columns */
-    FEW = 5,        /* rows for which vpdpbusd is faster than tiles, most of whose rows would be empty */
+    HALF = 16,      /* rows of a tile, and columns; fewer rows are faster by vpdpbusd */
     STRETCH = 8,    /* steps whose codes of b take 16 KB */
     STEP_BYTES = NR * KR
 };
@@ -58,12 +58,12 @@ static const struct {
 
 static void begin_tiles(size_t rows)
 {
-    if (rows >= FEW) _tile_loadconfig(&shape);
+    if (rows >= HALF) _tile_loadconfig(&shape);
 }
 
 static void end_tiles(size_t rows)
 {
-    if (rows >= FEW) _tile_release();
+    if (rows >= HALF) _tile_release();
 }
 
 /* Where the sums of two times 16 rows are, and the bytes from row to row; no place: they are zeros. */
@@ -164,13 +164,11 @@ static QK_INLINE void ask_for_pair(const whole *t, int i, size_t steps, asked *n
 }
 
 /* The sums of so many pairs, which start from those of 16 rows at `start` if there are any. */
-static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *panel, int32_t *start)
+static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *panel, int32_t *start, asked *next)
 {
     _Alignas(64) int32_t sums[MR * NR];
     const size_t stretch = count > 1 ? STRETCH : steps, ld = NR * sizeof *sums;
     place before = {{NULL, NULL}, {0, 0}};
-    asked next = {.read = t->ahead ? t->ahead->read : NULL, .row_stride = t->ahead ? t->ahead->row_stride : 0};
-    if (t->ahead) next.lines = (t->ahead->step + 64 * (size_t)count - 1) / (64 * (size_t)count);
     for (size_t first = 0, n; first < steps; first += n, panel += n * STEP_BYTES) {
         n = min_size(steps - first, stretch);
         const int is_last = first + n == steps;
@@ -178,10 +176,10 @@ static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *pan
             const char *a0 = t->a + (size_t)(2 * HALF * i) * t->lda, *a1 = a0 + HALF * t->lda;
             const place from = first ? place_of(t, i, sums) : (place){{start, start}, {ld, ld}};
             if (2 * HALF * (i + 1) > t->rows) a1 = t->last;
-            if (t->ahead && is_last) ask_for_pair(t, i, n, &next);
-            sum_pair(before, from, n, a0 + first * KR, a1 + first * KR, t->lda, panel, &next);
+            if (t->ahead && is_last) ask_for_pair(t, i, n, next);
+            sum_pair(before, from, n, a0 + first * KR, a1 + first * KR, t->lda, panel, next);
             before = place_of(t, i, is_last ? NULL : sums);
-            next.rows = 0;
+            next->rows = 0;
         }
     }
     if (!before.at[0]) return;
@@ -190,37 +188,31 @@ static void sum_pairs(const whole *t, int count, size_t steps, const int8_t *pan
 }
 
 /* Adds to tiles 0 and 1, and those of every other step to 2 and 3, so that sums do not wait for each other. */
-static QK_INLINE void sum_half(size_t steps, const char *a, size_t lda, const int8_t *b)
+static QK_INLINE void sum_half(size_t steps, const char *a, size_t lda, const int8_t *b, asked *next)
 {
     for (; steps > 0; steps--, a += KR, b += STEP_BYTES) {
         _tile_loadd(4, a, lda);
         LOAD_B(b);
         ADD_PRODUCTS(0, 1, 4);
+        ask(next);
         if (--steps == 0) return;
         a += KR, b += STEP_BYTES;
         _tile_loadd(5, a, lda);
         LOAD_B(b);
         ADD_PRODUCTS(2, 3, 5);
+        ask(next);
     }
 }
 
-/* Sums of at most 16 rows, to two places that add up to them. Fewer are copied first: what follows them in memory need
- * not be there. */
-static void sum_rows(int rows, size_t steps, const char *a, size_t lda, const int8_t *panel, const int32_t *from,
-                     int32_t *sums, int32_t *more)
+/* Sums of 16 rows, to two places that add up to them. */
+static void sum_rows(size_t steps, const char *a, size_t lda, const int8_t *panel, const int32_t *from, int32_t *sums,
+                     int32_t *more, asked *next)
 {
-    _Alignas(64) char copy[HALF][STRETCH * KR];
     const size_t ld = NR * sizeof *sums;
     START(0, 1, from, ld);
     _tile_zero(2);
     _tile_zero(3);
-    for (size_t done = 0, n; rows < HALF && done < steps; done += n) {
-        n = min_size(steps - done, STRETCH);
-        for (int i = 0; i < rows; i++) memcpy(copy[i], a + (size_t)i * lda + done * KR, n * KR);
-        QK_WRITTEN;
-        sum_half(n, copy[0], sizeof *copy, panel + done * STEP_BYTES);
-    }
-    if (rows == HALF) sum_half(steps, a, lda, panel);
+    sum_half(steps, a, lda, panel, next);
     STORE(0, 1, sums, ld);
     STORE(2, 3, more, ld);
 }
@@ -255,23 +247,32 @@ static QK_NOINLINE void few_rows(int rows, size_t steps, const char *a, size_t l
                         c + (size_t)i * ldc, ldc);
 }
 
-/* Rows that fill no pair end with the last one, and begin with some of those before them if there are any. */
+static void gemm8_far_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                           int32_t *c, size_t ldc)
+{
+    few->gemm8_far_tile(rows, steps * FOURS, a, lda, panel, init, c, ldc);
+}
+
+/* Rows that fill no pair end with the last one, and begin with some of those before them. */
 static void gemm8_whole_tile(int rows, size_t steps, const void *codes, size_t lda, const int8_t *panel,
                              const int32_t *init, int32_t *c, size_t ldc, const qk_ahead *ahead)
 {
     const char *a = codes;
-    if (rows < FEW || steps == 0) {
+    if (rows < HALF || steps == 0) {
         few_rows(rows, steps, a, lda, panel, init, c, ldc);
         return;
     }
     _Alignas(64) int32_t starts[HALF * NR], sums[HALF * NR], more[HALF * NR];
     int32_t *start = spread(init, starts);
     const int count = (rows + HALF - 1) / (2 * HALF), rest = rows - 2 * HALF * count;
-    const char *last = a + (size_t)(rows < HALF ? 0 : rows - HALF) * lda;
+    const char *last = a + (size_t)(rows - HALF) * lda;
     const whole t = {rows, a, last, lda, ldc * sizeof *c, c, sums, ahead};
-    sum_pairs(&t, count, steps, panel, start);
-    if (rest > 0) sum_rows(rows < HALF ? rows : HALF, steps, last, lda, panel, start, sums, more);
-    const int left = rest < 0 ? HALF + rest : rest, begin = rows < HALF ? 0 : HALF - left;
+    const size_t parts = (size_t)count + (rest > 0);
+    asked next = {.read = ahead ? ahead->read : panel, .row_stride = ahead ? ahead->row_stride : 0};
+    if (ahead) next.lines = (ahead->step + 64 * parts - 1) / (64 * parts);
+    sum_pairs(&t, count, steps, panel, start, &next);
+    if (rest > 0) sum_rows(steps, last, lda, panel, start, sums, more, &next);
+    const int left = rest < 0 ? HALF + rest : rest, begin = HALF - left;
     int32_t *to = c + (size_t)(rows - left) * ldc;
     if (rest > 0)
         copy_rows(left, sums + begin * NR, more + begin * NR, to, ldc);
@@ -310,14 +311,23 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip) { return few->sum_codes(a, n, flip); }
 
-static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+static void start_sums(int32_t *sums, const int32_t *bias, const int32_t *colsum, uint32_t zero, size_t n)
 {
-    few->column_sums(rows, k, a, lda, column, a_bytes, c);
+    few->start_sums(sums, bias, colsum, zero, n);
+}
+
+static void column_sums(const qk_few_rows *rows, size_t k, const qk_column *column, int32_t *c)
+{
+    few->column_sums(rows, k, column, c);
 }
 
 /* A tile in parts, of as many rows as those of AVX-512 VNNI have. */
 static QK_INLINE void in_parts(void (*store)(int32_t *acc, const qk_tile *t), int32_t *acc, const qk_tile *t)
 {
+    if (t->rows <= few->mr) {
+        store(acc, t);
+        return;
+    }
     qk_tile part = *t;
     for (int rows = t->rows; rows > 0; rows -= part.rows, acc += part.rows * NR) {
         part.rows = rows < few->mr ? rows : few->mr;

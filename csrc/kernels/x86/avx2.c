@@ -41,10 +41,15 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
+#include "kernels/x86/stochastic.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/x86/fake_grad.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 #include "kernels/x86/integer_layers.h"
 #include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"
+#include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"
 
@@ -573,6 +578,8 @@ typedef struct {
 /* Columns col .. col + 7 and the same + 16 of a row of a panel. `type` is a constant where this is inlined. */
 static QK_INLINE two_floats row_of_floats(const uint16_t *p, size_t col, const qk_dtype type)
 {
+    if (type == QK_F32)
+        return (two_floats){_mm256_loadu_ps((const float *)p + col), _mm256_loadu_ps((const float *)p + 16 + col)};
     if (type == QK_F16)
         return (two_floats){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + col))),
                             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16 + col)))};
@@ -594,6 +601,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
     const __m256 zero = _mm256_setzero_ps();
     __m256 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero;
     __m256 c30 = zero, c31 = zero, c40 = zero, c41 = zero, c50 = zero, c51 = zero;
+    const size_t step = type == QK_F32 ? 2 * QK_GEMMF16_NR : QK_GEMMF16_NR;
     y += col;
     if (more) {
         c00 = _mm256_loadu_ps(y), c01 = _mm256_loadu_ps(y + 16);
@@ -603,7 +611,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
         if (rows > 4) c40 = _mm256_loadu_ps(y + 128), c41 = _mm256_loadu_ps(y + 144);
         if (rows > 5) c50 = _mm256_loadu_ps(y + 160), c51 = _mm256_loadu_ps(y + 176);
     }
-    for (size_t i = 0; i < k; i++, a++, a3++, panel += QK_GEMMF16_NR) {
+    for (size_t i = 0; i < k; i++, a++, a3++, panel += step) {
         _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
                      _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, col, type);
@@ -639,7 +647,9 @@ static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, c
 static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, int more,
                          float *y)
 {
-    if (type == QK_F16)
+    if (type == QK_F32)
+        gemmf16_tile_of(QK_F32, rows, k, a, lda, panel, more, y);
+    else if (type == QK_F16)
         gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, more, y);
     else
         gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, more, y);

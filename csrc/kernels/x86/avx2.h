@@ -26,6 +26,7 @@ static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm256_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), v); } /* -1 or 0 */
+static inline reg max_i32(reg a, reg b) { return _mm256_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm256_and_si256(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
@@ -67,6 +68,7 @@ static inline floats load_floats(const float *p) { return _mm256_loadu_ps(p); }
 static inline floats all_floats(float v) { return _mm256_set1_ps(v); }
 static inline floats to_floats(reg v) { return _mm256_cvtepi32_ps(v); }
 static inline floats smaller_of(floats a, floats b) { return _mm256_min_ps(a, b); }
+static inline floats larger_of(floats a, floats b) { return _mm256_max_ps(a, b); } /* b if one is NaN, as above */
 static inline floats sum_of(floats a, floats b) { return _mm256_add_ps(a, b); }
 static inline floats difference_of(floats a, floats b) { return _mm256_sub_ps(a, b); }
 static inline floats product_of(floats a, floats b) { return _mm256_mul_ps(a, b); }
@@ -89,6 +91,17 @@ static inline void store_halves(void *low, void *high, reg v)
     _mm_storeu_si128((__m128i *)low, _mm256_castsi256_si128(v));
     _mm_storeu_si128((__m128i *)high, _mm256_extracti128_si256(v, 1));
 }
+/* The lowest bytes of the numbers of four registers. */
+static inline reg low_bytes(reg a, reg b, reg c, reg d)
+{
+    const reg byte = _mm256_set1_epi32(255);
+    const reg ab = _mm256_packs_epi32(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte));
+    const reg cd = _mm256_packs_epi32(_mm256_and_si256(c, byte), _mm256_and_si256(d, byte));
+    return in_order(_mm256_packus_epi16(ab, cd));
+}
+static inline reg bits_of_floats(floats v) { return _mm256_castps_si256(v); }
+static inline reg or_differences(reg seen, reg a, reg b) { return _mm256_or_si256(seen, _mm256_xor_si256(a, b)); }
+static inline int is_zero(reg v) { return _mm256_testz_si256(v, v); }
 static inline reg widen_i8(const void *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 static inline reg widen_u8(const void *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
 
@@ -152,5 +165,37 @@ static inline uint64_t words_below(reg a, reg b, reg limit)
     const reg not_b = _mm256_cmpeq_epi16(_mm256_subs_epu16(limit, b), zero);
     return (uint32_t)~_mm256_movemask_epi8(_mm256_blendv_epi8(not_a, not_b, odd));
 }
+
+static inline void write_floats(float *p, floats v) { _mm256_storeu_ps(p, v); }
+
+/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; c with them added.
+ */
+typedef __m256 choice;
+static inline choice equal_floats(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+static inline choice below(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+static inline choice both_chosen(choice a, choice b) { return _mm256_and_ps(a, b); }
+static inline choice chosen_but_not(choice a, choice b) { return _mm256_andnot_ps(b, a); }
+static inline floats chosen(choice some, floats v) { return _mm256_and_ps(some, v); }
+static inline floats add_chosen(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_and_ps(some, v)); }
+
+/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; lower halves of a and of b as the
+ * lower and upper ones; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+static inline reg all_i64(uint64_t v) { return _mm256_set1_epi64x((long long)v); }
+static inline reg add_i64(reg a, reg b) { return _mm256_add_epi64(a, b); }
+static inline reg product_u32(reg a, reg b) { return _mm256_mul_epu32(a, b); }
+static inline reg upper_u32(reg v) { return _mm256_srli_epi64(v, 32); }
+static inline reg both_halves(reg a, reg b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xaa); }
+static inline reg low_u64(reg a, reg b) { return _mm256_unpacklo_epi64(a, b); }
+static inline reg high_u64(reg a, reg b) { return _mm256_unpackhi_epi64(a, b); }
+static inline reg widen_u16(const void *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static inline reg over_65536_i32(reg v) { return _mm256_srai_epi32(v, 16); }
+static inline void store_low_bytes(void *p, reg v)
+{
+    const __m256i first = _mm256_setr_epi32(0x0c080400, -1, -1, -1, 0x0c080400, -1, -1, -1);
+    const __m256i low = _mm256_shuffle_epi8(v, first);
+    const __m128i codes = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    _mm_storel_epi64((__m128i *)p, codes);
+}
+static inline reg unpacked_lanes(void) { return _mm256_setr_epi64x(0, 2, 1, 3); }
 
 #endif

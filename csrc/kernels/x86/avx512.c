@@ -37,6 +37,10 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define PQ_PASS pq_pass
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
+#include "kernels/x86/stochastic.h"
+#include "kernels/generic/stochastic.h"
+#include "kernels/x86/fake_grad.h"
+#include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
 
 #define HAVE_TABLE_GROUPS
@@ -61,6 +65,7 @@ static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uin
 }
 
 #include "kernels/generic/codebook.h"
+#include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
 #include "kernels/generic/histogram.h"
 
@@ -205,6 +210,7 @@ typedef struct {
 /* A row of a panel. `type` is a constant where this is inlined. */
 static QK_INLINE two_floats row_of_floats(const uint16_t *p, const qk_dtype type)
 {
+    if (type == QK_F32) return (two_floats){_mm512_loadu_ps(p), _mm512_loadu_ps(p + 32)};
     if (type == QK_F16)
         return (two_floats){_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)),
                             _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + 16)))};
@@ -221,6 +227,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
     __m512 c00 = zero, c01 = zero, c10 = zero, c11 = zero, c20 = zero, c21 = zero, c30 = zero, c31 = zero;
     __m512 c40 = zero, c41 = zero, c50 = zero, c51 = zero, c60 = zero, c61 = zero, c70 = zero, c71 = zero;
     __m512 c80 = zero, c81 = zero, c90 = zero, c91 = zero, ca0 = zero, ca1 = zero, cb0 = zero, cb1 = zero;
+    const size_t step = type == QK_F32 ? 2 * QK_GEMMF16_NR : QK_GEMMF16_NR;
     if (more) {
         c00 = _mm512_loadu_ps(y), c01 = _mm512_loadu_ps(y + 16);
         if (rows > 1) c10 = _mm512_loadu_ps(y + 32), c11 = _mm512_loadu_ps(y + 48);
@@ -235,7 +242,7 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
         if (rows > 10) ca0 = _mm512_loadu_ps(y + 320), ca1 = _mm512_loadu_ps(y + 336);
         if (rows > 11) cb0 = _mm512_loadu_ps(y + 352), cb1 = _mm512_loadu_ps(y + 368);
     }
-    for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += QK_GEMMF16_NR) {
+    for (size_t i = 0; i < k; i++, a++, a3++, a6++, a9++, panel += step) {
         _mm_prefetch((const char *)(panel + 64 * QK_GEMMF16_NR),
                      _MM_HINT_T0); /* few rows use weights as fast as they arrive */
         const two_floats b = row_of_floats(panel, type);
@@ -291,7 +298,9 @@ static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, c
 static void gemmf16_tile(int rows, size_t k, const float *a, size_t lda, const uint16_t *panel, qk_dtype type, int more,
                          float *y)
 {
-    if (type == QK_F16)
+    if (type == QK_F32)
+        gemmf16_tile_of(QK_F32, rows, k, a, lda, panel, more, y);
+    else if (type == QK_F16)
         gemmf16_tile_of(QK_F16, rows, k, a, lda, panel, more, y);
     else
         gemmf16_tile_of(QK_BF16, rows, k, a, lda, panel, more, y);

@@ -26,6 +26,7 @@ static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm512_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm512_movm_epi8(_mm512_movepi8_mask(v)); } /* -1 or 0 */
+static inline reg max_i32(reg a, reg b) { return _mm512_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm512_and_si512(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
@@ -67,6 +68,7 @@ static inline floats load_floats(const float *p) { return _mm512_loadu_ps(p); }
 static inline floats all_floats(float v) { return _mm512_set1_ps(v); }
 static inline floats to_floats(reg v) { return _mm512_cvtepi32_ps(v); }
 static inline floats smaller_of(floats a, floats b) { return _mm512_min_ps(a, b); }
+static inline floats larger_of(floats a, floats b) { return _mm512_max_ps(a, b); } /* b if one is NaN, as above */
 static inline floats sum_of(floats a, floats b) { return _mm512_add_ps(a, b); }
 static inline floats difference_of(floats a, floats b) { return _mm512_sub_ps(a, b); }
 static inline floats product_of(floats a, floats b) { return _mm512_mul_ps(a, b); }
@@ -92,6 +94,17 @@ static inline void store_halves(void *low, void *high, reg v)
     _mm256_storeu_si256((__m256i *)low, _mm512_castsi512_si256(v));
     _mm256_storeu_si256((__m256i *)high, _mm512_extracti64x4_epi64(v, 1));
 }
+/* The lowest bytes of the numbers of four registers. */
+static inline reg low_bytes(reg a, reg b, reg c, reg d)
+{
+    const reg bytes = _mm512_set1_epi32(0x0c080400);
+    reg v = _mm512_mask_shuffle_epi8(_mm512_shuffle_epi8(a, bytes), 0x00f000f000f000f0, b, bytes);
+    v = _mm512_mask_shuffle_epi8(v, 0x0f000f000f000f00, c, bytes);
+    return in_order(_mm512_mask_shuffle_epi8(v, 0xf000f000f000f000, d, bytes));
+}
+static inline reg bits_of_floats(floats v) { return _mm512_castps_si512(v); }
+static inline reg or_differences(reg seen, reg a, reg b) { return _mm512_ternarylogic_epi32(seen, a, b, 0xf6); }
+static inline int is_zero(reg v) { return !_mm512_test_epi32_mask(v, v); }
 static inline reg widen_i8(const void *p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline reg widen_u8(const void *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 
@@ -151,6 +164,32 @@ static inline uint64_t words_below(reg a, reg b, reg limit)
     const reg odd = _mm512_movm_epi16(_mm512_test_epi16_mask(under_b, under_b));
     return _mm512_movepi8_mask(_mm512_mask_mov_epi8(even, 0xaaaaaaaaaaaaaaaa, odd));
 }
+
+static inline void write_floats(float *p, floats v) { _mm512_storeu_ps(p, v); }
+
+/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; c with them added.
+ */
+typedef __mmask16 choice;
+static inline choice equal_floats(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline choice below(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+static inline choice both_chosen(choice a, choice b) { return (choice)(a & b); }
+static inline choice chosen_but_not(choice a, choice b) { return (choice)(a & ~b); }
+static inline floats chosen(choice some, floats v) { return _mm512_maskz_mov_ps(some, v); }
+static inline floats add_chosen(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, some, c, v); }
+
+/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; lower halves of a and of b as the
+ * lower and upper ones; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+static inline reg all_i64(uint64_t v) { return _mm512_set1_epi64((long long)v); }
+static inline reg add_i64(reg a, reg b) { return _mm512_add_epi64(a, b); }
+static inline reg product_u32(reg a, reg b) { return _mm512_mul_epu32(a, b); }
+static inline reg upper_u32(reg v) { return _mm512_srli_epi64(v, 32); }
+static inline reg both_halves(reg a, reg b) { return _mm512_mask_mov_epi32(a, 0xaaaa, _mm512_slli_epi64(b, 32)); }
+static inline reg low_u64(reg a, reg b) { return _mm512_unpacklo_epi64(a, b); }
+static inline reg high_u64(reg a, reg b) { return _mm512_unpackhi_epi64(a, b); }
+static inline reg widen_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+static inline reg over_65536_i32(reg v) { return _mm512_srai_epi32(v, 16); }
+static inline void store_low_bytes(void *p, reg v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
+static inline reg unpacked_lanes(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
 /* avx512vbmi.c, where qk_has_vbmi: take_table, and the sum of uint32 weights that lie in four planes of 256 bytes. */
 void qk_take_table_vbmi(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift);

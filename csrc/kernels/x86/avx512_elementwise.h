@@ -14,6 +14,50 @@
 
 #include "kernels/generic/gelu.h"
 
+/* ---- bounds (numerics 2) ---- */
+
+typedef struct {
+    __m512i highest, lowest;
+    __m512 high, low, nan;
+} bounds32;
+
+/* Half of the values by the maxima of their bits, which are on one of two pipes, the other half by those of floats, on
+ * either: the second operand is returned if both are 0 or one is NaN, which the sum of products with 0 shows. */
+static QK_INLINE void keep_bounds(bounds32 *s, __m512 a, __m512 b)
+{
+    QK_KEEP(a);
+    QK_KEEP(b);
+    const __m512i bits = _mm512_castps_si512(a);
+    s->highest = _mm512_max_epi32(s->highest, bits), s->lowest = _mm512_max_epu32(s->lowest, bits);
+    s->high = _mm512_max_ps(b, s->high), s->low = _mm512_min_ps(b, s->low);
+    s->nan = _mm512_fmadd_ps(b, _mm512_setzero_ps(), s->nan);
+}
+
+#define HAVE_MINMAX
+static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
+{
+    const __m512 zero = _mm512_setzero_ps(), minus = _mm512_set1_ps(-0.0f);
+    const __m512i sign = _mm512_castps_si512(minus);
+    bounds32 s = {_mm512_setzero_si512(), sign, zero, minus, zero};
+    size_t i = 0;
+    for (; n - i >= 32; i += 32) keep_bounds(&s, _mm512_loadu_ps(x + i), _mm512_loadu_ps(x + i + 16));
+    for (; i < n; i += 16) {
+        const __mmask16 some = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
+        keep_bounds(&s, _mm512_maskz_loadu_ps(some, x + i), zero);
+    }
+    s.highest = _mm512_max_epi32(s.highest, _mm512_castps_si512(s.high));
+    s.highest = _mm512_max_epi32(s.highest, _mm512_castps_si512(_mm512_abs_ps(s.nan)));
+    s.lowest = _mm512_xor_si512(_mm512_max_epu32(s.lowest, _mm512_castps_si512(s.low)), sign); /* in signed order */
+    const __m512i both =
+        _mm512_max_epi32(_mm512_unpacklo_epi32(s.highest, s.lowest), _mm512_unpackhi_epi32(s.highest, s.lowest));
+    const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
+    const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    int32_t bits[4];
+    _mm_storeu_si128((__m128i *)bits, _mm_xor_si128(two, _mm_setr_epi32(0, INT32_MIN, 0, INT32_MIN)));
+    memcpy(hi, bits, sizeof *hi), memcpy(lo, bits + 1, sizeof *lo);
+}
+
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
 
 /* The thresholds are a binary tree: each of its four depths is a register, in which vpermps looks up where each lane

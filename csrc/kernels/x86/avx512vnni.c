@@ -34,6 +34,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_WINDOW_TILE gemm8_window_tile
 #define GEMM8_HALF_TILE gemm8_half_tile
+#define GEMM8_FAR_TILE gemm8_far_tile
 #define HAVE_COLUMN_SUMS
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
@@ -44,15 +45,17 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 /* Bytes of a panel that are asked for ahead of their use (avx512_int16.h). */
 enum { AHEAD = 32 * NR * KR };
 
-/* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. */
-static QK_INLINE void few_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
-                               const int32_t *init, int32_t *c, size_t ldc)
+/* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. If
+ * the panel is `far`, it is asked for. */
+static QK_INLINE void few_rows(const int rows, const int far, size_t steps, const uint8_t *a, size_t lda,
+                               const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
     __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16), c10 = c00, c11 = c01;
     __m512i d00 = _mm512_setzero_si512(), d01 = d00, d10 = d00, d11 = d00;
     for (; steps > 1; steps -= 2, a += 2 * KR, panel += 2 * NR * KR) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         const __m512i b2 = _mm512_loadu_si512(panel + 128), b3 = _mm512_loadu_si512(panel + 192);
+        for (int line = 0; far && line < 4; line++) __builtin_prefetch(panel + AHEAD + 64 * line);
         __m512i v = broadcast4(a), w = broadcast4(a + KR);
         c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
         d00 = _mm512_dpbusd_epi32(d00, w, b2), d01 = _mm512_dpbusd_epi32(d01, w, b3);
@@ -79,7 +82,7 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
                                   const int32_t *init, int32_t *c, size_t ldc)
 {
     if (rows < 3)
-        few_rows(rows, steps, a, lda, panel, init, c, ldc);
+        few_rows(rows, 0, steps, a, lda, panel, init, c, ldc);
     else
         exact_rows(rows, BYTES, 1, (qk_window){1, steps, 0}, (const char *)a, lda, panel, init, c, ldc, NULL);
 }
@@ -88,6 +91,15 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
                        int32_t *c, size_t ldc)
 {
     ROWS_12(rows, few_or_tile, steps, a, lda, panel, init, c, ldc);
+}
+
+static void gemm8_far_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                           int32_t *c, size_t ldc)
+{
+    if (rows == 1)
+        few_rows(1, 1, steps, a, lda, panel, init, c, ldc);
+    else
+        few_rows(2, 1, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
@@ -156,33 +168,49 @@ static inline __m128i sums_of_four(__m512i a, __m512i b, __m512i c, __m512i d)
     return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-/* Eight rows at a time; the last one again if there are fewer. */
-static void column_sums(int rows, size_t k, const void *a, size_t lda, const void *column, int a_bytes, int32_t *c)
+/* Eight rows, and their sums. */
+typedef struct {
+    const uint8_t *x0, *x1, *x2, *x3, *x4, *x5, *x6, *x7;
+} eight_rows;
+
+typedef struct {
+    __m512i s0, s1, s2, s3, s4, s5, s6, s7;
+} eight_sums;
+
+/* Adds the products of 64 codes, or of some of them. */
+static QK_INLINE void add_codes(eight_sums *s, const eight_rows *x, size_t f, const int8_t *column, __m512i flip,
+                                const int whole, some_codes some)
 {
-    (void)a_bytes; /* 1 */
-    const size_t last = (size_t)rows - 1;
+#define CODES(p) (whole ? _mm512_loadu_si512((p) + f) : load_some((const uint8_t *)(p) + f, some))
+#define ADD(i) s->s##i = _mm512_dpbusd_epi32(s->s##i, _mm512_xor_si512(CODES(x->x##i), flip), b)
+    const __m512i b = CODES(column);
+    ADD(0), ADD(1), ADD(2), ADD(3), ADD(4), ADD(5), ADD(6), ADD(7);
+#undef ADD
+#undef CODES
+}
+
+/* Eight rows at a time; the last one again if there are fewer. */
+static void column_sums(const qk_few_rows *rows, size_t k, const qk_column *column, int32_t *c)
+{
+    const size_t lda = rows->lda, last = rows->count - 1;
+    const __m512i zero = _mm512_setzero_si512(), flip = _mm512_set1_epi8((char)rows->flip);
     for (size_t i = 0; i <= last; i += 8) {
-        const uint8_t *x0 = (const uint8_t *)a + i * lda, *x1 = x0 + min_size(1, last - i) * lda;
-        const uint8_t *x2 = x0 + min_size(2, last - i) * lda, *x3 = x0 + min_size(3, last - i) * lda;
-        const uint8_t *x4 = x0 + min_size(4, last - i) * lda, *x5 = x0 + min_size(5, last - i) * lda;
-        const uint8_t *x6 = x0 + min_size(6, last - i) * lda, *x7 = x0 + min_size(7, last - i) * lda;
-        const __m512i zero = _mm512_setzero_si512();
-        __m512i s0 = zero, s1 = zero, s2 = zero, s3 = zero, s4 = zero, s5 = zero, s6 = zero, s7 = zero;
-        for (size_t f = 0; f < k; f += 64) {
-            const some_codes some = first_codes(k - f);
-            const __m512i b = load_some((const uint8_t *)column + f, some);
-            s0 = _mm512_dpbusd_epi32(s0, load_some(x0 + f, some), b);
-            s1 = _mm512_dpbusd_epi32(s1, load_some(x1 + f, some), b);
-            s2 = _mm512_dpbusd_epi32(s2, load_some(x2 + f, some), b);
-            s3 = _mm512_dpbusd_epi32(s3, load_some(x3 + f, some), b);
-            s4 = _mm512_dpbusd_epi32(s4, load_some(x4 + f, some), b);
-            s5 = _mm512_dpbusd_epi32(s5, load_some(x5 + f, some), b);
-            s6 = _mm512_dpbusd_epi32(s6, load_some(x6 + f, some), b);
-            s7 = _mm512_dpbusd_epi32(s7, load_some(x7 + f, some), b);
-        }
-        const __mmask8 valid = (__mmask8)((2u << min_size(7, last - i)) - 1);
-        _mm256_mask_storeu_epi32(c + i, valid,
-                                 _mm256_set_m128i(sums_of_four(s4, s5, s6, s7), sums_of_four(s0, s1, s2, s3)));
+        const uint8_t *x = (const uint8_t *)rows->a + i * lda;
+        const size_t left = last - i;
+        const eight_rows eight = {x,
+                                  x + min_size(1, left) * lda,
+                                  x + min_size(2, left) * lda,
+                                  x + min_size(3, left) * lda,
+                                  x + min_size(4, left) * lda,
+                                  x + min_size(5, left) * lda,
+                                  x + min_size(6, left) * lda,
+                                  x + min_size(7, left) * lda};
+        eight_sums s = {zero, zero, zero, zero, zero, zero, zero, zero};
+        size_t f = 0;
+        for (; f + 64 <= k; f += 64) add_codes(&s, &eight, f, column->codes, flip, 1, 0);
+        if (f < k) add_codes(&s, &eight, f, column->codes, flip, 0, first_codes(k - f));
+        const __m128i low = sums_of_four(s.s0, s.s1, s.s2, s.s3), high = sums_of_four(s.s4, s.s5, s.s6, s.s7);
+        _mm256_mask_storeu_epi32(c + i, (__mmask8)((2u << min_size(7, left)) - 1), _mm256_set_m128i(high, low));
     }
 }
 

@@ -16,6 +16,7 @@
 #define GROUP VECTOR
 #define HAVE_WIDEN
 
+#include "kernels/generic/gelu.h"
 #include "kernels/generic/target.h"
 
 enum { FLOATS = VECTOR / sizeof(float) };
@@ -112,6 +113,96 @@ static QK_INLINE int quantize_halves(const float *x0, const float *x1, uint8_t *
     if (!group_codes(x0, x1, p, &codes)) return 0;
     store_halves(q0, q1, codes);
     return 1;
+}
+
+/* Sums with ROUNDER of FLOATS values times the factor above; `differ` keeps the bits in which those below differ. */
+static QK_INLINE reg bracketed(const float *x, floats above, floats below, floats start, reg *differ)
+{
+    floats v = load_floats(x);
+    QK_KEEP(v);
+    const reg sums = bits_of_floats(add_product(start, v, above));
+    *differ = or_differences(*differ, sums, bits_of_floats(add_product(start, v, below)));
+    return sums;
+}
+
+/* The last group, if it is not whole, from a copy that zeros fill up. */
+#define HAVE_BRACKETED_CODES
+static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
+{
+    const floats above = all_floats(p.above), below = all_floats(p.below), start = all_floats(p.start);
+    reg even = zero_reg(), odd = even;
+    for (size_t i = 0; i < n; i += GROUP) {
+        float last[GROUP];
+        uint8_t codes[GROUP];
+        const int whole = n - i >= GROUP;
+        const float *from = x + i;
+        if (!whole) from = memcpy(memset(last, 0, sizeof last), x + i, (n - i) * sizeof *x);
+        const reg a = bracketed(from, above, below, start, &even);
+        const reg b = bracketed(from + FLOATS, above, below, start, &odd);
+        const reg c = bracketed(from + 2 * FLOATS, above, below, start, &even);
+        const reg d = bracketed(from + 3 * FLOATS, above, below, start, &odd);
+        store_reg(whole ? q + i : codes, low_bytes(a, b, c, d));
+        if (!whole) memcpy(q + i, codes, n - i);
+    }
+    return is_zero(or_differences(even, odd, zero_reg()));
+}
+
+/* Largest magnitude of rows, as bits: gcc would keep the lanes of it in memory. */
+#define HAVE_ABSMAX
+static int32_t absmax_f32(const float *x, size_t stride, size_t rows, size_t cols)
+{
+    const size_t whole = cols / (2 * FLOATS) * (2 * FLOATS);
+    const reg sign = bits_of_floats(all_floats(-0.0f));
+    reg left = zero_reg(), right = left;
+    int32_t lanes[FLOATS], most = 0;
+    for (size_t i = 0; i < rows; i++, x += stride) {
+        for (size_t j = 0; j < whole; j += 2 * FLOATS) {
+            left = max_i32(left, but_not(sign, load_reg(x + j)));
+            right = max_i32(right, but_not(sign, load_reg(x + j + FLOATS)));
+        }
+        for (size_t j = whole; j < cols; j++) {
+            int32_t bits;
+            memcpy(&bits, x + j, sizeof bits);
+            most = most < (bits & INT32_MAX) ? bits & INT32_MAX : most;
+        }
+    }
+    store_reg(lanes, max_i32(left, right));
+    for (int j = 0; j < FLOATS; j++) most = lanes[j] > most ? lanes[j] : most;
+    return most;
+}
+
+static inline reg sums_with_rounder(const float *x, floats inverse)
+{
+    return bits_of_floats(sum_of(product_of(load_floats(x), inverse), all_floats(ROUNDER)));
+}
+
+static inline uint8_t symmetric_code(float x, float inverse, uint8_t flip)
+{
+    const float sum = x * inverse + ROUNDER;
+    uint32_t bits;
+    memcpy(&bits, &sum, sizeof bits);
+    return (uint8_t)bits ^ flip;
+}
+
+/* Two rows at a time, as those of a head are narrow; where their number is odd, the last of them twice. */
+#define HAVE_SYMMETRIC_CODES
+static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size_t cols, float inverse, uint8_t flip,
+                                uint8_t *q, size_t ldq)
+{
+    const size_t whole = cols / (2 * FLOATS) * (2 * FLOATS);
+    const floats factor = all_floats(inverse);
+    const reg flips = all_i8(flip);
+    for (size_t i = 0; i < rows; i += 2, x += 2 * stride, q += 2 * ldq) {
+        const float *x1 = i + 1 < rows ? x + stride : x;
+        uint8_t *q1 = i + 1 < rows ? q + ldq : q;
+        for (size_t j = 0; j < whole; j += 2 * FLOATS) {
+            const reg a = sums_with_rounder(x + j, factor), b = sums_with_rounder(x + j + FLOATS, factor);
+            const reg c = sums_with_rounder(x1 + j, factor), d = sums_with_rounder(x1 + j + FLOATS, factor);
+            store_halves(q + j, q1 + j, exclusive(low_bytes(a, b, c, d), flips));
+        }
+        for (size_t j = whole; j < cols; j++)
+            q[j] = symmetric_code(x[j], inverse, flip), q1[j] = symmetric_code(x1[j], inverse, flip);
+    }
 }
 
 /* 8-bit codes: gcc widens them by chains of shuffles, the loads do it at once. */

@@ -1,0 +1,48 @@
+"""Rounding with feedback: qkernels.gptq and what it takes, and the knapsack of bits. Inputs of a random walk."""
+
+import numpy as np
+import peers
+import pytest
+from race import CLOSE, WRONG, our_own
+
+import qkernels as qk
+
+BLOCK = 32
+
+
+def layer(k, n):
+    rng = np.random.default_rng(14)
+    x = rng.standard_normal((2 * k, k), np.float32) + rng.standard_normal((2 * k, 1), np.float32)
+    return x, qk.Hessian(k).update(x), rng.standard_normal((k, n), np.float32)
+
+
+@pytest.mark.parametrize("refine", [0, 2])
+@pytest.mark.parametrize("k,n", [(384, 1536), (1536, 384), (2048, 2048), (4096, 4096)])
+def test_gptq(race, isa, k, n, refine):
+    x, seen, w = layer(k, n)
+    params = qk.choose_qparams(w, "int4", axis=0, block_size=BLOCK, narrow_range=False)
+    options = dict(center=False, refine=refine)
+    ours = our_own(lambda: qk.dequantize(qk.gptq(w, seen, params, **options).codes, params))
+    best = qk.sensitivity(w, seen, [ours.read()])[0]
+
+    def check(rounded):
+        return CLOSE if qk.sensitivity(w, seen, [rounded])[0] < 1.2 * best else WRONG
+
+    others = [peers.torch.gptq(w, seen.moments / seen.count, params.scale, BLOCK)]
+    race(f"gptq {k}x{n}, {refine} passes more", ours, others, check, k * k * n / 2, "GMAC/s")
+
+
+@pytest.mark.parametrize("k", [384, 1536, 4096])
+def test_hessian(race, isa, k):
+    x = np.random.default_rng(14).standard_normal((8192, k), np.float32)
+
+    def update():
+        return qk.Hessian(k).update(x).moments
+
+    exact = qk.Hessian(k).update(x).moments
+    others = [peers.contender("NumPy x.T @ x", lambda: x.T @ x)]
+
+    def check(found):
+        return CLOSE if np.allclose(found, exact, rtol=1e-3, atol=1e-4 * exact.max()) else WRONG
+
+    race(f"Hessian 8192x{k}", our_own(update), others, check, 8192 * k * k / 2, "GMAC/s")

@@ -1,0 +1,139 @@
+/* The gradients of fake_quantize (numerics 26), compiled once per instruction set, after elementwise.h: ordinary C that
+ * the compiler vectorizes. */
+#ifndef QK_GENERIC_FAKE_GRAD_H
+#define QK_GENERIC_FAKE_GRAD_H
+
+#include "kernels/generic/elementwise.h"
+#include "kernels/generic/fake_grad_types.h"
+
+static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, grad_parameters *p, const int how)
+{
+    QK_NO_DEPENDENCE
+    for (size_t i = 0; i < n; i++) {
+        const float scale = from->scale[i], lo = (float)(from->qmin - from->zero_point[i]);
+        const float hi = (float)(from->qmax - from->zero_point[i]);
+        p->scale[i] = scale, p->lo[i] = lo, p->hi[i] = hi;
+        if (how == MULTIPLY) p->reciprocal[i] = from->reciprocal[i];
+        if (how == MULTIPLY) p->least[i] = (lo - 1.0f) * scale, p->most[i] = (hi + 1.0f) * scale;
+    }
+}
+
+static QK_INLINE grad_parameter grad_parameter_at(const grad_parameters *p, size_t i, const int how)
+{
+    const int multiply = how == MULTIPLY;
+    return (grad_parameter){p->scale[i], multiply ? p->reciprocal[i] : 0, p->lo[i],
+                            p->hi[i],    multiply ? p->least[i] : 0,      multiply ? p->most[i] : 0};
+}
+
+/* x / scale; where it lies more than a step beyond the bounds it may be any number that does; NaN stays NaN. */
+static QK_INLINE float steps_of(float x, grad_parameter p, const int how)
+{
+    if (how != MULTIPLY) return x / p.scale;
+    x = clamp(x, p.least, p.most);
+    const float q = x * p.reciprocal;
+    return __builtin_fmaf(__builtin_fmaf(-q, p.scale, x), p.reciprocal, q);
+}
+
+/* Adds the terms of an element; returns the gradient of x. */
+static QK_INLINE float add_terms(float g, float x, grad_parameter p, const int how, const int clipped, float *scale,
+                                 float *zero)
+{
+    const float v = steps_of(x, p, how), r = v + ROUNDER - ROUNDER, c = clamp(r, p.lo, p.hi);
+    const int number = v == v, inside = clipped ? (v > p.lo) & (v < p.hi) : c == r;
+    const float distance = inside ? c - v : number ? c : 0.0f;
+    *scale += g * distance;
+    *zero += number & !inside ? g : 0.0f;
+    return inside ? g : 0.0f;
+}
+
+/* Some rows of n columns, which have the parameters from number 0 on, or that one (step 0). */
+static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t n, const grad_parameters *p,
+                                const size_t step, const int how, const int clipped, grad_terms *t)
+{
+    const grad_parameter same = grad_parameter_at(p, 0, how);
+    size_t first = 0;
+#ifdef HAVE_GRAD_VECTORS
+    if (how == MULTIPLY) first = grad_vectors(s, rows, n, p, step, clipped, t);
+#endif
+    for (size_t i = first; i < n; i++) {
+        const grad_parameter here = step ? grad_parameter_at(p, i, how) : same;
+        float scale = t->scale[i], zero = t->zero[i];
+        for (size_t row = 0; row < rows; row++) {
+            const size_t at = row * s.stride + i;
+            s.grad_x[at] = add_terms(s.grad[at], s.x[at], here, how, clipped, &scale, &zero);
+        }
+        t->scale[i] = scale, t->zero[i] = zero;
+    }
+}
+
+/* Up to QK_GRAD_ROWS rows, whose terms are added in float32, and their sums to those in double. */
+static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
+                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
+{
+    grad_terms t __attribute__((aligned(64)));
+    for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
+    for (; rows >= GRAD_ROWS; rows -= GRAD_ROWS) {
+        grad_rows(s, GRAD_ROWS, n, p, step, how, clipped, &t);
+        s.grad += GRAD_ROWS * s.stride, s.x += GRAD_ROWS * s.stride, s.grad_x += GRAD_ROWS * s.stride;
+    }
+    for (; rows > 0; rows--) {
+        grad_rows(s, 1, n, p, step, how, clipped, &t);
+        s.grad += s.stride, s.x += s.stride, s.grad_x += s.stride;
+    }
+    for (size_t i = 0; i < n; i++) to.scale[i] += (double)t.scale[i], to.zero[i] += (double)t.zero[i];
+}
+
+static QK_INLINE grad_stretch grad_part(grad_stretch s, size_t at)
+{
+    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
+}
+
+static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int how, const int clipped,
+                                   qk_grad_sums to)
+{
+    grad_parameters p __attribute__((aligned(64)));
+    take_grad_parameters(given, s.n, &p, how);
+    for (size_t row = 0; row < given->rows; row += QK_GRAD_ROWS) {
+        const size_t rows = given->rows - row < QK_GRAD_ROWS ? given->rows - row : QK_GRAD_ROWS;
+        grad_group(grad_part(s, row * s.stride), rows, s.n, &p, 1, how, clipped, to);
+    }
+}
+
+/* A run is rows of QK_GRAD_LANES columns that share parameters. */
+static QK_INLINE void grad_run(grad_stretch s, const qk_affines *given, const int how, const int clipped,
+                               qk_grad_sums to)
+{
+    enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES };
+    grad_parameters p;
+    take_grad_parameters(given, 1, &p, how);
+    size_t at = 0;
+    for (; s.n - at >= GROUP_SIZE; at += GROUP_SIZE)
+        grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, &p, 0, how, clipped, to);
+    const size_t rows = (s.n - at) / QK_GRAD_LANES, rest = (s.n - at) % QK_GRAD_LANES;
+    if (rows) grad_group(grad_part(s, at), rows, QK_GRAD_LANES, &p, 0, how, clipped, to);
+    if (rest) grad_group(grad_part(s, at + rows * QK_GRAD_LANES), 1, rest, &p, 0, how, clipped, to);
+}
+
+static void fake_grad_columns_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
+                                  int clipped, qk_grad_sums to)
+{
+    const grad_stretch s = {grad, x, grad_x, n, p->in_stride};
+    const int divide = !HAVE_FMA || !p->reciprocal;
+    if (divide)
+        clipped ? grad_columns(s, p, DIVIDE, 1, to) : grad_columns(s, p, DIVIDE, 0, to);
+    else
+        clipped ? grad_columns(s, p, MULTIPLY, 1, to) : grad_columns(s, p, MULTIPLY, 0, to);
+}
+
+static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
+                              int clipped, qk_grad_sums to)
+{
+    const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
+    const int divide = !HAVE_FMA || !p->reciprocal;
+    if (divide)
+        clipped ? grad_run(s, p, DIVIDE, 1, to) : grad_run(s, p, DIVIDE, 0, to);
+    else
+        clipped ? grad_run(s, p, MULTIPLY, 1, to) : grad_run(s, p, MULTIPLY, 0, to);
+}
+
+#endif

@@ -1,0 +1,30 @@
+/* What the loops of fake_grad.h see. */
+#ifndef QK_GENERIC_FAKE_GRAD_TYPES_H
+#define QK_GENERIC_FAKE_GRAD_TYPES_H
+
+#include "kernels/kernels.h"
+
+enum { GRAD_ROWS = 4 /* that are seen at once, so that sums stay in registers */ };
+
+/* Of each column: what quotients need, the bounds in steps, and the bounds of x, a step beyond these. */
+typedef struct {
+    float scale[QK_GRAD_COLUMNS], reciprocal[QK_GRAD_COLUMNS], lo[QK_GRAD_COLUMNS], hi[QK_GRAD_COLUMNS];
+    float least[QK_GRAD_COLUMNS], most[QK_GRAD_COLUMNS];
+} grad_parameters;
+
+typedef struct {
+    float scale, reciprocal, lo, hi, least, most;
+} grad_parameter;
+
+/* Terms of up to QK_GRAD_ROWS rows. */
+typedef struct {
+    float scale[QK_GRAD_COLUMNS], zero[QK_GRAD_COLUMNS];
+} grad_terms;
+
+typedef struct {
+    const float *grad, *x;
+    float *grad_x;
+    size_t n, stride;
+} grad_stretch;
+
+#endif

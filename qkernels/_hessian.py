@@ -1,0 +1,224 @@
+"""Look at the inputs of a layer: `Hessian`. Formulas: docs/numerics.md, section 29."""
+
+import threading
+
+import numpy as np
+
+from ._checks import (
+    array_named,
+    arrays_named,
+    finite_float32,
+    float_array,
+    integer,
+    number_named,
+    refuse_missing,
+    shown,
+)
+from ._mode import default_mode
+from ._value import restored
+
+ROWS = 4096  # that a product sums; fewer wait
+LEAST = 2.0**-100  # sums of squares in float32 whose largest is below this are made in float64
+
+
+class Hessian:
+    """Sum up the inputs of a layer, and their products with one another, in constant memory.
+
+    What `gptq` and `sensitivity` ask of data: of rows x of inputs, their number, ``sum(x)`` and ``sum(outer(x, x))``,
+    half the Hessian of a linear layer's squared error.
+
+    Parameters
+    ----------
+    k : int
+        How many inputs the layer has.
+
+    References
+    ----------
+    Frantar and Alistarh, *Optimal Brain Compression*, 2022; docs/numerics.md, section 29.
+
+    Examples
+    --------
+    >>> seen = qk.Hessian(2).update(np.float32([[1, 2], [3, 4]])).update(np.float32([5, 6]))
+    >>> seen.count, seen.sum, seen.moments
+    (3, array([ 9., 12.]), array([[35., 44.],
+           [44., 56.]]))
+    """
+
+    @default_mode
+    def __init__(self, k):
+        k = integer(k, "k", 1)
+        if k > 1 << 20:
+            raise ValueError(f"k must be at most 2**20, got {k}")
+        self._count, self._sum, self._moments = 0, np.zeros(k), np.zeros((k, k))
+        self._waiting, self._buffer = 0, None
+        self._lock = threading.Lock()
+
+    @property
+    def k(self):
+        """How many inputs the layer has."""
+        return len(self._sum)
+
+    @property
+    def count(self):
+        """How many rows have been seen."""
+        return self._count
+
+    @property
+    def sum(self):
+        """The sum of the rows, float64 (k,)."""
+        return self._totals()[0]
+
+    @property
+    def moments(self):
+        """The sum of the products of each two inputs, float64 (k, k)."""
+        return self._totals()[1]
+
+    @default_mode
+    def update(self, x):
+        """Look at more rows.
+
+        Parameters
+        ----------
+        x : array (..., k) of float32, float64, float16 or bfloat16
+            Finite, within the range of float32, to which float64 is rounded. An empty array changes nothing.
+
+        Returns
+        -------
+        The object itself. Its bits do not depend on how rows are divided among updates.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If x is no float array, does not have k columns, or holds NaN or infinity. Nothing of x has been taken into
+            account then; if Ctrl-C interrupts, part of it may have been.
+        """
+        x = float_array(x)
+        if x.ndim < 1 or x.shape[-1] != self.k:
+            raise ValueError(f"x must have k = {self.k} columns, got shape {x.shape}")
+        rows = finite_float32(x).reshape(-1, self.k)
+        with self._lock:
+            self._count += len(rows)
+            while len(rows):
+                if not self._waiting and len(rows) >= ROWS:
+                    self._add(rows[:ROWS])
+                    rows = rows[ROWS:]
+                    continue
+                if self._buffer is None:
+                    self._buffer = np.empty((ROWS, self.k), np.float32)
+                taken = min(ROWS - self._waiting, len(rows))
+                self._buffer[self._waiting : self._waiting + taken] = rows[:taken]
+                self._waiting, rows = self._waiting + taken, rows[taken:]
+                if self._waiting == ROWS:
+                    self._add(self._buffer)
+                    self._waiting = 0
+        return self
+
+    @default_mode
+    def merge(self, other):
+        """Add what another one has seen.
+
+        Parameters
+        ----------
+        other : Hessian
+            Of the same k. It stays as it is.
+
+        Returns
+        -------
+        The object itself: the sums of both, in float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `other` is no Hessian, or of another k.
+        """
+        if type(other) is not type(self):
+            raise TypeError(f"other must be a Hessian, got {shown(other)}")
+        if other.k != self.k:
+            raise ValueError(f"other must have k {self.k}, got {other.k}")
+        count, (sums, moments) = other._count, other._totals()
+        with self._lock:
+            if self._waiting:
+                self._add(self._buffer[: self._waiting])
+                self._waiting = 0
+            self._count += count
+            self._sum += sums
+            self._moments += moments
+        return self
+
+    def to_arrays(self):
+        """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
+        sums, moments = self._totals()
+        return {"count": np.array(self._count, np.int64), "sum": sums, "moments": moments}
+
+    @classmethod
+    @default_mode
+    def from_arrays(cls, arrays):
+        """Return the Hessian whose `to_arrays` gave `arrays` (a mapping of str to array).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, or is not as `to_arrays` makes it.
+        """
+        names = ("count", "sum", "moments")
+        arrays = arrays_named(arrays, names)
+        refuse_missing(arrays, names)
+        sums, moments = (array_named(arrays, name, np.dtype(np.float64)) for name in names[1:])
+        if sums.ndim != 1 or moments.shape != (len(sums),) * 2 or not len(sums):
+            raise ValueError(f"sum and moments must have shapes (k,) and (k, k), got {sums.shape} and {moments.shape}")
+        if not (np.isfinite(sums).all() and np.isfinite(moments).all()):
+            raise ValueError("sum and moments must be finite")
+        if np.any(moments != moments.T) or np.any(np.diagonal(moments) < 0):
+            raise ValueError("moments must be symmetric, and those of an input with itself not negative")
+        made = cls(len(sums))
+        made._count, made._sum[:], made._moments[:] = number_named(arrays, "count", 0), sums, moments
+        return made
+
+    def __reduce__(self):
+        return restored, (type(self), self.to_arrays())
+
+    def __repr__(self):
+        return f"<Hessian({self.k}): {self._count} rows>"
+
+    def _matrix(self, center):
+        """Return the mean product of each two inputs, or their covariance; the mean of each, and of its square."""
+        sums, moments = self._totals()
+        moments /= self._count
+        mean, squares = sums / self._count, np.diagonal(moments).copy()
+        if center:
+            moments -= np.multiply.outer(mean, mean)
+        return moments, mean, squares
+
+    def _add(self, rows):
+        sums, moments = _products(rows)
+        self._sum += sums
+        self._moments += moments
+
+    @default_mode
+    def _totals(self):
+        """Return sum and moments of all rows, those that wait too."""
+        with self._lock:
+            sums, moments = self._sum.copy(), self._moments.copy()
+            if self._waiting:
+                for total, added in zip((sums, moments), _products(self._buffer[: self._waiting]), strict=True):
+                    total += added
+        return sums, moments
+
+
+def _products(rows):
+    """Return the sum of the rows, and of their products: float32, but where squares would leave it."""
+    sums, moments = np.ones(len(rows), rows.dtype) @ rows, rows.T @ rows
+    squares = np.diagonal(moments)
+    if rows.dtype == np.float32 and not (np.isfinite(squares).all() and squares.max() >= LEAST):
+        return _products(rows.astype(np.float64))
+    return sums, moments
+
+
+def checked_hessian(hessian, w):
+    """Raise unless this is a Hessian of the inputs of weights w, which are a matrix, and has seen some."""
+    if type(hessian) is not Hessian:
+        raise TypeError(f"hessian must be a Hessian, got {shown(hessian)}")
+    if w.ndim != 2 or len(w) != hessian.k:
+        raise ValueError(f"w must have shape (k, n), k = {hessian.k} being that of the hessian, got {w.shape}")
+    if not hessian.count:
+        raise ValueError("hessian has seen no rows: update it with some first")

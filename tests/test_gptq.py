@@ -1,0 +1,265 @@
+"""Rounding with feedback: its formula bit for bit, the published form, and laws of what it is for."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from common import fused, refusals, refuse
+
+import qkernels as qk
+from qkernels import _gptq
+
+
+def layer(k, n, rows=400, seed=0, offset=1.0):
+    """Inputs that go together, their Hessian, and weights."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(rows, k)) @ rng.normal(size=(k, k)) * rng.uniform(0.2, 2, k) + offset).astype(np.float32)
+    return x, qk.Hessian(k).update(x), rng.normal(size=(k, n)).astype(np.float32)
+
+
+def grids(w, size=5):
+    """A grid of each kind, for weights (k, n)."""
+    n = w.shape[1]
+    book = qk.Codebook(np.sort(np.random.default_rng(5).normal(size=7))[::-1], axis=0, block_size=size)
+    columns = qk.Codebook(np.random.default_rng(6).normal(size=(n, 4)), axis=1)
+    return {
+        "tensor": qk.choose_qparams(w, "int8"),
+        "column": qk.choose_qparams(w, "uint4", axis=1, symmetric=False),
+        "block": qk.choose_qparams(w, "int4", axis=0, block_size=size),
+        "int16": qk.choose_qparams(w, "int16", axis=1),
+        "levels": qk.Codebook.fit(w, 6),
+        "levels of columns": columns,
+        "levels of blocks": book,
+        "with scales": (book, qk.encode(w, book)[1] * np.float32(0.8)),
+    }
+
+
+def wide(found):
+    """The weights that a result stands for."""
+    if isinstance(found.params, qk.Codebook):
+        return qk.decode(found.codes, found.params, found.scales)
+    return qk.dequantize(found.codes, found.params)
+
+
+def error_of(w, rounded, x):
+    """The mean squared error of outputs about its mean, summed."""
+    outputs = x.astype(float) @ (w.astype(float) - rounded)
+    return ((outputs - outputs.mean(axis=0)) ** 2).sum() / len(x)
+
+
+# ---- the formula ----
+
+
+def reference(w, problem, nearest, refine):
+    """Section 29 row by row: nearest(i, t) gives the point of the grid for row i of w in order."""
+    f, weights = problem.factor / np.diagonal(problem.factor)[:, None], w[problem.order]
+    e, rounded = np.zeros_like(weights), np.empty_like(w)
+    for again in range(refine + 1):
+        if again:
+            f = problem.matrix / np.diagonal(problem.matrix)[:, None]
+        old = e.copy()
+        for i in range(len(w)):
+            before, after = np.zeros_like(e[0]), np.zeros_like(e[0])
+            for j in range(i):
+                before = fused(np.broadcast_to(f[i, j], e[j].shape), e[j], before)
+            for j in range(i + 1, len(w)) if again else ():
+                after = fused(np.broadcast_to(f[i, j], e[j].shape), old[j], after)
+            value = weights[i] + before + after if again else weights[i] + before
+            rounded[problem.order[i]] = nearest(problem.order[i], value)
+            e[i] = weights[i] - rounded[problem.order[i]]
+    return rounded
+
+
+def nearest_of(grid, w):
+    """Round row i of w, as a part of all of it, as `quantize` and `encode` do."""
+    grid, scales = grid if isinstance(grid, tuple) else (grid, None)
+    if isinstance(grid, qk.QParams):
+
+        def nearest(i, value):
+            full = np.zeros_like(w)
+            full[i] = value
+            return qk.fake_quantize(full, grid)[i]
+    else:
+        scales = qk.encode(w, grid)[1] if grid.block_size and scales is None else scales
+
+        def nearest(i, value):
+            scale = scales[i // grid.block_size] if scales is not None else np.ones_like(value)
+            plain = qk.Codebook(grid.levels, axis=0 if grid.levels.ndim > 1 else None)
+            codes = qk.encode(value * (1 / scale), plain)
+            return qk.decode(codes, plain) * scale
+
+    return nearest
+
+
+@pytest.mark.parametrize("name", grids(np.ones((2, 3), np.float32)))
+def test_bits_are_those_of_the_formula(name, isas):
+    x, seen, w = layer(29, 37)
+    grid = grids(w)[name]
+    problem = _gptq._Problem(seen, "activation", 0.01, True)
+    expected = reference(w, problem, nearest_of(grid, w), 1)
+    for _ in isas():
+        for threads in (1, 2, 3):
+            with qk.num_threads(threads):
+                assert np.array_equal(wide(qk.gptq(w, seen, grid, refine=1)), expected)
+
+
+def test_bits_do_not_depend_on_instruction_set_or_threads(isas):
+    _, seen, w = layer(150, 300)
+    found = []
+    for _ in isas():
+        for threads in (1, 3):
+            with qk.num_threads(threads):
+                result = qk.gptq(w, seen, qk.choose_qparams(w, "int4", axis=0, block_size=32))
+                found.append((result.codes.tobytes(), result.bias.tobytes(), result.report["errors"].tobytes()))
+    assert len(set(found)) == 1
+
+
+def published(w, h, params):
+    """GPTQ as published: the factor of the inverse, and each error pushed on to all later rows; in float64."""
+    u, w = np.linalg.cholesky(np.linalg.inv(h)).T, w.astype(float)
+    for i in range(len(w)):
+        rounded = qk.fake_quantize(w[i : i + 1], params)[0]
+        error = (w[i] - rounded) / u[i, i]
+        w[i:] -= np.outer(u[i, i:], error)
+        w[i] = rounded
+    return w
+
+
+def test_it_is_the_published_method():
+    x, seen, w = layer(60, 50)
+    params = qk.choose_qparams(w, "int4")
+    found = wide(qk.gptq(w, seen, params, order="natural", damp=0.01, center=False, refine=0))
+    h = seen.moments / seen.count
+    same = np.isclose(found, published(w, h + 0.01 * np.mean(np.diagonal(h)) * np.eye(60), params), atol=1e-6)
+    assert same.mean() > 0.99
+
+
+# ---- what it is for ----
+
+
+@pytest.mark.parametrize("order", ["activation", "natural"])
+@pytest.mark.parametrize("name", grids(np.ones((2, 3), np.float32)))
+def test_errors_are_told_and_smaller_than_those_of_plain_rounding(name, order):
+    x, seen, w = layer(40, 33)
+    grid = grids(w)[name]
+    plain = grid
+    if isinstance(grid, tuple):
+        plain = nearest_of(grid, w)
+        plain = np.stack([plain(i, w[i]) for i in range(40)])
+    found = qk.gptq(w, seen, grid, order=order, damp=1e-7, refine=3)
+    errors = found.report["errors"]
+    assert len(errors) == 4 and np.all(np.diff(errors) <= 1e-5 * errors[0]) and found.report["damp"] == 1e-7
+    assert error_of(w, wide(found), x) == pytest.approx(errors[-1], rel=2e-3)
+    first = qk.gptq(w, seen, grid, order=order, damp=1e-7, refine=0)
+    assert error_of(w, wide(first), x) == pytest.approx(errors[0], rel=2e-3)
+    assert errors[-1] < 0.95 * qk.sensitivity(w, seen, [plain], center=True)[0]
+
+
+def test_no_single_code_could_be_better_after_refinement():
+    x, seen, w = layer(6, 3, rows=50)
+    params = qk.choose_qparams(w, "int2", axis=1)
+    found = qk.gptq(w, seen, params, damp=0, refine=50)
+    best = error_of(w, wide(found), x)
+    for i, j, code in itertools.product(range(6), range(3), range(-1, 2)):
+        codes = found.codes.copy()
+        codes[i, j] = code
+        assert error_of(w, qk.dequantize(codes, params), x) >= best * (1 - 1e-5)
+
+
+def test_it_is_close_to_the_best_of_all():
+    """Of 3^6 codes a column."""
+    x, seen, w = layer(6, 8, rows=50, seed=3)
+    params = qk.QParams(0.7, dtype="int2", narrow_range=True)
+    every = np.array(list(itertools.product([-0.7, 0, 0.7], repeat=6))).T
+    covariance = np.cov(x.T.astype(float), bias=True)
+    best = [min(np.einsum("ki,kl,li->i", e, covariance, e)) for e in (w[:, [j]] - every for j in range(8))]
+    found = error_of(w, wide(qk.gptq(w, seen, params, damp=1e-6, refine=10)), x)
+    assert sum(best) * (1 - 1e-5) <= found <= 1.15 * sum(best) < qk.sensitivity(w, seen, [params], center=True)[0]
+
+
+def test_the_bias_takes_the_mean_error_over():
+    x, seen, w = layer(40, 17, offset=20.0)
+    found = qk.gptq(w, seen, qk.choose_qparams(w, "int4", axis=1))
+    lost = (x.astype(float) @ (w - wide(found).astype(float))).mean(axis=0)
+    np.testing.assert_allclose(found.bias, lost, rtol=1e-4, atol=1e-4)
+    assert found.bias.dtype == np.float32 and np.abs(lost).max() > 0.01
+    assert qk.gptq(w, seen, qk.QParams(0.1), center=False).bias is None
+
+
+@pytest.mark.parametrize("name", grids(np.ones((2, 3), np.float32)))
+def test_inputs_that_have_nothing_in_common_are_rounded_plainly(name):
+    w = np.random.default_rng(8).normal(size=(20, 9)).astype(np.float32)
+    grid = grids(w)[name]
+    seen = qk.Hessian(20).update(np.diag(np.arange(1, 21)).astype(np.float32))
+    nearest = nearest_of(grid, w)
+    expected = np.stack([nearest(i, w[i]) for i in range(20)])
+    assert np.array_equal(wide(qk.gptq(w, seen, grid, center=False)), expected)
+
+
+def test_dead_inputs_change_nothing():
+    x, _, w = layer(30, 10)
+    x[:, [3, 17]] = 0, 5
+    params = qk.choose_qparams(w, "int4", axis=1)
+    found = qk.gptq(w, qk.Hessian(30).update(x), params)
+    assert found.report["dead"].tolist() == [3, 17]
+    assert np.array_equal(found.codes[[3, 17]], qk.quantize(w, params)[[3, 17]])
+    left = np.delete(np.arange(30), [3, 17])
+    alone = qk.gptq(w[left], qk.Hessian(28).update(x[:, left]), params)
+    assert np.array_equal(found.codes[left], alone.codes)
+    nothing = qk.gptq(w, qk.Hessian(30).update(np.ones((5, 30), np.float32)), params)
+    assert len(nothing.report["dead"]) == 30 and np.array_equal(nothing.codes, qk.quantize(w, params))
+
+
+def test_damping_grows_until_there_is_a_factor():
+    x, seen, w = layer(50, 8, rows=7)
+    found = qk.gptq(w, seen, qk.QParams(0.5, dtype="int4"), damp=0, center=False)
+    assert 0 < found.report["damp"] < 1e-2 and np.isfinite(found.report["errors"]).all()
+    opposite = dict(seen.to_arrays(), moments=2 * np.eye(50) - 1)  # which needs 48 times its diagonal
+    assert qk.gptq(w, qk.Hessian.from_arrays(opposite), qk.QParams(0.5), center=False).report["damp"] > 40
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (13, 1), (12, 32), (25, 31), (24, 129)])
+def test_any_shape(shape):
+    _, seen, w = layer(*shape)
+    found = qk.gptq(w, seen, qk.choose_qparams(w, "int4", axis=0, block_size=7))
+    assert found.codes.shape == shape and found.codes.dtype == ml_dtypes.int4 and found.bias.shape == shape[1:]
+    assert qk.pack(found.codes, found.params).shape == shape
+    assert qk.gptq(np.zeros((shape[0], 0), np.float32), seen, qk.QParams(1)).codes.shape == (shape[0], 0)
+
+
+def test_what_pack_takes(isas):
+    x, seen, w = layer(64, 40)
+    for grid in (qk.choose_qparams(w, "int8", axis=1), qk.Codebook(qk.NF4.levels, axis=0, block_size=32)):
+        found = qk.gptq(w, seen, grid)
+        y = qk.linear(x, qk.pack(found.codes, found.params, scales=found.scales), found.bias)
+        assert np.linalg.norm(y - x @ w) < 0.05 * np.linalg.norm(x @ w)
+
+
+@refusals("""
+gptq(np.ones((3, 2)), Hessian(3), QParams(1))               # ValueError: hessian has seen no rows
+gptq(np.ones((2, 2)), H, QParams(1))                        # ValueError: w must have shape .k, n., k = 3
+gptq(np.full((3, 2), np.nan), H, QParams(1))                # ValueError: w .*NaN
+gptq(np.ones((3, 2)), None, QParams(1))                     # TypeError: hessian must be a Hessian, got None
+gptq(np.ones((3, 2)), H, 0.5)                               # TypeError: grid must be QParams, a Codebook or a tuple
+gptq(np.ones((3, 2)), H, (QParams(1), [1]))                 # TypeError: grid must be QParams, a Codebook or a tuple
+gptq(np.ones((3, 2)), H, QParams(1), order="best")          # ValueError: order must be 'activation' or 'natural', got
+gptq(np.ones((3, 2)), H, QParams(1), damp=-1)               # ValueError: damp must be from 0 to 10000, got -1.0
+gptq(np.ones((3, 2)), H, QParams(1), damp=np.nan)           # ValueError: damp must be from 0 to 10000, got nan
+gptq(np.ones((3, 2)), H, QParams(1), refine=-1)             # ValueError: refine must be at least 0, got -1
+gptq(np.ones((3, 2)), H, QParams(1), center=2)              # TypeError: center must be
+gptq(np.ones((3, 2)), H, QParams([1, 1, 1], axis=1))        # ValueError: scale of grid must have shape .2,. to match
+gptq(np.ones((3, 2)), H, QParams([1, 1, 1], axis=0))        # ValueError: grid must be per tensor, per column or per
+gptq(np.ones((3, 2)), H, QParams(1, dtype="uint16"))        # ValueError: grid must have integer codes, int16 or at most
+gptq(np.ones((3, 2)), H, QParams(1, dtype="float8_e5m2"))   # ValueError: grid must have integer codes, int16 or at most
+gptq(np.ones((3, 2)), H, Codebook([[1, 2]], vector=True))   # ValueError: grid must have levels for all values
+gptq(np.ones((3, 2)), H, Codebook([1, 2], block_size=2))    # ValueError: grid must have blocks along axis 0
+gptq(np.ones((3, 2)), H, Codebook([[1, 2]], axis=1))        # ValueError: grid must have levels for 2 columns, got 1
+gptq(np.ones((3, 2)), H, (Codebook([1, 2]), np.ones(2)))    # ValueError: scales are for a codebook with a block size
+gptq(np.ones((3, 2)), INDEFINITE, QParams(1))               # ValueError: hessian has moments that no data have
+""")
+def test_refusals(refusal):
+    h = qk.Hessian(3).update([[1.0, 2, 3], [3, 1, 2]])
+    moments = np.ones((3, 3)) * 1e9 - np.eye(3) * (1e9 - 1)
+    indefinite = qk.Hessian.from_arrays({"count": np.int64(1), "sum": np.zeros(3), "moments": moments})
+    refuse(refusal, vars(qk) | {"np": np, "H": h, "INDEFINITE": indefinite})
