@@ -78,7 +78,8 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     center : bool
         Minimise the error about its mean, which `bias` takes over.
     refine : int
-        Passes afterwards, each of which gives every code its best value while all others stay.
+        Passes afterwards, at most: each gives every code its best value while all others stay, and one that gains
+        nothing is the last.
 
     Returns
     -------
@@ -123,7 +124,10 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     errors = [rounding.run(problem.feedback())]
     again = problem.refinement() if refine else None
     for _ in range(refine):
-        errors.append(errors[-1] + rounding.run(again))
+        gained = -rounding.run(again)
+        errors.append(errors[-1] - gained)
+        if not gained > 0:
+            break
     bias = rounding.mean_error(problem.mean) if center else None
     report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * problem.unit}
     return GPTQResult(grid.codes(rounding.codes_in_order()), grid.params, grid.scales, bias, report)

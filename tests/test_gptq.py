@@ -149,7 +149,7 @@ def test_errors_are_told_and_smaller_than_those_of_plain_rounding(name, order):
         plain = np.stack([plain(i, w[i]) for i in range(40)])
     found = qk.gptq(w, seen, grid, order=order, damp=1e-7, refine=3)
     errors = found.report["errors"]
-    assert len(errors) == 4 and np.all(np.diff(errors) <= 1e-5 * errors[0]) and found.report["damp"] == 1e-7
+    assert 2 <= len(errors) <= 4 and np.all(np.diff(errors) <= 1e-5 * errors[0]) and found.report["damp"] == 1e-7
     assert error_of(w, wide(found), x) == pytest.approx(errors[-1], rel=2e-3)
     first = qk.gptq(w, seen, grid, order=order, damp=1e-7, refine=0)
     assert error_of(w, wide(first), x) == pytest.approx(errors[0], rel=2e-3)
@@ -159,7 +159,8 @@ def test_errors_are_told_and_smaller_than_those_of_plain_rounding(name, order):
 def test_no_single_code_could_be_better_after_refinement():
     x, seen, w = layer(6, 3, rows=50)
     params = qk.choose_qparams(w, "int2", axis=1)
-    found = qk.gptq(w, seen, params, damp=0, refine=50)
+    found = qk.gptq(w, seen, params, damp=0, refine=10**30)
+    assert len(found.report["errors"]) < 50
     best = error_of(w, wide(found), x)
     for i, j, code in itertools.product(range(6), range(3), range(-1, 2)):
         codes = found.codes.copy()
