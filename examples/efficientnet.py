@@ -29,10 +29,12 @@ class Integers:
     """The functions on codes of 8 bits; `params` are those of all values, by name."""
 
     def __init__(self, blocks, head, params, functions=qk):
-        self.params, self.qk, self.packed = params, functions, {}
+        self.params, self.qk, self.packed, self.options = params, functions, {}, {}
         for layer in sum(blocks, []):
             w, of_w, bias = self.quantize(layer.w, layer.bias, layer.source)
             self.packed[layer.name] = qk.pack_conv(w, of_w, groups=layer.groups), bias
+            clamp = (0, 6) if layer.relu6 else None
+            self.options[layer.name] = dict(strides=layer.stride, padding="same_upper", clamp=clamp)
         w, of_w, bias = self.quantize(*head, "features")
         self.packed["logits"] = qk.pack(w, of_w), bias
 
@@ -47,13 +49,12 @@ class Integers:
         return pixels
 
     def convolve(self, q, layer):
-        of, to, (packed, bias) = self.params[layer.source], self.params[layer.name], self.packed[layer.name]
-        options = dict(strides=layer.stride, padding="same_upper", clamp=(0, 6) if layer.relu6 else None)
-        return self.qk.qconv2d(q, of, packed, to, bias, **options)
+        name, (packed, bias) = layer.name, self.packed[layer.name]
+        return self.qk.qconv2d(q, self.params[layer.source], packed, self.params[name], bias, **self.options[name])
 
     def add(self, a, b, block):
-        of_a, of_b, to = (self.params[name] for name in (block[0].source, block[-1].name, sum_of(block)))
-        return self.qk.qadd(a, of_a, b, of_b, to)
+        params = self.params
+        return self.qk.qadd(a, params[block[0].source], b, params[block[-1].name], params[sum_of(block)])
 
     def pool(self, q):
         source = self.params["head"], self.params["features"]

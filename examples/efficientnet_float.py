@@ -19,6 +19,7 @@ class Layer(NamedTuple):
     stride: int
     groups: int
     relu6: bool
+    sum: str | None = None  # the name of its values plus those of its block's source
 
 
 def fold(weights):
@@ -37,15 +38,15 @@ def fold(weights):
             if f"{prefix}_{kind}_conv.weight" in weights:
                 block.append(layer(f"{i}.{kind}", source, prefix, f"_{kind}_conv", norm))
                 source = block[-1].name
+        if len(block) == 3 and block[1].stride == 1 and block[0].w.shape[2] == block[2].w.shape[3]:
+            block[-1], source = block[-1]._replace(sum=f"{i}.sum"), f"{i}.sum"
         blocks.append(block)
-        source = sum_of(block) or source
     return [*blocks, [layer("head", source, "", "_conv_head", "_bn1")]]
 
 
 def sum_of(block):
     """Return the name of what is added to a block's input, or None."""
-    is_residual = len(block) == 3 and block[1].stride == 1 and block[0].w.shape[2] == block[2].w.shape[3]
-    return block[0].name.replace("expand", "sum") if is_residual else None
+    return block[-1].sum
 
 
 def run(blocks, x, do):

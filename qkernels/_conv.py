@@ -369,8 +369,12 @@ def qconv2d(
     array([[19, 21],
            [26, 28]], dtype=uint8)
     """
-    if not is_a(packed, PackedConv):
+    if type(packed) is not PackedConv and not is_a(packed, PackedConv):
         raise TypeError(f"packed must be a PackedConv, got {type(packed).__name__}")
+    options = strides, padding, dilations, activation, clamp, rounding
+    y = conv.qconv2d_again(q, params, packed._packed, out_params, bias, options, out)
+    if y is not None:
+        return y
     q = codes_of(q, params)
     *kernel, depth, filters = packed.shape
     window = _window(q, tuple(kernel), strides, padding, dilations, "packed")
@@ -382,7 +386,8 @@ def qconv2d(
         biases, how = _bias_of_sums(bias, filters, activation, clamp, rounding), None
     else:
         biases, how = layer_of_codes(filters, out_params, bias, activation, clamp, rounding)
-    return conv.qconv2d(q, params, packed._packed, (filters, packed.groups), window, out_params, biases, how, out)
+    count = filters, packed.groups
+    return conv.qconv2d(q, params, packed._packed, count, window, out_params, biases, how, options, out)
 
 
 def _bias_of_sums(bias, filters, activation, clamp, rounding):

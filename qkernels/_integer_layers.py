@@ -6,7 +6,6 @@ import numpy as np
 
 from ._bind import elementwise, integer_layers
 from ._bind.arrays import cuts, store
-from ._bind.runtime import word
 from ._checks import (
     as_array,
     check_weights,
@@ -62,8 +61,7 @@ def qadd(a, a_params, b, b_params, out_params, *, activation=None, rounding="hal
     array([[2, 2],
            [4, 5]], dtype=int8)
     """
-    how = _options(activation, rounding)
-    return integer_layers.pair(False, a, a_params, b, b_params, out_params, how, out)
+    return integer_layers.pair(False, a, a_params, b, b_params, out_params, activation, rounding, out)
 
 
 def qmultiply(a, a_params, b, b_params, out_params, *, activation=None, rounding="half_even", out=None):
@@ -81,8 +79,7 @@ def qmultiply(a, a_params, b, b_params, out_params, *, activation=None, rounding
     >>> qk.qmultiply(np.int8([2, 4]), half, np.int8([-3]), half, qk.QParams(0.25, 1))
     array([ -5, -11], dtype=int8)
     """
-    how = _options(activation, rounding)
-    return integer_layers.pair(True, a, a_params, b, b_params, out_params, how, out)
+    return integer_layers.pair(True, a, a_params, b, b_params, out_params, activation, rounding, out)
 
 
 def qconcatenate(parts, out_params, *, axis, rounding="half_even", out=None):
@@ -115,7 +112,7 @@ def qconcatenate(parts, out_params, *, axis, rounding="half_even", out=None):
     >>> qk.qconcatenate(parts, qk.QParams(0.25), axis=0)
     array([ 4,  8, 16], dtype=int8)
     """
-    _, tflite = _options(None, rounding)
+    _, tflite = integer_layers.options(None, rounding)
     integer_layers.check_params(out_params, "out_params")
     arrays, params = _checked_parts(parts)
     axis, ndim = integer(axis, "axis"), arrays[0].ndim
@@ -516,16 +513,3 @@ def quantize_bias(bias, x_params, w_params):
             f"bias must fit int32 in units of the scales, got {values[i]}, {steps[i]:g} of them, at ({i},)"
         )
     return steps.astype(np.int32)
-
-
-# ---- checks ----
-
-
-def _options(activation, rounding):
-    """Return whether there is a ReLU, and whether to round as LiteRT."""
-    activation, rounding = word(activation), word(rounding)
-    if not (activation is None or is_a(activation, str) and activation == "relu"):
-        raise ValueError(f"activation must be None or 'relu' (others are tables: make_table), got {shown(activation)}")
-    if not (is_a(rounding, str) and rounding in ("half_even", "tflite")):
-        raise ValueError(f"rounding must be 'half_even' or 'tflite', got {shown(rounding)}")
-    return activation is not None, rounding == "tflite"

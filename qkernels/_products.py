@@ -163,12 +163,16 @@ def qlinear(q, params, packed, out_params, bias=None, *, activation=None, clamp=
     >>> qk.qlinear(np.uint8([[130, 126]]), qk.QParams(0.1, 128, "uint8"), packed, qk.QParams(0.2))
     array([[-1,  3]], dtype=int8)
     """
-    if not is_a(packed, PackedMatrix):
+    if type(packed) is not PackedMatrix and not is_a(packed, PackedMatrix):
         raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
+    options = activation, clamp, rounding
+    y = products.qlinear_again(q, params, packed, out_params, bias, options, out)
+    if y is not None:
+        return y
     weights.need_eight_bits(packed, "packed")
     q = codes_of(q, params)
-    biases, how = layer_of_codes(packed.shape[1], out_params, bias, activation, clamp, rounding)
-    return products.qlinear(q, params, packed, out_params, biases, how, out)
+    biases, how = layer_of_codes(packed.shape[1], out_params, bias, *options)
+    return products.qlinear(q, params, packed, out_params, biases, how, options, out)
 
 
 def codes_of(q, params, name="q"):

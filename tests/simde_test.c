@@ -285,10 +285,18 @@ static void test_gemm_tile(const qk_gemm8_kernels *g, int rows, size_t steps)
             scalar->gemm8->gemm8_tile(rows, steps, a, lda, part[h], init + SIXTEEN * h, want + SIXTEEN * h, ldc);
         check(got, want, sizeof got - MARGIN, (size_t)(rows * g->nr));
     }
+    const qk_ahead ahead = {panel, 64, (char *)got, ldc * sizeof *got};
+    if (g->gemm8_window_tile) {
+        what = "gemm8_window_tile";
+        const qk_window halves = {2, own_steps / 2, 0}, whole = {1, own_steps, 0};
+        clear(got, sizeof got - MARGIN);
+        g->gemm8_window_tile(rows, own_steps % 2 ? &whole : &halves, packed, ld, panel, init, got, &ahead);
+        for (int i = 0; i < rows; i++)
+            check(got + i * g->nr, want + i * ldc, (size_t)g->nr * sizeof *got - MARGIN, (size_t)g->nr);
+    }
     if (!g->gemm8_whole_tile || rows < g->ask_rows) return;
     what = "gemm8_whole_tile";
     clear(got, sizeof got - MARGIN);
-    const qk_ahead ahead = {panel, 64, (char *)got, ldc * sizeof *got};
     if (g->gemm8_begin) g->gemm8_begin((size_t)rows);
     g->gemm8_whole_tile(rows, own_steps, packed, ld, panel, init, got, ldc, &ahead);
     if (g->gemm8_end) g->gemm8_end((size_t)rows);

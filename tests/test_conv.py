@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from common import LAYOUTS, code_range, random_codes, refusals, refuse
+from common import LAYOUTS, answer, code_range, random_codes, refusals, refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -14,6 +14,7 @@ from products import wrapped
 import qkernels as qk
 
 ROUNDINGS = ["half_even", "half_away", "gemmlowp", "tflite"]
+PARAMS, TO = qk.QParams(0.05, 3, "uint8"), qk.QParams(0.9, 120, "uint8")
 
 
 # ---- NumPy ----
@@ -138,6 +139,43 @@ def test_qconv2d(variants, layer, layout, relu, with_out):
         assert_array_equal(packed.unpack(), w, err_msg=variant, strict=True)
 
 
+LONG_LINES = [
+    ((30, 28, 16), (3, 3, 40), 1, 1),
+    ((56, 57, 8), (3, 3, 70), 2, (1, 0, 2, 1)),
+    ((9, 400, 4), (3, 3, 33), 1, 5),
+]
+LONG_LINES += [
+    ((25, 33, 4), (5, 5, 17), 2, 2),
+    ((21, 21, 4), (7, 7, 48), 1, "same_upper"),
+    ((5, 30, 12), (1, 3, 20), 1, 0),
+]
+LONG_LINES += [((40, 41, 8), (2, 3, 32), (2, 1), 0), ((23, 60, 8), (3, 4, 64), (1, 3), (0, 3))]
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("example", LONG_LINES, ids=str)
+def test_windows_of_long_lines(variants, example, dtype):
+    """Products may read them where they lie, with padding around."""
+    image, kernel, strides, padding = example
+    rng = np.random.default_rng(0)
+    q, w = random_codes(rng, (1, *image), dtype), random_codes(rng, (*kernel[:2], image[2], kernel[2]), "int8")
+    params, weights = qk.QParams(0.1, 7, dtype), qk.QParams(rng.uniform(0.01, 0.02, kernel[2]), axis=3)
+    bias, to = rng.integers(-1000, 1000, kernel[2]).astype(np.int32), qk.QParams(w[..., 0].size ** 0.5, 3, "uint8")
+    sums = qk.qconv2d(
+        np.concatenate([q, q]), params, qk.pack_conv(w, weights), None, bias, strides=strides, padding=padding
+    )
+    four = padding if isinstance(padding, str) or np.size(padding) == 4 else tuple(np.broadcast_to(padding, 2)) * 2
+    pair = tuple(np.broadcast_to(strides, 2))
+    geometry = dict(strides=pair, padding=four, dilations=(1, 1))
+    assert_array_equal(sums[0], sums_by_numpy(q, 7, w, 0, 1, **geometry)[0] + bias)
+    want = codes_by_numpy(sums[:1], params, weights, to, None, False)
+    for variant in variants():
+        packed = qk.pack_conv(w, weights)
+        for biased, result, expected in (bias, to, want), (bias, None, sums[:1]):
+            got = qk.qconv2d(q, params, packed, result, biased, strides=strides, padding=padding)
+            assert_array_equal(got, expected, err_msg=variant, strict=True)
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @settings(max_examples=30)
 @given(layers(), st.sampled_from([None, "relu"]), st.sampled_from([None, (0, 6), (-1.5, None)]))
@@ -246,9 +284,41 @@ def test_nbytes_is_what_is_allocated(isas):
             w, params = random_codes(rng, shape, "int8"), qk.QParams(rng.uniform(0.1, 0.2, shape[3]), axis=3)
             tracemalloc.start()
             packed = qk.pack_conv(w, params, groups=groups)
-            held = tracemalloc.get_traced_memory()[0]
+            held, nbytes = tracemalloc.get_traced_memory()[0], packed.nbytes
+            q, of, to = np.ones((1, 3, 3, groups * shape[2]), "uint8"), qk.QParams(0.1, 0, "uint8"), qk.QParams(9)
+            qk.qconv2d(q, of, packed, to, np.ones(shape[3], np.int32), padding=1)
+            more = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()
-            assert packed.nbytes - 64 <= held <= packed.nbytes + 2500
+            assert nbytes - 64 <= held <= nbytes + 2500 and nbytes < packed.nbytes
+            assert packed.nbytes - 64 <= more <= packed.nbytes + q.nbytes + 8000
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((3, 3, 20, 24), 1), ((3, 3, 1, 70), 70), ((3, 3, 4, 15), 3)])
+def test_a_convolution_does_not_depend_on_the_one_before(isas, shape, groups):
+    """Each after each other one, with the same weights: as with weights that are packed for it, errors included."""
+    rng = np.random.default_rng(0)
+    w, channels = random_codes(rng, shape, "int8"), groups * shape[2]
+    weights = qk.QParams(rng.uniform(0.01, 0.02, shape[3]), axis=3)
+    q, small = random_codes(rng, (2, 6, 7, channels), "uint8"), random_codes(rng, (1, 4, 4, channels), "uint8")
+    bias, of, to = rng.integers(-2000, 2000, shape[3]).astype(np.int32), PARAMS, TO
+    calls = [((q, of), (to, bias), {}), ((small, of), (to, bias), {}), ((q[:1], of), (to, bias), {})]
+    calls += [((q, of), (to, -bias), {}), ((q, of), (to, None), {}), ((q, of), (None, bias), {})]
+    calls += [((q[..., 1:], of), (to, bias), {}), ((q[0], of), (to, bias), {}), ((q.view(np.int8), of), (to, bias), {})]
+    options = [{"strides": s} for s in (2, 1.0, (1, 2), [2, 1])] + [
+        {"padding": p} for p in (1, "same_upper", (1, 0), 9)
+    ]
+    options += [{"dilations": d} for d in (2, 1, 7)] + [{"clamp": (0, 6)}, {"activation": "relu"}, {"padding": True}]
+    calls += [((q, of), (to, bias), how) for how in options]
+    for name in isas():
+        fresh = [qk.pack_conv(w, weights, groups=groups) for _ in calls]
+        wants = [answer(lambda: qk.qconv2d(*x, p, *y, **how)) for (x, y, how), p in zip(calls, fresh, strict=True)]
+        packed = qk.pack_conv(w, weights, groups=groups)
+        for first, _ in enumerate(calls):
+            for second, want in enumerate(wants):
+                for number in first, second, second:
+                    x, y, how = calls[number]
+                    got = answer(lambda: qk.qconv2d(*x, packed, *y, **how))
+                assert np.array_equal(got, want), (name, calls[first][1:], calls[second][1:])
 
 
 # ---- pools ----

@@ -2,10 +2,11 @@
 at 1, 2 and 3 threads; and the weights that it refuses, since their sums could overflow."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from common import code_range, layouts, random_codes
+from common import answer, code_range, layouts, random_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -211,3 +212,93 @@ def test_an_int32_bias_counts_among_what_can_overflow():
     assert_array_equal(qk.qlinear(np.int8([[127]]), params, packed, to, np.int32([most, -most])), [[2, -2]])
     with pytest.raises(ValueError, match="int32 could overflow"):
         qk.qlinear(np.int8([[127]]), params, packed, to, np.int32([most + 1, 0]))
+
+
+# ---- what a call keeps with the weights for the next ----
+
+PARAMS, TO = qk.QParams(0.05, 3, "uint8"), qk.QParams(0.9, 120, "uint8")
+OPTIONS = [
+    {},
+    {"activation": "relu"},
+    {"activation": "gelu"},
+    {"clamp": (0, 6)},
+    {"clamp": (0.0, 3.0)},
+    {"clamp": [0, 3]},
+    {"clamp": (np.float32(0), None)},
+    {"rounding": "half_away"},
+    {"rounding": "tflite", "clamp": (True, 6)},
+]
+
+
+def calls_of_a_layer(rng, q, n):
+    """Return positional and keyword arguments, those of the weights left out: (q, params), (to, bias), options."""
+    bias = rng.integers(-2000, 2000, n).astype(np.int32)
+    small = qk.QParams(1e-4, 0, "int8")
+    calls = [((q, PARAMS), (TO, bias), options) for options in OPTIONS]
+    of_codes = [(q, qk.QParams(0.05, 3, "uint8")), (q, qk.QParams(0.05, 9, "uint8")), (q[:, ::-1], PARAMS)]
+    of_codes += [(q.view(np.int8), qk.QParams(0.05, -9, "int8")), (q[:1], PARAMS), (q[..., :-1], PARAMS), (q, small)]
+    calls += [(codes, (TO, bias), {}) for codes in of_codes]
+    biases = [None, bias.copy(), -bias, bias.astype(np.int64), bias * np.float32(1e-3), bias[:-1], list(bias)]
+    calls += [((q, PARAMS), (TO, b), {}) for b in biases]
+    return calls + [((q, PARAMS), (to, bias), {}) for to in (small, qk.QParams(0.9, 120, "uint8"), 7)]
+
+
+@pytest.mark.parametrize("zero_point", [0, 5])
+def test_a_call_does_not_depend_on_the_one_before(isas, zero_point):
+    """Each after each other one, with the same weights: as with weights that are packed for it, errors included."""
+    rng = np.random.default_rng(0)
+    q, b = random_codes(rng, (3, 19), "uint8"), random_codes(rng, (19, 37), "int8")
+    weights = qk.QParams(rng.uniform(0.01, 0.02, 37), np.full(37, zero_point), axis=1)
+    calls = calls_of_a_layer(rng, q, 37)
+    for name in isas():
+        wants = [answer(lambda: qk.qlinear(*x, qk.pack(b, weights), *to, **how)) for x, to, how in calls]
+        packed = qk.pack(b, weights)
+        for first, _ in enumerate(calls):
+            for second, want in enumerate(wants):
+                for number in first, second, second:
+                    x, to, how = calls[number]
+                    got = answer(lambda: qk.qlinear(*x, packed, *to, **how))
+                assert np.array_equal(got, want), (name, calls[first], calls[second])
+
+
+def test_a_bias_and_a_clamp_may_change_in_place():
+    rng = np.random.default_rng(0)
+    q, b, bias, clamp = (
+        random_codes(rng, (3, 19), "uint8"),
+        random_codes(rng, (19, 37), "int8"),
+        np.int32([0] * 37),
+        [0, 9],
+    )
+    for made in bias, bias.astype(np.float32):
+        packed = qk.pack(b, qk.QParams(0.01))
+        for i in range(37):
+            made[i], clamp[1] = 1000 + i, i
+            for how in {}, {"clamp": clamp}:
+                got, want = (qk.qlinear(q, PARAMS, p, TO, made, **how) for p in (packed, qk.pack(b, qk.QParams(0.01))))
+                assert_array_equal(got, want)
+
+
+def test_threads_share_weights_and_what_they_keep():
+    rng = np.random.default_rng(0)
+    q, b = random_codes(rng, (2, 19), "uint8"), random_codes(rng, (19, 37), "int8")
+    packed = qk.pack(b, qk.QParams(0.01))
+    biases = [np.full(37, i * 500, np.int32) for i in range(4)]
+    wants = [qk.qlinear(q, PARAMS, qk.pack(b, qk.QParams(0.01)), TO, bias) for bias in biases]
+
+    def work(number):
+        return all(
+            np.array_equal(qk.qlinear(q, PARAMS, packed, TO, biases[i % 4]), wants[i % 4])
+            for i in range(number, 2000, 1 + number)
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_nbytes_counts_what_is_kept():
+    packed = qk.pack(np.ones((64, 96), np.int8), qk.QParams(0.01))
+    before, bias = packed.nbytes, np.ones(96, np.int32)
+    qk.qlinear(np.ones((1, 64), np.uint8), PARAMS, packed, TO, bias)
+    assert packed.nbytes == before + 3 * bias.nbytes
+    qk.qlinear(np.ones((1, 64), np.uint8), PARAMS, packed, TO)
+    assert packed.nbytes == before + 2 * bias.nbytes

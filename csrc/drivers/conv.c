@@ -129,7 +129,7 @@ int qk_depthwise_unpack(const qk_weights *w, void *b)
     return qk_parallel_for(taps, 5.0 * (double)taps * (double)w->n, unpack_taps, &job);
 }
 
-enum { STRIP_BYTES = 24 * 1024, SMALL_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64, MOST_PARTS = QK_MOST_PARTS };
+enum { STRIP_BYTES = 24 * 1024, SMALL_BYTES = 24 * 1024, MOST_TILES = 4, MOST_BLOCK = 64, FEW_STEPS = 64 };
 
 /* A depthwise convolution. An item is some lines of the result, of which one look at the image serves all, in a strip
  * of columns and a block of channels; of a block that has parts so many lines for each. */
@@ -150,6 +150,7 @@ typedef struct {
 /* Where in the result an item is. */
 typedef struct {
     size_t number, y, x, pixels, channel, channels, parts;
+    int framed; /* whether the item before left the columns that are padding, where lines are one strip */
 } place;
 
 /* Items of blocks that have so many parts; `blocks` of them. */
@@ -190,11 +191,12 @@ static void move_on(const depthwise_job *job, place *at)
     if (at->x >= p->out_width) at->x = 0, at->y += job->lines * at->parts;
     if (at->y >= p->out_height) at->y = 0, at->number++;
     if (at->number == p->count) at->number = 0, at->channel = end, at->parts = job->last_parts;
+    at->framed = job->strips == 1;
     measure(job, at);
 }
 
 /* Columns that are padding, of one step. */
-static char *fill_columns(const depthwise_job *job, size_t columns, char *to)
+static void fill_columns(const depthwise_job *job, size_t columns, char *to)
 {
     const size_t size = 2 * (size_t)job->b->kernels->conv->block;
     const uint8_t code = job->outside[0] ^ job->flip;
@@ -203,7 +205,6 @@ static char *fill_columns(const depthwise_job *job, size_t columns, char *to)
             memset(to, code, 2 * size);
         else
             for (size_t j = 0; j < size; j++) ((uint16_t *)to)[j] = code;
-    return to;
 }
 
 /* Interleaves columns of the rows of one step, which are in the image or not. */
@@ -229,9 +230,10 @@ static void look_at_rows(const depthwise_job *job, const place *at, size_t step,
             seen.stride[i][part] = is_code ? p->channels : 0;
         }
     }
-    to = fill_columns(job, before, to);
-    b->kernels->conv->interleave_taps(&seen, inside, job->flip, to, job->column_bytes);
-    fill_columns(job, columns - before - inside, to + inside * job->column_bytes);
+    char *within = to + before * job->column_bytes;
+    if (!at->framed) fill_columns(job, before, to);
+    b->kernels->conv->interleave_taps(&seen, inside, job->flip, within, job->column_bytes);
+    if (!at->framed) fill_columns(job, columns - before - inside, within + inside * job->column_bytes);
 }
 
 /* Sums of a line of each part, a tile of pixels after the other, and what becomes of them. */
@@ -338,8 +340,7 @@ static void lay_out(depthwise_job *job)
             job->offset[x * b->steps + step] = x * p->dilation_x * job->column_bytes + step * block * 4;
 }
 
-/* Entries of the channels, 4 bytes each, in the order of their neighbours in each block. */
-static void order_channels(const qk_depthwise_weights *b, const int32_t *channels, int32_t *to)
+void qk_order_channels(const qk_depthwise_weights *b, const int32_t *channels, int32_t *to)
 {
     const size_t block = (size_t)b->kernels->conv->block;
     for (size_t first = 0; first < b->n; first += block, channels += block, to += block) {
@@ -360,30 +361,35 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
                           .b = &columns,
                           .epilogue = epilogue,
                           .requant = qk_requant_of(epilogue),
-                          .plain = qk_is_plain(epilogue, b->n)};
-    const int is_signed = source->type == QK_CODES_I8;
-    const uint32_t zero = (uint32_t)(source->zero_point ? source->zero_point[0] : 0) + (is_signed ? 128 : 0);
-    depthwise_job job = {.image = image, .b = b, .sums = &sums, .flip = is_signed ? 0x80 : 0};
+                          .plain = epilogue->plain};
+    const int flip = source->type == QK_CODES_I8 ? 0x80 : 0;
+    depthwise_job job = {.image = image, .b = b, .sums = &sums, .init = epilogue->starts, .flip = (uint8_t)flip};
     const size_t steps = qk_times(b->width, b->steps);
-    char *memory = qk_obtain(qk_plus(qk_times(w->n_pad, 3 * sizeof(int32_t)), qk_times(steps, sizeof *job.offset)));
-    if (!memory) return -1;
-    int32_t *init = (int32_t *)memory, *starts = init + w->n_pad, *multipliers = starts + w->n_pad;
-    job.offset = (size_t *)(multipliers + w->n_pad);
-    for (size_t i = 0; i < w->n_pad; i++)
-        init[i] = (int32_t)((epilogue->int_bias ? (uint32_t)epilogue->int_bias[i] : 0) - zero * (uint32_t)b->colsum[i]);
-    order_channels(b, init, starts);
-    if (sums.plain && b->kernels->conv->depthwise_codes) {
-        order_channels(b, (const int32_t *)epilogue->requant.multiplier, multipliers);
-        job.multiplier = (const float *)multipliers;
-    }
-    job.init = starts;
+    size_t few[FEW_STEPS];
+    job.offset = steps <= FEW_STEPS ? few : qk_obtain(qk_times(steps, sizeof *job.offset));
+    if (!job.offset) return -1;
+    if (sums.plain && b->kernels->conv->depthwise_codes) job.multiplier = epilogue->requant.multiplier;
     lay_out(&job);
     const double work = (double)image->count * (double)image->out_height * (double)image->out_width * (double)b->n *
         (0.01 * (double)b->width * (double)b->height + 0.05);
     const size_t items = count_items(&job, job.blocks, 1) + (job.last_parts ? count_items(&job, 1, job.last_parts) : 0);
     const int status = qk_parallel_for(items, work, run_depthwise, &job);
-    free(memory);
+    if (job.offset != few) free(job.offset);
     return status ? status : job.failure ? job.failure : 1;
+}
+
+/* What is prepared, once or in each call. */
+static int convolve_depthwise(const qk_rows *source, const qk_image *image, const qk_weights *w,
+                              const qk_epilogue *epilogue)
+{
+    if (epilogue->starts) return convolve_channels(source, image, w, epilogue);
+    qk_epilogue prepared = *epilogue;
+    int32_t *columns = qk_obtain(qk_times(w->n_pad, 2 * sizeof *columns));
+    if (!columns) return -1;
+    qk_prepare(source, w, &prepared, INT32_MAX, columns);
+    const int status = convolve_channels(source, image, w, &prepared);
+    free(columns);
+    return status;
 }
 
 /* ---- dense and grouped ones ---- */
@@ -409,6 +415,7 @@ static qk_epilogue epilogue_of(const groups_job *job, size_t group)
     if (e.requant.multiplier) e.requant.multiplier += first;
     if (e.requant.mantissa) e.requant.mantissa += first, e.requant.shift += first;
     if (e.wide_scale) e.wide_scale += first, e.wide_bias += first;
+    if (e.starts) e.starts += first;
     e.out = (char *)e.out + group * job->filters * (e.type == QK_TO_CODES ? 1 : sizeof(int32_t));
     return e;
 }
@@ -459,7 +466,7 @@ int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, s
     QK_DEFAULT_MODE;
     const size_t rows = image->count * image->out_height * image->out_width;
     if (rows == 0 || w->n == 0) return 1;
-    if (w->family == QK_DEPTHWISE) return convolve_channels(source, image, w, epilogue);
+    if (w->family == QK_DEPTHWISE) return convolve_depthwise(source, image, w, epilogue);
     groups_job job = {source, image, w, filters, groups == 1 ? w->n_pad : w->n / groups, epilogue, is_plain(image), 0};
     const double work = (double)rows * (double)w->n * (double)w->k / 128;
     int status = 0;

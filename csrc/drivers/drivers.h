@@ -359,13 +359,19 @@ size_t qk_most_rows(const qk_gemm4_weights *p);
 /* Rows times weights of any kind. Returns as qk_gemm8. */
 int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue);
 
+/* Makes, for `epilogue`, what does not change from call to call with codes of source's type and zero point, in the
+ * memory at `columns`: 2 * n_pad entries. No sum has a magnitude above `largest` before its bias. Returns 0 if that is
+ * not all there is to make: zero points of weights need the rows. */
+int qk_prepare(const qk_rows *source, const qk_weights *w, qk_epilogue *epilogue, int64_t largest, int32_t *columns);
+
 /* ---- convolution (numerics 22) ---- */
 
 void qk_depthwise_init(qk_depthwise_weights *p, const qk_matrix *m, size_t height);
 size_t qk_depthwise_bytes(const qk_depthwise_weights *p); /* of the panels */
 /* Fills panels and colsum; returns max over columns of sum |b - zero_point|. */
 int64_t qk_depthwise_pack(qk_depthwise_weights *p, const qk_matrix *m);
-
+/* Entries of the channels, 4 bytes each, in the order of their neighbours in each block. */
+void qk_order_channels(const qk_depthwise_weights *b, const int32_t *channels, int32_t *to);
 int qk_depthwise_unpack(const qk_weights *w, void *b);
 
 /* Columns that the groups of a convolution are padded to, in one matrix of all of them. */

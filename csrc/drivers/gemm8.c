@@ -3,6 +3,7 @@
  * Loop order, per task: a block of rows of a (in the L2 cache) x all panels of b: for each panel (nr columns, all of
  * k), for each tile of mr rows. k is not split: the sums stay in registers from the first product to the last, and the
  * epilogue turns each finished tile into its output while it is in the L1 cache. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,12 +20,15 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
     LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
+    LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     GROUP_BYTES = 16 * 1024,       /* of floats that are seen twice */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
     BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
-    FAR_WEIGHTS = 4096 * 1024      /* bytes that no L2 cache holds */
+    FAR_WEIGHTS = 4096 * 1024,     /* bytes that no L2 cache holds */
+    PAGE = 4096,                   /* within which caches look ahead; of the next one they are told the first bytes, */
+    AHEAD = 256                    /* so many */
 };
 
 /* ---- packing of b ---- */
@@ -206,6 +210,25 @@ static void gather_patches(const product *g, row_block *block, size_t first, siz
         block->term[i] = (int32_t)((uint32_t)block->term[i] - (uint32_t)g->b->k * (uint32_t)zero);
 }
 
+/* Lines of an image, and of padding, that the windows of rows see: whole lines of the result. */
+static void pad_lines(const product *g, row_block *block, size_t first, size_t rows)
+{
+    const qk_image *p = g->source->patches->image;
+    const size_t depth = p->channels, wide = g->line_bytes / depth, y = first / p->out_width * p->stride_y - p->top;
+    const size_t count = (rows / p->out_width - 1) * p->stride_y + p->kernel_height;
+    const size_t left = min_size(p->left, wide), inside = min_size(p->width, wide - left);
+    const uint8_t flip = g->a_shift ? 0x80 : 0, pad = p->pad ^ flip;
+    char *to = block->rows;
+    for (size_t i = 0; i < count; i++, to += g->line_bytes) {
+        const int is_inside = y + i < p->height;
+        memset(to, pad, is_inside ? left * depth : g->line_bytes);
+        if (!is_inside) continue;
+        g->b->gemm8->gemm8_pack_row(p->codes + (y + i) * p->width * depth, inside * depth, inside * depth, flip,
+                                    to + left * depth);
+        memset(to + (left + inside) * depth, pad, (wide - left - inside) * depth);
+    }
+}
+
 static int needs_description(const product *g) { return g->source->zero_point_per_row || g->b_zero; }
 
 /* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
@@ -288,7 +311,9 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
     }
     block->a = block->rows;
     if (g->source->type == QK_FLOATS) return pack_floats(g, block, first, rows);
-    if (g->source->patches)
+    if (g->window.lines)
+        pad_lines(g, block, first, rows);
+    else if (g->source->patches)
         gather_patches(g, block, first, rows);
     else
         pack_codes(g, block, first, rows);
@@ -341,13 +366,17 @@ qk_requant qk_requant_of(const qk_epilogue *epilogue)
     return r;
 }
 
-int qk_is_plain(const qk_epilogue *epilogue, size_t n)
+int qk_is_plain(const qk_epilogue *epilogue, size_t n, int64_t largest)
 {
     const float *multiplier = epilogue->requant.multiplier, *bias = epilogue->float_bias;
+    const int32_t *int_bias = epilogue->int_bias;
     int other = 0;
     if (epilogue->type != QK_TO_CODES || epilogue->requant.rounding != QK_HALF_EVEN || epilogue->activation > QK_RELU)
         return 0;
-    for (size_t i = 0; i < n; i++) other |= !(multiplier[i] < 1) | (bias[i] != 0);
+    for (size_t i = 0; i < n; i++) {
+        const float size = (float)largest + (int_bias ? fabsf((float)int_bias[i]) : 0);
+        other |= (!(multiplier[i] < 1) & !(multiplier[i] * size < 0x1p30f)) | (bias[i] != 0);
+    }
     return !other && !epilogue->wide_scale;
 }
 
@@ -382,6 +411,13 @@ void qk_move_to_panel(const product *g, size_t col, qk_tile *t)
     if (epilogue->requant.multiplier) t->multiplier = epilogue->requant.multiplier + col;
     if (epilogue->requant.mantissa)
         t->mantissa = epilogue->requant.mantissa + col, t->shift = epilogue->requant.shift + col;
+}
+
+/* Asks for the first bytes of each page that begins in a panel. */
+static void ask_for_pages(const int8_t *panel, size_t bytes)
+{
+    for (size_t page = -(uintptr_t)panel % PAGE; page < bytes; page += PAGE)
+        for (size_t i = 0; i < AHEAD; i += 64) __builtin_prefetch(panel + page + i, 0, 2);
 }
 
 static char *result_at(const product *g, size_t row, size_t col)
@@ -462,7 +498,8 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
 }
 
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
- * come from memory. The last asks for the first, with which the next block begins. */
+ * come from memory. The last asks for the first, with which the next block begins. Of rows that are a single tile there
+ * is no time for that. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
@@ -485,6 +522,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         const int8_t *codes = b->panels + panel * b->panel_bytes;
         const size_t col = panel * nr;
         ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        if (rows <= mr && !ahead.step) ask_for_pages(ahead.read, b->panel_bytes);
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n;
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
@@ -498,6 +536,34 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         }
     }
     if (once) k->gemm8_end(rows);
+}
+
+/* The same of windows in place: a tile has some of a line of the result. */
+static void multiply_windows(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
+{
+    const product *g = context;
+    const row_block *block = memory;
+    const qk_image *p = g->source->patches->image;
+    const qk_gemm8_weights *b = g->b;
+    const qk_gemm8_kernels *k = b->gemm8;
+    const size_t wide = p->out_width, tiles = ceil_div(wide, (size_t)k->mr), lda = p->stride_x * p->channels;
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    if (b->k_pad >= LONG) ahead.step = ceil_div(b->panel_bytes, b->steps * tiles * (rows / wide));
+    qk_tile t = qk_tile_of_product(g);
+    for (size_t panel = begin; panel < end; panel++) {
+        const int8_t *codes = b->panels + panel * b->panel_bytes;
+        const size_t col = panel * (size_t)k->nr;
+        ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
+        qk_move_to_panel(g, col, &t);
+        for (size_t i = 0; i < tiles * (rows / wide); i++, ahead.read += ahead.step * b->steps) {
+            const size_t line = i / tiles, x = wide * (i % tiles) / tiles, count = wide * (i % tiles + 1) / tiles - x;
+            const char *a = block->a + line * p->stride_y * g->line_bytes + x * lda;
+            ahead.write = result_at(g, first + line * wide + x, col);
+            k->gemm8_window_tile((int)count, &g->window, a, lda, codes, g->init + col, acc, &ahead);
+            qk_store_tile(g, block, first + line * wide + x, line * wide + x, count, col, acc, &t);
+        }
+    }
 }
 
 /* ---- a single column: of a tile all others would be computed in vain ---- */
@@ -624,11 +690,47 @@ static void multiply_column(const void *context, void *memory, size_t first, siz
     if (!direct) store_columns(g, block, first, rows, sums);
 }
 
+/* Whether windows can be read where they lie: overlapping rows of long lines, which are whole steps. */
+static int are_in_place(const product *g)
+{
+    const qk_patches *of = g->source->patches;
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    if (!of || !k->gemm8_window_tile || k->a_bytes != 1 || g->b_zero || g->b->n <= (size_t)k->nr / 2 || is_long(g->b))
+        return 0;
+    const qk_image *p = of->image;
+    return p->count == 1 && of->depth == p->channels && p->dilation_x == 1 && p->dilation_y == 1 &&
+        p->kernel_width > p->stride_x && p->kernel_height >= p->stride_y &&
+        p->kernel_width * of->depth % (size_t)k->kr == 0 && p->out_width >= LONG_LINE && p->out_width <= MAX_ROWS;
+}
+
+/* Divides the lines of the result. */
+static void lay_out_lines(product *g)
+{
+    const qk_image *p = g->source->patches->image;
+    const size_t depth = p->channels, line = p->kernel_width * depth, kr = (size_t)g->b->gemm8->kr;
+    walk *w = &g->walk;
+    g->line_bytes = ((p->out_width - 1) * p->stride_x + p->kernel_width) * depth;
+    g->window = (qk_window){p->kernel_height, line / kr, g->line_bytes - line};
+    w->block_bytes = PATCH_BYTES, w->multiply = multiply_windows;
+    qk_share(w, p->stride_y * g->line_bytes / p->out_width, g->b->gemm8->mr);
+    const size_t most = w->block_rows < p->out_width ? 1 : w->block_rows / p->out_width;
+    const size_t lines = ceil_div(p->out_height, ceil_div(p->out_height, most));
+    w->block_rows = lines * p->out_width, w->row_blocks = ceil_div(p->out_height, lines);
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, w->work);
+    w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);
+    w->bytes = sizeof(row_block) + ((lines - 1) * p->stride_y + p->kernel_height) * g->line_bytes;
+    w->bytes = round_up(w->bytes + 64, 64);
+}
+
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
     const qk_gemm8_weights *b = g->b;
     const qk_gemm8_kernels *k = b->gemm8;
+    if (are_in_place(g)) {
+        lay_out_lines(g);
+        return;
+    }
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
     const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
     const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
@@ -646,24 +748,60 @@ static void lay_out(product *g)
     }
 }
 
-/* Column arrays that this product alone needs: starting sums, and zero points of the stored codes. */
-static void fill_columns(product *g, int32_t *init, int32_t *b_zero)
+/* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */
+static void fill_starts(const qk_gemm8_kernels *k, const qk_rows *source, const int32_t *colsum,
+                        const int32_t *int_bias, size_t n, int32_t *starts)
 {
-    const qk_rows *source = g->source;
-    const qk_gemm8_weights *b = g->b;
-    const int32_t *given = g->epilogue->b_zero;
     const int one_zero = source->type != QK_FLOATS && !source->zero_point_per_row;
-    const uint32_t a_zero =
-        one_zero ? (uint32_t)g->a_shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
-    uint32_t any_zero = 0;
-    b->gemm8->start_sums(init, g->epilogue->int_bias, b->colsum, a_zero, b->n_pad);
-    g->init = init;
-    if (!given && !b->flipped) return;
+    const uint32_t shift = source->type == QK_CODES_I8 ? 128 : 0,
+                   zero = one_zero ? shift + (uint32_t)(source->zero_point ? source->zero_point[0] : 0) : 0;
+    k->start_sums(starts, int_bias, colsum, zero, n);
+}
+
+/* Zero points of the stored codes. Returns whether one of them is not 0. */
+static int fill_zeros(const qk_gemm8_weights *b, const int32_t *b_zero, int32_t *zeros)
+{
+    uint32_t any = 0;
+    if (!b_zero && !b->flipped) return 0;
     for (size_t j = 0; j < b->n_pad; j++) {
-        b_zero[j] = (given ? given[j] : 0) - (b->flipped ? 128 : 0);
-        if (j < b->n) any_zero |= (uint32_t)b_zero[j];
+        zeros[j] = (b_zero ? b_zero[j] : 0) - (b->flipped ? 128 : 0);
+        if (j < b->n) any |= (uint32_t)zeros[j];
     }
-    if (any_zero) g->b_zero = b_zero;
+    return any != 0;
+}
+
+/* Column arrays that this product alone needs, unless they were made before. */
+static void fill_columns(product *g, int32_t *columns)
+{
+    const qk_epilogue *epilogue = g->epilogue;
+    const size_t n_pad = g->b->n_pad;
+    g->init = epilogue->starts, g->plain = epilogue->plain;
+    if (g->init) return;
+    fill_starts(g->b->gemm8, g->source, g->b->colsum, epilogue->int_bias, n_pad, columns);
+    g->init = columns, g->plain = qk_is_plain(epilogue, g->b->n, INT32_MAX);
+    if (fill_zeros(g->b, epilogue->b_zero, columns + n_pad)) g->b_zero = columns + n_pad;
+}
+
+int qk_prepare(const qk_rows *source, const qk_weights *w, qk_epilogue *epilogue, int64_t largest, int32_t *columns)
+{
+    QK_DEFAULT_MODE;
+    int32_t *multiplier = columns + w->n_pad;
+    const int depthwise = w->family == QK_DEPTHWISE;
+    if (!depthwise && fill_zeros(&w->gemm8, epilogue->b_zero, columns)) return 0;
+    const int32_t *colsum = depthwise ? w->depthwise.colsum : w->gemm8.colsum;
+    const qk_gemm8_kernels *k = depthwise ? w->depthwise.kernels->gemm8 : w->gemm8.gemm8;
+    fill_starts(k, source, colsum, epilogue->int_bias, w->n_pad, depthwise ? multiplier : columns);
+    if (depthwise) qk_order_channels(&w->depthwise, multiplier, columns);
+    epilogue->starts = columns, epilogue->plain = qk_is_plain(epilogue, w->n, largest);
+    epilogue->int_bias = NULL;
+    if (!epilogue->plain) return 1;
+    if (depthwise && w->depthwise.kernels->conv->depthwise_codes)
+        qk_order_channels(&w->depthwise, (const int32_t *)epilogue->requant.multiplier, multiplier);
+    else
+        memcpy(multiplier, epilogue->requant.multiplier, w->n_pad * sizeof *multiplier);
+    epilogue->requant.multiplier = (const float *)multiplier;
+    epilogue->col_scale = epilogue->float_bias = NULL;
+    return 1;
 }
 
 int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue)
@@ -675,8 +813,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .source = source,
                  .b = b,
                  .epilogue = epilogue,
-                 .requant = qk_requant_of(epilogue),
-                 .plain = qk_is_plain(epilogue, b->n)};
+                 .requant = qk_requant_of(epilogue)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
     const int column = b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g);
     if (column) g.walk.multiply = multiply_column;
@@ -689,9 +826,10 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     }
 
     int32_t small[2 * SMALL_COLUMNS];
-    int32_t *columns = b->n_pad <= SMALL_COLUMNS ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
+    int32_t *columns =
+        b->n_pad <= SMALL_COLUMNS || epilogue->starts ? small : qk_obtain(qk_times(b->n_pad, 2 * sizeof *columns));
     if (!columns) return -1;
-    fill_columns(&g, columns, columns + b->n_pad);
+    fill_columns(&g, columns);
     g.walk.panels = b->count;
     g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
     lay_out(&g);

@@ -20,16 +20,18 @@ typedef struct {
     int32_t a_shift;            /* a' = a + a_shift */
     qk_row_quantizer quantizer; /* of floats */
     int in_place;
-    qk_column column; /* of b', if that is its only one and serves many rows */
-    size_t lda;       /* bytes of a row of a' */
-    size_t spare_at;  /* where a row of codes lies in the memory of a task */
-    size_t wide_at;   /* and a panel, if the tile wants it widened; else 0 */
+    qk_column column;  /* of b', if that is its only one and serves many rows */
+    size_t lda;        /* bytes of a row of a' */
+    size_t spare_at;   /* where a row of codes lies in the memory of a task */
+    size_t wide_at;    /* and a panel, if the tile wants it widened; else 0 */
+    qk_window window;  /* of rows that stay lines of an image, with its padding around; no lines: they do not */
+    size_t line_bytes; /* of such a line */
 } product;
 
 /* How sums become codes: ReLU is a bound of these. */
 qk_requant qk_requant_of(const qk_epilogue *epilogue);
-/* Whether tiles of n columns are plain (kernels.h). */
-int qk_is_plain(const qk_epilogue *epilogue, size_t n);
+/* Whether tiles of n columns, no sum of which has a larger magnitude before its int_bias, are plain (kernels.h). */
+int qk_is_plain(const qk_epilogue *epilogue, size_t n, int64_t largest);
 /* What all tiles have in common, and what those of the panel from column `col` on have. Of the product they read
  * source, b, epilogue, requant, plain and b_zero. */
 qk_tile qk_tile_of_product(const product *g);

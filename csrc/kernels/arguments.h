@@ -29,6 +29,10 @@ typedef struct {
     /* Codes of columns whose factors leave float32 (numerics 21): what multiplies the sum and what is added to it, in
      * double; scale 0 where float32 serves. NULL: it serves everywhere. */
     const double *wide_scale, *wide_bias;
+    /* What products of codes make of all that, if it was made before (qk_prepare), else NULL: what sums start from, and
+     * whether tiles are plain (kernels.h). */
+    const int32_t *starts;
+    int plain;
 } qk_epilogue;
 
 /* ---- convolution ---- */

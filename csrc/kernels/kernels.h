@@ -53,7 +53,7 @@ typedef struct {
     const float *multiplier;
     const int32_t *mantissa, *shift;
     qk_affine out; /* of codes, after an activation on real values */
-    int plain;     /* of codes: rounded half to even, multipliers below 1, no bias after them */
+    int plain;     /* of codes: rounded half to even, no bias after multipliers, products within int32 */
     void *dst;
     size_t row_stride;
 } qk_tile;
@@ -125,6 +125,12 @@ typedef struct {
     char *write;
     size_t row_stride;
 } qk_ahead;
+
+/* A window of an image that is read where it lies: so many lines, of `steps` steps of a panel each, the next of which
+ * begins `skip` bytes after the end of one. */
+typedef struct {
+    size_t lines, steps, skip;
+} qk_window;
 
 /* A panel of 4-bit weights, or of blocks of 8-bit ones: see qk_gemm4_weights. */
 enum { QK_SHORT_BLOCK = 255 }; /* 128 * 255 < 2^15 */

@@ -112,6 +112,8 @@ cdef extern from "drivers/drivers.h" nogil:
         float out_scale
         const double *wide_scale
         const double *wide_bias
+        const int32_t *starts
+        int plain
 
     ctypedef struct qk_unit_columns:
         size_t n
@@ -173,6 +175,7 @@ cdef extern from "drivers/drivers.h" nogil:
     void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
     size_t qk_most_rows(const qk_gemm4_weights *p)
     int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue) except -3
+    int qk_prepare(const qk_rows *source, const qk_weights *w, qk_epilogue *epilogue, int64_t largest, int32_t *columns)
 
     size_t qk_group_columns()
     int qk_conv(const qk_rows *source, const qk_image *image, const qk_weights *w, size_t groups, size_t filters,

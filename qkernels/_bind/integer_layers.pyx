@@ -5,15 +5,15 @@ from libc.string cimport memset
 
 from itertools import zip_longest
 
-import numpy as np
-
 cimport numpy as cnp
 from cpython.ref cimport PyObject
 
 from .arrays import raise_not_finite
+from .runtime import shown, word
 
 from .arrays cimport (
-    array_of, BRIEF, contiguous, descr_of, float32_array, floats, out_array, refuse_overlap, result_array, uint8s,
+    array_of, BRIEF, contiguous, descr_of, float32_array, floats, out_array, PyArray_TYPE, refuse_overlap, result_array,
+    uint8s,
 )
 from .c cimport (
     qk_code_norm_args, qk_code_pair, qk_code_params, qk_enter_scope, QK_HALF_EVEN, QK_I8, qk_norm_codes, qk_pair_codes,
@@ -50,8 +50,6 @@ cdef cnp.ndarray codes_of(q, Params params, name, params_name):
 
 cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     """Return the shape of the result of two."""
-    if cnp.PyArray_SAMESHAPE(a, b):
-        return (<object>a).shape
     of_a, of_b = (<object>a).shape, (<object>b).shape
     # Unlike np.broadcast_shapes, of as many axes as an array can have.
     pairs = list(zip_longest(of_a[::-1], of_b[::-1], fillvalue=1))
@@ -60,16 +58,21 @@ cdef tuple broadcast_shape(cnp.ndarray a, cnp.ndarray b):
     return tuple([n if m == 1 else m for m, n in pairs][::-1])
 
 
+cdef int check_bytes(cnp.ndarray a, name) except -1:
+    if PyArray_TYPE(a) != cnp.NPY_INT8 and PyArray_TYPE(a) != cnp.NPY_UINT8:
+        raise TypeError(f"{name} must be int8 or uint8, got {a.dtype}")
+    return 0
+
+
 def take_table(q, table, out):
     cdef qk_scope _mode = qk_enter_scope()
     cdef cnp.ndarray given = array_of(q, "q"), t = contiguous(array_of(table, "table"))
-    for name, array in (("q", given), ("table", t)):
-        if array.dtype != np.int8 and array.dtype != np.uint8:
-            raise TypeError(f"{name} must be int8 or uint8, got {array.dtype}")
-    if (<object>t).shape != (256,):
+    check_bytes(given, "q")
+    check_bytes(t, "table")
+    if cnp.PyArray_NDIM(t) != 1 or cnp.PyArray_DIM(t, 0) != 256:
         raise ValueError(f"table must have shape (256,), got {(<object>t).shape}")
     cdef cnp.ndarray a = contiguous(given), y = result_array(out, a, t.dtype)
-    cdef bint is_signed = a.dtype == np.int8
+    cdef bint is_signed = PyArray_TYPE(a) == cnp.NPY_INT8
     cdef size_t n = <size_t>cnp.PyArray_SIZE(a)
     if out is not None:
         refuse_overlap(y, given, "q")
@@ -102,13 +105,16 @@ def concatenate(parts, tables, tuple shape, int axis, Params to, out):
     return y if out is None else out
 
 
-cdef lay_out_pair(cnp.ndarray a, cnp.ndarray b, tuple shape, qk_code_pair *p):
+cdef bint lay_out_pair(cnp.ndarray a, cnp.ndarray b, tuple shape, qk_code_pair *p) except -1:
     """Count two contiguous arrays through the result's shape, in as few axes as may be; return whether they swap.
 
     They do if b has more than one code along the last of these axes, and a has one.
     """
-    axes = []
     cdef Py_ssize_t n, steps_a = 1, steps_b = 1, i
+    if cnp.PyArray_SAMESHAPE(a, b):
+        p.n, p.b_step = <size_t>cnp.PyArray_SIZE(a), 1
+        return False
+    axes = []
     for i in range(len(shape)):
         n = shape[len(shape) - 1 - i]
         na = cnp.PyArray_DIM(a, cnp.PyArray_NDIM(a) - 1 - i) if i < cnp.PyArray_NDIM(a) else 1
@@ -129,19 +135,35 @@ cdef lay_out_pair(cnp.ndarray a, cnp.ndarray b, tuple shape, qk_code_pair *p):
     return swapped
 
 
-def pair(bint product, a, of_a, b, of_b, of_result, tuple how, out):
-    """Add or multiply codes of one dtype; `how`: whether results are at least 0, and whether LiteRT rounds them."""
+def options(activation, rounding):
+    """Return whether there is a ReLU, and whether to round as LiteRT."""
+    activation, rounding = word(activation), word(rounding)
+    if not (activation is None or isinstance(activation, str) and activation == "relu"):
+        raise ValueError(
+            f"activation must be None or 'relu' (others are tables: make_table), got {shown(activation)}"
+        )
+    if not (isinstance(rounding, str) and rounding in ("half_even", "tflite")):
+        raise ValueError(f"rounding must be 'half_even' or 'tflite', got {shown(rounding)}")
+    return activation is not None, rounding == "tflite"
+
+
+def pair(bint product, a, of_a, b, of_b, of_result, activation, rounding, out):
+    """Add or multiply codes of one dtype."""
     cdef qk_scope _mode = qk_enter_scope()
+    cdef bint relu = False, tflite = False
+    if activation is not None or type(rounding) is not str or rounding != "half_even":
+        relu, tflite = options(activation, rounding)
     cdef Params a_params = checked(of_a, "a_params"), b_params = checked(of_b, "b_params")
     cdef Params to = checked(of_result, "out_params")
     if a_params.storage != b_params.storage:
         raise TypeError(f"b_params must have dtype {a_params.dtype} (as a_params), got {b_params.dtype}")
     cdef cnp.ndarray left = codes_of(a, a_params, "a", "a_params"), right = codes_of(b, b_params, "b", "b_params")
-    cdef tuple shape = broadcast_shape(left, right)
+    cdef tuple shape = None
     cdef cnp.ndarray y
     if cnp.PyArray_SAMESHAPE(left, right):
         y = result_array(out, left, to.dtype)
     else:
+        shape = broadcast_shape(left, right)
         y = out_array(out, shape, to.dtype)
     if out is not None:
         refuse_overlap(y, array_of(a, "a"), "a")
@@ -150,7 +172,6 @@ def pair(bint product, a, of_a, b, of_b, of_result, tuple how, out):
     memset(&p, 0, sizeof(p))
     if lay_out_pair(left, right, shape, &p):
         left, right, a_params, b_params = right, left, b_params, a_params
-    relu, tflite = how
     p.a_codes, p.b_codes, p.y_codes = uint8s(left), uint8s(right), uint8s(y)
     p.a, p.b, p.y = code_params(a_params), code_params(b_params), code_params(to)
     if relu:

@@ -1,11 +1,10 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 cimport numpy as cnp
 
-from .c cimport qk_epilogue
 from .elementwise cimport Params
-from .weights cimport Packed
+from .weights cimport Layer, Packed
 
 
 cdef int check_status(int status, object x) except -1
 cdef int codes_type(cnp.ndarray a, object name, object also=*) except -1
-cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how)
+cdef Layer new_layer(cnp.ndarray q, Params of, Params to, Packed b, biases, how, tuple options)

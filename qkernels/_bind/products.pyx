@@ -16,17 +16,17 @@ from .runtime import shown
 
 from .arrays cimport (
     activation_code, array_of, BRIEF_PRODUCT, contiguous, data_of, descr_of, FLOAT32, float32_array, floats, INT32,
-    int32s, INT64, out_array, PyArray_ISCARRAY, PyArray_ISCARRAY_RO, PyArray_TYPE, reals, refuse_giant, refuse_overlap,
-    rounding_code,
+    int32s, INT64, is_plain, new_array, out_array, PyArray_ISCARRAY, PyArray_ISCARRAY_RO, PyArray_TYPE, reals,
+    refuse_giant, refuse_overlap, rounding_code,
 )
 from .c cimport (
     qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_enter_scope, qk_epilogue, QK_F32, QK_FLOATS, QK_GEMM16,
     QK_GEMM4, qk_gemm8_batch, QK_HALF_AWAY, QK_HALF_EVEN, QK_I8, qk_minmax, qk_most_rows, qk_multiply, qk_params,
-    qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
+    qk_prepare, qk_quantize, QK_RELU, qk_rounding, qk_rows, qk_rows_type, qk_scope, QK_TFLITE, QK_TO_CODES, QK_TO_FLOAT,
     QK_TO_INT32, qk_unit_columns, qk_unit_multipliers, qk_wide_columns,
 )
 from .elementwise cimport multipliers_of_scales, Params, params_of, rows_are_finite
-from .weights cimport need_eight_bits, Packed
+from .weights cimport keep_layer, last_layer, Layer, need_eight_bits, Packed
 
 cnp.import_array()
 
@@ -60,7 +60,13 @@ cdef cnp.ndarray rows_of(cnp.ndarray a, Py_ssize_t k, object name, object other,
 cdef cnp.ndarray product_out(out, cnp.ndarray a, Py_ssize_t n, object dtype):
     """Return `out`, checked, or a new array, of shape a.shape[:-1] + (n,)."""
     cdef int ndim = cnp.PyArray_NDIM(a), i
-    if out is not None and cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
+    cdef cnp.npy_intp[64] shape
+    if out is None:
+        for i in range(ndim - 1):
+            shape[i] = cnp.PyArray_DIM(a, i)
+        shape[ndim - 1] = n
+        return new_array(ndim, shape, dtype)
+    if cnp.PyArray_CheckExact(out) and PyArray_ISCARRAY(<cnp.ndarray>out) \
             and descr_of(<cnp.ndarray>out) == <PyObject *>dtype and cnp.PyArray_NDIM(<cnp.ndarray>out) == ndim \
             and cnp.PyArray_DIM(<cnp.ndarray>out, ndim - 1) == n:
         for i in range(ndim - 1):
@@ -426,7 +432,7 @@ cdef int64_t largest_magnitude(cnp.ndarray x):
     return max(-<int64_t>lo, <int64_t>hi)
 
 
-cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
+cdef tuple describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biases, how):
     """Fill `epilogue` with what makes codes of the sums of b's columns, in arrays that are returned.
 
     `biases` is None, or an int32 or float32 array of b.c.n entries; `how` is activation, bounds, rounding.
@@ -445,8 +451,6 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
         epilogue.requant.qmin, epilogue.requant.qmax = bounds
     epilogue.out_scale = to.one_scale
     epilogue.b_zero = b.c.zero_point
-    cdef int64_t bias_size = 0 if int_bias is None else largest_magnitude(int_bias)
-    refuse_overflow(b, largest_code(of), bias_size)
     if epilogue.requant.rounding <= QK_HALF_AWAY:
         columns = set_multipliers(epilogue, of.one_scale, b, to.one_scale, real_bias)
     else:
@@ -457,31 +461,65 @@ cdef describe_codes(qk_epilogue *epilogue, Params of, Params to, Packed b, biase
     if int_bias is not None:
         int_bias = b.padded(int_bias, INT32)
     epilogue.int_bias = int32s(int_bias)
-    return columns, int_bias
+    return *columns, int_bias
 
 
-def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, how, out):
-    """Multiply codes a (..., k), the caller's q, and requantize the sums; params and out_params are per tensor.
+cdef Layer new_layer(cnp.ndarray q, Params of, Params to, Packed b, biases, how, tuple options):
+    """Return what makes codes of the sums of b's columns; `biases` and `how` are as describe_codes has them.
 
-    `bias` is None, or a pair: int32 or float32 (contiguous, n entries), and what the caller gave. `how` is activation,
-    bounds, which are the codes of a clamp or None, and rounding.
+    keep_layer keeps it for the next call, if its bias and options are then those of the caller.
     """
-    cdef qk_scope _mode = qk_enter_scope()
-    cdef Params of = params_of(params), to = params_of(out_params)
+    cdef Layer layer = Layer.__new__(Layer)
     cdef qk_rows source
-    cdef qk_epilogue epilogue
     memset(&source, 0, sizeof(source))
-    memset(&epilogue, 0, sizeof(epilogue))
-    describe_source(&source, a, "q", of)
-    activation_code(how[0])
-    rounding_code(how[2], QK_TFLITE)
+    describe_source(&source, q, "q", of)
+    layer.of, layer.to = of, to
+    cdef bint is_int = biases is not None and PyArray_TYPE(biases) == cnp.NPY_INT32
+    cdef int64_t code = largest_code(of), most = largest_magnitude(biases) if is_int else 0
+    refuse_overflow(b, code, most)
+    layer.columns = describe_codes(&layer.epilogue, of, to, b, biases, how)
+    cdef cnp.npy_intp[2] shape = [2, b.c.n_pad]
+    cdef cnp.ndarray prepared = cnp.PyArray_EMPTY(2, shape, cnp.NPY_INT32, 0)
+    if qk_prepare(&source, &b.c, &layer.epilogue, b.c.bound * code, int32s(prepared)):
+        layer.columns = (prepared,) if layer.epilogue.plain else (*layer.columns[:2], prepared)
+        layer.options, layer.bias = options, None if biases is None else biases.copy()
+    return layer
+
+
+cdef multiply_codes(cnp.ndarray a, Packed b, Layer layer, bias, out):
+    """Multiply codes a (..., k), the caller's q, and requantize the sums; `bias` is what the caller gave."""
+    cdef qk_rows source
+    cdef qk_epilogue epilogue = layer.epilogue
+    memset(&source, 0, sizeof(source))
+    describe_source(&source, a, "q", layer.of)
     cdef cnp.ndarray _rows = rows_of(a, <Py_ssize_t>b.c.k, "q", "packed", &source)
-    cdef cnp.ndarray y = product_out(out, a, <Py_ssize_t>b.c.n, to.dtype)
+    cdef cnp.ndarray y = product_out(out, a, <Py_ssize_t>b.c.n, layer.to.dtype)
     if out is not None:
         refuse_overlap(y, a, "q")
         if bias is not None:
-            refuse_overlap(y, bias[1], "bias")
-    _kept = describe_codes(&epilogue, of, to, b, None if bias is None else bias[0], how)
+            refuse_overlap(y, bias, "bias")
     epilogue.out, epilogue.row_stride = data_of(y), b.c.n
     multiply(&source, b, &epilogue, a)
     return y if out is None else out
+
+
+def qlinear_again(q, params, Packed b, out_params, bias, tuple options, out):
+    """Return what qlinear does, if its last call with b had the same parameters, else None."""
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Layer layer = last_layer(b, params, out_params, bias, options)
+    if layer is None or not is_plain(q, layer.of.dtype):
+        return None
+    return multiply_codes(q, b, layer, bias, out)
+
+
+def qlinear(cnp.ndarray a, params, Packed b, out_params, bias, how, tuple options, out):
+    """Multiply codes a (..., k), the caller's q, and requantize the sums; params and out_params are per tensor.
+
+    `bias` is None, or a pair: int32 or float32 (contiguous, n entries), and what the caller gave. `how` is activation,
+    bounds, which are the codes of a clamp or None, and rounding: what the caller's `options` mean.
+    """
+    cdef qk_scope _mode = qk_enter_scope()
+    biases, given = (None, None) if bias is None else bias
+    cdef Layer layer = new_layer(a, params_of(params), params_of(out_params), b, biases, how, options)
+    keep_layer(b, layer)
+    return multiply_codes(a, b, layer, given, out)

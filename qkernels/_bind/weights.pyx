@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind packed weights: which panels hold what, and how they come back."""
 
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from cpython.pyport cimport PY_SSIZE_T_MAX
 
 from .arrays import CODE_TYPES, raise_not_finite
 
-from .arrays cimport data_of, float_type, floats, int32s, PyArray_ISCARRAY_RO
+from .arrays cimport data_of, float_type, floats, int32s, PyArray_ISCARRAY_RO, PyArray_TYPE
 from .c cimport (
     qk_dtype, QK_GEMM4, QK_GEMM8, qk_matrix, QK_NO_MEMORY, QK_NOT_FINITE, QK_PER_AXIS, QK_PER_BLOCK,
     QK_PER_TENSOR, qk_weights_fill, qk_weights_init, qk_weights_params, qk_weights_unpack,
@@ -19,6 +19,20 @@ from .c cimport (
 from .elementwise cimport Params
 
 cnp.import_array()
+
+
+cdef class Layer:
+    """Keep what a layer of codes made of its parameters for the columns of its weights: the next call is often alike.
+
+    It never changes, so that threads can share it.
+    """
+
+    cdef Py_ssize_t nbytes(self):
+        """Return the bytes of the arrays that it holds."""
+        cdef Py_ssize_t held = 0 if self.bias is None else cnp.PyArray_NBYTES(self.bias)
+        for array in self.columns:
+            held += 0 if array is None else array.nbytes
+        return held
 
 
 @cython.binding(False)  # which checks whose method is called
@@ -92,7 +106,9 @@ cdef class Packed:
             held += (<Params>self._kept).nbytes()
         elif hasattr(self._kept, "levels"):
             held += self._kept.levels.nbytes
-        return held
+        with cython.critical_section(self):
+            layer = self.last
+        return held if layer is None else held + (<Layer>layer).nbytes()
 
     def _columns(self):
         """Return float32 scales and int32 zero points: (N,), or (blocks, N) if they stand in panels of blocks.
@@ -113,6 +129,56 @@ cdef class Packed:
             with nogil:
                 qk_weights_unpack(&self.c, data_of(codes))
         return codes
+
+
+cdef bint is_constant(option):
+    """Tell whether that is a number, a word or None, or a tuple of them: of such what is the same stays the same."""
+    if type(option) is tuple:
+        for entry in <tuple>option:
+            if not is_constant(entry):
+                return False
+        return True
+    return option is None or type(option) is int or type(option) is str or type(option) is float
+
+
+cdef bint are_same(tuple options, tuple others):
+    """Tell whether options equal those of a layer, which are constant; 1.0 is not 1."""
+    cdef Py_ssize_t i
+    for i in range(len(others)):
+        a, b = options[i], others[i]
+        if a is not b and not (type(a) is type(b) and is_constant(a) and repr(a) == repr(b)):
+            return False
+    return True
+
+
+cdef bint holds_same(given, cnp.ndarray kept):
+    """Tell whether a bias, if there is one, has the type, shape and values of the one that was kept."""
+    if given is None or kept is None:
+        return given is None and kept is None
+    if not (cnp.PyArray_CheckExact(given) and PyArray_ISCARRAY_RO(<cnp.ndarray>given)
+            and PyArray_TYPE(<cnp.ndarray>given) == PyArray_TYPE(kept)
+            and cnp.PyArray_SAMESHAPE(<cnp.ndarray>given, kept)):
+        return False
+    return memcmp(data_of(<cnp.ndarray>given), data_of(kept), <size_t>cnp.PyArray_NBYTES(kept)) == 0
+
+
+cdef Layer last_layer(Packed b, params, out_params, bias, tuple options):
+    """Return what the last call with these weights has left, if its parameters were the same, else None."""
+    cdef Layer layer
+    with cython.critical_section(b):
+        layer = b.last
+    if layer is None or layer.of is not params or layer.to is not out_params \
+            or not holds_same(bias, layer.bias) or not are_same(options, layer.options):
+        return None
+    return layer
+
+
+cdef int keep_layer(Packed b, Layer layer) except -1:
+    """Have it for the next call, unless that could not know its options again, or it has none."""
+    if layer.options is not None and is_constant(layer.options):
+        with cython.critical_section(b):
+            b.last = layer
+    return 0
 
 
 cpdef int need_eight_bits(Packed b, name) except -1:

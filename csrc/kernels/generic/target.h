@@ -62,6 +62,9 @@
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif
+#ifndef GEMM8_WINDOW_TILE
+#define GEMM8_WINDOW_TILE NULL
+#endif
 #ifndef GEMM8_HALF_TILE
 #define GEMM8_HALF_TILE NULL
 #endif

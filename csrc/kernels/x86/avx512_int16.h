@@ -47,8 +47,9 @@ static QK_INLINE void ask_ahead(const qk_ahead *ahead, size_t s, const int rows)
 /* c (rows x NR, ldc) = init if it is `started`, else 0, + a * panel; lda is in bytes. `rows`, `kind` and `started` are
  * constants where this is inlined: the accumulators of absent rows vanish. Each has a name, since gcc keeps arrays of
  * them in memory. Panels may come from the L3 cache or from memory: asking 32 steps ahead gains 3% at 32 x 4096 x 4096,
- * and nothing at few rows, where it would cost; a panel that was just widened is near. `more` may be NULL. */
-static QK_INLINE void exact_rows(const int rows, const int kind, const int started, size_t steps, const char *a,
+ * and nothing at few rows, where it would cost; a panel that was just widened is near. `more` may be NULL. A row has
+ * one line, or the lines of a window. */
+static QK_INLINE void exact_rows(const int rows, const int kind, const int started, qk_window w, const char *a,
                                  size_t lda, const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc,
                                  const qk_ahead *more)
 {
@@ -62,25 +63,27 @@ static QK_INLINE void exact_rows(const int rows, const int kind, const int start
     __m512i c80 = i0, c81 = i1, c90 = i0, c91 = i1, ca0 = i0, ca1 = i1, cb0 = i0, cb1 = i1;
 #define ADD(at, left, right)                                                                                           \
     v = broadcast4(at), left = multiply_add_codes(kind, left, v, b0), right = multiply_add_codes(kind, right, v, b1)
-    for (size_t s = 0; s < steps; s++, a += 4, a3 += 4, a6 += 4, a9 += 4, panel += 2 * half) {
-        const __m512i b0 = load_int16(panel, 0, kind == INT8), b1 = load_int16(panel + half, 0, kind == INT8);
-        if (rows > 4 && (kind != INT16 || !started))
-            __builtin_prefetch(panel + ahead), __builtin_prefetch(panel + ahead + half);
-        if (more) ask_ahead(more, s, rows);
-        __m512i v;
-        ADD(a, c00, c01);
-        if (rows > 1) ADD(a + lda, c10, c11);
-        if (rows > 2) ADD(a + 2 * lda, c20, c21);
-        if (rows > 3) ADD(a3, c30, c31);
-        if (rows > 4) ADD(a3 + lda, c40, c41);
-        if (rows > 5) ADD(a3 + 2 * lda, c50, c51);
-        if (rows > 6) ADD(a6, c60, c61);
-        if (rows > 7) ADD(a6 + lda, c70, c71);
-        if (rows > 8) ADD(a6 + 2 * lda, c80, c81);
-        if (rows > 9) ADD(a9, c90, c91);
-        if (rows > 10) ADD(a9 + lda, ca0, ca1);
-        if (rows > 11) ADD(a9 + 2 * lda, cb0, cb1);
-    }
+    size_t s = 0;
+    for (size_t line = 0; line < w.lines; line++, a += w.skip, a3 += w.skip, a6 += w.skip, a9 += w.skip)
+        for (const size_t end = s + w.steps; s < end; s++, a += 4, a3 += 4, a6 += 4, a9 += 4, panel += 2 * half) {
+            const __m512i b0 = load_int16(panel, 0, kind == INT8), b1 = load_int16(panel + half, 0, kind == INT8);
+            if (rows > 4 && (kind != INT16 || !started))
+                __builtin_prefetch(panel + ahead), __builtin_prefetch(panel + ahead + half);
+            if (more) ask_ahead(more, s, rows);
+            __m512i v;
+            ADD(a, c00, c01);
+            if (rows > 1) ADD(a + lda, c10, c11);
+            if (rows > 2) ADD(a + 2 * lda, c20, c21);
+            if (rows > 3) ADD(a3, c30, c31);
+            if (rows > 4) ADD(a3 + lda, c40, c41);
+            if (rows > 5) ADD(a3 + 2 * lda, c50, c51);
+            if (rows > 6) ADD(a6, c60, c61);
+            if (rows > 7) ADD(a6 + lda, c70, c71);
+            if (rows > 8) ADD(a6 + 2 * lda, c80, c81);
+            if (rows > 9) ADD(a9, c90, c91);
+            if (rows > 10) ADD(a9 + lda, ca0, ca1);
+            if (rows > 11) ADD(a9 + 2 * lda, cb0, cb1);
+        }
 #undef ADD
     _mm512_storeu_si512(c, c00), _mm512_storeu_si512(c + 16, c01);
     if (rows > 1) c += ldc, _mm512_storeu_si512(c, c10), _mm512_storeu_si512(c + 16, c11);
@@ -99,7 +102,8 @@ static QK_INLINE void exact_rows(const int rows, const int kind, const int start
 static QK_INLINE void int16_tile(const int narrow, const int started, int rows, size_t steps, const int16_t *a,
                                  size_t lda, const void *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    ROWS_12(rows, exact_rows, narrow ? INT8 : INT16, started, steps, (const char *)a, lda * sizeof *a, panel, init, c,
+    const qk_window row = {1, steps, 0};
+    ROWS_12(rows, exact_rows, narrow ? INT8 : INT16, started, row, (const char *)a, lda * sizeof *a, panel, init, c,
             ldc, NULL);
 }
 

@@ -32,6 +32,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define GEMM4_MR 4
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
+#define GEMM8_WINDOW_TILE gemm8_window_tile
 #define GEMM8_HALF_TILE gemm8_half_tile
 #define GEMM8_FAR_TILE gemm8_far_tile
 #define HAVE_COLUMN_SUMS
@@ -83,7 +84,7 @@ static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a
     if (rows < 3)
         few_rows(rows, 0, steps, a, lda, panel, init, c, ldc);
     else
-        exact_rows(rows, BYTES, 1, steps, (const char *)a, lda, panel, init, c, ldc, NULL);
+        exact_rows(rows, BYTES, 1, (qk_window){1, steps, 0}, (const char *)a, lda, panel, init, c, ldc, NULL);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -106,7 +107,15 @@ static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, 
 {
     const qk_ahead ahead = *given;
     (void)rows; /* MR */
-    exact_rows(MR, BYTES, 1, steps, a, lda, panel, init, c, ldc, &ahead);
+    exact_rows(MR, BYTES, 1, (qk_window){1, steps, 0}, a, lda, panel, init, c, ldc, &ahead);
+}
+
+static void gemm8_window_tile(int rows, const qk_window *window, const void *a, size_t lda, const int8_t *panel,
+                              const int32_t *init, int32_t *c, const qk_ahead *given)
+{
+    const qk_ahead ahead = *given;
+    const qk_window w = *window;
+    ROWS_12(rows, exact_rows, BYTES, 1, w, a, lda, panel, init, c, NR, &ahead);
 }
 
 /* As exact_rows, of columns for which one register is enough. */
