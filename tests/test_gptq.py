@@ -159,7 +159,7 @@ def test_errors_are_told_and_smaller_than_those_of_plain_rounding(name, order):
 def test_no_single_code_could_be_better_after_refinement():
     x, seen, w = layer(6, 3, rows=50)
     params = qk.choose_qparams(w, "int2", axis=1)
-    found = qk.gptq(w, seen, params, damp=0, refine=10**30)
+    found = qk.gptq(w, seen, params, damp=0, refine=2**63)
     assert len(found.report["errors"]) < 50
     best = error_of(w, wide(found), x)
     for i, j, code in itertools.product(range(6), range(3), range(-1, 2)):
