@@ -57,7 +57,7 @@ static inline __m512i sign_widened(__m128i a)
     return simde__m512i_from_private(n);
 }
 
-static inline __m128i low_bytes(__m512i a)
+static inline __m128i emulated_low_bytes(__m512i a)
 {
     simde__m512i_private a_ = simde__m512i_to_private(a);
     simde__m128i_private n;
@@ -231,7 +231,7 @@ static inline void multiply_tiles(int sums, int a, int b)
 #undef _mm512_cvtph_ps
 #define _mm512_cvtepu8_epi32(a) widened(a)
 #define _mm512_cvtepi8_epi32(a) sign_widened(a)
-#define _mm512_cvtepi32_epi8(a) low_bytes(a)
+#define _mm512_cvtepi32_epi8(a) emulated_low_bytes(a)
 #define _mm512_cvtph_ps(a) of_halves(a)
 #undef _mm256_fmadd_ps
 #undef _mm256_cvtph_ps

@@ -40,9 +40,10 @@ static QK_INLINE float add_terms(float g, float x, grad_parameter p, const int h
 {
     const float v = steps_of(x, p, how), r = v + ROUNDER - ROUNDER, c = clamp(r, p.lo, p.hi);
     const int number = v == v, inside = clipped ? (v > p.lo) & (v < p.hi) : c == r;
-    const float distance = inside ? c - v : number ? c : 0.0f;
+    const int outside = number & !inside;
+    const float distance = inside ? c - v : outside ? c : 0.0f;
     *scale += g * distance;
-    *zero += number & !inside ? g : 0.0f;
+    *zero += outside ? g : 0.0f;
     return inside ? g : 0.0f;
 }
 

@@ -70,6 +70,13 @@ static inline void take_tail(const float *x, const float *residual, const int ad
     *a = halves(tail)[0], *b = halves(tail)[1];
 }
 
+/* Where a stretch of a row ends, after which signals are looked for. */
+static inline size_t end_of_stretch(size_t i, size_t n)
+{
+    enum { LONG = 1 << 20 };
+    return n - i < LONG ? n : i + LONG;
+}
+
 /* Three visits of a row, which stays in the L1 cache; the first looks at the weights too, as additions leave it time.
  * Between them y holds the sums, if `kept`, and else is not written before the last visit. */
 static QK_INLINE int norm_row(const float *x, const float *residual, int added, const int kept, size_t n,
@@ -78,34 +85,41 @@ static QK_INLINE int norm_row(const float *x, const float *residual, int added, 
     const size_t whole = n / LANES * LANES;
     half_lanes low = {0}, high = {0}, a, b;
     half_ints normal = (half_ints){0} - 1;
-    for (size_t i = 0; i < whole; i += LANES) {
-        normal &= less_huge(weight + i) & less_huge(weight + i + LANES / 2);
-        take_lanes(x, residual, added, i, 0, &a, &b);
-        if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
-        low += a, high += b;
+    for (size_t i = 0, end; i < whole;) {
+        if (stopped && stopped()) return 1;
+        for (end = end_of_stretch(i, whole); i < end; i += LANES) {
+            normal &= less_huge(weight + i) & less_huge(weight + i + LANES / 2);
+            take_lanes(x, residual, added, i, 0, &a, &b);
+            if (kept) halves(y + i)[0] = a, halves(y + i)[1] = b;
+            low += a, high += b;
+        }
     }
     take_tail(x, residual, added, n, 0, &a, &b);
     const float mean = mean_of_lanes(low + a, high + b, n);
     if (!(fabsf(mean) <= FLT_MAX) || any_huge(normal, weight, n)) return 0;
-    if (stopped && stopped()) return 1;
     for (size_t i = whole; kept && i < n; i++) y[i] = x[i] + residual[i];
     if (kept) x = y, added = 0;
 
     low = high = (half_lanes){0};
-    for (size_t i = 0; i < whole; i += LANES) {
-        take_lanes(x, residual, added, i, mean, &a, &b);
-        low += a * a, high += b * b;
+    for (size_t i = 0, end; i < whole;) {
+        if (stopped && stopped()) return 1;
+        for (end = end_of_stretch(i, whole); i < end; i += LANES) {
+            take_lanes(x, residual, added, i, mean, &a, &b);
+            low += a * a, high += b * b;
+        }
     }
     take_tail(x, residual, added, n, mean, &a, &b);
     const float variance = mean_of_lanes(low + a * a, high + b * b, n) + eps;
     if (!(variance >= 0x1p-100f && variance <= FLT_MAX)) return 0;
 
-    if (stopped && stopped()) return 1;
     const float inverse = 1.0f / sqrtf(variance);
-    for (size_t i = 0; i < whole; i += LANES) {
-        take_lanes(x, residual, added, i, mean, &a, &b);
-        halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
-        halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
+    for (size_t i = 0, end; i < whole;) {
+        if (stopped && stopped()) return 1;
+        for (end = end_of_stretch(i, whole); i < end; i += LANES) {
+            take_lanes(x, residual, added, i, mean, &a, &b);
+            halves(y + i)[0] = a * inverse * halves_of(weight + i)[0] + halves_of(bias + i)[0];
+            halves(y + i)[1] = b * inverse * halves_of(weight + i)[1] + halves_of(bias + i)[1];
+        }
     }
     for (size_t i = whole; i < n; i++) y[i] = (value_at(x, residual, added, i) - mean) * inverse * weight[i] + bias[i];
     return 1;
