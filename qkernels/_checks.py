@@ -220,6 +220,13 @@ def stochastic_seed(rounding, seed, *others):
     return None
 
 
+def within_64_bits(count, who="an observer", what="values"):
+    """Return how many values or rows will have been seen, which 64 bits hold."""
+    if count > np.iinfo(np.int64).max:
+        raise ValueError(f"{who} sees at most 2**63 - 1 {what}, got {count}")
+    return count
+
+
 def optional_int(value, name):
     """Return value as an int, or None."""
     return None if value is None else integer(value, name, what="an integer or None")

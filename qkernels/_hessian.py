@@ -13,6 +13,7 @@ from ._checks import (
     number_named,
     refuse_missing,
     shown,
+    within_64_bits,
 )
 from ._mode import default_mode
 from ._value import restored
@@ -97,7 +98,7 @@ class Hessian:
             raise ValueError(f"x must have k = {self.k} columns, got shape {x.shape}")
         rows = finite_float32(x).reshape(-1, self.k)
         with self._lock:
-            self._count += len(rows)
+            self._count = _counted(self._count + len(rows))
             while len(rows):
                 if not self._waiting and len(rows) >= ROWS:
                     self._add(rows[:ROWS])
@@ -137,10 +138,10 @@ class Hessian:
             raise ValueError(f"other must have k {self.k}, got {other.k}")
         count, (sums, moments) = other._count, other._totals()
         with self._lock:
+            self._count = _counted(self._count + count)
             if self._waiting:
                 self._add(self._buffer[: self._waiting])
                 self._waiting = 0
-            self._count += count
             self._sum += sums
             self._moments += moments
         return self
@@ -171,7 +172,7 @@ class Hessian:
         if np.any(moments != moments.T) or np.any(np.diagonal(moments) < 0):
             raise ValueError("moments must be symmetric, and those of an input with itself not negative")
         made = cls(len(sums))
-        made._count, made._sum[:], made._moments[:] = number_named(arrays, "count", 0), sums, moments
+        made._count, made._sum[:], made._moments[:] = _counted(number_named(arrays, "count", 0)), sums, moments
         return made
 
     def __reduce__(self):
@@ -203,6 +204,10 @@ class Hessian:
                 for total, added in zip((sums, moments), _products(self._buffer[: self._waiting]), strict=True):
                     total += added
         return sums, moments
+
+
+def _counted(rows):
+    return within_64_bits(rows, "a Hessian", "rows")
 
 
 def _products(rows):

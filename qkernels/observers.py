@@ -20,6 +20,7 @@ from ._checks import (
     real,
     refuse_missing,
     shown,
+    within_64_bits,
 )
 from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward, params_of_counts, params_of_range
 from ._histogram import COARSE, FINE, LARGEST, count, new_histogram, percentile_within
@@ -28,13 +29,6 @@ from ._qparams import QParams, code_dtype
 from ._value import restored
 
 __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
-
-
-def _within_64_bits(count):
-    """Return how many values will have been seen, which 64 bits hold."""
-    if count > np.iinfo(np.int64).max:
-        raise ValueError(f"an observer sees at most 2**63 - 1 values, got {count}")
-    return count
 
 
 class _Observer:
@@ -83,7 +77,7 @@ class _Observer:
                 lines = 1 if self._axis is None else x.shape[self._axis]
                 if self._lines not in (None, lines):
                     raise ValueError(f"x must have length {self._lines} along axis {self._axis}, got shape {x.shape}")
-                count = _within_64_bits(self._count + x.size)
+                count = within_64_bits(self._count + x.size)
                 self._add(x)
                 self._lines, self._count = lines, count
         return self
@@ -116,7 +110,7 @@ class _Observer:
                 if self._lines not in (None, other._lines):
                     along = f"of length {self._lines} along axis {self._axis}"
                     raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
-                count = _within_64_bits(self._count + other._count)
+                count = within_64_bits(self._count + other._count)
                 self._join(other)
                 self._lines, self._count = other._lines, count
         return self
@@ -174,7 +168,7 @@ class _Observer:
         refuse_missing(arrays, names)
         settings = {name: real(array_named(arrays, name, np.float64), name) for name in cls._settings}
         made = cls(axis=number_named(arrays, "axis") if "axis" in arrays else None, **settings)
-        count = _within_64_bits(number_named(arrays, "count", 0))
+        count = within_64_bits(number_named(arrays, "count", 0))
         made._restore(arrays, count)
         made._count = count
         return made

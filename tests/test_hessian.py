@@ -101,6 +101,8 @@ Hessian.from_arrays(dict(Hessian(2).to_arrays(), sum=np.zeros(3)))              
 Hessian.from_arrays(dict(Hessian(2).to_arrays(), sum=np.full(2, np.nan)))       # ValueError: must be finite
 Hessian.from_arrays(dict(Hessian(2).to_arrays(), moments=np.eye(2)[::-1] * [[1], [2]]))  # ValueError: be symmetric
 Hessian.from_arrays(dict(Hessian(2).to_arrays(), moments=-np.eye(2)))           # ValueError: not negative
+Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=np.uint64(2**64 - 1)))   # ValueError: ^a Hessian sees at most
+Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=2**63 - 1)).update([1.0])  # ValueError: ^a Hessian sees at most
 sensitivity(np.ones((3, 2)), Hessian(3), [])               # ValueError: hessian has seen no rows
 sensitivity(np.ones((3, 2)), Hessian(2).update([1.0, 2]), [])            # ValueError: w must have shape .k, n., k = 2
 sensitivity(np.ones((2, 2)), Hessian(2).update([1.0, 2]), QParams(1))    # TypeError: candidates must be a list
