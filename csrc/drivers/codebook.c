@@ -183,8 +183,6 @@ int qk_largest_code(const uint8_t *q, size_t n)
 
 /* ---- stochastic codes (numerics 27) ---- */
 
-enum { RANDOM = 1024 }; /* numbers that are made at a time */
-
 /* Whether x leaves the level that is nearest to it for one beside it. */
 static uint8_t moved_code(const qk_moved_codes *m, double x, uint8_t code, size_t channel, uint16_t u)
 {
@@ -199,9 +197,9 @@ static void move_items(void *context, size_t begin, size_t end)
 {
     const qk_moved_codes *m = context;
     const size_t blocks = m->scale ? ceil_div(m->length, m->block) : 0;
-    uint16_t u[RANDOM];
-    for (size_t first = begin * RANDOM; begin < end; begin++, first += RANDOM) {
-        const size_t n = min_size(m->total - first, RANDOM);
+    uint16_t u[QK_RANDOM];
+    for (size_t first = begin * QK_RANDOM; begin < end; begin++, first += QK_RANDOM) {
+        const size_t n = min_size(m->total - first, QK_RANDOM);
         size_t inner = first % m->inner, at = first / m->inner % m->length, outer = first / m->inner / m->length;
         qk_active()->elementwise->random_16(first, m->seed, u, n);
         for (size_t i = 0; i < n; i++) {
@@ -220,5 +218,5 @@ static void move_items(void *context, size_t begin, size_t end)
 int qk_move_codes(qk_moved_codes *m)
 {
     QK_DEFAULT_MODE;
-    return qk_parallel_for(ceil_div(m->total, RANDOM), 4.0 * (double)m->total, move_items, m);
+    return qk_parallel_for(ceil_div(m->total, QK_RANDOM), 4.0 * (double)m->total, move_items, m);
 }

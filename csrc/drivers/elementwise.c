@@ -353,8 +353,6 @@ static void dequantize_f64(const operation *op, const void *q, void *y, size_t n
 
 /* ---- stochastic rounding (numerics 27) ---- */
 
-enum { RANDOM = 1024 }; /* numbers that are made at a time */
-
 static int32_t random_f64(double x, uint16_t u, double scale, double lo, double hi)
 {
     const double v = quotient_f64(x, scale, lo, hi), r = round_f64(v, 0);
@@ -379,11 +377,11 @@ static void round_randomly_f64(const operation *op, const double *x, const uint1
     }
 }
 
-/* Up to RANDOM elements, which have a parameter each or share one. */
+/* Up to QK_RANDOM elements, which have a parameter each or share one. */
 static void round_randomly(const operation *op, const char *in, const uint16_t *u, char *out, size_t n,
                            const qk_affines *p)
 {
-    float x[RANDOM];
+    float x[QK_RANDOM];
     const int half = is_half(op->to);
     if (op->from == QK_F64)
         round_randomly_f64(op, (const double *)in, u, out, n, p);
@@ -398,19 +396,20 @@ static void round_randomly(const operation *op, const char *in, const uint16_t *
 
 static void apply_randomly(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    uint16_t u[RANDOM];
+    uint16_t u[QK_RANDOM];
     const size_t from = size_of(op->from), to = size_of(op->to);
     for (size_t row = 0; row < given->rows; row++, in += given->in_stride * from, out += given->out_stride * to) {
         const uint64_t index = (uint64_t)(in - op->start) / from;
         qk_affines p = *given;
         for (size_t at = 0, count, made = 0; at < n; at += count) {
             const size_t which = at / given->run;
-            count = min_size(n - at, given->run == 1 ? RANDOM : given->run - at % given->run);
-            if (at >= made) op->k->random_16(index + at, *op->seed, u, min_size(n - at, RANDOM)), made = at + RANDOM;
+            count = min_size(n - at, given->run == 1 ? QK_RANDOM : given->run - at % given->run);
+            if (at >= made)
+                op->k->random_16(index + at, *op->seed, u, min_size(n - at, QK_RANDOM)), made = at + QK_RANDOM;
             count = min_size(count, made - at);
             p.scale = given->scale + which, p.zero_point = given->zero_point + which;
             if (p.reciprocal) p.reciprocal = given->reciprocal + which;
-            round_randomly(op, in + at * from, u + RANDOM - (made - at), out + at * to, count, &p);
+            round_randomly(op, in + at * from, u + QK_RANDOM - (made - at), out + at * to, count, &p);
         }
     }
 }

@@ -103,8 +103,6 @@ static void sum_panel(const qk_gemm8_weights *p, const int8_t *panel, int32_t *c
     }
 }
 
-static int stopped(void) { return qk_stopped(); }
-
 static void pack_panels(void *context, size_t begin, size_t end)
 {
     pack_job *job = context;
@@ -121,7 +119,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
                                   p->k,
                                   p->flipped ? 0x80 : 0,
                                   NULL,
-                                  stopped};
+                                  qk_stopped};
         if (!job->zero_point) {
             p->gemm8->gemm8_pack_panel(&source, cols, codes, NULL);
             sum_panel(p, codes, p->colsum + col);
@@ -715,9 +713,7 @@ static void lay_out_lines(product *g)
     qk_share(w, p->stride_y * g->line_bytes / p->out_width, g->b->gemm8->mr);
     const size_t most = w->block_rows < p->out_width ? 1 : w->block_rows / p->out_width;
     const size_t lines = ceil_div(p->out_height, ceil_div(p->out_height, most));
-    w->block_rows = lines * p->out_width, w->row_blocks = ceil_div(p->out_height, lines);
-    const size_t team = (size_t)qk_threads_for(SIZE_MAX, w->work);
-    w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);
+    qk_share_blocks(w, lines * p->out_width);
     w->bytes = sizeof(row_block) + ((lines - 1) * p->stride_y + p->kernel_height) * g->line_bytes;
     w->bytes = round_up(w->bytes + 64, 64);
 }

@@ -62,8 +62,6 @@ static void quantize_row(const qk_params *p, const float *y, uint8_t *q, size_t 
         k->quantize_rows_f32_8(y, q, cols, &columns);
 }
 
-static int stopped(void) { return qk_stopped(); }
-
 static void norm_rows(void *context, size_t begin, size_t end)
 {
     enum { SMALL = 1024, LONG = 1024 * 1024 };
@@ -81,7 +79,7 @@ static void norm_rows(void *context, size_t begin, size_t end)
         const float *x = row_of(&a->x, begin, cols, rows), *residual = row_of(&a->residual, begin, cols, rows + cols);
         float *y = a->y.params ? rows + 2 * cols : (float *)a->y.data + begin * cols;
         if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps,
-                                                 cols > LONG ? stopped : NULL, y))
+                                                 cols > LONG ? qk_stopped : NULL, y))
             norm_wide_row(a, x, residual, y);
         if (a->y.params) quantize_row(a->y.params, y, (uint8_t *)a->y.data + begin * cols, cols);
     }

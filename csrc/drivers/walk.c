@@ -6,6 +6,13 @@
 
 enum { BLOCK_BYTES = 256 * 1024, SMALL_BYTES = 24 * 1024 }; /* rows that stay in the L2 cache; memory on the stack */
 
+void qk_share_blocks(walk *w, size_t rows)
+{
+    const size_t team = (size_t)qk_threads_for(SIZE_MAX, w->work);
+    w->block_rows = rows, w->row_blocks = ceil_div(w->m, rows);
+    w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);
+}
+
 void qk_share(walk *w, size_t row_bytes, int tile_rows)
 {
     const size_t m = w->m, mr = (size_t)tile_rows, team = (size_t)qk_threads_for(SIZE_MAX, w->work);
@@ -18,11 +25,8 @@ void qk_share(walk *w, size_t row_bytes, int tile_rows)
     size_t blocks = ceil_div(m, most);
     if (blocks < team && m >= team * 4 * mr) blocks = team;
     if (blocks > team / 2 && blocks % team) blocks = round_up(blocks, team);
-    w->block_rows = ceil_div(m, blocks);
-    if (blocks > 1 && (team == 1 || w->block_rows > 8 * mr))
-        w->block_rows = round_up(w->block_rows, mr); /* of few rows, an even share counts more */
-    w->row_blocks = ceil_div(m, w->block_rows);
-    w->col_chunks = w->row_blocks >= team ? 1 : min_size(team, w->panels);
+    const size_t rows = ceil_div(m, blocks), even = team > 1 && rows <= 8 * mr; /* of few rows, an even share counts */
+    qk_share_blocks(w, blocks > 1 && !even ? round_up(rows, mr) : rows);
 }
 
 /* All panels at once, unless the call can be stopped: then it looks for that before each panel, or, of a single row,

@@ -31,6 +31,8 @@ static inline int qk_stopped_at_long(size_t k) { return k > QK_STRETCH && qk_sto
 
 /* Divides m rows, which take `row_bytes` each in the memory of a task, among tasks; tiles have mr of them at most. */
 void qk_share(walk *w, size_t row_bytes, int mr);
+/* Divides them among tasks that take so many rows. */
+void qk_share_blocks(walk *w, size_t rows);
 /* Runs a product that has been shared, its `bytes` being known. Returns 1, -1 if there is no memory, -2 if a value is
  * not finite, or QK_INTERRUPTED. */
 int qk_walk(walk *w);

@@ -145,6 +145,7 @@ typedef struct {
 } qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
+enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time */
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
 enum { QK_UNPACK_ROWS = 1024 };
