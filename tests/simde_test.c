@@ -225,11 +225,11 @@ static void test_conversions(arrays *a, size_t n)
 
 /* ---- products ---- */
 
-static void test_pack_row(const qk_gemm8_kernels *g, size_t n)
+static void test_pack_row(const qk_gemm8_kernels *g, size_t n, size_t n_pad)
 {
     uint8_t a[LENGTHS], bytes[LENGTHS + 4];
     uint16_t got[LENGTHS + 4 + MARGIN], want[LENGTHS + 4 + MARGIN];
-    const size_t n_pad = (n + 3) / 4 * 4, size = (size_t)g->a_bytes * n_pad;
+    const size_t size = (size_t)g->a_bytes * n_pad;
     random_bytes(a, n);
     for (int flip = 0; flip <= 0x80; flip += 0x80) {
         what = "gemm8_pack_row";
@@ -821,7 +821,7 @@ static void test_loops(void)
 
 static void test_gemm8(const qk_gemm8_kernels *g)
 {
-    for (size_t n = 0; n < LENGTHS; n++) test_pack_row(g, n);
+    for (size_t n = 0; n < LENGTHS; n++) test_pack_row(g, n, n), test_pack_row(g, n, (n + 3) / 4 * 4);
     for (size_t k = 0; k < LENGTHS; k++)
         for (size_t cols = 1; cols <= (size_t)g->nr; cols++) test_pack_panel(g, k, cols);
     const size_t fours = g->kr > 4 ? (size_t)g->kr / 4 : 1;

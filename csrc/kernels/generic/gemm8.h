@@ -149,33 +149,40 @@ static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size
 static inline void pack_row_bytes(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, uint8_t *restrict to)
 {
     const uint32_t flips = flip * 0x01010101u;
-    const size_t whole = n / 4 * 4;
+    size_t done = n / 4 * 4;
     uint32_t codes;
-    for (size_t i = 0; i < n / 4; i++) {
-        memcpy(&codes, a + 4 * i, 4);
+    for (size_t i = 0; i < done; i += 4) {
+        memcpy(&codes, a + i, 4);
         codes ^= flips;
-        memcpy(to + 4 * i, &codes, 4);
+        memcpy(to + i, &codes, 4);
     }
-    if (n == n_pad) return;
-    codes = 0;
-    for (size_t i = whole; i < n; i++) codes |= (uint32_t)(a[i] ^ flip) << i % 4 * 8;
-    memcpy(to + whole, &codes, 4);
-    if (n_pad - whole > 4) memset(to + whole + 4, 0, n_pad - whole - 4);
+    if (done < n && n_pad - done >= 4) {
+        codes = 0;
+        for (size_t i = done; i < n; i++) codes |= (uint32_t)(a[i] ^ flip) << i % 4 * 8;
+        memcpy(to + done, &codes, 4);
+        done += 4;
+    }
+    for (; done < n; done++) to[done] = a[done] ^ flip;
+    if (done < n_pad) memset(to + done, 0, n_pad - done);
 }
 
 /* The same in steps of 2. */
 static inline void pack_row_int16(const uint8_t *restrict a, size_t n, size_t n_pad, uint8_t flip, int16_t *restrict to)
 {
     const size_t wide = n / 16 * 16;
+    size_t done = n / 2 * 2;
     for (size_t i = 0; i < wide; i++) to[i] = a[i] ^ flip;
-    for (size_t i = wide; i + 1 < n; i += 2) {
+    for (size_t i = wide; i < done; i += 2) {
         const uint32_t codes = (uint32_t)(a[i] ^ flip) | (uint32_t)(a[i + 1] ^ flip) << 16;
         memcpy(to + i, &codes, 4);
     }
-    if (n < n_pad) {
-        const uint32_t codes = a[n - 1] ^ flip;
-        memcpy(to + n - 1, &codes, 4);
+    if (done < n && done + 1 < n_pad) {
+        const uint32_t codes = a[done] ^ flip;
+        memcpy(to + done, &codes, 4);
+        done += 2;
     }
+    for (; done < n; done++) to[done] = a[done] ^ flip;
+    if (done < n_pad) memset(to + done, 0, (n_pad - done) * sizeof *to);
 }
 
 static int32_t sum_codes(const uint8_t *a, size_t n, uint8_t flip)
