@@ -33,6 +33,8 @@ static QK_INLINE void keep_bounds(bounds32 *s, __m512 a, __m512 b)
     s->nan = _mm512_fmadd_ps(b, _mm512_setzero_ps(), s->nan);
 }
 
+static void minmax_by_bits(const float *x, size_t n, float *lo, float *hi);
+
 #define HAVE_MINMAX
 static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 {
@@ -45,8 +47,11 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
         const __mmask16 some = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
         keep_bounds(&s, _mm512_maskz_loadu_ps(some, x + i), zero);
     }
+    if (_mm512_cmp_ps_mask(s.nan, s.nan, _CMP_UNORD_Q)) { /* some are not finite: their bits are found as everywhere */
+        minmax_by_bits(x, n, lo, hi);
+        return;
+    }
     s.highest = _mm512_max_epi32(s.highest, _mm512_castps_si512(s.high));
-    s.highest = _mm512_max_epi32(s.highest, _mm512_castps_si512(_mm512_abs_ps(s.nan)));
     s.lowest = _mm512_xor_si512(_mm512_max_epu32(s.lowest, _mm512_castps_si512(s.low)), sign); /* in signed order */
     const __m512i both =
         _mm512_max_epi32(_mm512_unpacklo_epi32(s.highest, s.lowest), _mm512_unpackhi_epi32(s.highest, s.lowest));
