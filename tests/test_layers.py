@@ -305,7 +305,7 @@ def test_attention_of_codes_has_the_bits_of_its_formula(dtypes, heads, size, sta
         y = everywhere(attend)
         np.testing.assert_array_equal(y, attention_of_codes(q, k, v, heads, starts, params, 0.25), strict=True)
         to = qk.QParams(0.3, 100, "uint8")
-        np.testing.assert_array_equal(everywhere(lambda: attend(out_params=to)), qk.quantize(y, to), strict=True)  # noqa: B023
+        np.testing.assert_array_equal(everywhere(lambda: attend(out_params=to)), qk.quantize(y, to), strict=True)
 
 
 def test_attention_gives_codes_of_floats_and_takes_one_parameter_for_all():
