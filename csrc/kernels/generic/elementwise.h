@@ -439,8 +439,11 @@ static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
 
 /* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative
  * floats lie below 0.0, as uint32 all positive ones below -0.0: from these two the maxima see one sign each. */
-static void minmax_by_bits(const float *x, size_t n, float *lo, float *hi)
+static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
 {
+#ifdef HAVE_FINITE_BOUNDS
+    if (finite_bounds(x, n, lo, hi)) return;
+#endif
     int32_t highest = 0;
     uint32_t lowest = 0x80000000u;
     for (size_t i = 0; i < n; i++) {
@@ -451,10 +454,6 @@ static void minmax_by_bits(const float *x, size_t n, float *lo, float *hi)
     *lo = float_of((int32_t)lowest);
     *hi = float_of(highest);
 }
-
-#ifndef HAVE_MINMAX
-static void minmax_f32(const float *x, size_t n, float *lo, float *hi) { minmax_by_bits(x, n, lo, hi); }
-#endif
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
 

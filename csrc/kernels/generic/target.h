@@ -98,7 +98,7 @@
  *
  *     GROUP               elements that quantize_group and quantize_halves see at a time (elementwise.h)
  *     HAVE_BRACKETED_CODES  bracketed_codes (elementwise.h)
- *     HAVE_MINMAX         minmax_f32 (elementwise.h)
+ *     HAVE_FINITE_BOUNDS  finite_bounds: the same as minmax_f32, or 0 if a value may not be finite (elementwise.h)
  *     HAVE_GRAD_VECTORS   grad_vectors: gradients of whole vectors of columns, by reciprocals (fake_grad.h)
  *     HAVE_RANDOM_VECTORS random_vectors: stochastic rounding of whole vectors, to 8 bits or floats (stochastic.h)
  *     HAVE_PHILOX         philox_groups: random numbers of PHILOX_GROUP elements at a time (stochastic.h)

@@ -33,10 +33,8 @@ static QK_INLINE void keep_bounds(bounds32 *s, __m512 a, __m512 b)
     s->nan = _mm512_fmadd_ps(b, _mm512_setzero_ps(), s->nan);
 }
 
-static void minmax_by_bits(const float *x, size_t n, float *lo, float *hi);
-
-#define HAVE_MINMAX
-static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
+#define HAVE_FINITE_BOUNDS
+static int finite_bounds(const float *x, size_t n, float *lo, float *hi)
 {
     const __m512 zero = _mm512_setzero_ps(), minus = _mm512_set1_ps(-0.0f);
     const __m512i sign = _mm512_castps_si512(minus);
@@ -47,10 +45,7 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
         const __mmask16 some = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
         keep_bounds(&s, _mm512_maskz_loadu_ps(some, x + i), zero);
     }
-    if (_mm512_cmp_ps_mask(s.nan, s.nan, _CMP_UNORD_Q)) { /* some are not finite: their bits are found as everywhere */
-        minmax_by_bits(x, n, lo, hi);
-        return;
-    }
+    if (_mm512_cmp_ps_mask(s.nan, s.nan, _CMP_UNORD_Q)) return 0;
     s.highest = _mm512_max_epi32(s.highest, _mm512_castps_si512(s.high));
     s.lowest = _mm512_xor_si512(_mm512_max_epu32(s.lowest, _mm512_castps_si512(s.low)), sign); /* in signed order */
     const __m512i both =
@@ -61,6 +56,7 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
     int32_t bits[4];
     _mm_storeu_si128((__m128i *)bits, _mm_xor_si128(two, _mm_setr_epi32(0, INT32_MIN, 0, INT32_MIN)));
     memcpy(hi, bits, sizeof *hi), memcpy(lo, bits + 1, sizeof *lo);
+    return 1;
 }
 
 /* ---- codebooks of at most 16 levels (numerics 15) ---- */
