@@ -978,6 +978,7 @@ def gptq(
     damp: SupportsFloat = 0.01,
     center: bool = True,
     refine: int = 2,
+    refit: bool = False,
 ) -> GPTQResult[_Grid]: ...
 
 class Hessian:

@@ -11,7 +11,7 @@ import qkernels as qk
 from . import example
 from .measure import make_groups, step
 
-CALIBRATION = 100  # docstrings
+CALIBRATION = 200  # docstrings
 
 
 class Model(example.MiniLM):
@@ -46,6 +46,35 @@ class Quantized(Model):
         """Return the PackedMatrix of a dense layer of float32 weights (inputs, outputs)."""
         known = {"importance": self.squares[name][:, None]} if self.variant.calibrated else {}
         return self.quantize(weight, **known)
+
+
+class Compensated(Model):
+    """Runs on dense layers that the variant rounds one after another: each on what the rounded ones before it give for
+    `tokens`, sentences of calibration."""
+
+    attention, layer_norm = staticmethod(qk.attention), staticmethod(qk.layer_norm)
+
+    def __init__(self, weights, config, variant, tokens, done):
+        self.name, self.rounded, self.done = variant.name, [], done
+        super().__init__(weights, config, variant.quantize, self)
+        self.encode(*example.make_batch(tokens))
+        self.functions = qk
+        self.layers = [(self.rounded[4 * i : 4 * i + 4], norms) for i, (_, norms) in enumerate(self.layers)]
+
+    def dense(self, name, weight, bias):
+        return weight.T, bias
+
+    def linear(self, x, weight, bias, activation=None):
+        self.rounded.append(self.quantize(weight, bias, qk.Hessian(len(weight)).update(x)))
+        self.done(1)
+        return qk.linear(x, *self.rounded[-1], activation=activation)
+
+
+def quantized(weights, config, variant, squares, tokens, done=lambda layers: None):
+    """Return the network on the weights of a variant, calibrated by `squares` or on `tokens` if it is."""
+    if variant.calibrated == "hessian":
+        return Compensated(weights, config, variant, tokens, done)
+    return Quantized(weights, config, variant, squares)
 
 
 class NumPy(example.Float32):
