@@ -150,12 +150,12 @@ def baseline():
 
 
 class Observer(Model):
-    """Sums the squares of what its dense layers are given."""
+    """Gathers what its dense layers are given, in a Hessian each."""
 
     attention, layer_norm = staticmethod(NumPy.attention), staticmethod(NumPy.layer_norm)
 
     def __init__(self, weights, config):
-        self.sums = {}
+        self.seen = {}
         super().__init__(weights, config, None, self)
 
     def dense(self, name, weight, bias):
@@ -163,15 +163,24 @@ class Observer(Model):
 
     def linear(self, x, named, bias, activation=None):
         name, weight = named
-        self.sums[name] = self.sums.get(name, 0) + np.square(x).sum(axis=0, dtype=np.float64)
+        self.seen.setdefault(name, qk.Hessian(len(weight))).update(x)
         return NumPy.linear(x, weight, bias, activation)
+
+
+def hessians(weights, config, tokens):
+    """Return those of the inputs of dense layers in float32, by name."""
+    observer, groups = Observer(weights, config), make_groups(tokens)
+    with step("what weights multiply", len(groups)) as done:
+        for group in groups:
+            observer.embed(*example.make_batch([tokens[i] for i in group]))
+            done(1)
+    return observer.seen
 
 
 def mean_squares(weights, config, tokens):
     """Return those of each input of each dense layer, by name: {name: (inputs,)}."""
-    observer, groups = Observer(weights, config), make_groups(tokens)
-    with step("mean squares of what weights multiply", len(groups)) as done:
-        for group in groups:
-            observer.embed(*example.make_batch([tokens[i] for i in group]))
-            done(1)
-    return {name: total / sum(map(len, tokens)) for name, total in observer.sums.items()}
+    return {name: squares(seen) for name, seen in hessians(weights, config, tokens).items()}
+
+
+def squares(hessian):
+    return np.diagonal(hessian.moments) / hessian.count
