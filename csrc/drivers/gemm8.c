@@ -236,8 +236,8 @@ static void pack_codes(const product *g, row_block *block, size_t first, size_t 
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
-    const int dense = g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes &&
-        depth <= QK_STRETCH;
+    const int dense =
+        g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes && depth <= QK_STRETCH;
     if (dense)
         k->gemm8_pack_row((const uint8_t *)row_of(g->source, first), rows * depth, rows * depth, flip, block->rows);
     if (dense && !needs_description(g)) return;
