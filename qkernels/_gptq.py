@@ -7,6 +7,7 @@ import numpy as np
 
 from ._bind import codebooks
 from ._bind.runtime import word
+from ._blas import cholesky, product
 from ._checks import boolean, finite_float32, float_array, integer, is_a, real, real_array, shown
 from ._codebook import Codebook, checked_scales, encode
 from ._codebook_tables import thresholds_of
@@ -172,15 +173,12 @@ class _Problem:
 
     def _factor(self, damp, mean):
         """Add damping to the matrix, more of it until it has a factor; return it, and the transposed, turned factor."""
-        from scipy.linalg.lapack import spotrf
-
         diagonal = np.diagonal(self.matrix).copy()
         while damp <= MOST_DAMPING:
             damped = diagonal + np.float32(damp * mean)
             np.fill_diagonal(self.matrix, np.where(self.dead[self.order], np.float32(1), damped))
-            turned = self.matrix[::-1, ::-1].copy().T  # symmetric: LAPACK's order costs no other copy
-            factor, info = spotrf(turned, lower=1, clean=1, overwrite_a=1)
-            if info == 0 and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
+            factor = cholesky(self.matrix[::-1, ::-1].copy().T)  # symmetric: LAPACK's order costs no other copy
+            if factor is not None and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
                 return damp, factor.T[::-1, ::-1]
             damp = max(10 * damp, 1e-6)
         raise ValueError("hessian has moments that no data have: its matrix is not positive, however damped")
@@ -216,14 +214,6 @@ def _padded(a, columns, value=0):
     return made
 
 
-def _product(a, b):
-    """Multiply some rows at a time: signals are heard in between."""
-    made, step = np.empty((len(a), b.shape[1]), np.float32), max(1, 2**31 // max(1, b.size))
-    for first in range(0, len(a), step):
-        np.matmul(a[first : first + step], b, out=made[first : first + step])
-    return made
-
-
 class _Rounding:
     """Hold weights in the order of rounding, their codes and errors."""
 
@@ -256,7 +246,7 @@ class _Rounding:
         columns = self.w.shape[1]
         self.grid = grid.laid_out(columns)
         self.errors[...] = _padded(errors[self.order], columns).reshape(len(w), -1, COLUMNS).swapaxes(0, 1)
-        return np.sum(errors * _product(h, errors), dtype=np.float64)
+        return np.sum(errors * product(h, errors), dtype=np.float64)
 
     def codes_in_order(self):
         codes = np.empty((len(self.w), self.n), np.int16)
@@ -317,7 +307,7 @@ class _Grid:
         for group, old in enumerate(scale):
             rows = slice(*np.searchsorted(self.group, [group, group + 1]))
             own = units[rows]
-            gain, weight = ((own * by).sum(axis=0) for by in (_product(h[rows], errors), _product(h[rows, rows], own)))
+            gain, weight = ((own * by).sum(axis=0) for by in (product(h[rows], errors), product(h[rows, rows], own)))
             gain, weight = (np.full_like(a, a.sum()) if shared else a for a in (gain, weight))
             found = old + np.divide(gain, weight, out=np.zeros_like(gain), where=weight > 0)
             least, most = np.finfo(self.kept).tiny, np.finfo(self.kept).max

@@ -8,7 +8,7 @@ import pytest
 from common import fused, refusals, refuse
 
 import qkernels as qk
-from qkernels import _gptq
+from qkernels import _blas, _gptq
 
 
 def layer(k, n, rows=400, seed=0, offset=1.0):
@@ -113,6 +113,21 @@ def test_bits_do_not_depend_on_instruction_set_or_threads(isas):
                 result = qk.gptq(w, seen, qk.choose_qparams(w, "int4", axis=0, block_size=32))
                 found.append((result.codes.tobytes(), result.bias.tobytes(), result.report["errors"].tobytes()))
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("k", [1, 30, 511, 512, 513, 1100])
+def test_the_factor_in_parts(k, monkeypatch):
+    x = np.random.default_rng(k).normal(size=(2 * k, k)).astype(np.float32)
+    monkeypatch.setattr(_blas, "PART", 2**16)  # products of large matrices take several parts
+    h = _blas.gram(x)
+    assert np.array_equal(h, h.T)
+    np.testing.assert_allclose(h, x.T.astype(float) @ x, atol=2e-4 * k)
+    np.testing.assert_allclose(_blas.product(x, h), x.astype(float) @ h, rtol=1e-4, atol=2e-4 * k * k)
+    factor = _blas.cholesky(h.copy().T)
+    assert np.array_equal(factor, np.tril(factor))
+    np.testing.assert_allclose(factor.astype(float) @ factor.T, h, atol=2e-4 * k)
+    h[k // 2, k // 2] = -1
+    assert _blas.cholesky(h.T) is None
 
 
 def published(w, h, params):
