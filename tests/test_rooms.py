@@ -20,6 +20,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_weights", "mixed_precision", "_gptq"},
     {"_products", "_pq"},
     {"_conv", "_layers"},
+    {"io"},
     {"__init__"},
     {"__main__"},
 ]
