@@ -190,7 +190,8 @@ valid("set_num_threads", n=1)
 valid("show_config")
 valid("smooth", w=np.ones((4, 3), np.float32), activation_absmax=[1.0, 2, 0, 3], alpha=0.75)
 valid("take_table", q=Q, table=np.arange(256, dtype=np.uint8), out=lambda: out((2, 4), np.uint8))
-valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0")
+valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0", importance=None)
+valid("to_gguf", x=np.ones((2, 64), np.float32), kind="NVFP4", importance=np.ones(64))
 valid("unpack_bits", data=np.uint8([33, 15]), bits=4, shape=(3,), dtype="int8")
 
 NOT_CALLED = {"FP4", "NF4", "KMeansResult", "Allocation", "GPTQResult"}  # objects, and results that nobody passes in

@@ -148,6 +148,7 @@ distances, rows = qk.search(np.ones((1, 4), np.float32), packed_codes, vectors, 
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])
+assert_type(qk.from_gguf(qk.to_gguf(x, "IQ4_NL", importance=np.ones(32)), "IQ4_NL"), Float32)
 assert_type(qk.pack(*qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0", codes=True)), qk.PackedMatrix)
 
 # clustering
