@@ -91,7 +91,7 @@ X = np.ones((2, 256), np.float32)
 
 
 @refusals(r"""
-qk.to_gguf(X * np.float32(1e9), "Q4_K")  # ValueError: ^x reaches 1000000000.0 in magnitude, beyond 2.09715e\+06, which Q4_K
+qk.to_gguf(X * np.float32(1e9), "Q4_K")  # ValueError: ^x reaches 1000000000.0 in magnitude, beyond 2.09715e
 qk.to_gguf(-X * 3000, "NVFP4")  # ValueError: ^x reaches 3000.0 in magnitude, beyond 2688, which NVFP4 surely holds
 qk.to_gguf(X[:, :32], "NVFP4")  # ValueError: ^the last axis of x must be a multiple of 64, got shape \(2, 32\)
 qk.to_gguf(X * np.float32(np.inf), "Q6_K")  # ValueError: ^x has 512

@@ -240,15 +240,27 @@ static QK_INLINE void read_blocks(const uint8_t *from, float *y, int8_t *q, floa
 }
 
 #define GGUF_CASE(type)                                                                                                \
-    case type: read_blocks(from, y, q, scale, blocks, &qk_gguf_layouts[type]); break;
+    case type: read_blocks(from, y, q, scale, blocks, &qk_gguf_layouts[type]); break
 static void from_gguf(const uint8_t *from, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type)
 {
-    switch (type) {
-        GGUF_CASE(QK_Q4_0)
-        GGUF_CASE(QK_Q4_1)
-        GGUF_CASE(QK_Q5_0) GGUF_CASE(QK_Q5_1) GGUF_CASE(QK_Q8_0) GGUF_CASE(QK_Q2_K) GGUF_CASE(QK_Q3_K)
-            GGUF_CASE(QK_Q4_K) GGUF_CASE(QK_Q5_K) GGUF_CASE(QK_Q6_K) GGUF_CASE(QK_IQ4_NL) GGUF_CASE(QK_IQ4_XS)
-                GGUF_CASE(QK_TQ1_0) GGUF_CASE(QK_TQ2_0) GGUF_CASE(QK_MXFP4) GGUF_CASE(QK_NVFP4) default : break;
+    switch (type) { /* each has a loop of its own */
+        GGUF_CASE(QK_Q4_0);
+        GGUF_CASE(QK_Q4_1);
+        GGUF_CASE(QK_Q5_0);
+        GGUF_CASE(QK_Q5_1);
+        GGUF_CASE(QK_Q8_0);
+        GGUF_CASE(QK_Q2_K);
+        GGUF_CASE(QK_Q3_K);
+        GGUF_CASE(QK_Q4_K);
+        GGUF_CASE(QK_Q5_K);
+        GGUF_CASE(QK_Q6_K);
+        GGUF_CASE(QK_IQ4_NL);
+        GGUF_CASE(QK_IQ4_XS);
+        GGUF_CASE(QK_TQ1_0);
+        GGUF_CASE(QK_TQ2_0);
+        GGUF_CASE(QK_MXFP4);
+        GGUF_CASE(QK_NVFP4);
+    case QK_GGUF_TYPES: break;
     }
 }
 #undef GGUF_CASE
