@@ -161,6 +161,8 @@ def sweep_codebooks(n, rng, at_end):
         data = check(at_end, qk.to_gguf, blocks, kind, out=False)
         check(at_end, qk.from_gguf, data, kind)
         check(at_end, qk.from_gguf, data, kind, codes=True, out=False)
+    for kind, (_, _, size, _) in qk.gguf.KINDS.items():
+        check(at_end, qk.from_gguf, rng.integers(0, 60, (n % 9, 2 * size), np.uint8), kind)
 
 
 def sweep_vectors(n, rng, at_end):

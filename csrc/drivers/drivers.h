@@ -8,6 +8,7 @@
 
 #include "include/qkernels.h"
 #include "kernels/arguments.h"
+#include "kernels/gguf.h"
 #include "runtime/dispatch.h"
 
 /* ---- ranges ---- */
@@ -259,11 +260,11 @@ int qk_move_codes(qk_moved_codes *m);
 int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
 int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
 
-/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a
- * value is not finite. */
-typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
+/* Blocks as GGUF lays them out. Writes Q8_0 and Q4_0; returns the bits of the largest magnitude, above those of FLT_MAX
+ * where a value is not finite. */
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
-int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+/* Reads values y, or, if y is NULL, codes and scales, without what is added to their products. */
+int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type);
 
 /* ---- products with float16 and bfloat16 weights ---- */
 

@@ -2,6 +2,7 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
+#include "kernels/gguf.h"
 #include "kernels/kmeans1d.h"
 #include "kernels/arguments.h"
 #include "runtime/sizes.h"

@@ -235,12 +235,16 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_round(const qk_feedback *p) except -3
 
     ctypedef enum qk_gguf_type:
-        QK_Q8_0, QK_Q4_0
+        QK_Q4_0, QK_Q8_0, QK_GGUF_TYPES
+    ctypedef struct qk_gguf_layout:
+        const char *name
+        int values, bytes, group
+    const qk_gguf_layout *qk_gguf_layouts
 
     int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data) except -3
     int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
-    int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
+    int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3

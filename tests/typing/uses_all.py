@@ -1,6 +1,8 @@
 """Each public function once, in each way that gives another type: read by mypy and pyright, and run, by
 tests/test_typing.py."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,11 @@ packed = qk.pack(q.T, qk.QParams(0.5))
 assert_type(packed, qk.PackedMatrix)
 assert_type(packed.shape, tuple[int, int])
 again = qk.PackedMatrix.from_arrays(packed.to_arrays())
+assert_type(qk.QParams.from_arrays(one.to_arrays()), qk.QParams)
+assert_type(qk.Codebook.from_arrays(qk.NF4.to_arrays()), qk.Codebook)
+with tempfile.TemporaryDirectory() as folder:
+    qk.io.save(Path(folder) / "x", {"layer": {"w": packed, "params": one}})
+    assert_type(qk.io.load(f"{folder}/x"), dict[str, Any])
 assert_type(
     qk.linear(
         x, again, np.ones(2, np.float32), activation="gelu", residual=np.zeros((2, 2), np.float32), clamp=(0, None)
@@ -141,6 +148,7 @@ distances, rows = qk.search(np.ones((1, 4), np.float32), packed_codes, vectors, 
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])
+assert_type(qk.from_gguf(qk.to_gguf(x, "IQ4_NL", importance=np.ones(32)), "IQ4_NL"), Float32)
 assert_type(qk.pack(*qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0", codes=True)), qk.PackedMatrix)
 
 # clustering
