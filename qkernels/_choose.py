@@ -99,7 +99,7 @@ def choose_qparams(
     >>> x = np.float32([[0.5, -1, 7, 3]])
     >>> params = qk.choose_qparams(x, "float4_e2m1fn", axis=1, method="mx")
     >>> params.scale, qk.quantize(x, params)
-    (array([[1.]], dtype=float32), array([[0.5, -1, 6, 3]], dtype=float4_e2m1fn))
+    (array([[1.]], dtype=float32), array([[0.5, -1, 6, 3]], dtype='float4_e2m1fn'))
     """
     method = word(method)
     if not is_a(method, str) or method not in METHODS:
