@@ -298,7 +298,8 @@ static int apply_all(operation *op, const qk_params *p)
     if (total == 0) return 0;
     op->l = layout_of(p);
     const layout *l = &op->l;
-    const int narrow = (l->run > 1 ? l->run : l->blocks > 1 ? l->length : l->length / 4) < NARROW;
+    const size_t least = op->floats && l->run > 1 ? NARROW / 2 : NARROW; /* blocks of 16 are those of NVFP4 */
+    const int narrow = (l->run > 1 ? l->run : l->blocks > 1 ? l->length : l->length / 4) < least;
     const int ragged = l->blocks > 1 && l->run > 1 && l->length < WRITTEN;
     if (narrow && l->blocks == 1 && l->rows > 1 && 2 * l->length <= WRITTEN) return apply_periods(op);
     if ((!narrow || (l->blocks == 1 && l->run == 1)) && !ragged) return apply_layout(op);

@@ -243,6 +243,10 @@ static QK_INLINE void compute_runs(const int what, stretch s, const parameters *
         compute_span(what, part.in, part.out, SPAN, parameters_from(p, j), 0, how);
         if ((left -= SPAN) == 0) j++, left = run;
     }
+    for (; run == SPAN / 2 && s.n - at >= run; j++, at += run) {
+        const stretch part = part_of(s, at, SPAN / 2, what);
+        compute_span(what, part.in, part.out, SPAN / 2, parameters_from(p, j), 0, how);
+    }
     for (; at < s.n; j++, at += run)
         compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), 1, parameters_from(p, j), 0, how);
 }
@@ -447,7 +451,10 @@ static void quotients_rows_f32(const float *x, float *v, size_t n, const qk_affi
     quantize_rows(TO_QUOTIENTS, x, v, n, p);
 }
 
-static void small_floats(const float *restrict v, uint8_t *restrict q, size_t n, const qk_small_float *f)
+/* Codes of at most SMALL_FLOATS values, as int32: signs and magnitudes would be made bytes apart else. */
+enum { SMALL_FLOATS = 64 };
+static QK_INLINE void small_floats_run(const float *restrict v, int32_t *restrict q, const size_t n,
+                                       const qk_small_float *f)
 {
     const int32_t shift = f->shift, least = f->least, most = f->most, nan = f->nan;
     const int32_t sign_shift = 31 - f->sign, sign_bit = 1 << f->sign, sign_of_nan = nan ? sign_bit : 0;
@@ -459,8 +466,19 @@ static void small_floats(const float *restrict v, uint8_t *restrict q, size_t n,
         const uint32_t k = (uint32_t)bits_of(float_of(magnitude) + float_of((int32_t)rounder)) - rounder;
         const int32_t code = (int32_t)(k + (uint32_t)((exponent - least) >> shift));
         const int32_t finite = (code < most ? code : most) | sign;
-        q[i] = (uint8_t)(magnitude > 0x7f800000 ? nan | (sign & sign_of_nan) : finite);
+        q[i] = magnitude > 0x7f800000 ? nan | (sign & sign_of_nan) : finite;
     }
+}
+
+static void small_floats(const float *restrict v, uint8_t *restrict q, size_t n, const qk_small_float *f)
+{
+    int32_t codes[SMALL_FLOATS];
+    for (; n >= SMALL_FLOATS; n -= SMALL_FLOATS, v += SMALL_FLOATS, q += SMALL_FLOATS) {
+        small_floats_run(v, codes, SMALL_FLOATS, f);
+        for (int i = 0; i < SMALL_FLOATS; i++) q[i] = (uint8_t)codes[i];
+    }
+    small_floats_run(v, codes, n, f);
+    for (size_t i = 0; i < n; i++) q[i] = (uint8_t)codes[i];
 }
 
 /* A multiplication would normalise subnormal numbers, too, but slowly. */
