@@ -1004,6 +1004,7 @@ def gptq(
     damp: SupportsFloat = 0.01,
     center: bool = True,
     refine: int = 2,
+    refit: bool = False,
 ) -> GPTQResult[_Grid]: ...
 
 class Hessian:

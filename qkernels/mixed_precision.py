@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._blas import product
 from ._checks import boolean, finite_float32, float_array, is_a, real, real_array, shown
 from ._codebook import Codebook, decode, encode
 from ._hessian import checked_hessian
@@ -90,7 +91,7 @@ def sensitivity(w, hessian, candidates, *, center=False):
     errors = np.zeros(len(candidates))
     for i, candidate in enumerate(candidates):
         e = w.astype(np.float64) - _rounded(w, candidate)
-        errors[i] = max(np.sum(e * (matrix @ e)), 0.0)
+        errors[i] = max(np.sum(e * product(matrix, e)), 0.0)
     return errors
 
 
@@ -235,7 +236,7 @@ def _checked(errors, sizes):
 
 def _whole(sizes):
     """Return sizes as int64 multiples of a power of two, rounded, and that power: all sums are below 2**54."""
-    exponent = max(_exponent(sizes) + len(sizes).bit_length() - 53, -1000)
+    exponent = max(_exponent(sizes) + len(sizes).bit_length() - 53, -1074)
     return np.rint(np.ldexp(sizes, -exponent)).astype(np.int64), math.ldexp(1.0, exponent)
 
 

@@ -353,6 +353,7 @@ def clusters():
     yield "sensitivity", lambda: qk.sensitivity(MANY[:4], seen, [qk.QParams(SMALLEST), -MANY[:4]], center=True)
     for grid in (qk.QParams(SMALLEST, dtype="int4"), qk.Codebook([-1e-38, 0, 2e-38])):
         yield "gptq", lambda grid=grid: [a for a in qk.gptq(MANY[:4], seen, grid) if isinstance(a, np.ndarray)]
+        yield "gptq", lambda grid=grid: qk.gptq(MANY[:4], seen, grid, refit=True).codes
     yield "GPTQResult", lambda: qk.GPTQResult(*qk.gptq(MANY[:4], seen, qk.QParams(SMALLEST), refine=0)).codes
     yield "allocate_bits", partial(qk.allocate_bits, losses, sizes, 1.7)
     yield "pareto", partial(qk.pareto, losses, np.outer([1, 2, 3, 4], sizes))
