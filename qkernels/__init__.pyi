@@ -132,6 +132,8 @@ _CodeName: TypeAlias = Literal[
     "uint2",
     "float8_e4m3fn",
     "float8_e5m2",
+    "float6_e2m3fn",
+    "float6_e3m2fn",
     "float4_e2m1fn",
 ]
 _TorchCodeName: TypeAlias = Literal[
@@ -233,6 +235,30 @@ def choose_qparams(
     narrow_range: bool | None = None,
     method: Literal["mse"],
     importance: _Array | None = None,
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
+    dtype: _Codes = "int8",
+    *,
+    axis: int,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["mx"],
+    scale_rounding: Literal["floor", "even", "rceil"] = "floor",
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
+    dtype: _Codes,
+    *,
+    axis: int,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["nvfp4"],
+    tensor_scale: SupportsFloat | None = None,
 ) -> QParams: ...
 
 # ---- elementwise ----

@@ -23,7 +23,8 @@ from ._mode import default_mode
 from ._value import Value
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
-FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
+SMALL_FLOATS = "float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"
+FLOAT_CODES = tuple(np.dtype(getattr(ml_dtypes, name)) for name in SMALL_FLOATS)
 SUB_BYTE_CODES = tuple(map(np.dtype, (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2)))
 INT_CODES = (*map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16)), *SUB_BYTE_CODES)
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
@@ -45,8 +46,8 @@ class QParams(elementwise.Params, Value):
         Codes that stand for 0.0; a scalar, or one of shape (1,), stands for all. None is 0 everywhere: symmetric. For
         codes that are floats it is 0, and may have their dtype.
     dtype : str or dtype
-        ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float4_e2m1fn``; those that NumPy
-        lacks are dtypes of `ml_dtypes`.
+        ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float6_e2m3fn float6_e3m2fn
+        float4_e2m1fn``; those that NumPy lacks are dtypes of `ml_dtypes`.
     axis, block_size : int, optional
     narrow_range : bool
         Leave the lowest code out, as in [-127, 127].

@@ -23,6 +23,7 @@ PACKED = {
     "columns": qk.pack(W, qk.QParams([0.5, 1, 2], axis=1)),
     "int16": qk.pack(W.astype(np.int16), qk.QParams(0.5, dtype="int16")),
     "int4": qk.pack(W.astype(ml_dtypes.int4), qk.QParams(0.5, dtype="int4")),
+    "float4": qk.pack(W.astype(ml_dtypes.float4_e2m1fn), qk.QParams(0.5, dtype="float4_e2m1fn")),
     "float16": qk.pack(W.astype(np.float16), None),
     "codebook": qk.pack(WEIGHTS, BOOK),
     "blocks of 8 bits": qk.pack(W, qk.QParams(np.ones((2, 3)), [[1, 2, 3], [0, 0, 1]], axis=0, block_size=2)),
@@ -87,6 +88,8 @@ valid("attention", q=Q, k=U, v=Q, heads=2, params=(PARAMS, UNSIGNED, PARAMS), ou
 least = dict(method="mse", importance=np.abs(X) + 1)
 valid("choose_qparams", x=X, dtype="int8", axis=0, block_size=2, symmetric=True, narrow_range=True, **least)
 valid("choose_qparams", x=X, dtype="float8_e4m3fn")
+valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=1, block_size=2, method="mx", scale_rounding="even")
+valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5)
 valid("choose_qparams", x=X, dtype="uint8", axis=1, method="percentile", percentile=99.0)
 valid("choose_qparams", x=X, dtype="int4", method="entropy")
 valid("decode", codes=U % 4, codebook=BLOCKS, scales=np.ones((1, 4), np.float32), out=lambda: out((2, 4)))

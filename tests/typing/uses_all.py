@@ -23,6 +23,8 @@ least = qk.choose_qparams(
 assert_type(least, qk.QParams)
 assert_type(qk.choose_qparams(x, method="percentile", percentile=99.9), qk.QParams)
 assert_type(qk.choose_qparams(x, "uint8", axis=0, method="entropy"), qk.QParams)
+assert_type(qk.choose_qparams(x, "float6_e2m3fn", axis=0, method="mx", scale_rounding="even"), qk.QParams)
+assert_type(qk.choose_qparams(x, "float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5), qk.QParams)
 
 # calibration
 seen = qk.observers.Percentile(axis=1, percentile=99.9).update(x)
