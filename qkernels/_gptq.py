@@ -174,7 +174,7 @@ class _Problem:
         while damp <= MOST_DAMPING:
             damped = diagonal + np.float32(damp * mean)
             np.fill_diagonal(self.matrix, np.where(self.dead[self.order], np.float32(1), damped))
-            turned = np.ascontiguousarray(self.matrix[::-1, ::-1]).T  # symmetric: LAPACK's order costs no copy
+            turned = self.matrix[::-1, ::-1].copy().T  # symmetric: LAPACK's order costs no other copy
             factor, info = spotrf(turned, lower=1, clean=1, overwrite_a=1)
             if info == 0 and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
                 return damp, factor.T[::-1, ::-1]

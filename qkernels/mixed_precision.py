@@ -235,7 +235,7 @@ def _checked(errors, sizes):
 
 def _whole(sizes):
     """Return sizes as int64 multiples of a power of two, rounded, and that power: all sums are below 2**54."""
-    exponent = max(_exponent(sizes) + len(sizes).bit_length() - 53, -1000)
+    exponent = max(_exponent(sizes) + len(sizes).bit_length() - 53, -1074)
     return np.rint(np.ldexp(sizes, -exponent)).astype(np.int64), math.ldexp(1.0, exponent)
 
 

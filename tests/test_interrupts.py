@@ -68,6 +68,9 @@ CALLS = {
     "matmul, few columns of many rows": """
         a, p = codes(40, 4000000), qk.pack(codes(4000000, 8), rate)
         call = lambda: qk.matmul(a, p)""",
+    "linear, one column of many rows": """
+        x, p = floats(120, 2000000), qk.pack(codes(2000000, 1), rate)
+        call = lambda: qk.linear(x, p)""",
     "linear, 4 bits, few columns of many rows": """
         params = qk.QParams(np.ones((31250, 8)), None, "int4", axis=0, block_size=32)
         x, p = floats(40, 1000000), qk.pack(codes(1000000, 8, dtype=ml_dtypes.int4), params)

@@ -45,6 +45,12 @@ def test_the_allocation_is_that_of_trying_all(kind):
         assert bound == error
 
 
+def test_sizes_that_are_subnormal_numbers_count():
+    sizes = np.array([[1.0, 2, 3], [1, 2, 3]]) * 2.0**-1074
+    choice, error, size, _ = qk.allocate_bits([[3, 2, 0], [3, 2.5, 0.5]], sizes, 2.0**-1072)
+    assert choice.tolist() == [2, 0] and error == 3 and size == 2.0**-1072
+
+
 def layers_of(seed, count=1000):
     """Errors that fall with bits as those of layers do, and numbers of weights of a few shapes."""
     rng = np.random.default_rng(seed)

@@ -65,6 +65,16 @@ def assert_gradients(got, grad, x, params, edge):
             assert np.all(near | (np.abs(want) > 3.4e38) & (np.abs(sums) > 3.4e38))
 
 
+@pytest.mark.parametrize("of", [np.float32, np.float64, np.float16])
+def test_gradients_of_other_byte_orders(of):
+    grad, x, params = of([1, 2, 3]), of([0.3, 70, -0.2]), qk.QParams(0.5)
+    want, other = qk.fake_quantize_grad(grad, x, params), np.dtype(of).newbyteorder()
+    for a in (grad, grad.astype(other)):
+        for b in (x, x.astype(other)):
+            for made, right in zip(qk.fake_quantize_grad(a, b, params), want, strict=True):
+                assert_same_bits(np.asarray(made), np.asarray(right))
+
+
 @settings(max_examples=200)
 @given(case=cases(), edge=st.sampled_from(EDGES), seed=st.integers(0, 2**32))
 def test_gradients_are_those_of_the_formulas(case, edge, seed, isas):

@@ -334,7 +334,7 @@ int qk_gemm16(const qk_rows *source, const qk_gemm16_weights *b, const qk_epilog
     }
     g.lda = (ceil_div(b->k + 1, LINE) | 1) * LINE; /* an odd number of lines: rows do not share sets of the cache */
     const size_t row_bytes = 2 * g.lda * sizeof(int16_t);
-    g.walk.work = (double)source->m * (double)b->n * (double)b->k / 64;
+    g.walk.work = qk_product_work(source->m, b->k, b->n, 64);
     qk_share(&g.walk, row_bytes, b->kernels->gemm16->mr);
     g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, row_bytes));
     return qk_walk(&g.walk);

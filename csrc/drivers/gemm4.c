@@ -635,7 +635,7 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};
     g.quantizer = (qk_row_quantizer){b->kernels, b->k, -127, 127, 1, 1, factors};
     g.lda = round_up(g.k_pad + 1, 64), g.ld_start = round_up(b->blocks + 1, 16);
-    g.walk.work = (double)m * (double)b->n * (double)b->k / 128;
+    g.walk.work = qk_product_work(m, b->k, b->n, 128);
     lay_out(&g);
     return qk_walk(&g.walk);
 }

@@ -229,17 +229,19 @@ static void pad_lines(const product *g, row_block *block, size_t first, size_t r
 
 static int needs_description(const product *g) { return g->source->zero_point_per_row || g->b_zero; }
 
-/* Rows of codes as the tile wants them: in one go where they follow each other on both sides. */
+/* Rows of codes as the tile wants them: in one go where they follow each other on both sides, and are not so long that
+ * signals would wait. */
 static void pack_codes(const product *g, row_block *block, size_t first, size_t rows)
 {
     const qk_gemm8_kernels *k = g->b->gemm8;
     const size_t depth = g->b->k;
     const uint8_t flip = g->a_shift ? 0x80 : 0;
-    const int dense = g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes;
+    const int dense =
+        g->source->row_stride == (ptrdiff_t)depth && g->lda == depth * (size_t)k->a_bytes && depth <= QK_STRETCH;
     if (dense)
         k->gemm8_pack_row((const uint8_t *)row_of(g->source, first), rows * depth, rows * depth, flip, block->rows);
     if (dense && !needs_description(g)) return;
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = 0; i < rows && !qk_stopped_at_long(depth); i++) {
         const uint8_t *a = (const uint8_t *)row_of(g->source, first + i);
         if (!dense) k->gemm8_pack_row(a, depth, g->b->k_pad, flip, block->rows + i * g->lda);
         describe_row(g, block, i, a, zero_of_codes(g->source, first + i), flip);
@@ -283,7 +285,7 @@ static int pack_floats(const product *g, row_block *block, size_t first, size_t 
 /* Rows that stay in place. */
 static void describe_rows(const product *g, row_block *block, size_t first, size_t rows)
 {
-    for (size_t i = 0; i < rows; i++)
+    for (size_t i = 0; i < rows && !qk_stopped_at_long(g->b->k); i++)
         describe_row(g, block, i, (const uint8_t *)row_of(g->source, first + i), zero_of_codes(g->source, first + i),
                      g->a_shift ? 0x80 : 0);
 }
@@ -568,18 +570,33 @@ static void multiply_windows(const void *context, void *memory, size_t first, si
 
 enum { COLUMN_ROWS = 32 }; /* for as many it pays to lay it out */
 
-/* Lays out the column of b', as bytes and as int16. Returns 0 if memory ran out. */
+typedef struct {
+    const qk_gemm8_weights *b;
+    int16_t *wide;
+    int8_t *codes;
+} column_job;
+
+static void lay_out_column(void *context, size_t begin, size_t end)
+{
+    const column_job *job = context;
+    const qk_gemm8_weights *b = job->b;
+    for (size_t first = begin * QK_UNPACK_ROWS; first < min_size(end * QK_UNPACK_ROWS, b->k); first += QK_UNPACK_ROWS) {
+        b->gemm8->gemm8_unpack_panel(b->panels, b->k, first, 1, 0, (uint8_t *)job->codes, 1);
+        for (size_t i = first; i < min_size(first + QK_UNPACK_ROWS, b->k); i++) job->wide[i] = job->codes[i];
+    }
+}
+
+/* Lays out the column of b', as bytes and as int16. Returns 1, 0 if memory ran out, or QK_INTERRUPTED. */
 static int take_column(product *g)
 {
     const qk_gemm8_weights *b = g->b;
     int16_t *wide = qk_obtain(qk_times(b->k_pad, sizeof *wide + 1));
     if (!wide) return 0;
-    int8_t *codes = (int8_t *)(wide + b->k_pad);
-    for (size_t first = 0; first < b->k; first += QK_UNPACK_ROWS)
-        b->gemm8->gemm8_unpack_panel(b->panels, b->k, first, 1, 0, (uint8_t *)codes, 1);
-    for (size_t i = 0; i < b->k; i++) wide[i] = codes[i];
-    g->column = (qk_column){wide, codes};
-    return 1;
+    column_job job = {b, wide, (int8_t *)(wide + b->k_pad)};
+    g->column = (qk_column){wide, job.codes};
+    const int status = qk_parallel_for(ceil_div(b->k, QK_UNPACK_ROWS), 0.5 * (double)b->k, lay_out_column, &job);
+    if (status) free(wide);
+    return status ? status : 1;
 }
 
 /* What a tile has for its columns, where all are alike. */
@@ -811,7 +828,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
                  .epilogue = epilogue,
                  .requant = qk_requant_of(epilogue)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
-    const int column = b->n == 1 && source->m >= COLUMN_ROWS && take_column(&g);
+    const int column = b->n == 1 && source->m >= COLUMN_ROWS ? take_column(&g) : 0;
+    if (column < 0) return column;
     if (column) g.walk.multiply = multiply_column;
     g.in_place = !source->patches && source->type != QK_FLOATS &&
         (column || (source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad));
@@ -827,7 +845,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     if (!columns) return -1;
     fill_columns(&g, columns);
     g.walk.panels = b->count;
-    g.walk.work = (double)source->m * (double)b->n * (double)b->k / 128;
+    g.walk.work = qk_product_work(source->m, b->k, b->n, 128);
     lay_out(&g);
     const int status = qk_walk(&g.walk);
     free((void *)g.column.wide);
@@ -903,7 +921,8 @@ int qk_gemm8_batch(const qk_batch *p)
     batch_job job = {p, 0};
     size_t count = 1;
     for (int axis = 0; axis < p->axes; axis++) count *= p->shape[axis];
-    const double work = (double)count * (double)p->k * (double)p->n * ((double)p->source.m / 128 + 0.5);
+    const double packing = 0.5 * (double)p->k * (double)p->n;
+    const double work = (double)count * (packing + qk_product_work(p->source.m, p->k, p->n, 128));
     int status = 0;
     if (count < (size_t)qk_threads_for(SIZE_MAX, work))
         run_products(&job, 0, count);

@@ -275,7 +275,7 @@ int qk_gemmf16_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_g
                              qk_largest_bias(b->kernels, epilogue, b->n)};
     g.lda = (ceil_div(b->k, LINE_FLOATS) | 1) *
         LINE_FLOATS; /* an odd number of lines: rows do not share sets of the cache */
-    g.walk.work = (double)m * (double)b->n * (double)b->k / 48;
+    g.walk.work = qk_product_work(m, b->k, b->n, 48);
     qk_share(&g.walk, g.lda * sizeof(float), b->kernels->gemmf16->mr);
     g.walk.bytes = qk_plus(sizeof(row_block), qk_times(g.walk.block_rows, qk_times(g.lda, sizeof(float))));
     return qk_walk(&g.walk);

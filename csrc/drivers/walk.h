@@ -29,6 +29,13 @@ typedef struct {
 /* Whether a product is stopped, asked before each row of k values if these take long. */
 static inline int qk_stopped_at_long(size_t k) { return k > QK_STRETCH && qk_stopped(); }
 
+/* The time of m rows of k values and n columns, of so many products a nanosecond: as the estimate of qk_parallel_for,
+ * to which rows count, too, since of few columns most of the time is theirs. */
+static inline double qk_product_work(size_t m, size_t k, size_t n, double products)
+{
+    return (double)m * (double)k * ((double)n / products + 0.125);
+}
+
 /* Divides m rows, which take `row_bytes` each in the memory of a task, among tasks; tiles have mr of them at most. */
 void qk_share(walk *w, size_t row_bytes, int mr);
 /* Divides them among tasks that take so many rows. */

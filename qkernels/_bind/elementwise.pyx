@@ -206,7 +206,7 @@ def fake_quantize_grad(grad, x, params, bint clipped):
     cdef cnp.ndarray a = contiguous(array_of(x, "x")), g = array_of(grad, "grad")
     cdef qk_fake_grad given
     given.dtype = <qk_dtype>float_type(a, "x")
-    if g.dtype != a.dtype:
+    if PyArray_TYPE(g) != PyArray_TYPE(a):
         raise TypeError(f"grad must have the dtype of x, {a.dtype}, got {g.dtype}")
     if not cnp.PyArray_SAMESHAPE(g, a):
         raise ValueError(f"grad must have the shape of x, {(<object>a).shape}, got {(<object>g).shape}")
