@@ -81,13 +81,29 @@ def test_codebook_worst_cases(kind, isas):
     else:
         codebook, scales = qk.Codebook(levels, axis=0, block_size=kind), np.full((-(-k // kind), n), 0.7)
     for pair in (127, 127), (-127, -127), (127, -127):
-        x = np.tile(np.float32(pair), (5, k // 2))
+        x = np.tile(np.float32(pair), (30, k // 2))
         for of_rows in (0, 0), (1, 1), (2, 2), (3, 3), (0, 1):
             codes = np.tile(np.uint8(of_rows)[:, None], (k // 2, n))
             want = LEVELS.linear(x, codes, codebook, scales)
             for isa in isas():
                 packed = qk.pack(codes, codebook, scales=scales)
-                assert_array_equal(qk.linear(x, packed), want, err_msg=isa, strict=True)
+                for m in (5, 30):
+                    assert_array_equal(qk.linear(x[:m], packed), want[:m], err_msg=isa, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "levels"])
+@pytest.mark.parametrize("shared", ["column", 32, 20, 300])
+def test_a_row_has_the_same_bits_among_few_and_many(kind, shared, everywhere):
+    """Of many rows panels become bytes, of which few rows would use too little; some rows leave float32 on the way."""
+    rng = np.random.default_rng(0)
+    for m, k, n in [(24, 37, 5), (25, 384, 70), (130, 1000, 33), (48, 21_800, 3)]:
+        x = np.float32(rng.integers(-99, 100, (m, k)) * 2.0 ** rng.choice([-149, -100, 0, 100, 120], (m, 1)))
+        if kind == "numbers":
+            weights = FOUR.make(rng, k, n, rng.choice(FOUR.dtypes), shared, half=k == 384)
+        else:
+            weights = LEVELS.make(rng, k, n, 16, shared)
+        few = np.concatenate([qk.linear(x[i : i + 7], weights.pack()) for i in range(0, m, 7)])
+        assert_array_equal(everywhere(lambda: qk.linear(x, weights.pack())), few, strict=True)
 
 
 @pytest.mark.parametrize("axis_of", [lambda w: w, lambda w: np.ascontiguousarray(w.T).T])

@@ -125,7 +125,7 @@ def test_activations_and_clamps_see_the_right_value_or_its_limit(kind, activatio
 def test_a_row_has_the_same_bits_whatever_stands_beside_it(kind, isas):
     rng = np.random.default_rng(2)
     packed, _ = weights(kind, 3, rng)
-    x = rows(kind, rng, [0, -149, 1, 112, 2, -130, 3, 4, 105, 5, -3, -140, 7])
+    x = rows(kind, rng, 2 * [0, -149, 1, 112, 2, -130, 3, 4, 105, 5, -3, -140, 7])
     residual = np.float32(rng.standard_normal((len(x), N)))
     for _ in isas():
         y = qk.linear(x, packed, residual=residual, activation="gelu")

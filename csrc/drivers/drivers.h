@@ -202,6 +202,7 @@ typedef struct {
     int flip;        /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
     int half_scales; /* scales are float16, which holds each exactly */
     int own_zeros;
+    int long_sums;        /* of 8 bits: sums of columns are int32 */
     int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
     const int8_t *levels; /* 16 of a codebook, or NULL */
     int column_levels;

@@ -2,7 +2,7 @@
  * belongs to the instruction set.
  *
  * Loop order as in gemm8.c: a block of rows of x, quantized into the L2 cache, x all panels of b, each for all tiles of
- * rows. */
+ * rows. If rows are many, a panel of 4 bits becomes one of 8 first, by which tiles then are. */
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -20,7 +20,8 @@ enum {
     KR = QK_GEMM4_KR,
     OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
     MOST_TILE_ROWS = 32,
-    SHARED_ROWS = 12 /* tasks take multiples of at most as many: taller tiles are made of parts */
+    SHARED_ROWS = 12,          /* tasks take multiples of at most as many: taller tiles are made of parts */
+    DECODED_BYTES = 512 * 1024 /* rows of a block, if panels are decoded for each */
 };
 
 /* ---- packing of b ---- */
@@ -36,10 +37,9 @@ static size_t steps_of(const qk_gemm4_weights *p, size_t block)
 
 static size_t step_bytes(const qk_gemm4_weights *p) { return NR * KR * (size_t)p->bits / 8; }
 static size_t scale_bytes(const qk_gemm4_weights *p) { return p->half_scales ? 2 : 4; }
-static int long_sums(const qk_gemm4_weights *p) { return p->bits == 8 && p->block > QK_SHORT_BLOCK; }
 
 /* Of the sums of columns. */
-static size_t sum_bytes(const qk_gemm4_weights *p) { return p->bits == 8 ? NR * (long_sums(p) ? 4 : 2) : 0; }
+static size_t sum_bytes(const qk_gemm4_weights *p) { return p->bits == 8 ? NR * (p->long_sums ? 4 : 2) : 0; }
 
 static size_t params_bytes(const qk_gemm4_weights *p)
 {
@@ -120,7 +120,7 @@ void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
                             .half_scales = !own_levels && holds_as_half(m->scale, count),
                             .column_levels = own_levels,
                             .level_scale = 1};
-    p->blocks = ceil_div(m->k, p->block);
+    p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;
     if (m->levels) {
         p->zero = 128;
         if (!own_levels) p->level_scale = round_levels(m->levels, m->level_count, levels), p->levels = levels;
@@ -191,7 +191,7 @@ static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_
     for (size_t j = 0; j < NR; j++) {
         const int32_t negative = -sum[j];
         const int16_t low = (int16_t)negative;
-        if (long_sums(p))
+        if (p->long_sums)
             memcpy(to + 4 * j, &negative, 4);
         else
             memcpy(to + 2 * j, &low, 2);
@@ -322,11 +322,12 @@ typedef struct {
     walk walk;
     const float *x;
     ptrdiff_t row_stride;
-    const qk_gemm4_weights *b;
+    const qk_gemm4_weights *b;      /* what tiles read */
+    const qk_gemm4_weights *packed; /* of 4 bits: becomes b panel by panel; or NULL */
     const qk_epilogue *epilogue;
-    size_t block_pad, k_pad;                /* of a row's codes: each block is padded with zeros to whole steps */
-    size_t lda, ld_start, ld_prepared;      /* the last is 0 if the tile reads codes */
-    size_t start_at, spare_at, prepared_at; /* where things lie in the memory of a task */
+    size_t block_pad, k_pad;           /* of a row's codes: each block is padded with zeros to whole steps */
+    size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
+    size_t start_at, spare_at, prepared_at, panel_at; /* where things lie in the memory of a task */
     qk_row_quantizer quantizer;
 } product;
 
@@ -526,6 +527,52 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     }
 }
 
+/* Weights of 4 bits as blocks8_tile takes them: a panel of them is made at a time, for all rows of a block. */
+static qk_gemm4_weights as_bytes(const qk_gemm4_weights *p)
+{
+    qk_gemm4_weights b = *p;
+    b.bits = 8, b.flip = b.zero = 0, b.half_scales = b.own_zeros = b.column_levels = 0;
+    b.long_sums = 1, b.levels = NULL, b.panels = NULL;
+    return b;
+}
+
+/* Whether that is worth while. */
+static int decodes(const qk_gemm4_weights *p, size_t m)
+{
+    const qk_gemm4_kernels *k = p->kernels->gemm4;
+    const size_t least = (size_t)(p->levels || p->column_levels ? k->levels_rows : k->codes_rows);
+    return p->bits == 4 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
+}
+
+/* What tiles are told of all panels. */
+static qk_gemm4_panel panel_of(const qk_gemm4_weights *b)
+{
+    qk_gemm4_panel p = {.blocks = b->blocks,
+                        .steps = ceil_div(b->block, step_rows(b)),
+                        .half_scales = b->half_scales,
+                        .own_zeros = b->own_zeros,
+                        .long_sums = b->long_sums,
+                        .params_bytes = params_bytes(b),
+                        .levels = b->levels};
+    if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
+    return p;
+}
+
+/* Makes a panel of bytes in the memory of a task. */
+static const uint8_t *decode_panel(const product *g, void *memory, size_t panel)
+{
+    const qk_gemm4_weights *from = g->packed;
+    const qk_gemm4_kernels *k = from->kernels->gemm4;
+    qk_gemm4_panel p = panel_of(from);
+    p.records = from->panels + panel * panel_bytes(from);
+    uint8_t *to = (uint8_t *)memory + g->panel_at;
+    if (from->column_levels)
+        k->column_levels_to_bytes(&p, steps_of(g->b, 0), to);
+    else
+        k->gemm4_to_bytes(&p, from->zero, to);
+    return to;
+}
+
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
@@ -534,23 +581,22 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
     float y[MOST_TILE_ROWS * NR] __attribute__((aligned(64)));
-    qk_gemm4_panel p = {.blocks = b->blocks,
-                        .steps = g->block_pad / step_rows(b),
-                        .half_scales = b->half_scales,
-                        .own_zeros = b->own_zeros,
-                        .long_sums = long_sums(b),
-                        .params_bytes = params_bytes(b),
-                        .levels = b->levels};
-    if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
+    qk_gemm4_panel p = panel_of(b);
+    qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
+    const size_t packed_bytes = g->packed ? panel_bytes(g->packed) : 0, steps = ceil_div(b->k, KR);
+    if (g->packed) p.ahead = &ahead, ahead.step = ceil_div(packed_bytes, steps * tiles);
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
-        p.records = b->panels + panel * panel_bytes(b);
+        p.records = g->packed ? decode_panel(g, memory, panel) : b->panels + panel * panel_bytes(b);
+        if (g->packed) ahead.read = (const int8_t *)g->packed->panels + (panel + 1) % g->walk.panels * packed_bytes;
         for (size_t tile = 0; tile < tiles; tile++) {
             const size_t row = rows * tile / tiles; /* tiles of even height */
             const size_t count = rows * (tile + 1) / tiles - row;
             qk_set_rows(&t, g->epilogue, first + row, count, col, block->scale + row);
+            ahead.write = t.dst;
             multiply_tile(g, block, row, t.rows, &p, y);
+            ahead.read += ahead.step * steps;
             if (block->any_wide)
                 store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
                                  block->wide_scale + row, y, &t);
@@ -565,12 +611,14 @@ static void lay_out(product *g)
 {
     if (g->b->bits == 8 && g->b->kernels->gemm4->blocks8_prepare_row)
         g->ld_prepared = round_up(qk_plus(qk_times(g->k_pad, 2), qk_times(g->b->blocks, 8)), 64);
+    if (g->packed) g->walk.block_bytes = DECODED_BYTES;
     qk_share(&g->walk, g->ld_prepared ? g->ld_prepared : g->lda, (int)min_size(tile_rows(g->b), SHARED_ROWS));
     const size_t rows = g->walk.block_rows, codes = qk_times(g->lda, rows);
     g->start_at = qk_plus(sizeof(row_block), codes);
     g->spare_at = qk_plus(g->start_at, qk_times(qk_times(g->ld_start, rows), sizeof(int32_t)));
     g->prepared_at = qk_plus(g->spare_at, round_up(g->b->k + 64, 64));
-    g->walk.bytes = qk_plus(g->prepared_at, qk_times(g->ld_prepared, rows));
+    g->panel_at = qk_plus(g->prepared_at, qk_times(g->ld_prepared, rows));
+    g->walk.bytes = qk_plus(g->panel_at, g->packed ? round_up(panel_bytes(g->b), 64) : 0);
 }
 
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,
@@ -583,8 +631,11 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
                  .row_stride = row_stride,
                  .b = b,
                  .epilogue = epilogue};
-    g.block_pad = round_up(b->block, step_rows(b));
-    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(b, b->blocks - 1) * step_rows(b));
+    qk_gemm4_weights bytes;
+    if (decodes(b, m)) bytes = as_bytes(b), g.b = &bytes, g.packed = b;
+    const size_t step = step_rows(g.b);
+    g.block_pad = round_up(b->block, step);
+    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(g.b, b->blocks - 1) * step);
     const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
     const double sum = 127.0 * most * (double)b->k * b->most_scale; /* of magnitudes */
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};

@@ -152,6 +152,7 @@ typedef struct {
     const int8_t *levels;             /* what codes stand for; NULL: for themselves */
     int long_sums;                    /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;              /* what follows the codes of a block */
+    const qk_ahead *ahead;            /* what tiles of bytes ask for, or NULL: for what follows in the panel */
 } qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };

@@ -23,6 +23,9 @@
 #ifndef GEMM4_MR
 #define GEMM4_MR 4
 #endif
+#ifndef GEMM4_CODES_ROWS
+#define GEMM4_CODES_ROWS 0
+#endif
 #ifndef BLOCKS8_MR
 #define BLOCKS8_MR MR
 #endif
@@ -74,6 +77,11 @@
 #ifndef GEMM8_WIDE_TILE
 #define GEMM8_WIDE_TILE NULL
 #define GEMM8_WIDEN_PANEL NULL
+#endif
+#ifndef GEMM4_LEVELS_ROWS
+#define GEMM4_LEVELS_ROWS 0
+#define GEMM4_TO_BYTES NULL
+#define COLUMN_LEVELS_TO_BYTES NULL
 #endif
 #ifndef BLOCKS8_PREPARE_ROW
 #define BLOCKS8_PREPARE_ROW NULL

@@ -29,6 +29,9 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define BLOCKS8_MR 32
+#define GEMM4_LEVELS_ROWS 24
+#define GEMM4_TO_BYTES gemm4_to_bytes
+#define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #define DEPTHWISE_CODES depthwise_codes
 #define NR 16
 #define KR 2

@@ -126,6 +126,98 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
     }
 }
 
+/* ---- panels of 4 bits that become panels of 8 (numerics 12) ---- */
+
+/* Takes 4 rows of 8 columns from the sums of these. */
+static inline void subtract_codes(int32_t *sums, __m256i codes)
+{
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+    const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    _mm256_storeu_si256((__m256i *)sums, _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)sums), fours));
+}
+
+static QK_INLINE void store_codes(uint8_t *to, __m256i codes, int32_t *sums)
+{
+    _mm256_storeu_si256((__m256i *)to, codes);
+    subtract_codes(sums, codes);
+}
+
+/* A block of codes; zeros: of 8 columns each, four times. */
+static QK_INLINE void block_to_bytes(const int looked_up, const uint8_t *b, size_t steps, __m256i levels,
+                                     const __m256i *zeros, uint8_t *to, int32_t *sums)
+{
+    for (size_t s = 0; s < steps; s++, b += QK_GEMM4_NR * QK_GEMM4_KR / 2, to += QK_GEMM4_NR * QK_GEMM4_KR)
+        for (int i = 0; i < 2; i++) {
+            const __m256i two = load_codes(b + 32 * i), low = low_halves(two), high = high_halves(two);
+            store_codes(to + 32 * i, looked_up ? _mm256_shuffle_epi8(levels, low) : _mm256_sub_epi8(low, zeros[i]),
+                        sums + 8 * i);
+            store_codes(to + 64 + 32 * i,
+                        looked_up ? _mm256_shuffle_epi8(levels, high) : _mm256_sub_epi8(high, zeros[2 + i]),
+                        sums + 16 + 8 * i);
+        }
+}
+
+static void gemm4_to_bytes(const qk_gemm4_panel *p, int32_t zero, uint8_t *to)
+{
+    const uint8_t *b = p->records;
+    __m256i levels = _mm256_setzero_si256(), zeros[4];
+    if (p->levels) levels = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->levels));
+    for (int i = 0; i < 4; i++) zeros[i] = _mm256_set1_epi8((char)zero);
+    for (size_t block = 1; block <= p->blocks; block++) {
+        const size_t steps = block < p->blocks ? p->steps : p->last_steps;
+        const uint8_t *scales = b + steps * QK_GEMM4_NR * QK_GEMM4_KR / 2;
+        int32_t sums[QK_GEMM4_NR] = {0};
+        for (size_t i = 0; p->own_zeros && i < 4; i++)
+            zeros[i] = _mm256_mullo_epi32(columns_at(p, 1, scales, 8 * i, 0).z0, _mm256_set1_epi32(0x01010101));
+        if (p->levels)
+            block_to_bytes(1, b, steps, levels, zeros, to, sums);
+        else
+            block_to_bytes(0, b, steps, levels, zeros, to, sums);
+        to += steps * QK_GEMM4_NR * QK_GEMM4_KR;
+        for (size_t i = 0; i < 4; i++) _mm256_storeu_ps((float *)to + 8 * i, scales8(p, scales, 8 * i));
+        memcpy(to + 4 * QK_GEMM4_NR, sums, sizeof sums);
+        to += 8 * QK_GEMM4_NR, b = scales + p->params_bytes;
+    }
+}
+
+/* The levels of 16 rows of a column. */
+static inline __m128i column_of_levels(const uint8_t *levels, const uint8_t *b, __m128i shift)
+{
+    const __m128i codes = _mm_and_si128(_mm_srl_epi16(_mm_loadu_si128((const __m128i *)b), shift), _mm_set1_epi8(15));
+    return _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)levels), codes);
+}
+
+/* 16 rows of 4 columns become 4 steps, or fewer. */
+static QK_INLINE void turn_columns(const uint8_t *levels, const uint8_t *b, __m128i shift, size_t steps, uint8_t *to)
+{
+    const __m128i r0 = column_of_levels(levels, b, shift), r1 = column_of_levels(levels + 16, b + 16, shift);
+    const __m128i r2 = column_of_levels(levels + 32, b + 32, shift), r3 = column_of_levels(levels + 48, b + 48, shift);
+    const __m128i low01 = _mm_unpacklo_epi32(r0, r1), low23 = _mm_unpacklo_epi32(r2, r3);
+    const __m128i high01 = _mm_unpackhi_epi32(r0, r1), high23 = _mm_unpackhi_epi32(r2, r3);
+    const __m128i turned[] = {_mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
+                              _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
+#pragma GCC unroll 4
+    for (size_t s = 0; s < 4 && s < steps; s++, to += QK_GEMM4_NR * QK_GEMM4_KR)
+        _mm_storeu_si128((__m128i *)to, turned[s]);
+}
+
+static void column_levels_to_bytes(const qk_gemm4_panel *p, size_t steps, uint8_t *to)
+{
+    const size_t group = OWN_STEP * (1 + p->last_steps), step_bytes = QK_GEMM4_NR * QK_GEMM4_KR;
+    uint8_t *params = to + step_bytes * steps;
+    int32_t *sums = (int32_t *)(params + 4 * QK_GEMM4_NR);
+    for (size_t col = 0; col < QK_GEMM4_NR; col += 4) {
+        const uint8_t *levels = p->records + col / QK_COLUMN_LEVELS_NR * group + col % QK_COLUMN_LEVELS_NR * QK_LEVELS;
+        for (size_t s = 0; s < steps; s += 4) /* by turns of the low and of the high halves of bytes */
+            turn_columns(levels, levels + OWN_STEP * (1 + s / 8), _mm_cvtsi32_si128((int)(s % 8)),
+                         min_size(steps - s, 4), to + step_bytes * s + QK_GEMM4_KR * col);
+    }
+    memcpy(params, p->records + 2 * group, 4 * QK_GEMM4_NR);
+    memset(sums, 0, QK_GEMM4_NR * sizeof *sums);
+    for (; to != params; to += step_bytes)
+        for (int i = 0; i < 4; i++) subtract_codes(sums + 8 * i, load_codes(to + 32 * i));
+}
+
 /* Zero points z of 8 columns, as int16 (z, 256 z). */
 static inline __m256i zero_pairs8(const uint8_t *zeros)
 {

@@ -30,6 +30,10 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
+#define GEMM4_CODES_ROWS 24
+#define GEMM4_LEVELS_ROWS 24
+#define GEMM4_TO_BYTES gemm4_to_bytes
+#define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_WINDOW_TILE gemm8_window_tile
@@ -472,6 +476,123 @@ static void column_levels_tile(int rows, const qk_gemm4_panel *p, const int8_t *
         ROWS_4(rows, column_levels_rows, steps, b, scales, a, lda, start, ld_start, y);
 }
 
+/* ---- panels of 4 bits that become panels of 8 ---- */
+
+/* Sums of 32 columns. */
+typedef struct {
+    __m512i low, high;
+} column_totals;
+
+/* Stores a step, and adds it to the sums of its columns. */
+static QK_INLINE void store_step(uint8_t *to, __m512i low, __m512i high, column_totals *sums)
+{
+    const __m512i ones = _mm512_set1_epi8(1);
+    _mm512_storeu_si512(to, low), _mm512_storeu_si512(to + 64, high);
+    sums->low = _mm512_dpbusd_epi32(sums->low, ones, low), sums->high = _mm512_dpbusd_epi32(sums->high, ones, high);
+}
+
+/* Stores the sums, which a panel holds with the other sign. */
+static inline void store_sums(uint8_t *to, column_totals sums)
+{
+    _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sums.low));
+    _mm512_storeu_si512(to + 64, _mm512_sub_epi32(_mm512_setzero_si512(), sums.high));
+}
+
+/* Zero points of 16 columns, each four times. */
+static inline __m512i zeros16(const uint8_t *zeros)
+{
+    const __m512i four = _mm512_setr_epi32(0, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505, 0x06060606,
+                                           0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b, 0x0c0c0c0c,
+                                           0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)zeros)), four);
+}
+
+/* What codes stand for, in each lane of 16 bytes, unless columns have zero points of their own. */
+static inline __m512i bytes_of_codes(const qk_gemm4_panel *p, int32_t zero)
+{
+    const __m128i codes = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_broadcast_i32x4(p->levels ? _mm_loadu_si128((const __m128i *)p->levels)
+                                            : _mm_sub_epi8(codes, _mm_set1_epi8((char)zero)));
+}
+
+/* `kind` is a constant where this is inlined: CODES less the zero points of their columns, or looked up. */
+static QK_INLINE void blocks_to_bytes(const int kind, const qk_gemm4_panel *panel, int32_t zero, uint8_t *to)
+{
+    const qk_gemm4_panel p = *panel;
+    const __m512i table = bytes_of_codes(panel, zero);
+    __m512i z0 = _mm512_setzero_si512(), z1 = z0;
+    const uint8_t *b = p.records;
+    for (size_t block = 1; block <= p.blocks; block++) {
+        const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * STEP;
+        const uint8_t *zeros = scales + (p.half_scales ? 2 : 4) * QK_GEMM4_NR;
+        column_totals sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+        if (kind == CODES) z0 = zeros16(zeros), z1 = zeros16(zeros + 16);
+        for (; b != scales; b += STEP, to += 2 * STEP) {
+            const step_bytes of = decode(b, kind, table);
+            if (kind == CODES)
+                store_step(to, _mm512_sub_epi8(of.low, z0), _mm512_sub_epi8(of.high, z1), &sums);
+            else
+                store_step(to, of.low, of.high, &sums);
+        }
+        _mm512_storeu_ps((float *)to, scales16(scales, p.half_scales, 0));
+        _mm512_storeu_ps((float *)to + 16, scales16(scales, p.half_scales, 1));
+        store_sums(to + 128, sums);
+        to += 256, b = scales + p.params_bytes;
+    }
+}
+
+static void gemm4_to_bytes(const qk_gemm4_panel *p, int32_t zero, uint8_t *to)
+{
+    if (p->own_zeros)
+        blocks_to_bytes(CODES, p, zero, to);
+    else if (has_vpermb())
+        blocks_to_bytes(PERMUTED, p, zero, to);
+    else
+        blocks_to_bytes(SHUFFLED, p, zero, to);
+}
+
+/* 16 rows of 16 columns, a lane of r0 .. r3 for each, become 4 steps. */
+static QK_INLINE void turn_columns(__m512i r0, __m512i r1, __m512i r2, __m512i r3, size_t steps, uint8_t *to,
+                                   __m512i *sum)
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low01 = _mm512_unpacklo_epi32(r0, r1), low23 = _mm512_unpacklo_epi32(r2, r3);
+    const __m512i high01 = _mm512_unpackhi_epi32(r0, r1), high23 = _mm512_unpackhi_epi32(r2, r3);
+    const __m512i turned[] = {_mm512_unpacklo_epi64(low01, low23), _mm512_unpackhi_epi64(low01, low23),
+                              _mm512_unpacklo_epi64(high01, high23), _mm512_unpackhi_epi64(high01, high23)};
+#pragma GCC unroll 4
+    for (size_t s = 0; s < 4 && s < steps; s++, to += 2 * STEP) {
+        const __m512i step = _mm512_permutexvar_epi32(order, turned[s]);
+        *sum = _mm512_dpbusd_epi32(*sum, _mm512_set1_epi8(1), step);
+        _mm512_storeu_si512(to, step);
+    }
+}
+
+/* The levels of 16 rows of 4 columns. */
+static inline __m512i columns_of_levels(const uint8_t *levels, const uint8_t *b, __m128i shift)
+{
+    const __m512i codes = _mm512_srl_epi16(_mm512_loadu_si512(b), shift);
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(levels), _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+}
+
+static void column_levels_to_bytes(const qk_gemm4_panel *p, size_t steps, uint8_t *to)
+{
+    const size_t group = OWN_STEP * (1 + p->last_steps);
+    uint8_t *params = to + 2 * STEP * steps;
+    column_totals sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int i = 0; i < 2; i++)
+        for (size_t s = 0; s < steps; s += 4) {
+            const uint8_t *levels = p->records + (size_t)i * group, *b = levels + OWN_STEP * (1 + s / 8);
+            const __m128i shift = _mm_cvtsi32_si128((int)(s % 8)); /* 4 for the high halves of bytes */
+            turn_columns(columns_of_levels(levels, b, shift), columns_of_levels(levels + 64, b + 64, shift),
+                         columns_of_levels(levels + 128, b + 128, shift),
+                         columns_of_levels(levels + 192, b + 192, shift), min_size(steps - s, 4),
+                         to + 2 * STEP * s + STEP * i, i ? &sums.high : &sums.low);
+        }
+    memcpy(params, p->records + 2 * group, 128);
+    store_sums(params + 128, sums);
+}
+
 /* ---- blocks of 8-bit weights (numerics 12) ---- */
 
 /* Codes of a are the unsigned operand, + 128, as where a column has one scale; its zero points are those of the sums of
@@ -542,6 +663,15 @@ static QK_INLINE void add_sums(float *y, two_sums c, const int own_zeros, block_
     _mm512_storeu_ps(y + 16, _mm512_fmadd_ps(_mm512_cvtepi32_ps(c.high), of.s1, _mm512_loadu_ps(y + 16)));
 }
 
+/* Asks, in step s of a tile, for what will be read. */
+static QK_INLINE void ask_for_bytes(const qk_gemm4_panel *p, const uint8_t *b, size_t s, const int rows)
+{
+    if (p->ahead)
+        ask_ahead(p->ahead, s, rows);
+    else
+        __builtin_prefetch(b + 2 * AHEAD), __builtin_prefetch(b + 2 * AHEAD + 64);
+}
+
 /* `rows` and `own_zeros` are constants where this is inlined. Where rows are few, every other step has sums of its own,
  * since vpdpbusd takes 4 cycles or 5. */
 static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk_gemm4_panel *panel, const int8_t *a,
@@ -552,6 +682,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
     const int8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     const int32_t *start3 = start + 3 * ld_start, *start6 = start + 6 * ld_start, *start9 = start + 9 * ld_start;
     const __m512i none = _mm512_setzero_si512();
+    size_t s = 0;
     if (!p.more) clear_rows(y, rows);
     for (size_t block = 1; block <= p.blocks; block++, start++, start3++, start6++, start9++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * BYTES_STEP,
@@ -571,7 +702,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
         for (; b != scales;
              b += BYTES_STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR, a6 += QK_GEMM4_KR, a9 += QK_GEMM4_KR) {
             const step_bytes of = load_step(b);
-            if (rows > 4) __builtin_prefetch(b + 2 * AHEAD), __builtin_prefetch(b + 2 * AHEAD + 64);
+            if (rows > 4) ask_for_bytes(&p, b, s++, rows);
             c0 = multiply_bytes(c0, of, a);
             if (rows > 1) c1 = multiply_bytes(c1, of, a + lda);
             if (rows > 2) c2 = multiply_bytes(c2, of, a + 2 * lda);
@@ -588,7 +719,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
         if (rows < 3) c0 = (two_sums){_mm512_add_epi32(c0.low, d0.low), _mm512_add_epi32(c0.high, d0.high)};
         if (rows == 2) c1 = (two_sums){_mm512_add_epi32(c1.low, d1.low), _mm512_add_epi32(c1.high, d1.high)};
         __asm__ volatile("" ::: "memory"); /* or gcc would keep y in more registers than there are */
-        if (rows > 4)
+        if (rows > 4 && !p.ahead)
             for (size_t i = 0; i < p.params_bytes; i += 64) __builtin_prefetch(scales + 2 * AHEAD + i);
         const block_columns of = columns_of(own_zeros, scales, zeros, p.half_scales);
         add_sums(y, c0, own_zeros, of, start);

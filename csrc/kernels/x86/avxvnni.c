@@ -39,6 +39,10 @@ QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #define NR 16
 #define KR 4
 #define BLOCKS8_FLIP 128
+#define GEMM4_CODES_ROWS 64
+#define GEMM4_LEVELS_ROWS 64
+#define GEMM4_TO_BYTES gemm4_to_bytes
+#define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
