@@ -12,11 +12,12 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FILES = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".def"})
 HEADERS = [path for path in FILES if path.suffix == ".h"]
 # What each storey may include: a folder, or a file.
+SEEN = "arguments", "gguf", "kernels", "kmeans1d"  # of the kernels, by drivers
 BELOW = {
     "include": [],
     "runtime": ["include", "runtime"],
     "kernels": ["include", "kernels", "runtime/sizes.h", "runtime/compiler.h"],
-    "drivers": ["include", "runtime", "drivers", "kernels/arguments.h", "kernels/kernels.h", "kernels/kmeans1d.h"],
+    "drivers": ["include", "runtime", "drivers", *(f"kernels/{name}.h" for name in SEEN)],
 }
 # Dispatch lists the tables; lines beyond the range of double are searched by the same loops, in software.
 BESIDES = {
