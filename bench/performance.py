@@ -94,7 +94,7 @@ def bits_section(results):
     text = (
         f"{results['title']}. Decoded weights, all else in float32: cosine to the embeddings of float32, and in "
         "parentheses the\nbits a weight, of codes, scales and levels (float16) together. *Weighted*: by the mean "
-        "squares of inputs, on other docstrings."
+        "squares of inputs, on other docstrings. *Compensated*: by `gptq`, on the same."
     )
     table = report.as_markdown("Error against bits", headings, rows, text)
     return f"{table}\n![Error against bits](error_against_bits.png)\n"

@@ -16,6 +16,7 @@ cdef extern from *:
 
 cdef enum:   # types of values and codes; 4 and 2 bits are the low ones of a byte
     F32, F64, F16, BF16, I8, U8, I16, U16, I32, I4, U4, I2, U2
+    F8_E4M3, F8_E5M2, F6_E2M3, F6_E3M2, F4_E2M1   # codes that are floats
 
 cdef enum:   # activations
     IDENTITY, RELU, GELU, GELU_TANH, SILU

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import config as config
 from . import gguf as gguf
+from . import io as io
 from . import mixed_precision as mixed_precision
 from . import observers as observers
 from .config import get_include as get_include
@@ -131,6 +132,8 @@ _CodeName: TypeAlias = Literal[
     "uint2",
     "float8_e4m3fn",
     "float8_e5m2",
+    "float6_e2m3fn",
+    "float6_e3m2fn",
     "float4_e2m1fn",
 ]
 _TorchCodeName: TypeAlias = Literal[
@@ -192,6 +195,9 @@ class QParams:
     @property
     def codes_are_floats(self) -> bool: ...
     def check_shape(self, shape: Sequence[int], name: str = "x") -> None: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> QParams: ...
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -229,6 +235,30 @@ def choose_qparams(
     narrow_range: bool | None = None,
     method: Literal["mse"],
     importance: _Array | None = None,
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
+    dtype: _Codes = "int8",
+    *,
+    axis: int,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["mx"],
+    scale_rounding: Literal["floor", "even", "rceil"] = "floor",
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
+    dtype: _Codes,
+    *,
+    axis: int,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["nvfp4"],
+    tensor_scale: SupportsFloat | None = None,
 ) -> QParams: ...
 
 # ---- elementwise ----
@@ -880,6 +910,9 @@ class Codebook:
     def vector(self) -> bool: ...
     @property
     def k(self) -> int: ...
+    def to_arrays(self) -> dict[str, NDArray[Any]]: ...
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, _Array]) -> Codebook: ...
     def __eq__(self, other: object) -> bool: ...
     def __hash__(self) -> int: ...
 
@@ -978,6 +1011,7 @@ def gptq(
     damp: SupportsFloat = 0.01,
     center: bool = True,
     refine: int = 2,
+    refit: bool = False,
 ) -> GPTQResult[_Grid]: ...
 
 class Hessian:

@@ -14,6 +14,8 @@ from ._checks import (
     doubles,
     float_array,
     is_a,
+    raise_beyond_float32,
+    real,
     shown,
     spread_weights,
 )
@@ -23,7 +25,11 @@ from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
 
 # with the options that each takes
 METHODS = {"minmax": set(), "mse": {"importance"}, "percentile": {"percentile"}, "entropy": set()}
+METHODS |= {"mx": {"scale_rounding"}, "nvfp4": {"tensor_scale"}}
 PERCENTILE = 99.99
+# Microscaling: the exponent of the largest power of two among the codes, and the bits of their mantissa.
+MX_CODES = {"float8_e4m3fn": (8, 3), "float8_e5m2": (15, 2), "float6_e2m3fn": (2, 3), "float6_e3m2fn": (4, 2)}
+MX_CODES |= {"float4_e2m1fn": (2, 1), "int8": (6, 6)}
 
 
 @default_mode
@@ -44,15 +50,24 @@ def choose_qparams(
         Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
     narrow_range : bool, optional
         Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
-    method : {"minmax", "mse", "percentile", "entropy"}
+    method : {"minmax", "mse", "percentile", "entropy", "mx", "nvfp4"}
         `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates. `mse`: the scale, and unless
         symmetric the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the
         optimum, not the best of a grid. For integer codes; the time grows with their number. `percentile` and
-        `entropy` are those of `qkernels.observers`, which take data in parts, and know no blocks.
+        `entropy` are those of `qkernels.observers`, which take data in parts, and know no blocks. `mx`: OCP
+        microscaling, a power of two for each block of 32 along `axis`, for codes that are floats and int8 (MXFP8,
+        MXFP6, MXFP4, MXINT8). `nvfp4`: for each block of 16 along `axis` a float8_e4m3fn number times one of the
+        tensor, for float4_e2m1fn. Their `block_size` may be another one.
     importance : array that broadcasts to the shape of x, optional
         Weights of the squares, for method `mse`: finite and not negative, of any magnitude: only ratios count.
     percentile : float, optional
         How much of the values must not saturate, for method `percentile`: above 0, at most 100, 99.99 by default.
+    scale_rounding : {"floor", "even", "rceil"}, optional
+        For method `mx`: the scale is the largest power of two of the block over that of the codes, which saturates up
+        to a quarter of the range (floor, the standard's own, by default); that of the block rounded to the precision of
+        a code; or the least with which nothing saturates.
+    tensor_scale : float, optional
+        The tensor's number, for method `nvfp4`: float32 of at least 2**-126. None: its largest magnitude over 6 * 448.
 
     Returns
     -------
@@ -69,7 +84,8 @@ def choose_qparams(
 
     References
     ----------
-    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; docs/numerics.md, sections 2 and 18.
+    ONNX DynamicQuantizeLinear-11 for the asymmetric formula; OCP Microscaling Formats (MX) 1.0; docs/numerics.md,
+    sections 2 and 18.
 
     Examples
     --------
@@ -80,6 +96,10 @@ def choose_qparams(
     >>> x = np.float32([0.1, 0.9, 1.1, 2, 2.1, 4])
     >>> [qk.choose_qparams(x, "int4", method=method).scale.round(3) for method in ("minmax", "mse")]
     [np.float32(0.571), np.float32(1.008)]
+    >>> x = np.float32([[0.5, -1, 7, 3]])
+    >>> params = qk.choose_qparams(x, "float4_e2m1fn", axis=1, method="mx")
+    >>> params.scale, qk.quantize(x, params)
+    (array([[1.]], dtype=float32), array([[0.5, -1, 6, 3]], dtype='float4_e2m1fn'))
     """
     method = word(method)
     if not is_a(method, str) or method not in METHODS:
@@ -91,6 +111,16 @@ def choose_qparams(
     check_axis(axis, x)
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
     check_codes(method, dtype)
+    if method in ("mx", "nvfp4"):
+        if axis is None or not symmetric:
+            raise ValueError(
+                f"method {method!r} needs an axis and symmetric codes, got axis={axis}, symmetric={symmetric}"
+            )
+        block_size = block_size or (32 if method == "mx" else 16)
+        find = _mx_scales if method == "mx" else _nvfp4_scales
+        scale = find(x, dtype, axis % x.ndim, block_size, code_range(dtype, narrow_range)[1], **options)
+        codes, zero_point = code_range(dtype, narrow_range), np.zeros(scale.shape, np.int32)
+        return QParams._chosen(scale, zero_point, dtype, codes, axis, block_size)
     if method in ("percentile", "entropy"):
         if block_size is not None:
             raise ValueError(f"block_size is not for method {method!r}, got {block_size}")
@@ -105,6 +135,48 @@ def choose_qparams(
         zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
         _refine(x, options.get("importance"), (axis, block_size), codes, zero_points, scale, zero_point)
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
+
+
+def _magnitudes(x, axis, block_size, outward=True):
+    """Return the largest magnitude of each block as float32, rounded `outward` or inward; raise unless it is finite."""
+    found = elementwise.block_magnitudes(x, axis, block_size, outward)
+    if found is None:
+        raise_beyond_float32(x)
+    return found
+
+
+def _mx_scales(x, dtype, axis, block_size, largest, scale_rounding="floor"):
+    """Return powers of two: the exponents of magnitudes, of those as they round, or of quotients, from their bits."""
+    scale_rounding = word(scale_rounding)
+    if not is_a(scale_rounding, str) or scale_rounding not in ("floor", "even", "rceil"):
+        raise ValueError(f"scale_rounding must be 'floor', 'even' or 'rceil', got {shown(scale_rounding)}")
+    exponent, mantissa = MX_CODES[dtype.name]
+    magnitude = _magnitudes(x, axis, block_size, scale_rounding == "rceil")
+    if scale_rounding == "rceil":
+        magnitude /= FLOAT32.type(largest)
+        exponent, up = 0, (1 << 23) - 1
+    else:
+        up = 1 << 22 - mantissa if scale_rounding == "even" else 0
+    bits = magnitude.view(np.int32)
+    bits += up
+    bits &= 0xFF << 23
+    bits -= exponent << 23
+    return np.clip(bits, 1 << 23, 254 << 23, out=bits).view(np.float32)
+
+
+def _nvfp4_scales(x, dtype, axis, block_size, largest, tensor_scale=None):
+    """Return float8_e4m3fn numbers times that of the tensor."""
+    magnitude = _magnitudes(x, axis, block_size)
+    if tensor_scale is None:
+        tensor_scale = max(magnitude.max(initial=0) / np.float32(6 * 448), SMALLEST_SCALE) if magnitude.any() else 1
+    times = np.float32(real(tensor_scale, "tensor_scale"))
+    if not SMALLEST_SCALE <= times < np.inf:
+        raise ValueError(f"tensor_scale must be positive, finite and at least 2**-126 in float32, got {tensor_scale}")
+    times = QParams(times, dtype="float8_e4m3fn")
+    magnitude /= np.float32(largest)
+    codes = elementwise.quantize(magnitude, times, "half_even", None)
+    np.maximum(codes.view(np.uint8), 1, out=codes.view(np.uint8))
+    return np.maximum(elementwise.dequantize(codes, times, np.float32, None), SMALLEST_SCALE)
 
 
 def choose_scheme(dtype, symmetric, narrow_range):
@@ -123,6 +195,9 @@ def check_codes(method, dtype):
     """Raise unless the method serves these codes."""
     if method in ("mse", "entropy") and dtype in FLOAT_CODES:
         raise ValueError(f"method {method!r} is for integer codes, got dtype {dtype.name}")
+    if method == "mx" and dtype.name not in MX_CODES or method == "nvfp4" and dtype.name != "float4_e2m1fn":
+        served = "float4_e2m1fn" if method == "nvfp4" else ", ".join(MX_CODES)
+        raise ValueError(f"method {method!r} is for dtype {served}, got {dtype.name}")
 
 
 def params_of_counts(counted, method, dtype, scheme, axis, percentile=PERCENTILE):

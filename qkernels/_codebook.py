@@ -6,8 +6,10 @@ from functools import cache
 import numpy as np
 
 from ._bind import codebooks
-from ._bind.arrays import PART, contiguous_as, cuts, frozen, raise_not_finite
+from ._bind.arrays import FLOATS, PART, contiguous_as, cuts, frozen, raise_not_finite
 from ._checks import (
+    array_named,
+    arrays_named,
     as_array,
     boolean,
     checked_blocks,
@@ -18,12 +20,14 @@ from ._checks import (
     is_a,
     raise_beyond_float32,
     real_array,
+    refuse_missing,
     shown,
     stochastic_seed,
 )
 from ._codebook_fit import fit_levels, fit_vectors
 from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
 from ._mode import default_mode
+from ._qparams import axes_named, axes_of
 from ._value import Value
 
 FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
@@ -170,6 +174,34 @@ class Codebook(Value):
 
     def __reduce__(self):
         return _rebuild, (self.levels, self.axis, self.block_size, self.vector)
+
+    @default_mode
+    def to_arrays(self):
+        """Return plain arrays that hold all of it, for safetensors, npz and the like.
+
+        Returns
+        -------
+        dict of str to array
+            ``levels``, ``vector`` (), and, if it has them, ``axis`` () and ``block_size`` ().
+        """
+        return {"levels": np.array(self.levels), "vector": np.array(self.vector)} | axes_of(self)
+
+    @classmethod
+    @default_mode
+    def from_arrays(cls, arrays):
+        """Return the codebook whose `to_arrays` gave `arrays` (a mapping of str to array).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, or is not as `to_arrays` makes it.
+        """
+        arrays = arrays_named(arrays, ("levels", "vector", "axis", "block_size"))
+        refuse_missing(arrays, ("levels", "vector"))
+        vector = array_named(arrays, "vector", np.bool_)
+        if vector.ndim:
+            raise ValueError(f"vector must have shape (), got {vector.shape}")
+        return cls(array_named(arrays, "levels", *FLOATS), vector=bool(vector), **axes_named(arrays))
 
     def _without_tables(self):
         """Return an equal one, which shares the levels, and makes tables of its own when it needs them."""

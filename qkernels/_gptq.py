@@ -7,6 +7,7 @@ import numpy as np
 
 from ._bind import codebooks
 from ._bind.runtime import word
+from ._blas import cholesky, product
 from ._checks import boolean, finite_float32, float_array, integer, is_a, real, real_array, shown
 from ._codebook import Codebook, checked_scales, encode
 from ._codebook_tables import thresholds_of
@@ -18,6 +19,7 @@ ORDERS = ("activation", "natural")
 BLOCK, COLUMNS, LINE = 12, 32, 16  # rows and columns that C rounds together; floats of a cache line
 NOISE = 2.0**-22  # variances below this share of the second moment are rounding errors of the sums
 MOST_DAMPING = 1e4
+SAMPLE = 96  # columns on which levels are fitted
 
 
 class GPTQResult(NamedTuple):
@@ -54,7 +56,7 @@ class GPTQResult(NamedTuple):
 
 
 @default_mode
-def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine=2):
+def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine=2, refit=False):
     """Round the weights of a layer to a grid one input after another, each taking over what the ones before lost.
 
     Minimises the squared error of the layer's outputs instead of that of its weights: where inputs go together, the
@@ -80,12 +82,15 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     refine : int
         Passes afterwards, at most: each gives every code its best value while all others stay, and one that gains
         nothing is the last.
+    refit : bool
+        Fit the scales of `grid` to the codes before each of these passes, and levels that all weights share, too: the
+        result's `params` and `scales` are others then. Scales that all fit float16 remain such.
 
     Returns
     -------
     GPTQResult
         ``(codes, params, scales, bias, report)``. Codes have the same bits on every instruction set and at any number
-        of threads, given the factor of the Hessian, which is LAPACK's.
+        of threads, given the factor of the Hessian, which is LAPACK's, and what is refitted, which is BLAS's.
 
     Raises
     ------
@@ -118,15 +123,15 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, got {shown(order)}")
     if not 0 <= damp <= MOST_DAMPING:
         raise ValueError(f"damp must be from 0 to {MOST_DAMPING:g}, got {damp!r}")
-    center = boolean(center, "center")
+    center, refit = boolean(center, "center"), boolean(refit, "refit")
     problem = _Problem(hessian, order, damp, center)
     rounding = _Rounding(w, problem, grid)
     errors = [rounding.run(problem.feedback())]
     again = problem.refinement() if refine else None
     for _ in range(refine):
-        gained = -rounding.run(again)
-        errors.append(errors[-1] - gained)
-        if not gained > 0:
+        fitted = rounding.refit(problem) if refit else errors[-1]
+        errors.append(fitted + rounding.run(again))
+        if not errors[-1] < errors[-2]:
             break
     bias = rounding.mean_error(problem.mean) if center else None
     report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * problem.unit}
@@ -168,15 +173,12 @@ class _Problem:
 
     def _factor(self, damp, mean):
         """Add damping to the matrix, more of it until it has a factor; return it, and the transposed, turned factor."""
-        from scipy.linalg.lapack import spotrf
-
         diagonal = np.diagonal(self.matrix).copy()
         while damp <= MOST_DAMPING:
             damped = diagonal + np.float32(damp * mean)
             np.fill_diagonal(self.matrix, np.where(self.dead[self.order], np.float32(1), damped))
-            turned = self.matrix[::-1, ::-1].copy().T  # symmetric: LAPACK's order costs no other copy
-            factor, info = spotrf(turned, lower=1, clean=1, overwrite_a=1)
-            if info == 0 and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
+            factor = cholesky(self.matrix[::-1, ::-1].copy().T)  # symmetric: LAPACK's order costs no other copy
+            if factor is not None and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
                 return damp, factor.T[::-1, ::-1]
             damp = max(10 * damp, 1e-6)
         raise ValueError("hessian has moments that no data have: its matrix is not positive, however damped")
@@ -221,7 +223,7 @@ class _Rounding:
         self.order = problem.order
         self.w = _padded(w[self.order], columns)
         self.group = np.ascontiguousarray(grid.group[self.order], np.int32)
-        self.grid = grid.laid_out(columns)
+        self.chosen, self.grid = grid, grid.laid_out(columns)
         self.codes = np.empty((k, columns), np.int16)
         self.errors = np.empty((columns // COLUMNS, k, COLUMNS), np.float32)
 
@@ -230,6 +232,21 @@ class _Rounding:
         loss = np.zeros(self.w.shape[1])
         codebooks.round_rows(self.w, feedback, self.group, self.grid, self.codes, self.errors, loss)
         return loss[: self.n].sum()
+
+    def refit(self, problem):
+        """Fit the grid to the codes; return the error."""
+        place, grid = np.argsort(self.order), self.chosen
+        h, w = np.stack([problem.matrix[row][place] for row in place]), self.w[place, : self.n]
+        units = grid.units(self.codes_in_order())
+        grid.fit_scales(h, units, w - units * grid.scale[grid.group])
+        if is_a(grid.params, Codebook) and len(grid.ranks) == 1:
+            grid.fit_levels(h, self.codes_in_order(), w)
+            units = grid.units(self.codes_in_order())
+        errors = w - units * grid.scale[grid.group]
+        columns = self.w.shape[1]
+        self.grid = grid.laid_out(columns)
+        self.errors[...] = _padded(errors[self.order], columns).reshape(len(w), -1, COLUMNS).swapaxes(0, 1)
+        return np.sum(errors * product(h, errors), dtype=np.float64)
 
     def codes_in_order(self):
         codes = np.empty((len(self.w), self.n), np.int16)
@@ -256,6 +273,8 @@ class _Grid:
             self.scale, self.zero = (_spread(a, grid, w) for a in (grid.scale, grid.zero_point))
         else:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
+        with np.errstate(over="ignore", under="ignore"):
+            self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
         size = self.params.block_size
         self.group = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
 
@@ -272,6 +291,54 @@ class _Grid:
             for a in (np.take_along_axis(levels, self.ranks.astype(np.intp), axis=1), thresholds)
         )
         return scale, levels, thresholds
+
+    def units(self, codes):
+        """Return what codes (k, n) stand for in units of scales: integers or levels."""
+        if is_a(self.params, QParams):
+            return np.float32(codes - self.zero[self.group])
+        levels = np.take_along_axis(self.params.levels.reshape(-1, self.params.k), self.ranks.astype(np.intp), axis=1)
+        return levels[0 if len(levels) == 1 else np.arange(codes.shape[1]), codes]
+
+    def fit_scales(self, h, units, errors):
+        """Fit the scales of one group of rows after another, given the errors, which are changed."""
+        if is_a(self.params, Codebook) and self.scales is None:
+            return
+        scale, shared = np.array(self.scale), self.params.axis is None
+        for group, old in enumerate(scale):
+            rows = slice(*np.searchsorted(self.group, [group, group + 1]))
+            own = units[rows]
+            gain, weight = ((own * by).sum(axis=0) for by in (product(h[rows], errors), product(h[rows, rows], own)))
+            gain, weight = (np.full_like(a, a.sum()) if shared else a for a in (gain, weight))
+            found = old + np.divide(gain, weight, out=np.zeros_like(gain), where=weight > 0)
+            least, most = np.finfo(self.kept).tiny, np.finfo(self.kept).max
+            new = np.where((found >= least) & (found <= most), found, old).astype(self.kept).astype(np.float32)
+            errors[rows] -= own * (new - old)
+            scale[group] = new
+        self.scale = scale
+        if self.scales is not None:
+            self.scales = scale
+        else:
+            p = self.params
+            fitted = (scale[:, 0] if shared else scale).reshape(p.scale.shape)
+            options = dict(axis=p.axis, block_size=p.block_size, narrow_range=p._narrow_range)
+            self.params = QParams(fitted, p.zero_point, p.dtype, **options)
+
+    def fit_levels(self, h, codes, w):
+        """Fit levels that all weights share, on some of the columns."""
+        book = self.params
+        unknown, known, each = np.zeros((book.k, book.k)), np.zeros(book.k), np.arange(len(w))
+        for column in np.linspace(0, w.shape[1] - 1, min(w.shape[1], SAMPLE)).astype(int):
+            chosen = np.zeros((len(w), book.k), np.float32)
+            chosen[each, codes[:, column]] = self.scale[self.group, column]
+            products = h @ chosen
+            unknown += chosen.T @ products
+            known += products.T @ w[:, column]
+        order = self.ranks[0]
+        levels = book.levels[order].astype(np.float64)
+        levels += np.linalg.lstsq(unknown, known - unknown @ levels, rcond=None)[0]
+        fitted = np.array(book.levels)
+        fitted[order[::-1]] = levels[::-1]
+        self.params = Codebook(fitted, axis=book.axis, block_size=book.block_size)
 
     def codes(self, codes):
         """Return codes as `pack` takes them."""

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 
+from ._blas import gram
 from ._checks import (
     array_named,
     arrays_named,
@@ -212,7 +213,7 @@ def _counted(rows):
 
 def _products(rows):
     """Return the sum of the rows, and of their products: float32, but where squares would leave it."""
-    sums, moments = np.ones(len(rows), rows.dtype) @ rows, rows.T @ rows
+    sums, moments = np.ones(len(rows), rows.dtype) @ rows, gram(rows)
     squares = np.diagonal(moments)
     if rows.dtype == np.float32 and not (np.isfinite(squares).all() and squares.max() >= LEAST):
         return _products(rows.astype(np.float64))

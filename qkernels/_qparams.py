@@ -4,18 +4,33 @@ import ml_dtypes
 import numpy as np
 
 from ._bind import elementwise
-from ._bind.arrays import holds_as_half, named_dtype
-from ._checks import SMALLEST_SCALE, as_array, boolean, checked_blocks, optional_int, real_array, shown
+from ._bind.arrays import FLOATS, holds_as_half, named_dtype
+from ._checks import (
+    SMALLEST_SCALE,
+    array_named,
+    arrays_named,
+    as_array,
+    boolean,
+    checked_blocks,
+    number_named,
+    optional_int,
+    real,
+    real_array,
+    refuse_missing,
+    shown,
+)
 from ._mode import default_mode
 from ._value import Value
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
-FLOAT_CODES = tuple(map(np.dtype, (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float4_e2m1fn)))
+SMALL_FLOATS = "float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"
+FLOAT_CODES = tuple(np.dtype(getattr(ml_dtypes, name)) for name in SMALL_FLOATS)
 SUB_BYTE_CODES = tuple(map(np.dtype, (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2)))
 INT_CODES = (*map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16)), *SUB_BYTE_CODES)
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
+_NEEDED = ("scale", "zero_point", "qmin", "qmax")
 
 
 class QParams(elementwise.Params, Value):
@@ -31,8 +46,8 @@ class QParams(elementwise.Params, Value):
         Codes that stand for 0.0; a scalar, or one of shape (1,), stands for all. None is 0 everywhere: symmetric. For
         codes that are floats it is 0, and may have their dtype.
     dtype : str or dtype
-        ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float4_e2m1fn``; those that NumPy
-        lacks are dtypes of `ml_dtypes`.
+        ``int8 uint8 int16 uint16 int4 uint4 int2 uint2 float8_e4m3fn float8_e5m2 float6_e2m3fn float6_e3m2fn
+        float4_e2m1fn``; those that NumPy lacks are dtypes of `ml_dtypes`.
     axis, block_size : int, optional
     narrow_range : bool
         Leave the lowest code out, as in [-127, 127].
@@ -96,6 +111,41 @@ class QParams(elementwise.Params, Value):
         values = smallest(self.scale, self.zero_point)
         return _rebuild, (*values, self.dtype.name, self.axis, self.block_size, self._narrow_range)
 
+    @default_mode
+    def to_arrays(self):
+        """Return plain arrays that hold all of it, for safetensors, npz and the like.
+
+        Returns
+        -------
+        dict of str to array
+            ``scale`` and ``zero_point`` (their shape; () if all zero points are equal), ``qmin`` () and ``qmax`` (), of
+            which no two dtypes have the same, and, if it has them, ``axis`` () and ``block_size`` (). Scales are
+            float16 if that holds them all exactly.
+        """
+        scale, zero_point = (np.asarray(a) for a in smallest(self.scale, self.zero_point))
+        arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(self.qmin), "qmax": np.array(self.qmax)}
+        return arrays | axes_of(self)
+
+    @classmethod
+    @default_mode
+    def from_arrays(cls, arrays):
+        """Return the parameters whose `to_arrays` gave `arrays` (a mapping of str to array).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is missing, or is not as `to_arrays` makes it.
+        """
+        arrays = arrays_named(arrays, (*_NEEDED, "axis", "block_size"))
+        refuse_missing(arrays, _NEEDED)
+        codes = tuple(real(array_named(arrays, name, np.int64, np.float64), name) for name in ("qmin", "qmax"))
+        found = [(t, n) for t, (lo, hi) in _RANGES.items() for n in (False, True) if codes == (lo + n, hi)]
+        if not found or (found[0][1] and found[0][0] in FLOAT_CODES):
+            raise ValueError(f"qmin and qmax must be those of a dtype of codes, got {codes}")
+        scale = array_named(arrays, "scale", *FLOATS)
+        zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
+        return cls(scale, zero_point, found[0][0], narrow_range=found[0][1], **axes_named(arrays))
+
     @property
     def _narrow_range(self):
         return self.qmin != code_range(self.dtype, False)[0]
@@ -125,6 +175,17 @@ def smallest(scale, zero_point=None):
 def spread(zero_point, shape):
     """Undo what `smallest` does to zero points: one stands for all."""
     return np.full(shape, zero_point) if np.ndim(zero_point) == 0 else zero_point
+
+
+def axes_of(value):
+    """Return axis and block_size, as far as parameters or a codebook have them, as arrays by name."""
+    given = {name: getattr(value, name) for name in ("axis", "block_size")}
+    return {name: np.array(number) for name, number in given.items() if number is not None}
+
+
+def axes_named(arrays):
+    """Return the axis and the block_size that are among arrays by name, as keyword arguments."""
+    return {name: number_named(arrays, name) for name in ("axis", "block_size") if name in arrays}
 
 
 # ---- dtypes of codes ----

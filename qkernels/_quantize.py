@@ -1,18 +1,16 @@
 """Turn floats to codes and back, and store sub-byte codes densely. Formulas: docs/numerics.md, sections 3 to 5."""
 
 import math
-from functools import cache
 from itertools import islice
 
 import ml_dtypes
 import numpy as np
 
 from ._bind import codebooks, elementwise
-from ._bind.arrays import PART, contiguous_as, float_dtype, store
+from ._bind.arrays import contiguous_as
 from ._bind.runtime import word
-from ._checks import MAX_NDIM, as_array, float_array, in_parts, integer, is_a, optional_int, shown, stochastic_seed
+from ._checks import MAX_NDIM, as_array, float_array, integer, is_a, optional_int, shown, stochastic_seed
 from ._choose import choose_qparams, choose_scheme
-from ._mode import default_mode
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
 
 
@@ -55,8 +53,6 @@ def quantize(x, params, *, rounding="half_even", seed=None, out=None):
     array([  1,   3,   5, 203], dtype=uint8)
     """
     seed = stochastic_seed(rounding, seed, "half_even", "half_away")
-    if elementwise.codes_are_floats(params):
-        return _quantize_to_floats(x, params, rounding, out)
     if seed is not None:
         return elementwise.quantize_randomly(x, params, seed, False, out)
     return elementwise.quantize(x, params, rounding, out)
@@ -93,10 +89,6 @@ def dequantize(q, params, *, dtype=np.float32, out=None):
     >>> qk.dequantize(np.uint8([1, 3, 5]), qk.QParams(0.5, 3, "uint8"))
     array([-1.,  0.,  1.], dtype=float32)
     """
-    if elementwise.codes_are_floats(params):
-        q = as_array(q, "q")
-        if q.dtype.newbyteorder("=") != np.int32:
-            return _dequantize_floats(q, params, dtype, out)
     return elementwise.dequantize(q, params, dtype, out)
 
 
@@ -134,11 +126,6 @@ def fake_quantize(x, params, *, rounding="half_even", seed=None, out=None):
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
     seed = stochastic_seed(rounding, seed, "half_even")
-    if elementwise.codes_are_floats(params):
-        x = float_array(x)
-        codes = _quantize_to_floats(x, params, rounding, None)
-        y = _dequantize_floats(codes, params, x.dtype.newbyteorder("="), None)
-        return store(out, y, x, "x", True)
     if seed is not None:
         return elementwise.quantize_randomly(x, params, seed, True, out)
     return elementwise.fake_quantize(x, params, out)
@@ -239,75 +226,6 @@ def dynamic_quantize(x, dtype="uint8", *, axis=None, symmetric=None):
     codes, shape = code_range(dtype, narrow_range), () if axis is None else x.shape[:1]
     q, scale, zero_point = elementwise.quantize_rows(x, shape, dtype, *codes, symmetric)
     return q, QParams._chosen(scale, zero_point, dtype, codes, axis, None)
-
-
-# ---- codes that are floats: the conversions are those of ml_dtypes ----
-
-
-def _per_element(values, params, shape, name):
-    """Return the scale of each element, as an array that broadcasts to `shape`."""
-    params.check_shape(shape, name)
-    if params.axis is None:
-        return values
-    if params.block_size is None:
-        return values.reshape([-1 if i == params.axis % len(shape) else 1 for i in range(len(shape))])
-    return np.take(values, np.arange(shape[params.axis]) // params.block_size, axis=params.axis)
-
-
-@default_mode
-def _quantize_to_floats(x, params, rounding, out):
-    rounding = word(rounding)
-    if not (is_a(rounding, str) and rounding == "half_even"):
-        raise ValueError(f"rounding must be 'half_even' for codes of dtype {params.dtype.name}, got {shown(rounding)}")
-    x = float_array(x)
-    scale = _per_element(params.scale, params, x.shape, "x")
-    codes = _in_parts(lambda part, scale: _float_codes(part, scale, params), x, scale, params.dtype)
-    return store(out, codes, x, "x")
-
-
-def _float_codes(x, scale, params):
-    wide = x.astype(np.float64 if x.dtype.itemsize == 8 else np.float32, copy=False)
-    quotient = np.clip(wide / scale, params.qmin, params.qmax)
-    if params.dtype.name == "float4_e2m1fn":
-        quotient = np.where(np.isnan(quotient), 0, quotient)
-    return _to_odd(quotient).astype(params.dtype)
-
-
-def _in_parts(function, x, scale, dtype):
-    """Return function(x, scale), of the shape of x; in parts if x is long, so that a signal need not wait for all."""
-    if x.size <= PART:
-        return function(x, scale)
-    return in_parts(function, x, dtype, np.broadcast_to(scale, x.shape))
-
-
-def _to_odd(v):
-    """Return v as float32; float64 that does not fit is rounded to odd, so that a second rounding is that of v itself.
-
-    (ml_dtypes converts float64 by way of float32.)
-    """
-    v = np.asarray(v)
-    near = v.astype(np.float32)
-    if v.dtype == np.float32:
-        return near
-    bits = near.view(np.int32) - (np.abs(near) > np.abs(v))
-    return np.asarray(bits | (near != v), np.int32).view(np.float32)
-
-
-@cache
-def _float_values(codes, dtype):
-    """Return the values of all bytes as codes of small floats: a look-up is several times faster than a conversion."""
-    return np.arange(256, dtype=np.uint8).view(codes).astype(dtype)
-
-
-@default_mode
-def _dequantize_floats(q, params, dtype, out):
-    dtype = float_dtype(dtype)
-    if q.dtype != params.dtype:
-        raise TypeError(f"q must have dtype {params.dtype} (as params) or int32, got {q.dtype}")
-    values = _float_values(q.dtype, np.float64 if dtype.itemsize == 8 else np.float32)
-    scale = _per_element(params.scale, params, q.shape, "q")
-    x = _in_parts(lambda part, scale: (np.take(values, part) * scale).astype(dtype), q.view(np.uint8), scale, dtype)
-    return store(out, x, q, "q")
 
 
 # ---- dense storage ----

@@ -14,7 +14,7 @@ from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
-FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4)
+FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn)
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
@@ -23,18 +23,19 @@ def pack(b, params, *, scales=None):
 
     Parameters
     ----------
-    b : int8, uint8, int16, int4, uint4, float16 or bfloat16 array of shape (K, N)
+    b : int8, uint8, int16, int4, uint4, float4_e2m1fn, float16 or bfloat16 array of shape (K, N)
         Inputs by outputs: the transpose of what `torch.nn.Linear` keeps, (out, in). Strides are free, so that
         ``weight.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a byte.
         All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None if b is float16 or bfloat16
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit and 8-bit codes also per block of rows
-        and column (``axis=0``, `block_size`), of which multiples of 4 run fastest; 8-bit codes fastest with the zero
-        point 0 (int8) or 128 (uint8). Scales of blocks, and of all 4-bit codes, are kept as float16 if that holds them
-        all exactly.
+        and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest;
+        8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and of all 4-bit codes, are
+        kept as float16 if that holds them all exactly.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
-        `block_size`). Its levels are rounded to int8 multiples of the largest over 127.
+        `block_size`). Its levels are rounded to int8 multiples of the largest over 127, unless they all are int8
+        multiples of a power of two.
     scales : float array of shape (ceil(K / block_size), N)
         Those of `encode`, for a codebook of blocks; kept as QParams' are.
 
@@ -81,7 +82,8 @@ class PackedMatrix(Packed, Frozen):
         Those of the blocks of a codebook.
     level_error : float
         The largest distance of a level of the codebook from what stands for it, an int8 multiple of a scale, in units
-        of the codebook's largest level: at most 1 / 254. 0 for QParams.
+        of the codebook's largest level: at most 1 / 254, and 0 if all levels are multiples of a power of two, as many
+        as int8 has. 0 for QParams.
     nbytes : int
         All that it holds: the codes or floats in panels, scales and zero points (once: in the panels, or for each
         column), sums of columns, and the levels of a codebook; and what `qlinear` keeps of its last call for a next one
@@ -174,9 +176,9 @@ class PackedMatrix(Packed, Frozen):
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () if all zero points are equal),
             and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 bits have ``codes``
             of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for
-            none) tell the rest. A codebook has such ``codes``, ``shape``, ``levels``, and, if it has blocks,
-            ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone: float16, or uint16 that holds the bits
-            of bfloat16.
+            none) tell the rest, and ``floats`` (), which float4_e2m1fn has. A codebook has such ``codes``, ``shape``,
+            ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
+            float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type
             that does.
@@ -194,12 +196,13 @@ class PackedMatrix(Packed, Frozen):
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
         if p.dtype not in FOUR_BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
+        codes, floats = self.unpack(), p.dtype == FOUR_BITS[2]
         return {
-            "codes": pack_bits(self.unpack(), 4),
+            "codes": pack_bits(codes.view(np.uint8) if floats else codes, 4),
             "shape": np.array(self.shape),
-            "signed": np.array(p.dtype == FOUR_BITS[0]),
+            "signed": np.array(p.dtype != FOUR_BITS[1]),
             "block_size": np.array(p.block_size or 0),
-        } | arrays
+        } | (arrays | {"floats": np.array(True)} if floats else arrays)
 
     @classmethod
     @default_mode
@@ -225,7 +228,7 @@ class PackedMatrix(Packed, Frozen):
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
-        if qmin not in (lowest, lowest + 1):
+        if qmin not in (lowest, lowest + (codes.dtype != FOUR_BITS[2])):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
@@ -248,7 +251,7 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales"}
+OPTIONAL = {"levels", "block_size", "scales", "floats"}
 
 
 def dense_codes(arrays):
@@ -263,16 +266,22 @@ def dense_codes(arrays):
         )
     if "signed" not in arrays:
         return unpack_bits(codes, 4, tuple(shape))
-    signed = array_named(arrays, "signed", np.bool_)
+    signed, floats = (
+        array_named(arrays, name, np.bool_) if name in arrays else np.False_ for name in ("signed", "floats")
+    )
     if signed.ndim:
         raise ValueError(f"signed must have shape (), got {signed.shape}")
+    if floats.ndim:
+        raise ValueError(f"floats must have shape (), got {floats.shape}")
+    if floats:
+        return unpack_bits(codes, 4, tuple(shape)).view(FOUR_BITS[2])
     return unpack_bits(codes, 4, tuple(shape), dtype=FOUR_BITS[0 if signed else 1])
 
 
 def _check_weights(b, params):
     """Return the params of b, an axis from the end named from the front: so from_arrays gives equal ones back."""
     if b.dtype not in (np.int8, np.uint8, np.int16, *FOUR_BITS):
-        raise TypeError(f"b must be int8, uint8, int16, int4 or uint4, got {b.dtype}")
+        raise TypeError(f"b must be int8, uint8, int16, int4, uint4 or float4_e2m1fn, got {b.dtype}")
     if b.dtype != params.dtype:
         raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
     if b.ndim != 2:
@@ -322,8 +331,10 @@ def _level_error(codebook):
     levels = codebook.levels.reshape(-1, codebook.k).astype(np.float64)
     largest = np.abs(levels).max(axis=1)
     with np.errstate(under="ignore"):
-        scale = np.float32(largest / 127)
-    scale = np.where(largest > 0, np.where(scale > 0, scale, SMALLEST_SCALE), np.float32(1))
+        scale, unit = np.float32(largest / 127), np.ldexp(1.0, np.frexp(largest)[1] - 7)
+    exact = (levels / unit[:, None] == np.rint(levels / unit[:, None])).all(axis=1) & (unit >= SMALLEST_SCALE)
+    scale = np.where(exact, unit.astype(np.float32), np.where(scale > 0, scale, SMALLEST_SCALE))
+    scale = np.where(largest > 0, scale, np.float32(1))
     units = np.clip(np.rint(levels / scale[:, None]), -127, 127)
     off = np.abs(levels - units * scale[:, None]).max(axis=1)
     return float(np.max(np.divide(off, largest, where=largest > 0, out=np.zeros_like(off)), initial=0.0))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._blas import product
 from ._checks import boolean, finite_float32, float_array, is_a, real, real_array, shown
 from ._codebook import Codebook, decode, encode
 from ._hessian import checked_hessian
@@ -90,7 +91,7 @@ def sensitivity(w, hessian, candidates, *, center=False):
     errors = np.zeros(len(candidates))
     for i, candidate in enumerate(candidates):
         e = w.astype(np.float64) - _rounded(w, candidate)
-        errors[i] = max(np.sum(e * (matrix @ e)), 0.0)
+        errors[i] = max(np.sum(e * product(matrix, e)), 0.0)
     return errors
 
 

@@ -379,6 +379,13 @@ static void check_arrays(void)
     REFUSED(qk_dequantize(q, QK_U8, back, QK_F32, &bad));
     bad = good, bad.outer = bad.inner = SIZE_MAX / 4;
     REFUSED(qk_dequantize(q, QK_U8, back, QK_F32, &bad));
+    const uint8_t floats[6] = {0xc0, 0x30, 0x3c, 0x74, 0x7f, 0x42};
+    REFUSED(qk_quantize(values, QK_F32, q, QK_F8_E4M3, &good, QK_HALF_EVEN)); /* the zero point is 3 */
+    zero = 0;
+    CHECK(qk_quantize(values, QK_F32, q, QK_F8_E4M3, &good, QK_HALF_EVEN) == QK_OK);
+    CHECK(memcmp(q, floats, sizeof q) == 0);
+    CHECK(qk_dequantize(q, QK_F8_E4M3, back, QK_F32, &good) == QK_OK && back[1] == 0.25f && back[3] == 96);
+    REFUSED(qk_quantize(values, QK_F32, q, QK_F8_E4M3, &good, QK_HALF_AWAY));
     scale = 0;
     REFUSED(qk_dequantize(q, QK_U8, back, QK_F32, &good));
     scale = 1, zero = 256;

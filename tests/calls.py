@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import tempfile
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +23,7 @@ PACKED = {
     "columns": qk.pack(W, qk.QParams([0.5, 1, 2], axis=1)),
     "int16": qk.pack(W.astype(np.int16), qk.QParams(0.5, dtype="int16")),
     "int4": qk.pack(W.astype(ml_dtypes.int4), qk.QParams(0.5, dtype="int4")),
+    "float4": qk.pack(W.astype(ml_dtypes.float4_e2m1fn), qk.QParams(0.5, dtype="float4_e2m1fn")),
     "float16": qk.pack(W.astype(np.float16), None),
     "codebook": qk.pack(WEIGHTS, BOOK),
     "blocks of 8 bits": qk.pack(W, qk.QParams(np.ones((2, 3)), [[1, 2, 3], [0, 0, 1]], axis=0, block_size=2)),
@@ -41,6 +43,13 @@ GGUF = np.zeros((2, 34), np.uint8)
 CALLS = {}  # name of the function: its valid calls. An `out` is a function that makes it.
 
 
+def saved(arrays):
+    """Save and load them; what a path may be is a matter of test_io.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        qk.io.save(f"{folder}/x.safetensors", arrays)
+        return qk.io.load(f"{folder}/x.safetensors")
+
+
 def valid(name, **arguments):
     CALLS.setdefault(name, []).append(arguments)
 
@@ -48,6 +57,8 @@ def valid(name, **arguments):
 valid("Codebook", levels=[-1, 0, 1], axis=None, block_size=2, vector=False)
 valid("Codebook", levels=X, axis=0)
 valid("Codebook", levels=X, vector=True)
+for book in BOOK, BLOCKS, VECTORS, qk.Codebook(X, axis=0):
+    valid("Codebook.from_arrays", arrays=book.to_arrays())
 valid("Codebook.fit", x=X, k=2, axis=0, weights=np.abs(X) + 1, zero=True)
 valid("Codebook.fit", x=X, k=2, axis=1, block_size=2)
 no_lines = dict(axis=None, block_size=None, zero=False)
@@ -68,6 +79,8 @@ for packed in CONVS:
 valid("QParams", scale=[0.5, 1], zero_point=[1, 2], dtype="uint8", axis=0, block_size=None, narrow_range=False)
 valid("QParams", scale=0.5, zero_point=0, dtype="float8_e4m3fn")
 valid("QParams", scale=[[0.5, 1]], axis=1, block_size=4)
+for params in PARAMS, UNSIGNED, FLOAT8, qk.QParams([[0.5, 1]], axis=1, block_size=4, narrow_range=True):
+    valid("QParams.from_arrays", arrays=params.to_arrays())
 valid("allocate_bits", errors=X, sizes=X[1] + 2, budget=8.5)
 valid("attention", q=X, k=X, v=X, heads=2, starts=[0, 1, 2], scale=0.5, out=lambda: out((2, 4)))
 valid("attention", q=Q, k=Q, v=Q, heads=2, params=PARAMS, out_params=UNSIGNED, out=lambda: out((2, 4), np.uint8))
@@ -75,6 +88,8 @@ valid("attention", q=Q, k=U, v=Q, heads=2, params=(PARAMS, UNSIGNED, PARAMS), ou
 least = dict(method="mse", importance=np.abs(X) + 1)
 valid("choose_qparams", x=X, dtype="int8", axis=0, block_size=2, symmetric=True, narrow_range=True, **least)
 valid("choose_qparams", x=X, dtype="float8_e4m3fn")
+valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=1, block_size=2, method="mx", scale_rounding="even")
+valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5)
 valid("choose_qparams", x=X, dtype="uint8", axis=1, method="percentile", percentile=99.0)
 valid("choose_qparams", x=X, dtype="int4", method="entropy")
 valid("decode", codes=U % 4, codebook=BLOCKS, scales=np.ones((1, 4), np.float32), out=lambda: out((2, 4)))
@@ -99,9 +114,10 @@ valid("from_gguf", data=GGUF, kind="Q8_0", codes=False, out=lambda: out((2, 32))
 valid("from_gguf", data=GGUF, kind="Q8_0", codes=True)
 valid("get_include")
 valid("get_num_threads")
-way = dict(order="natural", damp=0.5, center=False, refine=1)
+way = dict(order="natural", damp=0.5, center=False, refine=1, refit=True)
 valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=qk.QParams([0.5, 1, 2], axis=1), **way)
 valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=(BLOCKS, np.ones((2, 3), np.float32)))
+valid("io.save and load", arrays={"layer": {"w": PACKED["int4"], "bias": ROW}, "x": UNSIGNED, "book": BOOK})
 valid("kmeans", x=X, k=2, weights=[1, 2], init="random", n_init=2, max_iter=3, tol=1e-3, rng=0, callback=None)
 valid("kmeans", x=X, k=2, init=X, n_init=1)
 valid("kmeans1d", x=X, k=2, weights=np.abs(X) + 1, axis=1)
@@ -177,7 +193,8 @@ valid("set_num_threads", n=1)
 valid("show_config")
 valid("smooth", w=np.ones((4, 3), np.float32), activation_absmax=[1.0, 2, 0, 3], alpha=0.75)
 valid("take_table", q=Q, table=np.arange(256, dtype=np.uint8), out=lambda: out((2, 4), np.uint8))
-valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0")
+valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0", importance=None)
+valid("to_gguf", x=np.ones((2, 64), np.float32), kind="NVFP4", importance=np.ones(64))
 valid("unpack_bits", data=np.uint8([33, 15]), bits=4, shape=(3,), dtype="int8")
 
 NOT_CALLED = {"FP4", "NF4", "KMeansResult", "Allocation", "GPTQResult"}  # objects, and results that nobody passes in
@@ -208,6 +225,7 @@ def public_functions():
             for method in ("update", "merge", "qparams")
             if (name, method) != ("MovingAverage", "merge")  # which refuses any call
         )
+    yield "io.save and load", saved
     yield from ((f"Hessian.{method}", of_observer(qk.Hessian, method, 4)) for method in ("update", "merge"))
     for name in qk.__all__:
         value = getattr(qk, name)

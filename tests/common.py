@@ -22,7 +22,7 @@ ROOT = Path(qkernels.__file__).parents[1]
 COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")[0]
 SETTINGS = "QKERNELS_ISA", "QKERNELS_NUM_THREADS", "OMP_NUM_THREADS", "OMP_PROC_BIND"
 INT_CODES = ["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "uint2"]
-FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"]
+FLOAT_CODES = ["float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"]
 FLOATS = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)]
 
 

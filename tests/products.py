@@ -139,6 +139,17 @@ class Blocks8(Four):
     some = ("int8", 32), ("int8", 300), ("uint8", 32), ("uint8", 20)
 
 
+class Floats4(Four):
+    """Codes that are floats, MXFP4 and NVFP4 among them: the same, as sums of their halves are exact."""
+
+    dtypes, shared, some = ("float4_e2m1fn",), (32, 16, 20, 1, "column", None), (("float4_e2m1fn", 32),)
+
+    def make(self, rng, k, n, dtype, shared, zeros=None, half=False):
+        like = super().make(rng, k, n, "uint4", shared, "none", half).params
+        params = qk.QParams(like.scale, dtype=dtype, axis=like.axis, block_size=like.block_size)
+        return Weights(self, random_codes(rng, (k, n), "uint8", 15).view(params.dtype), params, None)
+
+
 class Levels(Kind):
     """Codes of a codebook; `dtypes` are numbers of levels. Numerics 12, on int8 multiples that stand for the levels."""
 
@@ -201,8 +212,9 @@ def every_finite(dtype):
     return values[values & 0x7FFF < (0x7C00 if dtype == np.float16 else 0x7F80)].view(dtype)
 
 
-EIGHT, INT16, FOUR, BLOCKS8, LEVELS, HALVES = KINDS = Kind(), Int16(), Four(), Blocks8(), Levels(), Halves()
-NAMES = ["8 bits", "int16", "4 bits", "8 bits in blocks", "levels", "halves"]
+KINDS = Kind(), Int16(), Four(), Blocks8(), Floats4(), Levels(), Halves()
+EIGHT, INT16, FOUR, BLOCKS8, FLOATS4, LEVELS, HALVES = KINDS
+NAMES = ["8 bits", "int16", "4 bits", "8 bits in blocks", "4-bit floats", "levels", "halves"]
 SOME = [(kind, *some) for kind in KINDS for some in kind.some]
 SOME_NAMES = [f"{name} {dtype} {shared}" for kind, name in zip(KINDS, NAMES) for dtype, shared in kind.some]
 

@@ -79,7 +79,8 @@ def products():
 
 def elementwise():
     x = RNG.normal(size=(77, 130)).astype(np.float32) * np.logspace(-3, 2, 77, dtype=np.float32)[:, None]
-    for dtype in ("int8", "uint8", "int16", "int4", "uint4", "int2", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
+    floats = "float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float4_e2m1fn"
+    for dtype in ("int8", "uint8", "int16", "int4", "uint4", "int2", *floats):
         for axes in ({}, {"axis": 0}, {"axis": 1}, {"axis": 1, "block_size": 13}):
             params = qk.choose_qparams(x, dtype, **axes)
             q = qk.quantize(x, params)

@@ -365,7 +365,7 @@ qk.decode(CODES, FLAT, out=out.astype(np.float64))  # TypeError: out must have d
 qk.decode(out.view(np.uint8)[:3], FLAT, out=out)  # ValueError: out must not overlap codes
 qk.decode(CODES, BLOCKS, out[:2], out=out)  # ValueError: out must not overlap scales
 qk.to_gguf(X, "Q8_0")  # ValueError: the last axis of x must be a multiple of 32, got shape \(3,\)
-qk.to_gguf(X, "Q4_1")  # ValueError: kind must be 'Q8_0' or 'Q4_0', got 'Q4_1'
+qk.to_gguf(X, "Q4_1")  # ValueError: kind must be one of 'Q8_0', 'Q4_0', .*, got 'Q4_1'
 qk.to_gguf(CODES, "Q4_0")  # TypeError: x must be float32, float64, float16 or bfloat16, got uint8
 qk.to_gguf(np.full(32, np.inf, np.float32), "Q4_0")  # ValueError: x has 32 NaN or infinite values
 qk.to_gguf(np.full(32, 1e7, np.float32), "Q8_0")

@@ -353,6 +353,7 @@ def clusters():
     yield "sensitivity", lambda: qk.sensitivity(MANY[:4], seen, [qk.QParams(SMALLEST), -MANY[:4]], center=True)
     for grid in (qk.QParams(SMALLEST, dtype="int4"), qk.Codebook([-1e-38, 0, 2e-38])):
         yield "gptq", lambda grid=grid: [a for a in qk.gptq(MANY[:4], seen, grid) if isinstance(a, np.ndarray)]
+        yield "gptq", lambda grid=grid: qk.gptq(MANY[:4], seen, grid, refit=True).codes
     yield "GPTQResult", lambda: qk.GPTQResult(*qk.gptq(MANY[:4], seen, qk.QParams(SMALLEST), refine=0)).codes
     yield "allocate_bits", partial(qk.allocate_bits, losses, sizes, 1.7)
     yield "pareto", partial(qk.pareto, losses, np.outer([1, 2, 3, 4], sizes))
@@ -365,7 +366,11 @@ def storage():
     yield "pack_codes", lambda: qk.pack_codes(CODES.view(np.uint8) & 15)
     yield "PackedCodes", lambda: qk.PackedCodes.from_arrays(qk.pack_codes(CODES.view(np.uint8) & 15).to_arrays())
     yield "unpack_bits", lambda: qk.unpack_bits(np.arange(256, dtype=np.uint8), 3, 682)
-    for kind in ("Q8_0", "Q4_0"):
+    for kind, (_, values, size, _) in qk.gguf.KINDS.items():
+        yield "from_gguf", partial(qk.from_gguf, np.tile(np.arange(60, dtype=np.uint8), size), kind)
+        if kind in qk.gguf.WRITTEN:
+            yield "to_gguf", partial(qk.to_gguf, np.geomspace(1e-38, 1, 2 * values, dtype=F32), kind)
+    for kind in ("Q8_0", "Q4_0", "MXFP4"):
         for x in np.full((1, 32), 0.005, F32), *(np.tile(x, 4) for x in (TINY, HALVES, TINY64, MANY_HALVES)), WIDE:
             yield "to_gguf", partial(qk.to_gguf, x, kind)
             yield "from_gguf", partial(qk.from_gguf, qk.to_gguf(x, kind), kind)

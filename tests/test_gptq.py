@@ -8,7 +8,7 @@ import pytest
 from common import fused, refusals, refuse
 
 import qkernels as qk
-from qkernels import _gptq
+from qkernels import _blas, _gptq
 
 
 def layer(k, n, rows=400, seed=0, offset=1.0):
@@ -115,6 +115,21 @@ def test_bits_do_not_depend_on_instruction_set_or_threads(isas):
     assert len(set(found)) == 1
 
 
+@pytest.mark.parametrize("k", [1, 30, 511, 512, 513, 1100])
+def test_the_factor_in_parts(k, monkeypatch):
+    x = np.random.default_rng(k).normal(size=(2 * k, k)).astype(np.float32)
+    monkeypatch.setattr(_blas, "PART", 2**16)  # products of large matrices take several parts
+    h = _blas.gram(x)
+    assert np.array_equal(h, h.T)
+    np.testing.assert_allclose(h, x.T.astype(float) @ x, atol=2e-4 * k)
+    np.testing.assert_allclose(_blas.product(x, h), x.astype(float) @ h, rtol=1e-4, atol=2e-4 * k * k)
+    factor = _blas.cholesky(h.copy().T)
+    assert np.array_equal(factor, np.tril(factor))
+    np.testing.assert_allclose(factor.astype(float) @ factor.T, h, atol=2e-4 * k)
+    h[k // 2, k // 2] = -1
+    assert _blas.cholesky(h.T) is None
+
+
 def published(w, h, params):
     """GPTQ as published: the factor of the inverse, and each error pushed on to all later rows; in float64."""
     u, w = np.linalg.cholesky(np.linalg.inv(h)).T, w.astype(float)
@@ -154,6 +169,55 @@ def test_errors_are_told_and_smaller_than_those_of_plain_rounding(name, order):
     first = qk.gptq(w, seen, grid, order=order, damp=1e-7, refine=0)
     assert error_of(w, wide(first), x) == pytest.approx(errors[0], rel=2e-3)
     assert errors[-1] < 0.95 * qk.sensitivity(w, seen, [plain], center=True)[0]
+
+
+@pytest.mark.parametrize("name", grids(np.ones((2, 3), np.float32)))
+def test_refitting_is_told_and_gains_before_codes_are_given_anew(name):
+    x, seen, w = layer(40, 33)
+    found = qk.gptq(w, seen, grids(w)[name], damp=1e-7, refine=3, refit=True)
+    assert error_of(w, wide(found), x) == pytest.approx(found.report["errors"][-1], rel=2e-3)
+    grid = _gptq._Grid(grids(w)[name], w)
+    rounding = _gptq._Rounding(w, problem := _gptq._Problem(seen, "natural", 1e-7, True), grid)
+    before, params = rounding.run(problem.feedback()) * problem.unit, grid.params
+    after = rounding.refit(problem) * problem.unit
+    if name == "levels of columns":  # there is nothing to fit
+        assert grid.params is params and after == pytest.approx(before, rel=1e-4)
+    else:
+        assert after < before and (grid.scales is not None or grid.params != params)
+
+
+def test_refitted_scales_and_levels_are_those_of_least_squares():
+    x, seen, w = layer(40, 33)
+    problem, outputs = _gptq._Problem(seen, "natural", 0, True), x - x.mean(axis=0, dtype=float)
+    params = qk.choose_qparams(w, "int4", axis=1)
+    units = qk.quantize(w, params).astype(np.float32)
+    grid = _gptq._Grid(params, w)
+    grid.fit_scales(problem.matrix, units, w - units * grid.scale)
+    made = outputs @ units
+    expected = np.sum(made * (outputs @ w), axis=0) / np.sum(made**2, axis=0)
+    np.testing.assert_allclose(grid.params.scale, expected, rtol=1e-4)
+    book = qk.Codebook.fit(w, 3)
+    codes, grid = qk.encode(w, book), _gptq._Grid(book, w)
+    grid.laid_out(64)
+    grid.fit_levels(problem.matrix, codes, w)
+    made = np.stack([outputs @ (codes == i) for i in range(3)], axis=-1).reshape(-1, 3)
+    expected = np.linalg.lstsq(made, (outputs @ w).reshape(-1), rcond=None)[0]
+    np.testing.assert_allclose(grid.params.levels, expected, rtol=1e-3)
+
+
+def test_refitted_scales_keep_their_precision_and_codes_fit_them():
+    x, seen, w = layer(40, 33)
+    book = qk.Codebook(np.linspace(-1, 1, 7), axis=0, block_size=16)
+    found = qk.gptq(w, seen, (book, np.float16(qk.encode(w, book)[1])), refit=True)
+    assert found.scales.dtype == np.float32 and np.array_equal(found.scales, np.float16(found.scales))
+    chosen = qk.choose_qparams(w, "uint4", axis=0, block_size=16, symmetric=False)
+    params = qk.QParams(np.float16(chosen.scale), chosen.zero_point, "uint4", axis=0, block_size=16)
+    fitted = qk.gptq(w, seen, params, refit=True)
+    scale = fitted.params.scale
+    assert np.array_equal(scale, np.float16(scale)) and not np.array_equal(scale, params.scale)
+    assert np.array_equal(fitted.params.zero_point, params.zero_point)
+    unrefined = [qk.gptq(w, seen, params, refine=0, refit=each) for each in (True, False)]
+    assert unrefined[0].params == unrefined[1].params == params  # there is no pass to fit for
 
 
 def test_no_single_code_could_be_better_after_refinement():
@@ -249,6 +313,7 @@ gptq(np.ones((3, 2)), H, QParams(1), damp=-1)               # ValueError: damp m
 gptq(np.ones((3, 2)), H, QParams(1), damp=np.nan)           # ValueError: damp must be from 0 to 10000, got nan
 gptq(np.ones((3, 2)), H, QParams(1), refine=-1)             # ValueError: refine must be at least 0, got -1
 gptq(np.ones((3, 2)), H, QParams(1), center=2)              # TypeError: center must be
+gptq(np.ones((3, 2)), H, QParams(1), refit=2)               # TypeError: refit must be
 gptq(np.ones((3, 2)), H, QParams([1, 1, 1], axis=1))        # ValueError: scale of grid must have shape .2,. to match
 gptq(np.ones((3, 2)), H, QParams([1, 1, 1], axis=0))        # ValueError: grid must be per tensor, per column or per
 gptq(np.ones((3, 2)), H, QParams(1, dtype="uint16"))        # ValueError: grid must have integer codes, int16 or at most

@@ -138,6 +138,18 @@ CALLS = {
     "kmeans1d, two lines": "x = distinct.reshape(2, -1); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, lines": "x = distinct.reshape(1000, 3000); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, float16": "x = floats(10**8).astype(np.float16); call = lambda: qk.kmeans1d(x, 16)",
+    "Hessian": "x, seen = floats(8192, 3000), qk.Hessian(3000); call = lambda: seen.update(x)",
+    "sensitivity": """
+        w, seen = floats(3000, 3000), qk.Hessian(3000).update(floats(4, 3000))
+        call = lambda: qk.sensitivity(w, seen, [rate])""",
+    "gptq, a large factor": """
+        import scipy.linalg  # or the signal finds Python in the midst of this
+        w, seen = floats(5000, 32), qk.Hessian(5000).update(floats(4, 5000))
+        call = lambda: qk.gptq(w, seen, rate)""",
+    "gptq, refit": """
+        import scipy.linalg
+        w, seen = floats(1500, 3000), qk.Hessian(1500).update(floats(4, 1500))
+        call = lambda: qk.gptq(w, seen, rate, refit=True, refine=9)""",
     "Codebook.fit": "x = floats(6 * 10**6); call = lambda: qk.Codebook.fit(x, 16, axis=0, block_size=64)",
     "Codebook.fit, zero": "call = lambda: qk.Codebook.fit(distinct, 64, zero=True)",
     "Codebook.fit, vectors": "x = floats(10**6, 16); call = lambda: qk.Codebook.fit(x, 256, vector=4, rng=0)",

@@ -75,9 +75,10 @@ def same(got, want):
 
 def layouts(n, dtype):
     """(shape, params) of each way in which n neighbours can share scales."""
-    yield (n,), qk.QParams(0.1, 1, dtype)
-    yield (2, n), qk.QParams(np.linspace(0.1, 0.2, n), np.ones(n, np.int32), dtype, axis=1)
-    yield (2, n), qk.QParams([0.1, 0.2], [0, 1], dtype, axis=0)
+    one = int("float" not in dtype)
+    yield (n,), qk.QParams(0.1, one, dtype)
+    yield (2, n), qk.QParams(np.linspace(0.1, 0.2, n), np.full(n, one, np.int32), dtype, axis=1)
+    yield (2, n), qk.QParams([0.1, 0.2], [0, one], dtype, axis=0)
     yield (2, n), qk.QParams(np.full((2, -(-n // 32)), 0.1), dtype=dtype, axis=1, block_size=32)
     yield (3, n), qk.QParams(np.full((2, n), 0.1), dtype=dtype, axis=0, block_size=2)
 
@@ -129,6 +130,18 @@ def sweep_elementwise(n, rng, at_end):
                 check(at_end, qk.dequantize, q, params, dtype=of)
 
 
+def sweep_float_codes(n, rng, at_end):
+    for dtype in "float8_e4m3fn", "float4_e2m1fn":
+        for shape, params in layouts(n, dtype):
+            for of in FLOATS:
+                x = rng.normal(0, 5, shape).astype(of)
+                codes = check(at_end, qk.quantize, x, params)
+                check(at_end, qk.fake_quantize, x, params)
+                check(at_end, qk.dequantize, codes, params, dtype=of)
+                check(at_end, qk.choose_qparams, x, dtype, axis=len(shape) - 1, method="mx", out=False)
+                check(at_end, qk.choose_qparams, x, dtype, axis=0, block_size=2, method="mx", out=False)
+
+
 def sweep_dynamic_and_requantize(n, rng, at_end):
     x = rng.normal(0, 5, (3, n)).astype(np.float32)
     for dtype, axis in itertools.product(CODES, (None, 0)):
@@ -161,6 +174,8 @@ def sweep_codebooks(n, rng, at_end):
         data = check(at_end, qk.to_gguf, blocks, kind, out=False)
         check(at_end, qk.from_gguf, data, kind)
         check(at_end, qk.from_gguf, data, kind, codes=True, out=False)
+    for kind, (_, _, size, _) in qk.gguf.KINDS.items():
+        check(at_end, qk.from_gguf, rng.integers(0, 60, (n % 9, 2 * size), np.uint8), kind)
 
 
 def sweep_vectors(n, rng, at_end):
@@ -367,6 +382,7 @@ def sweep(isa):
     rng = np.random.default_rng(0)
     for n, at_end in itertools.product(LENGTHS, (True, False)):
         sweep_elementwise(n, rng, at_end)
+        sweep_float_codes(n, rng, at_end)
         sweep_dynamic_and_requantize(n, rng, at_end)
         sweep_codebooks(n, rng, at_end)
         sweep_vectors(n, rng, at_end)

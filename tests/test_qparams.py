@@ -25,7 +25,7 @@ E5M2 = ml_dtypes.float8_e5m2
 
 
 RANGES = [(-128, 127), (0, 255), (-32768, 32767), (0, 65535), (-8, 7), (0, 15), (-2, 1), (0, 3)]
-RANGES += [(-448, 448), (-57344, 57344), (-6, 6)]
+RANGES += [(-448, 448), (-57344, 57344), (-7.5, 7.5), (-28, 28), (-6, 6)]
 
 
 @pytest.mark.parametrize(("dtype", "qmin", "qmax"), [(t, *ends) for t, ends in zip(INT_CODES + FLOAT_CODES, RANGES)])
@@ -310,7 +310,7 @@ def test_schemes():
         assert wide.qmin == qk.QParams(1, dtype=dtype).qmin
     assert qk.choose_qparams(np.float32([-1, 2.54])).scale == np.float32(2.54) / np.float32(127)
     assert qk.choose_qparams(np.float32([-3, 2]), "int8", narrow_range=False).scale == np.float32(3) / np.float32(128)
-    for dtype, largest in zip(FLOAT_CODES, (448, 57344, 6)):
+    for dtype, largest in zip(FLOAT_CODES, (448, 57344, 7.5, 28, 6)):
         params = qk.choose_qparams(np.float32([-3, 2]), dtype)
         assert params == qk.QParams(np.float32(3) / np.float32(largest), dtype=dtype)
 
@@ -387,8 +387,8 @@ choose(block_size=4)  # ValueError: block_size needs an axis, got block_size=4 a
 choose(axis=0, block_size=0)  # ValueError: block_size must be at least 1 and fit 64 bits, got 0
 choose(symmetric="False")  # TypeError: symmetric must be True or False, got 'False'
 choose(narrow_range=1)  # TypeError: narrow_range must be True or False, got 1
-choose(method=["mse"])  # ValueError: method must be 'minmax' or 'mse' or 'percentile' or 'entropy', got \['mse'\]
-choose(method="median")  # ValueError: method must be 'minmax' or 'mse' or 'percentile' or 'entropy', got 'median'
+choose(method=["mse"])  # ValueError: method must be 'minmax' or .* or 'nvfp4', got \['mse'\]
+choose(method="median")  # ValueError: method must be 'minmax' or .* or 'mx' or 'nvfp4', got 'median'
 choose(grid=3)  # TypeError: method 'minmax' takes no option 'grid'
 choose(method="mse", grid=3)  # TypeError: method 'mse' takes no option 'grid'
 choose(method="mse", dtype="float8_e5m2")  # ValueError: method 'mse' is for integer codes, got dtype float8_e5m2

@@ -10,16 +10,17 @@ import qkernels
 PACKAGE = Path(qkernels.__file__).parent
 EXTENSION = {"_bind"}  # the storey below, which imports no Python of ours
 STOREYS = [  # from the bottom; a module may import those of the storeys below its own
-    {"_checks", "_mode", "_value"},
+    {"_checks", "_mode", "_value", "_blas"},
     {"_qparams", "_kmeans", "_codebook_tables", "_histogram", "config"},
-    {"_choose", "_rounding", "_kmeans1d", "gguf", "_hessian"},
+    {"_choose", "_rounding", "_kmeans1d", "_hessian"},
     {"_quantize", "_codebook_fit", "_tables", "observers"},
     {"_integer_layers"},
     {"dask"},
     {"_codebook"},
-    {"_weights", "mixed_precision", "_gptq"},
-    {"_products", "_pq"},
+    {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
+    {"_products", "_pq", "gguf"},
     {"_conv", "_layers"},
+    {"io"},
     {"__init__"},
     {"__main__"},
 ]

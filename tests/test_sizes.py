@@ -373,8 +373,8 @@ def elementwise(size):
         yield lambda: qk.unpack_bits(wide("uint8", 8), bits, 1 << 64)
         yield lambda: qk.unpack_bits(empty("uint8", 0), bits, 1 << 64)
         yield lambda: qk.unpack_bits(wide("uint8", n), bits, 1 << 200)
-    for kind, block in ("Q8_0", 34), ("Q4_0", 18):
-        for of in FLOATS:
+    for kind, block in ("Q8_0", 34), ("Q4_0", 18), ("MXFP4", 17):
+        for of in FLOATS if kind != "MXFP4" else ():
             yield lambda: qk.to_gguf(wide(of, n // 8), kind)
             yield lambda: qk.to_gguf(wide(of, n // 256, 32), kind)
             yield lambda: qk.to_gguf(empty(of, 0, n), kind)
@@ -383,6 +383,8 @@ def elementwise(size):
         yield lambda: qk.from_gguf(wide("uint8", n // 64, block), kind)
         yield lambda: qk.from_gguf(empty("uint8", 0, n // 64 * block), kind)
         yield lambda: qk.from_gguf(empty("uint8", n, 0), kind)
+    yield lambda: qk.to_gguf(empty("float32", 0, n), "NVFP4")
+    yield lambda: qk.to_gguf(empty("float32", n, 0), "NVFP4")
 
 
 def codebooks(size):

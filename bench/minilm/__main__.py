@@ -26,7 +26,7 @@ from . import example
 from .chart import draw_chart
 from .corpus import collect_docstrings
 from .measure import measure, set_threads, step, table_of, timed_embeddings
-from .model import CALIBRATION, Quantized, baseline, mean_squares
+from .model import CALIBRATION, baseline, mean_squares, quantized
 from .variants import SHOWN, VARIANTS
 
 
@@ -40,9 +40,10 @@ def main():
     texts = [d.query for d in docstrings] + [d.document for d in docstrings]
     with step("tokenizing"):
         tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts)]
-    models = make_models(options.variants, weights, config, tokens[len(docstrings) :])
+    known = slice(0, None, max(2, len(docstrings) // CALIBRATION))
+    models = make_models(options.variants, weights, config, tokens[len(docstrings) :][known])
     embeddings, seconds = timed_embeddings(models, tokens)
-    results = [measure(*each, embeddings[0], tokens) for each in zip(models, embeddings, seconds)]
+    results = [measure(*each, embeddings[0], tokens, known) for each in zip(models, embeddings, seconds)]
     threads = f"{options.threads} thread{'s' * (options.threads > 1)}"
     title = (
         f"MiniLM-L6 on {len(docstrings):,} docstrings, {sum(map(len, tokens)):,} tokens\n{cpu_name()}, "
@@ -62,11 +63,12 @@ def make_models(names, weights, config, documents):
     variants, squares = [VARIANTS[name] for name in names], None
     with step(f"making {baseline().name}"):
         models = [baseline()(weights, config)]
-    if any(variant.calibrated for variant in variants):
-        squares = mean_squares(weights, config, documents[:CALIBRATION])
+    if any(variant.calibrated == "squares" for variant in variants):
+        squares = mean_squares(weights, config, documents)
+    layers = 4 * config["num_hidden_layers"]
     for variant in variants:
-        with step(f"making {variant.name}"):
-            models.append(Quantized(weights, config, variant, squares))
+        with step(f"making {variant.name}", layers if variant.calibrated == "hessian" else None) as done:
+            models.append(quantized(weights, config, variant, squares, documents, done))
     return models
 
 

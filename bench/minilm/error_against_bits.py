@@ -2,7 +2,8 @@
 
 The weights of all dense layers are quantized to codes of 2 to 8 bits and decoded, and the network runs on them in
 float32, so that nothing but the weights differs. Bits a weight count codes, scales and levels (16 bits each).
-Docstrings are others than those of calibration. Takes about five minutes.
+Docstrings are others than those of calibration. *Compensated*: rounded with feedback (gptq), the bias adapted. Takes
+about ten minutes.
 """
 
 import json
@@ -17,8 +18,8 @@ import qkernels as qk
 from . import example
 from .corpus import collect_docstrings
 from .measure import make_groups, set_threads
-from .model import CALIBRATION, baseline, mean_squares
-from .variants import fit_scaled_levels
+from .model import CALIBRATION, baseline, hessians, squares
+from .variants import fit_scaled_levels, variances
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "error_against_bits.json"
@@ -27,7 +28,7 @@ CODE_BITS = range(2, 9)
 DOCSTRINGS = 100
 MOST_BITS = 9  # of the chart; codebooks of many levels for each column weigh more than the codes
 STYLES = {"uniform": ("#64748b", "s"), "NormalFloat": ("#c2410c", "^"), "k-means": ("#1d4ed8", "o")}
-LINES = ["-", "--", ":"]  # of the schemes of one style
+LINES = ["-", "--", ":", "-."]  # of the schemes of one style
 
 
 def main():
@@ -39,35 +40,43 @@ def main():
 
 # ---- the schemes ----
 #
-# From a weight (inputs, outputs), bits of a code, and the mean square of each input: (decoded weight, bits in all).
+# From a weight (inputs, outputs), bits of a code, and the Hessian of its inputs: (decoded weight, bits in all), and
+# perhaps what the bias gains.
 
 
-def uniform_columns(weight, bits, squares):
+def uniform_columns(weight, bits, seen):
     return scaled(weight, uniform_levels(bits), len(weight))
 
 
-def uniform_blocks(weight, bits, squares):
+def uniform_blocks(weight, bits, seen):
     return scaled(weight, uniform_levels(bits), 32)
 
 
-def normal_blocks(weight, bits, squares):
+def normal_blocks(weight, bits, seen):
     return scaled(weight, normal_levels(bits), 64)
 
 
-def kmeans_columns(weight, bits, squares, weights=None):
+def kmeans_columns(weight, bits, seen, weights=None):
     codebook = qk.Codebook.fit(weight, 2**bits, axis=1, weights=weights)
     kept = qk.Codebook(np.float16(codebook.levels), axis=1)
     return qk.decode(qk.encode(weight, kept), kept), bits * weight.size + 16 * kept.levels.size
 
 
-def kmeans_columns_weighted(weight, bits, squares):
-    return kmeans_columns(weight, bits, squares, squares[:, None])
+def kmeans_columns_weighted(weight, bits, seen):
+    return kmeans_columns(weight, bits, seen, squares(seen)[:, None])
 
 
-def kmeans_blocks_weighted(weight, bits, squares):
-    levels, codes, scales = fit_scaled_levels(weight, 2**bits, 32, squares)
+def kmeans_blocks_weighted(weight, bits, seen):
+    levels, codes, scales = fit_scaled_levels(weight, 2**bits, 32, squares(seen))
     decoded = qk.decode(codes, qk.Codebook(np.float16(levels), axis=0, block_size=32), scales)
     return decoded, bits * weight.size + 16 * (levels.size + scales.size)
+
+
+def kmeans_blocks_compensated(weight, bits, seen):
+    levels, _, scales = fit_scaled_levels(weight, 2**bits, 32, variances(seen))
+    codebook = qk.Codebook(np.float16(levels), axis=0, block_size=32)
+    codes, codebook, scales, change, _ = qk.gptq(weight, seen, (codebook, scales), refine=3, refit=True)
+    return qk.decode(codes, codebook, scales), bits * weight.size + 16 * (levels.size + scales.size), change
 
 
 SCHEMES = {
@@ -77,6 +86,7 @@ SCHEMES = {
     "k-means, columns": kmeans_columns,
     "k-means, columns, weighted": kmeans_columns_weighted,
     "k-means, blocks of 32, weighted": kmeans_blocks_weighted,
+    "k-means, blocks of 32, compensated": kmeans_blocks_compensated,
 }
 
 
@@ -111,7 +121,7 @@ def measure():
     weights, tokenizer, config = example.load_model()
     texts = [d.document for d in collect_docstrings()]
     tokens = [np.array(e.ids) for e in tokenizer.encode_batch(texts[: CALIBRATION + DOCSTRINGS])]
-    squares, tokens = mean_squares(weights, config, tokens[:CALIBRATION]), tokens[CALIBRATION:]
+    seen, tokens = hessians(weights, config, tokens[:CALIBRATION]), tokens[CALIBRATION:]
     batches = [example.make_batch([tokens[i] for i in group]) for group in make_groups(tokens)]
 
     class Decoded(baseline()):
@@ -123,12 +133,12 @@ def measure():
             super().__init__(weights, config)
 
         def dense(self, name, weight, bias):
-            decoded, bits = self.scheme(weight.T, self.code_bits, squares[name])
+            decoded, bits, *change = self.scheme(weight.T, self.code_bits, seen[name])
             self.size += weight.size
             self.bits += bits
             self.error += np.sum((decoded - weight.T) ** 2)
             self.square += np.sum(weight**2)
-            return super().dense(name, np.ascontiguousarray(decoded.T), bias)
+            return super().dense(name, np.ascontiguousarray(decoded.T), sum(change, bias))
 
     def embed(model):
         return np.concatenate([model.embed(*batch) for batch in batches])
@@ -139,7 +149,7 @@ def measure():
         error = np.sqrt(model.error / model.square)
         return {"code_bits": bits, "bits": model.bits / model.size, "error": float(error), "cosine": float(cosine)}
 
-    exact = embed(Decoded(lambda weight, bits, squares: (weight, 32 * weight.size), 32))
+    exact = embed(Decoded(lambda weight, bits, seen: (weight, 32 * weight.size), 32))
     schemes = {}
     for name, scheme in SCHEMES.items():
         schemes[name] = [row(scheme, bits) for bits in CODE_BITS]

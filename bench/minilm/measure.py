@@ -14,7 +14,7 @@ from . import example
 BATCH_TOKENS = 512  # what torch runs fastest with; much more no longer fits the L2 cache
 SENTENCE_TOKENS = 16
 
-Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall recall_error cosine")
+Result = namedtuple("Result", "name linear_bytes total_bytes seconds latency recall recall_error cosine cosine_error")
 
 
 def set_threads(n):
@@ -76,16 +76,18 @@ def timed_embeddings(models, tokens):
     return embeddings, seconds
 
 
-def measure(model, embeddings, seconds, reference, tokens):
+def measure(model, embeddings, seconds, reference, tokens, known):
     """Return the `Result` of a model whose embeddings of all `tokens` took `seconds`; `reference` are those in
-    float32."""
+    float32. The cosine to them is that of docstrings other than the `known` ones, on which models were calibrated."""
     queries, documents = np.split(embeddings, 2)
-    cosine = float((embeddings * reference).sum(axis=1).mean())
+    cosines = [np.delete(part, known, axis=0) for part in np.split((embeddings * reference).sum(axis=1), 2)]
+    cosine, cosine_error = float(np.mean(cosines)), float(np.std(cosines) / np.size(cosines) ** 0.5)
     with step(f"one sentence, {model.name}"):
         latency = sentence_latency(model, tokens)
     recall = recall_at_1(queries, documents)
     error = standard_error(recall, len(queries))
-    return Result(model.name, model.linear_bytes, model.total_bytes, seconds, latency, recall, error, cosine)
+    sizes = model.linear_bytes, model.total_bytes
+    return Result(model.name, *sizes, seconds, latency, recall, error, cosine, cosine_error)
 
 
 def sentence_latency(model, tokens, seconds=1.0):
@@ -119,7 +121,7 @@ def table_of(results):
         size = [f"{r.linear_bytes / 1e6:.1f} MB", f"{bits_a_weight(r, base):.2f}"]
         all_docs = [f"{r.seconds:.1f} s", f"{base.seconds / r.seconds:.2f}x"]
         sentence = [f"{r.latency * 1e3:.2f} ms", f"{base.latency / r.latency:.2f}x"]
-        quality = [f"{r.recall:.3f} ± {r.recall_error:.3f}", f"{r.cosine:.4f}"]
+        quality = [f"{r.recall:.3f} ± {r.recall_error:.3f}", f"{r.cosine:.4f} ± {r.cosine_error:.4f}"]
         lines.append([r.name, *size, *all_docs, *sentence, *quality])
     return [*headings, "cosine to float32"], lines
 

@@ -11,7 +11,7 @@ import qkernels as qk
 from . import example
 from .measure import make_groups, step
 
-CALIBRATION = 100  # docstrings
+CALIBRATION = 200  # docstrings
 
 
 class Model(example.MiniLM):
@@ -46,6 +46,35 @@ class Quantized(Model):
         """Return the PackedMatrix of a dense layer of float32 weights (inputs, outputs)."""
         known = {"importance": self.squares[name][:, None]} if self.variant.calibrated else {}
         return self.quantize(weight, **known)
+
+
+class Compensated(Model):
+    """Runs on dense layers that the variant rounds one after another: each on what the rounded ones before it give for
+    `tokens`, sentences of calibration."""
+
+    attention, layer_norm = staticmethod(qk.attention), staticmethod(qk.layer_norm)
+
+    def __init__(self, weights, config, variant, tokens, done):
+        self.name, self.rounded, self.done = variant.name, [], done
+        super().__init__(weights, config, variant.quantize, self)
+        self.encode(*example.make_batch(tokens))
+        self.functions = qk
+        self.layers = [(self.rounded[4 * i : 4 * i + 4], norms) for i, (_, norms) in enumerate(self.layers)]
+
+    def dense(self, name, weight, bias):
+        return weight.T, bias
+
+    def linear(self, x, weight, bias, activation=None):
+        self.rounded.append(self.quantize(weight, bias, qk.Hessian(len(weight)).update(x)))
+        self.done(1)
+        return qk.linear(x, *self.rounded[-1], activation=activation)
+
+
+def quantized(weights, config, variant, squares, tokens, done=lambda layers: None):
+    """Return the network on the weights of a variant, calibrated by `squares` or on `tokens` if it is."""
+    if variant.calibrated == "hessian":
+        return Compensated(weights, config, variant, tokens, done)
+    return Quantized(weights, config, variant, squares)
 
 
 class NumPy(example.Float32):
@@ -121,12 +150,12 @@ def baseline():
 
 
 class Observer(Model):
-    """Sums the squares of what its dense layers are given."""
+    """Gathers what its dense layers are given, in a Hessian each."""
 
     attention, layer_norm = staticmethod(NumPy.attention), staticmethod(NumPy.layer_norm)
 
     def __init__(self, weights, config):
-        self.sums = {}
+        self.seen = {}
         super().__init__(weights, config, None, self)
 
     def dense(self, name, weight, bias):
@@ -134,15 +163,24 @@ class Observer(Model):
 
     def linear(self, x, named, bias, activation=None):
         name, weight = named
-        self.sums[name] = self.sums.get(name, 0) + np.square(x).sum(axis=0, dtype=np.float64)
+        self.seen.setdefault(name, qk.Hessian(len(weight))).update(x)
         return NumPy.linear(x, weight, bias, activation)
+
+
+def hessians(weights, config, tokens):
+    """Return those of the inputs of dense layers in float32, by name."""
+    observer, groups = Observer(weights, config), make_groups(tokens)
+    with step("what weights multiply", len(groups)) as done:
+        for group in groups:
+            observer.embed(*example.make_batch([tokens[i] for i in group]))
+            done(1)
+    return observer.seen
 
 
 def mean_squares(weights, config, tokens):
     """Return those of each input of each dense layer, by name: {name: (inputs,)}."""
-    observer, groups = Observer(weights, config), make_groups(tokens)
-    with step("mean squares of what weights multiply", len(groups)) as done:
-        for group in groups:
-            observer.embed(*example.make_batch([tokens[i] for i in group]))
-            done(1)
-    return {name: total / sum(map(len, tokens)) for name, total in observer.sums.items()}
+    return {name: squares(seen) for name, seen in hessians(weights, config, tokens).items()}
+
+
+def squares(hessian):
+    return np.diagonal(hessian.moments) / hessian.count

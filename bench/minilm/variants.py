@@ -9,8 +9,9 @@ import qkernels as qk
 
 from . import example
 
-# `calibrated`: quantize takes `importance` (inputs, 1), the mean square of each input on 100 docstrings.
-Variant = namedtuple("Variant", "name quantize calibrated", defaults=[False])
+# Calibrated by "squares", quantize takes `importance` (inputs, 1), the mean square of each input on docstrings; by
+# "hessian", it takes the bias and the Hessian of what the rounded layers before give, and returns the bias, too.
+Variant = namedtuple("Variant", "name quantize calibrated", defaults=[None])
 
 
 def blocks(weight, dtype="uint4", **options):
@@ -30,6 +31,19 @@ def kmeans_blocks(weight, importance):
     """Pack codes of 16 levels for all weights of a layer, each times the scale of its block."""
     levels, codes, scales = fit_scaled_levels(weight, 16, 32, importance)
     return qk.pack(codes, qk.Codebook(levels, axis=0, block_size=32), scales=scales)
+
+
+def compensated(weight, bias, hessian, levels=16, block_size=32):
+    """Pack such codes, each weight making good what the ones before it lost, the bias what their mean is."""
+    fitted, _, scales = fit_scaled_levels(weight, levels, block_size, variances(hessian)[:, None])
+    codebook = qk.Codebook(fitted, axis=0, block_size=block_size)
+    codes, codebook, scales, change, _ = qk.gptq(weight, hessian, (codebook, np.float16(scales)), refine=3, refit=True)
+    return qk.pack(codes, codebook, scales=scales), bias + change
+
+
+def variances(hessian):
+    squares = np.diagonal(hessian.moments) / hessian.count
+    return np.maximum(squares - np.square(hessian.sum / hessian.count), 1e-9 * squares.mean())
 
 
 def fit_scaled_levels(weight, k, block_size, importance, rounds=3):
@@ -54,13 +68,20 @@ VARIANTS = {
     "int4": Variant("int4, blocks of 32", partial(blocks, dtype="int4")),  # symmetric: the codes -7 to 7
     "uint4": Variant("uint4, blocks of 32", blocks),
     "uint4-mse": Variant("uint4, least squares", partial(blocks, method="mse")),
-    "uint4-weighted": Variant("uint4, weighted squares", partial(blocks, method="mse"), True),
+    "uint4-weighted": Variant("uint4, weighted squares", partial(blocks, method="mse"), "squares"),
     "nf4": Variant("NF4, blocks of 64", example.nf4),
     "kmeans": Variant("k-means, columns", kmeans),
     "kmeans-8": Variant(
         "k-means of 8, columns", partial(kmeans, levels=8)
     ),  # 3 bits of information, though packed in 4
-    "kmeans-weighted": Variant("k-means, columns, weighted", kmeans, True),
-    "kmeans-blocks": Variant("k-means, blocks, weighted", kmeans_blocks, True),
+    "kmeans-weighted": Variant("k-means, columns, weighted", kmeans, "squares"),
+    "kmeans-blocks": Variant("k-means, blocks, weighted", kmeans_blocks, "squares"),
+    "gptq": Variant("k-means, blocks, compensated", compensated, "hessian"),
+    "gptq-64": Variant("k-means, blocks of 64, compensated", partial(compensated, block_size=64), "hessian"),
+    "gptq-8": Variant("k-means of 8, blocks, compensated", partial(compensated, levels=8), "hessian"),
+    "gptq-8-64": Variant(
+        "k-means of 8, blocks of 64, compensated", partial(compensated, levels=8, block_size=64), "hessian"
+    ),
+    "gptq-4": Variant("k-means of 4, blocks, compensated", partial(compensated, levels=4), "hessian"),
 }
-SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks"  # unless others are asked for
+SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks", "gptq-64"  # unless others are asked for

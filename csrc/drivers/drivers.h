@@ -8,6 +8,7 @@
 
 #include "include/qkernels.h"
 #include "kernels/arguments.h"
+#include "kernels/gguf.h"
 #include "runtime/dispatch.h"
 
 /* ---- ranges ---- */
@@ -19,6 +20,11 @@ void qk_choose(float lo, float hi, int32_t qmin, int32_t qmax, int symmetric, fl
 int qk_quantize_rows(const float *x, size_t rows, size_t cols, void *q, qk_dtype to, int32_t qmin, int32_t qmax,
                      int symmetric, float *scale, int32_t *zero_point);
 
+/* qk_fake_quantize by way of codes that are floats. */
+int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype codes, const qk_params *p);
+/* The largest magnitude of each block of `block` along the middle axis of x (outer, length, inner), in the layout of
+ * scales: float32, float64 being rounded away from 0 or towards it. Returns 0 if one is NaN, or beyond float32. */
+int qk_block_magnitudes(const void *x, qk_dtype from, const qk_params *layout, int outward, float *most);
 /* qk_quantize, or qk_fake_quantize if `to` is `from`, by stochastic rounding (numerics 27); q may be x. */
 int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed);
 
@@ -260,11 +266,11 @@ int qk_move_codes(qk_moved_codes *m);
 int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data);
 int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
 
-/* Blocks of 32 values as GGUF lays them out. Returns the bits of the largest magnitude, above those of FLT_MAX where a
- * value is not finite. */
-typedef enum { QK_Q8_0, QK_Q4_0 } qk_gguf_type;
+/* Blocks as GGUF lays them out. Writes Q8_0 and Q4_0; returns the bits of the largest magnitude, above those of FLT_MAX
+ * where a value is not finite. */
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
-int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type);
+/* Reads values y, or, if y is NULL, codes and scales, without what is added to their products. */
+int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type);
 
 /* ---- products with float16 and bfloat16 weights ---- */
 

@@ -1,6 +1,7 @@
 /* Drivers of the elementwise operations: which scale an element has, conversion of the float types, threads. */
 #include <float.h>
 #include <math.h>
+#include <string.h>
 
 #include "drivers/drivers.h"
 #include "drivers/elementwise.h"
@@ -11,7 +12,7 @@
 #include "runtime/sizes.h"
 
 enum {
-    CHUNK = 2048,      /* elements that are converted to or from 16 bits at a time: they fit the L1 cache */
+    CHUNK = 2048,      /* elements that are converted at a time: they fit the L1 cache */
     FEW_COLUMNS = 256, /* that have parameters of their own, of such chunks: eight rows share them */
     COLUMNS = 1024     /* parameters that are used at a time: so do they */
 };
@@ -51,7 +52,8 @@ typedef struct {
 } layout;
 
 struct operation {
-    apply *f32, *f64; /* of rows; of one row */
+    apply *f32, *f64;             /* of rows; of one row */
+    const qk_small_float *floats; /* what codes are, or NULL: integers */
     const qk_elementwise_kernels *k;
     qk_dtype from, to;
     qk_rounding rounding;
@@ -120,7 +122,7 @@ static void apply_rows(const operation *op, const char *in, char *out, size_t n,
     }
     const size_t in_step = p->in_stride * size_of(op->from), out_step = p->out_stride * size_of(op->to);
     const int by_row = op->from == QK_F64 || op->to == QK_F64;
-    if (is_half(op->from) || is_half(op->to))
+    if (!by_row && (is_half(op->from) || is_half(op->to) || op->floats))
         apply_halves(op, in, out, n, p);
     else if (!by_row)
         op->f32(op, in, out, n, p);
@@ -296,7 +298,8 @@ static int apply_all(operation *op, const qk_params *p)
     if (total == 0) return 0;
     op->l = layout_of(p);
     const layout *l = &op->l;
-    const int narrow = (l->run > 1 ? l->run : l->blocks > 1 ? l->length : l->length / 4) < NARROW;
+    const size_t least = op->floats && l->run > 1 ? NARROW / 2 : NARROW; /* blocks of 16 are those of NVFP4 */
+    const int narrow = (l->run > 1 ? l->run : l->blocks > 1 ? l->length : l->length / 4) < least;
     const int ragged = l->blocks > 1 && l->run > 1 && l->length < WRITTEN;
     if (narrow && l->blocks == 1 && l->rows > 1 && 2 * l->length <= WRITTEN) return apply_periods(op);
     if ((!narrow || (l->blocks == 1 && l->run == 1)) && !ragged) return apply_layout(op);
@@ -431,6 +434,104 @@ static void fake_quantize_f32(const operation *op, const void *x, void *y, size_
     op->k->fake_quantize_rows_f32(x, y, n, p);
 }
 
+/* ---- codes that are floats: quotients, or values, of a part of rows are in a buffer ---- */
+
+static const qk_small_float *floats_of(qk_dtype t)
+{
+    static const qk_small_float formats[] = {{20, 121 << 23, 0x1p-9f, 0x7e, 0x7f, 0x7f, 7},
+                                             {21, 113 << 23, 0x1p-16f, 0x7b, 0x7e, 0x7c, 7},
+                                             {20, 127 << 23, 0x1p-3f, 0x1f, 0, 0x20, 5},
+                                             {21, 125 << 23, 0x1p-4f, 0x1f, 0, 0x20, 5},
+                                             {22, 127 << 23, 0x1p-1f, 7, 0, 8, 3}};
+    return is_small_float(t) ? formats + (t - QK_F8_E4M3) : NULL;
+}
+
+/* The buffer has rows one after the other. */
+static qk_affines in_buffer(const qk_affines *given, size_t n, int in, int out)
+{
+    qk_affines p = *given;
+    if (in) p.in_stride = n;
+    if (out) p.out_stride = n;
+    return p;
+}
+
+static void quantize_floats_f32(const operation *op, const void *x, void *q, size_t n, const qk_affines *given)
+{
+    float v[CHUNK];
+    const qk_affines p = in_buffer(given, n, 0, 1);
+    op->k->quotients_rows_f32(x, v, n, &p);
+    for (size_t row = 0; row < p.rows; row++)
+        op->k->small_floats(v + row * n, (uint8_t *)q + row * given->out_stride, n, op->floats);
+}
+
+static void dequantize_floats_f32(const operation *op, const void *q, void *y, size_t n, const qk_affines *given)
+{
+    float v[CHUNK];
+    const qk_affines p = in_buffer(given, n, 1, 0);
+    for (size_t row = 0; row < p.rows; row++)
+        op->k->small_float_values((const uint8_t *)q + row * given->in_stride, v + row * n, n, op->floats);
+    op->k->dequantize_rows_f32(v, QK_F32, y, n, &p);
+}
+
+static void fake_quantize_floats_f32(const operation *op, const void *x, void *y, size_t n, const qk_affines *given)
+{
+    uint8_t q[CHUNK];
+    qk_affines p = in_buffer(given, n, 0, 1);
+    quantize_floats_f32(op, x, q, n, &p);
+    p = in_buffer(given, n, 1, 0);
+    dequantize_floats_f32(op, q, y, n, &p);
+}
+
+/* Rounded to odd. */
+static float odd_f32(double v)
+{
+    float near = (float)v;
+    int32_t bits;
+    if (near == v || v != v) return near;
+    memcpy(&bits, &near, sizeof bits);
+    bits = (bits - (fabs(near) > fabs(v))) | 1;
+    memcpy(&near, &bits, sizeof near);
+    return near;
+}
+
+static double clamped_f64(double x, double scale, double most)
+{
+    const double v = x / scale;
+    return v < -most ? -most : v > most ? most : v;
+}
+
+static void quantize_floats_f64(const operation *op, const void *in, void *q, size_t n, const qk_affines *p)
+{
+    float v[CHUNK];
+    for (size_t i = 0, which = 0, left = p->run, at = 0; i < n; i++, move_on(p, &which, &left)) {
+        v[i - at] = odd_f32(clamped_f64(((const double *)in)[i], p->scale[which], p->qmax));
+        if (i + 1 - at < CHUNK && i + 1 < n) continue;
+        op->k->small_floats(v, (uint8_t *)q + at, i + 1 - at, op->floats);
+        at = i + 1;
+    }
+}
+
+static void dequantize_floats_f64(const operation *op, const void *q, void *y, size_t n, const qk_affines *p)
+{
+    float v[CHUNK];
+    for (size_t i = 0, which = 0, left = p->run; i < n; i++, move_on(p, &which, &left)) {
+        if (i % CHUNK == 0) op->k->small_float_values((const uint8_t *)q + i, v, min_size(n - i, CHUNK), op->floats);
+        ((double *)y)[i] = (double)v[i % CHUNK] * p->scale[which];
+    }
+}
+
+static void fake_quantize_floats_f64(const operation *op, const void *in, void *y, size_t n, const qk_affines *p)
+{
+    for (size_t i = 0, which = 0, left = p->run; i < n; i++, move_on(p, &which, &left)) {
+        const double scale = p->scale[which];
+        float v = odd_f32(clamped_f64(((const double *)in)[i], scale, p->qmax));
+        uint8_t q;
+        op->k->small_floats(&v, &q, 1, op->floats);
+        op->k->small_float_values(&q, &v, 1, op->floats);
+        ((double *)y)[i] = (double)v * scale;
+    }
+}
+
 /* Whether an operation can be what it is asked to be, as far as that shows without a look at each scale. */
 static int can_apply(const qk_params *p, const void *in, const void *out, qk_dtype codes)
 {
@@ -451,19 +552,55 @@ int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const
     return apply_all(&op, p);
 }
 
+/* Returns parameters for codes of a type, or NULL if they cannot be applied. What codes that are floats saturate to is
+ * no integer for one of them: small_floats sees to the rest. */
+static const qk_params *params_for(const qk_params *p, const void *in, const void *out, qk_dtype codes, qk_params *own)
+{
+    static const uint16_t most[] = {448, 57344, 8, 28, 6};
+    if (!p || !is_small_float(codes)) return can_apply(p, in, out, codes) ? p : NULL;
+    *own = *p, own->qmin = own->qmax = 0;
+    if (!can_apply(own, in, out, codes)) return NULL;
+    own->qmax = most[codes - QK_F8_E4M3], own->qmin = -own->qmax;
+    return own;
+}
+
+static int quantize_floats(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p)
+{
+    operation op = {.f32 = quantize_floats_f32,
+                    .f64 = quantize_floats_f64,
+                    .floats = floats_of(to),
+                    .from = from,
+                    .to = to,
+                    .in = x,
+                    .out = q};
+    return apply_all(&op, p);
+}
+
 qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding)
 {
     QK_DEFAULT_MODE;
-    if (!is_float(from) || !is_code(to) || (unsigned)rounding > QK_HALF_AWAY || !can_apply(p, x, q, to))
+    qk_params own;
+    const int floats = is_small_float(to);
+    if (!is_float(from) || !(is_code(to) || floats) || (unsigned)rounding > (floats ? QK_HALF_EVEN : QK_HALF_AWAY) ||
+        !(p = params_for(p, x, q, to, &own)))
         return QK_INVALID;
-    return (qk_status)qk_quantize_inside(x, from, q, to, p, rounding);
+    return (qk_status)(floats ? quantize_floats(x, from, q, to, p) : qk_quantize_inside(x, from, q, to, p, rounding));
 }
 
 qk_status qk_dequantize(const void *q, qk_dtype from, void *y, qk_dtype to, const qk_params *p)
 {
     QK_DEFAULT_MODE;
-    if (!(is_code(from) || from == QK_I32) || !is_float(to) || !can_apply(p, q, y, from)) return QK_INVALID;
-    operation op = {.f32 = dequantize_f32, .f64 = dequantize_f64, .from = from, .to = to, .in = q, .out = y};
+    qk_params own;
+    const int floats = is_small_float(from);
+    if (!(is_code(from) || floats || from == QK_I32) || !is_float(to) || !(p = params_for(p, q, y, from, &own)))
+        return QK_INVALID;
+    operation op = {.f32 = floats ? dequantize_floats_f32 : dequantize_f32,
+                    .f64 = floats ? dequantize_floats_f64 : dequantize_f64,
+                    .floats = floats_of(from),
+                    .from = from,
+                    .to = to,
+                    .in = q,
+                    .out = y};
     return (qk_status)apply_all(&op, p);
 }
 
@@ -473,6 +610,20 @@ qk_status qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_para
     if (!is_float(dtype) || !can_apply(p, x, y, QK_I32)) return QK_INVALID;
     operation op = {.f32 = fake_quantize_f32, .f64 = fake_quantize_f64, .from = dtype, .to = dtype, .in = x, .out = y};
     return (qk_status)apply_all(&op, p);
+}
+
+int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype codes, const qk_params *p)
+{
+    QK_DEFAULT_MODE;
+    qk_params own;
+    operation op = {.f32 = fake_quantize_floats_f32,
+                    .f64 = fake_quantize_floats_f64,
+                    .floats = floats_of(codes),
+                    .from = dtype,
+                    .to = dtype,
+                    .in = x,
+                    .out = y};
+    return apply_all(&op, params_for(p, x, y, codes, &own));
 }
 
 int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed)

@@ -8,31 +8,32 @@ enum { PIECE = 32768 }; /* elements of a long run that a thread takes at a time 
 
 static inline size_t size_of(qk_dtype t)
 {
-    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4, 1, 1, 1, 1};
+    static const uint8_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 2, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     return sizes[t];
 }
 
-/* The codes of a type; int32 has those that zero points can have. */
+/* The codes of a type; int32, and codes that are floats, have those that zero points can have. */
 static inline int32_t least_code(qk_dtype t)
 {
-    static const int32_t least[] = {0, 0, 0, 0, -128, 0, -32768, 0, -32768, -8, 0, -2, 0};
+    static const int32_t least[QK_F4_E2M1 + 1] = {0, 0, 0, 0, -128, 0, -32768, 0, -32768, -8, 0, -2, 0};
     return least[t];
 }
 
 static inline int32_t most_code(qk_dtype t)
 {
-    static const int32_t most[] = {0, 0, 0, 0, 127, 255, 32767, 65535, 65535, 7, 15, 1, 3};
+    static const int32_t most[QK_F4_E2M1 + 1] = {0, 0, 0, 0, 127, 255, 32767, 65535, 65535, 7, 15, 1, 3};
     return most[t];
 }
 
 /* Whatever number the enumerator is. */
 static inline int is_float(qk_dtype t) { return (unsigned)t <= QK_BF16; }
 static inline int is_code(qk_dtype t) { return (unsigned)t >= QK_I8 && (unsigned)t <= QK_U2 && t != QK_I32; }
+static inline int is_small_float(qk_dtype t) { return (unsigned)t >= QK_F8_E4M3 && (unsigned)t <= QK_F4_E2M1; }
 
 /* Clears what lies above the code in a byte. */
 static inline void keep_bits(void *q, qk_dtype to, size_t n)
 {
-    if (to < QK_I4) return;
+    if (to < QK_I4 || to > QK_U2) return;
     const uint8_t mask = to <= QK_U4 ? 15 : 3;
     uint8_t *bytes = q;
     for (size_t i = 0; i < n; i++) bytes[i] &= mask;

@@ -61,10 +61,16 @@ static size_t panel_bytes(const qk_gemm4_weights *p)
     return p->blocks ? (p->blocks - 1) * record_bytes(p, 0) + record_bytes(p, p->blocks - 1) : 0;
 }
 
+/* A power of two of which all levels are multiples, if that holds for int8; else the largest level over 127. */
 static float scale_of_levels(const float *levels, size_t count)
 {
     double largest = 0;
     for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
+    int exponent, exact = 1;
+    frexp(largest, &exponent);
+    const double unit = ldexp(1, exponent - 7); /* the largest is 64 of them or more, and less than 128 */
+    for (size_t i = 0; i < count; i++) exact &= levels[i] / unit == rint(levels[i] / unit);
+    if (exact && largest > 0 && unit >= FLT_MIN) return (float)unit;
     const float scale = (float)(largest / 127);
     return scale > 0 ? scale : largest > 0 ? FLT_MIN : 1;
 }

@@ -195,3 +195,113 @@ qk_status qk_dynamic_quantize(const float *x, size_t rows, size_t cols, void *q,
                                       scale, zero_point);
     return done < 0 ? (qk_status)done : done ? QK_OK : QK_NOT_FINITE;
 }
+
+/* ---- largest magnitudes of blocks (numerics 2) ---- */
+
+enum { PART = 1024 }; /* values or columns that are converted at a time */
+
+typedef struct {
+    const qk_elementwise_kernels *k;
+    const char *x;
+    qk_dtype from;
+    size_t outer, length, inner, block; /* as if of one row if blocks are whole */
+    size_t blocks, together, row_items; /* of a row; blocks, or columns, of an item; items of a row or block */
+    int outward, not_finite;
+    int32_t *most; /* bits of float32 */
+} blocks_job;
+
+static const float *as_f32(const blocks_job *job, const char *x, size_t n, float *buffer)
+{
+    if (job->from == QK_F32) return (const float *)x;
+    (job->from == QK_F16 ? job->k->f16_to_f32 : job->k->bf16_to_f32)((const uint16_t *)x, buffer, n);
+    return buffer;
+}
+
+static int32_t bits_of_magnitude(double v, int outward)
+{
+    float near = (float)v;
+    int32_t bits;
+    if (outward ? near < v : near > v && v <= FLT_MAX) near = nextafterf(near, outward ? INFINITY : 0);
+    if (v > FLT_MAX) near = INFINITY;
+    memcpy(&bits, &near, sizeof bits);
+    return bits & 0x7fffffff;
+}
+
+/* NaN stays, whatever comes after it. */
+static double larger(double most, double v)
+{
+    v = fabs(v);
+    return v <= most || most != most ? most : v;
+}
+
+static void runs_of(const blocks_job *job, const char *x, size_t n, int32_t *most)
+{
+    const size_t run = min_size(job->block, n), size = size_of(job->from);
+    float buffer[PART];
+    for (size_t at = 0, count; job->from != QK_F64 && at < n; at += count) {
+        const size_t rest = run - at % run;
+        count = job->from == QK_F32 ? n : run <= PART ? min_size(n - at, PART / run * run) : min_size(rest, PART);
+        count = min_size(count, n - at);
+        job->k->magnitudes_of_runs(as_f32(job, x + at * size, count, buffer), count, run, most + at / run);
+    }
+    for (size_t at = 0, i = 0; job->from == QK_F64 && at < n; at = i, most++) {
+        double largest = 0;
+        for (; i < n && i < at + run; i++) largest = larger(largest, ((const double *)x)[i]);
+        *most = bits_of_magnitude(largest, job->outward);
+    }
+}
+
+static void columns_of(const blocks_job *job, const char *x, size_t rows, size_t n, int32_t *most)
+{
+    float buffer[PART];
+    double largest[PART] = {0};
+    const size_t step = job->inner * size_of(job->from);
+    if (job->from == QK_F32) {
+        job->k->magnitudes_of_columns((const float *)x, job->inner, rows, n, most);
+        return;
+    }
+    for (size_t row = 0; row < rows; row++, x += step)
+        if (job->from == QK_F64)
+            for (size_t i = 0; i < n; i++) largest[i] = larger(largest[i], ((const double *)x)[i]);
+        else
+            job->k->magnitudes_of_columns(as_f32(job, x, n, buffer), n, 1, n, most);
+    for (size_t i = 0; job->from == QK_F64 && i < n; i++) most[i] = bits_of_magnitude(largest[i], job->outward);
+}
+
+static void find_magnitudes(void *context, size_t begin, size_t end)
+{
+    blocks_job *job = context;
+    const size_t size = size_of(job->from);
+    for (size_t item = begin; item < end; item++) {
+        const size_t row = item / job->row_items, part = item % job->row_items * job->together;
+        const size_t outer = job->inner > 1 ? row / job->blocks : row;
+        const size_t first = job->inner > 1 ? row % job->blocks * job->block : part * job->block;
+        const size_t rest = job->length - first;
+        const size_t found = min_size((job->inner > 1 ? job->inner : job->blocks) - part, job->together);
+        int32_t *most = job->most + row * (job->inner > 1 ? job->inner : job->blocks) + part;
+        const char *x = job->x + ((outer * job->length + first) * job->inner + (job->inner > 1 ? part : 0)) * size;
+        memset(most, 0, found * sizeof *most);
+        if (job->inner > 1)
+            columns_of(job, x, min_size(rest, job->block), found, most);
+        else
+            runs_of(job, x, min_size(rest, qk_times(found, job->block)), most);
+        for (size_t i = 0; i < found; i++)
+            if (most[i] >= 0x7f800000) __atomic_store_n(&job->not_finite, 1, __ATOMIC_RELAXED);
+    }
+}
+
+int qk_block_magnitudes(const void *x, qk_dtype from, const qk_params *p, int outward, float *most)
+{
+    QK_DEFAULT_MODE;
+    blocks_job job = {.k = qk_active()->elementwise, .x = x, .from = from, .outward = outward, .most = (int32_t *)most};
+    job.outer = p->outer, job.length = p->length, job.inner = p->inner, job.block = min_size(p->block, p->length);
+    const size_t total = job.outer * job.length * job.inner;
+    if (total == 0) return 1;
+    if (job.inner == 1 && job.length % job.block == 0) job.length *= job.outer, job.outer = 1;
+    job.blocks = ceil_div(job.length, job.block);
+    job.together = job.inner > 1 ? PART : ceil_div(PIECE, job.block);
+    job.row_items = ceil_div(job.inner > 1 ? job.inner : job.blocks, job.together);
+    const size_t items = job.outer * (job.inner > 1 ? job.blocks : 1) * job.row_items;
+    const int status = qk_parallel_for(items, 0.1 * (double)total, find_magnitudes, &job);
+    return status < 0 ? status : !job.not_finite;
+}

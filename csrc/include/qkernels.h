@@ -56,7 +56,12 @@ typedef enum {
     QK_I4, /* this and the next three: one code a byte, in its low bits; the others are written as 0, and not read */
     QK_U4,
     QK_I2,
-    QK_U2
+    QK_U2,
+    QK_F8_E4M3, /* codes that are floats, one a byte: float8_e4m3fn, float8_e5m2, float6_e2m3fn, ... of ml_dtypes */
+    QK_F8_E5M2,
+    QK_F6_E2M3,
+    QK_F6_E3M2,
+    QK_F4_E2M1
 } qk_dtype;
 
 /* How ties go; the last two are the fixed-point requantizations of gemmlowp and TFLite (numerics 7). */
@@ -108,7 +113,8 @@ typedef struct {
 QK_API int qk_reciprocals(const float *scale, size_t n, float *reciprocal);
 
 /* q = saturate(round(x / scale) + zero_point): from floats, to codes of 2 to 16 bits; QK_HALF_EVEN or QK_HALF_AWAY. NaN
- * becomes the zero point. */
+ * becomes the zero point. To codes that are floats: QK_HALF_EVEN, zero points 0, whatever qmin and qmax are; NaN stays
+ * NaN if there is one. */
 QK_API qk_status qk_quantize(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p,
                              qk_rounding rounding);
 /* y = (q - zero_point) * scale: from codes of 2 to 16 bits, or from int32, to floats. */
@@ -153,7 +159,7 @@ typedef struct qk_weights qk_weights;
  *   QK_I16                codes with scales per tensor or per column
  *   QK_F16, QK_BF16       floats, which are finite, without scales
  *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept two a byte; its levels are rounded to int8
- *                         multiples of the largest over 127 (numerics 12)
+ *                         multiples of the largest over 127, or of a power of two if they are such (numerics 12)
  *
  * All values are checked: scales, which are finite and at least 2^-126, zero points, the codes of a codebook. */
 typedef struct {

@@ -2,6 +2,7 @@
 #ifndef QK_KERNELS_H
 #define QK_KERNELS_H
 
+#include "kernels/gguf.h"
 #include "kernels/kmeans1d.h"
 #include "kernels/arguments.h"
 #include "runtime/sizes.h"
@@ -28,6 +29,15 @@ typedef struct {
     int half_away;
     size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
 } qk_affines;
+
+/* A format of codes that are floats (numerics 3): bits of a float32's mantissa that it lacks, the bits of its least
+ * normal number as a float32, the distance of its subnormal numbers; the largest code, those of NaN (0: none) and of
+ * the first number that is not finite, and the bit of the sign. */
+typedef struct {
+    int32_t shift, least;
+    float unit;
+    int32_t most, nan, special, sign;
+} qk_small_float;
 
 /* Gradients of fake_quantize (numerics 26): terms of so many rows are added in float32; a run is rows of so many lanes;
  * so many columns are seen at most. */
@@ -190,7 +200,10 @@ typedef struct {
     const float *after;  /* and of later rows, or NULL */
 } qk_round_rows;
 
-static inline size_t qk_code_bytes(qk_dtype t) { return t == QK_I32 ? 4 : t == QK_I16 || t == QK_U16 ? 2 : 1; }
+static inline size_t qk_code_bytes(qk_dtype t)
+{
+    return t == QK_I32 || t == QK_F32 ? 4 : t == QK_I16 || t == QK_U16 ? 2 : 1;
+}
 
 /* The value of code i. `from` is a constant where this is inlined into a loop. */
 static inline int32_t qk_code_at(const void *q, qk_dtype from, size_t i)

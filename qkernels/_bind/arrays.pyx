@@ -19,8 +19,9 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from .runtime import shown, word
 
 from .c cimport (
-    QK_BF16, qk_enter_scope, QK_F16, QK_F64, QK_GELU, QK_GELU_TANH, QK_GEMMLOWP, QK_HALF_AWAY, QK_I16, QK_I2, QK_I4,
-    QK_I8, QK_IDENTITY, QK_RELU, qk_scope, QK_SILU, QK_TFLITE, QK_U16, QK_U2, QK_U4, QK_U8,
+    QK_BF16, qk_enter_scope, QK_F16, QK_F4_E2M1, QK_F64, QK_F6_E2M3, QK_F6_E3M2, QK_F8_E4M3, QK_F8_E5M2, QK_GELU,
+    QK_GELU_TANH, QK_GEMMLOWP, QK_HALF_AWAY, QK_I16, QK_I2, QK_I4, QK_I8, QK_IDENTITY, QK_RELU, qk_scope,
+    QK_SILU, QK_TFLITE, QK_U16, QK_U2, QK_U4, QK_U8,
 )
 
 cnp.import_array()
@@ -32,7 +33,9 @@ BF16_NUM = BFLOAT16.num
 CODE_TYPES = {
     np.dtype(np.int8): QK_I8, np.dtype(np.uint8): QK_U8, np.dtype(np.int16): QK_I16, np.dtype(np.uint16): QK_U16,
     np.dtype(ml_dtypes.int4): QK_I4, np.dtype(ml_dtypes.uint4): QK_U4, np.dtype(ml_dtypes.int2): QK_I2,
-    np.dtype(ml_dtypes.uint2): QK_U2,
+    np.dtype(ml_dtypes.uint2): QK_U2, np.dtype(ml_dtypes.float8_e4m3fn): QK_F8_E4M3,
+    np.dtype(ml_dtypes.float8_e5m2): QK_F8_E5M2, np.dtype(ml_dtypes.float6_e2m3fn): QK_F6_E2M3,
+    np.dtype(ml_dtypes.float6_e3m2fn): QK_F6_E3M2, np.dtype(ml_dtypes.float4_e2m1fn): QK_F4_E2M1,
 }
 CODE_NAMES = {dtype.name: dtype for dtype in CODE_TYPES}
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), BFLOAT16)
@@ -44,7 +47,8 @@ ACTIVATIONS = {"relu": QK_RELU, "gelu": QK_GELU, "gelu_tanh": QK_GELU_TANH, "sil
 
 # Floats that NumPy lacks: by the names that ml_dtypes and torch share, and by DLPack's (code, bits).
 SMALL_TYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in
-               ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int4", "uint4", "int2", "uint2")}
+               ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn",
+                "int4", "uint4", "int2", "uint2")}
 DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_e5m2"}
 PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
 PART = 1 << 22   # values that take NumPy some tens of milliseconds
@@ -317,14 +321,13 @@ cdef cnp.ndarray out_array(out, tuple shape, dtype):
     return array
 
 
-def store(out, value, cnp.ndarray x, name, bint may_be_x=False):
+def store(out, value, cnp.ndarray x, name):
     """Copy `value`, an array or a NumPy scalar, to `out`, if it is given."""
     value = contiguous(np.asarray(value))
     if out is None:
         return value
     cdef cnp.ndarray y = out_array(out, value.shape, value.dtype)
-    if not (may_be_x and cnp.PyArray_DATA(y) == cnp.PyArray_DATA(x)):
-        refuse_overlap(y, x, name)
+    refuse_overlap(y, x, name)
     for part in cuts(value.shape):
         y[part] = value[part]
     return out

@@ -11,6 +11,7 @@ cdef extern from "drivers/drivers.h" nogil:
         pass
     ctypedef enum qk_dtype:
         QK_F32, QK_F64, QK_F16, QK_BF16, QK_I8, QK_U8, QK_I16, QK_U16, QK_I32, QK_I4, QK_U4, QK_I2, QK_U2
+        QK_F8_E4M3, QK_F8_E5M2, QK_F6_E2M3, QK_F6_E3M2, QK_F4_E2M1
     ctypedef enum qk_rounding:
         QK_HALF_EVEN, QK_HALF_AWAY, QK_GEMMLOWP, QK_TFLITE
     ctypedef enum qk_activation:
@@ -48,6 +49,9 @@ cdef extern from "drivers/drivers.h" nogil:
                     qk_rounding rounding) except -3
     int qk_dequantize(const void *q, qk_dtype from_, void *y, qk_dtype to, const qk_params *p) except -3
     int qk_fake_quantize(const void *x, void *y, qk_dtype dtype, const qk_params *p) except -3
+    int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype codes,
+                                const qk_params *p) except -3
+    int qk_block_magnitudes(const void *x, qk_dtype from_, const qk_params *layout, int outward, float *most) except -3
     int qk_quantize_randomly(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
                              uint64_t seed) except -3
     ctypedef struct qk_fake_grad:
@@ -235,12 +239,16 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_round(const qk_feedback *p) except -3
 
     ctypedef enum qk_gguf_type:
-        QK_Q8_0, QK_Q4_0
+        QK_Q4_0, QK_Q8_0, QK_GGUF_TYPES
+    ctypedef struct qk_gguf_layout:
+        const char *name
+        int values, bytes, group
+    const qk_gguf_layout *qk_gguf_layouts
 
     int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data) except -3
     int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
-    int qk_from_gguf(const uint8_t *data, float *y, size_t blocks, qk_gguf_type type) except -3
+    int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
                       const float *bias, double eps, float *y) except -3

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind codebooks of scalars and of vectors, dense bits and the blocks of GGUF."""
 
-from libc.stdint cimport int16_t, int32_t, int64_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint64_t
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from .arrays cimport (
 )
 from .c cimport (
     qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
-    QK_F32, QK_F64, qk_feedback, qk_from_gguf, qk_gguf_type, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
+    QK_F32, QK_F64, qk_feedback, qk_from_gguf, qk_gguf_layouts, qk_gguf_type,
+    QK_GGUF_TYPES, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
     qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
-    qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q4_0,
-    QK_Q8_0, qk_round, qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q8_0,
+    qk_round, qk_scope, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -279,32 +280,47 @@ def unpack_bits(data, int bits, Py_ssize_t n):
     return codes
 
 
-def to_gguf(cnp.ndarray x, Py_ssize_t size):
-    """Return contiguous float32 x in blocks of `size` bytes, and None, or the largest magnitude.
+# Of each kind of blocks its number, and of a block the values, the bytes, and how many values have one scale.
+GGUF = {
+    qk_gguf_layouts[i].name.decode(): (i, qk_gguf_layouts[i].values, qk_gguf_layouts[i].bytes, qk_gguf_layouts[i].group)
+    for i in range(QK_GGUF_TYPES)
+}
+
+
+def to_gguf(cnp.ndarray x, kind):
+    """Return contiguous float32 x in blocks of Q8_0 or Q4_0, and None, or the largest magnitude.
 
     It is None if float16 holds all scales.
     """
     cdef qk_scope _mode = qk_enter_scope()
     shape = (<object>x).shape
-    cdef cnp.ndarray data = np.empty(shape[:-1] + (shape[-1] // 32 * size,), np.uint8)
+    type, values, size, _ = GGUF[kind]
+    cdef cnp.ndarray data = np.empty(shape[:-1] + (shape[-1] // values * size,), np.uint8)
     cdef size_t blocks = <size_t>cnp.PyArray_SIZE(x) // 32
-    cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
+    cdef qk_gguf_type to = type
     cdef int32_t most
     with nogil:
-        most = qk_to_gguf(floats(x), uint8s(data), blocks, type)
+        most = qk_to_gguf(floats(x), uint8s(data), blocks, to)
     largest = np.int32(most).view(np.float32)
-    cdef bint held = <float>largest / (127 if type == QK_Q8_0 else 8) < 65520   # false of NaN
+    cdef bint held = <float>largest / (127 if to == QK_Q8_0 else 8) < 65520   # false of NaN
     return data, None if held else largest
 
 
-def from_gguf(cnp.ndarray data, Py_ssize_t size, out):
-    cdef cnp.ndarray a = contiguous(data), y
-    shape = (<object>a).shape[:-1] + ((<object>a).shape[-1] // size * 32,)
-    y = out_array(out, shape, FLOAT32)
+def from_gguf(cnp.ndarray data, kind, out):
+    """Return the values of blocks, or, if `out` is False, their codes and scales, without what is added."""
+    cdef cnp.ndarray a = contiguous(data), y, q, scale
+    type, values, size, group = GGUF[kind]
+    cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // <Py_ssize_t>size)
+    cdef qk_gguf_type of = type
+    lead, count = (<object>a).shape[:-1], (<object>a).shape[-1] // size
+    if out is False:
+        q, scale = np.empty(lead + (count * values,), np.int8), np.empty(lead + (count * values // group,), np.float32)
+        with nogil:
+            qk_from_gguf(uint8s(a), NULL, <int8_t *>data_of(q), floats(scale), blocks, of)
+        return q, scale
+    y = out_array(out, lead + (count * values,), FLOAT32)
     if out is not None:
         refuse_overlap(y, data, "data")
-    cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // size)
-    cdef qk_gguf_type type = QK_Q8_0 if size == 34 else QK_Q4_0
     with nogil:
-        qk_from_gguf(uint8s(a), floats(y), blocks, type)
+        qk_from_gguf(uint8s(a), floats(y), NULL, NULL, blocks, of)
     return y if out is None else out

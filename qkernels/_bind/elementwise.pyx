@@ -14,16 +14,18 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport PyObject
 
 from .arrays import CODE_TYPES, float_dtype, frozen, raise_not_finite
+from .runtime import shown
 
 from .arrays cimport (
     array_of, BRIEF, contiguous, data_of, descr_of, FLOAT32, float_type, floats, int32s, lay_out, PyArray_TYPE, reals,
     refuse_overlap, result_array, rounding_code,
 )
 from .c cimport (
-    qk_choose, qk_dequantize, qk_enter_scope, qk_fake_grad, qk_fake_grad_sums, qk_fake_quantize, qk_fake_quantize_grad,
-    QK_HALF_AWAY, QK_I32, qk_least_squares, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize,
-    qk_quantize_multiplier, qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant,
-    qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
+    qk_block_magnitudes, qk_choose, qk_dequantize, qk_enter_scope, QK_F8_E4M3, qk_fake_grad, qk_fake_grad_sums,
+    qk_fake_quantize, qk_fake_quantize_floats, qk_fake_quantize_grad, QK_HALF_AWAY, QK_HALF_EVEN, QK_I32,
+    qk_least_squares, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier,
+    qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant, qk_requantize, qk_rounding, qk_scope,
+    QK_TFLITE,
 )
 
 cnp.import_array()
@@ -40,9 +42,9 @@ cdef class Params:
         self.c.scale, self.c.zero_point = floats(scale), int32s(zero_point)
         self.c.outer = self.c.length = self.c.inner = self.c.block = 1
         self.c.kind = QK_PER_TENSOR if axis is None else QK_PER_AXIS if block_size is None else QK_PER_BLOCK
-        self.codes_are_floats = dtype not in CODE_TYPES
+        self.storage = CODE_TYPES[dtype]
+        self.codes_are_floats = self.storage >= QK_F8_E4M3
         if not self.codes_are_floats:
-            self.storage = CODE_TYPES[dtype]
             self.c.qmin, self.c.qmax = qmin, qmax
         if axis is None:
             self.one_scale, self.one_zero_point = scale, zero_point
@@ -109,9 +111,10 @@ cdef class Params:
         return 0
 
 
-def codes_are_floats(params):
-    """Tell whether these are QParams of codes that are floats, without a look at what else may call itself so."""
-    return isinstance(params, Params) and (<Params>params).codes_are_floats
+cdef int refuse_rounding(Params to, rounding) except -1:
+    if to.codes_are_floats:
+        raise ValueError(f"rounding must be 'half_even' for codes of dtype {to.dtype.name}, got {shown(rounding)}")
+    return 0
 
 
 def quantize(x, params, rounding, out):
@@ -120,6 +123,8 @@ def quantize(x, params, rounding, out):
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
     cdef qk_rounding how = <qk_rounding>rounding_code(rounding, QK_HALF_AWAY)
+    if how != QK_HALF_EVEN:
+        refuse_rounding(to, rounding)
     cdef qk_params p
     to.lay_over(a, &p, "x")
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
@@ -160,6 +165,12 @@ def dequantize(q, params, dtype, out):
     return y if out is None else out
 
 
+cdef int fake_quantize_inside(Params by, const void *x, void *y, qk_dtype type, const qk_params *p) except -3 nogil:
+    if by.codes_are_floats:
+        return qk_fake_quantize_floats(x, y, type, by.storage, p)
+    return qk_fake_quantize(x, y, type, p)
+
+
 def fake_quantize(x, params, out):
     cdef qk_scope _mode = qk_enter_scope()
     cdef Params by = params_of(params)
@@ -171,10 +182,10 @@ def fake_quantize(x, params, out):
     if out is not None and data_of(a) != data_of(y):
         refuse_overlap(y, given, "x")
     if cnp.PyArray_SIZE(a) <= BRIEF:
-        qk_fake_quantize(data_of(a), data_of(y), type, &p)
+        fake_quantize_inside(by, data_of(a), data_of(y), type, &p)
     else:
         with nogil:
-            qk_fake_quantize(data_of(a), data_of(y), type, &p)
+            fake_quantize_inside(by, data_of(a), data_of(y), type, &p)
     return y if out is None else out
 
 
@@ -182,6 +193,7 @@ def quantize_randomly(x, params, uint64_t seed, bint back, out):
     """Round x to codes, or `back` to the values that these stand for, stochastically."""
     cdef qk_scope _mode = qk_enter_scope()
     cdef Params by = params_of(params)
+    refuse_rounding(by, "stochastic")
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype from_ = <qk_dtype>float_type(a, "x"), to = from_ if back else by.storage
     cdef qk_params p
@@ -233,6 +245,25 @@ def minmax(cnp.ndarray x):
     with nogil:
         finite = qk_minmax(floats(x), <size_t>cnp.PyArray_SIZE(x), &lo, &hi)
     return (lo, hi) if finite else None
+
+
+def block_magnitudes(x, int axis, size_t block_size, bint outward):
+    """Return the largest magnitudes of blocks along an axis as float32, or None if one is not finite in float32.
+
+    What float32 lacks is rounded away from 0 if `outward`, else towards it.
+    """
+    cdef cnp.ndarray a = contiguous(array_of(x, "x"))
+    cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
+    cdef qk_params p
+    lay_out(a, axis, &p.outer, &p.length, &p.inner)
+    p.block = block_size
+    shape = list((<object>a).shape)
+    shape[axis] = -(-shape[axis] // block_size)
+    cdef cnp.ndarray most = np.empty(shape, FLOAT32)
+    cdef int finite
+    with nogil:
+        finite = qk_block_magnitudes(data_of(a), from_, &p, outward, floats(most))
+    return most if finite else None
 
 
 cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:

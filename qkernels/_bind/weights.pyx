@@ -3,6 +3,7 @@
 
 from libc.string cimport memcmp, memset
 
+import ml_dtypes
 import numpy as np
 
 cimport cython
@@ -14,11 +15,14 @@ from .arrays import CODE_TYPES, raise_not_finite
 from .arrays cimport data_of, float_type, floats, int32s, PyArray_ISCARRAY_RO, PyArray_TYPE
 from .c cimport (
     qk_dtype, QK_GEMM4, QK_GEMM8, qk_matrix, QK_NO_MEMORY, QK_NOT_FINITE, QK_PER_AXIS, QK_PER_BLOCK,
-    QK_PER_TENSOR, qk_weights_fill, qk_weights_init, qk_weights_params, qk_weights_unpack,
+    QK_PER_TENSOR, QK_U8, qk_weights_fill, qk_weights_init, qk_weights_params, qk_weights_unpack,
 )
 from .elementwise cimport Params
 
 cnp.import_array()
+
+FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
+E2M1_LEVELS = np.arange(16, dtype=np.uint8).view(FLOAT4).astype(np.float32)
 
 
 cdef class Layer:
@@ -53,6 +57,9 @@ cdef class Packed:
         self.dtype = np.dtype(b.dtype.type)
         if not cnp.PyArray_ISALIGNED(b):  # asking NumPy takes half a microsecond
             b = np.require(b, requirements="A")
+        cdef bint floats4 = self.dtype == FLOAT4
+        if floats4:
+            b = cleared(b)
         m.b, m.k, m.n = data_of(b), <size_t>cnp.PyArray_DIM(b, 0), <size_t>cnp.PyArray_DIM(b, 1)
         m.row_stride, m.col_stride = cnp.PyArray_STRIDE(b, 0), cnp.PyArray_STRIDE(b, 1)
         m.type = CODE_TYPES[self.dtype] if self.dtype in CODE_TYPES else <qk_dtype>float_type(b, "b")
@@ -63,6 +70,10 @@ cdef class Packed:
             m.scale, m.zero_point = (<Params>params).c.scale, (<Params>params).c.zero_point
         elif params is not None:
             m.scale, m.levels, m.level_count = floats(scales), floats(params.levels), params.k
+        if floats4:   # levels of blocks, whatever shares a scale
+            scales = np.full(m.n, params.scale) if params.axis is None else params.scale
+            m.type, m.kind, m.block = QK_U8, QK_PER_BLOCK, m.block or max(m.k, <size_t>1)
+            m.scale, m.zero_point, m.levels, m.level_count = floats(scales), NULL, floats(E2M1_LEVELS), 16
         qk_weights_init(&self.c, &m, height)
         self._kept = params
         if isinstance(params, Params) and params.axis is not None and (m.k or self.c.family != QK_GEMM4):
@@ -120,6 +131,8 @@ cdef class Packed:
         cdef cnp.ndarray scale = np.empty(shape, np.float32), zero_point = np.empty(shape, np.int32)
         if scale.size:
             qk_weights_params(&self.c, floats(scale), int32s(zero_point))
+        if self.dtype == FLOAT4:
+            zero_point[...] = 0
         return scale, zero_point
 
     def unpack(self):
@@ -129,6 +142,12 @@ cdef class Packed:
             with nogil:
                 qk_weights_unpack(&self.c, data_of(codes))
         return codes
+
+
+cdef cnp.ndarray cleared(cnp.ndarray b):
+    """Return codes of 4 bits without what may stand above these in their bytes."""
+    codes = b.view(np.uint8)
+    return b if not codes.size or codes.max() < 16 else (codes & 15).view(b.dtype)
 
 
 cdef bint is_constant(option):

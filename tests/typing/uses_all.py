@@ -1,6 +1,8 @@
 """Each public function once, in each way that gives another type: read by mypy and pyright, and run, by
 tests/test_typing.py."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ least = qk.choose_qparams(
 assert_type(least, qk.QParams)
 assert_type(qk.choose_qparams(x, method="percentile", percentile=99.9), qk.QParams)
 assert_type(qk.choose_qparams(x, "uint8", axis=0, method="entropy"), qk.QParams)
+assert_type(qk.choose_qparams(x, "float6_e2m3fn", axis=0, method="mx", scale_rounding="even"), qk.QParams)
+assert_type(qk.choose_qparams(x, "float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5), qk.QParams)
 
 # calibration
 seen = qk.observers.Percentile(axis=1, percentile=99.9).update(x)
@@ -66,6 +70,11 @@ packed = qk.pack(q.T, qk.QParams(0.5))
 assert_type(packed, qk.PackedMatrix)
 assert_type(packed.shape, tuple[int, int])
 again = qk.PackedMatrix.from_arrays(packed.to_arrays())
+assert_type(qk.QParams.from_arrays(one.to_arrays()), qk.QParams)
+assert_type(qk.Codebook.from_arrays(qk.NF4.to_arrays()), qk.Codebook)
+with tempfile.TemporaryDirectory() as folder:
+    qk.io.save(Path(folder) / "x", {"layer": {"w": packed, "params": one}})
+    assert_type(qk.io.load(f"{folder}/x"), dict[str, Any])
 assert_type(
     qk.linear(
         x, again, np.ones(2, np.float32), activation="gelu", residual=np.zeros((2, 2), np.float32), clamp=(0, None)
@@ -141,6 +150,7 @@ distances, rows = qk.search(np.ones((1, 4), np.float32), packed_codes, vectors, 
 assert_type(rows, NDArray[np.int64])
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0"), Float32)
 assert_type(qk.from_gguf(qk.to_gguf(x, "Q4_0"), "Q4_0", codes=True), tuple[Array, qk.QParams])
+assert_type(qk.from_gguf(qk.to_gguf(x, "IQ4_NL", importance=np.ones(32)), "IQ4_NL"), Float32)
 assert_type(qk.pack(*qk.from_gguf(qk.to_gguf(x, "Q8_0"), "Q8_0", codes=True)), qk.PackedMatrix)
 
 # clustering
@@ -159,6 +169,7 @@ assert_type(inputs, qk.Hessian)
 assert_type((inputs.k, inputs.count), tuple[int, int])
 assert_type(inputs.sum, NDArray[np.float64])
 assert_type(qk.gptq(x, inputs, one, order="natural", damp=0.1, center=False, refine=0), qk.GPTQResult[qk.QParams])
+assert_type(qk.gptq(x, inputs, one, refine=1, refit=True).params, qk.QParams)
 assert_type(qk.gptq(x, inputs, (qk.Codebook([-1, 1], axis=0, block_size=2), np.ones((1, 32)))).params, qk.Codebook)
 assert_type(qk.sensitivity(x, inputs, [one, qk.FP4, inputs.moments @ x], center=True), NDArray[np.float64])
 assert_type(qk.pareto([[9, 4, 1], [5, 3, 2]], np.ones((2, 3))).error, Array)

@@ -64,8 +64,9 @@ enum {
     APART = 48,        /* the five arrays in lines of their own, and not in those that rows of 1024 floats share */
 };
 
-/* What becomes of elements: codes, floats by way of codes, or floats of codes of a type, FROM_CODES + type. */
-enum { TO_8_BITS, TO_16_BITS, AND_BACK, FROM_CODES };
+/* What becomes of elements: codes, floats by way of codes, quotients by the scale, or floats of codes of a type,
+ * FROM_CODES + type. */
+enum { TO_8_BITS, TO_16_BITS, AND_BACK, TO_QUOTIENTS, FROM_CODES };
 enum { MULTIPLY, DIVIDE, DIVIDE_HALF_AWAY }; /* how quotients are computed, and their ties rounded */
 
 /* n neighbours, of one row or of several that are seen together; strides from row to row, in elements. */
@@ -138,18 +139,25 @@ static QK_INLINE parameter parameter_at(const parameters *p, size_t i, const int
                        codes ? p->hi[i] : 0, what == AND_BACK ? 0 : p->zero_point[i]};
 }
 
-/* x / scale, within bounds up to rounding; of NaN 0. */
-static QK_INLINE float quotient(float x, parameter p, const int how)
+/* x / scale, within bounds up to rounding, or NaN. */
+static QK_INLINE float any_quotient(float x, parameter p, const int how)
 {
-    if (how != MULTIPLY) return nan_to_zero(clamp(x / p.scale, p.lo, p.hi));
+    if (how != MULTIPLY) return clamp(x / p.scale, p.lo, p.hi);
     x = clamp(x, p.lo, p.hi);
     const float q = x * p.reciprocal;
-    return nan_to_zero(__builtin_fmaf(__builtin_fmaf(-q, p.scale, x), p.reciprocal, q));
+    return __builtin_fmaf(__builtin_fmaf(-q, p.scale, x), p.reciprocal, q);
 }
 
-static QK_INLINE void store_quotient(const int what, float v, void *to, size_t i, parameter p, const int how)
+static QK_INLINE float quotient(float x, parameter p, const int how) { return nan_to_zero(any_quotient(x, p, how)); }
+
+static inline float with_sign_of(float x, float v) { return float_of(bits_of(v) | (bits_of(x) & INT32_MIN)); }
+
+static QK_INLINE void store_quotient(const int what, float x, void *to, size_t i, parameter p, const int how)
 {
-    if (what == AND_BACK)
+    const float v = quotient(x, p, how);
+    if (what == TO_QUOTIENTS)
+        ((float *)to)[i] = with_sign_of(x, any_quotient(x, p, how));
+    else if (what == AND_BACK)
         ((float *)to)[i] = (v + ROUNDER - ROUNDER) * p.scale;
     else if (what == TO_8_BITS)
         ((uint8_t *)to)[i] = (uint8_t)(round_to_int(v, how == DIVIDE_HALF_AWAY) + p.zero_point);
@@ -168,6 +176,10 @@ static QK_INLINE void dequantize_span(const qk_dtype from, const char *restrict 
 {
     const float scale = p->scale[0];
     const int32_t zero_point = p->zero_point[0];
+    if (from == QK_F32) {
+        for (size_t i = 0; i < n; i++) y[i] = ((const float *)q)[i] * (step ? p->scale[i] : scale);
+        return;
+    }
 #ifdef HAVE_WIDEN
     int32_t codes[SPAN]; /* in registers */
     const int widened = n == SPAN && from <= QK_U8;
@@ -193,7 +205,7 @@ static QK_INLINE void compute_span(const int what, const char *in, char *out, co
     QK_NO_DEPENDENCE
     for (size_t i = 0; i < n; i++) {
         const parameter here = step ? parameter_at(p, i, what, how) : same;
-        store_quotient(what, quotient(((const float *)in)[i], here, how), out, i, here, how);
+        store_quotient(what, ((const float *)in)[i], out, i, here, how);
     }
 }
 
@@ -230,6 +242,10 @@ static QK_INLINE void compute_runs(const int what, stretch s, const parameters *
         look_ahead(part.in, LOOK_AHEAD, part.out, LOOK_AHEAD, SPAN, what);
         compute_span(what, part.in, part.out, SPAN, parameters_from(p, j), 0, how);
         if ((left -= SPAN) == 0) j++, left = run;
+    }
+    for (; run == SPAN / 2 && s.n - at >= run; j++, at += run) {
+        const stretch part = part_of(s, at, SPAN / 2, what);
+        compute_span(what, part.in, part.out, SPAN / 2, parameters_from(p, j), 0, how);
     }
     for (; at < s.n; j++, at += run)
         compute_stretch(what, part_of(s, at, s.n - at < run ? s.n - at : run, what), 1, parameters_from(p, j), 0, how);
@@ -276,7 +292,7 @@ static QK_INLINE void compute_rows(const int what, const void *in, void *out, si
 
 static QK_INLINE void quantize_rows(const int what, const float *x, void *to, size_t n, const qk_affines *p)
 {
-    if (p->half_away && what != AND_BACK)
+    if (p->half_away && what < AND_BACK)
         compute_rows(what, x, to, n, p, DIVIDE_HALF_AWAY);
     else if (!HAVE_FMA || !p->reciprocal)
         compute_rows(what, x, to, n, p, DIVIDE);
@@ -410,6 +426,7 @@ static void quantize_f32_16(const float *x, uint16_t *q, size_t n, const qk_affi
 static void dequantize_rows_f32(const void *q, qk_dtype from, float *y, size_t n, const qk_affines *p)
 {
     switch (from) {
+    case QK_F32: compute_rows(FROM_CODES + QK_F32, q, y, n, p, MULTIPLY); break;
     case QK_I8: compute_rows(FROM_CODES + QK_I8, q, y, n, p, MULTIPLY); break;
     case QK_U8: compute_rows(FROM_CODES + QK_U8, q, y, n, p, MULTIPLY); break;
     case QK_I16: compute_rows(FROM_CODES + QK_I16, q, y, n, p, MULTIPLY); break;
@@ -425,6 +442,56 @@ static void dequantize_rows_f32(const void *q, qk_dtype from, float *y, size_t n
 static void fake_quantize_rows_f32(const float *x, float *y, size_t n, const qk_affines *p)
 {
     quantize_rows(AND_BACK, x, y, n, p);
+}
+
+/* ---- codes that are floats (numerics 3) ---- */
+
+static void quotients_rows_f32(const float *x, float *v, size_t n, const qk_affines *p)
+{
+    quantize_rows(TO_QUOTIENTS, x, v, n, p);
+}
+
+/* Codes of at most SMALL_FLOATS values, as int32: signs and magnitudes would be made bytes apart else. */
+enum { SMALL_FLOATS = 64 };
+static QK_INLINE void small_floats_run(const float *restrict v, int32_t *restrict q, const size_t n,
+                                       const qk_small_float *f)
+{
+    const int32_t shift = f->shift, least = f->least, most = f->most, nan = f->nan;
+    const int32_t sign_shift = 31 - f->sign, sign_bit = 1 << f->sign, sign_of_nan = nan ? sign_bit : 0;
+    const uint32_t up = (uint32_t)shift << 23;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t bits = bits_of(v[i]), magnitude = bits & 0x7fffffff, top = magnitude & 0x7f800000;
+        const int32_t exponent = top > least ? top : least, sign = (bits >> sign_shift) & sign_bit;
+        const uint32_t rounder = (uint32_t)exponent + up;
+        const uint32_t k = (uint32_t)bits_of(float_of(magnitude) + float_of((int32_t)rounder)) - rounder;
+        const int32_t code = (int32_t)(k + (uint32_t)((exponent - least) >> shift));
+        const int32_t finite = (code < most ? code : most) | sign;
+        q[i] = magnitude > 0x7f800000 ? nan | (sign & sign_of_nan) : finite;
+    }
+}
+
+static void small_floats(const float *restrict v, uint8_t *restrict q, size_t n, const qk_small_float *f)
+{
+    int32_t codes[SMALL_FLOATS];
+    for (; n >= SMALL_FLOATS; n -= SMALL_FLOATS, v += SMALL_FLOATS, q += SMALL_FLOATS) {
+        small_floats_run(v, codes, SMALL_FLOATS, f);
+        for (int i = 0; i < SMALL_FLOATS; i++) q[i] = (uint8_t)codes[i];
+    }
+    small_floats_run(v, codes, n, f);
+    for (size_t i = 0; i < n; i++) q[i] = (uint8_t)codes[i];
+}
+
+/* A multiplication would normalise subnormal numbers, too, but slowly. */
+static void small_float_values(const uint8_t *restrict q, float *restrict v, size_t n, const qk_small_float *f)
+{
+    const int32_t shift = f->shift, normal = 1 << (23 - shift), special = f->special, sign_bit = 1 << f->sign;
+    const int32_t bias = f->least - (1 << 23), sign_shift = 31 - f->sign;
+    const float unit = f->unit;
+    for (size_t i = 0; i < n; i++) {
+        const int32_t code = q[i], magnitude = code & (sign_bit - 1), sign = code & sign_bit;
+        const int32_t value = magnitude < normal ? bits_of((float)magnitude * unit) : (magnitude << shift) + bias;
+        v[i] = float_of(value | (magnitude >= special ? 0x7f800000 : 0) | (int32_t)((uint32_t)sign << sign_shift));
+    }
 }
 
 #ifndef HAVE_BRACKETED_CODES
@@ -453,6 +520,34 @@ static void minmax_f32(const float *x, size_t n, float *lo, float *hi)
     }
     *lo = float_of((int32_t)lowest);
     *hi = float_of(highest);
+}
+
+static QK_INLINE int32_t largest_magnitude(const float *x, const size_t n, int32_t most)
+{
+    for (size_t i = 0; i < n; i++) {
+        const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
+        most = magnitude > most ? magnitude : most;
+    }
+    return most;
+}
+
+static void magnitudes_of_runs(const float *x, size_t n, size_t run, int32_t *most)
+{
+    for (size_t at = 0; at < n; at += run, most++) {
+        const size_t count = n - at < run ? n - at : run;
+        *most = count == 32 ? largest_magnitude(x + at, 32, *most)
+            : count == 16   ? largest_magnitude(x + at, 16, *most)
+                            : largest_magnitude(x + at, count, *most);
+    }
+}
+
+static void magnitudes_of_columns(const float *x, size_t stride, size_t rows, size_t n, int32_t *restrict most)
+{
+    for (size_t row = 0; row < rows; row++, x += stride)
+        for (size_t i = 0; i < n; i++) {
+            const int32_t magnitude = bits_of(x[i]) & 0x7fffffff;
+            most[i] = magnitude > most[i] ? magnitude : most[i];
+        }
 }
 
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */

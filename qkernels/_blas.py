@@ -1,0 +1,43 @@
+"""Multiply and factorise matrices by BLAS and LAPACK, in parts, between which Python hears signals."""
+
+import numpy as np
+
+PART = 2**31  # multiplications: some 50 ms
+STEP = 512  # columns of a factor
+
+
+def product(a, b):
+    """Return ``a @ b``."""
+    made, step = np.empty((len(a), b.shape[1]), np.result_type(a, b)), max(1, PART // max(1, b.size))
+    for first in range(0, len(a), step):
+        np.matmul(a[first : first + step], b, out=made[first : first + step])
+    return made
+
+
+def gram(rows):
+    """Return ``rows.T @ rows``, which is symmetric."""
+    k, step = rows.shape[1], max(1, PART // max(1, rows.size))
+    made = np.empty((k, k), rows.dtype)
+    for first in range(0, k, step):
+        own = slice(first, first + step)
+        np.matmul(rows[:, own].T, rows[:, own], out=made[own, own])
+        np.matmul(rows[:, own].T, rows[:, :first], out=made[own, :first])
+        made[:first, own] = made[own, :first].T
+    return made
+
+
+def cholesky(a):
+    """Overwrite a symmetric float32 matrix by its lower triangular factor and return it, or None if there is none."""
+    from scipy.linalg.blas import strsm
+    from scipy.linalg.lapack import spotrf
+
+    for first in range(0, len(a), STEP):
+        end = min(first + STEP, len(a))
+        block, info = spotrf(a[first:end, first:end], lower=1, clean=1)
+        if info:
+            return None
+        below = strsm(1, block, a[end:, first:end], side=1, lower=1, trans_a=1)
+        a[first:end, first:end], a[end:, first:end], a[first:end, end:] = block, below, 0
+        for left in range(end, len(a), STEP):
+            a[left:, left : left + STEP] -= below[left - end :] @ below[left - end : left - end + STEP].T
+    return a
