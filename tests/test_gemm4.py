@@ -81,13 +81,13 @@ def test_codebook_worst_cases(kind, isas):
     else:
         codebook, scales = qk.Codebook(levels, axis=0, block_size=kind), np.full((-(-k // kind), n), 0.7)
     for pair in (127, 127), (-127, -127), (127, -127):
-        x = np.tile(np.float32(pair), (30, k // 2))
+        x = np.tile(np.float32(pair), (70, k // 2))
         for of_rows in (0, 0), (1, 1), (2, 2), (3, 3), (0, 1):
             codes = np.tile(np.uint8(of_rows)[:, None], (k // 2, n))
             want = LEVELS.linear(x, codes, codebook, scales)
             for isa in isas():
                 packed = qk.pack(codes, codebook, scales=scales)
-                for m in (5, 30):
+                for m in (5, 70):
                     assert_array_equal(qk.linear(x[:m], packed), want[:m], err_msg=isa, strict=True)
 
 
