@@ -76,24 +76,8 @@ def test_to_gguf(race, kind):
     race(f"to_gguf {kind}", ours, others, exactly(expected), x.nbytes + expected.nbytes, "GB/s", [copy(x)])
 
 
-GGUF = [
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-    "IQ4_NL",
-    "IQ4_XS",
-    "TQ1_0",
-    "TQ2_0",
-    "MXFP4",
-    "NVFP4",
-]
+GGUF = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+GGUF += ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
 
 
 @pytest.mark.parametrize("kind", GGUF)  # not those of the library: compare.py counts on equal cases in both trees
