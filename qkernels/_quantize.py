@@ -13,6 +13,8 @@ from ._checks import MAX_NDIM, as_array, float_array, integer, is_a, optional_in
 from ._choose import choose_qparams, choose_scheme
 from ._qparams import FLOAT_CODES, SUB_BYTE_CODES, QParams, code_dtype, code_range
 
+HALF_EVEN = "half_even"  # the default: the very object, since a call for the check would take a fourth of a short one
+
 
 def quantize(x, params, *, rounding="half_even", seed=None, out=None):
     """Quantize x to codes: ``saturate(round(x / scale) + zero_point)``.
@@ -52,9 +54,10 @@ def quantize(x, params, *, rounding="half_even", seed=None, out=None):
     >>> qk.quantize(np.float32([-1, 0.25, 0.75, 100]), qk.QParams(0.5, 3, "uint8"))
     array([  1,   3,   5, 203], dtype=uint8)
     """
-    seed = stochastic_seed(rounding, seed, "half_even", "half_away")
-    if seed is not None:
-        return elementwise.quantize_randomly(x, params, seed, False, out)
+    if seed is not None or rounding is not HALF_EVEN:
+        seed = stochastic_seed(rounding, seed, "half_even", "half_away")
+        if seed is not None:
+            return elementwise.quantize_randomly(x, params, seed, False, out)
     return elementwise.quantize(x, params, rounding, out)
 
 
@@ -125,9 +128,10 @@ def fake_quantize(x, params, *, rounding="half_even", seed=None, out=None):
     >>> qk.fake_quantize(np.float32([-1, 0.3, 100]), qk.QParams(0.5, dtype="int4"))
     array([-1. ,  0.5,  3.5], dtype=float32)
     """
-    seed = stochastic_seed(rounding, seed, "half_even")
-    if seed is not None:
-        return elementwise.quantize_randomly(x, params, seed, True, out)
+    if seed is not None or rounding is not HALF_EVEN:
+        seed = stochastic_seed(rounding, seed, "half_even")
+        if seed is not None:
+            return elementwise.quantize_randomly(x, params, seed, True, out)
     return elementwise.fake_quantize(x, params, out)
 
 
