@@ -140,6 +140,18 @@ def test_a_single_column(a_dtype, b_dtype, m, k, variants):
             assert_array_equal(qk.matmul(a, packed, **zero), with_zero_points, err_msg=variant, strict=True)
 
 
+@pytest.mark.parametrize("a_dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("k", [2051, 2056])
+def test_few_rows_of_weights_that_no_cache_holds(a_dtype, k, isas):
+    rng = np.random.default_rng(k)
+    a, b = random_codes(rng, (5, k), a_dtype), random_codes(rng, (k, 2107), "int8")
+    want = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
+    for isa in isas():
+        packed = qk.pack(b, qk.QParams(1))
+        for rows in range(1, 6):
+            assert_array_equal(qk.matmul(a[:rows], packed), want[:rows], err_msg=isa, strict=True)
+
+
 def test_lists_and_broadcast_rows():
     assert_array_equal(qk.matmul(np.broadcast_to(np.uint8([1, 2]), (3, 2)), np.int8([[3, 4], [5, 6]])), [[13, 16]] * 3)
     assert_array_equal(qk.matmul(np.uint8([1, 2]), np.int8([[3, 4], [5, 6]])), [13, 16])

@@ -27,6 +27,7 @@ enum {
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */
     BIG_WEIGHTS = 1024 * 1024,     /* so many bytes: to read them once more would take longer */
     FAR_WEIGHTS = 4096 * 1024,     /* bytes that no L2 cache holds */
+    FAR_ROWS = 4,                  /* that a tile asks for such weights */
     PAGE = 4096,                   /* within which caches look ahead; of the next one they are told the first bytes, */
     AHEAD = 256                    /* so many */
 };
@@ -489,7 +490,7 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_wide_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (k->gemm8_half_tile && left <= (size_t)k->nr / 2)
         k->gemm8_half_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
-    else if (k->gemm8_far_tile && rows <= 2 && g->b->count * g->b->panel_bytes > FAR_WEIGHTS)
+    else if (k->gemm8_far_tile && rows <= FAR_ROWS && g->b->count * g->b->panel_bytes > FAR_WEIGHTS)
         k->gemm8_far_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
     else if (ahead->step && rows >= (size_t)k->ask_rows)
         k->gemm8_whole_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc, ahead);

@@ -49,37 +49,56 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 /* Bytes of a panel that are asked for ahead of their use (avx512_int16.h). */
 enum { AHEAD = 32 * NR * KR };
 
-/* One row or two, two steps at a time: a chain of sums for each, since vpdpbusd takes 4 cycles and b comes faster. If
- * the panel is `far`, it is asked for. */
+/* The sums of a row: of even steps and of odd ones, since vpdpbusd takes 4 cycles and b comes faster. */
+typedef struct {
+    __m512i c0, c1, d0, d1;
+} row_sums;
+
+static QK_INLINE row_sums two_steps(row_sums s, const uint8_t *a, __m512i b0, __m512i b1, __m512i b2, __m512i b3)
+{
+    const __m512i v = broadcast4(a), w = broadcast4(a + KR);
+    return (row_sums){_mm512_dpbusd_epi32(s.c0, v, b0), _mm512_dpbusd_epi32(s.c1, v, b1),
+                      _mm512_dpbusd_epi32(s.d0, w, b2), _mm512_dpbusd_epi32(s.d1, w, b3)};
+}
+
+static QK_INLINE row_sums last_step(row_sums s, const uint8_t *a, __m512i b0, __m512i b1)
+{
+    const __m512i v = broadcast4(a);
+    s.c0 = _mm512_dpbusd_epi32(s.c0, v, b0), s.c1 = _mm512_dpbusd_epi32(s.c1, v, b1);
+    return s;
+}
+
+static QK_INLINE void store_row(int32_t *c, row_sums s)
+{
+    _mm512_storeu_si512(c, _mm512_add_epi32(s.c0, s.d0)), _mm512_storeu_si512(c + 16, _mm512_add_epi32(s.c1, s.d1));
+}
+
+/* Up to four rows, two steps at a time. If the panel is `far`, it is asked for. */
 static QK_INLINE void few_rows(const int rows, const int far, size_t steps, const uint8_t *a, size_t lda,
                                const int8_t *panel, const int32_t *init, int32_t *c, size_t ldc)
 {
-    __m512i c00 = _mm512_loadu_si512(init), c01 = _mm512_loadu_si512(init + 16), c10 = c00, c11 = c01;
-    __m512i d00 = _mm512_setzero_si512(), d01 = d00, d10 = d00, d11 = d00;
+    const __m512i none = _mm512_setzero_si512();
+    row_sums s0 = {_mm512_loadu_si512(init), _mm512_loadu_si512(init + 16), none, none}, s1 = s0, s2 = s0, s3 = s0;
     for (; steps > 1; steps -= 2, a += 2 * KR, panel += 2 * NR * KR) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
         const __m512i b2 = _mm512_loadu_si512(panel + 128), b3 = _mm512_loadu_si512(panel + 192);
         for (int line = 0; far && line < 4; line++) __builtin_prefetch(panel + AHEAD + 64 * line);
-        __m512i v = broadcast4(a), w = broadcast4(a + KR);
-        c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
-        d00 = _mm512_dpbusd_epi32(d00, w, b2), d01 = _mm512_dpbusd_epi32(d01, w, b3);
-        if (rows == 1) continue;
-        v = broadcast4(a + lda), w = broadcast4(a + lda + KR);
-        c10 = _mm512_dpbusd_epi32(c10, v, b0), c11 = _mm512_dpbusd_epi32(c11, v, b1);
-        d10 = _mm512_dpbusd_epi32(d10, w, b2), d11 = _mm512_dpbusd_epi32(d11, w, b3);
+        s0 = two_steps(s0, a, b0, b1, b2, b3);
+        if (rows > 1) s1 = two_steps(s1, a + lda, b0, b1, b2, b3);
+        if (rows > 2) s2 = two_steps(s2, a + 2 * lda, b0, b1, b2, b3);
+        if (rows > 3) s3 = two_steps(s3, a + 3 * lda, b0, b1, b2, b3);
     }
     if (steps) {
         const __m512i b0 = _mm512_loadu_si512(panel), b1 = _mm512_loadu_si512(panel + 64);
-        const __m512i v = broadcast4(a);
-        c00 = _mm512_dpbusd_epi32(c00, v, b0), c01 = _mm512_dpbusd_epi32(c01, v, b1);
-        if (rows > 1)
-            d10 = _mm512_dpbusd_epi32(d10, broadcast4(a + lda), b0),
-            d11 = _mm512_dpbusd_epi32(d11, broadcast4(a + lda), b1);
+        s0 = last_step(s0, a, b0, b1);
+        if (rows > 1) s1 = last_step(s1, a + lda, b0, b1);
+        if (rows > 2) s2 = last_step(s2, a + 2 * lda, b0, b1);
+        if (rows > 3) s3 = last_step(s3, a + 3 * lda, b0, b1);
     }
-    _mm512_storeu_si512(c, _mm512_add_epi32(c00, d00)), _mm512_storeu_si512(c + 16, _mm512_add_epi32(c01, d01));
-    if (rows == 1) return;
-    _mm512_storeu_si512(c + ldc, _mm512_add_epi32(c10, d10)),
-        _mm512_storeu_si512(c + ldc + 16, _mm512_add_epi32(c11, d11));
+    store_row(c, s0);
+    if (rows > 1) store_row(c + ldc, s1);
+    if (rows > 2) store_row(c + 2 * ldc, s2);
+    if (rows > 3) store_row(c + 3 * ldc, s3);
 }
 
 static QK_INLINE void few_or_tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
@@ -100,10 +119,7 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
 static void gemm8_far_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                            int32_t *c, size_t ldc)
 {
-    if (rows == 1)
-        few_rows(1, 1, steps, a, lda, panel, init, c, ldc);
-    else
-        few_rows(2, 1, steps, a, lda, panel, init, c, ldc);
+    ROWS_4(rows, few_rows, 1, steps, a, lda, panel, init, c, ldc);
 }
 
 static void gemm8_whole_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel,
