@@ -70,7 +70,7 @@ def run_all():
         path = RESULTS / f"{name}.json"
         run("-m", "pytest", "bench", "-q", f"--benchmark-json={path}", *arguments, **environment)
         report.save(path, report.load(path))
-    options = ["--variants", "all", "--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
+    options = ["--output", ROOT / "docs" / "minilm.png", "--json", RESULTS / "minilm.json"]
     run("-m", "bench.minilm", *options)
     run("-m", "bench.minilm.peers", "--json", RESULTS / "minilm_peers.json")
     run("-m", "bench.minilm.error_against_bits")
@@ -81,7 +81,7 @@ def run_all():
 
 def minilm_section(results):
     title = ". ".join(results["title"].split("\n"))
-    text = f"{title}. {results.get('note', '')} Made by `python -m bench.minilm --variants all`."
+    text = f"{title}. {results.get('note', '')} Made by `python -m bench.minilm`."
     lines = measure.table_of([measure.Result(**result) for result in results["results"]])
     table = report.as_markdown("MiniLM", *lines, text)
     return f"{table}\n![Size, speed and quality](minilm.png)\n"
