@@ -100,17 +100,22 @@ def doubles(x):
 # ---- arrays by name ----
 
 
-def arrays_named(arrays, names):
-    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays with these names."""
+def arrays_named(arrays, needed, optional=()):
+    """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays with these names.
+
+    Raise unless it has all that are needed.
+    """
     if not is_a(arrays, Mapping):
         raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
     try:
         given = {word(name): name for name in arrays}
-        return {name: arrays[given[name]] for name in names if name in given}
+        found = {name: arrays[given[name]] for name in (*needed, *optional) if name in given}
     except MemoryError:
         raise
     except Exception as error:
         raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
+    refuse_missing(found, needed)
+    return found
 
 
 def refuse_missing(arrays, names):

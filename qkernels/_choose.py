@@ -118,9 +118,9 @@ def choose_qparams(
             )
         block_size = block_size or (32 if method == "mx" else 16)
         find = _mx_scales if method == "mx" else _nvfp4_scales
-        scale = find(x, dtype, axis % x.ndim, block_size, code_range(dtype, narrow_range)[1], **options)
-        codes, zero_point = code_range(dtype, narrow_range), np.zeros(scale.shape, np.int32)
-        return QParams._chosen(scale, zero_point, dtype, codes, axis, block_size)
+        codes = code_range(dtype, narrow_range)
+        scale = find(x, dtype, axis % x.ndim, block_size, codes[1], **options)
+        return QParams._chosen(scale, np.zeros(scale.shape, np.int32), dtype, codes, axis, block_size)
     if method in ("percentile", "entropy"):
         if block_size is not None:
             raise ValueError(f"block_size is not for method {method!r}, got {block_size}")

@@ -20,14 +20,13 @@ from ._checks import (
     is_a,
     raise_beyond_float32,
     real_array,
-    refuse_missing,
     shown,
     stochastic_seed,
 )
 from ._codebook_fit import fit_levels, fit_vectors
 from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
 from ._mode import default_mode
-from ._qparams import axes_named, axes_of
+from ._qparams import AXES, axes_named, axes_of
 from ._value import Value
 
 FLOAT32_RANGE = np.finfo(np.float32).min, np.finfo(np.float32).max
@@ -196,8 +195,7 @@ class Codebook(Value):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("levels", "vector", "axis", "block_size"))
-        refuse_missing(arrays, ("levels", "vector"))
+        arrays = arrays_named(arrays, ("levels", "vector"), AXES)
         vector = array_named(arrays, "vector", np.bool_)
         if vector.ndim:
             raise ValueError(f"vector must have shape (), got {vector.shape}")

@@ -9,7 +9,7 @@ from ._bind import conv
 from ._bind.arrays import FLOATS, as_array, contiguous_as
 from ._bind.runtime import shown, word
 from ._bind.weights import Packed
-from ._checks import array_named, arrays_named, boolean, integer, is_a, number_named, refuse_missing
+from ._checks import array_named, arrays_named, boolean, integer, is_a, number_named
 from ._mode import default_mode
 from ._products import BYTES, check_byte_params, checked_bias, codes_of, layer_of_codes
 from ._qparams import QParams, code_range, smallest, spread
@@ -158,8 +158,7 @@ class PackedConv(Sealed):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, NEEDED)
-        refuse_missing(arrays, NEEDED)
+        arrays = arrays_named(arrays, ("codes", "scale", "zero_point", "qmin", "groups"))
         codes, scale = array_named(arrays, "codes", *BYTES), array_named(arrays, "scale", *FLOATS)
         qmin, lowest = number_named(arrays, "qmin"), code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):
@@ -168,9 +167,6 @@ class PackedConv(Sealed):
         axis = 3 if scale.ndim else None
         params = QParams(scale, zero_point, codes.dtype, axis=axis, narrow_range=qmin != lowest)
         return cls(codes, params, number_named(arrays, "groups", 1))
-
-
-NEEDED = ("codes", "scale", "zero_point", "qmin", "groups")
 
 
 def _check_weights(w, params, groups):

@@ -4,14 +4,14 @@ Arrays are (values, groups): the values that share a scale are a column, so that
 order. Weights have the shape of the values.
 """
 
+import ml_dtypes
 import numpy as np
 
 from ._codebook import Codebook, decode, encode
 
 NL = Codebook([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 FP4 = Codebook([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])  # doubled: halves are in scales
-FLOAT8 = np.array([(8 + m) * 2.0**e for e in range(-11, 5) for m in range(8)], np.float32)  # halved, by their bits
-FLOAT8[:8] = np.arange(8) / 1024
+FLOAT8 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32) / 2  # by their bits
 TRIALS = np.linspace(-1, 1, 21, dtype=np.float32)  # by how much of a step a block reaches beyond its codes, or not
 NEAR = np.array([(a, b) for a in (0, -1, 1) for b in (0, -1, 1)], np.float32)
 
@@ -222,10 +222,9 @@ def _mxfp4(x, w, groups):
 
 
 def _nvfp4(x, w, groups):
-    values = FLOAT8[:127]
     first = np.abs(x).max(axis=0) / np.float32(12)
-    first = np.searchsorted((values[1:] + values[:-1]) / 2, first)
-    scales, codes = _fp4(x, w, groups, first, (0, -1, 1, -2, 2, 3, 4, 5, 6), values)
+    first = np.searchsorted((FLOAT8[1:] + FLOAT8[:-1]) / 2, first)
+    scales, codes = _fp4(x, w, groups, first, (0, -1, 1, -2, 2, 3, 4, 5, 6), FLOAT8)
     return _bytes(scales, _plane(_rows(codes, len(scales)), 8, 4))
 
 

@@ -237,11 +237,12 @@ class _Rounding:
         """Fit the grid to the codes; return the error."""
         place, grid = np.argsort(self.order), self.chosen
         h, w = np.stack([problem.matrix[row][place] for row in place]), self.w[place, : self.n]
-        units = grid.units(self.codes_in_order())
+        codes = self.codes_in_order()
+        units = grid.units(codes)
         grid.fit_scales(h, units, w - units * grid.scale[grid.group])
         if is_a(grid.params, Codebook) and len(grid.ranks) == 1:
-            grid.fit_levels(h, self.codes_in_order(), w)
-            units = grid.units(self.codes_in_order())
+            grid.fit_levels(h, codes, w)
+            units = grid.units(codes)
         errors = w - units * grid.scale[grid.group]
         columns = self.w.shape[1]
         self.grid = grid.laid_out(columns)

@@ -12,7 +12,6 @@ from ._checks import (
     float_array,
     integer,
     number_named,
-    refuse_missing,
     shown,
     within_64_bits,
 )
@@ -164,7 +163,6 @@ class Hessian:
         """
         names = ("count", "sum", "moments")
         arrays = arrays_named(arrays, names)
-        refuse_missing(arrays, names)
         sums, moments = (array_named(arrays, name, np.dtype(np.float64)) for name in names[1:])
         if sums.ndim != 1 or moments.shape != (len(sums),) * 2 or not len(sums):
             raise ValueError(f"sum and moments must have shapes (k,) and (k, k), got {sums.shape} and {moments.shape}")

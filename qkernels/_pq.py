@@ -7,7 +7,7 @@ running bound, and that must be fused, and find codes as its registers take them
 import numpy as np
 
 from ._bind import codebooks
-from ._checks import arrays_named, as_array, finite_float32, float_array, integer, is_a, refuse_missing
+from ._checks import arrays_named, as_array, finite_float32, float_array, integer, is_a
 from ._codebook import Codebook
 from ._mode import default_mode
 from ._quantize import pack_bits
@@ -148,9 +148,7 @@ class PackedCodes(Sealed):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("codes", "shape", "signed"))
-        refuse_missing(arrays, ("codes", "shape"))
-        return cls(dense_codes(arrays))
+        return cls(dense_codes(arrays_named(arrays, ("codes", "shape"), ("signed",))))
 
 
 def search(queries, codes, codebook, k):

@@ -16,7 +16,6 @@ from ._checks import (
     optional_int,
     real,
     real_array,
-    refuse_missing,
     shown,
 )
 from ._mode import default_mode
@@ -30,7 +29,7 @@ INT_CODES = (*map(np.dtype, (np.int8, np.uint8, np.int16, np.uint16)), *SUB_BYTE
 _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) for t in FLOAT_CODES}
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
-_NEEDED = ("scale", "zero_point", "qmin", "qmax")
+AXES = "axis", "block_size"
 
 
 class QParams(elementwise.Params, Value):
@@ -136,8 +135,7 @@ class QParams(elementwise.Params, Value):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, (*_NEEDED, "axis", "block_size"))
-        refuse_missing(arrays, _NEEDED)
+        arrays = arrays_named(arrays, ("scale", "zero_point", "qmin", "qmax"), AXES)
         codes = tuple(real(array_named(arrays, name, np.int64, np.float64), name) for name in ("qmin", "qmax"))
         found = [(t, n) for t, (lo, hi) in _RANGES.items() for n in (False, True) if codes == (lo + n, hi)]
         if not found or (found[0][1] and found[0][0] in FLOAT_CODES):
@@ -179,13 +177,13 @@ def spread(zero_point, shape):
 
 def axes_of(value):
     """Return axis and block_size, as far as parameters or a codebook have them, as arrays by name."""
-    given = {name: getattr(value, name) for name in ("axis", "block_size")}
+    given = {name: getattr(value, name) for name in AXES}
     return {name: np.array(number) for name, number in given.items() if number is not None}
 
 
 def axes_named(arrays):
     """Return the axis and the block_size that are among arrays by name, as keyword arguments."""
-    return {name: number_named(arrays, name) for name in ("axis", "block_size") if name in arrays}
+    return {name: number_named(arrays, name) for name in AXES if name in arrays}
 
 
 # ---- dtypes of codes ----

@@ -214,7 +214,7 @@ class PackedMatrix(Packed, Frozen):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, OPTIONAL.union(*NEEDED.values()))
+        arrays = arrays_named(arrays, (), OPTIONAL.union(*NEEDED.values()))
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         refuse_missing(arrays, NEEDED[kind])
         if kind == "weights":

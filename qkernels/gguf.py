@@ -94,13 +94,14 @@ def _searched(x, kind, importance):
     x = finite_float32(x)
     if x.size and (largest := max(x.max(), -x.min())) > limit:
         raise ValueError(f"x reaches {largest} in magnitude, beyond {limit:g}, which {kind} surely holds")
-    weights = np.float32(1) if importance is None else spread_weights(importance, x.shape, "importance")
-    check_weights(weights, "importance", zeros=True)
+    if importance is not None:
+        importance = spread_weights(importance, x.shape, "importance")
+        check_weights(importance, "importance", zeros=True)
+        importance = importance.reshape(-1, values)
     blocks, data = x.reshape(-1, values), np.empty((x.size // values, size), np.uint8)
-    weights = np.broadcast_to(weights, x.shape).reshape(-1, values) if importance is not None else None
     for first in range(0, len(blocks), SEARCHED // values):
         part = blocks[first : first + SEARCHED // values]
-        w = np.ones_like(part) if weights is None else _relative(weights[first : first + len(part)])
+        w = np.ones_like(part) if importance is None else _relative(importance[first : first + len(part)])
         columns = (np.ascontiguousarray(a.reshape(-1, group).T) for a in (part, w))
         data[first : first + len(part)] = write(*columns, values // group)
     return data.reshape(*x.shape[:-1], x.shape[-1] // values * size)
@@ -119,7 +120,7 @@ def from_gguf(data, kind, *, codes=False, out=None):
     Parameters
     ----------
     data : uint8 array
-        Its last axis a multiple of the bytes of a block: 34 for `Q8_0`, 18 for `Q4_0`.
+        Its last axis a multiple of the bytes of a block: 34 for `Q8_0`, 18 for `Q4_0`, 144 for `Q4_K`, and so on.
     kind : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", \
 "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"}
     codes : bool
@@ -178,7 +179,7 @@ def from_gguf(data, kind, *, codes=False, out=None):
 
 
 def _codes_and_params(data, kind):
-    q, scale = codebooks.from_gguf(data, kind, False)
+    q, scale = codebooks.codes_of_gguf(data, kind)
     group, dtype, zero_point = KINDS[kind][3], CODES[kind], np.empty(scale.shape, np.int8)
     _refuse_not_finite(scale)
     blocks = q.reshape(*scale.shape, group)

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from ._bind.runtime import word
-from ._checks import array_named, arrays_named, as_array, is_a, refuse_missing, shown
+from ._checks import array_named, arrays_named, as_array, is_a, shown
 from ._codebook import Codebook
 from ._conv import PackedConv
 from ._hessian import Hessian
@@ -296,6 +296,6 @@ def _made(content, name, tensors, path):
 
 
 def _codes(arrays, dtype):
-    refuse_missing(arrays_named(arrays, ("codes", "shape")), ("codes", "shape"))
+    arrays = arrays_named(arrays, ("codes", "shape"))
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
     return unpack_bits(codes, BITS[dtype], tuple(shape.reshape(-1).tolist()), dtype=dtype)

@@ -18,7 +18,6 @@ from ._checks import (
     float_array,
     number_named,
     real,
-    refuse_missing,
     shown,
     within_64_bits,
 )
@@ -164,8 +163,7 @@ class _Observer:
             If an array is missing, or is not as `to_arrays` makes it.
         """
         names = ("count", *cls._arrays, *cls._settings)
-        arrays = arrays_named(arrays, (*names, "axis"))
-        refuse_missing(arrays, names)
+        arrays = arrays_named(arrays, names, ("axis",))
         settings = {name: real(array_named(arrays, name, np.float64), name) for name in cls._settings}
         made = cls(axis=number_named(arrays, "axis") if "axis" in arrays else None, **settings)
         count = within_64_bits(number_named(arrays, "count", 0))

@@ -8,6 +8,7 @@ import numpy as np
 import qkernels as qk
 
 from . import example
+from .model import squares
 
 # Calibrated by "squares", quantize takes `importance` (inputs, 1), the mean square of each input on docstrings; by
 # "hessian", it takes the bias and the Hessian of what the rounded layers before give, and returns the bias, too.
@@ -42,8 +43,8 @@ def compensated(weight, bias, hessian, levels=16, block_size=32):
 
 
 def variances(hessian):
-    squares = np.diagonal(hessian.moments) / hessian.count
-    return np.maximum(squares - np.square(hessian.sum / hessian.count), 1e-9 * squares.mean())
+    found = squares(hessian)
+    return np.maximum(found - np.square(hessian.sum / hessian.count), 1e-9 * found.mean())
 
 
 def fit_scaled_levels(weight, k, block_size, importance, rounds=3):

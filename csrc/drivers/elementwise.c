@@ -438,11 +438,11 @@ static void fake_quantize_f32(const operation *op, const void *x, void *y, size_
 
 static const qk_small_float *floats_of(qk_dtype t)
 {
-    static const qk_small_float formats[] = {{20, 121 << 23, 0x1p-9f, 0x7e, 0x7f, 0x7f, 7},
-                                             {21, 113 << 23, 0x1p-16f, 0x7b, 0x7e, 0x7c, 7},
-                                             {20, 127 << 23, 0x1p-3f, 0x1f, 0, 0x20, 5},
-                                             {21, 125 << 23, 0x1p-4f, 0x1f, 0, 0x20, 5},
-                                             {22, 127 << 23, 0x1p-1f, 7, 0, 8, 3}};
+    static const qk_small_float formats[] = {{20, 121 << 23, 0x1p-9f, 0x7e, 0x7f, 0x7f, 7, 448},
+                                             {21, 113 << 23, 0x1p-16f, 0x7b, 0x7e, 0x7c, 7, 57344},
+                                             {20, 127 << 23, 0x1p-3f, 0x1f, 0, 0x20, 5, 8},
+                                             {21, 125 << 23, 0x1p-4f, 0x1f, 0, 0x20, 5, 28},
+                                             {22, 127 << 23, 0x1p-1f, 7, 0, 8, 3, 6}};
     return is_small_float(t) ? formats + (t - QK_F8_E4M3) : NULL;
 }
 
@@ -552,15 +552,13 @@ int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const
     return apply_all(&op, p);
 }
 
-/* Returns parameters for codes of a type, or NULL if they cannot be applied. What codes that are floats saturate to is
- * no integer for one of them: small_floats sees to the rest. */
+/* Returns parameters for codes of a type, or NULL if they cannot be applied. */
 static const qk_params *params_for(const qk_params *p, const void *in, const void *out, qk_dtype codes, qk_params *own)
 {
-    static const uint16_t most[] = {448, 57344, 8, 28, 6};
     if (!p || !is_small_float(codes)) return can_apply(p, in, out, codes) ? p : NULL;
     *own = *p, own->qmin = own->qmax = 0;
     if (!can_apply(own, in, out, codes)) return NULL;
-    own->qmax = most[codes - QK_F8_E4M3], own->qmin = -own->qmax;
+    own->qmax = floats_of(codes)->bound, own->qmin = -own->qmax;
     return own;
 }
 
@@ -623,7 +621,8 @@ int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype cod
                     .to = dtype,
                     .in = x,
                     .out = y};
-    return apply_all(&op, params_for(p, x, y, codes, &own));
+    p = params_for(p, x, y, codes, &own);
+    return p ? apply_all(&op, p) : QK_INVALID;
 }
 
 int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed)

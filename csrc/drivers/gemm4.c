@@ -596,7 +596,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
             qk_set_rows(&t, g->epilogue, first + row, count, col, block->scale + row);
             ahead.write = t.dst;
             multiply_tile(g, block, row, t.rows, &p, y);
-            ahead.read += ahead.step * steps;
+            if (g->packed) ahead.read += ahead.step * steps;
             if (block->any_wide)
                 store_rows_apart(g, &p, block->codes + row * g->lda, block->start + row * g->ld_start,
                                  block->wide_scale + row, y, &t);

@@ -32,11 +32,12 @@ typedef struct {
 
 /* A format of codes that are floats (numerics 3): bits of a float32's mantissa that it lacks, the bits of its least
  * normal number as a float32, the distance of its subnormal numbers; the largest code, those of NaN (0: none) and of
- * the first number that is not finite, and the bit of the sign. */
+ * the first number that is not finite, and the bit of the sign; an integer up to which quotients are clamped, the
+ * largest number or, for 7.5, the next: small_floats sees to the rest. */
 typedef struct {
     int32_t shift, least;
     float unit;
-    int32_t most, nan, special, sign;
+    int32_t most, nan, special, sign, bound;
 } qk_small_float;
 
 /* Gradients of fake_quantize (numerics 26): terms of so many rows are added in float32; a run is rows of so many lanes;

@@ -296,7 +296,7 @@ def to_gguf(cnp.ndarray x, kind):
     shape = (<object>x).shape
     type, values, size, _ = GGUF[kind]
     cdef cnp.ndarray data = np.empty(shape[:-1] + (shape[-1] // values * size,), np.uint8)
-    cdef size_t blocks = <size_t>cnp.PyArray_SIZE(x) // 32
+    cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(x) // <Py_ssize_t>values)
     cdef qk_gguf_type to = type
     cdef int32_t most
     with nogil:
@@ -307,20 +307,29 @@ def to_gguf(cnp.ndarray x, kind):
 
 
 def from_gguf(cnp.ndarray data, kind, out):
-    """Return the values of blocks, or, if `out` is False, their codes and scales, without what is added."""
-    cdef cnp.ndarray a = contiguous(data), y, q, scale
-    type, values, size, group = GGUF[kind]
+    """Return the values of blocks."""
+    cdef cnp.ndarray a = contiguous(data), y
+    type, values, size, _ = GGUF[kind]
     cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // <Py_ssize_t>size)
     cdef qk_gguf_type of = type
-    lead, count = (<object>a).shape[:-1], (<object>a).shape[-1] // size
-    if out is False:
-        q, scale = np.empty(lead + (count * values,), np.int8), np.empty(lead + (count * values // group,), np.float32)
-        with nogil:
-            qk_from_gguf(uint8s(a), NULL, <int8_t *>data_of(q), floats(scale), blocks, of)
-        return q, scale
-    y = out_array(out, lead + (count * values,), FLOAT32)
+    shape = (<object>a).shape
+    y = out_array(out, shape[:-1] + (shape[-1] // size * values,), FLOAT32)
     if out is not None:
         refuse_overlap(y, data, "data")
     with nogil:
         qk_from_gguf(uint8s(a), floats(y), NULL, NULL, blocks, of)
     return y if out is None else out
+
+
+def codes_of_gguf(cnp.ndarray data, kind):
+    """Return the codes of blocks, int8, and their scales, without what is added to their products."""
+    type, values, size, group = GGUF[kind]
+    cdef cnp.ndarray a = contiguous(data)
+    cdef qk_gguf_type of = type
+    lead, count = (<object>a).shape[:-1], (<object>a).shape[-1] // size
+    cdef size_t blocks = <size_t>(cnp.PyArray_SIZE(a) // <Py_ssize_t>size)
+    cdef cnp.ndarray q = np.empty(lead + (count * values,), np.int8)
+    cdef cnp.ndarray scale = np.empty(lead + (count * values // group,), np.float32)
+    with nogil:
+        qk_from_gguf(uint8s(a), NULL, <int8_t *>data_of(q), floats(scale), blocks, of)
+    return q, scale
