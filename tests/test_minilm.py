@@ -55,7 +55,7 @@ def squares(weights, tokens):
 
 @pytest.fixture(scope="module")
 def networks(weights, squares, tokens):
-    return {key: model.quantized(weights, CONFIG, variant, squares, tokens) for key, variant in VARIANTS.items()}
+    return {key: model.network_of(weights, CONFIG, variant, squares, tokens) for key, variant in VARIANTS.items()}
 
 
 def embed_all(network, tokens, most):
@@ -98,7 +98,7 @@ def test_compensated_layers_are_packed_and_each_is_made_on_what_the_rounded_ones
         seen.append(hessian)
         return variant.quantize(weight, bias, hessian)
 
-    made = model.quantized(weights, CONFIG, variant._replace(quantize=quantize), None, tokens)
+    made = model.network_of(weights, CONFIG, variant._replace(quantize=quantize), None, tokens)
     assert len(seen) == 8 and {hessian.count for hessian in seen} == {sum(map(len, tokens))}
     assert all(isinstance(packed, qk.PackedMatrix) for dense, _ in made.layers for packed, _ in dense)
     given = []

@@ -26,7 +26,7 @@ from . import example
 from .chart import draw_chart
 from .corpus import collect_docstrings
 from .measure import measure, set_threads, step, table_of, timed_embeddings
-from .model import CALIBRATION, baseline, mean_squares, quantized
+from .model import CALIBRATION, baseline, mean_squares, network_of
 from .variants import SHOWN, VARIANTS
 
 
@@ -68,7 +68,7 @@ def make_models(names, weights, config, documents):
     layers = 4 * config["num_hidden_layers"]
     for variant in variants:
         with step(f"making {variant.name}", layers if variant.calibrated == "hessian" else None) as done:
-            models.append(quantized(weights, config, variant, squares, documents, done))
+            models.append(network_of(weights, config, variant, squares, documents, done))
     return models
 
 

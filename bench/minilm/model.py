@@ -70,7 +70,7 @@ class Compensated(Model):
         return qk.linear(x, *self.rounded[-1], activation=activation)
 
 
-def quantized(weights, config, variant, squares, tokens, done=lambda layers: None):
+def network_of(weights, config, variant, squares, tokens, done=lambda layers: None):
     """Return the network on the weights of a variant, calibrated by `squares` or on `tokens` if it is."""
     if variant.calibrated == "hessian":
         return Compensated(weights, config, variant, tokens, done)
