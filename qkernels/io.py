@@ -8,10 +8,12 @@ import math
 import mmap
 import os
 from collections.abc import Mapping
+from itertools import chain
 
 import ml_dtypes
 import numpy as np
 
+from ._bind.arrays import PART, contiguous_as
 from ._bind.runtime import word
 from ._checks import array_named, arrays_named, as_array, is_a, shown
 from ._codebook import Codebook
@@ -84,7 +86,7 @@ def save(path, arrays):
         at += array.nbytes
     header = json.dumps(header).encode()
     header += b" " * (-(8 + len(header)) % 64)
-    _replace(path, [len(header).to_bytes(8, "little"), header, *(_bytes_of(tensors[name]) for name in order)])
+    _replace(path, chain([len(header).to_bytes(8, "little"), header], *(_bytes_of(tensors[name]) for name in order)))
 
 
 def load(path):
@@ -176,11 +178,12 @@ def _items(mapping, name):
 
 
 def _put(tensors, name, array):
-    if array.dtype.newbyteorder("<") not in NAMES:
+    dtype = array.dtype.newbyteorder("=")
+    if dtype not in NAMES:
         raise TypeError(f"{_key(name)} must have a dtype that safetensors has, got {array.dtype}")
     if name in tensors or name == "__metadata__":
         raise ValueError(f"arrays must have one array of each name, got {name!r} " + ("again" * (name in tensors)))
-    tensors[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    tensors[name] = contiguous_as(array, dtype)
 
 
 def _joined(name, key):
@@ -192,7 +195,10 @@ def _key(name):
 
 
 def _bytes_of(array):
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    """Yield the bytes of a contiguous array, some at a time: signals are heard in between."""
+    flat = memoryview(array.reshape(-1).view(np.uint8))
+    for first in range(0, len(flat), PART):
+        yield flat[first : first + PART]
 
 
 def _replace(path, parts):

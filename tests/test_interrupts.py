@@ -150,6 +150,19 @@ CALLS = {
         import scipy.linalg
         w, seen = floats(1500, 3000), qk.Hessian(1500).update(floats(4, 1500))
         call = lambda: qk.gptq(w, seen, rate, refit=True, refine=9)""",
+    "io.save": """
+        import tempfile; folder = tempfile.TemporaryDirectory(); x = floats(16000, 16000)
+        call = lambda: qk.io.save(folder.name + '/x', {'turned': x.T, 'x': x})""",
+    "to_gguf, a search": "x = floats(2**24); call = lambda: qk.to_gguf(x, 'Q4_K')",
+    "from_gguf, codes of levels": """
+        x = codes(18 * 2**24, dtype=np.uint8); x = np.where(x > 100, 0, x).astype(np.uint8)
+        call = lambda: qk.from_gguf(x, 'IQ4_NL', codes=True)""",
+    "choose_qparams, microscaling": """
+        x = floats(2**14, 2**14)
+        call = lambda: [qk.choose_qparams(x, 'float4_e2m1fn', axis=0, method='mx') for _ in range(9)]""",
+    "quantize to floats": """
+        x, to = floats(2**14, 2**13).astype(np.float64), qk.QParams(1, dtype='float8_e4m3fn')
+        call = lambda: qk.quantize(x, to)""",
     "Codebook.fit": "x = floats(6 * 10**6); call = lambda: qk.Codebook.fit(x, 16, axis=0, block_size=64)",
     "Codebook.fit, zero": "call = lambda: qk.Codebook.fit(distinct, 64, zero=True)",
     "Codebook.fit, vectors": "x = floats(10**6, 16); call = lambda: qk.Codebook.fit(x, 256, vector=4, rng=0)",
