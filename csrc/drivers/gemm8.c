@@ -19,6 +19,8 @@ const float qk_no_bias[MAX_NR] __attribute__((aligned(64)));
 
 enum {
     WIDE_ROWS = 48,                /* for as many it pays to widen a panel */
+    MANY_ROWS = 8,                 /* that a set of the L1 cache has no lines for */
+    MANY_PANELS = 4,               /* for as many it pays to copy rows apart */
     LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
     SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
@@ -736,6 +738,17 @@ static void lay_out_lines(product *g)
     w->bytes = round_up(w->bytes + 64, 64);
 }
 
+/* Whether rows of codes are read where they lie. Those that share sets of the L1 cache are copied apart, if a copy
+ * serves enough panels: else no line of them is there for its second step. */
+static int stay_in_place(const product *g, int column)
+{
+    const qk_gemm8_weights *b = g->b;
+    if (g->source->patches || g->source->type == QK_FLOATS) return 0;
+    if (column) return 1;
+    if (g->source->type != QK_CODES_U8 || b->gemm8->a_bytes != 1 || b->k != b->k_pad) return 0;
+    return g->source->m < MANY_ROWS || b->count < MANY_PANELS || !qk_share_sets((size_t)g->source->row_stride);
+}
+
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
@@ -746,7 +759,8 @@ static void lay_out(product *g)
         return;
     }
     const size_t row_bytes = b->k_pad * (size_t)k->a_bytes, wide = qk_times(b->k_pad, (size_t)k->nr * sizeof(int16_t));
-    const size_t lda = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    const size_t whole = g->source->type == QK_FLOATS ? round_up(row_bytes, 64) : row_bytes;
+    const size_t lda = g->source->m < MANY_ROWS ? whole : qk_apart(whole);
     const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
     g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
     qk_share(&g->walk, row_bytes, k->mr);
@@ -822,7 +836,6 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
 {
     QK_DEFAULT_MODE;
     if (source->m == 0 || b->n == 0) return 1;
-    const qk_gemm8_kernels *k = b->gemm8;
     product g = {.walk = {.m = source->m, .take_rows = take_rows, .multiply = multiply},
                  .source = source,
                  .b = b,
@@ -832,8 +845,7 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     const int column = b->n == 1 && source->m >= COLUMN_ROWS ? take_column(&g) : 0;
     if (column < 0) return column;
     if (column) g.walk.multiply = multiply_column;
-    g.in_place = !source->patches && source->type != QK_FLOATS &&
-        (column || (source->type == QK_CODES_U8 && k->a_bytes == 1 && b->k == b->k_pad));
+    g.in_place = stay_in_place(&g, column);
     if (epilogue->type == QK_TO_FLOAT) {
         const qk_factors factors = {epilogue->least_scale, epilogue->most_scale, 0x1p31,
                                     qk_largest_bias(b->kernels, epilogue, b->n)};

@@ -36,6 +36,11 @@ static inline double qk_product_work(size_t m, size_t k, size_t n, double produc
     return (double)m * (double)k * ((double)n / products + 0.125);
 }
 
+/* Rows so far apart share a few sets of the L1 cache, which hold 8 to 12 lines each; bytes from one row to the next so
+ * that they do not. */
+static inline int qk_share_sets(size_t bytes) { return bytes % 2048 == 0; }
+static inline size_t qk_apart(size_t bytes) { return qk_share_sets(bytes) ? qk_plus(bytes, 64) : bytes; }
+
 /* Divides m rows, which take `row_bytes` each in the memory of a task, among tasks; tiles have mr of them at most. */
 void qk_share(walk *w, size_t row_bytes, int mr);
 /* Divides them among tasks that take so many rows. */
