@@ -125,26 +125,36 @@ static QK_INLINE reg bracketed(const float *x, floats above, floats below, float
     return sums;
 }
 
-/* The last group, if it is not whole, from a copy that zeros fill up. */
+/* The factors of a bracket, and the bits in which its sums differed so far. */
+typedef struct {
+    floats above, below, start;
+    reg even, odd;
+} bracket_state;
+
+static QK_INLINE reg bracketed_group(const float *x, bracket_state *s)
+{
+    const reg a = bracketed(x, s->above, s->below, s->start, &s->even);
+    const reg b = bracketed(x + FLOATS, s->above, s->below, s->start, &s->odd);
+    const reg c = bracketed(x + 2 * FLOATS, s->above, s->below, s->start, &s->even);
+    return low_bytes(a, b, c, bracketed(x + 3 * FLOATS, s->above, s->below, s->start, &s->odd));
+}
+
+/* The last group, if it is not whole, from a copy that zeros fill up: after the loop, whose constants would not stay in
+ * registers beside a copy. */
 #define HAVE_BRACKETED_CODES
 static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
 {
-    const floats above = all_floats(p.above), below = all_floats(p.below), start = all_floats(p.start);
-    reg even = zero_reg(), odd = even;
-    for (size_t i = 0; i < n; i += GROUP) {
-        float last[GROUP];
+    const size_t whole = n / GROUP * GROUP;
+    bracket_state s = {all_floats(p.above), all_floats(p.below), all_floats(p.start), zero_reg(), zero_reg()};
+    for (size_t i = 0; i < whole; i += GROUP) store_reg(q + i, bracketed_group(x + i, &s));
+    if (whole < n) {
+        float last[GROUP] = {0};
         uint8_t codes[GROUP];
-        const int whole = n - i >= GROUP;
-        const float *from = x + i;
-        if (!whole) from = memcpy(memset(last, 0, sizeof last), x + i, (n - i) * sizeof *x);
-        const reg a = bracketed(from, above, below, start, &even);
-        const reg b = bracketed(from + FLOATS, above, below, start, &odd);
-        const reg c = bracketed(from + 2 * FLOATS, above, below, start, &even);
-        const reg d = bracketed(from + 3 * FLOATS, above, below, start, &odd);
-        store_reg(whole ? q + i : codes, low_bytes(a, b, c, d));
-        if (!whole) memcpy(q + i, codes, n - i);
+        memcpy(last, x + whole, (n - whole) * sizeof *x);
+        store_reg(codes, bracketed_group(last, &s));
+        memcpy(q + whole, codes, n - whole);
     }
-    return is_zero(or_differences(even, odd, zero_reg()));
+    return is_zero(or_differences(s.even, s.odd, zero_reg()));
 }
 
 /* Largest magnitude of rows, as bits: gcc would keep the lanes of it in memory. */
