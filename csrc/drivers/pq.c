@@ -17,7 +17,15 @@ enum { LOOK = 1 << 10, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or code
 
 /* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
  * that gives the first limits, and what vectors at the limit have as sums of eight, of 255. */
-enum { FILTER_LEVELS = 16, FILTER_GROUPS = 1024, FILTER_QUERIES = 128, TURNED = 1 << 14, SAMPLE = 512, USUAL = 128 };
+enum {
+    FILTER_LEVELS = 16,
+    FILTER_GROUPS = 1024,
+    FILTER_QUERIES = 128,
+    FEW_QUERIES = 4,
+    TURNED = 1 << 14,
+    SAMPLE = 512,
+    USUAL = 128
+};
 
 typedef struct {
     const qk_pq_book *b;
@@ -124,6 +132,9 @@ int qk_pq_distance_tables(const float *queries, size_t count, const qk_pq_book *
 /* ---- codes of 4 bits, packed ---- */
 
 static size_t packed_tile(size_t m) { return ceil_div(m, 2) * QK_PQ_TILE; }
+
+/* Packed codes of the tile that begins with vector `at`. */
+static const uint8_t *packed_from(const job *j, size_t at) { return j->codes + at / QK_PQ_TILE * packed_tile(j->b->m); }
 
 static void pack_tiles(void *context, size_t begin, size_t end)
 {
@@ -316,12 +327,15 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
     s->limit = room <= 0 ? 0 : sums < UINT16_MAX - 1 ? (uint16_t)((uint16_t)sums + 1) : UINT16_MAX;
 }
 
-/* Lets vectors of turned codes, from `at` on, into the heap. Returns how many the filter let pass. */
+/* Lets vectors of turned codes, or of packed ones as they are (NULL), from `at` on, into the heap. Returns how many the
+ * filter let pass. */
 static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, const uint8_t *soon,
                    uint32_t *list, uint64_t *heap)
 {
     const qk_pq_book *b = j->b;
-    const size_t passed = j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, soon, s->limit, list);
+    const size_t passed = turned
+        ? j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, soon, s->limit, list)
+        : j->kernels->pq_pass_packed(s->bytes, b->m, packed_from(j, at), tiles, s->limit, list);
     uint8_t space[FILTER_GROUPS];
     int closer = 0;
     for (size_t i = 0; i < passed; i++) {
@@ -349,7 +363,7 @@ static int32_t turn(const job *j, size_t at, size_t tiles, uint8_t *turned, uint
 {
     const size_t m = j->b->m;
     if (!j->packed) return j->kernels->pq_turn(whole_tiles(j, at, tiles * QK_PQ_TILE, copy), m, tiles, turned);
-    j->kernels->pq_split(j->codes + at / QK_PQ_TILE * packed_tile(m), m, tiles, turned);
+    j->kernels->pq_split(packed_from(j, at), m, tiles, turned);
     return 0;
 }
 
@@ -360,16 +374,18 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
 {
     const size_t m = j->b->m, block = tiles * QK_PQ_TILE;
     uint8_t *turned = (uint8_t *)(list + block), *copy = turned + tiles * qk_pq_turned(m);
+    const int as_they_are = j->packed && count <= FEW_QUERIES; /* only more make up for a copy */
     size_t at = first, passed = 0, seen = 0;
     int32_t most = 0;
     int stopped = 0;
     for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
         const size_t some = min_size(tiles, ceil_div(last - at, QK_PQ_TILE));
-        const uint8_t *soon = j->packed ? j->codes + (at / QK_PQ_TILE + some) * packed_tile(m) : NULL;
-        const int32_t largest = turn(j, at, some, turned, copy);
+        const uint8_t *soon = j->packed ? packed_from(j, at + some * QK_PQ_TILE) : NULL;
+        const int32_t largest = as_they_are ? 0 : turn(j, at, some, turned, copy);
         most = largest > most ? largest : most;
         for (size_t q = 0; q < count && !stopped; q++, seen += block * m) {
-            passed += sift(j, &sieves[q], turned, some, at, q ? NULL : soon, list, heaps + q * j->parts * j->k);
+            passed += sift(j, &sieves[q], as_they_are ? NULL : turned, some, at, q ? NULL : soon, list,
+                           heaps + q * j->parts * j->k);
             if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
         }
     }

@@ -90,6 +90,7 @@
 #define PQ_TURN NULL
 #define PQ_SPLIT NULL
 #define PQ_PASS NULL
+#define PQ_PASS_PACKED NULL
 #endif
 
 /* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */

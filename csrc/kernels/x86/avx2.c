@@ -42,6 +42,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define PQ_TURN pq_turn
 #define PQ_SPLIT pq_split
 #define PQ_PASS pq_pass
+#define PQ_PASS_PACKED pq_pass_packed
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/x86/stochastic.h"

@@ -35,6 +35,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define PQ_TURN pq_turn
 #define PQ_SPLIT pq_split
 #define PQ_PASS pq_pass
+#define PQ_PASS_PACKED pq_pass_packed
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/x86/stochastic.h"

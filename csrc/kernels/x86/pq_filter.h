@@ -3,10 +3,10 @@
  * vpshufb looks up 16 bytes of a lane in the 16 entries of one group, so a register must hold codes of one group for as
  * many vectors as it has bytes. Codes (n, m) are therefore turned, a tile of 128 vectors at a time, by squares of 16
  * groups x 16 vectors a lane: four rounds of vpunpck. One turn serves all queries. Packed codes were turned before, and
- * only come apart: two in 3 instructions. Eight groups then take 8 vpshufb, 7 vpaddusb, and a shift and 2 vpaddw that
- * add the sums of even and of odd vectors to 16 bits: 18 instructions for 8 codes of REG vectors, which keep two vector
- * pipes about equally busy where only one of them shuffles. Meanwhile memory is asked for the next packed codes: half
- * of the time that one query takes is theirs. */
+ * only come apart: two in 3 instructions, for one query in registers. Eight groups then take 8 vpshufb, 7 vpaddusb, and
+ * a shift and 2 vpaddw that add the sums of even and of odd vectors to 16 bits: 18 instructions for 8 codes of REG
+ * vectors, which keep two vector pipes about equally busy where only one of them shuffles. Meanwhile memory is asked
+ * for the next packed codes: half of the time that one query takes is theirs. */
 #ifndef QK_PQ_FILTER_H
 #define QK_PQ_FILTER_H
 
@@ -85,12 +85,23 @@ static void pq_split(const uint8_t *packed, size_t m, size_t tiles, uint8_t *tur
     }
 }
 
-/* Sums of four groups' entries, 255 at most. */
-static QK_INLINE reg sums_of_four(reg t0, reg t1, reg t2, reg t3, const uint8_t *turned)
+/* The entries of two groups, whose codes are bytes of their own, or the halves of the same ones; 255 at most. */
+static QK_INLINE reg sums_of_two(reg even, reg odd, const uint8_t *codes, const int packed)
 {
-    const reg s0 = look_up_u8(t0, load_reg(turned)), s1 = look_up_u8(t1, load_reg(turned + QK_PQ_TILE));
-    const reg s2 = look_up_u8(t2, load_reg(turned + 2 * QK_PQ_TILE));
-    return adds_u8(adds_u8(s0, s1), adds_u8(s2, look_up_u8(t3, load_reg(turned + 3 * QK_PQ_TILE))));
+    const reg here = load_reg(codes);
+    if (!packed) return adds_u8(look_up_u8(even, here), look_up_u8(odd, load_reg(codes + QK_PQ_TILE)));
+    const reg low = all_i8(15);
+    return adds_u8(look_up_u8(even, both(here, low)), look_up_u8(odd, both(over_16_i16(here), low)));
+}
+
+/* Sums of the even words' bytes and of the odd ones'. */
+typedef struct {
+    reg all, odd;
+} word_sums;
+
+static QK_INLINE void add_bytes(word_sums *s, reg bytes)
+{
+    s->all = add_i16(s->all, bytes), s->odd = add_i16(s->odd, over_256_i16(bytes));
 }
 
 /* Adds the vectors of a register of which the mask has a bit to the list. Returns its length. */
@@ -103,34 +114,57 @@ static QK_NOINLINE size_t list_bits(uint64_t mask, int close, size_t first, uint
     return listed;
 }
 
-static size_t pq_pass(const uint8_t *table, size_t m, int packed, const uint8_t *turned, size_t tiles,
-                      const uint8_t *soon, uint16_t limit, uint32_t *list)
+/* Adds the entries of up to eight groups for two registers of vectors. */
+static QK_INLINE void add_groups(word_sums *first, word_sums *second, const uint8_t *table, const int groups,
+                                 const uint8_t *codes, const int packed)
 {
-    const int close = m == SQUARE && !packed;
+    const size_t two = packed ? QK_PQ_TILE : 2 * QK_PQ_TILE; /* bytes of two groups */
+    reg s0 = zero_reg(), s1 = s0;
+    for (int g = 0; g < groups; g += 2, codes += two) {
+        const reg even = all_lanes(table + g * SQUARE), odd = all_lanes(table + (g + 1) * SQUARE);
+        s0 = adds_u8(s0, sums_of_two(even, odd, codes, packed));
+        s1 = adds_u8(s1, sums_of_two(even, odd, codes + REG, packed));
+    }
+    add_bytes(first, s0), add_bytes(second, s1);
+}
+
+/* `packed` is a constant where this is inlined. */
+static QK_INLINE size_t pass(const uint8_t *table, size_t m, const int packed, const int close, const uint8_t *tile,
+                             size_t tile_bytes, size_t tiles, const uint8_t *soon, uint16_t limit, uint32_t *list)
+{
     const reg most = all_i16((int16_t)limit);
+    const size_t eight = packed ? 4 * QK_PQ_TILE : 8 * QK_PQ_TILE; /* bytes of eight groups */
     size_t listed = 0;
     for (size_t v = 0; v < tiles * QK_PQ_TILE; v += 2 * REG) {
-        const uint8_t *codes = turned + v / QK_PQ_TILE * qk_pq_turned(m) + v % QK_PQ_TILE, *t = table;
-        reg all0 = zero_reg(), odd0 = all0, all1 = all0, odd1 = all0; /* words of an even vector and of the odd one */
-        for (size_t g = 0; g < m; g += 8, t += 8 * SQUARE, codes += 8 * QK_PQ_TILE) {
-            if (soon) {
-                for (size_t i = 0; i < 8 * REG; i += 64) _mm_prefetch((const char *)soon + i, _MM_HINT_T0);
-                soon += 8 * REG;
-            }
-            const reg t0 = all_lanes(t), t1 = all_lanes(t + 16), t2 = all_lanes(t + 32), t3 = all_lanes(t + 48);
-            const reg t4 = all_lanes(t + 64), t5 = all_lanes(t + 80), t6 = all_lanes(t + 96), t7 = all_lanes(t + 112);
-            const uint8_t *more = codes + 4 * QK_PQ_TILE;
-            const reg s0 = adds_u8(sums_of_four(t0, t1, t2, t3, codes), sums_of_four(t4, t5, t6, t7, more));
-            const reg s1 = adds_u8(sums_of_four(t0, t1, t2, t3, codes + REG), sums_of_four(t4, t5, t6, t7, more + REG));
-            all0 = add_i16(all0, s0), odd0 = add_i16(odd0, over_256_i16(s0));
-            all1 = add_i16(all1, s1), odd1 = add_i16(odd1, over_256_i16(s1));
+        const uint8_t *codes = tile + v / QK_PQ_TILE * tile_bytes + v % QK_PQ_TILE, *t = table;
+        word_sums first = {zero_reg(), zero_reg()}, second = first;
+        for (size_t g = 0; g < m; g += 8, t += 8 * SQUARE, codes += eight) {
+            for (size_t i = 0; packed && v % QK_PQ_TILE == 0 && i < eight; i += 64)
+                _mm_prefetch((const char *)codes + FAR / 2 + i, _MM_HINT_T0);
+            for (size_t i = 0; soon && i < 8 * REG; i += 64, soon += 64) _mm_prefetch((const char *)soon, _MM_HINT_T0);
+            if (!packed || g + 8 <= m)
+                add_groups(&first, &second, t, 8, codes, packed);
+            else
+                add_groups(&first, &second, t, (int)(m - g + 1) & ~1, codes, packed);
         }
-        const uint64_t mask0 = words_below(sub_i16(all0, times_256_i16(odd0)), odd0, most);
-        const uint64_t mask1 = words_below(sub_i16(all1, times_256_i16(odd1)), odd1, most);
+        const uint64_t mask0 = words_below(sub_i16(first.all, times_256_i16(first.odd)), first.odd, most);
+        const uint64_t mask1 = words_below(sub_i16(second.all, times_256_i16(second.odd)), second.odd, most);
         if (mask0) listed = list_bits(mask0, close, v, list, listed);
         if (mask1) listed = list_bits(mask1, close, v + REG, list, listed);
     }
     return listed;
+}
+
+static size_t pq_pass(const uint8_t *table, size_t m, int packed, const uint8_t *turned, size_t tiles,
+                      const uint8_t *soon, uint16_t limit, uint32_t *list)
+{
+    return pass(table, m, 0, m == SQUARE && !packed, turned, qk_pq_turned(m), tiles, soon, limit, list);
+}
+
+static size_t pq_pass_packed(const uint8_t *table, size_t m, const uint8_t *packed, size_t tiles, uint16_t limit,
+                             uint32_t *list)
+{
+    return pass(table, m, 1, 0, packed, (m + 1) / 2 * QK_PQ_TILE, tiles, NULL, limit, list);
 }
 
 #endif
