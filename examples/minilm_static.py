@@ -92,12 +92,13 @@ class Static:
     """
 
     def __init__(self, network, ranges, alpha=0.8, split=4):
-        self.alpha, self.split = alpha, split
+        self.alpha, self.split, self.codes = alpha, split, qk.QParams(1.0, dtype="int8")
         self.words, self.positions, self.norm = network.words, network.positions, network.norm
         self.heads, self.eps, self.layers = network.heads, network.eps, []
         ranges = [(seen["lo"], seen["hi"]) for seen in ranges]
         for i, (dense, norms) in enumerate(network.layers):
             self.layers.append((*self.block(dense, *ranges[7 * i : 7 * i + 6]), norms))
+        self.given = [dense[0].columns for dense, _, _ in self.layers] + [None]  # to each block; the last gives floats
 
     def block(self, dense, given, qkv, attended, _, normed, fed):
         """Return what a block needs, of its dense layers and of the ranges of what they are given and give."""
@@ -115,17 +116,15 @@ class Static:
 
     def encode(self, ids, positions, starts):
         """Return the vectors of tokens after the last layer."""
-        codes, to = qk.QParams(1.0, dtype="int8"), [dense[0].columns for dense, _, _ in self.layers] + [None]
+        codes, to, eps = self.codes, self.given, self.eps
         words, positions = self.words[ids], self.positions[positions]
-        x = qk.layer_norm(words, *self.norm, eps=self.eps, residual=positions, out_params=to[0])
-        for i, ((qkv, out, up, down), params, norms) in enumerate(self.layers):
+        x = qk.layer_norm(words, *self.norm, eps=eps, residual=positions, out_params=to[0])
+        for i, ((qkv, out, up, down), params, (norm, last)) in enumerate(self.layers):
             q, k, v = qk.qlinear(x, qkv.params, qkv.packed, codes, qkv.int_bias).reshape(len(x), 3, -1).swapaxes(0, 1)
             y = qk.attention(q, k, v, self.heads, starts=starts, params=params, out_params=out.params)
             y = qk.linear(y, out.packed, out.bias, params=out.params)
-            known = dict(eps=self.eps, residual=x, residual_params=to[i])
-            x = qk.layer_norm(y, *norms[0], **known, out_params=up.columns)
+            x = qk.layer_norm(y, *norm, eps=eps, residual=x, residual_params=to[i], out_params=up.columns)
             y = qk.qlinear(x, up.params, up.packed, down.params, up.bias, activation="gelu")
             y = qk.linear(y, down.packed, down.bias, params=down.params)
-            known = dict(eps=self.eps, residual=x, residual_params=up.columns)
-            x = qk.layer_norm(y, *norms[1], **known, out_params=to[i + 1])
+            x = qk.layer_norm(y, *last, eps=eps, residual=x, residual_params=up.columns, out_params=to[i + 1])
         return x

@@ -286,6 +286,15 @@ static QK_NOINLINE void correct_sums(int32_t *acc, const qk_tile *t)
         for (int col = 0; col < NR; col += 16) _mm512_storeu_si512(acc + NR * row + col, sums16(acc, t, row, col));
 }
 
+/* 32 columns of a row that has neither a zero point nor a scale of its own. */
+static QK_INLINE void scale_columns32(const int32_t *acc, const tile_columns *c, __m512 *y)
+{
+    const __m512 left = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc));
+    const __m512 right = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc + 16));
+    y[0] = _mm512_add_ps(_mm512_mul_ps(left, c->left_scale), c->left_bias);
+    y[1] = _mm512_add_ps(_mm512_mul_ps(right, c->right_scale), c->right_bias);
+}
+
 /* 32 columns of a row. */
 static QK_INLINE void scale_row32(const int32_t *acc, const tile_columns *c, int32_t zero, float scale, __m512 *y)
 {
@@ -319,9 +328,9 @@ static QK_INLINE int store_codes(const __m512 *y, const qk_tile *t, __mmask32 wa
     return 1;
 }
 
-/* Two rows at a time; where their number is odd, the last of them twice. Returns 0 where `codes` are wanted, but the
- * plain formula must make them. */
-static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
+/* Two rows at a time; where their number is odd, the last of them twice. Rows are `alike` if columns alone have zero
+ * points and scales. Returns 0 where `codes` are wanted, but the plain formula must make them. */
+static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c, const int alike,
                                 const qk_activation activation, const int codes)
 {
     static const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -337,8 +346,13 @@ static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile
     for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
         const int next = row + 1 < rows;
         __m512 y[4];
-        scale_row32(acc, c, c->zeros[row], scale[row], y);
-        scale_row32(acc + NR * next, c, c->zeros[row + next], scale[row + next], y + 2);
+        if (alike) {
+            scale_columns32(acc, c, y);
+            scale_columns32(acc + NR * next, c, y + 2);
+        } else {
+            scale_row32(acc, c, c->zeros[row], scale[row], y);
+            scale_row32(acc + NR * next, c, c->zeros[row + next], scale[row + next], y + 2);
+        }
         if (from) {
             const float *r0 = (const float *)from, *r1 = (const float *)(from + (next ? residual_stride : 0));
             y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)),
@@ -385,10 +399,10 @@ static void float_tile(int32_t *acc, const qk_tile *t)
         memset(c.zeros, 0, sizeof c.zeros);
     }
     switch (t->activation) {
-    case QK_RELU: float_rows(acc, t, &c, QK_RELU, 0); break;
-    case QK_GELU: float_rows(acc, t, &c, QK_GELU, 0); break;
-    case QK_GELU_TANH: float_rows(acc, t, &c, QK_GELU_TANH, 0); break;
-    default: float_rows(acc, t, &c, QK_IDENTITY, 0); break;
+    case QK_RELU: float_rows(acc, t, &c, 0, QK_RELU, 0); break;
+    case QK_GELU: float_rows(acc, t, &c, 0, QK_GELU, 0); break;
+    case QK_GELU_TANH: float_rows(acc, t, &c, 0, QK_GELU_TANH, 0); break;
+    default: float_rows(acc, t, &c, 0, QK_IDENTITY, 0); break;
     }
 }
 
@@ -397,7 +411,10 @@ static int gelu_codes(const int32_t *acc, const qk_tile *t)
 {
     tile_columns c;
     if (!load_columns(t, &c)) return 0;
-    return t->activation == QK_GELU ? float_rows(acc, t, &c, QK_GELU, 1) : float_rows(acc, t, &c, QK_GELU_TANH, 1);
+    const int alike = !t->row_zero && !t->row_scale;
+    if (t->activation == QK_GELU)
+        return alike ? float_rows(acc, t, &c, 1, QK_GELU, 1) : float_rows(acc, t, &c, 0, QK_GELU, 1);
+    return alike ? float_rows(acc, t, &c, 1, QK_GELU_TANH, 1) : float_rows(acc, t, &c, 0, QK_GELU_TANH, 1);
 }
 
 /* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
