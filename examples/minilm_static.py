@@ -8,11 +8,16 @@ a tensor would lose (docs/static.md has the figures):
 - Query, key and value have a scale each, divided out of the columns of their weights, so that one product makes all.
 - A few inputs of the last dense layer are huge now and then. They are split: what goes beyond the range of the others
   is a column of its own, gelu(x - range), with the same weights (outlier channel splitting, Zhao et al., 2019).
+
+GELU is a table, from codes to codes: a product that gives codes is done sooner than one that gives values, and below
+-2.8, where its inputs saturate, GELU is above -0.0072, which is less than half a step.
 """
 
 import numpy as np
 
 import qkernels as qk
+
+LEAST = -2.8  # input of GELU that is told from lesser ones
 
 
 class Recorder:
@@ -112,6 +117,8 @@ class Static:
         up = Dense(np.hstack([w_up, w_up[:, huge]]), np.append(b_up, b_up[huge] - most_fed), *normed, self.alpha)
         w_down = np.vstack([w_down, w_down[huge]])
         down = Dense(w_down, b_down, np.full(len(w_down), lo), np.full(len(w_down), most_fed))
+        up.gives = qk.choose_qparams(np.float32([LEAST, most_fed]), "uint8")
+        up.table = qk.make_table("gelu", up.gives, down.params)
         return (first, out, up, down), tuple(qk.QParams(unit, dtype="int8") for unit in most)
 
     def encode(self, ids, positions, starts):
@@ -124,7 +131,7 @@ class Static:
             y = qk.attention(q, k, v, self.heads, starts=starts, params=params, out_params=out.params)
             y = qk.linear(y, out.packed, out.bias, params=out.params)
             x = qk.layer_norm(y, *norm, eps=eps, residual=x, residual_params=to[i], out_params=up.columns)
-            y = qk.qlinear(x, up.params, up.packed, down.params, up.bias, activation="gelu")
+            y = qk.take_table(qk.qlinear(x, up.params, up.packed, up.gives, up.int_bias), up.table)
             y = qk.linear(y, down.packed, down.bias, params=down.params)
             x = qk.layer_norm(y, *last, eps=eps, residual=x, residual_params=up.columns, out_params=to[i + 1])
         return x
