@@ -80,7 +80,10 @@ static void norm_rows(void *context, size_t begin, size_t end)
     norm_job *job = context;
     const qk_norm_args *a = job->args;
     const int any_codes = a->x.params || a->residual.params || a->y.params;
-    const size_t cols = a->cols, fit = SMALL / cols, most = !any_codes ? end - begin : fit ? min_size(fit, TOGETHER) : 1;
+    const size_t cols = a->cols, fit = SMALL / cols,
+                 most = !any_codes ? end - begin
+        : fit                      ? min_size(fit, TOGETHER)
+                                   : 1;
     float small[3 * SMALL] __attribute__((aligned(64)));
     float *buffer = !any_codes || fit ? small : qk_obtain(qk_times(cols, 3 * sizeof *buffer));
     if (!buffer) {

@@ -71,6 +71,9 @@
 #ifndef GEMM8_HALF_TILE
 #define GEMM8_HALF_TILE NULL
 #endif
+#ifndef GEMM8_HALF_CODES
+#define GEMM8_HALF_CODES NULL
+#endif
 #ifndef GEMM8_FAR_TILE
 #define GEMM8_FAR_TILE NULL
 #endif

@@ -500,45 +500,49 @@ static QK_INLINE void multiply_rows(const int32_t *acc, uint8_t *q, const qk_til
 }
 
 /* 16 sums by multipliers below 1: what becomes of them fits int32. */
-static QK_INLINE __m512i scaled16(const int32_t *acc, __m512 multiplier)
+static QK_INLINE __m512i scaled16(__m512i sums, __m512 multiplier)
 {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(acc)), multiplier));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), multiplier));
 }
 
-/* At most 16 columns: four rows to a register. */
-static void plain_half_tile(const int32_t *acc, const qk_tile *t)
+/* What makes codes of the sums of at most 16 columns. */
+typedef struct {
+    __m512 multiplier;
+    __m512i zero;
+    int32_t qmin, qmax;
+    __mmask16 wanted;
+    size_t stride;
+} half_codes;
+
+static QK_INLINE half_codes half_codes_of(const qk_tile *t)
 {
-    const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax;
-    const __m512i zero = _mm512_set1_epi16((short)t->requant->zero_point);
-    const __m512 multiplier = _mm512_loadu_ps(t->multiplier);
-    const __mmask16 wanted = (__mmask16)((1u << t->cols) - 1);
-    const size_t stride = t->row_stride;
-    const int dense = stride == 16; /* as many as columns, then */
-    char *to = t->dst;
-    for (int left = t->rows; left > 0; left -= 4, acc += 4 * NR, to += 4 * stride) {
-        const int32_t *r1 = acc + (left > 1 ? NR : 0), *r2 = acc + (left > 2 ? 2 * NR : 0);
-        const int32_t *r3 = acc + (left > 3 ? 3 * NR : 0);
-        const __m512i n0 = _mm512_packs_epi32(scaled16(acc, multiplier), scaled16(r1, multiplier));
-        const __m512i n1 = _mm512_packs_epi32(scaled16(r2, multiplier), scaled16(r3, multiplier));
-        const __m512i codes = to_codes(n0, n1, zero, zero, qmin, qmax);
-        if (dense && left > 3) {
-            _mm512_storeu_si512(to, codes);
-            continue;
-        }
-        _mm_mask_storeu_epi8(to, wanted, _mm512_castsi512_si128(codes));
-        if (left > 1) _mm_mask_storeu_epi8(to + stride, wanted, _mm512_extracti32x4_epi32(codes, 1));
-        if (left > 2) _mm_mask_storeu_epi8(to + 2 * stride, wanted, _mm512_extracti32x4_epi32(codes, 2));
-        if (left > 3) _mm_mask_storeu_epi8(to + 3 * stride, wanted, _mm512_extracti32x4_epi32(codes, 3));
+    return (half_codes){_mm512_loadu_ps(t->multiplier),
+                        _mm512_set1_epi16((short)t->requant->zero_point),
+                        t->requant->qmin,
+                        t->requant->qmax,
+                        (__mmask16)((1u << t->cols) - 1),
+                        t->row_stride};
+}
+
+/* Codes of four rows, or of the first `left` of them, to where they belong: a quarter of a register each. */
+static QK_INLINE void store_half_rows(char *to, int left, __m512i r0, __m512i r1, __m512i r2, __m512i r3, half_codes h)
+{
+    const __m512i n0 = _mm512_packs_epi32(scaled16(r0, h.multiplier), scaled16(r1, h.multiplier));
+    const __m512i n1 = _mm512_packs_epi32(scaled16(r2, h.multiplier), scaled16(r3, h.multiplier));
+    const __m512i codes = to_codes(n0, n1, h.zero, h.zero, h.qmin, h.qmax);
+    if (left > 3 && h.stride == 16) { /* as many as there are columns, then */
+        _mm512_storeu_si512(to, codes);
+        return;
     }
+    _mm_mask_storeu_epi8(to, h.wanted, _mm512_castsi512_si128(codes));
+    if (left > 1) _mm_mask_storeu_epi8(to + h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 1));
+    if (left > 2) _mm_mask_storeu_epi8(to + 2 * h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 2));
+    if (left > 3) _mm_mask_storeu_epi8(to + 3 * h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 3));
 }
 
 #define HAVE_PLAIN_TILE
 static void plain_tile(const int32_t *acc, const qk_tile *t)
 {
-    if (t->cols <= 16) {
-        plain_half_tile(acc, t);
-        return;
-    }
     const int32_t qmin = t->requant->qmin, qmax = t->requant->qmax;
     const __m512i zero = _mm512_set1_epi16((short)t->requant->zero_point);
     const __m512 left = _mm512_loadu_ps(t->multiplier), right = _mm512_loadu_ps(t->multiplier + 16);
@@ -548,8 +552,10 @@ static void plain_tile(const int32_t *acc, const qk_tile *t)
     char *to = t->dst;
     for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
         const int next = row + 1 < rows ? NR : 0;
-        const __m512i n0 = _mm512_packs_epi32(scaled16(acc, left), scaled16(acc + 16, right));
-        const __m512i n1 = _mm512_packs_epi32(scaled16(acc + next, left), scaled16(acc + next + 16, right));
+        const __m512i n0 =
+            _mm512_packs_epi32(scaled16(_mm512_loadu_si512(acc), left), scaled16(_mm512_loadu_si512(acc + 16), right));
+        const __m512i n1 = _mm512_packs_epi32(scaled16(_mm512_loadu_si512(acc + next), left),
+                                              scaled16(_mm512_loadu_si512(acc + next + 16), right));
         const __m512i codes = to_codes(n0, n1, zero, zero, qmin, qmax);
         _mm256_mask_storeu_epi8(to, wanted, _mm512_castsi512_si256(codes));
         if (next) _mm256_mask_storeu_epi8(to + stride, wanted, _mm512_extracti64x4_epi64(codes, 1));
