@@ -55,6 +55,9 @@
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL
 #endif
+#ifndef DEPTHWISE_PASS
+#define DEPTHWISE_PASS NULL
+#endif
 #ifndef GEMM8_ASK_ROWS
 #define GEMM8_ASK_ROWS MR
 #endif

@@ -27,6 +27,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define DEPTHWISE_TAPS 4
 #define MR 12
 #define DEPTHWISE_CODES depthwise_codes
+#define DEPTHWISE_PASS depthwise_pass
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
