@@ -22,6 +22,7 @@ MOBILENET += [(112, 32, 16, 1, 1), (56, 24, 144, 1, 1), (56, 144, 24, 1, 1)]
 DEPTHWISE = [(112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 3, 2), (28, 192, 3, 1), (28, 192, 3, 2)]
 DEPTHWISE += [(14, 384, 3, 1), (14, 576, 3, 1), (14, 576, 3, 2), (7, 960, 3, 1)]
 DEPTHWISE += [(56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 5, 1), (14, 672, 5, 2), (7, 1152, 5, 1)]
+NORMAL = [(56, 64, 64, 3, 1), (56, 256, 64, 1, 1), (28, 128, 128, 3, 1), (14, 256, 1024, 1, 1), (14, 576, 96, 1, 1)]
 THREADED = [(224, 3, 64, 7, 2), (56, 64, 64, 3, 1), (56, 256, 512, 1, 2), (28, 128, 128, 3, 1), (14, 256, 256, 3, 1)]
 THREADED += [(7, 512, 512, 3, 1), (112, 256, 256, 3, 1)]
 POOLS = [(112, 64, 3, 2), (56, 128, 2, 2), (28, 256, 3, 1)]  # side, channels, kernel, stride
@@ -41,10 +42,12 @@ def near(want, most=1e-3):
     return check
 
 
-def layer_of(side, channels, filters, kernel, stride, groups=1):
+def layer_of(side, channels, filters, kernel, stride, groups=1, normal=False):
     """Return an image, and what `peers` and ours want of a convolution of it: (w, bias, scales, zeros), and where."""
-    q = random_codes("uint8", 1, side, side, channels)
-    w = aligned(np.random.default_rng(1).integers(-127, 128, (kernel, kernel, channels // groups, filters), np.int8))
+    q, of_weights = random_codes("uint8", 1, side, side, channels), (kernel, kernel, channels // groups, filters)
+    w = aligned(np.random.default_rng(1).integers(-127, 128, of_weights, np.int8))
+    if normal:
+        w = aligned(np.clip(np.random.default_rng(1).normal(0, 32, of_weights), -127, 127).astype(np.int8))
     bias = np.random.default_rng(2).integers(-1000, 1000, filters).astype(np.int32)
     w_scale = np.random.default_rng(3).uniform(0.005, 0.01, filters).astype(np.float32)
     scales = X_SCALE, w_scale, float(5.0 * w[..., 0].size ** 0.5 / 9)
@@ -72,8 +75,8 @@ def as_qlinear(q, node, out):
     return Contender("qlinear", lambda: qk.qlinear(rows, params, packed, to, bias, out=y), lambda: out, held=False)
 
 
-def race_convolution(race, isa, side, channels, filters, kernel, stride, groups=1):
-    q, node, where = layer_of(side, channels, filters, kernel, stride, groups)
+def race_convolution(race, isa, side, channels, filters, kernel, stride, groups=1, normal=False):
+    q, node, where = layer_of(side, channels, filters, kernel, stride, groups, normal)
     ours, check, out, packed = our_convolution(q, node, where, groups)
     padding = where["padding"]
     attributes = dict(kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4, group=groups)
@@ -89,12 +92,19 @@ def race_convolution(race, isa, side, channels, filters, kernel, stride, groups=
     macs, moved = out.size * node[0][..., 0].size, q.nbytes + packed.nbytes + out.nbytes
     limits = product_limits(isa, macs, q.nbytes + packed.nbytes, out.nbytes)
     case = f"{'depthwise' if groups > 1 else 'conv'} {kernel}x{kernel}/{stride}, {side}x{side}, {channels} to {filters}"
+    case += ", normal weights" * normal
     race(case, ours, others, check, macs, "GMAC/s", limits, moved)
 
 
 @pytest.mark.parametrize("shape", RESNET + MOBILENET, ids=str)
 def test_qconv2d(race, isa, shape):
     race_convolution(race, isa, *shape)
+
+
+@pytest.mark.parametrize("shape", NORMAL, ids=str)
+def test_normal_weights(race, isa, shape):
+    """As networks have them, where AVX2 has a faster exact instruction: the peak of others is 1.6 of float32's."""
+    race_convolution(race, isa, *shape, normal=True)
 
 
 @pytest.mark.parametrize("shape", DEPTHWISE, ids=str)

@@ -52,6 +52,23 @@ def test_parts(race, isa):
     race("observers.Percentile.update 100 x 100000 float32", ours, [], all_of(x.size), 1000 * x.size, "Mvalue/s")
 
 
+@pytest.mark.parametrize("name", ["Percentile", "Entropy"])
+@pytest.mark.parametrize("n", [10_000_000, 100_000_000])
+def test_calibration(race, isa, n, name):
+    """A range from data that come a million at a time: in onnxruntime, which has 2.5 GB then, as users call it."""
+    x, found = normal(n), []
+
+    def calibrated():
+        seen = getattr(observers, name)()
+        for part in np.split(x, range(1_000_000, n, 1_000_000)):
+            seen.update(part)
+        found[:] = [seen, seen.qparams("uint8")]
+
+    ours = Contender("qkernels", calibrated, lambda: found[0].to_arrays()["counts"])
+    others = [peers.onnxruntime.calibrator(x, name.lower())]
+    race(f"observers.{name}, {n} float32 to qparams", ours, others, all_of(n), 1000 * n, "Mvalue/s")
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_lines(race, isa, axis):
     x = normal(1 << 20).reshape((256, 4096) if axis == 0 else (4096, 256))

@@ -8,11 +8,16 @@ a tensor would lose (docs/static.md has the figures):
 - Query, key and value have a scale each, divided out of the columns of their weights, so that one product makes all.
 - A few inputs of the last dense layer are huge now and then. They are split: what goes beyond the range of the others
   is a column of its own, gelu(x - range), with the same weights (outlier channel splitting, Zhao et al., 2019).
+
+GELU is a table, from codes to codes: a product that gives codes is done sooner than one that gives values, and below
+-2.8, where its inputs saturate, GELU is above -0.0072, which is less than half a step.
 """
 
 import numpy as np
 
 import qkernels as qk
+
+LEAST = -2.8  # input of GELU that is told from lesser ones
 
 
 class Recorder:
@@ -92,12 +97,13 @@ class Static:
     """
 
     def __init__(self, network, ranges, alpha=0.8, split=4):
-        self.alpha, self.split = alpha, split
+        self.alpha, self.split, self.codes = alpha, split, qk.QParams(1.0, dtype="int8")
         self.words, self.positions, self.norm = network.words, network.positions, network.norm
         self.heads, self.eps, self.layers = network.heads, network.eps, []
         ranges = [(seen["lo"], seen["hi"]) for seen in ranges]
         for i, (dense, norms) in enumerate(network.layers):
             self.layers.append((*self.block(dense, *ranges[7 * i : 7 * i + 6]), norms))
+        self.given = [dense[0].columns for dense, _, _ in self.layers] + [None]  # to each block; the last gives floats
 
     def block(self, dense, given, qkv, attended, _, normed, fed):
         """Return what a block needs, of its dense layers and of the ranges of what they are given and give."""
@@ -111,21 +117,21 @@ class Static:
         up = Dense(np.hstack([w_up, w_up[:, huge]]), np.append(b_up, b_up[huge] - most_fed), *normed, self.alpha)
         w_down = np.vstack([w_down, w_down[huge]])
         down = Dense(w_down, b_down, np.full(len(w_down), lo), np.full(len(w_down), most_fed))
+        up.gives = qk.choose_qparams(np.float32([LEAST, most_fed]), "uint8")
+        up.table = qk.make_table("gelu", up.gives, down.params)
         return (first, out, up, down), tuple(qk.QParams(unit, dtype="int8") for unit in most)
 
     def encode(self, ids, positions, starts):
         """Return the vectors of tokens after the last layer."""
-        codes, to = qk.QParams(1.0, dtype="int8"), [dense[0].columns for dense, _, _ in self.layers] + [None]
+        codes, to, eps = self.codes, self.given, self.eps
         words, positions = self.words[ids], self.positions[positions]
-        x = qk.layer_norm(words, *self.norm, eps=self.eps, residual=positions, out_params=to[0])
-        for i, ((qkv, out, up, down), params, norms) in enumerate(self.layers):
+        x = qk.layer_norm(words, *self.norm, eps=eps, residual=positions, out_params=to[0])
+        for i, ((qkv, out, up, down), params, (norm, last)) in enumerate(self.layers):
             q, k, v = qk.qlinear(x, qkv.params, qkv.packed, codes, qkv.int_bias).reshape(len(x), 3, -1).swapaxes(0, 1)
             y = qk.attention(q, k, v, self.heads, starts=starts, params=params, out_params=out.params)
             y = qk.linear(y, out.packed, out.bias, params=out.params)
-            known = dict(eps=self.eps, residual=x, residual_params=to[i])
-            x = qk.layer_norm(y, *norms[0], **known, out_params=up.columns)
-            y = qk.qlinear(x, up.params, up.packed, down.params, up.bias, activation="gelu")
+            x = qk.layer_norm(y, *norm, eps=eps, residual=x, residual_params=to[i], out_params=up.columns)
+            y = qk.take_table(qk.qlinear(x, up.params, up.packed, up.gives, up.int_bias), up.table)
             y = qk.linear(y, down.packed, down.bias, params=down.params)
-            known = dict(eps=self.eps, residual=x, residual_params=up.columns)
-            x = qk.layer_norm(y, *norms[1], **known, out_params=to[i + 1])
+            x = qk.layer_norm(y, *last, eps=eps, residual=x, residual_params=up.columns, out_params=to[i + 1])
         return x

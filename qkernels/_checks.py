@@ -227,7 +227,7 @@ def stochastic_seed(rounding, seed, *others):
 
 def within_64_bits(count, who="an observer", what="values"):
     """Return how many values or rows will have been seen, which 64 bits hold."""
-    if count > np.iinfo(np.int64).max:
+    if count > 2**63 - 1:
         raise ValueError(f"{who} sees at most 2**63 - 1 {what}, got {count}")
     return count
 

@@ -13,8 +13,8 @@ def layer_norm(
 ):
     """Normalise each row: ``(s - mean(s)) / sqrt(var(s) + eps) * weight + bias`` with ``s = x + residual``.
 
-    The arithmetic is that of float32; 8-bit codes are dequantized, and the result quantized, a row at a time. (Of codes
-    alone `qlayer_norm` is faster, and within half a step of the exact values.)
+    The arithmetic is that of float32; 8-bit codes are dequantized, and the result quantized, a few rows at a time. (Of
+    codes alone `qlayer_norm` is faster, and within half a step of the exact values.)
 
     Parameters
     ----------

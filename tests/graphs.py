@@ -45,10 +45,10 @@ def tensor(shape, dtype, params=None):
     return t
 
 
-def litert_graph(x, tensors, constants, nodes):
-    """The last of `tensors` as the reference kernels compute it, the first being x. `constants` are {number of a
-    tensor: array}, each of `nodes` is (operator, options, numbers of its inputs, -1 being none, number of its output).
-    """
+def litert_graph(x, tensors, constants, nodes, reference=True):
+    """The last of `tensors` as the reference kernels compute it, or as LiteRT does by default (by XNNPACK, where that
+    has the operator), the first being x. `constants` are {number of a tensor: array}, each of `nodes` is (operator,
+    options, numbers of its inputs, -1 being none, number of its output)."""
     model, graph = schema.ModelT(), schema.SubGraphT()
     model.version, model.buffers, model.operatorCodes, model.subgraphs = 3, [schema.BufferT()], [], [graph]
     for i, constant in constants.items():
@@ -68,8 +68,9 @@ def litert_graph(x, tensors, constants, nodes):
         graph.operators.append(node)
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
+    kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
     interpreter = Interpreter(
-        model_content=bytes(builder.Output()), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
+        model_content=bytes(builder.Output()), num_threads=1, experimental_op_resolver_type=kernels
     )
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
@@ -77,12 +78,12 @@ def litert_graph(x, tensors, constants, nodes):
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
 
-def litert_run(x, operator, options, tensors, constants):
+def litert_run(x, operator, options, tensors, constants, reference=True):
     """The last of `tensors` by one operator. The first is x; `constants` are those between, or None for an input that
     is left out."""
     inputs = [0] + [-1 if constant is None else i for i, constant in enumerate(constants, 1)]
     given = {i: constant for i, constant in enumerate(constants, 1) if constant is not None}
-    return litert_graph(x, tensors, given, [(operator, options, inputs, len(tensors) - 1)])
+    return litert_graph(x, tensors, given, [(operator, options, inputs, len(tensors) - 1)], reference)
 
 
 def onnxruntime_graph(nodes, constants, infos, inputs=(), fused=False):

@@ -9,6 +9,7 @@ first, and becomes one table. Images are views (N, C, H, W) of arrays (N, H, W, 
 
 import subprocess
 import sys
+import time
 import zipfile
 from collections import namedtuple
 from functools import cache
@@ -326,6 +327,28 @@ def compare(model, count, observer=observers.MinMax, calibration=32):
     return totals
 
 
+def milliseconds(networks, images, rounds=5):
+    """Return the mean time of an image by each network, which take turns; of each image the shortest time counts."""
+    qk.set_num_threads(1)
+    times = np.full((len(networks), len(images)), np.inf)
+    for _ in range(rounds):
+        for j, image in enumerate(images):
+            for i, network in enumerate(networks):
+                start = time.perf_counter()
+                network(image)
+                times[i, j] = min(times[i, j], time.perf_counter() - start)
+    return 1e3 * times.mean(axis=1)
+
+
+def main(count):
+    model, images = load(), [render(line) for line in lines_of_text(40)]
+    for observer in (observers.MinMax, observers.Percentile, observers.MSE, observers.Entropy):
+        print(observer.__name__, "characters, right in float32 and on codes:", *compare(model, count, observer))
+    networks = Float(model), Recognizer(model, calibrate(model, images[:32]))
+    times = milliseconds(networks, images[32:])
+    weights = sum(packed.nbytes for _, _, packed, _ in networks[1].packed.values()) / 1e6
+    print(f"ms a line, in float32 and on codes: {times[0]:.1f} {times[1]:.1f}; MB of weights on codes: {weights:.1f}")
+
+
 if __name__ == "__main__":
-    for observer in (observers.MinMax, observers.Percentile, observers.Entropy, observers.MSE):
-        print(observer.__name__, *compare(load(), int(sys.argv[1]), observer))
+    main(int(sys.argv[1]))

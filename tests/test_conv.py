@@ -2,6 +2,7 @@
 set, at 1, 2 and 3 threads; and what they refuse."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -175,6 +176,31 @@ def test_windows_of_long_lines(variants, example, dtype):
         for biased, result, expected in (bias, to, want), (bias, None, sums[:1]):
             got = qk.qconv2d(q, params, packed, result, biased, strides=strides, padding=padding)
             assert_array_equal(got, expected, err_msg=variant, strict=True)
+
+
+@pytest.mark.parametrize("dtype", CODES)
+@pytest.mark.parametrize("channels", [2, 15, 16, 31, 33, 63, 64, 65, 144])
+def test_depthwise_kernels_that_move_by_two_columns(channels, dtype, everywhere):
+    """Columns may go by in registers, one of them from each pixel to the next, with padding on either side."""
+    rng = np.random.default_rng(channels)
+    params, weights = qk.QParams(0.1, 7, dtype), qk.QParams(rng.uniform(0.01, 0.02, channels), axis=3)
+    bias, to = rng.integers(-1000, 1000, channels).astype(np.int32), qk.QParams(0.5, 3, "uint8")
+    for height, width in ((3, 3), (2, 3), (4, 3), (1, 3)):
+        w = random_codes(rng, (height, width, 1, channels), "int8")
+        for image, strides, padding in (
+            ((5, 1), (2, 2), (1, 1, 1, 1)),
+            ((4, 2), (2, 2), (1, 0, 1, 3)),
+            ((7, 9), (2, 2), (0, 1, 2, 1)),
+            ((6, 8), (3, 2), (3, 4, 3, 5)),
+            ((9, 103), (4, 2), (1, 1, 1, 0)),
+        ):
+            q = random_codes(rng, (2, *image, channels), dtype)
+            geometry = dict(strides=strides, padding=padding, dilations=(1, 1))
+            sums = sums_by_numpy(q, 7, w, 0, channels, **geometry) + bias
+            want = codes_by_numpy(sums, params, weights, to, None, False)
+            packed = partial(qk.pack_conv, w, weights, groups=channels)
+            got = everywhere(lambda: qk.qconv2d(q, params, packed(), to, bias, **geometry))  # noqa: B023
+            assert_array_equal(got, want, err_msg=f"{w.shape} {image} {strides} {padding}", strict=True)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

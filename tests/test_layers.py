@@ -215,7 +215,7 @@ def columns(n, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("n", [1, 5, 33, 384, 1030])
+@pytest.mark.parametrize("n", [1, 5, 33, 384, 1030, 4100])
 def test_layer_norm_of_codes_is_that_of_the_values_quantized(n, dtype, everywhere):
     weight, bias, residual = floats(n), floats(n), floats(37, n)
     zero = np.iinfo(dtype).min + 120

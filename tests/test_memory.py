@@ -351,21 +351,20 @@ def sweep_integer_layers(n, rng, at_end):
 
 def sweep_convolutions(n, rng, at_end):
     """Of n channels or filters; guards are beside images, weights, biases and results."""
-    place = Places(at_end)
     q = rng.integers(0, 256, (1, 1 + n % 7, 1 + n % 5, n), np.uint8)
     params, to = qk.QParams(0.1, 3, "uint8"), qk.QParams(20, 5)
     of_all = rng.integers(-128, 128, (3, 3, n % 19, 1 + n % 37), np.int8)
     for kernel, groups in ((3, 3, 1, n), n), ((5, 2, 1, n), n), ((3, 2, n, 5), 1), ((1, 1, n, n), 1), (of_all.shape, 1):
         w = of_all if kernel == of_all.shape else rng.integers(-128, 128, kernel, np.int8)
-        packed = qk.pack_conv(place(w), qk.QParams(0.2, 1), groups=groups)
-        same(packed.unpack(), w)
-        place = Places(at_end)
         image = np.ascontiguousarray(q[..., : w.shape[2]]) if groups == 1 else q
         bias = rng.integers(-99, 99, kernel[3], np.int32)
-        for strides, dilations in (1, 1), (2, 1), (1, 2):
-            where = dict(padding=(5, 4, 4, 5), strides=strides, dilations=dilations)
-            check(at_end, qk.qconv2d, image, params, packed, to, bias, **where)
-            check(at_end, qk.qconv2d, image, params, packed, None, bias, **where)
+        for zero_point in 0, 1:
+            packed = qk.pack_conv(Places(at_end)(w), qk.QParams(0.2, zero_point), groups=groups)
+            same(packed.unpack(), w)
+            for strides, dilations in (1, 1), (2, 1), (1, 2):
+                where = dict(padding=(5, 4, 4, 5), strides=strides, dilations=dilations)
+                check(at_end, qk.qconv2d, image, params, packed, to, bias, **where)
+                check(at_end, qk.qconv2d, image, params, packed, None, bias, **where)
     check(at_end, qk.max_pool2d, q, 2, padding=1)
     check(at_end, qk.qaverage_pool2d, q, params, to, 2, padding=1)
     check(at_end, qk.qglobal_average_pool, q, params, to)

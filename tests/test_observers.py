@@ -454,6 +454,7 @@ def test_threads_may_share_an_observer():
 
 
 def test_memory_does_not_grow_with_the_data():
+    """From 1e6 to 1e8 values."""
     grown = output("""
         import numpy as np, qkernels as qk
         from qkernels import observers
@@ -464,7 +465,7 @@ def test_memory_does_not_grow_with_the_data():
         for one in seen:
             one.update(x)
         before = resident()
-        for i in range(10):
+        for i in range(99):
             for one in seen:
                 one.update(x)
         print(resident() - before)

@@ -75,6 +75,26 @@ def test_a_single_column_is_that_of_wide_weights(activation, everywhere):
     assert_array_equal(everywhere(lambda: qk.linear(x, qk.pack(b, weights), np.float32([0.3]), **call)), wide)
 
 
+@pytest.mark.parametrize("n", [1, 7, 15, 16, 17, 33, 48, 63])
+def test_few_columns_of_any_number_of_rows(n, everywhere):
+    """Sums of the last columns may become codes in registers, four rows at a time."""
+    rng = np.random.default_rng(n)
+    for dtype, clamp in (("uint8", None), ("int8", (-3, 2))):
+        b, weights = rng.integers(-128, 128, (37, n)).astype(np.int8), qk.QParams(rng.uniform(0.01, 0.02, n), axis=1)
+        params, to = qk.QParams(0.05, 9, dtype), qk.QParams(0.6, 4, dtype)
+        bias = rng.integers(-9000, 9000, n).astype(np.int32)
+        for m in (*range(1, 14), 29, 300):
+            q = rng.integers(0, 256, (m, 37), np.uint8).view(dtype)
+            sums = (q.astype(int) - 9) @ b.astype(int) + bias
+            real = sums.astype(np.float32) * (params.scale * weights.scale / to.scale)
+            bounds = to.qmin, to.qmax
+            if clamp:
+                bounds = qk.quantize(np.float32(clamp), to).astype(int)
+            want = np.clip(np.rint(real) + 4, *bounds).astype(dtype)
+            got = everywhere(lambda: qk.qlinear(q, params, qk.pack(b, weights), to, bias, clamp=clamp))  # noqa: B023
+            assert_array_equal(got, want, err_msg=f"{m} rows", strict=True)
+
+
 @pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
 @settings(max_examples=40)
 @given(integer_layers())

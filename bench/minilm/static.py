@@ -1,8 +1,8 @@
 """What one scale a tensor costs MiniLM, and what brings it back: `python -m bench.minilm.static`.
 
 Each way is calibrated on the same 200 docstrings of NumPy and SciPy, and judged by all others: by the cosine of
-embeddings to those in float32, and by recall@1 (measure.py). Speeds are to that of dynamic int8, batch by batch in
-turns. Run it in the project's folder.
+embeddings to those in float32, and by recall@1 (measure.py). Speeds are to that of dynamic int8: batch by batch in
+turns, and of one sentence of 16 tokens, each way by itself. Run it in the project's folder.
 
     python -m bench.minilm.static --docs 400    # a quick look: the first N that are judged
 """
@@ -14,7 +14,15 @@ import numpy as np
 
 from . import example
 from .corpus import collect_docstrings
-from .measure import make_groups, recall_at_1, set_threads, standard_error, step, timed_embeddings
+from .measure import (
+    make_groups,
+    recall_at_1,
+    sentence_latency,
+    set_threads,
+    standard_error,
+    step,
+    timed_embeddings,
+)
 
 CALIBRATION = 200
 WAYS = {  # the options of Static
@@ -47,12 +55,13 @@ def main():
     models = make_models(weights, config, of_calibration)
     embeddings, seconds = timed_embeddings(list(models.values()), tokens)
     print(f"{len(judged)} docstrings, {sum(map(len, tokens)):,} tokens; calibrated on {CALIBRATION} others")
-    print("| | cosine to float32 | recall@1 | speed |\n|---|---|---|---|")
-    for name, vectors, time in zip(models, embeddings, seconds, strict=True):
+    print("| | cosine to float32 | recall@1 | speed | of one sentence |\n|---|---|---|---|---|")
+    latencies = [sentence_latency(model, tokens) for model in models.values()]
+    for name, vectors, time, latency in zip(models, embeddings, seconds, latencies, strict=True):
         recall = recall_at_1(*np.split(vectors, 2))
         cosine = float(np.mean(np.sum(vectors * embeddings[0], axis=1)))
         quality = f"{cosine:.4f} | {recall:.4f} ± {standard_error(recall, len(judged)):.4f}"
-        print(f"| {name} | {quality} | {seconds[1] / time:.2f}x |", flush=True)
+        print(f"| {name} | {quality} | {seconds[1] / time:.2f}x | {latencies[1] / latency:.2f}x |", flush=True)
 
 
 def tokenize(tokenizer, texts):

@@ -154,6 +154,38 @@ def collector(x, method):
     return peers.contender(f"onnxruntime {method}", collect, lambda: np.asarray(collect()))
 
 
+def calibrator(x, method, part=1_000_000):
+    """Its calibrator, as it is called: parts go through a graph of one operator, of whose two tensors each gets a
+    range. The time is that of one tensor."""
+    from onnxruntime.quantization import calibrate
+
+    class Reader(calibrate.CalibrationDataReader):
+        def __init__(self):
+            self.parts = iter(np.split(x, range(part, len(x), part)))
+
+        def get_next(self):
+            found = next(self.parts, None)
+            return None if found is None else {"x": found}
+
+    info = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", info[:1], info[1:])
+    model = helper.make_model(graph, opset_imports=OPSETS[:1], ir_version=10)
+
+    def calibrated():
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = Path(folder, "model.onnx")
+            onnx.save(model, path)
+            chosen = getattr(calibrate.CalibrationMethod, method.capitalize())
+            made = calibrate.create_calibrator(path, ["Relu"], Path(folder, "more.onnx"), chosen)
+            made.collect_data(Reader())
+            made.compute_data()
+            return made.collector.histogram_dict["x"][0]
+
+    found = peers.contender(f"onnxruntime calibrator, {method}", calibrated, lambda: np.asarray(calibrated()))
+    found.scale = 0.5
+    return found
+
+
 def qlinear(operator, operands, to, **attributes):
     """One of com.microsoft's layers on codes: operands and the result have a (scale, zero point)."""
     dtype = operands[0][0].dtype

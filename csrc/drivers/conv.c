@@ -207,33 +207,48 @@ static void fill_columns(const depthwise_job *job, size_t columns, char *to)
             for (size_t j = 0; j < size; j++) ((uint16_t *)to)[j] = code;
 }
 
-/* Interleaves columns of the rows of one step, which are in the image or not. */
-static void look_at_rows(const depthwise_job *job, const place *at, size_t step, char *to)
+/* How many columns an item needs. */
+static size_t columns_of(const depthwise_job *job, const place *at)
+{
+    const qk_image *p = job->image;
+    return (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
+}
+
+/* The rows of one step, which are in the image or not, from the first column on that is. */
+static qk_columns find_rows(const depthwise_job *job, const place *at, size_t step, qk_seen_rows *seen)
 {
     const qk_image *p = job->image;
     const qk_depthwise_weights *b = job->b;
     const size_t line = p->width * p->channels, needed = (job->lines - 1) * p->stride_y + b->height;
-    const size_t columns = (at->pixels - 1) * p->stride_x + (p->kernel_width - 1) * p->dilation_x + 1;
+    const size_t columns = columns_of(job, at);
     const ptrdiff_t x = (ptrdiff_t)(at->x * p->stride_x - p->left);
     const size_t before = x >= 0 ? 0 : min_size((size_t)-x, columns), first = x >= 0 ? (size_t)x : 0;
     const size_t inside = first >= p->width ? 0 : min_size(columns - before, p->width - first);
     const uint8_t *image = p->codes + at->number * p->height * line + at->channel + first * p->channels;
-    qk_seen_rows seen;
-    seen.parts = (int)at->parts, seen.channels = at->channels;
+    seen->parts = (int)at->parts, seen->channels = at->channels;
     for (size_t i = 0; i < 4; i++) {
         const size_t row = step * b->taps + i * b->taps / 4;
         const int is_zero = b->taps == 2 && i % 2;
         for (size_t part = 0; part < at->parts; part++) {
             const size_t y = (at->y + part * job->lines) * p->stride_y - p->top + row * p->dilation_y;
             const int is_code = !is_zero && row < needed && y < p->height;
-            seen.from[i][part] = is_code ? image + y * line : is_zero ? job->zeros : job->outside;
-            seen.stride[i][part] = is_code ? p->channels : 0;
+            seen->from[i][part] = is_code ? image + y * line : is_zero ? job->zeros : job->outside;
+            seen->stride[i][part] = is_code ? p->channels : 0;
         }
     }
-    char *within = to + before * job->column_bytes;
-    if (!at->framed) fill_columns(job, before, to);
-    b->kernels->conv->interleave_taps(&seen, inside, job->flip, within, job->column_bytes);
-    if (!at->framed) fill_columns(job, columns - before - inside, within + inside * job->column_bytes);
+    return (qk_columns){before, inside, job->flip, p->pad};
+}
+
+/* Interleaves columns of these rows. */
+static void look_at_rows(const depthwise_job *job, const place *at, size_t step, char *to)
+{
+    qk_seen_rows seen;
+    const qk_columns c = find_rows(job, at, step, &seen);
+    char *within = to + c.before * job->column_bytes;
+    if (!at->framed) fill_columns(job, c.before, to);
+    job->b->kernels->conv->interleave_taps(&seen, c.inside, job->flip, within, job->column_bytes);
+    if (!at->framed)
+        fill_columns(job, columns_of(job, at) - c.before - c.inside, within + c.inside * job->column_bytes);
 }
 
 /* Sums of a line of each part, a tile of pixels after the other, and what becomes of them. */
@@ -259,9 +274,8 @@ static void sum_line(const depthwise_job *job, const place *at, size_t line, con
     }
 }
 
-/* A line of each part, whose sums become codes in the simplest way. */
-static void code_line(const depthwise_job *job, const place *at, size_t line, const qk_steps *steps, const char *codes,
-                      const char *weights)
+/* Where a line of each part goes whose sums become codes in the simplest way. */
+static qk_coded_line line_of(const depthwise_job *job, const place *at, size_t line)
 {
     const qk_image *p = job->image;
     const product *sums = job->sums;
@@ -276,7 +290,24 @@ static void code_line(const depthwise_job *job, const place *at, size_t line, co
         const size_t row = (at->number * p->out_height + y) * p->out_width + at->x;
         to.to[part] = y < p->out_height ? (uint8_t *)sums->epilogue->out + row * to.row_stride + at->channel : NULL;
     }
-    job->b->kernels->conv->depthwise_codes(at->pixels, steps, codes, weights, &to);
+    return to;
+}
+
+/* Whether columns go by in registers: no other line, and few other pixels, would find them in memory. */
+static int columns_pass(const depthwise_job *job)
+{
+    const qk_image *p = job->image;
+    const qk_depthwise_weights *b = job->b;
+    return job->multiplier && b->kernels->conv->depthwise_pass && b->taps == 4 && b->steps == 1 && job->lines == 1 &&
+        p->kernel_width == 3 && p->stride_x == 2 && p->dilation_x == 1;
+}
+
+static void pass_item(const depthwise_job *job, const place *at, const char *weights)
+{
+    qk_seen_rows seen;
+    const qk_columns columns = find_rows(job, at, 0, &seen);
+    const qk_coded_line to = line_of(job, at, 0);
+    job->b->kernels->conv->depthwise_pass(at->pixels, &seen, &columns, weights, &to);
 }
 
 static void run_item(const depthwise_job *job, const place *at, char *codes, int32_t *acc, qk_tile *tiles)
@@ -287,14 +318,20 @@ static void run_item(const depthwise_job *job, const place *at, char *codes, int
     const int plain = job->multiplier != NULL;
     const qk_steps steps = {b->width * b->steps, p->stride_x * job->column_bytes, job->offset, b->wide};
     const char *weights = b->panels + at->channel / block * b->panel_bytes;
+    if (columns_pass(job)) {
+        pass_item(job, at, weights);
+        return;
+    }
     for (size_t step = 0; step < b->steps; step++) look_at_rows(job, at, step, codes + step * block * 4);
     for (size_t j = 0; !plain && j < at->channels; j += nr)
         qk_move_to_panel(job->sums, at->channel + j, tiles + j / nr);
     for (size_t line = 0; line < job->lines && at->y + line < p->out_height; line++) {
-        if (plain)
-            code_line(job, at, line, &steps, codes, weights);
-        else
+        if (plain) {
+            const qk_coded_line to = line_of(job, at, line);
+            b->kernels->conv->depthwise_codes(at->pixels, &steps, codes, weights, &to);
+        } else {
             sum_line(job, at, line, &steps, codes, weights, acc, tiles);
+        }
         weights += p->stride_y * steps.count * block * 4;
     }
 }

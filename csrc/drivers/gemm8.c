@@ -500,6 +500,14 @@ static QK_INLINE void sum_tile(const product *g, size_t rows, const char *a, con
         k->gemm8_tile((int)rows, g->b->steps, a, g->lda, panel, init, c, ldc);
 }
 
+/* Whether the rest of the columns, from `col` on, are so few that their sums become codes in registers. */
+static int are_half_codes(const product *g, size_t col)
+{
+    const qk_gemm8_kernels *k = g->b->gemm8;
+    return k->gemm8_half_codes && g->plain && g->b->n - col <= (size_t)k->nr / 2 && !g->b_zero &&
+        g->source->type != QK_FLOATS && !g->source->zero_point_per_row && !is_long(g->b);
+}
+
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
  * come from memory. The last asks for the first, with which the next block begins. Of rows that are a single tile there
  * is no time for that. */
@@ -527,12 +535,17 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
         if (rows <= mr && !ahead.step) ask_for_pages(ahead.read, b->panel_bytes);
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
-        const int direct = plain && col + nr <= b->n;
+        const int direct = plain && col + nr <= b->n, half = are_half_codes(g, col);
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
         if (!direct) qk_move_to_panel(g, col, &t);
         for (size_t i = 0; i < rows; i += mr, ahead.read += ahead.step * b->steps) {
             const size_t count = min_size(rows - i, mr);
             ahead.write = result_at(g, first + i, col);
+            if (half) {
+                t.rows = (int)count, t.dst = ahead.write;
+                k->gemm8_half_codes(b->steps, block->a + i * g->lda, g->lda, codes, g->init + col, &t);
+                continue;
+            }
             sum_tile(g, count, block->a + i * g->lda, wide ? (const void *)wide : codes, g->init + col,
                      direct ? (int32_t *)ahead.write : acc, ldc, &ahead);
             if (!direct) qk_store_tile(g, block, first + i, i, count, col, acc, &t);

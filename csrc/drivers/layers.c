@@ -36,54 +36,69 @@ static void norm_wide_row(const qk_norm_args *job, const float *x, const float *
     }
 }
 
-static qk_affines affines_of(const qk_params *p, size_t cols)
+static qk_affines affines_of(const qk_params *p, size_t rows, size_t cols)
 {
     const size_t run = p->kind == QK_PER_TENSOR ? cols : 1;
-    return (qk_affines){p->scale, p->reciprocal, p->zero_point, p->qmin, p->qmax, 0, run, 1, cols, cols};
+    return (qk_affines){p->scale, p->reciprocal, p->zero_point, p->qmin, p->qmax, 0, run, rows, cols, cols};
 }
 
-/* A row as floats, in place or in the buffer. */
-static const float *row_of(const qk_values *v, size_t row, size_t cols, float *buffer)
+/* Rows as floats, in place or in the buffer. */
+static const float *rows_of(const qk_values *v, size_t first, size_t rows, size_t cols, float *buffer)
 {
-    if (!v->data || !v->params) return v->data ? (const float *)v->data + row * cols : NULL;
-    const qk_affines p = affines_of(v->params, cols);
-    qk_active()->elementwise->dequantize_rows_f32((const char *)v->data + row * cols, v->type, buffer, cols, &p);
+    if (!v->data || !v->params) return v->data ? (const float *)v->data + first * cols : NULL;
+    const qk_affines p = affines_of(v->params, rows, cols);
+    qk_active()->elementwise->dequantize_rows_f32((const char *)v->data + first * cols, v->type, buffer, cols, &p);
     return buffer;
 }
 
-static void quantize_row(const qk_params *p, const float *y, uint8_t *q, size_t cols)
+static void quantize_rows(const qk_params *p, const float *y, uint8_t *q, size_t rows, size_t cols)
 {
     const qk_elementwise_kernels *k = qk_active()->elementwise;
     const qk_affine one = qk_affine_of(p->scale[0], p->zero_point[0], p->qmin, p->qmax, QK_HALF_EVEN);
-    const qk_affines columns = affines_of(p, cols);
+    const qk_affines columns = affines_of(p, rows, cols);
     if (p->kind == QK_PER_TENSOR)
-        k->quantize_f32_8(y, q, cols, &one);
+        k->quantize_f32_8(y, q, rows * cols, &one);
     else
         k->quantize_rows_f32_8(y, q, cols, &columns);
 }
 
-static void norm_rows(void *context, size_t begin, size_t end)
+/* Rows of floats, at x and y and, if there is one, at the residual. */
+static void norm_floats(const qk_norm_args *a, const float *x, const float *residual, size_t rows, float *y)
 {
-    enum { SMALL = 1024, LONG = 1024 * 1024 };
-    norm_job *job = context;
-    const qk_norm_args *a = job->args;
-    const int any_codes = a->x.params || a->residual.params || a->y.params;
+    enum { LONG = 1024 * 1024 };
     const size_t cols = a->cols;
-    float small[3 * SMALL] __attribute__((aligned(64)));
-    float *rows = !any_codes || cols <= SMALL ? small : qk_obtain(qk_times(cols, 3 * sizeof *rows));
-    if (!rows) {
-        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
-        return;
-    }
-    for (; begin < end; begin++) {
-        const float *x = row_of(&a->x, begin, cols, rows), *residual = row_of(&a->residual, begin, cols, rows + cols);
-        float *y = a->y.params ? rows + 2 * cols : (float *)a->y.data + begin * cols;
+    for (size_t i = 0; i < rows; i++, x += cols, residual = residual ? residual + cols : NULL, y += cols)
         if (!qk_active()->layers->layer_norm_f32(x, residual, cols, a->weight, a->bias, (float)a->eps,
                                                  cols > LONG ? qk_stopped : NULL, y))
             norm_wide_row(a, x, residual, y);
-        if (a->y.params) quantize_row(a->y.params, y, (uint8_t *)a->y.data + begin * cols, cols);
+}
+
+/* Codes become floats, and floats codes, several rows at once, as columns have parameters of their own to be loaded. */
+static void norm_rows(void *context, size_t begin, size_t end)
+{
+    enum { SMALL = 4096, TOGETHER = 8 };
+    norm_job *job = context;
+    const qk_norm_args *a = job->args;
+    const int any_codes = a->x.params || a->residual.params || a->y.params;
+    const size_t cols = a->cols, fit = SMALL / cols,
+                 most = !any_codes ? end - begin
+        : fit                      ? min_size(fit, TOGETHER)
+                                   : 1;
+    float small[3 * SMALL] __attribute__((aligned(64)));
+    float *buffer = !any_codes || fit ? small : qk_obtain(qk_times(cols, 3 * sizeof *buffer));
+    if (!buffer) {
+        __atomic_store_n(&job->failure, -1, __ATOMIC_RELAXED);
+        return;
     }
-    if (rows != small) free(rows);
+    for (size_t rows; begin < end; begin += rows) {
+        rows = min_size(end - begin, most);
+        const float *x = rows_of(&a->x, begin, rows, cols, buffer);
+        const float *residual = rows_of(&a->residual, begin, rows, cols, buffer + most * cols);
+        float *y = a->y.params ? buffer + 2 * most * cols : (float *)a->y.data + begin * cols;
+        norm_floats(a, x, residual, rows, y);
+        if (a->y.params) quantize_rows(a->y.params, y, (uint8_t *)a->y.data + begin * cols, rows, cols);
+    }
+    if (buffer != small) free(buffer);
 }
 
 int qk_layer_norm_of(const qk_norm_args *args)

@@ -71,6 +71,12 @@ typedef struct {
     size_t stride[4][QK_MOST_PARTS];
 } qk_seen_rows;
 
+/* Columns of these that are in the image, between some that are padding. */
+typedef struct {
+    size_t before, inside;
+    uint8_t flip, pad;
+} qk_columns;
+
 /* What becomes of the sums of such registers where tiles are plain (kernels.h). Channels are in the order of their
  * neighbours; `to` is NULL for a part that is not wanted. */
 typedef struct {

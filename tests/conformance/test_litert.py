@@ -122,7 +122,7 @@ def test_tflite_ties(isas):
             )
 
 
-def convolution(x, px, w, pw, py, bias, where):
+def convolution(x, px, w, pw, py, bias, where, reference=True):
     """int8 images (N, H, W, C) and weights (height, width, C / groups, F), one scale a filter; `where` is stride,
     dilation, whether padding is SAME, and whether each channel is a group."""
     stride, dilation, same, depthwise = where
@@ -139,13 +139,15 @@ def convolution(x, px, w, pw, py, bias, where):
         tensor(bias.shape, np.int32, (np.float32(px[0]) * pw[0], 0)),
         tensor((len(x), side, side, w.shape[3]), np.int8, py),
     ]
-    return litert_run(x, getattr(schema.BuiltinOperator, name), options, tensors, [weights, bias])
+    return litert_run(x, getattr(schema.BuiltinOperator, name), options, tensors, [weights, bias], reference)
 
 
+@pytest.mark.parametrize("kernels", ["reference", "XNNPACK"])
 @pytest.mark.parametrize("depthwise", [False, True])
-def test_convolutions(depthwise, isas):
-    """1.5 million codes each. These reference kernels round twice, where FULLY_CONNECTED rounds once."""
-    rng, seen = np.random.default_rng(4), 0
+def test_convolutions(depthwise, kernels, isas):
+    """1.5 million codes each. The reference kernels round twice, where FULLY_CONNECTED rounds once; XNNPACK multiplies
+    by a float32 and rounds half to even, as ONNX does."""
+    rng, seen, reference = np.random.default_rng(4), 0, kernels == "reference"
     for number in range(24):
         kernel, stride, dilation = int(rng.choice([1, 3, 5])), 1 + number % 2, 1 + number // 2 % 2
         stride = 1 if dilation > 1 else stride
@@ -159,7 +161,7 @@ def test_convolutions(depthwise, isas):
         size = 70 * np.sqrt(w[..., 0].size)
         py = (np.float32(px[0] * pw[0].mean() * size), int(rng.integers(-50, 50)))
         bias = rng.integers(-20_000, 20_000, filters).astype(np.int32)
-        want = convolution(x, px, w, pw, py, bias, (stride, dilation, same, depthwise))
+        want = convolution(x, px, w, pw, py, bias, (stride, dilation, same, depthwise), reference)
         for isa in isas():
             packed = qk.pack_conv(w, qk.QParams(pw[0], axis=3), groups=channels if depthwise else 1)
             got = qk.qconv2d(
@@ -171,7 +173,7 @@ def test_convolutions(depthwise, isas):
                 strides=stride,
                 dilations=dilation,
                 padding="same_upper" if same else 0,
-                rounding="gemmlowp",
+                rounding="gemmlowp" if reference else "half_even",
             )
             assert_array_equal(got, want, err_msg=f"{isa}, {w.shape}, {stride}, {dilation}, {same}", strict=True)
         seen += want.size

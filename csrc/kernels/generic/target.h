@@ -55,6 +55,9 @@
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL
 #endif
+#ifndef DEPTHWISE_PASS
+#define DEPTHWISE_PASS NULL
+#endif
 #ifndef GEMM8_ASK_ROWS
 #define GEMM8_ASK_ROWS MR
 #endif
@@ -70,6 +73,9 @@
 #endif
 #ifndef GEMM8_HALF_TILE
 #define GEMM8_HALF_TILE NULL
+#endif
+#ifndef GEMM8_HALF_CODES
+#define GEMM8_HALF_CODES NULL
 #endif
 #ifndef GEMM8_FAR_TILE
 #define GEMM8_FAR_TILE NULL

@@ -286,6 +286,15 @@ static QK_NOINLINE void correct_sums(int32_t *acc, const qk_tile *t)
         for (int col = 0; col < NR; col += 16) _mm512_storeu_si512(acc + NR * row + col, sums16(acc, t, row, col));
 }
 
+/* 32 columns of a row that has neither a zero point nor a scale of its own. */
+static QK_INLINE void scale_columns32(const int32_t *acc, const tile_columns *c, __m512 *y)
+{
+    const __m512 left = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc));
+    const __m512 right = _mm512_cvtepi32_ps(_mm512_loadu_si512(acc + 16));
+    y[0] = _mm512_add_ps(_mm512_mul_ps(left, c->left_scale), c->left_bias);
+    y[1] = _mm512_add_ps(_mm512_mul_ps(right, c->right_scale), c->right_bias);
+}
+
 /* 32 columns of a row. */
 static QK_INLINE void scale_row32(const int32_t *acc, const tile_columns *c, int32_t zero, float scale, __m512 *y)
 {
@@ -319,9 +328,9 @@ static QK_INLINE int store_codes(const __m512 *y, const qk_tile *t, __mmask32 wa
     return 1;
 }
 
-/* Two rows at a time; where their number is odd, the last of them twice. Returns 0 where `codes` are wanted, but the
- * plain formula must make them. */
-static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c,
+/* Two rows at a time; where their number is odd, the last of them twice. Rows are `alike` if columns alone have zero
+ * points and scales. Returns 0 where `codes` are wanted, but the plain formula must make them. */
+static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile_columns *c, const int alike,
                                 const qk_activation activation, const int codes)
 {
     static const float ones[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -337,8 +346,13 @@ static QK_INLINE int float_rows(const int32_t *acc, const qk_tile *t, const tile
     for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
         const int next = row + 1 < rows;
         __m512 y[4];
-        scale_row32(acc, c, c->zeros[row], scale[row], y);
-        scale_row32(acc + NR * next, c, c->zeros[row + next], scale[row + next], y + 2);
+        if (alike) {
+            scale_columns32(acc, c, y);
+            scale_columns32(acc + NR * next, c, y + 2);
+        } else {
+            scale_row32(acc, c, c->zeros[row], scale[row], y);
+            scale_row32(acc + NR * next, c, c->zeros[row + next], scale[row + next], y + 2);
+        }
         if (from) {
             const float *r0 = (const float *)from, *r1 = (const float *)(from + (next ? residual_stride : 0));
             y[0] = _mm512_add_ps(y[0], _mm512_maskz_loadu_ps(left, r0)),
@@ -385,10 +399,10 @@ static void float_tile(int32_t *acc, const qk_tile *t)
         memset(c.zeros, 0, sizeof c.zeros);
     }
     switch (t->activation) {
-    case QK_RELU: float_rows(acc, t, &c, QK_RELU, 0); break;
-    case QK_GELU: float_rows(acc, t, &c, QK_GELU, 0); break;
-    case QK_GELU_TANH: float_rows(acc, t, &c, QK_GELU_TANH, 0); break;
-    default: float_rows(acc, t, &c, QK_IDENTITY, 0); break;
+    case QK_RELU: float_rows(acc, t, &c, 0, QK_RELU, 0); break;
+    case QK_GELU: float_rows(acc, t, &c, 0, QK_GELU, 0); break;
+    case QK_GELU_TANH: float_rows(acc, t, &c, 0, QK_GELU_TANH, 0); break;
+    default: float_rows(acc, t, &c, 0, QK_IDENTITY, 0); break;
     }
 }
 
@@ -397,7 +411,10 @@ static int gelu_codes(const int32_t *acc, const qk_tile *t)
 {
     tile_columns c;
     if (!load_columns(t, &c)) return 0;
-    return t->activation == QK_GELU ? float_rows(acc, t, &c, QK_GELU, 1) : float_rows(acc, t, &c, QK_GELU_TANH, 1);
+    const int alike = !t->row_zero && !t->row_scale;
+    if (t->activation == QK_GELU)
+        return alike ? float_rows(acc, t, &c, 1, QK_GELU, 1) : float_rows(acc, t, &c, 0, QK_GELU, 1);
+    return alike ? float_rows(acc, t, &c, 1, QK_GELU_TANH, 1) : float_rows(acc, t, &c, 0, QK_GELU_TANH, 1);
 }
 
 /* Sums times multipliers, not above `hi`, so that only what lies below int32 saturates, to where it belongs; rounded.
@@ -483,9 +500,44 @@ static QK_INLINE void multiply_rows(const int32_t *acc, uint8_t *q, const qk_til
 }
 
 /* 16 sums by multipliers below 1: what becomes of them fits int32. */
-static QK_INLINE __m512i scaled16(const int32_t *acc, __m512 multiplier)
+static QK_INLINE __m512i scaled16(__m512i sums, __m512 multiplier)
 {
-    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_loadu_si512(acc)), multiplier));
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), multiplier));
+}
+
+/* What makes codes of the sums of at most 16 columns. */
+typedef struct {
+    __m512 multiplier;
+    __m512i zero;
+    int32_t qmin, qmax;
+    __mmask16 wanted;
+    size_t stride;
+} half_codes;
+
+static QK_INLINE half_codes half_codes_of(const qk_tile *t)
+{
+    return (half_codes){_mm512_loadu_ps(t->multiplier),
+                        _mm512_set1_epi16((short)t->requant->zero_point),
+                        t->requant->qmin,
+                        t->requant->qmax,
+                        (__mmask16)((1u << t->cols) - 1),
+                        t->row_stride};
+}
+
+/* Codes of four rows, or of the first `left` of them, to where they belong: a quarter of a register each. */
+static QK_INLINE void store_half_rows(char *to, int left, __m512i r0, __m512i r1, __m512i r2, __m512i r3, half_codes h)
+{
+    const __m512i n0 = _mm512_packs_epi32(scaled16(r0, h.multiplier), scaled16(r1, h.multiplier));
+    const __m512i n1 = _mm512_packs_epi32(scaled16(r2, h.multiplier), scaled16(r3, h.multiplier));
+    const __m512i codes = to_codes(n0, n1, h.zero, h.zero, h.qmin, h.qmax);
+    if (left > 3 && h.stride == 16) { /* as many as there are columns, then */
+        _mm512_storeu_si512(to, codes);
+        return;
+    }
+    _mm_mask_storeu_epi8(to, h.wanted, _mm512_castsi512_si128(codes));
+    if (left > 1) _mm_mask_storeu_epi8(to + h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 1));
+    if (left > 2) _mm_mask_storeu_epi8(to + 2 * h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 2));
+    if (left > 3) _mm_mask_storeu_epi8(to + 3 * h.stride, h.wanted, _mm512_extracti32x4_epi32(codes, 3));
 }
 
 #define HAVE_PLAIN_TILE
@@ -500,8 +552,10 @@ static void plain_tile(const int32_t *acc, const qk_tile *t)
     char *to = t->dst;
     for (int row = 0; row < rows; row += 2, acc += 2 * NR, to += 2 * stride) {
         const int next = row + 1 < rows ? NR : 0;
-        const __m512i n0 = _mm512_packs_epi32(scaled16(acc, left), scaled16(acc + 16, right));
-        const __m512i n1 = _mm512_packs_epi32(scaled16(acc + next, left), scaled16(acc + next + 16, right));
+        const __m512i n0 =
+            _mm512_packs_epi32(scaled16(_mm512_loadu_si512(acc), left), scaled16(_mm512_loadu_si512(acc + 16), right));
+        const __m512i n1 = _mm512_packs_epi32(scaled16(_mm512_loadu_si512(acc + next), left),
+                                              scaled16(_mm512_loadu_si512(acc + next + 16), right));
         const __m512i codes = to_codes(n0, n1, zero, zero, qmin, qmax);
         _mm256_mask_storeu_epi8(to, wanted, _mm512_castsi512_si256(codes));
         if (next) _mm256_mask_storeu_epi8(to + stride, wanted, _mm512_extracti64x4_epi64(codes, 1));

@@ -27,6 +27,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define DEPTHWISE_TAPS 4
 #define MR 12
 #define DEPTHWISE_CODES depthwise_codes
+#define DEPTHWISE_PASS depthwise_pass
 #define NR 32
 #define KR 4
 #define GEMM4_MR 4
@@ -38,6 +39,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_WINDOW_TILE gemm8_window_tile
 #define GEMM8_HALF_TILE gemm8_half_tile
+#define GEMM8_HALF_CODES gemm8_half_codes
 #define GEMM8_FAR_TILE gemm8_far_tile
 #define HAVE_COLUMN_SUMS
 #include "kernels/x86/avx512_elementwise.h"
@@ -138,9 +140,9 @@ static void gemm8_window_tile(int rows, const qk_window *window, const void *a, 
     ROWS_12(rows, exact_rows, BYTES, 1, w, a, lda, panel, init, c, NR, &ahead);
 }
 
-/* As exact_rows, of columns for which one register is enough. */
+/* As exact_rows, of columns for which one register is enough; if there is a tile, sums become codes at once. */
 static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
-                                const int32_t *init, int32_t *c, size_t ldc)
+                                const int32_t *init, int32_t *c, size_t ldc, const qk_tile *t)
 {
     const uint8_t *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
     __m512i c0 = _mm512_loadu_si512(init), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
@@ -160,6 +162,14 @@ static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, 
         if (rows > 10) ca = _mm512_dpbusd_epi32(ca, broadcast4(a9 + lda), b);
         if (rows > 11) cb = _mm512_dpbusd_epi32(cb, broadcast4(a9 + 2 * lda), b);
     }
+    if (t) {
+        const half_codes to = half_codes_of(t);
+        char *dst = t->dst;
+        store_half_rows(dst, rows, c0, c1, c2, c3, to);
+        if (rows > 4) store_half_rows(dst + 4 * to.stride, rows - 4, c4, c5, c6, c7, to);
+        if (rows > 8) store_half_rows(dst + 8 * to.stride, rows - 8, c8, c9, ca, cb, to);
+        return;
+    }
     const __m512i sums[] = {c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, ca, cb};
     for (int row = 0; row < rows; row++, c += ldc)
         _mm512_storeu_si512(c, sums[row]), _mm512_storeu_si512(c + 16, _mm512_setzero_si512());
@@ -168,7 +178,13 @@ static QK_INLINE void half_rows(const int rows, size_t steps, const uint8_t *a, 
 static void gemm8_half_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                             int32_t *c, size_t ldc)
 {
-    ROWS_12(rows, half_rows, steps, a, lda, panel, init, c, ldc);
+    ROWS_12(rows, half_rows, steps, a, lda, panel, init, c, ldc, NULL);
+}
+
+static void gemm8_half_codes(size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
+                             const qk_tile *t)
+{
+    ROWS_12(t->rows, half_rows, steps, a, lda, panel, init, NULL, 0, t);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)

@@ -24,22 +24,42 @@ static QK_INLINE reg load_pixel(const uint8_t *const *p, const int parts, some_c
     return exclusive(parts == 1 ? load_some(*p, some) : load_parts(p, parts, some), flips);
 }
 
+/* Sums of a pixel, or codes of one in four rows: of the first four of each 16 channels, of the second, ... */
+typedef struct {
+    reg s0, s1, s2, s3;
+} pixel_sums;
+
+typedef const uint8_t *row_pointers[4][QK_MOST_PARTS];
+
+static QK_INLINE void point_to_rows(const qk_seen_rows *rows, const int parts, row_pointers p)
+{
+    for (int tap = 0; tap < 4; tap++)
+        for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] = rows->from[tap][part];
+}
+
+/* A column of four rows, interleaved; pointers move on to the next. */
+static QK_INLINE pixel_sums take_column(row_pointers p, const qk_seen_rows *rows, const int parts, some_codes some,
+                                        reg flips)
+{
+    const reg a = load_pixel(p[0], parts, some, flips), b = load_pixel(p[1], parts, some, flips);
+    const reg c = load_pixel(p[2], parts, some, flips), d = load_pixel(p[3], parts, some, flips);
+    const reg ab = low_u8(a, b), cd = low_u8(c, d), high_ab = high_u8(a, b), high_cd = high_u8(c, d);
+    for (int tap = 0; tap < 4; tap++)
+        for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] += rows->stride[tap][part];
+    return (pixel_sums){low_u16(ab, cd), high_u16(ab, cd), low_u16(high_ab, high_cd), high_u16(high_ab, high_cd)};
+}
+
 static QK_INLINE void interleave_parts(const qk_seen_rows *rows, const int parts, size_t columns, uint8_t flip,
                                        char *to, size_t ld)
 {
     const reg flips = all_i8((char)flip);
     const some_codes some = first_codes(rows->channels);
-    const uint8_t *p[4][QK_MOST_PARTS];
-    for (int tap = 0; tap < 4; tap++)
-        for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] = rows->from[tap][part];
+    row_pointers p;
+    point_to_rows(rows, parts, p);
     for (size_t i = 0; i < columns; i++, to += ld) {
-        const reg a = load_pixel(p[0], parts, some, flips), b = load_pixel(p[1], parts, some, flips);
-        const reg c = load_pixel(p[2], parts, some, flips), d = load_pixel(p[3], parts, some, flips);
-        const reg ab = low_u8(a, b), cd = low_u8(c, d), high_ab = high_u8(a, b), high_cd = high_u8(c, d);
-        store_reg(to, low_u16(ab, cd)), store_reg(to + REG, high_u16(ab, cd));
-        store_reg(to + 2 * REG, low_u16(high_ab, high_cd)), store_reg(to + 3 * REG, high_u16(high_ab, high_cd));
-        for (int tap = 0; tap < 4; tap++)
-            for (int part = 0; part < (parts ? parts : 1); part++) p[tap][part] += rows->stride[tap][part];
+        const pixel_sums codes = take_column(p, rows, parts, some, flips);
+        store_reg(to, codes.s0), store_reg(to + REG, codes.s1);
+        store_reg(to + 2 * REG, codes.s2), store_reg(to + 3 * REG, codes.s3);
     }
 }
 
@@ -65,11 +85,6 @@ static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, cons
 #endif
     return add_to_i32(sum, madd_i16(a, weights));
 }
-
-/* Sums of a pixel, of the first four of each 16 channels, of the second, ... */
-typedef struct {
-    reg s0, s1, s2, s3;
-} pixel_sums;
 
 static QK_INLINE void add_taps(pixel_sums *c, const char *a, pixel_sums w, const int wide)
 {
@@ -154,18 +169,23 @@ static QK_INLINE void store_pixel(pixel_sums c, pixel_codes by, const int parts,
         store_parts(to, at, codes, parts, by.some);
 }
 
+static QK_INLINE pixel_codes codes_of_line(const qk_coded_line *line)
+{
+    const float *m = line->multiplier;
+    return (pixel_codes){load_floats(m),
+                         load_floats(m + REG / 4),
+                         load_floats(m + REG / 2),
+                         load_floats(m + REG / 4 * 3),
+                         all_i16(line->requant->zero_point),
+                         line->requant->qmin,
+                         line->requant->qmax,
+                         first_codes(line->channels)};
+}
+
 static QK_INLINE void code_pixels(const int pixels, const int wide, const int parts, const qk_steps *steps,
                                   const char *a, const char *weights, const qk_coded_line *line, size_t at)
 {
-    const float *m = line->multiplier;
-    const pixel_codes by = {load_floats(m),
-                            load_floats(m + REG / 4),
-                            load_floats(m + REG / 2),
-                            load_floats(m + REG / 4 * 3),
-                            all_i16(line->requant->zero_point),
-                            line->requant->qmin,
-                            line->requant->qmax,
-                            first_codes(line->channels)};
+    const pixel_codes by = codes_of_line(line);
     pixel_sums sums[4];
     sum_pixels(pixels, wide, steps, a, weights, line->init, sums);
     for (int i = 0; i < pixels; i++) store_pixel(sums[i], by, parts, line->to, at + (size_t)i * line->row_stride);
@@ -205,6 +225,53 @@ static void depthwise_codes(size_t pixels, const qk_steps *steps, const char *a,
     else
         code_parts(1, pixels, steps, a, weights, line);
 }
+
+#if DEPTHWISE_TAPS == 4 && VECTOR == 64 /* registers enough */
+static QK_INLINE void add_column_taps(pixel_sums *c, pixel_sums a, pixel_sums w)
+{
+    c->s0 = multiply_add(c->s0, a.s0, w.s0), c->s1 = multiply_add(c->s1, a.s1, w.s1);
+    c->s2 = multiply_add(c->s2, a.s2, w.s2), c->s3 = multiply_add(c->s3, a.s3, w.s3);
+}
+
+/* Columns go by in registers, as each is wanted by two pixels at most: the last one of a pixel is the first of the
+ * next. */
+static QK_INLINE void pass_parts(size_t pixels, const qk_seen_rows *rows, const int parts, const qk_columns *columns,
+                                 const char *weights, const qk_coded_line *line)
+{
+    const reg flips = all_i8((char)columns->flip), pad = all_i8((char)(columns->pad ^ columns->flip));
+    const pixel_sums outside = {pad, pad, pad, pad};
+    const pixel_sums w0 = load_four(weights), w1 = load_four(weights + 4 * REG), w2 = load_four(weights + 8 * REG);
+    const pixel_codes by = codes_of_line(line);
+    const some_codes some = first_codes(rows->channels);
+    const size_t before = columns->before, inside = columns->inside;
+    row_pointers p;
+    point_to_rows(rows, parts, p);
+#define COLUMN(i) ((i) - before < inside ? take_column(p, rows, parts, some, flips) : outside)
+    pixel_sums last = COLUMN((size_t)0);
+    for (size_t x = 0; x < pixels; x++) {
+        pixel_sums c = load_four(line->init);
+        add_column_taps(&c, last, w0);
+        add_column_taps(&c, COLUMN(2 * x + 1), w1);
+        last = COLUMN(2 * x + 2);
+        add_column_taps(&c, last, w2);
+        store_pixel(c, by, parts, line->to, x * line->row_stride);
+    }
+#undef COLUMN
+}
+
+static void depthwise_pass(size_t pixels, const qk_seen_rows *rows, const qk_columns *columns, const char *weights,
+                           const qk_coded_line *line)
+{
+    if (rows->channels >= REG)
+        pass_parts(pixels, rows, 0, columns, weights, line);
+    else if (rows->parts == 1)
+        pass_parts(pixels, rows, 1, columns, weights, line);
+    else if (rows->parts == 2)
+        pass_parts(pixels, rows, 2, columns, weights, line);
+    else
+        pass_parts(pixels, rows, 4, columns, weights, line);
+}
+#endif
 
 /* ---- pools ---- */
 
