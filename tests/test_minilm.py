@@ -11,6 +11,7 @@ from minilm.variants import VARIANTS
 
 import qkernels as qk
 
+PRUNED = "prune-8", "prune-4", "prune-half"
 CONFIG = {"num_attention_heads": 4, "layer_norm_eps": 1e-12, "num_hidden_layers": 2}
 
 
@@ -68,7 +69,7 @@ def embed_all(network, tokens, most):
 
 def test_each_variant_points_where_float32_does(weights, tokens, networks):
     exact = embed_all(model.NumPyFloat32(weights, CONFIG), tokens, 100)
-    least = {"int8": 0.995, "kmeans-8": 0.8, "gptq": 0.98, "gptq-4": 0.8}
+    least = {"int8": 0.995, "kmeans-8": 0.8, "gptq": 0.98, "gptq-4": 0.8} | dict.fromkeys(PRUNED, 0.8)
     for key, network in networks.items():
         found = embed_all(network, tokens, 100)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
@@ -173,7 +174,9 @@ def test_batches_do_not_change_an_embedding(tokens, networks, variant):
 def test_linear_weights_are_smaller(weights, networks):
     """What is kept for each output weighs more here than in a large model."""
     exact = model.NumPyFloat32(weights, CONFIG).linear_bytes
-    for (key, network), least in zip(networks.items(), (3.2,) + (5.5,) * 5 + (2.6,) * 3 + (5.5,) * 6, strict=True):
+    for (key, network), least in zip(
+        networks.items(), (3.2,) + (5.5,) * 5 + (2.6,) * 3 + (5.5,) * 6 + (3.2, 5.5, 5.5), strict=True
+    ):
         assert exact / network.linear_bytes > least, key
 
 
@@ -241,6 +244,17 @@ def test_shares_fit_their_budgets_and_more_bits_are_better(shared_out):
         forms.append(made.share(bits))
         assert sum(sizes[form][i] for i, form in enumerate(forms[-1])) <= bits * made.weights * (1 + 1e-12)
     assert set(forms[0]) == {2} and set(forms[-1]) <= {8, 16} and len(set(forms[1])) > 1
+
+
+def test_sharing_out_leaves_a_packed_network(shared_out, weights, tokens):
+    made, found = shared_out
+    network = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
+    exact, steps = embed_all(network, tokens, 100), []
+    share = minilm_budget.share_out(network, [example.make_batch(tokens)], 4.4, lambda s, name: steps.append(name) or s)
+    assert share.tolist() == made.share(4.4).tolist() and network.functions is qk and len(steps) == 3
+    cosine = np.sum(embed_all(network, tokens, 100) * exact, axis=1).mean()
+    assert cosine == pytest.approx(found[4.4], abs=1e-4)
+    assert all(isinstance(packed, qk.PackedMatrix) for layers, _ in network.layers for packed, _ in layers)
 
 
 def test_costs_are_those_of_outputs_times_what_embeddings_lose(shared_out, weights, tokens):
@@ -326,3 +340,19 @@ def test_methods_that_are_kept_lower_the_error(layer):
     assert np.count_nonzero(apart.weight == 0) == apart.apart.nnz == np.ceil(methods.SHARE * w.size)
     rest = methods.feedback(apart.weight, seen.hessian, 3).weight
     assert not rest[apart.weight == 0].any()
+
+
+# ---- pruning ----
+
+
+@pytest.mark.parametrize("variant", PRUNED)
+def test_what_is_pruned_stays_out_of_packed_weights(networks, variant):
+    for layers, _ in networks[variant].layers:
+        for packed, _ in layers:
+            codes, params = packed.unpack(), packed.params
+            book = isinstance(params, qk.Codebook)
+            wide = qk.decode(codes, params, packed.scales) if book else qk.dequantize(codes, params)
+            if variant == "prune-half":
+                assert np.count_nonzero(wide) <= wide.size / 2
+            else:
+                assert np.count_nonzero(wide.reshape(-1, 4, wide.shape[1]), axis=1).max() <= 2

@@ -24,7 +24,7 @@ from .budget import embed, told
 from .corpus import collect_docstrings
 from .measure import recall_at_1, set_threads, step
 from .static import CALIBRATION, tokenize
-from .variants import variances
+from .variants import fit_grid, variances
 
 BLOCK, SHARE, JUDGED = 64, 0.005, 400
 
@@ -118,15 +118,8 @@ class Rounded(NamedTuple):
     packed: qk.PackedMatrix | None = None
 
 
-def grid(weight, hessian, bits):
-    """Of weights that were taken out nothing is known, but that 0 is a level."""
-    weights = variances(hessian)[:, None] * (weight != 0)
-    book = qk.Codebook.fit(weight, 2**bits, axis=0, block_size=BLOCK, weights=weights, zero=bool((weight == 0).any()))
-    return book, np.float16(qk.encode(weight, book)[1])
-
-
 def plain(weight, hessian, bits):
-    book, scales = grid(weight, hessian, bits)
+    book, scales = fit_grid(weight, hessian, bits, BLOCK)
     codes = qk.encode(weight, book)[0]
     return Rounded(qk.decode(codes, book, scales), packed=qk.pack(codes, book, scales=scales))
 
@@ -139,7 +132,7 @@ def corrected(weight, hessian, bits):
 
 def feedback(weight, hessian, bits, center=True):
     codes, book, scales, change, _ = qk.gptq(
-        weight, hessian, grid(weight, hessian, bits), refine=3, refit=True, center=center
+        weight, hessian, fit_grid(weight, hessian, bits, BLOCK), refine=3, refit=True, center=center
     )
     packed = qk.pack(codes, book, scales=scales)
     return Rounded(qk.decode(codes, book, scales), 0 if change is None else change, packed)
