@@ -90,8 +90,8 @@ class Budget:
             self.embeddings(batch, self.observe)
         self.made, errors = [], []
         for (weight, bias), seen in progress(list(zip(dense, self.seen)), "rounding to each form"):
-            self.made.append([form(weight, bias, seen) for form in FORMS.values()])
-            errors.append(qk.sensitivity(weight, seen, [made.weight for made in self.made[-1]], center=True))
+            self.made.append({bits: form(weight, bias, seen) for bits, form in FORMS.items()})
+            errors.append(qk.sensitivity(weight, seen, [made.weight for made in self.made[-1].values()], center=True))
         self.sizes = np.array([[weight.size * bits_of(form, len(weight)) for form in FORMS] for weight, _ in dense])
         self.costs = np.array(errors) * self.prices(np.array(errors)[:, -1], progress)[:, None]
 
@@ -106,15 +106,17 @@ class Budget:
     def prices(self, errors, progress):
         """Return what an error of 1 of the outputs of each layer costs; the others are in int8, which is faster."""
 
-        def cost(low, batch):
-            return self.embeddings(
-                batch, lambda i, x, w, b, act: qk.linear(x, *self.made[i][-1 if i == low else 1][:2], activation=act)
-            )
+        def embeddings(low, batch):
+            def run(number, x, weight, bias, activation):
+                made = self.made[number][2 if number == low else 8]
+                return qk.linear(x, made.packed, made.bias, activation=activation)
+
+            return self.embeddings(batch, run)
 
         few = self.batches[: max(1, len(self.batches) * TRIED // sum(len(batch[2]) - 1 for batch in self.batches))]
-        whole = [cost(None, batch) for batch in few]
+        whole = [embeddings(None, batch) for batch in few]
         lost = [
-            np.mean([1 - np.sum(cost(low, batch) * to, axis=1).mean() for batch, to in zip(few, whole)])
+            1 - np.concatenate([np.sum(embeddings(low, batch) * to, axis=1) for batch, to in zip(few, whole)]).mean()
             for low in progress(range(self.count), "what errors cost")
         ]
         return np.array(lost) / errors
@@ -125,8 +127,9 @@ class Budget:
 
         def run(number, x, weight, bias, activation):
             seen = qk.Hessian(len(weight)).update(x)
-            done.append(forms[number](weight, bias, seen)[:2])
-            return qk.linear(x, *done[-1], activation=activation)
+            packed, bias, _ = forms[number](weight, bias, seen)
+            done.append((packed, bias))
+            return qk.linear(x, packed, bias, activation=activation)
 
         ids, positions, starts = zip(*self.batches)
         offsets = np.cumsum([0, *map(len, ids)])

@@ -106,12 +106,16 @@ def prune(w, hessian, pattern, *, damp=0.01, center=True, passes=8):
     problem = Problem(hessian, "natural", damp, center)
     pruning = _Pruning(np.ldexp(w, -exponent), problem, least)
     errors = pruning.run_all(passes)
-    bound = np.finfo(np.float32).max
-    weights = np.clip(np.ldexp(pruning.weights(), exponent), -bound, bound)
-    bias = np.ldexp(pruning.mean_error(problem.mean), exponent) if center else None
     unit = problem.unit * 4.0**exponent
     report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * unit}
-    return PruneResult(weights, bias, report)
+    bias = _times(pruning.mean_error(problem.mean), exponent) if center else None
+    return PruneResult(_times(pruning.weights(), exponent), bias, report)
+
+
+def _times(values, exponent):
+    """Return values times a power of two, within float32."""
+    bound = np.finfo(np.float32).max
+    return np.clip(np.ldexp(values, exponent), -bound, bound)
 
 
 def _pattern(pattern, shape):

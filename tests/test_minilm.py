@@ -257,16 +257,13 @@ def test_sharing_out_leaves_a_packed_network(shared_out, weights, tokens):
     assert all(isinstance(packed, qk.PackedMatrix) for layers, _ in network.layers for packed, _ in layers)
 
 
-def test_costs_are_those_of_outputs_times_what_embeddings_lose(shared_out, weights, tokens):
+def test_costs_are_those_of_outputs_times_what_embeddings_lose(shared_out, tokens):
     """Of the last layer in 2 bits, with all others in int8: measured here by hand."""
     made, _ = shared_out
-    network = example.MiniLM(weights, CONFIG, np.asarray, example.Float32)
-    forms = [minilm_budget.FORMS[8]] * 8
     eight, two = (
         made.embeddings(example.make_batch(tokens), lambda i, x, w, b, act: qk.linear(x, *given[i][:2], activation=act))
-        for given in ([each[1] for each in made.made], [each[1] for each in made.made[:-1]] + [made.made[-1][-1]])
+        for given in ([each[8] for each in made.made], [each[8] for each in made.made[:-1]] + [made.made[-1][2]])
     )
-    assert len(network.layers) * 4 == len(forms)
     assert 1 - np.sum(eight * two, axis=1).mean() == pytest.approx(made.costs[-1, -1], rel=1e-3)
     assert made.costs[-1, 2] < made.costs[-1, 3] < made.costs[-1, 4]
 

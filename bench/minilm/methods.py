@@ -223,6 +223,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", default=JUDGED, help="judge by so many docstrings")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--bits", nargs="*", type=int, choices=[2, 3, 4], default=[3, 4])
     options = parser.parse_args()
     set_threads(1)
     weights, tokenizer, config = example.load_model()
@@ -235,14 +236,14 @@ def main():
     dense = [layer for layers, _ in network.layers for layer in layers]
     with step("float32"):
         exact, seen = embed(network, tokens), observe(network, dense, known)
-    print("| | 3 bits, plainly | with feedback | recall@1 | 4 bits, plainly | with feedback | recall@1 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | " + " | ".join(f"{bits} bits, plainly | with feedback | recall@1" for bits in options.bits) + " |")
+    print("|---" * (1 + 3 * len(options.bits)) + "|")
     for name in options.methods:
         method, *ways = METHODS[name]
         found = equalized(dense) if name == "equalize" else dense
         inputs = observe(network, found, known) if found is not dense else seen
         cells = [name]
-        for bits in (3, 4):
+        for bits in options.bits:
             for rounding in ways:
                 layers = [make(method, rounding, bits, *each) for each in zip(found, inputs)]
                 vectors = embed(on(network, layers), tokens)
