@@ -6,10 +6,19 @@ import numpy as np
 
 from ._bind import codebooks
 from ._blas import cholesky
+from ._checks import real
 
 BLOCK, COLUMNS, LINE = 12, 32, 16  # rows and columns that C rounds together; floats of a cache line
 NOISE = 2.0**-22  # variances below this share of the second moment are rounding errors of the sums
 MOST_DAMPING = 1e4
+
+
+def checked_damp(damp):
+    """Return damping as a float."""
+    damp = real(damp, "damp")
+    if not 0 <= damp <= MOST_DAMPING:
+        raise ValueError(f"damp must be from 0 to {MOST_DAMPING:g}, got {damp!r}")
+    return damp
 
 
 class Problem:

@@ -6,10 +6,10 @@ import numpy as np
 
 from ._bind.runtime import word
 from ._blas import product
-from ._checks import boolean, finite_float32, float_array, integer, is_a, real, real_array, shown
+from ._checks import boolean, finite_float32, float_array, integer, is_a, real_array, shown
 from ._codebook import Codebook, checked_scales, encode
 from ._codebook_tables import thresholds_of
-from ._feedback import MOST_DAMPING, Loop, Problem, padded
+from ._feedback import Loop, Problem, checked_damp, padded
 from ._hessian import checked_hessian
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
@@ -115,11 +115,9 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     w = finite_float32(float_array(w, "w"), "w")
     checked_hessian(hessian, w)
     grid = _Grid(grid, w)
-    order, damp, refine = word(order), real(damp, "damp"), integer(refine, "refine", 0)
+    order, damp, refine = word(order), checked_damp(damp), integer(refine, "refine", 0)
     if not is_a(order, str) or order not in ORDERS:
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, got {shown(order)}")
-    if not 0 <= damp <= MOST_DAMPING:
-        raise ValueError(f"damp must be from 0 to {MOST_DAMPING:g}, got {damp!r}")
     center, refit = boolean(center, "center"), boolean(refit, "refit")
     problem = Problem(hessian, order, damp, center)
     rounding = _Rounding(w, problem, grid)

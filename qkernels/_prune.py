@@ -8,7 +8,7 @@ import numpy as np
 from ._bind.runtime import word
 from ._blas import product
 from ._checks import boolean, finite_float32, float_array, integer, is_a, real, shown
-from ._feedback import MOST_DAMPING, Loop, Problem
+from ._feedback import Loop, Problem, checked_damp
 from ._hessian import checked_hessian
 from ._mode import default_mode
 
@@ -98,9 +98,7 @@ def prune(w, hessian, pattern, *, damp=0.01, center=True, passes=8):
     w = finite_float32(float_array(w, "w"), "w")
     checked_hessian(hessian, w)
     least = _pattern(pattern, w.shape)
-    damp, passes = real(damp, "damp"), integer(passes, "passes", 1)
-    if not 0 <= damp <= MOST_DAMPING:
-        raise ValueError(f"damp must be from 0 to {MOST_DAMPING:g}, got {damp!r}")
+    damp, passes = checked_damp(damp), integer(passes, "passes", 1)
     center = boolean(center, "center")
     exponent = int(np.frexp(np.abs(w).max(initial=0))[1])
     problem = Problem(hessian, "natural", damp, center)
