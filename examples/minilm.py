@@ -3,7 +3,7 @@
     pip install ".[examples]" && python examples/minilm.py
 
 The first run downloads the model (84 MB). Then the first paragraph of each docstring of NumPy must find the rest of it
-by embeddings: in float32, int8, int8 calibrated (minilm_static.py), and 4 bits. A chart: python -m bench.minilm
+by embeddings: in float32, int8, 4 bits, calibrated int8 (minilm_static.py) or --budget 4.0 bits (minilm_budget.py).
 """
 
 import argparse
@@ -52,23 +52,22 @@ class MiniLM:
         self.quantize, self.functions, self.heads = quantize, functions, config["num_attention_heads"]
         tables = (weights[f"embeddings.{kind}_embeddings.weight"] for kind in ("word", "position", "token_type"))
         self.words, self.positions = next(tables), next(tables) + next(tables)[0]  # one type for every sentence
-        self.norm, self.eps = self.norm_of(weights, "embeddings"), config["layer_norm_eps"]
+        self.norm, self.eps = self.pair(weights, "embeddings.LayerNorm"), config["layer_norm_eps"]
         self.layers = [self.layer(weights, f"encoder.layer.{i}.") for i in range(config["num_hidden_layers"])]
 
     def layer(self, weights, prefix):
         """Return four dense layers, the first of which is query, key and value in one product, and two norms."""
-        names = [f"{prefix}attention.self.{name}" for name in ("query", "key", "value")]
-        qkv = (np.concatenate([weights[f"{name}.{kind}"] for name in names]) for kind in ("weight", "bias"))
-        dense = [self.dense(prefix + "attention.self", *qkv)]
+        qkv = zip(*(self.pair(weights, f"{prefix}attention.self.{name}") for name in ("query", "key", "value")))
+        dense = [self.dense(prefix + "attention.self", *map(np.concatenate, qkv))]
         for name in (f"{prefix}{part}.dense" for part in ("attention.output", "intermediate", "output")):
-            dense.append(self.dense(name, weights[name + ".weight"], weights[name + ".bias"]))
-        return dense, [self.norm_of(weights, prefix + name) for name in ("attention.output", "output")]
+            dense.append(self.dense(name, *self.pair(weights, name)))
+        return dense, [self.pair(weights, f"{prefix}{name}.LayerNorm") for name in ("attention.output", "output")]
 
     def dense(self, name, weight, bias):
         return self.quantize(weight.T), bias
 
-    def norm_of(self, weights, name):
-        return weights[name + ".LayerNorm.weight"], weights[name + ".LayerNorm.bias"]
+    def pair(self, weights, name):
+        return weights[name + ".weight"], weights[name + ".bias"]
 
     def embed(self, ids, positions, starts, most=512):
         """Return unit vectors of the sentences of `make_batch`, one a row; `most` tokens at once, for the cache."""
@@ -126,23 +125,24 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
-    docs, results = docstrings()[: parser.parse_args().docs], []
+    parser.add_argument("--budget", type=float, metavar="BITS", help="calibrate for so many bits a weight")
+    docs, results = docstrings()[: (options := parser.parse_args()).docs], []
     print("loading the model and tokenizing ...", flush=True)
     weights, tokenizer, config = load_model()
     tokens = [np.array(text.ids) for texts in zip(*docs) for text in tokenizer.encode_batch(texts)]
     ways = ("baseline: NumPy float32", np.asarray, Float32), ("int8", int8), ("4 bits: NF4", nf4)
-    for name, *given in *ways, ("int8, calibrated", np.asarray, Float32):
+    for name, *given in *ways, (f"{options.budget or 8} bits, calibrated", np.asarray, Float32):
         model = MiniLM(weights, config, *given)
         if "calibrated" in name:
-            minilm_static.calibrate(model, tokenizer, docstrings)
+            minilm_static.calibrate(model, tokenizer, docstrings, options.budget)
         begin, parts = time.perf_counter(), track(range(0, len(tokens), 8), name)
         vectors = np.concatenate([model.embed(*make_batch(tokens[i : i + 8])) for i in parts])
         size = sum(packed.nbytes for layer, _ in model.layers for packed, _ in layer) / 1e6
         results.append((name, size, time.perf_counter() - begin, vectors))
     print(f"{f'{len(docs)} docstrings':24}{'weights':>9}{'time':>10}{'speed-up':>10}{'recall@1':>10}{'cosine':>9}")
     for name, size, seconds, vectors in results:
-        found = np.argmax(vectors[: len(docs)] @ vectors[len(docs) :].T, axis=1)
-        recall, cosine = np.mean(found == np.arange(len(docs))), np.sum(vectors * results[0][3], axis=1).mean()
+        found = np.argmax(vectors[: len(docs)] @ vectors[len(docs) :].T, axis=1) == np.arange(len(docs))
+        recall, cosine = found.mean(), np.sum(vectors * results[0][3], axis=1).mean()
         print(f"{name:24}{size:6.1f} MB{seconds:8.2f} s{results[0][2] / seconds:9.2f}x{recall:10.3f}{cosine:9.4f}")
 
 

@@ -66,15 +66,19 @@ class Dense:
         self.int_bias = qk.quantize_bias(self.bias, self.params, of_weights)
 
 
-def calibrate(network, tokenizer, docstrings):
-    """Make a network static by docstrings of SciPy; a bar shows how far it is."""
+def calibrate(network, tokenizer, docstrings, bits=None):
+    """Make a network static by docstrings of SciPy, or share out so many bits a weight; bars show how far it is."""
+    import minilm_budget
     from rich.progress import track
     from scipy import special, stats
 
     texts = [rest for _, rest in (docstrings(special) + docstrings(stats))[::2]]
     tokens = [np.array(text.ids) for text in tokenizer.encode_batch(texts)]
-    batches = ((ids, np.arange(len(ids)), np.array([0, len(ids)])) for ids in tokens)
-    make_static(network, track(batches, "calibrating", len(tokens)))
+    batches = [(ids, np.arange(len(ids)), np.array([0, len(ids)])) for ids in tokens]
+    if bits:
+        print("bits of the dense layers:", *minilm_budget.share_out(network, batches, bits, track))
+    else:
+        make_static(network, track(batches, "calibrating"))
 
 
 def make_static(network, batches, **options):

@@ -33,6 +33,7 @@ from ._kmeans1d import kmeans1d
 from ._layers import attention, layer_norm
 from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
+from ._prune import PruneResult, prune
 from ._qparams import QParams
 from ._quantize import dequantize, dynamic_quantize, fake_quantize, fake_quantize_grad, pack_bits, quantize, unpack_bits
 from ._rounding import quantize_multiplier, requantize
@@ -60,6 +61,7 @@ __all__ = [
     "PackedCodes",
     "PackedConv",
     "PackedMatrix",
+    "PruneResult",
     "QParams",
     "allocate_bits",
     "attention",
@@ -89,6 +91,7 @@ __all__ = [
     "pack_codes",
     "pack_conv",
     "pareto",
+    "prune",
     "qadd",
     "qaverage_pool2d",
     "qconcatenate",

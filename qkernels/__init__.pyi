@@ -49,6 +49,7 @@ __all__ = [
     "PackedCodes",
     "PackedConv",
     "PackedMatrix",
+    "PruneResult",
     "QParams",
     "allocate_bits",
     "attention",
@@ -78,6 +79,7 @@ __all__ = [
     "pack_codes",
     "pack_conv",
     "pareto",
+    "prune",
     "qadd",
     "qaverage_pool2d",
     "qconcatenate",
@@ -1013,6 +1015,21 @@ def gptq(
     refine: int = 2,
     refit: bool = False,
 ) -> GPTQResult[_Grid]: ...
+
+class PruneResult(NamedTuple):
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    report: dict[str, Any]
+
+def prune(
+    w: _Array,
+    hessian: Hessian,
+    pattern: str | SupportsFloat,
+    *,
+    damp: SupportsFloat = 0.01,
+    center: bool = True,
+    passes: int = 8,
+) -> PruneResult: ...
 
 class Hessian:
     def __init__(self, k: int) -> None: ...

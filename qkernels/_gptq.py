@@ -1,24 +1,20 @@
 """Round weights so that errors make up for one another: `gptq`. Formulas: docs/numerics.md, section 30."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ._bind import codebooks
 from ._bind.runtime import word
-from ._blas import cholesky, product
-from ._checks import boolean, finite_float32, float_array, integer, is_a, real, real_array, shown
+from ._blas import product
+from ._checks import boolean, finite_float32, float_array, integer, is_a, real_array, shown
 from ._codebook import Codebook, checked_scales, encode
 from ._codebook_tables import thresholds_of
+from ._feedback import Loop, Problem, checked_damp, padded
 from ._hessian import checked_hessian
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 ORDERS = ("activation", "natural")
-BLOCK, COLUMNS, LINE = 12, 32, 16  # rows and columns that C rounds together; floats of a cache line
-NOISE = 2.0**-22  # variances below this share of the second moment are rounding errors of the sums
-MOST_DAMPING = 1e4
 SAMPLE = 96  # columns on which levels are fitted
 
 
@@ -60,7 +56,8 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     """Round the weights of a layer to a grid one input after another, each taking over what the ones before lost.
 
     Minimises the squared error of the layer's outputs instead of that of its weights: where inputs go together, the
-    error of one weight is made good by the next ones.
+    error of one weight is made good by the next ones. Weights that are 0 stay 0 if the grid has a 0, so that what
+    `prune` took out stays out.
 
     Parameters
     ----------
@@ -118,13 +115,11 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     w = finite_float32(float_array(w, "w"), "w")
     checked_hessian(hessian, w)
     grid = _Grid(grid, w)
-    order, damp, refine = word(order), real(damp, "damp"), integer(refine, "refine", 0)
+    order, damp, refine = word(order), checked_damp(damp), integer(refine, "refine", 0)
     if not is_a(order, str) or order not in ORDERS:
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, got {shown(order)}")
-    if not 0 <= damp <= MOST_DAMPING:
-        raise ValueError(f"damp must be from 0 to {MOST_DAMPING:g}, got {damp!r}")
     center, refit = boolean(center, "center"), boolean(refit, "refit")
-    problem = _Problem(hessian, order, damp, center)
+    problem = Problem(hessian, order, damp, center)
     rounding = _Rounding(w, problem, grid)
     errors = [rounding.run(problem.feedback())]
     again = problem.refinement() if refine else None
@@ -138,100 +133,19 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     return GPTQResult(grid.codes(rounding.codes_in_order()), grid.params, grid.scales, bias, report)
 
 
-# ---- the Hessian ----
-
-
-class _Problem:
-    """Hold the Hessian of inputs in the order in which they are rounded, in units of its mean, damped, and its factor.
-
-    Of the symmetric matrix H of these inputs the factor is the upper triangular A with H = A A^T: with the errors e of
-    a column, ``e^T H e`` is the sum over i of ``(A_ii (e_i + sum over j < i of A_ji / A_ii e_j))^2``.
-    """
-
-    def __init__(self, hessian, order, damp, center):
-        matrix, self.mean, squares = hessian._matrix(center)
-        diagonal = np.diagonal(matrix).copy()
-        self.dead = diagonal <= NOISE * squares
-        diagonal[self.dead] = 0
-        live = diagonal[~self.dead]
-        self.unit = math.ldexp(1.0, math.frexp(live.mean())[1]) if live.size else 1.0
-        self.order = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(len(diagonal))
-        self.matrix = self._in_order(matrix)
-        mean = live.mean() / self.unit if live.size else 1.0
-        self.damp, self.factor = self._factor(damp, mean)
-
-    def _in_order(self, matrix):
-        """Return the matrix, float32, in the order of rounding; dead inputs have nothing to do with others."""
-        k = len(matrix)
-        made = np.empty((k, k), np.float32)
-        for i, row in enumerate(self.order):
-            np.multiply(matrix[row][self.order], 1 / self.unit, out=made[i], casting="same_kind")
-        dead = self.dead[self.order]
-        made[dead] = 0
-        made[:, dead] = 0
-        return made
-
-    def _factor(self, damp, mean):
-        """Add damping to the matrix, more of it until it has a factor; return it, and the transposed, turned factor."""
-        diagonal = np.diagonal(self.matrix).copy()
-        while damp <= MOST_DAMPING:
-            damped = diagonal + np.float32(damp * mean)
-            np.fill_diagonal(self.matrix, np.where(self.dead[self.order], np.float32(1), damped))
-            factor = cholesky(self.matrix[::-1, ::-1].copy().T)  # symmetric: LAPACK's order costs no other copy
-            if factor is not None and np.diagonal(factor).min() > 0 and np.isfinite(np.diagonal(factor)).all():
-                return damp, factor.T[::-1, ::-1]
-            damp = max(10 * damp, 1e-6)
-        raise ValueError("hessian has moments that no data have: its matrix is not positive, however damped")
-
-    def feedback(self):
-        """Return what errors of earlier inputs add to each one's weights, in the form that C takes."""
-        return self._laid_out(self.factor, False)
-
-    def refinement(self):
-        """Return what errors of all others add to the weight at which the error is least."""
-        return self._laid_out(self.matrix, True)
-
-    def _laid_out(self, rows, both):
-        """Divide rows by their diagonal; what the rows of a block of 12 add to later ones of it stands apart."""
-        k, diagonal = len(rows), np.diagonal(rows)
-        feed = np.empty((k, (-(-k // LINE) | 1) * LINE), np.float32)  # an odd number of lines, as in gemmf16.c
-        near = np.zeros((k, BLOCK), np.float32)
-        np.divide(rows, diagonal[:, None], out=feed[:, :k])
-        for first in range(0, k, BLOCK):
-            own = feed[first : first + BLOCK, first : min(first + BLOCK, k)]
-            near[first : first + BLOCK, : own.shape[1]] = np.tril(own, -1)
-            own[...] = np.triu(own, 1)
-        return feed, near, np.ascontiguousarray(diagonal if both else diagonal**2), both
-
-
-# ---- what is rounded ----
-
-
-def _padded(a, columns, value=0):
-    """Return a (m, n) with more columns, contiguous."""
-    made = np.full((len(a), columns), value, a.dtype)
-    made[:, : a.shape[1]] = a
-    return made
-
-
-class _Rounding:
-    """Hold weights in the order of rounding, their codes and errors."""
+class _Rounding(Loop):
+    """Hold the codes, too. Weights that are 0 stay 0 where the grid has it."""
 
     def __init__(self, w, problem, grid):
-        k, self.n = w.shape
-        columns = -(-self.n // COLUMNS) * COLUMNS
-        self.order = problem.order
-        self.w = _padded(w[self.order], columns)
+        zeros = (w == 0) & grid.has_zero()
+        grid.keep_zero = bool(zeros.any())
+        super().__init__(w, problem, zeros if grid.keep_zero else None)
+        self.codes, self.chosen = np.empty(self.w.shape, np.int16), grid
         self.group = np.ascontiguousarray(grid.group[self.order], np.int32)
-        self.chosen, self.grid = grid, grid.laid_out(columns)
-        self.codes = np.empty((k, columns), np.int16)
-        self.errors = np.empty((columns // COLUMNS, k, COLUMNS), np.float32)
+        self._lay_out()
 
-    def run(self, feedback):
-        """Give each weight its code; return the error, or by how much it grows if codes are given anew."""
-        loss = np.zeros(self.w.shape[1])
-        codebooks.round_rows(self.w, feedback, self.group, self.grid, self.codes, self.errors, loss)
-        return loss[: self.n].sum()
+    def _lay_out(self):
+        self.grid = self.codes, self.group, *self.chosen.laid_out(self.columns)
 
     def refit(self, problem):
         """Fit the grid to the codes; return the error."""
@@ -244,19 +158,14 @@ class _Rounding:
             grid.fit_levels(h, codes, w)
             units = grid.units(codes)
         errors = w - units * grid.scale[grid.group]
-        columns = self.w.shape[1]
-        self.grid = grid.laid_out(columns)
-        self.errors[...] = _padded(errors[self.order], columns).reshape(len(w), -1, COLUMNS).swapaxes(0, 1)
+        self._lay_out()
+        self.set_errors(errors[self.order])
         return np.sum(errors * product(h, errors), dtype=np.float64)
 
     def codes_in_order(self):
         codes = np.empty((len(self.w), self.n), np.int16)
         codes[self.order] = self.codes[:, : self.n]
         return codes
-
-    def mean_error(self, mean):
-        """Return the mean of what rounding takes from outputs."""
-        return np.einsum("k,pkc->pc", mean[self.order], self.errors).reshape(-1)[: self.n].astype(np.float32)
 
 
 class _Grid:
@@ -278,17 +187,22 @@ class _Grid:
             self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
         size = self.params.block_size
         self.group = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
+        self.keep_zero = False
+
+    def has_zero(self):
+        """Tell of all columns, or of each, whether 0 is a point of the grid."""
+        return True if is_a(self.params, QParams) else (self.params.levels.reshape(-1, self.params.k) == 0).any(axis=1)
 
     def laid_out(self, columns):
         """Return what C takes."""
-        scale = _padded(self.scale, columns, 1)
+        scale = padded(self.scale, columns, 1)
         if is_a(self.params, QParams):
-            return scale, _padded(self.zero, columns), self.params.qmin, self.params.qmax
+            return scale, padded(self.zero, columns), self.params.qmin, self.params.qmax
         levels = self.params.levels.reshape(-1, self.params.k)
         self.ranks, thresholds = thresholds_of(levels, np.float32)
         n = self.scale.shape[1]
         levels, thresholds = (
-            _padded(np.broadcast_to(a.T, (a.shape[1], n)), columns)
+            padded(np.broadcast_to(a.T, (a.shape[1], n)), columns)
             for a in (np.take_along_axis(levels, self.ranks.astype(np.intp), axis=1), thresholds)
         )
         return scale, levels, thresholds
@@ -336,7 +250,9 @@ class _Grid:
             known += products.T @ w[:, column]
         order = self.ranks[0]
         levels = book.levels[order].astype(np.float64)
-        levels += np.linalg.lstsq(unknown, known - unknown @ levels, rcond=None)[0]
+        free = levels != 0 if self.keep_zero else np.full(book.k, True)
+        gain = known - unknown @ levels
+        levels[free] += np.linalg.lstsq(unknown[np.ix_(free, free)], gain[free], rcond=None)[0]
         fitted = np.array(book.levels)
         fitted[order[::-1]] = levels[::-1]
         self.params = Codebook(fitted, axis=book.axis, block_size=book.block_size)

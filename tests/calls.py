@@ -155,6 +155,8 @@ valid("pack_bits", codes=U, bits=4)
 valid("pack_codes", codes=U)
 valid("pack_conv", w=FILTERS[:, :, :1], params=qk.QParams([0.5, 1], axis=3), groups=2)
 valid("pareto", errors=X, sizes=[[1, 2, 3, 4], [2, 3, 5, 1]])
+valid("prune", w=W / np.float32(7), hessian=HESSIAN, pattern="1:2", damp=0.5, center=False, passes=2)
+valid("prune", w=W / np.float32(7), hessian=HESSIAN, pattern=0.5)
 pooled = dict(q=IMAGE, params=PARAMS, out_params=UNSIGNED)
 where = dict(kernel=(2, 3), strides=(1, 2), padding=(1, 0, 1, 0), dilations=1, count_include_pad=True)
 valid("qaverage_pool2d", **pooled, **where, out=lambda: out((1, 6, 2, 2), np.uint8))
@@ -197,7 +199,14 @@ valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0", importance=None)
 valid("to_gguf", x=np.ones((2, 64), np.float32), kind="NVFP4", importance=np.ones(64))
 valid("unpack_bits", data=np.uint8([33, 15]), bits=4, shape=(3,), dtype="int8")
 
-NOT_CALLED = {"FP4", "NF4", "KMeansResult", "Allocation", "GPTQResult"}  # objects, and results that nobody passes in
+NOT_CALLED = {
+    "FP4",
+    "NF4",
+    "KMeansResult",
+    "Allocation",
+    "GPTQResult",
+    "PruneResult",
+}  # objects, and results that nobody passes in
 
 
 def of_observer(cls, method, *of_new):

@@ -355,6 +355,9 @@ def clusters():
         yield "gptq", lambda grid=grid: [a for a in qk.gptq(MANY[:4], seen, grid) if isinstance(a, np.ndarray)]
         yield "gptq", lambda grid=grid: qk.gptq(MANY[:4], seen, grid, refit=True).codes
     yield "GPTQResult", lambda: qk.GPTQResult(*qk.gptq(MANY[:4], seen, qk.QParams(SMALLEST), refine=0)).codes
+    yield "prune", lambda: list(qk.prune(MANY[:4], seen, 0.5)[:2])
+    yield "prune", lambda: qk.prune(MANY[:4] * F32(1e-37), seen, "1:2", damp=THIRD, passes=3).weights
+    yield "PruneResult", lambda: qk.PruneResult(*qk.prune(MANY[:4], seen, "1:2")).weights
     yield "allocate_bits", partial(qk.allocate_bits, losses, sizes, 1.7)
     yield "pareto", partial(qk.pareto, losses, np.outer([1, 2, 3, 4], sizes))
     yield "Allocation", lambda: qk.Allocation(*qk.allocate_bits(losses, sizes, THIRD * 4))

@@ -8,7 +8,7 @@ import pytest
 from common import fused, refusals, refuse
 
 import qkernels as qk
-from qkernels import _blas, _gptq
+from qkernels import _blas, _feedback, _gptq
 
 
 def layer(k, n, rows=400, seed=0, offset=1.0):
@@ -96,7 +96,7 @@ def nearest_of(grid, w):
 def test_bits_are_those_of_the_formula(name, isas):
     x, seen, w = layer(29, 37)
     grid = grids(w)[name]
-    problem = _gptq._Problem(seen, "activation", 0.01, True)
+    problem = _feedback.Problem(seen, "activation", 0.01, True)
     expected = reference(w, problem, nearest_of(grid, w), 1)
     for _ in isas():
         for threads in (1, 2, 3):
@@ -177,7 +177,7 @@ def test_refitting_is_told_and_gains_before_codes_are_given_anew(name):
     found = qk.gptq(w, seen, grids(w)[name], damp=1e-7, refine=3, refit=True)
     assert error_of(w, wide(found), x) == pytest.approx(found.report["errors"][-1], rel=2e-3)
     grid = _gptq._Grid(grids(w)[name], w)
-    rounding = _gptq._Rounding(w, problem := _gptq._Problem(seen, "natural", 1e-7, True), grid)
+    rounding = _gptq._Rounding(w, problem := _feedback.Problem(seen, "natural", 1e-7, True), grid)
     before, params = rounding.run(problem.feedback()) * problem.unit, grid.params
     after = rounding.refit(problem) * problem.unit
     if name == "levels of columns":  # there is nothing to fit
@@ -188,7 +188,7 @@ def test_refitting_is_told_and_gains_before_codes_are_given_anew(name):
 
 def test_refitted_scales_and_levels_are_those_of_least_squares():
     x, seen, w = layer(40, 33)
-    problem, outputs = _gptq._Problem(seen, "natural", 0, True), x - x.mean(axis=0, dtype=float)
+    problem, outputs = _feedback.Problem(seen, "natural", 0, True), x - x.mean(axis=0, dtype=float)
     params = qk.choose_qparams(w, "int4", axis=1)
     units = qk.quantize(w, params).astype(np.float32)
     grid = _gptq._Grid(params, w)

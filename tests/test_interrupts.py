@@ -150,6 +150,14 @@ CALLS = {
         import scipy.linalg
         w, seen = floats(1500, 3000), qk.Hessian(1500).update(floats(4, 1500))
         call = lambda: qk.gptq(w, seen, rate, refit=True, refine=9)""",
+    "prune": """
+        import scipy.linalg
+        w, seen = floats(1500, 3000), qk.Hessian(1500).update(floats(4, 1500))
+        call = lambda: qk.prune(w, seen, "2:4")""",
+    "prune, a share": """
+        import scipy.linalg
+        w, seen = floats(200, 100000), qk.Hessian(200).update(floats(4, 200))
+        call = lambda: qk.prune(w, seen, 0.5)""",
     "io.save": """
         import tempfile; folder = tempfile.TemporaryDirectory(); x = floats(16000, 16000)
         call = lambda: qk.io.save(folder.name + '/x', {'turned': x.T, 'x': x})""",

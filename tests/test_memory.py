@@ -169,6 +169,7 @@ def sweep_codebooks(n, rng, at_end):
     seen = qk.Hessian(3).update(rng.normal(0, 1, (9, 3)))
     for grid in (qk.QParams(0.3, 1), qk.Codebook(levels)):
         check(at_end, qk.gptq, x, seen, grid, out=False)
+    check(at_end, qk.prune, x, seen, 0.5, out=False)
     blocks = rng.normal(0, 1, (n % 9, 32)).astype(np.float32)
     for kind in "Q8_0", "Q4_0":
         data = check(at_end, qk.to_gguf, blocks, kind, out=False)

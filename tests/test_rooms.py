@@ -12,8 +12,8 @@ EXTENSION = {"_bind"}  # the storey below, which imports no Python of ours
 STOREYS = [  # from the bottom; a module may import those of the storeys below its own
     {"_checks", "_mode", "_value", "_blas"},
     {"_qparams", "_kmeans", "_codebook_tables", "_histogram", "config"},
-    {"_choose", "_rounding", "_kmeans1d", "_hessian"},
-    {"_quantize", "_codebook_fit", "_tables", "observers"},
+    {"_choose", "_rounding", "_kmeans1d", "_hessian", "_feedback"},
+    {"_quantize", "_codebook_fit", "_tables", "observers", "_prune"},
     {"_integer_layers"},
     {"dask"},
     {"_codebook"},

@@ -42,6 +42,22 @@ def compensated(weight, bias, hessian, levels=16, block_size=32):
     return qk.pack(codes, codebook, scales=scales), bias + change
 
 
+def pruned(weight, bias, hessian, pattern, bits):
+    """Take weights out, then round the others, each making good what the ones before it lost."""
+    weight, change, _ = qk.prune(weight, hessian, pattern)
+    wide = qk.choose_qparams(weight, "int8", axis=1)
+    found = qk.gptq(weight, hessian, wide if bits == 8 else fit_grid(weight, hessian, bits), refine=3, refit=bits < 8)
+    return qk.pack(found.codes, found.params, scales=found.scales), bias + change + found.bias
+
+
+def fit_grid(weight, hessian, bits, block_size=64):
+    """Return levels of a layer and the scales of blocks. If weights were taken out 0 is one, for them alone."""
+    out = weight == 0
+    weights = variances(hessian)[:, None] * ~out
+    book = qk.Codebook.fit(weight, 2**bits, axis=0, block_size=block_size, weights=weights, zero=bool(out.any()))
+    return book, np.float16(qk.encode(weight, book)[1])
+
+
 def variances(hessian):
     found = squares(hessian)
     return np.maximum(found - np.square(hessian.sum / hessian.count), 1e-9 * found.mean())
@@ -84,5 +100,9 @@ VARIANTS = {
         "k-means of 8, blocks of 64, compensated", partial(compensated, levels=8, block_size=64), "hessian"
     ),
     "gptq-4": Variant("k-means of 4, blocks, compensated", partial(compensated, levels=4), "hessian"),
+    # 8 and 4 bits of what is left, 2 more for where it is: 5 and 3 bits of a weight, and scales; or 3 bits of half
+    "prune-8": Variant("2:4 pruned, int8", partial(pruned, pattern="2:4", bits=8), "hessian"),
+    "prune-4": Variant("2:4 pruned, k-means, blocks of 64", partial(pruned, pattern="2:4", bits=4), "hessian"),
+    "prune-half": Variant("half pruned, k-means, blocks of 64", partial(pruned, pattern=0.5, bits=4), "hessian"),
 }
 SHOWN = "int8", "nf4", "uint4-weighted", "kmeans-blocks", "gptq-64"  # unless others are asked for

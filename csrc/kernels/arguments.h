@@ -206,9 +206,10 @@ typedef struct {
     const float *near; /* (k, 12): the same for the rows of i's own block that precede it */
     size_t ld;
     int both;             /* whether later rows, whose errors are those of an earlier pass, count */
+    const uint8_t *mask;  /* (k, n): 1 where the value 0 takes a weight's place, or NULL: nowhere */
     const int32_t *group; /* (k): the row of scale and zero point */
-    const float *scale;
-    const int32_t *zero; /* NULL: levels */
+    const float *scale;   /* NULL: values stay as they are, without codes */
+    const int32_t *zero;  /* NULL: levels */
     int32_t qmin, qmax;
     size_t levels; /* (levels, n) ascending, and the largest float below each but the first: (levels - 1, n) */
     const float *level, *threshold;

@@ -228,6 +228,7 @@ cdef extern from "drivers/drivers.h" nogil:
         const float *feed
         const float *near
         const float *weight
+        const uint8_t *mask
         const float *scale
         const float *level
         const float *threshold

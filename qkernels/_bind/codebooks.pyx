@@ -235,30 +235,36 @@ def search(cnp.ndarray queries, codes, size_t n, VectorLevels levels not None, P
 # ---- rounding with feedback ----
 
 
-def round_rows(cnp.ndarray w, feedback, cnp.ndarray group, grid, cnp.ndarray codes, cnp.ndarray errors,
-               cnp.ndarray loss):
+def round_rows(cnp.ndarray w, feedback, mask, grid, cnp.ndarray errors, cnp.ndarray loss):
     """Fill codes and errors, which are read, too, if later rows count: all are laid out as `qk_feedback` says.
 
-    feedback: feed (k, ld), near (k, 12), weight (k) and whether later rows count. grid: (scale, zero, qmin, qmax), or
-    (scale, levels, thresholds).
+    feedback: feed (k, ld), near (k, 12), weight (k) and whether later rows count. mask: (k, n), or None. grid: None, or
+    (codes, group, scale, zero, qmin, qmax) or (codes, group, scale, levels, thresholds).
     """
     cdef cnp.ndarray feed = feedback[0], near = feedback[1], weight = feedback[2]
-    cdef cnp.ndarray scale = grid[0], first = grid[1], threshold
     cdef qk_feedback p
     p.k, p.n = <size_t>cnp.PyArray_DIM(w, 0), <size_t>cnp.PyArray_DIM(w, 1)
     p.ld = <size_t>cnp.PyArray_DIM(feed, 1)
     p.w, p.feed, p.near, p.weight, p.loss = floats(w), floats(feed), floats(near), floats(weight), reals(loss)
-    p.both, p.group, p.scale = feedback[3], <const int32_t *>data_of(group), floats(scale)
-    p.codes, p.errors = <int16_t *>data_of(codes), floats(errors)
-    if len(grid) == 4:
-        p.zero, p.qmin, p.qmax = <const int32_t *>data_of(first), grid[2], grid[3]
-        p.levels, p.level, p.threshold = 0, NULL, NULL
-    else:
-        threshold = grid[2]
-        p.zero, p.levels = NULL, <size_t>cnp.PyArray_DIM(first, 0)
-        p.level, p.threshold, p.qmin, p.qmax = floats(first), floats(threshold), 0, 0
+    p.both, p.errors = feedback[3], floats(errors)
+    p.mask = NULL if mask is None else uint8s(mask)
+    p.scale = NULL
+    if grid is not None:
+        set_grid(&p, grid)
     with nogil:
         qk_round(&p)
+
+
+cdef set_grid(qk_feedback *p, grid):
+    cdef cnp.ndarray codes = grid[0], group = grid[1], scale = grid[2], first = grid[3], thresholds
+    p.codes, p.group, p.scale = <int16_t *>data_of(codes), <const int32_t *>data_of(group), floats(scale)
+    if len(grid) == 6:
+        p.zero, p.qmin, p.qmax = <const int32_t *>data_of(first), grid[4], grid[5]
+        p.levels, p.level, p.threshold = 0, NULL, NULL
+    else:
+        thresholds = grid[4]
+        p.zero, p.levels = NULL, <size_t>cnp.PyArray_DIM(first, 0)
+        p.level, p.threshold, p.qmin, p.qmax = floats(first), floats(thresholds), 0, 0
 
 
 # ---- dense bits and GGUF's blocks ----

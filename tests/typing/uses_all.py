@@ -171,6 +171,8 @@ assert_type(inputs.sum, NDArray[np.float64])
 assert_type(qk.gptq(x, inputs, one, order="natural", damp=0.1, center=False, refine=0), qk.GPTQResult[qk.QParams])
 assert_type(qk.gptq(x, inputs, one, refine=1, refit=True).params, qk.QParams)
 assert_type(qk.gptq(x, inputs, (qk.Codebook([-1, 1], axis=0, block_size=2), np.ones((1, 32)))).params, qk.Codebook)
+assert_type(qk.prune(x, inputs, "2:4", damp=0.1, center=False, passes=3), qk.PruneResult)
+assert_type(qk.prune(x, inputs, 0.5).weights, Float32)
 assert_type(qk.sensitivity(x, inputs, [one, qk.FP4, inputs.moments @ x], center=True), NDArray[np.float64])
 assert_type(qk.pareto([[9, 4, 1], [5, 3, 2]], np.ones((2, 3))).error, Array)
 

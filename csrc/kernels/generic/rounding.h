@@ -65,12 +65,29 @@ static inline void change_row(const qk_round_rows *p, int i, const float *restri
     }
 }
 
+/* What the grid makes of values; of masked weights, what it makes of 0. */
+static inline void round_row(const qk_round_rows *p, size_t row, const float *restrict value, float *restrict rounded)
+{
+    const qk_feedback *of = p->of;
+    const size_t at = row * of->n + p->column;
+    float kept[ROUND_NR];
+    for (int j = 0; j < ROUND_NR; j++) kept[j] = value[j];
+    if (of->mask)
+        for (int j = 0; j < ROUND_NR; j++) kept[j] = of->mask[at + (size_t)j] ? 0 : kept[j];
+    if (!of->scale)
+        for (int j = 0; j < ROUND_NR; j++) rounded[j] = kept[j];
+    else if (of->zero)
+        round_to_scale(p, row, kept, of->codes + at, rounded);
+    else
+        round_to_levels(p, row, kept, of->codes + at, rounded);
+}
+
 static void round_rows(const qk_round_rows *p)
 {
     const qk_feedback *of = p->of;
     for (int i = 0; i < p->rows; i++) {
-        const size_t row = p->row + (size_t)i, at = row * of->n + p->column;
-        const float *restrict w = of->w + at, *restrict near = of->near + row * QK_ROUND_ROWS;
+        const size_t row = p->row + (size_t)i;
+        const float *restrict w = of->w + row * of->n + p->column, *restrict near = of->near + row * QK_ROUND_ROWS;
         float value[ROUND_NR], rounded[ROUND_NR];
         for (int j = 0; j < ROUND_NR; j++) value[j] = p->before[i * ROUND_NR + j];
         for (int of_row = 0; of_row < i; of_row++) {
@@ -80,10 +97,7 @@ static void round_rows(const qk_round_rows *p)
         for (int j = 0; j < ROUND_NR; j++) value[j] += w[j];
         if (p->after)
             for (int j = 0; j < ROUND_NR; j++) value[j] += p->after[i * ROUND_NR + j];
-        if (of->zero)
-            round_to_scale(p, row, value, of->codes + at, rounded);
-        else
-            round_to_levels(p, row, value, of->codes + at, rounded);
+        round_row(p, row, value, rounded);
         change_row(p, i, value, rounded);
     }
 }

@@ -1,0 +1,150 @@
+"""MiniLM with 16, 8, 4, 3 or 2 bits a weight, layer by layer: as many as a budget has, where they count.
+
+    python examples/minilm.py --budget 4.0
+
+`share_out` takes the network of minilm.py in float32 and sentences to calibrate it on.
+
+- Each dense layer is rounded to each form, with feedback (`gptq`), and `sensitivity` tells the error of its outputs.
+- What an error of its outputs costs embeddings is tried, with only this layer in 2 bits.
+- `allocate_bits` finds the forms of least cost within the budget.
+- Layers are rounded anew, each to its form, on what the rounded ones before them give.
+
+`python -m bench.minilm.budget` compares it with the same bits for all layers, and draws the curve of cost against size.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import qkernels as qk
+
+BLOCK = 64  # weights of an output that share a scale, a float16
+TRIED = 60  # sentences that tell what an error costs
+
+
+class Dense(NamedTuple):
+    """A dense layer: what `linear` takes, and the weights that this stands for."""
+
+    packed: qk.PackedMatrix
+    bias: np.ndarray
+    weight: np.ndarray
+
+
+def bfloat16(weight, bias, seen):
+    narrow = weight.astype(ml_dtypes.bfloat16)
+    return Dense(qk.pack(narrow, None), bias, narrow.astype(np.float32))
+
+
+def int8(weight, bias, seen):
+    """Of a layer whose inputs are `seen`: 8 bits, a scale for each output."""
+    codes, params, _, change, _ = qk.gptq(weight, seen, qk.choose_qparams(weight, "int8", axis=1))
+    return Dense(qk.pack(codes, params), bias + change, qk.dequantize(codes, params))
+
+
+def levels(weight, bias, seen, bits, block=BLOCK):
+    """The best levels of this layer, for what varies most above all, times a scale for each block."""
+    squares, means = np.diagonal(seen.moments) / seen.count, seen.sum / seen.count
+    importance = np.maximum(squares - means**2, 1e-9 * squares.mean())[:, None]
+    book = qk.Codebook.fit(weight, 2**bits, axis=0, block_size=block, weights=importance)
+    scales = np.float16(qk.encode(weight, book)[1])
+    codes, book, scales, change, _ = qk.gptq(weight, seen, (book, scales), refine=3, refit=True)
+    return Dense(qk.pack(codes, book, scales=scales), bias + change, qk.decode(codes, book, scales))
+
+
+FORMS = {16: bfloat16, 8: int8} | {bits: partial(levels, bits=bits) for bits in (4, 3, 2)}
+
+
+def bits_of(form, k):
+    """Return the bits of a weight, scales included, of a layer of k inputs."""
+    return form + {16: 0, 8: 32 / k}.get(form, 16 / BLOCK)
+
+
+class Layers:
+    """The functions of the network, of whose dense layers one after another `run(number, x, weight, bias)` is asked."""
+
+    attention, layer_norm = staticmethod(qk.attention), staticmethod(qk.layer_norm)
+
+    def __init__(self, count, run):
+        self.count, self.run, self.at = count, run, 0
+
+    def linear(self, x, weight, bias, activation=None):
+        number, self.at = self.at, (self.at + 1) % self.count
+        return self.run(number, x, weight, bias, activation)
+
+
+class Budget:
+    """What each layer of a network loses in each form, and what that costs; the network is in float32.
+
+    Attributes: dense, weight and bias of each layer; sizes and costs (layers, forms), in bits and in 1 - cosine;
+    weights, the number of all.
+    """
+
+    def __init__(self, network, batches, progress=lambda steps, name: steps):
+        self.network, self.batches, self.float32 = network, batches, network.functions
+        self.dense = dense = [layer for layers, _ in network.layers for layer in layers]
+        self.count, self.weights = len(dense), sum(weight.size for weight, _ in dense)
+        self.seen = [qk.Hessian(len(weight)) for weight, _ in dense]
+        for batch in progress(batches, "what layers are given"):
+            self.embeddings(batch, self.observe)
+        self.made, errors = [], []
+        for (weight, bias), seen in progress(list(zip(dense, self.seen)), "rounding to each form"):
+            self.made.append({bits: form(weight, bias, seen) for bits, form in FORMS.items()})
+            errors.append(qk.sensitivity(weight, seen, [made.weight for made in self.made[-1].values()], center=True))
+        self.sizes = np.array([[weight.size * bits_of(form, len(weight)) for form in FORMS] for weight, _ in dense])
+        self.costs = np.array(errors) * self.prices(np.array(errors)[:, -1], progress)[:, None]
+
+    def embeddings(self, batch, run):
+        self.network.functions = Layers(self.count, run)
+        return self.network.embed(*batch, most=10**9)
+
+    def observe(self, number, x, weight, bias, activation):
+        self.seen[number].update(x)
+        return self.float32.linear(x, weight, bias, activation)
+
+    def prices(self, errors, progress):
+        """Return what an error of 1 of the outputs of each layer costs; the others are in int8, which is faster."""
+
+        def embeddings(low, batch):
+            def run(number, x, weight, bias, activation):
+                made = self.made[number][2 if number == low else 8]
+                return qk.linear(x, made.packed, made.bias, activation=activation)
+
+            return self.embeddings(batch, run)
+
+        few = self.batches[: max(1, len(self.batches) * TRIED // sum(len(batch[2]) - 1 for batch in self.batches))]
+        whole = [embeddings(None, batch) for batch in few]
+        lost = [
+            1 - np.concatenate([np.sum(embeddings(low, batch) * to, axis=1) for batch, to in zip(few, whole)]).mean()
+            for low in progress(range(self.count), "what errors cost")
+        ]
+        return np.array(lost) / errors
+
+    def round(self, forms):
+        """Round the layers, one after another, by these functions; return the network's layers, packed."""
+        done = []
+
+        def run(number, x, weight, bias, activation):
+            seen = qk.Hessian(len(weight)).update(x)
+            packed, bias, _ = forms[number](weight, bias, seen)
+            done.append((packed, bias))
+            return qk.linear(x, packed, bias, activation=activation)
+
+        ids, positions, starts = zip(*self.batches)
+        offsets = np.cumsum([0, *map(len, ids)])
+        starts = np.concatenate([[0], *(part[1:] + offset for part, offset in zip(starts, offsets))])
+        self.embeddings((np.concatenate(ids), np.concatenate(positions), starts), run)
+        return [(done[4 * i : 4 * i + 4], norms) for i, (_, norms) in enumerate(self.network.layers)]
+
+    def share(self, bits):
+        """Return the bits of each layer that are best for so many a weight, scales included, on the whole."""
+        return np.array(list(FORMS))[qk.allocate_bits(self.costs, self.sizes, bits * self.weights).choice]
+
+
+def share_out(network, batches, bits, progress):
+    """Give the layers of a network in float32 so many bits a weight on the whole; return those of each."""
+    budget = Budget(network, batches, progress)
+    share = budget.share(bits)
+    network.layers, network.functions = budget.round([FORMS[bits] for bits in share]), qk
+    return share
