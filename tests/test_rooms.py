@@ -18,7 +18,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"dask"},
     {"_codebook"},
     {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
-    {"_products", "_pq", "gguf"},
+    {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
     {"io"},
     {"__init__"},
