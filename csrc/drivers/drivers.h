@@ -25,6 +25,8 @@ int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype cod
 /* The largest magnitude of each block of `block` along the middle axis of x (outer, length, inner), in the layout of
  * scales: float32, float64 being rounded away from 0 or towards it. Returns 0 if one is NaN, or beyond float32. */
 int qk_block_magnitudes(const void *x, qk_dtype from, const qk_params *layout, int outward, float *most);
+/* Scales of microscaling in place of such magnitudes. */
+int qk_micro_scales(float *magnitudes, size_t n, const qk_micro *how);
 /* qk_quantize, or qk_fake_quantize if `to` is `from`, by stochastic rounding (numerics 27); q may be x. */
 int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed);
 

@@ -18,7 +18,11 @@ enum {
 };
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
-static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f; }
+static float reciprocal_of(float scale)
+{
+    const float reciprocal = 1.0f / scale; /* at any rate, so that vectors of them can be made */
+    return (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? reciprocal : 0.0f;
+}
 
 static int find_reciprocals(const float *scale, size_t n, float *reciprocal)
 {

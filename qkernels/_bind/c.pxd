@@ -52,6 +52,10 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype codes,
                                 const qk_params *p) except -3
     int qk_block_magnitudes(const void *x, qk_dtype from_, const qk_params *layout, int outward, float *most) except -3
+    ctypedef struct qk_micro:
+        float largest, times
+        int32_t exponent, up
+    int qk_micro_scales(float *magnitudes, size_t n, const qk_micro *how) except -3
     int qk_quantize_randomly(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
                              uint64_t seed) except -3
     ctypedef struct qk_fake_grad:
