@@ -252,6 +252,8 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data) except -3
     int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
+    int qk_search_k(const float *x, const float *w, size_t blocks, qk_gguf_type type, float *factors, int8_t *integers,
+                    uint8_t *codes) except -3
     int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,
