@@ -84,7 +84,8 @@ def accuracy(tail, x, labels):
 
 def learn(tail, x, labels, teacher, what, epochs, test, rate=1e-3):
     """Train in place; return the accuracy on the test after each epoch. `teacher` has the float network's logits."""
-    optimizer = torch.optim.Adam(tail.parameters(), lr=rate)
+    scales = {"params": tail.quantizers.parameters(), "lr": rate / 10}  # which are small beside a step of Adam
+    optimizer = torch.optim.Adam([{"params": [*tail.w, *tail.bias]}, scales], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(x) // BATCH))
     call, told = torch.compile(tail, fullgraph=True, backend="aot_eager"), []
     shuffled = torch.Generator().manual_seed(0)
@@ -142,7 +143,7 @@ def compare(count, epochs, distill=False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=2000, metavar="N", help="test on N images, learn from 2 N")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--distill", action="store_true", help="learn from the float network's probabilities, too")
     parser.add_argument("--plot", help="write the curves to this PNG")
     options = parser.parse_args()
