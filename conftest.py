@@ -1,9 +1,13 @@
 """Give the examples in docstrings the names that they take for granted; and let NumPy raise what it else reports."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 
 import qkernels
+
+collect_ignore = [] if find_spec("torch") else ["qkernels/torch.py"]
 
 
 @pytest.fixture(autouse=True)

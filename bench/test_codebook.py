@@ -6,7 +6,7 @@ import numpy as np
 import peers
 import pytest
 from arrays import aligned_empty, random_floats
-from race import Contender, exactly, our_own, within
+from race import EXACT, WRONG, Contender, exactly, our_own, within
 
 import qkernels as qk
 
@@ -78,6 +78,18 @@ def test_to_gguf(race, kind):
 
 GGUF = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 GGUF += ["IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"]
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_to_gguf_by_a_search(race, kind):
+    """No peer: gguf-py has no K kinds to write, and ggml no function for Python."""
+    x = random_floats(COUNT)
+    most = {"Q4_K": 0.0713, "Q5_K": 0.0359, "Q6_K": 0.0177}[kind]  # relative rms of ggml's own
+
+    def check(data):
+        return EXACT if np.linalg.norm(qk.from_gguf(data, kind) - x) <= most * np.linalg.norm(x) else WRONG
+
+    race(f"to_gguf {kind}", our_own(lambda: qk.to_gguf(x, kind)), [], check, x.size * 1e3, "Mvalue/s", [])
 
 
 @pytest.mark.parametrize("kind", GGUF)  # not those of the library: compare.py counts on equal cases in both trees

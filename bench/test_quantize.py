@@ -113,6 +113,30 @@ def test_stochastic(race, axis):
     race(f"quantize, stochastic{name}", ours, [other], check, COUNT * (FLOAT + 1), "GB/s", [])
 
 
+FORMATS = {"MXFP8": ("float8_e4m3fn", "mx"), "MXFP4": ("float4_e2m1fn", "mx"), "NVFP4": ("float4_e2m1fn", "nvfp4")}
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["axis 0", "last axis"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_microscaling(race, kind, axis):
+    """Scales and codes, of 1,048,576 values. The peer casts by ml_dtypes, and is given the scales."""
+    dtype, method = FORMATS[kind]
+    x, shape = random_floats(1024, 1024), (1024, 1024)
+    params = qk.choose_qparams(x, dtype, axis=axis, method=method)
+    scales, out = np.repeat(params.scale, params.block_size, axis=axis), aligned_empty(shape, params.dtype)
+    expected = np.clip(x / scales, params.qmin, params.qmax).astype(params.dtype)
+    check = exactly(expected.view(np.uint8))
+
+    def call():
+        return qk.quantize(x, qk.choose_qparams(x, dtype, axis=axis, method=method), out=out).view(np.uint8)
+
+    def cast():
+        return np.clip(x / scales, params.qmin, params.qmax).astype(params.dtype).view(np.uint8)
+
+    others = [peers.contender("ml_dtypes", cast, cast)]
+    race(f"{kind} {'axis 0' if axis == 0 else 'last axis'}", our_own(call), others, check, x.size, "Gvalue/s", [])
+
+
 @AXES
 @pytest.mark.parametrize("shape", LARGE, ids="{0[0]}x{0[1]}".format)
 @pytest.mark.parametrize("operation", ["quantize", "dequantize", "fake_quantize"])

@@ -8,6 +8,7 @@ to be written, and is returned as it was given. A masked array with a mask, or m
 
 from . import _codebook
 from . import io as io
+from . import layouts as layouts
 from . import observers as observers
 from ._bind.capi import __pyx_capi__ as __pyx_capi__
 from ._choose import choose_qparams

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import config as config
 from . import gguf as gguf
 from . import io as io
+from . import layouts as layouts
 from . import mixed_precision as mixed_precision
 from . import observers as observers
 from .config import get_include as get_include

@@ -146,22 +146,17 @@ def _magnitudes(x, axis, block_size, outward=True):
 
 
 def _mx_scales(x, dtype, axis, block_size, largest, scale_rounding="floor"):
-    """Return powers of two: the exponents of magnitudes, of those as they round, or of quotients, from their bits."""
+    """Return powers of two: the exponents of magnitudes, of those as they round, or of quotients."""
     scale_rounding = word(scale_rounding)
     if not is_a(scale_rounding, str) or scale_rounding not in ("floor", "even", "rceil"):
         raise ValueError(f"scale_rounding must be 'floor', 'even' or 'rceil', got {shown(scale_rounding)}")
     exponent, mantissa = MX_CODES[dtype.name]
     magnitude = _magnitudes(x, axis, block_size, scale_rounding == "rceil")
     if scale_rounding == "rceil":
-        magnitude /= FLOAT32.type(largest)
-        exponent, up = 0, (1 << 23) - 1
+        elementwise.micro_scales(magnitude, largest, 0, 0, (1 << 23) - 1)
     else:
-        up = 1 << 22 - mantissa if scale_rounding == "even" else 0
-    bits = magnitude.view(np.int32)
-    bits += up
-    bits &= 0xFF << 23
-    bits -= exponent << 23
-    return np.clip(bits, 1 << 23, 254 << 23, out=bits).view(np.float32)
+        elementwise.micro_scales(magnitude, 1, 0, exponent, 1 << 22 - mantissa if scale_rounding == "even" else 0)
+    return magnitude
 
 
 def _nvfp4_scales(x, dtype, axis, block_size, largest, tensor_scale=None):
@@ -172,11 +167,8 @@ def _nvfp4_scales(x, dtype, axis, block_size, largest, tensor_scale=None):
     times = np.float32(real(tensor_scale, "tensor_scale"))
     if not SMALLEST_SCALE <= times < np.inf:
         raise ValueError(f"tensor_scale must be positive, finite and at least 2**-126 in float32, got {tensor_scale}")
-    times = QParams(times, dtype="float8_e4m3fn")
-    magnitude /= np.float32(largest)
-    codes = elementwise.quantize(magnitude, times, "half_even", None)
-    np.maximum(codes.view(np.uint8), 1, out=codes.view(np.uint8))
-    return np.maximum(elementwise.dequantize(codes, times, np.float32, None), SMALLEST_SCALE)
+    elementwise.micro_scales(magnitude, largest, times, 0, 0)
+    return magnitude
 
 
 def choose_scheme(dtype, symmetric, narrow_range):

@@ -1,19 +1,18 @@
 """Search for the scales of GGUF's blocks, and lay blocks out. Formulas: docs/numerics.md, section 15.
 
-Arrays are (values, groups): the values that share a scale are a column, so that sums of them are sums of rows, in their
-order. Weights have the shape of the values.
+A kernel searches K kinds. Of the others arrays are (values, groups): the values that share a scale are a column, so
+that sums of them are sums of rows, in their order. Weights have the shape of the values.
 """
 
 import ml_dtypes
 import numpy as np
 
+from ._bind.codebooks import GGUF, search_k
 from ._codebook import Codebook, decode, encode
 
 NL = Codebook([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 FP4 = Codebook([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])  # doubled: halves are in scales
 FLOAT8 = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32) / 2  # by their bits
-TRIALS = np.linspace(-1, 1, 21, dtype=np.float32)  # by how much of a step a block reaches beyond its codes, or not
-NEAR = np.array([(a, b) for a in (0, -1, 1) for b in (0, -1, 1)], np.float32)
 
 
 def _sums(x):
@@ -29,37 +28,27 @@ def _half(x):
     return np.float16(x).astype(np.float32)
 
 
-def _uniform(low, high):
-    """Return a function that rounds numbers to the nearest integer from low to high."""
-    return lambda v: np.clip(np.rint(v, out=v), low, high, out=v)
-
-
 def _of_book(book):
     return lambda v: decode(encode(v, book), book)
 
 
-def _loss(x, w, s, nearest, least=0):
-    """Return the levels nearest to x at scales s, and the error: the weighted sum of squares."""
-    level = nearest(_over(x + least, s))
-    off = level * s
-    off -= least
+def _loss(x, w, s, nearest):
+    """Return the error of the levels nearest to x at scales s: the weighted sum of squares."""
+    off = nearest(_over(x, s)) * s
     off -= x
     off *= off
     off *= w
-    return level, _sums(off)
+    return _sums(off)
 
 
 def _best(x, w, scales, nearest):
     """Return which of the rows of scales has the least error, the first of those that have."""
     least, best = None, np.zeros(x.shape[1], np.intp)
     for i, s in enumerate(scales):
-        error = _loss(x, w, s, nearest)[1]
+        error = _loss(x, w, s, nearest)
         least = error if i == 0 else least
         best[error < least], least = i, np.minimum(error, least)
     return best
-
-
-# ---- scales that floats hold ----
 
 
 def _scales(x, w, nearest, ends):
@@ -76,81 +65,6 @@ def _scales(x, w, nearest, ends):
         gain = _over(product * product, square)  # by so much less than with zeros is the error
         scale, most = np.where(gain > most, _over(product, square), scale), np.maximum(gain, most)
     return scale
-
-
-def _affine(x, w, top):
-    """Return the scale and the least value, not above 0, of each group, whose codes are 0 to `top`, as `_scales`."""
-    lo, hi = np.minimum(x.min(axis=0), 0), x.max(axis=0)
-    count, total = _sums(w), _sums(w * x)
-    scale, least, error = _over(hi - lo, np.float32(top)), lo, np.full(lo.shape, np.inf, np.float32)
-    nearest = _uniform(0, top)
-    for trial in TRIALS:
-        level = nearest(_over(x - lo, (hi - lo) / (top + trial)))
-        weighted = w * level
-        first, second, product = _sums(weighted), _sums(weighted * level), _sums(weighted * x)
-        whole = count * second - first * first
-        s, m = _over(count * product - total * first, whole), _over(second * total - first * product, whole)
-        s, m = np.where(m > 0, _over(product, second), s), np.minimum(m, 0)
-        loss = s * (s * second + 2 * (m * first - product)) + m * (m * count - 2 * total)
-        better = (loss < error) & (whole > 0) & (s > 0)
-        scale, least, error = np.where(better, s, scale), np.where(better, m, least), np.where(better, loss, error)
-    return scale, least
-
-
-# ---- scales that are integers times one of the whole block ----
-
-
-def _integers(x, w, d, of, nearest, limits):
-    """Return integers `of` (2, groups), each moved by at most 1 to where the error is least, with levels and errors.
-
-    d (2, groups) are the factors of scales and of what is subtracted; `limits` are the least and the largest integer.
-    """
-    best, level, least = None, None, None
-    for move in NEAR if d[1].any() else NEAR[::3]:
-        tried = np.clip(of + move[:, None], *limits)
-        now, loss = _loss(x, w, d[0] * tried[0], nearest, d[1] * tried[1])
-        if best is None:
-            best, level, least = tried, now, loss
-        better = loss < least
-        best, level, least = np.where(better, tried, best), np.where(better, now, level), np.minimum(loss, least)
-    return best, level, least
-
-
-def _factors(x, w, of, level, groups):
-    """Return the factors (2, blocks) of integers that fit best with these levels: of scales, and of what is subtracted.
-
-    They solve the equations of least squares; the second is 0 if it has no integers, or would not be positive.
-    """
-
-    def total(a):
-        return a.reshape(-1, groups).sum(axis=1, dtype=np.float64)
-
-    one, other = level * of[0], np.broadcast_to(of[1], x.shape)
-    a, b, c = total(_sums(w * one * one)), total(_sums(w * one * other)), total(_sums(w * other * other))
-    e, f = total(_sums(w * one * x)), total(_sums(w * other * x))
-    whole = a * c - b * b
-    apart = whole > 0
-    d = np.where(apart, e * c - b * f, e) / np.where(apart, whole, np.where(a > 0, a, 1))
-    m = np.where(apart, b * e - a * f, 0) / np.where(apart, whole, 1)
-    return np.array([np.where(m < 0, e / np.where(a > 0, a, 1), d), np.maximum(m, 0)], np.float32)
-
-
-def _of_blocks(x, w, wished, ends, nearest, limits, groups):
-    """Return factors (2, blocks) of blocks of so many groups, their integers (2, groups), and levels.
-
-    `wished` (2, groups) are what integers times factors should be; the largest has the integer `ends`.
-    """
-    peaks = wished.reshape(2, -1, groups)
-    d = _half(np.take_along_axis(peaks, np.abs(peaks).argmax(axis=2)[..., None], 2)[..., 0] / np.float32(ends))
-    of = np.clip(np.rint(wished * _over(1, np.repeat(d, groups, axis=1))), *limits)
-    of, level, loss = _integers(x, w, np.repeat(d, groups, axis=1), of, nearest, limits)
-    for _ in range(2):
-        tried = _half(_factors(x, w, of, level, groups))
-        moved, now, less = _integers(x, w, np.repeat(tried, groups, axis=1), of, nearest, limits)
-        better = less.reshape(-1, groups).sum(axis=1) < loss.reshape(-1, groups).sum(axis=1)
-        d, each = np.where(better, tried, d), np.repeat(better, groups)
-        of, level, loss = (np.where(each, *pair) for pair in ((moved, of), (now, level), (less, loss)))
-    return d, of, level
 
 
 # ---- kinds: the bytes of blocks, of columns of values ----
@@ -174,25 +88,17 @@ def _bytes(*parts):
     return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in parts], axis=1)
 
 
-def _q45_k(x, w, groups, bits):
-    top = (1 << bits) - 1
-    scale, least = _affine(x, w, top)
-    wished, limits = np.array([scale, -least]), (0, 63)
-    d, of, level = _of_blocks(x, w, wished, 63, _uniform(0, top), limits, groups)
-    s, m = of.astype(np.uint8).reshape(2, -1, groups)
+def _q45_k(x, w, kind):
+    d, integers, codes = search_k(x, w, kind)
+    s, m = integers.view(np.uint8).swapaxes(0, 1)
     scales = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | (m[:, 4:] & 15) << 4]
-    codes = _rows(level, len(s))
-    return _bytes(*d, *scales, *([_plane(codes >> 4, 32, 1)] if bits == 5 else []), _plane(codes, 32, 4))
+    high = [_plane(codes >> 4, 32, 1)] if kind == "Q5_K" else []
+    return _bytes(*d.T, *scales, *high, _plane(codes, 32, 4))
 
 
-def _q6_k(x, w, groups):
-    nearest = _uniform(-32, 31)
-    scale = _scales(x, w, nearest, np.linspace(-33, -31, 11))
-    wished = np.array([scale, np.zeros_like(scale)])
-    d, of, level = _of_blocks(x, w, wished, -128, nearest, (-128, 127), groups)
-    codes = _rows(level + 32, d.shape[1])
-    scales = of[0].astype(np.int8).reshape(-1, groups)
-    return _bytes(_plane(codes, 64, 4), _plane(codes >> 4, 32, 2), scales, d[0])
+def _q6_k(x, w, kind):
+    d, integers, codes = search_k(x, w, kind)
+    return _bytes(_plane(codes, 64, 4), _plane(codes >> 4, 32, 2), integers[:, 0], d[:, 0])
 
 
 def _iq4_nl(x, w, groups):
@@ -228,12 +134,23 @@ def _nvfp4(x, w, groups):
     return _bytes(scales, _plane(_rows(codes, len(scales)), 8, 4))
 
 
-# Of each kind a function of (x, weights, groups), and a magnitude up to which its scales surely reach.
+def _of_columns(write):
+    """Return a function of blocks and weights, or None, for one of columns: the values that share a scale."""
+
+    def of_blocks(x, w, kind):
+        w = np.ones_like(x) if w is None else w
+        group = GGUF[kind][3]
+        return write(*(np.ascontiguousarray(a.reshape(-1, group).T) for a in (x, w)), x.shape[1] // group)
+
+    return of_blocks
+
+
+# Of each kind a function of (blocks, weights or None, kind), and a magnitude up to which its scales surely reach.
 WRITERS = {
-    "Q4_K": (lambda *a: _q45_k(*a, 4), 2.0**21),
-    "Q5_K": (lambda *a: _q45_k(*a, 5), 2.0**21),
+    "Q4_K": (_q45_k, 2.0**21),
+    "Q5_K": (_q45_k, 2.0**21),
     "Q6_K": (_q6_k, 2.0**27),
-    "IQ4_NL": (_iq4_nl, 2.0**22),
-    "MXFP4": (_mxfp4, np.inf),
-    "NVFP4": (_nvfp4, 448 * 6.0),
+    "IQ4_NL": (_of_columns(_iq4_nl), 2.0**22),
+    "MXFP4": (_of_columns(_mxfp4), np.inf),
+    "NVFP4": (_of_columns(_nvfp4), 448 * 6.0),
 }

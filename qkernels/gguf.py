@@ -90,7 +90,7 @@ def to_gguf(x, kind, *, importance=None):
 def _searched(x, kind, importance):
     """Write blocks whose scales are searched for, some at a time."""
     write, limit = WRITERS[kind]
-    _, values, size, group = KINDS[kind]
+    _, values, size, _ = KINDS[kind]
     x = finite_float32(x)
     if x.size and (largest := max(x.max(), -x.min())) > limit:
         raise ValueError(f"x reaches {largest} in magnitude, beyond {limit:g}, which {kind} surely holds")
@@ -101,9 +101,8 @@ def _searched(x, kind, importance):
     blocks, data = x.reshape(-1, values), np.empty((x.size // values, size), np.uint8)
     for first in range(0, len(blocks), SEARCHED // values):
         part = blocks[first : first + SEARCHED // values]
-        w = np.ones_like(part) if importance is None else _relative(importance[first : first + len(part)])
-        columns = (np.ascontiguousarray(a.reshape(-1, group).T) for a in (part, w))
-        data[first : first + len(part)] = write(*columns, values // group)
+        w = None if importance is None else _relative(importance[first : first + len(part)])
+        data[first : first + len(part)] = write(part, w, kind)
     return data.reshape(*x.shape[:-1], x.shape[-1] // values * size)
 
 

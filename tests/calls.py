@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 import qkernels as qk
-from qkernels import observers
+from qkernels import layouts, observers
 
 X, ROW = np.float32([[0.5, -1, 0.25, 2], [1, 0, 3, -2]]), np.float32([1, 2, 3])
 Q, U = np.int8([[5, -1, 0, 2], [1, 0, 3, -2]]), np.uint8([[5, 1, 0, 2], [1, 0, 3, 2]])
@@ -125,6 +125,19 @@ valid("layer_norm", x=X, weight=X[0], bias=X[0], eps=1e-5, residual=X, out=lambd
 columns = qk.QParams(ROW[[0, 0, 1, 2]], axis=-1)
 of_codes = dict(params=columns, residual_params=UNSIGNED, out_params=columns)
 valid("layer_norm", x=Q, weight=X[0], bias=X[0], residual=U, **of_codes, out=lambda: out((2, 4), np.int8))
+few = np.arange(64, dtype=np.uint8).reshape(8, 8) & 7
+for bits, version, order in (4, 1, None), (3, 2, np.arange(32)[::-1]):
+    rows = (np.tile(few, (4, 4)).view(ml_dtypes.uint4), qk.QParams(np.ones((2, 32)), 3, "uint4", axis=0, block_size=16))
+    rows = dict(zip(("codes", "params"), rows)) | {"order": order}
+    valid("layouts.to_gptq", **rows, bits=bits, version=version)
+    valid("layouts.from_gptq", arrays=layouts.to_gptq(**rows, bits=bits, version=version), bits=bits, version=version)
+rows.pop("order")
+valid("layouts.to_awq", **rows)
+valid("layouts.from_awq", arrays=layouts.to_awq(**rows))
+rows = dict(codes=few[:, :3], codebook=qk.Codebook(qk.FP4.levels, axis=0, block_size=4), scales=X.T[:2, [0, 0, 1]] + 3)
+for nested in False, True:
+    valid("layouts.to_bitsandbytes", **rows, nested=nested, dtype="float16")
+    valid("layouts.from_bitsandbytes", arrays=layouts.to_bitsandbytes(**rows, nested=nested))
 valid("linear", x=Q, packed=PACKED["columns"], bias=ROW, params=PARAMS, out=lambda: out((2, 3)))
 for packed in PACKED.values():
     added = dict(bias=ROW, residual=np.zeros((2, 3), np.float32))
@@ -235,6 +248,7 @@ def public_functions():
             if (name, method) != ("MovingAverage", "merge")  # which refuses any call
         )
     yield "io.save and load", saved
+    yield from ((f"layouts.{name}", getattr(layouts, name)) for name in layouts.__all__)
     yield from ((f"Hessian.{method}", of_observer(qk.Hessian, method, 4)) for method in ("update", "merge"))
     for name in qk.__all__:
         value = getattr(qk, name)

@@ -300,3 +300,40 @@ def test_stray_bits_above_float_codes_are_not_read():
     q = np.arange(256, dtype=np.uint8).reshape(64, 4).view(ml_dtypes.float4_e2m1fn)
     params = qk.QParams(0.5, dtype="float4_e2m1fn")
     same(qk.pack(q, params).unpack(), (q.view(np.uint8) & 15).view(q.dtype))
+
+
+@pytest.mark.parametrize("method", ["nvfp4", "mx"])
+def test_scales_of_one_byte_change_no_bit(method, isas):
+    """A column more, whose scales are no such multiples, makes all scales floats: the others' results stay."""
+    rng = np.random.default_rng(7)
+    w, x = rng.normal(0, 0.1, (320, 70)).astype(np.float32), rng.normal(0, 1, (70, 320)).astype(np.float32)
+    w *= np.exp2(rng.uniform(-4, 4, (1, 70))).astype(np.float32)
+    params = qk.choose_qparams(w, "float4_e2m1fn", axis=0, method=method)
+    q, rows = qk.quantize(w, params), params.block_size
+    odd = rng.uniform(0.01, 0.02, (len(params.scale), 1)).astype(np.float32)
+    wide = qk.QParams(np.hstack([params.scale, odd]), dtype=q.dtype, axis=0, block_size=rows)
+    for _ in isas():
+        packed, floats = qk.pack(q, params), qk.pack(np.hstack([q, q[:, :1]]), wide)
+        assert packed.params == params and floats.params == wide
+        assert packed.nbytes == 320 * 96 * (0.5 + 1 / rows) and floats.nbytes == 320 * 96 * (0.5 + 4 / rows)
+        for m in 1, 3, 7, 70:
+            assert_array_equal(qk.linear(x[:m], packed), qk.linear(x[:m], floats)[:, :70])
+
+
+def test_scales_that_are_bytes_come_back(isas):
+    """Of 4 bits and 31 octaves below the largest: all of them, or none is one; of any size, and also of int4 codes."""
+    rng = np.random.default_rng(8)
+    bytes_of = np.ldexp(rng.integers(8, 16, (64, 40)), rng.integers(0, 30, (64, 40))).astype(np.float32)
+    bytes_of[0, :8], bytes_of[-1, -1] = np.ldexp(np.arange(8, 16), 30), 8
+    for g in 1.0, 1 / 3, 0.1, 2.0**-20, 2.0**-33, 2.0**-70, 2.0**-98 / 3:
+        scales = (bytes_of * np.float32(g)).astype(np.float32)
+        few = scales.max() < 2.0**30 and scales.min() >= 2.0**-100
+        for dtype in "int4", "float4_e2m1fn":
+            params = qk.QParams(scales, dtype=dtype, axis=0, block_size=16)
+            codes = rng.integers(0, 8, (1024, 40)).astype(params.dtype)
+            for _ in isas() if g == 0.1 else [0]:
+                packed = qk.pack(codes, params)
+                assert packed.params == params
+                assert packed.nbytes == 1024 * 64 * (0.5 + (1 if few else 4) / 16)
+    for scales in np.full((64, 40), 0.3), bytes_of / 2**10:
+        assert qk.pack(codes, qk.QParams(scales, dtype=codes.dtype, axis=0, block_size=16)).nbytes == 1024 * 64 * 9 / 16

@@ -17,8 +17,9 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_integer_layers"},
     {"dask"},
     {"_codebook"},
+    {"torch"},
     {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
-    {"_products", "_pq", "gguf"},
+    {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
     {"io"},
     {"__init__"},
@@ -26,6 +27,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
 ]
 MOST_ARGUMENTS = 8
 PUBLIC = {("_products", "qlinear"), ("_kmeans", "kmeans"), ("_conv", "qconv2d"), ("_conv", "qaverage_pool2d")}
+PUBLIC |= {("torch", "fake_quantize"), ("torch", "_forward"), ("torch", "_backward")}
 PUBLIC |= {("_layers", "layer_norm"), ("_layers", "attention")}
 # whose signatures, mostly of keywords, are a contract
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

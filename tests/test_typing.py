@@ -14,12 +14,12 @@ import pytest
 from common import python
 
 import qkernels as qk
-from qkernels import config, dask, gguf, io, mixed_precision, observers
+from qkernels import config, dask, gguf, io, layouts, mixed_precision, observers
 
 SCRIPT = Path(__file__).parent / "typing" / "uses_all.py"
 PACKAGE = Path(qk.__file__).parent
 MODULES = {"__init__": qk, "config": config, "dask": dask, "gguf": gguf, "io": io, "observers": observers}
-MODULES["mixed_precision"] = mixed_precision
+MODULES |= {"layouts": layouts, "mixed_precision": mixed_precision}
 
 
 def run(*command):

@@ -25,6 +25,8 @@ int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype cod
 /* The largest magnitude of each block of `block` along the middle axis of x (outer, length, inner), in the layout of
  * scales: float32, float64 being rounded away from 0 or towards it. Returns 0 if one is NaN, or beyond float32. */
 int qk_block_magnitudes(const void *x, qk_dtype from, const qk_params *layout, int outward, float *most);
+/* Scales of microscaling in place of such magnitudes. */
+int qk_micro_scales(float *magnitudes, size_t n, const qk_micro *how);
 /* qk_quantize, or qk_fake_quantize if `to` is `from`, by stochastic rounding (numerics 27); q may be x. */
 int qk_quantize_randomly(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, uint64_t seed);
 
@@ -201,6 +203,8 @@ typedef struct {
     int bits;        /* of a code: 4 or 8 */
     int flip;        /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
     int half_scales; /* scales are float16, which holds each exactly */
+    int byte_scales; /* or bytes: shifted left by 20, the bits of floats, times scale_unit, as exactly */
+    float scale_unit;
     int own_zeros;
     int long_sums;        /* of 8 bits: sums of columns are int32 */
     int32_t zero;         /* of the stored codes, unless own_zeros; of levels + 128 */
@@ -270,6 +274,9 @@ int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes);
  * where a value is not finite. */
 int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type);
 /* Reads values y, or, if y is NULL, codes and scales, without what is added to their products. */
+/* Factors (blocks, 2), integers (blocks, 2, groups) and codes of blocks of a K kind. */
+int qk_search_k(const float *x, const float *w, size_t blocks, qk_gguf_type type, float *factors, int8_t *integers,
+                uint8_t *codes);
 int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type);
 
 /* ---- products with float16 and bfloat16 weights ---- */

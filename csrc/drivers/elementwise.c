@@ -18,7 +18,11 @@ enum {
 };
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
-static float reciprocal_of(float scale) { return scale >= 0x1p-64f && scale <= 0x1p64f ? 1.0f / scale : 0.0f; }
+static float reciprocal_of(float scale)
+{
+    const float reciprocal = 1.0f / scale; /* at any rate, so that vectors of them can be made */
+    return (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? reciprocal : 0.0f;
+}
 
 static int find_reciprocals(const float *scale, size_t n, float *reciprocal)
 {
@@ -397,13 +401,42 @@ static void round_randomly(const operation *op, const char *in, const uint16_t *
     keep_bits(out, op->to, n);
 }
 
+/* Rows of float32 that share the parameters of their columns, some of each at a time. */
+static void apply_to_columns(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
+{
+    enum { COLS = 256, ROWS = QK_RANDOM / COLS * 2 };
+    uint16_t u[ROWS * COLS];
+    const size_t to = size_of(op->to), in_bytes = given->in_stride * sizeof(float), out_bytes = given->out_stride * to;
+    for (size_t at = 0, cols; at < n; at += cols) {
+        qk_affines p = *given;
+        cols = min_size(n - at, COLS);
+        p.scale += at, p.zero_point += at;
+        if (p.reciprocal) p.reciprocal += at;
+        for (size_t row = 0; row < given->rows; row += p.rows) {
+            const char *x = in + row * in_bytes + at * sizeof(float);
+            char *y = out + row * out_bytes + at * to;
+            p.rows = min_size(given->rows - row, ROWS);
+            for (size_t i = 0; i < p.rows; i++)
+                op->k->random_16((uint64_t)(x + i * in_bytes - op->start) / sizeof(float), *op->seed, u + i * cols,
+                                 cols);
+            op->k->round_randomly_f32((const float *)x, u, y, to, cols, &p);
+            for (size_t i = 0; i < p.rows; i++) keep_bits(y + i * out_bytes, op->to, cols);
+        }
+    }
+}
+
 static void apply_randomly(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
+    if (given->run == 1 && op->from == QK_F32) {
+        apply_to_columns(op, in, out, n, given);
+        return;
+    }
     uint16_t u[QK_RANDOM];
     const size_t from = size_of(op->from), to = size_of(op->to);
     for (size_t row = 0; row < given->rows; row++, in += given->in_stride * from, out += given->out_stride * to) {
         const uint64_t index = (uint64_t)(in - op->start) / from;
         qk_affines p = *given;
+        p.rows = 1;
         for (size_t at = 0, count, made = 0; at < n; at += count) {
             const size_t which = at / given->run;
             count = min_size(n - at, given->run == 1 ? QK_RANDOM : given->run - at % given->run);

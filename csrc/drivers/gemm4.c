@@ -20,8 +20,10 @@ enum {
     KR = QK_GEMM4_KR,
     OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
     MOST_TILE_ROWS = 32,
-    SHARED_ROWS = 12,          /* tasks take multiples of at most as many: taller tiles are made of parts */
-    DECODED_BYTES = 512 * 1024 /* rows of a block, if panels are decoded for each */
+    SHARED_ROWS = 12,           /* tasks take multiples of at most as many: taller tiles are made of parts */
+    DECODED_BYTES = 512 * 1024, /* rows of a block, if panels are decoded for each */
+    LEAST_BYTE = 8,             /* of scales that are bytes: of a normal number */
+    MOST_BYTE = 255
 };
 
 /* ---- packing of b ---- */
@@ -36,7 +38,7 @@ static size_t steps_of(const qk_gemm4_weights *p, size_t block)
 }
 
 static size_t step_bytes(const qk_gemm4_weights *p) { return NR * KR * (size_t)p->bits / 8; }
-static size_t scale_bytes(const qk_gemm4_weights *p) { return p->half_scales ? 2 : 4; }
+static size_t scale_bytes(const qk_gemm4_weights *p) { return p->byte_scales ? 1 : p->half_scales ? 2 : 4; }
 
 /* Of the sums of columns. */
 static size_t sum_bytes(const qk_gemm4_weights *p) { return p->bits == 8 ? NR * (p->long_sums ? 4 : 2) : 0; }
@@ -105,6 +107,50 @@ static int holds_as_half(const float *values, size_t count)
     return 1;
 }
 
+/* The byte whose float is nearest to v, at least 2^-126: it has the last five bits of an exponent, three of a mantissa.
+ */
+static int32_t byte_of(float v)
+{
+    int32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return (bits + 0x80000) >> 20;
+}
+
+static float float_of_byte(int32_t byte)
+{
+    const int32_t bits = byte << 20;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+static int are_bytes(const float *scale, size_t count, float unit)
+{
+    for (size_t i = 0; i < count; i++) {
+        const int32_t byte = byte_of(scale[i] / unit);
+        if (byte < LEAST_BYTE || byte > MOST_BYTE || float_of_byte(byte) * unit != scale[i]) return 0;
+    }
+    return 1;
+}
+
+/* A number of which all scales are multiples by what bytes stand for, exactly, or 0. The largest scale has one of the
+ * last 8 bytes: others are powers of two away. */
+static float unit_of_scales(const float *scale, size_t count)
+{
+    float least = FLT_MAX, most = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (scale[i] < least) least = scale[i];
+        if (scale[i] > most) most = scale[i];
+    }
+    if (!(least >= 0x1p-100f && least <= most && most <= 0x1p30f)) return 0;
+    for (int32_t byte = MOST_BYTE; byte > MOST_BYTE - 8; byte--) {
+        float unit = nextafterf(most / float_of_byte(byte), 0);
+        for (int i = 0; i < 3; i++, unit = nextafterf(unit, INFINITY))
+            if (are_bytes(&most, 1, unit) && are_bytes(&least, 1, unit) && are_bytes(scale, count, unit)) return unit;
+    }
+    return 0;
+}
+
 /* Per tensor or per column, all rows are one block; equal zero points are kept once. */
 void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
 {
@@ -120,6 +166,8 @@ void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
                             .half_scales = !own_levels && holds_as_half(m->scale, count),
                             .column_levels = own_levels,
                             .level_scale = 1};
+    if (p->bits == 4 && m->kind == QK_PER_BLOCK) p->scale_unit = unit_of_scales(m->scale, count);
+    p->byte_scales = p->scale_unit != 0;
     p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;
     if (m->levels) {
         p->zero = 128;
@@ -145,6 +193,16 @@ typedef struct {
     int32_t most_scale; /* bits, which are in the order of scales */
 } pack_job;
 
+static void read_scales(const qk_gemm4_weights *p, const uint8_t *from, float *scale)
+{
+    if (p->byte_scales)
+        for (size_t j = 0; j < NR; j++) scale[j] = float_of_byte(from[j]) * p->scale_unit;
+    else if (p->half_scales)
+        p->kernels->elementwise->f16_to_f32((const uint16_t *)from, scale, NR);
+    else
+        memcpy(scale, from, NR * sizeof *scale);
+}
+
 /* Scales and zero points of a block; those of absent columns are 0. */
 static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, uint8_t *to)
 {
@@ -161,7 +219,9 @@ static void pack_params(pack_job *job, size_t block, size_t col, size_t cols, ui
         if (p->own_zeros) zero[j] = (uint8_t)(m->zero_point[at] + p->flip); /* or - 128: the same byte */
     }
     qk_keep_most(&job->most_scale, p->kernels->layers->absmax_f32(scale, 0, 1, NR));
-    if (p->half_scales)
+    if (p->byte_scales)
+        for (size_t j = 0; j < NR; j++) to[j] = (uint8_t)byte_of(scale[j] / p->scale_unit);
+    else if (p->half_scales)
         p->kernels->elementwise->f32_to_f16(scale, (uint16_t *)to, NR);
     else
         memcpy(to, scale, sizeof scale);
@@ -307,10 +367,7 @@ void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_poin
             const size_t cols = min_size(p->n - col, NR);
             const uint8_t *from = record_at(p, block, col) + record_bytes(p, block) - params_bytes(p);
             float all[NR];
-            if (p->half_scales)
-                p->kernels->elementwise->f16_to_f32((const uint16_t *)from, all, NR);
-            else
-                memcpy(all, from, sizeof all);
+            read_scales(p, from, all);
             for (size_t j = 0; j < cols; j++)
                 *scale++ = all[j], *zero_point++ = given_zero(p, from + NR * scale_bytes(p), j);
         }
@@ -442,10 +499,7 @@ static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const 
                 add_bytes(a, (uint8_t)b->kernels->gemm4->blocks8_flip, record + s * step_bytes(b), sum);
             else
                 add_step(a, record + s * step_bytes(b), p->levels, sum);
-        if (b->half_scales)
-            b->kernels->elementwise->f16_to_f32((const uint16_t *)params, scale, NR);
-        else
-            memcpy(scale, params, sizeof scale);
+        read_scales(b, params, scale);
         for (int j = 0; j < NR; j++) total[j] += (double)sum[j] * scale[j];
         record += record_bytes(b, block);
     }
@@ -532,7 +586,7 @@ static qk_gemm4_weights as_bytes(const qk_gemm4_weights *p)
 {
     qk_gemm4_weights b = *p;
     b.bits = 8, b.flip = b.zero = 0, b.half_scales = b.own_zeros = b.column_levels = 0;
-    b.long_sums = 1, b.levels = NULL, b.panels = NULL;
+    b.long_sums = 1, b.levels = NULL, b.panels = NULL, b.byte_scales = 0;
     return b;
 }
 
@@ -553,7 +607,9 @@ static qk_gemm4_panel panel_of(const qk_gemm4_weights *b)
                         .own_zeros = b->own_zeros,
                         .long_sums = b->long_sums,
                         .params_bytes = params_bytes(b),
-                        .levels = b->levels};
+                        .levels = b->levels,
+                        .byte_scales = b->byte_scales,
+                        .scale_unit = b->scale_unit};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     return p;
 }

@@ -5,7 +5,11 @@
 #include "runtime/parallel.h"
 #include "runtime/sizes.h"
 
-enum { BLOCK = 32, PIECE = 1024 }; /* values of a block that is written; blocks of each that a thread takes at a time */
+enum {
+    BLOCK = 32,   /* values of a block that is written */
+    PIECE = 1024, /* blocks of each that a thread takes at a time */
+    SEARCHED = 8  /* those whose scales are searched for */
+};
 
 typedef struct {
     const float *x;
@@ -68,4 +72,32 @@ int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t 
     read_job j = {.from = data, .y = y, .q = q, .scale = scale, .blocks = blocks, .type = type};
     const double cost = 0.25 * (double)blocks * k->values;
     return qk_parallel_for(ceil_div(blocks, piece_of(k)), cost, read_pieces, &j);
+}
+
+typedef struct {
+    const float *x, *w;
+    size_t blocks;
+    qk_gguf_type type;
+    float *factors;
+    int8_t *integers;
+    uint8_t *codes;
+} search_job;
+
+static void search_pieces(void *context, size_t begin, size_t end)
+{
+    const search_job *j = context;
+    const size_t first = begin * SEARCHED, n = min_size(j->blocks - first, (end - begin) * SEARCHED);
+    const size_t values = (size_t)qk_gguf_layouts[j->type].values;
+    const size_t groups = values / (size_t)qk_gguf_layouts[j->type].group;
+    qk_active()->codebooks->search_k(j->x + first * values, j->w ? j->w + first * values : NULL, n, j->type,
+                                     j->factors + 2 * first, j->integers + 2 * first * groups,
+                                     j->codes + first * values);
+}
+
+int qk_search_k(const float *x, const float *w, size_t blocks, qk_gguf_type type, float *factors, int8_t *integers,
+                uint8_t *codes)
+{
+    QK_DEFAULT_MODE;
+    search_job j = {x, w, blocks, type, factors, integers, codes};
+    return qk_parallel_for(ceil_div(blocks, SEARCHED), 15000.0 * (double)blocks, search_pieces, &j);
 }

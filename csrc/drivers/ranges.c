@@ -305,3 +305,24 @@ int qk_block_magnitudes(const void *x, qk_dtype from, const qk_params *p, int ou
     const int status = qk_parallel_for(items, 0.1 * (double)total, find_magnitudes, &job);
     return status < 0 ? status : !job.not_finite;
 }
+
+typedef struct {
+    float *magnitudes;
+    size_t n;
+    const qk_micro *how;
+} scales_job;
+
+static void make_scales(void *context, size_t begin, size_t end)
+{
+    const scales_job *job = context;
+    const size_t first = begin * PIECE;
+    qk_active()->elementwise->micro_scales(job->magnitudes + first, min_size(job->n - first, (end - begin) * PIECE),
+                                           job->how);
+}
+
+int qk_micro_scales(float *magnitudes, size_t n, const qk_micro *how)
+{
+    QK_DEFAULT_MODE;
+    scales_job job = {magnitudes, n, how};
+    return qk_parallel_for(ceil_div(n, PIECE), 0.2 * (double)n, make_scales, &job);
+}

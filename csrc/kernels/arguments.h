@@ -219,4 +219,11 @@ typedef struct {
     double *loss;        /* (n): to which these are added, less those of the earlier pass */
 } qk_feedback;
 
+/* How scales of microscaling come from the largest magnitudes of blocks (numerics 2): powers of two, or if `times` is
+ * not 0 float8_e4m3fn numbers times that. */
+typedef struct {
+    float largest, times; /* code that the magnitude is divided by, or 1 */
+    int32_t exponent, up; /* of the codes' largest power of two, as bits; what is added to the bits first */
+} qk_micro;
+
 #endif

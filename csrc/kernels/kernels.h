@@ -154,7 +154,14 @@ typedef struct {
     int long_sums;                    /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;              /* what follows the codes of a block */
     const qk_ahead *ahead;            /* what tiles of bytes ask for, or NULL: for what follows in the panel */
+    int byte_scales;                  /* scales are bytes: shifted left by 20, the bits of floats, times scale_unit */
+    float scale_unit;
 } qk_gemm4_panel;
+
+static inline size_t qk_scales_bytes(const qk_gemm4_panel *p)
+{
+    return QK_GEMM4_NR * (p->byte_scales ? 1 : p->half_scales ? 2 : 4);
+}
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time */

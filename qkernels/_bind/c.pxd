@@ -52,6 +52,10 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_fake_quantize_floats(const void *x, void *y, qk_dtype dtype, qk_dtype codes,
                                 const qk_params *p) except -3
     int qk_block_magnitudes(const void *x, qk_dtype from_, const qk_params *layout, int outward, float *most) except -3
+    ctypedef struct qk_micro:
+        float largest, times
+        int32_t exponent, up
+    int qk_micro_scales(float *magnitudes, size_t n, const qk_micro *how) except -3
     int qk_quantize_randomly(const void *x, qk_dtype from_, void *q, qk_dtype to, const qk_params *p,
                              uint64_t seed) except -3
     ctypedef struct qk_fake_grad:
@@ -249,6 +253,8 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_pack_bits(const uint8_t *codes, size_t n, int bits, uint8_t *data) except -3
     int qk_unpack_bits(const uint8_t *data, size_t n, int bits, uint8_t *codes) except -3
     int32_t qk_to_gguf(const float *x, uint8_t *data, size_t blocks, qk_gguf_type type) except -3
+    int qk_search_k(const float *x, const float *w, size_t blocks, qk_gguf_type type, float *factors, int8_t *integers,
+                    uint8_t *codes) except -3
     int qk_from_gguf(const uint8_t *data, float *y, int8_t *q, float *scale, size_t blocks, qk_gguf_type type) except -3
 
     int qk_layer_norm(const float *x, const float *residual, size_t rows, size_t cols, const float *weight,

@@ -17,7 +17,7 @@ from .c cimport (
     QK_GGUF_TYPES, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
     qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
     qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q8_0,
-    qk_round, qk_scope, qk_to_gguf, qk_unpack_bits,
+    qk_round, qk_scope, qk_search_k, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -310,6 +310,23 @@ def to_gguf(cnp.ndarray x, kind):
     largest = np.int32(most).view(np.float32)
     cdef bint held = <float>largest / (127 if to == QK_Q8_0 else 8) < 65520   # false of NaN
     return data, None if held else largest
+
+
+def search_k(cnp.ndarray x, w, kind):
+    """Return what the search finds for contiguous float32 x (blocks, 256) and weights, or None.
+
+    These are factors (blocks, 2) of integers (blocks, 2, groups), and codes (blocks, 256), from 0 on.
+    """
+    type, values, _, group = GGUF[kind]
+    cdef size_t blocks = <size_t>cnp.PyArray_DIM(x, 0)
+    cdef cnp.ndarray factors = np.empty((blocks, 2), np.float32)
+    cdef cnp.ndarray integers = np.empty((blocks, 2, values // group), np.int8)
+    cdef cnp.ndarray codes = np.empty((blocks, values), np.uint8)
+    cdef const float *weights = NULL if w is None else floats(w)
+    cdef qk_gguf_type of = type
+    with nogil:
+        qk_search_k(floats(x), weights, blocks, of, floats(factors), <int8_t *>data_of(integers), uint8s(codes))
+    return factors, integers, codes
 
 
 def from_gguf(cnp.ndarray data, kind, out):

@@ -23,9 +23,9 @@ from .arrays cimport (
 from .c cimport (
     qk_block_magnitudes, qk_choose, qk_dequantize, qk_enter_scope, QK_F8_E4M3, qk_fake_grad, qk_fake_grad_sums,
     qk_fake_quantize, qk_fake_quantize_floats, qk_fake_quantize_grad, QK_HALF_AWAY, QK_HALF_EVEN, QK_I32,
-    qk_least_squares, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier,
-    qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant, qk_requantize, qk_rounding, qk_scope,
-    QK_TFLITE,
+    qk_least_squares, qk_micro, qk_micro_scales, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize,
+    qk_quantize_multiplier, qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant,
+    qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
 )
 
 cnp.import_array()
@@ -264,6 +264,17 @@ def block_magnitudes(x, int axis, size_t block_size, bint outward):
     with nogil:
         finite = qk_block_magnitudes(data_of(a), from_, &p, outward, floats(most))
     return most if finite else None
+
+
+def micro_scales(cnp.ndarray magnitudes, float largest, float times, int exponent, int up):
+    """Turn magnitudes of blocks, contiguous float32, into scales: powers of two, or float8 numbers `times` one.
+
+    The exponent is that of the codes' largest power of two, `up` is added to the bits of a magnitude over `largest`.
+    """
+    cdef qk_micro how
+    how.largest, how.times, how.exponent, how.up = largest, times, exponent << 23, up
+    with nogil:
+        qk_micro_scales(floats(magnitudes), <size_t>cnp.PyArray_SIZE(magnitudes), &how)
 
 
 cdef int rows_are_finite(const void *x, size_t rows, size_t cols, ptrdiff_t row_stride) except -1:

@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
+from qkernels import layouts
 
 TABLES = {
     "NF4": (
@@ -117,3 +118,30 @@ def test_live_8_bit():
     assert_array_equal(
         qk.decode(theirs.numpy(), codebook, scales), functional.dequantize_blockwise(theirs, state).numpy()
     )
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_live_checkpoints(name, nested):
+    """Its tensors are read bit for bit, come back as they were, and it reads ours."""
+    torch, functional = pytest.importorskip("torch"), pytest.importorskip("bitsandbytes.functional")
+    w = torch.from_numpy(np.random.default_rng(1).standard_normal((96, 448), np.float32))
+    options = dict(blocksize=64, quant_type=name.lower(), compress_statistics=nested)
+    packed, state = functional.quantize_4bit(w.bfloat16(), **options)
+    theirs = {"weight": packed} | {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    theirs = {key: value.numpy() for key, value in theirs.items()}
+    codes, book, scales = layouts.from_bitsandbytes(theirs)
+    state.dtype = torch.float32
+    assert_array_equal(qk.decode(codes, book, scales), functional.dequantize_4bit(packed, state).numpy().T)
+    kept = layouts.to_bitsandbytes(codes, book, scales, nested=theirs if nested else False, dtype="bfloat16")
+    assert kept.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert_array_equal(kept[key], value, err_msg=key, strict=True)
+    ours = layouts.to_bitsandbytes(codes, book, scales, nested=nested)
+    if nested:
+        assert_array_equal(ours["weight.nested_quant_map"], theirs["weight.nested_quant_map"])
+    tensors = {key.removeprefix("weight."): torch.from_numpy(value) for key, value in ours.items() if key != "weight"}
+    again = functional.QuantState.from_dict(tensors, device=torch.device("cpu"))
+    values = functional.dequantize_4bit(torch.from_numpy(ours["weight"]), again).numpy()
+    codes, book, scales = layouts.from_bitsandbytes(ours)
+    assert_array_equal(qk.decode(codes, book, scales), values.T)

@@ -550,6 +550,38 @@ static void magnitudes_of_columns(const float *x, size_t stride, size_t rows, si
         }
 }
 
+/* A number from 0 to 448 as float8_e4m3fn has it, at least its smallest: of its last four bits, or of units of 2^-9. */
+static QK_INLINE float as_e4m3(float v)
+{
+    const int32_t bits = bits_of(v);
+    const float normal = float_of((bits + 0x7ffff + (bits >> 20 & 1)) & ~0xfffff);
+    const float units = v + 0x1.8p14f, small = units - 0x1.8p14f;
+    const float near = v < 0x1p-6f ? small : normal;
+    return near > 0x1p-9f ? near : 0x1p-9f;
+}
+
+static QK_INLINE float power_of_two(float magnitude, const qk_micro *how)
+{
+    const int32_t power = ((bits_of(magnitude / how->largest) + how->up) & 0xff << 23) - how->exponent;
+    return float_of(power < 1 << 23 ? 1 << 23 : power > 0xfe << 23 ? 0xfe << 23 : power);
+}
+
+static QK_INLINE float e4m3_times(float magnitude, const qk_micro *how)
+{
+    const float quotient = magnitude / how->largest / how->times, v = quotient < 448.0f ? quotient : 448.0f;
+    const float scale = as_e4m3(v) * how->times;
+    return scale > 0x1p-126f ? scale : 0x1p-126f;
+}
+
+static void micro_scales(float *magnitudes, size_t n, const qk_micro *given)
+{
+    const qk_micro how = *given;
+    if (how.times == 0)
+        for (size_t i = 0; i < n; i++) magnitudes[i] = power_of_two(magnitudes[i], &how);
+    else
+        for (size_t i = 0; i < n; i++) magnitudes[i] = e4m3_times(magnitudes[i], &how);
+}
+
 /* ---- float16 and bfloat16: exact one way, rounded half to even the other ---- */
 
 static void f16_to_f32(const uint16_t *restrict x, float *restrict y, size_t n)

@@ -83,12 +83,17 @@ static QK_INLINE void round_by(const int what, const float *x, const uint16_t *u
     else
         take_parameters(given, 0, count, &p, TO_8_BITS, DIVIDE);
     const int small = what != TO_16_BITS && steps_are_small(given, count);
-    if (!multiply)
-        each ? round_some(what, x, u, to, n, &p, 1, DIVIDE, 0) : round_some(what, x, u, to, n, &p, 0, DIVIDE, 0);
-    else if (each)
-        small ? round_some(what, x, u, to, n, &p, 1, MULTIPLY, 1) : round_some(what, x, u, to, n, &p, 1, MULTIPLY, 0);
-    else
-        small ? round_some(what, x, u, to, n, &p, 0, MULTIPLY, 1) : round_some(what, x, u, to, n, &p, 0, MULTIPLY, 0);
+    const size_t out_bytes = given->out_stride * (what == AND_BACK ? 4 : what == TO_8_BITS ? 1 : 2);
+    for (size_t row = 0; row < given->rows; row++, x += given->in_stride, u += n, to = (char *)to + out_bytes) {
+        if (!multiply)
+            each ? round_some(what, x, u, to, n, &p, 1, DIVIDE, 0) : round_some(what, x, u, to, n, &p, 0, DIVIDE, 0);
+        else if (each)
+            small ? round_some(what, x, u, to, n, &p, 1, MULTIPLY, 1)
+                  : round_some(what, x, u, to, n, &p, 1, MULTIPLY, 0);
+        else
+            small ? round_some(what, x, u, to, n, &p, 0, MULTIPLY, 1)
+                  : round_some(what, x, u, to, n, &p, 0, MULTIPLY, 0);
+    }
 }
 
 static void round_randomly_f32(const float *x, const uint16_t *u, void *to, size_t bytes, size_t n, const qk_affines *p)

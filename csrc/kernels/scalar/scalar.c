@@ -9,6 +9,7 @@
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
+#include "kernels/generic/gguf_search.h"
 #include "kernels/generic/histogram.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
@@ -51,10 +52,11 @@ static int32_t sum_of_step(const int8_t *a, const uint8_t *b, int high, const in
 }
 
 /* Scale of column j of a record. */
-static float scale_at(const uint8_t *scales, int half, int j)
+static float scale_at(const uint8_t *scales, const qk_gemm4_panel *p, int j)
 {
     float scale;
-    if (half)
+    if (p->byte_scales) return float_of(scales[j] << 20) * p->scale_unit;
+    if (p->half_scales)
         f16_to_f32((const uint16_t *)scales + j, &scale, 1);
     else
         memcpy(&scale, scales + 4 * j, sizeof scale);
@@ -72,11 +74,11 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
             y[j] = p->more ? y[j] : 0;
             for (size_t block = 0; block < p->blocks; block++) {
                 const size_t steps = block + 1 < p->blocks ? p->steps : p->last_steps;
-                const uint8_t *scales = b + steps * STEP, *zeros = scales + (p->half_scales ? 2 : 4) * NC;
+                const uint8_t *scales = b + steps * STEP, *zeros = scales + qk_scales_bytes(p);
                 int32_t sum = p->levels ? 0 : start[block] * (p->own_zeros ? zeros[j] : 1);
                 for (; b != scales; b += STEP, ar += QK_GEMM4_KR)
                     sum += sum_of_step(ar, b + 4 * (j % 16), j >= 16, p->levels);
-                y[j] = __builtin_fmaf((float)sum, scale_at(scales, p->half_scales, j), y[j]);
+                y[j] = __builtin_fmaf((float)sum, scale_at(scales, p, j), y[j]);
                 b = zeros + (p->own_zeros ? NC : 0);
             }
         }
@@ -98,7 +100,7 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
                         scales[(p->half_scales ? 2 : 4) * NC + j] * ((start[block] >> 16) * 256 + (start[block] & 255));
                 for (; b != scales; b += STEP, codes += QK_GEMM4_KR)
                     for (int i = 0; i < QK_GEMM4_KR; i++) sum += codes[i] * b[QK_GEMM4_KR * j + i];
-                y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p->half_scales, j), y[j]);
+                y[j] = __builtin_fmaf((float)(int32_t)sum, scale_at((const uint8_t *)scales, p, j), y[j]);
                 b = scales + p->params_bytes;
             }
         }

@@ -55,6 +55,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
+#include "kernels/generic/gguf_search.h"
 #include "kernels/generic/histogram.h"
 
 #include "kernels/generic/gemm8.h"
@@ -309,7 +310,7 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
                                  size_t ld_start, float *y)
 {
     const int wide = rows == 1, used = wide ? 4 : 2 * rows;
-    const size_t params_bytes = QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (own_zeros ? 1 : 0));
+    const size_t params_bytes = qk_scales_bytes(p) + (own_zeros ? QK_GEMM4_NR : 0);
     const uint8_t *b = p->records + 4 * col;
     const __m256i zero = _mm256_setzero_si256();
     const __m256i levels = looked_up ? _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->levels)) : zero;
@@ -348,7 +349,7 @@ static QK_INLINE void gemm4_columns(const int own_zeros, const int looked_up, in
 static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                        size_t ld_start, float *y)
 {
-    const size_t record = p->steps * STEP + QK_GEMM4_NR * (size_t)((p->half_scales ? 2 : 4) + (p->own_zeros ? 1 : 0));
+    const size_t record = p->steps * STEP + qk_scales_bytes(p) + (p->own_zeros ? QK_GEMM4_NR : 0);
     const size_t most = rows == 1 ? p->blocks : record < L1_PART ? L1_PART / record : 1;
     qk_gemm4_panel part = *p;
     if (!p->more) memset(y, 0, (size_t)rows * QK_GEMM4_NR * sizeof *y);
@@ -489,7 +490,7 @@ static QK_INLINE void blocks8_half(const int own_zeros, int rows, size_t col, si
                                    const uint8_t *b, const uint8_t *a, size_t lda, const int32_t *start,
                                    size_t ld_start, float *y)
 {
-    const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + QK_GEMM4_NR * (p->half_scales ? 2 : 4) + col;
+    const uint8_t *scales = b + steps * BYTES_STEP, *zeros = scales + qk_scales_bytes(p) + col;
     block_columns of = columns_at(p, 0, scales, col, col + 8);
     if (own_zeros) of.z0 = zero_pairs8(zeros), of.z1 = zero_pairs8(zeros + 8);
     b += QK_GEMM4_KR * col, y += col;

@@ -39,6 +39,10 @@ static inline __m256i as_factors(__m256i levels)
 
 static QK_INLINE __m256 scales8(const qk_gemm4_panel *p, const uint8_t *scales, size_t col)
 {
+    if (p->byte_scales) {
+        const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(scales + col)));
+        return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(bytes, 20)), _mm256_set1_ps(p->scale_unit));
+    }
     return p->half_scales ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + 2 * col)))
                           : _mm256_loadu_ps((const float *)scales + col);
 }
@@ -52,7 +56,7 @@ typedef struct {
 static QK_INLINE block_columns columns_at(const qk_gemm4_panel *p, const int own_zeros, const uint8_t *scales,
                                           size_t col0, size_t col1)
 {
-    const uint8_t *zeros = scales + (p->half_scales ? 2 : 4) * QK_GEMM4_NR;
+    const uint8_t *zeros = scales + qk_scales_bytes(p);
     block_columns of = {scales8(p, scales, col0), scales8(p, scales, col1), _mm256_setzero_si256(),
                         _mm256_setzero_si256()};
     if (own_zeros) of.z0 = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(zeros + col0)));

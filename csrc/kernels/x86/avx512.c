@@ -68,6 +68,7 @@ static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uin
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/rounding.h"
 #include "kernels/generic/gguf.h"
+#include "kernels/generic/gguf_search.h"
 #include "kernels/generic/histogram.h"
 
 #include "kernels/generic/gemm8.h"

@@ -268,10 +268,14 @@ static inline __m512i widen16(const uint8_t *p) { return _mm512_cvtepu8_epi32(_m
 static inline __m512i broadcast_codes(const int8_t *p) { return broadcast4((const uint8_t *)p); }
 
 /* Scales 16 i .. 16 i + 15. */
-static inline __m512 scales16(const uint8_t *p, int half, int i)
+static inline __m512 scales16(const uint8_t *scales, const qk_gemm4_panel *p, int i)
 {
-    return half ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p + i))
-                : _mm512_loadu_ps((const float *)p + 16 * i);
+    if (p->byte_scales) {
+        const __m512i bits = _mm512_slli_epi32(widen16(scales + 16 * i), 20);
+        return _mm512_mul_ps(_mm512_castsi512_ps(bits), _mm512_set1_ps(p->scale_unit));
+    }
+    return p->half_scales ? _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales + i))
+                          : _mm512_loadu_ps((const float *)scales + 16 * i);
 }
 
 /* The sums that a row starts from: the zero points of 16 columns (or 1) times `start`. */
@@ -344,7 +348,7 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
     const qk_gemm4_panel p = *panel;
     const __m512i levels = kind >= SHUFFLED ? table_of(p.levels) : _mm512_setzero_si512();
     const uint8_t *b = p.records;
-    const size_t scale_bytes = p.half_scales ? 2 * QK_GEMM4_NR : 4 * QK_GEMM4_NR;
+    const size_t scale_bytes = qk_scales_bytes(panel);
     const __m512i none = _mm512_setzero_si512();
     __m512 y00 = _mm512_setzero_ps(), y01 = y00, y10 = y00, y11 = y00, y20 = y00, y21 = y00, y30 = y00, y31 = y00;
     if (p.more) {
@@ -375,7 +379,7 @@ static QK_INLINE void gemm4_rows(const int rows, const int own_zeros, const int 
             if (rows > 3) c3 = multiply_step(c3, of, a + 3 * lda);
         }
         if (rows == 1) c0.low = _mm512_add_epi32(c0.low, d0.low), c0.high = _mm512_add_epi32(c0.high, d0.high);
-        const __m512 s0 = scales16(scales, p.half_scales, 0), s1 = scales16(scales, p.half_scales, 1);
+        const __m512 s0 = scales16(scales, &p, 0), s1 = scales16(scales, &p, 1);
         add_block(&y00, &y01, c0, kind, starts16(z1, own_zeros, start[0]), s0, s1);
         if (rows > 1) add_block(&y10, &y11, c1, kind, starts16(z1, own_zeros, start[ld_start]), s0, s1);
         if (rows > 2) add_block(&y20, &y21, c2, kind, starts16(z1, own_zeros, start[2 * ld_start]), s0, s1);
@@ -556,7 +560,7 @@ static QK_INLINE void blocks_to_bytes(const int kind, const qk_gemm4_panel *pane
     const uint8_t *b = p.records;
     for (size_t block = 1; block <= p.blocks; block++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * STEP;
-        const uint8_t *zeros = scales + (p.half_scales ? 2 : 4) * QK_GEMM4_NR;
+        const uint8_t *zeros = scales + qk_scales_bytes(panel);
         column_totals sums = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         if (kind == CODES) z0 = zeros16(zeros), z1 = zeros16(zeros + 16);
         for (; b != scales; b += STEP, to += 2 * STEP) {
@@ -566,8 +570,8 @@ static QK_INLINE void blocks_to_bytes(const int kind, const qk_gemm4_panel *pane
             else
                 store_step(to, of.low, of.high, &sums);
         }
-        _mm512_storeu_ps((float *)to, scales16(scales, p.half_scales, 0));
-        _mm512_storeu_ps((float *)to + 16, scales16(scales, p.half_scales, 1));
+        _mm512_storeu_ps((float *)to, scales16(scales, &p, 0));
+        _mm512_storeu_ps((float *)to + 16, scales16(scales, &p, 1));
         store_sums(to + 128, sums);
         to += 256, b = scales + p.params_bytes;
     }
@@ -676,10 +680,9 @@ typedef struct {
 } block_columns;
 
 static QK_INLINE block_columns columns_of(const int own_zeros, const uint8_t *scales, const uint8_t *zeros,
-                                          int half_scales)
+                                          const qk_gemm4_panel *p)
 {
-    block_columns of = {scales16(scales, half_scales, 0), scales16(scales, half_scales, 1), _mm512_setzero_si512(),
-                        _mm512_setzero_si512()};
+    block_columns of = {scales16(scales, p, 0), scales16(scales, p, 1), _mm512_setzero_si512(), _mm512_setzero_si512()};
     if (own_zeros) of.z0 = zero_pairs16(zeros), of.z1 = zero_pairs16(zeros + 16);
     return of;
 }
@@ -753,7 +756,7 @@ static QK_INLINE void blocks8_rows(const int rows, const int own_zeros, const qk
         __asm__ volatile("" ::: "memory"); /* or gcc would keep y in more registers than there are */
         if (rows > 4 && !p.ahead)
             for (size_t i = 0; i < p.params_bytes; i += 64) __builtin_prefetch(scales + 2 * AHEAD + i);
-        const block_columns of = columns_of(own_zeros, scales, zeros, p.half_scales);
+        const block_columns of = columns_of(own_zeros, scales, zeros, &p);
         add_sums(y, c0, own_zeros, of, start);
         if (rows > 1) add_sums(y + 32, c1, own_zeros, of, start + ld_start);
         if (rows > 2) add_sums(y + 64, c2, own_zeros, of, start + 2 * ld_start);

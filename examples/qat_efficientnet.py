@@ -1,0 +1,161 @@
+"""Training that knows of its quantization, in PyTorch: EfficientNet-Lite0's last block and head at 2 and 3 bits.
+
+    pip install ".[examples,torch]" && python examples/qat_efficientnet.py [--images N] [--plot qat.png]
+
+The network, which tells clothes apart as in examples/efficientnet.py, runs up to its last block once, in float32. The
+weights of what follows (of its 3.4 million 0.9 million) are rounded to 2 or 3 bits, a scale for each output, which
+costs points of accuracy. Training on, with qkernels.torch.FakeQuantize and scales that are learned (LSQ), wins them
+back, from the labels or, with --distill, also from what the float network says. The step is compiled as one graph.
+"""
+
+import argparse
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from efficientnet_data import load_images, load_weights, resize
+from efficientnet_float import Float32, fold, run, train
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.nn import functional
+
+import qkernels as qk
+from qkernels.torch import FakeQuantize, fake_quantize
+
+SIZE, AT_ONCE, BATCH = 64, 32, 128  # pixels of a side; images that NumPy takes at a time, and a step of training
+KEPT = 2  # blocks that are trained: the last one, and the head
+
+
+class ThreeBits(FakeQuantize):
+    """Codes of int4 from -4 to 3: values beyond are clamped first, which gives the scale LSQ's gradient of these."""
+
+    def forward(self, x):
+        x = torch.minimum(torch.maximum(x, -4 * self.scale), 3 * self.scale)
+        return fake_quantize(x, self.scale, dtype="int4", axis=self.axis)
+
+    @classmethod
+    def of(cls, x, **options):
+        """Begin with the best of scales from a third to all of what the largest magnitude needs, for each output."""
+        largest = x.abs().amax((0, 1, 2)) / 4
+        scales = [largest * factor for factor in np.linspace(1 / 3, 1, 50)]
+        errors = [(cls(qk.QParams(s, dtype="int4", axis=3))(x) - x).square().sum((0, 1, 2)) for s in scales]
+        best = torch.stack(errors).argmin(0)
+        return cls(qk.QParams(torch.stack(scales).gather(0, best[None])[0], dtype="int4", axis=3))
+
+
+BITS = {"2 bits": FakeQuantize, "3 bits": ThreeBits}
+
+
+class Tail(torch.nn.Module):
+    """The last blocks and the logistic layer; in the end convolutions of 1 x 1 and that layer have few bits."""
+
+    def __init__(self, blocks, dense):
+        super().__init__()
+        self.plan = [layer._replace(w=None, bias=None) for layer in sum(blocks, [])]
+        weights = [layer.w for layer in sum(blocks, [])] + [dense[0][None, None]]
+        biases = [layer.bias for layer in sum(blocks, [])] + [dense[1]]
+        self.w, self.bias = (torch.nn.ParameterList(map(torch.tensor, arrays)) for arrays in (weights, biases))
+        self.quantizers = torch.nn.ModuleList(torch.nn.Identity() for _ in weights)
+
+    def quantize(self, kind):
+        """Begin with the scales of least squares."""
+        for i, w in enumerate(self.w):
+            if w.shape[0] == 1:
+                self.quantizers[i] = kind.of(w.detach(), dtype="int2", axis=3, narrow_range=False)
+
+    def weight(self, i):
+        return self.quantizers[i](self.w[i])
+
+    def forward(self, x):
+        """Return logits of values (N, C, H, W)."""
+        for i, layer in enumerate(self.plan):
+            padding = self.w[i].shape[0] // 2
+            x = functional.conv2d(x, self.weight(i).permute(3, 2, 0, 1), self.bias[i], 1, padding, 1, layer.groups)
+            x = x.clamp(0, 6) if layer.relu6 else x
+        return x.mean((2, 3)) @ self.weight(-1)[0, 0] + self.bias[-1]
+
+
+def accuracy(tail, x, labels):
+    with torch.no_grad():
+        found = torch.cat([tail(part).argmax(1) for part in x.split(1000)])
+    return float((found == labels).float().mean())
+
+
+def learn(tail, x, labels, teacher, what, epochs, test, rate=1e-3):
+    """Train in place; return the accuracy on the test after each epoch. `teacher` has the float network's logits."""
+    scales = {"params": tail.quantizers.parameters(), "lr": rate / 10}  # which are small beside a step of Adam
+    optimizer = torch.optim.Adam([{"params": [*tail.w, *tail.bias]}, scales], lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * (len(x) // BATCH))
+    call, told = torch.compile(tail, fullgraph=True, backend="aot_eager"), []
+    shuffled = torch.Generator().manual_seed(0)
+    for _ in track(range(epochs), what):
+        for rows in torch.randperm(len(x), generator=shuffled)[: len(x) // BATCH * BATCH].split(BATCH):
+            logits = call(x[rows])
+            loss = functional.cross_entropy(logits, labels[rows])
+            if teacher is not None:
+                soft = functional.kl_div(logits.log_softmax(1), teacher[rows].softmax(1), reduction="batchmean")
+                loss = (loss + soft) / 2
+            optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+            for quantizer in tail.quantizers:
+                quantizer.clamp_() if isinstance(quantizer, FakeQuantize) else None
+        told.append(accuracy(tail, *test))
+    return told
+
+
+def values_before(blocks, images, what):
+    """Return what the frozen blocks make of images (N, C, H, W), and the features of the whole network."""
+    kept, found = blocks[-KEPT][0].source, []
+
+    def see(name, values):
+        if name in (kept, "features"):
+            found.append(values)
+
+    for i in track(range(0, len(images), AT_ONCE), what):
+        run(blocks, resize(images[i : i + AT_ONCE], SIZE), Float32(see=see))
+    x, features = np.concatenate(found[::2]), np.concatenate(found[1::2])
+    return torch.tensor(x.transpose(0, 3, 1, 2).copy()), features
+
+
+def compare(count, epochs, distill=False):
+    """Yield the name of each network, its accuracy before and after training, and the curve."""
+    blocks, data = fold(load_weights()), load_images()
+    images, labels = (part[: 2 * count] for part in data["train"])
+    test, answers = (part[:count] for part in data["t10k"])
+    x, features = values_before(blocks, images, "features")
+    test_x, _ = values_before(blocks, test, "features of the test")
+    labels, test = torch.tensor(labels).long(), (test_x, torch.tensor(answers).long())
+    exact = Tail(blocks[-KEPT:], train(features, labels.numpy()))
+    first = accuracy(exact, *test)
+    curve = learn(exact, x, labels, None, "float32", epochs, test, 1e-4)
+    yield "float32", first, curve[-1], curve
+    with torch.no_grad():
+        teacher = torch.cat([exact(part) for part in x.split(1000)]) if distill else None
+    for levels, kind in BITS.items():
+        tail = Tail(blocks[-KEPT:], train(features, labels.numpy()))
+        tail.load_state_dict(exact.state_dict())
+        tail.quantize(kind)
+        before = accuracy(tail, *test)
+        curve = learn(tail, x, labels, teacher, levels, epochs, test)
+        yield levels, before, curve[-1], curve
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=2000, metavar="N", help="test on N images, learn from 2 N")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--distill", action="store_true", help="learn from the float network's probabilities, too")
+    parser.add_argument("--plot", help="write the curves to this PNG")
+    options = parser.parse_args()
+    table, curves = Table("weights", "rounded", "trained", title=f"{options.images:,} images"), {}
+    for what, before, after, curves[what] in compare(options.images, options.epochs, options.distill):
+        table.add_row(what, f"{before:.1%}", f"{after:.1%}")
+    Console().print(table)
+    if options.plot:
+        for what, curve in curves.items():
+            plt.plot(curve, label=what)
+        plt.legend(), plt.xlabel("epoch"), plt.ylabel("accuracy"), plt.savefig(options.plot)
+
+
+if __name__ == "__main__":
+    main()
