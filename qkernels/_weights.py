@@ -14,7 +14,9 @@ from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
-FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn)
+FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
+INTEGERS = {(int(name[-1]), name[0] == "i"): np.dtype(getattr(ml_dtypes, name)) for name in ("int2", "uint2", "int4", "uint4")}
+BITS = {dtype: bits for (bits, _), dtype in INTEGERS.items()} | {FLOAT4: 4}
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
@@ -188,21 +190,24 @@ class PackedMatrix(Packed, Frozen):
             return {"weights": weights if self.dtype == np.float16 else weights.view(np.uint16)}
         p = self.params
         if isinstance(p, Codebook):
-            arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
+            arrays = self._dense(bits_of(p.k)) | {"levels": np.array(p.levels)}
             scales = self.scales
             blocks = {} if scales is None else {"block_size": np.array(p.block_size), "scales": smallest(scales)}
             return arrays | blocks
         scale, zero_point = (np.asarray(a) for a in smallest(p.scale, p.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
-        if p.dtype not in FOUR_BITS:
+        if p.dtype not in BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
-        codes, floats = self.unpack(), p.dtype == FOUR_BITS[2]
-        return {
-            "codes": pack_bits(codes.view(np.uint8) if floats else codes, 4),
-            "shape": np.array(self.shape),
-            "signed": np.array(p.dtype != FOUR_BITS[1]),
-            "block_size": np.array(p.block_size or 0),
-        } | (arrays | {"floats": np.array(True)} if floats else arrays)
+        signed, floats = p.dtype in (INTEGERS[2, True], INTEGERS[4, True], FLOAT4), p.dtype == FLOAT4
+        kinds = {"signed": np.array(signed), "block_size": np.array(p.block_size or 0)}
+        return self._dense(BITS[p.dtype]) | kinds | arrays | ({"floats": np.array(True)} if floats else {})
+
+    def _dense(self, bits):
+        """Return what `dense_codes` reads."""
+        codes = self.unpack()
+        codes = pack_bits(codes.view(np.uint8) if self.dtype == FLOAT4 else codes, bits)
+        arrays = {"codes": codes, "shape": np.array(self.shape)}
+        return arrays if bits == 4 else arrays | {"bits": np.array(bits)}
 
     @classmethod
     @default_mode
@@ -228,7 +233,7 @@ class PackedMatrix(Packed, Frozen):
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
-        if qmin not in (lowest, lowest + (codes.dtype != FOUR_BITS[2])):
+        if qmin not in (lowest, lowest + (codes.dtype != FLOAT4)):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
@@ -251,21 +256,29 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales", "floats"}
+OPTIONAL = {"levels", "block_size", "scales", "floats", "bits"}
+
+
+def bits_of(count):
+    """Return the bits of a code of so many levels: 2, 3 or 4."""
+    return max(2, (count - 1).bit_length())
 
 
 def dense_codes(arrays):
-    """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
+    """Return codes of 2, 3 or 4 bits (``bits``, which 4 do without), one a byte; those of a codebook are uint8."""
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
+    bits = number_named(arrays, "bits") if "bits" in arrays else 4
     if shape.shape != (2,):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
-    expected = (-(-math.prod(map(int, shape)) // 2),)
+    if bits not in ((2, 4) if "signed" in arrays else (2, 3, 4)):
+        raise ValueError(f"bits must be 2{' ' if 'signed' in arrays else ', 3 '}or 4, got {bits}")
+    expected = (-(-math.prod(map(int, shape)) * bits // 8),)
     if shape.min() >= 0 and codes.shape != expected:
         raise ValueError(
             f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}"
         )
     if "signed" not in arrays:
-        return unpack_bits(codes, 4, tuple(shape))
+        return unpack_bits(codes, bits, tuple(shape))
     signed, floats = (
         array_named(arrays, name, np.bool_) if name in arrays else np.False_ for name in ("signed", "floats")
     )
@@ -273,15 +286,17 @@ def dense_codes(arrays):
         raise ValueError(f"signed must have shape (), got {signed.shape}")
     if floats.ndim:
         raise ValueError(f"floats must have shape (), got {floats.shape}")
+    if floats and bits != 4:
+        raise ValueError(f"bits must be 4 for floats, got {bits}")
     if floats:
-        return unpack_bits(codes, 4, tuple(shape)).view(FOUR_BITS[2])
-    return unpack_bits(codes, 4, tuple(shape), dtype=FOUR_BITS[0 if signed else 1])
+        return unpack_bits(codes, 4, tuple(shape)).view(FLOAT4)
+    return unpack_bits(codes, bits, tuple(shape), dtype=INTEGERS[bits, bool(signed)])
 
 
 def _check_weights(b, params):
     """Return the params of b, an axis from the end named from the front: so from_arrays gives equal ones back."""
-    if b.dtype not in (np.int8, np.uint8, np.int16, *FOUR_BITS):
-        raise TypeError(f"b must be int8, uint8, int16, int4, uint4 or float4_e2m1fn, got {b.dtype}")
+    if b.dtype not in (np.int8, np.uint8, np.int16, *BITS):
+        raise TypeError(f"b must be int8, uint8, int16, int4, uint4, int2, uint2 or float4_e2m1fn, got {b.dtype}")
     if b.dtype != params.dtype:
         raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
     if b.ndim != 2:

@@ -154,6 +154,7 @@ typedef struct {
     int long_sums;                    /* of 8 bits: sums of columns are int32 */
     size_t params_bytes;              /* what follows the codes of a block */
     const qk_ahead *ahead;            /* what tiles of bytes ask for, or NULL: for what follows in the panel */
+    int bits, column_levels;          /* of 2 and 3 bits only; the panel begins with levels of each column */
 } qk_gemm4_panel;
 
 enum { QK_CODEBOOK_COLUMNS = 256 };

@@ -58,6 +58,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
 #include "kernels/x86/depthwise.h"
 

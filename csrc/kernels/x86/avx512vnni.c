@@ -34,6 +34,9 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define GEMM4_LEVELS_ROWS 24
 #define GEMM4_TO_BYTES gemm4_to_bytes
 #define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
+#define LOW_TILE low_tile
+#define LOW_ROWS 24
+#define HAVE_LOW_TO_BYTES
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_WINDOW_TILE gemm8_window_tile
@@ -43,6 +46,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
 #include "kernels/x86/avx512_int16.h"
 
@@ -768,6 +772,10 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
     else
         blocks8_tile_of(0, rows, p, a, lda, start, ld_start, y);
 }
+
+/* ---- weights of 2 and 3 bits (numerics 12) ---- */
+
+#include "kernels/x86/avx512_low_bits.h"
 
 /* ---- int16 (numerics 17) ---- */
 

@@ -46,6 +46,7 @@ QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 
 /* c + a * b, of unsigned a and signed b. The asm pins the sum to its register: gcc would copy it each time. */
 static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
