@@ -15,7 +15,9 @@ from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
 FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
-INTEGERS = {(int(name[-1]), name[0] == "i"): np.dtype(getattr(ml_dtypes, name)) for name in ("int2", "uint2", "int4", "uint4")}
+INTEGERS = {
+    (int(name[-1]), name[0] == "i"): np.dtype(getattr(ml_dtypes, name)) for name in ("int2", "uint2", "int4", "uint4")
+}
 BITS = {dtype: bits for (bits, _), dtype in INTEGERS.items()} | {FLOAT4: 4}
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
@@ -270,9 +272,15 @@ def dense_codes(arrays):
     bits = number_named(arrays, "bits") if "bits" in arrays else 4
     if shape.shape != (2,):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
-    if bits not in ((2, 4) if "signed" in arrays else (2, 3, 4)):
-        raise ValueError(f"bits must be 2{' ' if 'signed' in arrays else ', 3 '}or 4, got {bits}")
-    expected = (-(-math.prod(map(int, shape)) * bits // 8),)
+    if bits not in (2, 3, 4) or (bits == 3 and "signed" in arrays):
+        raise ValueError(f"bits must be {'2 or 4' if 'signed' in arrays else '2, 3 or 4'}, got {bits}")
+    count = math.prod(map(int, shape))
+    expected = (-(-count * bits // 8),)
+    if "bits" not in arrays and codes.shape != expected and codes.shape in ((-(-count * few // 8),) for few in (2, 3)):
+        raise ValueError(
+            f"arrays must hold bits if codes of shape {tuple(shape.tolist())} have fewer than 4, got no bits and codes "
+            f"of shape {codes.shape}"
+        )
     if shape.min() >= 0 and codes.shape != expected:
         raise ValueError(
             f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}"

@@ -187,9 +187,9 @@ int qk_attention_of(const qk_attention_args *args, const qk_code_params *codes, 
 
 /* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 
-/* Weights b (k, n) of 2, 3, 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,
- * of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes, one or
- * two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
+/* Weights b (k, n) of 2, 3, 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The
+ * panels, of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes,
+ * one or two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
  * bits: where not all are 0), and of 8 bits the negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK
  * rows, else int32. Codes of 4 bits may stand for levels; where each column has its own, there is one block, and a
  * panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i of a column's 16 has row i in its

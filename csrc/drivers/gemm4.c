@@ -612,7 +612,8 @@ static qk_gemm4_weights as_bytes(const qk_gemm4_weights *p)
 static int decodes(const qk_gemm4_weights *p, size_t m)
 {
     const qk_gemm4_kernels *k = p->kernels->gemm4;
-    if (is_low(p)) return p->k && (!k->low_tile || (m >= (size_t)k->low_rows && DECODED_BYTES / p->k >= (size_t)k->low_rows));
+    if (is_low(p))
+        return p->k && (!k->low_tile || (m >= (size_t)k->low_rows && DECODED_BYTES / p->k >= (size_t)k->low_rows));
     const size_t least = (size_t)(p->levels || p->column_levels ? k->levels_rows : k->codes_rows);
     return p->bits == 4 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
 }

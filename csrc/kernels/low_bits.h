@@ -34,6 +34,9 @@ static inline int qk_low_code(const uint8_t *step, int bits, size_t row, size_t 
 
 /* Bytes of the levels that a panel begins with. */
 static inline size_t qk_low_head(int bits) { return bits == 2 ? QK_LOW_LEVELS : 2 * QK_LOW_LEVELS; }
-static inline size_t qk_low_level_at(int code, size_t col) { return (size_t)(code / 4 * QK_LOW_LEVELS + code % 4) + 4 * col; }
+static inline size_t qk_low_level_at(int code, size_t col)
+{
+    return (size_t)(code / 4 * QK_LOW_LEVELS + code % 4) + 4 * col;
+}
 
 #endif

@@ -10,8 +10,12 @@
 
 #include "kernels/low_bits.h"
 
-/* What codes stand for: themselves; levels that all columns share; levels of each column. */
-enum { NUMBERS, SHARED, BY_COLUMN };
+/* What codes stand for: themselves, or in one row of blocks that are not too long, as they lie in their bytes; levels
+ * that all columns share, by vpshufb or, 3 bits in a table of 64 bytes, by vpermb; levels of each column. */
+enum { NUMBERS, IN_PLACE, SHARED, SHARED_WIDE, BY_COLUMN };
+
+enum { LOW_AHEAD = 8192 };
+enum { MOST_LOW_STEPS = 16 * 1024 /* of a block IN_PLACE: 4 * 16 * 1024 * 192 * 127 < 2^31 */ };
 
 /* Tables of a panel: of the low and of the high columns; the last two, of BY_COLUMN alone, of levels 4 to 7. */
 typedef struct {
@@ -29,12 +33,18 @@ static QK_INLINE low_tables column_tables(const int bits, const uint8_t *from, _
                         _mm512_xor_si512(_mm512_loadu_si512(from + QK_LOW_LEVELS + 64), flip)};
 }
 
-/* 16 bytes looked up by codes; of 2 bits, high codes are bits 2 and 3 of the index. */
-static QK_INLINE low_tables shared_tables(const int bits, __m128i levels)
+/* 16 bytes looked up by codes; of 2 bits, high codes are bits 2 and 3 of the index, of 3 bits in a wide one 3 to 5. */
+static QK_INLINE low_tables shared_tables(const int bits, const int wide, __m128i levels)
 {
     const __m128i low = _mm_setr_epi8(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
     const __m128i high = _mm_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512i all = _mm512_broadcast_i32x4(levels);
+    if (bits == 3 && wide) {
+        const uint64_t ones = 0x0101010101010101;
+        const __m512i last = _mm512_setr_epi64(0, ones, 2 * ones, 3 * ones, 4 * ones, 5 * ones, 6 * ones, 7 * ones);
+        const __m512i table = _mm512_shuffle_epi8(all, _mm512_set1_epi64(0x0706050403020100));
+        return (low_tables){table, _mm512_shuffle_epi8(all, last), table, table};
+    }
     if (bits == 3) return (low_tables){all, all, all, all};
     const __m512i first = _mm512_broadcast_i32x4(_mm_shuffle_epi8(levels, low));
     return (low_tables){first, _mm512_broadcast_i32x4(_mm_shuffle_epi8(levels, high)), first, first};
@@ -76,6 +86,7 @@ static QK_INLINE __m512i level_of_three_bits(__m512i v, const int kind, __m512i 
 
 static QK_INLINE step_bytes decode_three_bits(__m512i v, const int kind, const low_tables *t)
 {
+    if (kind == SHARED_WIDE) return (step_bytes){byte_of(v, PERMUTED, t->low), byte_of(v, PERMUTED, t->high)};
     return (step_bytes){level_of_three_bits(v, kind, t->low, t->low4),
                         level_of_three_bits(_mm512_srli_epi16(v, 3), kind, t->high, t->high4)};
 }
@@ -92,18 +103,28 @@ typedef struct {
     two_sums c0, c1, c2, c3;
 } low_sums;
 
+static QK_INLINE two_sums multiply_group(two_sums c, step_bytes of, const int8_t *a)
+{
+    const __m512i v = broadcast_codes(a);
+    return (two_sums){multiply_add(c.low, of.low, v), multiply_add(c.high, of.high, v)};
+}
+
 /* Adds a group of 4 rows of b. */
 static QK_INLINE low_sums add_group(const int rows, low_sums c, step_bytes of, const int8_t *a, size_t lda)
 {
-    c.c0 = multiply_step(c.c0, of, a);
-    if (rows > 1) c.c1 = multiply_step(c.c1, of, a + lda);
-    if (rows > 2) c.c2 = multiply_step(c.c2, of, a + 2 * lda);
-    if (rows > 3) c.c3 = multiply_step(c.c3, of, a + 3 * lda);
+    c.c0 = multiply_group(c.c0, of, a);
+    if (rows > 1) c.c1 = multiply_group(c.c1, of, a + lda);
+    if (rows > 2) c.c2 = multiply_group(c.c2, of, a + 2 * lda);
+    if (rows > 3) c.c3 = multiply_group(c.c3, of, a + 3 * lda);
     return c;
 }
 
-static QK_INLINE two_sums add_two(two_sums c, two_sums d)
+/* Sums of both kinds of groups of a row. */
+static QK_INLINE two_sums add_two(const int kind, two_sums c, two_sums d)
 {
+    if (kind == IN_PLACE)
+        return (two_sums){_mm512_add_epi32(c.low, _mm512_srai_epi32(d.low, 4)),
+                          _mm512_add_epi32(_mm512_srai_epi32(c.high, 2), _mm512_srai_epi32(d.high, 6))};
     return (two_sums){_mm512_add_epi32(c.low, d.low), _mm512_add_epi32(c.high, d.high)};
 }
 
@@ -113,6 +134,14 @@ static QK_INLINE void add_low_step(const int bits, const int rows, const int kin
 {
     const __m512i v0 = _mm512_loadu_si512(b);
     low_sums *second = rows == 1 ? d : c;
+    if (kind == IN_PLACE) {
+        const step_bytes first = {_mm512_and_si512(v0, _mm512_set1_epi8(3)),
+                                  _mm512_and_si512(v0, _mm512_set1_epi8(12))};
+        const step_bytes after = {_mm512_and_si512(v0, _mm512_set1_epi8(48)),
+                                  _mm512_and_si512(v0, _mm512_set1_epi8((char)192))};
+        c->c0 = multiply_group(c->c0, first, a), d->c0 = multiply_group(d->c0, after, a + 4);
+        return;
+    }
     if (bits == 2) {
         *c = add_group(rows, *c, decode_two_bits(v0, kind, t), a, lda);
         *second = add_group(rows, *second, decode_two_bits(_mm512_srli_epi16(v0, 4), kind, t), a + 4, lda);
@@ -154,7 +183,8 @@ static QK_INLINE void low_rows(const int rows, const int bits, const int kind, c
     const __m512i none = _mm512_setzero_si512(), flip = _mm512_set1_epi8((char)128);
     const uint8_t *b = p.records;
     low_tables t = {none, none, none, none};
-    if (kind == SHARED) t = shared_tables(bits, _mm512_castsi512_si128(table_of(p.levels)));
+    if (kind == SHARED || kind == SHARED_WIDE)
+        t = shared_tables(bits, kind == SHARED_WIDE, _mm512_castsi512_si128(table_of(p.levels)));
     if (kind == BY_COLUMN) t = column_tables(bits, b, flip), b += qk_low_head(bits);
     if (!p.more) clear_rows(y, rows);
     two_floats y0 = load_y(y), y1 = y0, y2 = y0, y3 = y0;
@@ -165,8 +195,14 @@ static QK_INLINE void low_rows(const int rows, const int bits, const int kind, c
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * step;
         const uint8_t *zeros = scales + (p.half_scales ? 2 : 4) * QK_GEMM4_NR;
         low_sums c = {{none, none}, {none, none}, {none, none}, {none, none}}, d = c;
-        for (; b != scales; b += step, a += step_rows) add_low_step(bits, rows, kind, &t, b, a, lda, &c, &d);
-        if (rows == 1) c.c0 = add_two(c.c0, d.c0);
+        for (; b != scales; b += step, a += step_rows) {
+            if (rows < 3)
+                for (size_t i = 0; i < step; i += 64) __builtin_prefetch(b + LOW_AHEAD + i);
+            add_low_step(bits, rows, kind, &t, b, a, lda, &c, &d);
+        }
+        if (rows < 3)
+            for (size_t i = 0; i < p.params_bytes; i += 64) __builtin_prefetch(scales + LOW_AHEAD + i);
+        if (rows == 1) c.c0 = add_two(kind, c.c0, d.c0);
         const __m512i z0 = own_zeros ? widen16(zeros) : none, z1 = own_zeros ? widen16(zeros + 16) : none;
         const __m512 s0 = scales16(scales, p.half_scales, 0), s1 = scales16(scales, p.half_scales, 1);
         y0 = add_low_block(y0, c.c0, kind, own_zeros, z0, z1, start[0], s0, s1);
@@ -188,11 +224,23 @@ static QK_INLINE void low_tile_of(const int bits, const int kind, const int own_
     ROWS_4(rows, low_rows, bits, kind, own_zeros, p, a, lda, start, ld_start, y);
 }
 
+/* Of numbers. */
+static QK_INLINE void low_numbers(const int own_zeros, int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda,
+                                  const int32_t *start, size_t ld_start, float *y)
+{
+    if (rows == 1 && (p->blocks > 1 ? p->steps : p->last_steps) <= MOST_LOW_STEPS)
+        low_rows(1, 2, IN_PLACE, own_zeros, p, a, lda, start, ld_start, y);
+    else
+        low_tile_of(2, NUMBERS, own_zeros, rows, p, a, lda, start, ld_start, y);
+}
+
 static void low_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
                      size_t ld_start, float *y)
 {
     if (p->bits == 3 && p->column_levels)
         low_tile_of(3, BY_COLUMN, 0, rows, p, a, lda, start, ld_start, y);
+    else if (p->bits == 3 && has_vpermb())
+        low_tile_of(3, SHARED_WIDE, 0, rows, p, a, lda, start, ld_start, y);
     else if (p->bits == 3)
         low_tile_of(3, SHARED, 0, rows, p, a, lda, start, ld_start, y);
     else if (p->column_levels)
@@ -200,9 +248,9 @@ static void low_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t 
     else if (p->levels)
         low_tile_of(2, SHARED, 0, rows, p, a, lda, start, ld_start, y);
     else if (p->own_zeros)
-        low_tile_of(2, NUMBERS, 1, rows, p, a, lda, start, ld_start, y);
+        low_numbers(1, rows, p, a, lda, start, ld_start, y);
     else
-        low_tile_of(2, NUMBERS, 0, rows, p, a, lda, start, ld_start, y);
+        low_numbers(0, rows, p, a, lda, start, ld_start, y);
 }
 
 /* ---- panels that become bytes ---- */
@@ -223,8 +271,9 @@ static QK_INLINE void low_blocks_to_bytes(const int bits, const int kind, const 
     const size_t step = qk_low_step(bits), bytes = qk_low_rows(bits) * QK_GEMM4_NR;
     const uint8_t *b = p.records + (kind == BY_COLUMN ? qk_low_head(bits) : 0);
     const __m512i none = _mm512_setzero_si512();
-    const low_tables t = kind == BY_COLUMN ? column_tables(bits, p.records, none)
-                                           : shared_tables(bits, _mm512_castsi512_si128(bytes_of_codes(panel, own_zeros ? 0 : zero)));
+    const low_tables t = kind == BY_COLUMN
+        ? column_tables(bits, p.records, none)
+        : shared_tables(bits, kind == SHARED_WIDE, _mm512_castsi512_si128(bytes_of_codes(panel, own_zeros ? 0 : zero)));
     for (size_t block = 1; block <= p.blocks; block++) {
         const uint8_t *scales = b + (block < p.blocks ? p.steps : p.last_steps) * step;
         const uint8_t *zeros = scales + (p.half_scales ? 2 : 4) * QK_GEMM4_NR;
@@ -234,7 +283,8 @@ static QK_INLINE void low_blocks_to_bytes(const int bits, const int kind, const 
             const __m512i v0 = _mm512_loadu_si512(b);
             if (bits == 2) {
                 store_group(to, decode_two_bits(v0, kind, &t), own_zeros, z0, z1, &sums);
-                store_group(to + GROUP_BYTES, decode_two_bits(_mm512_srli_epi16(v0, 4), kind, &t), own_zeros, z0, z1, &sums);
+                store_group(to + GROUP_BYTES, decode_two_bits(_mm512_srli_epi16(v0, 4), kind, &t), own_zeros, z0, z1,
+                            &sums);
                 continue;
             }
             const __m512i v1 = _mm512_loadu_si512(b + 64), v2 = _mm512_loadu_si512(b + 128);
@@ -254,6 +304,8 @@ static void low_to_bytes(const qk_gemm4_panel *p, int32_t zero, uint8_t *to)
 {
     if (p->bits == 3 && p->column_levels)
         low_blocks_to_bytes(3, BY_COLUMN, 0, p, zero, to);
+    else if (p->bits == 3 && has_vpermb())
+        low_blocks_to_bytes(3, SHARED_WIDE, 0, p, zero, to);
     else if (p->bits == 3)
         low_blocks_to_bytes(3, SHARED, 0, p, zero, to);
     else if (p->column_levels)
