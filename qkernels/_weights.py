@@ -27,15 +27,16 @@ def pack(b, params, *, scales=None):
 
     Parameters
     ----------
-    b : int8, uint8, int16, int4, uint4, float4_e2m1fn, float16 or bfloat16 array of shape (K, N)
+    b : int8, uint8, int16, int4, uint4, int2, uint2, float4_e2m1fn, float16 or bfloat16 array of shape (K, N)
         Inputs by outputs: the transpose of what `torch.nn.Linear` keeps, (out, in). Strides are free, so that
-        ``weight.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a byte.
+        ``weight.T`` costs no copy. 2- and 4-bit codes (of `ml_dtypes`) are kept dense, and so are those of a codebook
+        (uint8): at 2 bits up to 4 levels, at 3 up to 8 (unless blocks have so few rows that 4 take less), else at 4.
         All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None if b is float16 or bfloat16
-        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit and 8-bit codes also per block of rows
-        and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest;
-        8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and of all 4-bit codes, are
-        kept as float16 if that holds them all exactly.
+        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); codes of up to 8 bits also per block of rows
+        and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest, of 2
+        and 3 bits of 8 and 16; 8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and
+        of all codes of up to 4 bits, are kept as float16 if that holds them all exactly.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
         `block_size`). Its levels are rounded to int8 multiples of the largest over 127, unless they all are int8
@@ -68,6 +69,12 @@ def pack(b, params, *, scales=None):
     True
     >>> qk.pack(w.astype(np.float16), None)
     PackedMatrix(shape=(3, 2), dtype='float16')
+
+    Ternary weights are int2, a quarter of a byte each:
+
+    >>> ternary = np.sign(np.random.default_rng(0).normal(size=(512, 512)).round()).astype("int2")
+    >>> qk.pack(ternary, qk.QParams(0.1, dtype="int2")).nbytes / ternary.size < 0.26
+    True
     """
     return PackedMatrix(b, params, scales)
 
@@ -178,10 +185,11 @@ class PackedMatrix(Packed, Frozen):
         -------
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () if all zero points are equal),
-            and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 bits have ``codes``
-            of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for
-            none) tell the rest, and ``floats`` (), which float4_e2m1fn has. A codebook has such ``codes``, ``shape``,
-            ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
+            and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 and 2 bits have
+            ``codes`` of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size``
+            () (0 for none) tell the rest, ``bits`` () unless it is 4, and ``floats`` (), which float4_e2m1fn has. A
+            codebook has such ``codes``, ``shape``, ``bits`` (2 or 3, unless it is 4), ``levels``, and, if it has
+            blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
             float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type

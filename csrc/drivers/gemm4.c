@@ -608,14 +608,15 @@ static qk_gemm4_weights as_bytes(const qk_gemm4_weights *p)
     return b;
 }
 
-/* Whether that is worth while. */
+/* Whether that is worth while, or the only way. */
 static int decodes(const qk_gemm4_weights *p, size_t m)
 {
     const qk_gemm4_kernels *k = p->kernels->gemm4;
-    if (is_low(p))
-        return p->k && (!k->low_tile || (m >= (size_t)k->low_rows && DECODED_BYTES / p->k >= (size_t)k->low_rows));
-    const size_t least = (size_t)(p->levels || p->column_levels ? k->levels_rows : k->codes_rows);
-    return p->bits == 4 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
+    if (is_low(p) && !k->low_tile) return p->k != 0;
+    const int looked_up = p->levels || p->column_levels;
+    const size_t least = (size_t)(is_low(p) ? (looked_up ? k->low_levels_rows : k->low_codes_rows)
+                                            : (looked_up ? k->levels_rows : k->codes_rows));
+    return p->bits < 8 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
 }
 
 /* What tiles are told of all panels. */

@@ -85,7 +85,10 @@
 #endif
 #ifndef LOW_TILE
 #define LOW_TILE NULL
-#define LOW_ROWS 0
+#define LOW_LEVELS_ROWS 0
+#endif
+#ifndef LOW_CODES_ROWS
+#define LOW_CODES_ROWS 0
 #endif
 #ifndef BLOCKS8_PREPARE_ROW
 #define BLOCKS8_PREPARE_ROW NULL

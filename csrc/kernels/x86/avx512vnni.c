@@ -35,7 +35,8 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define GEMM4_TO_BYTES gemm4_to_bytes
 #define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #define LOW_TILE low_tile
-#define LOW_ROWS 24
+#define LOW_CODES_ROWS 24
+#define LOW_LEVELS_ROWS 24
 #define HAVE_LOW_TO_BYTES
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
