@@ -9,6 +9,7 @@
 #define QK_AVX512_LOW_BITS_H
 
 #include "kernels/low_bits.h"
+#include "kernels/x86/avx512_gemm4.h"
 
 /* What codes stand for: themselves, or in one row of blocks that are not too long, as they lie in their bytes; levels
  * that all columns share, by vpshufb or, 3 bits in a table of 64 bytes, by vpermb; levels of each column. */
