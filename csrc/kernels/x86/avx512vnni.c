@@ -725,7 +725,7 @@ static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_ge
     ROWS_12(rows, blocks8_rows, own_zeros, p, a, lda, start, ld_start, y);
 }
 
-/* Whether two tiles of 6 rows beat one of 12: in short blocks, 0.86 to 0.89 of the time in those of 32 rows and 0.97 in
+/* Whether two tiles of 6 rows beat one of 12: in short blocks, 0.87 to 0.91 of the time in those of 32 rows and 0.97 in
  * those of 128, where conversions have pipes of their own, as on AMD's CPUs; on Intel's 1.07 to 1.10. */
 static inline int takes_halves(int rows, const qk_gemm4_panel *p)
 {
