@@ -14,7 +14,11 @@ from ._qparams import QParams, code_range, smallest, spread
 from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
-FOUR_BITS = np.dtype(ml_dtypes.int4), np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.float4_e2m1fn)
+FLOAT4 = np.dtype(ml_dtypes.float4_e2m1fn)
+INTEGERS = {
+    (int(name[-1]), name[0] == "i"): np.dtype(getattr(ml_dtypes, name)) for name in ("int2", "uint2", "int4", "uint4")
+}
+BITS = {dtype: bits for (bits, _), dtype in INTEGERS.items()} | {FLOAT4: 4}
 HALVES = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 
 
@@ -23,15 +27,16 @@ def pack(b, params, *, scales=None):
 
     Parameters
     ----------
-    b : int8, uint8, int16, int4, uint4, float4_e2m1fn, float16 or bfloat16 array of shape (K, N)
+    b : int8, uint8, int16, int4, uint4, int2, uint2, float4_e2m1fn, float16 or bfloat16 array of shape (K, N)
         Inputs by outputs: the transpose of what `torch.nn.Linear` keeps, (out, in). Strides are free, so that
-        ``weight.T`` costs no copy. 4-bit codes (of `ml_dtypes`), and those of a codebook (uint8), are kept two a byte.
+        ``weight.T`` costs no copy. 2- and 4-bit codes (of `ml_dtypes`) are kept dense, and so are those of a codebook
+        (uint8): at 2 bits up to 4 levels, at 3 up to 8 (unless blocks have so few rows that 4 take less), else at 4.
         All but int8 and uint8 codes are for `linear` only; floats must be finite.
     params : QParams or Codebook, or None if b is float16 or bfloat16
-        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit and 8-bit codes also per block of rows
-        and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest;
-        8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and of all 4-bit codes, are
-        kept as float16 if that holds them all exactly.
+        QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); codes of up to 8 bits also per block of rows
+        and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest, of 2
+        and 3 bits of 8 and 16; 8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and
+        of all codes of up to 4 bits, are kept as float16 if that holds them all exactly.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
         `block_size`). Its levels are rounded to int8 multiples of the largest over 127, unless they all are int8
@@ -64,6 +69,12 @@ def pack(b, params, *, scales=None):
     True
     >>> qk.pack(w.astype(np.float16), None)
     PackedMatrix(shape=(3, 2), dtype='float16')
+
+    Ternary weights are int2, a quarter of a byte each:
+
+    >>> ternary = np.sign(np.random.default_rng(0).normal(size=(512, 512)).round()).astype("int2")
+    >>> qk.pack(ternary, qk.QParams(0.1, dtype="int2")).nbytes / ternary.size < 0.26
+    True
     """
     return PackedMatrix(b, params, scales)
 
@@ -174,10 +185,11 @@ class PackedMatrix(Packed, Frozen):
         -------
         dict of str to array
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () if all zero points are equal),
-            and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 bits have ``codes``
-            of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for
-            none) tell the rest, and ``floats`` (), which float4_e2m1fn has. A codebook has such ``codes``, ``shape``,
-            ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
+            and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 and 2 bits have
+            ``codes`` of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size``
+            () (0 for none) tell the rest, ``bits`` () unless it is 4, and ``floats`` (), which float4_e2m1fn has. A
+            codebook has such ``codes``, ``shape``, ``bits`` (2 or 3, unless it is 4), ``levels``, and, if it has
+            blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
             float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type
@@ -188,21 +200,24 @@ class PackedMatrix(Packed, Frozen):
             return {"weights": weights if self.dtype == np.float16 else weights.view(np.uint16)}
         p = self.params
         if isinstance(p, Codebook):
-            arrays = {"codes": pack_bits(self.unpack(), 4), "shape": np.array(self.shape), "levels": np.array(p.levels)}
+            arrays = self._dense(bits_of(p.k)) | {"levels": np.array(p.levels)}
             scales = self.scales
             blocks = {} if scales is None else {"block_size": np.array(p.block_size), "scales": smallest(scales)}
             return arrays | blocks
         scale, zero_point = (np.asarray(a) for a in smallest(p.scale, p.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(p.qmin, np.int32)}
-        if p.dtype not in FOUR_BITS:
+        if p.dtype not in BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
-        codes, floats = self.unpack(), p.dtype == FOUR_BITS[2]
-        return {
-            "codes": pack_bits(codes.view(np.uint8) if floats else codes, 4),
-            "shape": np.array(self.shape),
-            "signed": np.array(p.dtype != FOUR_BITS[1]),
-            "block_size": np.array(p.block_size or 0),
-        } | (arrays | {"floats": np.array(True)} if floats else arrays)
+        signed, floats = p.dtype in (INTEGERS[2, True], INTEGERS[4, True], FLOAT4), p.dtype == FLOAT4
+        kinds = {"signed": np.array(signed), "block_size": np.array(p.block_size or 0)}
+        return self._dense(BITS[p.dtype]) | kinds | arrays | ({"floats": np.array(True)} if floats else {})
+
+    def _dense(self, bits):
+        """Return what `dense_codes` reads."""
+        codes = self.unpack()
+        codes = pack_bits(codes.view(np.uint8) if self.dtype == FLOAT4 else codes, bits)
+        arrays = {"codes": codes, "shape": np.array(self.shape)}
+        return arrays if bits == 4 else arrays | {"bits": np.array(bits)}
 
     @classmethod
     @default_mode
@@ -228,7 +243,7 @@ class PackedMatrix(Packed, Frozen):
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
-        if qmin not in (lowest, lowest + (codes.dtype != FOUR_BITS[2])):
+        if qmin not in (lowest, lowest + (codes.dtype != FLOAT4)):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
@@ -251,21 +266,35 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales", "floats"}
+OPTIONAL = {"levels", "block_size", "scales", "floats", "bits"}
+
+
+def bits_of(count):
+    """Return the bits of a code of so many levels: 2, 3 or 4."""
+    return max(2, (count - 1).bit_length())
 
 
 def dense_codes(arrays):
-    """Return the 4-bit codes, one a byte; those of a codebook are uint8."""
+    """Return codes of 2, 3 or 4 bits (``bits``, which 4 do without), one a byte; those of a codebook are uint8."""
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
+    bits = number_named(arrays, "bits") if "bits" in arrays else 4
     if shape.shape != (2,):
         raise ValueError(f"shape must have shape (2,), got {shape.shape}")
-    expected = (-(-math.prod(map(int, shape)) // 2),)
+    if bits not in (2, 3, 4) or (bits == 3 and "signed" in arrays):
+        raise ValueError(f"bits must be {'2 or 4' if 'signed' in arrays else '2, 3 or 4'}, got {bits}")
+    count = math.prod(map(int, shape))
+    expected = (-(-count * bits // 8),)
+    if "bits" not in arrays and codes.shape != expected and codes.shape in ((-(-count * few // 8),) for few in (2, 3)):
+        raise ValueError(
+            f"arrays must hold bits if codes of shape {tuple(shape.tolist())} have fewer than 4, got no bits and codes "
+            f"of shape {codes.shape}"
+        )
     if shape.min() >= 0 and codes.shape != expected:
         raise ValueError(
             f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}"
         )
     if "signed" not in arrays:
-        return unpack_bits(codes, 4, tuple(shape))
+        return unpack_bits(codes, bits, tuple(shape))
     signed, floats = (
         array_named(arrays, name, np.bool_) if name in arrays else np.False_ for name in ("signed", "floats")
     )
@@ -273,15 +302,17 @@ def dense_codes(arrays):
         raise ValueError(f"signed must have shape (), got {signed.shape}")
     if floats.ndim:
         raise ValueError(f"floats must have shape (), got {floats.shape}")
+    if floats and bits != 4:
+        raise ValueError(f"bits must be 4 for floats, got {bits}")
     if floats:
-        return unpack_bits(codes, 4, tuple(shape)).view(FOUR_BITS[2])
-    return unpack_bits(codes, 4, tuple(shape), dtype=FOUR_BITS[0 if signed else 1])
+        return unpack_bits(codes, 4, tuple(shape)).view(FLOAT4)
+    return unpack_bits(codes, bits, tuple(shape), dtype=INTEGERS[bits, bool(signed)])
 
 
 def _check_weights(b, params):
     """Return the params of b, an axis from the end named from the front: so from_arrays gives equal ones back."""
-    if b.dtype not in (np.int8, np.uint8, np.int16, *FOUR_BITS):
-        raise TypeError(f"b must be int8, uint8, int16, int4, uint4 or float4_e2m1fn, got {b.dtype}")
+    if b.dtype not in (np.int8, np.uint8, np.int16, *BITS):
+        raise TypeError(f"b must be int8, uint8, int16, int4, uint4, int2, uint2 or float4_e2m1fn, got {b.dtype}")
     if b.dtype != params.dtype:
         raise TypeError(f"b must have dtype {params.dtype} (as params), got {b.dtype}")
     if b.ndim != 2:

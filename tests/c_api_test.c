@@ -52,6 +52,8 @@ static double value_of(const qk_matrix *m, size_t row, size_t col)
     if (m->type == QK_I8) code = ((const int8_t *)m->b)[at];
     if (m->type == QK_I16) code = shorts[at];
     if (m->type == QK_I4) code = (code ^ 8) - 8;
+    if (m->type == QK_I2) code = ((code & 3) ^ 2) - 2;
+    if (m->type == QK_U2) code &= 3;
     if (m->type == QK_F16) return ldexp(1 + (shorts[at] & 1023) / 1024.0, (shorts[at] >> 10 & 31) - 15);
     if (m->type == QK_BF16) return ldexp(1 + (shorts[at] & 127) / 128.0, (shorts[at] >> 7 & 255) - 127);
     return (double)(code - (m->zero_point ? m->zero_point[which] : 0)) * m->scale[which];
@@ -89,11 +91,11 @@ static void check_linear(const qk_matrix *m, double tolerance)
 
 static void check_each_kind_of_weights(void)
 {
-    static const qk_dtype types[] = {QK_I8, QK_U8, QK_I4, QK_U4};
+    static const qk_dtype types[] = {QK_I8, QK_U8, QK_I4, QK_U4, QK_I2, QK_U2};
     static const qk_kind kinds[] = {QK_PER_TENSOR, QK_PER_AXIS, QK_PER_BLOCK};
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < 6; i++)
         for (size_t j = 0; j < 3; j++)
-            for (int with_zeros = 0; with_zeros < 2; with_zeros++) {
+            for (int with_zeros = 0; with_zeros < (types[i] < QK_I2 ? 2 : 1); with_zeros++) {
                 const qk_matrix m = {.b = bytes,
                                      .type = types[i],
                                      .k = K,
@@ -289,7 +291,7 @@ static void check_what_weights_refuse(void)
     REFUSED(qk_weights_new(&m, &w));
     for (int type = -1; type < 20; type++) {
         m = good, m.type = (qk_dtype)type;
-        if (type != QK_I8 && type != QK_U8 && type != QK_I16 && type != QK_I4 && type != QK_U4)
+        if (type != QK_I8 && type != QK_U8 && type != QK_I16 && (type < QK_I4 || type > QK_U2))
             REFUSED(qk_weights_new(&m, &w));
     }
     const float wrong[] = {0, -1, NAN, INFINITY, 1e-40f};

@@ -132,6 +132,13 @@ class Four(Kind):
         return y * of_rows.scale[:, None]
 
 
+class Two(Four):
+    """The same with codes of 2 bits."""
+
+    dtypes, shared = ("int2", "uint2"), (32, 64, 8, 16, 4, 20, 33, "column", None)
+    some = *(("int2", shared) for shared in (32, 20, "column", None)), ("uint2", 32), ("uint2", "column")
+
+
 class Blocks8(Four):
     """The same with codes of 8 bits."""
 
@@ -153,8 +160,15 @@ class Floats4(Four):
 class Levels(Kind):
     """Codes of a codebook; `dtypes` are numbers of levels. Numerics 12, on int8 multiples that stand for the levels."""
 
-    dtypes, shared, lefts = (16, 16, 8, 5, 1), (None, "column", 32, 64, 20, 3), ()
-    some = (16, None), (16, "column"), (16, 32), (16, 20)
+    dtypes, shared, lefts = (16, 16, 9, 8, 5, 4, 3, 1), (None, "column", 32, 64, 20, 3), ()
+    some = (
+        *((16, shared) for shared in (None, "column", 32, 20)),
+        (8, "column"),
+        (8, 32),
+        (8, 20),
+        (4, "column"),
+        (4, 32),
+    )
 
     def make(self, rng, k, n, dtype, shared, zeros=None, half=False):
         """Return random Weights, a third of whose codes are at the ends of the levels."""
@@ -212,9 +226,9 @@ def every_finite(dtype):
     return values[values & 0x7FFF < (0x7C00 if dtype == np.float16 else 0x7F80)].view(dtype)
 
 
-KINDS = Kind(), Int16(), Four(), Blocks8(), Floats4(), Levels(), Halves()
-EIGHT, INT16, FOUR, BLOCKS8, FLOATS4, LEVELS, HALVES = KINDS
-NAMES = ["8 bits", "int16", "4 bits", "8 bits in blocks", "4-bit floats", "levels", "halves"]
+KINDS = Kind(), Int16(), Four(), Two(), Blocks8(), Floats4(), Levels(), Halves()
+EIGHT, INT16, FOUR, TWO, BLOCKS8, FLOATS4, LEVELS, HALVES = KINDS
+NAMES = ["8 bits", "int16", "4 bits", "2 bits", "8 bits in blocks", "4-bit floats", "levels", "halves"]
 SOME = [(kind, *some) for kind in KINDS for some in kind.some]
 SOME_NAMES = [f"{name} {dtype} {shared}" for kind, name in zip(KINDS, NAMES) for dtype, shared in kind.some]
 

@@ -184,7 +184,7 @@ def test_pkg_config_knows_the_version(prefix):
 
 # ---- the same bits as in Python ----
 
-I8, U8, I16, F16, BF16, I4, U4 = 4, 5, 6, 2, 3, 9, 10
+I8, U8, I16, F16, BF16, I4, U4, I2, U2 = 4, 5, 6, 2, 3, 9, 10, 11, 12
 PER_TENSOR, PER_AXIS, PER_BLOCK = 0, 1, 2
 
 
@@ -236,6 +236,7 @@ def address(array):
 def matrix_of(b, kind, scale=None, zero_point=None, block=0, levels=None):
     """Return the struct, which keeps the arrays that it points to."""
     types = {"int8": I8, "uint8": U8, "int16": I16, "float16": F16, "bfloat16": BF16, "int4": I4, "uint4": U4}
+    types |= {"int2": I2, "uint2": U2}
     scale, zero_point, levels = (
         None if a is None else np.ascontiguousarray(a, dtype)
         for a, dtype in ((scale, np.float32), (zero_point, np.int32), (levels, np.float32))
@@ -250,13 +251,13 @@ def matrix_of(b, kind, scale=None, zero_point=None, block=0, levels=None):
 def weights(k=161, n=75):
     """Yield (name, PackedMatrix, struct) of each kind of weights."""
     rng = np.random.default_rng(5)
-    for dtype in "int8", "uint8", "int4", "uint4", "int16":
-        params = qk.QParams(0.01, 0 if dtype == "int4" else 3, dtype)
+    for dtype in "int8", "uint8", "int4", "uint4", "int2", "uint2", "int16":
+        params = qk.QParams(0.01, 0 if dtype in ("int4", "int2") else 3, dtype)
         info = ml_dtypes.iinfo(dtype)
         b = rng.integers(info.min, info.max, (n, k), np.int32, endpoint=True).astype(dtype).T
         yield dtype, qk.pack(b, params), matrix_of(b, PER_TENSOR, params.scale, params.zero_point)
         scale = np.float32(rng.uniform(0.01, 0.02, n))
-        params = qk.QParams(scale, rng.integers(0, 7, n), dtype, axis=1)
+        params = qk.QParams(scale, rng.integers(0, 2 if dtype.endswith("2") else 7, n), dtype, axis=1)
         yield f"{dtype} columns", qk.pack(b, params), matrix_of(b, PER_AXIS, params.scale, params.zero_point)
         if dtype == "int16":
             continue
@@ -266,13 +267,14 @@ def weights(k=161, n=75):
     for dtype in np.float16, ml_dtypes.bfloat16:
         b = rng.normal(size=(k, n)).astype(dtype)
         yield np.dtype(dtype).name, qk.pack(b, None), matrix_of(b, PER_TENSOR)
-    codes, levels = rng.integers(0, 11, (k, n), np.uint8), np.float32(rng.normal(size=(n, 11)))
-    yield "levels", qk.pack(codes, qk.Codebook(levels[0])), matrix_of(codes, PER_TENSOR, levels=levels[0])
-    own = qk.Codebook(levels, axis=1)
-    yield "levels of columns", qk.pack(codes, own), matrix_of(codes, PER_AXIS, levels=levels)
-    blocks, scale = qk.Codebook(levels[0], axis=0, block_size=36), np.float32(rng.uniform(0, 2, (5, n)))
-    in_blocks = matrix_of(codes, PER_BLOCK, scale, block=36, levels=levels[0])
-    yield "levels of blocks", qk.pack(codes, blocks, scales=scale), in_blocks
+    for count in 11, 8, 4:
+        codes, levels = rng.integers(0, count, (k, n), np.uint8), np.float32(rng.normal(size=(n, count)))
+        yield f"{count} levels", qk.pack(codes, qk.Codebook(levels[0])), matrix_of(codes, PER_TENSOR, levels=levels[0])
+        own = qk.Codebook(levels, axis=1)
+        yield f"{count} levels of columns", qk.pack(codes, own), matrix_of(codes, PER_AXIS, levels=levels)
+        blocks, scale = qk.Codebook(levels[0], axis=0, block_size=36), np.float32(rng.uniform(0, 2, (5, n)))
+        in_blocks = matrix_of(codes, PER_BLOCK, scale, block=36, levels=levels[0])
+        yield f"{count} levels of blocks", qk.pack(codes, blocks, scales=scale), in_blocks
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 FILES = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".def"})
 HEADERS = [path for path in FILES if path.suffix == ".h"]
 # What each storey may include: a folder, or a file.
-SEEN = "arguments", "gguf", "kernels", "kmeans1d"  # of the kernels, by drivers
+SEEN = "arguments", "gguf", "kernels", "kmeans1d", "low_bits"  # of the kernels, by drivers
 BELOW = {
     "include": [],
     "runtime": ["include", "runtime"],

@@ -221,6 +221,12 @@ CALLS = {
     "pack, 4 bits": """
         b = codes(8000, 8000, dtype=ml_dtypes.int4)
         call = lambda: qk.pack(b, qk.QParams(1, dtype='int4'))""",
+    "pack, 2 bits": """
+        b = codes(10**7, 1, dtype=ml_dtypes.int2)
+        call = lambda: [qk.pack(b, qk.QParams(1, dtype='int2')) for _ in range(9)]""",
+    "unpack, 2 bits": """
+        p = qk.pack(codes(8000, 8000, dtype=ml_dtypes.int2), qk.QParams(1, dtype='int2'))
+        call = p.unpack""",
     "unpack": "p = qk.pack(codes(10000, 10000), rate); call = p.unpack",
     "unpack, 4 bits": """
         p = qk.pack(codes(8000, 8000, dtype=ml_dtypes.int4), qk.QParams(1, dtype='int4'))

@@ -260,10 +260,11 @@ def floats(rng, *shapes):
 
 def sweep_4_bits(m, k, n, rng, at_end):
     x, bias = floats(rng, (m, k), n)
-    for dtype, block_size, scale in itertools.product(("int4", "uint4"), (32, 5), (0.1, 0.125)):
-        b = rng.integers(0, 7, (k, n)).astype(getattr(ml_dtypes, dtype))
+    for dtype, block_size, scale in itertools.product(("int4", "uint4", "int2", "uint2"), (32, 5), (0.1, 0.125)):
+        most = 7 if dtype.endswith("4") else 2
+        b = rng.integers(0, most, (k, n)).astype(getattr(ml_dtypes, dtype))
         shape = -(-k // block_size), n
-        for zeros in None, rng.integers(0, 7, shape):
+        for zeros in None, rng.integers(0, most, shape):
             params = qk.QParams(np.full(shape, scale), zeros, dtype, axis=0, block_size=block_size)
             residual = np.outer(x.sum(axis=1), bias).astype(np.float32)
             check(at_end, qk.linear, x, pack(at_end, b, params), bias, residual=residual)
@@ -279,11 +280,13 @@ def sweep_blocks(m, k, n, rng, at_end):
 
 
 def sweep_codes(m, k, n, rng, at_end):
-    x, codes = rng.normal(0, 1, (m, k)).astype(np.float32), rng.integers(0, 16, (k, n), np.uint8)
-    of_columns = [qk.Codebook(rng.normal(0, 1, (n, 16)), axis=1)] if n else []
-    for codebook in [qk.Codebook(np.arange(16), axis=0, block_size=32), qk.Codebook(np.arange(16)), *of_columns]:
-        scales = None if codebook.block_size is None else np.ones((-(-k // 32), n), np.float32)
-        check(at_end, qk.linear, x, pack(at_end, codes, codebook, scales))
+    x = rng.normal(0, 1, (m, k)).astype(np.float32)
+    for levels in 16, 8, 4:
+        codes = rng.integers(0, levels, (k, n), np.uint8)
+        books = [qk.Codebook(np.arange(levels), axis=0, block_size=32), qk.Codebook(np.arange(levels))]
+        for codebook in [*books, qk.Codebook(rng.normal(0, 1, (n, levels)), axis=1)] if n else books:
+            scales = None if codebook.block_size is None else np.ones((-(-k // 32), n), np.float32)
+            check(at_end, qk.linear, x, pack(at_end, codes, codebook, scales))
 
 
 def sweep_floats(m, k, n, rng, at_end):

@@ -189,9 +189,9 @@ int qk_attention_of(const qk_attention_args *args, const qk_code_params *codes, 
 
 /* ---- products with 4-bit weights, and with blocks of 8-bit ones ---- */
 
-/* Weights b (k, n) of 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The panels,
- * of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes, one or
- * two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
+/* Weights b (k, n) of 2, 3, 4 or 8 bits, each block of `block` rows having a scale for each column (numerics 12). The
+ * panels, of 32 columns, are the same for every instruction set. A panel is a run of records, one a block: the codes,
+ * one or two a byte, in steps of 4 rows (gemm4.h), 32 scales, and 32 zero points where they are not all equal (of 8
  * bits: where not all are 0), and of 8 bits the negative sums of the columns, int16 in blocks of at most QK_SHORT_BLOCK
  * rows, else int32. Codes of 4 bits may stand for levels; where each column has its own, there is one block, and a
  * panel has for each 16 columns their levels, and codes in steps of 32 rows: byte i of a column's 16 has row i in its
@@ -200,7 +200,8 @@ typedef struct {
     const qk_kernels *kernels;
     size_t k, n, n_pad;
     size_t block, blocks;
-    int bits;        /* of a code: 4 or 8 */
+    int bits;        /* of a code: 2, 3, 4 or 8; of 2 and 3 kernels/low_bits.h tells how they lie */
+    size_t pad;      /* blocks are padded to whole multiples of so many rows */
     int flip;        /* code ^ flip is stored: 4 bits as unsigned numbers, 8 as signed ones */
     int half_scales; /* scales are float16, which holds each exactly */
     int byte_scales; /* or bytes: shifted left by 20, the bits of floats, times scale_unit, as exactly */

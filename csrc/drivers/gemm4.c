@@ -11,6 +11,7 @@
 #include "runtime/compiler.h"
 #include "runtime/fpmode.h"
 #include "kernels/kernels.h"
+#include "kernels/low_bits.h"
 #include "runtime/parallel.h"
 #include "drivers/scales.h"
 #include "drivers/walk.h"
@@ -28,16 +29,22 @@ enum {
 
 /* ---- packing of b ---- */
 
+/* Whether codes lie as kernels/low_bits.h has them. */
+static int is_low(const qk_gemm4_weights *p) { return p->bits < 4; }
+
 /* Rows of a step. */
-static size_t step_rows(const qk_gemm4_weights *p) { return p->column_levels ? QK_COLUMN_LEVELS_KR : KR; }
+static size_t step_rows(const qk_gemm4_weights *p) { return p->bits == 8 ? KR : p->pad; }
 
 /* Steps of a block, which the last, short one has fewer of. */
 static size_t steps_of(const qk_gemm4_weights *p, size_t block)
 {
-    return ceil_div(min_size(p->k - block * p->block, p->block), step_rows(p));
+    return ceil_div(min_size(p->k - block * p->block, p->block), p->pad) * (p->pad / step_rows(p));
 }
 
-static size_t step_bytes(const qk_gemm4_weights *p) { return NR * KR * (size_t)p->bits / 8; }
+static size_t step_bytes(const qk_gemm4_weights *p)
+{
+    return is_low(p) ? qk_low_step(p->bits) : NR * KR * (size_t)p->bits / 8;
+}
 static size_t scale_bytes(const qk_gemm4_weights *p) { return p->byte_scales ? 1 : p->half_scales ? 2 : 4; }
 
 /* Of the sums of columns. */
@@ -52,10 +59,13 @@ static size_t group_bytes(const qk_gemm4_weights *p)
     return OWN_STEP_BYTES * (1 + steps_of(p, 0));
 } /* levels and codes */
 
+/* Of levels that the codes of columns follow. */
+static size_t head_bytes(const qk_gemm4_weights *p) { return p->column_levels && is_low(p) ? qk_low_head(p->bits) : 0; }
+
 static size_t record_bytes(const qk_gemm4_weights *p, size_t block)
 {
-    return (p->column_levels ? NR / QK_COLUMN_LEVELS_NR * group_bytes(p) : steps_of(p, block) * step_bytes(p)) +
-        params_bytes(p);
+    if (p->column_levels && !is_low(p)) return NR / QK_COLUMN_LEVELS_NR * group_bytes(p) + params_bytes(p);
+    return head_bytes(p) + steps_of(p, block) * step_bytes(p) + params_bytes(p);
 }
 
 static size_t panel_bytes(const qk_gemm4_weights *p)
@@ -151,33 +161,51 @@ static float unit_of_scales(const float *scale, size_t count)
     return 0;
 }
 
+/* Codes of so many bits, which fill whole steps in each block. */
+static void set_bits(qk_gemm4_weights *p, int bits)
+{
+    p->bits = bits;
+    p->pad = bits < 4 ? qk_low_rows(bits) : bits == 4 && p->column_levels ? QK_COLUMN_LEVELS_KR : KR;
+}
+
+/* As few bits as levels take, but 4 where blocks are so short that steps of 3 bits are larger. */
+static void set_bits_of_levels(qk_gemm4_weights *p, size_t count)
+{
+    set_bits(p, 4);
+    const size_t most = panel_bytes(p);
+    set_bits(p, count <= 4 ? 2 : count <= 8 ? 3 : 4);
+    if (panel_bytes(p) > most) set_bits(p, 4);
+}
+
 /* Per tensor or per column, all rows are one block; equal zero points are kept once. */
 void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
 {
     const size_t most = m->kind == QK_PER_BLOCK ? min_size(m->block, m->k) : m->k;
     const size_t count = m->scale ? qk_scale_count(m) : 0;
-    const int own_levels = m->levels && m->kind == QK_PER_AXIS, is_signed = m->type == QK_I4 || m->type == QK_I8;
+    const int own_levels = m->levels && m->kind == QK_PER_AXIS;
+    const int is_signed = m->type == QK_I2 || m->type == QK_I4 || m->type == QK_I8;
     *p = (qk_gemm4_weights){.kernels = qk_active(),
                             .k = m->k,
                             .n = m->n,
                             .n_pad = round_up(m->n, NR),
                             .block = most ? most : 1,
-                            .bits = m->type == QK_I4 || m->type == QK_U4 || m->levels ? 4 : 8,
                             .half_scales = !own_levels && holds_as_half(m->scale, count),
                             .column_levels = own_levels,
                             .level_scale = 1};
+    p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;
+    set_bits(p, m->type == QK_I2 || m->type == QK_U2 ? 2 : m->type == QK_I4 || m->type == QK_U4 ? 4 : 8);
+    if (m->levels) set_bits_of_levels(p, m->level_count);
     if (p->bits == 4 && m->kind == QK_PER_BLOCK) p->scale_unit = unit_of_scales(m->scale, count);
     p->byte_scales = p->scale_unit != 0;
-    p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;
     if (m->levels) {
         p->zero = 128;
         if (!own_levels) p->level_scale = round_levels(m->levels, m->level_count, levels), p->levels = levels;
         return;
     }
-    p->flip = p->bits == 4 ? (is_signed ? 8 : 0) : is_signed ? 0 : 128;
+    p->flip = p->bits < 8 ? (is_signed ? 1 << (p->bits - 1) : 0) : is_signed ? 0 : 128;
     const int32_t zero = p->bits == 8 ? p->flip : count ? m->zero_point[0] : 0;
     p->own_zeros = any_but(zero, m->zero_point, count);
-    if (p->bits == 4) p->zero = zero + p->flip;
+    if (p->bits < 8) p->zero = zero + p->flip;
 }
 
 /* A row, and all of a block of one, take less than MOST bytes of a panel: with such k no size above overflows. */
@@ -238,6 +266,29 @@ static void pack_block(const pack_job *job, const uint8_t *b, size_t rows, size_
                                            (uint8_t)p->flip, to);
 }
 
+/* The same of 2 and 3 bits. */
+static void pack_low_block(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
+{
+    const qk_gemm4_weights *p = job->p;
+    const qk_matrix *m = job->m;
+    const ptrdiff_t step = (ptrdiff_t)p->pad * m->row_stride;
+    for (size_t row = 0; row < rows && !(row && qk_stopped_at(row)); row += p->pad, b += step, to += step_bytes(p))
+        p->kernels->gemm4->low_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, p->pad), cols, p->bits,
+                                         (uint8_t)p->flip, to);
+}
+
+/* The levels of each column that a panel of 2 or 3 bits begins with; those that are absent are 0. */
+static void pack_low_levels(const pack_job *job, size_t col, size_t cols, uint8_t *to)
+{
+    const qk_matrix *m = job->m;
+    memset(to, 0, head_bytes(job->p));
+    for (size_t j = 0; j < cols; j++) {
+        int8_t levels[QK_LEVELS];
+        round_levels(m->levels + (col + j) * m->level_count, m->level_count, levels);
+        for (size_t i = 0; i < m->level_count; i++) to[qk_low_level_at((int)i, j)] = (uint8_t)levels[i];
+    }
+}
+
 /* The same of 8 bits; then the sums of the columns, behind scales and zero points. */
 static void pack_bytes(const pack_job *job, const uint8_t *b, size_t rows, size_t cols, uint8_t *to)
 {
@@ -291,7 +342,10 @@ static void pack_panels(void *context, size_t begin, size_t end)
             const size_t first = block * p->block, rows = min_size(p->k - first, p->block);
             const uint8_t *b =
                 (const uint8_t *)m->b + (ptrdiff_t)first * m->row_stride + (ptrdiff_t)col * m->col_stride;
-            if (p->column_levels)
+            if (head_bytes(p)) pack_low_levels(job, col, cols, to);
+            if (is_low(p))
+                pack_low_block(job, b, rows, cols, to + head_bytes(p));
+            else if (p->column_levels)
                 pack_column_levels(job, col, cols, to);
             else
                 (p->bits == 8 ? pack_bytes : pack_block)(job, b, rows, cols, to);
@@ -315,13 +369,14 @@ static int stored_code(const qk_gemm4_weights *p, size_t row, size_t col)
 {
     const uint8_t *panel = p->panels + col / NR * panel_bytes(p);
     const size_t j = col % NR, in_step = row % p->block % step_rows(p), step = row % p->block / step_rows(p);
-    if (p->column_levels) {
+    if (p->column_levels && !is_low(p)) {
         const uint8_t *group = panel + j / QK_COLUMN_LEVELS_NR * group_bytes(p) + (1 + step) * OWN_STEP_BYTES;
         const int two =
             group[j % QK_COLUMN_LEVELS_NR * (QK_COLUMN_LEVELS_KR / 2) + in_step % (QK_COLUMN_LEVELS_KR / 2)];
         return (in_step < QK_COLUMN_LEVELS_KR / 2 ? two : two >> 4) & 15;
     }
-    const uint8_t *codes = panel + row / p->block * record_bytes(p, 0) + step * step_bytes(p);
+    const uint8_t *codes = panel + row / p->block * record_bytes(p, 0) + head_bytes(p) + step * step_bytes(p);
+    if (is_low(p)) return qk_low_code(codes, p->bits, in_step, j);
     if (p->bits == 8) return codes[j * KR + in_step];
     const int two = codes[j % 16 * KR + in_step];
     return (j < 16 ? two : two >> 4) & 15;
@@ -335,7 +390,7 @@ static void unpack_rows(void *context, size_t begin, size_t end)
     for (size_t row = begin; row < end; row++)
         for (size_t col = 0; col < p->n; col++) {
             const int code = stored_code(p, row, col) ^ p->flip;
-            *to++ = (uint8_t)(p->flip == 8 ? (code ^ 8) - 8 : code); /* int4 fills its byte with its sign */
+            *to++ = (uint8_t)(p->bits < 8 ? (code ^ p->flip) - p->flip : code); /* signed ones fill their bytes */
         }
 }
 
@@ -380,7 +435,7 @@ typedef struct {
     const float *x;
     ptrdiff_t row_stride;
     const qk_gemm4_weights *b;      /* what tiles read */
-    const qk_gemm4_weights *packed; /* of 4 bits: becomes b panel by panel; or NULL */
+    const qk_gemm4_weights *packed; /* of fewer bits: becomes b panel by panel; or NULL */
     const qk_epilogue *epilogue;
     size_t block_pad, k_pad;           /* of a row's codes: each block is padded with zeros to whole steps */
     size_t lda, ld_start, ld_prepared; /* the last is 0 if the tile reads codes */
@@ -404,7 +459,7 @@ static void spread_blocks(const product *g, const int8_t *from, int8_t *to)
     for (size_t i = 0; i < g->b->k; i += g->b->block, to += g->block_pad) {
         const size_t n = min_size(g->b->k - i, g->b->block);
         memcpy(to, from + i, n);
-        memset(to + n, 0, round_up(n, KR) - n);
+        memset(to + n, 0, round_up(n, g->b->pad) - n);
     }
 }
 
@@ -420,9 +475,9 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     const qk_kernels *k = b->kernels;
     int8_t *codes = rows->codes + i * g->lda;
     int32_t *start = rows->start + i * g->ld_start;
-    if (b->bits == 4 || b->own_zeros)
+    if (b->bits < 8 || b->own_zeros)
         k->gemm4->gemm4_starts(codes, g->k_pad, g->block_pad, b->own_zeros ? -1 : -b->zero, start);
-    if (b->bits == 4) return;
+    if (b->bits < 8) return;
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
     if (rows->prepared)
@@ -435,7 +490,7 @@ static int take_rows(const void *context, void *memory, size_t first, size_t cou
 {
     const product *g = context;
     const qk_gemm4_weights *b = g->b;
-    const int spread = b->block % KR && b->blocks > 1;
+    const int spread = b->block % b->pad && b->blocks > 1;
     row_block *rows = memory;
     rows->start = (int32_t *)((char *)memory + g->start_at);
     rows->prepared = g->ld_prepared ? (int8_t *)memory + g->prepared_at : NULL;
@@ -475,18 +530,30 @@ static void add_step(const int8_t *a, const uint8_t *step, const int8_t *levels,
         }
 }
 
+/* The same of 2 and 3 bits; `own_levels` of each column, or NULL. */
+static void add_low_step(const qk_gemm4_weights *b, const int8_t *a, const uint8_t *step, const int8_t *own_levels,
+                         int32_t *sum)
+{
+    for (size_t i = 0; i < b->pad; i++)
+        for (size_t j = 0; j < NR; j++) {
+            const int code = qk_low_code(step, b->bits, i, j);
+            sum[j] += a[i] * (own_levels ? own_levels[qk_low_level_at(code, j)] : b->levels ? b->levels[code] : code);
+        }
+}
+
 /* What a zero point in the panel is multiplied by, and that. */
 static int32_t zero_product(const qk_gemm4_weights *b, const uint8_t *zeros, int j, int32_t start)
 {
     if (b->bits == 8) return b->own_zeros ? (int8_t)zeros[j] * ((start >> 16) * 256 + (start & 255)) : 0;
-    return b->levels ? 0 : start * (b->own_zeros ? zeros[j] : 1);
+    return b->levels || b->column_levels ? 0 : start * (b->own_zeros ? zeros[j] : 1);
 }
 
 /* What gemm4_tile or blocks8_tile makes of a row, in double. */
 static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const int8_t *a, const int32_t *start,
                       double *total)
 {
-    const uint8_t *record = p->records;
+    const uint8_t *record = p->records + head_bytes(b);
+    const int8_t *own_levels = head_bytes(b) ? (const int8_t *)p->records : NULL;
     float scale[NR];
     memset(total, 0, NR * sizeof *total);
     for (size_t block = 0; block < p->blocks; block++) {
@@ -494,8 +561,10 @@ static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const 
         const size_t steps = steps_of(b, block);
         const uint8_t *params = record + steps * step_bytes(b), *zeros = params + NR * scale_bytes(b);
         for (int j = 0; j < NR; j++) sum[j] = zero_product(b, zeros, j, start[block]);
-        for (size_t s = 0; s < steps; s++, a += KR)
-            if (b->bits == 8)
+        for (size_t s = 0; s < steps; s++, a += step_rows(b))
+            if (is_low(b))
+                add_low_step(b, a, record + s * step_bytes(b), own_levels, sum);
+            else if (b->bits == 8)
                 add_bytes(a, (uint8_t)b->kernels->gemm4->blocks8_flip, record + s * step_bytes(b), sum);
             else
                 add_step(a, record + s * step_bytes(b), p->levels, sum);
@@ -539,7 +608,7 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
             k->elementwise->finish_floats(y, &row);
             continue;
         }
-        if (g->b->column_levels)
+        if (g->b->column_levels && !is_low(g->b))
             wide_sums_of_column_levels(g->b, p, codes, sums);
         else
             wide_sums(g->b, p, codes, start, sums);
@@ -566,7 +635,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const size_t most = QK_STRETCH / (g->block_pad + 1) + 1;
     const int32_t *start = block->start + row * g->ld_start;
     qk_gemm4_panel p = *panel;
-    if (g->b->column_levels) {
+    if (g->b->column_levels && !is_low(g->b)) {
         k->column_levels_tile(rows, &p, a, lda, start, g->ld_start, y);
         return;
     }
@@ -575,41 +644,49 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
         p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
         if (g->b->bits == 8)
             k->blocks8_tile(rows, &p, a, lda, start, g->ld_start, y);
+        else if (is_low(g->b) && k->low_tile)
+            k->low_tile(rows, &p, a, lda, start, g->ld_start, y);
         else
             k->gemm4_tile(rows, &p, a, lda, start, g->ld_start, y);
         a += p.blocks * a_block, start += p.blocks, p.records += p.blocks * record_bytes(g->b, 0);
     }
 }
 
-/* Weights of 4 bits as blocks8_tile takes them: a panel of them is made at a time, for all rows of a block. */
+/* Weights of fewer bits as blocks8_tile takes them: a panel of them is made at a time, for all rows of a block. */
 static qk_gemm4_weights as_bytes(const qk_gemm4_weights *p)
 {
     qk_gemm4_weights b = *p;
+    if (!is_low(p)) b.pad = KR;
     b.bits = 8, b.flip = b.zero = 0, b.half_scales = b.own_zeros = b.column_levels = 0;
     b.long_sums = 1, b.levels = NULL, b.panels = NULL, b.byte_scales = 0;
     return b;
 }
 
-/* Whether that is worth while. */
+/* Whether that is worth while, or the only way. */
 static int decodes(const qk_gemm4_weights *p, size_t m)
 {
     const qk_gemm4_kernels *k = p->kernels->gemm4;
-    const size_t least = (size_t)(p->levels || p->column_levels ? k->levels_rows : k->codes_rows);
-    return p->bits == 4 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
+    if (is_low(p) && !k->low_tile) return p->k != 0;
+    const int looked_up = p->levels || p->column_levels;
+    const size_t least = (size_t)(is_low(p) ? (looked_up ? k->low_levels_rows : k->low_codes_rows)
+                                            : (looked_up ? k->levels_rows : k->codes_rows));
+    return p->bits < 8 && p->k && least && m >= least && DECODED_BYTES / p->k >= least;
 }
 
 /* What tiles are told of all panels. */
 static qk_gemm4_panel panel_of(const qk_gemm4_weights *b)
 {
     qk_gemm4_panel p = {.blocks = b->blocks,
-                        .steps = ceil_div(b->block, step_rows(b)),
+                        .steps = ceil_div(b->block, b->pad) * (b->pad / step_rows(b)),
                         .half_scales = b->half_scales,
                         .own_zeros = b->own_zeros,
                         .long_sums = b->long_sums,
                         .params_bytes = params_bytes(b),
                         .levels = b->levels,
                         .byte_scales = b->byte_scales,
-                        .scale_unit = b->scale_unit};
+                        .scale_unit = b->scale_unit,
+                        .bits = b->bits,
+                        .column_levels = b->column_levels};
     if (b->blocks) p.last_steps = steps_of(b, b->blocks - 1);
     return p;
 }
@@ -622,7 +699,9 @@ static const uint8_t *decode_panel(const product *g, void *memory, size_t panel)
     qk_gemm4_panel p = panel_of(from);
     p.records = from->panels + panel * panel_bytes(from);
     uint8_t *to = (uint8_t *)memory + g->panel_at;
-    if (from->column_levels)
+    if (is_low(from))
+        k->low_to_bytes(&p, from->zero, to);
+    else if (from->column_levels)
         k->column_levels_to_bytes(&p, steps_of(g->b, 0), to);
     else
         k->gemm4_to_bytes(&p, from->zero, to);
@@ -689,9 +768,9 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
                  .epilogue = epilogue};
     qk_gemm4_weights bytes;
     if (decodes(b, m)) bytes = as_bytes(b), g.b = &bytes, g.packed = b;
-    const size_t step = step_rows(g.b);
-    g.block_pad = round_up(b->block, step);
-    if (b->blocks) g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(g.b, b->blocks - 1) * step);
+    g.block_pad = round_up(b->block, g.b->pad);
+    if (b->blocks)
+        g.k_pad = qk_plus(qk_times(b->blocks - 1, g.block_pad), steps_of(g.b, b->blocks - 1) * step_rows(g.b));
     const double most = b->bits == 8 ? 255 : 128; /* distance of a code from its zero point, or magnitude of a level */
     const double sum = 127.0 * most * (double)b->k * b->most_scale; /* of magnitudes */
     const qk_factors factors = {b->level_scale, b->level_scale, sum, qk_largest_bias(b->kernels, epilogue, b->n)};

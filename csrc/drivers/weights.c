@@ -12,7 +12,7 @@
 
 /* ---- what a matrix must be ---- */
 
-static int is_small(qk_dtype type) { return type == QK_I4 || type == QK_U4; }
+static int is_small(qk_dtype type) { return type >= QK_I4 && type <= QK_U2; }
 static int is_half(qk_dtype type) { return type == QK_F16 || type == QK_BF16; }
 
 size_t qk_scale_count(const qk_matrix *m)
@@ -272,7 +272,7 @@ static int rows_fit(size_t rows, size_t cols, size_t *stride, size_t item)
 size_t qk_most_rows(const qk_gemm4_weights *p)
 {
     if (p->bits == 8) return 65536; /* whose codes' sum two int16 hold */
-    return INT32_MAX / (127 * (p->levels || p->column_levels ? 128 : 15));
+    return INT32_MAX / (127 * (p->levels || p->column_levels ? 128 : p->bits == 2 ? 12 : 15));
 }
 
 static int could_overflow(const qk_weights *w, int64_t largest, int64_t bias)

@@ -156,10 +156,12 @@ typedef struct qk_weights qk_weights;
  *
  *   QK_I8, QK_U8          codes with scales per tensor, per column (QK_PER_AXIS) or per block of rows and column
  *   QK_I4, QK_U4          the same, kept two a byte
+ *   QK_I2, QK_U2          the same, kept four a byte
  *   QK_I16                codes with scales per tensor or per column
  *   QK_F16, QK_BF16       floats, which are finite, without scales
- *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept two a byte; its levels are rounded to int8
- *                         multiples of the largest over 127, or of a power of two if they are such (numerics 12)
+ *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept at 4 bits, of 8 levels at 3 (unless blocks
+ *                         have so few rows that 4 take less), of 4 at 2; its levels are rounded to int8 multiples of
+ *                         the largest over 127, or of a power of two if they are such (numerics 12)
  *
  * All values are checked: scales, which are finite and at least 2^-126, zero points, the codes of a codebook. */
 typedef struct {
@@ -168,7 +170,7 @@ typedef struct {
     size_t k, n;
     ptrdiff_t row_stride, col_stride; /* in bytes, of any sign; both 0: rows that follow one another */
     qk_kind kind;
-    size_t block; /* rows of a block; multiples of 4 run fastest */
+    size_t block; /* rows of a block; multiples of 4 run fastest, of 16 at 3 bits, of 8 at 2 */
     /* (), (n,) or (ceil(k / block), n). Of a codebook only those of blocks, which may be 0; else NULL. */
     const float *scale;
     const int32_t *zero_point; /* of the same shape; NULL: 0 */

@@ -156,6 +156,7 @@ typedef struct {
     const qk_ahead *ahead;            /* what tiles of bytes ask for, or NULL: for what follows in the panel */
     int byte_scales;                  /* scales are bytes: shifted left by 20, the bits of floats, times scale_unit */
     float scale_unit;
+    int bits, column_levels;          /* of 2 and 3 bits only; the panel begins with levels of each column */
 } qk_gemm4_panel;
 
 static inline size_t qk_scales_bytes(const qk_gemm4_panel *p)

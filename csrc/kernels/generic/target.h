@@ -89,6 +89,13 @@
 #define GEMM4_TO_BYTES NULL
 #define COLUMN_LEVELS_TO_BYTES NULL
 #endif
+#ifndef LOW_TILE
+#define LOW_TILE NULL
+#define LOW_LEVELS_ROWS 0
+#endif
+#ifndef LOW_CODES_ROWS
+#define LOW_CODES_ROWS 0
+#endif
 #ifndef BLOCKS8_PREPARE_ROW
 #define BLOCKS8_PREPARE_ROW NULL
 #endif
@@ -124,6 +131,7 @@
  *                         (histogram.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_COLUMN_SUMS    column_sums (gemm8.h)
+ *     HAVE_LOW_TO_BYTES   low_to_bytes (low_bits.h)
  *     HAVE_ABSMAX         absmax_f32 (layers.h)
  *     HAVE_SYMMETRIC_CODES  symmetric_codes_f32 (layers.h)
  *     HAVE_WEIGHT_CODES   weight_codes: softmax weights of scores (layers.h)

@@ -13,6 +13,7 @@
 #include "kernels/generic/histogram.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
 #include "kernels/generic/conv.h"
 

@@ -31,6 +31,9 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define BLOCKS8_MR 32
 #define GEMM4_LEVELS_ROWS 24
 #define GEMM4_TO_BYTES gemm4_to_bytes
+#define HAVE_LOW_TO_BYTES
+#define LOW_TILE low_tile
+#define LOW_LEVELS_ROWS 6
 #define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #define DEPTHWISE_CODES depthwise_codes
 #define NR 16
@@ -60,6 +63,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
 #include "kernels/x86/depthwise.h"
 
@@ -163,6 +167,7 @@ enum {
 };
 
 #include "kernels/x86/avx2_gemm4.h"
+#include "kernels/x86/avx2_low_bits.h"
 
 /* Row by row: the columns of the low halves of bytes, and of the high ones. */
 typedef struct {

@@ -42,10 +42,15 @@ QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #define GEMM4_CODES_ROWS 64
 #define GEMM4_LEVELS_ROWS 64
 #define GEMM4_TO_BYTES gemm4_to_bytes
+#define HAVE_LOW_TO_BYTES
+#define LOW_TILE low_tile
+#define LOW_CODES_ROWS 6
+#define LOW_LEVELS_ROWS 6
 #define COLUMN_LEVELS_TO_BYTES column_levels_to_bytes
 #include "kernels/x86/avx2_elementwise.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
+#include "kernels/generic/low_bits.h"
 
 /* c + a * b, of unsigned a and signed b. The asm pins the sum to its register: gcc would copy it each time. */
 static QK_INLINE __m256i multiply_add(__m256i c, __m256i a, __m256i b)
@@ -157,6 +162,7 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
  * those of all blocks are in y, in the L1 cache. */
 
 #include "kernels/x86/avx2_gemm4.h"
+#include "kernels/x86/avx2_low_bits.h"
 
 enum { BYTES, CODES, LEVELS };
 
