@@ -70,8 +70,8 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
         Of its inputs x.
     grid : QParams or Codebook, or a tuple (Codebook, scales)
         What `pack` takes: integer codes of at most 16 bits per tensor, per column (``axis=1``) or per block of k
-        (``axis=0, block_size=...``); levels for all values, for each column, or for blocks of k, whose scales are those
-        of `encode` unless they are given.
+        (``axis=0, block_size=...``), also with integer scales, of which `refit` fits those of columns; levels for all
+        values, for each column, or for blocks of k, whose scales are those of `encode` unless they are given.
     order : {"activation", "natural"}
         Inputs that vary most first, or as they stand.
     damp : float
@@ -222,7 +222,7 @@ class _Rounding:
         columns = -(-self.n // COLUMNS) * COLUMNS
         self.order = problem.order
         self.w = _padded(w[self.order], columns)
-        self.group = np.ascontiguousarray(grid.group[self.order], np.int32)
+        self.group = np.ascontiguousarray(grid.blocks[self.order], np.int32)
         self.chosen, self.grid = grid, grid.laid_out(columns)
         self.codes = np.empty((k, columns), np.int16)
         self.errors = np.empty((columns // COLUMNS, k, COLUMNS), np.float32)
@@ -230,7 +230,10 @@ class _Rounding:
     def run(self, feedback):
         """Give each weight its code; return the error, or by how much it grows if codes are given anew."""
         loss = np.zeros(self.w.shape[1])
-        codebooks.round_rows(self.w, feedback, self.group, self.grid, self.codes, self.errors, loss)
+        w, shifts = self.w, self.chosen.shifts()
+        if shifts is not None:  # the grid has no shifts if the weights are without them, and errors are the same
+            w = w - _padded(shifts, w.shape[1])[self.group]
+        codebooks.round_rows(w, feedback, self.group, self.grid, self.codes, self.errors, loss)
         return loss[: self.n].sum()
 
     def refit(self, problem):
@@ -272,18 +275,26 @@ class _Grid:
         elif is_a(grid, QParams) and scales is None:
             self.params, self.scales = grid, None
             self.scale, self.zero = (_spread(a, grid, w) for a in (grid.scale, grid.zero_point))
+            self.integers = None
+            if grid.block_scale is not None:
+                self.integers = grid.block_scale.astype(np.float32), 2 * grid.block_shift.astype(np.float32)
         else:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
         with np.errstate(over="ignore", under="ignore"):
             self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
         size = self.params.block_size
-        self.group = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
+        self.blocks = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
+        self.group = self.blocks if len(self.scale) > 1 else np.zeros(len(w), np.int64)
 
     def laid_out(self, columns):
         """Return what C takes."""
-        scale = _padded(self.scale, columns, 1)
         if is_a(self.params, QParams):
-            return scale, _padded(self.zero, columns), self.params.qmin, self.params.qmax
+            scale, zero = self.scale, self.zero
+            if self.integers is not None:
+                scale = scale * self.integers[0]
+                zero = np.broadcast_to(zero, scale.shape)
+            return _padded(scale, columns, 1), _padded(zero, columns), self.params.qmin, self.params.qmax
+        scale = _padded(self.scale, columns, 1)
         levels = self.params.levels.reshape(-1, self.params.k)
         self.ranks, thresholds = thresholds_of(levels, np.float32)
         n = self.scale.shape[1]
@@ -293,10 +304,20 @@ class _Grid:
         )
         return scale, levels, thresholds
 
+    def shifts(self):
+        """Return what is added to the values of each block (blocks, n), or None."""
+        if not is_a(self.params, QParams) or self.integers is None:
+            return None
+        return self.scale * self.integers[1]
+
     def units(self, codes):
         """Return what codes (k, n) stand for in units of scales: integers or levels."""
         if is_a(self.params, QParams):
-            return np.float32(codes - self.zero[self.group])
+            units = np.float32(codes - self.zero[self.group])
+            if self.integers is not None:
+                scale, shift = self.integers
+                units = scale[self.blocks] * units + shift[self.blocks]
+            return units
         levels = np.take_along_axis(self.params.levels.reshape(-1, self.params.k), self.ranks.astype(np.intp), axis=1)
         return levels[0 if len(levels) == 1 else np.arange(codes.shape[1]), codes]
 
@@ -322,6 +343,7 @@ class _Grid:
             p = self.params
             fitted = (scale[:, 0] if shared else scale).reshape(p.scale.shape)
             options = dict(axis=p.axis, block_size=p.block_size, narrow_range=p._narrow_range)
+            options |= dict(block_scale=p.block_scale, block_shift=p.block_shift)
             self.params = QParams(fitted, p.zero_point, p.dtype, **options)
 
     def fit_levels(self, h, codes, w):
@@ -376,6 +398,9 @@ def _spread(values, params, w):
         raise ValueError(f"grid must be per tensor, per column or per block of axis 0, got {params!r}")
     k, n = w.shape
     shape = (-(-k // size), n) if size is not None else (n,)
+    if params.block_scale is not None:
+        params.check_shape(w.shape, "w")
+        return values[None]
     if axis is not None and values.shape != shape:
         raise ValueError(f"scale of grid must have shape {shape} to match w {w.shape}, got {values.shape}")
     return np.broadcast_to(values.reshape(-1, n) if axis is not None else values, (shape[0] if size else 1, n))

@@ -10,7 +10,7 @@ from ._bind.weights import Packed
 from ._checks import SMALLEST_SCALE, array_named, arrays_named, as_array, is_a, number_named, refuse_missing
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
-from ._qparams import QParams, code_range, smallest, spread
+from ._qparams import QParams, blocks_named, code_range, dense_blocks, smallest, spread
 from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
@@ -147,6 +147,8 @@ class PackedMatrix(Packed, Frozen):
             return self._kept
         qmin, qmax, axis, block_size = self._kept
         scale, zero_point = self._columns()
+        if self.dtype in FOUR_BITS[:2] and scale.ndim == 1:  # else 4 bits have scales in panels
+            return QParams._folded(scale, self.dtype, (qmin, qmax), block_size, *self._integer_scales())
         if block_size is None:
             scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
         return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
@@ -197,6 +199,8 @@ class PackedMatrix(Packed, Frozen):
         if p.dtype not in FOUR_BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
         codes, floats = self.unpack(), p.dtype == FOUR_BITS[2]
+        if p.block_scale is not None:
+            arrays["blocks"] = dense_blocks(p)
         return {
             "codes": pack_bits(codes.view(np.uint8) if floats else codes, 4),
             "shape": np.array(self.shape),
@@ -232,7 +236,15 @@ class PackedMatrix(Packed, Frozen):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
-        params = QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow)
+        params = QParams(
+            scale,
+            zero_point,
+            codes.dtype,
+            axis=axis,
+            block_size=block_size,
+            narrow_range=narrow,
+            **blocks_named(arrays),
+        )
         return cls(codes, params)
 
     @classmethod
@@ -251,7 +263,7 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales", "floats"}
+OPTIONAL = {"levels", "block_size", "scales", "floats", "blocks"}
 
 
 def dense_codes(arrays):
@@ -300,6 +312,10 @@ def _check_weights(b, params):
             raise ValueError(f"b must hold codes from {params.qmin} on, as params have a narrow range, got {least}")
     if params.axis in (-1, -2):
         codes, axis = (params.qmin, params.qmax), params.axis + 2
+        if params.block_scale is not None:
+            return QParams._folded(
+                params.scale, params.dtype, codes, params.block_size, params.block_scale, params.block_shift
+            )
         return QParams._chosen(params.scale, params.zero_point, params.dtype, codes, axis, params.block_size)
     return params
 

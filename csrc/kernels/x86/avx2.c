@@ -26,6 +26,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 
 #define MR 8 /* of small weights; of others: */
 #define GEMM8_MR 6
+#define FOLDED_MR 6
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define BLOCKS8_MR 32
@@ -693,6 +694,10 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
         }
 }
 
+/* ---- 4-bit weights that fold to int8 (numerics 31) ---- */
+
+#include "kernels/x86/avx2_folded.h"
+
 /* ---- int16 (numerics 17) ---- */
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
@@ -704,14 +709,17 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 #define FAMILY(name) const qk_##name##_kernels qk_##name##_avx2 =
 #include "kernels/generic/families.def"
 
+#define SMALL_TABLE const qk_gemm8_kernels qk_gemm8_small_avx2
 #include "kernels/x86/maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .available = available,
     .gemm8 = &qk_gemm8_avx2,
-    .gemm8_small = &gemm8_small,
+    .gemm8_small = &qk_gemm8_small_avx2,
     .gemm4 = &qk_gemm4_avx2,
+    .folded = &qk_folded_avx2,
+    .gemm8_folded = &qk_gemm8_small_avx2,
     .gemm16 = &qk_gemm16_avx2,
     .gemmf16 = &qk_gemmf16_avx2,
     .elementwise = &qk_elementwise_avx2,
