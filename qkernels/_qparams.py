@@ -257,6 +257,8 @@ def blocks_named(arrays):
     if "blocks" not in arrays:
         return {}
     blocks = array_named(arrays, "blocks", np.uint8)
+    if blocks.ndim != 2:
+        raise ValueError(f"blocks must have shape (blocks, n), got {blocks.shape}")
     return {"block_scale": (blocks & 15) + np.uint8(1), "block_shift": blocks.view(np.int8) >> 4}
 
 
@@ -328,9 +330,13 @@ def _checked_small(values, name, least, most, shape):
     given = as_array(values, name)
     if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
         raise TypeError(f"{name} must be an array of integers, got {shown(values)}")
-    if given.ndim != 2 or given.shape[1] != shape[1] or shape[0] not in (None, len(given)):
-        expected = f"(blocks, {shape[1]})" if shape[0] is None else shape
+    if given.ndim != 2 or shape[0] not in (None, len(given)) or (shape[0] is not None and given.shape != shape):
+        expected = "(blocks, n)" if shape[0] is None else shape
         raise ValueError(f"{name} must have shape {expected}, got {given.shape}")
+    if given.shape[1] != shape[1]:
+        raise ValueError(
+            f"scale must have shape {given.shape[1:]} to match blocks {given.shape} of {name}, got {shape[1:]}"
+        )
     given = given.astype(np.int32) if given.dtype in SUB_BYTE_CODES else given
     bad = ~((given >= least) & (given <= most))
     if np.count_nonzero(bad):

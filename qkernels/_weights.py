@@ -31,7 +31,8 @@ def pack(b, params, *, scales=None):
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); 4-bit and 8-bit codes also per block of rows
         and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest;
         8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and of all 4-bit codes, are
-        kept as float16 if that holds them all exactly.
+        kept as float16 if that holds them all exactly; integer scales in a byte a block and column, and `linear` gives
+        the bits of the int8 weights that they make.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
         `block_size`). Its levels are rounded to int8 multiples of the largest over 127, unless they all are int8
@@ -178,9 +179,10 @@ class PackedMatrix(Packed, Frozen):
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () if all zero points are equal),
             and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 bits have ``codes``
             of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size`` () (0 for
-            none) tell the rest, and ``floats`` (), which float4_e2m1fn has. A codebook has such ``codes``, ``shape``,
-            ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
-            float16, or uint16 that holds the bits of bfloat16.
+            none) tell the rest, and ``floats`` (), which float4_e2m1fn has, and ``blocks``, the integer scales as
+            `QParams.to_arrays` has them. A codebook has such ``codes``, ``shape``, ``levels``, and, if it has blocks,
+            ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone: float16, or uint16 that holds the bits
+            of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type
             that does.
@@ -230,6 +232,8 @@ class PackedMatrix(Packed, Frozen):
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
+        if "blocks" in arrays and block_size is None:
+            raise ValueError("block_size must be at least 4 where there are blocks, integer scales, got none")
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + (codes.dtype != FOUR_BITS[2])):

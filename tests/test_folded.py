@@ -189,7 +189,7 @@ def test_blocks_have_the_best_scales_and_shifts(isas):
 
 def test_error_for_the_bits():
     """Relative error of normal weights: ggml's Q4_K has 0.0714 with 4.50 bits, IQ4_XS 0.0768 with 4.25."""
-    w = np.random.default_rng(5).normal(size=(1024, 24)).astype(np.float32)
+    w = np.random.default_rng(5).normal(size=(768, 32)).astype(np.float32)
 
     def error(dtype, block_size, bits, **options):
         params = qk.choose_qparams(w, dtype, axis=0, block_size=block_size, method="mse", scale_bits=4, **options)
@@ -198,8 +198,8 @@ def test_error_for_the_bits():
         return relative_rms(w, params)
 
     assert error("uint4", 24, 4.375) <= 0.0705
-    assert error("uint4", 36, 4.25) <= 0.0765
-    assert error("int4", 32, 4.27, symmetric=False) <= 0.075
+    assert error("uint4", 36, 4.25) <= 0.0755
+    assert error("int4", 32, 4.275, symmetric=False) <= 0.075
 
 
 @pytest.mark.parametrize("dtype", MIDDLE)
@@ -268,7 +268,7 @@ def test_gptq_takes_integer_scales(refit):
         (dict(block_size=6), ValueError, "block_size=6"),
         (dict(block_scale=np.zeros((2, 3), int)), ValueError, r"block_scale must be within \[1, 16\], got 0"),
         (dict(block_scale=np.full((2, 3), 17)), ValueError, "got 17"),
-        (dict(block_scale=np.ones((2, 4), int)), ValueError, "block_scale must have shape"),
+        (dict(block_scale=np.ones((2, 4), int)), ValueError, r"scale must have shape \(4,\) .* block_scale"),
         (dict(block_scale=np.ones((2, 3))), TypeError, "block_scale must be an array of integers"),
         (dict(block_shift=np.full((2, 3), 8)), ValueError, r"block_shift must be within \[-8, 7\], got 8"),
         (dict(block_shift=np.ones((1, 3), int)), ValueError, "block_shift must have shape"),

@@ -182,7 +182,7 @@ cdef object deliver(cnp.ndarray found, out, cnp.ndarray given, name):
     cdef cnp.ndarray to = result_array(out, found, found.dtype)
     if data_of(to) != data_of(given):
         refuse_overlap(to, given, name)
-    out[...] = found
+    (<object>to)[...] = found
     return out
 
 
