@@ -26,7 +26,6 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 
 #define MR 8 /* of small weights; of others: */
 #define GEMM8_MR 6
-#define FOLDED_MR 6
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define BLOCKS8_MR 32

@@ -2,7 +2,7 @@
  *
  * vpmaddubsw of a's codes and of code - 8 cannot saturate, and int16 holds its sums of 32 rows: 2 * 255 * 8 * 8 < 2^15.
  * Then vpmaddwd by the scale widens them, and another one adds the shift, times the sum of a's codes: 32 products for
- * two instructions, and four more for 256. Tile: 6 rows x 16 columns, 12 accumulators of 16 bits; int32 sums are in the
+ * two instructions, and four more for 256. Tile: 4 rows x 16 columns, 8 accumulators of 16 bits; int32 sums are in the
  * L1 cache. */
 #ifndef QK_AVX2_FOLDED_H
 #define QK_AVX2_FOLDED_H
@@ -79,12 +79,10 @@ static QK_INLINE void folded_chunk(const int rows, const int half, size_t steps,
     enum { NC = 16 };
     const uint8_t *a3 = a + 3 * lda;
     const int32_t *sums3 = sums + 3 * ld_sums;
-    short_sums c0 = start_row(sums), c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0;
+    short_sums c0 = start_row(sums), c1 = c0, c2 = c0, c3 = c0;
     if (rows > 1) c1 = start_row(sums + ld_sums);
     if (rows > 2) c2 = start_row(sums + 2 * ld_sums);
     if (rows > 3) c3 = start_row(sums3);
-    if (rows > 4) c4 = start_row(sums3 + ld_sums);
-    if (rows > 5) c5 = start_row(sums3 + 2 * ld_sums);
 #pragma GCC unroll 8
     for (size_t s = 0; s < steps; s++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR) {
         const __m256i b0 = codes_of(b, half), b1 = codes_of(b + 32, half);
@@ -92,15 +90,11 @@ static QK_INLINE void folded_chunk(const int rows, const int half, size_t steps,
         if (rows > 1) c1 = multiply_short(c1, a + lda, b0, b1);
         if (rows > 2) c2 = multiply_short(c2, a + 2 * lda, b0, b1);
         if (rows > 3) c3 = multiply_short(c3, a3, b0, b1);
-        if (rows > 4) c4 = multiply_short(c4, a3 + lda, b0, b1);
-        if (rows > 5) c5 = multiply_short(c5, a3 + 2 * lda, b0, b1);
     }
     add_chunk(c, c0, by0, by1, sums);
     if (rows > 1) add_chunk(c + NC, c1, by0, by1, sums + ld_sums);
     if (rows > 2) add_chunk(c + 2 * NC, c2, by0, by1, sums + 2 * ld_sums);
     if (rows > 3) add_chunk(c + 3 * NC, c3, by0, by1, sums3);
-    if (rows > 4) add_chunk(c + 4 * NC, c4, by0, by1, sums3 + ld_sums);
-    if (rows > 5) add_chunk(c + 5 * NC, c5, by0, by1, sums3 + 2 * ld_sums);
 }
 
 static QK_INLINE void folded_rows(const int rows, const int half, const qk_folded_panel *panel, const uint8_t *a,
@@ -124,9 +118,9 @@ static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint
                         size_t ld_sums, int32_t *c)
 {
     if (half)
-        ROWS_6(rows, folded_rows, 1, p, a, lda, sums, ld_sums, c)
+        ROWS_4(rows, folded_rows, 1, p, a, lda, sums, ld_sums, c)
     else
-        ROWS_6(rows, folded_rows, 0, p, a, lda, sums, ld_sums, c)
+        ROWS_4(rows, folded_rows, 0, p, a, lda, sums, ld_sums, c)
 }
 
 /* Of a chunk two int16: the codes of the first two of each four rows, and of the others, below 2^13. */
