@@ -53,6 +53,32 @@ def test_linear4(race, isa, block_size, shape):
     race_product(race, isa, f"{case}, {named(shape)}", shape, ours, others, close, [x], packed.nbytes, out)
 
 
+FOLDED = [*SHAPES, (128, 1536, 384), (64, 1024, 1024), (1, 2048, 2048)]
+
+
+@pytest.mark.parametrize("shape", FOLDED, ids=named)
+def test_linear_integer_scales(race, isa, shape):
+    """Against our own 8-bit weights, whose products these are, 4-bit ones with float scales, and onnxruntime's."""
+    m, n, k = shape
+    x, (codes, scale) = random_floats(m, k, seed=1), quantized_weights(k, n, 32)
+    column = scale.max(axis=0) / np.float32(15)
+    block_scale = np.clip(np.rint(scale / column), 1, 16).astype(np.uint8)
+    folded = qk.QParams(column, dtype="uint4", axis=0, block_size=32, block_scale=block_scale)
+    blocks = qk.QParams(scale, np.full_like(scale, 8, np.int32), "uint4", axis=0, block_size=32)
+    packed, of_floats = (qk.pack(codes.astype(p.dtype), p) for p in (folded, blocks))
+    out, out_8, out_4 = (aligned_empty((m, n), "float32") for _ in range(3))
+    eight = qk.pack(random_codes("int8", k, n), qk.QParams(np.ones(n), axis=1))
+    exact = qk.dequantize(codes.astype(folded.dtype), folded)
+    close = relative(x.astype(np.float64) @ exact, 0.03)
+    others = [
+        Contender("8-bit", lambda: qk.linear(x, eight, out=out_8), lambda: out_8, lambda _: ""),
+        Contender("float scales", lambda: qk.linear(x, of_floats, out=out_4), lambda: out_4, lambda _: ""),
+        smaller_blocks(x, k, n),
+    ]
+    ours, case = our_own(lambda: qk.linear(x, packed, out=out), out, close), "linear 4-bit, integer scales"
+    race_product(race, isa, f"{case}, {named(shape)}", shape, ours, others, close, [x], packed.nbytes, out)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
 @pytest.mark.parametrize("block_size", [32, 64, None], ids=["32", "64", "column"])
 def test_linear_codebook(race, block_size, shape):

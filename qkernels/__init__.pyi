@@ -180,11 +180,17 @@ class QParams:
         axis: int | None = None,
         block_size: int | None = None,
         narrow_range: bool = False,
+        block_scale: _Array | None = None,
+        block_shift: _Array | None = None,
     ) -> QParams: ...
     @property
     def scale(self) -> Any: ...  # numpy.float32, or an array of it where there is an axis
     @property
     def zero_point(self) -> Any: ...  # numpy.int32, or an array of it
+    @property
+    def block_scale(self) -> NDArray[np.uint8] | None: ...
+    @property
+    def block_shift(self) -> NDArray[np.int8] | None: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
     @property
@@ -218,6 +224,18 @@ def choose_qparams(
 @overload
 def choose_qparams(
     x: _Array,
+    dtype: _Codes,
+    *,
+    axis: int,
+    block_size: int,
+    symmetric: bool | None = None,
+    narrow_range: bool | None = None,
+    method: Literal["minmax"] = "minmax",
+    scale_bits: int,
+) -> QParams: ...
+@overload
+def choose_qparams(
+    x: _Array,
     dtype: _Codes = "int8",
     *,
     axis: int | None = None,
@@ -238,6 +256,7 @@ def choose_qparams(
     narrow_range: bool | None = None,
     method: Literal["mse"],
     importance: _Array | None = None,
+    scale_bits: int | None = None,
 ) -> QParams: ...
 @overload
 def choose_qparams(

@@ -13,6 +13,7 @@ from ._checks import (
     check_weights,
     doubles,
     float_array,
+    integer,
     is_a,
     raise_beyond_float32,
     real,
@@ -21,10 +22,15 @@ from ._checks import (
 )
 from ._histogram import bins_by_part, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
 from ._mode import default_mode
-from ._qparams import FLOAT_CODES, QParams, checked_axes, code_dtype, code_range
+from ._qparams import FLOAT_CODES, FOUR_BITS, MIDDLES, QParams, checked_axes, code_dtype, code_range
 
 # with the options that each takes
-METHODS = {"minmax": set(), "mse": {"importance"}, "percentile": {"percentile"}, "entropy": set()}
+METHODS = {
+    "minmax": {"scale_bits"},
+    "mse": {"importance", "scale_bits"},
+    "percentile": {"percentile"},
+    "entropy": set(),
+}
 METHODS |= {"mx": {"scale_rounding"}, "nvfp4": {"tensor_scale"}}
 PERCENTILE = 99.99
 # Microscaling: the exponent of the largest power of two among the codes, and the bits of their mantissa.
@@ -62,6 +68,12 @@ def choose_qparams(
         Weights of the squares, for method `mse`: finite and not negative, of any magnitude: only ratios count.
     percentile : float, optional
         How much of the values must not saturate, for method `percentile`: above 0, at most 100, 99.99 by default.
+    scale_bits : 4, optional
+        For methods `minmax` and `mse`, int4 or uint4 codes of a matrix (k, n) in blocks along axis 0, of a multiple of
+        4 rows: integer scales, which fold to int8 (`QParams`), of ``4 + 8 / block_size`` bits a weight and one scale a
+        column; products are those of int8. Symmetric blocks have no shifts, and codes are -8 to 7 unless
+        ``narrow_range=True``; others, as of uint4, are the most accurate that 4 bits are here. `mse`: the best scales
+        and shifts of blocks for the column's scale, which is found by descent from 12 starts.
     scale_rounding : {"floor", "even", "rceil"}, optional
         For method `mx`: the scale is the largest power of two of the block over that of the codes, which saturates up
         to a quarter of the range (floor, the standard's own, by default); that of the block rounded to the precision of
@@ -109,6 +121,7 @@ def choose_qparams(
     dtype, x = code_dtype(dtype), float_array(x)
     axis, block_size = checked_axes(axis, block_size)
     check_axis(axis, x)
+    narrow_given = narrow_range
     symmetric, narrow_range = choose_scheme(dtype, symmetric, narrow_range)
     check_codes(method, dtype)
     if method in ("mx", "nvfp4"):
@@ -128,6 +141,9 @@ def choose_qparams(
         counted = new_histogram(x, axis)
         count(counted, x, axis)
         return params_of_counts(counted, method, dtype, (symmetric, narrow_range), axis, value)
+    if options.get("scale_bits") is not None:
+        scheme = symmetric, narrow_given is not None and narrow_range
+        return _integer_scales(x, dtype, (axis, block_size), scheme, method == "mse", **options)
     lo, hi = bounds_of(x, axis, block_size)
     scale, zero_point = params_of_range(lo, hi, dtype, (symmetric, narrow_range))
     if method == "mse" and x.size:
@@ -292,14 +308,53 @@ def outward(bound, direction):
     return np.where(inward, np.nextafter(near, np.float32(direction)), near)
 
 
+# ---- integer scales ----
+
+
+def _integer_scales(x, dtype, axes, scheme, least_squares, scale_bits, importance=None):
+    """Return parameters with integer scales of the blocks of a matrix; with shifts unless symmetric."""
+    axis, block_size = axes
+    if integer(scale_bits, "scale_bits") != 4:
+        raise ValueError(f"scale_bits must be 4, got {scale_bits}")
+    if dtype not in FOUR_BITS or x.ndim != 2 or axis not in (0, -2) or block_size is None or block_size % 4:
+        raise ValueError(
+            "scale_bits needs dtype int4 or uint4, a matrix, axis=0 and a block_size that is a multiple of 4, got "
+            f"dtype {dtype.name}, x with shape {x.shape}, axis={axis}, block_size={block_size}"
+        )
+    symmetric, narrow_range = scheme
+    codes, (k, n) = code_range(dtype, narrow_range), x.shape
+    importance = _checked_importance(importance, x)
+    shape = n, -(-k // block_size)
+    scale, block_scale, block_shift = np.ones(n, np.float32), np.ones(shape, np.uint8), np.zeros(shape, np.int8)
+    step = max(runtime.get_num_threads(), CHUNK // max(k, 1))
+    for first in range(0, n if x.size else 0, step):
+        columns = slice(first, first + step)
+        values = doubles(x[:, columns].T)
+        bounds_of(values, None, None)  # which raises unless they are finite and within float32
+        weights = None if importance is None else doubles(importance[:, columns].T)
+        found = scale[columns], block_scale[columns], block_shift[columns]
+        elementwise.search_integer_scales(
+            values, weights, block_size, codes, MIDDLES[dtype], not symmetric, least_squares, *found
+        )
+    return QParams._folded(
+        scale, dtype, codes, block_size, np.ascontiguousarray(block_scale.T), np.ascontiguousarray(block_shift.T)
+    )
+
+
 # ---- least squares ----
+
+
+def _checked_importance(importance, x):
+    if importance is None:
+        return None
+    importance = spread_weights(importance, x.shape, "importance", "an array of floats")
+    check_weights(importance, "importance", zeros=True)
+    return importance
 
 
 def _refine(x, importance, axes, codes, zero_points, scale, zero_point):
     """Turn scale and zero_point, of minmax, into those of least squares; codes and zero_points are ranges."""
-    if importance is not None:
-        importance = spread_weights(importance, x.shape, "importance", "an array of floats")
-        check_weights(importance, "importance", zeros=True)
+    importance = _checked_importance(importance, x)
     axis, block_size = axes
     rows = [None if a is None else _as_rows(a, axis, block_size) for a in (x, importance)]
     found = [_as_rows(a, axis, block_size) if block_size else a.reshape(-1, 1) for a in (scale, zero_point)]

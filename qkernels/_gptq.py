@@ -67,8 +67,8 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
         Of its inputs x.
     grid : QParams or Codebook, or a tuple (Codebook, scales)
         What `pack` takes: integer codes of at most 16 bits per tensor, per column (``axis=1``) or per block of k
-        (``axis=0, block_size=...``); levels for all values, for each column, or for blocks of k, whose scales are those
-        of `encode` unless they are given.
+        (``axis=0, block_size=...``), also with integer scales, of which `refit` fits those of columns; levels for all
+        values, for each column, or for blocks of k, whose scales are those of `encode` unless they are given.
     order : {"activation", "natural"}
         Inputs that vary most first, or as they stand.
     damp : float
@@ -141,8 +141,17 @@ class _Rounding(Loop):
         grid.keep_zero = bool(zeros.any())
         super().__init__(w, problem, zeros if grid.keep_zero else None)
         self.codes, self.chosen = np.empty(self.w.shape, np.int16), grid
-        self.group = np.ascontiguousarray(grid.group[self.order], np.int32)
+        self.group = np.ascontiguousarray(grid.blocks[self.order], np.int32)
         self._lay_out()
+
+    def run(self, feedback):
+        """Give each weight its code. The grid has no shifts if weights are without them, and errors are the same."""
+        kept, shifts = self.w, self.chosen.shifts()
+        if shifts is not None:
+            self.w = kept - padded(shifts, self.columns)[self.group]
+        loss = super().run(feedback)
+        self.w = kept
+        return loss
 
     def _lay_out(self):
         self.grid = self.codes, self.group, *self.chosen.laid_out(self.columns)
@@ -181,23 +190,33 @@ class _Grid:
         elif is_a(grid, QParams) and scales is None:
             self.params, self.scales = grid, None
             self.scale, self.zero = (_spread(a, grid, w) for a in (grid.scale, grid.zero_point))
+            self.integers = None
+            if grid.block_scale is not None:
+                self.integers = grid.block_scale.astype(np.float32), 2 * grid.block_shift.astype(np.float32)
         else:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
         with np.errstate(over="ignore", under="ignore"):
             self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
         size = self.params.block_size
-        self.group = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
+        self.blocks = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
+        self.group = self.blocks if len(self.scale) > 1 else np.zeros(len(w), np.int64)
         self.keep_zero = False
 
     def has_zero(self):
         """Tell of all columns, or of each, whether 0 is a point of the grid."""
-        return True if is_a(self.params, QParams) else (self.params.levels.reshape(-1, self.params.k) == 0).any(axis=1)
+        if not is_a(self.params, QParams):
+            return (self.params.levels.reshape(-1, self.params.k) == 0).any(axis=1)
+        return True if self.integers is None else (self.integers[1] == 0).all(axis=0)
 
     def laid_out(self, columns):
         """Return what C takes."""
-        scale = padded(self.scale, columns, 1)
         if is_a(self.params, QParams):
-            return scale, padded(self.zero, columns), self.params.qmin, self.params.qmax
+            scale, zero = self.scale, self.zero
+            if self.integers is not None:
+                scale = scale * self.integers[0]
+                zero = np.broadcast_to(zero, scale.shape)
+            return padded(scale, columns, 1), padded(zero, columns), self.params.qmin, self.params.qmax
+        scale = padded(self.scale, columns, 1)
         levels = self.params.levels.reshape(-1, self.params.k)
         self.ranks, thresholds = thresholds_of(levels, np.float32)
         n = self.scale.shape[1]
@@ -207,10 +226,20 @@ class _Grid:
         )
         return scale, levels, thresholds
 
+    def shifts(self):
+        """Return what is added to the values of each block (blocks, n), or None."""
+        if not is_a(self.params, QParams) or self.integers is None:
+            return None
+        return self.scale * self.integers[1]
+
     def units(self, codes):
         """Return what codes (k, n) stand for in units of scales: integers or levels."""
         if is_a(self.params, QParams):
-            return np.float32(codes - self.zero[self.group])
+            units = np.float32(codes - self.zero[self.group])
+            if self.integers is not None:
+                scale, shift = self.integers
+                units = scale[self.blocks] * units + shift[self.blocks]
+            return units
         levels = np.take_along_axis(self.params.levels.reshape(-1, self.params.k), self.ranks.astype(np.intp), axis=1)
         return levels[0 if len(levels) == 1 else np.arange(codes.shape[1]), codes]
 
@@ -236,6 +265,7 @@ class _Grid:
             p = self.params
             fitted = (scale[:, 0] if shared else scale).reshape(p.scale.shape)
             options = dict(axis=p.axis, block_size=p.block_size, narrow_range=p._narrow_range)
+            options |= dict(block_scale=p.block_scale, block_shift=p.block_shift)
             self.params = QParams(fitted, p.zero_point, p.dtype, **options)
 
     def fit_levels(self, h, codes, w):
@@ -292,6 +322,9 @@ def _spread(values, params, w):
         raise ValueError(f"grid must be per tensor, per column or per block of axis 0, got {params!r}")
     k, n = w.shape
     shape = (-(-k // size), n) if size is not None else (n,)
+    if params.block_scale is not None:
+        params.check_shape(w.shape, "w")
+        return values[None]
     if axis is not None and values.shape != shape:
         raise ValueError(f"scale of grid must have shape {shape} to match w {w.shape}, got {values.shape}")
     return np.broadcast_to(values.reshape(-1, n) if axis is not None else values, (shape[0] if size else 1, n))

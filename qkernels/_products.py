@@ -66,8 +66,9 @@ def linear(x, packed, bias=None, *, activation=None, residual=None, clamp=None, 
 
     Products are integer unless the weights are floats. Each row of x is quantized by its own range (`dynamic_quantize`
     with ``axis=0``), which keeps the accuracy that one scale for all rows loses: to uint8, or to int8 if the weights
-    have 4 bits or blocks of rows, int16 if they are int16. With float16 and bfloat16 weights it is not quantized: they
-    are half as many bytes to read as float32, and the arithmetic is that of float32.
+    have 4 bits or blocks of rows (but for integer scales, which make int8 of weights), int16 if they are int16. With
+    float16 and bfloat16 weights it is not quantized: they are half as many bytes to read as float32, and the arithmetic
+    is that of float32.
 
     Parameters
     ----------

@@ -19,7 +19,7 @@ from ._checks import (
     shown,
 )
 from ._mode import default_mode
-from ._value import Value
+from ._value import Value, restored
 
 # Codes that are small floats have no zero point and a largest value instead of a range of integers.
 SMALL_FLOATS = "float8_e4m3fn", "float8_e5m2", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn"
@@ -30,6 +30,8 @@ _RANGES = {t: (-float(ml_dtypes.finfo(t).max), float(ml_dtypes.finfo(t).max)) fo
 _RANGES |= {t: (int(ml_dtypes.iinfo(t).min), int(ml_dtypes.iinfo(t).max)) for t in INT_CODES}
 _BY_NAME = {t.name: t for t in _RANGES}
 AXES = "axis", "block_size"
+FOUR_BITS = SUB_BYTE_CODES[:2]
+MIDDLES = dict(zip(FOUR_BITS, (0, 8), strict=True))  # zero points where scales are integers
 
 
 class QParams(elementwise.Params, Value):
@@ -50,10 +52,16 @@ class QParams(elementwise.Params, Value):
     axis, block_size : int, optional
     narrow_range : bool
         Leave the lowest code out, as in [-127, 127].
+    block_scale, block_shift : arrays of ints of shape (blocks, n), optional
+        Integer scales, 1 to 16, and shifts, -8 to 7 (None: 0), of the blocks of a matrix (k, n) of int4 or uint4 codes,
+        with ``axis=0`` and a `block_size` that is a multiple of 4; `scale` has shape (n,) then. A code stands for
+        ``scale * (block_scale * (code - zero_point) + 2 * block_shift)``, the zero point being 0 of int4 and 8 of
+        uint4. The factor of the scale must be an int8, so that products are those of int8 with one scale a column.
 
     Attributes
     ----------
     scale : float32 scalar or read-only array
+    block_scale, block_shift : uint8 and int8 read-only arrays, or None
     zero_point : int32 scalar or read-only array of the same shape
     dtype : numpy.dtype
     axis, block_size : int or None
@@ -82,9 +90,24 @@ class QParams(elementwise.Params, Value):
 
     @staticmethod
     @default_mode
-    def __new__(cls, scale, zero_point=None, dtype="int8", *, axis=None, block_size=None, narrow_range=False):
+    def __new__(
+        cls,
+        scale,
+        zero_point=None,
+        dtype="int8",
+        *,
+        axis=None,
+        block_size=None,
+        narrow_range=False,
+        block_scale=None,
+        block_shift=None,
+    ):
         dtype = code_dtype(dtype)
         axis, block_size = checked_axes(axis, block_size)
+        if block_scale is not None or block_shift is not None:
+            return cls._of_integer_scales(
+                scale, zero_point, dtype, axis, block_size, narrow_range, block_scale, block_shift
+            )
         scale = _checked_scale(scale, axis, block_size)
         qmin, qmax = code_range(dtype, boolean(narrow_range, "narrow_range"))
         zero_point = _checked_zero_point(zero_point, scale.shape, dtype, qmin, qmax)
@@ -95,18 +118,50 @@ class QParams(elementwise.Params, Value):
         """Make parameters from arrays that hold what they must."""
         return super().__new__(cls, scale, zero_point, dtype, *code_range, axis, block_size)
 
+    @classmethod
+    def _of_integer_scales(cls, scale, zero_point, dtype, axis, block_size, narrow_range, block_scale, block_shift):
+        if dtype not in FOUR_BITS or axis not in (0, -2) or block_size is None or block_size % 4:
+            raise ValueError(
+                "block_scale needs dtype int4 or uint4, axis=0 and a block_size that is a multiple of 4, got dtype "
+                f"{dtype.name}, axis={axis}, block_size={block_size}"
+            )
+        scale = _checked_scale(scale, 1, None)
+        codes = code_range(dtype, boolean(narrow_range, "narrow_range"))
+        block_scale = _checked_small(block_scale, "block_scale", 1, 16, (None, len(scale)))
+        if block_shift is None:
+            block_shift = np.zeros(block_scale.shape, np.int8)
+        block_shift = _checked_small(block_shift, "block_shift", -8, 7, block_scale.shape)
+        middle = MIDDLES[dtype]
+        if zero_point is not None and np.any(as_array(zero_point, "zero_point") != middle):
+            raise ValueError(f"zero_point must be None or {middle} where block_scale is given, got {shown(zero_point)}")
+        return cls._folded(scale, dtype, codes, block_size, block_scale, block_shift)
+
+    @classmethod
+    def _folded(cls, scale, dtype, codes, block_size, block_scale, block_shift):
+        """Make parameters with integer scales of arrays that have their types and shapes."""
+        zero_point = np.full(scale.shape, MIDDLES[dtype], np.int32)
+        made = super().__new__(cls, scale, zero_point, dtype, *codes, 0, block_size, block_scale, block_shift)
+        if not elementwise.folds(made):
+            raise ValueError("block_scale * code + 2 * block_shift must be within [-128, 127] for each code")
+        return made
+
     @default_mode
     def __repr__(self):
         parts = [f"scale={_brief(self.scale)}"]
-        if np.any(self.zero_point):
+        if np.any(self.zero_point) and self.block_scale is None:
             parts.append(f"zero_point={_brief(self.zero_point)}")
         parts.append(f"dtype={self.dtype.name!r}")
         parts += [f"{name}={getattr(self, name)}" for name in ("axis", "block_size") if getattr(self, name) is not None]
         if self._narrow_range:
             parts.append("narrow_range=True")
+        for name in ("block_scale", "block_shift"):
+            if getattr(self, name) is not None:
+                parts.append(f"{name}={_brief(getattr(self, name))}")
         return f"QParams({', '.join(parts)})"
 
     def __reduce__(self):
+        if self.block_scale is not None:
+            return restored, (QParams, self.to_arrays())
         values = smallest(self.scale, self.zero_point)
         return _rebuild, (*values, self.dtype.name, self.axis, self.block_size, self._narrow_range)
 
@@ -119,10 +174,13 @@ class QParams(elementwise.Params, Value):
         dict of str to array
             ``scale`` and ``zero_point`` (their shape; () if all zero points are equal), ``qmin`` () and ``qmax`` (), of
             which no two dtypes have the same, and, if it has them, ``axis`` () and ``block_size`` (). Scales are
-            float16 if that holds them all exactly.
+            float16 if that holds them all exactly. Integer scales add ``blocks``, of their shape: bytes that have
+            ``block_scale - 1`` in their low halves, and ``block_shift`` in the others.
         """
         scale, zero_point = (np.asarray(a) for a in smallest(self.scale, self.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(self.qmin), "qmax": np.array(self.qmax)}
+        if self.block_scale is not None:
+            arrays["blocks"] = dense_blocks(self)
         return arrays | axes_of(self)
 
     @classmethod
@@ -135,14 +193,16 @@ class QParams(elementwise.Params, Value):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("scale", "zero_point", "qmin", "qmax"), AXES)
+        arrays = arrays_named(arrays, ("scale", "zero_point", "qmin", "qmax"), (*AXES, "blocks"))
         codes = tuple(real(array_named(arrays, name, np.int64, np.float64), name) for name in ("qmin", "qmax"))
         found = [(t, n) for t, (lo, hi) in _RANGES.items() for n in (False, True) if codes == (lo + n, hi)]
         if not found or (found[0][1] and found[0][0] in FLOAT_CODES):
             raise ValueError(f"qmin and qmax must be those of a dtype of codes, got {codes}")
         scale = array_named(arrays, "scale", *FLOATS)
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
-        return cls(scale, zero_point, found[0][0], narrow_range=found[0][1], **axes_named(arrays))
+        return cls(
+            scale, zero_point, found[0][0], narrow_range=found[0][1], **axes_named(arrays), **blocks_named(arrays)
+        )
 
     @property
     def _narrow_range(self):
@@ -150,7 +210,8 @@ class QParams(elementwise.Params, Value):
 
     def _key(self):
         values = np.shape(self.scale), self.scale.tobytes(), self.zero_point.tobytes()
-        return *values, self.dtype.name, self.axis, self.block_size, self.qmin
+        blocks = () if self.block_scale is None else (self.block_scale.tobytes(), self.block_shift.tobytes())
+        return *values, self.dtype.name, self.axis, self.block_size, self.qmin, *blocks
 
 
 def _rebuild(scale, zero_point, dtype, axis, block_size, narrow_range):
@@ -184,6 +245,21 @@ def axes_of(value):
 def axes_named(arrays):
     """Return the axis and the block_size that are among arrays by name, as keyword arguments."""
     return {name: number_named(arrays, name) for name in AXES if name in arrays}
+
+
+def dense_blocks(params):
+    """Return integer scales, and their shifts, in a byte each."""
+    return params.block_scale - np.uint8(1) | params.block_shift.view(np.uint8) << np.uint8(4)
+
+
+def blocks_named(arrays):
+    """Return those of arrays by name, if they are among them, as keyword arguments."""
+    if "blocks" not in arrays:
+        return {}
+    blocks = array_named(arrays, "blocks", np.uint8)
+    if blocks.ndim != 2:
+        raise ValueError(f"blocks must have shape (blocks, n), got {blocks.shape}")
+    return {"block_scale": (blocks & 15) + np.uint8(1), "block_shift": blocks.view(np.int8) >> 4}
 
 
 # ---- dtypes of codes ----
@@ -247,6 +323,25 @@ def _checked_zero_point(zero_point, shape, dtype, qmin, qmax):
     if np.count_nonzero(bad):
         raise ValueError(f"zero_point must be within [{qmin}, {qmax}] for {dtype.name}, got {given[bad].flat[0]}")
     return np.broadcast_to(given if given.shape == shape else given.reshape(()), shape).astype(np.int32, order="C")
+
+
+def _checked_small(values, name, least, most, shape):
+    """Return integers of blocks (blocks, n) as int8, or uint8 if none is negative."""
+    given = as_array(values, name)
+    if given.dtype.kind not in "iu" and given.dtype not in INT_CODES:
+        raise TypeError(f"{name} must be an array of integers, got {shown(values)}")
+    if given.ndim != 2 or shape[0] not in (None, len(given)) or (shape[0] is not None and given.shape != shape):
+        expected = "(blocks, n)" if shape[0] is None else shape
+        raise ValueError(f"{name} must have shape {expected}, got {given.shape}")
+    if given.shape[1] != shape[1]:
+        raise ValueError(
+            f"scale must have shape {given.shape[1:]} to match blocks {given.shape} of {name}, got {shape[1:]}"
+        )
+    given = given.astype(np.int32) if given.dtype in SUB_BYTE_CODES else given
+    bad = ~((given >= least) & (given <= most))
+    if np.count_nonzero(bad):
+        raise ValueError(f"{name} must be within [{least}, {most}], got {given[bad].flat[0]}")
+    return given.astype(np.int8 if least < 0 else np.uint8, order="C")
 
 
 def _brief(value):

@@ -10,7 +10,7 @@ from ._bind.weights import Packed
 from ._checks import SMALLEST_SCALE, array_named, arrays_named, as_array, is_a, number_named, refuse_missing
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
-from ._qparams import QParams, code_range, smallest, spread
+from ._qparams import FOUR_BITS, QParams, blocks_named, code_range, dense_blocks, smallest, spread
 from ._quantize import pack_bits, unpack_bits
 from ._value import Frozen, restored
 
@@ -36,7 +36,8 @@ def pack(b, params, *, scales=None):
         QParams of dtype `b.dtype`, per tensor or per column (``axis=1``); codes of up to 8 bits also per block of rows
         and column (``axis=0``, `block_size`), as MXFP4, MXINT8 and NVFP4 are, of which multiples of 4 run fastest, of 2
         and 3 bits of 8 and 16; 8-bit codes fastest with the zero point 0 (int8) or 128 (uint8). Scales of blocks, and
-        of all codes of up to 4 bits, are kept as float16 if that holds them all exactly.
+        of all codes of up to 4 bits, are kept as float16 if that holds them all exactly; integer scales in a byte a
+        block and column, and `linear` gives the bits of the int8 weights that they make.
 
         A codebook of at most 16 levels, for all values, for each column (``axis=1``) or for blocks of rows (``axis=0``,
         `block_size`). Its levels are rounded to int8 multiples of the largest over 127, unless they all are int8
@@ -158,6 +159,8 @@ class PackedMatrix(Packed, Frozen):
             return self._kept
         qmin, qmax, axis, block_size = self._kept
         scale, zero_point = self._columns()
+        if self.dtype in FOUR_BITS and scale.ndim == 1:  # else 4 bits have scales in panels
+            return QParams._folded(scale, self.dtype, (qmin, qmax), block_size, *self._integer_scales())
         if block_size is None:
             scale, zero_point = scale.reshape(-1), zero_point.reshape(-1)
         return QParams._chosen(scale, zero_point, self.dtype, (qmin, qmax), axis, block_size)
@@ -187,10 +190,10 @@ class PackedMatrix(Packed, Frozen):
             ``codes`` (K, N), ``scale`` and ``zero_point`` (their shape in `params`; () if all zero points are equal),
             and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 and 2 bits have
             ``codes`` of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size``
-            () (0 for none) tell the rest, ``bits`` () unless it is 4, and ``floats`` (), which float4_e2m1fn has. A
-            codebook has such ``codes``, ``shape``, ``bits`` (2 or 3, unless it is 4), ``levels``, and, if it has
-            blocks, ``block_size`` and ``scales``. Floats are ``weights`` (K, N) alone:
-            float16, or uint16 that holds the bits of bfloat16.
+            () (0 for none) tell the rest, ``bits`` () unless it is 4, ``floats`` (), which float4_e2m1fn has, and
+            ``blocks``, the integer scales as `QParams.to_arrays` has them. A codebook has such ``codes``, ``shape``,
+            ``bits`` (2 or 3, unless it is 4), ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats
+            are ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
 
             Scales are float16 if that holds them all exactly, else float32; zero points have the smallest integer type
             that does.
@@ -209,6 +212,8 @@ class PackedMatrix(Packed, Frozen):
         if p.dtype not in BITS:
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
         signed, floats = p.dtype in (INTEGERS[2, True], INTEGERS[4, True], FLOAT4), p.dtype == FLOAT4
+        if p.block_scale is not None:
+            arrays["blocks"] = dense_blocks(p)
         kinds = {"signed": np.array(signed), "block_size": np.array(p.block_size or 0)}
         return self._dense(BITS[p.dtype]) | kinds | arrays | ({"floats": np.array(True)} if floats else {})
 
@@ -241,13 +246,23 @@ class PackedMatrix(Packed, Frozen):
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
+        if "blocks" in arrays and block_size is None:
+            raise ValueError("block_size must be at least 4 where there are blocks, integer scales, got none")
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + (codes.dtype != FLOAT4)):
             raise ValueError(f"qmin must be {lowest} or {lowest + 1} for codes of {codes.dtype}, got {qmin}")
         zero_point = spread(array_named(arrays, "zero_point"), scale.shape)
         axis, narrow = 0 if block_size else 1 if scale.ndim else None, qmin != lowest
-        params = QParams(scale, zero_point, codes.dtype, axis=axis, block_size=block_size, narrow_range=narrow)
+        params = QParams(
+            scale,
+            zero_point,
+            codes.dtype,
+            axis=axis,
+            block_size=block_size,
+            narrow_range=narrow,
+            **blocks_named(arrays),
+        )
         return cls(codes, params)
 
     @classmethod
@@ -266,7 +281,7 @@ NEEDED = {
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales", "floats", "bits"}
+OPTIONAL = {"levels", "block_size", "scales", "floats", "bits", "blocks"}
 
 
 def bits_of(count):
@@ -331,6 +346,10 @@ def _check_weights(b, params):
             raise ValueError(f"b must hold codes from {params.qmin} on, as params have a narrow range, got {least}")
     if params.axis in (-1, -2):
         codes, axis = (params.qmin, params.qmax), params.axis + 2
+        if params.block_scale is not None:
+            return QParams._folded(
+                params.scale, params.dtype, codes, params.block_size, params.block_scale, params.block_shift
+            )
         return QParams._chosen(params.scale, params.zero_point, params.dtype, codes, axis, params.block_size)
     return params
 

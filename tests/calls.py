@@ -17,6 +17,7 @@ PARAMS, UNSIGNED = qk.QParams(0.5), qk.QParams(0.25, 3, "uint8")
 BOOK, BLOCKS = qk.Codebook([-1, 0, 1, 2]), qk.Codebook([-1, 0, 1, 2], axis=0, block_size=2)
 VECTORS, FLOAT8 = qk.Codebook([[0, 0], [4, 4]], vector=True), qk.QParams(2, dtype="float8_e5m2")
 WEIGHTS, SUMS = np.uint8(W % 4), np.int32([[1, 2, 3]])
+INTEGERS = dict(axis=0, block_size=4, block_scale=[[1, 2, 3]], block_shift=[[0, -1, 2]])
 PACKED = {
     "int8": qk.pack(W, PARAMS),
     "uint8": qk.pack(W.view(np.uint8), qk.QParams(0.5, 3, "uint8")),
@@ -27,6 +28,7 @@ PACKED = {
     "float16": qk.pack(W.astype(np.float16), None),
     "codebook": qk.pack(WEIGHTS, BOOK),
     "blocks of 8 bits": qk.pack(W, qk.QParams(np.ones((2, 3)), [[1, 2, 3], [0, 0, 1]], axis=0, block_size=2)),
+    "folded": qk.pack(W.astype(ml_dtypes.int4), FOLDED := qk.QParams(ROW, dtype="int4", **INTEGERS)),
     "blocks": qk.pack(WEIGHTS, BLOCKS, scales=np.ones((2, 3), np.float32)),
 }
 
@@ -79,7 +81,8 @@ for packed in CONVS:
 valid("QParams", scale=[0.5, 1], zero_point=[1, 2], dtype="uint8", axis=0, block_size=None, narrow_range=False)
 valid("QParams", scale=0.5, zero_point=0, dtype="float8_e4m3fn")
 valid("QParams", scale=[[0.5, 1]], axis=1, block_size=4)
-for params in PARAMS, UNSIGNED, FLOAT8, qk.QParams([[0.5, 1]], axis=1, block_size=4, narrow_range=True):
+valid("QParams", scale=ROW, dtype="uint4", **INTEGERS)
+for params in PARAMS, UNSIGNED, FLOAT8, FOLDED, qk.QParams([[0.5, 1]], axis=1, block_size=4, narrow_range=True):
     valid("QParams.from_arrays", arrays=params.to_arrays())
 valid("allocate_bits", errors=X, sizes=X[1] + 2, budget=8.5)
 valid("attention", q=X, k=X, v=X, heads=2, starts=[0, 1, 2], scale=0.5, out=lambda: out((2, 4)))
@@ -88,6 +91,7 @@ valid("attention", q=Q, k=U, v=Q, heads=2, params=(PARAMS, UNSIGNED, PARAMS), ou
 least = dict(method="mse", importance=np.abs(X) + 1)
 valid("choose_qparams", x=X, dtype="int8", axis=0, block_size=2, symmetric=True, narrow_range=True, **least)
 valid("choose_qparams", x=X, dtype="float8_e4m3fn")
+valid("choose_qparams", x=X, dtype="uint4", axis=0, block_size=4, scale_bits=4, **least)
 valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=1, block_size=2, method="mx", scale_rounding="even")
 valid("choose_qparams", x=X, dtype="float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5)
 valid("choose_qparams", x=X, dtype="uint8", axis=1, method="percentile", percentile=99.0)
@@ -95,6 +99,7 @@ valid("choose_qparams", x=X, dtype="int4", method="entropy")
 valid("decode", codes=U % 4, codebook=BLOCKS, scales=np.ones((1, 4), np.float32), out=lambda: out((2, 4)))
 valid("decode", codes=U % 2, codebook=VECTORS, out=lambda: out((2, 8)))
 valid("dequantize", q=Q, params=PARAMS, dtype="float16", out=lambda: out((2, 4), np.float16))
+valid("dequantize", q=W.astype(ml_dtypes.int4), params=FOLDED, out=lambda: out((4, 3)))
 valid("dequantize", q=X.astype(ml_dtypes.float8_e5m2), params=FLOAT8, dtype=np.float32, out=lambda: out((2, 4)))
 valid("distance_tables", queries=X, codebook=VECTORS)
 valid("dynamic_quantize", x=X, dtype="uint8", axis=0, symmetric=False)
@@ -104,6 +109,7 @@ valid("encode", x=X, codebook=BLOCKS, rounding="stochastic", seed=5)
 valid("encode", x=X, codebook=VECTORS)
 valid("encode", x=X.astype(float), codebook=BOOK)
 valid("fake_quantize", x=X, params=PARAMS, out=lambda: out((2, 4)))
+valid("fake_quantize", x=W / np.float32(7), params=FOLDED, out=lambda: out((4, 3)))
 valid("fake_quantize", x=X, params=FLOAT8, out=lambda: out((2, 4)))
 valid("fake_quantize", x=X, params=PARAMS, rounding="stochastic", seed=1, out=lambda: out((2, 4)))
 valid("fake_quantize_grad", grad=X, x=X, params=PARAMS, edge="clipped")
@@ -116,6 +122,7 @@ valid("get_include")
 valid("get_num_threads")
 way = dict(order="natural", damp=0.5, center=False, refine=1, refit=True)
 valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=qk.QParams([0.5, 1, 2], axis=1), **way)
+valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=FOLDED, **way)
 valid("gptq", w=W / np.float32(7), hessian=HESSIAN, grid=(BLOCKS, np.ones((2, 3), np.float32)))
 valid("io.save and load", arrays={"layer": {"w": PACKED["int4"], "bias": ROW}, "x": UNSIGNED, "book": BOOK})
 valid("kmeans", x=X, k=2, weights=[1, 2], init="random", n_init=2, max_iter=3, tol=1e-3, rng=0, callback=None)

@@ -165,6 +165,9 @@ CALLS = {
     "from_gguf, codes of levels": """
         x = codes(18 * 2**24, dtype=np.uint8); x = np.where(x > 100, 0, x).astype(np.uint8)
         call = lambda: qk.from_gguf(x, 'IQ4_NL', codes=True)""",
+    "choose_qparams, integer scales": """
+        x = np.repeat(floats(4096), 2048).reshape(4096, 2048)
+        call = lambda: qk.choose_qparams(x, 'uint4', axis=0, block_size=32, method='mse', scale_bits=4)""",
     "choose_qparams, microscaling": """
         x = floats(2**14, 2**14)
         call = lambda: [qk.choose_qparams(x, 'float4_e2m1fn', axis=0, method='mx') for _ in range(9)]""",

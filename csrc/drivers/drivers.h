@@ -45,6 +45,14 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
 
 /* ---- integer products ---- */
 
+/* What weights of 4 bits that fold to int8 have in place of panels of int8 (folded.c): the same for every instruction
+ * set. Panels of 32 columns; of a panel a record each block (generic/folded.h). */
+typedef struct {
+    size_t block, blocks, panel_bytes; /* rows of a block, a multiple of 4; 0: weights are no such */
+    int flip;                          /* code ^ flip is what is stored */
+    uint8_t *panels;                   /* aligned to 64 */
+} qk_folded;
+
 /* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
 typedef struct {
     const qk_kernels *kernels;
@@ -54,7 +62,33 @@ typedef struct {
     size_t steps, count, panel_bytes; /* of a panel: k_pad / kr; how many panels: n_pad / nr */
     int8_t *panels;                   /* aligned to 64 */
     int32_t *colsum;                  /* of the stored codes */
+    qk_folded folded;
 } qk_gemm8_weights;
+
+/* 4-bit weights with integer scales (numerics 33): a matrix as qk_weights_init has it; bytes of the panels; then panels
+ * and colsum, where it returns max over columns of sum |b'|, or QK_INTERRUPTED. */
+void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m);
+size_t qk_folded_bytes(const qk_gemm8_weights *p);
+int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m);
+int qk_folded_unpack(const qk_gemm8_weights *p, void *b);
+/* Scales and shifts of blocks (blocks, n). */
+void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift);
+
+/* Integer scales of weights (k, n) in blocks of rows, and the codes that these have, QK_I4 or QK_U4. */
+typedef struct {
+    size_t k, n, block;
+    const float *scale;         /* (n,) */
+    const uint8_t *block_scale; /* (ceil(k / block), n), as the next */
+    const int8_t *block_shift;
+    qk_dtype codes;
+    int qmin, qmax;
+} qk_integer_scales;
+
+/* Whether all of them are such: scales as everywhere, those of blocks 1 .. 16, shifts -8 .. 7, weights int8. */
+int qk_fold_fits(const qk_integer_scales *p);
+/* The int8 that codes fold to; codes of x, QK_F32 or QK_F64, half to even or away. */
+int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p);
+int qk_quantize_folded(const void *x, qk_dtype from, uint8_t *codes, const qk_integer_scales *p, qk_rounding rounding);
 
 /* Return those of k's products that are faster on weights b (rows, cols), for qk_gemm8_init, or NULL. */
 const qk_gemm8_kernels *qk_gemm8_kernels_for(const qk_kernels *k, const void *b, ptrdiff_t row_stride,
@@ -336,7 +370,14 @@ typedef struct {
 
 /* ---- weights of any kind ---- */
 
-typedef enum { QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE } qk_family; /* whose products multiply them */
+typedef enum {
+    QK_GEMM8,
+    QK_GEMM4,
+    QK_FOLDED,
+    QK_GEMMF16,
+    QK_GEMM16,
+    QK_DEPTHWISE
+} qk_family; /* whose products multiply them */
 
 /* Panels, and what else products read, in one piece of memory. Column arrays have n_pad entries. */
 struct qk_weights {
@@ -415,6 +456,18 @@ typedef struct {
  * memory ran out, or QK_INTERRUPTED. */
 int qk_refine(const qk_least_squares *p, size_t rows, const double *x, const double *importance, float *scale,
               int32_t *zero_point);
+
+/* Integer scales of columns of k values in blocks, for codes qmin .. qmax, `middle` being the one of 0: by the range,
+ * or by least squares; with shifts, or these are 0. */
+typedef struct {
+    size_t k, block;
+    int qmin, qmax, middle, shifts, least_squares;
+} qk_integer_search;
+
+/* Finds those of x (columns, k), finite and within float32: scale (columns,), block_scale and block_shift (columns,
+ * blocks). importance as of qk_refine. Returns as it does. */
+int qk_search_integer_scales(const qk_integer_search *p, size_t columns, const double *x, const double *importance,
+                             float *scale, uint8_t *block_scale, int8_t *block_shift);
 
 /* ---- k-means ---- */
 

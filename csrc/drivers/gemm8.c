@@ -171,16 +171,6 @@ int qk_gemm8_unpack(const qk_gemm8_weights *p, void *b)
 
 /* ---- the product ---- */
 
-/* What a task knows of its block of rows. */
-struct qk_row_block {
-    const char *a;
-    int32_t zero[MAX_ROWS], term[MAX_ROWS];
-    float scale[MAX_ROWS];
-    double wide_scale[MAX_ROWS]; /* qk_row_scale */
-    int any_wide;
-    _Alignas(64) char rows[]; /* of a', unless they stay in place */
-};
-
 /* What zero points need of row i, whose codes are `a`: its own, and (only where b has zero points) its sum. */
 static void describe_row(const product *g, row_block *block, size_t i, const uint8_t *a, int32_t zero, uint8_t flip)
 {
@@ -301,7 +291,7 @@ static void scale_codes(const product *g, row_block *block, size_t rows)
     for (size_t i = 0; i < rows; i++) block->scale[i] = scale, block->wide_scale[i] = block->any_wide ? scale : 0;
 }
 
-static int take_rows(const void *context, void *memory, size_t first, size_t rows)
+int qk_take_rows(const void *context, void *memory, size_t first, size_t rows)
 {
     const product *g = context;
     row_block *block = memory;
@@ -508,6 +498,14 @@ static int are_half_codes(const product *g, size_t col)
         g->source->type != QK_FLOATS && !g->source->zero_point_per_row && !is_long(g->b);
 }
 
+/* What is kept of a panel, and of each. */
+static const int8_t *kept_panel(const qk_gemm8_weights *b, size_t panel)
+{
+    return b->folded.block ? (const int8_t *)b->folded.panels + panel * b->folded.panel_bytes
+                           : b->panels + panel * b->panel_bytes;
+}
+static size_t kept_bytes(const qk_gemm8_weights *b) { return b->folded.block ? b->folded.panel_bytes : b->panel_bytes; }
+
 /* While a panel is multiplied with the rows of a block, their tiles ask for the next, each for a part of it: it may
  * come from memory. The last asks for the first, with which the next block begins. Of rows that are a single tile there
  * is no time for that. */
@@ -524,16 +522,16 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
     if (k->gemm8_whole_tile && rows > (size_t)k->ask_rows && b->k_pad >= LONG)
-        ahead.step = ceil_div(b->panel_bytes, b->steps * ceil_div(rows, mr));
+        ahead.step = ceil_div(kept_bytes(b), b->steps * ceil_div(rows, mr));
     qk_tile t;
     if (!plain || b->n < b->n_pad) t = qk_tile_of_product(g);
     const int once = k->gemm8_begin && !is_long(b);
     if (once) k->gemm8_begin(rows);
     for (size_t panel = begin; panel < end; panel++) {
-        const int8_t *codes = b->panels + panel * b->panel_bytes;
+        const int8_t *codes = g->unfold_at ? qk_unfold(g, memory, panel) : kept_panel(b, panel);
         const size_t col = panel * nr;
-        ahead.read = panel + 1 < b->count ? codes + b->panel_bytes : b->panels;
-        if (rows <= mr && !ahead.step) ask_for_pages(ahead.read, b->panel_bytes);
+        ahead.read = kept_panel(b, panel + 1 < b->count ? panel + 1 : 0);
+        if (rows <= mr && !ahead.step) ask_for_pages(ahead.read, kept_bytes(b));
         if (wide) k->gemm8_widen_panel(codes, b->steps, wide);
         const int direct = plain && col + nr <= b->n, half = are_half_codes(g, col);
         const size_t ldc = direct ? ahead.row_stride / sizeof *acc : nr;
@@ -776,6 +774,7 @@ static void lay_out(product *g)
     const size_t lda = g->source->m < MANY_ROWS ? whole : qk_apart(whole);
     const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
     g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
+    if (b->folded.block && qk_unfolds(g)) g->walk.block_bytes = UNFOLDED_BYTES;
     qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);
@@ -783,10 +782,11 @@ static void lay_out(product *g)
         g->spare_at = qk_plus(g->walk.bytes, round_up(qk_times(lda, g->walk.block_rows), 64));
         g->walk.bytes = qk_plus(g->spare_at, round_up(b->k_pad, 64) + 64);
     }
-    if (k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b) && !g->column.wide) {
+    if (!b->folded.block && k->gemm8_widen_panel && g->walk.block_rows >= WIDE_ROWS && !is_long(b) && !g->column.wide) {
         g->wide_at = g->walk.bytes;
         g->walk.bytes = qk_plus(g->wide_at, wide);
     }
+    if (b->folded.block) qk_lay_out_folded(g);
 }
 
 /* What sums start from: a bias, or NULL, less what the zero point that rows share adds to each column. */
@@ -849,13 +849,13 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
 {
     QK_DEFAULT_MODE;
     if (source->m == 0 || b->n == 0) return 1;
-    product g = {.walk = {.m = source->m, .take_rows = take_rows, .multiply = multiply},
+    product g = {.walk = {.m = source->m, .take_rows = qk_take_rows, .multiply = multiply},
                  .source = source,
                  .b = b,
                  .epilogue = epilogue,
                  .requant = qk_requant_of(epilogue)};
     g.a_shift = source->type == QK_CODES_I8 ? 128 : 0;
-    const int column = b->n == 1 && source->m >= COLUMN_ROWS ? take_column(&g) : 0;
+    const int column = b->n == 1 && source->m >= COLUMN_ROWS && !b->folded.block ? take_column(&g) : 0;
     if (column < 0) return column;
     if (column) g.walk.multiply = multiply_column;
     g.in_place = stay_in_place(&g, column);

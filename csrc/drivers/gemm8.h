@@ -6,7 +6,17 @@
 #include "drivers/scales.h"
 #include "drivers/walk.h"
 
-typedef struct qk_row_block row_block;
+/* What a task knows of its block of rows. */
+typedef struct qk_row_block {
+    const char *a;
+    int32_t zero[MAX_ROWS], term[MAX_ROWS];
+    float scale[MAX_ROWS];
+    double wide_scale[MAX_ROWS]; /* qk_row_scale */
+    int any_wide;
+    _Alignas(64) char rows[]; /* of a', unless they stay in place */
+} row_block;
+
+enum { UNFOLDED_BYTES = 512 * 1024 }; /* rows of a block, for each of which a panel of folded weights is unfolded */
 
 typedef struct {
     walk walk;
@@ -26,7 +36,12 @@ typedef struct {
     size_t wide_at;    /* and a panel, if the tile wants it widened; else 0 */
     qk_window window;  /* of rows that stay lines of an image, with its padding around; no lines: they do not */
     size_t line_bytes; /* of such a line */
+    /* Of folded weights (folded.c): where a panel of int8 is made in the memory of a task, or 0; else where the sums of
+     * rows' codes are, so many of a row. */
+    size_t unfold_at, sums_at, ld_sums;
 } product;
+
+int qk_take_rows(const void *product, void *memory, size_t first, size_t rows);
 
 /* How sums become codes: ReLU is a bound of these. */
 qk_requant qk_requant_of(const qk_epilogue *epilogue);
@@ -40,5 +55,10 @@ void qk_move_to_panel(const product *g, size_t col, qk_tile *t);
  * has no b_zero and its rows share a zero point. */
 void qk_store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
                    int32_t *acc, qk_tile *t);
+
+/* Of folded weights: whether a product makes panels of int8; its layout, the rest of which is known; such a panel. */
+int qk_unfolds(const product *g);
+void qk_lay_out_folded(product *g);
+const int8_t *qk_unfold(const product *g, void *memory, size_t panel);
 
 #endif

@@ -17,6 +17,7 @@ static int is_half(qk_dtype type) { return type == QK_F16 || type == QK_BF16; }
 
 size_t qk_scale_count(const qk_matrix *m)
 {
+    if (m->block_scale) return m->n;
     if (m->kind == QK_PER_TENSOR) return 1;
     return m->kind == QK_PER_AXIS ? m->n : qk_times(ceil_div(m->k, m->block), m->n);
 }
@@ -57,6 +58,23 @@ static int has_good_params(const qk_matrix *m)
     return m->scale && scales_are_good(m->scale, count, FLT_MIN) && zero_points_fit(m->zero_point, count, m->type);
 }
 
+static int has_good_integer_scales(const qk_matrix *m)
+{
+    if (!is_small(m->type) || m->kind != QK_PER_BLOCK || m->block % 4 || !m->block_shift || !m->scale ||
+        m->zero_point || m->levels || qk_times(ceil_div(m->k, m->block), m->n) > PTRDIFF_MAX)
+        return 0;
+    const qk_integer_scales scales = {.k = m->k,
+                                      .n = m->n,
+                                      .block = m->block,
+                                      .scale = m->scale,
+                                      .block_scale = m->block_scale,
+                                      .block_shift = m->block_shift,
+                                      .codes = m->type,
+                                      .qmin = least_code(m->type),
+                                      .qmax = most_code(m->type)};
+    return qk_fold_fits(&scales);
+}
+
 static int is_good(const qk_matrix *m)
 {
     const int known =
@@ -64,6 +82,7 @@ static int is_good(const qk_matrix *m)
     if (!known || (unsigned)m->kind > QK_PER_BLOCK || (m->kind == QK_PER_BLOCK && !m->block)) return 0;
     if ((m->k && m->n && !m->b) || qk_scale_count(m) > PTRDIFF_MAX / sizeof(float)) return 0;
     if (is_half(m->type)) return !m->scale && !m->zero_point && !m->levels && m->kind == QK_PER_TENSOR;
+    if (m->block_scale || m->block_shift) return m->block_scale && has_good_integer_scales(m);
     return m->levels ? has_good_levels(m) : has_good_params(m);
 }
 
@@ -74,12 +93,13 @@ static qk_family family_of(const qk_matrix *m, size_t height)
     if (height) return QK_DEPTHWISE;
     if (is_half(m->type)) return QK_GEMMF16;
     if (m->type == QK_I16) return QK_GEMM16;
+    if (m->block_scale) return QK_FOLDED;
     return is_small(m->type) || m->levels || m->kind == QK_PER_BLOCK ? QK_GEMM4 : QK_GEMM8;
 }
 
 static int has_zeros(const qk_matrix *m)
 {
-    const size_t count = m->scale ? qk_scale_count(m) : 0;
+    const size_t count = m->scale && m->zero_point ? qk_scale_count(m) : 0;
     int any = 0;
     for (size_t i = 0; i < count; i++) any |= m->zero_point[i] != 0;
     return any;
@@ -99,6 +119,11 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
             gemm8 = qk_gemm8_kernels_for(kernels, m->b, m->row_stride, m->col_stride, m->k, m->n, is_unsigned);
         qk_gemm8_init(&w->gemm8, kernels, gemm8, m->k, m->n, is_unsigned);
         w->n_pad = w->gemm8.n_pad, w->panel_bytes = qk_gemm8_bytes(&w->gemm8);
+        column_bytes = sizeof *w->gemm8.colsum;
+        break;
+    case QK_FOLDED:
+        qk_folded_init(&w->gemm8, m);
+        w->n_pad = w->gemm8.n_pad, w->panel_bytes = qk_folded_bytes(&w->gemm8);
         column_bytes = sizeof *w->gemm8.colsum;
         break;
     case QK_GEMM4:
@@ -132,7 +157,7 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
 /* Keeps scales and zero points of columns, padded to whole panels, in memory for them. */
 static void keep_columns(qk_weights *w, const qk_matrix *m, void *memory)
 {
-    const size_t step = m->kind == QK_PER_AXIS, count = step ? w->n : 1;
+    const size_t step = m->kind != QK_PER_TENSOR, count = step ? w->n : 1;
     if (!m->scale) return;
     w->scale = memory, w->zero_point = w->has_zeros ? (int32_t *)(w->scale + w->n_pad) : NULL;
     for (size_t i = 0; i < w->n_pad; i++) w->scale[i] = i < w->n ? m->scale[i * step] : 0;
@@ -152,6 +177,14 @@ static qk_status fill_gemm8(qk_weights *w, const qk_matrix *m)
     if (w->scale && !w->zero_point && !none) return QK_NO_MEMORY;
     w->bound = qk_gemm8_pack(&w->gemm8, m->b, m->row_stride, m->col_stride, none ? none : w->zero_point);
     free(none);
+    return w->bound < 0 ? (qk_status)w->bound : QK_OK;
+}
+
+static qk_status fill_folded(qk_weights *w, const qk_matrix *m)
+{
+    w->gemm8.folded.panels = w->memory, w->gemm8.colsum = (int32_t *)((char *)w->memory + w->panel_bytes);
+    keep_columns(w, m, w->gemm8.colsum + w->n_pad);
+    w->bound = qk_folded_pack(&w->gemm8, m);
     return w->bound < 0 ? (qk_status)w->bound : QK_OK;
 }
 
@@ -178,6 +211,7 @@ qk_status qk_weights_fill(qk_weights *w, const qk_matrix *m, void *memory)
     QK_DEFAULT_MODE;
     w->memory = memory;
     if (w->family == QK_GEMM8) return fill_gemm8(w, m);
+    if (w->family == QK_FOLDED) return fill_folded(w, m);
     if (w->family == QK_GEMM16) return status_of(fill_gemm16(w, m));
     if (w->family == QK_DEPTHWISE) return fill_depthwise(w, m);
     if (w->family == QK_GEMM4) {
@@ -195,6 +229,7 @@ int qk_weights_unpack(const qk_weights *w, void *b)
     switch (w->family) {
     case QK_GEMM8: return qk_gemm8_unpack(&w->gemm8, b);
     case QK_GEMM4: return qk_gemm4_unpack(&w->gemm4, b);
+    case QK_FOLDED: return qk_folded_unpack(&w->gemm8, b);
     case QK_GEMMF16: return qk_gemmf16_unpack(&w->gemmf16, b);
     case QK_DEPTHWISE: return qk_depthwise_unpack(w, b);
     default: return qk_gemm16_unpack(&w->gemm16, b);
@@ -278,13 +313,14 @@ size_t qk_most_rows(const qk_gemm4_weights *p)
 static int could_overflow(const qk_weights *w, int64_t largest, int64_t bias)
 {
     if (w->family == QK_GEMM4) return w->gemm4.block > qk_most_rows(&w->gemm4);
-    return w->family == QK_GEMM8 && w->bound * largest + bias > INT32_MAX;
+    return (w->family == QK_GEMM8 || w->family == QK_FOLDED) && w->bound * largest + bias > INT32_MAX;
 }
 
 int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue)
 {
     switch (w->family) {
-    case QK_GEMM8: return qk_gemm8(rows, &w->gemm8, epilogue);
+    case QK_GEMM8:
+    case QK_FOLDED: return qk_gemm8(rows, &w->gemm8, epilogue);
     case QK_GEMM4: return qk_gemm4_linear(rows->a, rows->row_stride, rows->m, &w->gemm4, epilogue);
     case QK_GEMMF16: return qk_gemmf16_linear(rows->a, rows->row_stride, rows->m, &w->gemmf16, epilogue);
     default: return qk_gemm16(rows, &w->gemm16, epilogue);

@@ -157,6 +157,7 @@ typedef struct qk_weights qk_weights;
  *   QK_I8, QK_U8          codes with scales per tensor, per column (QK_PER_AXIS) or per block of rows and column
  *   QK_I4, QK_U4          the same, kept two a byte
  *   QK_I2, QK_U2          the same, kept four a byte
+ *                         with `block_scale`, 4 bits with integer scales, which fold to int8 (numerics 33)
  *   QK_I16                codes with scales per tensor or per column
  *   QK_F16, QK_BF16       floats, which are finite, without scales
  *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept at 4 bits, of 8 levels at 3 (unless blocks
@@ -176,6 +177,11 @@ typedef struct {
     const int32_t *zero_point; /* of the same shape; NULL: 0 */
     const float *levels;       /* (level_count,), or with QK_PER_AXIS (n, level_count): of each column */
     size_t level_count;
+    /* Of QK_I4 and QK_U4 per block, or NULL: w = scale * (block_scale * c + 2 * block_shift), where c is the code, or
+     * the code - 8 of QK_U4, and the factor of scale is an int8. Then scale has shape (n,), these have (ceil(k /
+     * block), n), 1 .. 16 and -8 .. 7; blocks are multiples of 4 rows; there are no zero points. */
+    const uint8_t *block_scale;
+    const int8_t *block_shift;
 } qk_matrix;
 
 QK_API qk_status qk_weights_new(const qk_matrix *matrix, qk_weights **weights);

@@ -156,13 +156,30 @@ typedef struct {
     const qk_ahead *ahead;            /* what tiles of bytes ask for, or NULL: for what follows in the panel */
     int byte_scales;                  /* scales are bytes: shifted left by 20, the bits of floats, times scale_unit */
     float scale_unit;
-    int bits, column_levels;          /* of 2 and 3 bits only; the panel begins with levels of each column */
+    int bits, column_levels; /* of 2 and 3 bits only; the panel begins with levels of each column */
 } qk_gemm4_panel;
 
 static inline size_t qk_scales_bytes(const qk_gemm4_panel *p)
 {
     return QK_GEMM4_NR * (p->byte_scales ? 1 : p->half_scales ? 2 : 4);
 }
+
+/* Whole blocks of a panel of weights that fold to int8 (numerics 33): see qk_folded. */
+enum {
+    QK_FOLDED_CHUNK = 32, /* rows of a block whose codes of a are summed up together */
+    QK_FOLDED_STEP = QK_GEMM4_NR * QK_GEMM4_KR / 2
+};
+typedef struct {
+    const uint8_t *codes, *params;
+    size_t blocks, steps, last_steps; /* steps of a block, and of the last */
+} qk_folded_panel;
+
+/* The scale and the shift of a column, in a byte of a record (generic/folded.h). */
+static inline int qk_block_scale(uint8_t params) { return (params & 15) + 1; }
+static inline int qk_block_shift(uint8_t params) { return ((params >> 4) ^ 8) - 8; }
+
+/* Sums of a row's codes that a block has. */
+static inline size_t qk_chunks_of(size_t steps) { return ceil_div(steps * QK_GEMM4_KR, QK_FOLDED_CHUNK); }
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time */
@@ -273,6 +290,8 @@ struct qk_kernels {
     int (*available)(void);                      /* on this CPU */
     const qk_gemm8_kernels *gemm8, *gemm8_small; /* of small weights, faster on those (numerics 6), or NULL */
     const qk_gemm4_kernels *gemm4;
+    const qk_folded_kernels *folded;
+    const qk_gemm8_kernels *gemm8_folded; /* which reads rows, and finishes tiles, as folded has them */
     const qk_gemm16_kernels *gemm16;
     const qk_gemmf16_kernels *gemmf16;
     const qk_elementwise_kernels *elementwise;
@@ -290,6 +309,8 @@ extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, 
 /* Families that other instruction sets borrow. */
 extern const qk_gemm8_kernels qk_gemm8_avx512vnni;
 extern const qk_gemm4_kernels qk_gemm4_avx2, qk_gemm4_avx512vnni;
+extern const qk_gemm8_kernels qk_gemm8_small_avx2;
+extern const qk_folded_kernels qk_folded_avx2, qk_folded_avx512vnni;
 extern const qk_gemm16_kernels qk_gemm16_avx2, qk_gemm16_avx512vnni;
 extern const qk_gemmf16_kernels qk_gemmf16_avx2, qk_gemmf16_avx512;
 extern const qk_elementwise_kernels qk_elementwise_avx2, qk_elementwise_avx512;

@@ -162,15 +162,42 @@ cdef extern from "drivers/drivers.h" nogil:
         const int32_t *zero_point
         const float *levels
         size_t level_count
+        const uint8_t *block_scale
+        const int8_t *block_shift
+
+    ctypedef struct qk_folded:
+        size_t blocks
+    ctypedef struct qk_gemm8_weights:
+        qk_folded folded
+    void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
+
+    ctypedef struct qk_integer_search:
+        size_t k, block
+        int qmin, qmax, middle, shifts, least_squares
+    int qk_search_integer_scales(const qk_integer_search *p, size_t columns, const double *x, const double *importance,
+                                 float *scale, uint8_t *block_scale, int8_t *block_shift) except -3
+
+    ctypedef struct qk_integer_scales:
+        size_t k, n, block
+        const float *scale
+        const uint8_t *block_scale
+        const int8_t *block_shift
+        qk_dtype codes
+        int qmin, qmax
+    int qk_fold_fits(const qk_integer_scales *p)
+    int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p) except -3
+    int qk_quantize_folded(const void *x, qk_dtype from_, uint8_t *codes, const qk_integer_scales *p,
+                           qk_rounding rounding) except -3
 
     ctypedef struct qk_gemm4_weights:
         size_t block, blocks
         int bits
     ctypedef enum qk_family:
-        QK_GEMM8, QK_GEMM4, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE
+        QK_GEMM8, QK_GEMM4, QK_FOLDED, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE
     ctypedef struct qk_weights:
         qk_family family
         size_t k, n, n_pad, bytes
+        qk_gemm8_weights gemm8
         qk_gemm4_weights gemm4
         float *scale
         int32_t *zero_point

@@ -12,6 +12,7 @@ cdef class Params:
     cdef qk_dtype storage
     cdef readonly object scale, zero_point, dtype, axis, block_size, qmin, qmax
     cdef readonly bint codes_are_floats
+    cdef readonly object block_scale, block_shift   # (blocks, n) of integer scales, or None
     cdef object reciprocal
     cdef int c_axis
     cdef float one_scale

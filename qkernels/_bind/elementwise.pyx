@@ -3,7 +3,7 @@
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int8_t, uint8_t, uint64_t
 from libc.string cimport memset
 
 import numpy as np
@@ -22,10 +22,11 @@ from .arrays cimport (
 )
 from .c cimport (
     qk_block_magnitudes, qk_choose, qk_dequantize, qk_enter_scope, QK_F8_E4M3, qk_fake_grad, qk_fake_grad_sums,
-    qk_fake_quantize, qk_fake_quantize_floats, qk_fake_quantize_grad, QK_HALF_AWAY, QK_HALF_EVEN, QK_I32,
-    qk_least_squares, qk_micro, qk_micro_scales, qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize,
-    qk_quantize_multiplier, qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant,
-    qk_requantize, qk_rounding, qk_scope, QK_TFLITE,
+    qk_fake_quantize, qk_fake_quantize_floats, qk_fake_quantize_grad, qk_fold, qk_fold_fits, QK_HALF_AWAY,
+    QK_HALF_EVEN, QK_I32, qk_integer_scales, qk_integer_search, qk_least_squares, qk_micro, qk_micro_scales,
+    qk_minmax, QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, qk_quantize, qk_quantize_folded, qk_quantize_multiplier,
+    qk_quantize_randomly, qk_quantize_rows, qk_reciprocals, qk_refine, qk_requant, qk_requantize, qk_rounding,
+    qk_scope, qk_search_integer_scales, QK_TFLITE,
 )
 
 cnp.import_array()
@@ -35,7 +36,7 @@ cnp.import_array()
 cdef class Params:
     """Hold QParams (_qparams.py), which has checked the arguments, as C reads them."""
 
-    def __cinit__(self, scale, zero_point, dtype, qmin, qmax, axis, block_size):
+    def __cinit__(self, scale, zero_point, dtype, qmin, qmax, axis, block_size, block_scale=None, block_shift=None):
         self.dtype, self.qmin, self.qmax, self.axis, self.block_size = dtype, qmin, qmax, axis, block_size
         if axis is not None:
             scale, zero_point = frozen(scale), frozen(zero_point)
@@ -52,6 +53,9 @@ cdef class Params:
             self.scale, self.zero_point = scale[()], zero_point[()]
             return
         self.scale, self.zero_point, self.c_axis = scale, zero_point, axis
+        if block_scale is not None:
+            self.block_scale, self.block_shift = frozen(block_scale), frozen(block_shift)
+            return
         self.reciprocal = np.empty(scale.size, np.float32)
         if qk_reciprocals(self.c.scale, <size_t>cnp.PyArray_SIZE(scale), floats(self.reciprocal)):
             self.c.reciprocal = floats(self.reciprocal)
@@ -60,7 +64,10 @@ cdef class Params:
 
     cdef Py_ssize_t nbytes(self):
         """Return the bytes of the arrays that it holds."""
-        return 0 if self.axis is None else self.scale.nbytes + self.zero_point.nbytes + self.reciprocal.nbytes
+        if self.axis is None:
+            return 0
+        arrays = self.scale, self.zero_point, self.reciprocal, self.block_scale, self.block_shift
+        return sum([a.nbytes for a in arrays if a is not None])
 
     def check_shape(self, shape, name="x"):
         """Raise unless the scales fit data of this shape, which the caller gave as `name`."""
@@ -75,9 +82,12 @@ cdef class Params:
             blocks = -(-expected[axis] // self.block_size)
             expected = expected[:axis] + (blocks,) + expected[axis + 1 :]
             what = f"blocks of {self.block_size} along axis {self.axis}"
-        if self.scale.shape != expected:
+        scale = self.scale if self.block_scale is None else self.block_scale
+        if self.block_scale is not None and len(shape) != 2:
+            raise ValueError(f"params: integer scales are those of a matrix, got {name} with shape {tuple(shape)}")
+        if scale.shape != expected:
             raise ValueError(f"params: scale must have shape {expected} to match {what} of {name} with shape "
-                             f"{tuple(shape)}, got {self.scale.shape}")
+                             f"{tuple(shape)}, got {scale.shape}")
 
     cdef bint fits(self, cnp.ndarray x, int axis):
         """Tell what check_shape tells, without Python objects: most calls end here."""
@@ -100,6 +110,8 @@ cdef class Params:
 
     cdef int lay_over(self, cnp.ndarray x, qk_params *p, name) except -1:
         """Fill the C parameters for an array of the shape of x."""
+        if self.block_scale is not None:
+            raise TypeError("params must not have integer scales (block_scale) here")
         p[0] = self.c
         if p.kind == QK_PER_TENSOR:
             p.length = <size_t>cnp.PyArray_SIZE(x)
@@ -109,6 +121,69 @@ cdef class Params:
             self.check_shape((<object>x).shape, name)
         lay_out(x, axis, &p.outer, &p.length, &p.inner)
         return 0
+
+
+# ---- integer scales: codes fold to int8 (numerics 33) ----
+
+
+cdef int lay_out_integer_scales(Params p, cnp.ndarray x, qk_integer_scales *s, name) except -1:
+    """Fill the C parameters for a matrix x, which the caller gave as `name`."""
+    p.check_shape((<object>x).shape, name)
+    s.k, s.n, s.block = <size_t>cnp.PyArray_DIM(x, 0), <size_t>cnp.PyArray_DIM(x, 1), p.block_size
+    s.scale, s.codes, s.qmin, s.qmax = floats(p.scale), p.storage, p.qmin, p.qmax
+    s.block_scale, s.block_shift = <const uint8_t *>data_of(p.block_scale), <const int8_t *>data_of(p.block_shift)
+    return 0
+
+
+def folds(Params p):
+    """Tell whether integer scales, of the right shapes, are such that weights fold to int8."""
+    cdef qk_integer_scales s
+    blocks, n = p.block_scale.shape
+    s.k, s.n, s.block, s.codes, s.qmin, s.qmax = blocks, n, 1, p.storage, p.qmin, p.qmax
+    s.scale = floats(p.scale)
+    s.block_scale, s.block_shift = <const uint8_t *>data_of(p.block_scale), <const int8_t *>data_of(p.block_shift)
+    return bool(qk_fold_fits(&s))
+
+
+def fold(cnp.ndarray q, Params params, name="q"):
+    """Return the int8 that codes fold to, multiples of the scale of their column."""
+    cdef qk_integer_scales s
+    lay_out_integer_scales(params, q, &s, name)
+    cdef cnp.ndarray codes = contiguous(q), folded = np.empty_like(codes, np.int8)
+    with nogil:
+        qk_fold(<const uint8_t *>data_of(codes), <int8_t *>data_of(folded), &s)
+    return folded
+
+
+cdef cnp.ndarray quantize_folded(cnp.ndarray x, Params params, qk_rounding rounding):
+    cdef qk_integer_scales s
+    lay_out_integer_scales(params, x, &s, "x")
+    float_type(x, "x")
+    cdef cnp.ndarray a = contiguous(x if x.dtype.itemsize > 2 else x.astype(FLOAT32))
+    cdef qk_dtype from_ = <qk_dtype>float_type(a, "x")
+    cdef cnp.ndarray codes = np.empty_like(a, params.dtype)
+    with nogil:
+        qk_quantize_folded(data_of(a), from_, <uint8_t *>data_of(codes), &s, rounding)
+    return codes
+
+
+cdef cnp.ndarray dequantize_folded(cnp.ndarray q, Params params, dtype):
+    """Return the values of codes, the multiples of scales that they fold to."""
+    if q.dtype != params.dtype:
+        raise TypeError(f"q must have dtype {params.dtype} (as params) where these have integer scales, got {q.dtype}")
+    columns = Params(params.scale, np.zeros_like(params.scale, np.int32), np.dtype(np.int8), -128, 127, 1, None)
+    return dequantize(fold(q, params), columns, dtype, None)
+
+
+cdef object deliver(cnp.ndarray found, out, cnp.ndarray given, name):
+    """Return what was found, in `out` if there is one."""
+    if out is None:
+        return found
+    cdef cnp.ndarray to = result_array(out, found, found.dtype)
+    if data_of(to) != data_of(given):
+        refuse_overlap(to, given, name)
+    (<object>to)[...] = found
+    return out
 
 
 cdef int refuse_rounding(Params to, rounding) except -1:
@@ -125,6 +200,8 @@ def quantize(x, params, rounding, out):
     cdef qk_rounding how = <qk_rounding>rounding_code(rounding, QK_HALF_AWAY)
     if how != QK_HALF_EVEN:
         refuse_rounding(to, rounding)
+    if to.block_scale is not None:
+        return deliver(quantize_folded(a, to, how), out, given, "x")
     cdef qk_params p
     to.lay_over(a, &p, "x")
     cdef cnp.ndarray q = result_array(out, a, to.dtype)
@@ -143,6 +220,8 @@ def dequantize(q, params, dtype, out):
     cdef Params of = params_of(params)
     cdef cnp.ndarray given = array_of(q, "q"), a = contiguous(given)
     cdef qk_dtype from_ = of.storage
+    if of.block_scale is not None:
+        return deliver(dequantize_folded(a, of, float_dtype(dtype)), out, given, "q")
     if PyArray_TYPE(a) == cnp.NPY_INT32:
         from_ = QK_I32
     elif descr_of(a) != <PyObject *>of.dtype and a.dtype != of.dtype:
@@ -176,6 +255,8 @@ def fake_quantize(x, params, out):
     cdef Params by = params_of(params)
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype type = <qk_dtype>float_type(a, "x")
+    if by.block_scale is not None:
+        return deliver(dequantize_folded(quantize_folded(a, by, QK_HALF_EVEN), by, a.dtype), out, given, "x")
     cdef qk_params p
     by.lay_over(a, &p, "x")
     cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
@@ -346,6 +427,24 @@ def refine(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, zero
                            int32s(zero_point))
     if status == -1:
         raise MemoryError(f"no memory for the breakpoints of {p.n} values")
+
+
+def search_integer_scales(cnp.ndarray x, cnp.ndarray importance, size_t block, code_range, int middle, bint shifts,
+                          bint least_squares, cnp.ndarray scale, cnp.ndarray block_scale, cnp.ndarray block_shift):
+    """Fill scale (columns,), block_scale and block_shift (columns, blocks), which are contiguous.
+
+    x (columns, k) is contiguous float64; importance is like x, or None.
+    """
+    cdef qk_integer_search p
+    p.k, p.block, p.middle = <size_t>cnp.PyArray_DIM(x, 1), block, middle
+    p.shifts, p.least_squares = shifts, least_squares
+    p.qmin, p.qmax = code_range
+    cdef int status
+    with nogil:
+        status = qk_search_integer_scales(&p, <size_t>cnp.PyArray_DIM(x, 0), reals(x), reals(importance), floats(scale),
+                                          <uint8_t *>data_of(block_scale), <int8_t *>data_of(block_shift))
+    if status == -1:
+        raise MemoryError(f"no memory for the blocks of {p.k} values")
 
 
 # ---- requantize ----

@@ -1,6 +1,7 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind packed weights: which panels hold what, and how they come back."""
 
+from libc.stdint cimport int8_t, uint8_t
 from libc.string cimport memcmp, memset
 
 import ml_dtypes
@@ -14,8 +15,9 @@ from .arrays import CODE_TYPES, raise_not_finite
 
 from .arrays cimport data_of, float_type, floats, int32s, PyArray_ISCARRAY_RO, PyArray_TYPE
 from .c cimport (
-    qk_dtype, QK_GEMM4, QK_GEMM8, qk_matrix, QK_NO_MEMORY, QK_NOT_FINITE, QK_PER_AXIS, QK_PER_BLOCK,
-    QK_PER_TENSOR, QK_U8, qk_weights_fill, qk_weights_init, qk_weights_params, qk_weights_unpack,
+    qk_dtype, QK_FOLDED, qk_folded_params, QK_GEMM4, QK_GEMM8, qk_matrix, QK_NO_MEMORY, QK_NOT_FINITE,
+    QK_PER_AXIS, QK_PER_BLOCK, QK_PER_TENSOR, QK_U8, qk_weights_fill, qk_weights_init, qk_weights_params,
+    qk_weights_unpack,
 )
 from .elementwise cimport Params
 
@@ -68,6 +70,9 @@ cdef class Packed:
             m.kind = QK_PER_BLOCK if m.block else QK_PER_TENSOR if params.axis is None else QK_PER_AXIS
         if isinstance(params, Params):
             m.scale, m.zero_point = (<Params>params).c.scale, (<Params>params).c.zero_point
+            if params.block_scale is not None:
+                m.block_scale = <const uint8_t *>data_of(params.block_scale)
+                m.block_shift, m.zero_point = <const int8_t *>data_of(params.block_shift), NULL
         elif params is not None:
             m.scale, m.levels, m.level_count = floats(scales), floats(params.levels), params.k
         if floats4:   # levels of blocks, whatever shares a scale
@@ -134,6 +139,14 @@ cdef class Packed:
         if self.dtype == FLOAT4:
             zero_point[...] = 0
         return scale, zero_point
+
+    def _integer_scales(self):
+        """Return the scales and shifts of blocks (blocks, N), uint8 and int8."""
+        cdef tuple shape = (self.c.gemm8.folded.blocks, self.c.n)
+        cdef cnp.ndarray scale = np.empty(shape, np.uint8), shift = np.empty(shape, np.int8)
+        if scale.size:
+            qk_folded_params(&self.c.gemm8, <uint8_t *>data_of(scale), <int8_t *>data_of(shift))
+        return scale, shift
 
     def unpack(self):
         """Return the weights as they were packed: (K, N), of dtype `dtype`."""
@@ -204,7 +217,9 @@ cpdef int need_eight_bits(Packed b, name) except -1:
     """Raise unless the weights given as `name` are those of 8 bits, which have one integer product for all."""
     if b.c.family != QK_GEMM8:
         needs, what = "8-bit weights", b.dtype.name
-        if b.c.family == QK_GEMM4 and b.c.gemm4.bits == 8:
+        if b.c.family == QK_FOLDED:
+            what = f"{what} with integer scales"
+        elif b.c.family == QK_GEMM4 and b.c.gemm4.bits == 8:
             needs, what = "weights with one scale a column", f"{what} with a scale for each block of rows"
         elif b.dtype == np.uint8:
             what = "codes of a Codebook"

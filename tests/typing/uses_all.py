@@ -26,6 +26,10 @@ assert_type(qk.choose_qparams(x, "uint8", axis=0, method="entropy"), qk.QParams)
 assert_type(qk.choose_qparams(x, "float6_e2m3fn", axis=0, method="mx", scale_rounding="even"), qk.QParams)
 assert_type(qk.choose_qparams(x, "float4_e2m1fn", axis=0, method="nvfp4", tensor_scale=0.5), qk.QParams)
 
+whole = qk.choose_qparams(x.T, "uint4", axis=0, block_size=32, method="mse", scale_bits=4)
+assert_type(whole.block_scale, NDArray[np.uint8] | None)
+assert_type(qk.QParams(whole.scale, dtype="uint4", axis=0, block_size=32, block_scale=whole.block_scale), qk.QParams)
+
 # calibration
 seen = qk.observers.Percentile(axis=1, percentile=99.9).update(x)
 assert_type(seen, qk.observers.Percentile)

@@ -36,6 +36,14 @@
 #define GEMMF16_MR MR
 #endif
 
+#ifndef FOLDED_MR
+#define FOLDED_MR 4
+#endif
+#ifndef UNFOLD_ROWS
+#define UNFOLD_ROWS 0
+#define UNFOLD_PANEL NULL
+#endif
+
 /* What the tile of blocks8 finds codes of a flipped by. */
 #ifndef BLOCKS8_FLIP
 #define BLOCKS8_FLIP 0

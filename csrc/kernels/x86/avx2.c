@@ -700,6 +700,10 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
         }
 }
 
+/* ---- 4-bit weights that fold to int8 (numerics 33) ---- */
+
+#include "kernels/x86/avx2_folded.h"
+
 /* ---- int16 (numerics 17) ---- */
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
@@ -711,14 +715,17 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 #define FAMILY(name) const qk_##name##_kernels qk_##name##_avx2 =
 #include "kernels/generic/families.def"
 
+#define SMALL_TABLE const qk_gemm8_kernels qk_gemm8_small_avx2
 #include "kernels/x86/maddubs.h"
 
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .available = available,
     .gemm8 = &qk_gemm8_avx2,
-    .gemm8_small = &gemm8_small,
+    .gemm8_small = &qk_gemm8_small_avx2,
     .gemm4 = &qk_gemm4_avx2,
+    .folded = &qk_folded_avx2,
+    .gemm8_folded = &qk_gemm8_small_avx2,
     .gemm16 = &qk_gemm16_avx2,
     .gemmf16 = &qk_gemmf16_avx2,
     .elementwise = &qk_elementwise_avx2,

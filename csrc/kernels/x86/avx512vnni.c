@@ -39,6 +39,9 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define LOW_CODES_ROWS 24
 #define LOW_LEVELS_ROWS 24
 #define HAVE_LOW_TO_BYTES
+#define FOLDED_MR 12
+#define UNFOLD_ROWS 24
+#define UNFOLD_PANEL unfold_panel
 #define BLOCKS8_FLIP 128
 #define GEMM8_WHOLE_TILE gemm8_whole_tile
 #define GEMM8_WINDOW_TILE gemm8_window_tile
@@ -48,6 +51,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define HAVE_COLUMN_SUMS
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/gemm8.h"
+#include "kernels/generic/folded.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
@@ -771,6 +775,247 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
 
 #include "kernels/x86/avx512_low_bits.h"
 
+/* ---- 4-bit weights that fold to int8 (numerics 33) ---- */
+
+/* A panel becomes int8 as it is read, or once for many rows: of 64 codes, one multiplication of byte pairs by the scale
+ * of their column, and one addition. One or two rows multiply codes instead, and scale the sums of a chunk; as in
+ * gemm4, t = 16 h + l has codes of two columns, and one `and` decodes both. */
+
+/* What 32 columns of a block are multiplied with, and then have added: scales in pairs of bytes, 2 shift - 8 scale. */
+typedef struct {
+    __m512i scale0, scale1, more0, more1;
+} fold;
+
+/* 16 columns, each of which has four bytes of the register, by an order of `bytes`. */
+static inline __m512i spread16(__m256i bytes, int high, __m512i order)
+{
+    const __m128i half = high ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(half), order);
+}
+
+static inline __m256i scales_of(__m256i params)
+{
+    return _mm256_add_epi8(_mm256_and_si256(params, _mm256_set1_epi8(15)), _mm256_set1_epi8(1));
+}
+
+/* 2 shift, of -16 .. 14. */
+static inline __m256i shifts_of(__m256i params)
+{
+    const __m256i sign = _mm256_set1_epi8(16),
+                  twice = _mm256_and_si256(_mm256_srli_epi16(params, 3), _mm256_set1_epi8(30));
+    return _mm256_sub_epi8(_mm256_xor_si256(twice, sign), sign);
+}
+
+static QK_INLINE fold fold_of(const uint8_t *params)
+{
+    const __m512i columns = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i four = _mm512_mullo_epi32(columns, _mm512_set1_epi32(0x01010101));
+    const __m512i pairs = _mm512_or_si512(four, _mm512_set1_epi32((int)0x80008000)); /* bit 7: 0 */
+    const __m256i raw = _mm256_loadu_si256((const __m256i *)params), scale = scales_of(raw);
+    const __m256i more = _mm256_sub_epi8(shifts_of(raw), _mm256_slli_epi16(scale, 3));
+    return (fold){spread16(scale, 0, pairs), spread16(scale, 1, pairs), spread16(more, 0, four),
+                  spread16(more, 1, four)};
+}
+
+static inline __m512i fold_codes(__m512i codes, __m512i scale, __m512i more)
+{
+    return _mm512_add_epi8(_mm512_mullo_epi16(codes, scale), more);
+}
+
+/* The int8 of a step. */
+static QK_INLINE step_bytes fold_step(const uint8_t *b, const fold *f)
+{
+    const __m512i two = _mm512_loadu_si512(b), mask = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const __m512i low = _mm512_and_si512(two, mask);
+    const __m512i high = _mm512_xor_si512(_mm512_and_si512(_mm512_srli_epi16(two, 4), mask), eight);
+    return (step_bytes){fold_codes(low, f->scale0, f->more0), fold_codes(high, f->scale1, f->more1)};
+}
+
+static void unfold_panel(const qk_folded_panel *p, int8_t *to)
+{
+    const uint8_t *b = p->codes, *params = p->params;
+    for (size_t block = 0; block < p->blocks; block++, params += QK_GEMM4_NR) {
+        const fold f = fold_of(params);
+        for (size_t s = steps_in(p, block); s > 0; s--, b += QK_FOLDED_STEP, to += 2 * QK_FOLDED_STEP) {
+            const step_bytes of = fold_step(b, &f);
+            _mm512_storeu_si512(to, of.low), _mm512_storeu_si512(to + 64, of.high);
+        }
+    }
+}
+
+static QK_INLINE void add_row(int32_t *c, __m512i low, __m512i high)
+{
+    _mm512_storeu_si512(c, _mm512_add_epi32(_mm512_loadu_si512(c), low));
+    _mm512_storeu_si512(c + 16, _mm512_add_epi32(_mm512_loadu_si512(c + 16), high));
+}
+
+/* `rows` is a constant where this is inlined. */
+static QK_INLINE void folded_rows(const int rows, const qk_folded_panel *panel, const uint8_t *given, size_t lda,
+                                  int32_t *c)
+{
+    const qk_folded_panel p = *panel;
+    const int8_t *a = (const int8_t *)given, *a3 = a + 3 * lda, *a6 = a + 6 * lda, *a9 = a + 9 * lda;
+    const uint8_t *b = p.codes, *params = p.params;
+    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    two_sums c0 = none, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0, ca = c0,
+             cb = c0;
+    for (size_t block = 0; block < p.blocks; block++, params += QK_GEMM4_NR) {
+        const fold f = fold_of(params);
+        for (size_t s = steps_in(&p, block); s > 0;
+             s--, b += QK_FOLDED_STEP, a += QK_GEMM4_KR, a3 += QK_GEMM4_KR, a6 += QK_GEMM4_KR, a9 += QK_GEMM4_KR) {
+            const step_bytes of = fold_step(b, &f);
+            __builtin_prefetch(b + AHEAD);
+            c0 = multiply_bytes(c0, of, a);
+            if (rows > 1) c1 = multiply_bytes(c1, of, a + lda);
+            if (rows > 2) c2 = multiply_bytes(c2, of, a + 2 * lda);
+            if (rows > 3) c3 = multiply_bytes(c3, of, a3);
+            if (rows > 4) c4 = multiply_bytes(c4, of, a3 + lda);
+            if (rows > 5) c5 = multiply_bytes(c5, of, a3 + 2 * lda);
+            if (rows > 6) c6 = multiply_bytes(c6, of, a6);
+            if (rows > 7) c7 = multiply_bytes(c7, of, a6 + lda);
+            if (rows > 8) c8 = multiply_bytes(c8, of, a6 + 2 * lda);
+            if (rows > 9) c9 = multiply_bytes(c9, of, a9);
+            if (rows > 10) ca = multiply_bytes(ca, of, a9 + lda);
+            if (rows > 11) cb = multiply_bytes(cb, of, a9 + 2 * lda);
+        }
+    }
+    add_row(c, c0.low, c0.high);
+    if (rows > 1) add_row(c + 32, c1.low, c1.high);
+    if (rows > 2) add_row(c + 64, c2.low, c2.high);
+    if (rows > 3) add_row(c + 96, c3.low, c3.high);
+    if (rows > 4) add_row(c + 128, c4.low, c4.high);
+    if (rows > 5) add_row(c + 160, c5.low, c5.high);
+    if (rows > 6) add_row(c + 192, c6.low, c6.high);
+    if (rows > 7) add_row(c + 224, c7.low, c7.high);
+    if (rows > 8) add_row(c + 256, c8.low, c8.high);
+    if (rows > 9) add_row(c + 288, c9.low, c9.high);
+    if (rows > 10) add_row(c + 320, ca.low, ca.high);
+    if (rows > 11) add_row(c + 352, cb.low, cb.high);
+}
+
+/* Scales and shifts of 16 columns, each as two int16. */
+typedef struct {
+    __m512i scale, shift;
+} pairs16;
+
+static QK_INLINE pairs16 pairs_of(const uint8_t *params, __m512i order)
+{
+    const __m512i raw = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)params)), order);
+    const __m512i scale = _mm512_add_epi16(_mm512_and_si512(raw, _mm512_set1_epi16(15)), _mm512_set1_epi16(1));
+    return (pairs16){scale, _mm512_srai_epi16(_mm512_slli_epi16(raw, 8), 12)};
+}
+
+/* Loaded once: gcc would have the `and` read memory again, and a load of 64 bytes takes a cycle. */
+static QK_INLINE two_sums multiply_both(two_sums c, const uint8_t *b, const uint8_t *a)
+{
+    __builtin_prefetch(b + AHEAD);
+    __m512i two = _mm512_loadu_si512(b);
+    QK_KEEP(two);
+    const __m512i v = broadcast4(a), high = _mm512_and_si512(two, _mm512_set1_epi8((char)240));
+    return (two_sums){_mm512_dpbusd_epi32(c.low, v, two), _mm512_dpbusd_epi32(c.high, v, high)};
+}
+
+/* The low halves of c's lanes, and the low halves of d's as high ones. */
+static QK_INLINE __m512i pair_up(__m512i c, __m512i high_d) { return _mm512_mask_mov_epi16(c, 0xaaaaaaaau, high_d); }
+
+/* Adds the sums of a chunk, of even steps (c) and of odd ones (d), to those so far. Each less 8 times its codes of a
+ * fits int16, 255 * 8 * 16 < 2^15, and so vpdpwssd scales and adds the two. */
+static QK_INLINE two_sums add_scaled(two_sums so_far, two_sums c, two_sums d, pairs16 by0, pairs16 by1,
+                                     const int32_t *sum)
+{
+    const __m512i twice = broadcast4(sum); /* the codes of a, of even and odd steps */
+    __m512i low = pair_up(_mm512_sub_epi32(c.low, c.high), _mm512_slli_epi32(_mm512_sub_epi32(d.low, d.high), 16));
+    const __m512i high = pair_up(_mm512_srli_epi32(c.high, 4), _mm512_slli_epi32(d.high, 12));
+    low = _mm512_sub_epi16(low, _mm512_slli_epi16(twice, 2));
+    so_far.low = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(so_far.low, low, by0.scale), twice, by0.shift);
+    so_far.high = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(so_far.high, high, by1.scale), twice, by1.shift);
+    return so_far;
+}
+
+/* Sums of a chunk of one row: of even and of odd steps. */
+typedef struct {
+    two_sums c, d;
+} chunk_sums;
+
+/* `steps` is a constant where this is inlined for a whole chunk. */
+static QK_INLINE chunk_sums multiply_chunk(size_t steps, const uint8_t *b, const uint8_t *a)
+{
+    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    chunk_sums s = {none, none};
+#pragma GCC unroll 8
+    for (size_t i = 0; i < steps; i++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR)
+        if (i % 2)
+            s.d = multiply_both(s.d, b, a);
+        else
+            s.c = multiply_both(s.c, b, a);
+    return s;
+}
+
+/* What scaled_rows has of a panel while it goes through it. */
+typedef struct {
+    const uint8_t *b, *a;
+    const int32_t *sums;
+    two_sums y0, y1;
+} scaled_sums;
+
+static QK_INLINE void add_scaled_chunk(const int rows, size_t steps, scaled_sums *s, pairs16 by0, pairs16 by1,
+                                       size_t lda, size_t ld_sums)
+{
+    const chunk_sums of = multiply_chunk(steps, s->b, s->a);
+    s->y0 = add_scaled(s->y0, of.c, of.d, by0, by1, s->sums);
+    if (rows > 1) {
+        const chunk_sums other = multiply_chunk(steps, s->b, s->a + lda);
+        s->y1 = add_scaled(s->y1, other.c, other.d, by0, by1, s->sums + ld_sums);
+    }
+    s->b += steps * QK_FOLDED_STEP, s->a += steps * QK_GEMM4_KR, s->sums++;
+}
+
+/* One or two rows, chunk by chunk. */
+static QK_INLINE void scaled_rows(const int rows, const qk_folded_panel *panel, const uint8_t *a, size_t lda,
+                                  const int32_t *sums, size_t ld_sums, int32_t *c)
+{
+    enum { STEPS = QK_FOLDED_CHUNK / QK_GEMM4_KR };
+    const qk_folded_panel p = *panel;
+    const __m512i columns = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(_mm512_mullo_epi32(columns, _mm512_set1_epi32(0x00010001)),
+                                          _mm512_set1_epi32((int)0x80008000)); /* bit 7: 0 */
+    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    scaled_sums s = {p.codes, a, sums, none, none};
+    const uint8_t *params = p.params;
+    for (size_t block = 0; block < p.blocks; block++, params += QK_GEMM4_NR) {
+        size_t steps = steps_in(&p, block);
+        const pairs16 by0 = pairs_of(params, order), by1 = pairs_of(params + 16, order);
+        for (; steps >= STEPS; steps -= STEPS) add_scaled_chunk(rows, STEPS, &s, by0, by1, lda, ld_sums);
+        if (steps) add_scaled_chunk(rows, steps, &s, by0, by1, lda, ld_sums);
+    }
+    add_row(c, s.y0.low, s.y0.high);
+    if (rows > 1) add_row(c + 32, s.y1.low, s.y1.high);
+}
+
+static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+                        size_t ld_sums, int32_t *c)
+{
+    (void)half; /* a tile has all columns of a panel */
+    if (rows == 1)
+        scaled_rows(1, p, a, lda, sums, ld_sums, c);
+    else if (rows == 2)
+        scaled_rows(2, p, a, lda, sums, ld_sums, c);
+    else
+        ROWS_12(rows, folded_rows, p, a, lda, c);
+}
+
+/* Of a chunk two int16: twice the codes of even steps of four rows, and of odd ones. */
+static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
+{
+    for (size_t i = 0; i < k; i += block)
+        for (size_t j = i; j < min_size(i + block, k); j += QK_FOLDED_CHUNK) {
+            int32_t sum[2] = {0, 0};
+            for (size_t l = j; l < min_size(j + QK_FOLDED_CHUNK, min_size(i + block, k)); l++)
+                sum[(l - j) / 4 % 2] += a[l];
+            *sums++ = 2 * (sum[0] | sum[1] << 16);
+        }
+}
+
 /* ---- int16 (numerics 17) ---- */
 
 static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, const int16_t *panel, int32_t *c)
@@ -789,6 +1034,9 @@ const qk_gemm8_kernels qk_gemm8_avx512vnni = {
 const qk_gemm4_kernels qk_gemm4_avx512vnni = {
 #include "kernels/families/gemm4.def"
 };
+const qk_folded_kernels qk_folded_avx512vnni = {
+#include "kernels/families/folded.def"
+};
 const qk_gemm16_kernels qk_gemm16_avx512vnni = {
 #include "kernels/families/gemm16.def"
 };
@@ -801,6 +1049,8 @@ const qk_kernels qk_kernels_avx512vnni = {
     .available = available,
     .gemm8 = &qk_gemm8_avx512vnni,
     .gemm4 = &qk_gemm4_avx512vnni,
+    .folded = &qk_folded_avx512vnni,
+    .gemm8_folded = &qk_gemm8_avx512vnni,
     .gemm16 = &qk_gemm16_avx512vnni,
     .gemmf16 = &qk_gemmf16_avx512,
     .elementwise = &qk_elementwise_avx512,

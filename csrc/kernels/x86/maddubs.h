@@ -357,7 +357,10 @@ enum { SMALL_GEMM8_MR = 8, SMALL_NR = NR, SMALL_A_BYTES = 1, SMALL_GEMM8_ASK_ROW
 #define SIZE(size, value) .size = SMALL_##value,
 #define PANEL(result, name, arguments) .name = small_##name,
 #define OPTIONAL(result, name, arguments, value) .name = NULL,
-static const qk_gemm8_kernels gemm8_small = {
+#ifndef SMALL_TABLE /* others borrow it under another name */
+#define SMALL_TABLE static const qk_gemm8_kernels gemm8_small
+#endif
+SMALL_TABLE = {
 #include "kernels/families/gemm8.def"
 };
 

@@ -1,0 +1,323 @@
+/* Weights of 4 bits with integer scales, which fold to int8 (numerics 33): codes to and from floats, packing, and what
+ * products by them do otherwise than gemm8.c, whose rows and results they share. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "drivers/drivers.h"
+#include "drivers/gemm8.h"
+#include "kernels/kernels.h"
+#include "runtime/fpmode.h"
+#include "runtime/parallel.h"
+
+enum { NC = QK_GEMM4_NR, KR = QK_GEMM4_KR };
+
+/* ---- codes ---- */
+
+/* What a code is before it is scaled: itself, or itself less 8. */
+static inline int middle_of(qk_dtype codes) { return codes == QK_U4 ? 8 : 0; }
+
+static inline int fits_int8(int weight) { return weight >= -128 && weight <= 127; }
+
+int qk_fold_fits(const qk_integer_scales *p)
+{
+    const size_t count = qk_times(ceil_div(p->k, p->block), p->n);
+    const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
+    for (size_t i = 0; i < p->n; i++)
+        if (!(p->scale[i] >= FLT_MIN && p->scale[i] <= FLT_MAX)) return 0;
+    for (size_t i = 0; i < count; i++) {
+        const int scale = p->block_scale[i], shift = p->block_shift[i];
+        if (scale < 1 || scale > 16 || shift < -8 || shift > 7) return 0;
+        if (!fits_int8(scale * lo + 2 * shift) || !fits_int8(scale * hi + 2 * shift)) return 0;
+    }
+    return 1;
+}
+
+typedef struct {
+    const qk_integer_scales *p;
+    const void *from;
+    void *to;
+    qk_dtype type;
+    qk_rounding rounding;
+} elements;
+
+static void fold_rows(void *context, size_t begin, size_t end)
+{
+    const elements *e = context;
+    const qk_integer_scales *p = e->p;
+    const int middle = middle_of(p->codes);
+    for (size_t row = begin; row < end; row++) {
+        const uint8_t *codes = (const uint8_t *)e->from + row * p->n;
+        const uint8_t *scale = p->block_scale + row / p->block * p->n;
+        const int8_t *shift = p->block_shift + row / p->block * p->n;
+        int8_t *to = (int8_t *)e->to + row * p->n;
+        for (size_t j = 0; j < p->n; j++)
+            to[j] = (int8_t)(scale[j] * (qk_code_at(codes, p->codes, j) - middle) + 2 * shift[j]);
+    }
+}
+
+int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p)
+{
+    elements e = {.p = p, .from = codes, .to = folded};
+    return qk_parallel_for(p->k, (double)p->k * (double)p->n, fold_rows, &e);
+}
+
+/* The nearest code to x / s, less the middle: NaN is 0. */
+static inline int nearest_code(double x, double s, int scale, int shift, const qk_integer_scales *p, int half_away)
+{
+    const double units = x == x ? x / s : 0, code = (units - 2 * shift) / scale;
+    const double lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
+    const double within = code < lo ? lo : code > hi ? hi : code;
+    return (int)(half_away ? round(within) : rint(within));
+}
+
+static void quantize_rows(void *context, size_t begin, size_t end)
+{
+    const elements *e = context;
+    const qk_integer_scales *p = e->p;
+    const int middle = middle_of(p->codes), half_away = e->rounding == QK_HALF_AWAY;
+    for (size_t row = begin; row < end; row++) {
+        const uint8_t *scale = p->block_scale + row / p->block * p->n;
+        const int8_t *shift = p->block_shift + row / p->block * p->n;
+        for (size_t j = 0, i = row * p->n; j < p->n; j++, i++) {
+            const double x = e->type == QK_F64 ? ((const double *)e->from)[i] : ((const float *)e->from)[i];
+            ((uint8_t *)e->to)[i] = (uint8_t)(nearest_code(x, p->scale[j], scale[j], shift[j], p, half_away) + middle);
+        }
+    }
+}
+
+int qk_quantize_folded(const void *x, qk_dtype from, uint8_t *codes, const qk_integer_scales *p, qk_rounding rounding)
+{
+    QK_DEFAULT_MODE;
+    elements e = {p, x, codes, from, rounding};
+    return qk_parallel_for(p->k, 10.0 * (double)p->k * (double)p->n, quantize_rows, &e);
+}
+
+/* ---- packing ---- */
+
+static size_t steps_of(const qk_gemm8_weights *p, size_t block)
+{
+    return ceil_div(min_size(p->k - block * p->folded.block, p->folded.block), KR);
+}
+
+/* Where the codes of a block begin in a panel; those of no block: where they end. */
+static size_t codes_at(const qk_gemm8_weights *p, size_t block)
+{
+    const size_t last = block == p->folded.blocks ? steps_of(p, block - 1) : 0;
+    return ((block - (last > 0)) * steps_of(p, 0) + last) * QK_FOLDED_STEP;
+}
+
+/* And scales and shifts. */
+static size_t params_at(const qk_gemm8_weights *p, size_t block) { return codes_at(p, p->folded.blocks) + block * NC; }
+
+void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
+{
+    enum { MOST = 1024 }; /* bytes of a panel that a row takes at most: with such k no size overflows */
+    const qk_kernels *kernels = qk_active();
+    qk_gemm8_init(p, kernels, kernels->gemm8_folded, m->k, m->n, 0);
+    p->folded = (qk_folded){.block = min_size(m->block, m->k ? m->k : 1), .flip = m->type == QK_I4 ? 8 : 0};
+    p->folded.blocks = ceil_div(m->k, p->folded.block);
+    if (m->k > SIZE_MAX / MOST - MOST)
+        p->folded.panel_bytes = SIZE_MAX;
+    else if (p->folded.blocks)
+        p->folded.panel_bytes = round_up(params_at(p, p->folded.blocks), 64);
+}
+
+size_t qk_folded_bytes(const qk_gemm8_weights *p) { return qk_times(ceil_div(p->n, NC), p->folded.panel_bytes); }
+
+typedef struct {
+    const qk_gemm8_weights *p;
+    const qk_matrix *m;
+    int64_t bound;
+} pack_job;
+
+/* Adds what a block has to the sums of its columns, and to those of magnitudes. */
+static void sum_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, int32_t *sum,
+                      int64_t *size)
+{
+    const qk_matrix *m = job->m;
+    const qk_folded *f = &job->p->folded;
+    for (size_t j = 0; j < cols; j++) {
+        const uint8_t *b = (const uint8_t *)m->b + (ptrdiff_t)(block * f->block) * m->row_stride +
+            (ptrdiff_t)(col + j) * m->col_stride;
+        const size_t at = block * m->n + col + j;
+        for (size_t i = 0; i < rows; i++, b += m->row_stride) {
+            const int code = ((*b & 15) ^ f->flip) - 8, weight = m->block_scale[at] * code + 2 * m->block_shift[at];
+            sum[j] = (int32_t)((uint32_t)sum[j] + (uint32_t)weight), size[j] += weight < 0 ? -weight : weight;
+        }
+    }
+}
+
+/* Codes of a block, and its scales and shifts; those of absent columns are any that are valid. */
+static void pack_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, uint8_t *panel)
+{
+    const qk_matrix *m = job->m;
+    const qk_gemm8_weights *p = job->p;
+    const uint8_t *b =
+        (const uint8_t *)m->b + (ptrdiff_t)(block * p->folded.block) * m->row_stride + (ptrdiff_t)col * m->col_stride;
+    uint8_t *to = panel + codes_at(p, block), *params = panel + params_at(p, block);
+    for (size_t row = 0; row < rows; row += KR, b += KR * m->row_stride, to += QK_FOLDED_STEP) {
+        p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
+                                           (uint8_t)p->folded.flip, to);
+        for (size_t i = 0; i < QK_FOLDED_STEP; i++) to[i] ^= 0x80; /* the high halves: code - 8 */
+    }
+    memset(params, 0, NC);
+    for (size_t j = 0, at = block * m->n + col; j < cols; j++, at++)
+        params[j] = (uint8_t)((m->block_scale[at] - 1) | m->block_shift[at] << 4);
+}
+
+static void pack_panels(void *context, size_t begin, size_t end)
+{
+    pack_job *job = context;
+    const qk_gemm8_weights *p = job->p;
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t col = panel * NC, cols = min_size(p->n - col, NC);
+        uint8_t *to = p->folded.panels + panel * p->folded.panel_bytes;
+        int32_t sum[NC] = {0};
+        int64_t size[NC] = {0}, largest = 0;
+        for (size_t block = 0; block < p->folded.blocks && !(block % 64 == 0 && qk_stopped()); block++) {
+            const size_t rows = min_size(p->k - block * p->folded.block, p->folded.block);
+            pack_block(job, block, rows, col, cols, to);
+            sum_block(job, block, rows, col, cols, sum, size);
+        }
+        memcpy(p->colsum + col, sum, cols * sizeof *sum);
+        for (size_t j = 0; j < cols; j++) largest = size[j] > largest ? size[j] : largest;
+        int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
+        while (largest > seen &&
+               !__atomic_compare_exchange_n(&job->bound, &seen, largest, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    }
+}
+
+int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m)
+{
+    pack_job job = {p, m, 0};
+    memset(p->colsum, 0, p->n_pad * sizeof *p->colsum);
+    if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
+    const int status = qk_parallel_for(ceil_div(p->n, NC), (double)p->k * (double)p->n, pack_panels, &job);
+    return status ? status : job.bound;
+}
+
+static const uint8_t *panel_at(const qk_gemm8_weights *p, size_t col)
+{
+    return p->folded.panels + col / NC * p->folded.panel_bytes;
+}
+
+static void unpack_rows(void *context, size_t begin, size_t end)
+{
+    const unpack_job *job = context;
+    const qk_gemm8_weights *p = job->weights;
+    uint8_t *to = (uint8_t *)job->to + begin * p->n;
+    for (size_t row = begin; row < end; row++)
+        for (size_t col = 0; col < p->n; col++) {
+            const size_t in_block = row % p->folded.block, j = col % NC;
+            const uint8_t *codes = panel_at(p, col) + codes_at(p, row / p->folded.block);
+            const int two = codes[in_block / KR * QK_FOLDED_STEP + j % 16 * KR + in_block % KR];
+            const int code = j < 16 ? two & 15 : (two >> 4) ^ 8;
+            *to++ = (uint8_t)(p->folded.flip ? code - 8 : code); /* int4 fills its byte with its sign */
+        }
+}
+
+int qk_folded_unpack(const qk_gemm8_weights *p, void *b)
+{
+    unpack_job job = {p, b};
+    return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
+}
+
+void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
+{
+    for (size_t block = 0; block < p->folded.blocks; block++)
+        for (size_t col = 0; col < p->n; col++) {
+            const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
+            *block_scale++ = (uint8_t)qk_block_scale(params), *block_shift++ = (int8_t)qk_block_shift(params);
+        }
+}
+
+/* ---- the product ---- */
+
+/* What kernels are told of the panel from column `col` on. */
+static qk_folded_panel panel_of(const qk_gemm8_weights *p, size_t col)
+{
+    const size_t blocks = p->folded.blocks;
+    if (!blocks) return (qk_folded_panel){0};
+    const uint8_t *panel = panel_at(p, col);
+    return (qk_folded_panel){panel, panel + params_at(p, 0), blocks, steps_of(p, 0), steps_of(p, blocks - 1)};
+}
+
+const int8_t *qk_unfold(const product *g, void *memory, size_t panel)
+{
+    const qk_folded_panel p = panel_of(g->b, panel * NC);
+    int8_t *to = (int8_t *)memory + g->unfold_at;
+    g->b->kernels->folded->unfold_panel(&p, to);
+    return to;
+}
+
+/* Rows, and the sums of their codes. */
+static int take_rows(const void *context, void *memory, size_t first, size_t rows)
+{
+    const product *g = context;
+    const row_block *block = memory;
+    const qk_folded_kernels *k = g->b->kernels->folded;
+    int32_t *sums = (int32_t *)((char *)memory + g->sums_at);
+    if (!qk_take_rows(g, memory, first, rows)) return 0;
+    for (size_t i = 0; i < rows && !qk_stopped_at_long(g->b->k); i++)
+        k->folded_sums((const uint8_t *)block->a + i * g->lda, g->b->k_pad, g->b->folded.block, sums + i * g->ld_sums);
+    return 1;
+}
+
+/* c += rows * a panel: some blocks after the other, if they are so many that a signal would wait for all of them. */
+static void add_tile(const product *g, int rows, int half, const qk_folded_panel *panel, const uint8_t *a,
+                     const int32_t *sums, int32_t *c)
+{
+    const qk_folded *f = &g->b->folded;
+    const size_t most = QK_STRETCH / f->block + 1;
+    qk_folded_panel p = *panel;
+    for (size_t left = panel->blocks; left && !qk_stopped(); left -= p.blocks) {
+        p.blocks = min_size(left, most);
+        p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
+        g->b->kernels->folded->folded_tile(rows, half, &p, a, g->lda, sums, g->ld_sums, c);
+        a += p.blocks * f->block, sums += p.blocks * qk_chunks_of(p.steps);
+        p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * NC;
+    }
+}
+
+static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
+{
+    const product *g = context;
+    const row_block *block = memory;
+    const int32_t *sums = (const int32_t *)((const char *)memory + g->sums_at);
+    const size_t nr = (size_t)g->b->gemm8->nr, tiles = ceil_div(rows, (size_t)g->b->kernels->folded->mr);
+    int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    qk_tile t = qk_tile_of_product(g);
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t col = panel * nr;
+        const qk_folded_panel p = panel_of(g->b, col);
+        qk_move_to_panel(g, col, &t);
+        for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
+            const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
+            for (size_t i = 0; i < count; i++) memcpy(acc + i * nr, g->init + col, nr * sizeof *acc);
+            add_tile(g, (int)count, col % NC >= 16, &p, (const uint8_t *)block->a + row * g->lda,
+                     sums + row * g->ld_sums, acc);
+            qk_store_tile(g, block, first + row, row, count, col, acc, &t);
+        }
+    }
+}
+
+int qk_unfolds(const product *g)
+{
+    const size_t least = (size_t)g->b->kernels->folded->unfold_rows;
+    return least && g->walk.m >= least && g->b->k && UNFOLDED_BYTES / g->b->k >= least;
+}
+
+void qk_lay_out_folded(product *g)
+{
+    const qk_gemm8_weights *b = g->b;
+    if (qk_unfolds(g)) {
+        g->unfold_at = g->walk.bytes;
+        g->walk.bytes = qk_plus(g->unfold_at, round_up(b->panel_bytes, 64));
+        return;
+    }
+    g->walk.take_rows = take_rows, g->walk.multiply = multiply;
+    if (b->folded.blocks) g->ld_sums = qk_times(b->folded.blocks, qk_chunks_of(steps_of(b, 0)));
+    g->sums_at = g->walk.bytes;
+    g->walk.bytes = qk_plus(g->sums_at, round_up(qk_times(g->walk.block_rows, g->ld_sums * sizeof(int32_t)), 64));
+}

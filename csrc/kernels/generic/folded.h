@@ -1,0 +1,30 @@
+/* 4-bit weights that fold to int8 (numerics 33), in plain C.
+ *
+ * A panel has the codes of all blocks, in steps as in gemm4.h, but that the high halves of bytes are code - 8 as signed
+ * numbers of 4 bits; then, block by block, a byte for each of 32 columns, which has the scale - 1 in its low half and
+ * the shift, signed, in its high one. Among the codes they would have every other block begin within a cache line. */
+#ifndef QK_GENERIC_FOLDED_H
+#define QK_GENERIC_FOLDED_H
+
+#include "kernels/generic/target.h"
+#include "kernels/kernels.h"
+#include "runtime/compiler.h"
+
+/* How many steps block `block` has, from 0 on. */
+static inline size_t steps_in(const qk_folded_panel *p, size_t block)
+{
+    return block + 1 < p->blocks ? p->steps : p->last_steps;
+}
+
+/* The sums of rows' codes, one after the other, as plain numbers. */
+static QK_INLINE void sum_chunks(const uint8_t *a, size_t k, size_t block, int32_t *sums)
+{
+    for (size_t i = 0; i < k; i += block)
+        for (size_t j = i; j < min_size(i + block, k); j += QK_FOLDED_CHUNK) {
+            int32_t sum = 0;
+            for (size_t l = j; l < min_size(j + QK_FOLDED_CHUNK, min_size(i + block, k)); l++) sum += a[l];
+            *sums++ = sum;
+        }
+}
+
+#endif
