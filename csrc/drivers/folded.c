@@ -21,6 +21,7 @@ static inline int fits_int8(int weight) { return weight >= -128 && weight <= 127
 
 int qk_fold_fits(const qk_integer_scales *p)
 {
+    QK_DEFAULT_MODE;
     const size_t count = qk_times(ceil_div(p->k, p->block), p->n);
     const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
     for (size_t i = 0; i < p->n; i++)
@@ -58,6 +59,7 @@ static void fold_rows(void *context, size_t begin, size_t end)
 
 int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p)
 {
+    QK_DEFAULT_MODE;
     elements e = {.p = p, .from = codes, .to = folded};
     return qk_parallel_for(p->k, (double)p->k * (double)p->n, fold_rows, &e);
 }
@@ -190,6 +192,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
 
 int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m)
 {
+    QK_DEFAULT_MODE;
     pack_job job = {p, m, 0};
     memset(p->colsum, 0, p->n_pad * sizeof *p->colsum);
     if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
@@ -219,12 +222,14 @@ static void unpack_rows(void *context, size_t begin, size_t end)
 
 int qk_folded_unpack(const qk_gemm8_weights *p, void *b)
 {
+    QK_DEFAULT_MODE;
     unpack_job job = {p, b};
     return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
 void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
 {
+    QK_DEFAULT_MODE;
     for (size_t block = 0; block < p->folded.blocks; block++)
         for (size_t col = 0; col < p->n; col++) {
             const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
