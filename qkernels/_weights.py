@@ -299,11 +299,6 @@ def dense_codes(arrays):
         raise ValueError(f"bits must be {'2 or 4' if 'signed' in arrays else '2, 3 or 4'}, got {bits}")
     count = math.prod(map(int, shape))
     expected = (-(-count * bits // 8),)
-    if "bits" not in arrays and codes.shape != expected and codes.shape in ((-(-count * few // 8),) for few in (2, 3)):
-        raise ValueError(
-            f"arrays must hold bits if codes of shape {tuple(shape.tolist())} have fewer than 4, got no bits and codes "
-            f"of shape {codes.shape}"
-        )
     if shape.min() >= 0 and codes.shape != expected:
         raise ValueError(
             f"codes must have shape {expected} to hold those of shape {tuple(shape.tolist())}, got {codes.shape}"

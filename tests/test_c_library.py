@@ -196,7 +196,8 @@ def fields(names):
 
 class Matrix(Structure):
     _fields_ = fields(
-        "p:b i:type z:k z:n s:row_stride s:col_stride i:kind z:block p:scale p:zero_point p:levels z:level_count"
+        "p:b i:type z:k z:n s:row_stride s:col_stride i:kind z:block p:scale p:zero_point p:levels z:level_count "
+        "p:block_scale p:block_shift"
     )
 
 
@@ -264,8 +265,17 @@ def weights(k=161, n=75):
         for scale in np.float16(rng.uniform(0.01, 0.02, (5, n))), np.float32(rng.uniform(0.01, 0.02, (5, n))):
             params = qk.QParams(scale, dtype=dtype, axis=0, block_size=36)
             yield f"{dtype} blocks", qk.pack(b, params), matrix_of(b, PER_BLOCK, scale, params.zero_point, 36)
+    for dtype in "int4", "uint4":
+        w = np.float32(rng.normal(size=(k, n)))
+        params = qk.choose_qparams(w, dtype, axis=0, block_size=36, scale_bits=4, symmetric=False)
+        b = qk.quantize(w, params)
+        matrix = matrix_of(b, PER_BLOCK, params.scale, block=36)
+        matrix.integers = integers = params.block_scale, params.block_shift
+        matrix.block_scale, matrix.block_shift = map(address, integers)
+        yield f"{dtype} integer scales", qk.pack(b, params), matrix
     for dtype in np.float16, ml_dtypes.bfloat16:
-        b = rng.normal(size=(k, n)).astype(dtype)
+        with np.errstate(under="ignore"):
+            b = rng.normal(size=(k, n)).astype(dtype)
         yield np.dtype(dtype).name, qk.pack(b, None), matrix_of(b, PER_TENSOR)
     for count in 11, 8, 4:
         codes, levels = rng.integers(0, count, (k, n), np.uint8), np.float32(rng.normal(size=(n, count)))

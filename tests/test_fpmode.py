@@ -60,6 +60,7 @@ TINY = F32([1e-45, -3e-42, 5e-39, 1.1e-38, -1.2e-38, 2e-38, 0, 7e-40])
 TINY64 = np.float64([5e-324, -1e-310, 2e-308, 1e-300, -1e-45, 1e-39, 0.1, 1e-50])
 MANY_HALVES = np.tile(HALVES, 1 << 14)
 MANY = RNG.normal(size=(1 << 15, 4)).astype(F32) * F32(1e-38)
+SUBNORMAL = MANY[:4] * F32(1e-2)
 THIRDS = np.float64(MANY[:99]) / 3
 WIDE = (RNG.normal(size=(128, 256)) * np.logspace(-39, 3, 128)[:, None]).astype(F32)
 CODES = RNG.integers(-127, 128, (256, 64), np.int8)
@@ -356,7 +357,7 @@ def clusters():
         yield "gptq", lambda grid=grid: qk.gptq(MANY[:4], seen, grid, refit=True).codes
     yield "GPTQResult", lambda: qk.GPTQResult(*qk.gptq(MANY[:4], seen, qk.QParams(SMALLEST), refine=0)).codes
     yield "prune", lambda: list(qk.prune(MANY[:4], seen, 0.5)[:2])
-    yield "prune", lambda: qk.prune(MANY[:4] * F32(1e-37), seen, "1:2", damp=THIRD, passes=3).weights
+    yield "prune", lambda: qk.prune(SUBNORMAL, seen, "1:2", damp=THIRD, passes=3).weights
     yield "PruneResult", lambda: qk.PruneResult(*qk.prune(MANY[:4], seen, "1:2")).weights
     yield "allocate_bits", partial(qk.allocate_bits, losses, sizes, 1.7)
     yield "pareto", partial(qk.pareto, losses, np.outer([1, 2, 3, 4], sizes))

@@ -155,9 +155,9 @@ typedef struct qk_weights qk_weights;
 /* What becomes weights, which keep no pointer to it. By type:
  *
  *   QK_I8, QK_U8          codes with scales per tensor, per column (QK_PER_AXIS) or per block of rows and column
- *   QK_I4, QK_U4          the same, kept two a byte
+ *   QK_I4, QK_U4          the same, kept two a byte; with `block_scale` those with integer scales, which fold to
+ *                         int8 (numerics 33)
  *   QK_I2, QK_U2          the same, kept four a byte
- *                         with `block_scale`, 4 bits with integer scales, which fold to int8 (numerics 33)
  *   QK_I16                codes with scales per tensor or per column
  *   QK_F16, QK_BF16       floats, which are finite, without scales
  *   QK_U8 with `levels`   codes of a codebook of at most 16 levels, kept at 4 bits, of 8 levels at 3 (unless blocks
