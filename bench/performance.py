@@ -24,9 +24,7 @@ RUNS = {  # name: environment, arguments of pytest, heading
     "threads": ({"QKERNELS_NUM_THREADS": "2"}, ["-k", "threads"], "Two threads"),
 }
 OTHER_CPUS = {  # results that were brought from elsewhere
-    "epyc_best": "One thread, a Zen 4",
-    "epyc_avx2": "One thread, AVX2, a Zen 4",
-    "epyc_threads": "Two threads, a Zen 4",
+    "xeon": "One thread, a Xeon",
 }
 INTRODUCTION = """# Performance
 

@@ -13,7 +13,7 @@ from race import CLOSE, EXACT, WRONG, our_own
 
 import qkernels as qk
 
-SHAPES = [(1_000_000, 4, 256), (1_000_000, 8, 256), (200_000, 32, 256), (100_000, 64, 16)]
+SHAPES = [(1_000_000, 4, 256), (1_000_000, 8, 256), (200_000, 32, 256), (100_000, 64, 16), (100_000, 128, 1024)]
 ITERATIONS = 25  # as faiss has it
 
 

@@ -140,6 +140,20 @@ def test_qconv2d(variants, layer, layout, relu, with_out):
         assert_array_equal(packed.unpack(), w, err_msg=variant, strict=True)
 
 
+@pytest.mark.parametrize(("groups", "each"), [(1, 16), (2, 8), (4, 4), (3, 5), (2, 16)])
+def test_groups_of_few_filters(groups, each, variants):
+    """Rows of 16 codes, of which a group has all or a part."""
+    rng = np.random.default_rng(groups)
+    q, w = (random_codes(rng, shape, "int8") for shape in ((2, 13, 9, 8 * groups), (3, 1, 8, groups * each)))
+    params, to = qk.QParams(0.02, 5, "int8"), qk.QParams(1.4, 74, "int8")
+    weights = qk.QParams(np.float32(rng.uniform(0.001, 0.01, groups * each)), axis=3)
+    how = dict(strides=(1, 1), padding=(0, 0, 0, 0), dilations=(1, 1))
+    want = codes_by_numpy(sums_by_numpy(q, 5, w, weights.zero_point, groups, **how), params, weights, to, None, False)
+    for variant in variants():
+        got = qk.qconv2d(q, params, qk.pack_conv(w, weights, groups=groups), to, **how)
+        assert_array_equal(got, want, err_msg=variant, strict=True)
+
+
 LONG_LINES = [
     ((30, 28, 16), (3, 3, 40), 1, 1),
     ((56, 57, 8), (3, 3, 70), 2, (1, 0, 2, 1)),

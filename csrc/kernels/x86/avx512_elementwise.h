@@ -530,7 +530,7 @@ static QK_INLINE void store_half_rows(char *to, int left, __m512i r0, __m512i r1
     const __m512i n0 = _mm512_packs_epi32(scaled16(r0, h.multiplier), scaled16(r1, h.multiplier));
     const __m512i n1 = _mm512_packs_epi32(scaled16(r2, h.multiplier), scaled16(r3, h.multiplier));
     const __m512i codes = to_codes(n0, n1, h.zero, h.zero, h.qmin, h.qmax);
-    if (left > 3 && h.stride == 16) { /* as many as there are columns, then */
+    if (left > 3 && h.stride == 16 && h.wanted == 0xffff) { /* the rows follow one another */
         _mm512_storeu_si512(to, codes);
         return;
     }
