@@ -153,10 +153,15 @@ STORED = {
 
 @pytest.mark.parametrize("kind", STORED)
 def test_from_arrays_needs_each_array(kind):
-    for name in STORED[kind].keys() - {"shape", "levels", "weights"}:
+    for name in STORED[kind].keys() - {"shape", "levels", "weights", "bits"}:
         arrays = {key: value for key, value in STORED[kind].items() if key != name}
         with pytest.raises(ValueError, match=f"arrays must hold .*got no .*{name}"):
             qk.PackedMatrix.from_arrays(arrays)
+    if "bits" in STORED[kind]:
+        with pytest.raises(
+            ValueError, match=r"codes must have shape \(8,\) to hold those of shape \(4, 4\), got \(4,\)"
+        ):
+            qk.PackedMatrix.from_arrays({key: value for key, value in STORED[kind].items() if key != "bits"})
     for arrays in {}, {"levels": np.ones(3)}, {"shape": np.array([4, 4])}:
         with pytest.raises(ValueError, match="arrays must hold .*got no .*codes"):
             qk.PackedMatrix.from_arrays(arrays)

@@ -165,7 +165,7 @@ static void pack_block(const pack_job *job, size_t block, size_t rows, size_t co
     }
     memset(params, 0, NC);
     for (size_t j = 0, at = block * m->n + col; j < cols; j++, at++)
-        params[j] = (uint8_t)((m->block_scale[at] - 1) | m->block_shift[at] << 4);
+        params[j] = (uint8_t)((m->block_scale[at] - 1) | (uint8_t)m->block_shift[at] << 4);
 }
 
 static void pack_panels(void *context, size_t begin, size_t end)
