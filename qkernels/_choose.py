@@ -326,11 +326,11 @@ def _integer_scales(x, dtype, axes, scheme, least_squares, scale_bits, importanc
     importance = _checked_importance(importance, x)
     shape = n, -(-k // block_size)
     scale, block_scale, block_shift = np.ones(n, np.float32), np.ones(shape, np.uint8), np.zeros(shape, np.int8)
+    bounds_of(x, 1, None)  # which raises unless all are finite and within float32
     step = max(runtime.get_num_threads(), CHUNK // max(k, 1))
     for first in range(0, n if x.size else 0, step):
         columns = slice(first, first + step)
         values = doubles(x[:, columns].T)
-        bounds_of(values, None, None)  # which raises unless they are finite and within float32
         weights = None if importance is None else doubles(importance[:, columns].T)
         found = scale[columns], block_scale[columns], block_shift[columns]
         elementwise.search_integer_scales(

@@ -56,8 +56,8 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     """Round the weights of a layer to a grid one input after another, each taking over what the ones before lost.
 
     Minimises the squared error of the layer's outputs instead of that of its weights: where inputs go together, the
-    error of one weight is made good by the next ones. Weights that are 0 stay 0 if the grid has a 0, so that what
-    `prune` took out stays out.
+    error of one weight is made good by the next ones. Weights that are 0 stay 0 if the grid has a 0 (of integer
+    scales: in columns without shifts), so that what `prune` took out stays out.
 
     Parameters
     ----------

@@ -69,8 +69,8 @@ def prune(w, hessian, pattern, *, damp=0.01, center=True, passes=8):
     Returns
     -------
     PruneResult
-        ``(weights, bias, report)``. `gptq` and `quantize` keep what is 0; `gptq` with the same Hessian makes up for
-        its own errors alone. Which weights go follows products by BLAS.
+        ``(weights, bias, report)``. `gptq` and `quantize` keep what is 0 if their grid has a 0; `gptq` with the same
+        Hessian makes up for its own errors alone. Which weights go follows products by BLAS.
 
     Raises
     ------

@@ -319,6 +319,8 @@ def _unsigned(codes, params):
     codes = as_array(codes, "codes")
     if not is_a(params, QParams):
         raise TypeError(f"params must be QParams, got {type(params).__name__}")
+    if params.block_scale is not None:
+        raise ValueError(f"params must not have integer scales, which this layout does not know, got {params!r}")
     if codes.dtype not in WIDEST or codes.dtype != params.dtype:
         expected = f"{params.dtype} (as params)" if params.dtype in WIDEST else "uint4, uint8, int4 or int8"
         raise TypeError(f"codes must be {expected}, got {codes.dtype}")
@@ -340,6 +342,7 @@ def _unsigned(codes, params):
 
 # ---- bitsandbytes ----
 
+MOST = float(np.finfo(np.float32).max)
 STATE = "weight.quant_state.bitsandbytes__"
 KINDS = "nf4", "fp4"
 NESTED = "weight.nested_absmax", "weight.nested_quant_map"
@@ -441,8 +444,9 @@ def to_bitsandbytes(codes, codebook, scales, *, nested=False, dtype="float32"):
     codes = as_array(codes, "codes")
     if codes.dtype != np.uint8:
         raise TypeError(f"codes must be uint8, got {codes.dtype}")
-    if codes.ndim != 2 or (codes.size and codes.max() > 15):
-        raise ValueError(f"codes must have shape (K, N) and be below 16, got shape {codes.shape} and {codes.max()}")
+    most = codes.max(initial=0)
+    if codes.ndim != 2 or most > 15:
+        raise ValueError(f"codes must have shape (K, N) and be below 16, got shape {codes.shape} and {most}")
     kind, (k, n), block = _kind(codebook), codes.shape, codebook.block_size
     scales = float_array(scales, "scales")
     if k % block or scales.shape != (k // block, n):
@@ -493,7 +497,7 @@ def _with_state(tensors):
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{name} must be a JSON object with shape and blocksize, got {shown(text)}") from error
     numbers = all(type(size) is int and 0 <= size < 2**63 for size in sizes) and type(nested[1]) in (int, float)
-    if not numbers or len(shape) != 2 or 0 in sizes[2:] or not math.isfinite(nested[1]):
+    if not numbers or len(shape) != 2 or 0 in sizes[2:] or not abs(nested[1]) <= MOST:
         raise ValueError(f"{name} must have sizes (N, K) of a matrix and of blocks, got {shown(text)}")
     return arrays, state
 

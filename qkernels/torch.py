@@ -8,6 +8,7 @@ import math
 import numpy as np
 import torch
 
+from ._checks import is_a
 from ._choose import choose_qparams
 from ._qparams import QParams, code_dtype, code_range
 from ._quantize import fake_quantize as _fake_quantize
@@ -96,6 +97,10 @@ class FakeQuantize(torch.nn.Module):
 
     def __init__(self, params):
         super().__init__()
+        if not is_a(params, QParams):
+            raise TypeError(f"params must be QParams, got {type(params).__name__}")
+        if params.block_scale is not None:
+            raise ValueError(f"params must not have integer scales, which are not learned, got {params!r}")
         self.scale = torch.nn.Parameter(torch.tensor(np.array(params.scale)))
         self.register_buffer("zero_point", torch.tensor(np.array(params.zero_point)))
         self.dtype, self.axis, self.block_size = params.dtype.name, params.axis, params.block_size
@@ -107,7 +112,7 @@ class FakeQuantize(torch.nn.Module):
         return cls(choose_qparams(x, dtype, method=method, **options))
 
     def forward(self, x):
-        factor = 1 / math.sqrt(max(x.numel() / self.scale.numel() * self.qmax, 1))
+        factor = 1 / math.sqrt(max(x.numel() / max(self.scale.numel(), 1) * self.qmax, 1))
         where = dict(axis=self.axis, block_size=self.block_size, narrow_range=self.narrow_range)
         return fake_quantize(x, self.scale, self.zero_point, self.dtype, **where, edge="clipped", grad_factor=factor)
 
@@ -135,7 +140,9 @@ _PARAMS = "Tensor scale, Tensor? zero_point, str dtype, int? axis, int? block_si
 )
 def _forward(x, scale, zero_point, dtype, axis, block_size, narrow_range, edge, grad_factor):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _fake_quantize(x, _params(scale, zero_point, dtype, axis, block_size, narrow_range), out=out)
+    params = _params(scale, zero_point, dtype, axis, block_size, narrow_range)
+    if x.numel():  # an empty tensor has no memory that NumPy could write
+        _fake_quantize(x, params, out=out)
     return out
 
 
@@ -147,7 +154,7 @@ def _forward(x, scale, zero_point, dtype, axis, block_size, narrow_range, edge, 
 def _backward(grad, x, scale, zero_point, dtype, axis, block_size, narrow_range, edge):
     params = _params(scale, zero_point, dtype, axis, block_size, narrow_range)
     grad_x, *of_params = (_tensor(a) for a in _fake_quantize_grad(grad, x, params, edge=edge))
-    return grad_x, *(a.to(scale.dtype) for a in of_params)
+    return grad_x, *(a.to(scale.dtype).reshape(scale.shape) for a in of_params)
 
 
 @_forward.register_fake

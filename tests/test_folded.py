@@ -330,3 +330,28 @@ def test_where_they_do_not_serve():
     with pytest.raises(ValueError, match="shape"):
         qk.dequantize(codes[:3], params, out=out)
     assert np.all(out == 7)
+
+
+def test_what_is_not_finite_is_told_by_its_place_in_x():
+    x = np.ones((2048, 600), np.float32)
+    x[9, 599] = np.nan
+    with pytest.raises(ValueError, match=r"1 NaN .*the first at \(9, 599\)"):
+        qk.choose_qparams(x, "uint4", axis=0, block_size=32, scale_bits=4)
+
+
+def test_out_must_not_overlap():
+    x = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    params = qk.choose_qparams(x, "uint4", axis=0, block_size=32, scale_bits=4)
+    want, given = qk.fake_quantize(x, params), x.copy()
+    assert qk.fake_quantize(given, params, out=given) is given
+    assert_array_equal(given, want)
+    codes = x.view(np.uint8).reshape(-1)[: x.size].reshape(x.shape).view(params.dtype)
+    for call in (
+        lambda: qk.quantize(x, params, out=codes),
+        lambda: qk.dequantize(codes, params, out=x),
+        lambda: qk.fake_quantize(x.T, params, out=x),
+    ):
+        before = x.copy()
+        with pytest.raises(ValueError, match="out must not overlap"):
+            call()
+        assert_array_equal(x, before)

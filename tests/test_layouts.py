@@ -280,3 +280,11 @@ layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=BNB)  # ValueError: n
 """)
 def test_refusals(refusal):
     refuse(refusal, globals())
+
+
+@pytest.mark.parametrize("write", [qk.layouts.to_gptq, qk.layouts.to_awq])
+def test_integer_scales_are_refused(write):
+    w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    params = qk.choose_qparams(w, "uint4", axis=0, block_size=32, scale_bits=4)
+    with pytest.raises(ValueError, match="params must not have integer scales"):
+        write(qk.quantize(w, params), params)

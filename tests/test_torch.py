@@ -139,3 +139,18 @@ fake_quantize(X.requires_grad_(), ONE, edge="hard").sum().backward()  # ValueErr
 """)
 def test_refusals(refusal):
     refuse(refusal, globals())
+
+
+def test_what_the_layer_cannot_learn_is_refused():
+    w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
+    with pytest.raises(ValueError, match="params must not have integer scales"):
+        FakeQuantize(qk.choose_qparams(w, "uint4", axis=0, block_size=32, scale_bits=4))
+    with pytest.raises(TypeError, match="params must be QParams, got NoneType"):
+        FakeQuantize(None)
+
+
+def test_empty_tensors_and_a_scale_of_shape_1():
+    assert fake_quantize(torch.zeros(0, 3), torch.tensor(0.1)).shape == (0, 3)
+    scale = torch.tensor([0.1], requires_grad=True)
+    fake_quantize(torch.ones(3), scale).sum().backward()
+    assert scale.grad.shape == (1,)

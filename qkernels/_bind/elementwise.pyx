@@ -175,12 +175,12 @@ cdef cnp.ndarray dequantize_folded(cnp.ndarray q, Params params, dtype):
     return dequantize(fold(q, params), columns, dtype, None)
 
 
-cdef object deliver(cnp.ndarray found, out, cnp.ndarray given, name):
-    """Return what was found, in `out` if there is one."""
+cdef object deliver(cnp.ndarray found, out, cnp.ndarray given, name, cnp.ndarray same=None):
+    """Return what was found, in `out` if there is one, which may have the memory of `same`."""
     if out is None:
         return found
     cdef cnp.ndarray to = result_array(out, found, found.dtype)
-    if data_of(to) != data_of(given):
+    if same is None or data_of(to) != data_of(same):
         refuse_overlap(to, given, name)
     (<object>to)[...] = found
     return out
@@ -256,7 +256,7 @@ def fake_quantize(x, params, out):
     cdef cnp.ndarray given = array_of(x, "x"), a = contiguous(given)
     cdef qk_dtype type = <qk_dtype>float_type(a, "x")
     if by.block_scale is not None:
-        return deliver(dequantize_folded(quantize_folded(a, by, QK_HALF_EVEN), by, a.dtype), out, given, "x")
+        return deliver(dequantize_folded(quantize_folded(a, by, QK_HALF_EVEN), by, a.dtype), out, given, "x", a)
     cdef qk_params p
     by.lay_over(a, &p, "x")
     cdef cnp.ndarray y = result_array(out, a, <object>descr_of(a))
