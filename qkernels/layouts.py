@@ -4,7 +4,6 @@ Each function takes or gives the tensors of one layer, by the names that they ha
 """
 
 import json
-import math
 
 import ml_dtypes
 import numpy as np

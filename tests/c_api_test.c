@@ -140,6 +140,18 @@ static void check_weights_of_codebooks(void)
     REFUSED(qk_weights_new(&m, &w));
     m.level_count = 16, levels[3] = INFINITY;
     REFUSED(qk_weights_new(&m, &w));
+    const uint8_t block_scale[K * N] = {0};
+    const int8_t block_shift[K * N] = {0};
+    m = (qk_matrix){.b = bytes,
+                    .type = QK_U2,
+                    .k = K,
+                    .n = N,
+                    .kind = QK_PER_BLOCK,
+                    .block = 4,
+                    .scale = scales,
+                    .block_scale = block_scale,
+                    .block_shift = block_shift};
+    REFUSED(qk_weights_new(&m, &w)); /* integer scales of 2 bits */
 }
 
 static void check_matmul(void)

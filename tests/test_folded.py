@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import qkernels as qk
 
@@ -355,3 +355,25 @@ def test_out_must_not_overlap():
         with pytest.raises(ValueError, match="out must not overlap"):
             call()
         assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+@pytest.mark.parametrize("narrow_range", [False, True])
+def test_minmax_clips_nothing(dtype, narrow_range):
+    x = np.float32(np.random.default_rng(0).normal(size=(512, 40)))
+    options = dict(axis=0, block_size=32, scale_bits=4, method="minmax", symmetric=False, narrow_range=narrow_range)
+    params = qk.choose_qparams(x, dtype, **options)
+    step = (params.scale * np.repeat(params.block_scale, 32, axis=0)).max(axis=0)
+    assert (np.abs(qk.fake_quantize(x, params) - x) <= 0.5001 * step + params.scale).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 993, 994])
+def test_a_single_block_that_is_not_whole(k, everywhere):
+    """Its rows are fewer than its size, and no multiple of 4."""
+    rng = np.random.default_rng(k)
+    w, x = (np.float32(rng.normal(size=shape)) for shape in ((k, 3), (12, k)))
+    params = qk.choose_qparams(w, "uint4", axis=0, block_size=996, scale_bits=4)
+    codes = qk.quantize(w, params)
+    got = everywhere(lambda: qk.linear(x, qk.pack(codes, params)))
+    want = x.astype(np.float64) @ qk.dequantize(codes, params)
+    assert_allclose(got, want, atol=0.02 * np.abs(want).max() + 1e-6)

@@ -117,7 +117,8 @@ void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
     enum { MOST = 1024 }; /* bytes of a panel that a row takes at most: with such k no size overflows */
     const qk_kernels *kernels = qk_active();
     qk_gemm8_init(p, kernels, kernels->gemm8_folded, m->k, m->n, 0);
-    p->folded = (qk_folded){.block = min_size(m->block, m->k ? m->k : 1), .flip = m->type == QK_I4 ? 8 : 0};
+    p->folded =
+        (qk_folded){.block = round_up(min_size(m->block, m->k ? m->k : 1), KR), .flip = m->type == QK_I4 ? 8 : 0};
     p->folded.blocks = ceil_div(m->k, p->folded.block);
     if (m->k > SIZE_MAX / MOST - MOST)
         p->folded.panel_bytes = SIZE_MAX;
@@ -158,7 +159,8 @@ static void pack_block(const pack_job *job, size_t block, size_t rows, size_t co
     const uint8_t *b =
         (const uint8_t *)m->b + (ptrdiff_t)(block * p->folded.block) * m->row_stride + (ptrdiff_t)col * m->col_stride;
     uint8_t *to = panel + codes_at(p, block), *params = panel + params_at(p, block);
-    for (size_t row = 0; row < rows; row += KR, b += KR * m->row_stride, to += QK_FOLDED_STEP) {
+    for (size_t row = 0; row < rows && !(row && qk_stopped_at(row));
+         row += KR, b += KR * m->row_stride, to += QK_FOLDED_STEP) {
         p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
                                            (uint8_t)p->folded.flip, to);
         for (size_t i = 0; i < QK_FOLDED_STEP; i++) to[i] ^= 0x80; /* the high halves: code - 8 */

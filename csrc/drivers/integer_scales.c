@@ -19,7 +19,7 @@ enum {
     MOST_WEIGHT = 127,
     STARTS = 12,       /* scales of a column from which descent begins: */
     LEAST_START = 64,  /* those that make its largest weight an integer of this or more, */
-    SURE_WEIGHT = 120, /* which a scale of 15 or 16 has on either side */
+    LONG_BLOCK = 4096, /* rows, of which a look for signals is to come between two scales */
     MOST_DESCENTS = 8, /* each of which improves the loss */
     LANES = QK_ROUNDED_LANES
 };
@@ -89,7 +89,8 @@ static double search_block(search *q, const double *y, const double *w, double u
     const int first = whole < 1 ? 1 : whole > MOST_SCALE ? MOST_SCALE : (int)whole;
     for (int step = 0; step < 2 * MOST_SCALE; step++) { /* outward from the scale that clips nothing */
         const int i = first + (step % 2 ? -(step + 1) / 2 : step / 2);
-        if (i < 1 || i > MOST_SCALE) continue;
+        if (i < 1 || i > MOST_SCALE || q->stopped) continue;
+        q->stopped = q->lanes > LONG_BLOCK && qk_stopped();
         for (int d = p->shifts ? FIRST_SHIFT : 0; d <= (p->shifts ? LAST_SHIFT : 0); d++) {
             if (!fits(q, i, d) || clipped(q, &e, i, d) >= best) continue;
             const double loss = loss_of(q, w, i, d, sums);
@@ -172,7 +173,7 @@ static double take_values(search *q, const double *x, const double *importance, 
 /* The least integer scales that clip nothing, and their shifts. */
 static void cover_blocks(search *q, double unit)
 {
-    for (size_t b = 0; b < q->blocks; b++) {
+    for (size_t b = 0; b < q->blocks && !q->stopped; b++) {
         const double *y = q->y + b * q->lanes;
         extremes e = {0, 0, 1, 1};
         for (size_t i = 0; i < q->lanes; i++) e.lo = fmin(e.lo, y[i] / unit), e.hi = fmax(e.hi, y[i] / unit);
@@ -183,6 +184,7 @@ static void cover_blocks(search *q, double unit)
                 found = d >= FIRST_SHIFT && d <= LAST_SHIFT && fits(q, i, d) && clipped(q, &e, i, d) <= 1e-6;
                 if (found) q->best.scale[b] = (uint8_t)i, q->best.shift[b] = (int8_t)d;
             }
+        q->stopped |= qk_stopped();
     }
 }
 
@@ -195,7 +197,8 @@ static void search_column(search *q, const double *x, const double *importance, 
     *scale = 1;
     if (largest == 0) return;
     const int lo = p->middle - p->qmin, hi = p->qmax - p->middle, narrow = lo < hi ? lo : hi;
-    const double sure = p->shifts ? SURE_WEIGHT : fmin(MOST_SCALE * narrow, MOST_WEIGHT);
+    /* what all blocks can have on either side, by the largest scale and a shift of its middle */
+    const double sure = p->shifts ? MOST_SCALE * (p->qmax - p->qmin) / 2.0 : fmin(MOST_SCALE * narrow, MOST_WEIGHT);
     const double least = fmax(ldexp(largest, exponent) / sure, 0x1p-126);
     *scale = (float)least;
     if (*scale < least) *scale = nextafterf(*scale, INFINITY);

@@ -60,8 +60,8 @@ static int has_good_params(const qk_matrix *m)
 
 static int has_good_integer_scales(const qk_matrix *m)
 {
-    if (!is_small(m->type) || m->kind != QK_PER_BLOCK || m->block % 4 || !m->block_shift || !m->scale ||
-        m->zero_point || m->levels || qk_times(ceil_div(m->k, m->block), m->n) > PTRDIFF_MAX)
+    if ((m->type != QK_I4 && m->type != QK_U4) || m->kind != QK_PER_BLOCK || m->block % 4 || !m->block_shift ||
+        !m->scale || m->zero_point || m->levels || qk_times(ceil_div(m->k, m->block), m->n) > PTRDIFF_MAX)
         return 0;
     const qk_integer_scales scales = {.k = m->k,
                                       .n = m->n,
