@@ -359,7 +359,7 @@ def test_out_must_not_overlap():
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4"])
 @pytest.mark.parametrize("narrow_range", [False, True])
-def test_minmax_clips_nothing(dtype, narrow_range):
+def test_a_narrow_range_is_covered(dtype, narrow_range):
     x = np.float32(np.random.default_rng(0).normal(size=(512, 40)))
     options = dict(axis=0, block_size=32, scale_bits=4, method="minmax", symmetric=False, narrow_range=narrow_range)
     params = qk.choose_qparams(x, dtype, **options)
