@@ -132,7 +132,8 @@ class QParams(elementwise.Params, Value):
             block_shift = np.zeros(block_scale.shape, np.int8)
         block_shift = _checked_small(block_shift, "block_shift", -8, 7, block_scale.shape)
         middle = MIDDLES[dtype]
-        if zero_point is not None and np.any(as_array(zero_point, "zero_point") != middle):
+        zero = middle if zero_point is None else _checked_zero_point(zero_point, scale.shape, dtype, *codes)
+        if np.any(zero != middle):
             raise ValueError(f"zero_point must be None or {middle} where block_scale is given, got {shown(zero_point)}")
         return cls._folded(scale, dtype, codes, block_size, block_scale, block_shift)
 

@@ -377,3 +377,13 @@ def test_a_single_block_that_is_not_whole(k, everywhere):
     got = everywhere(lambda: qk.linear(x, qk.pack(codes, params)))
     want = x.astype(np.float64) @ qk.dequantize(codes, params)
     assert_allclose(got, want, atol=0.02 * np.abs(want).max() + 1e-6)
+
+
+@pytest.mark.parametrize("zero_point", [8.0, [8, 8, 8, 8, 8], np.full((1, 4), 8), 7, [8, 8, 8, 9]])
+def test_zero_points_are_those_of_integer_scales(zero_point):
+    def make(zero_point):
+        return qk.QParams(np.ones(4), zero_point, "uint4", axis=0, block_size=32, block_scale=np.ones((2, 4), np.uint8))
+
+    assert make(8) == make(np.full(4, 8)) == make(None)
+    with pytest.raises((TypeError, ValueError), match="zero_point must be"):
+        make(zero_point)
