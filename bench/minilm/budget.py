@@ -40,7 +40,7 @@ NAMES = ["query, key, value", "attention's output", "up", "down"]
 def main():
     results, chart = (Path(given) for given in [*sys.argv[1:], *[RESULTS, CHART][len(sys.argv) - 1 :]])
     report = measure()
-    results.write_text(json.dumps(report, indent=1) + "\n")
+    results.write_text(json.dumps(report) + "\n")
     print("| | bits a weight | cosine to float32 | recall@1 | to one width of this size: cosine | recall@1 |")
     print("|---|---|---|---|---|---|")
     for row in report["rows"]:
