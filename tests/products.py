@@ -254,3 +254,14 @@ def silu(x):
 
 
 FUNCTIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "silu": silu}
+
+
+def long_blocks(kind, dtype, lengths):
+    """Yield inputs of two rows, codes of one block, the largest, their params, and what `linear` gives."""
+    rng = np.random.default_rng(0)
+    for k in lengths:
+        x = np.where(rng.random((2, k)) < 0.9, 127, -127).astype(np.float32)
+        b = np.full((k, 3), code_range(dtype)[1], getattr(ml_dtypes, dtype))
+        for zero_point in ([0, 0, 0], [0, 1, code_range(dtype)[0]]):
+            params = qk.QParams(np.float32([0.1, 0.2, 0.3]), zero_point, dtype, axis=1)
+            yield x, b, params, kind.linear(x, b, params)

@@ -3,9 +3,9 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from common import code_range, refuse, refused
+from common import refuse, refused
 from numpy.testing import assert_array_equal
-from products import FOUR, LEVELS
+from products import FOUR, LEVELS, long_blocks
 
 import qkernels as qk
 
@@ -13,15 +13,9 @@ import qkernels as qk
 @pytest.mark.parametrize("dtype", FOUR.dtypes)
 def test_long_blocks(dtype, isas):
     """65,536 rows are the most that AVX-512 sums two codes at once for."""
-    rng = np.random.default_rng(0)
-    for k in (65536, 65537, 70000):
-        x = np.where(rng.random((2, k)) < 0.9, 127, -127).astype(np.float32)
-        b = np.full((k, 3), code_range(dtype)[1], getattr(ml_dtypes, dtype))
-        for zero_point in ([0, 0, 0], [0, 1, code_range(dtype)[0]]):
-            params = qk.QParams(np.float32([0.1, 0.2, 0.3]), zero_point, dtype, axis=1)
-            want = FOUR.linear(x, b, params)
-            for isa in isas():
-                assert_array_equal(qk.linear(x, qk.pack(b, params)), want, err_msg=isa, strict=True)
+    for x, b, params, want in long_blocks(FOUR, dtype, (65536, 65537, 70000)):
+        for isa in isas():
+            assert_array_equal(qk.linear(x, qk.pack(b, params)), want, err_msg=isa, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from common import code_range, refuse, refused
+from common import refuse, refused
 from numpy.testing import assert_array_equal
-from products import LEVELS, TWO
+from products import LEVELS, TWO, long_blocks
 
 import qkernels as qk
 
@@ -13,17 +13,11 @@ import qkernels as qk
 @pytest.mark.parametrize("dtype", TWO.dtypes)
 def test_long_blocks(dtype, isas):
     """131,072 rows are the most that AVX-512 multiplies codes of in their places."""
-    rng = np.random.default_rng(0)
-    for k in (131_072, 131_073, 140_000):
-        x = np.where(rng.random((2, k)) < 0.9, 127, -127).astype(np.float32)
-        b = np.full((k, 3), code_range(dtype)[1], getattr(ml_dtypes, dtype))
-        for zero_point in ([0, 0, 0], [0, 1, code_range(dtype)[0]]):
-            params = qk.QParams(np.float32([0.1, 0.2, 0.3]), zero_point, dtype, axis=1)
-            want = TWO.linear(x, b, params)
-            for isa in isas():
-                packed = qk.pack(b, params)
-                for rows in x[:1], x:
-                    assert_array_equal(qk.linear(rows, packed), want[: len(rows)], err_msg=isa, strict=True)
+    for x, b, params, want in long_blocks(TWO, dtype, (131_072, 131_073, 140_000)):
+        for isa in isas():
+            packed = qk.pack(b, params)
+            for rows in x[:1], x:
+                assert_array_equal(qk.linear(rows, packed), want[: len(rows)], err_msg=isa, strict=True)
 
 
 def test_refuses_blocks_whose_sums_could_overflow():

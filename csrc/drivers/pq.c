@@ -15,16 +15,15 @@ enum { SCAN = 256, LANE_SCAN = 64 }; /* vectors of codes at a time: their sums s
 enum { MAX_LANES = 16 };
 enum { LOOK = 1 << 10, LOOK_CODES = 1 << 22 }; /* vectors or neighbours, or codes, between two looks for signals */
 
-/* The filter: what it takes, queries of a unit, bytes of turned codes that stay in the L1 cache, vectors of the sample
- * that gives the first limits, and what vectors at the limit have as sums of eight, of 255. */
+/* The filter. */
 enum {
-    FILTER_LEVELS = 16,
+    FILTER_LEVELS = 16, /* at most, and so many groups */
     FILTER_GROUPS = 1024,
-    FILTER_QUERIES = 128,
-    FEW_QUERIES = 4,
-    TURNED = 1 << 14,
-    SAMPLE = 512,
-    USUAL = 128
+    FILTER_QUERIES = 128, /* of a unit */
+    FEW_QUERIES = 4,      /* that read packed codes as they lie */
+    TURNED = 1 << 14,     /* bytes of turned codes that stay in the L1 cache */
+    SAMPLE = 512,         /* vectors that give the first limits */
+    USUAL = 128           /* what vectors at the limit have as sums of eight, of 255 */
 };
 
 typedef struct {
