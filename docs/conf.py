@@ -1,0 +1,189 @@
+"""Build the site: `python -m sphinx -W -n docs build/site`, with what the extra `docs` installs.
+
+Its pages are the Markdown files of this folder, which read well on GitHub too; the API's say only which modules they
+are about. What a browser wants beyond that is made here: entries for public names, from the package itself; links out
+of this folder; and, in the text, links from names to their entries and powers that are set as such.
+"""
+
+import inspect
+import re
+from functools import reduce
+from importlib import import_module
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.transforms import SphinxTransform
+
+import qkernels
+
+REPOSITORY = "https://github.com/qkernels/qkernels"
+OPTIONAL = "dask", "numba", "torch"  # what a module of ours needs that may not be installed
+
+project, version = "qkernels", qkernels.__version__
+author = copyright = "the authors of qkernels"
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx_copybutton"]
+default_role = "literal"
+smartquotes = False
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+autodoc_typehints, autodoc_preserve_defaults, autodoc_inherit_docstrings = "none", True, False
+autosummary_generate = False
+numpydoc_show_class_members = False
+NOT_OURS = "ES01 EX01 SA01 PR01 PR02 PR03 PR04 PR07 PR08 PR09 RT01 RT03 YD01 GL08"  # each thing is said once, if at all
+numpydoc_validation_checks = {"all", *NOT_OURS.split()}
+myst_heading_anchors = 3
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. ", True
+
+html_theme, html_title, html_favicon = "furo", f"qkernels {version}", "_static/icon.svg"
+html_static_path, html_css_files = ["_static"], ["site.css"]
+html_copy_source = False
+html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", "source_directory": "docs/"}
+
+
+# ---- entries of the API ----
+
+
+def resolve(name):
+    """Return what a name of the package stands for, without its first part."""
+    return reduce(getattr, name.split("."), qkernels)
+
+
+def position(found):
+    """Return the line of a function or class, to sort by; compiled ones have none."""
+    try:
+        return inspect.getsourcelines(found)[1]
+    except (OSError, TypeError):
+        return 0
+
+
+def names_of(stem):
+    """Return the public functions and classes of a module, as users write them, without the package's own name."""
+    module = import_module(f"qkernels.{stem}")
+    ours = {name: resolve(name) for name in qkernels.__all__}
+    public = getattr(module, "__all__", [name for name in ours if ours[name].__module__ == module.__name__])
+    if not hasattr(module, "__all__"):
+        public = sorted((name for name in public if callable(ours[name])), key=lambda name: position(ours[name]))
+    return [name if ours.get(name) is getattr(module, name) else f"{stem}.{name}" for name in public]
+
+
+def entry(name):
+    """Return the lines that document a name."""
+    found = resolve(name)
+    kind = "class" if inspect.isclass(found) else "function"
+    whole = kind == "class" and not issubclass(found, tuple)  # whose fields stand in its docstring
+    members = ["   :members:", "   :inherited-members: Module"] if whole else []
+    return [f".. auto{kind}:: qkernels.{name}", *members, ""]
+
+
+def entries(match):
+    """Turn a block that names modules to what they say of themselves, a table of their names, and these."""
+    stems, lines, names = match[1].split(), [], []
+    for stem in stems:
+        try:
+            names += names_of(stem)
+        except ModuleNotFoundError as error:
+            if error.name not in OPTIONAL:
+                raise
+            return f"`qkernels.{stem}` needs {error.name}, which was not there when this page was made."
+        if not stem.startswith("_"):
+            lines += [f".. automodule:: qkernels.{stem}", "", ".. currentmodule:: qkernels", ""]
+    lines += [".. autosummary::", "", *(f"   {name}" for name in names), ""]
+    homes = tuple(f"qkernels.{stem}" for stem in stems)
+    own = [name for name in names if resolve(name).__module__.startswith(homes)]  # others have their entry elsewhere
+    return "\n".join(["```{eval-rst}", ".. currentmodule:: qkernels", "", *lines, *sum(map(entry, own), []), "```"])
+
+
+# ---- sources ----
+
+
+def read_page(_app, page, source):
+    """Make the entries of the API, targets of numbered sections, and links to files that are no pages."""
+    text = re.sub(r"```\{public\} (.*)\n```", entries, source[0])
+    if page == "numerics":
+        text = re.sub(r"^## (\d+)\.", r"(section-\1)=\n## \1.", text, flags=re.MULTILINE)
+    text = re.sub(r"\[(\w+)\.md\]\(\1\.md\)", r"[](\1.md)", text)  # with the title of the page as its text
+    up = r"\.\./" * (page.count("/") + 1)
+    source[0] = re.sub(rf"\]\({up}", f"]({REPOSITORY}/blob/main/", text)
+
+
+def read_included(_app, _path, _page, content):
+    """Let links of README and its neighbours, which are from the folder above, lead to pages or to the repository."""
+    text = re.sub(r"\]\((?=[\w/.]+[)#])(?!docs/)", f"]({REPOSITORY}/blob/main/", content[0])
+    content[0] = re.sub(r"\]\(docs/", "](", text)
+
+
+def link_sections(_app, _what, _name, _object, _options, lines):
+    """Let docstrings that cite numerics.md link to its sections."""
+    text = re.sub(r"\bdocs/numerics\.md,\s+(sections?)", r"numerics, \1", "\n".join(lines))
+    cited = re.compile(r"(?<=\bnumerics, )(sections?)((?:(?:,| and| to)?\s+\d+)+)")
+    linked = cited.sub(lambda m: m[1] + re.sub(r"\d+", r":ref:`\g<0> <section-\g<0>>`", m[2]), text)
+    lines[:] = linked.split("\n")
+
+
+# ---- text ----
+
+
+def linked_names():
+    """Return the full name of each public function, class and method, by the names that documents use."""
+    names = {name: name for name in qkernels.__all__}
+    for stem in "io", "layouts", "observers":
+        full = {name.partition(".")[2]: name for name in names_of(stem)}
+        names |= {name: name for name in full.values()} | (full if stem != "io" else {})  # `save` is a common word
+    classes = {short: full for short, full in names.items() if inspect.isclass(resolve(full))}
+    for short, full in classes.items():
+        methods = [
+            name for name in dir(resolve(full)) if not name.startswith("_") and callable(resolve(f"{full}.{name}"))
+        ]
+        names |= {f"{short}.{name}": f"{full}.{name}" for name in methods if not issubclass(resolve(full), tuple)}
+    return names
+
+
+NAMES = linked_names()
+
+
+class LinkNames(SphinxTransform):
+    """Wherever a public name stands in code, with arguments or without, link to its entry."""
+
+    default_priority = 400
+
+    def apply(self):
+        """Wrap the literals."""
+        for literal in list(self.document.findall(nodes.literal)):
+            called = re.fullmatch(r"(?:qk\.|qkernels\.)?([\w.]+)(?:\(.*\))?", literal.astext(), flags=re.DOTALL)
+            inside = isinstance(literal.parent, nodes.reference | nodes.title | pending_xref)
+            if called and called[1] in NAMES and not inside:
+                where = dict(refdomain="py", reftype="obj", reftarget=f"qkernels.{NAMES[called[1]]}", refexplicit=True)
+                literal.replace_self(
+                    pending_xref("", literal.deepcopy(), **where, refwarn=True, refdoc=self.env.docname)
+                )
+
+
+class Typeset(SphinxTransform):
+    """Raise exponents, such as that of 2^-24, and end code with its last line."""
+
+    default_priority = 400
+    exponent = re.compile(r"(?<=[\w)])\^(-?\d+|-?[a-z]\b|\([^()]*\))")
+
+    def apply(self):
+        """Replace the nodes of text and code."""
+        for text in list(self.document.findall(nodes.Text)):
+            if "^" in text and not isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.reference):
+                parts = self.exponent.split(text)  # text and exponents in turn
+                made = [nodes.superscript if i % 2 else nodes.Text for i in range(len(parts))]
+                new = [
+                    kind("", part) if kind is nodes.superscript else kind(part)
+                    for kind, part in zip(made, parts, strict=True)
+                ]
+                text.parent.replace(text, new)
+        for block in list(self.document.findall(nodes.literal_block)):
+            code = block.astext().rstrip("\n")
+            block.replace_self(nodes.literal_block(code, code, **block.attributes))
+
+
+def setup(app):
+    """Do all of this where Sphinx offers to."""
+    app.connect("source-read", read_page)
+    app.connect("include-read", read_included)
+    app.connect("autodoc-process-docstring", link_sections)
+    app.add_transform(LinkNames)
+    app.add_transform(Typeset)
