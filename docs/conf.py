@@ -108,14 +108,15 @@ def read_page(_app, page, source):
 
 def read_included(_app, _path, _page, content):
     """Let links of README and its neighbours, which are from the folder above, lead to pages or to the repository."""
-    text = re.sub(r"\]\((?=[\w/.]+[)#])(?!docs/)", f"]({REPOSITORY}/blob/main/", content[0])
+    text = re.sub(r"\[docs/\w+\.md\]\((?=docs/)", "[](", content[0])
+    text = re.sub(r"\]\((?=[\w/.]+[)#])(?!docs/)", f"]({REPOSITORY}/blob/main/", text)
     content[0] = re.sub(r"\]\(docs/", "](", text)
 
 
 def link_sections(_app, _what, _name, _object, _options, lines):
     """Let docstrings that cite numerics.md link to its sections."""
-    text = re.sub(r"\bdocs/numerics\.md,\s+(sections?)", r"numerics, \1", "\n".join(lines))
-    cited = re.compile(r"(?<=\bnumerics, )(sections?)((?:(?:,| and| to)?\s+\d+)+)")
+    text = re.sub(r"\bdocs/numerics\.md,\s+(sections?)", r"Numerics, \1", "\n".join(lines))
+    cited = re.compile(r"(?<=\bNumerics, )(sections?)((?:(?:,| and| to)?\s+\d+)+)")
     linked = cited.sub(lambda m: m[1] + re.sub(r"\d+", r":ref:`\g<0> <section-\g<0>>`", m[2]), text)
     lines[:] = linked.split("\n")
 
@@ -139,23 +140,28 @@ def linked_names():
 
 
 NAMES = linked_names()
+CLASSES = re.compile(rf"\b({'|'.join(name for name in NAMES if inspect.isclass(resolve(NAMES[name])))})\b")
 
 
 class LinkNames(SphinxTransform):
-    """Wherever a public name stands in code, with arguments or without, link to its entry."""
+    """Link public names to their entries: in code, with arguments or without, and classes as types of parameters."""
 
     default_priority = 400
 
+    def link(self, name, content):
+        """Return a link to the entry of a name."""
+        where = dict(refdomain="py", reftype="obj", reftarget=f"qkernels.{NAMES[name]}", refdoc=self.env.docname)
+        return pending_xref("", content, **where, refexplicit=True, refwarn=True)
+
     def apply(self):
-        """Wrap the literals."""
+        """Wrap what names something."""
         for literal in list(self.document.findall(nodes.literal)):
             called = re.fullmatch(r"(?:qk\.|qkernels\.)?([\w.]+)(?:\(.*\))?", literal.astext(), flags=re.DOTALL)
             inside = isinstance(literal.parent, nodes.reference | nodes.title | pending_xref)
             if called and called[1] in NAMES and not inside:
-                where = dict(refdomain="py", reftype="obj", reftarget=f"qkernels.{NAMES[called[1]]}", refexplicit=True)
-                literal.replace_self(
-                    pending_xref("", literal.deepcopy(), **where, refwarn=True, refdoc=self.env.docname)
-                )
+                literal.replace_self(self.link(called[1], literal.deepcopy()))
+        for text in texts_within(self.document, nodes.classifier | nodes.term):
+            replace_parts(text, CLASSES, lambda name: self.link(name, nodes.inline(name, name)))
 
 
 class Typeset(SphinxTransform):
@@ -166,18 +172,28 @@ class Typeset(SphinxTransform):
 
     def apply(self):
         """Replace the nodes of text and code."""
-        for text in list(self.document.findall(nodes.Text)):
-            if "^" in text and not isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.reference):
-                parts = self.exponent.split(text)  # text and exponents in turn
-                made = [nodes.superscript if i % 2 else nodes.Text for i in range(len(parts))]
-                new = [
-                    kind("", part) if kind is nodes.superscript else kind(part)
-                    for kind, part in zip(made, parts, strict=True)
-                ]
-                text.parent.replace(text, new)
+        for text in texts_within(self.document, nodes.paragraph | nodes.title):
+            replace_parts(text, self.exponent, lambda power: nodes.superscript(power, power))
         for block in list(self.document.findall(nodes.literal_block)):
             code = block.astext().rstrip("\n")
             block.replace_self(nodes.literal_block(code, code, **block.attributes))
+
+
+def texts_within(document, kinds):
+    """Return what is text, not code or a link, in nodes of these kinds."""
+    apart = nodes.literal | nodes.reference | pending_xref
+    found = [
+        text for node in document.findall(lambda node: isinstance(node, kinds)) for text in node.findall(nodes.Text)
+    ]
+    return [text for text in found if not isinstance(text.parent, apart)]
+
+
+def replace_parts(text, pattern, make):
+    """Replace what the only group of a pattern finds in a text by nodes."""
+    parts = pattern.split(text)
+    if len(parts) > 1:
+        new = [make(part) if i % 2 else nodes.Text(part) for i, part in enumerate(parts)]
+        text.parent.replace(text, new)
 
 
 def setup(app):
