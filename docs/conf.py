@@ -29,7 +29,9 @@ toc_object_entries_show_parents = "hide"
 autodoc_typehints, autodoc_preserve_defaults, autodoc_inherit_docstrings = "none", True, False
 autosummary_generate = False
 numpydoc_show_class_members = False
-NOT_OURS = "ES01 EX01 SA01 PR01 PR02 PR03 PR04 PR07 PR08 PR09 RT01 RT03 YD01 GL08"  # each thing is said once, if at all
+NOT_OURS = (
+    "GL01 ES01 EX01 SA01 PR01 PR02 PR03 PR04 PR07 PR08 PR09 RT01 RT03 YD01 GL08"  # each thing is said once, if at all
+)
 numpydoc_validation_checks = {"all", *NOT_OURS.split()}
 myst_heading_anchors = 3
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. ", True
@@ -87,7 +89,7 @@ def entries(match):
             return f"`qkernels.{stem}` needs {error.name}, which was not there when this page was made."
         if not stem.startswith("_"):
             lines += [f".. automodule:: qkernels.{stem}", "", ".. currentmodule:: qkernels", ""]
-    lines += [".. autosummary::", "", *(f"   {name}" for name in names), ""]
+    lines += [".. autosummary::", "", *(f"   {name}" for name in names), ""] if names else []
     homes = tuple(f"qkernels.{stem}" for stem in stems)
     own = [name for name in names if resolve(name).__module__.startswith(homes)]  # others have their entry elsewhere
     return "\n".join(["```{eval-rst}", ".. currentmodule:: qkernels", "", *lines, *sum(map(entry, own), []), "```"])
@@ -101,6 +103,8 @@ def read_page(_app, page, source):
     text = re.sub(r"```\{public\} (.*)\n```", entries, source[0])
     if page == "numerics":
         text = re.sub(r"^## (\d+)\.", r"(section-\1)=\n## \1.", text, flags=re.MULTILINE)
+    else:
+        text = re.sub(r"\bnumerics (\d+)", r"[numerics \1](#section-\1)", text)
     text = re.sub(r"\[(\w+)\.md\]\(\1\.md\)", r"[](\1.md)", text)  # with the title of the page as its text
     up = r"\.\./" * (page.count("/") + 1)
     source[0] = re.sub(rf"\]\({up}", f"]({REPOSITORY}/blob/main/", text)
@@ -127,9 +131,12 @@ def link_sections(_app, _what, _name, _object, _options, lines):
 def linked_names():
     """Return the full name of each public function, class and method, by the names that documents use."""
     names = {name: name for name in qkernels.__all__}
-    for stem in "io", "layouts", "observers":
-        full = {name.partition(".")[2]: name for name in names_of(stem)}
-        names |= {name: name for name in full.values()} | (full if stem != "io" else {})  # `save` is a common word
+    for stem in "observers", "layouts", "io", *OPTIONAL:
+        try:
+            full = {name.partition(".")[2]: name for name in names_of(stem) if name not in names}
+        except ModuleNotFoundError:
+            continue  # what is not documented cannot be linked to
+        names |= {name: name for name in full.values()} | (full if stem in ("observers", "layouts") else {})
     classes = {short: full for short, full in names.items() if inspect.isclass(resolve(full))}
     for short, full in classes.items():
         methods = [
@@ -168,7 +175,7 @@ class Typeset(SphinxTransform):
     """Raise exponents, such as that of 2^-24, and end code with its last line."""
 
     default_priority = 400
-    exponent = re.compile(r"(?<=[\w)])\^(-?\d+|-?[a-z]\b|\([^()]*\))")
+    exponent = re.compile(r"(?<=[\w)])(?:\^|\*\*)(-?\d+|-?[a-z]\b|\([^()]*\))")
 
     def apply(self):
         """Replace the nodes of text and code."""

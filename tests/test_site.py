@@ -57,7 +57,7 @@ def leads_nowhere(link, path, pages):
 
 
 def public_names():
-    """Each public name of the package and its public modules, and the object."""
+    """Each public module and each public name, and the object."""
     names = {f"qkernels.{name}": getattr(qk, name) for name in qk.__all__}
     known = {id(found) for found in names.values()}
     for stem in (found.name for found in pkgutil.iter_modules(qk.__path__) if not found.name.startswith("_")):
@@ -66,6 +66,7 @@ def public_names():
         except ModuleNotFoundError as error:
             assert not error.name.startswith("qkernels")  # of an extra that is not installed
             continue
+        names[f"module-qkernels.{stem}"] = module
         own = {f"qkernels.{stem}.{name}": getattr(module, name) for name in getattr(module, "__all__", [])}
         names |= {name: found for name, found in own.items() if id(found) not in known}
     return names
@@ -73,7 +74,7 @@ def public_names():
 
 def test_each_public_name_has_an_entry(site):
     names = public_names()
-    assert {"qkernels.quantize", "qkernels.NF4", "qkernels.observers.MSE", "qkernels.io.save"} <= names.keys()
+    assert {"qkernels.quantize", "qkernels.NF4", "qkernels.observers.MSE", "module-qkernels.io"} <= names.keys()
     assert names.keys() - set().union(*(page.anchors for page in site.values())) == set()
 
 
