@@ -9,6 +9,7 @@ import inspect
 import re
 from functools import reduce
 from importlib import import_module
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -99,6 +100,8 @@ def entries(match):
 def read_page(_app, page, source):
     """Make the entries of the API, targets of numbered sections, and links to files that are no pages."""
     text = re.sub(r"```\{public\} (.*)\n```", entries, source[0])
+    if page == "index":
+        text = text.replace("the rest\n", "".join(f"{name}\n" for name in unlisted(text)))
     if page == "numerics":
         text = re.sub(r"^## (\d+)\.", r"(section-\1)=\n## \1.", text, flags=re.MULTILINE)
     else:
@@ -106,6 +109,12 @@ def read_page(_app, page, source):
     text = re.sub(r"\[(\w+)\.md\]\(\1\.md\)", r"[](\1.md)", text)  # with the title of the page as its text
     up = r"\.\./" * (page.count("/") + 1)
     source[0] = re.sub(rf"\]\({up}", f"]({REPOSITORY}/blob/main/", text)
+
+
+def unlisted(lists):
+    """Return the pages beside the first one that its lists do not name."""
+    pages = sorted(path.stem for path in Path(__file__).parent.glob("*.md") if path.stem != "index")
+    return [name for name in pages if not re.search(rf"^{name}$|<{name}>$", lists, flags=re.MULTILINE)]
 
 
 def read_included(_app, _path, _page, content):
