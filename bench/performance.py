@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import glance
 import report
 import roofline
 from minilm import error_against_bits, measure
@@ -51,6 +52,8 @@ def main():
         parts.append(bits_section(json.loads(error_against_bits.RESULTS.read_text())))
     headings = {name: heading for name, (_, _, heading) in RUNS.items()} | OTHER_CPUS
     found = {name: report.load(*paths) for name in headings if (paths := sorted(RESULTS.glob(f"{name}*.json")))}
+    if {"best", "avx2"} <= found.keys():
+        glance.draw()
     if "best" in found:
         roofline.draw(found["best"], ROOT / "docs" / "roofline.png")
         parts.append("## Roofline\n\n![Multiply-accumulates a second against arithmetic intensity](roofline.png)\n")

@@ -18,7 +18,7 @@ class KMeansResult(NamedTuple):
     Attributes
     ----------
     centroids : float array of shape (k, d), or (k,) and ascending on a line
-    labels : integer array
+    labels : array of ints
         The index of the nearest centroid of each point.
     inertia : float
         The weighted sum of squared distances.

@@ -66,7 +66,7 @@ def attention(q, k, v, heads, *, starts=None, scale=None, params=None, out_param
         Finite. Slices of the columns of a wider matrix, such as the product of fused weights, are read in place.
     heads : int
         Their number: the columns are divided into so many.
-    starts : integer array of shape (sequences + 1,), optional
+    starts : array of ints of shape (sequences + 1,), optional
         Sequences lie one after another, without padding: sequence i is the tokens ``starts[i]:starts[i + 1]``, which
         attend to each other only. All tokens are one sequence by default.
     scale : float, optional

@@ -25,9 +25,9 @@ def matmul(a, b, *, a_zero_point=0, b_zero_point=0, out=None):
         A packed b is int16 if a is. Packed weights save the packing that each call would repeat. Their own scale and
         zero point are not used. Leading axes broadcast with those of a as in `numpy.matmul` (not of int16); strides are
         free, so that ``k.swapaxes(-1, -2)`` costs no copy.
-    a_zero_point : int or integer array of shape (..., M)
+    a_zero_point : int or array of ints of shape (..., M)
         One for each row of a.
-    b_zero_point : int or integer array of shape (N,) or (..., N)
+    b_zero_point : int or array of ints of shape (N,) or (..., N)
         One for each column of b. With leading axes in b, each zero point may have any shape that broadcasts to its own.
     out : int32 array of shape (..., M, N), optional
         Or int64, as the result; C-contiguous; may not overlap a, b or a zero point.

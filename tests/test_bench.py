@@ -161,3 +161,38 @@ def test_results_cut_to_a_case_a_line_are_read_as_they_were(tmp_path):
     assert report.load(path) == before and len(path.read_text().splitlines()) == 6
     again = results(tmp_path / "again.json", two=3.0)
     assert [row["seconds"] for row in report.load(path, again)["rows"].values()] == [1.0, 3.0]
+
+
+# ---- the chart of README ----
+
+
+def test_the_chart_counts_each_case_that_has_a_peer_once():
+    """Those of `low_bits` have only our own products beside them."""
+    import glance
+    import report
+
+    for name in glance.SETS:
+        results = report.load(*sorted((BENCH / "results").glob(f"{name}*.json")))
+        counted = sum(len(glance.ratios_of(results, *row)) for row in glance.ROWS.values())
+        suites = {row["suite"] for row in results["rows"].values()}
+        assert suites - {"low_bits"} == {suite for named, _ in glance.ROWS.values() for suite in named}
+        everything = {"suites": suites, "start": ""}
+        assert counted == len(glance.ratios_of(results, **everything)) > 150
+
+
+def test_the_chart_shows_where_others_are_faster(clock):
+    import glance
+
+    peers = {"torch": dict(seconds=1.0, held=True), "packed": dict(seconds=0.1, held=True)}
+    peers |= {"onnxruntime": dict(seconds=0.5, held=False), "wrong": dict(seconds=None, held=True)}
+    rows = {"matmul 1": dict(suite="matmul", case="matmul 1", seconds=2.0, peers=peers)}
+    assert glance.ratios_of({"rows": rows}, ["matmul"], "matmul") == [0.5]
+    assert glance.ratios_of({"rows": rows}, ["linear"], "matmul") == []
+
+
+def test_the_chart_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    import glance
+
+    glance.draw(tmp_path / "glance.png")
+    assert (tmp_path / "glance.png").stat().st_size > 50_000

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("qkernels", "csrc", "tests", "bench", "examples")
-PYTHON = ["setup.py", "conftest.py", *(folder for folder in FOLDERS if folder != "csrc")]
+PYTHON = ["setup.py", "conftest.py", "docs", *(folder for folder in FOLDERS if folder != "csrc")]
 
 
 def sources(*suffixes):
