@@ -1,7 +1,8 @@
 /* 4-bit weights, and blocks of 8-bit ones (numerics 12). A file whose target has dot products sets WITH_DOTPROD to 1.
  *
  * Codes of 4 bits, their levels and those of 8 bits are signed bytes, as those of a are, and |a| <= 127. Tile: 6 rows x
- * 16 columns, 24 sums of a block; those of all blocks are in y, in the L1 cache. */
+ * 16 columns, 24 sums of a block, or 4 rows without dot products, whose steps need registers; the sums of all blocks
+ * are in y, in the L1 cache. */
 #ifndef QK_ARM_GEMM4_H
 #define QK_ARM_GEMM4_H
 
@@ -14,12 +15,14 @@
 
 /* 4 codes of a, as dot takes them for each of 4 columns; dot16 takes 16 for one. */
 #if WITH_DOTPROD
+#define ROWS_OF_BLOCKS ROWS_6
 typedef int8x8_t four;
 
 static QK_INLINE four load_four(const int8_t *a) { return vreinterpret_s8_u8(load4(a)); }
 static QK_INLINE int32x4_t dot(int32x4_t c, int8x16_t b, four a) { return vdotq_lane_s32(c, b, a, 0); }
 static QK_INLINE int32x4_t dot16(int32x4_t c, int8x16_t b, int8x16_t a) { return vdotq_s32(c, b, a); }
 #else
+#define ROWS_OF_BLOCKS ROWS_4
 typedef int8x16_t four;
 
 static QK_INLINE four load_four(const int8_t *a)
@@ -140,6 +143,7 @@ static QK_INLINE void block_rows(const int rows, const int kind, const int own_z
         c0 = multiply_four(c0, codes, a + k);
         if (rows > 1) c1 = multiply_four(c1, codes, a1 + k);
         if (rows > 2) c2 = multiply_four(c2, codes, a2 + k);
+        QK_IN_ORDER;
         if (rows > 3) c3 = multiply_four(c3, codes, a3 + k);
         if (rows > 4) c4 = multiply_four(c4, codes, a4 + k);
         if (rows > 5) c5 = multiply_four(c5, codes, a5 + k);
@@ -174,7 +178,7 @@ static QK_INLINE void blocks_of(const int rows, const int kind, const int own_ze
 static QK_INLINE void tile_of_blocks(const int kind, const int own_zeros, int rows, const qk_gemm4_panel *p,
                                      const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
 {
-    ROWS_6(rows, blocks_of, kind, own_zeros, p, a, lda, start, ld_start, y);
+    ROWS_OF_BLOCKS(rows, blocks_of, kind, own_zeros, p, a, lda, start, ld_start, y);
 }
 
 static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
@@ -245,6 +249,7 @@ static QK_INLINE void column_levels_rows(const int rows, size_t steps, const uin
     block_sums c0 = {zero, zero, zero, zero}, c1 = c0, c2 = c0, c3 = c0;
     for (size_t k = 0; k < steps * QK_COLUMN_LEVELS_KR; b += OWN_STEP)
         for (int half = 0; half < 2; half++, k += HALF) {
+            QK_IN_ORDER;
             const block_codes of = decode_columns(levels, load_columns(b), half);
             c0 = multiply_16(c0, of, a + k);
             if (rows > 1) c1 = multiply_16(c1, of, a1 + k);

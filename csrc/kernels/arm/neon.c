@@ -20,8 +20,6 @@
 static int available(void) { return 1; }
 
 #define MR 4
-#define GEMM4_MR 6
-#define BLOCKS8_MR 6
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define NR 16
@@ -48,17 +46,7 @@ static int available(void) { return 1; }
 #include "kernels/generic/kmeans1d.h"
 #include "kernels/generic/least_squares.h"
 
-/* 128 times the sum of n codes, a multiple of 8, of each row. */
-static QK_NOINLINE void shifts_of(int rows, size_t n, const uint8_t *a, size_t lda, uint32_t *shift)
-{
-    for (; rows > 0; rows--, a += lda) {
-        uint32x4_t sum = vdupq_n_u32(0);
-        size_t i = 0;
-        for (; i + 16 <= n; i += 16) sum = vpadalq_u16(sum, vpaddlq_u8(vld1q_u8(a + i)));
-        if (i < n) sum = vaddw_u16(sum, vpaddl_u8(vld1_u8(a + i)));
-        *shift++ = 128 * vaddvq_u32(sum);
-    }
-}
+#include "kernels/arm/row_shifts.h"
 
 /* Sums of 4 columns of a row, in four parts each. */
 typedef struct {

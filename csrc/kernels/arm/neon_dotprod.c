@@ -23,11 +23,13 @@ static int available(void) { return qk_has_dotprod(); }
 
 QK_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 
+#define WITH_DOTPROD 1
 #define MR 6
 #define NR 16
 #define KR 4
 #define PANEL_FLIP (-128)
 #define GEMM4_MR 6
+#include "kernels/arm/row_shifts.h"
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/low_bits.h"
@@ -42,29 +44,11 @@ static QK_INLINE row_sums multiply_add(row_sums c, const row_codes b, const void
                       vdotq_lane_u32(c.c2, b.b2, v, 0), vdotq_lane_u32(c.c3, b.b3, v, 0)};
 }
 
-/* 128 times the sum of n codes, a multiple of 4, of each row. */
-static QK_NOINLINE void shifts_of(int rows, size_t n, const uint8_t *a, size_t lda, uint32_t *shift)
-{
-    const uint8x16_t ones = vdupq_n_u8(128);
-    for (; rows > 0; rows--, a += lda) {
-        uint32x4_t even = vdupq_n_u32(0), odd = even;
-        uint32x2_t rest = vdup_n_u32(0);
-        size_t i = 0;
-        for (; i + 32 <= n; i += 32)
-            even = vdotq_u32(even, vld1q_u8(a + i), ones), odd = vdotq_u32(odd, vld1q_u8(a + i + 16), ones);
-        for (; i < n; i += 4) rest = vdot_u32(rest, load4(a + i), vget_low_u8(ones));
-        *shift++ = vaddvq_u32(vaddq_u32(even, odd)) + vget_lane_u32(rest, 0);
-    }
-}
-
 /* `rows` is a constant where this is inlined: the accumulators of absent rows vanish. */
 static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_t lda, const int8_t *panel,
-                           const int32_t *init, int32_t *c, size_t ldc)
+                           const int32_t *init, const uint32_t *shift, int32_t *c, size_t ldc)
 {
     const uint8_t *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda, *a4 = a3 + lda, *a5 = a4 + lda;
-    const size_t n = steps * KR;
-    uint32_t shift[MR];
-    shifts_of(rows, n, a, lda, shift);
     const row_sums start = load_sums(init);
     row_sums c0 = minus(start, shift[0]), c1, c2, c3, c4, c5;
     if (rows > 1) c1 = minus(start, shift[1]);
@@ -72,7 +56,7 @@ static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_
     if (rows > 3) c3 = minus(start, shift[3]);
     if (rows > 4) c4 = minus(start, shift[4]);
     if (rows > 5) c5 = minus(start, shift[5]);
-    for (size_t k = 0; k < n; k += KR, panel += NR * KR) {
+    for (size_t k = 0; k < steps * KR; k += KR, panel += NR * KR) {
         const row_codes b = load_codes(panel);
         if (rows > 3) __builtin_prefetch(panel + AHEAD);
         c0 = multiply_add(c0, b, a + k);
@@ -93,7 +77,9 @@ static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
                        int32_t *c, size_t ldc)
 {
-    ROWS_6(rows, tile, steps, a, lda, panel, init, c, ldc);
+    uint32_t shift[MR];
+    shifts_of(rows, steps * KR, a, lda, shift);
+    ROWS_6(rows, tile, steps, a, lda, panel, init, shift, c, ldc);
 }
 
 static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t flip, void *to)
@@ -101,7 +87,6 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
-#define WITH_DOTPROD 1
 #include "kernels/arm/gemm4.h"
 
 #include "kernels/generic/table.h"
