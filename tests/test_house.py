@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from common import COMPILER, run
 CSRC = Path(__file__).parents[1] / "csrc"
 FILES = sorted(path.relative_to(CSRC) for path in CSRC.rglob("*") if path.suffix in {".c", ".h", ".def"})
 HEADERS = [path for path in FILES if path.suffix == ".h"]
+MACHINE = os.uname().machine
+COMPILERS = {
+    "x86": COMPILER if MACHINE == "x86_64" else None,
+    "arm": COMPILER if MACHINE == "aarch64" else shutil.which("aarch64-linux-gnu-gcc"),
+}
 # What each storey may include: a folder, or a file.
 SEEN = "arguments", "gguf", "kernels", "kmeans1d", "low_bits"  # of the kernels, by drivers
 BELOW = {
@@ -37,15 +43,16 @@ def included(path):
 
 @pytest.mark.parametrize("path", HEADERS, ids=str)
 def test_each_header_compiles_alone_and_twice(path, tmp_path):
-    if "x86" in path.parts and os.uname().machine != "x86_64":
-        pytest.skip("a header of x86-64")
+    compiler = COMPILERS.get(path.parts[1], COMPILER)
+    if not compiler:
+        pytest.skip("no compiler for this instruction set here")
     source = tmp_path / "alone.c"
     source.write_text(f'#include "{path}"\n#include "{path}"\n')
     # Loops that nothing calls here are the purpose of generic/.
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unused-function", "-fsyntax-only"]
     if path.parts[1] == "x86":  # clang wants the registers that are named; files of an instruction set ask for them
         flags += ["-mavx512f", "-mavx512bw", "-mavx512vl"]
-    run(COMPILER, *flags, f"-I{CSRC}", source)
+    run(compiler, *flags, f"-I{CSRC}", source)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -60,7 +67,7 @@ def test_files_include_only_what_lies_below(path):
 
 def test_only_kernels_of_an_instruction_set_know_its_intrinsics():
     knowing = {str(path) for path in FILES if {"<immintrin.h>", "<arm_neon.h>"} & set(included(path))}
-    assert knowing == {"kernels/x86/target.h"}
+    assert knowing == {"kernels/x86/target.h", "kernels/arm/target.h"}
     for path in FILES:
         if path.parts[0] != "kernels" or path.parts[1] in {"generic", "scalar"}:
             assert not re.search(r"\b_mm\d*_(?![gs]etcsr)|\b__m(128|256|512)|kernels/(x86|arm)/", text_of(path)), path
@@ -74,8 +81,8 @@ def test_what_an_instruction_set_may_set_is_written_in_one_place():
         asked |= {name for line in conditions for name in re.findall(r"\b[A-Z][A-Z0-9_]+\b", line)}
     asked = {name for name in asked if not name.endswith("_H")} - {"REAL"}  # the type of a template
     assert {"GROUP", "HAVE_LEVELS16", "MR", "VECTOR"} <= asked <= listed
-    for path in CSRC.glob("kernels/x86/*.c"):
-        names = r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR|A_BYTES|GEMM|BLOCKS8)\w*)"
+    for path in [*CSRC.glob("kernels/x86/*.c"), *CSRC.glob("kernels/arm/*.c")]:
+        names = r"^#define ((?:HAVE_|GROUP|VECTOR|MR|NR|KR|A_BYTES|PANEL|GEMM|BLOCKS8)\w*)"
         own = re.findall(names, text_of(path), flags=re.MULTILINE)
         assert own and set(own) <= listed
 
@@ -131,7 +138,7 @@ def test_each_instruction_set_has_each_family():
     fields = {path.stem for path in FAMILIES}
     assert len(fields) == 12
     tables = [path for path in CSRC.glob("kernels/*/*.c") if "const qk_kernels qk_kernels_" in path.read_text()]
-    assert len(tables) == 6
+    assert len(tables) == 9
     for path in tables:
         text = path.read_text()
         table = text[text.index("const qk_kernels qk_kernels_") :]

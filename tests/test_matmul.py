@@ -333,7 +333,7 @@ def test_small_weights(variants, example, a_layout, b_layout):
 
 
 TILES = {"scalar": (16, 4), "avx2": (16, 2), "avx512": (32, 2), "avxvnni": (16, 4)}  # nr, kr
-TILES |= {"avx512vnni": (32, 4), "amx": (32, 64)}
+TILES |= {"avx512vnni": (32, 4), "amx": (32, 64), "neon": (16, 8), "neon_dotprod": (16, 4), "neon_i8mm": (16, 8)}
 WITHOUT_VNNI = ("avx2", "avx512")  # these pack small weights apart
 
 

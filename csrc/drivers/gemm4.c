@@ -77,7 +77,8 @@ static size_t panel_bytes(const qk_gemm4_weights *p)
 static float scale_of_levels(const float *levels, size_t count)
 {
     double largest = 0;
-    for (size_t i = 0; i < count; i++) largest = fmax(largest, fabs((double)levels[i]));
+    for (size_t i = 0; i < count; i++)
+        if (fabsf(levels[i]) > largest) largest = fabsf(levels[i]); /* of fmax gcc 12 fails to compile it for ARM */
     int exponent, exact = 1;
     frexp(largest, &exponent);
     const double unit = ldexp(1, exponent - 7); /* the largest is 64 of them or more, and less than 128 */

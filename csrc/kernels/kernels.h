@@ -305,8 +305,21 @@ struct qk_kernels {
 
 extern const qk_kernels qk_kernels_scalar, qk_kernels_avx2, qk_kernels_avxvnni, qk_kernels_avx512,
     qk_kernels_avx512vnni, qk_kernels_amx;
+extern const qk_kernels qk_kernels_neon, qk_kernels_neon_dotprod, qk_kernels_neon_i8mm;
 
 /* Families that other instruction sets borrow. */
+extern const qk_gemm8_kernels qk_gemm8_scalar;
+extern const qk_folded_kernels qk_folded_scalar;
+extern const qk_conv_kernels qk_conv_scalar;
+extern const qk_gemm4_kernels qk_gemm4_neon_dotprod;
+extern const qk_gemm16_kernels qk_gemm16_neon;
+extern const qk_gemmf16_kernels qk_gemmf16_neon;
+extern const qk_elementwise_kernels qk_elementwise_neon;
+extern const qk_codebooks_kernels qk_codebooks_neon;
+extern const qk_layers_kernels qk_layers_neon;
+extern const qk_kmeans_kernels qk_kmeans_neon;
+extern const qk_pq_kernels qk_pq_neon;
+extern const qk_histogram_kernels qk_histogram_neon;
 extern const qk_gemm8_kernels qk_gemm8_avx512vnni;
 extern const qk_gemm4_kernels qk_gemm4_avx2, qk_gemm4_avx512vnni;
 extern const qk_gemm8_kernels qk_gemm8_small_avx2;

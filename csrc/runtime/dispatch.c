@@ -17,6 +17,10 @@ static const qk_kernels *const tables[] = {
     &qk_kernels_avxvnni,
 #endif
     &qk_kernels_avx512,     &qk_kernels_avx2,
+#elif defined(__aarch64__)
+    &qk_kernels_neon_i8mm,
+    &qk_kernels_neon_dotprod,
+    &qk_kernels_neon,
 #endif
     &qk_kernels_scalar,
 };

@@ -12,7 +12,17 @@
 
 /* ---- b' ---- */
 
-/* kr rows of nr unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
+/* Four rows of nr unit-stride columns; the fours of columns are `apart` fours apart. */
+static inline void interleave_fours(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint32_t *restrict fours,
+                                    const int nr, const int apart)
+{
+    const uint8_t *b1 = b + row_stride, *b2 = b1 + row_stride, *b3 = b2 + row_stride;
+    for (int j = 0; j < nr; j++)
+        fours[j * apart] =
+            (b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24) ^ flip * 0x01010101u;
+}
+
+/* kr rows (2, 4 or 8) of nr unit-stride columns, interleaved; written as whole steps, which is what gcc vectorizes. */
 static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8_t flip, uint8_t *to, const int nr,
                                    const int kr)
 {
@@ -22,10 +32,8 @@ static inline void interleave_rows(const uint8_t *b, ptrdiff_t row_stride, uint8
         for (int j = 0; j < nr; j++) pairs[j] = (uint16_t)((b[j] | b1[j] << 8) ^ flip * 0x0101);
         return;
     }
-    const uint8_t *b2 = b1 + row_stride, *b3 = b2 + row_stride;
-    uint32_t *restrict fours = (uint32_t *)to;
-    for (int j = 0; j < nr; j++)
-        fours[j] = (b[j] | (uint32_t)b1[j] << 8 | (uint32_t)b2[j] << 16 | (uint32_t)b3[j] << 24) ^ flip * 0x01010101u;
+    for (int i = 0; i < kr / 4; i++)
+        interleave_fours(b + 4 * i * row_stride, row_stride, flip, (uint32_t *)to + i, nr, kr / 4);
 }
 
 /* A step of any strides, codes that b does not have being 0. */
@@ -42,7 +50,7 @@ static void pack_step(const uint8_t *b, ptrdiff_t row_stride, ptrdiff_t col_stri
 static inline void copy_columns(const uint8_t *b, ptrdiff_t col_stride, uint8_t flip, uint8_t *to, const int nr,
                                 const int kr)
 {
-    uint32_t flips = flip * 0x01010101u, codes = 0;
+    uint64_t flips = flip * 0x0101010101010101u, codes = 0;
     for (int j = 0; j < nr; j++) {
         memcpy(&codes, b + j * col_stride, (size_t)kr);
         codes ^= flips;
@@ -128,8 +136,12 @@ static QK_INLINE void interleave(const qk_panel_source *s, size_t row, size_t st
 static int64_t gemm8_pack_panel(const qk_panel_source *s, size_t cols, int8_t *panel, int32_t *colsum)
 {
     enum { ROWS = 4096 };
-    for (size_t row = 0; row < s->k && !qk_panel_stopped(s); row += ROWS)
-        interleave(s, row, ((s->k - row < ROWS ? s->k - row : ROWS) + KR - 1) / KR, cols, panel + row * NR, KR);
+    for (size_t row = 0; row < s->k && !qk_panel_stopped(s); row += ROWS) {
+        const size_t steps = ((s->k - row < ROWS ? s->k - row : ROWS) + KR - 1) / KR;
+        int8_t *to = panel + row * NR;
+        interleave(s, row, steps, cols, to, KR);
+        for (size_t i = 0; PANEL_FLIP && i < steps * NR * KR; i++) to[i] ^= PANEL_FLIP;
+    }
     return s->zero ? sum_columns(s, cols, colsum) : 0;
 }
 
@@ -140,7 +152,7 @@ static void gemm8_unpack_panel(const int8_t *panel, size_t k, size_t first, size
 {
     for (size_t row = first; row < k && row < first + QK_UNPACK_ROWS; row++)
         for (size_t col = 0; col < cols; col++)
-            to[row * row_stride + col] = (uint8_t)panel[(row / KR * NR + col) * KR + row % KR] ^ flip;
+            to[row * row_stride + col] = (uint8_t)(panel[(row / KR * NR + col) * KR + row % KR] ^ PANEL_FLIP) ^ flip;
 }
 
 /* ---- a' ---- */

@@ -44,6 +44,11 @@
 #define UNFOLD_PANEL NULL
 #endif
 
+/* What panels of gemm8 hold b' flipped by: -128 where tiles multiply unsigned codes. */
+#ifndef PANEL_FLIP
+#define PANEL_FLIP 0
+#endif
+
 /* What the tile of blocks8 finds codes of a flipped by. */
 #ifndef BLOCKS8_FLIP
 #define BLOCKS8_FLIP 0

@@ -244,23 +244,23 @@ static void average_windows(const qk_windows *of)
 static int available(void) { return 1; }
 
 #include "kernels/generic/table.h"
-#define FAMILY(name) static const qk_##name##_kernels name =
+#define FAMILY(name) const qk_##name##_kernels qk_##name##_scalar =
 #include "kernels/generic/families.def"
 
 const qk_kernels qk_kernels_scalar = {
     .name = "scalar",
     .available = available,
-    .gemm8 = &gemm8,
-    .gemm4 = &gemm4,
-    .folded = &folded,
-    .gemm8_folded = &gemm8,
-    .gemm16 = &gemm16,
-    .gemmf16 = &gemmf16,
-    .elementwise = &elementwise,
-    .codebooks = &codebooks,
-    .layers = &layers,
-    .kmeans = &kmeans,
-    .pq = &pq,
-    .histogram = &histogram,
-    .conv = &conv,
+    .gemm8 = &qk_gemm8_scalar,
+    .gemm4 = &qk_gemm4_scalar,
+    .folded = &qk_folded_scalar,
+    .gemm8_folded = &qk_gemm8_scalar,
+    .gemm16 = &qk_gemm16_scalar,
+    .gemmf16 = &qk_gemmf16_scalar,
+    .elementwise = &qk_elementwise_scalar,
+    .codebooks = &qk_codebooks_scalar,
+    .layers = &qk_layers_scalar,
+    .kmeans = &qk_kmeans_scalar,
+    .pq = &qk_pq_scalar,
+    .histogram = &qk_histogram_scalar,
+    .conv = &qk_conv_scalar,
 };

@@ -1,0 +1,65 @@
+#!/bin/bash
+# Runs Python tests on an emulated 64-bit ARM: CPython and wheels for it under qemu, the extension cross-compiled here.
+#
+#     tests/emulated/aarch64.sh FOLDER [CPU [arguments of pytest]]
+#
+# FOLDER keeps what is fetched and built, for the next run. CPU is one of qemu's: cortex-a57 has NEON alone,
+# neoverse-n1 and cortex-a76 dot products, max products of matrices too (the default). Without arguments the core of
+# the suite runs: what computes, without what starts processes, whose programs would need emulation of their own.
+#
+# It takes Debian 12 or its like: apt-get install gcc-aarch64-linux-gnu qemu-user, and a Python with Cython, NumPy and
+# setuptools. Nothing is installed: packages of Debian and wheels of PyPI are unpacked in FOLDER.
+set -eu
+
+version=3.11 # of Debian 12
+here=$(cd "$(dirname "$0")/../.." && pwd)
+mkdir -p "$1"
+work=$(cd "$1" && pwd)
+cpu=${2:-max}
+shift $(($# < 2 ? $# : 2))
+root=$work/root site=$work/site tree=$work/tree
+cc=${CC:-aarch64-linux-gnu-gcc}
+
+fetch_python() {
+    local apt=$work/apt
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$work/debs" "$root"
+    : > "$apt/status"
+    local options=(-q -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State="$apt"
+        -o Dir::State::Lists="$apt/lists" -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache")
+    apt-get "${options[@]}" update
+    (cd "$work/debs" && apt-get "${options[@]}" download \
+        "python$version-minimal" "libpython$version-minimal" "libpython$version-stdlib" "libpython$version-dev" \
+        libc6 libgcc-s1 libstdc++6 libexpat1 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 \
+        libncursesw6 libtinfo6 libreadline8)
+    for package in "$work"/debs/*.deb; do dpkg -x "$package" "$root"; done
+}
+
+fetch_wheels() {
+    local tags=() tag
+    for tag in manylinux2014 manylinux_2_17 manylinux_2_27 manylinux_2_28; do tags+=(--platform "${tag}_aarch64"); done
+    python3 -m pip download -q "${tags[@]}" --python-version "$version" --only-binary=:all: -d "$work/wheels" \
+        numpy ml_dtypes scipy "pytest>=8" hypothesis safetensors threadpoolctl
+    for wheel in "$work"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
+}
+
+# Extension modules of the target are made of its own headers; Cython and setuptools are this machine's.
+build() {
+    mkdir -p "$tree"
+    cp -r "$here"/{qkernels,csrc,tests,setup.py,pyproject.toml,README.md,LICENSE,conftest.py} "$tree"
+    find "$tree/qkernels" -name '*.so' -delete
+    (cd "$tree" && CC=$cc LDSHARED="$cc -shared" SETUPTOOLS_EXT_SUFFIX=".cpython-${version/./}-aarch64-linux-gnu.so" \
+        CFLAGS="-I$root/usr/include/python$version -I$root/usr/include -I$site/numpy/_core/include" \
+        python3 setup.py -q build_ext --inplace)
+}
+
+[ -e "$root/usr/bin/python$version" ] || fetch_python
+[ -e "$site/numpy" ] || fetch_wheels
+build
+core=(matmul linear linear4 linear16 gemm4 gemm16 blocks8 folded low_bits pack quantize qparams scales codebook kmeans
+    kmeans1d pq layers integer_layers qlinear conv rounding observers microscaling prune gptq checksums)
+tests=()
+for name in "${core[@]}"; do [ ! -e "$tree/tests/test_$name.py" ] || tests+=("tests/test_$name.py"); done
+[ $# -gt 0 ] || set -- -q "${tests[@]}"
+cd "$tree"
+export PYTHONPATH=$tree:$site PYTHONDONTWRITEBYTECODE=1
+exec qemu-aarch64 -cpu "$cpu" -L "$root" "$root/usr/bin/python$version" -m pytest -p no:cacheprovider "$@"
