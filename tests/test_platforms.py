@@ -1,6 +1,5 @@
 """Other systems, by zig, which has their headers: the library is linked for them, and runs under Wine."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -12,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import run
+from common import environment, run
+
+from qkernels._bind import runtime
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -55,29 +56,33 @@ def library(request, tmp_path_factory):
     return target, made
 
 
+def build_program(library, name, source):
+    target, made = library
+    program = made.with_name(name + TARGETS[target][1])
+    zig("cc", "-target", target, "-std=c11", *STRICT, f"-I{CSRC / 'include'}", source, made, "-o", program)
+    return program
+
+
 @needs_zig
 def test_the_library_and_its_c_test_are_built(library):
-    """And run, where Wine can run them."""
-    target, made = library
-    program = made.with_name("c_api_test" + TARGETS[target][1])
-    zig(
-        "cc",
-        "-target",
-        target,
-        "-std=c11",
-        *STRICT,
-        f"-I{CSRC / 'include'}",
-        ROOT / "tests/c_api_test.c",
-        made,
-        "-o",
-        program,
-    )
-    assert made.stat().st_size > 500_000 and program.exists()
-    if "windows" in target and shutil.which("wine"):
-        env = os.environ | {"WINEPREFIX": str(made.with_name("wine")), "WINEDEBUG": "-all"}
-        assert re.search(
-            r"^[1-9]\d{3,} checks, 0 failures", run("wine", program, env=env, cwd=made.parent), re.MULTILINE
-        )
+    program = build_program(library, "c_api_test", ROOT / "tests/c_api_test.c")
+    assert library[1].stat().st_size > 500_000 and program.exists()
+
+
+@needs_zig
+@pytest.mark.skipif(not shutil.which("wine"), reason="no Wine: apt-get install wine64 wine")
+@pytest.mark.parametrize("library", ["x86_64-windows-gnu"], indirect=True)
+def test_the_library_of_windows_runs(library, tmp_path):
+    """By the instruction set that it has on Linux, but for AMX."""
+    source = tmp_path / "isa.c"
+    source.write_text("#include <qkernels.h>\n#include <stdio.h>\nint main(void) { puts(qk_get_isa()); }\n")
+    folder, env = library[1].parent, environment(WINEPREFIX=str(tmp_path / "wine"), WINEDEBUG="-all")
+    try:
+        isa = run("wine", build_program(library, "isa", source), env=env, cwd=folder).split()[-1]
+        assert isa == next(name for name in runtime.available_isas() if name != "amx")
+        shown = run("wine", build_program(library, "c_api_test", ROOT / "tests/c_api_test.c"), env=env, cwd=folder)
+        assert re.search(r"^[1-9]\d{3,} checks, 0 failures", shown, re.MULTILINE)
+    finally:
         subprocess.run(["wineserver", "--kill"], env=env, check=False)
 
 
