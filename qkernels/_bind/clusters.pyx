@@ -150,7 +150,7 @@ cdef int raise_unless_done(qk_lines_status status, Stop stop, size_t n) except -
     if status == QK_LINES_NO_MEMORY:
         raise MemoryError(f"no memory to cluster lines of {n} values")
     if status == QK_LINES_TOO_WIDE:
-        raise ValueError("gaps and weights must be within 2**-200 .. 2**200 on this system, whose long double is double")
+        raise ValueError("gaps and weights must be within 2**-200 .. 2**200 here, where long double is double")
     return 0
 
 
