@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
@@ -13,6 +14,20 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+
+def use_zig():
+    """Have Windows compile by zig: Microsoft's compiler lacks vectors of GNU C, and gcc does not align AVX's there."""
+    import ziglang
+
+    machine = {"win-amd64": "x86_64", "win-arm64": "aarch64"}[sysconfig.get_platform()]
+    zig = Path(ziglang.__file__).with_name("zig.exe").as_posix()
+    os.environ["CC"] = f'"{zig}" cc -target {machine}-windows-gnu'  # with a target, zig takes its least CPU
+
+
+on_windows = sys.platform == "win32"
+if on_windows and not os.environ.get("CC"):
+    use_zig()
 
 
 def compiler_is_clang():
@@ -39,6 +54,9 @@ if not compiler_is_clang():
     # gcc would also peel the loops over a tile's 16 columns before it vectorizes them, and then fail to.
     flags.append("--param=max-completely-peel-times=8")
 
+if on_windows:
+    flags.remove("-pthread")
+
 # One shared object of all bindings and of csrc, named after the first of them: qkernels/_bind/__init__.py loads them.
 names = [f"qkernels._bind.{path.stem}" for path in sorted(Path("qkernels/_bind").glob("*.pyx"))]
 modules = cythonize(
@@ -52,12 +70,17 @@ library = Extension(
     include_dirs=["csrc", numpy.get_include()],
     define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
     extra_compile_args=flags,
-    extra_link_args=["-pthread"],
+    extra_link_args=[] if on_windows else ["-pthread"],
 )
 
 
 class BuildOnAllCpus(build_ext):
-    """Compile as many sources at once as there are CPUs."""
+    """Compile as many sources at once as there are CPUs; on Windows by $CC, which setuptools calls MinGW."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if on_windows:
+            self.compiler = "mingw32"
 
     def build_extension(self, extension):
         compile_some = self.compiler.compile

@@ -78,7 +78,7 @@ def everywhere(variants):
 # ---- a second session ----
 
 # Most of these files' time is that of compilers and other processes.
-BESIDE = re.compile(r"tests/(sanitize/|test_(arm|build|c_library|cython|memory|typing)\.py)")
+BESIDE = re.compile(r"tests/(sanitize/|test_(arm|build|c_library|cython|memory|platforms|typing)\.py)")
 REPORTS = "QKERNELS_TESTS_REPORT_TO"  # the file that the second session writes, pickles of reports
 
 

@@ -1,5 +1,6 @@
 """What the source distribution holds."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,7 @@ def names(tmp_path_factory):
 
 
 def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(names):
-    kept = ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "conftest.py"]
+    kept = ["README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "conftest.py"]
     for folder in "docs", "bench", "tests", "examples", "csrc", "qkernels":
         kept += [
             str(path.relative_to(ROOT))
@@ -35,6 +36,12 @@ def test_the_source_distribution_holds_documents_benchmarks_tests_and_examples(n
             if (path.suffix in SUFFIXES or path.name == "Makefile") and "cache" not in path.parts
         ]
     assert {name for name in set(kept) - names if not is_generated(name)} == set()
+
+
+def test_the_citation_has_the_version_of_the_header():
+    header = (ROOT / "csrc/include/qkernels.h").read_text()
+    version = re.search(r'^#define QK_VERSION "(.*)"$', header, re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_source_distribution_holds_nothing_that_is_built(names):

@@ -351,7 +351,7 @@ static void run_depthwise(void *context, size_t begin, size_t end)
     place at = place_of_item(job, begin);
     for (size_t item = begin; item < end && !qk_stopped(); item++, move_on(job, &at))
         run_item(job, &at, codes + job->acc_bytes, (int32_t *)codes, tiles);
-    if (codes != small) free(codes);
+    if (codes != small) qk_release(codes);
 }
 
 /* How the result is divided, and what an item needs. */
@@ -411,7 +411,7 @@ static int convolve_channels(const qk_rows *source, const qk_image *image, const
         (0.01 * (double)b->width * (double)b->height + 0.05);
     const size_t items = count_items(&job, job.blocks, 1) + (job.last_parts ? count_items(&job, 1, job.last_parts) : 0);
     const int status = qk_parallel_for(items, work, run_depthwise, &job);
-    if (job.offset != few) free(job.offset);
+    if (job.offset != few) qk_release(job.offset);
     return status ? status : job.failure ? job.failure : 1;
 }
 
@@ -425,7 +425,7 @@ static int convolve_depthwise(const qk_rows *source, const qk_image *image, cons
     if (!columns) return -1;
     qk_prepare(source, w, &prepared, INT32_MAX, columns);
     const int status = convolve_channels(source, image, w, &prepared);
-    free(columns);
+    qk_release(columns);
     return status;
 }
 
@@ -594,7 +594,7 @@ static void run_windows(void *context, size_t begin, size_t end)
         of.to = job->out + window * p->channels;
         pool_windows(job, &of);
     }
-    if (from != few) free(from);
+    if (from != few) qk_release(from);
 }
 
 static int run_pool(pool_job *job)

@@ -105,6 +105,6 @@ int qk_divergences(const qk_bins *bins, size_t cells, size_t ranges, const doubl
     job j = {bins, cells, lo, hi, middle, term, before, divergence};
     const double work = (double)ranges * (4.0 * (double)bins->n + 30.0 * (double)min_size(cells, bins->n));
     const int status = qk_parallel_for(ranges, work, some_ranges, &j);
-    free(memory);
+    qk_release(memory);
     return status < 0 ? status : 1;
 }

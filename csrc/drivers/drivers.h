@@ -502,7 +502,8 @@ typedef struct {
     void *context;
 } qk_lines;
 
-typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY } qk_lines_status;
+/* QK_LINES_TOO_WIDE: products leave a double's range, where there is no wider type (kmeans1d.h). */
+typedef enum { QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY, QK_LINES_TOO_WIDE } qk_lines_status;
 qk_lines_status qk_cluster_lines(const qk_lines *p);
 /* The distinct values of one line of doubles, ascending, and the sums of their weights: the first counts[0] of both. */
 qk_lines_status qk_distinct_points(const qk_lines *p);

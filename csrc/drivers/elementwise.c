@@ -21,7 +21,7 @@ enum {
 static float reciprocal_of(float scale)
 {
     const float reciprocal = 1.0f / scale; /* at any rate, so that vectors of them can be made */
-    return (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? reciprocal : 0.0f;
+    return ((scale >= 0x1p-64f) & (scale <= 0x1p64f)) ? reciprocal : 0.0f;
 }
 
 static int find_reciprocals(const float *scale, size_t n, float *reciprocal)

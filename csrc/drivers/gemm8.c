@@ -609,7 +609,7 @@ static int take_column(product *g)
     column_job job = {b, wide, (int8_t *)(wide + b->k_pad)};
     g->column = (qk_column){wide, job.codes};
     const int status = qk_parallel_for(ceil_div(b->k, QK_UNPACK_ROWS), 0.5 * (double)b->k, lay_out_column, &job);
-    if (status) free(wide);
+    if (status) qk_release(wide);
     return status ? status : 1;
 }
 
@@ -874,8 +874,8 @@ int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue
     g.walk.work = qk_product_work(source->m, b->k, b->n, 128);
     lay_out(&g);
     const int status = qk_walk(&g.walk);
-    free((void *)g.column.wide);
-    if (columns != small) free(columns);
+    qk_release((void *)g.column.wide);
+    if (columns != small) qk_release(columns);
     return status;
 }
 
@@ -936,7 +936,7 @@ static void run_products(void *context, size_t begin, size_t end)
         if (status < 0) __atomic_store_n(&job->failure, (int)status, __ATOMIC_RELAXED);
         if (status < 0) break;
     }
-    free(memory);
+    qk_release(memory);
 }
 
 /* Threads share the products, or each of them where they are few. */

@@ -43,7 +43,7 @@ void qk_histogram_free(qk_histogram *h)
 {
     if (!h) return;
     for (size_t i = 0; h->blocks && i < h->lines * QK_BLOCKS; i++) free(h->blocks[i]);
-    free(h->blocks), free(h->least), free(h->most);
+    free(h->blocks), qk_release(h->least), qk_release(h->most);
     free_tables(h);
     free(h);
 }

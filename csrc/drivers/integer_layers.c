@@ -347,6 +347,6 @@ int qk_norm_codes(const qk_code_norm_args *args)
         .factor = columns, .offset = columns + kept, .is_signed = args->params.qmin < 0, .to = range_of(&args->to)};
     const double work = 0.2 * (double)args->rows * (double)args->cols;
     const int status = qk_parallel_for(args->rows, work, norm_rows, &job);
-    free(columns);
+    qk_release(columns);
     return status;
 }

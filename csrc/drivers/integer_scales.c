@@ -235,7 +235,7 @@ static void search_some(void *context, size_t begin, size_t end)
         search_column(&q, j->x + i * p->k, j->importance ? j->importance + i * p->k : NULL, j->scale + i);
     }
     if (!memory || !params) __atomic_store_n(&j->failed, 1, __ATOMIC_RELAXED);
-    free(memory), free(params);
+    qk_release(memory), free(params);
 }
 
 int qk_search_integer_scales(const qk_integer_search *p, size_t columns, const double *x, const double *importance,

@@ -114,7 +114,7 @@ static void assign_chunks(void *context, size_t begin, size_t end)
     }
     __atomic_fetch_add(&job->counts->changed, counts.changed, __ATOMIC_RELAXED);
     __atomic_fetch_add(&job->counts->by_label, counts.by_label, __ATOMIC_RELAXED);
-    free(memory);
+    qk_release(memory);
 }
 
 int qk_kmeans_assign(const qk_kmeans *p, size_t first, size_t last, qk_kmeans_counts *counts)
@@ -136,7 +136,7 @@ static void distance_rows(void *context, size_t begin, size_t end)
         job->k->kmeans_distances_f32(p, begin, end, columns);
     else
         job->k->kmeans_distances_f64(p, begin, end, columns);
-    free(columns);
+    qk_release(columns);
 }
 
 int qk_kmeans_distances(const qk_kmeans *p)
@@ -162,7 +162,7 @@ static void seed_chunks(void *context, size_t begin, size_t end)
             job->k->kmeans_potential_f64(p, chunk, job->seeds, job->count, job->update, job->nearest, tile, lanes,
                                          potential);
     }
-    free(tile);
+    qk_release(tile);
 }
 
 int qk_kmeans_seed(const qk_kmeans *p, const void *seeds, size_t count, int update, void *nearest, double *potential)

@@ -57,7 +57,7 @@ static char *lay_out(qk_line_space *s, size_t n, size_t real, char *at)
 
 static char *obtain(qk_line_space *s, size_t n, size_t real)
 {
-    char *memory = aligned_alloc(64, (size_t)(lay_out(s, n, real, (char *)64) - (char *)64));
+    char *memory = qk_obtain((size_t)(lay_out(s, n, real, (char *)64) - (char *)64));
     if (memory) lay_out(s, n, real, memory);
     return memory;
 }
@@ -277,7 +277,8 @@ static line_range range_of(const line_job *j)
         low = gap < low ? gap : low;
     }
     r.gap_low = ilogb(low < 0x1p1023 ? low : 0x1p1023);
-    r.gap_high = exponent_of(value(j, j->n - 1) - value(j, 0));
+    const wide extent = value(j, j->n - 1) - value(j, 0);
+    r.gap_high = extent < (wide)INFINITY ? exponent_of(extent) : DBL_MAX_EXP;
     return r;
 }
 
@@ -389,7 +390,7 @@ static int coarse_penalty(const line_job *j, size_t k, size_t size, const double
         } else {
             done = -1;
         }
-        free(v), free(memory);
+        free(v), qk_release(memory);
     }
     free(ends);
     return done;
@@ -432,7 +433,7 @@ static qk_lines_status search_wide(line_job *j, size_t k)
         done = done && wide_line_search(&line, k, &penalty, &space);
         if (done > 0) memcpy(j->splits = j->space.splits, space.splits, (k + 1) * sizeof *space.splits);
     }
-    free(reals), free(memory);
+    free(reals), qk_release(memory);
     return status_of(done);
 }
 
@@ -445,6 +446,7 @@ static qk_lines_status search(line_job *j, size_t k, int *plain_line)
     *plain_line = plain;
     int exponent = r.gap_high - PLAIN + 1, done = 1;
     double *gaps = NULL, *weights = NULL, penalty = 0;
+    if (!plain && sizeof(wide) == sizeof(double)) return QK_LINES_TOO_WIDE;
     if (j->args->pinned && r.weight_high >= 900) return search_wide(j, k);
     if (!plain && (weights_span >= 2 * PLAIN || (gaps_span >= 2 * PLAIN - 2 && weights_span >= PLAIN)))
         return search_wide(j, k);
@@ -583,7 +585,7 @@ static void set_limit(const line_job *j, size_t at, wide a, wide b, void *limits
         return;
     }
     const wide offset = j->args->integers == 2 ? 0x1p63 : 0, middle = (a + b) / 2 + offset;
-    uint64_t limit = middle > 0 ? (uint64_t)middle : 0;
+    uint64_t limit = middle < 0x1p64 ? middle > 0 ? (uint64_t)middle : 0 : UINT64_MAX;
     if (limit < j->keys[at - 1]) limit = j->keys[at - 1];
     if (limit >= j->keys[at]) limit = j->keys[at] - 1;
     ((uint64_t *)limits)[c] = limit;
@@ -689,7 +691,7 @@ qk_lines_status qk_cluster_lines(const qk_lines *p)
     for (size_t line = 0; line < p->lines && status == QK_LINES_DONE; line++)
         status = line && stopped(&j) ? QK_LINES_STOPPED : cluster_line(&j, line);
     qk_leave_mode(mode);
-    free(memory), free(j.counts);
+    qk_release(memory), free(j.counts);
     return status;
 }
 
@@ -703,7 +705,7 @@ qk_lines_status qk_distinct_points(const qk_lines *p)
     const int sorted = sort_line(&j);
     if (sorted) merge(&j), p->counts[0] = (int32_t)j.n;
     qk_leave_mode(mode);
-    free(memory);
+    qk_release(memory);
     return sorted ? QK_LINES_DONE : QK_LINES_STOPPED;
 }
 

@@ -98,7 +98,7 @@ static void norm_rows(void *context, size_t begin, size_t end)
         norm_floats(a, x, residual, rows, y);
         if (a->y.params) quantize_rows(a->y.params, y, (uint8_t *)a->y.data + begin * cols, rows, cols);
     }
-    if (buffer != small) free(buffer);
+    if (buffer != small) qk_release(buffer);
 }
 
 int qk_layer_norm_of(const qk_norm_args *args)
@@ -456,7 +456,7 @@ static void attend_range(void *context, size_t begin, size_t end)
     for (size_t task = begin; task < end; task++)
         if (!attend(job, memory, task / a->heads, task % a->heads))
             __atomic_store_n(&job->failure, -2, __ATOMIC_RELAXED);
-    free(memory);
+    qk_release(memory);
 }
 
 static int can_attend(const qk_attention_args *a)

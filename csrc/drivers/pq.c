@@ -66,7 +66,7 @@ static void encode_tiles(void *context, size_t begin, size_t end)
          at += QK_KMEANS_TILE)
         j->kernels->pq_encode(b, j->x + at * b->m * b->d, j->given + at * b->m * b->d,
                               min_size(j->n - at, QK_KMEANS_TILE), all, tile, j->codes + at * b->m);
-    free(tile);
+    qk_release(tile);
 }
 
 int qk_pq_encode(const float *x, const float *given, uint8_t *codes, size_t n, const qk_pq_book *b)
@@ -273,7 +273,7 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
         else
             scan_for_lanes(j, j->x + query * width, some, first, last, memory, space, heaps);
     }
-    free(memory);
+    qk_release(memory);
 }
 
 /* ---- the filter (numerics 19) ---- */
@@ -414,7 +414,7 @@ static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, si
         set_limit(b, s, heaps + q * j->parts * j->k);
     }
     const size_t done = sift_all(j, sieves, count, first, last, tiles, list, heaps);
-    free(tables);
+    qk_release(tables);
     return done;
 }
 
@@ -478,7 +478,7 @@ static int scan(job *j)
     if (!j->heaps) return 0;
     int status = qk_parallel_for(units * j->parts, work, scan_parts, j);
     if (!status && !j->failed) status = qk_parallel_for(j->count, 50.0 * (double)(j->count * j->k), finish_queries, j);
-    free(j->heaps);
+    qk_release(j->heaps);
     return status ? status : !j->failed;
 }
 
@@ -493,7 +493,7 @@ static int scan_sample(const job *whole)
     if (!j.codes) return 0;
     for (size_t i = 0; i < items; i++) memcpy(j.codes + i * bytes, whole->codes + i * apart, bytes);
     const int status = scan(&j);
-    free(j.codes);
+    qk_release(j.codes);
     return status;
 }
 

@@ -61,7 +61,7 @@ static void run_tasks(void *context, size_t begin, size_t end)
         taken = first;
         multiply(w, memory, first, rows, qk_over(w->panels * chunk, chunks), qk_over(w->panels * (chunk + 1), chunks));
     }
-    if (memory != small) free(memory);
+    if (memory != small) qk_release(memory);
 }
 
 int qk_walk(walk *w)

@@ -252,7 +252,7 @@ void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
 void qk_weights_free(qk_weights *w)
 {
     if (!w) return;
-    free(w->memory), free(w);
+    qk_release(w->memory), free(w);
 }
 
 size_t qk_weights_bytes(const qk_weights *w) { return w ? sizeof *w + w->bytes : 0; }

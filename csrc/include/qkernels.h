@@ -28,8 +28,10 @@
 extern "C" {
 #endif
 
-#if defined(QK_EXPORT) && defined(__GNUC__)
-#define QK_API __attribute__((visibility("default"))) /* while a shared library is built */
+#if defined(QK_EXPORT) && defined(_WIN32) /* while a shared library is built */
+#define QK_API __declspec(dllexport)
+#elif defined(QK_EXPORT) && defined(__GNUC__)
+#define QK_API __attribute__((visibility("default")))
 #else
 #define QK_API
 #endif

@@ -8,10 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if LDBL_MANT_DIG == 113
-typedef long double wide;
+/* 113 bits and exponents of 15 where they can be had; macOS has 64 bits of as many exponents, or a double's. */
+#ifdef QK_WIDE
+typedef QK_WIDE wide;
+#elif LDBL_MANT_DIG != 113 && defined(__SIZEOF_FLOAT128__)
+typedef __float128 wide;
 #else
-typedef __float128 wide; /* 113 bits, exponents of 15 */
+typedef long double wide;
 #endif
 
 /* Distinct points in ascending order. */

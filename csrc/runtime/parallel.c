@@ -8,18 +8,14 @@
 
 #include "runtime/parallel.h"
 
-#include <errno.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "runtime/fpmode.h"
 #include "runtime/sizes.h"
 
 static const double MIN_WORK_PER_THREAD = 20e3; /* ns: several times what it costs to start */
-static const double LONG = 2e6;                 /* ns of a share, as estimated, from which on it is cut into pieces */
+static const double LONG_WORK = 2e6;            /* ns of a share, as estimated, from which on it is cut into pieces */
 static const double FIRST_PIECE = 250e3; /* ns as estimated: 100 times too little without vectors, or on new pages */
 static const int64_t PIECE = 10000000;   /* ns as measured */
 static const int64_t LOOK = 40000000;    /* between two looks for signals: each may wait 5 ms for Python's lock */
@@ -36,7 +32,7 @@ typedef struct {
 
 /* What a caller of the library waits for: all loops of one thread that are not within a body's. */
 typedef struct {
-    pthread_t caller;
+    qk_thread_id caller;
     int64_t looked;
     int stopped;
 } call;
@@ -54,9 +50,9 @@ typedef struct {
     _Alignas(64) loop *job; /* posted by the caller, who may take it back until it is `busy`; then NULL again */
     int asleep;
     size_t index;
-    pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t bell;
+    qk_thread thread;
+    qk_lock lock;
+    qk_bell bell;
 } worker;
 
 static struct {
@@ -67,23 +63,15 @@ static struct {
     share *shares;
     int64_t refused, spin;
     int caller_asleep;
-    pthread_mutex_t lock; /* of the caller's bell */
-    pthread_cond_t bell;
-} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
+    qk_lock lock; /* of the caller's bell */
+    qk_bell bell;
+} pool = {.lock = QK_LOCK, .bell = QK_BELL};
 
 static loop busy, quit; /* jobs that are none */
-static pthread_key_t
-    here;               /* the call that a thread works for; not _Thread_local, whose memory glibc cannot do without */
+static qk_slot here;    /* the call that a thread works for */
 static int num_threads; /* 0: not yet read from the environment */
 static int (*interrupted)(void);
 int qk_long_loops;
-
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
-}
 
 static inline void pause_briefly(void)
 {
@@ -145,20 +133,20 @@ static int look(call *c)
 {
     int (*poll)(void) = __atomic_load_n(&interrupted, __ATOMIC_RELAXED);
     if (__atomic_load_n(&c->stopped, __ATOMIC_RELAXED)) return 1;
-    if (!poll || !pthread_equal(c->caller, pthread_self())) return 0;
-    const int64_t time = now();
+    if (!poll || !qk_is_this_thread(c->caller)) return 0;
+    const int64_t time = qk_now();
     if (time - c->looked < LOOK) return 0;
     c->looked = time;
     const int generation = pool.generation;
-    pthread_setspecific(here, NULL);
+    qk_hold(here, NULL);
     if (poll() || pool.generation != generation) __atomic_store_n(&c->stopped, 1, __ATOMIC_RELAXED);
-    pthread_setspecific(here, c);
+    qk_hold(here, c);
     return __atomic_load_n(&c->stopped, __ATOMIC_RELAXED);
 }
 
 int qk_call_is_stopped(void)
 {
-    call *c = pthread_getspecific(here);
+    call *c = qk_held(here);
     return c && look(c);
 }
 
@@ -180,20 +168,20 @@ static void work_on(const loop *l, size_t me)
             if (__atomic_load_n(&s->next, __ATOMIC_RELAXED) >= s->end) break;
             const size_t begin = __atomic_fetch_add(&s->next, step, __ATOMIC_RELAXED);
             if (begin >= s->end) break;
-            const int64_t start = l->timed ? now() : 0;
+            const int64_t start = l->timed ? qk_now() : 0;
             l->body(l->context, begin, s->end - begin < step ? s->end : begin + step);
-            if (l->timed) step = next_step(step, now() - start);
+            if (l->timed) step = next_step(step, qk_now() - start);
         }
     }
 }
 
 /* ---- workers ---- */
 
-static void ring(pthread_mutex_t *lock, pthread_cond_t *bell)
+static void ring(qk_lock *lock, qk_bell *bell)
 {
-    pthread_mutex_lock(lock);
-    pthread_cond_signal(bell);
-    pthread_mutex_unlock(lock);
+    qk_take(lock);
+    qk_ring(bell);
+    qk_give(lock);
 }
 
 static int64_t spin(void) { return __atomic_load_n(&pool.spin, __ATOMIC_RELAXED); }
@@ -201,14 +189,14 @@ static int64_t spin(void) { return __atomic_load_n(&pool.spin, __ATOMIC_RELAXED)
 static loop *wait_for_job(worker *w)
 {
     loop *job;
-    for (const int64_t end = now() + spin(); now() < end;)
+    for (const int64_t end = qk_now() + spin(); qk_now() < end;)
         for (int i = 0; i < 16; i++, pause_briefly())
             if ((job = __atomic_load_n(&w->job, __ATOMIC_ACQUIRE))) return job;
-    pthread_mutex_lock(&w->lock);
+    qk_take(&w->lock);
     __atomic_store_n(&w->asleep, 1, __ATOMIC_SEQ_CST);
-    while (!(job = __atomic_load_n(&w->job, __ATOMIC_SEQ_CST))) pthread_cond_wait(&w->bell, &w->lock);
+    while (!(job = __atomic_load_n(&w->job, __ATOMIC_SEQ_CST))) qk_wait(&w->bell, &w->lock);
     __atomic_store_n(&w->asleep, 0, __ATOMIC_RELAXED);
-    pthread_mutex_unlock(&w->lock);
+    qk_give(&w->lock);
     return job;
 }
 
@@ -219,37 +207,20 @@ static void post(worker *w, loop *job)
     if (__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) ring(&w->lock, &w->bell);
 }
 
-static void *serve(void *argument)
+static void serve(void *argument)
 {
     worker *w = argument;
     qk_enter_mode();
     qk_set_up_worker();
     for (;;) {
         loop *job = wait_for_job(w);
-        if (job == &quit) return NULL;
+        if (job == &quit) return;
         if (!__atomic_compare_exchange_n(&w->job, &job, &busy, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-        if (!job->timed || pthread_setspecific(here, job->call) == 0) work_on(job, w->index);
-        if (job->timed) pthread_setspecific(here, NULL);
+        if (!job->timed || qk_hold(here, job->call)) work_on(job, w->index);
+        if (job->timed) qk_hold(here, NULL);
         __atomic_store_n(&w->job, NULL, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&pool.caller_asleep, __ATOMIC_SEQ_CST)) ring(&pool.lock, &pool.bell);
     }
-}
-
-/* Signals are for the threads of the program; those that a fault raises come to the thread at fault. */
-static int start_thread(worker *w)
-{
-    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
-    sigset_t none, before;
-    pthread_attr_t attributes;
-    if (pthread_attr_init(&attributes)) return 0;
-    pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    sigfillset(&none);
-    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&none, faults[i]);
-    pthread_sigmask(SIG_SETMASK, &none, &before);
-    const int started = pthread_create(&w->thread, &attributes, serve, w) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attributes);
-    return started;
 }
 
 /* Memory for the most threads there can be, on the first call. */
@@ -260,7 +231,7 @@ static int have_room(void)
     pool.workers = qk_obtain(qk_times(most, sizeof *pool.workers));
     pool.shares = qk_obtain(qk_times(most, sizeof *pool.shares));
     if (pool.workers && pool.shares) return 1;
-    free(pool.workers), free(pool.shares);
+    qk_release(pool.workers), qk_release(pool.shares);
     pool.workers = NULL, pool.shares = NULL;
     return 0;
 }
@@ -269,16 +240,16 @@ static int have_room(void)
  * second. */
 static size_t start_workers(size_t wanted)
 {
-    if (pool.started < wanted && (!pool.refused || now() - pool.refused > RETRY)) {
-        pool.refused = have_room() ? 0 : now();
+    if (pool.started < wanted && (!pool.refused || qk_now() - pool.refused > RETRY)) {
+        pool.refused = have_room() ? 0 : qk_now();
         while (pool.started < wanted && !pool.refused) {
             worker *w = &pool.workers[pool.started];
             *w = (worker){
-                .index = pool.started + 1, .lock = PTHREAD_MUTEX_INITIALIZER, .bell = PTHREAD_COND_INITIALIZER};
-            if (start_thread(w))
+                .index = pool.started + 1, .thread = {.serve = serve, .argument = w}, .lock = QK_LOCK, .bell = QK_BELL};
+            if (qk_start_thread(&w->thread, STACK_BYTES))
                 pool.started++;
             else
-                pool.refused = now();
+                pool.refused = qk_now();
         }
         /* Who waits awake for a CPU that others wait for as well keeps them from it. */
         __atomic_store_n(&pool.spin, pool.started < (size_t)qk_usable_cpus() ? SPIN : 0, __ATOMIC_RELAXED);
@@ -291,21 +262,17 @@ static size_t start_workers(size_t wanted)
 /* Waits for a worker that is at its last piece. */
 static void wait_for(worker *w, call *c)
 {
-    for (const int64_t end = now() + spin(); now() < end;)
+    for (const int64_t end = qk_now() + spin(); qk_now() < end;)
         for (int i = 0; i < 16; i++, pause_briefly())
             if (__atomic_load_n(&w->job, __ATOMIC_ACQUIRE) != &busy) return;
     for (int late = 1; late; look(c)) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += LOOK;
-        if (until.tv_nsec >= 1000000000) until.tv_nsec -= 1000000000, until.tv_sec++;
         late = 0;
-        pthread_mutex_lock(&pool.lock);
+        qk_take(&pool.lock);
         __atomic_store_n(&pool.caller_asleep, 1, __ATOMIC_SEQ_CST);
         while (!late && __atomic_load_n(&w->job, __ATOMIC_SEQ_CST) == &busy)
-            late = pthread_cond_timedwait(&pool.bell, &pool.lock, &until) == ETIMEDOUT;
+            late = qk_wait_briefly(&pool.bell, &pool.lock, LOOK);
         __atomic_store_n(&pool.caller_asleep, 0, __ATOMIC_RELAXED);
-        pthread_mutex_unlock(&pool.lock);
+        qk_give(&pool.lock);
     }
 }
 
@@ -347,24 +314,24 @@ static void run_together(loop *l, size_t items, size_t threads)
 int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size_t), void *context)
 {
     const size_t threads = (size_t)qk_threads_for(items, work);
-    if (threads == 1 && work < LONG) {
+    if (threads == 1 && work < LONG_WORK) {
         if (items) body(context, 0, items);
         return 0;
     }
-    call *outer = pthread_getspecific(here), own = {.caller = pthread_self(), .looked = now()};
+    call *outer = qk_held(here), own = {.caller = qk_this_thread(), .looked = qk_now()};
     loop l = {.body = body, .context = context, .call = outer ? outer : &own, .step = items};
-    if (work >= LONG * (double)threads) {
+    if (work >= LONG_WORK * (double)threads) {
         const double step = FIRST_PIECE / work * (double)items;
         l.timed = 1, l.step = step > 1 ? (size_t)step : 1;
     }
-    pthread_setspecific(here, l.call);
+    qk_hold(here, l.call);
     __atomic_fetch_add(&qk_long_loops, 1, __ATOMIC_RELAXED);
     if (threads == 1)
         run_alone(&l, items);
     else
         run_together(&l, items, threads);
     __atomic_fetch_sub(&qk_long_loops, 1, __ATOMIC_RELAXED);
-    pthread_setspecific(here, outer);
+    qk_hold(here, outer);
     return __atomic_load_n(&l.call->stopped, __ATOMIC_RELAXED) ? QK_INTERRUPTED : 0;
 }
 
@@ -375,14 +342,14 @@ static void after_fork_in_child(void)
 {
     for (size_t i = 0; i < pool.started; i++) pool.workers[i].job = NULL;
     pool.started = 0, pool.refused = 0, pool.caller_asleep = 0;
-    pool.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER, pool.bell = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    pool.lock = (qk_lock)QK_LOCK, pool.bell = (qk_bell)QK_BELL;
     pool.busy = 0, pool.generation++;
 }
 
 __attribute__((constructor)) static void at_birth(void)
 {
-    pthread_key_create(&here, NULL);
-    pthread_atfork(NULL, NULL, after_fork_in_child);
+    qk_make_slot(&here);
+    qk_after_fork_in_child(after_fork_in_child);
     qk_look_at_platform();
 }
 
@@ -390,9 +357,9 @@ __attribute__((constructor)) static void at_birth(void)
  * process. */
 __attribute__((destructor)) static void at_end(void)
 {
-    if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE)) return;
+    if (__atomic_exchange_n(&pool.busy, 1, __ATOMIC_ACQUIRE) || (pool.started && !QK_CAN_JOIN_AT_END)) return;
     for (size_t i = 0; i < pool.started; i++) post(&pool.workers[i], &quit);
-    for (size_t i = 0; i < pool.started; i++) pthread_join(pool.workers[i].thread, NULL);
-    free(pool.workers), free(pool.shares);
-    pthread_key_delete(here);
+    for (size_t i = 0; i < pool.started; i++) qk_join(&pool.workers[i].thread);
+    qk_release(pool.workers), qk_release(pool.shares);
+    qk_end_slot(here);
 }

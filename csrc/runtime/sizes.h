@@ -6,6 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#ifdef _WIN32
+#include <malloc.h>
+#endif
 
 static inline size_t qk_times(size_t a, size_t b)
 {
@@ -26,10 +29,24 @@ static inline size_t ceil_div(size_t n, size_t by) { return n / by + (n % by != 
 static inline size_t round_up(size_t n, size_t step) { return qk_times(ceil_div(n, step), step); }
 static inline size_t min_size(size_t n, size_t limit) { return n < limit ? n : limit; }
 
-/* Memory of whole cache lines, to be freed; or NULL. */
+/* Memory of whole cache lines, or NULL. It is for qk_release: Windows has no aligned memory that can be freed. */
 static inline void *qk_obtain(size_t bytes)
 {
-    return bytes > PTRDIFF_MAX - 64 ? NULL : aligned_alloc(64, bytes / 64 * 64 + 64);
+    if (bytes > PTRDIFF_MAX - 64) return NULL;
+#ifdef _WIN32
+    return _aligned_malloc(bytes / 64 * 64 + 64, 64);
+#else
+    return aligned_alloc(64, bytes / 64 * 64 + 64);
+#endif
+}
+
+static inline void qk_release(void *memory)
+{
+#ifdef _WIN32
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
 }
 
 /* The next piece of such memory, in whole cache lines. */

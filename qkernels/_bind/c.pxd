@@ -366,7 +366,7 @@ cdef extern from "drivers/drivers.h" nogil:
         void *context
 
     ctypedef enum qk_lines_status:
-        QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY
+        QK_LINES_DONE, QK_LINES_STOPPED, QK_LINES_NO_MEMORY, QK_LINES_TOO_WIDE
 
     qk_lines_status qk_cluster_lines(const qk_lines *p)
     qk_lines_status qk_distinct_points(const qk_lines *p)

@@ -13,7 +13,7 @@ from .arrays cimport data_of, float_type, int32s, PyArray_TYPE, reals
 from .c cimport (
     qk_cluster_lines, qk_count_codes, qk_distinct_points, qk_dtype, qk_kmeans, qk_kmeans_assign, qk_kmeans_counts,
     qk_kmeans_distances, qk_kmeans_errors, qk_kmeans_seed, qk_label_lines, qk_lines, QK_LINES_NO_MEMORY,
-    qk_lines_status, QK_LINES_STOPPED, qk_look_up,
+    qk_lines_status, QK_LINES_STOPPED, QK_LINES_TOO_WIDE, qk_look_up,
 )
 
 cnp.import_array()
@@ -149,6 +149,8 @@ cdef int raise_unless_done(qk_lines_status status, Stop stop, size_t n) except -
         raise KeyboardInterrupt if stop.error is None else stop.error
     if status == QK_LINES_NO_MEMORY:
         raise MemoryError(f"no memory to cluster lines of {n} values")
+    if status == QK_LINES_TOO_WIDE:
+        raise ValueError("gaps and weights must be within 2**-200 .. 2**200 here, where long double is double")
     return 0
 
 

@@ -23,7 +23,7 @@
 #include "kernels/x86/cpu.h"
 #include "kernels/x86/target.h"
 
-static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni") && qk_has_amx(); }
+static int available(void) { return qk_has_avx512vnni() && qk_has_amx(); }
 
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8,avx2,fma,f16c,prfchw",
                 "prefer-vector-width=512")

@@ -3,6 +3,7 @@
 #define QK_AVX512_GEMM4_H
 
 #include "kernels/kernels.h"
+#include "kernels/x86/cpu.h"
 #include "kernels/x86/avx512.h"
 #include "runtime/compiler.h"
 
@@ -43,7 +44,7 @@ typedef struct {
  * bits that vpshufb must not see. */
 enum { BOTH, CODES, SHUFFLED, PERMUTED };
 
-static inline int has_vpermb(void) { return QK_ASM && __builtin_cpu_supports("avx512vbmi"); }
+static inline int has_vpermb(void) { return QK_ASM && qk_has_vbmi(); }
 
 static QK_INLINE __m512i byte_of(__m512i codes, const int kind, __m512i levels)
 {

@@ -19,7 +19,7 @@
 #include "kernels/x86/target.h"
 #include "runtime/compiler.h"
 
-static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+static int available(void) { return qk_has_avx512vnni(); }
 
 QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prfchw", "prefer-vector-width=512")
 
@@ -749,7 +749,7 @@ static QK_INLINE void blocks8_tile_of(const int own_zeros, int rows, const qk_ge
 static inline int takes_halves(int rows, const qk_gemm4_panel *p)
 {
     enum { SHORT_STEPS = 32 };
-    return rows > 6 && p->blocks > 1 && p->steps <= SHORT_STEPS && __builtin_cpu_is("amd");
+    return rows > 6 && p->blocks > 1 && p->steps <= SHORT_STEPS && qk_is_amd();
 }
 
 static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,

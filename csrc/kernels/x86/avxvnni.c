@@ -20,11 +20,11 @@
 
 #if QK_HAVE_AVXVNNI
 #ifndef QK_EVEX
-static int available(void) { return qk_has_avx2() && qk_has_avxvnni(); }
+static int available(void) { return qk_has_avxvnni(); }
 
 QK_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
 #else /* For tests and measurements on CPUs that have the instruction with AVX-512 only. */
-static int available(void) { return qk_has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+static int available(void) { return qk_has_avx512vnni(); }
 
 QK_TARGET_BEGIN("avx512vnni,avx512vl,avx2,fma,f16c")
 #define _mm256_dpbusd_avx_epi32 _mm256_dpbusd_epi32

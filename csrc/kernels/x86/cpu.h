@@ -1,52 +1,35 @@
-/* What this CPU has. Not within the target of the file that includes this, whose instructions it may lack. */
+/* What this CPU has, and the system saves: asked of `cpuid` once, since a virtual machine takes a microsecond for each
+ * answer, and by ourselves, since compilers know some features late and the run-time library of zig knows none. Not
+ * within the target of the file that includes this, whose instructions the CPU may lack. */
 #ifndef QK_X86_CPU_H
 #define QK_X86_CPU_H
 
-#include <cpuid.h>
-#ifdef __linux__
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+enum {
+    QK_CPU_ASKED = 1, /* the others are 0 before */
+    QK_CPU_AVX2 = 2,  /* with FMA and F16C */
+    QK_CPU_AVX512 = 4,
+    QK_CPU_AVX512VNNI = 8,
+    QK_CPU_VBMI = 16,
+    QK_CPU_AVXVNNI = 32,
+    QK_CPU_AMX = 64,
+    QK_CPU_AMD = 128
+};
+extern int qk_cpu; /* written by qk_ask_cpu, which any thread may be the first to call: all find the same */
+void qk_ask_cpu(void);
 
-/* __builtin_cpu_supports knows f16c from clang 16 on only. */
-static inline int qk_has_f16c(void)
+static inline int qk_cpu_has(int what)
 {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+    if (!__atomic_load_n(&qk_cpu, __ATOMIC_RELAXED)) qk_ask_cpu();
+    return (__atomic_load_n(&qk_cpu, __ATOMIC_RELAXED) & what) == what;
 }
 
-static inline int qk_has_avx2(void)
-{
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && qk_has_f16c();
-}
-
-/* __builtin_cpu_supports knows AVX-VNNI from gcc 13 and clang 16 on only. */
-static inline int qk_has_avxvnni(void)
-{
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
-}
-
-static inline int qk_has_avx512(void)
-{
-    return qk_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-
-/* Whether this process may use tiles, for which Linux wants to be asked: its signals then need more of a stack. */
-static inline int qk_has_amx(void)
-{
-#ifdef __linux__
-    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 24 & 1 && d >> 25 & 1 &&
-        syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
-#else
-    return 0;
-#endif
-}
-
-static inline int qk_has_vbmi(void) { return __builtin_cpu_supports("avx512vbmi"); }
+static inline int qk_has_avx2(void) { return qk_cpu_has(QK_CPU_AVX2); }
+static inline int qk_has_avxvnni(void) { return qk_cpu_has(QK_CPU_AVX2 | QK_CPU_AVXVNNI); }
+static inline int qk_has_avx512(void) { return qk_cpu_has(QK_CPU_AVX2 | QK_CPU_AVX512); }
+static inline int qk_has_avx512vnni(void) { return qk_has_avx512() && qk_cpu_has(QK_CPU_AVX512VNNI); }
+static inline int qk_has_vbmi(void) { return qk_cpu_has(QK_CPU_VBMI); }
+static inline int qk_is_amd(void) { return qk_cpu_has(QK_CPU_AMD); }
+/* Whether it has tiles, and this process may use them, for which Linux wants to be asked each time. */
+int qk_has_amx(void);
 
 #endif

@@ -1,0 +1,103 @@
+"""Build a wheel for each Python that is here, and have each work in an environment of its own, without a compiler.
+
+    python .ci/wheels.py                          # for the Pythons on the path, x86-64 (or what this machine is)
+    python .ci/wheels.py python3.12 python3.13    # for these
+    python .ci/wheels.py --aarch64                # crosswise, by aarch64-linux-gnu-gcc: only built, and looked at
+
+gcc compiles, zig links: against a glibc of 2.17, so that the wheels are manylinux2014. CI on GitHub takes cibuildwheel
+instead (pyproject.toml), whose containers have an old glibc themselves. The extra `wheels` has what this wants of PyPI,
+but gcc. With ccache on the path the Pythons share objects.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSIONS = [f"python3.{minor}" for minor in range(10, 15)]
+GLIBC = "2.17"
+MOST_BYTES = 3_000_000
+
+
+def run(*command, **options):
+    return subprocess.run(list(map(str, command)), check=True, text=True, **options)
+
+
+def output(*command):
+    return run(*command, stdout=subprocess.PIPE).stdout.strip()
+
+
+def linked_by_zig(machine, gcc):
+    """Return what setup.py wants in the environment to build for the machine.
+
+    gcc's own library comes first: its objects ask it for the CPU's features and for floats of 128 bits.
+    """
+    zig = Path(find_spec("ziglang").origin).with_name("zig")
+    libgcc = output(gcc, "-print-libgcc-file-name")
+    ours = {
+        "CC": f"ccache {gcc}" if shutil.which("ccache") else gcc,
+        "LDSHARED": f"{zig} cc -target {machine}-linux-gnu.{GLIBC} -shared -Wl,--as-needed -Wl,-s {libgcc}",
+        "_PYTHON_HOST_PLATFORM": f"linux-{machine}",
+    }
+    return os.environ | ours
+
+
+def source_distribution(folder):
+    """Return the archive that wheels are built of: what it lacks, they lack."""
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT, stdout=subprocess.DEVNULL)
+    return next(folder.glob("*.tar.gz"))
+
+
+def build(python, source, machine, gcc, folder):
+    """Build a wheel for the machine and return its path."""
+    env = linked_by_zig(machine, gcc)
+    suffix = output(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
+    env["SETUPTOOLS_EXT_SUFFIX"] = suffix.replace(platform.machine(), machine)
+    raw = folder / "raw"
+    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", raw, source, env=env)
+    wheel = next(raw.glob("*.whl"))
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, wheel, stdout=subprocess.DEVNULL)
+    wheel.unlink()
+    return next(folder.glob("*.whl"))
+
+
+def smoke(python, wheel, folder):
+    """Install the wheel into an empty environment, whose path has no compiler, and have it work."""
+    run(python, "-m", "venv", folder)
+    env = os.environ | {"PATH": str(folder / "bin"), "CC": "no-compiler-here"}
+    env.pop("PYTHONPATH", None)
+    run(folder / "bin/python", "-m", "pip", "install", "-q", "--only-binary", ":all:", wheel, env=env)
+    run(folder / "bin/python", ROOT / ".ci/smoke.py", env=env, cwd=folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", nargs="*", help="default: those of python3.10 to python3.14 on the path")
+    parser.add_argument("--aarch64", action="store_true", help="cross-compile for aarch64")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    options = parser.parse_args()
+    machine = "aarch64" if options.aarch64 else platform.machine()
+    gcc = "gcc" if machine == platform.machine() else f"{machine}-linux-gnu-gcc"
+    pythons = options.python or [name for name in VERSIONS if shutil.which(name)]
+    options.out.mkdir(exist_ok=True)
+    source = source_distribution(options.out)
+    for python in pythons:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            wheel = build(python, source, machine, gcc, folder)
+            size = wheel.stat().st_size
+            assert size <= MOST_BYTES, f"{wheel.name} has {size} bytes"
+            if machine == platform.machine():
+                smoke(python, wheel, folder / "venv")
+            shutil.copy(wheel, options.out)
+            print(f"{wheel.name}: {size / 1e6:.2f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
