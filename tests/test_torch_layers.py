@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -348,7 +349,11 @@ def test_models_are_moved_to_other_dtypes():
 
 
 def test_a_number_without_weights_is_refused():
-    number = Linear.from_float(dense()).weight.number.clone()
+    layer = Linear.from_float(dense())
+    number, weights = layer.weight.number.clone(), weakref.ref(layer.weight.number.held)
+    assert torch.ops.qkernels.linear(torch.randn(2, 96), number, None, 40).shape == (2, 40)
+    del layer
+    assert weights() is None
     with pytest.raises(ValueError, match="weight must stand for packed weights that a module"):
         torch.ops.qkernels.linear(torch.randn(2, 96), number, None, 40)
 

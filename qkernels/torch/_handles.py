@@ -16,30 +16,38 @@ _held = weakref.WeakValueDictionary()
 class Handle(Frozen):
     """Hold packed weights, and the tensor that stands for them: graphs may copy it, and need not know what it means.
 
-    The number is random, so that it names no other weights in another process.
+    The number is random, so that it names no other weights in another process. Its tensor keeps the weights, so that
+    they are there when gradients are asked for, though the layer may be gone.
     """
 
-    __slots__ = "__weakref__", "number", "packed"
+    __slots__ = "number", "packed"
 
     def __init__(self, packed):
         number = secrets.randbits(63)
         with torch.inference_mode(False):  # else autograd could not keep it
             self.packed, self.number = packed, torch.tensor(number, device="cpu")
-        _held[number] = self
+        self.number.held = _held[number] = _Held(packed)
 
     def __reduce__(self):
         return Handle, (self.packed,)
 
 
+class _Held:
+    __slots__ = "__weakref__", "packed"
+
+    def __init__(self, packed):
+        self.packed = packed
+
+
 def find(number):
     """Return the packed weights that a number stands for."""
-    handle = _held.get(number.item())
-    if handle is None:
+    held = _held.get(number.item())
+    if held is None:
         raise ValueError(
             "weight must stand for packed weights that a module of this process holds, got the number of none: "
             "weights are saved by state_dict, not with a graph"
         )
-    return handle.packed
+    return held.packed
 
 
 def dequantized(packed):
