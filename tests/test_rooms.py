@@ -22,7 +22,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_conv", "_layers"},
     {"io", "torch._handles", "torch._training"},
     {"torch._operators", "torch._packed_weight"},
-    {"torch._modules"},
+    {"torch._attention", "torch._modules"},
     {"torch._convert"},
     {"torch.__init__"},
     {"__init__"},

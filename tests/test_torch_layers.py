@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 torch = pytest.importorskip("torch")
 
 import qkernels as qk  # noqa: E402
-from qkernels.torch import Conv2d, Linear, quantize_module  # noqa: E402
+from qkernels.torch import Conv2d, Linear, attention, quantize_module  # noqa: E402
 
 nn = torch.nn
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -157,7 +157,8 @@ def test_operators_keep_the_rules_of_torch(grad):
     with_bias = Conv2d.from_float(conv("groups"))
     made.bias.requires_grad_(grad), with_bias.bias.requires_grad_(grad)
     x = torch.randn(3, 96, requires_grad=grad)
-    torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, 40))
+    torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, None, 40))
+    torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, "gelu", 40))
     torch.library.opcheck(ops.linear_grad.default, (torch.randn(3, 40), made.weight.number, 96))
     for layer in windows, with_bias:
         x = images(2, layer.in_channels, 9, 9).requires_grad_(grad)
@@ -175,6 +176,52 @@ def test_gradients_are_those_of_the_weights_that_packed_ones_stand_for(weights):
     made(x).backward(grad)
     torch.testing.assert_close(x.grad, grad @ made.weight.dequantize())
     torch.testing.assert_close(made.bias.grad, grad.sum((0, 1)))
+
+
+ACTIVATIONS = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "silu": nn.functional.silu,
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_in_a_layer_and_its_gradients_are_those_after_it(name):
+    plain, made = Linear.from_float(dense()), Linear.from_float(dense(), activation=name)
+    plain.bias.requires_grad_(), made.bias.requires_grad_()
+    x, grad = torch.randn(3, 96, requires_grad=True), torch.randn(3, 40)
+    found = [made(x), ACTIVATIONS[name](plain(x))]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    assert torch.equal(made(x.detach()), found[0])
+    assert torch.equal(torch.compile(made, backend="aot_eager")(x), found[0])
+    gradients = [torch.autograd.grad(y, (x, layer.bias), grad) for y, layer in zip(found, (made, plain))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("starts", [None, [0, 7, 7, 20]])
+def test_attention_is_that_of_arrays_and_has_the_gradients_of_floats(starts, dtype):
+    torch.manual_seed(0)
+    wide, grad = torch.randn(20, 3 * 48).to(dtype).requires_grad_(), torch.randn(20, 48).to(dtype)
+    q, k, v = wide.chunk(3, 1)
+    where = None if starts is None else torch.tensor(starts)
+    y = attention(q, k, v, 4, starts=where, scale=0.2)
+    rows = (x.detach().float().numpy() for x in (q, k, v))
+    assert_array_equal(
+        y.detach().double(), torch.from_numpy(qk.attention(*rows, 4, starts=starts, scale=0.2)).to(dtype).double()
+    )
+    exact = []
+    for begin, end in zip((starts or [0, 20]), (starts or [0, 20])[1:]):
+        heads = (x[begin:end].double().unflatten(1, (4, -1)).transpose(0, 1) for x in (q, k, v))
+        exact.append(nn.functional.scaled_dot_product_attention(*heads, scale=0.2).transpose(0, 1).flatten(1))
+    found, want = (torch.autograd.grad(z, wide, g)[0] for z, g in ((y, grad), (torch.cat(exact), grad.double())))
+    tolerance = 0.02 if dtype is torch.bfloat16 else 2e-3
+    torch.testing.assert_close(found, want.to(dtype), rtol=tolerance, atol=tolerance)
+    if dtype is torch.float32:
+        arguments = q.detach(), k.detach(), v.detach(), where, 4, None
+        torch.library.opcheck(torch.ops.qkernels.attention.default, arguments)
+        torch.library.opcheck(torch.ops.qkernels.attention_grad.default, (grad, *arguments))
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -351,11 +398,11 @@ def test_models_are_moved_to_other_dtypes():
 def test_a_number_without_weights_is_refused():
     layer = Linear.from_float(dense())
     number, weights = layer.weight.number.clone(), weakref.ref(layer.weight.number.held)
-    assert torch.ops.qkernels.linear(torch.randn(2, 96), number, None, 40).shape == (2, 40)
+    assert torch.ops.qkernels.linear(torch.randn(2, 96), number, None, None, 40).shape == (2, 40)
     del layer
     assert weights() is None
     with pytest.raises(ValueError, match="weight must stand for packed weights that a module"):
-        torch.ops.qkernels.linear(torch.randn(2, 96), number, None, 40)
+        torch.ops.qkernels.linear(torch.randn(2, 96), number, None, None, 40)
 
 
 GOOD = Linear.from_float(dense(), "uint4").state_dict()
@@ -458,6 +505,10 @@ Linear.from_float(dense(), "int5")  # TypeError: dtype must be
 Linear.from_float(dense(), "int8", method="best")  # ValueError: method must be
 Linear.from_float(dense(), lambda w: w)  # TypeError: weight must be a PackedMatrix, got ndarray
 Linear.from_float(dense(), lambda w: W)  # ValueError: weight must have shape \(96, 40\), got \(3, 3\)
+Linear(3, 4, activation="tanh")  # ValueError: activation must be None, 'relu', .* got 'tanh'
+attention(X, X, X, 5)  # ValueError: heads
+attention(X, X, X[:1], 4)  # ValueError: v must have shape
+attention(X, X.int(), X, 4)  # TypeError: k must be float32
 Linear.from_packed(X)  # TypeError: packed must be a PackedMatrix, got Tensor
 Linear.from_packed(W, torch.ones(4))  # ValueError: bias must have shape \(3,\), got \(4,\)
 Conv2d.from_float(REFLECT)  # ValueError: layer must pad with zeros, got padding_mode='reflect'

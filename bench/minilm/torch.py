@@ -1,8 +1,8 @@
 """MiniLM as a module of torch, quantized by us and by torch: `python -m bench.minilm.torch`, in the project's folder.
 
 Dense layers of the same module (padded.py) are replaced, by `qkernels.torch.quantize_module` and by
-`torch.ao.quantization.quantize_dynamic`, on FBGEMM's kernels: oneDNN's crash in torch 2.13. All run the same batches in
-turns. Speed-ups are to torch's int8; the cosine is that of embeddings to those in float32.
+`torch.ao.quantization.quantize_dynamic`, on FBGEMM's kernels: oneDNN's crash in torch 2.13. The module of
+examples/torch_minilm.py has no padding, our attention, and GELU within layers. All run the same batches in turns.
 
     python -m bench.minilm.torch --every 50     # a quick look: each 50th batch of the docstrings, not each 10th
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -22,11 +22,7 @@ from .measure import set_threads, step
 from .peers import MORE_ROUNDS, ROUNDS, cases, conftest, race, report, take_turns
 
 TORCH, FLOAT = "torch int8, dynamic", "torch float32"
-RECIPES = {
-    "qkernels int8": "int8",
-    "qkernels uint4, blocks of 32": {"*": {"weights": "uint4", "method": "mse", "scale_bits": 4}},
-    "qkernels nf4": "nf4",
-}
+WHOLE = "examples/torch_minilm.py, "
 
 
 def main():
@@ -49,24 +45,23 @@ def main():
     print(report.as_markdown(**table(found, cosines)))
 
 
-_made = {}
-
-
+@cache
 def models():
     """Return modules by name, that of floats first."""
-    if not _made:
-        from qkernels.torch import quantize_module
+    import torch_minilm
 
-        from . import padded
+    from qkernels.torch import quantize_module
 
-        def load():
-            return padded.load().requires_grad_(False)
+    from . import example, padded
 
-        _made[FLOAT] = load()
-        if survives():
-            _made[TORCH] = by_torch(load())
-        _made.update((name, quantize_module(load(), recipe)) for name, recipe in RECIPES.items())
-    return _made
+    made = {FLOAT: padded.load().requires_grad_(False)}
+    if survives():
+        made[TORCH] = by_torch(made[FLOAT])
+    made["qkernels int8, layers alone"] = quantize_module(made[FLOAT])
+    weights, _, config = example.load_model()
+    whole = torch_minilm.model_of(weights, config)
+    quantized = {name: torch_minilm.quantize(whole, options) for name, options in torch_minilm.RECIPES.items()}
+    return made | {WHOLE + name: model for name, model in quantized.items()}
 
 
 def by_torch(model):
@@ -94,11 +89,12 @@ assert (by_torch(torch.nn.Sequential(layer))(x) - y).norm() < 0.05 * y.norm()
 def race_batch(sentences, rounds):
     import torch
 
+    from . import example
     from .padded import pad
 
-    batch = [torch.from_numpy(array) for array in pad(sentences)]
+    padded, whole = ([*map(torch.from_numpy, make(sentences))] for make in (pad, example.make_batch))
     with torch.inference_mode():
-        calls = [partial(model, *batch) for model in models().values()]
+        calls = [partial(model, *(whole if WHOLE in name else padded)) for name, model in models().items()]
         runners = [race.Contender("", call, lambda call=call: call().numpy()) for call in calls]
         take_turns(runners, rounds)
     return runners

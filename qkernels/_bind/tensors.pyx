@@ -36,7 +36,7 @@ cdef class KeptBias:
         return self.array
 
 
-def linear(x, Packed b, bias, KeptBias kept not None):
+def linear(x, Packed b, bias, activation, KeptBias kept not None):
     """Return the layer of a tensor in its dtype; or None if b is, or if a result is not all that is wanted."""
     if b is None or type(x) is not Tensor or dispatch_modes() or interpreter() is not None \
             or tracing_state() is not None or forward_ad._current_level >= 0:
@@ -51,5 +51,5 @@ def linear(x, Packed b, bias, KeptBias kept not None):
         return None
     if bias is not None and bias.requires_grad:
         return None
-    y = from_numpy(linear_of_array(rows, b, array, None, None, None, None, None))
+    y = from_numpy(linear_of_array(rows, b, array, activation, None, None, None, None))
     return y if dtype is float32 else y.to(dtype)

@@ -5,10 +5,11 @@ import torch
 
 from .. import Codebook, PackedConv, PackedMatrix, QParams, _Array
 
-__all__ = ["Conv2d", "FakeQuantize", "Linear", "fake_quantize", "quantize_module"]
+__all__ = ["Conv2d", "FakeQuantize", "Linear", "attention", "fake_quantize", "quantize_module"]
 
 _Weights: TypeAlias = str | Codebook | Callable[..., PackedMatrix]
 _Wish: TypeAlias = _Weights | dict[str, Any] | None
+_Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu"] | None
 _Size: TypeAlias = int | tuple[int, int]
 
 def fake_quantize(
@@ -53,11 +54,18 @@ class Linear(torch.nn.Module):
     bias: torch.nn.Parameter | None
     in_features: int
     out_features: int
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None: ...
+    activation: _Activation
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, activation: _Activation = None
+    ) -> None: ...
     @classmethod
-    def from_float(cls, layer: torch.nn.Linear, weights: _Weights = "int8", **options: Any) -> Linear: ...
+    def from_float(
+        cls, layer: torch.nn.Linear, weights: _Weights = "int8", *, activation: _Activation = None, **options: Any
+    ) -> Linear: ...
     @classmethod
-    def from_packed(cls, packed: PackedMatrix, bias: torch.Tensor | None = None) -> Linear: ...
+    def from_packed(
+        cls, packed: PackedMatrix, bias: torch.Tensor | None = None, activation: _Activation = None
+    ) -> Linear: ...
     def forward(self, x: torch.Tensor) -> torch.Tensor: ...
 
 class Conv2d(torch.nn.Module):
@@ -88,3 +96,12 @@ def quantize_module(
     *,
     inplace: bool = False,
 ) -> torch.nn.Module: ...
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    heads: int,
+    *,
+    starts: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor: ...

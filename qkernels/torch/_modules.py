@@ -7,7 +7,8 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from .._bind import tensors
-from .._checks import is_a
+from .._bind.arrays import ACTIVATIONS
+from .._checks import is_a, shown
 from .._choose import choose_qparams
 from .._codebook import NF4, Codebook, encode
 from .._conv import PackedConv, pack_conv
@@ -58,6 +59,8 @@ class Linear(Layer):
     in_features, out_features : int
     bias : bool
         Weights come by `from_float`, `from_packed` or load_state_dict.
+    activation : {None, "relu", "gelu", "gelu_tanh", "silu"}
+        What follows in the model, which can then do without: it costs next to nothing here.
 
     Attributes
     ----------
@@ -80,12 +83,15 @@ class Linear(Layer):
     True
     """
 
-    def __init__(self, in_features, out_features, bias=True):
+    def __init__(self, in_features, out_features, bias=True, activation=None):
         super().__init__(PackedWeight(PackedMatrix, (in_features, out_features)), out_features, bias)
+        if activation not in (None, *ACTIVATIONS):
+            raise ValueError(f"activation must be None, {', '.join(map(repr, ACTIVATIONS))}, got {shown(activation)}")
+        self.activation = activation
         self.in_features, self.out_features, self._kept = in_features, out_features, tensors.KeptBias()
 
     @classmethod
-    def from_float(cls, layer, weights="int8", **options):
+    def from_float(cls, layer, weights="int8", *, activation=None, **options):
         """Return a layer with the weights of a `torch.nn.Linear`.
 
         Parameters
@@ -97,6 +103,7 @@ class Linear(Layer):
             inputs of an output, 32 by default; ``float16`` and ``bfloat16`` are not quantized. ``nf4`` are its 16
             levels in blocks of 64; another Codebook is as `pack` takes it. A function makes a PackedMatrix of a float32
             array (in_features, out_features).
+        activation : str, optional
         **options
             Those of `choose_qparams`, for a dtype, or of the function.
 
@@ -107,30 +114,31 @@ class Linear(Layer):
         """
         if not is_a(layer, torch.nn.Linear):
             raise TypeError(f"layer must be a torch.nn.Linear, got {type(layer).__name__}")
-        made = cls(layer.in_features, layer.out_features, layer.bias is not None)
-        return (
-            made if layer.weight.is_meta else made._take(_packed(layer.weight.detach().T, weights, options), layer.bias)
-        )
+        made = cls(layer.in_features, layer.out_features, layer.bias is not None, activation)
+        if layer.weight.is_meta:
+            return made
+        return made._take(_packed(layer.weight.detach().T, weights, options), layer.bias)
 
     @classmethod
-    def from_packed(cls, packed, bias=None):
+    def from_packed(cls, packed, bias=None, activation=None):
         """Return a layer of a PackedMatrix, and of a bias that is a tensor of shape (out_features,)."""
         if not is_a(packed, PackedMatrix):
             raise TypeError(f"packed must be a PackedMatrix, got {type(packed).__name__}")
         if bias is not None and bias.shape != packed.shape[1:]:
             raise ValueError(f"bias must have shape {packed.shape[1:]}, got {tuple(bias.shape)}")
-        return cls(*packed.shape, bias is not None)._take(packed, bias)
+        return cls(*packed.shape, bias is not None, activation)._take(packed, bias)
 
     def extra_repr(self):
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return f"{text}, activation={self.activation!r}" if self.activation else text
 
     def forward(self, x):
         if not is_dynamo_compiling():
             packed, bias = self._modules["weight"].packed, self._parameters["bias"]  # as attributes they take longer
-            y = tensors.linear(x, packed, bias, self._kept)
+            y = tensors.linear(x, packed, bias, self.activation, self._kept)
             if y is not None:
                 return y
-        return torch.ops.qkernels.linear(*self._operands(x), self.out_features)
+        return torch.ops.qkernels.linear(*self._operands(x), self.activation, self.out_features)
 
 
 def _packed(w, weights, options):

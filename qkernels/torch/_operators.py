@@ -16,7 +16,7 @@ FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
 FLOAT32 = np.finfo(np.float32)
 
 library = torch.library.Library("qkernels", "FRAGMENT")
-library.define("linear(Tensor x, Tensor weight, Tensor? bias, int out_features) -> Tensor")
+library.define("linear(Tensor x, Tensor weight, Tensor? bias, str? activation, int out_features) -> Tensor")
 library.define("linear_grad(Tensor grad, Tensor weight, int in_features) -> Tensor")
 WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
 library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, int out_channels, {WINDOW}) -> Tensor")
@@ -36,13 +36,14 @@ def floats_of(x, name="x"):
 
 
 @torch.library.impl("qkernels::linear", "cpu", lib=library)
-def _(x, weight, bias, out_features):
-    y = torch.from_numpy(linear(floats_of(x), find(weight), None if bias is None else floats_of(bias, "bias")))
+def _(x, weight, bias, activation, out_features):
+    bias = None if bias is None else floats_of(bias, "bias")
+    y = torch.from_numpy(linear(floats_of(x), find(weight), bias, activation=activation))
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
 @torch.library.register_fake("qkernels::linear", lib=library)
-def _(x, weight, bias, out_features):
+def _(x, weight, bias, activation, out_features):
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -57,16 +58,28 @@ def _(grad, weight, in_features):
 
 
 def _keep_of_linear(ctx, inputs, output):
-    x, weight, bias, _ = inputs
-    ctx.save_for_backward(weight)
+    x, weight, bias, ctx.activation, ctx.out_features = inputs
+    again = (x, bias) if ctx.activation else ()  # to have what the activation was given
+    ctx.save_for_backward(weight, *again)
     ctx.in_features, ctx.of_bias = x.shape[-1], None if bias is None else bias.dtype
 
 
 def _gradients_of_linear(ctx, grad):
-    of_x, _, of_bias, _ = ctx.needs_input_grad
-    grad_x = torch.ops.qkernels.linear_grad(grad, *ctx.saved_tensors, ctx.in_features) if of_x else None
-    return grad_x, None, grad.flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None, None
+    weight, *again = ctx.saved_tensors
+    if again:
+        sums = torch.ops.qkernels.linear(again[0], weight, again[1], None, ctx.out_features)
+        grad = DERIVATIVES[ctx.activation](grad, sums)
+    of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    grad_x = torch.ops.qkernels.linear_grad(grad, weight, ctx.in_features) if of_x else None
+    return grad_x, None, grad.flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None, None, None
 
+
+DERIVATIVES = {
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate="tanh"),
+    "silu": torch.ops.aten.silu_backward,
+}
 
 torch.library.register_autograd("qkernels::linear", _gradients_of_linear, setup_context=_keep_of_linear, lib=library)
 
