@@ -33,6 +33,8 @@ def main():
     race.timer = getattr(time, conftest.TIMER)
     found, cosines = {}, {}
     for case, batches in cases(every).items():
+        if "32 sentences" in case:
+            continue  # much padding for one module, and none for the other
         seconds = found[case] = dict.fromkeys(names := [*models()], 0.0)
         with step(case, len(batches)) as done:
             for sentences in batches:

@@ -32,7 +32,8 @@ cdef class KeptBias:
             array = bias.float().numpy()
             if bias.dtype is not float32:  # it is a copy, which will not follow the bias
                 return array
-            self.place, self.array = place, array
+            self.array = array  # before the address, by which other threads find it
+            self.place = place
         return self.array
 
 
