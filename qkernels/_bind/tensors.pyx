@@ -1,9 +1,7 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind layers to tensors of PyTorch: Python would spend the time of a small layer on asking what a tensor is."""
 
-from .products import linear as linear_of_array
-
-from .weights cimport Packed
+from .products import linear
 
 cdef object Tensor, from_numpy, dispatch_modes, interpreter, tracing_state, forward_ad, float32
 cdef tuple floats = ()
@@ -18,13 +16,19 @@ def use(torch):
     float32, floats = torch.float32, (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-cdef class KeptBias:
-    """Keep the array of a bias for as long as its memory stays where it is. A copy begins anew."""
+cdef class PlainLinear:
+    """Call a dense layer on tensors of which nothing but a result is wanted.
+
+    `weight` has the PackedMatrix as `packed`, or None. The array of a bias is kept while its memory stays where it is.
+    """
+    cdef object weight, array
     cdef size_t place
-    cdef object array
+
+    def __init__(self, weight):
+        self.weight = weight
 
     def __reduce__(self):
-        return KeptBias, ()
+        return PlainLinear, (self.weight,)
 
     cdef array_of(self, bias):
         cdef size_t place = bias.data_ptr()
@@ -36,21 +40,20 @@ cdef class KeptBias:
             self.place = place
         return self.array
 
-
-def linear(x, Packed b, bias, activation, KeptBias kept not None):
-    """Return the layer of a tensor in its dtype; or None if b is, or if a result is not all that is wanted."""
-    if b is None or type(x) is not Tensor or dispatch_modes() or interpreter() is not None \
-            or tracing_state() is not None or forward_ad._current_level >= 0:
-        return None
-    dtype = x.dtype
-    if dtype is not float32 and dtype not in floats:
-        return None
-    try:
-        rows = x.numpy() if dtype is float32 else x.float().numpy()
-        array = None if bias is None else kept.array_of(bias)
-    except (RuntimeError, TypeError):  # one has a gradient, or does not lie in plain memory of the CPU
-        return None
-    if bias is not None and bias.requires_grad:
-        return None
-    y = from_numpy(linear_of_array(rows, b, array, activation, None, None, None, None))
-    return y if dtype is float32 else y.to(dtype)
+    def __call__(self, x, bias, activation):
+        """Return the layer of x in its dtype; or None if it is no plain tensor, or there are no weights."""
+        if type(x) is not Tensor or dispatch_modes() or interpreter() is not None or tracing_state() is not None \
+                or forward_ad._current_level >= 0:
+            return None
+        dtype, packed = x.dtype, self.weight.packed
+        if packed is None or dtype is not float32 and dtype not in floats:
+            return None
+        try:
+            rows = x.numpy() if dtype is float32 else x.float().numpy()
+            array = None if bias is None else self.array_of(bias)
+        except (RuntimeError, TypeError):  # one has a gradient, or does not lie in plain memory of the CPU
+            return None
+        if bias is not None and bias.requires_grad:
+            return None
+        y = from_numpy(linear(rows, packed, array, activation, None, None, None, None))
+        return y if dtype is float32 else y.to(dtype)

@@ -8,8 +8,10 @@ import torch
 from .._checks import is_a
 from .._codebook import Codebook
 from .._conv import PackedConv
+from .._weights import NEEDED, OPTIONAL
 from ._handles import Handle, dequantized
 
+NAMES = OPTIONAL.union(*NEEDED.values(), {"groups"})  # of `to_arrays`
 MOST_INPUTS = (2**31 - 1) // 255**2  # of a filter: int32 holds the sums
 
 
@@ -93,6 +95,8 @@ class PackedWeight(torch.nn.Module):
         if not arrays:
             missing.append(prefix.removesuffix("."))
             return
+        if strict:
+            unexpected.extend(prefix + name for name in arrays if name not in NAMES)
         try:
             self.hold(self.kind.from_arrays(arrays))
         except (TypeError, ValueError) as error:
