@@ -28,7 +28,7 @@ def kmeans(w, k=16):
 
 WEIGHTS = {
     "int8": dict(weights="int8"),
-    "uint8": dict(weights="uint8"),
+    "uint8": dict(weights=np.uint8),
     "int16": dict(weights="int16"),
     "int8 blocks": dict(weights="int8", block_size=16),
     "uint4": dict(weights="uint4"),

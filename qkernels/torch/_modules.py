@@ -146,7 +146,7 @@ def _packed(w, weights, options):
     if is_a(weights, str) and weights in HALVES:
         return pack(w.to(HALVES[weights]), None, **options)
     w = w.float().numpy()
-    if callable(weights):
+    if callable(weights) and not isinstance(weights, type):  # a type may be a dtype
         return weights(w, **options)
     codebook = CODEBOOKS.get(weights, weights) if is_a(weights, str) else weights
     if is_a(codebook, Codebook):
