@@ -7,7 +7,7 @@ import pytest
 
 import qkernels
 
-collect_ignore = [] if find_spec("torch") else ["qkernels/torch.py"]
+collect_ignore = [] if find_spec("torch") else ["qkernels/torch"]
 
 
 @pytest.fixture(autouse=True)

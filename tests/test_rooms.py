@@ -17,33 +17,38 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_integer_layers"},
     {"dask"},
     {"_codebook"},
-    {"torch"},
     {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
     {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
-    {"io"},
+    {"io", "torch._handles", "torch._training"},
+    {"torch._operators", "torch._packed_weight"},
+    {"torch._attention", "torch._modules"},
+    {"torch._convert"},
+    {"torch.__init__"},
     {"__init__"},
     {"__main__"},
 ]
 MOST_ARGUMENTS = 8
 PUBLIC = {("_products", "qlinear"), ("_kmeans", "kmeans"), ("_conv", "qconv2d"), ("_conv", "qaverage_pool2d")}
-PUBLIC |= {("torch", "fake_quantize"), ("torch", "_forward"), ("torch", "_backward")}
+PUBLIC |= {("torch._training", name) for name in ("fake_quantize", "_forward", "_backward")}
 PUBLIC |= {("_layers", "layer_norm"), ("_layers", "attention")}
 # whose signatures, mostly of keywords, are a contract
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+FOLDERS = "", "torch."  # of modules
+MODULES = sorted(f"{folder}{path.stem}" for folder in FOLDERS for path in (PACKAGE / folder[:-1]).glob("*.py"))
 
 
 def tree(module):
-    return ast.parse((PACKAGE / f"{module}.py").read_text("utf-8"))
+    return ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text("utf-8"))
 
 
-def imports(node):
+def imports(node, folder=""):
     """The modules of the package that a module imports, in functions too."""
     for found in ast.walk(node):
         if isinstance(found, ast.ImportFrom) and found.level:
-            assert found.level == 1
+            assert found.level <= 1 + bool(folder)
+            inside = folder if found.level == 1 else ""
             names = [found.module] if found.module else [alias.name for alias in found.names]
-            yield from (name.split(".")[0] for name in names)
+            yield from (inside + name.split(".")[0] for name in names)
         elif isinstance(found, ast.ImportFrom | ast.Import):
             names = [found.module] if isinstance(found, ast.ImportFrom) else [alias.name for alias in found.names]
             assert not [name for name in names if name.split(".")[0] == "qkernels"], "imports of ours are relative"
@@ -52,7 +57,8 @@ def imports(node):
 def upward(module, node):
     """What a module imports although it does not stand below; a circle has at least one such import."""
     storey = {name: i for i, names in enumerate(STOREYS) for name in names}
-    inside = [name for name in imports(node) if name not in EXTENSION]
+    folder = module[: module.rfind(".") + 1]
+    inside = [name for name in imports(node, folder) if name not in EXTENSION]
     return [name for name in inside if not storey.get(name, len(STOREYS)) < storey[module]]
 
 

@@ -7,6 +7,8 @@ import json
 import re
 import runpy
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ SCRIPT = Path(__file__).parent / "typing" / "uses_all.py"
 PACKAGE = Path(qk.__file__).parent
 MODULES = {"__init__": qk, "config": config, "dask": dask, "gguf": gguf, "io": io, "observers": observers}
 MODULES |= {"layouts": layouts, "mixed_precision": mixed_precision}
+if find_spec("torch"):
+    MODULES["torch/__init__"] = import_module("qkernels.torch")
 
 
 def run(*command):

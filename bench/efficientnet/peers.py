@@ -69,15 +69,13 @@ class Reader(CalibrationDataReader):
         return None if image is None else {"pixels": image}
 
 
-def quantized(model, images, method=CalibrationMethod.MinMax):
-    """Return the model as onnxruntime quantizes it: QDQ, weights of each filter apart, activations uint8."""
+def quantized(model, images, method=CalibrationMethod.MinMax, quant_format=QuantFormat.QDQ):
+    """Return the model as onnxruntime quantizes it: weights of each filter apart, activations uint8."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
         options = dict(per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-        quantize_static(
-            source, target, Reader(images), quant_format=QuantFormat.QDQ, calibrate_method=method, **options
-        )
+        quantize_static(source, target, Reader(images), quant_format=quant_format, calibrate_method=method, **options)
         return onnx.load(target)
 
 

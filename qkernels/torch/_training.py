@@ -1,4 +1,4 @@
-"""Train with quantization in PyTorch: operators with gradients, which torch.compile takes as they are, and a module.
+"""Train with quantization: operators with gradients, which torch.compile takes as they are, and a module.
 
 Formulas: docs/numerics.md, section 26. Tensors are in the memory of the CPU: float32, float64, float16 or bfloat16.
 """
@@ -8,11 +8,11 @@ import math
 import numpy as np
 import torch
 
-from ._checks import is_a
-from ._choose import choose_qparams
-from ._qparams import QParams, code_dtype, code_range
-from ._quantize import fake_quantize as _fake_quantize
-from ._quantize import fake_quantize_grad as _fake_quantize_grad
+from .._checks import is_a
+from .._choose import choose_qparams
+from .._qparams import QParams, code_dtype, code_range
+from .._quantize import fake_quantize as _fake_quantize
+from .._quantize import fake_quantize_grad as _fake_quantize_grad
 
 __all__ = ["FakeQuantize", "fake_quantize"]
 

@@ -1,0 +1,149 @@
+"""The operators of quantized ONNX graphs, by qkernels, for onnx_run.py.
+
+A real value that comes from DequantizeLinear stays what it is there, codes and parameters. A layer of codes waits for
+the parameters of its result, which QuantizeLinear has: then it is one function of integers.
+"""
+
+from collections import namedtuple
+
+import numpy as np
+from onnx import TensorProto, helper
+
+import qkernels as qk
+
+Codes = namedtuple("Codes", "codes params dtype")  # what stands for real numbers of a dtype
+Sums = namedtuple("Sums", "codes scale")  # likewise a bias, int32
+
+
+def real(x):
+    if isinstance(x, Codes):
+        return qk.dequantize(x.codes, x.params, dtype=x.dtype)
+    if callable(x):
+        raise NotImplementedError("a layer of codes must be followed by QuantizeLinear")
+    return x.codes * x.scale if isinstance(x, Sums) else x
+
+
+def qparams(scale, zero_point, dtype, axis=1, block_size=0):
+    """Return parameters as a graph has them; an axis counts for nothing beside a single scale."""
+    axis = axis if np.size(scale) > 1 else None
+    return qk.QParams(scale, zero_point, dtype, axis=axis, block_size=block_size or None)
+
+
+def quantize_linear(x, scale, zero_point=None, *, output_dtype=TensorProto.UINT8, **where):
+    dtype = helper.tensor_dtype_to_np_dtype(output_dtype) if zero_point is None else zero_point.dtype
+    params = qparams(scale, zero_point, dtype, **where)
+    return x(params) if callable(x) else qk.quantize(real(x), params)
+
+
+def dequantize_linear(q, scale, zero_point=None, **where):
+    return (
+        Sums(q, scale) if q.dtype == np.int32 else Codes(q, qparams(scale, zero_point, q.dtype, **where), scale.dtype)
+    )
+
+
+def dynamic_quantize_linear(x):
+    q, params = qk.dynamic_quantize(real(x))
+    return q, params.scale, np.asarray(params.zero_point, np.uint8)
+
+
+# ---- layers of codes: functions of the parameters that the result shall have ----
+
+
+def packed(memory, pack, w, layout, **options):
+    """Return weights, their last axis the outputs; a node keeps in `memory` those of constant ones."""
+    if not memory:
+        p = qparams(w.params.scale, w.params.zero_point, w.codes.dtype, axis=w.codes.ndim - 1)
+        memory.append(pack(w.codes.transpose(layout), p, **options))
+    return memory[0]
+
+
+def bias_of(bias):
+    return bias.codes if isinstance(bias, Sums) else bias
+
+
+def conv(x, w, bias=None, *, memory, group=1, auto_pad=b"NOTSET", pads=(0, 0, 0, 0), strides=1, dilations=1, **_):
+    """Convolve images (N, C, H, W) by weights (F, C / group, height, width)."""
+    weights = packed(memory, qk.pack_conv, w, (2, 3, 1, 0), groups=group)
+    same = {b"SAME_UPPER": "same_upper", b"SAME_LOWER": "same_lower"}
+    where = dict(strides=strides, padding=same.get(auto_pad, tuple(pads)), dilations=dilations)
+    images, bias = x.codes.transpose(0, 2, 3, 1), bias_of(bias)
+
+    def finish(to):
+        if to is None or bias is None or np.abs(np.float64(bias)).max() < 2**30:
+            return qk.qconv2d(images, x.params, weights, to, bias, **where).transpose(0, 3, 1, 2)
+        sums = qk.qconv2d(images, x.params, weights, None, bias, **where)  # modulo 2**32, as qconv2d refuses
+        multiplier = x.params.scale * w.params.scale / to.scale
+        return qk.requantize(sums, multiplier, to).transpose(0, 3, 1, 2)
+
+    return finish
+
+
+def gemm(a, b, bias=None, *, memory, transA=0, transB=0, alpha=1.0, beta=1.0):  # noqa: N803 (ONNX's names)
+    if (transA, alpha, beta) != (0, 1, 1):
+        raise NotImplementedError(f"Gemm of transA={transA}, alpha={alpha}, beta={beta}")
+    weights = packed(memory, qk.pack, b, (1, 0) if transB else (0, 1))
+    return lambda to: qk.qlinear(a.codes, a.params, weights, to, bias_of(bias))
+
+
+def matmul(a, b, *, memory):
+    if b.codes.ndim == 2:
+        return gemm(a, b, memory=memory)
+    rows, columns = a.codes.shape[-2:], b.codes.shape[-2:]
+    pairs = [*zip(a.codes.reshape(-1, *rows), b.codes.reshape(-1, *columns), strict=True)]
+    shape = *a.codes.shape[:-1], columns[1]
+    return lambda to: np.reshape([qk.qlinear(x, a.params, qk.pack(w, b.params), to) for x, w in pairs], shape)
+
+
+def both(of_codes, of_reals):
+    """Return a function of two operands, by one of codes if they are."""
+
+    def run(a, b):
+        if isinstance(a, Codes) and isinstance(b, Codes):
+            return lambda to: of_codes(a.codes, a.params, b.codes, b.params, to)
+        return of_reals(real(a), real(b))
+
+    return run
+
+
+add, multiply = both(qk.qadd, np.add), both(qk.qmultiply, np.multiply)
+
+
+def global_average_pool(x, channels_last=0):
+    images = x.codes.transpose(0, 2, 3, 1)
+    return lambda to: qk.qglobal_average_pool(images, x.params, to).transpose(0, 3, 1, 2)
+
+
+def whole_shape(function):
+    """Return a function that gives values another shape, be they codes or reals."""
+
+    def run(x, *given, **attributes):
+        if isinstance(x, Codes) and x.params.axis is None:
+            return x._replace(codes=function(x.codes, *given, **attributes))
+        return function(real(x), *given, **attributes)
+
+    return run
+
+
+# ---- QLinear operators: those above between DequantizeLinear and QuantizeLinear ----
+
+
+def qlinear(layer, operands, result, axis=1):
+    """Return a function of codes, scales and zero points; `result` is where those of the result begin."""
+
+    def run(*inputs, **attributes):
+        triples = (inputs[3 * i : 3 * i + 3] for i in range(operands))
+        reals = [dequantize_linear(*triple, axis=axis) for triple in triples]
+        bias = inputs[3 * operands : result] + inputs[result + 2 :]
+        return quantize_linear(layer(*reals, *bias, **attributes), *inputs[result : result + 2])
+
+    return run
+
+
+def matmul_integer(a, b, a_zero_point=0, b_zero_point=0):
+    return qk.matmul(a, b, a_zero_point=a_zero_point, b_zero_point=b_zero_point)
+
+
+def conv_integer(x, w, x_zero_point=None, w_zero_point=None, **attributes):
+    of_x, of_w = (np.ones(np.shape(zero_point), np.float32) for zero_point in (x_zero_point, w_zero_point))
+    reals = dequantize_linear(x, of_x, x_zero_point), dequantize_linear(w, of_w, w_zero_point, axis=0)
+    return conv(*reals, **attributes)(None)

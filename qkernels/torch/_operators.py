@@ -1,0 +1,185 @@
+"""Compute layers of packed weights, as operators of PyTorch. Formulas: docs/numerics.md, section 26.
+
+An operator is given the number of its weights (_handles.py), and what meta kernels need to know of their shape.
+"""
+
+import numpy as np
+import torch
+
+from .._conv import qconv2d
+from .._products import linear
+from .._qparams import QParams
+from .._quantize import dynamic_quantize
+from ._handles import dequantized, find
+
+FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
+FLOAT32 = np.finfo(np.float32)
+
+library = torch.library.Library("qkernels", "FRAGMENT")
+library.define("linear(Tensor x, Tensor weight, Tensor? bias, str? activation, int out_features) -> Tensor")
+library.define("linear_grad(Tensor grad, Tensor weight, int in_features) -> Tensor")
+WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
+library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, int out_channels, {WINDOW}) -> Tensor")
+library.define(f"conv2d_grad(Tensor grad, Tensor weight, SymInt[] shape, {WINDOW}) -> Tensor")
+
+
+def floats_of(x, name="x"):
+    """Return float32 memory of a tensor on the CPU."""
+    if x.dtype is not torch.float32:
+        if x.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        x = x.float()
+    return (x.detach() if x.requires_grad else x).numpy()
+
+
+# ---- dense ----
+
+
+@torch.library.impl("qkernels::linear", "cpu", lib=library)
+def _(x, weight, bias, activation, out_features):
+    bias = None if bias is None else floats_of(bias, "bias")
+    y = torch.from_numpy(linear(floats_of(x), find(weight), bias, activation=activation))
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+@torch.library.register_fake("qkernels::linear", lib=library)
+def _(x, weight, bias, activation, out_features):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.library.impl("qkernels::linear_grad", "cpu", lib=library)
+def _(grad, weight, in_features):
+    return (grad.float() @ torch.from_numpy(dequantized(find(weight)).T)).to(grad.dtype)
+
+
+@torch.library.register_fake("qkernels::linear_grad", lib=library)
+def _(grad, weight, in_features):
+    return grad.new_empty((*grad.shape[:-1], in_features))
+
+
+def _keep_of_linear(ctx, inputs, output):
+    x, weight, bias, ctx.activation, ctx.out_features = inputs
+    again = (x, bias) if ctx.activation else ()  # to have what the activation was given
+    ctx.save_for_backward(weight, *again)
+    ctx.in_features, ctx.of_bias = x.shape[-1], None if bias is None else bias.dtype
+
+
+def _gradients_of_linear(ctx, grad):
+    weight, *again = ctx.saved_tensors
+    if again:
+        sums = torch.ops.qkernels.linear(again[0], weight, again[1], None, ctx.out_features)
+        grad = DERIVATIVES[ctx.activation](grad, sums)
+    of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    grad_x = torch.ops.qkernels.linear_grad(grad, weight, ctx.in_features) if of_x else None
+    return grad_x, None, grad.flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None, None, None
+
+
+DERIVATIVES = {
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": lambda grad, x: torch.ops.aten.gelu_backward(grad, x, approximate="tanh"),
+    "silu": torch.ops.aten.silu_backward,
+}
+
+torch.library.register_autograd("qkernels::linear", _gradients_of_linear, setup_context=_keep_of_linear, lib=library)
+
+
+# ---- convolution ----
+
+
+def conv2d(x, packed, bias, window):
+    """Return the layer of images (N, C, H, W) in the dtype of x, with channels last; bias is a tensor."""
+    images = floats_of(x)
+    y = _empty(x, packed.shape[3], torch.float32, *window)
+    if not len(images):
+        return y.to(x.dtype)
+    last = images.transpose(0, 2, 3, 1)
+    lies_last = last.flags.c_contiguous
+    codes, params = dynamic_quantize((last if lies_last else images).reshape(len(images), -1), axis=0)
+    codes = codes.reshape(last.shape) if lies_last else codes.reshape(images.shape).transpose(0, 2, 3, 1)
+    of_filters = np.float64(packed.params.scale)
+    for i, out in enumerate(y.permute(0, 2, 3, 1)):
+        scale, zero_point = params.scale[i], params.zero_point[i]
+        sums = _sums(codes[i : i + 1], QParams(scale, zero_point, "uint8"), packed, window)
+        _scale(out, sums, np.broadcast_to(scale * of_filters, packed.shape[3]), bias)
+    return y.to(x.dtype)
+
+
+def _sums(codes, params, packed, window):
+    _, strides, padding, dilations = map(tuple, window)
+    options = dict(strides=strides, padding=padding, dilations=dilations)
+    return torch.from_numpy(qconv2d(codes, params, packed, None, **options)[0])
+
+
+def _scale(out, sums, scales, bias):
+    """Write sums times scales, plus bias, to `out`: in float32, unless that does not hold the scales."""
+    wide = np.any((scales < FLOAT32.tiny) | (scales > FLOAT32.max))
+    scales = torch.tensor(scales if wide else scales.astype(np.float32))
+    y = sums.double() if wide else out.copy_(sums)
+    y.mul_(scales)
+    if bias is not None:
+        y.add_(bias)
+    if wide:
+        out.copy_(y)
+
+
+def _empty(x, channels, dtype, kernel_size, stride, padding, dilation):
+    """Return the memory of a result, with channels last."""
+    top, left, bottom, right = padding
+    sides = x.shape[2] + top + bottom, x.shape[3] + left + right
+    windows = zip(sides, kernel_size, stride, dilation, strict=True)
+    shape = (max((n - d * (k - 1) - 1) // s + 1, 0) for n, k, s, d in windows)  # 0 where convolution will refuse
+    options = dict(dtype=dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty((x.shape[0], channels, *shape), **options)
+
+
+@torch.library.impl("qkernels::conv2d", "cpu", lib=library)
+def _(x, weight, bias, out_channels, *window):
+    return conv2d(x, find(weight), bias, window)
+
+
+@torch.library.register_fake("qkernels::conv2d", lib=library)
+def _(x, weight, bias, out_channels, *window):
+    return _empty(x, out_channels, x.dtype, *window)
+
+
+@torch.library.impl("qkernels::conv2d_grad", "cpu", lib=library)
+def _(grad, weight, shape, kernel_size, stride, padding, dilation):
+    packed, (top, left, bottom, right) = find(weight), padding
+    w = torch.from_numpy(dequantized(packed).transpose(3, 2, 0, 1))
+    padded = shape[0], shape[1], shape[2] + top + bottom, shape[3] + left + right
+    found = torch.nn.grad.conv2d_input(padded, w, grad.float(), stride, 0, dilation, packed.groups)
+    found = found[:, :, top : top + shape[2], left : left + shape[3]]
+    return found.to(grad.dtype).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("qkernels::conv2d_grad", lib=library)
+def _(grad, weight, shape, *window):
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+
+
+def _keep_of_conv2d(ctx, inputs, output):
+    x, weight, bias, _, *ctx.window = inputs
+    ctx.save_for_backward(weight)
+    ctx.shape, ctx.of_bias = x.shape, None if bias is None else bias.dtype
+
+
+def _gradients_of_conv2d(ctx, grad):
+    of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    grad_x = torch.ops.qkernels.conv2d_grad(grad, *ctx.saved_tensors, ctx.shape, *ctx.window) if of_x else None
+    grad_bias = grad.sum((0, 2, 3), dtype=ctx.of_bias) if of_bias else None
+    return grad_x, None, grad_bias, None, None, None, None, None
+
+
+torch.library.register_autograd("qkernels::conv2d", _gradients_of_conv2d, setup_context=_keep_of_conv2d, lib=library)
+
+
+# ---- second gradients ----
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError("packed layers have no second gradients")
+
+
+for name in "linear_grad", "conv2d_grad":
+    torch.library.register_autograd(f"qkernels::{name}", _refuse, lib=library)

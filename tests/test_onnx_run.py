@@ -1,0 +1,163 @@
+"""The example that runs ONNX graphs, on what onnxruntime makes of a small mobile network, and on layers of their own.
+
+Node tests of ONNX are in conformance/test_onnx.py.
+"""
+
+import copy
+import sys
+
+import efficientnet_data as data
+import numpy as np
+import onnx
+import onnx_run
+import pytest
+from efficientnet_float import fold
+from onnx import helper, numpy_helper
+from test_efficientnet import random_weights
+
+onnxruntime = pytest.importorskip("onnxruntime")
+from efficientnet import peers  # noqa: E402
+from onnxruntime.quantization import QuantFormat  # noqa: E402
+
+FORMATS = {"QDQ": QuantFormat.QDQ, "QOperator": QuantFormat.QOperator}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Blocks, a head and images, as those of test_efficientnet.py."""
+    rng = np.random.default_rng(0)
+    head = rng.standard_normal((96, 10), np.float32) / 10, rng.standard_normal(10, np.float32)
+    blocks = fold(random_weights(rng))
+    return blocks, head, [peers.floats_of(data.resize(image[None], 64)) for image in rng.integers(0, 256, (8, 7, 7))]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def quantized(request, network):
+    blocks, head, images = network
+    return peers.quantized(peers.model_of(blocks, head, 64), images[:4], quant_format=FORMATS[request.param])
+
+
+def session_of(model):
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_logits_of_a_network_are_those_of_onnxruntime(quantized, network, isas):
+    session, images = session_of(quantized), network[2]
+    for isa in isas():
+        graph = onnx_run.Graph(quantized)
+        for image in images:
+            (ours,), (theirs,) = graph.run({"pixels": image}), session.run(None, {"pixels": image})
+            np.testing.assert_array_equal(ours, theirs, err_msg=isa, strict=True)
+
+
+def test_all_codes_of_a_network_are_those_of_onnxruntime(quantized, network):
+    if quantized.graph.node[0].op_type != "QuantizeLinear":
+        pytest.skip("QDQ: fused layers have no codes to show")
+    model = copy.deepcopy(quantized)
+    names = [node.output[0] for node in model.graph.node[:-1]]
+    model.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None) for name in names)
+    inputs = {"pixels": network[2][0]}
+    for ours, theirs in zip(onnx_run.Graph(model).run(inputs), session_of(model).run(None, inputs), strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+def test_weights_are_packed_once(quantized, network, monkeypatch):
+    graph, inputs = onnx_run.Graph(quantized), {"pixels": network[2][0]}
+    first = graph.run(inputs)
+    for name in "pack", "pack_conv":
+        monkeypatch.setattr(onnx_run.do.qk, name, None)
+    np.testing.assert_array_equal(graph.run(inputs), first)
+
+
+def test_the_command_compares(quantized, tmp_path, monkeypatch, capsys):
+    onnx.save(quantized, tmp_path / "model.onnx")
+    monkeypatch.setattr(sys, "argv", ["onnx_run.py", str(tmp_path / "model.onnx")])
+    onnx_run.main()
+    assert "nodes; results are those of onnxruntime" in capsys.readouterr().out
+
+
+# ---- layers ----
+
+
+def model_of(nodes, constants, shape):
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [info("x", onnx.TensorProto.FLOAT, shape)],
+        [info(nodes[-1].output[0], onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def qdq(name, scale):
+    """Nodes and constants that make x codes and reals again."""
+    constants = {f"{name}_scale": np.float32(scale), f"{name}_zero": np.uint8(120)}
+    nodes = [
+        helper.make_node("QuantizeLinear", [name, *constants], [f"{name}_q"]),
+        helper.make_node("DequantizeLinear", [f"{name}_q", *constants], [f"{name}_r"]),
+    ]
+    return nodes, constants
+
+
+RNG = np.random.default_rng(0)
+W, BIAS = RNG.integers(-127, 128, (6, 8), np.int8), RNG.integers(-3000, 3000, 6, np.int32)
+GEMM = {"w": W, "w_scale": np.full(6, 0.01, np.float32) * RNG.uniform(0.5, 1, 6).astype(np.float32), "bias": BIAS}
+
+
+@pytest.mark.parametrize("layer", ["Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "Reshape", "Transpose"])
+def test_layers_between_codes(layer):
+    nodes, constants = qdq("x", 0.05)
+    more = ["x_r"] if layer in ("Add", "Mul") else []
+    if layer in ("Gemm", "MatMul"):
+        w = GEMM["w"] if layer == "Gemm" else GEMM["w"].T.copy()
+        constants |= {"w": w, "w_scale": GEMM["w_scale"], "w_zero": np.zeros(6, np.int8), "bias": BIAS}
+        constants["bias_scale"] = np.float32(0.05) * GEMM["w_scale"]
+        axis = 0 if layer == "Gemm" else 1
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"], axis=axis))
+        more = ["w_r"]
+        if layer == "Gemm":
+            nodes.append(helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["bias_r"], axis=0))
+            more.append("bias_r")
+    if layer == "Clip":
+        constants |= {"low": np.float32(-1), "high": np.float32(2)}
+        more = ["low", "high"]
+    if layer == "Reshape":
+        constants["shape"] = np.int64([0, 2, -1])
+        more = ["shape"]
+    nodes.append(helper.make_node(layer, ["x_r", *more], ["y"], **({"transB": 1} if layer == "Gemm" else {})))
+    after, given = qdq("y", 0.1)
+    model = model_of(nodes + after, constants | given, (5, 8))
+    x = RNG.normal(scale=3, size=(5, 8)).astype(np.float32)
+    (ours,), (theirs,) = onnx_run.Graph(model).run({"x": x}), session_of(model).run(None, {"x": x})
+    np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+@pytest.mark.parametrize("bias", [2**31 - 1, -(2**31), 2**30])
+def test_a_bias_at_the_end_of_int32_is_added_modulo_2_32(bias):
+    """onnxruntime gives one to a filter that is next to nothing."""
+    nodes, constants = qdq("x", 0.05)
+    constants |= {"w": RNG.integers(-127, 128, (2, 3, 3, 3), np.int8), "w_scale": np.float32([1e-10, 0.01])}
+    constants |= {"w_zero": np.zeros(2, np.int8), "bias": np.int32([bias, 5])}
+    constants["bias_scale"] = np.float32(0.05) * constants["w_scale"]
+    nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"], axis=0))
+    nodes.append(helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["bias_r"], axis=0))
+    nodes.append(helper.make_node("Conv", ["x_r", "w_r", "bias_r"], ["y"], pads=[1, 1, 1, 1]))
+    after, given = qdq("y", 0.002)
+    model = model_of(nodes + after, constants | given, (1, 3, 6, 6))
+    x = RNG.normal(scale=3, size=(1, 3, 6, 6)).astype(np.float32)
+    (ours,), (theirs,) = onnx_run.Graph(model).run({"x": x}), session_of(model).run(None, {"x": x})
+    np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+def test_what_it_does_not_run_is_named():
+    nodes, constants = qdq("x", 0.05)
+    constants |= {"w": W.T.copy(), "w_scale": np.float32(0.1), "w_zero": np.int8(0)}
+    nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"]))
+    nodes.append(helper.make_node("MatMul", ["x_r", "w_r"], ["y"]))
+    with pytest.raises(NotImplementedError, match="followed by QuantizeLinear"):
+        onnx_run.Graph(model_of(nodes, constants, (5, 8))).run({"x": np.ones((5, 8), np.float32)})
+    model = model_of([helper.make_node("Erf", ["x"], ["y"])], {}, (5, 8))
+    with pytest.raises(KeyError, match="Erf"):
+        onnx_run.Graph(model).run({"x": np.ones((5, 8), np.float32)})
