@@ -22,7 +22,8 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
     {"io", "numba"},
-    {"__init__"},
+    {"__init__", "_selftest_cases", "_speed"},
+    {"selftest"},
     {"__main__"},
 ]
 MOST_ARGUMENTS = 8
