@@ -457,9 +457,10 @@ def _layer_norm(rng):
     x = floats(rng, (size(rng, 300), n := 1 + size(rng, 1000)))
     w, bias, wide = floats(rng, n), floats(rng, n), x.astype(np.float64)
     apart = wide - wide.mean(axis=1, keepdims=True)
-    want = apart / np.sqrt((apart**2).mean(axis=1, keepdims=True) + 1e-5) * w + bias
-    scale = np.sqrt(n) * np.abs(w) + np.abs(bias)
-    return Case(lambda: qk.layer_norm(x, w, bias, eps=1e-5), Near(want, 1e-5 * scale))
+    spread = np.sqrt((apart**2).mean(axis=1, keepdims=True) + 1e-5)
+    largest = (np.abs(x).max(axis=1, keepdims=True) + np.abs(apart)) / spread
+    error = 2.0**-23 * (np.abs(w) * (n / 16 + 8) * largest + np.abs(bias))  # docs/numerics.md, 10, and room
+    return Case(lambda: qk.layer_norm(x, w, bias, eps=1e-5), Near(apart / spread * w + bias, error))
 
 
 @case("attention", rare=True)
