@@ -338,3 +338,20 @@ def test_every_public_name_is_listed_and_documented():
     for name in qk.__all__:
         thing = getattr(qk, name)
         assert thing.__doc__ and (">>>" in thing.__doc__), name
+
+
+def test_a_second_interpreter_is_refused():
+    """By NumPy, and by us: their extensions have one state a process."""
+    code = """
+    import qkernels
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    made = interpreters.create()
+    try:
+        print("refused" if "ImportError" in str(interpreters.run_string(made, "import qkernels")) else "taken")
+    except Exception as error:
+        print("refused" if "ImportError" in str(error) else error)
+    """
+    assert output(code) == "refused"
