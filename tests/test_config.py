@@ -82,14 +82,26 @@ def test_a_number_of_threads_in_the_environment_that_is_none_is_an_error_at_impo
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
 
 
-def test_threadpoolctl_does_not_reach_our_threads():
-    """As the docstring of num_threads says."""
+def test_threadpoolctl_reaches_our_threads_once_it_knows_them():
+    pytest.importorskip("threadpoolctl")
+    code = """
+    import qkernels as qk
     from threadpoolctl import threadpool_info, threadpool_limits
-
-    with qk.num_threads(2):
-        with threadpool_limits(1):
-            assert qk.get_num_threads() == 2
-        assert not any(runtime.__file__ == library["filepath"] for library in threadpool_info())
+    qk.set_num_threads(3)
+    with threadpool_limits(1):
+        before = qk.get_num_threads()
+    import qkernels.threadpoolctl
+    (ours,) = [found for found in threadpool_info() if found["user_api"] == "qkernels"]
+    with threadpool_limits(1):
+        inside = qk.get_num_threads()
+        with threadpool_limits(2, user_api="blas"):
+            assert qk.get_num_threads() == 1
+    with threadpool_limits({"qkernels": 2}):
+        two = qk.get_num_threads()
+    assert ours["version"] == qk.__version__
+    print(before, ours["num_threads"], inside, two, qk.get_num_threads())
+    """
+    assert output(code) == "3 3 1 2 3"
 
 
 COUNT_THREADS = """

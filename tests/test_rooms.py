@@ -21,7 +21,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
     {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
-    {"io", "numba"},
+    {"io", "numba", "threadpoolctl"},
     {"__init__", "_selftest_cases", "_speed"},
     {"selftest"},
     {"__main__"},
