@@ -7,7 +7,8 @@ import pytest
 
 import qkernels
 
-collect_ignore = [] if find_spec("torch") else ["qkernels/torch"]
+OPTIONAL = "torch", "numba", "threadpoolctl"  # modules of ours are named after what they need
+collect_ignore = [f"qkernels/{name}{end}" for name in OPTIONAL if not find_spec(name) for end in ("", ".py")]
 
 
 @pytest.fixture(autouse=True)

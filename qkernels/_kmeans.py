@@ -12,8 +12,14 @@ from ._checks import REALS, as_array, check_weights, doubles, generator, in_part
 from ._mode import default_mode, mode_of_caller
 
 
-class KMeansResult(NamedTuple):
-    """Hold what `kmeans` and `kmeans1d` give.
+class _Clusters(NamedTuple):
+    centroids: np.ndarray
+    labels: np.ndarray
+    inertia: float
+
+
+class KMeansResult(_Clusters):
+    """Hold what `kmeans` and `kmeans1d` give: a tuple of three.
 
     Attributes
     ----------
@@ -22,17 +28,97 @@ class KMeansResult(NamedTuple):
         The index of the nearest centroid of each point.
     inertia : float
         The weighted sum of squared distances.
+    n_iter : int
+        Iterations of the start that was best; 0 of `kmeans1d`, which does not iterate.
+    converged : bool
+        Whether these ended by themselves: not by `max_iter` or a callback. True of `kmeans1d`.
 
     Examples
     --------
     >>> centroids, labels, inertia = qk.kmeans1d([1, 2, 9], 2)
     >>> inertia
     0.5
+    >>> x = np.float32([[0, 0], [0, 1], [5, 5], [6, 5]])
+    >>> found = qk.kmeans(x, 2, init=x[:2], max_iter=1)
+    >>> found.n_iter, found.converged
+    (1, False)
     """
 
-    centroids: np.ndarray
-    labels: np.ndarray
-    inertia: float
+    n_iter, converged = 0, True
+
+    def __new__(cls, centroids, labels, inertia, *, n_iter=0, converged=True):
+        self = super().__new__(cls, centroids, labels, inertia)
+        self.n_iter, self.converged = n_iter, converged
+        return self
+
+    @default_mode
+    def predict(self, x):
+        """Return the index of the nearest centroid of each point: int32 (n,), ties to the lower index.
+
+        Parameters
+        ----------
+        x : array of real numbers of shape (n, d), or of any shape if the centroids are on a line
+            Finite. For the labels of the points that were clustered, see `labels`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape, and NaN or infinity.
+
+        Examples
+        --------
+        >>> qk.kmeans1d([1, 2, 9], 2).predict([[0.0, 7.0]])
+        array([[0, 1]], dtype=int32)
+        """
+        x, centroids, shape = _like_centroids(x, self)
+        points, exponent, dtype = _points(x, centroids)
+        start = checked_start(centroids, centroids.shape, dtype, exponent, points.dtype, _largest(points))
+        n, k = len(points), len(centroids)
+        if n == 0:
+            return np.zeros(shape, np.int32)
+        state = clusters.KMeans(points, None, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
+        state.place(start.astype(dtype, copy=False))
+        state.assign()
+        return state.labels.reshape(shape)
+
+    @default_mode
+    def distances(self, x):
+        """Return the squared distances of points from the centroids: float64 (n, k), summed in the order of columns.
+
+        Parameters
+        ----------
+        x : array
+            As of `predict`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another dtype or shape, and NaN or infinity.
+
+        Examples
+        --------
+        >>> qk.kmeans1d([1, 2, 9], 2).distances([2.5])
+        array([[ 1.  , 42.25]])
+        """
+        x, centroids, shape = _like_centroids(x, self)
+        points, found = doubles(x), np.zeros((len(x), len(centroids)))
+        if not np.isfinite(points).all():
+            raise_not_finite(x)
+        for column, levels in zip(points.T, centroids.T.astype(np.float64), strict=True):
+            found += np.square(column[:, None] - levels)
+        return found.reshape(*shape, len(centroids))
+
+
+def _like_centroids(x, found):
+    """Return points (n, d), centroids (k, d), and the shape of results."""
+    x, centroids = reals(x, "x", "float16, bfloat16, float32, float64 or integers"), found.centroids
+    if np.ndim(found.inertia):
+        raise ValueError(f"centroids must be those of one line, got those of lines, of shape {centroids.shape}")
+    if centroids.ndim == 1:
+        return x.reshape(-1, 1), centroids[:, None], x.shape
+    if x.ndim != 2 or x.shape[1] != centroids.shape[1]:
+        raise ValueError(f"x must have shape (n, {centroids.shape[1]}) to match the centroids, got {x.shape}")
+    return x, centroids, x.shape[:1]
 
 
 def kmeans(x, k, *, weights=None, init="k-means++", n_init=1, max_iter=100, tol=1e-4, rng=None, callback=None):
@@ -151,11 +237,12 @@ def _kmeans(x, k, weights, rng, settings):
             start = init
         else:
             start = _seeds(state, data, k, rng) if init == "k-means++" else _draw(points, weights, k, rng)
-        centroids = _lloyd(state, data, start.astype(dtype, copy=False), max_iter, limit, callback)
+        centroids, *ended = _lloyd(state, data, start.astype(dtype, copy=False), max_iter, limit, callback)
         inertia = _inertia(state, data, centroids)
-        if best is None or inertia < best.inertia:
-            best = KMeansResult(centroids, state.labels.copy() if n_init > 1 else state.labels, inertia)
-    return KMeansResult(np.ldexp(best.centroids, exponent), best.labels, best.inertia)
+        if best is None or inertia < best[2]:
+            best = centroids, state.labels.copy() if n_init > 1 else state.labels, inertia, ended
+    centroids, labels, inertia, (n_iter, converged) = best
+    return KMeansResult(np.ldexp(centroids, exponent), labels, inertia, n_iter=n_iter, converged=converged)
 
 
 # ---- arguments ----
@@ -279,20 +366,23 @@ def _variance(data):
 
 
 def _lloyd(state, data, centroids, max_iter, limit, callback):
-    """Return the final centroids; labels are in `state`."""
+    """Return the final centroids, the iterations, and whether they ended by themselves; labels are in `state`."""
     state.forget()
+    converged = False
     for iteration in range(1, max_iter + 1):
         state.place(centroids)
         changed = state.assign()
-        if callback and callback(iteration, _inertia(state, data, centroids)) is True or changed == 0 and iteration > 1:
-            return centroids
+        stays = changed == 0 and iteration > 1
+        if callback and callback(iteration, _inertia(state, data, centroids)) is True or stays:
+            return centroids, iteration, stays
         last, centroids = centroids, _moved(state, data, centroids)
         moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
-        if moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)):
+        converged = bool(moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)))
+        if converged:
             break
     state.place(centroids)
     state.assign()
-    return centroids
+    return centroids, iteration, converged
 
 
 def _means(state):

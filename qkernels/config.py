@@ -52,9 +52,8 @@ def get_num_threads():
 def num_threads(n):
     """Use at most n threads in a context; the setting is the process's, not the thread's.
 
-    `threadpoolctl.threadpool_limits` does not reach these threads: it finds the libraries that it has a controller for
-    by the names of their files, and these are none of OpenMP's or of a BLAS. (Processes that joblib starts have
-    OMP_NUM_THREADS set, which counts.)
+    `threadpoolctl.threadpool_limits` does the same once `qkernels.threadpoolctl` has been imported. (Processes that
+    joblib starts have OMP_NUM_THREADS set, which counts.)
 
     Parameters
     ----------

@@ -207,15 +207,17 @@ class _Points:
     def cluster(self, init, max_iter, tol, rng):
         centroids = self._start(init, rng)
         limit = tol * self._variance() if tol else 0.0
-        for _ in range(max_iter):
+        for iteration in range(1, max_iter + 1):
             last, centroids = centroids, self._moved(centroids)
             moved = np.square(np.subtract(centroids, last, dtype=np.float64)).sum()
-            if moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)):
+            converged = bool(moved <= limit and (moved > 0 or limit > 0 or np.array_equal(centroids, last)))
+            ended = {"n_iter": iteration, "converged": converged}
+            if converged:
                 break
         inertia = _kmeans.ldexp_or_inf(self._sum_of(_inertia, math.fsum, centroids), 2 * self.exponent)
         arguments = self.dtype, self.exponent, self.chunk, centroids
         labels = self.x.map_blocks(_labels, *arguments, drop_axis=1, dtype=np.int32, meta=np.empty(0, np.int32))
-        return KMeansResult(np.ldexp(centroids, self.exponent), labels, inertia)
+        return KMeansResult(np.ldexp(centroids, self.exponent), labels, inertia, **ended)
 
     def _start(self, init, rng):
         init = word(init)

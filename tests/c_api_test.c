@@ -550,6 +550,31 @@ static void check_interruption(void)
     free(values);
 }
 
+static int asked;
+
+static int alone(void)
+{
+    asked++;
+    return 1;
+}
+
+static void check_that_calls_ask_whether_to_work_alone(void)
+{
+    enum { MANY = 1 << 22 };
+    float *values = calloc(MANY, sizeof *values), scale = 1;
+    int32_t zero = 0;
+    const qk_params p = {.outer = 1, .length = MANY, .inner = 1, .scale = &scale, .zero_point = &zero, .qmax = 255};
+    if (!values) return;
+    qk_set_num_threads(2);
+    qk_set_alone(alone);
+    CHECK(qk_fake_quantize(values, values, QK_F32, &p) == QK_OK && asked > 0);
+    const int before = asked;
+    qk_set_alone(NULL);
+    CHECK(qk_fake_quantize(values, values, QK_F32, &p) == QK_OK && asked == before);
+    qk_set_num_threads(1);
+    free(values);
+}
+
 int main(void)
 {
     check_the_library();
@@ -559,6 +584,7 @@ int main(void)
     check_weights_of_codebooks(), check_weights_of_floats();
     check_what_weights_refuse(), check_what_linear_refuses(), check_overflow_is_told();
     check_arrays(), check_ranges(), check_requantize(), check_codebooks(), check_layers(), check_interruption();
+    check_that_calls_ask_whether_to_work_alone();
     printf("%d checks, %d failures\n", checks, failures);
     return failures != 0;
 }

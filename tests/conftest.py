@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 import qkernels as qk
 from qkernels._bind import runtime
 
-collect_ignore = ["typing"]  # a script that test_typing.py runs
+collect_ignore = ["typing", "sanitize/fuzz_loaders.py"]  # scripts: test_typing.py runs the one, the other needs atheris
 
 # `isas` serves every example of a test alike; the same examples in each run, so that a failure is found again.
 settings.register_profile(

@@ -82,14 +82,26 @@ def test_a_number_of_threads_in_the_environment_that_is_none_is_an_error_at_impo
     assert done.returncode != 0 and done.stderr.strip().splitlines()[-1] == expected
 
 
-def test_threadpoolctl_does_not_reach_our_threads():
-    """As the docstring of num_threads says."""
+def test_threadpoolctl_reaches_our_threads_once_it_knows_them():
+    pytest.importorskip("threadpoolctl")
+    code = """
+    import qkernels as qk
     from threadpoolctl import threadpool_info, threadpool_limits
-
-    with qk.num_threads(2):
-        with threadpool_limits(1):
-            assert qk.get_num_threads() == 2
-        assert not any(runtime.__file__ == library["filepath"] for library in threadpool_info())
+    qk.set_num_threads(3)
+    with threadpool_limits(1):
+        before = qk.get_num_threads()
+    import qkernels.threadpoolctl
+    (ours,) = [found for found in threadpool_info() if found["user_api"] == "qkernels"]
+    with threadpool_limits(1):
+        inside = qk.get_num_threads()
+        with threadpool_limits(2, user_api="blas"):
+            assert qk.get_num_threads() == 1
+    with threadpool_limits({"qkernels": 2}):
+        two = qk.get_num_threads()
+    assert ours["version"] == qk.__version__
+    print(before, ours["num_threads"], inside, two, qk.get_num_threads())
+    """
+    assert output(code) == "3 3 1 2 3"
 
 
 COUNT_THREADS = """
@@ -235,7 +247,7 @@ def test_show_config(capsys):
     assert lines["in use"].split()[0] == runtime.get_isa()
     assert lines["threads"] == "3"
     assert lines["compiler"].split()[0] in ("gcc", "clang")
-    assert python("-m", "qkernels").stdout.startswith(f"qkernels {qk.__version__}\n")
+    assert python("-m", "qkernels", "--seconds", "0").stdout.startswith(f"qkernels {qk.__version__}\n")
 
 
 # ---- first use: nothing is compiled, and no cache is read or written ----
@@ -338,3 +350,20 @@ def test_every_public_name_is_listed_and_documented():
     for name in qk.__all__:
         thing = getattr(qk, name)
         assert thing.__doc__ and (">>>" in thing.__doc__), name
+
+
+def test_a_second_interpreter_is_refused():
+    """By NumPy, and by us: their extensions have one state a process."""
+    code = """
+    import qkernels
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    made = interpreters.create()
+    try:
+        print("refused" if "ImportError" in str(interpreters.run_string(made, "import qkernels")) else "taken")
+    except Exception as error:
+        print("refused" if "ImportError" in str(error) else error)
+    """
+    assert output(code) == "refused"

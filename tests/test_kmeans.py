@@ -3,6 +3,7 @@
 import _thread
 import itertools
 import math
+import pickle
 import signal
 import threading
 import time
@@ -462,3 +463,62 @@ cluster(tol=np.nan)  # ValueError: tol must be at least 0 and finite, got nan
 def test_kmeans_refuses(refusal):
     x, init = np.float32([[0, 0], [0, 1], [5, 5], [6, 5]]), np.float32([[0, 0], [5, 5]])
     refuse(refusal, globals() | {"cluster": partial(kmeans, x=x, k=2, init=init)})
+
+
+# ---- how it ended ----
+
+
+def test_results_tell_how_iterations_ended():
+    x = RNG.normal(size=(500, 3)).astype(np.float32)
+    seen = []
+    found = qk.kmeans(x, 7, rng=1, tol=0, callback=lambda iteration, inertia: seen.append(iteration))
+    assert found.converged and found.n_iter == seen[-1] == len(seen) > 2
+    cut = qk.kmeans(x, 7, rng=1, tol=0, max_iter=2)
+    assert (cut.n_iter, cut.converged) == (2, False)
+    stopped = qk.kmeans(x, 7, rng=1, tol=0, callback=lambda iteration, inertia: iteration == 3)
+    assert (stopped.n_iter, stopped.converged) == (3, False)
+    near = qk.kmeans(x, 7, rng=1, tol=1.0)
+    assert near.converged and near.n_iter < found.n_iter
+    best = qk.kmeans(x, 7, rng=1, n_init=3)
+    assert best.n_iter >= 1 and best.converged
+    line = qk.kmeans1d(x[:, 0], 3)
+    assert (line.n_iter, line.converged) == (0, True)
+
+
+def test_results_are_tuples_of_three_that_are_pickled_whole():
+    found = qk.kmeans(np.arange(12.0).reshape(6, 2), 2, rng=0, max_iter=1)
+    centroids, labels, inertia = found
+    again = pickle.loads(pickle.dumps(found))
+    assert type(again) is qk.KMeansResult and (again.n_iter, again.converged) == (found.n_iter, found.converged)
+    assert np.array_equal(again.centroids, centroids) and again.inertia == inertia and len(found) == 3
+
+
+@pytest.mark.parametrize("k", [1, 5, 300, 600])
+def test_predictions_are_the_labels_of_nearest_centroids(everywhere, k):
+    x, others = blobs(5000, 6, 40), blobs(700, 6, 40, seed=1)
+    found = qk.kmeans(x, k, rng=0, max_iter=5)
+    assert np.array_equal(found.predict(x), found.labels)
+    labels, exact = everywhere(lambda: (found.predict(others), found.distances(others)))
+    np.testing.assert_allclose(exact, squared_distances(others, found.centroids), rtol=1e-12)
+    chosen = np.take_along_axis(exact, labels[:, None].astype(int), axis=1)[:, 0]
+    assert np.all(chosen <= exact.min(axis=1) * (1 + 1e-5) + 1e-6)
+    assert found.predict(others[:0]).shape == (0,) and found.distances(others[:0]).shape == (0, k)
+
+
+def test_predictions_on_a_line_have_the_shape_of_x():
+    x = RNG.normal(size=(20, 30))
+    found = qk.kmeans1d(x, 9)
+    assert np.array_equal(found.predict(x), found.labels) and found.distances(x).shape == (20, 30, 9)
+    assert np.array_equal(found.distances(x).argmin(axis=-1), found.labels)
+
+
+@refusals(r"""
+found.predict(np.zeros((3, 4)))
+    # ValueError: x must have shape \(n, 2\) to match the centroids, got \(3, 4\)
+found.predict(np.full((3, 2), np.nan))  # ValueError: x has 6 NaN or infinite values
+found.distances([[np.inf, 1.0]])  # ValueError: x has 1 NaN or infinite values
+found.distances([["a", "b"]])  # TypeError: x must be float16
+qk.kmeans1d(np.eye(3), 2, axis=0).predict([1.0])  # ValueError: centroids must be those of one line
+""")
+def test_predictions_that_are_refused(refusal):
+    refuse(refusal, {"qk": qk, "np": np, "found": qk.kmeans(np.arange(8.0).reshape(4, 2), 2, rng=0)})

@@ -20,12 +20,13 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"_weights", "mixed_precision", "_gptq", "_gguf_search"},
     {"_products", "_pq", "gguf", "layouts"},
     {"_conv", "_layers"},
-    {"io", "torch._handles", "torch._training"},
+    {"io", "numba", "threadpoolctl", "torch._handles", "torch._training"},
     {"torch._operators", "torch._packed_weight"},
     {"torch._attention", "torch._modules"},
     {"torch._convert"},
     {"torch.__init__"},
-    {"__init__"},
+    {"__init__", "_selftest_cases", "_speed"},
+    {"selftest"},
     {"__main__"},
 ]
 MOST_ARGUMENTS = 8

@@ -93,6 +93,9 @@ QK_API int qk_most_threads(void);
 /* Long calls ask `poll`, on the thread that called and every 40 ms or so, whether to stop. Where it does not return 0
  * they return QK_INTERRUPTED soon. NULL: they do not ask. */
 QK_API void qk_set_interrupt(int (*poll)(void));
+/* Calls with work for several threads ask `alone`, on the thread that called, whether to use that thread only: within
+ * another library's parallel region, say. NULL: they do not ask. */
+QK_API void qk_set_alone(int (*alone)(void));
 
 /* ---- arrays: quantize and back (numerics 2 to 5) ---- */
 

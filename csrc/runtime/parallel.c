@@ -70,7 +70,7 @@ static struct {
 static loop busy, quit; /* jobs that are none */
 static qk_slot here;    /* the call that a thread works for */
 static int num_threads; /* 0: not yet read from the environment */
-static int (*interrupted)(void);
+static int (*interrupted)(void), (*works_alone)(void);
 int qk_long_loops;
 
 static inline void pause_briefly(void)
@@ -114,9 +114,13 @@ int qk_get_num_threads(void)
     return n;
 }
 
+void qk_set_alone(int (*alone)(void)) { __atomic_store_n(&works_alone, alone, __ATOMIC_RELAXED); }
+
 int qk_threads_for(size_t items, double work)
 {
     if (work < 2 * MIN_WORK_PER_THREAD || __atomic_load_n(&pool.busy, __ATOMIC_RELAXED)) return 1;
+    int (*alone)(void) = __atomic_load_n(&works_alone, __ATOMIC_RELAXED);
+    if (alone && alone()) return 1;
     size_t threads = (size_t)qk_get_num_threads();
     if (threads > items) threads = items;
     if (work / MIN_WORK_PER_THREAD < (double)threads) threads = (size_t)(work / MIN_WORK_PER_THREAD);

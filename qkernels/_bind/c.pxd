@@ -35,6 +35,7 @@ cdef extern from "drivers/drivers.h" nogil:
     int qk_get_num_threads()
     int qk_most_threads()
     void qk_set_interrupt(int (*poll)() noexcept nogil)
+    void qk_set_alone(int (*alone)() noexcept nogil)
 
     ctypedef struct qk_params:
         qk_kind kind
@@ -196,6 +197,7 @@ cdef extern from "drivers/drivers.h" nogil:
         QK_GEMM8, QK_GEMM4, QK_FOLDED, QK_GEMMF16, QK_GEMM16, QK_DEPTHWISE
     ctypedef struct qk_weights:
         qk_family family
+        qk_dtype type
         size_t k, n, n_pad, bytes
         qk_gemm8_weights gemm8
         qk_gemm4_weights gemm4
@@ -226,6 +228,7 @@ cdef extern from "drivers/drivers.h" nogil:
         int shift
 
     ctypedef struct qk_codebook:
+        size_t channels
         qk_levels first
     ctypedef struct qk_book:
         pass

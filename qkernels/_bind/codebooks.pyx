@@ -12,7 +12,7 @@ from .arrays cimport (
     contiguous, data_of, FLOAT32, floats, lay_out, out_array, reals, refuse_overlap, result_array, uint8s,
 )
 from .c cimport (
-    qk_book, qk_book_free, qk_book_new, qk_book_tables, qk_codebook, qk_decode, qk_encode, qk_enter_scope,
+    qk_book_free, qk_book_new, qk_book_tables, qk_decode, qk_encode, qk_enter_scope,
     QK_F32, QK_F64, qk_feedback, qk_from_gguf, qk_gguf_layouts, qk_gguf_type,
     QK_GGUF_TYPES, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
     qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
@@ -37,10 +37,6 @@ cdef int split_shape(cnp.ndarray a, axis, size_t *outer, size_t *length, size_t 
 @cython.binding(False)  # which checks whose method is called
 cdef class Levels:
     """Hold the tables of levels (channels, k), and their buckets (_codebook_tables.py), or None."""
-
-    cdef qk_codebook c
-    cdef qk_book *book
-    cdef object buckets
 
     def __cinit__(self, cnp.ndarray levels, buckets):
         cdef size_t channels = <size_t>cnp.PyArray_DIM(levels, 0), k = <size_t>cnp.PyArray_DIM(levels, 1)

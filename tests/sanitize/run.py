@@ -3,7 +3,7 @@
 
 Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it;
 `address` runs the tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that
-test_sanitize.py runs. Needs gcc with the sanitizers' libraries.
+test_sanitize.py runs, `--hostile` hostile.py, with the arguments that follow. Needs gcc with the sanitizers' libraries.
 """
 
 import os
@@ -119,6 +119,8 @@ def pytest(words):
 def main(name, *arguments):
     if arguments == ("--chosen",):
         sys.exit(run(name, pytest(CHOSEN) if name == "thread" else [str(ROOT / "tests" / "results.py")]))
+    if arguments[:1] == ("--hostile",):
+        sys.exit(run(name, [str(ROOT / "tests" / "sanitize" / "hostile.py"), *arguments[1:]]))
     sys.exit(run(name, pytest(arguments or [*(f"test_{test}.py" for test in TESTS[name].split()), "-k", MEANT])))
 
 

@@ -169,6 +169,9 @@ found: qk.KMeansResult[float] = qk.kmeans(
     x, 2, init="random", rng=np.random.default_rng(0), callback=lambda i, inertia: inertia < 0
 )
 assert_type(found.inertia, float)
+assert_type((found.n_iter, found.converged), tuple[int, bool])
+assert_type(found.predict(x), NDArray[np.int32])
+assert_type(found.distances(x), NDArray[np.float64])
 assert_type(qk.kmeans1d(x, 3).inertia, float)
 assert_type(qk.kmeans1d(x, 3, axis=1).inertia, NDArray[np.float64])
 

@@ -1,0 +1,487 @@
+"""Calls from code that Numba compiles: what is computed and raised is what it is outside, and where it runs."""
+
+import gc
+import os
+import re
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import code_range, output, random_codes
+
+numba = pytest.importorskip("numba")
+
+from numba import njit  # noqa: E402
+from numba.core.errors import TypingError  # noqa: E402
+from numba.experimental import jitclass  # noqa: E402
+from test_fpmode import FLUSH, UP, helper  # noqa: E402
+
+import qkernels as qk  # noqa: E402
+from qkernels import numba as qn  # noqa: E402
+from qkernels.numba import PackedMatrixType  # noqa: E402
+
+RNG = np.random.default_rng(15)
+SHAPE = 6, 32
+X = RNG.normal(size=SHAPE).astype(np.float32)
+SUMS = RNG.integers(-(2**20), 2**20, SHAPE, np.int32)
+ROW = RNG.uniform(0.5, 2, 32)
+
+
+def same(got, want):
+    """Whether results have the same types, shapes and bits."""
+    if isinstance(want, tuple):
+        return len(got) == len(want) and all(map(same, got, want))
+    want = want if want.dtype.isbuiltin == 1 else want.view(np.uint8)
+    return got.dtype == want.dtype and got.shape == want.shape and got.tobytes() == want.tobytes()
+
+
+def check(variants, compiled, call, *arguments):
+    for variant in variants():
+        assert same(compiled(*arguments), call(*arguments)), variant
+
+
+# ---- values ----
+
+
+def params_of(dtype, kind):
+    low, high = (0, 0) if dtype.startswith("float") else code_range(dtype)
+    shape, options = {
+        "tensor": ((), {}),
+        "axis": ((32,), dict(axis=-1)),
+        "blocks": ((6, 5), dict(axis=1, block_size=7)),
+    }[kind]
+    zero = RNG.integers(low, high + 1, shape) if RNG.integers(2) else None
+    return qk.QParams(RNG.uniform(0.02, 0.5, shape), zero, dtype, **options)
+
+
+DTYPES = ["int8", "uint8", "int16", "uint16", "int4", "uint2", "float8_e4m3fn", "float4_e2m1fn"]
+
+
+# Compiled once for the types that tests share: to compile takes most of their time.
+QUANTIZE, ENCODE = njit(lambda x, params: qk.quantize(x, params)), njit(lambda x, book: qk.encode(x, book))
+DECODE = njit(lambda codes, book, scales: qk.decode(codes, book, scales))
+TO_FLOAT64 = njit(lambda q, params: qk.dequantize(q, params, dtype=np.float64))
+MATMUL, LINEAR = njit(lambda a, b: qk.matmul(a, b)), njit(lambda x, w: qk.linear(x, w))
+SHIFTED = njit(lambda a, b, az, bz: qk.matmul(a, b, a_zero_point=az, b_zero_point=bz))
+BIASED = njit(lambda x, w, bias: qk.linear(x, w, bias))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "axis", "blocks"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_codes_are_those_of_quantize(variants, dtype, kind):
+    params = params_of(dtype, kind)
+    for x in X, X.astype(float), X.T.copy().T:
+        check(variants, QUANTIZE, qk.quantize, x, params)
+    q = qk.quantize(X, params)
+    codes = q if q.dtype.isbuiltin == 1 else q.view(np.uint8)
+    for variant in variants():
+        assert same(TO_FLOAT64(codes, params), qk.dequantize(q, params, dtype=np.float64)), variant
+    if not dtype.startswith("float"):
+        check(variants, TO_FLOAT64, TO_FLOAT64.py_func, SUMS, params)
+
+
+@njit
+def both(x, params, q, y):
+    return qn.quantize(x, params, rounding="half_away", out=q), qn.dequantize(q, params, out=y)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "axis", "blocks"])
+def test_results_go_to_out(kind):
+    params = params_of("int8", kind)
+
+    q, y = np.empty(SHAPE, np.int8), np.empty(SHAPE, np.float32)
+    found = both(X, params, q, y)
+    assert found[0].ctypes.data == q.ctypes.data and same(q, qk.quantize(X, params, rounding="half_away"))
+    assert found[1].ctypes.data == y.ctypes.data and same(y, qk.dequantize(q, params))
+
+
+def test_integer_scales_are_left_to_python():
+    scales = dict(block_scale=RNG.integers(1, 9, (2, 32)), axis=0, block_size=4)
+    params = qk.QParams(ROW / 50, dtype="int4", **scales)
+    assert same(QUANTIZE(X, params), qk.quantize(X, params))
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
+def test_sums_are_requantized(variants, rounding):
+    source = f"lambda acc, m, params, bias: qk.requantize(acc, m, params, bias=bias, rounding={rounding!r})"
+    call = eval(source, {"qk": qk})
+    compiled = njit(call)
+    bias = RNG.integers(-99, 99, 32, np.int32)
+    for params in qk.QParams(1, 3, "uint8"), qk.QParams(1, dtype="int16", narrow_range=True):
+        for m in 1e-4, 1, ROW * 1e-5, np.float32(ROW) * np.float32(1e-5), 1e39:
+            check(variants, compiled, call, SUMS, m, params, bias)
+            check(variants, compiled, call, SUMS[0], m, params, None)
+    wide = RNG.integers(-(2**20), 2**20, (2, 600), np.int32)
+    check(variants, compiled, call, wide, RNG.uniform(1e-5, 1e-3, 600), params, None)
+
+
+@pytest.mark.parametrize("right", ["int8", "uint8", "int16", "packed int8", "packed uint8", "packed int16"])
+@pytest.mark.parametrize("left", ["int8", "uint8", "int16"])
+def test_products_are_exact(variants, left, right):
+    a, b = random_codes(RNG, (2, 3, 40), left), random_codes(RNG, (40, 17), right.split()[-1])
+    if right.startswith("packed"):
+        if (left == "int16") != (right == "packed int16"):
+            return
+        b = qk.pack(b, qk.QParams(1, dtype=b.dtype))
+    zeros = np.int32(RNG.integers(0, 100, (2, 3))), np.int32(RNG.integers(0, 100, 17))
+    for az, bz in (0, 0), (3, 0), (0, 5), (zeros[0][0], zeros[1]), (7, zeros[1]), (zeros[0][0], 9):
+        for variant in variants():
+            want = qk.matmul(a[0], b, a_zero_point=az, b_zero_point=bz)
+            assert same(SHIFTED(a[0], b, az, bz), want), variant
+    check(variants, MATMUL, qk.matmul, a, b)
+    check(variants, MATMUL, qk.matmul, a[0, 0], b)
+    check(variants, MATMUL, qk.matmul, a[:, :, ::-1][:, ::2], b)
+
+
+def packed_weights():
+    w = RNG.normal(size=(32, 20)).astype(np.float32)
+    for dtype, options in ("int8", {}), ("uint8", dict(axis=1)), ("int4", dict(axis=0, block_size=8)), ("int16", {}):
+        params = qk.choose_qparams(w, dtype, **options)
+        yield qk.pack(qk.quantize(w, params), params)
+    yield qk.pack(w.astype(np.float16), None)
+    codes, scales = qk.encode(w, book := qk.Codebook(qk.NF4.levels, axis=0, block_size=16))
+    yield qk.pack(codes, book, scales=scales)
+
+
+@pytest.mark.parametrize("packed", list(packed_weights()), ids=lambda packed: str(packed.dtype))
+def test_layers_are_those_of_linear(variants, packed):
+    bias, residual = ROW[:20].astype(np.float32), RNG.normal(size=(6, 20)).astype(np.float32)
+    check(variants, LINEAR, qk.linear, X, packed)
+    check(variants, LINEAR, qk.linear, X[0], packed)
+    check(variants, LINEAR, qk.linear, X.astype(np.float64)[::2], packed)
+    check(variants, BIASED, qk.linear, X, packed, bias)
+    check(variants, BIASED, qk.linear, X, packed, bias.astype(np.float64))
+
+    check(variants, full, full.py_func, X, packed, bias, residual)
+    check(variants, bounded, bounded.py_func, X, packed, -1)
+    for variant in variants():
+        y = residual.copy()
+        in_place(X, packed, y)
+        assert same(y, qk.linear(X, packed, residual=residual)), variant
+    assert njit(lambda p: p.shape)(packed) == packed.shape
+
+
+@njit
+def full(x, packed, bias, residual):
+    return qk.linear(x, packed, bias, activation="gelu", residual=residual, clamp=(None, 1.5))
+
+
+@njit
+def bounded(x, packed, lo):
+    return qk.linear(x, packed, activation=None, clamp=(lo, 0.75))
+
+
+@njit
+def in_place(x, packed, y):
+    return qk.linear(x, packed, residual=y, out=y)
+
+
+BOOKS = {
+    "levels": qk.Codebook(RNG.normal(size=7)),
+    "many levels": qk.Codebook(RNG.normal(size=256)),
+    "axis": qk.Codebook(RNG.normal(size=(32, 5)), axis=-1),
+    "blocks": qk.NF4,
+    "blocks of an axis": qk.Codebook([-1, 0, 0.5, 1], axis=0, block_size=4),
+}
+
+
+@pytest.mark.parametrize("book", BOOKS.values(), ids=BOOKS)
+def test_codebooks_encode_and_decode(variants, book):
+    for x in X, X.astype(np.float64), X[::-1, ::2].repeat(2, axis=1), X[:0]:
+        check(variants, ENCODE, qk.encode, x, book)
+        found = qk.encode(x, book)
+        codes, scales = found if isinstance(found, tuple) else (found, None)
+        check(variants, DECODE, qk.decode, codes, book, scales)
+    assert njit(lambda book: book)(book) == book
+
+
+# ---- errors ----
+
+PER_TENSOR, PER_AXIS, UNSIGNED = qk.QParams(0.5), qk.QParams(np.ones(3), axis=1), qk.QParams(1, dtype="uint8")
+WEIGHTS = qk.pack(np.int8(np.arange(12).reshape(4, 3)), PER_TENSOR)
+UNSAFE = qk.pack(np.full((70000, 1), 127, np.int8), PER_TENSOR)
+Q, NAN, ROWS = np.int8([[1, 2, 3, 4]]), np.float32([[1, np.nan, 3, 4]]), np.float32([[1, 2, 3, 4]])
+BLOCKS = BOOKS["blocks of an axis"]
+WRONG = [
+    (lambda x, p: qk.quantize(x, p), (ROWS, PER_AXIS)),
+    (lambda x, p: qk.quantize(x, p), (np.array(3, np.float32), PER_AXIS)),
+    (lambda x, p, q: qk.quantize(x, p, out=q), (ROWS, PER_TENSOR, np.empty((1, 5), np.int8))),
+    (lambda x, p: qk.quantize(x[:, :2].copy(), p, out=x.view(np.int8)[:, :2].copy()[:0]), (ROWS, PER_TENSOR)),
+    (lambda x, p: qk.quantize(x, p, out=x.view(np.int16)[0, :4].reshape(1, 4)), (ROWS, qk.QParams(1, dtype="int16"))),
+    (lambda q, p: qk.dequantize(q, p), (Q, PER_AXIS)),
+    (lambda q, p, y: qk.dequantize(q, p, out=y), (Q, PER_TENSOR, np.empty((4, 1), np.float32))),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.int32([1, 2]), -1.5, PER_TENSOR)),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.int32([1, 2]), np.float64([1, np.inf]), PER_TENSOR)),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.int32([1, 2]), np.ones(3), PER_TENSOR)),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.int32([1, 2, 3]), 0.5, qk.QParams(np.ones(3), axis=0))),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.int32([1, 2]), 0.5, qk.QParams(1, dtype="float8_e5m2"))),
+    (lambda acc, p, b: qk.requantize(acc, 0.5, p, bias=b), (np.int32([1, 2]), PER_TENSOR, np.int32([1, 2, 3]))),
+    (lambda a, b: qk.matmul(a, b), (Q[:, :3], WEIGHTS)),
+    (lambda a, b: qk.matmul(a, b, a_zero_point=300), (Q, WEIGHTS)),
+    (lambda a, b: qk.matmul(a, b, b_zero_point=-129), (Q, WEIGHTS)),
+    (lambda a, b, z: qk.matmul(a, b, b_zero_point=z), (Q, WEIGHTS, np.int32([1, 2]))),
+    (lambda a, b, c: qk.matmul(a, b, out=c), (Q, WEIGHTS, np.empty((1, 4), np.int32))),
+    (lambda a, b: qk.matmul(a, b), (Q, UNSAFE)),
+    (lambda a, b: qk.matmul(a, b), (Q.astype(np.int16), WEIGHTS)),
+    (lambda x, w: qk.linear(x, w), (NAN, WEIGHTS)),
+    (lambda x, w: qk.linear(x, w), (np.float64([[1e300, 0, 0, 0]]), WEIGHTS)),
+    (lambda x, w, y: qk.linear(x, w, out=y), (NAN, WEIGHTS, np.full((1, 3), 7, np.float32))),
+    (lambda x, w: qk.linear(x, w), (ROWS[:, :3], WEIGHTS)),
+    (lambda x, w: qk.linear(x, w), (np.ones((1, 70000), np.float32), UNSAFE)),
+    (lambda x, w: qk.linear(x, w, clamp=(2.0, 1.0)), (ROWS, WEIGHTS)),
+    (lambda x, w: qk.linear(x, w, clamp=(np.nan, 1.0)), (ROWS, WEIGHTS)),
+    (lambda x, w, b: qk.linear(x, w, b), (ROWS, WEIGHTS, ROWS[0])),
+    (lambda x, w, r: qk.linear(x, w, residual=r), (ROWS, WEIGHTS, ROWS)),
+    (lambda x, c: qk.encode(x, c), (NAN, BLOCKS)),
+    (lambda x, c: qk.encode(x, c), (ROWS[0], BOOKS["axis"])),
+    (lambda x, c: qk.encode(x, c), (ROWS[0], qk.Codebook([0, 1], axis=2, block_size=2))),
+    (lambda x, c: qk.decode(x, c), (np.uint8([7]), BOOKS["levels"])),
+    (lambda x, c: qk.decode(x, c), (np.uint8([[1]]), BLOCKS)),
+    (lambda x, c, s: qk.decode(x, c, s), (np.uint8([[1]]), BLOCKS, np.float32([[np.inf]]))),
+    (lambda x, c, s: qk.decode(x, c, s), (np.uint8([[1]]), BLOCKS, np.float32([1]))),
+]
+
+
+@pytest.mark.parametrize("call, arguments", WRONG, ids=range(len(WRONG)))
+def test_errors_are_those_of_outside(call, arguments):
+    with pytest.raises((TypeError, ValueError)) as want:
+        call(*arguments)
+    before = arguments[-1].copy() if isinstance(arguments[-1], np.ndarray) else None
+    with pytest.raises(want.type) as got:
+        njit(call)(*arguments)
+    assert str(got.value) == str(want.value)
+    assert before is None or same(arguments[-1], before)
+
+
+REFUSED = [  # by types, when a call is compiled
+    (lambda x, p: qk.quantize(x, p), (np.int32([1]), PER_TENSOR), "x must be an array of float32 or float64, got"),
+    (lambda x, p: qk.quantize(x, p), (1.5, PER_TENSOR), "x must be an array"),
+    (lambda x, p: qk.quantize(x, p), (ROWS, WEIGHTS), "params must be a QParams, got PackedMatrixType"),
+    (lambda x, p: qk.quantize(x, p, rounding="up"), (ROWS, PER_TENSOR), "rounding must be one of 'half_even'"),
+    (lambda x, p: qk.quantize(x, p, out=x), (ROWS, PER_TENSOR), "out must be an array of int8"),
+    (lambda x, p, q: qk.quantize(x, p, out=q[:, ::2]), (ROWS, PER_TENSOR, Q), "out must be C-contiguous"),
+    (lambda q, p: qk.dequantize(q, p), (Q, UNSIGNED), "q must be an array of uint8 or int32"),
+    (lambda a, b: qk.matmul(a, b), (Q, Q[None]), "a and b must have shapes"),
+    (lambda x, w, a: qk.linear(x, w, activation=a), (ROWS, WEIGHTS, "relu"), "written where it is used"),
+    (lambda x, w, p: qk.linear(x, w, params=p), (ROWS, WEIGHTS, PER_TENSOR), "params is not taken in compiled code"),
+    (lambda x, w: qk.linear(x, w, clamp=3), (ROWS, WEIGHTS), "clamp must be None or a pair"),
+    (lambda x, b: qk.encode(x, b), (ROWS, qk.Codebook([[0, 1]], vector=True)), "codebook must not be one of vectors"),
+]
+
+
+@pytest.mark.parametrize("call, arguments, words", REFUSED, ids=range(len(REFUSED)))
+def test_wrong_types_do_not_compile(call, arguments, words):
+    with pytest.raises(TypingError, match=re.escape(words)):
+        njit(call)(*arguments)
+
+
+# ---- objects ----
+
+
+@njit
+def layers(x, packed, params):
+    for weights in packed:
+        x = qk.dequantize(qk.quantize(qk.linear(x, weights, activation="relu"), params), params)
+    return x
+
+
+def test_objects_are_passed_in_tuples_and_held_by_jitclasses():
+    w = qk.pack(random_codes(RNG, (32, 32), "int8"), PER_TENSOR)
+    assert same(layers(X, (w, w), PER_TENSOR), layers.py_func(X, (w, w), PER_TENSOR))
+
+    @jitclass([("weights", PackedMatrixType("int8"))])
+    class Layer:
+        def __init__(self, weights):
+            self.weights = weights
+
+        def apply(self, x):
+            return qk.linear(x, self.weights)
+
+    layer, want = Layer(w), qk.linear(X, w)
+    before = sys.getrefcount(w)
+    held = Layer(w)
+    assert sys.getrefcount(w) == before + 1
+    del held
+    gc.collect()
+    assert sys.getrefcount(w) == before
+    del w
+    gc.collect()
+    assert same(njit(lambda layer, x: layer.apply(x))(layer, X), want)
+
+
+GLOBAL = qk.QParams(0.5)
+
+
+def test_globals_are_used():
+    assert same(njit(lambda x: qk.quantize(x, GLOBAL))(X), qk.quantize(X, GLOBAL))
+
+
+def test_references_are_given_back():
+    w = qk.pack(random_codes(RNG, (32, 32), "int8"), PER_TENSOR)
+    book, params = qk.Codebook([0, 1]), qk.QParams(0.5)
+    compiled = njit(lambda x, w, p, book: (qk.linear(x, w), qk.quantize(x, p), qk.encode(x, book), w, p))
+    compiled(X, w, params, book)
+    counts = [sys.getrefcount(value) for value in (w, params, book)]
+    for _ in range(100):
+        assert compiled(X, w, params, book)[3] is w
+    assert [sys.getrefcount(value) for value in (w, params, book)] == counts
+
+
+def test_a_global_is_not_cached(tmp_path):
+    (tmp_path / "uses.py").write_text(
+        "import numba, qkernels as qk, qkernels.numba\nP = qk.QParams(0.5)\n"
+        "f = numba.njit(cache=True)(lambda x: qk.quantize(x, P))\n"
+    )
+    code = "import warnings; warnings.simplefilter('ignore'); import numpy as np, uses; print(uses.f(np.ones(2)))"
+    assert output(code, cwd=tmp_path) == output(code, cwd=tmp_path) == "[2 2]"
+
+
+def test_without_compilation_it_is_the_same_code():
+    code = "import numpy as np, numba, qkernels as qk; from qkernels import numba as qn\n"
+    code += "print(numba.njit(lambda x, p: qn.quantize(x, p))(np.ones(2), qk.QParams(0.5)), qn.quantize is qk.quantize)"
+    assert output(code, NUMBA_DISABLE_JIT="1") == output(code) == "[2 2] True"
+
+
+# ---- processes and threads ----
+
+CACHED = """
+import numba, numpy as np, qkernels as qk
+import qkernels.numba
+
+@numba.njit(cache=True, nogil=True)
+def f(x, packed, params, book):
+    y = qk.linear(x, packed)
+    return qk.quantize(y, params), qk.encode(y, book), qk.matmul(qk.quantize(x, params), packed)
+"""
+
+
+def test_the_next_process_runs_what_this_one_compiled(tmp_path):
+    (tmp_path / "cached.py").write_text(CACHED)
+    code = """
+    import numpy as np, qkernels as qk, cached
+    packed, params = qk.pack(np.eye(4, dtype=np.int8), qk.QParams(0.5)), qk.QParams(0.25)
+    got = cached.f(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
+    want = cached.f.py_func(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(got, want))
+    print(sum(cached.f.stats.cache_hits.values()), sum(cached.f.stats.cache_misses.values()))
+    """
+    settings = dict(cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert output(code, **settings) == "0 1"
+    assert output(code, **settings) == output(code, **settings, QKERNELS_ISA="scalar") == "1 0"
+
+
+LOOP = """
+import os, numba, numpy as np, qkernels as qk
+import qkernels.numba
+numba.set_num_threads(2)
+with qk.num_threads(1):   # packing starts threads of its own
+    packed = qk.pack(np.ones((1024, 1024), np.int8), qk.QParams(0.5))
+qk.set_num_threads(2)
+x = np.ones((8, 64, 1024), np.float32)
+
+@numba.njit(parallel=True)
+def apart(x, packed):
+    y = np.empty((x.shape[0], x.shape[1], packed.shape[1]), np.float32)
+    for i in numba.prange(x.shape[0]):
+        y[i] = qk.linear(x[i], packed)
+    return y
+
+@numba.njit
+def together(x, packed):
+    return qk.linear(x, packed)
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+apart(x[:0], packed)
+numba.njit(parallel=True)(lambda n: np.ones(n).sum())(1000)   # which starts the threads of Numba
+before = count()
+for _ in range(20):
+    y = apart(x, packed)
+inside = count()
+assert (together(x, packed) == y).all()
+print(inside - before, count() - inside)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts the threads that Linux tells of")
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_calls_in_prange_have_a_thread_each(layer):
+    assert output(LOOP, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == "0 1"
+
+
+def test_calls_do_not_hold_the_gil():
+    packed = qk.pack(np.ones((2048, 2048), np.int8), qk.QParams(0.5))
+    x, stop, counted = np.ones((64, 2048), np.float32), threading.Event(), []
+
+    @njit(nogil=True)
+    def work(x, packed, times):
+        for _ in range(times):
+            qk.linear(x, packed)
+
+    work(x, packed, 1)
+
+    def count():
+        while not stop.is_set():
+            counted.append(1)
+            stop.wait(0.001)
+
+    other = threading.Thread(target=count)
+    other.start()
+    work(x, packed, 100)
+    seen = len(counted)
+    stop.set()
+    other.join()
+    assert seen > 5
+
+
+def test_errors_in_prange_do_not_pass_silently():
+    code = """
+    import numba, numpy as np, qkernels as qk
+    import qkernels.numba
+
+    @numba.njit(parallel=True)
+    def f(x, params):
+        q = np.empty(x.shape, np.int8)
+        for i in numba.prange(len(x)):
+            q[i] = qk.quantize(x[i], params)
+        return q
+
+    try:
+        f(np.ones((40, 4)), qk.QParams(np.ones(3), axis=0))
+    except BaseException as error:
+        print("raised")
+    """
+    for layer in "omp", "workqueue":
+        with suppress(AssertionError):  # what Python says of it is Numba's matter
+            assert output(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") in ("raised", "")
+
+
+def test_the_mode_of_the_caller_does_not_reach_results():
+    tiny = np.float32([1e-39, 3e-39, 0.3, 0.7])
+    params, call = qk.QParams(2.0**-126), njit(lambda x, p: qk.quantize(x, p))
+    want = call(tiny, params)
+    library = helper()
+    before = library.get_mode()
+    try:
+        library.set_mode(before | FLUSH | UP)
+        got = call(tiny, params)
+        kept = library.get_mode()
+    finally:
+        library.set_mode(before)
+    assert same(got, want) and kept & (FLUSH | UP) == FLUSH | UP
+
+
+def test_the_example_runs():
+    import numba_streams
+
+    assert len(Path(numba_streams.__file__).read_text().splitlines()) <= 150
+    result = numba_streams.main(streams=60, quiet=True)
+    assert result["float32"] > 0.9 and result["int8"] > result["float32"] - 0.05
+
+
+def test_what_is_named_here_is_what_is_public():
+    assert {name: getattr(qn, name) for name in qn.__all__} == {name: getattr(qk, name) for name in qn.__all__}

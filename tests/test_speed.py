@@ -1,0 +1,82 @@
+"""`python -m qkernels`: what it prints, with and without a terminal, and that it is about the same work."""
+
+import io
+import os
+import sys
+
+import numpy as np
+import pytest
+from common import environment, python
+
+from qkernels import _speed
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return list(_speed.rows())
+
+
+def test_both_sides_do_the_same_work(rows):
+    """As far as their results can be compared."""
+    by_name = {row.name.split()[0]: row for row in rows}
+    assert np.array_equal(by_name["matmul"].ours(), by_name["matmul"].numpy().astype(np.int32))
+    for name, error in {"quantize": 0, "dequantize": 0, "fake_quantize": 0, "layer_norm": 1e-4}.items():
+        assert np.abs(by_name[name].ours().astype(float) - by_name[name].numpy()).max() <= error, name
+    for row in rows:
+        if row.name.startswith("linear"):
+            y, want = row.ours(), row.numpy()
+            assert np.linalg.norm(y - want) < (0.02 if "8 bits" in row.name else 0.15) * np.linalg.norm(want)
+    codes = by_name["encode"].ours()[0].reshape(-1, 64)
+    assert np.mean(codes == by_name["encode"].numpy()) > 0.9999
+    assert set(by_name["search"].ours()[1][0]) == set(by_name["search"].numpy()[:10])
+
+
+def test_figures_are_those_of_times():
+    row = _speed.Row("sum", lambda: np.ones(10).sum(), lambda: np.ones(10**6).sum(), 1e6, "GB/s")
+    figures = _speed.measured(row, 0.05)
+    assert figures.ratio > 10 and figures.rate > 0 and figures.share > 0
+    assert _speed.measured(row._replace(unit="GMAC/s"), 0.05).share is None
+
+
+def test_the_command_prints_what_it_is_checks_and_measures():
+    done = python("-m", "qkernels", "--seconds", "0.2")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for part in "qkernels ", "in use: ", "Self-check", "integers", "GMAC/s", "GB/s", "search", "layer_norm":
+        assert part in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "GB/s" not in python("-m", "qkernels", "--seconds", "0").stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_it_is_in_colour_on_a_terminal():
+    pytest.importorskip("rich")
+    import pty
+    import subprocess
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", "from qkernels import _speed; _speed.show(0.1)"]
+    with subprocess.Popen(command, stdout=slave, stderr=slave, env=environment(TERM="xterm-256color")) as process:
+        os.close(slave)
+        said = b""
+        while True:
+            try:
+                part = os.read(master, 4096)
+            except OSError:
+                break
+            if not part:
+                break
+            said += part
+    os.close(master)
+    assert process.returncode == 0 and b"\x1b[3" in said and b"layer_norm" in said
+
+
+def test_without_rich_it_is_plain(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    _speed.print_table([_speed.Figures("linear", 12.3, "GMAC/s", 4.5, None)])
+    assert terminal.getvalue().splitlines()[1].split() == ["linear", "12.3", "GMAC/s", "4.50x"]
