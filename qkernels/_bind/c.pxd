@@ -301,6 +301,15 @@ cdef extern from "drivers/drivers.h" nogil:
 
     int qk_layer_norm_of(const qk_norm_args *args) except -3
 
+    ctypedef struct qk_rotation:
+        const float *x
+        float *y
+        size_t rows, cols
+        uint64_t seed
+        bint inverse
+
+    int qk_rotate(const qk_rotation *p) except -3
+
     ctypedef struct qk_code_params:
         float scale
         int32_t zero_point, qmin, qmax
