@@ -276,6 +276,9 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
 
 /* Rounds rows one after another, each with what the errors of the others add to it (numerics 30). */
 int qk_round(const qk_feedback *p);
+/* Makes `sums` of the distances that the first pass has left there: by `feed`, the triangular factor above its
+ * diagonal, which is `weight`; `rest` (k) is the sum of the squares of a row of `feed`. */
+int qk_start_sums(const qk_feedback *p, const float *rest);
 
 /* ---- codebooks (numerics 15) ---- */
 

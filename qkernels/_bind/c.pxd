@@ -268,7 +268,9 @@ cdef extern from "drivers/drivers.h" nogil:
         int16_t *codes
         float *errors
         double *loss
+        float *sums
     int qk_round(const qk_feedback *p) except -3
+    int qk_start_sums(const qk_feedback *p, const float *rest) except -3
 
     ctypedef enum qk_gguf_type:
         QK_Q4_0, QK_Q8_0, QK_GGUF_TYPES
