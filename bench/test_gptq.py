@@ -1,9 +1,11 @@
-"""Rounding with feedback: qkernels.gptq and what it takes, and the knapsack of bits. Inputs of a random walk."""
+"""Rounding with feedback: qkernels.gptq and what it takes, inputs of a random walk; and the rotation of rows."""
 
 import numpy as np
 import peers
 import pytest
-from race import CLOSE, WRONG, our_own
+from arrays import aligned_empty, random_floats
+from race import CLOSE, WRONG, our_own, relative
+from scipy.linalg import hadamard
 
 import qkernels as qk
 
@@ -49,3 +51,19 @@ def test_hessian(race, isa, k):
         return CLOSE if np.allclose(found, exact, rtol=1e-3, atol=1e-4 * exact.max()) else WRONG
 
     race(f"Hessian 8192x{k}", our_own(update, check=check), others, check, 8192 * k * k / 2, "GMAC/s")
+
+
+@pytest.mark.parametrize("m,k", [(1, 4096), (128, 384), (512, 1536), (512, 4096)])
+def test_rotate(race, isa, m, k):
+    """Beside the product by Sylvester's matrix of 2**a, the largest that divides k, which leaves out the rest of it."""
+    x, out, size = random_floats(m, k), aligned_empty((m, k), "float32"), k & -k
+    matrix = hadamard(size).astype(np.float32) / np.float32(size**0.5)
+    parts, made = x.reshape(-1, size), aligned_empty((m * k // size, size), "float32")
+    exact = parts @ matrix.astype(float)
+    ours = our_own(lambda: qk.rotate(x, 1, out=out), out)
+    ours.check = lambda y: relative(x, 1e-5)(qk.rotate(y, 1, inverse=True))
+    others = [
+        peers.contender("NumPy x @ hadamard(n)", lambda: np.matmul(parts, matrix, out=made)),
+        peers.torch.product(parts, matrix),
+    ]
+    race(f"rotate {m}x{k}", ours, others, relative(exact, 1e-5), m * k, "Gvalues/s", moved=8 * m * k)

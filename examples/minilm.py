@@ -127,6 +127,8 @@ def main():
     parser.add_argument("--docs", type=int, metavar="N", help="use the first N docstrings only")
     parser.add_argument("--budget", type=float, metavar="BITS", help="calibrate for so many bits a weight")
     docs, results = docstrings()[: (options := parser.parse_args()).docs], []
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget must be more than 0 bits a weight, got {options.budget}")
     print("loading the model and tokenizing ...", flush=True)
     weights, tokenizer, config = load_model()
     tokens = [np.array(text.ids) for texts in zip(*docs) for text in tokenizer.encode_batch(texts)]

@@ -31,7 +31,7 @@ from ._integer_layers import (
 )
 from ._kmeans import KMeansResult, kmeans
 from ._kmeans1d import kmeans1d
-from ._layers import attention, layer_norm
+from ._layers import attention, layer_norm, rotate
 from ._pq import PackedCodes, distance_tables, pack_codes, search
 from ._products import linear, matmul, qlinear
 from ._prune import PruneResult, prune
@@ -107,6 +107,7 @@ __all__ = [
     "quantize_bias",
     "quantize_multiplier",
     "requantize",
+    "rotate",
     "search",
     "sensitivity",
     "set_num_threads",

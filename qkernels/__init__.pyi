@@ -95,6 +95,7 @@ __all__ = [
     "quantize_bias",
     "quantize_multiplier",
     "requantize",
+    "rotate",
     "search",
     "sensitivity",
     "set_num_threads",
@@ -657,6 +658,10 @@ def layer_norm(
     out_params: QParams | None = None,
     out: _Out,
 ) -> _Out: ...
+@overload
+def rotate(x: _Array, seed: int = 0, *, inverse: bool = False, out: None = None) -> NDArray[np.float32]: ...
+@overload
+def rotate(x: _Array, seed: int = 0, *, inverse: bool = False, out: _Out) -> _Out: ...
 @overload
 def attention(
     q: _Array,

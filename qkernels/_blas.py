@@ -27,7 +27,10 @@ def gram(rows):
 
 
 def cholesky(a):
-    """Overwrite a symmetric float32 matrix by its lower triangular factor and return it, or None if there is none."""
+    """Overwrite a symmetric float32 matrix by its lower triangular factor and return it, or None if there is none.
+
+    In Fortran's order it takes no copies.
+    """
     from scipy.linalg.blas import strsm
     from scipy.linalg.lapack import spotrf
 
@@ -39,5 +42,5 @@ def cholesky(a):
         below = strsm(1, block, a[end:, first:end], side=1, lower=1, trans_a=1)
         a[first:end, first:end], a[end:, first:end], a[first:end, end:] = block, below, 0
         for left in range(end, len(a), STEP):
-            a[left:, left : left + STEP] -= below[left - end :] @ below[left - end : left - end + STEP].T
+            a.T[left : left + STEP, left:] -= below[left - end : left - end + STEP] @ below[left - end :].T
     return a

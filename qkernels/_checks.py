@@ -100,10 +100,10 @@ def doubles(x):
 # ---- arrays by name ----
 
 
-def arrays_named(arrays, needed, optional=()):
+def arrays_named(arrays, needed, optional=(), *, only=False):
     """Return a dict of what a mapping, whose own methods may do anything, holds of the arrays with these names.
 
-    Raise unless it has all that are needed.
+    Raise unless it has all that are needed, and if it may have only these, no others.
     """
     if not is_a(arrays, Mapping):
         raise TypeError(f"arrays must be a mapping of str to array, got {type(arrays).__name__}")
@@ -115,7 +115,15 @@ def arrays_named(arrays, needed, optional=()):
     except Exception as error:
         raise TypeError(f"arrays must be a mapping of str to array, got {shown(error)}") from error
     refuse_missing(found, needed)
+    if only:
+        refuse_surplus(given, (*needed, *optional))
     return found
+
+
+def refuse_surplus(arrays, names):
+    """Raise if the dict has other names than these."""
+    if surplus := [name for name in arrays if name not in names]:
+        raise ValueError(f"arrays must hold no others than {', '.join(sorted(names))}, got {shown(surplus[0])}")
 
 
 def refuse_missing(arrays, names):

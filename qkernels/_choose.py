@@ -22,7 +22,7 @@ from ._checks import (
 )
 from ._histogram import bins_by_part, count, entropy_ranges, new_histogram, percentile_ranges, percentile_within, refine
 from ._mode import default_mode
-from ._qparams import FLOAT_CODES, FOUR_BITS, MIDDLES, QParams, checked_axes, code_dtype, code_range
+from ._qparams import FLOAT_CODES, FOUR_BITS, MIDDLES, SUB_BYTE_CODES, QParams, checked_axes, code_dtype, code_range
 
 # with the options that each takes
 METHODS = {
@@ -59,7 +59,9 @@ def choose_qparams(
     method : {"minmax", "mse", "percentile", "entropy", "mx", "nvfp4"}
         `minmax`: the whole range of x and 0, so that zero is exact and nothing saturates. `mse`: the scale, and unless
         symmetric the zero point, that minimise ``sum((x - fake_quantize(x))**2)`` for each tensor, line or block: the
-        optimum, not the best of a grid. For integer codes; the time grows with their number. `percentile` and
+        optimum, not the best of a grid. For integer codes; the time grows with their number. Symmetric codes of 2 or 4
+        bits in blocks have two middles with ``narrow_range=False``, of int4 0 and -1: each block takes the better zero
+        point, which is what the sign of a scale does elsewhere (-8 to 7, or -7 to 8 scales). `percentile` and
         `entropy` are those of `qkernels.observers`, which take data in parts, and know no blocks. `mx`: OCP
         microscaling, a power of two for each block of 32 along `axis`, for codes that are floats and int8 (MXFP8,
         MXFP6, MXFP4, MXINT8). `nvfp4`: for each block of 16 along `axis` a float8_e4m3fn number times one of the
@@ -148,7 +150,10 @@ def choose_qparams(
     scale, zero_point = params_of_range(lo, hi, dtype, (symmetric, narrow_range))
     if method == "mse" and x.size:
         codes = code_range(dtype, narrow_range)
-        zero_points = (int(zero_point.flat[0]),) * 2 if symmetric else codes
+        zero_points = codes
+        if symmetric:
+            middle = int(zero_point.flat[0])
+            zero_points = middle - (block_size is not None and not narrow_range and dtype in SUB_BYTE_CODES), middle
         _refine(x, options.get("importance"), (axis, block_size), codes, zero_points, scale, zero_point)
     return QParams(scale, zero_point, dtype, axis=axis, block_size=block_size, narrow_range=narrow_range)
 

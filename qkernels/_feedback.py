@@ -9,6 +9,7 @@ from ._blas import cholesky
 from ._checks import real
 
 BLOCK, COLUMNS, LINE = 12, 32, 16  # rows and columns that C rounds together; floats of a cache line
+SQUARE = 128  # rows and columns of a matrix that are turned together
 NOISE = 2.0**-22  # variances below this share of the second moment are rounding errors of the sums
 MOST_DAMPING = 1e4
 
@@ -65,23 +66,44 @@ class Problem:
 
     def feedback(self):
         """Return what errors of earlier inputs add to each one's weights, in the form that C takes."""
-        return self._laid_out(self.factor, False)
+        return *self._laid_out(self.factor), np.ascontiguousarray(np.diagonal(self.factor)), False
 
     def refinement(self):
         """Return what errors of all others add to the weight at which the error is least."""
-        return self._laid_out(self.matrix, True)
+        return *self._laid_out(self.matrix), np.ascontiguousarray(np.diagonal(self.matrix)), True
 
-    def _laid_out(self, rows, both):
+    def corrections(self):
+        """Return the same for sums of them that are kept from pass to pass."""
+        return self.matrix, None, np.ascontiguousarray(np.diagonal(self.matrix)), True
+
+    def start(self, errors, sums):
+        """Turn distances of a first pass into these sums."""
+        k = len(self.factor)
+        above = _with_odd_lines(k)
+        for first in range(0, k, SQUARE):  # squares are turned within the cache
+            rows = slice(first, min(first + SQUARE, k))
+            for other in range(first, k, SQUARE):
+                columns = slice(other, min(other + SQUARE, k))
+                above[rows, columns] = self.factor[columns, rows].T
+            above[rows, :first], above[rows, k:], above[rows, rows] = 0, 0, np.triu(above[rows, rows], 1)
+        rest = np.einsum("ij,ij->i", above, above, dtype=np.float64).astype(np.float32)
+        codebooks.start_sums(above, np.ascontiguousarray(np.diagonal(self.factor)), rest, errors, sums)
+
+    def _laid_out(self, rows):
         """Divide rows by their diagonal; what the rows of a block of 12 add to later ones of it stands apart."""
-        k, diagonal = len(rows), np.diagonal(rows)
-        feed = np.empty((k, (-(-k // LINE) | 1) * LINE), np.float32)  # an odd number of lines, as in gemmf16.c
+        k, feed = len(rows), _with_odd_lines(len(rows))
         near = np.zeros((k, BLOCK), np.float32)
-        np.divide(rows, diagonal[:, None], out=feed[:, :k])
+        np.divide(rows, np.diagonal(rows)[:, None], out=feed[:, :k])
         for first in range(0, k, BLOCK):
             own = feed[first : first + BLOCK, first : min(first + BLOCK, k)]
             near[first : first + BLOCK, : own.shape[1]] = np.tril(own, -1)
             own[...] = np.triu(own, 1)
-        return feed, near, np.ascontiguousarray(diagonal if both else diagonal**2), both
+        return feed, near
+
+
+def _with_odd_lines(k):
+    """Return room for a matrix (k, k), whose rows take an odd number of cache lines, as in gemmf16.c."""
+    return np.empty((k, (-(-k // LINE) | 1) * LINE), np.float32)
 
 
 def padded(a, columns, value=0):
@@ -104,16 +126,17 @@ class Loop:
         self.w, self.grid = padded(w[self.order], self.columns), grid
         self.mask = None if mask is None else padded(mask[self.order].view(np.uint8), self.columns)
         self.errors = np.zeros((self.columns // COLUMNS, k, COLUMNS), np.float32)
+        self.sums = None  # or what is kept from pass to pass, laid out as errors are
 
     def run(self, feedback):
         """Give each weight its value; return the error, or by how much it grows if values are given anew."""
         loss = np.zeros(self.columns)
-        codebooks.round_rows(self.w, feedback, self.mask, self.grid, self.errors, loss)
+        codebooks.round_rows(self.w, feedback, self.mask, self.grid, self.errors, loss, self.sums)
         return loss[: self.n].sum()
 
-    def set_errors(self, errors):
-        """Take errors (k, n), in the order of rounding, as those of the last pass."""
-        self.errors[...] = padded(errors, self.columns).reshape(len(errors), -1, COLUMNS).swapaxes(0, 1)
+    def panels(self, values):
+        """Return values (k, n), in the order of rounding, as errors are laid out."""
+        return np.ascontiguousarray(padded(values, self.columns).reshape(len(values), -1, COLUMNS).swapaxes(0, 1))
 
     def mean_error(self, mean):
         """Return the mean of what outputs lose."""

@@ -121,11 +121,14 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     center, refit = boolean(center, "center"), boolean(refit, "refit")
     problem = Problem(hessian, order, damp, center)
     rounding = _Rounding(w, problem, grid)
+    if refine and not refit:
+        rounding.sums = np.empty_like(rounding.errors)
     errors = [rounding.run(problem.feedback())]
-    again = problem.refinement() if refine else None
+    if refine and not refit:
+        problem.start(rounding.errors, rounding.sums)
     for _ in range(refine):
         fitted = rounding.refit(problem) if refit else errors[-1]
-        errors.append(fitted + rounding.run(again))
+        errors.append(fitted + rounding.run(problem.corrections()))
         if not errors[-1] < errors[-2]:
             break
     bias = rounding.mean_error(problem.mean) if center else None
@@ -168,8 +171,13 @@ class _Rounding(Loop):
             units = grid.units(codes)
         errors = w - units * grid.scale[grid.group]
         self._lay_out()
-        self.set_errors(errors[self.order])
-        return np.sum(errors * product(h, errors), dtype=np.float64)
+        self.errors = self.panels(errors[self.order])
+        exponent = int(np.frexp(np.abs(errors).max(initial=0))[1])
+        errors = np.ldexp(errors, -exponent)  # whose squares float32 holds
+        sums = product(h, errors)
+        loss = np.sum(errors * sums, dtype=np.float64) * 4.0**exponent
+        self.sums = self.panels(np.ldexp(sums - np.diagonal(h)[:, None] * errors, exponent)[self.order])
+        return loss
 
     def codes_in_order(self):
         codes = np.empty((len(self.w), self.n), np.int16)

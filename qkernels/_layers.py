@@ -1,10 +1,10 @@
 """Apply float layers, as stand around the products of a transformer, to floats or codes.
 
-Formulas: docs/numerics.md, sections 10, 11 and 25.
+Formulas: docs/numerics.md, sections 10, 11, 25 and 34.
 """
 
 from ._bind import layers
-from ._checks import integer, real, shown
+from ._checks import boolean, integer, real, shown
 from ._products import check_byte_params
 
 
@@ -51,6 +51,51 @@ def layer_norm(
     """
     eps = eps if type(eps) is float else real(eps, "eps")
     return layers.layer_norm(x, weight, bias, eps, residual, (params, residual_params, out_params), out)
+
+
+def rotate(x, seed=0, *, inverse=False, out=None):
+    """Rotate rows by a Hadamard matrix with random signs, which spreads what is large over all values of a row.
+
+    ``rotate(x) @ rotate(w.T).T`` is ``x @ w``, but for rounding, if both have the same seed: weights are rotated once,
+    inputs before each product. Rows and columns without outliers lose less in few bits. Of K = 2**a * m columns, m odd,
+    the matrix is the Kronecker product of Sylvester's for 2**a and, unless m is 1, the reflection ``I - 2 / m``, over
+    the square root of 2**a. It is orthogonal for each K, and spreads the better, the smaller m is.
+
+    Parameters
+    ----------
+    x : float32 array of shape (..., K)
+        K at most 2**20.
+    seed : int
+        0 to 2**64 - 1: which of the inputs change sign first.
+    inverse : bool
+        Rotate back: ``rotate(rotate(x), inverse=True)`` is x, but for rounding.
+    out : float32 array of the shape of x, optional
+        C-contiguous; x itself, or without overlap.
+
+    Returns
+    -------
+    float32 array of the shape of x
+        Equal bits on every instruction set. NaN and infinity go wherever the matrix takes them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, shape, seed or `out`, which is then left untouched.
+
+    References
+    ----------
+    Ashkboos et al., *QuaRot: Outlier-Free 4-Bit Inference in Rotated LLMs*, 2024; Tseng et al., *QuIP#*, 2024, section
+    3; docs/numerics.md, section 34.
+
+    Examples
+    --------
+    >>> x, w = np.float32([[100, 1, -1, 2]]), np.float32([[1], [2], [3], [4]])
+    >>> qk.rotate(x)
+    array([[-51., -50., -48., -51.]], dtype=float32)
+    >>> qk.rotate(x) @ qk.rotate(w.T).T, x @ w
+    (array([[107.]], dtype=float32), array([[107.]], dtype=float32))
+    """
+    return layers.rotate(x, integer(seed, "seed", 0), boolean(inverse, "inverse"), out)
 
 
 def attention(q, k, v, heads, *, starts=None, scale=None, params=None, out_params=None, out=None):

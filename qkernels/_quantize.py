@@ -28,8 +28,8 @@ def quantize(x, params, *, rounding="half_even", seed=None, out=None):
         Any shape that `params` fits.
     params : QParams
     rounding : {"half_even", "half_away", "stochastic"}
-        How ties go; or, by chance, up or down, so that the mean of many codes is ``x / scale + zero_point``. Codes that
-        are floats round to the nearest, ties to even, and keep NaN if their format has one.
+        How ties go; or, by chance, up or down, so that the mean of many codes is ``x / scale + zero_point`` (not with
+        integer scales). Codes that are floats round to the nearest, ties to even, and keep NaN if their format has one.
     seed : int, only and always for ``rounding="stochastic"``
         0 to 2**64 - 1. An element's random number depends on the seed and on its index in C order alone: use another
         seed for each array and step.
@@ -104,6 +104,7 @@ def fake_quantize(x, params, *, rounding="half_even", seed=None, out=None):
     ----------
     x : array of float32, float64, float16 or bfloat16
     params : QParams
+        Not with integer scales, if rounding is stochastic.
     rounding : {"half_even", "stochastic"}
     seed : int, only and always for ``rounding="stochastic"``
         As in `quantize`: the same seed gives the values of the same codes.
@@ -149,6 +150,7 @@ def fake_quantize_grad(grad, x, params, *, edge="rounded"):
         The gradient by the result of `fake_quantize`.
     x : array of float32, float64, float16 or bfloat16
     params : QParams
+        Not with integer scales, which are not learned.
         Of integers.
     edge : {"rounded", "clipped"}
         What is inside: ``low <= round(v) <= high``, as in torch, or ``low < v < high``, as in LSQ.

@@ -7,7 +7,16 @@ import numpy as np
 
 from ._bind.arrays import FLOATS, contiguous_as
 from ._bind.weights import Packed
-from ._checks import SMALLEST_SCALE, array_named, arrays_named, as_array, is_a, number_named, refuse_missing
+from ._checks import (
+    SMALLEST_SCALE,
+    array_named,
+    arrays_named,
+    as_array,
+    is_a,
+    number_named,
+    refuse_missing,
+    refuse_surplus,
+)
 from ._codebook import Codebook, checked_scales
 from ._mode import default_mode
 from ._qparams import FOUR_BITS, QParams, blocks_named, code_range, dense_blocks, smallest, spread
@@ -232,11 +241,12 @@ class PackedMatrix(Packed, Frozen):
         Raises
         ------
         TypeError, ValueError
-            If an array is missing, or is not as `to_arrays` makes it.
+            If an array is missing, one too many, or not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, (), OPTIONAL.union(*NEEDED.values()))
+        arrays = arrays_named(arrays, (), set().union(*NEEDED.values(), *OPTIONAL.values()), only=True)
         kind = next((name for name in ("weights", "levels", "shape") if name in arrays), "codes")
         refuse_missing(arrays, NEEDED[kind])
+        refuse_surplus(arrays, {*NEEDED[kind], *OPTIONAL[kind]})
         if kind == "weights":
             weights = array_named(arrays, "weights", np.float16, np.uint16)
             return cls(weights if weights.dtype == np.float16 else weights.view(HALVES[1]), None)
@@ -277,11 +287,16 @@ class PackedMatrix(Packed, Frozen):
 
 NEEDED = {
     "weights": ("weights",),
-    "levels": ("codes", "shape"),
+    "levels": ("codes", "shape", "levels"),
     "codes": ("codes", "scale", "zero_point", "qmin"),
     "shape": ("codes", "shape", "signed", "block_size", "scale", "zero_point", "qmin"),
 }
-OPTIONAL = {"levels", "block_size", "scales", "floats", "bits", "blocks"}
+OPTIONAL = {
+    "weights": (),
+    "levels": ("bits", "block_size", "scales"),
+    "codes": ("block_size",),
+    "shape": ("bits", "floats", "blocks"),
+}
 
 
 def bits_of(count):

@@ -16,6 +16,7 @@ from ._checks import (
     arrays_named,
     as_array,
     contiguous_float32,
+    finite_float32,
     float_array,
     integer,
     is_a,
@@ -91,6 +92,8 @@ def from_gptq(arrays, *, bits=4, version=1):
             f"arrays must hold qweight (K * bits / 32, N), qzeros (G, N * bits / 32), scales (G, N), bits={bits}, "
             f"got {words.shape}, {zeros.shape} and {scales.shape}"
         )
+    if not k and groups > 1:
+        raise ValueError(f"scales must have at most one group for codes without rows, got {groups}")
     order, group = _order(arrays.get("g_idx"), k, groups)
     codes, zero_points = _sparse(words.T, bits, (n, k)).T, _sparse(zeros, bits, (groups, n))
     zero_points = (zero_points + np.uint8(version == 1)) & np.uint8((1 << bits) - 1)
@@ -346,6 +349,7 @@ STATE = "weight.quant_state.bitsandbytes__"
 KINDS = "nf4", "fp4"
 NESTED = "weight.nested_absmax", "weight.nested_quant_map"
 NESTED_BLOCK = 256
+KEPT = "dtype", "nested_blocksize", "nested_dtype", "nested_offset"  # of the state of a double quantization
 
 
 @default_mode
@@ -434,7 +438,7 @@ def to_bitsandbytes(codes, codebook, scales, *, nested=False, dtype="float32"):
     Raises
     ------
     TypeError, ValueError
-        For another dtype or shape, other levels, or tensors of other scales.
+        For another dtype or shape, other levels, NaN or infinity, or tensors of other scales.
 
     References
     ----------
@@ -458,7 +462,7 @@ def to_bitsandbytes(codes, codebook, scales, *, nested=False, dtype="float32"):
         raise ValueError(f"dtype must be 'float32', 'float16' or 'bfloat16', got {shown(dtype)}")
     state = {"quant_type": kind, "blocksize": block, "dtype": dtype, "shape": [n, k]}
     made = {"weight": _swapped(pack_bits(codes.T, 4)).reshape(-1, 1)}
-    made |= _nested(contiguous_float32(scales.T).reshape(-1), nested, state)
+    made |= _nested(finite_float32(scales.T, "scales").reshape(-1), nested, state)
     made["weight.quant_map"] = np.array(codebook.levels)
     return made | {STATE + kind: np.frombuffer(json.dumps(state).encode(), np.uint8).copy()}
 
@@ -531,12 +535,12 @@ def _kept(scales, tensors, state):
     """Return the tensors of scales from which these were read."""
     try:
         arrays, theirs = _with_state(tensors)
-        stands = "nested_offset" in theirs and np.array_equal(_absmax(arrays, theirs), scales)
+        stands = theirs.keys() >= set(KEPT) and np.array_equal(_absmax(arrays, theirs), scales)
     except (TypeError, ValueError) as error:
         raise type(error)(f"nested must be True, False or tensors of double quantization: {error}") from error
     if not stands:
         raise ValueError("nested must hold a double quantization that stands for these scales")
-    state |= {name: theirs[name] for name in ("dtype", "nested_blocksize", "nested_dtype", "nested_offset")}
+    state |= {name: theirs[name] for name in KEPT}
     return {name: np.array(arrays[name]) for name in ("weight.absmax", *NESTED)}
 
 

@@ -213,6 +213,7 @@ valid("search", queries=X, codes=qk.pack_codes(U[:, :2] % 2), codebook=VECTORS, 
 valid("sensitivity", w=W / np.float32(7), hessian=HESSIAN, candidates=[PARAMS, BOOK, BLOCKS, W + ROW], center=True)
 valid("set_num_threads", n=1)
 valid("show_config")
+valid("rotate", x=X, seed=3, inverse=True, out=lambda: out((2, 4)))
 valid("smooth", w=np.ones((4, 3), np.float32), activation_absmax=[1.0, 2, 0, 3], alpha=0.75)
 valid("take_table", q=Q, table=np.arange(256, dtype=np.uint8), out=lambda: out((2, 4), np.uint8))
 valid("to_gguf", x=np.ones((2, 32), np.float32), kind="Q8_0", importance=None)

@@ -173,6 +173,25 @@ def fused(a, b, c):
     return total.astype(np.float32)
 
 
+def philox(counter, seed):
+    """Return the words of Philox4x32-7 for counters (n,) below 2**64."""
+    mask = np.uint64(2**32 - 1)
+    words = [counter & mask, counter >> np.uint64(32), np.zeros_like(counter), np.zeros_like(counter)]
+    for i in range(7):
+        keys = [(half + i * bump) % 2**32 for half, bump in ((seed, 0x9E3779B9), (seed >> 32, 0xBB67AE85))]
+        a, b = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        words[0] = b >> np.uint64(32) ^ words[1] ^ np.uint64(keys[0])
+        words[2] = a >> np.uint64(32) ^ words[3] ^ np.uint64(keys[1])
+        words[1], words[3] = b & mask, a & mask
+    return np.stack(words, axis=-1)
+
+
+def random_bits(n, seed):
+    """Return the 16 bits that elements 0 to n - 1 take of these words."""
+    words = philox(np.arange(-(-n // 8), dtype=np.uint64), seed)
+    return np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).ravel()[:n].astype(np.int64)
+
+
 def answer(call):
     """Return what a call returns, or says that is wrong."""
     try:

@@ -256,6 +256,8 @@ def layers():
     options = dict(residual=CODES, params=tiny, residual_params=tiny, out_params=to)
     yield "layer_norm", partial(qk.layer_norm, CODES, WIDE[0, :64] * F32(1e-37), WIDE[1, :64] * F32(1e-37), **options)
     yield "attention", partial(qk.attention, CODES, CODES, CODES, 4, params=tiny, out_params=tiny, scale=THIRD)
+    for inverse in False, True:
+        yield "rotate", partial(qk.rotate, WIDE[:, :192], 3, inverse=inverse)
     yield "smooth", partial(qk.smooth, WIDE, np.abs(WIDE[:, 0]), THIRD)
 
 

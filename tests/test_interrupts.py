@@ -257,6 +257,7 @@ CALLS = {
         q, other = codes(2 * 10**8), qk.QParams(1)
         call = lambda: qk.qconcatenate([(q, rate), (q, rate)], other, axis=0)""",
     "qsoftmax": "q = codes(60000, 1000); call = lambda: qk.qsoftmax(q, rate, rate)",
+    "rotate": "x = floats(60000, 1000); call = lambda: qk.rotate(x)",
     "qlayer_norm": "q, w = codes(60000, 1000), floats(1000); call = lambda: qk.qlayer_norm(q, rate, w, w, rate)",
     "qsoftmax, one row": "q = codes(1, 10**8); call = lambda: qk.qsoftmax(q, rate, rate)",
     "qlayer_norm, one row": """

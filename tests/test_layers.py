@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from common import fused, random_codes, refusals, refuse
+from common import fused, random_bits, random_codes, refusals, refuse
 
 import qkernels as qk
 
@@ -348,6 +348,122 @@ def test_attention_of_more_codes_than_int32_adds_is_refused(shape):
     codes, p = np.zeros(shape, np.int8), qk.QParams(1)
     with pytest.raises(ValueError, match="at most 16384"):
         qk.attention(codes, codes, codes, 1, params=p)
+
+
+# ---- rotate ----
+
+
+def rotation(k, seed):
+    """Return the matrix R of a rotation, x R, in float64, and the signs and the power of two that are in it."""
+    from scipy.linalg import hadamard
+
+    size = k & -k
+    bits = random_bits(-(-k // 16), seed)[:, None] >> np.arange(16) & 1
+    signs = 1 - 2 * bits.reshape(-1)[:k]
+    reflection = np.eye(k // size) - (2 * size / k if size < k else 0)
+    return signs[:, None] * np.kron(reflection, hadamard(size)) / size**0.5, signs, size
+
+
+def rotated_in_order(x, seed, inverse):
+    """Every operation of numerics 34 in float32, in its order."""
+    k = x.shape[-1]
+    _, signs, size = rotation(k, seed)
+    factors, parts = signs * np.float32(1 / size**0.5), k // size
+    y = (x if inverse else x * factors.astype(np.float32)).reshape(-1, k)
+    for apart in 2 ** np.arange(size.bit_length() - 1):
+        pairs = y.reshape(len(y), -1, 2, apart)
+        y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(y.shape)
+    if parts > 1:
+        y, total = y.reshape(len(y), parts, size), np.float32(0)
+        for part in range(parts):
+            total = total + y[:, part]
+        y = (y - (total * (np.float32(2) / np.float32(parts)))[:, None]).reshape(-1, k)
+    return (y * factors.astype(np.float32) if inverse else y).reshape(x.shape)
+
+
+WIDTHS = [1, 2, 3, 4, 7, 8, 12, 16, 20, 31, 32, 48, 64, 96, 100, 128, 192, 256, 384, 500, 512, 1024, 1536, 2048]
+
+
+@pytest.mark.parametrize("k", WIDTHS)
+def test_rotation_is_its_matrix(k, everywhere):
+    x, (matrix, _, _) = floats(3, 5, k), rotation(k, seed=2**40 + 7)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(k), atol=1e-13)
+    for inverse in False, True:
+        turned = everywhere(lambda inverse=inverse: qk.rotate(x, 2**40 + 7, inverse=inverse))
+        exact = x.astype(float) @ (matrix.T if inverse else matrix)
+        # each distance, the factors and the reflection round values whose norm is that of x, or little more
+        bound = 2.0**-24 * (k.bit_length() + 6) * np.linalg.norm(x, axis=-1, keepdims=True)
+        assert np.all(np.abs(turned - exact) <= bound)
+        np.testing.assert_array_equal(turned, rotated_in_order(x, 2**40 + 7, inverse))
+
+
+@pytest.mark.parametrize("k", [5, 64, 384, 1000, 16384])
+def test_rotation_changes_no_product_and_turns_back(k):
+    x, w = floats(20, k), floats(k, 30)
+    x[:, 3] *= 100
+    turned, weights = qk.rotate(x, 5), qk.rotate(w.T, 5).T
+    size = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=0)
+    assert np.all(np.abs(turned @ weights - x @ w) <= 2e-6 * size)
+    np.testing.assert_allclose(qk.rotate(turned, 5, inverse=True), x, atol=3e-6 * np.abs(x).max())
+    assert not np.allclose(qk.rotate(x, 6), turned)
+    assert k < 64 or np.abs(turned).max() < np.abs(x).max() / 2
+
+
+def test_rotation_spreads_an_outlier_over_parts_of_a_width_that_is_three_times_a_power_of_two():
+    x = np.zeros(384, np.float32)
+    x[7] = 1
+    turned = np.abs(qk.rotate(x)) * np.float32(128) ** np.float32(0.5)
+    np.testing.assert_allclose(np.unique(turned.round(6)), [1 / 3, 2 / 3], atol=1e-6)
+
+
+def test_rotation_of_any_magnitude():
+    """A power of two changes no bits, but at the ends of float32; what is finite is not lost on the way."""
+    x = floats(4, 96)
+    turned = qk.rotate(x)
+    for exponent in (-100, -70, -60, 0, 60, 70, 120):
+        np.testing.assert_array_equal(qk.rotate(np.ldexp(x, exponent)), np.ldexp(turned, exponent))
+    most = np.finfo(np.float32).max
+    for row in np.float32([[most, most, 0, 0], [most, -most, 0, 0], [most, -most, most / 2, most / 4]]):
+        exact = np.float64(row) @ rotation(4, 0)[0]
+        exact[np.abs(exact) > most] *= np.inf
+        np.testing.assert_allclose(qk.rotate(row), exact, rtol=1e-6)
+    tiny = np.float32([1e-45, 0, 0, 3e-45] * 4)
+    np.testing.assert_allclose(qk.rotate(tiny), np.float64(tiny) @ rotation(16, 0)[0], atol=1e-45)
+    assert not np.isfinite(qk.rotate(np.float32([np.nan, 1, 2, 3, 4]))).any()
+
+
+def test_rotation_in_place_and_of_other_layouts(everywhere):
+    x = floats(6, 8, 40)
+    expected = qk.rotate(x, 1)
+    for given in (x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, axis=2)[..., ::2]):
+        np.testing.assert_array_equal(qk.rotate(given, 1), expected)
+    np.testing.assert_array_equal(everywhere(lambda: qk.rotate(x, 1)), expected)
+    out = x.copy()
+    assert qk.rotate(out, 1, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+    for shape in ((0, 4), (4, 0), (0,)):
+        assert qk.rotate(np.zeros(shape, np.float32)).shape == shape
+
+
+@refusals(r"""
+rotate(x=np.float32(1))  # ValueError: x must have at least one axis, got a scalar
+rotate(x=ONES.astype(np.float64))  # TypeError: x must be float32, got float64
+rotate(x=np.broadcast_to(ROW[:1], 2**20 + 1))
+    # ValueError: the last axis of x must have at most 2\*\*20 values, got 1048577
+rotate(seed=-1)  # ValueError: seed must be at least 0, got -1
+rotate(seed=2**64)  # ValueError: seed must fit 64 bits
+rotate(seed=1.0)  # TypeError: seed must be an integer, got 1.0
+rotate(inverse=1)  # TypeError: inverse must be
+rotate(out=ONES[:1])  # ValueError: out must have shape \(2, 3\), got \(1, 3\)
+rotate(x=LINE[1:], out=LINE[:-1])  # ValueError: out must be x itself or not overlap it
+""")
+def test_rotation_refuses(refusal):
+    ones = np.ones((2, 3), np.float32)
+    names = {"rotate": partial(qk.rotate, ones), "ONES": ones, "ROW": ones[0], "LINE": np.ones(9, np.float32)}
+    if "x=" in refusal[0]:
+        names["rotate"] = qk.rotate
+    refuse(refusal, globals() | names)
+    assert np.all(ones == 1)
 
 
 # ---- smooth ----

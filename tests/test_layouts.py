@@ -232,6 +232,14 @@ def text(value):
     return np.frombuffer((value if isinstance(value, str) else json.dumps(value)).encode(), np.uint8)
 
 
+def forged(name):
+    """Return tensors of the double quantization of FEW's scales, whose text lacks a name."""
+    tensors = layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=True)
+    state = json.loads(tensors[STATE].tobytes())
+    del state[name]
+    return tensors | {STATE: text(state)}
+
+
 @refusals(r"""
 layouts.from_gptq([])  # TypeError: arrays must be a mapping of str to array, got list
 layouts.from_gptq(AWQ | {"scales": None})  # TypeError: scales
@@ -249,6 +257,7 @@ layouts.from_gptq(GPTQ | {"g_idx": GPTQ["g_idx"] * 1.0})  # TypeError: g_idx mus
 layouts.from_gptq(GPTQ | {"scales": -GPTQ["scales"]})  # ValueError: scale must be positive, finite
 layouts.from_gptq(AWQ | {"qweight": np.zeros((8, 8), np.int32), "qzeros": THREE[:, :1], "scales": THREE + 1.0})
     # ValueError: g_idx must tell the 3 groups of 64 rows
+layouts.from_gptq(GPTQ | {"qweight": GPTQ["qweight"][:0], "g_idx": GPTQ["g_idx"][:0]})  # ValueError: scales must have at
 layouts.to_gptq(FEW, COLUMNS)  # TypeError: codes must be uint4 \(as params\), got uint8
 layouts.to_gptq(np.zeros((8, 8), UINT4), qk.QParams(1, dtype="uint4"))  # ValueError: params must be per column
 layouts.to_gptq(np.zeros((8, 8), UINT4), None)  # TypeError: params must be QParams, got NoneType
@@ -277,6 +286,10 @@ layouts.to_bitsandbytes(FEW, BOOK, np.ones((2, 2)))  # ValueError: scales must h
 layouts.to_bitsandbytes(FEW + 16, BOOK, np.ones((1, 2)))  # ValueError: codes must have shape \(K, N\) and be below 16
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), dtype="int8")  # ValueError: dtype must be 'float32', 'float16' or
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=BNB)  # ValueError: nested must hold a double
+layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("dtype"))  # ValueError: nested must hold a double
+layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("nested_dtype"))  # ValueError: nested must hold a do
+layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.inf))  # ValueError: scales has 2 NaN or infinite values
+layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.nan), nested=True)  # ValueError: scales has 2 NaN or infinite va
 """)
 def test_refusals(refusal):
     refuse(refusal, globals())

@@ -308,6 +308,7 @@ def sweep_int16(m, k, n, rng, at_end):
 def sweep_layers(n, rng, at_end):
     x, residual, weight, bias = floats(rng, (3, n), (3, n), n, n)
     check(at_end, qk.layer_norm, x, weight, bias, residual=residual)
+    check(at_end, qk.rotate, x)
     one, columns = qk.QParams(0.1, 3, "uint8"), qk.QParams(np.full(n, 0.1), axis=-1)
     codes, values = rng.integers(0, 256, (3, n), np.uint8), dict(params=one, out_params=columns)
     check(at_end, qk.layer_norm, codes, weight, bias, residual=codes, residual_params=one, **values)

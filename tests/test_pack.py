@@ -206,6 +206,14 @@ wrong("codes", ValueError, qmin=[[-127]])
 wrong("weights", ValueError, weights=[np.full((2, 2), np.nan, np.float16)])
 
 
+@pytest.mark.parametrize("kind", STORED)
+def test_from_arrays_refuses_surplus_arrays(kind):
+    for name in ("levels", "weights", "blocks", "floats", "scales", "more"):
+        if name not in STORED[kind] and not ("signed" in STORED[kind] and name in ("floats", "blocks")):
+            with pytest.raises(ValueError, match="arrays must hold"):
+                qk.PackedMatrix.from_arrays({**STORED[kind], name: np.ones(1, np.float32)})
+
+
 @pytest.mark.parametrize(("kind", "name", "value", "error"), WRONG)
 def test_from_arrays_checks_each_array(kind, name, value, error):
     with pytest.raises(error, match=rf"\b({name}|levels|b|scales?|data|zero_point)\b"):

@@ -135,7 +135,9 @@ fake_quantize(X, -ONE)  # ValueError: scale must be positive
 fake_quantize(X, ONE, dtype="int5")  # TypeError: dtype must be one of
 fake_quantize(X, torch.ones(2), axis=1)  # ValueError: scale must have shape \(3,\)
 fake_quantize(X.int(), ONE)  # TypeError: x must be float32
-fake_quantize(X.requires_grad_(), ONE, edge="hard").sum().backward()  # ValueError: edge must be 'rounded' or 'clipped'
+fake_quantize(X, ONE, edge="hard")  # ValueError: edge must be 'rounded' or 'clipped', got 'hard'
+fake_quantize(X, ONE, narrow_range="no")  # TypeError: narrow_range must be a bool, got 'no'
+fake_quantize(X, ONE, grad_factor="1")  # TypeError: grad_factor must be a float, got '1'
 """)
 def test_refusals(refusal):
     refuse(refusal, globals())

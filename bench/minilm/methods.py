@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from minilm_budget import Layers
-from scipy import linalg, sparse, special
+from scipy import sparse, special
 
 import qkernels as qk
 from qkernels._feedback import Problem
@@ -53,12 +53,9 @@ def nothing(weight, seen):
 
 def rotated(weight, seen):
     """Inputs and weights turned by Hadamard matrices and random signs (QuaRot; Ashkboos et al., 2024)."""
-    size = len(weight) & -len(weight)  # the largest power of two that divides it
-    signs = np.random.default_rng(size).choice(np.float32([-1, 1]), len(weight))
-    turn = linalg.hadamard(size, np.float32) / np.float32(size**0.5)
 
     def before(x):
-        return ((x * signs).reshape(*x.shape[:-1], -1, size) @ turn.astype(x.dtype)).reshape(x.shape)
+        return qk.rotate(x.astype(np.float32, copy=False)).astype(x.dtype, copy=False)
 
     return Layer(np.ascontiguousarray(before(weight.T).T), before)
 

@@ -212,6 +212,12 @@ def global_average_pool(q, params):
     return pool_of(lambda: torch.nn.functional.adaptive_avg_pool2d(x, 1))
 
 
+def product(a, b):
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    out = torch.empty((len(a), b.shape[1]))
+    return contender(lambda: torch.matmul(left, right, out=out), name="torch float32")
+
+
 def gptq(w, moments, scale, block, damp=0.01):
     """The published algorithm (Frantar et al. 2023) on weights (outputs, inputs): a factor of the inverse in three
     steps, blocks of 128 inputs, the most active first; codes -8 .. 7 and one scale for `block` inputs.

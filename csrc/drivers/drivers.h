@@ -215,6 +215,18 @@ typedef struct {
 
 int qk_layer_norm_of(const qk_norm_args *args);
 
+/* Rotation of rows, or the one back (numerics 34). y may be x, and else does not overlap it. Returns -1 if memory ran
+ * out. */
+typedef struct {
+    const float *x;
+    float *y;
+    size_t rows, cols;
+    uint64_t seed;
+    int inverse;
+} qk_rotation;
+
+int qk_rotate(const qk_rotation *p);
+
 /* Attention as qk_attention, but for codes of q, k and v (with `codes`, three), which `args` points to and has strides
  * of, and to codes of the result (with `to`): 8 bits each. Heads of codes have at most QK_MOST_CODES values, and
  * sequences so many tokens: then int32 holds all sums. */
@@ -264,6 +276,9 @@ int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gem
 
 /* Rounds rows one after another, each with what the errors of the others add to it (numerics 30). */
 int qk_round(const qk_feedback *p);
+/* Makes `sums` of the distances that the first pass has left there: by `feed`, the triangular factor above its
+ * diagonal, which is `weight`; `rest` (k) is the sum of the squares of a row of `feed`. */
+int qk_start_sums(const qk_feedback *p, const float *rest);
 
 /* ---- codebooks (numerics 15) ---- */
 

@@ -203,7 +203,7 @@ typedef struct {
     size_t k, n;
     const float *w;    /* (k, n) */
     const float *feed; /* (k, ld): entry j of row i times the error of row j is added to row i; 0 within blocks of 12 */
-    const float *near; /* (k, 12): the same for the rows of i's own block that precede it */
+    const float *near; /* (k, 12): the same for the rows of i's own block that precede it; NULL: by `sums` instead */
     size_t ld;
     int both;             /* whether later rows, whose errors are those of an earlier pass, count */
     const uint8_t *mask;  /* (k, n): 1 where the value 0 takes a weight's place, or NULL: nowhere */
@@ -213,10 +213,13 @@ typedef struct {
     int32_t qmin, qmax;
     size_t levels; /* (levels, n) ascending, and the largest float below each but the first: (levels - 1, n) */
     const float *level, *threshold;
-    const float *weight; /* (k): what the square of the distance from a row's values to their codes counts in loss */
+    const float *weight; /* (k): what the distance from a row's values to their codes counts in loss, squared; if later
+                          * rows count, what its square counts */
     int16_t *codes;      /* (k, n); with levels, their ranks */
     float *errors;       /* (n / 32, k, 32): w less what its code stands for */
     double *loss;        /* (n): to which these are added, less those of the earlier pass */
+    float *sums; /* (n / 32, k, 32), or NULL: distances times weights; without `near`, of each row what the errors
+                  * of all others add up to by `feed`, here symmetric and not over the weight */
 } qk_feedback;
 
 /* How scales of microscaling come from the largest magnitudes of blocks (numerics 2): powers of two, or if `times` is

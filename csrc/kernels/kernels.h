@@ -224,7 +224,10 @@ typedef struct {
     float *errors;       /* of w, from the first row on */
     const float *before; /* sums of what errors of earlier blocks of rows add */
     const float *after;  /* and of later rows, or NULL */
+    float *sums;         /* as those of qk_feedback, from the first row on, or NULL */
 } qk_round_rows;
+/* How many rows are rounded before what has changed in them is told to all others. */
+enum { QK_ROUND_AGAIN = 128 };
 
 static inline size_t qk_code_bytes(qk_dtype t)
 {

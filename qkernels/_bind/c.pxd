@@ -271,7 +271,9 @@ cdef extern from "drivers/drivers.h" nogil:
         int16_t *codes
         float *errors
         double *loss
+        float *sums
     int qk_round(const qk_feedback *p) except -3
+    int qk_start_sums(const qk_feedback *p, const float *rest) except -3
 
     ctypedef enum qk_gguf_type:
         QK_Q4_0, QK_Q8_0, QK_GGUF_TYPES
@@ -303,6 +305,15 @@ cdef extern from "drivers/drivers.h" nogil:
         double eps
 
     int qk_layer_norm_of(const qk_norm_args *args) except -3
+
+    ctypedef struct qk_rotation:
+        const float *x
+        float *y
+        size_t rows, cols
+        uint64_t seed
+        bint inverse
+
+    int qk_rotate(const qk_rotation *p) except -3
 
     ctypedef struct qk_code_params:
         float scale

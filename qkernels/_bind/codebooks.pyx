@@ -2,6 +2,7 @@
 """Bind codebooks of scalars and of vectors, dense bits and the blocks of GGUF."""
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint64_t
+from libc.string cimport memset
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from .c cimport (
     QK_GGUF_TYPES, qk_largest_code, QK_MAX_LEVELS, qk_move_codes,
     qk_moved_codes, qk_pack_bits, qk_pq_book, qk_pq_checks, qk_pq_codes,
     qk_pq_decode, qk_pq_distance_tables, qk_pq_encode, qk_pq_pack, qk_pq_search, QK_PQ_TILE, qk_pq_unpack, QK_Q8_0,
-    qk_round, qk_scope, qk_search_k, qk_to_gguf, qk_unpack_bits,
+    qk_round, qk_scope, qk_search_k, qk_start_sums, qk_to_gguf, qk_unpack_bits,
 )
 
 cnp.import_array()
@@ -231,24 +232,38 @@ def search(cnp.ndarray queries, codes, size_t n, VectorLevels levels not None, P
 # ---- rounding with feedback ----
 
 
-def round_rows(cnp.ndarray w, feedback, mask, grid, cnp.ndarray errors, cnp.ndarray loss):
+def round_rows(cnp.ndarray w, feedback, mask, grid, cnp.ndarray errors, cnp.ndarray loss, sums):
     """Fill codes and errors, which are read, too, if later rows count: all are laid out as `qk_feedback` says.
 
-    feedback: feed (k, ld), near (k, 12), weight (k) and whether later rows count. mask: (k, n), or None. grid: None, or
-    (codes, group, scale, zero, qmin, qmax) or (codes, group, scale, levels, thresholds).
+    feedback: feed (k, ld), near (k, 12) or None, weight (k) and whether later rows count. mask: (k, n), or None. grid:
+    None, or (codes, group, scale, zero, qmin, qmax) or (codes, group, scale, levels, thresholds). sums: None, or as
+    errors are.
     """
-    cdef cnp.ndarray feed = feedback[0], near = feedback[1], weight = feedback[2]
+    cdef cnp.ndarray feed = feedback[0], weight = feedback[2]
     cdef qk_feedback p
+    memset(&p, 0, sizeof(p))
     p.k, p.n = <size_t>cnp.PyArray_DIM(w, 0), <size_t>cnp.PyArray_DIM(w, 1)
     p.ld = <size_t>cnp.PyArray_DIM(feed, 1)
-    p.w, p.feed, p.near, p.weight, p.loss = floats(w), floats(feed), floats(near), floats(weight), reals(loss)
+    p.w, p.feed, p.weight, p.loss = floats(w), floats(feed), floats(weight), reals(loss)
+    p.near = NULL if feedback[1] is None else floats(feedback[1])
     p.both, p.errors = feedback[3], floats(errors)
     p.mask = NULL if mask is None else uint8s(mask)
-    p.scale = NULL
+    p.sums = NULL if sums is None else floats(sums)
     if grid is not None:
         set_grid(&p, grid)
     with nogil:
         qk_round(&p)
+
+
+def start_sums(cnp.ndarray above, cnp.ndarray diagonal, cnp.ndarray rest, cnp.ndarray errors, cnp.ndarray sums):
+    """Turn the distances of a first pass into sums: `qk_start_sums`. above is (k, ld)."""
+    cdef qk_feedback p
+    memset(&p, 0, sizeof(p))
+    p.k, p.ld = <size_t>cnp.PyArray_DIM(above, 0), <size_t>cnp.PyArray_DIM(above, 1)
+    p.n = <size_t>cnp.PyArray_SIZE(errors) // p.k
+    p.feed, p.weight, p.errors, p.sums = floats(above), floats(diagonal), floats(errors), floats(sums)
+    with nogil:
+        qk_start_sums(&p, floats(rest))
 
 
 cdef set_grid(qk_feedback *p, grid):

@@ -3,7 +3,7 @@
 
 from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 import numpy as np
@@ -19,11 +19,14 @@ from .arrays cimport (
 )
 from .c cimport (
     qk_attention_args, qk_attention_of, qk_code_params, qk_enter_scope, QK_I8, qk_layer_norm_of, QK_MOST_CODES,
-    qk_norm_args, qk_params, QK_PER_BLOCK, QK_PER_TENSOR, qk_scope, QK_U8, qk_values,
+    qk_norm_args, qk_params, QK_PER_BLOCK, QK_PER_TENSOR, qk_rotate, qk_rotation, qk_scope, QK_U8, qk_values,
 )
 from .elementwise cimport code_params, Params, rows_are_finite
 
 cnp.import_array()
+
+cdef enum:
+    MOST_ROTATED = 1 << 20
 
 
 cdef cnp.ndarray float32_vector(values, Py_ssize_t n, name):
@@ -112,6 +115,31 @@ def layer_norm(x, weight, bias, double eps, residual, all_params, out):
             status = qk_layer_norm_of(&args)
     if status == -1:
         raise MemoryError(f"no memory for a row of {n} values")
+    return y if out is None else out
+
+
+def rotate(x, uint64_t seed, bint inverse, out):
+    """Rotate rows, or back."""
+    cdef qk_rotation args
+    cdef cnp.ndarray a = contiguous(float32_array(x, "x"))
+    cdef int ndim = cnp.PyArray_NDIM(a), status
+    if ndim == 0:
+        raise ValueError("x must have at least one axis, got a scalar")
+    cdef Py_ssize_t n = cnp.PyArray_DIM(a, ndim - 1)
+    if n > MOST_ROTATED:
+        raise ValueError(f"the last axis of x must have at most 2**20 values, got {n}")
+    cdef cnp.ndarray y = result_array(out, a, FLOAT32)
+    if out is not None:
+        refuse_shared(y, a, "x", False)
+    args.x, args.y, args.seed, args.inverse = floats(a), <float *>data_of(y), seed, inverse
+    args.rows, args.cols = <size_t>(cnp.PyArray_SIZE(a) // n) if n else 0, <size_t>n
+    if args.rows * args.cols <= BRIEF:
+        status = qk_rotate(&args)
+    else:
+        with nogil:
+            status = qk_rotate(&args)
+    if status == -1:
+        raise MemoryError(f"no memory for the signs of {n} values")
     return y if out is None else out
 
 

@@ -69,7 +69,13 @@ def fake_quantize(
     >>> y.detach(), x.grad
     (tensor([0.5000, 1.0000, 3.5000]), tensor([1., 1., 0.]))
     """
-    where = axis, block_size, bool(narrow_range)
+    if edge not in ("rounded", "clipped"):
+        raise ValueError(f"edge must be 'rounded' or 'clipped', got {edge!r}")
+    if type(narrow_range) is not bool:
+        raise TypeError(f"narrow_range must be a bool, got {narrow_range!r}")
+    if type(grad_factor) not in (int, float):
+        raise TypeError(f"grad_factor must be a float, got {grad_factor!r}")
+    where = axis, block_size, narrow_range
     return torch.ops.qkernels.fake_quantize(x, scale, zero_point, str(dtype), *where, edge, float(grad_factor))
 
 

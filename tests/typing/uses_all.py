@@ -134,6 +134,7 @@ assert_type(qk.qlayer_norm(halves, half, x[0, :4], x[1, :4], one, eps=1e-5), Arr
 assert_type(qk.qrms_norm(halves, half, x[0, :4], one), Array)
 folded, added = qk.fold_batchnorm(x, None, x[0], x[0], x[0], np.abs(x[0]))
 assert_type(qk.quantize_bias(added, half, params), NDArray[np.int32])
+assert_type(qk.rotate(x, 3, inverse=True, out=x), Float32)
 assert_type(qk.smooth(x, np.abs(x[:, 0]), 0.8)[1], Float32)
 
 # codebooks

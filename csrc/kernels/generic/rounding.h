@@ -54,7 +54,8 @@ static inline void change_row(const qk_round_rows *p, int i, const float *restri
 {
     const qk_feedback *of = p->of;
     const size_t row = p->row + (size_t)i;
-    const float *restrict w = of->w + row * of->n + p->column, weight = of->weight[row];
+    const float *restrict w = of->w + row * of->n + p->column, root = of->weight[row];
+    const float weight = of->both ? root : root * root;
     float *restrict error = p->errors + i * ROUND_NR;
     double *restrict loss = of->loss + p->column;
     for (int j = 0; j < ROUND_NR; j++) {
@@ -99,7 +100,66 @@ static void round_rows(const qk_round_rows *p)
             for (int j = 0; j < ROUND_NR; j++) value[j] += p->after[i * ROUND_NR + j];
         round_row(p, row, value, rounded);
         change_row(p, i, value, rounded);
+        for (int j = 0; p->sums && j < ROUND_NR; j++)
+            p->sums[i * ROUND_NR + j] = of->weight[row] * (value[j] - rounded[j]);
     }
+}
+
+/* sums[j] += feed[0] * changes[0][j], and so on, one after the other. */
+static inline void add_four_changes(const float *const *feed, const float *restrict changes, float *restrict sums,
+                                    size_t i)
+{
+    const float f0 = feed[0][i], f1 = feed[1][i], f2 = feed[2][i], f3 = feed[3][i];
+    for (int j = 0; j < ROUND_NR; j++) {
+        float sum = __builtin_fmaf(f0, changes[j], sums[j]);
+        sum = __builtin_fmaf(f1, changes[j + ROUND_NR], sum);
+        sum = __builtin_fmaf(f2, changes[j + 2 * ROUND_NR], sum);
+        sums[j] = __builtin_fmaf(f3, changes[j + 3 * ROUND_NR], sum);
+    }
+}
+
+static void add_changes(const float *const *feed, const float *changes, size_t count, float *sums, size_t first,
+                        size_t end)
+{
+    for (size_t i = first; i < end; i++) {
+        float *restrict to = sums + i * ROUND_NR;
+        size_t c = 0;
+        for (; c + 4 <= count; c += 4) add_four_changes(feed + c, changes + c * ROUND_NR, to, i);
+        for (; c < count; c++) {
+            const float f = feed[c][i], *restrict change = changes + c * ROUND_NR;
+            for (int j = 0; j < ROUND_NR; j++) to[j] = __builtin_fmaf(f, change[j], to[j]);
+        }
+    }
+}
+
+/* Errors less what they were; returns whether one has changed. */
+static inline int changes_of(const float *restrict now, const float *restrict earlier, float *restrict changes)
+{
+    int any = 0;
+    for (int j = 0; j < ROUND_NR; j++) changes[j] = now[j] - earlier[j];
+    for (int j = 0; j < ROUND_NR; j++) any |= changes[j] != 0;
+    return any;
+}
+
+static size_t round_again(const qk_round_rows *p, float *changes, size_t *changed)
+{
+    const qk_feedback *of = p->of;
+    size_t count = 0;
+    for (int i = 0; i < p->rows; i++) {
+        const size_t row = p->row + (size_t)i;
+        const float *restrict w = of->w + row * of->n + p->column, *restrict sums = p->sums + i * ROUND_NR;
+        const float *error = p->errors + i * ROUND_NR, *feed = of->feed + row * of->ld;
+        float value[ROUND_NR], rounded[ROUND_NR], earlier[ROUND_NR];
+        for (int j = 0; j < ROUND_NR; j++) value[j] = w[j] + sums[j] / of->weight[row];
+        for (int j = 0; j < ROUND_NR; j++) earlier[j] = error[j];
+        round_row(p, row, value, rounded);
+        change_row(p, i, value, rounded);
+        if (!changes_of(error, earlier, changes + count * ROUND_NR)) continue;
+        add_changes(&feed, changes + count * ROUND_NR, 1, p->sums - p->row * ROUND_NR, row + 1,
+                    p->row + (size_t)p->rows);
+        changed[count++] = row;
+    }
+    return count;
 }
 
 #endif

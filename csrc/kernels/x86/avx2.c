@@ -53,6 +53,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/x86/fake_grad.h"
 #include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
+#include "kernels/generic/rotate.h"
 #include "kernels/x86/integer_layers.h"
 #include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"

@@ -43,6 +43,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #include "kernels/x86/fake_grad.h"
 #include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
+#include "kernels/generic/rotate.h"
 
 #define HAVE_TABLE_GROUPS
 static size_t table_groups(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift);
