@@ -234,7 +234,7 @@ def test_few_levels_are_searched_by_the_formula_too(m, k, isas, variants):
     book = book_of(m, k, 2, shared=m % 2 == 1)
     codes = RNG.integers(0, k, (MANY + 77, m), np.uint8)
     queries = RNG.normal(0, 1, (130, 2 * m)).astype(np.float32)
-    for count, n, nearest in (1, MANY, 10), (3, MANY + 77, 1), (17, MANY + 1, 50):
+    for count, n, nearest in (1, MANY, 10), (1, MANY + 1, 2), (2, MANY + 77, 3), (3, MANY + 77, 1), (17, MANY + 1, 50):
         check_search(queries[:count], codes[:n], book, nearest, variants)
     if m == 32:
         check_search(queries, codes, book, 4, isas)
@@ -299,11 +299,11 @@ def test_the_k_nearest_may_be_many_or_lie_together(isas):
         check_search(queries, codes, book, nearest, isas)
 
 
-@pytest.mark.parametrize("m, k", [(6, 16), (6, 5), (20, 15)])
+@pytest.mark.parametrize("m, k", [(6, 16), (6, 5), (20, 15), (37, 16)])
 def test_codes_without_a_level_are_refused_wherever_they_are(m, k, variants):
     book = book_of(m, k, 1)
     queries = np.zeros((3, m), np.float32)
-    for n in 50, MANY:
+    for n, some in (50, queries), (MANY, queries), (MANY, queries[:1]):
         codes = RNG.integers(0, k, (n, m), np.uint8)
         for row, group in (0, 0), (n - 1, m - 1), (n // 2, 1):
             for code in {k, 15, 16, 255} - set(range(k)):
@@ -311,10 +311,10 @@ def test_codes_without_a_level_are_refused_wherever_they_are(m, k, variants):
                 wrong[row, group] = code
                 for _ in variants():
                     with pytest.raises(ValueError, match=f"codes must be below {k}, the number of levels, got {code}"):
-                        qk.search(queries, wrong, book, 2)
+                        qk.search(some, wrong, book, 2)
                     if code < 16:
                         with pytest.raises(ValueError, match=f"codes must be below {k}, .* got {code}"):
-                            qk.search(queries, qk.pack_codes(wrong), book, 2)
+                            qk.search(some, qk.pack_codes(wrong), book, 2)
 
 
 @pytest.mark.parametrize("n, m", [(0, 3), (1, 1), (3, 0), (127, 4), (128, 5), (1000, 6), (2001, 9)])

@@ -213,6 +213,33 @@ def test_quotients_near_ties(isas):
             assert_same_bits(qk.quantize(np.ascontiguousarray(x.T), by_column), np.ascontiguousarray(want.T), isa)
 
 
+@pytest.mark.parametrize("shape", [(67, 17000), (259, 4100), (2060, 512), (11000, 100)])
+def test_rows_far_apart(shape, isas):
+    """Columns of large arrays, of which rows far apart are seen together, beside the same rows in smaller arrays."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=shape).astype(np.float32)
+    x[rng.integers(0, shape[0], 50), rng.integers(0, shape[1], 50)] = np.float32(
+        [np.nan, np.inf, -1e30, 1e9, -0.0] * 10
+    )
+    scale, zero = rng.uniform(0.001, 0.1, (2, shape[1])).astype(np.float32), rng.integers(-9, 9, (2, shape[1]))
+    for dtype, rounding in ("int8", "half_even"), ("int16", "half_even"), ("int8", "half_away"):
+        whole = qk.QParams(scale[0], zero[0], dtype, axis=1)
+        blocks = qk.QParams(scale, zero, dtype, axis=0, block_size=(shape[0] + 1) // 2)
+        for isa, params in itertools.product(isas(), (whole, blocks)):
+            q, y = qk.quantize(x, params, rounding=rounding), qk.fake_quantize(x, params)
+            back = qk.dequantize(q, params)
+            for start in range(0, shape[0], 23):
+                rows = slice(start, min(start + 23, (shape[0] + 1) // 2 if start <= shape[0] // 2 else shape[0]))
+                part = (
+                    whole
+                    if params is whole
+                    else qk.QParams(*[p[2 * start // (shape[0] + 1)] for p in (scale, zero)], dtype, axis=1)
+                )
+                assert_same_bits(q[rows], qk.quantize(x[rows], part, rounding=rounding), isa)
+                assert_same_bits(y[rows], qk.fake_quantize(x[rows], part), isa)
+                assert_same_bits(back[rows], qk.dequantize(q[rows], part), isa)
+
+
 # ---- all values of 16 bits ----
 
 ALL_16_BITS = np.arange(65536, dtype=np.uint16)

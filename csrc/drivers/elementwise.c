@@ -12,9 +12,12 @@
 #include "runtime/sizes.h"
 
 enum {
-    CHUNK = 2048,      /* elements that are converted at a time: they fit the L1 cache */
-    FEW_COLUMNS = 256, /* that have parameters of their own, of such chunks: eight rows share them */
-    COLUMNS = 1024     /* parameters that are used at a time: so do they */
+    CHUNK = 2048,       /* elements that are converted at a time: they fit the L1 cache */
+    FEW_COLUMNS = 256,  /* that have parameters of their own, of such chunks: eight rows share them */
+    COLUMNS = 1024,     /* parameters that are used at a time: so do they */
+    FAR = 1 << 22,      /* bytes of arrays, above which rows that are seen together lie far apart: four streams */
+    FAR_COLUMNS = 4096, /* each, which go on from one page to the next, */
+    FAR_PIECE = 1 << 17 /* elements of which are an item */
 };
 
 /* numerics 3: outside these scales the product with the reciprocal is not the quotient */
@@ -68,6 +71,7 @@ struct operation {
     const qk_params *p;
     layout l;
     size_t stretch, piece, rows; /* elements of a row that whole runs make, of a part of these; rows of an item */
+    int far;                     /* rows that are seen together lie far apart */
     size_t row_items, pieces, col_items; /* of a block, of a stretch, of a row */
 };
 
@@ -104,6 +108,7 @@ static void apply_halves(const operation *op, const char *in, char *out, size_t 
 {
     const size_t run = min_size(given->run, n), most = run == 1 ? FEW_COLUMNS : run < CHUNK ? CHUNK / run * run : CHUNK;
     qk_affines p = *given;
+    p.apart = 0;
     for (size_t at = 0, count; at < n; at += count) {
         count = min_size(min_size(n - at, most), run < CHUNK ? most : run - at % run);
         p.scale = given->scale + at / run, p.zero_point = given->zero_point + at / run;
@@ -172,7 +177,8 @@ static qk_affines affines_of(const operation *op, size_t first, size_t run, size
                         run,
                         rows,
                         stride,
-                        stride};
+                        stride,
+                        0};
 }
 
 static void apply_items(void *context, size_t begin, size_t end)
@@ -193,17 +199,27 @@ static void apply_items(void *context, size_t begin, size_t end)
                                   min_size(rows_of(l, block) - row, op->rows), l->length);
         if (!p.reciprocal && l->run > 1 && find_reciprocals(p.scale, ceil_div(n, l->run), reciprocal))
             p.reciprocal = reciprocal;
+        if (op->far && p.rows > 4 && p.rows % 4 == 0) p.apart = p.rows / 4;
         apply_rows(op, op->in + at * size_of(op->from), op->out + at * size_of(op->to), n, &p);
     }
+}
+
+/* Whether an array does not fit the cache, and is not converted in parts. */
+static int is_far(const operation *op)
+{
+    const size_t from = size_of(op->from), to = size_of(op->to);
+    const int whole = from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats && !op->seed;
+    return whole && first_element(&op->l, op->l.blocks) * (from + to) > FAR;
 }
 
 static int apply_layout(operation *op)
 {
     const layout *l = &op->l;
-    const size_t most = l->run == 1 ? COLUMNS : PIECE;
+    op->far = l->run == 1 && is_far(op);
+    const size_t most = op->far ? FAR_COLUMNS : l->run == 1 ? COLUMNS : PIECE;
     op->stretch = min_size(l->length, l->run < most ? most / l->run * l->run : l->run);
     op->piece = min_size(op->stretch, most);
-    op->rows = (op->piece < l->length && l->run == 1 ? PIECE / 2 : PIECE) / op->piece;
+    op->rows = (op->far ? FAR_PIECE : op->piece < l->length && l->run == 1 ? PIECE / 2 : PIECE) / op->piece;
     op->pieces = ceil_div(op->stretch, op->piece);
     op->col_items = ceil_div(l->length, op->stretch) * op->pieces;
     op->row_items = ceil_div(l->rows, op->rows);

@@ -39,7 +39,7 @@ static void norm_wide_row(const qk_norm_args *job, const float *x, const float *
 static qk_affines affines_of(const qk_params *p, size_t rows, size_t cols)
 {
     const size_t run = p->kind == QK_PER_TENSOR ? cols : 1;
-    return (qk_affines){p->scale, p->reciprocal, p->zero_point, p->qmin, p->qmax, 0, run, rows, cols, cols};
+    return (qk_affines){p->scale, p->reciprocal, p->zero_point, p->qmin, p->qmax, 0, run, rows, cols, cols, 0};
 }
 
 /* Rows as floats, in place or in the buffer. */

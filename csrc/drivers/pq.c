@@ -20,8 +20,11 @@ enum {
     FILTER_LEVELS = 16, /* at most, and so many groups */
     FILTER_GROUPS = 1024,
     FILTER_QUERIES = 128, /* of a unit */
-    FEW_QUERIES = 4,      /* that read packed codes as they lie */
-    TURNED = 1 << 14,     /* bytes of turned codes that stay in the L1 cache */
+    FEW_QUERIES = 4,      /* that read packed codes as they lie, */
+    FEW_OF_ROWS = 2,      /* and codes that are not packed, */
+    WIDE = 32,            /* of so many groups at least */
+    TURNED = 1 << 14,     /* bytes of turned codes that stay in the L1 cache, */
+    ROWS = 1 << 16,       /* and of codes as they lie that stay in L2 */
     SAMPLE = 512,         /* vectors that give the first limits */
     USUAL = 128           /* what vectors at the limit have as sums of eight, of 255 */
 };
@@ -279,13 +282,14 @@ static void scan_for_all(job *j, size_t query, size_t count, size_t first, size_
 /* ---- the filter (numerics 19) ---- */
 
 typedef struct {
-    float *table;   /* distances (m, k) of a query from levels */
-    uint8_t *bytes; /* what becomes of them, (m in eights, 16) */
-    double base;    /* the least sum that there can be */
-    double unit;    /* bytes of a distance; 0: there are none yet */
-    double room;    /* between base and the limit, as it was when bytes were made */
-    float most;     /* the k-th nearest distance, or more */
-    uint16_t limit; /* of sums of bytes */
+    float *table;      /* distances (m, k) of a query from levels */
+    uint8_t *bytes;    /* what becomes of them, (m in eights, 16) */
+    double base;       /* the least sum that there can be */
+    double unit;       /* bytes of a distance; 0: there are none yet */
+    double room;       /* between base and the limit, as it was when bytes were made */
+    float most;        /* the k-th nearest distance, or more */
+    uint16_t limit;    /* of sums of bytes */
+    int32_t most_code; /* that it saw in codes as they lie */
 } sieve;
 
 static float least_of(const float *distance, size_t k)
@@ -326,15 +330,26 @@ static void set_limit(const qk_pq_book *b, sieve *s, const uint64_t *heap)
     s->limit = room <= 0 ? 0 : sums < UINT16_MAX - 1 ? (uint16_t)((uint16_t)sums + 1) : UINT16_MAX;
 }
 
-/* Lets vectors of turned codes, or of packed ones as they are (NULL), from `at` on, into the heap. Returns how many the
- * filter let pass. */
-static size_t sift(job *j, sieve *s, const uint8_t *turned, size_t tiles, size_t at, const uint8_t *soon,
+/* How codes are read: a byte each, of one group after the other, or as they lie, packed or in rows. */
+typedef enum { BY_GROUPS, AS_PACKED, AS_ROWS } reading;
+
+static size_t pass(const job *j, sieve *s, reading how, const uint8_t *codes, size_t tiles, const uint8_t *soon,
+                   uint32_t *list)
+{
+    const qk_pq_kernels *k = j->kernels;
+    const size_t m = j->b->m;
+    if (how == AS_PACKED) return k->pq_pass_packed(s->bytes, m, codes, tiles, s->limit, list);
+    if (how == AS_ROWS) return k->pq_pass_rows(s->bytes, m, codes, tiles * QK_PQ_TILE, s->limit, list, &s->most_code);
+    return k->pq_pass(s->bytes, m, j->packed, codes, tiles, soon, s->limit, list);
+}
+
+/* Lets vectors, from `at` on, into the heap, whose codes are read as `how` says. Returns how many the filter let pass.
+ */
+static size_t sift(job *j, sieve *s, reading how, const uint8_t *codes, size_t tiles, size_t at, const uint8_t *soon,
                    uint32_t *list, uint64_t *heap)
 {
     const qk_pq_book *b = j->b;
-    const size_t passed = turned
-        ? j->kernels->pq_pass(s->bytes, b->m, j->packed, turned, tiles, soon, s->limit, list)
-        : j->kernels->pq_pass_packed(s->bytes, b->m, packed_from(j, at), tiles, s->limit, list);
+    const size_t passed = pass(j, s, how, codes, tiles, soon, list);
     uint8_t space[FILTER_GROUPS];
     int closer = 0;
     for (size_t i = 0; i < passed; i++) {
@@ -366,6 +381,14 @@ static int32_t turn(const job *j, size_t at, size_t tiles, uint8_t *turned, uint
     return 0;
 }
 
+/* Only queries enough make up for a copy by groups. */
+static reading reading_of(const job *j, size_t count)
+{
+    if (j->packed) return count <= FEW_QUERIES ? AS_PACKED : BY_GROUPS;
+    const int rows = j->b->m >= WIDE && count <= FEW_OF_ROWS && j->kernels->pq_passes_rows;
+    return rows && j->kernels->pq_passes_rows() ? AS_ROWS : BY_GROUPS;
+}
+
 /* Codes first .. last - 1 for some queries, whose sieves lie at `sieves`, by blocks of so many tiles. Returns where it
  * went to: not to the end if the filter lets much pass. */
 static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t last, size_t tiles, uint32_t *list,
@@ -373,18 +396,21 @@ static size_t sift_all(job *j, sieve *sieves, size_t count, size_t first, size_t
 {
     const size_t m = j->b->m, block = tiles * QK_PQ_TILE;
     uint8_t *turned = (uint8_t *)(list + block), *copy = turned + tiles * qk_pq_turned(m);
-    const int as_they_are = j->packed && count <= FEW_QUERIES; /* only more make up for a copy */
+    const reading how = reading_of(j, count);
     size_t at = first, passed = 0, seen = 0;
     int32_t most = 0;
     int stopped = 0;
     for (; at < last && passed / 16 <= (at - first) * count / 256 + count * j->k && !stopped; at += block) {
         const size_t some = min_size(tiles, ceil_div(last - at, QK_PQ_TILE));
         const uint8_t *soon = j->packed ? packed_from(j, at + some * QK_PQ_TILE) : NULL;
-        const int32_t largest = as_they_are ? 0 : turn(j, at, some, turned, copy);
+        const uint8_t *codes = turned;
+        if (how == AS_PACKED) codes = packed_from(j, at);
+        if (how == AS_ROWS) codes = whole_tiles(j, at, some * QK_PQ_TILE, copy);
+        const int32_t largest = how == BY_GROUPS ? turn(j, at, some, turned, copy) : 0;
         most = largest > most ? largest : most;
         for (size_t q = 0; q < count && !stopped; q++, seen += block * m) {
-            passed += sift(j, &sieves[q], as_they_are ? NULL : turned, some, at, q ? NULL : soon, list,
-                           heaps + q * j->parts * j->k);
+            passed += sift(j, &sieves[q], how, codes, some, at, q ? NULL : soon, list, heaps + q * j->parts * j->k);
+            most = sieves[q].most_code > most ? sieves[q].most_code : most;
             if (seen >= LOOK_CODES) stopped = qk_stopped(), seen = 0;
         }
     }
@@ -396,7 +422,8 @@ static size_t scan_filtered(job *j, size_t query, size_t count, size_t first, si
 {
     const qk_pq_book *b = j->b;
     const size_t eights = round_up(b->m, 8) * FILTER_LEVELS, tile = qk_pq_turned(b->m);
-    const size_t tiles = tile < TURNED ? TURNED / tile : 1, block = tiles * QK_PQ_TILE;
+    const size_t most = reading_of(j, count) == AS_ROWS ? ROWS : TURNED;
+    const size_t tiles = tile < most ? most / tile : 1, block = tiles * QK_PQ_TILE;
     const size_t floats = round_up(count * b->m * b->k, 16) + QK_MAX_LEVELS; /* for codes that another thread changes */
     sieve sieves[FILTER_QUERIES];
     const size_t copy = round_up(block * b->m + 15, 64);

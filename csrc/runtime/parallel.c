@@ -22,7 +22,7 @@ static const int64_t LOOK = 40000000;    /* between two looks for signals: each 
 static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap between two layers of a model */
 static const int64_t RETRY = 1000000000; /* after a thread could not be had */
 enum { FEWEST_MOST = 8 };                /* threads that may be asked for on any machine */
-enum { STACK_BYTES = 1 << 20 };          /* kernels use some 20 KB of it, sanitizers several times that */
+enum { STACK_BYTES = 1 << 20 };          /* kernels use up to 170 KB of it, sanitizers more */
 
 /* Items that nobody has taken. Each in its own cache line. */
 typedef struct {

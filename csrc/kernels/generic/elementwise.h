@@ -57,10 +57,10 @@ static inline int32_t round_to_int(float v, int half_away)
 enum {
     SPAN = 32,
     TOGETHER = 4,      /* rows of which a span each is seen, while its parameters are at hand; */
-    GROUPS = 8,        /* and groups each in a row of its own */
+    GROUPS = 8,        /* and groups each in a row of its own, if neighbours are seen together */
     SHORT_RUN = 128,   /* for longer ones it pays to have parameters in registers */
     LOOK_AHEAD = 256,  /* elements from the loop to those that are fetched into the cache, to be read or written soon */
-    PARAMETERS = 1024, /* that are used at a time: they stay in the L1 cache, */
+    PARAMETERS = 4096, /* that are used at a time, at most, */
     APART = 48,        /* the five arrays in lines of their own, and not in those that rows of 1024 floats share */
 };
 
@@ -69,11 +69,13 @@ enum {
 enum { TO_8_BITS, TO_16_BITS, AND_BACK, TO_QUOTIENTS, FROM_CODES };
 enum { MULTIPLY, DIVIDE, DIVIDE_HALF_AWAY }; /* how quotients are computed, and their ties rounded */
 
-/* n neighbours, of one row or of several that are seen together; strides from row to row, in elements. */
+/* n neighbours, of one row or of several that are seen together; strides from one of these to the next, in elements.
+ * Of rows far apart the CPU itself asks for what comes next, as each is a long stream: doing so here slows it down. */
 typedef struct {
     const char *in;
     char *out;
     size_t n, in_stride, out_stride;
+    int far;
 } stretch;
 
 /* Copies of parameters, and bounds of x, or, if it is divided by the scale, of the quotient. */
@@ -89,9 +91,35 @@ static QK_INLINE size_t bytes_in(const int what)
 
 static QK_INLINE size_t bytes_out(const int what) { return what == TO_8_BITS ? 1 : what == TO_16_BITS ? 2 : 4; }
 
+/* Row `row` and those that are seen together with it. */
+static QK_INLINE stretch stretch_of(const void *in, void *out, size_t row, size_t at, size_t n, const qk_affines *p,
+                                    const int what)
+{
+    const size_t apart = p->apart ? p->apart : 1;
+    return (stretch){(const char *)in + (row * p->in_stride + at) * bytes_in(what),
+                     (char *)out + (row * p->out_stride + at) * bytes_out(what),
+                     n,
+                     apart * p->in_stride,
+                     apart * p->out_stride,
+                     apart > 1};
+}
+
+/* How many rows are seen together from this one on, if neighbours at most so many; and the row that follows. */
+static inline size_t rows_together(size_t row, const qk_affines *p, size_t most)
+{
+    if (p->apart) return TOGETHER;
+    return p->rows - row < most ? p->rows - row : most;
+}
+
+static inline size_t next_row(size_t row, size_t rows, const qk_affines *p)
+{
+    if (!p->apart || rows == 1) return row + rows;
+    return row + 1 < p->apart ? row + 1 : p->rows;
+}
+
 static QK_INLINE stretch part_of(stretch s, size_t i, size_t n, const int what)
 {
-    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, n, n};
+    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, n, n, 0};
 }
 
 /* Where the span after the one at i begins. `head` elements lie before a cache line: a vector that straddles two costs
@@ -227,7 +255,7 @@ static QK_INLINE void compute_stretch(const int what, stretch s, const size_t ro
         char *out = s.out + i * bytes_out(what);
         const size_t in_ahead = ahead_of(s, i, rows, s.in_stride), out_ahead = ahead_of(s, i, rows, s.out_stride);
         for (size_t row = 0; row < rows; row++, in += in_step, out += out_step) {
-            look_ahead(in, in_ahead, out, out_ahead, SPAN, what);
+            if (!s.far) look_ahead(in, in_ahead, out, out_ahead, SPAN, what);
             compute_span(what, in, out, SPAN, parameters_from(p, i * step), step, how);
         }
     }
@@ -275,11 +303,9 @@ static QK_INLINE void compute_rows(const int what, const void *in, void *out, si
     for (size_t j = 0, at = 0; at < n; j += PARAMETERS, at += PARAMETERS * run) {
         const size_t count = n - at < PARAMETERS * run ? n - at : PARAMETERS * run;
         take_parameters(given, j, (count + run - 1) / run, &p, what, how);
-        for (size_t row = 0, rows; row < given->rows; row += rows) {
-            const stretch s = {(const char *)in + (row * given->in_stride + at) * bytes_in(what),
-                               (char *)out + (row * given->out_stride + at) * bytes_out(what), count, given->in_stride,
-                               given->out_stride};
-            rows = run == 1 && given->rows - row >= TOGETHER ? TOGETHER : 1;
+        for (size_t row = 0, rows; row < given->rows; row = next_row(row, rows, given)) {
+            const stretch s = stretch_of(in, out, row, at, count, given, what);
+            rows = run == 1 && rows_together(row, given, TOGETHER) == TOGETHER ? TOGETHER : 1;
             if (run > 1)
                 compute_runs(what, s, &p, run, how);
             else if (rows > 1)
@@ -328,7 +354,7 @@ static QK_INLINE void quantize_groups(stretch s, size_t rows, const qk_affines *
         uint8_t *to = q + at;
         const size_t in_ahead = ahead_of(s, at, rows, s.in_stride), out_ahead = ahead_of(s, at, rows, s.out_stride);
         for (size_t row = 0; row < rows; row++, from += s.in_stride, to += s.out_stride) {
-            look_ahead((const char *)from, in_ahead, (const char *)to, out_ahead, GROUP, TO_8_BITS);
+            if (!s.far) look_ahead((const char *)from, in_ahead, (const char *)to, out_ahead, GROUP, TO_8_BITS);
             if (!quantize_group(from, to, here)) quantize_slowly(from, to, GROUP, p, i + at * step, run);
         }
     }
@@ -375,10 +401,9 @@ static void quantize_rows_f32_8(const float *x, uint8_t *q, size_t n, const qk_a
 #ifdef GROUP
     const size_t run = p->run < n ? p->run : n;
     if ((run == 1 ? n : run) >= HALF_GROUP && !p->half_away && p->reciprocal) {
-        for (size_t row = 0, rows; row < p->rows; row += rows) {
-            const stretch s = {(const char *)(x + row * p->in_stride), (char *)(q + row * p->out_stride), n,
-                               p->in_stride, p->out_stride};
-            rows = run > 1 || n < GROUP ? 1 : p->rows - row < GROUPS ? p->rows - row : GROUPS;
+        for (size_t row = 0, rows; row < p->rows; row = next_row(row, rows, p)) {
+            const stretch s = stretch_of(x, q, row, 0, n, p, TO_8_BITS);
+            rows = run > 1 || n < GROUP ? 1 : rows_together(row, p, GROUPS);
             if (run > 1)
                 quantize_group_runs(s, p, run);
             else if (n < GROUP)

@@ -118,6 +118,10 @@
 #define PQ_PASS NULL
 #define PQ_PASS_PACKED NULL
 #endif
+#ifndef PQ_PASS_ROWS
+#define PQ_PASS_ROWS NULL
+#define PQ_PASSES_ROWS NULL
+#endif
 
 /* Whether a fused multiply-add is one instruction; else float results avoid it where another way has the same bits. */
 #ifndef HAVE_FMA

@@ -36,6 +36,8 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", "prefer-vect
 #define PQ_SPLIT pq_split
 #define PQ_PASS pq_pass
 #define PQ_PASS_PACKED pq_pass_packed
+#define PQ_PASSES_ROWS qk_has_vbmi
+#define PQ_PASS_ROWS qk_pq_pass_rows_vbmi
 #include "kernels/x86/avx512_elementwise.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/x86/stochastic.h"

@@ -191,8 +191,11 @@ static inline reg over_65536_i32(reg v) { return _mm512_srai_epi32(v, 16); }
 static inline void store_low_bytes(void *p, reg v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
 static inline reg unpacked_lanes(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
-/* avx512vbmi.c, where qk_has_vbmi: take_table, and the sum of uint32 weights that lie in four planes of 256 bytes. */
+/* avx512vbmi.c, where qk_has_vbmi: take_table, the sum of uint32 weights that lie in four planes of 256 bytes, and
+ * pq_pass_rows. */
 void qk_take_table_vbmi(const uint8_t *q, uint8_t *y, size_t n, const uint8_t *table, uint8_t mask, uint8_t shift);
 uint64_t qk_sum_weights_vbmi(const uint8_t *q, size_t n, const uint8_t *planes, uint8_t mask, uint8_t shift);
+size_t qk_pq_pass_rows_vbmi(const uint8_t *table, size_t m, const uint8_t *codes, size_t vectors, uint16_t limit,
+                            uint32_t *list, int32_t *largest);
 
 #endif
