@@ -92,7 +92,8 @@ def test_float64_is_compared_as_it_is():
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_exact(dtype, isas):
     x = np.arange(2**16, dtype=np.uint16).view(dtype)
-    x = x[np.isfinite(x.astype(np.float32))]
+    with np.errstate(invalid="ignore"):  # some CPUs report a signalling NaN that becomes a float32
+        x = x[np.isfinite(x.astype(np.float32))]
     for codebook in qk.Codebook(np.linspace(-2, 2, 11)), qk.Codebook(np.linspace(-2, 2, 211), block_size=100):
         for _ in isas():
             got, expected = qk.encode(x, codebook), qk.encode(x.astype(np.float32), codebook)
