@@ -57,15 +57,15 @@ def describe(stream, features):
         counts[3] = peaks / 32
 
 
-@njit(parallel=True)
+@njit
 def describe_all(streams):
     features = np.empty((len(streams), LENGTH // WINDOW, FEATURES), np.float32)
-    for i in prange(len(streams)):
+    for i in range(len(streams)):
         describe(streams[i], features[i])
     return features
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True)
 def classify(streams, first, bias, second):
     """Return the kind of each stream: two layers of packed weights, whose outputs are summed over windows."""
     kinds = np.empty(len(streams), np.int64)
