@@ -257,7 +257,7 @@ layouts.from_gptq(GPTQ | {"g_idx": GPTQ["g_idx"] * 1.0})  # TypeError: g_idx mus
 layouts.from_gptq(GPTQ | {"scales": -GPTQ["scales"]})  # ValueError: scale must be positive, finite
 layouts.from_gptq(AWQ | {"qweight": np.zeros((8, 8), np.int32), "qzeros": THREE[:, :1], "scales": THREE + 1.0})
     # ValueError: g_idx must tell the 3 groups of 64 rows
-layouts.from_gptq(GPTQ | {"qweight": GPTQ["qweight"][:0], "g_idx": GPTQ["g_idx"][:0]})  # ValueError: scales must have at
+layouts.from_gptq(GPTQ | {"qweight": GPTQ["qweight"][:0], "g_idx": GPTQ["g_idx"][:0]})  # ValueError: scales must have a
 layouts.to_gptq(FEW, COLUMNS)  # TypeError: codes must be uint4 \(as params\), got uint8
 layouts.to_gptq(np.zeros((8, 8), UINT4), qk.QParams(1, dtype="uint4"))  # ValueError: params must be per column
 layouts.to_gptq(np.zeros((8, 8), UINT4), None)  # TypeError: params must be QParams, got NoneType
