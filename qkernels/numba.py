@@ -8,8 +8,6 @@ of jitclasses too, or are global variables of theirs.
 Calls need no GIL (``nogil=True``), make no Python objects, and take one thread each within `prange`; functions that
 make them can be kept on disk (``cache=True``) unless they use a global. docs/embedding.md has the limits.
 
-Examples
---------
 >>> import numba
 >>> import qkernels.numba
 >>> @numba.njit(nogil=True)

@@ -4,8 +4,6 @@
 ``threadpool_limits(1)``, which scikit-learn, joblib and others use around work that has threads of its own, counts for
 qkernels, too.
 
-Examples
---------
 >>> import qkernels.threadpoolctl
 >>> from threadpoolctl import threadpool_limits
 >>> with threadpool_limits(1, user_api="qkernels"):
@@ -17,10 +15,10 @@ from threadpoolctl import LibController, register
 
 from .config import __version__, get_num_threads, set_num_threads
 
-__all__ = ["QkernelsController"]
+__all__ = []
 
 
-class QkernelsController(LibController):
+class _Controller(LibController):
     """Tell threadpoolctl how many threads there are, and set their number: those of `qkernels.set_num_threads`."""
 
     user_api = internal_api = "qkernels"
@@ -40,4 +38,4 @@ class QkernelsController(LibController):
         return __version__
 
 
-register(QkernelsController)
+register(_Controller)

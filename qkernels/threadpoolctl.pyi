@@ -1,8 +1,1 @@
-from threadpoolctl import LibController
-
-__all__ = ["QkernelsController"]
-
-class QkernelsController(LibController):
-    def get_num_threads(self) -> int: ...
-    def set_num_threads(self, num_threads: int) -> None: ...
-    def get_version(self) -> str: ...
+__all__: list[str] = []

@@ -56,6 +56,6 @@ int qk_rotate(const qk_rotation *p)
     qk_active()->layers->signed_factors(u, (float)(1 / sqrt((double)size)), factors, p->cols);
     job j = {p, qk_active()->layers, factors, size};
     const int status = qk_parallel_for(p->rows, 0.5 * (double)p->rows * (double)p->cols, rotate_rows, &j);
-    free(factors);
+    qk_release(factors);
     return status;
 }

@@ -11,7 +11,7 @@ from .._conv import PackedConv
 from .._weights import NEEDED, OPTIONAL
 from ._handles import Handle, dequantized
 
-NAMES = OPTIONAL.union(*NEEDED.values(), {"groups"})  # of `to_arrays`
+NAMES = set().union(*NEEDED.values(), *OPTIONAL.values(), {"groups"})  # of `to_arrays`
 MOST_INPUTS = (2**31 - 1) // 255**2  # of a filter: int32 holds the sums
 
 

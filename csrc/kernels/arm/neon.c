@@ -30,6 +30,7 @@ static int available(void) { return 1; }
 #include "kernels/generic/stochastic.h"
 #include "kernels/generic/fake_grad.h"
 #include "kernels/generic/layers.h"
+#include "kernels/generic/rotate.h"
 #include "kernels/generic/integer_layers.h"
 #include "kernels/generic/codebook.h"
 #include "kernels/generic/rounding.h"
