@@ -53,7 +53,8 @@ def choose_qparams(
     axis, block_size : int, optional
         One scale per index of `axis`, or per block of `block_size` along it; without them one for all of x.
     symmetric : bool, optional
-        Zero point in the middle of the codes. None: True for signed codes, False for unsigned ones.
+        Zero point in the middle of the codes, or for `mse`, blocks of 2 or 4 bits and their whole range in the better
+        of two middles. None: True for signed codes, False for unsigned ones.
     narrow_range : bool, optional
         Leave the lowest code out. None: as `symmetric`, so symmetric int8 is [-127, 127].
     method : {"minmax", "mse", "percentile", "entropy", "mx", "nvfp4"}

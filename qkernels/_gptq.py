@@ -166,13 +166,13 @@ class _Rounding(Loop):
         codes = self.codes_in_order()
         units = grid.units(codes)
         grid.fit_scales(h, units, w - units * grid.scale[grid.group])
-        if is_a(grid.params, Codebook) and len(grid.ranks) == 1:
+        if is_a(grid.params, Codebook) and grid.params.levels.ndim == 1:
             grid.fit_levels(h, codes, w)
             units = grid.units(codes)
         errors = w - units * grid.scale[grid.group]
         self._lay_out()
         self.errors = self.panels(errors[self.order])
-        exponent = int(np.frexp(np.abs(errors).max(initial=0))[1])
+        exponent = _exponent(errors)
         errors = np.ldexp(errors, -exponent)  # whose squares float32 holds
         sums = product(h, errors)
         loss = np.sum(errors * sums, dtype=np.float64) * 4.0**exponent
@@ -279,20 +279,23 @@ class _Grid:
     def fit_levels(self, h, codes, w):
         """Fit levels that all weights share, on some of the columns."""
         book = self.params
+        scale_unit = _exponent(self.scale)  # float32 holds the sums in these units
+        level_unit = _exponent(w) - scale_unit
+        scale, w = np.ldexp(self.scale, -scale_unit), np.ldexp(w, -scale_unit - level_unit)
         unknown, known, each = np.zeros((book.k, book.k)), np.zeros(book.k), np.arange(len(w))
         for column in np.linspace(0, w.shape[1] - 1, min(w.shape[1], SAMPLE)).astype(int):
             chosen = np.zeros((len(w), book.k), np.float32)
-            chosen[each, codes[:, column]] = self.scale[self.group, column]
+            chosen[each, codes[:, column]] = scale[self.group, column]
             products = h @ chosen
             unknown += chosen.T @ products
             known += products.T @ w[:, column]
         order = self.ranks[0]
-        levels = book.levels[order].astype(np.float64)
+        levels = np.ldexp(book.levels[order].astype(np.float64), -level_unit)
         free = levels != 0 if self.keep_zero else np.full(book.k, True)
         gain = known - unknown @ levels
         levels[free] += np.linalg.lstsq(unknown[np.ix_(free, free)], gain[free], rcond=None)[0]
         fitted = np.array(book.levels)
-        fitted[order[::-1]] = levels[::-1]
+        fitted[order[::-1]] = np.ldexp(levels[::-1], level_unit)
         self.params = Codebook(fitted, axis=book.axis, block_size=book.block_size)
 
     def codes(self, codes):
@@ -301,6 +304,11 @@ class _Grid:
             return codes.astype(np.int32).astype(self.params.dtype)
         ranks = np.broadcast_to(self.ranks, (codes.shape[1], self.params.k))
         return ranks[np.arange(codes.shape[1]), codes]
+
+
+def _exponent(x):
+    """Return the exponent of the power of two that all magnitudes are below."""
+    return int(np.frexp(np.abs(x).max(initial=0))[1])
 
 
 def _book_scales(book, scales, w):

@@ -51,6 +51,10 @@ class KMeansResult(_Clusters):
         self.n_iter, self.converged = n_iter, converged
         return self
 
+    def _replace(self, **changes):
+        options = {name: changes.pop(name, getattr(self, name)) for name in ("n_iter", "converged")}
+        return type(self)(*super()._replace(**changes), **options)
+
     @default_mode
     def predict(self, x):
         """Return the index of the nearest centroid of each point: int32 (n,), ties to the lower index.
@@ -71,11 +75,15 @@ class KMeansResult(_Clusters):
         array([[0, 1]], dtype=int32)
         """
         x, centroids, shape = _like_centroids(x, self)
-        points, exponent, dtype = _points(x, centroids)
-        start = checked_start(centroids, centroids.shape, dtype, exponent, points.dtype, _largest(points))
-        n, k = len(points), len(centroids)
+        n, k = len(x), len(centroids)
         if n == 0:
             return np.zeros(shape, np.int32)
+        if centroids.dtype == np.float64 or math.frexp(np.abs(centroids).max())[1] > REACH[np.float32][1]:
+            x = doubles(x)
+        points, exponent, dtype = _points(x, centroids)
+        start = checked_start(
+            centroids, centroids.shape, dtype, exponent, points.dtype, _largest(points), name="centroids"
+        )
         state = clusters.KMeans(points, None, k, _chunk(points, k), 16 <= k <= min(MOST_COMPARED, n // 8))
         state.place(start.astype(dtype, copy=False))
         state.assign()
@@ -115,6 +123,8 @@ def _like_centroids(x, found):
     if np.ndim(found.inertia):
         raise ValueError(f"centroids must be those of one line, got those of lines, of shape {centroids.shape}")
     if centroids.ndim == 1:
+        if not np.isfinite(x).all():
+            raise_not_finite(x)  # where it is in x as given
         return x.reshape(-1, 1), centroids[:, None], x.shape
     if x.ndim != 2 or x.shape[1] != centroids.shape[1]:
         raise ValueError(f"x must have shape (n, {centroids.shape[1]}) to match the centroids, got {x.shape}")
@@ -334,7 +344,7 @@ def _weights(weights, n):
     return weights, np.ldexp(weights, -math.frexp(weights.max())[1])
 
 
-def checked_start(init, shape, dtype, exponent, dtype_of_points, largest):
+def checked_start(init, shape, dtype, exponent, dtype_of_points, largest, *, name="init"):
     """Return init scaled as the points are, whose magnitude is `largest`; squared distances to them do not overflow."""
     start = reals(init, "init", "a name or an array of real numbers")
     if start.shape != shape:
@@ -346,7 +356,7 @@ def checked_start(init, shape, dtype, exponent, dtype_of_points, largest):
     if not 4 * start.size * reach * reach <= float(np.finfo(dtype_of_points).max):
         far = np.abs(start.astype(np.float64)).max()
         raise ValueError(
-            f"init must be so near to x that squared distances fit {dtype_of_points}, got a magnitude of {far}"
+            f"{name} must be so near to x that squared distances fit {dtype_of_points}, got a magnitude of {far}"
         )
     return scaled
 

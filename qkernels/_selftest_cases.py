@@ -478,6 +478,21 @@ def _attention(rng):
     return Case(lambda: qk.attention(q, k, v, heads), Near(want, error))
 
 
+@case("rotate", rare=True)
+def _rotate(rng):
+    k, seed = size(rng, 100), int(rng.integers(1000))
+    n = k & -k
+    x, eye = floats(rng, (size(rng, 50), k)), np.eye(k, dtype=np.float32)
+    at = np.arange(k) // n
+    sizes = np.abs((at[:, None] == at) - (2 * n / k if n < k else 0)) / np.sqrt(n)  # of the matrix's entries
+    matrix = qk.rotate(eye, seed).astype(np.float64)
+    error = 2.0**-19 * np.sqrt((x.astype(np.float64) ** 2).sum(axis=1, keepdims=True)) + 0 * x
+    return Case(
+        lambda: (qk.rotate(x, seed), qk.rotate(qk.rotate(x, seed), seed, inverse=True), np.abs(qk.rotate(eye, seed))),
+        [Near(x @ matrix, error), Near(x, error), Near(sizes, 1e-6)],
+    )
+
+
 @case("fold_batchnorm", "smooth")
 def _folded(rng):
     k, n = size(rng, 100), size(rng, 100)
@@ -530,10 +545,11 @@ def _line(rng):
 
     def call():
         found, book = qk.kmeans1d(x, k), qk.Codebook.fit(x.astype(np.float32), k)
-        return found.labels, found.inertia, np.float32(((x - book.levels[qk.encode(x, book)]) ** 2).sum())
+        own = ((x - found.centroids[found.labels]) ** 2).sum()
+        return own, found.inertia, np.float32(((x - book.levels[qk.encode(x, book)]) ** 2).sum())
 
     near = Near(best[n], 1e-9 * square[n] + 1e-9)
-    return Case(call, [lambda labels: bool(np.all(np.diff(labels) >= 0)), near, Near(best[n], 1e-4 * square[n] + 1e-3)])
+    return Case(call, [near, near, Near(best[n], 1e-4 * square[n] + 1e-3)])
 
 
 @case("kmeans", rare=True)
@@ -542,12 +558,14 @@ def _kmeans(rng):
     x = rng.integers(-20, 20, (n, d)).astype(np.float32)
 
     def law(found):
-        centroids, labels = found
+        centroids, labels, inertia = found
         distances = ((x[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2)
         chosen = np.take_along_axis(distances, labels[:, None].astype(np.int64), axis=1)[:, 0]
-        return bool(np.all(chosen <= distances.min(axis=1) * (1 + 1e-5) + 1e-5))
+        nearest = np.all(chosen <= distances.min(axis=1) * (1 + 1e-5) + 1e-5)
+        of_one = ((x - x.mean(axis=0, dtype=np.float64)) ** 2).sum()  # what one centroid costs, at its best
+        return bool(nearest and abs(inertia - chosen.sum()) <= 1e-5 * of_one and inertia <= of_one * (1 + 1e-5))
 
-    return Case(lambda: tuple(qk.kmeans(x, k, rng=seed)[:2]), law)
+    return Case(lambda: tuple(qk.kmeans(x, k, rng=seed)), law)
 
 
 @case("distance_tables", "search", "pack_codes", "PackedCodes")

@@ -122,13 +122,20 @@ def run(seconds, seed=0):
     while not calls or time.monotonic() < end:
         try:
             calls[check(seed, counts=counts)] += 1
-        except Mismatch as problem:
-            raise Mismatch(f"{problem}\nTo repeat it: python -m qkernels.selftest --seed {seed}") from None
+        except Exception as problem:  # a call that raises is wrong as well
+            said = problem if isinstance(problem, Mismatch) else f"{type(problem).__name__}: {problem}"
+            raise Mismatch(f"{said}\nTo repeat it: python -m qkernels.selftest --seed {seed}") from problem
         seed += 1
     return calls, counts
 
 
 # ---- the command ----
+
+
+def _seed(word):
+    if (seed := int(word)) < 0:
+        raise ValueError
+    return seed
 
 
 def report(counts, calls):
@@ -143,7 +150,7 @@ def report(counts, calls):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m qkernels.selftest", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10, help="how long to go on (10)")
-    parser.add_argument("--seed", type=int, help="make one call only, that of this seed")
+    parser.add_argument("--seed", type=_seed, help="make one call only, that of this seed")
     options = parser.parse_args(arguments)
     try:
         if options.seed is not None:

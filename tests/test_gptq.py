@@ -372,3 +372,19 @@ def test_refusals(refusal):
     moments = np.ones((3, 3)) * 1e9 - np.eye(3) * (1e9 - 1)
     indefinite = qk.Hessian.from_arrays({"count": np.int64(1), "sum": np.zeros(3), "moments": moments})
     refuse(refusal, vars(qk) | {"np": np, "H": h, "INDEFINITE": indefinite})
+
+
+def test_levels_are_refitted_in_any_unit_and_for_one_column():
+    _, h, w = layer(16, 8)
+    fitted = qk.gptq(w, h, blocks := qk.Codebook(qk.NF4.levels, axis=0, block_size=8), refit=True)
+    plain = qk.gptq(w, h, qk.Codebook(np.float32([-1.5, -0.5, 0.4, 1.4])), refit=True)
+    for exponent in (-100, -60, 63, 80, 99):
+        far = np.ldexp(w, exponent)
+        again = qk.gptq(far, h, blocks, refit=True)
+        np.testing.assert_array_equal(again.codes, fitted.codes)
+        np.testing.assert_array_equal(again.params.levels, fitted.params.levels)
+        again = qk.gptq(far, h, qk.Codebook(np.ldexp(np.float32([-1.5, -0.5, 0.4, 1.4]), exponent)), refit=True)
+        np.testing.assert_array_equal(again.codes, plain.codes)
+        np.testing.assert_array_equal(again.params.levels, np.ldexp(plain.params.levels, exponent))
+    own = qk.Codebook(np.float32([[-1, 0, 0.5, 1]]), axis=1)  # levels for each column, of which there is one
+    assert qk.gptq(w[:, :1], h, own, refit=True).codes.shape == (16, 1)

@@ -512,12 +512,28 @@ def test_predictions_on_a_line_have_the_shape_of_x():
     assert np.array_equal(found.distances(x).argmin(axis=-1), found.labels)
 
 
+def test_predictions_at_any_magnitude_and_dtype():
+    far = np.float32([[1e30], [0], [2], [3]])
+    found = qk.kmeans(far, 2, init=far[:2])
+    assert found.predict(far[1:]).tolist() == [1, 1, 1]
+    assert found.predict(np.zeros((0, 1))).shape == (0,) and qk.kmeans1d([1, 2, 9], 2).predict([]).shape == (0,)
+    near = np.float64([[1e9 + 1], [1e9 + 0.1]])  # alike in float32
+    assert qk.kmeans(near, 2, init=near).predict(np.float32([[1e9]])).tolist() == [1]
+
+
+def test_a_result_with_another_field_ends_as_it_did():
+    found = qk.kmeans(np.arange(8.0).reshape(4, 2), 2, init=[[0, 1], [0, 2]], max_iter=1)._replace(inertia=3.0)
+    assert type(found) is qk.KMeansResult and (found.inertia, found.n_iter, found.converged) == (3.0, 1, False)
+
+
 @refusals(r"""
 found.predict(np.zeros((3, 4)))
     # ValueError: x must have shape \(n, 2\) to match the centroids, got \(3, 4\)
 found.predict(np.full((3, 2), np.nan))  # ValueError: x has 6 NaN or infinite values
 found.distances([[np.inf, 1.0]])  # ValueError: x has 1 NaN or infinite values
 found.distances([["a", "b"]])  # TypeError: x must be float16
+qk.kmeans1d([1.0, 2.0], 2).distances([[0.0, np.inf]])
+    # ValueError: x has 1 NaN or infinite values, the first at \(0, 1\)
 qk.kmeans1d(np.eye(3), 2, axis=0).predict([1.0])  # ValueError: centroids must be those of one line
 """)
 def test_predictions_that_are_refused(refusal):

@@ -429,7 +429,15 @@ def test_rotation_of_any_magnitude():
         np.testing.assert_allclose(qk.rotate(row), exact, rtol=1e-6)
     tiny = np.float32([1e-45, 0, 0, 3e-45] * 4)
     np.testing.assert_allclose(qk.rotate(tiny), np.float64(tiny) @ rotation(16, 0)[0], atol=1e-45)
-    assert not np.isfinite(qk.rotate(np.float32([np.nan, 1, 2, 3, 4]))).any()
+
+
+def test_rotation_of_what_is_not_finite_gives_one_nan(everywhere):
+    x = floats(6, 96)
+    x[0, 5], x[1, 60:62], x[2, 80] = np.nan, (np.inf, -np.inf), -np.nan
+    bits = everywhere(lambda: qk.rotate(x, 1).view(np.uint32))
+    spread = np.isnan(bits.view(np.float32))
+    assert spread[:3].any(axis=1).all() and not spread[3:].any()
+    assert np.all(bits[spread] == 0x7FC00000)
 
 
 def test_rotation_in_place_and_of_other_layouts(everywhere):

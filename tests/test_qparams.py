@@ -528,6 +528,14 @@ def test_mse_of_whole_range_in_blocks_takes_the_better_middle(dtype):
     assert qk.choose_qparams(x, dtype, **options | dict(axis=1, block_size=None)).zero_point.max() == middle
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", ["int8", "int4", "uint4", "int2", "uint2"])
+def test_least_squares_at_the_end_of_float32_give_no_infinity(dtype, symmetric):
+    x = (np.random.default_rng(9).uniform(-1, 1, (8, 300)) * 3.4e38).astype(np.float32)
+    options = dict(axis=0, block_size=8, symmetric=symmetric, narrow_range=False, method="mse")
+    assert np.isfinite(qk.fake_quantize(x, qk.choose_qparams(x, dtype, **options))).all()
+
+
 def test_error_of_4_bits_by_the_whole_range():
     """Below Q4_0's, the same grid with the sign of the largest value: 0.0859."""
     w = np.random.default_rng(8).normal(size=(1024, 256)).astype(np.float32)

@@ -43,9 +43,9 @@ def per_element(values, params, shape):
 
 
 def exact_codes(x, params, rounding="half_even"):
-    wide = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     scale, zero_point = (per_element(v, params, x.shape) for v in (params.scale, params.zero_point))
     with np.errstate(all="ignore"):
+        wide = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
         v = (wide / scale.astype(wide.dtype)).astype(np.float64)
     v = np.clip(np.where(np.isnan(v), 0, v), -(2.0**20), 2.0**20)
     whole = np.trunc(v)

@@ -1,6 +1,7 @@
 /* Scales of least squares, exactly (numerics 18, whose symbols these names follow): scales are searched by u = 1 / s,
  * in which the breakpoints (c - 1/2) / y of a value are evenly spaced, and in buckets of u. One search serves all zero
  * points: they differ in what saturates, which few values do. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -585,18 +586,28 @@ static int search_scales(search *q)
     return 1;
 }
 
+/* The largest scale at which the codes farthest from a zero point still make a float32. */
+static float largest_scale(const qk_least_squares *p, int zero)
+{
+    const int above = p->qmax - zero, below = zero - p->qmin, codes = above > below ? above : below;
+    const float s = FLT_MAX / (float)codes;
+    return s * (float)codes <= FLT_MAX ? s : nextafterf(s, 0);
+}
+
 /* The better of the start and of the float32 scales around the best real one. */
 static void choose_float(search *q, int exponent, float *scale, int32_t *zero_point)
 {
     const float near = (float)ldexp(q->scale, exponent), smallest = 0x1p-126f;
     const float tries[3] = {near, nextafterf(near, 0), nextafterf(near, INFINITY)};
     const int zero = q->best_zero;
+    const float most = largest_scale(q->args, zero);
     limit_codes(q, q->args->qmax - *zero_point, *zero_point - q->args->qmin);
-    double least = loss_at(q, ldexp(*scale, -exponent)).loss;
+    const int holds = *scale <= largest_scale(q->args, *zero_point);
+    double least = holds ? loss_at(q, ldexp(*scale, -exponent)).loss : INFINITY;
     limit_codes(q, q->args->qmax - zero, zero - q->args->qmin);
     for (int i = 0; i < 3; i++) {
-        const float s = tries[i] < smallest ? smallest : tries[i];
-        const double loss = isfinite(s) ? loss_at(q, ldexp(s, -exponent)).loss : INFINITY;
+        const float s = tries[i] < smallest ? smallest : tries[i] > most ? most : tries[i];
+        const double loss = loss_at(q, ldexp(s, -exponent)).loss;
         if (loss < least) *scale = s, *zero_point = zero, least = loss;
     }
 }

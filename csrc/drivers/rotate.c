@@ -22,6 +22,12 @@ static void times_power(const float *x, float *y, size_t n, int exponent)
     for (size_t i = 0; i < n; i++) y[i] = (float)ldexp(x[i], exponent);
 }
 
+/* Which NaN a sum gives is the compiler's choice. */
+static void give_one_nan(float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) y[i] = isnan(y[i]) ? NAN : y[i];
+}
+
 static void rotate_row(const job *j, const float *x, float *y)
 {
     const qk_rotation *p = j->args;
@@ -35,6 +41,7 @@ static void rotate_row(const job *j, const float *x, float *y)
     if (parts > 1) j->kernels->reflect_f32(y, j->size, parts);
     if (p->inverse) j->kernels->multiply_f32(y, j->factors, n);
     if (far) times_power(y, y, n, exponent);
+    if (exponent == 128) give_one_nan(y, n);
 }
 
 static void rotate_rows(void *context, size_t begin, size_t end)
