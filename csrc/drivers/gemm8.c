@@ -667,6 +667,8 @@ static void store_columns(const product *g, const row_block *block, size_t first
     t.mantissa = qk_repeat(t.mantissa, 1, MAX_NR, &mantissa), t.shift = qk_repeat(t.shift, 1, MAX_NR, &shift);
     t.col_scale = qk_repeat(t.col_scale, 1, MAX_NR, &scale);
     if (g->epilogue->type == QK_TO_FLOAT) t.row_scale = t.col_scale; /* the two are multiplied */
+    const size_t whole = round_up(rows, (size_t)g->b->gemm8->nr);
+    for (size_t i = rows; i < whole && i < MAX_ROWS; i++) sums[i] = 0; /* of the last tile, results that nobody reads */
     for (size_t i = 0; i < rows; i += (size_t)t.cols) {
         t.cols = (int)min_size(rows - i, (size_t)g->b->gemm8->nr);
         store_column(g, block, first + i, i, &t, sums + i);
