@@ -12,6 +12,7 @@ from numpy.testing import assert_array_equal
 
 torch = pytest.importorskip("torch")
 
+from torch.nn.utils import parametrize, prune  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import qkernels as qk  # noqa: E402
@@ -346,6 +347,43 @@ def test_the_bias_may_change_in_every_way():
     assert layer.bias.grad.eq(2).all()
 
 
+def test_a_bias_in_the_same_memory_is_another():
+    layer, x = Linear.from_float(dense()), torch.randn(2, 96)
+    without = layer(x) - layer.bias
+    memory = torch.randn(80)
+    for bias in memory[:40], memory[::2], memory[:40].view(torch.bfloat16)[:40], memory[:40]:
+        layer.bias.data = bias
+        torch.testing.assert_close(layer(x), without + layer.bias, rtol=1e-6, atol=1e-6)
+    layer.bias.data = memory[:20]
+    with pytest.raises(ValueError, match=r"bias must have shape \(40,\)"):
+        layer(x)
+
+
+def test_a_bias_may_be_computed():
+    x = torch.randn(2, 96)
+    pruned, twice = Linear.from_float(dense()), Linear.from_float(dense())
+    without = pruned(x) - pruned.bias
+    prune.random_unstructured(pruned, "bias", 0.5)
+    parametrize.register_parametrization(twice, "bias", nn.Softplus())
+    assert (pruned.bias == 0).sum() == 20
+    for layer in pruned, twice:
+        torch.testing.assert_close(layer(x), without + layer.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_one_row_has_a_gradient_of_the_bias():
+    layer = Linear.from_float(dense())
+    layer.bias.requires_grad_()
+    layer(torch.randn(96)).backward(grad := torch.randn(40))
+    assert torch.equal(layer.bias.grad, grad)
+
+
+def test_weights_of_another_layer_are_taken():
+    layer, other, x = Linear.from_float(dense()), Linear.from_float(dense(), "uint4"), torch.randn(2, 96)
+    layer.weight = other.weight
+    for made in layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)):
+        assert torch.equal(made(x), other(x))
+
+
 # ---- saved, copied and moved ----
 
 
@@ -481,6 +519,35 @@ def test_recipes_name_layers():
     assert found(lambda name, layer: {"weights": "uint4", "block_size": 16} if name == "head" else None) == {
         "head": "PackedWeight(uint4, block_size=16)"
     }
+
+
+def hooked(add):
+    layer = dense()
+    add(layer)
+    return nn.Sequential(layer)
+
+
+ADDITIONS = {
+    "_forward_hooks": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "_forward_pre_hooks": lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+    "_backward_hooks": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "forward": lambda layer: setattr(layer, "forward", lambda x: x),
+    "a weight that is no parameter": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_what_would_be_lost_is_refused(name):
+    model = hooked(ADDITIONS[name])
+    with pytest.raises(ValueError, match=f"^0: layer must be plain, got .*{name}"):
+        quantize_module(model)
+    assert type(quantize_module(model, {"0": None}, inplace=True)[0]) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_of_a_norm_are_not_taken_before_it():
+    with pytest.raises(ValueError, match="^0: layer must be plain, got .*a weight that is no parameter"):
+        quantize_module(hooked(nn.utils.weight_norm))
 
 
 def test_layers_of_two_names_stay_one():

@@ -36,8 +36,8 @@ def quantize_module(model, recipe="int8", *, inplace=False):
     Raises
     ------
     TypeError, ValueError
-        For a layer that cannot be made; the message has its name, and no layer has been replaced. For a name or type
-        that matches no layer.
+        For a layer that cannot be made, or has hooks or a `forward` of its own, which would be lost; the message has
+        its name, and no layer has been replaced. For a name or type that matches no layer.
 
     Examples
     --------
@@ -91,8 +91,18 @@ def _refuse_strangers(recipe, layers):
             raise ValueError(f"recipe must have names and types of layers of the model, got {shown(key)}")
 
 
+def _refuse_additions(name, layer):
+    """Raise for what a layer has beside its weights, which would be lost: hooks, or another `forward`."""
+    found = [key for key, value in vars(layer).items() if key == "forward" or key.endswith("_hooks") and value]
+    if "weight" not in layer._parameters:  # hooks or others compute it
+        found.append("a weight that is no parameter")
+    if found:
+        raise ValueError(f"{name or 'model'}: layer must be plain, got {', '.join(found)}; None leaves it as it is")
+
+
 def _made(name, layer, wish):
     options = wish if is_a(wish, dict) else {"weights": wish}
+    _refuse_additions(name, layer)
     try:
         return LAYERS[type(layer)].from_float(layer, **options).train(layer.training)
     except (TypeError, ValueError) as error:

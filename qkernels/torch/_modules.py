@@ -89,7 +89,7 @@ class Linear(Layer):
             raise ValueError(f"activation must be None, {', '.join(map(repr, ACTIVATIONS))}, got {shown(activation)}")
         self.activation = activation
         self.in_features, self.out_features = in_features, out_features
-        self._plain = tensors.PlainLinear(self.weight)
+        self._plain = tensors.PlainLinear()
 
     @classmethod
     def from_float(cls, layer, weights="int8", *, activation=None, **options):
@@ -135,7 +135,11 @@ class Linear(Layer):
 
     def forward(self, x):
         if not is_dynamo_compiling():
-            y = self._plain(x, self._parameters["bias"], self.activation)  # faster than `self.bias`
+            try:
+                bias = self._parameters["bias"]  # faster than `self.bias`
+            except KeyError:  # it is computed
+                bias = self.bias
+            y = self._plain(x, self._modules["weight"].packed, bias, self.activation)
             if y is not None:
                 return y
         return torch.ops.qkernels.linear(*self._operands(x), self.activation, self.out_features)

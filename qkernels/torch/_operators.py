@@ -71,7 +71,8 @@ def _gradients_of_linear(ctx, grad):
         grad = DERIVATIVES[ctx.activation](grad, sums)
     of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     grad_x = torch.ops.qkernels.linear_grad(grad, weight, ctx.in_features) if of_x else None
-    return grad_x, None, grad.flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None, None, None
+    grad_bias = grad[None].flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None
+    return grad_x, None, grad_bias, None, None
 
 
 DERIVATIVES = {
