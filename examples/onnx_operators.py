@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 import qkernels as qk
 
 Codes = namedtuple("Codes", "codes params dtype")  # what stands for real numbers of a dtype
-Sums = namedtuple("Sums", "codes scale")  # likewise a bias, int32
+Sums = namedtuple("Sums", "codes scale")  # likewise a bias, int32; the scale broadcasts
 
 
 def real(x):
@@ -20,7 +20,7 @@ def real(x):
         return qk.dequantize(x.codes, x.params, dtype=x.dtype)
     if callable(x):
         raise NotImplementedError("a layer of codes must be followed by QuantizeLinear")
-    return x.codes * x.scale if isinstance(x, Sums) else x
+    return x.codes.astype(x.scale.dtype) * x.scale if isinstance(x, Sums) else x
 
 
 def qparams(scale, zero_point, dtype, axis=1, block_size=0):
@@ -35,10 +35,14 @@ def quantize_linear(x, scale, zero_point=None, *, output_dtype=TensorProto.UINT8
     return x(params) if callable(x) else qk.quantize(real(x), params)
 
 
-def dequantize_linear(q, scale, zero_point=None, **where):
-    return (
-        Sums(q, scale) if q.dtype == np.int32 else Codes(q, qparams(scale, zero_point, q.dtype, **where), scale.dtype)
-    )
+def dequantize_linear(q, scale, zero_point=None, *, axis=1, block_size=0):
+    if q.dtype != np.int32:
+        return Codes(q, qparams(scale, zero_point, q.dtype, axis, block_size), scale.dtype)
+    if block_size:
+        scale = np.repeat(scale, block_size, axis).take(range(q.shape[axis]), axis)
+    elif scale.size > 1:
+        scale = np.expand_dims(scale, [i for i in range(q.ndim) if i != axis % q.ndim])
+    return Sums(q, scale)
 
 
 def dynamic_quantize_linear(x):
@@ -69,29 +73,52 @@ def conv(x, w, bias=None, *, memory, group=1, auto_pad=b"NOTSET", pads=(0, 0, 0,
     images, bias = x.codes.transpose(0, 2, 3, 1), bias_of(bias)
 
     def finish(to):
-        if to is None or bias is None or np.abs(np.float64(bias)).max() < 2**30:
+        if to is None or not is_at_the_end(bias):
             return qk.qconv2d(images, x.params, weights, to, bias, **where).transpose(0, 3, 1, 2)
-        sums = qk.qconv2d(images, x.params, weights, None, bias, **where)  # modulo 2**32, as qconv2d refuses
-        multiplier = x.params.scale * w.params.scale / to.scale
-        return qk.requantize(sums, multiplier, to).transpose(0, 3, 1, 2)
+        sums = qk.qconv2d(images, x.params, weights, None, bias, **where)
+        return requantized(sums, x, w, to).transpose(0, 3, 1, 2)
 
     return finish
+
+
+def is_at_the_end(bias):
+    """Tell whether a bias could bring sums beyond int32: graphs take them modulo 2**32, and layers refuse it."""
+    return bias is not None and bias.dtype == np.int32 and np.abs(np.float64(bias)).max(initial=0) >= 2**30
+
+
+def requantized(sums, x, w, to):
+    return qk.requantize(sums, x.params.scale * w.params.scale / to.scale, to)
 
 
 def gemm(a, b, bias=None, *, memory, transA=0, transB=0, alpha=1.0, beta=1.0):  # noqa: N803 (ONNX's names)
     if (transA, alpha, beta) != (0, 1, 1):
         raise NotImplementedError(f"Gemm of transA={transA}, alpha={alpha}, beta={beta}")
     weights = packed(memory, qk.pack, b, (1, 0) if transB else (0, 1))
-    return lambda to: qk.qlinear(a.codes, a.params, weights, to, bias_of(bias))
+    bias = bias_of(bias)
+
+    def finish(to):
+        if not is_at_the_end(bias):
+            return qk.qlinear(a.codes, a.params, weights, to, bias)
+        b_codes = b.codes.T if transB else b.codes
+        zeros = dict(a_zero_point=a.params.zero_point, b_zero_point=b.params.zero_point)
+        return requantized(qk.matmul(a.codes, b_codes, **zeros) + bias, a, b, to)
+
+    return finish
 
 
 def matmul(a, b, *, memory):
     if b.codes.ndim == 2:
         return gemm(a, b, memory=memory)
-    rows, columns = a.codes.shape[-2:], b.codes.shape[-2:]
-    pairs = [*zip(a.codes.reshape(-1, *rows), b.codes.reshape(-1, *columns), strict=True)]
-    shape = *a.codes.shape[:-1], columns[1]
-    return lambda to: np.reshape([qk.qlinear(x, a.params, qk.pack(w, b.params), to) for x, w in pairs], shape)
+    batch = np.broadcast_shapes(a.codes.shape[:-2], b.codes.shape[:-2])
+    lefts, rights = (np.broadcast_to(x.codes, batch + x.codes.shape[-2:]) for x in (a, b))
+
+    def finish(to):
+        y = np.empty((*lefts.shape[:-1], rights.shape[-1]), to.dtype)
+        for i in np.ndindex(batch):
+            y[i] = qk.qlinear(lefts[i], a.params, qk.pack(rights[i], b.params), to)
+        return y
+
+    return finish
 
 
 def both(of_codes, of_reals):

@@ -45,6 +45,14 @@ OPERATORS = LAYERS | {
 }
 
 
+DEFAULTS = dict(allowzero=[0], output_dtype=[0], precision=[0, onnx.TensorProto.FLOAT], saturate=[1])  # as computed
+
+
+def attributes_of(node):
+    found = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {name: value for name, value in found.items() if value not in DEFAULTS.get(name, ())}
+
+
 class Graph:
     """Run a model: `run` takes inputs by name, and returns the outputs."""
 
@@ -53,7 +61,7 @@ class Graph:
         self.constants = {"": None} | {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
         self.outputs, self.nodes = [output.name for output in model.graph.output], []
         for node in model.graph.node:
-            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = attributes_of(node)
             if all(name in self.constants for name in node.input):
                 self.compute(node, attributes, self.constants)
                 continue
@@ -64,7 +72,10 @@ class Graph:
     def compute(self, node, attributes, values):
         if node.op_type in LAYERS:
             attributes = {"memory": []} | attributes
-        found = OPERATORS[node.op_type](*(values[name] for name in node.input), **attributes)
+        try:
+            found = OPERATORS[node.op_type](*(values[name] for name in node.input), **attributes)
+        except TypeError as error:  # its text has the name of an attribute that a function does not take
+            raise NotImplementedError(f"{node.op_type} {node.name!r}: {error}") from error
         values.update(zip(node.output, found if type(found) is tuple else (found,), strict=True))
 
     def run(self, inputs):

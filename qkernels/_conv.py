@@ -54,6 +54,9 @@ def pack_conv(w, params, *, groups=1):
     return PackedConv(w, params, groups)
 
 
+NAMES = "codes", "scale", "zero_point", "qmin", "groups"  # of `to_arrays`
+
+
 class PackedConv(Sealed):
     """Hold the weights of a convolution as `pack_conv` makes them: read-only, picklable, to be used from any thread.
 
@@ -158,7 +161,7 @@ class PackedConv(Sealed):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("codes", "scale", "zero_point", "qmin", "groups"))
+        arrays = arrays_named(arrays, NAMES)
         codes, scale = array_named(arrays, "codes", *BYTES), array_named(arrays, "scale", *FLOATS)
         qmin, lowest = number_named(arrays, "qmin"), code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + 1):

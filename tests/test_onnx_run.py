@@ -161,3 +161,74 @@ def test_what_it_does_not_run_is_named():
     model = model_of([helper.make_node("Erf", ["x"], ["y"])], {}, (5, 8))
     with pytest.raises(KeyError, match="Erf"):
         onnx_run.Graph(model).run({"x": np.ones((5, 8), np.float32)})
+
+
+TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
+
+
+def both_results(node, constants, inputs, of_result, opset=21):
+    """Return what the graph of a node is by us and by onnxruntime."""
+    info = helper.make_tensor_value_info
+    named = {name: np.asarray(value) for name, value in inputs.items()}
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [info(name, TYPES[value.dtype], value.shape) for name, value in named.items()],
+        [info("y", TYPES[np.dtype(of_result)], None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return onnx_run.Graph(model).run(named)[0], session_of(model).run(None, named)[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, None])
+def test_int32_becomes_float32_along_an_axis(axis):
+    q = RNG.integers(-(2**31), 2**31, (3, 4, 4), np.int32)
+    scale = np.float32(0.3) if axis is None else RNG.uniform(0.1, 1, q.shape[axis]).astype(np.float32)
+    node = helper.make_node("DequantizeLinear", ["q", "s"], ["y"], **({} if axis is None else {"axis": axis}))
+    np.testing.assert_array_equal(*both_results(node, {"s": scale}, {"q": q}, np.float32), strict=True)
+
+
+@pytest.mark.parametrize(
+    "a, b", [((3, 4), (1, 4, 6)), ((5, 3, 4), (1, 4, 6)), ((2, 1, 3, 4), (5, 4, 6)), ((5, 3, 4), (4, 6))]
+)
+def test_batches_of_products_broadcast(a, b):
+    constants = {"a_s": np.float32(0.1), "a_z": np.uint8(3), "b": RNG.integers(-128, 128, b, np.int8)}
+    constants |= {"b_s": np.float32(0.2), "b_z": np.int8(2), "y_s": np.float32(9), "y_z": np.uint8(128)}
+    node = helper.make_node("QLinearMatMul", ["a", "a_s", "a_z", "b", "b_s", "b_z", "y_s", "y_z"], ["y"])
+    inputs = {"a": RNG.integers(0, 256, a, np.uint8)}
+    np.testing.assert_array_equal(*both_results(node, constants, inputs, np.uint8), strict=True)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"saturate": 1}, {"output_dtype": 0}, {"precision": 1}, {"block_size": 0}], ids=str
+)
+def test_attributes_may_say_what_is_the_default(attributes):
+    node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], **attributes)
+    x = RNG.standard_normal((2, 3), np.float32)
+    opset = 23 if "precision" in attributes else 21
+    np.testing.assert_array_equal(*both_results(node, {"s": np.float32(0.02)}, {"x": x}, np.uint8, opset), strict=True)
+
+
+def test_attributes_that_no_function_takes_are_named():
+    node = helper.make_node("QuantizeLinear", ["x", "s"], ["y"], "first", saturate=0)
+    with pytest.raises(NotImplementedError, match="QuantizeLinear 'first': .*'saturate'"):
+        both_results(node, {"s": np.float32(0.02)}, {"x": np.ones(3, np.float32)}, np.uint8)
+
+
+@pytest.mark.parametrize("bias", [2**31 - 1, -(2**31), 2**30])
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_bias_of_gemm_at_the_end_of_int32_is_added_modulo_2_32(bias, transposed):
+    nodes, constants = qdq("x", 0.05)
+    w = W if transposed else W.T.copy()
+    scale = np.float32([1e-10, 0.01, 0.02, 0.01, 0.01, 0.03])
+    constants |= {"w": w, "w_scale": scale, "w_zero": np.zeros(6, np.int8)}
+    constants |= {"bias": np.int32([bias, 5, -3, 0, 7, 1]), "bias_scale": np.float32(0.05) * scale}
+    nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"], axis=1 - transposed))
+    nodes.append(helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["bias_r"], axis=0))
+    nodes.append(helper.make_node("Gemm", ["x_r", "w_r", "bias_r"], ["y"], transB=transposed))
+    after, given = qdq("y", 0.02)
+    model = model_of(nodes + after, constants | given, (5, 8))
+    x = RNG.normal(scale=3, size=(5, 8)).astype(np.float32)
+    (ours,), (theirs,) = onnx_run.Graph(model).run({"x": x}), session_of(model).run(None, {"x": x})
+    np.testing.assert_array_equal(ours, theirs, strict=True)

@@ -12,10 +12,11 @@ from numpy.testing import assert_array_equal
 
 torch = pytest.importorskip("torch")
 
+from torch.nn.utils import parametrize, prune  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import qkernels as qk  # noqa: E402
-from qkernels.torch import Conv2d, Linear, attention, quantize_module  # noqa: E402
+from qkernels.torch import Conv2d, Linear, attention, fake_quantize, quantize_module  # noqa: E402
 
 nn = torch.nn
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -166,6 +167,7 @@ def test_operators_keep_the_rules_of_torch(grad):
         x = images(2, layer.in_channels, 9, 9).requires_grad_(grad)
         arguments = layer.weight.number, layer.bias, layer.out_channels, *layer.window
         torch.library.opcheck(ops.conv2d.default, (x, *arguments))
+        torch.library.opcheck(ops.conv2d.default, (x[0].detach().requires_grad_(grad), *arguments))
         y = layer(x).detach()
         torch.library.opcheck(ops.conv2d_grad.default, (y, layer.weight.number, [*x.shape], *layer.window))
 
@@ -235,6 +237,8 @@ def test_gradients_of_convolutions(name):
     y = made(x)
     grad = torch.randn(y.shape)
     found = torch.autograd.grad(y, x, grad)
+    image = x[1].detach().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(made(image), image, grad[1])[0], found[0][1])
     torch.testing.assert_close(found, torch.autograd.grad(layer(x), x, grad), rtol=1e-4, atol=1e-5)
 
 
@@ -243,6 +247,31 @@ def test_second_gradients_are_refused():
     (grad,) = torch.autograd.grad((Linear.from_float(dense())(x) ** 2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="packed layers have no second gradients"):
         torch.autograd.grad(grad.sum(), x)
+
+
+def test_second_gradients_of_attention_are_refused():
+    x = torch.randn(6, 32, requires_grad=True)
+    (grad,) = torch.autograd.grad((attention(x, x, x, 4) ** 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="attention and packed layers have no second gradients"):
+        torch.autograd.grad(grad.sum(), x)
+
+
+FORWARD = {
+    "Linear": (Linear.from_float(dense()), torch.randn(2, 96)),
+    "Conv2d": (Conv2d.from_float(conv("3 x 3")), torch.randn(1, 3, 8, 8)),
+    "attention": (lambda x: attention(x, x, x, 4), torch.randn(6, 32)),
+    "fake_quantize": (lambda x: fake_quantize(x, torch.tensor(0.1)), torch.randn(3)),
+}
+
+
+@pytest.mark.filterwarnings("default")  # of modules that torch imports
+@pytest.mark.parametrize("name", FORWARD)
+def test_gradients_in_forward_mode_are_refused(name):
+    call, x = FORWARD[name]
+    with pytest.raises(RuntimeError, match="no gradients in forward mode"):
+        torch.func.jvp(call, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="no gradients in forward mode"):
+        call(torch.autograd.forward_ad.make_dual(x, x))
 
 
 def test_other_layers_learn_through_a_packed_one():
@@ -318,6 +347,9 @@ def test_transforms_and_traces_see_an_operator():
         assert torch.equal(layer(x), traced(x))
     symbolic = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU(), layer))
     assert torch.equal(symbolic(x), layer(x.relu()))
+    model = quantize_module(network())
+    assert torch.equal(torch.fx.symbolic_trace(model)(x := images(2, 3, 8, 8)), model(x))
+    x = torch.randn(3, 5, 96)
     meta = layer(x.to("meta"))
     assert meta.is_meta and meta.shape == (3, 5, 40)
 
@@ -344,6 +376,43 @@ def test_the_bias_may_change_in_every_way():
     layer.to(torch.float32).bias.requires_grad_()
     layer(x).sum().backward()
     assert layer.bias.grad.eq(2).all()
+
+
+def test_a_bias_in_the_same_memory_is_another():
+    layer, x = Linear.from_float(dense()), torch.randn(2, 96)
+    without = layer(x) - layer.bias
+    memory = torch.randn(80)
+    for bias in memory[:40], memory[::2], memory[:40].view(torch.bfloat16)[:40], memory[:40]:
+        layer.bias.data = bias
+        torch.testing.assert_close(layer(x), without + layer.bias, rtol=1e-6, atol=1e-6)
+    layer.bias.data = memory[:20]
+    with pytest.raises(ValueError, match=r"bias must have shape \(40,\)"):
+        layer(x)
+
+
+def test_a_bias_may_be_computed():
+    x = torch.randn(2, 96)
+    pruned, twice = Linear.from_float(dense()), Linear.from_float(dense())
+    without = pruned(x) - pruned.bias
+    prune.random_unstructured(pruned, "bias", 0.5)
+    parametrize.register_parametrization(twice, "bias", nn.Softplus())
+    assert (pruned.bias == 0).sum() == 20
+    for layer in pruned, twice:
+        torch.testing.assert_close(layer(x), without + layer.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_one_row_has_a_gradient_of_the_bias():
+    layer = Linear.from_float(dense())
+    layer.bias.requires_grad_()
+    layer(torch.randn(96)).backward(grad := torch.randn(40))
+    assert torch.equal(layer.bias.grad, grad)
+
+
+def test_weights_of_another_layer_are_taken():
+    layer, other, x = Linear.from_float(dense()), Linear.from_float(dense(), "uint4"), torch.randn(2, 96)
+    layer.weight = other.weight
+    for made in layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)):
+        assert torch.equal(made(x), other(x))
 
 
 # ---- saved, copied and moved ----
@@ -423,7 +492,11 @@ HOSTILE = {
     "negative": (GOOD | {"weight.scale": -GOOD["weight.scale"]}, "weight: scale must be positive"),
     "meta": ({key: value.to("meta") for key, value in GOOD.items()}, "weight: .*meta"),
     "another layer": (Linear.from_float(dense(inputs=64)).state_dict(), r"weight must have shape \(96, 40\)"),
-    "a convolution": (Conv2d.from_float(conv("1 x 1")).state_dict(), "weight: "),
+    "a convolution": (
+        Conv2d.from_float(conv("1 x 1")).state_dict(),
+        r"weight: (.|\n)*Unexpected key.*weight.groups|Unexpected key.*weight.groups(.|\n)*weight: ",
+    ),
+    "giant": (GOOD | {"weight.scale": torch.ones(()).expand(2**20, 2**20)}, "weight: scale must have memory for all"),
 }
 
 
@@ -444,6 +517,29 @@ def test_hostile_state_dicts_are_refused_and_leave_the_weights(name):
     with pytest.raises(RuntimeError, match=words):
         layer.load_state_dict(state)
     assert layer.weight.packed is packed
+
+
+@pytest.mark.parametrize("layer", [Linear.from_float(dense()), Conv2d.from_float(conv("3 x 3"))], ids=repr)
+def test_strange_keys_are_refused_or_else_passed_over(layer):
+    other = copy.deepcopy(layer)
+    state = layer.state_dict() | {"weight.levels_": torch.ones(1), "weight.strange": torch.ones(1)}
+    with pytest.raises(RuntimeError, match="Unexpected key.*weight.levels_.*weight.strange"):
+        other.load_state_dict(state)
+    packed = other.weight.packed
+    assert other.load_state_dict(state, strict=False).unexpected_keys == ["weight.levels_", "weight.strange"]
+    assert other.weight.packed is not packed
+    with pytest.raises(RuntimeError, match="Unexpected key.*weight.bits"):
+        Conv2d.from_float(conv("3 x 3")).load_state_dict(CONV_STATE | {"weight.bits": torch.tensor(3)})
+
+
+CONV_STATE = Conv2d.from_float(conv("3 x 3")).state_dict()
+
+
+def test_layers_are_made_on_the_cpu_whatever_is_the_default():
+    layer, x = dense(), torch.randn(2, 96)
+    with torch.device("meta"):
+        made = Linear.from_float(layer)
+    assert torch.equal(made(x), Linear.from_float(layer)(x))
 
 
 # ---- models ----
@@ -483,6 +579,54 @@ def test_recipes_name_layers():
     }
 
 
+def test_recipes_may_be_types_and_name_each_name_of_a_layer():
+    shared = dense(inputs=40)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert type(quantize_module(model, np.uint8)[0]) is Linear
+    assert quantize_module(model, {"2": "uint8", nn.Linear: None})[0].weight.packed.dtype == np.uint8
+    assert kinds(quantize_module(model, {"0": None, nn.Linear: "int8"})) == {}
+    names = nn.Sequential()
+    names._modules["a[0]"] = dense()
+    assert [*kinds(quantize_module(names, {"a[0]": "int8"}))] == ["a[0]"]
+
+
+def test_errors_of_functions_keep_their_text():
+    def decode(w):
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "no")
+
+    with pytest.raises(ValueError, match="^0: 'utf-8' codec can't decode"):
+        quantize_module(nn.Sequential(dense()), lambda name, layer: decode)
+
+
+def hooked(add):
+    layer = dense()
+    add(layer)
+    return nn.Sequential(layer)
+
+
+ADDITIONS = {
+    "_forward_hooks": lambda layer: layer.register_forward_hook(lambda *_: None),
+    "_forward_pre_hooks": lambda layer: layer.register_forward_pre_hook(lambda *_: None),
+    "_backward_hooks": lambda layer: layer.register_full_backward_hook(lambda *_: None),
+    "forward": lambda layer: setattr(layer, "forward", lambda x: x),
+    "a weight that is no parameter": lambda layer: prune.random_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", ADDITIONS)
+def test_what_would_be_lost_is_refused(name):
+    model = hooked(ADDITIONS[name])
+    with pytest.raises(ValueError, match=f"^0: layer must be plain, got .*{name}"):
+        quantize_module(model)
+    assert type(quantize_module(model, {"0": None}, inplace=True)[0]) is nn.Linear
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_of_a_norm_are_not_taken_before_it():
+    with pytest.raises(ValueError, match="^0: layer must be plain, got .*a weight that is no parameter"):
+        quantize_module(hooked(nn.utils.weight_norm))
+
+
 def test_layers_of_two_names_stay_one():
     shared = dense(inputs=40)
     model = nn.Sequential(shared, nn.ReLU(), shared)
@@ -502,6 +646,8 @@ def test_layers_of_torch_that_fuse_their_own_call_ours():
 LAYER, X, W = Linear.from_float(dense()), torch.ones(2, 96), qk.pack(np.eye(3, dtype=np.int8), qk.QParams(1))
 REFLECT, NAN = nn.Conv2d(1, 1, 3, padding_mode="reflect"), dense()
 NAN.weight.data[3, 5] = float("nan")
+NARROW = Conv2d.from_float(conv("3 x 3"))
+NARROW.bias.data = torch.ones(1)
 
 
 @refusals(r"""
@@ -521,6 +667,15 @@ attention(X, X, X[:1], 4)  # ValueError: v must have shape
 attention(X, X.int(), X, 4)  # TypeError: k must be float32
 Linear.from_packed(X)  # TypeError: packed must be a PackedMatrix, got Tensor
 Linear.from_packed(W, torch.ones(4))  # ValueError: bias must have shape \(3,\), got \(4,\)
+Linear.from_packed(W, torch.ones(3).int())  # TypeError: bias must be float32, .* got torch.int32
+Linear.from_packed(W, torch.ones(3) * 1j)  # TypeError: bias must be float32, .* got torch.complex64
+Linear(96.0, 40)  # TypeError: in_features must be an integer, got 96.0
+Linear(-1, 4)  # ValueError: in_features must be at least 0, got -1
+Conv2d(1, 1, 1, stride=0)  # ValueError: stride must be at least 1, got 0
+Conv2d(1, 1, 1, padding=-1)  # ValueError: padding must be at least 0, got -1
+Conv2d(1, 1, 1, dilation=0)  # ValueError: dilation must be at least 1, got 0
+NARROW(images(1, 3, 8, 8))  # ValueError: bias must have shape \(16,\), got \(1,\)
+Conv2d.from_float(conv("3 x 3"))(torch.ones(0, 4, 8, 8))  # ValueError: q must have 3 channels
 Conv2d.from_float(REFLECT)  # ValueError: layer must pad with zeros, got padding_mode='reflect'
 Conv2d.from_float(dense())  # TypeError: layer must be a torch.nn.Conv2d, got Linear
 Conv2d.from_float(conv("1 x 1"), "int4")  # TypeError: w must be int8 or uint8, got int4

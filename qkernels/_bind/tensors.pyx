@@ -19,33 +19,27 @@ def use(torch):
 cdef class PlainLinear:
     """Call a dense layer on tensors of which nothing but a result is wanted.
 
-    `weight` has the PackedMatrix as `packed`, or None. The array of a bias is kept while its memory stays where it is.
+    The array of a bias is kept while that is the same memory.
     """
-    cdef object weight, array
-    cdef size_t place
-
-    def __init__(self, weight):
-        self.weight = weight
+    cdef tuple kept  # where it is, its shape, and the array: set at once, as other threads find it
 
     def __reduce__(self):
-        return PlainLinear, (self.weight,)
+        return PlainLinear, ()
 
     cdef array_of(self, bias):
-        cdef size_t place = bias.data_ptr()
-        if place != self.place or self.array is None:
-            array = bias.float().numpy()
-            if bias.dtype is not float32:  # it is a copy, which will not follow the bias
-                return array
-            self.array = array  # before the address, by which other threads find it
-            self.place = place
-        return self.array
+        if bias.dtype is not float32 or not bias.is_contiguous():  # else a place and a shape would not tell all
+            return bias.float().numpy()
+        place, shape, kept = bias.data_ptr(), bias.shape, self.kept
+        if kept is None or place != kept[0] or shape != kept[1]:
+            kept = self.kept = place, shape, bias.numpy()
+        return kept[2]
 
-    def __call__(self, x, bias, activation):
-        """Return the layer of x in its dtype; or None if it is no plain tensor, or there are no weights."""
+    def __call__(self, x, packed, bias, activation):
+        """Return the layer of x in its dtype; or None if it is no plain tensor, or `packed` is None."""
         if type(x) is not Tensor or dispatch_modes() or interpreter() is not None or tracing_state() is not None \
                 or forward_ad._current_level >= 0:
             return None
-        dtype, packed = x.dtype, self.weight.packed
+        dtype = x.dtype
         if packed is None or dtype is not float32 and dtype not in floats:
             return None
         try:

@@ -3,11 +3,11 @@ from typing import Any, Literal, TypeAlias, type_check_only
 
 import torch
 
-from .. import Codebook, PackedConv, PackedMatrix, QParams, _Array
+from .. import Codebook, PackedConv, PackedMatrix, QParams, _Array, _Codes
 
 __all__ = ["Conv2d", "FakeQuantize", "Linear", "attention", "fake_quantize", "quantize_module"]
 
-_Weights: TypeAlias = str | Codebook | Callable[..., PackedMatrix]
+_Weights: TypeAlias = str | _Codes | Codebook | Callable[..., PackedMatrix]
 _Wish: TypeAlias = _Weights | dict[str, Any] | None
 _Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu"] | None
 _Size: TypeAlias = int | tuple[int, int]
@@ -85,9 +85,7 @@ class Conv2d(torch.nn.Module):
         bias: bool = True,
     ) -> None: ...
     @classmethod
-    def from_float(
-        cls, layer: torch.nn.Conv2d, weights: Literal["int8", "uint8"] = "int8", **options: Any
-    ) -> Conv2d: ...
+    def from_float(cls, layer: torch.nn.Conv2d, weights: _Codes = "int8", **options: Any) -> Conv2d: ...
     def forward(self, x: torch.Tensor) -> torch.Tensor: ...
 
 def quantize_module(

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from .._layers import attention as _attention
-from ._operators import floats_of, library
+from ._operators import floats_of, library, refuse_second
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? starts, int heads, float? scale"
 library.define(f"attention({_INPUTS}) -> Tensor")
@@ -94,3 +94,4 @@ def _gradients(ctx, grad):
 
 
 torch.library.register_autograd("qkernels::attention", _gradients, setup_context=_keep, lib=library)
+torch.library.register_autograd("qkernels::attention_grad", refuse_second, lib=library)

@@ -23,10 +23,12 @@ def quantize_module(model, recipe="int8", *, inplace=False):
     recipe : mapping or function, or what to make of all layers
         What to make of a layer is what `from_float` takes for `weights`, or a dict of its arguments, or None, which
         leaves the layer as it is. A mapping has these by the name of a layer, in which ``*`` and ``?`` are as in names
-        of files, or by its type; the first that matches counts, and a layer that none matches is left. A function is
-        called with each name and layer, and returns it.
+        of files, or by its type; the first that matches counts, and a layer that none matches is left. A layer of
+        several names is matched by each. A function is called with each layer's first name and the layer, and returns
+        it. (A dict of arguments for all layers has the key ``*``.)
     inplace : bool
         Whether layers are replaced in the model itself. Else it stays as it is, and what is not replaced is copied.
+        What else refers to a replaced layer, an attribute that is no module or a list, say, still has the float one.
 
     Returns
     -------
@@ -36,8 +38,8 @@ def quantize_module(model, recipe="int8", *, inplace=False):
     Raises
     ------
     TypeError, ValueError
-        For a layer that cannot be made; the message has its name, and no layer has been replaced. For a name or type
-        that matches no layer.
+        For a layer that cannot be made, or has hooks or a `forward` of its own, which would be lost; the message has
+        its name, and no layer has been replaced. For a name or type that matches no layer.
 
     Examples
     --------
@@ -56,11 +58,14 @@ def quantize_module(model, recipe="int8", *, inplace=False):
     """
     if not is_a(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in LAYERS}
-    wishes = {name: _wish(recipe, name, layer) for name, layer in layers.items()}
+    layers = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if type(layer) in LAYERS:
+            layers.setdefault(layer, []).append(name)
+    wishes = {layer: _wish(recipe, names, layer) for layer, names in layers.items()}
     if is_a(recipe, Mapping):
         _refuse_strangers(recipe, layers)
-    made = {layers[name]: _made(name, layers[name], wish) for name, wish in wishes.items() if wish is not None}
+    made = {layer: _made(layers[layer][0], layer, wish) for layer, wish in wishes.items() if wish is not None}
     if not inplace:
         return copy.deepcopy(model, {id(layer): packed for layer, packed in made.items()})
     for owner in [*model.modules()]:
@@ -70,30 +75,41 @@ def quantize_module(model, recipe="int8", *, inplace=False):
     return made.get(model, model)
 
 
-def _wish(recipe, name, layer):
+def _wish(recipe, names, layer):
     """Return what a recipe wants to make of a layer."""
     if is_a(recipe, Mapping):
-        return next((wish for key, wish in recipe.items() if _matches(key, name, layer)), None)
-    return recipe(name, layer) if callable(recipe) else recipe
+        return next((wish for key, wish in recipe.items() if _matches(key, names, layer)), None)
+    return recipe(names[0], layer) if callable(recipe) and not isinstance(recipe, type) else recipe
 
 
-def _matches(key, name, layer):
+def _matches(key, names, layer):
     if isinstance(key, type):
         return isinstance(layer, key)
     if not is_a(key, str):
         raise TypeError(f"recipe must have names and types as keys, got {shown(key)}")
-    return fnmatchcase(name, key)
+    return any(key == name or fnmatchcase(name, key) for name in names)
 
 
 def _refuse_strangers(recipe, layers):
     for key in recipe:
-        if not any(_matches(key, name, layer) for name, layer in layers.items()):
+        if not any(_matches(key, names, layer) for layer, names in layers.items()):
             raise ValueError(f"recipe must have names and types of layers of the model, got {shown(key)}")
+
+
+def _refuse_additions(name, layer):
+    """Raise for what a layer has beside its weights, which would be lost: hooks, or another `forward`."""
+    found = [key for key, value in vars(layer).items() if key == "forward" or key.endswith("_hooks") and value]
+    if "weight" not in layer._parameters:  # hooks or others compute it
+        found.append("a weight that is no parameter")
+    if found:
+        raise ValueError(f"{name or 'model'}: layer must be plain, got {', '.join(found)}; None leaves it as it is")
 
 
 def _made(name, layer, wish):
     options = wish if is_a(wish, dict) else {"weights": wish}
+    _refuse_additions(name, layer)
     try:
         return LAYERS[type(layer)].from_float(layer, **options).train(layer.training)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name or 'model'}: {error}") from error
+        kind = TypeError if isinstance(error, TypeError) else ValueError  # others may want more than a text
+        raise kind(f"{name or 'model'}: {error}") from error

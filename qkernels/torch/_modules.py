@@ -8,14 +8,14 @@ from torch.compiler import is_dynamo_compiling
 
 from .._bind import tensors
 from .._bind.arrays import ACTIVATIONS
-from .._checks import is_a, shown
+from .._checks import integer, is_a, shown
 from .._choose import choose_qparams
 from .._codebook import NF4, Codebook, encode
 from .._conv import PackedConv, pack_conv
 from .._qparams import code_dtype
 from .._quantize import quantize
 from .._weights import BITS, PackedMatrix, pack
-from . import _operators  # noqa: F401  (which registers them)
+from . import _operators
 from ._packed_weight import PackedWeight
 
 tensors.use(torch)
@@ -38,7 +38,9 @@ class Layer(torch.nn.Module):
         """Hold packed weights and a copy of the bias, a tensor or None."""
         self.weight.hold(packed)
         if bias is not None:
-            self.bias.data = bias.detach().clone()
+            if bias.dtype not in _operators.FLOATS:
+                raise TypeError(f"bias must be float32, float64, float16 or bfloat16, got {bias.dtype}")
+            self.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)  # on its device
         return self
 
     def _operands(self, x):
@@ -84,12 +86,13 @@ class Linear(Layer):
     """
 
     def __init__(self, in_features, out_features, bias=True, activation=None):
+        in_features, out_features = integer(in_features, "in_features", 0), integer(out_features, "out_features", 0)
         super().__init__(PackedWeight(PackedMatrix, (in_features, out_features)), out_features, bias)
         if activation not in (None, *ACTIVATIONS):
             raise ValueError(f"activation must be None, {', '.join(map(repr, ACTIVATIONS))}, got {shown(activation)}")
         self.activation = activation
         self.in_features, self.out_features = in_features, out_features
-        self._plain = tensors.PlainLinear(self.weight)
+        self._plain = tensors.PlainLinear()
 
     @classmethod
     def from_float(cls, layer, weights="int8", *, activation=None, **options):
@@ -135,7 +138,11 @@ class Linear(Layer):
 
     def forward(self, x):
         if not is_dynamo_compiling():
-            y = self._plain(x, self._parameters["bias"], self.activation)  # faster than `self.bias`
+            try:
+                bias = self._parameters["bias"]  # faster than `self.bias`
+            except KeyError:  # it is computed
+                bias = self.bias
+            y = self._plain(x, self._modules["weight"].packed, bias, self.activation)
             if y is not None:
                 return y
         return torch.ops.qkernels.linear(*self._operands(x), self.activation, self.out_features)
@@ -200,7 +207,8 @@ class Conv2d(Layer):
         shape = *like.kernel_size, in_channels // groups, out_channels, groups
         super().__init__(PackedWeight(PackedConv, shape), out_channels, bias)
         self.in_channels, self.out_channels, self._described = in_channels, out_channels, like.extra_repr()
-        self.window = [[*like.kernel_size], [*like.stride], _sides(like), [*like.dilation]]
+        window = dict(kernel_size=like.kernel_size, stride=like.stride, padding=_sides(like), dilation=like.dilation)
+        self.window = [[integer(n, name, int(name != "padding")) for n in sides] for name, sides in window.items()]
 
     @classmethod
     def from_float(cls, layer, weights="int8", **options):
@@ -236,10 +244,6 @@ class Conv2d(Layer):
         return self._described
 
     def forward(self, x):
-        if x.dim() == 3:
-            return self.forward(x[None])[0]
-        if x.dim() != 4:
-            raise ValueError(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
         return torch.ops.qkernels.conv2d(*self._operands(x), self.out_channels, *self.window)
 
 

@@ -5,6 +5,7 @@ An operator is given the number of its weights (_handles.py), and what meta kern
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
 from .._conv import qconv2d
 from .._products import linear
@@ -23,8 +24,14 @@ library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, int out_channels,
 library.define(f"conv2d_grad(Tensor grad, Tensor weight, SymInt[] shape, {WINDOW}) -> Tensor")
 
 
+def refuse_tangents():
+    if forward_ad._current_level >= 0:  # autograd would take them for zeros
+        raise RuntimeError("operators of qkernels have no gradients in forward mode")
+
+
 def floats_of(x, name="x"):
     """Return float32 memory of a tensor on the CPU."""
+    refuse_tangents()
     if x.dtype is not torch.float32:
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
@@ -71,7 +78,8 @@ def _gradients_of_linear(ctx, grad):
         grad = DERIVATIVES[ctx.activation](grad, sums)
     of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     grad_x = torch.ops.qkernels.linear_grad(grad, weight, ctx.in_features) if of_x else None
-    return grad_x, None, grad.flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None, None, None
+    grad_bias = grad[None].flatten(0, -2).sum(0, dtype=ctx.of_bias) if of_bias else None
+    return grad_x, None, grad_bias, None, None
 
 
 DERIVATIVES = {
@@ -91,7 +99,10 @@ def conv2d(x, packed, bias, window):
     """Return the layer of images (N, C, H, W) in the dtype of x, with channels last; bias is a tensor."""
     images = floats_of(x)
     y = _empty(x, packed.shape[3], torch.float32, *window)
+    if bias is not None and bias.shape != packed.shape[3:]:
+        raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
     if not len(images):
+        _sums(np.empty((0, *images.shape[2:], images.shape[1]), np.uint8), QParams(1, dtype="uint8"), packed, window)
         return y.to(x.dtype)
     last = images.transpose(0, 2, 3, 1)
     lies_last = last.flags.c_contiguous
@@ -100,7 +111,7 @@ def conv2d(x, packed, bias, window):
     of_filters = np.float64(packed.params.scale)
     for i, out in enumerate(y.permute(0, 2, 3, 1)):
         scale, zero_point = params.scale[i], params.zero_point[i]
-        sums = _sums(codes[i : i + 1], QParams(scale, zero_point, "uint8"), packed, window)
+        (sums,) = _sums(codes[i : i + 1], QParams(scale, zero_point, "uint8"), packed, window)
         _scale(out, sums, np.broadcast_to(scale * of_filters, packed.shape[3]), bias)
     return y.to(x.dtype)
 
@@ -108,7 +119,7 @@ def conv2d(x, packed, bias, window):
 def _sums(codes, params, packed, window):
     _, strides, padding, dilations = map(tuple, window)
     options = dict(strides=strides, padding=padding, dilations=dilations)
-    return torch.from_numpy(qconv2d(codes, params, packed, None, **options)[0])
+    return torch.from_numpy(qconv2d(codes, params, packed, None, **options))
 
 
 def _scale(out, sums, scales, bias):
@@ -124,7 +135,7 @@ def _scale(out, sums, scales, bias):
 
 
 def _empty(x, channels, dtype, kernel_size, stride, padding, dilation):
-    """Return the memory of a result, with channels last."""
+    """Return the memory of the result of images, with channels last."""
     top, left, bottom, right = padding
     sides = x.shape[2] + top + bottom, x.shape[3] + left + right
     windows = zip(sides, kernel_size, stride, dilation, strict=True)
@@ -133,14 +144,23 @@ def _empty(x, channels, dtype, kernel_size, stride, padding, dilation):
     return torch.empty((x.shape[0], channels, *shape), **options)
 
 
+def _batch_of(x):
+    """Return images (N, C, H, W), of which one may lack its first axis."""
+    if x.dim() not in (3, 4):
+        raise ValueError(f"x must have shape (N, C, H, W) or (C, H, W), got {tuple(x.shape)}")
+    return x if x.dim() == 4 else x[None]
+
+
 @torch.library.impl("qkernels::conv2d", "cpu", lib=library)
 def _(x, weight, bias, out_channels, *window):
-    return conv2d(x, find(weight), bias, window)
+    y = conv2d(_batch_of(x), find(weight), bias, window)
+    return y if x.dim() == 4 else y[0]
 
 
 @torch.library.register_fake("qkernels::conv2d", lib=library)
 def _(x, weight, bias, out_channels, *window):
-    return _empty(x, out_channels, x.dtype, *window)
+    y = _empty(_batch_of(x), out_channels, x.dtype, *window)
+    return y if x.dim() == 4 else y[0]
 
 
 @torch.library.impl("qkernels::conv2d_grad", "cpu", lib=library)
@@ -166,7 +186,9 @@ def _keep_of_conv2d(ctx, inputs, output):
 
 def _gradients_of_conv2d(ctx, grad):
     of_x, of_bias = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-    grad_x = torch.ops.qkernels.conv2d_grad(grad, *ctx.saved_tensors, ctx.shape, *ctx.window) if of_x else None
+    grad, shape, grad_x = _batch_of(grad), (1, *ctx.shape)[-4:], None
+    if of_x:
+        grad_x = torch.ops.qkernels.conv2d_grad(grad, *ctx.saved_tensors, shape, *ctx.window).reshape(ctx.shape)
     grad_bias = grad.sum((0, 2, 3), dtype=ctx.of_bias) if of_bias else None
     return grad_x, None, grad_bias, None, None, None, None, None
 
@@ -177,9 +199,9 @@ torch.library.register_autograd("qkernels::conv2d", _gradients_of_conv2d, setup_
 # ---- second gradients ----
 
 
-def _refuse(ctx, *grads):
-    raise RuntimeError("packed layers have no second gradients")
+def refuse_second(ctx, *grads):
+    raise RuntimeError("attention and packed layers have no second gradients")
 
 
 for name in "linear_grad", "conv2d_grad":
-    torch.library.register_autograd(f"qkernels::{name}", _refuse, lib=library)
+    torch.library.register_autograd(f"qkernels::{name}", refuse_second, lib=library)

@@ -7,11 +7,12 @@ import torch
 
 from .._checks import is_a
 from .._codebook import Codebook
+from .._conv import NAMES as CONV_NAMES
 from .._conv import PackedConv
-from .._weights import NEEDED, OPTIONAL
+from .._weights import NEEDED, OPTIONAL, PackedMatrix
 from ._handles import Handle, dequantized
 
-NAMES = set().union(*NEEDED.values(), *OPTIONAL.values(), {"groups"})  # of `to_arrays`
+NAMES = {PackedMatrix: set().union(*NEEDED.values(), *OPTIONAL.values()), PackedConv: CONV_NAMES}  # of `to_arrays`
 MOST_INPUTS = (2**31 - 1) // 255**2  # of a filter: int32 holds the sums
 
 
@@ -91,13 +92,17 @@ class PackedWeight(torch.nn.Module):
             destination[prefix + name] = torch.from_numpy(np.array(array))
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        arrays = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        arrays = {name: value for name, value in given.items() if name in NAMES[self.kind]}
+        if strict:  # which torch says here even where load_state_dict is not
+            unexpected.extend(prefix + name for name in given if name not in arrays)
         if not arrays:
             missing.append(prefix.removesuffix("."))
             return
-        if strict:
-            unexpected.extend(prefix + name for name in arrays if name not in NAMES)
         try:
+            for name, value in arrays.items():
+                if is_a(value, torch.Tensor) and value.nbytes > value.untyped_storage().nbytes():
+                    raise ValueError(f"{name} must have memory for all of its shape {tuple(value.shape)}")
             self.hold(self.kind.from_arrays(arrays))
         except (TypeError, ValueError) as error:
             errors.append(f"{prefix.removesuffix('.')}: {error}")

@@ -13,6 +13,7 @@ from .._choose import choose_qparams
 from .._qparams import QParams, code_dtype, code_range
 from .._quantize import fake_quantize as _fake_quantize
 from .._quantize import fake_quantize_grad as _fake_quantize_grad
+from ._operators import refuse_tangents
 
 __all__ = ["FakeQuantize", "fake_quantize"]
 
@@ -145,6 +146,7 @@ _PARAMS = "Tensor scale, Tensor? zero_point, str dtype, int? axis, int? block_si
     "qkernels::fake_quantize", mutates_args=(), schema=f"(Tensor x, {_PARAMS}, float grad_factor) -> Tensor"
 )
 def _forward(x, scale, zero_point, dtype, axis, block_size, narrow_range, edge, grad_factor):
+    refuse_tangents()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     params = _params(scale, zero_point, dtype, axis, block_size, narrow_range)
     if x.numel():  # an empty tensor has no memory that NumPy could write
