@@ -24,8 +24,9 @@ static void random_16(uint64_t index, uint64_t seed, uint16_t *u, size_t n)
         const unsigned skip = (unsigned)((index + i) % PHILOX_ELEMENTS);
 #ifdef HAVE_PHILOX
         if (skip == 0 && n - i >= PHILOX_GROUP) {
-            i += philox_groups((index + i) / PHILOX_ELEMENTS, seed, u + i, n - i);
-            continue;
+            const size_t done = philox_groups((index + i) / PHILOX_ELEMENTS, seed, u + i, n - i);
+            i += done;
+            if (done) continue;
         }
 #endif
         philox_block((index + i) / PHILOX_ELEMENTS, seed, word);
@@ -42,13 +43,14 @@ static QK_INLINE int32_t rounded_randomly(float x, uint16_t u, parameter p, cons
 }
 
 static QK_INLINE void round_some(const int what, const float *x, const uint16_t *u, void *to, size_t n,
-                                 const parameters *p, const size_t step, const int how, const int small)
+                                 const parameters *p, const qk_affines *given, const size_t step, const int how,
+                                 const int small)
 {
     size_t first = 0;
 #ifdef HAVE_RANDOM_VECTORS
-    if (how == MULTIPLY && small) first = random_vectors(what, x, u, to, n, p, step);
+    if (how == MULTIPLY && small) first = random_vectors(what, x, u, to, n, p, given, step);
 #else
-    (void)small;
+    (void)small, (void)given;
 #endif
     const parameter same = parameter_at(p, 0, TO_8_BITS, how);
     QK_NO_DEPENDENCE
@@ -86,13 +88,14 @@ static QK_INLINE void round_by(const int what, const float *x, const uint16_t *u
     const size_t out_bytes = given->out_stride * (what == AND_BACK ? 4 : what == TO_8_BITS ? 1 : 2);
     for (size_t row = 0; row < given->rows; row++, x += given->in_stride, u += n, to = (char *)to + out_bytes) {
         if (!multiply)
-            each ? round_some(what, x, u, to, n, &p, 1, DIVIDE, 0) : round_some(what, x, u, to, n, &p, 0, DIVIDE, 0);
+            each ? round_some(what, x, u, to, n, &p, given, 1, DIVIDE, 0)
+                 : round_some(what, x, u, to, n, &p, given, 0, DIVIDE, 0);
         else if (each)
-            small ? round_some(what, x, u, to, n, &p, 1, MULTIPLY, 1)
-                  : round_some(what, x, u, to, n, &p, 1, MULTIPLY, 0);
+            small ? round_some(what, x, u, to, n, &p, given, 1, MULTIPLY, 1)
+                  : round_some(what, x, u, to, n, &p, given, 1, MULTIPLY, 0);
         else
-            small ? round_some(what, x, u, to, n, &p, 0, MULTIPLY, 1)
-                  : round_some(what, x, u, to, n, &p, 0, MULTIPLY, 0);
+            small ? round_some(what, x, u, to, n, &p, given, 0, MULTIPLY, 1)
+                  : round_some(what, x, u, to, n, &p, given, 0, MULTIPLY, 0);
     }
 }
 

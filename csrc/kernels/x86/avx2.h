@@ -30,6 +30,7 @@ static inline reg max_i32(reg a, reg b) { return _mm256_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm256_and_si256(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
+static inline reg exclusive3(reg a, reg b, reg c) { return exclusive(exclusive(a, b), c); }
 static inline reg maddubs(reg a, reg b) { return _mm256_maddubs_epi16(a, b); }
 static inline reg madd_i16(reg a, reg b) { return _mm256_madd_epi16(a, b); }
 static inline reg add_i8(reg a, reg b) { return _mm256_add_epi8(a, b); }
@@ -79,6 +80,7 @@ static inline reg packs_i32(reg a, reg b) { return _mm256_packs_epi32(a, b); } /
 static inline reg packs_i16(reg a, reg b) { return _mm256_packs_epi16(a, b); }
 static inline reg adds_i16(reg a, reg b) { return _mm256_adds_epi16(a, b); }
 static inline reg min_i16(reg a, reg b) { return _mm256_min_epi16(a, b); }
+static inline reg min_u16(reg a, reg b) { return _mm256_min_epu16(a, b); }
 static inline reg min_i8(reg a, reg b) { return _mm256_min_epi8(a, b); }
 static inline reg max_i8(reg a, reg b) { return _mm256_max_epi8(a, b); }
 static inline reg min_u8(reg a, reg b) { return _mm256_min_epu8(a, b); }
@@ -178,17 +180,31 @@ static inline choice chosen_but_not(choice a, choice b) { return _mm256_andnot_p
 static inline floats chosen(choice some, floats v) { return _mm256_and_ps(some, v); }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_and_ps(some, v)); }
 
-/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; lower halves of a and of b as the
- * lower and upper ones; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; halves swapped; of the lower
+ * half alone, exclusive3; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
 static inline reg all_i64(uint64_t v) { return _mm256_set1_epi64x((long long)v); }
 static inline reg add_i64(reg a, reg b) { return _mm256_add_epi64(a, b); }
 static inline reg product_u32(reg a, reg b) { return _mm256_mul_epu32(a, b); }
 static inline reg upper_u32(reg v) { return _mm256_srli_epi64(v, 32); }
-static inline reg both_halves(reg a, reg b) { return _mm256_blend_epi32(a, _mm256_slli_epi64(b, 32), 0xaa); }
+static inline reg swapped_u32(reg v) { return _mm256_shuffle_epi32(v, 0xb1); }
+static inline reg exclusive_lower(reg a, reg b, reg c)
+{
+    return exclusive(a, both(exclusive(b, c), all_i64(UINT32_MAX)));
+}
 static inline reg low_u64(reg a, reg b) { return _mm256_unpacklo_epi64(a, b); }
 static inline reg high_u64(reg a, reg b) { return _mm256_unpackhi_epi64(a, b); }
 static inline reg widen_u16(const void *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline reg over_65536_i32(reg v) { return _mm256_srai_epi32(v, 16); }
+/* Upper halves of 32 bits, in the order of packs_i32; whether a number has none of the bits. */
+static inline reg upper_u16(reg a, reg b)
+{
+    return _mm256_packs_epi32(_mm256_srai_epi32(a, 16), _mm256_srai_epi32(b, 16));
+}
+static inline int any_without_i32(reg v, int bits)
+{
+    const reg none = _mm256_cmpeq_epi32(_mm256_and_si256(v, _mm256_set1_epi32(bits)), _mm256_setzero_si256());
+    return _mm256_movemask_epi8(none);
+}
 static inline void store_low_bytes(void *p, reg v)
 {
     const __m256i first = _mm256_setr_epi32(0x0c080400, -1, -1, -1, 0x0c080400, -1, -1, -1);

@@ -30,6 +30,7 @@ static inline reg max_i32(reg a, reg b) { return _mm512_max_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm512_and_si512(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
+static inline reg exclusive3(reg a, reg b, reg c) { return _mm512_ternarylogic_epi32(a, b, c, 0x96); }
 static inline reg maddubs(reg a, reg b) { return _mm512_maddubs_epi16(a, b); }
 static inline reg madd_i16(reg a, reg b) { return _mm512_madd_epi16(a, b); }
 static inline reg add_i8(reg a, reg b) { return _mm512_add_epi8(a, b); }
@@ -79,6 +80,7 @@ static inline reg packs_i32(reg a, reg b) { return _mm512_packs_epi32(a, b); } /
 static inline reg packs_i16(reg a, reg b) { return _mm512_packs_epi16(a, b); }
 static inline reg adds_i16(reg a, reg b) { return _mm512_adds_epi16(a, b); }
 static inline reg min_i16(reg a, reg b) { return _mm512_min_epi16(a, b); }
+static inline reg min_u16(reg a, reg b) { return _mm512_min_epu16(a, b); }
 static inline reg min_i8(reg a, reg b) { return _mm512_min_epi8(a, b); }
 static inline reg max_i8(reg a, reg b) { return _mm512_max_epi8(a, b); }
 static inline reg min_u8(reg a, reg b) { return _mm512_min_epu8(a, b); }
@@ -177,17 +179,26 @@ static inline choice chosen_but_not(choice a, choice b) { return (choice)(a & ~b
 static inline floats chosen(choice some, floats v) { return _mm512_maskz_mov_ps(some, v); }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, some, c, v); }
 
-/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; lower halves of a and of b as the
- * lower and upper ones; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; halves swapped; of the lower
+ * half alone, exclusive3; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
 static inline reg all_i64(uint64_t v) { return _mm512_set1_epi64((long long)v); }
 static inline reg add_i64(reg a, reg b) { return _mm512_add_epi64(a, b); }
 static inline reg product_u32(reg a, reg b) { return _mm512_mul_epu32(a, b); }
 static inline reg upper_u32(reg v) { return _mm512_srli_epi64(v, 32); }
-static inline reg both_halves(reg a, reg b) { return _mm512_mask_mov_epi32(a, 0xaaaa, _mm512_slli_epi64(b, 32)); }
+static inline reg swapped_u32(reg v) { return _mm512_shuffle_epi32(v, 0xb1); }
+static inline reg exclusive_lower(reg a, reg b, reg c) { return _mm512_mask_ternarylogic_epi32(a, 0x5555, b, c, 0x96); }
 static inline reg low_u64(reg a, reg b) { return _mm512_unpacklo_epi64(a, b); }
 static inline reg high_u64(reg a, reg b) { return _mm512_unpackhi_epi64(a, b); }
 static inline reg widen_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 static inline reg over_65536_i32(reg v) { return _mm512_srai_epi32(v, 16); }
+/* Upper halves of 32 bits, in the order of packs_i32; whether a number has none of the bits. */
+static inline reg upper_u16(reg a, reg b)
+{
+    const reg words = _mm512_setr_epi32(0x030001, 0x070005, 0x230021, 0x270025, 0x0b0009, 0x0f000d, 0x2b0029, 0x2f002d,
+                                        0x130011, 0x170015, 0x330031, 0x370035, 0x1b0019, 0x1f001d, 0x3b0039, 0x3f003d);
+    return _mm512_permutex2var_epi16(a, words, b);
+}
+static inline int any_without_i32(reg v, int bits) { return _mm512_testn_epi32_mask(v, _mm512_set1_epi32(bits)) != 0; }
 static inline void store_low_bytes(void *p, reg v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
 static inline reg unpacked_lanes(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
