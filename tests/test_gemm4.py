@@ -187,7 +187,7 @@ def test_codebook_errors_name_what_was_wrong():
         refuse(refusal, globals() | locals())
     arrays = qk.pack(codes, codebook, scales=scales).to_arrays()
     del arrays["shape"]
-    with pytest.raises(ValueError, match="arrays must hold codes and shape, got no shape"):
+    with pytest.raises(ValueError, match="arrays must hold codes, shape and levels, got no shape"):
         qk.PackedMatrix.from_arrays(arrays)
 
 

@@ -14,6 +14,12 @@
 #define QK_NO_DEPENDENCE _Pragma("GCC ivdep")
 #endif
 
+/* Intel's Macs align vectors on the stack to 16 bytes where a function may not use AVX; what takes their addresses is
+ * inlined. */
+#if defined(__APPLE__) && defined(__x86_64__) && defined(__clang__)
+#pragma clang diagnostic ignored "-Walign-mismatch"
+#endif
+
 /* Whether the compiler knows AVX-VNNI and AMX: gcc 11 and clang 12 do. */
 #if defined(__clang__) && __clang_major__ >= 12 || !defined(__clang__) && __GNUC__ >= 11
 #define QK_HAVE_AVXVNNI 1
