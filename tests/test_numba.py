@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import re
 import sys
 import threading
@@ -443,11 +444,24 @@ def test_the_next_process_runs_what_this_one_compiled(tmp_path):
     got = cached.f(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
     want = cached.f.py_func(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(got, want))
+    try:
+        cached.f(np.full((2, 4), np.nan, np.float32), packed, params, qk.Codebook([0, 0.5]))
+    except ValueError as error:
+        assert "NaN" in str(error)
+    else:
+        raise AssertionError
     print(sum(cached.f.stats.cache_hits.values()), sum(cached.f.stats.cache_misses.values()))
     """
     settings = dict(cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert output(code, **settings) == "0 1"
     assert output(code, **settings) == output(code, **settings, QKERNELS_ISA="scalar") == "1 0"
+
+
+def test_what_another_version_kept_is_not_found(monkeypatch):
+    kept = pickle.dumps(PackedMatrixType("int8"))
+    assert pickle.loads(kept) == PackedMatrixType("int8")
+    monkeypatch.setattr(qn, "_ABI", qn._ABI + 1)
+    assert pickle.loads(kept) != PackedMatrixType("int8")
 
 
 LOOP = """

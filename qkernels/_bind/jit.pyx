@@ -122,7 +122,7 @@ cdef inline bint are_alike(const View *a, const View *b, Py_ssize_t ndim) noexce
 
 cdef inline bint are_apart(const View *out, const View *x) noexcept nogil:
     """Tell whether out is aligned and has no memory of x."""
-    if <uintptr_t>out.data % <size_t>out.itemsize:
+    if <uintptr_t>out.data & (<size_t>out.itemsize - 1):
         return False
     if x == NULL or x.ndim == 0:
         return True
