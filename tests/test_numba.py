@@ -226,6 +226,10 @@ WRONG = [
     (lambda a, b, c: qk.matmul(a, b, out=c), (Q, WEIGHTS, np.empty((1, 4), np.int32))),
     (lambda a, b, z: qk.matmul(a, b, a_zero_point=z), (Q, WEIGHTS, np.uint64(2**64 - 1))),
     (lambda a, b, z: qk.matmul(a, b, b_zero_point=z), (Q, Q.T, np.uint64(2**64 - 1))),
+    (
+        lambda a, b, z: qk.matmul(a, b, a_zero_point=z[0, :1].reshape(())),
+        (Q.view(np.uint8), WEIGHTS, np.int8([[-1] + [0] * 7])),
+    ),
     (lambda a, b: qk.matmul(a, b), (Q, UNSAFE)),
     (lambda a, b: qk.matmul(a, b), (Q.astype(np.int16), WEIGHTS)),
     (lambda x, w: qk.linear(x, w), (NAN, WEIGHTS)),
@@ -558,7 +562,7 @@ def test_errors_in_prange_leave_the_process_well():
     assert output(code, **settings) == "x has 1 NaN or infinite values, the first at (7, 2)"
 
 
-THIRDS = RNG.normal(size=(4, 32)) / 3
+THIRDS = RNG.normal(size=(64, 32)) / 3
 SMALL = qk.pack(random_codes(RNG, (32, 5), "int8"), qk.QParams(2.0**100))
 IN_A_MODE = {
     "quantize": (lambda x, p: qk.quantize(x, p), (np.float32([1e-39, 3e-39, 0.3, 0.7]), qk.QParams(2.0**-126))),
@@ -568,7 +572,7 @@ IN_A_MODE = {
     "encode": (lambda x, book: qk.encode(x, book), (THIRDS, qk.NF4)),
     "requantize": (
         lambda acc, m, p: qk.requantize(acc, m, p),
-        (RNG.integers(-(2**31), 2**31, (999, 5)).astype(np.int32), ROW[:5] * 1e-5, qk.QParams(1, dtype="int16")),
+        (RNG.integers(-(2**31), 2**31, (99999, 5)).astype(np.int32), ROW[:5] * 1e-5, qk.QParams(1, dtype="int16")),
     ),
 }
 

@@ -173,9 +173,10 @@ cdef object array_of_view(const View *v):
 
 cdef object number_of_view(const View *v):
     """Return an argument that may be a number as one."""
-    if v == NULL or v.ndim:
-        return array_of_view(v)
-    return array_of_view(v)[()] if v.num == cnp.NPY_UINT64 else array_of_view(v).item()   # as they were before
+    array = array_of_view(v)
+    if v == NULL or v.ndim or v.num not in (cnp.NPY_INT64, cnp.NPY_UINT64, cnp.NPY_FLOAT64):
+        return array
+    return array[()] if v.num == cnp.NPY_UINT64 else array.item()   # errors show what was given
 
 
 cdef object codes_of_view(const View *v, Params p):
