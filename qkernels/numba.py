@@ -32,6 +32,7 @@ from numba.extending import (
     models,
     overload,
     overload_attribute,
+    register_jitable,
     register_model,
     typeof_impl,
     unbox,
@@ -49,14 +50,22 @@ from ._weights import PackedMatrix
 
 __all__ = ["decode", "dequantize", "encode", "linear", "matmul", "quantize", "requantize"]
 
+_ABI = 1  # counts what changes how compiled code, perhaps a cached one, calls: arguments, views, types
 _INT, _POINTER = ir.IntType(64), ir.IntType(8).as_pointer()
 _ROUNDINGS = "half_even", "half_away", "gemmlowp", "tflite"
 _FLOATS = types.float32, types.float64  # Numba has no others on a CPU
 
 
+class Failed(Exception):
+    """Stand, in compiled code, for what a call raised; where it leaves that code, it becomes what was raised."""
+
+    def __new__(cls):
+        return jit.last_error()
+
+
 def _symbol(name):
     """Return the name by which compiled code, which may be loaded from a cache by another process, finds a function."""
-    return f"qkernels_{name}"
+    return f"qkernels_{_ABI}_{name}"
 
 
 def _region():
@@ -82,8 +91,12 @@ class _Object(types.Type):
     """Type objects whose memory compiled code reads; `made_of` gives, of a value, the object that C knows."""
 
     def __init__(self, *traits):
-        self.traits = traits
+        self.traits, self.abi = traits, _ABI
         super().__init__(f"{type(self).__name__}{traits}")
+
+    @property
+    def key(self):  # by which caches, too, know a type: those of another version do not find it
+        return self.name, self.abi
 
     @staticmethod
     def made_of(value):
@@ -104,7 +117,7 @@ class PackedMatrixType(_Object):
 
 
 class CodebookType(_Object):
-    """Type codebooks by (whether they have an axis, blocks, vectors)."""
+    """Type codebooks by (whether they have an axis, blocks)."""
 
     made_of = staticmethod(jit.Book)
 
@@ -121,7 +134,9 @@ def _(value, c):
 
 @typeof_impl.register(Codebook)
 def _(value, c):
-    return CodebookType(value.axis is not None, value.block_size is not None, value.vector)
+    if value.vector:
+        raise TypingError("codebook must not be one of vectors in compiled code")
+    return CodebookType(value.axis is not None, value.block_size is not None)
 
 
 @register_model(QParamsType)
@@ -157,12 +172,17 @@ def _(typ, value, c):
 @box(CodebookType)
 def _(typ, value, c):
     made = cgutils.create_struct_proxy(typ)(c.context, c.builder, value).object
-    if typ.made_of is _Object.made_of:
-        c.pyapi.incref(made)
-    else:
-        made = c.pyapi.object_getattr_string(made, "codebook")
+    boxed = cgutils.alloca_once_value(c.builder, made)
+    with c.builder.if_else(cgutils.is_null(c.builder, made)) as (is_unset, is_set):
+        with is_unset:
+            c.pyapi.err_set_string("PyExc_AttributeError", _UNSET)
+        with is_set:
+            if typ.made_of is _Object.made_of:
+                c.pyapi.incref(made)
+            else:
+                c.builder.store(c.pyapi.object_getattr_string(made, "codebook"), boxed)
     c.context.nrt.decref(c.builder, typ, value)
-    return made
+    return c.builder.load(boxed)
 
 
 _GLOBALS = []  # what compiled code refers to by address, which such code is not cached for: it has to stay
@@ -182,20 +202,25 @@ def _(context, builder, typ, value):
 
 # ---- calls ----
 
+_UNSET = "an attribute of a jitclass is used that was never set"
+
 
 def _pointer(context, builder, typ, value):
     """Return the pointer that stands for an argument of a function of jit.pyx."""
     if isinstance(typ, types.NoneType):
         return ir.Constant(_POINTER, None)
     if isinstance(typ, _Object):
-        return cgutils.create_struct_proxy(typ)(context, builder, value).object
+        pointer = cgutils.create_struct_proxy(typ)(context, builder, value).object
+        with cgutils.if_unlikely(builder, cgutils.is_null(builder, pointer)):
+            context.call_conv.return_user_exc(builder, AttributeError, (_UNSET,))
+        return pointer
     if isinstance(typ, types.Array):
         array = context.make_array(typ)(context, builder, value)
         data, shape, dtype = array.data, cgutils.unpack_tuple(builder, array.shape), as_dtype(typ.dtype)
     else:
-        whole = isinstance(typ, types.Integer)
-        value = context.cast(builder, value, typ, types.int64 if whole else types.float64)
-        data, shape, dtype = cgutils.alloca_once_value(builder, value), [], np.dtype(np.int64 if whole else np.float64)
+        wide = types.float64 if not isinstance(typ, types.Integer) else types.int64 if typ.signed else types.uint64
+        value = context.cast(builder, value, typ, wide)
+        data, shape, dtype = cgutils.alloca_once_value(builder, value), [], as_dtype(wide)
     view = cgutils.alloca_once(builder, ir.LiteralStructType([_POINTER, *[_INT] * (3 + len(shape))]))
     fields = [builder.bitcast(data, _POINTER), *(_INT(n) for n in (dtype.num, dtype.itemsize, len(shape))), *shape]
     for i, field in enumerate(fields):
@@ -215,7 +240,9 @@ def _call(typingctx, name, arguments, codes):
         function = cgutils.get_or_insert_function(builder.module, kind, _symbol(signature.args[0].literal_value))
         failed = cgutils.is_not_null(builder, builder.call(function, [*pointers, *wide]))
         with cgutils.if_unlikely(builder, failed):
-            context.call_conv.return_exc(builder)
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, _symbol("keep_error")), [])
+            context.call_conv.return_user_exc(builder, Failed)
         return context.get_dummy_value()
 
     return types.none(name, arguments, codes), generate
@@ -270,6 +297,12 @@ def _need_out(typ, dtype, ndim):
         raise TypingError(f"out must have {ndim} axes, got {typ.ndim}")
 
 
+def _need_zero_point(typ, name):
+    whole = typ.dtype if isinstance(typ, types.Array) else _shown(typ)
+    if not isinstance(whole, int | types.Integer):
+        raise TypingError(f"{name} must be an integer or an array of integers, got {_shown(typ)}")
+
+
 def _need_none(typ, name):
     if not _is_none(typ):
         raise TypingError(f"{name} is not taken in compiled code, got {_shown(typ)}")
@@ -283,15 +316,50 @@ def _word(typ, name, words):
     return words.index(word)
 
 
-def _plain(value):
+@register_jitable
+def _bytes_of(x):
+    """Return the addresses of the first byte of an array and of that after the last."""
+    start = end = np.intp(x.ctypes.data)
+    for n, stride in zip(x.shape, x.strides):  # noqa: B905 (Numba knows no strict)
+        start, end = start + min((n - 1) * stride, 0), end + max((n - 1) * stride, 0)
+    return start, end + x.itemsize
+
+
+def _refuse_overlap(out, x, name):
+    """Raise, as outside, if `out` has memory of an array of which functions of jit.pyx only see a copy."""
+
+
+@overload(_refuse_overlap, prefer_literal=True)
+def _(out, x, name):
+    if _is_none(out):
+        return lambda out, x, name: None
+    name, may_be_same = name.literal_value, name.literal_value == "residual"
+    words = "out must be residual itself or not overlap it" if may_be_same else f"out must not overlap {name}"
+
+    def impl(out, x, name):
+        (start, end), (first, last) = _bytes_of(out), _bytes_of(x)
+        is_same = may_be_same and (start, end, out.strides) == (first, last, x.strides)
+        if out.size and x.size and start < last and first < end and not is_same:
+            raise ValueError(words)
+
+    return impl
+
+
+def _plain(value, out, name):
     """Return an argument as functions of jit.pyx take it: arrays C-contiguous."""
 
 
-@overload(_plain)
-def _(value):
+@overload(_plain, prefer_literal=True)
+def _(value, out, name):
     if isinstance(value, types.Array) and value.layout != "C":
-        return lambda value: np.ascontiguousarray(value)
-    return lambda value: value
+        text = name.literal_value
+
+        def impl(value, out, name):
+            _refuse_overlap(out, value, text)
+            return np.ascontiguousarray(value)
+
+        return impl
+    return lambda value, out, name: value
 
 
 def _real(value):
@@ -320,15 +388,21 @@ def _(clamp):
     return lambda clamp: (_real(clamp[0]), _real(clamp[1]))
 
 
-def _narrow(x):
+def _narrow(x, out):
     """Return x as C-contiguous float32, in which what float32 lacks is infinite."""
 
 
 @overload(_narrow)
-def _(x):
-    if x.dtype == types.float64:
-        return lambda x: _plain(x).astype(np.float32)
-    return lambda x: _plain(x)
+def _(x, out):
+    if x.dtype == types.float32:
+        return lambda x, out: _plain(x, out, "x")
+
+    def impl(x, out):  # which may overlap x: this is a copy, outside too
+        y = np.empty(x.shape, np.float32)
+        _call("narrow", (_plain(x, None, "x"), y), ())
+        return y
+
+    return impl
 
 
 def _scales_like(x, codebook):
@@ -337,7 +411,7 @@ def _scales_like(x, codebook):
 
 @overload(_scales_like)
 def _(x, codebook):
-    has_axis, has_blocks, _ = codebook.traits
+    has_axis, has_blocks = codebook.traits
     if not has_blocks:
         return lambda x, codebook: None
     if not has_axis:
@@ -367,7 +441,7 @@ def _(x, params, rounding="half_even", seed=None, out=None):
 
     def impl(x, params, rounding="half_even", seed=None, out=None):
         q = np.empty(x.shape, dtype) if out is None else out
-        _call("quantize", (params, _plain(x), q), (how,))
+        _call("quantize", (params, _plain(x, out, "x"), q), (how,))
         return q
 
     return impl
@@ -385,7 +459,7 @@ def _(q, params, dtype=np.float32, out=None):
 
     def impl(q, params, dtype=np.float32, out=None):
         y = np.empty(q.shape, real) if out is None else out
-        _call("dequantize", (params, _plain(q), y), ())
+        _call("dequantize", (params, _plain(q, out, "q"), y), ())
         return y
 
     return impl
@@ -405,8 +479,8 @@ def _(acc, multiplier, params, bias=None, rounding="half_even", out=None):
 
     def impl(acc, multiplier, params, bias=None, rounding="half_even", out=None):
         q = np.empty(acc.shape, dtype) if out is None else out
-        m = float(multiplier) if number else _plain(multiplier)
-        _call("requantize", (params, _plain(acc), m, _plain(bias), q), (how,))
+        m = float(multiplier) if number else _plain(multiplier, out, "multiplier")
+        _call("requantize", (params, _plain(acc, out, "acc"), m, _plain(bias, out, "bias"), q), (how,))
         return q
 
     return impl
@@ -424,13 +498,16 @@ def _(a, b, a_zero_point=0, b_zero_point=0, out=None):
     if not packed and b.ndim != 2 or not a.ndim:
         raise TypingError(f"a and b must have shapes (..., M, K) and (K, N) in compiled code, got {a} and {b}")
     wide = types.int16 in (a.dtype, types.int16 if packed and b.traits == ("int16",) else getattr(b, "dtype", None))
+    _need_zero_point(a_zero_point, "a_zero_point")
+    _need_zero_point(b_zero_point, "b_zero_point")
     _need_out(out, types.int64 if wide else types.int32, a.ndim)
     dtype = np.int64 if wide else np.int32
 
     def impl(a, b, a_zero_point=0, b_zero_point=0, out=None):
         c = np.empty(a.shape[:-1] + (b.shape[1],), dtype) if out is None else out
-        weights, codes = (b, None) if packed else (None, _plain(b))
-        _call("matmul", (weights, _plain(a), codes, _plain(a_zero_point), _plain(b_zero_point), c), ())
+        weights, codes = (b, None) if packed else (None, _plain(b, out, "b"))
+        az, bz = _plain(a_zero_point, out, "a_zero_point"), _plain(b_zero_point, out, "b_zero_point")
+        _call("matmul", (weights, _plain(a, out, "a"), codes, az, bz, c), ())
         return c
 
     return impl
@@ -450,29 +527,24 @@ def _(x, packed, bias=None, activation=None, residual=None, clamp=None, params=N
     def impl(x, packed, bias=None, activation=None, residual=None, clamp=None, params=None, out=None):
         y = np.empty(x.shape[:-1] + (packed.shape[1],), np.float32) if out is None else out
         lo, hi = _bounds(clamp)
-        _call("linear", (packed, _narrow(x), _plain(bias), _plain(residual), lo, hi, y), (how,))
+        added = _plain(residual, out, "residual")
+        _call("linear", (packed, _narrow(x, out), _plain(bias, out, "bias"), added, lo, hi, y), (how,))
         return y
 
     return impl
 
 
-def _need_numbers(typ):
-    _need_object(typ, "codebook", CodebookType)
-    if typ.traits[2]:
-        raise TypingError("codebook must not be one of vectors in compiled code")
-
-
 @overload(encode, prefer_literal=True)
 def _(x, codebook, rounding="nearest", seed=None):
     _need(x, "x", *_FLOATS)
-    _need_numbers(codebook)
+    _need_object(codebook, "codebook", CodebookType)
     _need_none(seed, "seed")
     _word(rounding, "rounding", ("nearest",))
     has_blocks = codebook.traits[1]
 
     def impl(x, codebook, rounding="nearest", seed=None):
         codes, scales = np.empty(x.shape, np.uint8), _scales_like(x, codebook)
-        values = _narrow(x) if has_blocks else _plain(x)
+        values = _narrow(x, None) if has_blocks else _plain(x, None, "x")
         _call("encode", (codebook, values, codes, scales), ())
         return (codes, scales) if has_blocks else codes
 
@@ -482,14 +554,14 @@ def _(x, codebook, rounding="nearest", seed=None):
 @overload(decode)
 def _(codes, codebook, scales=None, out=None):
     _need(codes, "codes", types.uint8)
-    _need_numbers(codebook)
+    _need_object(codebook, "codebook", CodebookType)
     if not _is_none(scales):
         _need(scales, "scales", *_FLOATS)
     _need_out(out, types.float32, codes.ndim)
 
     def impl(codes, codebook, scales=None, out=None):
         y = np.empty(codes.shape, np.float32) if out is None else out
-        _call("decode", (codebook, _plain(codes), _plain(scales), y), ())
+        _call("decode", (codebook, _plain(codes, out, "codes"), _plain(scales, out, "scales"), y), ())
         return y
 
     return impl

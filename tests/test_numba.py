@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import re
 import sys
 import threading
@@ -223,6 +224,12 @@ WRONG = [
     (lambda a, b: qk.matmul(a, b, b_zero_point=-129), (Q, WEIGHTS)),
     (lambda a, b, z: qk.matmul(a, b, b_zero_point=z), (Q, WEIGHTS, np.int32([1, 2]))),
     (lambda a, b, c: qk.matmul(a, b, out=c), (Q, WEIGHTS, np.empty((1, 4), np.int32))),
+    (lambda a, b, z: qk.matmul(a, b, a_zero_point=z), (Q, WEIGHTS, np.uint64(2**64 - 1))),
+    (lambda a, b, z: qk.matmul(a, b, b_zero_point=z), (Q, Q.T, np.uint64(2**64 - 1))),
+    (
+        lambda a, b, z: qk.matmul(a, b, a_zero_point=z[0, :1].reshape(())),
+        (Q.view(np.uint8), WEIGHTS, np.int8([[-1] + [0] * 7])),
+    ),
     (lambda a, b: qk.matmul(a, b), (Q, UNSAFE)),
     (lambda a, b: qk.matmul(a, b), (Q.astype(np.int16), WEIGHTS)),
     (lambda x, w: qk.linear(x, w), (NAN, WEIGHTS)),
@@ -232,6 +239,18 @@ WRONG = [
     (lambda x, w: qk.linear(x, w), (np.ones((1, 70000), np.float32), UNSAFE)),
     (lambda x, w: qk.linear(x, w, clamp=(2.0, 1.0)), (ROWS, WEIGHTS)),
     (lambda x, w: qk.linear(x, w, clamp=(np.nan, 1.0)), (ROWS, WEIGHTS)),
+    (lambda x, w: qk.linear(x, w, clamp=(1.0 + 1e-12, 1.0)), (ROWS, WEIGHTS)),
+    (lambda x, p: qk.quantize(x.reshape(2, 2).T, p, out=x.view(np.int8)[0, 9:13].reshape(2, 2)), (ROWS, PER_TENSOR)),
+    (lambda q, p, y: qk.dequantize(y.view(np.int8)[::-4], p, out=y), (Q, PER_TENSOR, np.ones(4, np.float32))),
+    (lambda acc, p: qk.requantize(acc[::2], 0.5, p, out=acc.view(np.int8)[:2]), (np.int32([1, 2, 3]), PER_TENSOR)),
+    (lambda w, c: qk.matmul(c.view(np.int8)[:, ::3], w, out=c), (WEIGHTS, np.ones((2, 3), np.int32))),
+    (lambda w, x: qk.linear(x[:, ::2], w, out=x[0, 5:].reshape(1, 3)), (WEIGHTS, np.ones((1, 8), np.float32))),
+    (
+        lambda w, x, y: qk.linear(x, w, residual=y[:, ::2], out=y[0, :3].reshape(1, 3)),
+        (WEIGHTS, ROWS, np.ones((1, 6), np.float32)),
+    ),
+    (lambda c, y: qk.decode(y.view(np.uint8)[::4], c, out=y), (BOOKS["levels"], np.zeros(4, np.float32))),
+    (lambda q, p, y: qk.dequantize(q, p, out=y[1:17].view(np.float32)), (Q[0], PER_TENSOR, np.zeros(24, np.uint8))),
     (lambda x, w, b: qk.linear(x, w, b), (ROWS, WEIGHTS, ROWS[0])),
     (lambda x, w, r: qk.linear(x, w, residual=r), (ROWS, WEIGHTS, ROWS)),
     (lambda x, c: qk.encode(x, c), (NAN, BLOCKS)),
@@ -242,6 +261,17 @@ WRONG = [
     (lambda x, c, s: qk.decode(x, c, s), (np.uint8([[1]]), BLOCKS, np.float32([[np.inf]]))),
     (lambda x, c, s: qk.decode(x, c, s), (np.uint8([[1]]), BLOCKS, np.float32([1]))),
 ]
+
+
+def test_what_is_strided_may_be_near_out():
+    both = np.arange(12, dtype=np.float32)
+    assert same(IN_HALVES(both.reshape(2, 6), PER_TENSOR), qk.quantize(np.float32([0, 2]), PER_TENSOR))
+    y = np.ones((2, 3), np.float32)
+    njit(lambda x, w, y: qk.linear(x, w, residual=y[::1], out=y))(np.ones((2, 4), np.float32), WEIGHTS, y)
+    assert same(y, qk.linear(np.ones((2, 4), np.float32), WEIGHTS, residual=np.ones((2, 3), np.float32)))
+
+
+IN_HALVES = njit(lambda x, p: qk.quantize(x[0, :4:2], p, out=x[1].view(np.int8)[:2]))
 
 
 @pytest.mark.parametrize("call, arguments", WRONG, ids=range(len(WRONG)))
@@ -264,6 +294,14 @@ REFUSED = [  # by types, when a call is compiled
     (lambda x, p, q: qk.quantize(x, p, out=q[:, ::2]), (ROWS, PER_TENSOR, Q), "out must be C-contiguous"),
     (lambda q, p: qk.dequantize(q, p), (Q, UNSIGNED), "q must be an array of uint8 or int32"),
     (lambda a, b: qk.matmul(a, b), (Q, Q[None]), "a and b must have shapes"),
+    (
+        lambda a, b: qk.matmul(a, b, a_zero_point=1.5e-323),
+        (Q, WEIGHTS),
+        "a_zero_point must be an integer or an array of",
+    ),
+    (lambda a, b: qk.matmul(a, b, b_zero_point=False), (Q, WEIGHTS), "b_zero_point must be an integer or an array of"),
+    (lambda a, b, z: qk.matmul(a, b, a_zero_point=z), (Q, WEIGHTS, np.array(0.0)), "a_zero_point must be an integer"),
+    (lambda b: b, (qk.Codebook([[0, 1]], vector=True),), "codebook must not be one of vectors"),
     (lambda x, w, a: qk.linear(x, w, activation=a), (ROWS, WEIGHTS, "relu"), "written where it is used"),
     (lambda x, w, p: qk.linear(x, w, params=p), (ROWS, WEIGHTS, PER_TENSOR), "params is not taken in compiled code"),
     (lambda x, w: qk.linear(x, w, clamp=3), (ROWS, WEIGHTS), "clamp must be None or a pair"),
@@ -275,6 +313,32 @@ REFUSED = [  # by types, when a call is compiled
 def test_wrong_types_do_not_compile(call, arguments, words):
     with pytest.raises(TypingError, match=re.escape(words)):
         njit(call)(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64"])
+def test_zero_points_are_numbers_of_any_integer_type(dtype):
+    memory = np.arange(5, 13).astype(dtype)
+    for zero in memory[0], memory[:1].reshape(()):
+        assert same(SHIFTED(Q, WEIGHTS, zero, zero), qk.matmul(Q, WEIGHTS, a_zero_point=5, b_zero_point=5))
+
+
+@njit
+def caught(x, params, other):
+    failed = 0
+    for _ in range(3):
+        try:
+            qk.quantize(x, params)
+        except Exception:
+            failed += 1
+    return failed, qk.quantize(x, other)
+
+
+def test_compiled_code_can_catch_errors():
+    for _ in range(2):
+        failed, q = caught(ROWS, PER_AXIS, PER_TENSOR)
+        assert failed == 3 and same(q, qk.quantize(ROWS, PER_TENSOR))
+    with pytest.raises(ValueError, match="axis 1"):
+        caught(ROWS, PER_TENSOR, PER_AXIS)
 
 
 # ---- objects ----
@@ -309,6 +373,25 @@ def test_objects_are_passed_in_tuples_and_held_by_jitclasses():
     del w
     gc.collect()
     assert same(njit(lambda layer, x: layer.apply(x))(layer, X), want)
+
+
+@pytest.mark.parametrize("typ", [PackedMatrixType("int8"), qn.CodebookType(False, False)], ids=["weights", "codebook"])
+def test_attributes_that_were_never_set_raise(typ):
+    @jitclass([("held", typ)])
+    class Empty:
+        def __init__(self):
+            pass
+
+        def linear(self, x):
+            return qk.linear(x, self.held)
+
+        def encode(self, x):
+            return qk.encode(x, self.held)
+
+    empty = Empty()
+    for use in lambda: empty.held, lambda: (empty.linear if "Packed" in typ.name else empty.encode)(X):
+        with pytest.raises(AttributeError, match="never set"):
+            use()
 
 
 GLOBAL = qk.QParams(0.5)
@@ -365,11 +448,24 @@ def test_the_next_process_runs_what_this_one_compiled(tmp_path):
     got = cached.f(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
     want = cached.f.py_func(np.ones((2, 4), np.float32), packed, params, qk.Codebook([0, 0.5]))
     assert all(a.tobytes() == b.tobytes() for a, b in zip(got, want))
+    try:
+        cached.f(np.full((2, 4), np.nan, np.float32), packed, params, qk.Codebook([0, 0.5]))
+    except ValueError as error:
+        assert "NaN" in str(error)
+    else:
+        raise AssertionError
     print(sum(cached.f.stats.cache_hits.values()), sum(cached.f.stats.cache_misses.values()))
     """
     settings = dict(cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert output(code, **settings) == "0 1"
     assert output(code, **settings) == output(code, **settings, QKERNELS_ISA="scalar") == "1 0"
+
+
+def test_what_another_version_kept_is_not_found(monkeypatch):
+    kept = pickle.dumps(PackedMatrixType("int8"))
+    assert pickle.loads(kept) == PackedMatrixType("int8")
+    monkeypatch.setattr(qn, "_ABI", qn._ABI + 1)
+    assert pickle.loads(kept) != PackedMatrixType("int8")
 
 
 LOOP = """
@@ -466,15 +562,30 @@ def test_errors_in_prange_leave_the_process_well():
     assert output(code, **settings) == "x has 1 NaN or infinite values, the first at (7, 2)"
 
 
-def test_the_mode_of_the_caller_does_not_reach_results():
-    tiny = np.float32([1e-39, 3e-39, 0.3, 0.7])
-    params, call = qk.QParams(2.0**-126), njit(lambda x, p: qk.quantize(x, p))
-    want = call(tiny, params)
+THIRDS = RNG.normal(size=(64, 32)) / 3
+SMALL = qk.pack(random_codes(RNG, (32, 5), "int8"), qk.QParams(2.0**100))
+IN_A_MODE = {
+    "quantize": (lambda x, p: qk.quantize(x, p), (np.float32([1e-39, 3e-39, 0.3, 0.7]), qk.QParams(2.0**-126))),
+    "linear": (lambda x, w: qk.linear(x, w), (THIRDS, SMALL)),
+    "linear, subnormal": (lambda x, w: qk.linear(x, w), (THIRDS * 1e-39, SMALL)),
+    "clamp": (lambda x, w, lo, hi: qk.linear(x, w, clamp=(lo, hi)), (THIRDS, SMALL, -1 / 7, 1 / 3)),
+    "encode": (lambda x, book: qk.encode(x, book), (THIRDS, qk.NF4)),
+    "requantize": (
+        lambda acc, m, p: qk.requantize(acc, m, p),
+        (RNG.integers(-(2**31), 2**31, (99999, 5)).astype(np.int32), ROW[:5] * 1e-5, qk.QParams(1, dtype="int16")),
+    ),
+}
+
+
+@pytest.mark.parametrize("call, arguments", IN_A_MODE.values(), ids=IN_A_MODE)
+def test_the_mode_of_the_caller_does_not_reach_results(call, arguments):
+    want, call = call(*arguments), njit(call)
+    call(*arguments)
     library = helper()
     before = library.get_mode()
     try:
         library.set_mode(before | FLUSH | UP)
-        got = call(tiny, params)
+        got = call(*arguments)
         kept = library.get_mode()
     finally:
         library.set_mode(before)

@@ -11,16 +11,19 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from copy import copy
+from threading import get_ident
+
 import numpy as np
 
 cimport cython
 cimport numpy as cnp
 
 from .c cimport (
-    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_decode, qk_dequantize, qk_dtype, qk_encode, QK_F32, QK_F64,
-    QK_GEMM16, QK_GEMM8, qk_gemm8_batch, QK_GEMMLOWP, QK_I16, QK_I32, QK_I8, qk_largest_code, qk_minmax, qk_params,
-    QK_PER_AXIS, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier, qk_requant, qk_requantize, qk_rounding,
-    qk_set_alone, QK_U8, qk_weights,
+    qk_activation, qk_batch, QK_CODES_I8, QK_CODES_U8, qk_decode, qk_dequantize, qk_dtype, qk_encode, qk_enter_scope,
+    QK_F32, QK_F64, QK_GEMM16, QK_GEMM8, qk_gemm8_batch, QK_GEMMLOWP, QK_I16, QK_I32, QK_I8, qk_largest_code, qk_minmax,
+    qk_params, QK_PER_AXIS, QK_PER_TENSOR, qk_quantize, qk_quantize_multiplier, qk_requant, qk_requantize, qk_rounding,
+    qk_scope, qk_set_alone, QK_U8, qk_weights,
 )
 from .codebooks cimport Levels
 from .elementwise cimport Params
@@ -56,6 +59,7 @@ cdef extern from *:
         return !PyGILState_GetThisThreadState() || (in_region && in_region());
     }
 
+    #define pending() ((void)0) /* after which Cython looks for what is raised */
     #define ndim_of(a) PyArray_NDIM((PyArrayObject *)(a))
     #define dim_of(a, i) PyArray_DIM((PyArrayObject *)(a), i)
     """
@@ -65,6 +69,7 @@ cdef extern from *:
         Py_ssize_t shape[64]
     int (*in_region)() noexcept nogil
     int in_parallel_loop() noexcept nogil
+    void pending() except *
     int ndim_of(void *a) nogil
     Py_ssize_t dim_of(void *a, int i) nogil
 
@@ -116,6 +121,9 @@ cdef inline bint are_alike(const View *a, const View *b, Py_ssize_t ndim) noexce
 
 
 cdef inline bint are_apart(const View *out, const View *x) noexcept nogil:
+    """Tell whether out is aligned and has no memory of x."""
+    if <uintptr_t>out.data & (<size_t>out.itemsize - 1):
+        return False
     if x == NULL or x.ndim == 0:
         return True
     cdef const char *a = <const char *>out.data
@@ -158,12 +166,17 @@ cdef bint lay_over(Params p, const View *x, qk_params *c) noexcept nogil:
 cdef object array_of_view(const View *v):
     if v == NULL:
         return None
-    return cnp.PyArray_SimpleNewFromData(v.ndim, <cnp.npy_intp *>v.shape, v.num, v.data)
+    cdef cnp.ndarray array = cnp.PyArray_SimpleNewFromData(v.ndim, <cnp.npy_intp *>v.shape, v.num, v.data)
+    cnp.PyArray_UpdateFlags(array, cnp.NPY_ARRAY_ALIGNED)
+    return array
 
 
 cdef object number_of_view(const View *v):
     """Return an argument that may be a number as one."""
-    return array_of_view(v).item() if v != NULL and v.ndim == 0 else array_of_view(v)
+    array = array_of_view(v)
+    if v == NULL or v.ndim or v.num not in (cnp.NPY_INT64, cnp.NPY_UINT64, cnp.NPY_FLOAT64):
+        return array
+    return array[()] if v.num == cnp.NPY_UINT64 else array.item()   # errors show what was given
 
 
 cdef object codes_of_view(const View *v, Params p):
@@ -213,12 +226,13 @@ cdef int requantize_slowly(Params p, const View *acc, const View *multiplier, co
 
 cdef bint fill_multipliers(const View *m, size_t cols, int32_t *memory, qk_requant *r) noexcept nogil:
     """Fill those of columns; memory has room for two each."""
-    cdef float *narrow = <float *>memory
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef float *floats = <float *>memory
     cdef size_t i, count = <size_t>size_of(m)
     cdef double value = 0
     if not (m.ndim == 0 or (m.ndim == 1 and count == cols)):
         return False
-    r.multiplier, r.mantissa, r.shift = narrow, memory, memory + cols
+    r.multiplier, r.mantissa, r.shift = floats, memory, memory + cols
     for i in range(cols):
         if i < count:
             value = (<float *>m.data)[i] if m.num == cnp.NPY_FLOAT32 else (<double *>m.data)[i]
@@ -227,7 +241,7 @@ cdef bint fill_multipliers(const View *m, size_t cols, int32_t *memory, qk_requa
         if r.rounding >= QK_GEMMLOWP:
             qk_quantize_multiplier(value, memory + i, memory + cols + i)
         else:
-            narrow[i] = <float>min(value, <double>FLT_MAX)
+            floats[i] = <float>min(value, <double>FLT_MAX)
     return True
 
 
@@ -270,9 +284,9 @@ cdef int32_t *fill_zero_points(const View *zero, size_t n, bint is_signed, int32
     if memory == NULL or zero.ndim > 1 or (zero.ndim and <size_t>zero.shape[0] != n):
         return NULL
     for i in range(n):
-        if zero.ndim == 0:
+        if zero.ndim == 0 and zero.num == cnp.NPY_INT64:
             value = (<int64_t *>zero.data)[0]
-        elif zero.num == cnp.NPY_INT32:
+        elif zero.ndim and zero.num == cnp.NPY_INT32:
             value = (<int32_t *>zero.data)[i]
         else:
             return NULL
@@ -302,7 +316,7 @@ cdef bint is_byte(Py_ssize_t num) noexcept nogil:
 
 
 cdef bint is_zero(const View *v) noexcept nogil:
-    return v.ndim == 0 and (<int64_t *>v.data)[0] == 0
+    return v.ndim == 0 and v.num == cnp.NPY_INT64 and (<int64_t *>v.data)[0] == 0
 
 
 cdef bint have_rows(const View *x, Py_ssize_t k, const View *out, Py_ssize_t n) noexcept nogil:
@@ -357,17 +371,19 @@ cdef int linear_slowly(Packed packed, const View *x, const View *bias, const Vie
 
 cdef int linear(Packed packed, const View *x, const View *bias, const View *residual, const View *lo,
                 const View *hi, const View *out, Py_ssize_t activation) except -1 nogil:
+    cdef qk_scope _mode = qk_enter_scope()
     cdef Py_ssize_t k = <Py_ssize_t>packed.c.k, n = <Py_ssize_t>packed.c.n
     cdef size_t rows = <size_t>(size_of(out) // n) if n else 0
+    cdef double low = -INFINITY if lo == NULL else (<double *>lo.data)[0]
+    cdef double high = INFINITY if hi == NULL else (<double *>hi.data)[0]
     cdef float least, most
     cdef qk_layer layer
     memset(&layer, 0, sizeof(layer))
     layer.activation, layer.bounded = <qk_activation>activation, lo != NULL or hi != NULL
-    layer.lo = -<float>INFINITY if lo == NULL else <float>(<double *>lo.data)[0]
-    layer.hi = <float>INFINITY if hi == NULL else <float>(<double *>hi.data)[0]
+    layer.lo, layer.hi = <float>low, <float>high
     layer.bias = NULL if bias == NULL else <float *>bias.data
     layer.residual = NULL if residual == NULL else <float *>residual.data
-    if x.num == cnp.NPY_FLOAT32 and have_rows(x, k, out, n) and are_apart(out, x) and layer.lo <= layer.hi \
+    if x.num == cnp.NPY_FLOAT32 and have_rows(x, k, out, n) and are_apart(out, x) and low <= high \
             and (bias == NULL or (is_float32(bias) and bias.ndim == 1 and bias.shape[0] == n
                                   and are_apart(out, bias))) \
             and (residual == NULL or (is_float32(residual) and are_alike(residual, out, out.ndim)
@@ -376,6 +392,15 @@ cdef int linear(Packed packed, const View *x, const View *bias, const View *resi
             and qk_linear(&packed.c, <float *>x.data, rows, &layer, <float *>out.data) == 0:
         return 0
     return linear_slowly(packed, x, bias, residual, lo, hi, out, activation)
+
+
+cdef int narrow(const View *x, const View *y) noexcept nogil:
+    """Round float64 to float32."""
+    cdef qk_scope _mode = qk_enter_scope()
+    cdef Py_ssize_t i
+    for i in range(size_of(x)):
+        (<float *>y.data)[i] = <float>(<double *>x.data)[i]
+    return 0
 
 
 cdef bint is_float32(const View *v) noexcept nogil:
@@ -446,6 +471,27 @@ cdef int decode(Book b, const View *codes, const View *scales, const View *y) ex
     return decode_slowly(b, codes, scales, y)
 
 
+# ---- errors ----
+
+
+cdef dict errors = {}   # by thread: what its last call raised that failed
+
+
+cdef void keep_error() noexcept with gil:
+    """Keep what is raised: in compiled code, which may catch it, no exception of Python's can be."""
+    kept = None
+    try:
+        pending()
+    except BaseException as error:
+        kept = copy(error)   # without its frames, which hold arrays of memory that may go
+    errors[get_ident()] = kept
+
+
+def last_error():
+    """Return what the last call of this thread that failed has raised; Numba calls this twice to raise it."""
+    return copy(errors.get(get_ident()) or RuntimeError("a call in a parallel loop has failed"))
+
+
 # ---- what compiled code asks of them ----
 
 
@@ -473,6 +519,8 @@ ADDRESSES = {
     "linear": <uintptr_t>linear,
     "encode": <uintptr_t>encode,
     "decode": <uintptr_t>decode,
+    "narrow": <uintptr_t>narrow,
+    "keep_error": <uintptr_t>keep_error,
     "rows_of": <uintptr_t>rows_of,
     "columns_of": <uintptr_t>columns_of,
     "axis_of": <uintptr_t>axis_of,
