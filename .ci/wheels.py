@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = [f"python3.{minor}" for minor in range(10, 15)]
 GLIBC = "2.17"
+BUILT_BY = "setuptools>=77", "Cython>=3.1", "numpy>=2.0"  # as pyproject.toml has it
 MOST_BYTES = 3_000_000
 
 
@@ -59,8 +60,13 @@ def build(python, source, machine, gcc, folder):
     env = linked_by_zig(machine, gcc)
     suffix = output(python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))")
     env["SETUPTOOLS_EXT_SUFFIX"] = suffix.replace(platform.machine(), machine)
-    raw = folder / "raw"
-    run(python, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", raw, source, env=env)
+    raw, options = folder / "raw", ["-q", "--no-deps", "--wheel-dir", folder / "raw"]
+    if machine != platform.machine():  # pip would fetch what builds it for that machine, too
+        run(python, "-m", "venv", folder / "build")
+        python = folder / "build/bin/python"
+        run(python, "-m", "pip", "install", "-q", *BUILT_BY)
+        options.append("--no-build-isolation")
+    run(python, "-m", "pip", "wheel", *options, source, env=env)
     wheel = next(raw.glob("*.whl"))
     run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, wheel, stdout=subprocess.DEVNULL)
     wheel.unlink()
