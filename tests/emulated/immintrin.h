@@ -41,6 +41,14 @@ static inline uint32_t equal_words(__m512i a, __m512i b)
     return mask;
 }
 
+static inline __mmask16 without_common(__m512i a, __m512i b)
+{
+    const simde__m512i_private a_ = simde__m512i_to_private(a), b_ = simde__m512i_to_private(b);
+    __mmask16 mask = 0;
+    for (int i = 0; i < 16; i++) mask |= (__mmask16)(!(a_.u32[i] & b_.u32[i])) << i;
+    return mask;
+}
+
 static inline __m512i widened(__m128i a)
 {
     simde__m128i_private a_ = simde__m128i_to_private(a);
@@ -222,6 +230,7 @@ static inline void multiply_tiles(int sums, int a, int b)
 #define _mm512_fnmadd_ps(a, b, c) fused(a, b, c, -1.0f)
 #define _mm512_cvtps_epi32(a) rounded(a)
 #define _mm512_cmpeq_epi16_mask(a, b) equal_words(a, b)
+#define _mm512_testn_epi32_mask(a, b) without_common(a, b)
 #undef _mm512_srav_epi32
 #define _mm512_srav_epi32(a, by) shifted_right(a, by)
 #undef _mm512_reduce_ps
