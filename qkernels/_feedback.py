@@ -106,6 +106,12 @@ def _with_odd_lines(k):
     return np.empty((k, (-(-k // LINE) | 1) * LINE), np.float32)
 
 
+def times_power(values, exponent):
+    """Return values times a power of two, within float32."""
+    bound = np.finfo(np.float32).max
+    return np.clip(np.ldexp(values, exponent), -bound, bound)
+
+
 def padded(a, columns, value=0):
     """Return a (m, n) with more columns, contiguous."""
     made = np.full((len(a), columns), value, a.dtype)

@@ -28,6 +28,13 @@ def _half(x):
     return np.float16(x).astype(np.float32)
 
 
+def _half_above(x):
+    """Return float16 values, and of those that are subnormal and smaller than x the next ones: 0 holds nothing."""
+    half = _half(x)
+    short = (np.abs(half) < np.float32(2**-14)) & (np.abs(half) < np.abs(x))
+    return np.where(short, half + np.copysign(np.float32(2**-24), x), half)
+
+
 def _of_book(book):
     return lambda v: decode(encode(v, book), book)
 
@@ -106,7 +113,7 @@ def _iq4_nl(x, w, groups):
     scale = _scales(x, w, nearest, [*range(-137, -112, 4), *range(105, 126, 4)])
     again = nearest(_over(x, scale))
     fitted = _over(_sums(w * again * x), _sums(w * again * again))
-    tried = np.array([_half(scale), _half(fitted)])
+    tried = np.array([_half(scale), _half(fitted), _half_above(scale)])
     d = np.take_along_axis(tried, _best(x, w, tried, nearest)[None], 0)[0]
     return _bytes(d, _plane(_rows(encode(_over(x, d), NL), len(d)), 16, 4))
 

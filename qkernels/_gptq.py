@@ -9,13 +9,14 @@ from ._blas import product
 from ._checks import boolean, finite_float32, float_array, integer, is_a, real_array, shown
 from ._codebook import Codebook, checked_scales, encode
 from ._codebook_tables import thresholds_of
-from ._feedback import Loop, Problem, checked_damp, padded
+from ._feedback import Loop, Problem, checked_damp, padded, times_power
 from ._hessian import checked_hessian
 from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 ORDERS = ("activation", "natural")
 SAMPLE = 96  # columns on which levels are fitted
+LARGEST = 96  # exponent of two that magnitudes are below in the loop
 
 
 class GPTQResult(NamedTuple):
@@ -114,13 +115,14 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     """
     w = finite_float32(float_array(w, "w"), "w")
     checked_hessian(hessian, w)
-    grid = _Grid(grid, w)
+    unit = max(_exponent(w) - LARGEST, 0)
+    grid = _Grid(grid, w, unit)
     order, damp, refine = word(order), checked_damp(damp), integer(refine, "refine", 0)
     if not is_a(order, str) or order not in ORDERS:
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, got {shown(order)}")
-    center, refit = boolean(center, "center"), boolean(refit, "refit")
+    center, refit = boolean(center, "center"), boolean(refit, "refit") and w.shape[1] > 0
     problem = Problem(hessian, order, damp, center)
-    rounding = _Rounding(w, problem, grid)
+    rounding = _Rounding(np.ldexp(w, -unit), problem, grid)
     if refine and not refit:
         rounding.sums = np.empty_like(rounding.errors)
     errors = [rounding.run(problem.feedback())]
@@ -131,8 +133,9 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
         errors.append(fitted + rounding.run(problem.corrections()))
         if not errors[-1] < errors[-2]:
             break
-    bias = rounding.mean_error(problem.mean) if center else None
-    report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * problem.unit}
+    bias = times_power(rounding.mean_error(problem.mean), unit) if center else None
+    errors = np.array(errors) * problem.unit * 4.0**unit
+    report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": errors}
     return GPTQResult(grid.codes(rounding.codes_in_order()), grid.params, grid.scales, bias, report)
 
 
@@ -186,9 +189,12 @@ class _Rounding(Loop):
 
 
 class _Grid:
-    """Hold a grid for weights w (k, n): params and scales for the result, and the group of scales of each row."""
+    """Hold a grid for weights w (k, n): params and scales for the result, and the group of scales of each row.
 
-    def __init__(self, grid, w):
+    `scale` is that of weights in units of a power of two.
+    """
+
+    def __init__(self, grid, w, unit):
         scales = None
         if is_a(grid, tuple) and len(grid) == 2:
             grid, scales = grid
@@ -205,6 +211,9 @@ class _Grid:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
         with np.errstate(over="ignore", under="ignore"):
             self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
+        self.unit, self.ends = unit, np.float32([np.finfo(self.kept).tiny, np.finfo(self.kept).max])
+        if unit:
+            self.scale = np.maximum(np.ldexp(self.scale, -unit), np.finfo(np.float32).tiny)
         size = self.params.block_size
         self.blocks = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
         self.group = self.blocks if len(self.scale) > 1 else np.zeros(len(w), np.int64)
@@ -262,11 +271,12 @@ class _Grid:
             gain, weight = ((own * by).sum(axis=0) for by in (product(h[rows], errors), product(h[rows, rows], own)))
             gain, weight = (np.full_like(a, a.sum()) if shared else a for a in (gain, weight))
             found = old + np.divide(gain, weight, out=np.zeros_like(gain), where=weight > 0)
-            least, most = np.finfo(self.kept).tiny, np.finfo(self.kept).max
-            new = np.where((found >= least) & (found <= most), found, old).astype(self.kept).astype(np.float32)
+            least, most = (np.ldexp(end, -self.unit) for end in self.ends)
+            new = np.where((found >= least) & (found <= most), found, old)
+            new = np.ldexp(np.ldexp(new, self.unit).astype(self.kept).astype(np.float32), -self.unit)
             errors[rows] -= own * (new - old)
             scale[group] = new
-        self.scale = scale
+        self.scale, scale = scale, np.ldexp(scale, self.unit)
         if self.scales is not None:
             self.scales = scale
         else:
@@ -326,7 +336,10 @@ def _book_scales(book, scales, w):
         raise ValueError(f"grid must have blocks along axis 0, got {book!r}")
     if scales is None:
         return encode(w, book)[1]
-    return checked_scales(real_array(scales, "scales"), book, w.shape, 0)
+    scales = checked_scales(real_array(scales, "scales"), book, w.shape, 0)
+    if np.any(scales < 0):
+        raise ValueError(f"scales must not be negative, got {scales.min()}")
+    return scales
 
 
 def _spread(values, params, w):
@@ -343,4 +356,5 @@ def _spread(values, params, w):
         return values[None]
     if axis is not None and values.shape != shape:
         raise ValueError(f"scale of grid must have shape {shape} to match w {w.shape}, got {values.shape}")
-    return np.broadcast_to(values.reshape(-1, n) if axis is not None else values, (shape[0] if size else 1, n))
+    rows = shape[0] if size else 1
+    return np.broadcast_to(values.reshape(rows, n) if axis is not None else values, (rows, n))

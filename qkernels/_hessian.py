@@ -19,7 +19,8 @@ from ._mode import default_mode
 from ._value import restored
 
 ROWS = 4096  # that a product sums; fewer wait
-LEAST = 2.0**-100  # sums of squares in float32 whose largest is below this are made in float64
+LEAST = 2.0**-100  # sums of squares in float32 of which one is below this, but not 0, are made in float64
+SLACK = 1 + 2.0**-10  # more than rounding of sums in float32
 
 
 class Hessian:
@@ -170,8 +171,11 @@ class Hessian:
             raise ValueError("sum and moments must be finite")
         if np.any(moments != moments.T) or np.any(np.diagonal(moments) < 0):
             raise ValueError("moments must be symmetric, and those of an input with itself not negative")
+        count = _counted(number_named(arrays, "count", 0))
+        if np.any(np.abs(sums) > SLACK * np.sqrt(float(count)) * np.sqrt(np.diagonal(moments))):
+            raise ValueError(f"sum must be such as {count} rows of these moments have, at most sqrt(count * moments)")
         made = cls(len(sums))
-        made._count, made._sum[:], made._moments[:] = _counted(number_named(arrays, "count", 0)), sums, moments
+        made._count, made._sum[:], made._moments[:] = count, sums, moments
         return made
 
     def __reduce__(self):
@@ -213,7 +217,7 @@ def _products(rows):
     """Return the sum of the rows, and of their products: float32, but where squares would leave it."""
     sums, moments = np.ones(len(rows), rows.dtype) @ rows, gram(rows)
     squares = np.diagonal(moments)
-    if rows.dtype == np.float32 and not (np.isfinite(squares).all() and squares.max() >= LEAST):
+    if rows.dtype == np.float32 and not (np.isfinite(squares).all() and not rows[:, squares < LEAST].any()):
         return _products(rows.astype(np.float64))
     return sums, moments
 

@@ -8,7 +8,7 @@ import numpy as np
 from ._bind.runtime import word
 from ._blas import product
 from ._checks import boolean, finite_float32, float_array, integer, is_a, real, shown
-from ._feedback import Loop, Problem, checked_damp
+from ._feedback import Loop, Problem, checked_damp, times_power
 from ._hessian import checked_hessian
 from ._mode import default_mode
 
@@ -106,14 +106,8 @@ def prune(w, hessian, pattern, *, damp=0.01, center=True, passes=8):
     errors = pruning.run_all(passes)
     unit = problem.unit * 4.0**exponent
     report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * unit}
-    bias = _times(pruning.mean_error(problem.mean), exponent) if center else None
-    return PruneResult(_times(pruning.weights(), exponent), bias, report)
-
-
-def _times(values, exponent):
-    """Return values times a power of two, within float32."""
-    bound = np.finfo(np.float32).max
-    return np.clip(np.ldexp(values, exponent), -bound, bound)
+    bias = times_power(pruning.mean_error(problem.mean), exponent) if center else None
+    return PruneResult(times_power(pruning.weights(), exponent), bias, report)
 
 
 def _pattern(pattern, shape):

@@ -83,6 +83,7 @@ def to_gguf(x, kind, *, importance=None):
     if largest is not None:
         if not np.isfinite(x).all():
             raise_not_finite(x)
+        finite_float32(x)
         raise ValueError(f"x reaches {largest} in magnitude, whose scale is beyond the range of float16")
     return data
 

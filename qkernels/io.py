@@ -42,7 +42,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def save(path, arrays):
     """Save arrays, packed weights, parameters, codebooks and observers in a safetensors file.
 
-    A file of that name is replaced once the new one is whole; arrays that were loaded from it stay as they are.
+    A file of that name is replaced once the new one is whole, which gets its permissions; arrays that were loaded from
+    it stay as they are.
 
     Parameters
     ----------
@@ -99,8 +100,9 @@ def load(path):
     Returns
     -------
     dict
-        As it was saved, with the types of `save`. Arrays are read-only views of the file, which is mapped to memory:
-        what is not looked at is not read. Weights are packed for this machine straight from there.
+        As it was saved, with the types of `save`. Arrays are read-only; but for those of 2- and 4-bit integers they are
+        views of the file, which is mapped to memory: what is not looked at is not read. Weights are packed for this
+        machine straight from there.
 
     Raises
     ------
@@ -116,9 +118,11 @@ def load(path):
         header, begin = _header(file, size, path)
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError(f"{path}: metadata must be an object of strings, got {shown(metadata)}")
     tensors = {name: _tensor(data, begin, entry, name, path) for name, entry in header.items()}
     _check_cover(header, size - begin, path)
-    if not isinstance(metadata, dict) or "qkernels" not in metadata:
+    if "qkernels" not in metadata:
         return tensors
     contents = _parsed(metadata["qkernels"], path, "metadata")
     version = contents.get("version")
@@ -126,7 +130,7 @@ def load(path):
         raise ValueError(f"{path}: the metadata of qkernels is corrupt: {shown(metadata['qkernels'])}")
     if version > VERSION:
         raise ValueError(f"{path} has version {version} of the format, of which this qkernels reads up to {VERSION}")
-    made = _made(contents["contents"], "", tensors, path)
+    made = _made(contents["contents"], "", tensors, path, DEEPEST)
     if tensors:
         raise ValueError(f"{path}: {next(iter(tensors))!r} is not among the contents that its metadata names")
     return made
@@ -174,6 +178,8 @@ def _items(mapping, name):
     for key, _ in items:
         if not is_a(key, str):
             raise TypeError(f"{_key(name)} must have keys that are str, got {shown(key)}")
+        if any("\ud800" <= letter <= "\udfff" for letter in key):
+            raise ValueError(f"{_key(name)} must have keys that are text of UTF-8, got {shown(key)}")
     return items
 
 
@@ -202,10 +208,16 @@ def _bytes_of(array):
 
 
 def _replace(path, parts):
-    """Write a file beside it, which then takes its place; so there is always a whole one."""
-    beside = os.fsencode(path) + b".part"
+    """Write a file beside it, which then takes its place; so there is always a whole one. A link stays one."""
+    path = os.fsencode(os.path.realpath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as device:
+            return device.writelines(parts)
+    beside = path + b".%s.part" % os.urandom(4).hex().encode()
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "xb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(beside, os.stat(path).st_mode & 0o777)
             file.writelines(parts)
         os.replace(beside, path)
     except BaseException:
@@ -278,10 +290,12 @@ def _check_cover(header, size, path):
         raise ValueError(f"{path} has {size - at} bytes after its last array")
 
 
-def _made(content, name, tensors, path):
+def _made(content, name, tensors, path, deepest):
     """Return what was saved, of arrays that it takes out of `tensors`."""
     if isinstance(content, dict):
-        return {key: _made(part, _joined(name, key), tensors, path) for key, part in content.items()}
+        if not deepest:
+            raise ValueError(f"{path}: its metadata has more than {DEEPEST} dicts in one another")
+        return {key: _made(part, _joined(name, key), tensors, path, deepest - 1) for key, part in content.items()}
     if not (isinstance(content, list) and content and all(isinstance(part, str) for part in content)):
         raise ValueError(f"{path}: {name!r} has corrupt metadata: {shown(content)}")
     kind, *keys = content
@@ -304,4 +318,6 @@ def _made(content, name, tensors, path):
 def _codes(arrays, dtype):
     arrays = arrays_named(arrays, ("codes", "shape"))
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
-    return unpack_bits(codes, BITS[dtype], tuple(shape.reshape(-1).tolist()), dtype=dtype)
+    made = unpack_bits(codes, BITS[dtype], tuple(shape.reshape(-1).tolist()), dtype=dtype)
+    made.flags.writeable = False
+    return made

@@ -15,7 +15,6 @@ from ._checks import (
     array_named,
     arrays_named,
     as_array,
-    contiguous_float32,
     finite_float32,
     float_array,
     integer,
@@ -508,14 +507,16 @@ def _with_state(tensors):
 def _absmax(arrays, state):
     """Return the scales as float32: with double quantization level times scale plus offset, rounded twice."""
     if "nested_offset" not in state:
-        return contiguous_float32(array_named(arrays, "weight.absmax", *FLOATS))
+        return finite_float32(array_named(arrays, "weight.absmax", *FLOATS), "weight.absmax")
     codes = array_named(arrays, "weight.absmax", np.uint8)
     for name in NESTED:
         if name not in arrays:
             raise ValueError(f"arrays must hold {name} for scales that are quantized, got none")
     largest, levels = (array_named(arrays, name, *FLOATS) for name in NESTED)
     book = Codebook(levels, block_size=state["nested_blocksize"])
-    return decode(codes, book, largest) + np.float32(state["nested_offset"])
+    with np.errstate(over="ignore"):
+        scales = decode(codes, book, largest) + np.float32(state["nested_offset"])
+    return finite_float32(scales, "weight.absmax")
 
 
 def _nested(scales, nested, state):

@@ -77,6 +77,14 @@ def test_blocks_at_the_ends_of_what_there_is(kind):
     assert qk.to_gguf(x[:, :0], kind).shape == (9, 0) and qk.to_gguf(x[:0], kind).shape == (0, size)
 
 
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K", "IQ4_NL"])
+@pytest.mark.parametrize("exponent", [-10, -13, -15, -17])
+def test_small_weights_are_not_lost(kind, exponent):
+    """Scales become subnormal float16, whose next smaller one holds much less, and that of the least is 0."""
+    x = next(weights()) * np.float32(2.0**exponent)
+    assert error(x, kind) < {"Q4_K": 0.2, "Q5_K": 0.2, "Q6_K": 0.05, "IQ4_NL": 0.1}[kind]
+
+
 @every_kind
 def test_bits_depend_on_nothing_else(kind, isas):
     """Neither on the instruction set nor on other blocks."""

@@ -134,7 +134,7 @@ def test_sums_that_are_kept_are_those_of_all_errors(isas):
 
 
 @pytest.mark.parametrize("refit", [False, True])
-@pytest.mark.parametrize("exponent", [-100, 60])
+@pytest.mark.parametrize("exponent", [-100, 60, 124])
 def test_any_unit_of_weights(refit, exponent):
     x, seen, w = layer(40, 33)
     params = qk.choose_qparams(w, "int4", axis=0, block_size=16)
@@ -145,6 +145,26 @@ def test_any_unit_of_weights(refit, exponent):
     assert np.array_equal(one.codes, other.codes)
     assert np.array_equal(np.ldexp(one.params.scale, exponent), other.params.scale)
     np.testing.assert_allclose(other.report["errors"], one.report["errors"] * 4.0**exponent, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [dict(axis=1), dict(axis=0, block_size=8, scale_bits=4)])
+def test_the_largest_weights(options):
+    _, seen, w = layer(16, 8)
+    w *= np.float32(3e38) / np.abs(w).max()
+    found = qk.gptq(w, seen, qk.choose_qparams(w, "int4", **options), refit=True)
+    small = np.ldexp(w, -100)
+    again = qk.gptq(small, seen, qk.choose_qparams(small, "int4", **options), refit=True)
+    assert np.array_equal(found.codes, again.codes)
+    assert np.array_equal(found.bias, np.ldexp(again.bias, 100)) and np.isfinite(found.bias).all()
+    np.testing.assert_allclose(found.report["errors"], again.report["errors"] * 4.0**100, rtol=1e-6)
+
+
+def test_layers_without_outputs():
+    _, seen, w = layer(16, 0)
+    book = qk.Codebook([0, 1.0], axis=0, block_size=4)
+    for grid in (qk.QParams(1, dtype="int4"), qk.QParams(np.ones(0, np.float32), axis=1), book):
+        for refit in (False, True):
+            assert qk.gptq(w, seen, grid, refit=refit).codes.shape == (16, 0)
 
 
 def test_bits_do_not_depend_on_instruction_set_or_threads(isas):
@@ -365,6 +385,7 @@ gptq(np.ones((3, 2)), H, Codebook([[1, 2]], vector=True))   # ValueError: grid m
 gptq(np.ones((3, 2)), H, Codebook([1, 2], block_size=2))    # ValueError: grid must have blocks along axis 0
 gptq(np.ones((3, 2)), H, Codebook([[1, 2]], axis=1))        # ValueError: grid must have levels for 2 columns, got 1
 gptq(np.ones((3, 2)), H, (Codebook([1, 2]), np.ones(2)))    # ValueError: scales are for a codebook with a block size
+gptq(np.ones((3, 2)), H, (Codebook([1, 2], axis=0, block_size=3), [[1, -2]]))  # ValueError: scales must not be negative
 gptq(np.ones((3, 2)), INDEFINITE, QParams(1))               # ValueError: hessian has moments that no data have
 """)
 def test_refusals(refusal):
@@ -378,7 +399,7 @@ def test_levels_are_refitted_in_any_unit_and_for_one_column():
     _, h, w = layer(16, 8)
     fitted = qk.gptq(w, h, blocks := qk.Codebook(qk.NF4.levels, axis=0, block_size=8), refit=True)
     plain = qk.gptq(w, h, qk.Codebook(np.float32([-1.5, -0.5, 0.4, 1.4])), refit=True)
-    for exponent in (-100, -60, 63, 80, 99):
+    for exponent in (-100, -60, 63, 80, 99, 124):
         far = np.ldexp(w, exponent)
         again = qk.gptq(far, h, blocks, refit=True)
         np.testing.assert_array_equal(again.codes, fitted.codes)

@@ -33,6 +33,13 @@ def test_moments_are_those_of_float64(scale):
     assert np.array_equal(seen.moments, seen.moments.T)
 
 
+@pytest.mark.parametrize("scale", [1e-16, 1e-22, 1e-30])
+def test_small_inputs_among_larger_ones(scale):
+    x = X * np.where(np.arange(12) == 5, np.float32(scale), np.float32(1))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(np.diagonal(qk.Hessian(12).update(x).moments), (wide**2).sum(axis=0), rtol=1e-5)
+
+
 def test_bits_do_not_depend_on_how_rows_are_divided():
     whole = qk.Hessian(12).update(X)
     for parts in ([0, 1, 64, 65, 700], [0, 300, 301, 600, 700], range(0, 701, 7)):
@@ -103,6 +110,7 @@ Hessian.from_arrays(dict(Hessian(2).to_arrays(), moments=np.eye(2)[::-1] * [[1],
 Hessian.from_arrays(dict(Hessian(2).to_arrays(), moments=-np.eye(2)))           # ValueError: not negative
 Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=np.uint64(2**64 - 1)))   # ValueError: ^a Hessian sees at most
 Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=2**63 - 1)).update([1.0])  # ValueError: ^a Hessian sees at most
+Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=4, sum=[5.0], moments=[[4.0]]))  # ValueError: sum must be such
 sensitivity(np.ones((3, 2)), Hessian(3), [])               # ValueError: hessian has seen no rows
 sensitivity(np.ones((3, 2)), Hessian(2).update([1.0, 2]), [])            # ValueError: w must have shape .k, n., k = 2
 sensitivity(np.ones((2, 2)), Hessian(2).update([1.0, 2]), QParams(1))    # TypeError: candidates must be a list

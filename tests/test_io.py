@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 import tracemalloc
 
 import ml_dtypes
@@ -102,6 +103,8 @@ def test_arrays_are_views_of_the_file(tmp_path):
     loaded = io.load(tmp_path / "x")
     for array in loaded["codes"], loaded["odd"]:
         assert isinstance(getattr(root(array), "obj", root(array)), mmap.mmap) and not array.flags.writeable
+    io.save(tmp_path / "y", {"few": codes[:2].astype("int4")})
+    assert not io.load(tmp_path / "y")["few"].flags.writeable
     tracemalloc.start()
     try:
         packed = io.load(tmp_path / "x")["w"]
@@ -168,8 +171,12 @@ FORGED = {
     "no object": (lambda h: h.update(a=3), "'a' has no dtype"),
     "two in one place": (lambda h: h.update(b=h["a"]), "'b' begins at byte 0 of the data, where the one before ends"),
     "bytes that are left": (lambda h: h.pop("a"), "has 8 bytes after its last array"),
-    "no metadata of ours": (lambda h: h.update(__metadata__={"qkernels": 3}), "its metadata is no JSON"),
+    "no metadata of ours": (lambda h: h.update(__metadata__={"qkernels": "3"}), "its metadata is no object of JSON"),
+    "a number of metadata": (lambda h: h.update(__metadata__={"qkernels": 3}), "metadata must be an object of strings"),
     "a list of metadata": (lambda h: h.update(__metadata__={"qkernels": "[]"}), "its metadata is no object of JSON"),
+    "metadata that is a list": (lambda h: h.update(__metadata__=[1]), "metadata must be an object of strings, got"),
+    "metadata that is null": (lambda h: h.update(__metadata__=None), "metadata must be an object of strings, got"),
+    "too deep metadata": (lambda h: told(h, nested(600)), "its metadata has more than 50 dicts in one another"),
     "no version": (lambda h: h.update(__metadata__={"qkernels": "{}"}), "the metadata of qkernels is corrupt"),
     "a new version": (lambda h: told(h, {}, 2), "has version 2 of the format, of which this qkernels reads up to 1"),
     "version 0": (lambda h: told(h, {}, 0), "the metadata of qkernels is corrupt"),
@@ -184,6 +191,10 @@ FORGED = {
     "empty codes": (lambda h: told(h, {"b": ["int4"]}), "'b' is no int4: arrays must hold codes and shape"),
     "an unknown class": (lambda h: told(h, {"b": ["Secret"]}), "'b' is of a kind that is not known, 'Secret'"),
 }
+
+
+def nested(depth):
+    return {"a": nested(depth - 1)} if depth else {}
 
 
 def told(header, contents, version=1):
@@ -260,6 +271,7 @@ def test_arrays_that_are_not_saved(tmp_path):
         ({"a": {2: X}}, TypeError, r"arrays\['a'\] must have keys that are str, got 2"),
         ({"a": {"b": "c"}}, TypeError, r"arrays\['a.b'\] must"),
         ({"a": np.complex128(1)}, TypeError, r"arrays\['a'\] must have a dtype that safetensors has, got complex128"),
+        ({"\ud800": X}, ValueError, "must have keys that are text of UTF-8"),
         ({"a": None}, TypeError, r"arrays\['a'\] must"),
         ({"a": {"b": X}, "a.b": X}, ValueError, "arrays must have one array of each name, got 'a.b' again"),
         ({"__metadata__": X}, ValueError, "arrays must have one array of each name, got '__metadata__'"),
@@ -287,6 +299,22 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
         io.save(tmp_path / "x", {"a": X + 1})
     assert_array_equal(io.load(tmp_path / "x")["a"], X)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs links and permissions of POSIX")
+def test_a_file_keeps_what_it_is(tmp_path):
+    """Its permissions; a link stays one; a device is written to; other files beside it stay as they are."""
+    path, link = tmp_path / "x", tmp_path / "link"
+    io.save(path, {"a": X})
+    path.chmod(0o600)
+    link.symlink_to(path)
+    (tmp_path / "x.part").write_text("mine")
+    io.save(link, {"a": X + 1})
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    assert_array_equal(io.load(path)["a"], X + 1)
+    io.save(os.devnull, {"a": X})
+    assert not os.path.isfile(os.devnull)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "x", "x.part"]
 
 
 def test_files_are_those_of_any_process(tmp_path):

@@ -288,6 +288,8 @@ layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), dtype="int8")  # ValueError:
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=BNB)  # ValueError: nested must hold a double
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("dtype"))  # ValueError: nested must hold a double
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("nested_dtype"))  # ValueError: nested must hold a do
+layouts.from_bitsandbytes(BNB | {"weight.nested_absmax": BNB["weight.nested_absmax"] * F32(np.nan)})
+    # ValueError: weight.absmax has .* NaN
 layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.inf))  # ValueError: scales has 2 NaN or infinite values
 layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.nan), nested=True)  # ValueError: scales has 2 NaN or infinite va
 """)

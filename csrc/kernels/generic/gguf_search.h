@@ -174,6 +174,14 @@ static QK_INLINE void fit_factors(const k_kind k, const k_values *v, const k_pai
     }
 }
 
+/* The half of a factor: not one that is smaller by more than rounding, as subnormal ones and 0 may be, for integers
+ * reach no farther. */
+static inline float half_of_factor(float v)
+{
+    const float half = as_half(v), size = __builtin_fabsf(half);
+    return size < 0x1p-14f && size < __builtin_fabsf(v) ? half + __builtin_copysignf(0x1p-24f, v) : half;
+}
+
 /* The factors that give the largest of `wished` the integer `end`. */
 static QK_INLINE void first_factors(const k_kind k, const lanes wished, lanes factor)
 {
@@ -181,7 +189,7 @@ static QK_INLINE void first_factors(const k_kind k, const lanes wished, lanes fa
         float peak = wished[first];
         for (int l = first; l < first + k.groups; l++)
             peak = __builtin_fabsf(wished[l]) > __builtin_fabsf(peak) ? wished[l] : peak;
-        for (int l = first; l < first + k.groups; l++) factor[l] = as_half(peak / k.end);
+        for (int l = first; l < first + k.groups; l++) factor[l] = half_of_factor(peak / k.end);
     }
 }
 
