@@ -144,6 +144,34 @@ def test_threads_stay_on_the_cpus_of_the_thread_that_calls():
     assert working(code) == "1\nTrue [True]"
 
 
+def test_threads_without_cpus_are_left_asleep():
+    """Of two on one CPU the second only takes the first's: soon it is not woken any more, but for attempts."""
+    code = """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    qk.set_num_threads(2)
+    works()
+    status = f"/proc/self/task/{started()[0]}/status"
+    switches = lambda: sum(int(line.split()[1]) for line in open(status) if "ctxt_switches" in line)
+    before, q = switches(), np.empty(x.shape, np.int8)
+    for _ in range(3000):
+        qk.quantize(x, params, out=q)
+    print(switches() - before < 300, bool((q == expected).all()))
+    """
+    assert working(code) == "True True"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_that_call_at_once_get_right_results(threads):
+    """And the second works alone: it finds the pool in use, and both then have a thread each."""
+    code = f"""
+    from concurrent.futures import ThreadPoolExecutor
+    qk.set_num_threads(2)
+    with ThreadPoolExecutor({threads}) as executor:
+        print(all(executor.map(lambda _: works(), range(50))), len(started()) <= 1)
+    """
+    assert working(code) == "True True"
+
+
 def test_limits_of_parallel_frameworks_are_read():
     """joblib's workers, for one, have OMP_NUM_THREADS set for them."""
     joblib = pytest.importorskip("joblib")
