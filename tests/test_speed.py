@@ -35,7 +35,7 @@ def test_both_sides_do_the_same_work(rows):
 
 def test_figures_are_those_of_times():
     row = _speed.Row("sum", lambda: np.ones(10).sum(), lambda: np.ones(10**6).sum(), 1e6, "GB/s", 10**6)
-    figures = _speed.measured(row, 0.05)
+    figures = _speed.measured(row, 0.5)
     assert figures.ratio > 10 and figures.rate > 0 and figures.share > 0 and figures.limit == "copy"
 
 
