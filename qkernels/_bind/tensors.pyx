@@ -112,11 +112,11 @@ cdef class PlainLinear:
     cdef bias_of(self, bias):
         cdef dl_view v
         cdef cnp.ndarray kept = self.kept  # other threads may set another
-        if kept is not None and look(bias, &v) and v.data == cnp.PyArray_DATA(kept) and v.ndim == 1 \
-                and v.shape[0] == cnp.PyArray_DIM(kept, 0) and (v.strides[0] == 1 or v.shape[0] <= 1):
+        if kept is not None and not bias.is_neg() and look(bias, &v) and v.data == cnp.PyArray_DATA(kept) \
+                and v.ndim == 1 and v.shape[0] == cnp.PyArray_DIM(kept, 0) and (v.strides[0] == 1 or v.shape[0] <= 1):
             return kept
-        array = bias.float().numpy()
-        if bias.dtype is float32 and bias.is_contiguous() and array.ndim == 1:  # else it is a copy, or laid out otherwise
+        array = bias.resolve_neg().float().numpy()
+        if bias.dtype is float32 and bias.is_contiguous() and array.ndim == 1:  # else it may be a copy
             self.kept = array
         return array
 
