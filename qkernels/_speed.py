@@ -2,8 +2,9 @@
 
 It needs no compiler: NumPy has float32 products by its BLAS, and what an operation could reach at most is measured
 beside it. Of products that is the peak of the instruction set in use, multiply-accumulates of bytes from registers
-alone on all threads, or, of few rows, a copy of as many bytes; of all else the copy. Contenders take turns; of each the
-fastest counts.
+alone on all threads, or, of few rows, a copy of as many bytes; of all else the copy. (Where weights are small, AVX2 and
+AVX-512 have a faster instruction than for any bytes: docs/numerics.md, section 6. These can pass the peak.) Contenders
+take turns; of each the fastest counts.
 """
 
 import sys
@@ -17,7 +18,7 @@ from ._bind import runtime
 
 qk = sys.modules[__package__]
 TURN = 0.01  # seconds
-ROUNDS = 500_000  # of products from registers in a call: some milliseconds
+ROUNDS = 300_000  # of products from registers in a call: a millisecond or some
 
 
 class Row(NamedTuple):
@@ -150,28 +151,36 @@ def _search(rng):
 # ---- measuring ----
 
 
-def measured(row, seconds, pool=None):
-    """Return the Figures of a row, within so many seconds, or a little more; `pool` has a thread for each of ours."""
+class Peak:
+    """Multiply from registers, on all threads at once; keep the best rate that any row has seen, in GMAC/s."""
+
+    def __init__(self):
+        self.threads, self.rate = qk.get_num_threads(), 0.0
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.products = runtime.run_peak(1) * ROUNDS * self.threads
+
+    def run(self):
+        if self.threads == 1:
+            runtime.run_peak(ROUNDS)
+        else:
+            list(self.pool.map(runtime.run_peak, [ROUNDS] * self.threads))
+
+    def seconds(self, work, fastest):
+        """Return what so many products take at the best rate, of which the last turns may be one."""
+        self.rate = max(self.rate, self.products / fastest / 1e9)
+        return work / self.rate / 1e9
+
+
+def measured(row, seconds, peak):
+    """Return the Figures of a row, within so many seconds, or a little more."""
     source = np.ones(row.moved // 2, np.uint8)
     target = np.empty_like(source)
-    limits = {"copy": lambda: np.copyto(target, source)}
-    products = runtime.run_peak(1) if row.unit == "GMAC/s" else 0
-    if products:
-        limits["peak"] = lambda: peak(pool)
-    ours, numpy, *most = fastest([row.ours, row.numpy, *limits.values()], seconds)
-    if products:
-        most[1] *= row.work / (products * ROUNDS * qk.get_num_threads())
-    bound = max(most)
-    return Figures(row.name, row.work / ours / 1e9, row.unit, numpy / ours, bound / ours, [*limits][most.index(bound)])
-
-
-def peak(pool):
-    """Multiply from registers, on all threads."""
-    threads = qk.get_num_threads()
-    if threads == 1 or pool is None:
-        runtime.run_peak(ROUNDS)
-    else:
-        list(pool.map(runtime.run_peak, [ROUNDS] * threads))
+    of_registers = [peak.run] if peak.products and row.unit == "GMAC/s" else []
+    ours, numpy, copied, *turns = fastest(
+        [row.ours, row.numpy, lambda: np.copyto(target, source), *of_registers], seconds
+    )
+    least, limit = max([(copied, "copy"), *((peak.seconds(row.work, turn), "peak") for turn in turns)])
+    return Figures(row.name, row.work / ours / 1e9, row.unit, numpy / ours, least / ours, limit)
 
 
 def fastest(calls, seconds):
@@ -201,9 +210,8 @@ def cells(figures):
 
 def show(seconds):
     """Print the table, whose measuring takes so many seconds, in colour where there is a terminal that can."""
-    every = list(rows())
-    with ThreadPoolExecutor(qk.get_num_threads()) as pool:
-        print_table(measured(row, seconds / len(every), pool) for row in every)
+    every, peak = list(rows()), Peak()
+    print_table(measured(row, seconds / len(every), peak) for row in every)
 
 
 def print_table(every):

@@ -35,7 +35,7 @@ def test_both_sides_do_the_same_work(rows):
 
 def test_figures_are_those_of_times():
     row = _speed.Row("sum", lambda: np.ones(10).sum(), lambda: np.ones(10**6).sum(), 1e6, "GB/s", 10**6)
-    figures = _speed.measured(row, 0.5)
+    figures = _speed.measured(row, 0.5, _speed.Peak())
     assert figures.ratio > 10 and figures.rate > 0 and figures.share > 0 and figures.limit == "copy"
 
 
@@ -47,7 +47,7 @@ def test_the_limit_of_a_product_is_what_takes_longer(isas):
         assert has_peak == (isa != "scalar")
         for work, moved, limit in (1e9, 2, "peak"), (1, 10**8, "copy"):
             row = _speed.Row("a product", lambda: None, lambda: None, work, "GMAC/s", moved)
-            assert _speed.measured(row, 0.01).limit == (limit if has_peak else "copy")
+            assert _speed.measured(row, 0.01, _speed.Peak()).limit == (limit if has_peak else "copy")
 
 
 def test_registers_multiply_in_proportion_and_faster_than_the_product():
@@ -60,7 +60,7 @@ def test_registers_multiply_in_proportion_and_faster_than_the_product():
     packed, out = qk.pack(b, qk.QParams(1)), np.empty((256, 256), np.int32)
     with qk.num_threads(1):
         row = _speed.Row("matmul", lambda: qk.matmul(a, packed, out=out), lambda: None, 256 * 256 * 1024, "GMAC/s", 1)
-        figures = _speed.measured(row, 1.0)
+        figures = _speed.measured(row, 1.0, _speed.Peak())
     assert 0.2 < figures.share < 1.2, (isa, figures)
 
 
