@@ -1,6 +1,7 @@
 """The pool of threads if threads are scarce, bound, forked or many; what needs a process of its own runs in one."""
 
 import os
+import subprocess
 
 import pytest
 from common import output
@@ -170,6 +171,31 @@ def test_threads_that_call_at_once_get_right_results(threads):
         print(all(executor.map(lambda _: works(), range(50))), len(started()) <= 1)
     """
     assert working(code) == "True True"
+
+
+@pytest.mark.parametrize("bind", ["false", "spread"])
+def test_calls_within_a_parallel_region_of_openmp(bind, tmp_path):
+    """Each of its threads calls: one has our threads, the others work alone, wherever OpenMP has bound them."""
+    source, library = tmp_path / "region.c", tmp_path / "region.so"
+    source.write_text("""
+        #include <omp.h>
+        void region(void (*call)(int)) {
+            #pragma omp parallel num_threads(3)
+            for (int i = 0; i < 20; i++) call(omp_get_thread_num());
+        }
+    """)
+    command = [*(os.environ.get("CC") or "cc").split(), "-fopenmp", "-shared", "-fPIC", source, "-o", library]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the compiler has no OpenMP")
+    code = f"""
+    import ctypes
+    qk.set_num_threads(2)
+    seen = []
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda thread: seen.append((thread, works())))
+    ctypes.CDLL("{library}").region(call)
+    print(sorted(set(seen)), len(seen))
+    """
+    assert working(code, OMP_PROC_BIND=bind) == "[(0, True), (1, True), (2, True)] 60"
 
 
 def test_limits_of_parallel_frameworks_are_read():

@@ -23,7 +23,7 @@ static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap b
 static const int64_t RETRY = 1000000000; /* after a thread could not be had */
 static const int64_t FIRST_RETREAT = 5000000, LAST_RETREAT = 100000000;
 static const int64_t SOON = 20000000; /* after a retreat: some of the slices in which systems share out CPUs */
-enum { LATE = 4 };                    /* loops in a row whose workers slept: one may be too short to wake them */
+enum { LATE = 8 };                    /* loops in a row that a worker does not come to: some are too short to wake it */
 enum { FEWEST_MOST = 8 };             /* threads that may be asked for on any machine */
 enum { STACK_BYTES = 1 << 20 };       /* kernels use up to 170 KB of it, sanitizers more */
 
@@ -66,7 +66,7 @@ static struct {
     worker *workers; /* room for the most there can be */
     share *shares;
     int64_t refused, spin, gap, ended; /* ended: the last loop; gap: between the last two */
-    int late;                          /* loops in a row whose workers were asleep */
+    int late;                          /* loops in a row that the first worker did not come to */
     int full;                          /* whether its threads and another caller are more than the CPUs */
     int caller_asleep;
     qk_lock lock; /* of the caller's bell */
@@ -155,12 +155,11 @@ static int allowed_for(double work)
     return fewer;
 }
 
-/* Before a loop is handed out. Workers that sleep again and again did not get a CPU when they were woken. */
-static void look_at_sleepers(const loop *l, int64_t now)
+/* After a loop, that its first worker did not come to. Workers stay awake from one loop to the next: one that is away
+ * again and again does not get a CPU when it is woken. */
+static void look_at_absent(const loop *l, int absent)
 {
-    const int asleep = __atomic_load_n(&pool.workers[0].asleep, __ATOMIC_RELAXED);
-    keep(&pool.gap, now - pool.ended);
-    pool.late = asleep && pool.gap < SPIN ? pool.late + 1 : 0;
+    pool.late = absent && seen(&pool.gap) < SPIN ? pool.late + 1 : 0;
     if (pool.late >= LATE) fall_back((int)l->threads / 2, l->work);
 }
 
@@ -340,12 +339,13 @@ static void wait_for(worker *w, call *c)
     }
 }
 
-/* A worker that has not come to its job need not. */
-static void finish(worker *w, loop *job)
+/* A worker that has not come to its job need not. Returns whether it has. */
+static int finish(worker *w, loop *job)
 {
     loop *posted = job;
-    if (!__atomic_compare_exchange_n(&w->job, &posted, NULL, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) && posted == &busy)
-        wait_for(w, job->call);
+    if (__atomic_compare_exchange_n(&w->job, &posted, NULL, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return 0;
+    if (posted == &busy) wait_for(w, job->call);
+    return 1;
 }
 
 static void run_alone(loop *l, size_t items)
@@ -369,12 +369,14 @@ static void run_together(loop *l, size_t items, size_t threads)
         for (size_t i = 0; i <= workers; i++)
             pool.shares[i] = (share){items * i / l->threads, items * (i + 1) / l->threads};
         const int64_t start = qk_now();
-        look_at_sleepers(l, start);
+        keep(&pool.gap, start - pool.ended);
         for (size_t i = 0; i < workers; i++) post(&pool.workers[i], l);
         work_on(l, 0);
         const int64_t own = qk_now();
-        for (size_t i = 0; i < workers; i++) finish(&pool.workers[i], l);
+        const int absent = !finish(&pool.workers[0], l);
+        for (size_t i = 1; i < workers; i++) finish(&pool.workers[i], l);
         pool.ended = qk_now();
+        look_at_absent(l, absent);
         look_at_laggards(l, own - start, pool.ended - own);
     }
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);

@@ -83,7 +83,7 @@ cdef bint look(tensor, dl_view *v) except -1:
         and v.strides != NULL and v.offset == 0 and v.ndim <= MOST_AXES
 
 
-cdef array_of(tensor):
+cpdef array_of(tensor):
     """Return the memory of a float32 tensor, as its method `numpy` does, in a quarter of the time."""
     cdef dl_view v
     cdef cnp.npy_intp shape[MOST_AXES]

@@ -291,6 +291,7 @@ const qk_histogram_kernels qk_histogram_neon = {
 #include "kernels/families/histogram.def"
 };
 
+#define PEAK_IN_TWO 1
 #define PEAK_VECTOR uint32x4_t
 #define PEAK_PRODUCTS 8
 static QK_INLINE uint32x4_t peak_step(uint32x4_t sums, uint32x4_t a, uint32x4_t b)

@@ -1,7 +1,7 @@
 /* What an instruction set can do at most: products of bytes from registers alone. Tiles share their time with loads,
  * rows with memory; `python -m qkernels` tells which part of this they reach. Before this: PEAK_VECTOR, PEAK_PRODUCTS
- * of a step, peak_step(sums, a, b), and QK_KEEP, without which compilers would merge steps or take them out of the
- * loop. */
+ * of a step, peak_step(sums, a, b), PEAK_IN_TWO for a step of two instructions, and QK_KEEP, without which compilers
+ * would merge steps or take them out of the loop. */
 #ifndef QK_PEAK_H
 #define QK_PEAK_H
 
@@ -19,10 +19,12 @@
 #define QK_KEEP(v) ((void)(v))
 #endif
 
-/* sums = peak_step(sums, *a, b). */
+/* sums = peak_step(sums, *a, b). Of two instructions, a is new each time: else one product would serve all sums. */
 static QK_INLINE PEAK_VECTOR peak_kept(PEAK_VECTOR sums, PEAK_VECTOR *a, PEAK_VECTOR b)
 {
+#ifdef PEAK_IN_TWO
     QK_KEEP(*a);
+#endif
     sums = peak_step(sums, *a, b);
     QK_KEEP(sums);
     return sums;

@@ -411,6 +411,7 @@ const qk_conv_kernels qk_conv_avx512 = {
 
 #include "kernels/x86/maddubs.h"
 
+#define PEAK_IN_TWO 1
 #define PEAK_VECTOR __m512i
 #define PEAK_PRODUCTS 32
 static QK_INLINE __m512i peak_step(__m512i sums, __m512i a, __m512i b)
