@@ -53,6 +53,13 @@ def size(rng, most):
     return int(np.exp(rng.uniform(0, np.log(most + 1))))
 
 
+def area(rng, rows=1000, cols=1000):
+    """Return a shape; one in four is large: most of the values that are compared are in these."""
+    if rng.integers(4):
+        return size(rng, rows), size(rng, cols)
+    return tuple(map(int, rng.integers(500, 2000, 2)))
+
+
 def codes(rng, shape, dtype="int8"):
     """Return random codes, some of them at the ends of the range."""
     low, high = _range(dtype)
@@ -165,7 +172,7 @@ def padded(q, pad, value):
 
 @case("quantize", "QParams")
 def _quantize(rng):
-    shape = size(rng, 1000), size(rng, 1000)
+    shape = area(rng)
     x = floats(rng, shape, rng.choice([np.float32, np.float64, np.float16]))
     params, scale, zero = random_params(rng, shape, INTEGERS)
     away = bool(rng.integers(2))
@@ -175,7 +182,7 @@ def _quantize(rng):
 
 @case("dequantize", "fake_quantize")
 def _dequantize(rng):
-    shape = size(rng, 1000), size(rng, 1000)
+    shape = area(rng)
     params, scale, zero = random_params(rng, shape, INTEGERS)
     q = codes(rng, shape, params.dtype.name)
     want = (q.astype(np.int32) - zero).astype(np.float32) * scale
@@ -206,7 +213,7 @@ def _fake_quantize_grad(rng):
 
 @case("dynamic_quantize", "choose_qparams")
 def _dynamic_quantize(rng):
-    x = floats(rng, (size(rng, 300), size(rng, 3000)))
+    x = floats(rng, area(rng, 300, 3000))
     lo, hi = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
     scale = (hi - lo) / np.float32(255)
     zero = np.rint(np.clip(-lo / scale, 0, 255)).astype(np.int32)
@@ -221,8 +228,8 @@ def _dynamic_quantize(rng):
 
 @case("requantize", "quantize_multiplier")
 def _requantize(rng):
-    n = size(rng, 1000)
-    acc, params = rng.integers(-(2**24), 2**24, (size(rng, 1000), n), np.int32), random_params(rng, (), INTEGERS)[0]
+    rows, n = area(rng)
+    acc, params = rng.integers(-(2**24), 2**24, (rows, n), np.int32), random_params(rng, (), INTEGERS)[0]
     bias, m = rng.integers(-(2**20), 2**20, n, np.int32), 10 ** rng.uniform(-6, -1, n)
     sums = acc.astype(np.int64) + bias
     scaled = sums.astype(np.float32) * m.astype(np.float32)
@@ -399,7 +406,7 @@ def _pools(rng):
 @case("qadd", "qmultiply")
 def _pairs(rng):
     a_params, b_params, out = qk.QParams(*_scale(rng)), qk.QParams(*_scale(rng)), byte_params(rng)
-    shape = size(rng, 500), size(rng, 1000)
+    shape = area(rng, 500)
     a, b = codes(rng, shape), codes(rng, shape[int(rng.integers(2)) :])
     x, y = values(a, a_params), values(b, b_params)
 

@@ -4,6 +4,7 @@ Any reader of safetensors finds plain arrays in them: those of `to_arrays`. What
 """
 
 import contextlib
+import errno
 import math
 import mmap
 import os
@@ -111,12 +112,14 @@ def load(path):
         the file and what in it is wrong.
     OSError
         If there is no such file, or it cannot be read.
+    MemoryError
+        If there is no room for it among the addresses of the process.
     """
     path = _path(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         header, begin = _header(file, size, path)
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = _mapped(file)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError(f"{path}: metadata must be an object of strings, got {shown(metadata)}")
@@ -137,6 +140,16 @@ def load(path):
 
 
 # ---- what is saved ----
+
+
+def _mapped(file):
+    """Return a file's memory; that it finds no place is what NumPy calls a MemoryError, too."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(f"{file.name} cannot be mapped to memory: {error.strerror}") from error
+        raise
 
 
 def _path(path):

@@ -91,6 +91,17 @@ class DLPack:
         return capsule
 
 
+def on_device(kind, *device):
+    """Return the class of such objects whose memory is elsewhere, whatever they would copy for NumPy."""
+    return types.new_class("Elsewhere", (kind,), {}, lambda d: d.update(__dlpack_device__=lambda self: device))
+
+
+class OfCUDA:
+    """An array of numba.cuda, say."""
+
+    __cuda_array_interface__ = dict(shape=(2,), typestr="<f4", data=(4096, False), version=3)
+
+
 class ByArray:
     def __init__(self, array):
         self.array = array
@@ -129,8 +140,15 @@ def real_torch(array):
     return tensor.view(getattr(torch, array.dtype.name)) if array.dtype.name in SMALL else tensor
 
 
+def real_jax(array):
+    import jax.numpy
+
+    return jax.numpy.asarray(array)
+
+
 KINDS = {
     "torch": real_torch,
+    "jax": real_jax,
     "tensor": Tensor,
     "parameter": Parameter,
     "lazy tensor": lambda a: Tensor(a, lazy=True),
@@ -150,6 +168,13 @@ def takes(kind, array):
     small, subbyte = array.dtype.name in SMALL, array.dtype.kind == "V" and array.dtype.name not in SMALL
     if kind == "torch":
         return not subbyte
+    if kind == "jax":  # whose arrays have 32 bits, the order of the CPU, and are contiguous
+        return (
+            array.dtype.kind in "iufV"
+            and array.dtype.isnative
+            and array.dtype.itemsize < 8
+            and (array.flags.c_contiguous and not array.dtype.name.startswith("float6"))
+        )
     if kind.startswith("DLPack") or kind == "tensor" or "tensor" in kind or kind == "parameter":
         return not subbyte
     return {"__array_interface__": not small and not subbyte, "matrix": array.ndim == 2}.get(kind, True)
@@ -159,6 +184,8 @@ def takes(kind, array):
 def kind(request, monkeypatch):
     if request.param == "torch":
         pytest.importorskip("torch", exc_type=ImportError)
+    elif request.param == "jax":
+        pytest.importorskip("jax")
     elif "torch" not in sys.modules:
         monkeypatch.setitem(
             sys.modules, "torch", types.SimpleNamespace(int16=TorchDtype("int16"), uint8=TorchDtype("uint8"))
@@ -209,7 +236,7 @@ def test_each_kind_of_array_may_be_out_and_is_returned(name, i, kind):
     arguments = CALLS[name][i]
     expected = call(name, arguments | {"out": arguments["out"]()})
     memory = arguments["out"]()
-    if takes(kind, memory):
+    if takes(kind, memory) and kind != "jax":
         out = KINDS[kind](memory)
         assert call(name, arguments | {"out": out}) is out
         assert same(memory, expected)
@@ -243,7 +270,8 @@ def test_what_comes_in_is_a_view_of_what_was_given(dtype, layout, kind):
         assert type(got) is np.ndarray and got.dtype == array.dtype and got.shape == array.shape
         assert same(np.ascontiguousarray(got), np.ascontiguousarray(array))
         assert got.strides == array.strides or array.size <= 1
-        assert np.shares_memory(got, array) or array.size == 0 or array.ndim == 0 and kind == "matrix"
+        if kind != "jax":  # which has copied it
+            assert np.shares_memory(got, array) or array.size == 0 or array.ndim == 0 and kind == "matrix"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
@@ -302,12 +330,12 @@ def test_half_floats_are_taken_as_scales_multipliers_and_levels(dtype, kind):
         (np.ma.masked, "it is masked"),
         (ByArray(np.ma.array([1.0], mask=True)), "it is masked"),
         (Tensor(np.ones(2), device="cuda"), "it lies on .*cuda.*, not in the CPU's memory"),
-        (
-            types.new_class("D", (DLPack,), {}, lambda d: d.update(__dlpack_device__=lambda self: (2, 0)))(np.ones(2)),
-            r"it lies on DLPack's device \(2, 0\)",
-        ),
+        (Tensor(np.ones(2), device="meta"), "it lies on the meta device, where tensors have no values"),
+        (on_device(DLPack, 2, 0)(np.ones(2)), r"it lies on DLPack's device \(2, 0\), CUDA, not in the CPU's memory"),
+        (on_device(ByArray, 10, 1)(np.ones(2)), r"it lies on DLPack's device \(10, 1\), ROCm, not in"),
+        (OfCUDA(), "it lies on a CUDA device, as its __cuda_array_interface__ says, not in the CPU's memory"),
     ],
-    ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "DLPack elsewhere"],
+    ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "tensor nowhere", "DLPack", "jax", "CUDA"],
 )
 @pytest.mark.parametrize(("name", "i", "argument"), ARRAYS)
 def test_masks_and_other_memory_are_refused_everywhere(name, i, argument, value, reason):
@@ -323,6 +351,45 @@ def test_a_mask_is_refused_in_out():
         qk.quantize(np.zeros(2, np.float32), qk.QParams(1), out=out)
 
 
+def test_arrays_of_jax_are_read_in_place_and_are_no_out():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.arange(12, dtype="float32").reshape(3, 4)
+    first, again = (arrays.as_array(x, "x") for _ in range(2))
+    assert np.shares_memory(first, again) and not first.flags.writeable
+    with pytest.raises(ValueError, match="out must be writeable, got a read-only array"):
+        qk.quantize(x, qk.QParams(1), out=jax.numpy.zeros((3, 4), "int8"))
+    with pytest.raises(TypeError, match="x must be an array, got a DynamicJaxprTracer"):
+        jax.jit(lambda x: qk.quantize(x, qk.QParams(1)))(x)
+
+
+TENSORS = {  # what torch makes, and why it is refused, or the floats that it is read as
+    "meta": (lambda torch: torch.empty(2, device="meta"), "meta device"),
+    "sparse": (lambda torch: torch.eye(2).to_sparse(), "Sparse layout"),
+    "of zeros without memory": (lambda torch: torch._efficientzerotensor(2), "ZeroTensor"),
+    "with a gradient": (lambda torch: torch.ones(2, requires_grad=True), [1, 1]),
+    "of a graph": (lambda torch: torch.ones(2, requires_grad=True) * 2, [2, 2]),
+    "negated": (lambda torch: torch.tensor([1 + 2j, 3 + 4j]).conj().imag, [-2, -4]),
+    "conjugated": (lambda torch: torch.tensor([1 + 2j]).conj(), "float32, .*, got complex64"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_of_torch_that_are_no_plain_memory(name):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    make, expected = TENSORS[name]
+    if isinstance(expected, str):
+        with pytest.raises(TypeError, match=f"^x must be .*{expected}"):
+            qk.quantize(make(torch), qk.QParams(1))
+    else:
+        assert same(qk.quantize(make(torch), qk.QParams(1)), np.int8(expected))
+
+
+def test_a_lazily_negated_tensor_is_no_out():
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    with pytest.raises(TypeError, match="out must be an array whose memory can be written, got a Tensor"):
+        qk.dequantize(np.int8([1, 2]), qk.QParams(1), out=torch.tensor([1 + 2j, 3 + 4j]).conj().imag)
+
+
 @pytest.mark.parametrize("out", [[0, 0], np.int8(0), 3, range(2)])
 def test_what_numpy_copies_is_no_out(out):
     with pytest.raises(TypeError, match="out must be an array whose memory can be written, got a"):
@@ -330,6 +397,8 @@ def test_what_numpy_copies_is_no_out(out):
 
 
 def test_an_overlap_is_seen_through_any_kind(kind):
+    if kind == "jax":
+        pytest.skip("its arrays share no memory")
     memory = np.zeros((4, 4), np.int8)
     acc, out = KINDS[kind](memory.view(np.int32)), KINDS[kind](memory[:1].reshape(4, 1))
     with pytest.raises(ValueError, match="out must not overlap acc"):

@@ -1,5 +1,6 @@
 """Files of io.save and io.load: what comes back, how large they are, what is not copied, and what is refused."""
 
+import errno
 import json
 import mmap
 import os
@@ -322,3 +323,15 @@ def test_files_are_those_of_any_process(tmp_path):
     io.save(tmp_path / "x", {"w": PACKED["columns"]})
     code = f"import qkernels as qk; print(qk.io.load({str(tmp_path / 'x')!r})['w'].unpack().tolist())"
     assert json.loads(output(code, QKERNELS_ISA="scalar")) == PACKED["columns"].unpack().tolist()
+
+
+def test_a_file_that_finds_no_place_is_a_memory_error(tmp_path, monkeypatch):
+    io.save(tmp_path / "x", {"x": X})
+    for code, kind in (errno.ENOMEM, MemoryError), (errno.EACCES, OSError):
+
+        def refused(*arguments, code=code, **options):
+            raise OSError(code, "no")
+
+        monkeypatch.setattr(mmap, "mmap", refused)
+        with pytest.raises(kind, match="no"):
+            io.load(tmp_path / "x")

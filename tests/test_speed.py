@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from common import environment, python
 
+import qkernels as qk
 from qkernels import _speed
+from qkernels._bind import runtime
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +34,50 @@ def test_both_sides_do_the_same_work(rows):
 
 
 def test_figures_are_those_of_times():
-    row = _speed.Row("sum", lambda: np.ones(10).sum(), lambda: np.ones(10**6).sum(), 1e6, "GB/s")
-    figures = _speed.measured(row, 0.05)
-    assert figures.ratio > 10 and figures.rate > 0 and figures.share > 0
-    assert _speed.measured(row._replace(unit="GMAC/s"), 0.05).share is None
+    row = _speed.Row("sum", lambda: np.ones(10).sum(), lambda: np.ones(10**6).sum(), 1e6, "GB/s", 10**6)
+    figures = _speed.measured(row, 0.5, _speed.Peak())
+    assert figures.ratio > 10 and figures.rate > 0 and figures.share > 0 and figures.limit == "copy"
+
+
+def test_the_limit_of_a_product_is_what_takes_longer(isas):
+    """The peak of the registers, which scalar has none of, or a copy of as many bytes."""
+
+    for isa in isas():
+        has_peak = runtime.run_peak(1) > 0
+        assert has_peak == (isa != "scalar")
+        for work, moved, limit in (1e9, 2, "peak"), (1, 10**8, "copy"):
+            row = _speed.Row("a product", lambda: None, lambda: None, work, "GMAC/s", moved)
+            assert _speed.measured(row, 0.01, _speed.Peak()).limit == (limit if has_peak else "copy")
+
+
+def test_registers_multiply_in_proportion_and_faster_than_the_product():
+    isa = runtime.get_isa()
+    if not (products := runtime.run_peak(1)):
+        pytest.skip("scalar has no peak")
+    assert runtime.run_peak(1000) == 1000 * products
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (256, 1024), np.uint8), rng.integers(-128, 128, (1024, 256), np.int8)
+    packed, out = qk.pack(b, qk.QParams(1)), np.empty((256, 256), np.int32)
+    with qk.num_threads(1):
+        row = _speed.Row("matmul", lambda: qk.matmul(a, packed, out=out), lambda: None, 256 * 256 * 1024, "GMAC/s", 1)
+        figures = _speed.measured(row, 1.0, _speed.Peak())
+    assert 0.2 < figures.share < 1.2, (isa, figures)
 
 
 def test_the_command_prints_what_it_is_checks_and_measures():
     done = python("-m", "qkernels", "--seconds", "0.2")
     assert done.returncode == 0 and not done.stderr, done.stderr
-    for part in "qkernels ", "in use: ", "Self-check", "integers", "GMAC/s", "GB/s", "search", "layer_norm":
+    for part in (
+        "qkernels ",
+        "in use: ",
+        "Self-check",
+        "integers",
+        "GMAC/s",
+        "GB/s",
+        "search",
+        "layer_norm",
+        "of a copy",
+    ):
         assert part in done.stdout
     assert "\x1b" not in done.stdout
     assert "GB/s" not in python("-m", "qkernels", "--seconds", "0").stdout
@@ -78,5 +114,11 @@ def test_without_rich_it_is_plain(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    _speed.print_table([_speed.Figures("linear", 12.3, "GMAC/s", 4.5, None)])
-    assert terminal.getvalue().splitlines()[1].split() == ["linear", "12.3", "GMAC/s", "4.50x"]
+    _speed.print_table([_speed.Figures("linear", 12.3, "GMAC/s", 4.5, 0.951, "peak")])
+    assert terminal.getvalue().splitlines()[1].split() == [
+        "linear",
+        "12.3",
+        "GMAC/s",
+        "4.50x",
+        *["95%", "of", "the", "peak"],
+    ]

@@ -1,6 +1,7 @@
 """The pool of threads if threads are scarce, bound, forked or many; what needs a process of its own runs in one."""
 
 import os
+import subprocess
 
 import pytest
 from common import output
@@ -142,6 +143,59 @@ def test_threads_stay_on_the_cpus_of_the_thread_that_calls():
     print(works(), [os.sched_getaffinity(task) == {one} for task in started()])
     """
     assert working(code) == "1\nTrue [True]"
+
+
+def test_threads_without_cpus_are_left_asleep():
+    """Of two on one CPU the second only takes the first's: soon it is not woken any more, but for attempts."""
+    code = """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    qk.set_num_threads(2)
+    works()
+    status = f"/proc/self/task/{started()[0]}/status"
+    switches = lambda: sum(int(line.split()[1]) for line in open(status) if "ctxt_switches" in line)
+    before, q = switches(), np.empty(x.shape, np.int8)
+    for _ in range(3000):
+        qk.quantize(x, params, out=q)
+    print(switches() - before < 300, bool((q == expected).all()))
+    """
+    assert working(code) == "True True"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_that_call_at_once_get_right_results(threads):
+    """And the second works alone: it finds the pool in use, and both then have a thread each."""
+    code = f"""
+    from concurrent.futures import ThreadPoolExecutor
+    qk.set_num_threads(2)
+    with ThreadPoolExecutor({threads}) as executor:
+        print(all(executor.map(lambda _: works(), range(50))), len(started()) <= 1)
+    """
+    assert working(code) == "True True"
+
+
+@pytest.mark.parametrize("bind", ["false", "spread"])
+def test_calls_within_a_parallel_region_of_openmp(bind, tmp_path):
+    """Each of its threads calls: one has our threads, the others work alone, wherever OpenMP has bound them."""
+    source, library = tmp_path / "region.c", tmp_path / "region.so"
+    source.write_text("""
+        #include <omp.h>
+        void region(void (*call)(int)) {
+            #pragma omp parallel num_threads(3)
+            for (int i = 0; i < 20; i++) call(omp_get_thread_num());
+        }
+    """)
+    command = [*(os.environ.get("CC") or "cc").split(), "-fopenmp", "-shared", "-fPIC", source, "-o", library]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the compiler has no OpenMP")
+    code = f"""
+    import ctypes
+    qk.set_num_threads(2)
+    seen = []
+    call = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda thread: seen.append((thread, works())))
+    ctypes.CDLL("{library}").region(call)
+    print(sorted(set(seen)), len(seen))
+    """
+    assert working(code, OMP_PROC_BIND=bind) == "[(0, True), (1, True), (2, True)] 60"
 
 
 def test_limits_of_parallel_frameworks_are_read():

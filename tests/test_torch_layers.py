@@ -152,6 +152,24 @@ def test_empty_tensors_and_strides():
 # ---- the rules of torch ----
 
 
+def test_tensors_that_are_not_what_their_memory_says():
+    """Negated lazily, of one row's memory, turned, with a gradient that nobody wants: bits are those of a copy."""
+    layer = torch.nn.Linear(6, 5)
+    made = Linear.from_float(layer)
+    x = torch.randn(6, 6)
+    pairs = torch.view_as_complex(torch.randn(6, 6, 2))
+    for given in x.T, x[:1].expand(4, 6), x[::2], pairs.real, pairs.conj().imag, x.clone().requires_grad_():
+        with torch.no_grad():
+            assert torch.equal(
+                made(given), made(given.detach().resolve_neg().clone(memory_format=torch.contiguous_format))
+            )
+    expected = made(x)
+    made.bias.data = torch.view_as_complex(torch.stack([layer.bias, layer.bias], 1).detach()).conj().imag
+    assert made.bias.is_neg() and torch.allclose(made(x), expected - 2 * layer.bias, atol=1e-5)
+    for _ in range(2):
+        assert torch.equal(made(x), made.from_packed(made.weight.packed, made.bias.detach().resolve_neg().clone())(x))
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_operators_keep_the_rules_of_torch(grad):
     """Schemas, fake tensors, autograd and dynamic shapes, as torch itself checks them."""

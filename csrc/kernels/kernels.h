@@ -292,6 +292,7 @@ static inline int32_t qk_rank(int32_t bits) { return bits ^ ((bits >> 31) & INT3
 struct qk_kernels {
     const char *name;
     int (*available)(void);                      /* on this CPU */
+    size_t (*peak)(size_t rounds);               /* products from registers alone (generic/peak.h), or NULL */
     const qk_gemm8_kernels *gemm8, *gemm8_small; /* of small weights, faster on those (numerics 6), or NULL */
     const qk_gemm4_kernels *gemm4;
     const qk_folded_kernels *folded;

@@ -50,6 +50,12 @@ const qk_kernels *qk_active(void)
 
 void qk_activate(const qk_kernels *k) { __atomic_store_n(&active, k, __ATOMIC_RELAXED); }
 
+size_t qk_run_peak(size_t rounds)
+{
+    const qk_kernels *k = qk_active();
+    return k->peak ? k->peak(rounds) : 0;
+}
+
 const char *qk_name(const qk_kernels *k) { return k->name; }
 
 const char *qk_get_isa(void) { return qk_name(qk_active()); }

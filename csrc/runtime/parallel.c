@@ -21,8 +21,11 @@ static const int64_t PIECE = 10000000;   /* ns as measured */
 static const int64_t LOOK = 40000000;    /* between two looks for signals: each may wait 5 ms for Python's lock */
 static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap between two layers of a model */
 static const int64_t RETRY = 1000000000; /* after a thread could not be had */
-enum { FEWEST_MOST = 8 };                /* threads that may be asked for on any machine */
-enum { STACK_BYTES = 1 << 20 };          /* kernels use up to 170 KB of it, sanitizers more */
+static const int64_t FIRST_RETREAT = 5000000, LAST_RETREAT = 100000000;
+static const int64_t SOON = 20000000; /* after a retreat: some of the slices in which systems share out CPUs */
+enum { LATE = 8 };                    /* loops in a row that a worker does not come to: some are too short to wake it */
+enum { FEWEST_MOST = 8 };             /* threads that may be asked for on any machine */
+enum { STACK_BYTES = 1 << 20 };       /* kernels use up to 170 KB of it, sanitizers more */
 
 /* Items that nobody has taken. Each in its own cache line. */
 typedef struct {
@@ -42,6 +45,7 @@ typedef struct {
     void *context;
     call *call;
     share *shares;
+    double work;
     size_t threads, step; /* step: items that are taken at first */
     int timed;            /* whether a share is cut into pieces, and signals are looked for */
 } loop;
@@ -61,11 +65,19 @@ static struct {
     size_t started;
     worker *workers; /* room for the most there can be */
     share *shares;
-    int64_t refused, spin;
+    int64_t refused, spin, gap, ended; /* ended: the last loop; gap: between the last two */
+    int late;                          /* loops in a row that the first worker did not come to */
+    int full;                          /* whether its threads and another caller are more than the CPUs */
     int caller_asleep;
     qk_lock lock; /* of the caller's bell */
     qk_bell bell;
 } pool = {.lock = QK_LOCK, .bell = QK_BELL};
+
+/* How many threads may work together until some time, on loops of less than some work (ns); how long that lasts. */
+static struct {
+    int threads;
+    int64_t until, lasts, work;
+} retreat;
 
 static loop busy, quit; /* jobs that are none */
 static qk_slot here;    /* the call that a thread works for */
@@ -116,12 +128,57 @@ int qk_get_num_threads(void)
 
 void qk_set_alone(int (*alone)(void)) { __atomic_store_n(&works_alone, alone, __ATOMIC_RELAXED); }
 
+/* ---- where others want the CPUs ----
+ *
+ * Two workers of a framework, each with threads of ours, lose time: who waits awake keeps another from working, and who
+ * is woken takes a CPU from one that works. It shows in three ways: a caller finds the pool at another's work, workers
+ * do not wake up, or one of them takes far too long. Then loops like that one have fewer threads for a while, which
+ * doubles as long as each new attempt shows the same. */
+
+static int64_t seen(const int64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static void keep(int64_t *p, int64_t value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
+
+static void fall_back(int threads, double work)
+{
+    const int64_t now = qk_now(), past = now - seen(&retreat.until), last = seen(&retreat.lasts);
+    if (past < 0) return;
+    const int64_t lasts = past > SOON ? FIRST_RETREAT : 2 * last < LAST_RETREAT ? 2 * last : LAST_RETREAT;
+    __atomic_store_n(&retreat.threads, threads, __ATOMIC_RELAXED);
+    keep(&retreat.work, work < 0x1p60 ? (int64_t)(4 * work) : INT64_MAX);
+    keep(&retreat.lasts, lasts), keep(&retreat.until, now + lasts);
+}
+
+static int allowed_for(double work)
+{
+    const int threads = qk_get_num_threads(), fewer = __atomic_load_n(&retreat.threads, __ATOMIC_RELAXED);
+    if (fewer >= threads || work >= (double)seen(&retreat.work) || qk_now() >= seen(&retreat.until)) return threads;
+    return fewer;
+}
+
+/* After a loop, that its first worker did not come to. Workers stay awake from one loop to the next: one that is away
+ * again and again does not get a CPU when it is woken. */
+static void look_at_absent(const loop *l, int absent)
+{
+    pool.late = absent && seen(&pool.gap) < SPIN ? pool.late + 1 : 0;
+    if (pool.late >= LATE) fall_back((int)l->threads / 2, l->work);
+}
+
+/* After it: a worker that needs several times as long as the caller has lost its CPU on the way. */
+static void look_at_laggards(const loop *l, int64_t own, int64_t waited)
+{
+    if (!l->timed && waited > 2 * own + SPIN) fall_back((int)l->threads / 2, l->work);
+}
+
 int qk_threads_for(size_t items, double work)
 {
-    if (work < 2 * MIN_WORK_PER_THREAD || __atomic_load_n(&pool.busy, __ATOMIC_RELAXED)) return 1;
+    if (work < 2 * MIN_WORK_PER_THREAD) return 1;
+    if (__atomic_load_n(&pool.busy, __ATOMIC_RELAXED)) {
+        if (__atomic_load_n(&pool.full, __ATOMIC_RELAXED) && !qk_held(here)) fall_back(qk_get_num_threads() - 1, work);
+        return 1;
+    }
     int (*alone)(void) = __atomic_load_n(&works_alone, __ATOMIC_RELAXED);
     if (alone && alone()) return 1;
-    size_t threads = (size_t)qk_get_num_threads();
+    size_t threads = (size_t)allowed_for(work);
     if (threads > items) threads = items;
     if (work / MIN_WORK_PER_THREAD < (double)threads) threads = (size_t)(work / MIN_WORK_PER_THREAD);
     return threads > 1 ? (int)threads : 1;
@@ -193,7 +250,7 @@ static int64_t spin(void) { return __atomic_load_n(&pool.spin, __ATOMIC_RELAXED)
 static loop *wait_for_job(worker *w)
 {
     loop *job;
-    for (const int64_t end = qk_now() + spin(); qk_now() < end;)
+    for (const int64_t end = qk_now() + (seen(&pool.gap) < SPIN ? spin() : 0); qk_now() < end;)
         for (int i = 0; i < 16; i++, pause_briefly())
             if ((job = __atomic_load_n(&w->job, __ATOMIC_ACQUIRE))) return job;
     qk_take(&w->lock);
@@ -220,8 +277,8 @@ static void serve(void *argument)
         loop *job = wait_for_job(w);
         if (job == &quit) return;
         if (!__atomic_compare_exchange_n(&w->job, &job, &busy, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-        if (!job->timed || qk_hold(here, job->call)) work_on(job, w->index);
-        if (job->timed) qk_hold(here, NULL);
+        if (qk_hold(here, job->call) || !job->timed) work_on(job, w->index);
+        qk_hold(here, NULL);
         __atomic_store_n(&w->job, NULL, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&pool.caller_asleep, __ATOMIC_SEQ_CST)) ring(&pool.lock, &pool.bell);
     }
@@ -256,7 +313,9 @@ static size_t start_workers(size_t wanted)
                 pool.refused = qk_now();
         }
         /* Who waits awake for a CPU that others wait for as well keeps them from it. */
-        __atomic_store_n(&pool.spin, pool.started < (size_t)qk_usable_cpus() ? SPIN : 0, __ATOMIC_RELAXED);
+        const size_t cpus = (size_t)qk_usable_cpus();
+        __atomic_store_n(&pool.spin, pool.started < cpus ? SPIN : 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&pool.full, pool.started + 2 > cpus, __ATOMIC_RELAXED);
     }
     return pool.started < wanted ? pool.started : wanted;
 }
@@ -280,12 +339,13 @@ static void wait_for(worker *w, call *c)
     }
 }
 
-/* A worker that has not come to its job need not. */
-static void finish(worker *w, loop *job)
+/* A worker that has not come to its job need not. Returns whether it has. */
+static int finish(worker *w, loop *job)
 {
     loop *posted = job;
-    if (!__atomic_compare_exchange_n(&w->job, &posted, NULL, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE) && posted == &busy)
-        wait_for(w, job->call);
+    if (__atomic_compare_exchange_n(&w->job, &posted, NULL, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) return 0;
+    if (posted == &busy) wait_for(w, job->call);
+    return 1;
 }
 
 static void run_alone(loop *l, size_t items)
@@ -308,9 +368,16 @@ static void run_together(loop *l, size_t items, size_t threads)
         l->threads = workers + 1, l->shares = pool.shares;
         for (size_t i = 0; i <= workers; i++)
             pool.shares[i] = (share){items * i / l->threads, items * (i + 1) / l->threads};
+        const int64_t start = qk_now();
+        keep(&pool.gap, start - pool.ended);
         for (size_t i = 0; i < workers; i++) post(&pool.workers[i], l);
         work_on(l, 0);
-        for (size_t i = 0; i < workers; i++) finish(&pool.workers[i], l);
+        const int64_t own = qk_now();
+        const int absent = !finish(&pool.workers[0], l);
+        for (size_t i = 1; i < workers; i++) finish(&pool.workers[i], l);
+        pool.ended = qk_now();
+        look_at_absent(l, absent);
+        look_at_laggards(l, own - start, pool.ended - own);
     }
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }
@@ -323,7 +390,7 @@ int qk_parallel_for(size_t items, double work, void (*body)(void *, size_t, size
         return 0;
     }
     call *outer = qk_held(here), own = {.caller = qk_this_thread(), .looked = qk_now()};
-    loop l = {.body = body, .context = context, .call = outer ? outer : &own, .step = items};
+    loop l = {.body = body, .context = context, .call = outer ? outer : &own, .work = work, .step = items};
     if (work >= LONG_WORK * (double)threads) {
         const double step = FIRST_PIECE / work * (double)items;
         l.timed = 1, l.step = step > 1 ? (size_t)step : 1;

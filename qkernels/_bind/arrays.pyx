@@ -53,6 +53,7 @@ DLPACK_TYPES = {(4, 16): "bfloat16", (10, 8): "float8_e4m3fn", (12, 8): "float8_
 PLAIN_TYPES = (int, float, bool, list, tuple)   # they offer no protocol
 PART = 1 << 22   # values that take NumPy some tens of milliseconds
 CPU_DEVICES = (1, 3, 11, 13)   # DLPack's numbers for the CPU's memory, also pinned or managed by a GPU's driver
+DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI", 15: "WebGPU"}
 
 cdef extern from *:
     """
@@ -101,10 +102,21 @@ class DLPackBits:
         return capsule
 
 
+def refuse_devices(x, kind):
+    """Raise TypeError if x says that its memory is a device's: what it has for NumPy would copy all of it unasked."""
+    if hasattr(kind, "__dlpack_device__"):
+        try:
+            device = tuple(map(int, x.__dlpack_device__()))
+        except Exception:   # it is on several, or is no array after all: NumPy may know, or say why not
+            return
+        if device[0] not in CPU_DEVICES:
+            name = DEVICES.get(device[0], "which is none of the CPU's")
+            raise TypeError(f"it lies on DLPack's device {device}, {name}, not in the CPU's memory")
+    elif hasattr(kind, "__cuda_array_interface__"):
+        raise TypeError("it lies on a CUDA device, as its __cuda_array_interface__ says, not in the CPU's memory")
+
+
 def array_of_dlpack(x):
-    device = tuple(map(int, x.__dlpack_device__()))
-    if device[0] not in CPU_DEVICES:
-        raise TypeError(f"it lies on DLPack's device {device}, not in the CPU's memory")
     bits = DLPackBits(x)
     array = np.from_dlpack(bits)
     if not bits.versioned:
@@ -119,6 +131,8 @@ def is_tensor(x):
 
 def array_of_tensor(x):
     """Return the memory of a torch tensor, small floats by way of integers: `numpy` knows NumPy's own types only."""
+    if x.device.type == "meta":
+        raise TypeError("it lies on the meta device, where tensors have no values")
     if x.device.type != "cpu":
         raise TypeError(f"it lies on {x.device}, not in the CPU's memory (the method cpu copies it there)")
     x = x.detach().resolve_conj().resolve_neg()
@@ -145,6 +159,7 @@ def read_array(x):
         return base_array(np.asanyarray(x))
     if is_tensor(x):
         return array_of_tensor(x)
+    refuse_devices(x, kind)
     if hasattr(kind, "__dlpack__") and not any(hasattr(kind, name) for name in
                                                ("__array__", "__array_interface__", "__array_struct__")):
         return array_of_dlpack(x)

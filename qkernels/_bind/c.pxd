@@ -28,6 +28,7 @@ cdef extern from "drivers/drivers.h" nogil:
     const char *qk_version()
     const qk_kernels *qk_active()
     const qk_kernels *qk_find(const char *name)
+    size_t qk_run_peak(size_t rounds) nogil
     const char *qk_name(const qk_kernels *k)
     const char *qk_built(size_t i)
     void qk_activate(const qk_kernels *k)

@@ -11,7 +11,7 @@ from cpython.contextvars cimport PyContextVar_Reset, PyContextVar_Set
 
 from .c cimport (
     qk_activate, qk_active, qk_built, qk_enter_mode, qk_find, qk_get_num_threads, qk_kernels, qk_leave_mode, qk_mode,
-    qk_most_threads, qk_name, qk_set_interrupt, qk_set_num_threads, qk_version,
+    qk_most_threads, qk_name, qk_run_peak, qk_set_interrupt, qk_set_num_threads, qk_version,
 )
 
 cdef extern from *:
@@ -97,6 +97,14 @@ def set_isa(str name):
     if k == NULL:
         raise ValueError(f"instruction set {name!r} is not available here, only {', '.join(available_isas())}")
     qk_activate(k)
+
+
+def run_peak(size_t rounds):
+    """Multiply bytes from registers alone, as fast as the instruction set in use can; return how many, 0 of scalar."""
+    cdef size_t products
+    with nogil:
+        products = qk_run_peak(rounds)
+    return products
 
 
 def set_num_threads(int n):

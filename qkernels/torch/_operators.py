@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from .._bind.tensors import array_of
 from .._conv import qconv2d
 from .._products import linear
 from .._qparams import QParams
@@ -36,7 +37,7 @@ def floats_of(x, name="x"):
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
         x = x.float()
-    return (x.detach() if x.requires_grad else x).numpy()
+    return array_of(x.detach() if x.requires_grad else x)
 
 
 # ---- dense ----

@@ -291,9 +291,19 @@ const qk_histogram_kernels qk_histogram_neon = {
 #include "kernels/families/histogram.def"
 };
 
+#define PEAK_IN_TWO 1
+#define PEAK_VECTOR uint32x4_t
+#define PEAK_PRODUCTS 8
+static QK_INLINE uint32x4_t peak_step(uint32x4_t sums, uint32x4_t a, uint32x4_t b)
+{
+    return vpadalq_u16(sums, vmull_u8(vget_low_u8(vreinterpretq_u8_u32(a)), vget_low_u8(vreinterpretq_u8_u32(b))));
+}
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_neon = {
     .name = "neon",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &gemm4,
     .folded = &qk_folded_scalar,

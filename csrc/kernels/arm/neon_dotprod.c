@@ -97,9 +97,18 @@ const qk_gemm4_kernels qk_gemm4_neon_dotprod = {
 #include "kernels/families/gemm4.def"
 };
 
+#define PEAK_VECTOR uint32x4_t
+#define PEAK_PRODUCTS 16
+static QK_INLINE uint32x4_t peak_step(uint32x4_t sums, uint32x4_t a, uint32x4_t b)
+{
+    return vdotq_u32(sums, vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b));
+}
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_neon_dotprod = {
     .name = "neon_dotprod",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_neon_dotprod,
     .folded = &qk_folded_scalar,

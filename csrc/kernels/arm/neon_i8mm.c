@@ -130,9 +130,18 @@ static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
 
+#define PEAK_VECTOR int32x4_t
+#define PEAK_PRODUCTS 32
+static QK_INLINE int32x4_t peak_step(int32x4_t sums, int32x4_t a, int32x4_t b)
+{
+    return vusmmlaq_s32(sums, vreinterpretq_u8_s32(a), vreinterpretq_s8_s32(b));
+}
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_neon_i8mm = {
     .name = "neon_i8mm",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_neon_dotprod,
     .folded = &qk_folded_scalar,

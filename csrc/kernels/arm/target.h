@@ -15,6 +15,9 @@
 /* Loads that follow do not come before this: gcc 12 would have all of a step in registers, and sums in memory. */
 #define QK_IN_ORDER __asm__ volatile("" ::: "memory")
 
+/* A register that holds v here: what is computed before and after stays there. */
+#define QK_KEEP(v) __asm__("" : "+w"(v))
+
 /* 4 bytes in the first lane of a register, by one load and no instruction of the vector pipes. */
 static QK_INLINE uint8x8_t load4(const void *p)
 {

@@ -64,6 +64,9 @@
 #define DEPTHWISE_TAPS 2
 #endif
 
+/* peak.h, which comes last, has defaults of its own: PEAK_VECTOR, PEAK_PRODUCTS and PEAK_IN_TWO tell the step whose
+ * peak it is; QK_KEEP comes from the target.h of x86 or ARM. */
+
 /* Operations that may be absent (kernels/families). */
 #ifndef DEPTHWISE_CODES
 #define DEPTHWISE_CODES NULL

@@ -349,9 +349,24 @@ static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
 
+/* Four tiles of sums, as the tile of the product has them. See generic/peak.h. */
+static size_t peak(size_t rounds)
+{
+    begin_tiles(MR);
+    for (size_t i = 0; i < rounds; i++) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    }
+    end_tiles(MR);
+    return rounds * 4 * HALF * HALF * KR;
+}
+
 const qk_kernels qk_kernels_amx = {
     .name = "amx",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_avx512vnni,
     .folded = &qk_folded_avx512vnni,

@@ -719,9 +719,19 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 #define SMALL_TABLE const qk_gemm8_kernels qk_gemm8_small_avx2
 #include "kernels/x86/maddubs.h"
 
+#define PEAK_IN_TWO 1
+#define PEAK_VECTOR __m256i
+#define PEAK_PRODUCTS 16
+static QK_INLINE __m256i peak_step(__m256i sums, __m256i a, __m256i b)
+{
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+}
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_avx2 = {
     .name = "avx2",
     .available = available,
+    .peak = peak,
     .gemm8 = &qk_gemm8_avx2,
     .gemm8_small = &qk_gemm8_small_avx2,
     .gemm4 = &qk_gemm4_avx2,

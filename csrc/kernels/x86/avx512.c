@@ -411,9 +411,19 @@ const qk_conv_kernels qk_conv_avx512 = {
 
 #include "kernels/x86/maddubs.h"
 
+#define PEAK_IN_TWO 1
+#define PEAK_VECTOR __m512i
+#define PEAK_PRODUCTS 32
+static QK_INLINE __m512i peak_step(__m512i sums, __m512i a, __m512i b)
+{
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+}
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_avx512 = {
     .name = "avx512",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm8_small = &gemm8_small,
     .gemm4 = &qk_gemm4_avx2,

@@ -1044,9 +1044,15 @@ const qk_conv_kernels qk_conv_avx512vnni = {
 #include "kernels/families/conv.def"
 };
 
+#define PEAK_VECTOR __m512i
+#define PEAK_PRODUCTS 64
+static QK_INLINE __m512i peak_step(__m512i sums, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sums, a, b); }
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = available,
+    .peak = peak,
     .gemm8 = &qk_gemm8_avx512vnni,
     .gemm4 = &qk_gemm4_avx512vnni,
     .folded = &qk_folded_avx512vnni,

@@ -343,9 +343,15 @@ static const qk_conv_kernels conv = {
 #include "kernels/families/conv.def"
 };
 
+#define PEAK_VECTOR __m256i
+#define PEAK_PRODUCTS 32
+static QK_INLINE __m256i peak_step(__m256i sums, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
+#include "kernels/generic/peak.h"
+
 const qk_kernels qk_kernels_avxvnni = {
     .name = "avxvnni",
     .available = available,
+    .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &gemm4,
     .folded = &qk_folded_avx2,
