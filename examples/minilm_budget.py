@@ -5,9 +5,10 @@
 `share_out` takes the network of minilm.py in float32 and sentences to calibrate it on.
 
 - Each dense layer is rounded to each form, with feedback (`gptq`), and `sensitivity` tells the error of its outputs.
-- What an error of its outputs costs embeddings is tried, with only this layer in 2 bits.
+- What 4, 3 and 2 bits of it cost embeddings is tried, layer by layer; above, the cost falls as the error does.
 - `allocate_bits` finds the forms of least cost within the budget.
-- Layers are rounded anew, each to its form, on what the rounded ones before them give.
+- Layers are rounded anew, each to its form, on what the rounded ones before them give. So are all to the widest form
+  that fits, and what keeps more stays: costs are added up as if layers did not know of one another.
 
 `python -m bench.minilm.budget` compares it with the same bits for all layers, and draws the curve of cost against size.
 """
@@ -21,7 +22,7 @@ import numpy as np
 import qkernels as qk
 
 BLOCK = 64  # weights of an output that share a scale, a float16
-TRIED = 60  # sentences that tell what an error costs
+TRIED, FEW = 60, (4, 3, 2)  # sentences that tell what bits cost, and the bits that are tried
 
 
 class Dense(NamedTuple):
@@ -58,7 +59,7 @@ FORMS = {16: bfloat16, 8: int8} | {bits: partial(levels, bits=bits) for bits in 
 
 def bits_of(form, k):
     """Return the bits of a weight, scales included, of a layer of k inputs."""
-    return form + {16: 0, 8: 32 / k}.get(form, 16 / BLOCK)
+    return form + {16: 0, 8: 64 / k}.get(form, 16 / BLOCK)  # a column of int8 has a sum, too
 
 
 class Layers:
@@ -86,14 +87,15 @@ class Budget:
         self.dense = dense = [layer for layers, _ in network.layers for layer in layers]
         self.count, self.weights = len(dense), sum(weight.size for weight, _ in dense)
         self.seen = [qk.Hessian(len(weight)) for weight, _ in dense]
-        for batch in progress(batches, "what layers are given"):
-            self.embeddings(batch, self.observe)
+        steps = progress(batches, "what layers are given")
+        self.exact = [self.embeddings(batch, self.observe) for batch in steps]
         self.made, errors = [], []
         for (weight, bias), seen in progress(list(zip(dense, self.seen)), "rounding to each form"):
             self.made.append({bits: form(weight, bias, seen) for bits, form in FORMS.items()})
             errors.append(qk.sensitivity(weight, seen, [made.weight for made in self.made[-1].values()], center=True))
         self.sizes = np.array([[weight.size * bits_of(form, len(weight)) for form in FORMS] for weight, _ in dense])
-        self.costs = np.array(errors) * self.prices(np.array(errors)[:, -1], progress)[:, None]
+        self.few = max(1, len(batches) * TRIED // sum(map(len, self.exact)))
+        self.costs = self.lost(np.array(errors), progress)
 
     def embeddings(self, batch, run):
         self.network.functions = Layers(self.count, run)
@@ -103,23 +105,27 @@ class Budget:
         self.seen[number].update(x)
         return self.float32.linear(x, weight, bias, activation)
 
-    def prices(self, errors, progress):
-        """Return what an error of 1 of the outputs of each layer costs; the others are in int8, which is faster."""
+    def distance(self, layer):
+        """Return 1 - cosine to float32 of some sentences, by what `layer` gives `linear` of each number."""
 
-        def embeddings(low, batch):
-            def run(number, x, weight, bias, activation):
-                made = self.made[number][2 if number == low else 8]
-                return qk.linear(x, made.packed, made.bias, activation=activation)
+        def run(number, x, weight, bias, activation):
+            return qk.linear(x, *layer(number), activation=activation)
 
-            return self.embeddings(batch, run)
+        tried = zip(self.batches[: self.few], self.exact)
+        lost = [np.sum((self.embeddings(batch, run) - exact) ** 2, axis=1) / 2 for batch, exact in tried]
+        return np.concatenate(lost).mean()
 
-        few = self.batches[: max(1, len(self.batches) * TRIED // sum(len(batch[2]) - 1 for batch in self.batches))]
-        whole = [embeddings(None, batch) for batch in few]
-        lost = [
-            1 - np.concatenate([np.sum(embeddings(low, batch) * to, axis=1) for batch, to in zip(few, whole)]).mean()
-            for low in progress(range(self.count), "what errors cost")
-        ]
-        return np.array(lost) / errors
+    def lost(self, errors, progress):
+        """Return what each layer in each form costs (layers, forms); the others are in int8, which is faster."""
+
+        def distance(low, form):
+            return self.distance(lambda number: self.made[number][form if number == low else 8][:2])
+
+        whole, layers = distance(None, 8), progress(range(self.count), "what bits cost")
+        lost = np.array([[distance(number, form) - whole for form in FEW] for number in layers])
+        lost = np.maximum.accumulate(np.maximum(lost, 0), axis=1)  # where chance is more than the cost
+        first = len(FORMS) - len(FEW)
+        return np.hstack([errors[:, :first] / errors[:, [first]] * lost[:, :1], lost])
 
     def round(self, forms):
         """Round the layers, one after another, by these functions; return the network's layers, packed."""
@@ -141,10 +147,19 @@ class Budget:
         """Return the bits of each layer that are best for so many a weight, scales included, on the whole."""
         return np.array(list(FORMS))[qk.allocate_bits(self.costs, self.sizes, bits * self.weights).choice]
 
+    def best(self, bits):
+        """Return the bits of each layer and the network's layers: as shared out, or alike where that keeps more."""
+        shares = [self.share(bits)]
+        alike = [form for form, size in zip(FORMS, self.sizes.sum(axis=0)) if size <= bits * self.weights]
+        if set(shares[0]) != set(alike[:1]):
+            shares += [np.full(self.count, form) for form in alike[:1]]
+        made = [self.round([FORMS[form] for form in share]) for share in shares]
+        lost = [self.distance(lambda number: layers[number // 4][0][number % 4]) for layers in made]
+        return shares[np.argmin(lost)], made[np.argmin(lost)]
+
 
 def share_out(network, batches, bits, progress):
     """Give the layers of a network in float32 so many bits a weight on the whole; return those of each."""
-    budget = Budget(network, batches, progress)
-    share = budget.share(bits)
-    network.layers, network.functions = budget.round([FORMS[bits] for bits in share]), qk
+    share, layers = Budget(network, batches, progress).best(bits)
+    network.layers, network.functions = layers, qk
     return share

@@ -231,3 +231,42 @@ def test_codes_below_a_narrow_range_are_refused():
         arrays = qk.pack(b, qk.QParams(1, 1, dtype)).to_arrays() | {"qmin": np.array(info.min + 1)}
         with pytest.raises(ValueError, match=f"got {info.min}"):
             qk.PackedMatrix.from_arrays(arrays)
+
+
+def integers(dtype, block, **options):
+    """A function that packs random weights of 1536 inputs, in blocks with scales in float16."""
+
+    def made(w):
+        found = qk.choose_qparams(w, dtype, axis=0, block_size=block, **options)
+        if found.block_scale is None:
+            found = qk.QParams(np.float16(found.scale), found.zero_point, dtype, axis=0, block_size=block)
+        return qk.pack(qk.quantize(w, found), found)
+
+    return made
+
+
+def levels(k, block):
+    def made(w):
+        book = qk.Codebook(np.linspace(-1, 1, k), axis=0, block_size=block)
+        codes, scales = qk.encode(w, book)
+        return qk.pack(codes, book, scales=np.float16(scales))
+
+    return made
+
+
+TOLD = [  # what docs/methods.md tells of 1536 inputs
+    (integers("uint4", 24, scale_bits=4), 4.38),
+    (integers("uint4", 32, scale_bits=4), 4.29),
+    (integers("uint4", 48, scale_bits=4), 4.21),
+    (integers("uint4", 32), 4.75),
+    (integers("int4", 32), 4.50),
+    (integers("int4", 32, method="mse", narrow_range=False), 4.75),
+    *((levels(2**bits, block), bits + 16 / block) for bits in (4, 3, 2) for block in (32, 64)),
+    (levels(16, 384), 4.04),
+]
+
+
+@pytest.mark.parametrize(("made", "told"), TOLD, ids=[f"{told:.2f}-{i}" for i, (_, told) in enumerate(TOLD)])
+def test_bits_a_weight_are_those_that_are_told(made, told):
+    w = np.random.default_rng(0).normal(size=(1536, 96)).astype(np.float32)
+    assert 8 * made(w).nbytes / w.size == pytest.approx(told, abs=0.006)

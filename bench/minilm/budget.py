@@ -88,12 +88,12 @@ def measure():
     rows = [row("float32", 32, exact, exact)]
     for name, (form, bits, block) in WIDTHS.items():
         with step(name):
-            found = rounded(network, budget, [form] * len(sizes), tokens)
+            found = embedded(network, budget.round([form] * len(sizes)), tokens)
         rows.append(row(name, bits + 16 / block, found, exact))
     for bits, beside in BUDGETS.items():
-        share = budget.share(bits)
         with step(f"a budget of {bits} bits"):
-            found = rounded(network, budget, [FORMS[form] for form in share], tokens)
+            share, layers = budget.best(bits)
+            found = embedded(network, layers, tokens)
         of_layers = [minilm_budget.bits_of(form, len(weight)) for form, (weight, _) in zip(share, budget.dense)]
         each = np.dot(of_layers, sizes) / sum(sizes)
         rows.append(row(f"a budget of {bits}", each, found, exact) | {"beside": beside, "share": share.tolist()})
@@ -110,10 +110,10 @@ def progress(steps, name):
             done(1)
 
 
-def rounded(network, budget, forms, tokens):
-    """Return the embeddings of the network with layers rounded by these functions; it stays in float32."""
+def embedded(network, layers, tokens):
+    """Return the embeddings of the network by packed layers; it stays in float32."""
     kept = network.layers, network.functions
-    network.layers, network.functions = budget.round(forms), qk
+    network.layers, network.functions = layers, qk
     found = embed(network, tokens)
     network.layers, network.functions = kept
     return found
