@@ -60,6 +60,11 @@ build() {
 [ -e "$root/usr/bin/python$version" ] || fetch_python
 [ -e "$site/numpy" ] || fetch_wheels
 build
+# Processes that tests start by sys.executable are emulated, too.
+emulated=(qemu-aarch64 -cpu "$cpu" -L "$root" "$root/usr/bin/python$version")
+printf '#!/bin/sh\nexec %s "$@"\n' "${emulated[*]@Q}" > "$work/python"
+chmod +x "$work/python"
+echo "import sys; sys.executable = '$work/python'" > "$site/sitecustomize.py"
 core=(matmul linear linear4 linear16 gemm4 gemm16 blocks8 folded low_bits pack quantize qparams scales codebook kmeans
     kmeans1d pq layers integer_layers qlinear conv rounding observers microscaling prune gptq checksums)
 tests=()
@@ -67,4 +72,4 @@ for name in "${core[@]}"; do [ ! -e "$tree/tests/test_$name.py" ] || tests+=("te
 [ $# -gt 0 ] || set -- -q "${tests[@]}"
 cd "$tree"
 export PYTHONPATH=$tree:$site PYTHONDONTWRITEBYTECODE=1
-exec qemu-aarch64 -cpu "$cpu" -L "$root" "$root/usr/bin/python$version" -m pytest -p no:cacheprovider "$@"
+exec "${emulated[@]}" -m pytest -p no:cacheprovider "$@"
