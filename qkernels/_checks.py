@@ -182,7 +182,7 @@ def check_weights(given, name="weights", *, zeros=False, negative="must not be n
     if not np.isfinite(given).all():
         raise_not_finite(given, name)
     if given.size and given.min() < 0:
-        place = tuple(map(int, np.argwhere(given < 0)[0]))
+        place = tuple(map(int, np.unravel_index(given.argmin(), given.shape)))
         raise ValueError(f"{name} {negative.format(value=given[place], place=place)}")
     if not zeros and not given.any():
         raise ValueError(f"{name} must not all be 0")

@@ -1,7 +1,6 @@
 """Store values as the number of the nearest of a few levels. Formulas: docs/numerics.md, section 15."""
 
 import math
-from functools import cache
 
 import numpy as np
 
@@ -385,14 +384,11 @@ def _encode_vectors(x, codebook):
 
 
 def __getattr__(name):
-    if name == "NF4":
-        return _nf4()
-    if name == "FP4":
-        return _fp4()
+    if name in ("NF4", "FP4"):  # two threads may make it at once; both get what the first has stored
+        return globals().setdefault(name, (_nf4 if name == "NF4" else _fp4)())
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-@cache
 @default_mode
 def _nf4():
     """Make NormalFloat of 4 bits (QLoRA, section 3): quantiles of the normal distribution and 0, over the largest.
@@ -413,7 +409,6 @@ def _nf4():
     return Codebook(levels / levels[-1], block_size=64)
 
 
-@cache
 @default_mode
 def _fp4():
     """Make the floats of a sign, two bits of exponent e and one of mantissa m, over the largest of them.
@@ -476,8 +471,9 @@ def checked_scales(scales, codebook, shape, axis):
     if given.shape != expected:
         raise ValueError(f"scales must have shape {expected} for codes with shape {shape}, got {given.shape}")
     kept = contiguous_float32(given)
-    if not np.isfinite(kept).all():
-        raise ValueError(f"scales must be finite in float32, got {given[~np.isfinite(kept)].flat[0]}")
+    bad = ~np.isfinite(kept)
+    if bad.any():
+        raise ValueError(f"scales must be finite in float32, got {given[bad].flat[0]}")
     return kept
 
 

@@ -68,12 +68,12 @@ class Hessian:
     @property
     def sum(self):
         """The sum of the rows, float64 (k,)."""
-        return self._totals()[0]
+        return self._totals()[1]
 
     @property
     def moments(self):
         """The sum of the products of each two inputs, float64 (k, k)."""
-        return self._totals()[1]
+        return self._totals()[2]
 
     @default_mode
     def update(self, x):
@@ -137,7 +137,7 @@ class Hessian:
             raise TypeError(f"other must be a Hessian, got {shown(other)}")
         if other.k != self.k:
             raise ValueError(f"other must have k {self.k}, got {other.k}")
-        count, (sums, moments) = other._count, other._totals()
+        count, sums, moments = other._totals()
         with self._lock:
             self._count = _counted(self._count + count)
             if self._waiting:
@@ -149,8 +149,8 @@ class Hessian:
 
     def to_arrays(self):
         """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
-        sums, moments = self._totals()
-        return {"count": np.array(self._count, np.int64), "sum": sums, "moments": moments}
+        count, sums, moments = self._totals()
+        return {"count": np.array(count, np.int64), "sum": sums, "moments": moments}
 
     @classmethod
     @default_mode
@@ -186,9 +186,9 @@ class Hessian:
 
     def _matrix(self, center):
         """Return the mean product of each two inputs, or their covariance; the mean of each, and of its square."""
-        sums, moments = self._totals()
-        moments /= self._count
-        mean, squares = sums / self._count, np.diagonal(moments).copy()
+        count, sums, moments = self._totals()
+        moments /= count
+        mean, squares = sums / count, np.diagonal(moments).copy()
         if center:
             moments -= np.multiply.outer(mean, mean)
         return moments, mean, squares
@@ -200,13 +200,13 @@ class Hessian:
 
     @default_mode
     def _totals(self):
-        """Return sum and moments of all rows, those that wait too."""
+        """Return count, sum and moments of all rows, those that wait too, as they are between two updates."""
         with self._lock:
-            sums, moments = self._sum.copy(), self._moments.copy()
+            count, sums, moments = self._count, self._sum.copy(), self._moments.copy()
             if self._waiting:
                 for total, added in zip((sums, moments), _products(self._buffer[: self._waiting]), strict=True):
                     total += added
-        return sums, moments
+        return count, sums, moments
 
 
 def _counted(rows):

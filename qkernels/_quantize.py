@@ -276,9 +276,9 @@ def pack_bits(codes, bits):
         raise TypeError(f"codes must be int8, uint8, int4, uint4, int2 or uint2, got {codes.dtype}")
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if _signed(codes.dtype) else (0, (1 << bits) - 1)
     codes = contiguous_as(codes, np.int8 if low else np.uint8)
-    if codes.size and not low <= codes.min() <= codes.max() <= high:
-        wrong = codes[(codes < low) | (codes > high)][0]
-        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {wrong}")
+    least, most = (codes.min(), codes.max()) if codes.size else (low, high)  # read once: others may write them
+    if least < low or most > high:
+        raise ValueError(f"codes must be within [{low}, {high}] for {bits} bits, got {least if least < low else most}")
     return codebooks.pack_bits(codes, bits)
 
 

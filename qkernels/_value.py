@@ -1,4 +1,14 @@
-"""Give parameters and codebooks what they have in common: they are frozen values."""
+"""Give objects what they have in common: parameters and codebooks are frozen values, observers lock what changes."""
+
+from contextlib import contextmanager, nullcontext
+
+
+@contextmanager
+def both_locked(one, other):
+    """Lock two objects, in an order that does not depend on who asks: no two threads wait for each other's."""
+    first, second = sorted((one, other), key=id)
+    with first._lock, nullcontext() if first is second else second._lock:
+        yield
 
 
 def restored(cls, arrays):

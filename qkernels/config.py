@@ -2,6 +2,7 @@
 
 import os.path
 from contextlib import contextmanager
+from threading import RLock
 
 from ._bind import runtime
 from ._checks import integer
@@ -48,9 +49,15 @@ def get_num_threads():
     return runtime.get_num_threads()
 
 
+_contexts, _changing = [], RLock()  # of num_threads, in the order in which they were entered; handlers may use it
+
+
 @contextmanager
 def num_threads(n):
     """Use at most n threads in a context; the setting is the process's, not the thread's.
+
+    Contexts of several threads may overlap: the last to be entered counts, and after all of them the setting is as it
+    was before.
 
     `threadpoolctl.threadpool_limits` does the same once `qkernels.threadpoolctl` has been imported. (Processes that
     joblib starts have OMP_NUM_THREADS set, which counts.)
@@ -66,12 +73,20 @@ def num_threads(n):
     ...     qk.get_num_threads()
     1
     """
-    before = get_num_threads()
-    set_num_threads(n)
+    with _changing:
+        mine = [get_num_threads()]  # what to leave behind
+        set_num_threads(n)
+        _contexts.append(mine)
     try:
         yield
     finally:
-        set_num_threads(before)
+        with _changing:
+            at = next(i for i, context in enumerate(_contexts) if context is mine)
+            del _contexts[at]
+            if at == len(_contexts):
+                set_num_threads(mine[0])
+            else:  # another thread's has been entered since: it leaves behind what this one found
+                _contexts[at][0] = mine[0]
 
 
 def show_config():

@@ -25,7 +25,7 @@ from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward,
 from ._histogram import COARSE, FINE, LARGEST, count, new_histogram, percentile_within
 from ._mode import default_mode
 from ._qparams import QParams, code_dtype
-from ._value import restored
+from ._value import both_locked, restored
 
 __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
 
@@ -104,14 +104,15 @@ class _Observer:
         for name in ("axis", *self._settings):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"other must have {name} {getattr(self, name)}, got {getattr(other, name)}")
-        if other._count:
-            with self._lock:
-                if self._lines not in (None, other._lines):
-                    along = f"of length {self._lines} along axis {self._axis}"
-                    raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
-                count = within_64_bits(self._count + other._count)
-                self._join(other)
-                self._lines, self._count = other._lines, count
+        with both_locked(self, other):
+            if not other._count:
+                return self
+            if self._lines not in (None, other._lines):
+                along = f"of length {self._lines} along axis {self._axis}"
+                raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
+            count = within_64_bits(self._count + other._count)
+            self._join(other)
+            self._lines, self._count = other._lines, count
         return self
 
     @default_mode

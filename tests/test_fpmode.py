@@ -430,12 +430,12 @@ def bits(result):
         return bits((result.scale, result.zero_point, result.dtype.name, *where))
     if isinstance(result, qk.Codebook):
         return bits((result.levels, result.axis, result.block_size, result.vector))
-    if isinstance(result, qk.PackedCodes):
-        return bits(result.to_arrays())
     if isinstance(result, qk.PackedMatrix):
         return bits((result.to_arrays(), result.params, result.scales))
     if isinstance(result, qk.PackedConv):
         return bits((result.to_arrays(), result.params, result.groups))
+    if hasattr(result, "to_arrays"):
+        return bits(result.to_arrays())
     return result.hex() if isinstance(result, float) else result
 
 
