@@ -4,6 +4,7 @@ import numpy as np
 
 PART = 2**31  # multiplications: some 50 ms
 STEP = 512  # columns of a factor
+SQUARE = 720  # columns of a part of X^T X: of 4,096 rows a PART
 
 
 def product(a, b):
@@ -14,16 +15,23 @@ def product(a, b):
     return made
 
 
-def gram(rows):
-    """Return ``rows.T @ rows``, which is symmetric."""
-    k, step = rows.shape[1], max(1, PART // max(1, rows.size))
-    made = np.empty((k, k), rows.dtype)
-    for first in range(0, k, step):
-        own = slice(first, first + step)
-        np.matmul(rows[:, own].T, rows[:, own], out=made[own, own])
-        np.matmul(rows[:, own].T, rows[:, :first], out=made[own, :first])
-        made[:first, own] = made[own, :first].T
-    return made
+def add_gram(total, rows):
+    """Add ``rows.T @ rows``, of a few thousand rows, to a matrix but for the squares above its diagonal."""
+    for first in range(0, len(total), SQUARE):
+        own = slice(first, first + SQUARE)
+        for left in range(0, first + 1, SQUARE):
+            other = slice(left, left + SQUARE)
+            total[own, other] += rows[:, own].T @ rows[:, other]
+
+
+def mirror(total):
+    """Fill these squares of a symmetric matrix by those below, and return it."""
+    for first in range(0, len(total), SQUARE):
+        own = slice(first, first + SQUARE)
+        for left in range(0, first, SQUARE // 6):  # parts that fit the L2 cache
+            other = slice(left, left + SQUARE // 6)
+            total[other, own] = total[own, other].T
+    return total
 
 
 def cholesky(a):

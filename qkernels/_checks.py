@@ -218,8 +218,11 @@ def integer(value, name, least=None, *, what="an integer"):
 
 def stochastic_seed(rounding, seed, *others):
     """Return the seed if rounding is "stochastic", else, if it is one of the others, None; each must have its seed."""
-    if type(rounding) is str and rounding == others[0] and seed is None:
-        return None
+    if type(rounding) is str:  # first what a short call has
+        if rounding == "stochastic" and type(seed) is int and 0 <= seed < 2**64:
+            return seed
+        if rounding == others[0] and seed is None:
+            return None
     rounding = word(rounding)
     if not is_a(rounding, str) or rounding not in (*others, "stochastic"):
         names = ", ".join(map(repr, (*others, "stochastic")))

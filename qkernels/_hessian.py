@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from ._blas import gram
+from ._blas import add_gram, mirror
 from ._checks import (
     array_named,
     arrays_named,
@@ -19,8 +19,9 @@ from ._mode import default_mode
 from ._value import restored
 
 ROWS = 4096  # that a product sums; fewer wait
-LEAST = 2.0**-100  # sums of squares in float32 of which one is below this, but not 0, are made in float64
+LEAST, MOST = 2.0**-100, 2.0**127  # float32 sums of squares, of an input and of all, that may stand in float32
 SLACK = 1 + 2.0**-10  # more than rounding of sums in float32
+FIRST = 64  # rows in which nearly all inputs show that they are not small
 
 
 class Hessian:
@@ -51,7 +52,8 @@ class Hessian:
         k = integer(k, "k", 1)
         if k > 1 << 20:
             raise ValueError(f"k must be at most 2**20, got {k}")
-        self._count, self._sum, self._moments = 0, np.zeros(k), np.zeros((k, k))
+        self._count, self._sum = 0, np.zeros(k)
+        self._moments = np.zeros((k, k))  # as add_gram fills it
         self._waiting, self._buffer = 0, None
         self._lock = threading.Lock()
 
@@ -102,7 +104,7 @@ class Hessian:
             self._count = _counted(self._count + len(rows))
             while len(rows):
                 if not self._waiting and len(rows) >= ROWS:
-                    self._add(rows[:ROWS])
+                    _add(self._sum, self._moments, rows[:ROWS])
                     rows = rows[ROWS:]
                     continue
                 if self._buffer is None:
@@ -111,7 +113,7 @@ class Hessian:
                 self._buffer[self._waiting : self._waiting + taken] = rows[:taken]
                 self._waiting, rows = self._waiting + taken, rows[taken:]
                 if self._waiting == ROWS:
-                    self._add(self._buffer)
+                    _add(self._sum, self._moments, self._buffer)
                     self._waiting = 0
         return self
 
@@ -141,7 +143,7 @@ class Hessian:
         with self._lock:
             self._count = _counted(self._count + count)
             if self._waiting:
-                self._add(self._buffer[: self._waiting])
+                _add(self._sum, self._moments, self._buffer[: self._waiting])
                 self._waiting = 0
             self._sum += sums
             self._moments += moments
@@ -193,33 +195,34 @@ class Hessian:
             moments -= np.multiply.outer(mean, mean)
         return moments, mean, squares
 
-    def _add(self, rows):
-        sums, moments = _products(rows)
-        self._sum += sums
-        self._moments += moments
-
     @default_mode
     def _totals(self):
         """Return count, sum and moments of all rows, those that wait too, as they are between two updates."""
         with self._lock:
             count, sums, moments = self._count, self._sum.copy(), self._moments.copy()
             if self._waiting:
-                for total, added in zip((sums, moments), _products(self._buffer[: self._waiting]), strict=True):
-                    total += added
-        return count, sums, moments
+                _add(sums, moments, self._buffer[: self._waiting])
+        return count, sums, mirror(moments)
 
 
 def _counted(rows):
     return within_64_bits(rows, "a Hessian", "rows")
 
 
-def _products(rows):
-    """Return the sum of the rows, and of their products: float32, but where squares would leave it."""
-    sums, moments = np.ones(len(rows), rows.dtype) @ rows, gram(rows)
-    squares = np.diagonal(moments)
-    if rows.dtype == np.float32 and not (np.isfinite(squares).all() and not rows[:, squares < LEAST].any()):
-        return _products(rows.astype(np.float64))
-    return sums, moments
+def _add(sums, moments, rows):
+    """Add the sum of rows, and of their products: of float32, but where squares would leave it."""
+    flat = rows.reshape(-1)
+    if not flat @ flat < MOST or _has_small(rows):
+        rows = rows.astype(np.float64)
+    sums += np.ones(len(rows), rows.dtype) @ rows
+    add_gram(moments, rows)
+
+
+def _has_small(rows):
+    """Tell whether there is an input that is not 0, and whose sum of squares loses bits in float32."""
+    first = rows[:FIRST]
+    suspected = rows[:, np.einsum("ij,ij->j", first, first) < LEAST]
+    return bool((suspected.any(axis=0) & (np.einsum("ij,ij->j", suspected, suspected) < LEAST)).any())
 
 
 def checked_hessian(hessian, w):

@@ -47,7 +47,8 @@ def quantize(x, params, *, rounding="half_even", seed=None, out=None):
 
     References
     ----------
-    ONNX QuantizeLinear-25. Gupta et al. 2015, stochastic rounding; Salmon et al. 2011, Philox4x32-7.
+    ONNX QuantizeLinear-25. Gupta et al. 2015, stochastic rounding; Salmon et al. 2011 and Blackman and Vigna 2021,
+    its numbers.
 
     Examples
     --------

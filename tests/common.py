@@ -187,9 +187,21 @@ def philox(counter, seed):
 
 
 def random_bits(n, seed):
-    """Return the 16 bits that elements 0 to n - 1 take of these words."""
-    words = philox(np.arange(-(-n // 8), dtype=np.uint64), seed)
-    return np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=-1).ravel()[:n].astype(np.int64)
+    """Return the 16 bits that elements 0 to n - 1 take: eight xoroshiro128+, drawn by Philox for each 1,024 of them."""
+    chunks = -(-n // 1024)
+    words = philox(np.arange(8 * chunks, dtype=np.uint64), seed)
+    s0, s1 = words[:, 0] | words[:, 1] << np.uint64(32), words[:, 2] | words[:, 3] << np.uint64(32)
+    sums = np.empty((chunks, 32, 8), "<u8")
+    for step in range(32):
+        with np.errstate(over="ignore"):
+            sums[:, step] = (s0 + s1).reshape(chunks, 8)
+        s1 = s1 ^ s0
+        s0, s1 = turned(s0, 24) ^ s1 ^ s1 << np.uint64(16), turned(s1, 37)
+    return sums.view("<u2").ravel()[:n].astype(np.int64)
+
+
+def turned(v, bits):
+    return v << np.uint64(bits) | v >> np.uint64(64 - bits)
 
 
 def answer(call):

@@ -208,7 +208,7 @@ static void apply_items(void *context, size_t begin, size_t end)
 static int is_far(const operation *op)
 {
     const size_t from = size_of(op->from), to = size_of(op->to);
-    const int whole = from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats && !op->seed;
+    const int whole = from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats;
     return whole && first_element(&op->l, op->l.blocks) * (from + to) > FAR;
 }
 
@@ -417,33 +417,26 @@ static void round_randomly(const operation *op, const char *in, const uint16_t *
     keep_bits(out, op->to, n);
 }
 
-/* Rows of float32 that share the parameters of their columns, some of each at a time. */
+/* Rows of float32, short and one after another, that share the parameters of their columns. */
 static void apply_to_columns(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    enum { COLS = 256, ROWS = QK_RANDOM / COLS * 2 };
-    uint16_t u[ROWS * COLS];
+    enum { ROOM = 4 * QK_RANDOM };
+    uint16_t u[ROOM];
     const size_t to = size_of(op->to), in_bytes = given->in_stride * sizeof(float), out_bytes = given->out_stride * to;
-    for (size_t at = 0, cols; at < n; at += cols) {
-        qk_affines p = *given;
-        cols = min_size(n - at, COLS);
-        p.scale += at, p.zero_point += at;
-        if (p.reciprocal) p.reciprocal += at;
-        for (size_t row = 0; row < given->rows; row += p.rows) {
-            const char *x = in + row * in_bytes + at * sizeof(float);
-            char *y = out + row * out_bytes + at * to;
-            p.rows = min_size(given->rows - row, ROWS);
-            for (size_t i = 0; i < p.rows; i++)
-                op->k->random_16((uint64_t)(x + i * in_bytes - op->start) / sizeof(float), *op->seed, u + i * cols,
-                                 cols);
-            op->k->round_randomly_f32((const float *)x, u, y, to, cols, &p);
-            for (size_t i = 0; i < p.rows; i++) keep_bits(y + i * out_bytes, op->to, cols);
-        }
+    qk_affines p = *given;
+    for (size_t row = 0; row < given->rows; row += p.rows) {
+        const char *x = in + row * in_bytes;
+        char *y = out + row * out_bytes;
+        p.rows = min_size(given->rows - row, ROOM / n);
+        op->k->random_16((uint64_t)(x - op->start) / sizeof(float), *op->seed, u, p.rows * n);
+        op->k->round_randomly_f32((const float *)x, u, y, to, n, &p);
+        for (size_t i = 0; i < p.rows; i++) keep_bits(y + i * out_bytes, op->to, n);
     }
 }
 
 static void apply_randomly(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    if (given->run == 1 && op->from == QK_F32) {
+    if (given->run == 1 && op->from == QK_F32 && given->in_stride == n && 2 * n <= QK_RANDOM) {
         apply_to_columns(op, in, out, n, given);
         return;
     }
@@ -453,15 +446,17 @@ static void apply_randomly(const operation *op, const char *in, char *out, size_
         const uint64_t index = (uint64_t)(in - op->start) / from;
         qk_affines p = *given;
         p.rows = 1;
-        for (size_t at = 0, count, made = 0; at < n; at += count) {
+        for (size_t at = 0, count, first = 0, made = 0; at < n; at += count) {
             const size_t which = at / given->run;
             count = min_size(n - at, given->run == 1 ? QK_RANDOM : given->run - at % given->run);
-            if (at >= made)
-                op->k->random_16(index + at, *op->seed, u, min_size(n - at, QK_RANDOM)), made = at + QK_RANDOM;
+            if (at == made) { /* up to where others begin */
+                first = at, made = at + min_size(n - at, QK_RANDOM - (index + at) % QK_RANDOM);
+                op->k->random_16(index + at, *op->seed, u, made - at);
+            }
             count = min_size(count, made - at);
             p.scale = given->scale + which, p.zero_point = given->zero_point + which;
             if (p.reciprocal) p.reciprocal = given->reciprocal + which;
-            round_randomly(op, in + at * from, u + QK_RANDOM - (made - at), out + at * to, count, &p);
+            round_randomly(op, in + at * from, u + (at - first), out + at * to, count, &p);
         }
     }
 }

@@ -183,7 +183,7 @@ static inline int qk_block_shift(uint8_t params) { return ((params >> 4) ^ 8) - 
 static inline size_t qk_chunks_of(size_t steps) { return ceil_div(steps * QK_GEMM4_KR, QK_FOLDED_CHUNK); }
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
-enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time */
+enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time: those of a chunk of random.h */
 
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
 enum { QK_UNPACK_ROWS = 1024 };

@@ -3,8 +3,9 @@
 #define QK_GENERIC_STOCHASTIC_H
 
 #include "kernels/generic/elementwise.h"
-#include "kernels/generic/philox.h"
+#include "kernels/generic/random.h"
 
+#ifndef HAVE_RANDOM_LINES
 static inline void philox_block(uint64_t counter, uint64_t seed, uint32_t word[4])
 {
     uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
@@ -16,21 +17,40 @@ static inline void philox_block(uint64_t counter, uint64_t seed, uint32_t word[4
     }
 }
 
+static inline uint64_t turned_u64(uint64_t v, int bits) { return v << bits | v >> (64 - bits); }
+
+/* Numbers of lines of a chunk, from line `first` on. */
+static void random_lines(uint64_t chunk, uint64_t seed, size_t first, uint16_t *u, size_t lines)
+{
+    uint64_t s0[STATES], s1[STATES];
+    for (unsigned i = 0; i < STATES; i++) {
+        uint32_t word[4];
+        philox_block(chunk * STATES + i, seed, word);
+        s0[i] = word[0] | (uint64_t)word[1] << 32, s1[i] = word[2] | (uint64_t)word[3] << 32;
+    }
+    for (size_t line = 0; line < first + lines; line++) {
+        uint64_t sums[STATES];
+        for (unsigned i = 0; i < STATES; i++) {
+            sums[i] = s0[i] + s1[i], s1[i] ^= s0[i];
+            s0[i] = turned_u64(s0[i], TURN_0) ^ s1[i] ^ s1[i] << SHIFT_0, s1[i] = turned_u64(s1[i], TURN_1);
+        }
+        if (line < first) continue;
+        for (unsigned i = 0; i < RANDOM_LINE; i++) *u++ = (uint16_t)(sums[i / 4] >> 16 * (i % 4));
+    }
+}
+#endif
+
 /* Numbers of elements from number `index` on. */
 static void random_16(uint64_t index, uint64_t seed, uint16_t *u, size_t n)
 {
-    uint32_t word[4];
-    for (size_t i = 0; i < n;) {
-        const unsigned skip = (unsigned)((index + i) % PHILOX_ELEMENTS);
-#ifdef HAVE_PHILOX
-        if (skip == 0 && n - i >= PHILOX_GROUP) {
-            const size_t done = philox_groups((index + i) / PHILOX_ELEMENTS, seed, u + i, n - i);
-            i += done;
-            if (done) continue;
-        }
-#endif
-        philox_block((index + i) / PHILOX_ELEMENTS, seed, word);
-        for (unsigned e = skip; e < PHILOX_ELEMENTS && i < n; e++, i++) u[i] = (uint16_t)(word[e / 2] >> 16 * (e % 2));
+    uint16_t whole[RANDOM_CHUNK];
+    for (size_t count; n > 0; n -= count, u += count, index += count) {
+        const size_t at = (size_t)(index % RANDOM_CHUNK), skip = at % RANDOM_LINE;
+        count = n < RANDOM_CHUNK - at ? n : RANDOM_CHUNK - at;
+        const size_t lines = (skip + count + RANDOM_LINE - 1) / RANDOM_LINE;
+        const int in_place = skip == 0 && count % RANDOM_LINE == 0;
+        random_lines(index / RANDOM_CHUNK, seed, at / RANDOM_LINE, in_place ? u : whole, lines);
+        if (!in_place) memcpy(u, whole + skip, count * sizeof *u);
     }
 }
 
@@ -42,20 +62,14 @@ static QK_INLINE int32_t rounded_randomly(float x, uint16_t u, parameter p, cons
     return bits_of(shifted) - bits_of(ROUNDER) + ((k + u) >> 16);
 }
 
-static QK_INLINE void round_some(const int what, const float *x, const uint16_t *u, void *to, size_t n,
-                                 const parameters *p, const qk_affines *given, const size_t step, const int how,
-                                 const int small)
+/* Elements of a row from number `first` on; their parameters, or the one of all (step 0), are in p. */
+static QK_INLINE void round_rest(const int what, const float *x, const uint16_t *u, void *to, size_t first, size_t n,
+                                 const parameters *p, const size_t step, const int how)
 {
-    size_t first = 0;
-#ifdef HAVE_RANDOM_VECTORS
-    if (how == MULTIPLY && small) first = random_vectors(what, x, u, to, n, p, given, step);
-#else
-    (void)small, (void)given;
-#endif
     const parameter same = parameter_at(p, 0, TO_8_BITS, how);
     QK_NO_DEPENDENCE
     for (size_t i = first; i < n; i++) {
-        const parameter here = step ? parameter_at(p, i, TO_8_BITS, how) : same;
+        const parameter here = step ? parameter_at(p, i - first, TO_8_BITS, how) : same;
         const int32_t code = rounded_randomly(x[i], u[i], here, how);
         if (what == AND_BACK)
             ((float *)to)[i] = (float)code * here.scale;
@@ -66,37 +80,39 @@ static QK_INLINE void round_some(const int what, const float *x, const uint16_t 
     }
 }
 
-/* Whether all steps are within -128 .. 128. */
-static QK_INLINE int steps_are_small(const qk_affines *p, size_t n)
+#ifndef HAVE_RANDOM_VECTORS
+enum { RANDOM_VECTOR = INT32_MAX };
+static inline void random_vectors(const int what, const float *x, const uint16_t *u, void *to, size_t n,
+                                  const qk_affines *p, const size_t step)
 {
-    int large = 0;
-    for (size_t i = 0; i < n; i++) large |= (p->qmin - p->zero_point[i] < -128) | (p->qmax - p->zero_point[i] > 128);
-    return !large;
+    (void)what, (void)x, (void)u, (void)to, (void)n, (void)p, (void)step;
+}
+#endif
+
+/* Rows of which vectors round the first `whole` elements, which are of small steps and have reciprocals. */
+static QK_INLINE void rows_by_chance(const int what, const float *x, const uint16_t *u, void *to, size_t whole,
+                                     size_t n, const qk_affines *given, const size_t step, const int how)
+{
+    parameters p __attribute__((aligned(64)));
+    take_parameters(given, step * whole, step ? n - whole : 1, &p, TO_8_BITS, how);
+    const size_t out_bytes = given->out_stride * (what == AND_BACK ? 4 : what == TO_8_BITS ? 1 : 2);
+    for (size_t row = 0; row < given->rows; row++, x += given->in_stride, u += n, to = (char *)to + out_bytes) {
+        if (what != TO_16_BITS && how == MULTIPLY && whole) random_vectors(what, x, u, to, whole, given, step);
+        round_rest(what, x, u, to, whole, n, &p, step, how);
+    }
 }
 
 static QK_INLINE void round_by(const int what, const float *x, const uint16_t *u, void *to, size_t n,
-                               const qk_affines *given)
+                               const qk_affines *p)
 {
-    parameters p __attribute__((aligned(64)));
-    const int multiply = HAVE_FMA && given->reciprocal, each = given->run == 1 && n > 1;
-    const size_t count = each ? n : 1;
+    const int each = p->run == 1 && n > 1, multiply = HAVE_FMA && p->reciprocal;
+    const int vectors = multiply && what != TO_16_BITS && p->qmax - p->qmin < 256; /* zero points are codes */
+    const size_t whole = vectors ? n / RANDOM_VECTOR * RANDOM_VECTOR : 0;
     if (multiply)
-        take_parameters(given, 0, count, &p, TO_8_BITS, MULTIPLY);
+        each ? rows_by_chance(what, x, u, to, whole, n, p, 1, MULTIPLY)
+             : rows_by_chance(what, x, u, to, whole, n, p, 0, MULTIPLY);
     else
-        take_parameters(given, 0, count, &p, TO_8_BITS, DIVIDE);
-    const int small = what != TO_16_BITS && steps_are_small(given, count);
-    const size_t out_bytes = given->out_stride * (what == AND_BACK ? 4 : what == TO_8_BITS ? 1 : 2);
-    for (size_t row = 0; row < given->rows; row++, x += given->in_stride, u += n, to = (char *)to + out_bytes) {
-        if (!multiply)
-            each ? round_some(what, x, u, to, n, &p, given, 1, DIVIDE, 0)
-                 : round_some(what, x, u, to, n, &p, given, 0, DIVIDE, 0);
-        else if (each)
-            small ? round_some(what, x, u, to, n, &p, given, 1, MULTIPLY, 1)
-                  : round_some(what, x, u, to, n, &p, given, 1, MULTIPLY, 0);
-        else
-            small ? round_some(what, x, u, to, n, &p, given, 0, MULTIPLY, 1)
-                  : round_some(what, x, u, to, n, &p, given, 0, MULTIPLY, 0);
-    }
+        each ? rows_by_chance(what, x, u, to, 0, n, p, 1, DIVIDE) : rows_by_chance(what, x, u, to, 0, n, p, 0, DIVIDE);
 }
 
 static void round_randomly_f32(const float *x, const uint16_t *u, void *to, size_t bytes, size_t n, const qk_affines *p)

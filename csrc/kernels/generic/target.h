@@ -143,7 +143,7 @@
  *     HAVE_FINITE_BOUNDS  finite_bounds: the same as minmax_f32, or 0 if a value may not be finite (elementwise.h)
  *     HAVE_GRAD_VECTORS   grad_vectors: gradients of whole vectors of columns, by reciprocals (fake_grad.h)
  *     HAVE_RANDOM_VECTORS random_vectors: stochastic rounding of whole vectors, to 8 bits or floats (stochastic.h)
- *     HAVE_PHILOX         philox_groups: random numbers of PHILOX_GROUP elements at a time (stochastic.h)
+ *     HAVE_RANDOM_LINES   random_lines: random numbers of RANDOM_LINE elements at a time (stochastic.h)
  *     HAVE_WIDEN          widen_span: SPAN 8-bit codes to int32 (elementwise.h)
  *     HAVE_LEVELS16       tables of 16 levels in registers: nodes16, load_nodes16, encode16, decode16, ... (codebook.h)
  *     GROUP16             elements that these see at a time

@@ -23,10 +23,12 @@ static inline void store_reg(void *p, reg v) { _mm256_storeu_si256((__m256i *)p,
 static inline reg zero_reg(void) { return _mm256_setzero_si256(); }
 static inline reg all_i8(int v) { return _mm256_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }
+static inline reg all_i32(int v) { return _mm256_set1_epi32(v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm256_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), v); } /* -1 or 0 */
 static inline reg max_i32(reg a, reg b) { return _mm256_max_epi32(a, b); }
+static inline reg min_i32(reg a, reg b) { return _mm256_min_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm256_and_si256(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm256_andnot_si256(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm256_xor_si256(a, b); }
@@ -38,6 +40,7 @@ static inline reg sub_i8(reg a, reg b) { return _mm256_sub_epi8(a, b); }
 static inline reg subs_i8(reg a, reg b) { return _mm256_subs_epi8(a, b); }
 static inline reg add_i16(reg a, reg b) { return _mm256_add_epi16(a, b); }
 static inline reg add_i32(reg a, reg b) { return _mm256_add_epi32(a, b); }
+static inline reg sub_i32(reg a, reg b) { return _mm256_sub_epi32(a, b); }
 /* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
  */
 static inline reg add_to_i32(reg c, reg v)
@@ -180,8 +183,8 @@ static inline choice chosen_but_not(choice a, choice b) { return _mm256_andnot_p
 static inline floats chosen(choice some, floats v) { return _mm256_and_ps(some, v); }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_and_ps(some, v)); }
 
-/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; halves swapped; of the lower
- * half alone, exclusive3; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+/* Lanes of 64 bits, for random.h: products of their lower halves; their upper halves; halves swapped; of the lower
+ * half alone, exclusive3; turned by some bits; shifted to the left; 0, 1, 2 and so on. */
 static inline reg all_i64(uint64_t v) { return _mm256_set1_epi64x((long long)v); }
 static inline reg add_i64(reg a, reg b) { return _mm256_add_epi64(a, b); }
 static inline reg product_u32(reg a, reg b) { return _mm256_mul_epu32(a, b); }
@@ -191,8 +194,17 @@ static inline reg exclusive_lower(reg a, reg b, reg c)
 {
     return exclusive(a, both(exclusive(b, c), all_i64(UINT32_MAX)));
 }
-static inline reg low_u64(reg a, reg b) { return _mm256_unpacklo_epi64(a, b); }
-static inline reg high_u64(reg a, reg b) { return _mm256_unpackhi_epi64(a, b); }
+static inline reg turned_i64(reg v, const int bits)
+{
+    return _mm256_or_si256(_mm256_slli_epi64(v, bits), _mm256_srli_epi64(v, 64 - bits));
+}
+static inline reg turned_24_i64(reg v)
+{
+    const __m128i bytes = _mm_setr_epi8(5, 6, 7, 0, 1, 2, 3, 4, 13, 14, 15, 8, 9, 10, 11, 12);
+    return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(bytes));
+}
+static inline reg shifted_i64(reg v, const int bits) { return _mm256_slli_epi64(v, bits); }
+static inline reg lane_numbers_i64(void) { return _mm256_setr_epi64x(0, 1, 2, 3); }
 static inline reg widen_u16(const void *p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline reg over_65536_i32(reg v) { return _mm256_srai_epi32(v, 16); }
 /* Upper halves of 32 bits, in the order of packs_i32; whether a number has none of the bits. */
@@ -212,6 +224,5 @@ static inline void store_low_bytes(void *p, reg v)
     const __m128i codes = _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storel_epi64((__m128i *)p, codes);
 }
-static inline reg unpacked_lanes(void) { return _mm256_setr_epi64x(0, 2, 1, 3); }
 
 #endif

@@ -23,10 +23,12 @@ static inline void store_reg(void *p, reg v) { _mm512_storeu_si512(p, v); }
 static inline reg zero_reg(void) { return _mm512_setzero_si512(); }
 static inline reg all_i8(int v) { return _mm512_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
+static inline reg all_i32(int v) { return _mm512_set1_epi32(v); }
 static inline reg all_i32_at(const void *p) { return broadcast4(p); }
 static inline reg abs_i8(reg v) { return _mm512_abs_epi8(v); }
 static inline reg negative_i8(reg v) { return _mm512_movm_epi8(_mm512_movepi8_mask(v)); } /* -1 or 0 */
 static inline reg max_i32(reg a, reg b) { return _mm512_max_epi32(a, b); }
+static inline reg min_i32(reg a, reg b) { return _mm512_min_epi32(a, b); }
 static inline reg both(reg a, reg b) { return _mm512_and_si512(a, b); }
 static inline reg but_not(reg a, reg b) { return _mm512_andnot_si512(a, b); } /* b without a */
 static inline reg exclusive(reg a, reg b) { return _mm512_xor_si512(a, b); }
@@ -38,6 +40,7 @@ static inline reg sub_i8(reg a, reg b) { return _mm512_sub_epi8(a, b); }
 static inline reg subs_i8(reg a, reg b) { return _mm512_subs_epi8(a, b); }
 static inline reg add_i16(reg a, reg b) { return _mm512_add_epi16(a, b); }
 static inline reg add_i32(reg a, reg b) { return _mm512_add_epi32(a, b); }
+static inline reg sub_i32(reg a, reg b) { return _mm512_sub_epi32(a, b); }
 /* c + v, of sums in a loop. Left to itself gcc would reassociate them across steps, spill, and copy each accumulator.
  */
 static inline reg add_to_i32(reg c, reg v)
@@ -179,16 +182,18 @@ static inline choice chosen_but_not(choice a, choice b) { return (choice)(a & ~b
 static inline floats chosen(choice some, floats v) { return _mm512_maskz_mov_ps(some, v); }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, some, c, v); }
 
-/* Lanes of 64 bits, for philox.h: products of their lower halves; their upper halves; halves swapped; of the lower
- * half alone, exclusive3; lanes of a and b in turns, and in which order counters are to lie, to be in order then. */
+/* Lanes of 64 bits, for random.h: products of their lower halves; their upper halves; halves swapped; of the lower
+ * half alone, exclusive3; turned by some bits; shifted to the left; 0, 1, 2 and so on. */
 static inline reg all_i64(uint64_t v) { return _mm512_set1_epi64((long long)v); }
 static inline reg add_i64(reg a, reg b) { return _mm512_add_epi64(a, b); }
 static inline reg product_u32(reg a, reg b) { return _mm512_mul_epu32(a, b); }
 static inline reg upper_u32(reg v) { return _mm512_srli_epi64(v, 32); }
 static inline reg swapped_u32(reg v) { return _mm512_shuffle_epi32(v, 0xb1); }
 static inline reg exclusive_lower(reg a, reg b, reg c) { return _mm512_mask_ternarylogic_epi32(a, 0x5555, b, c, 0x96); }
-static inline reg low_u64(reg a, reg b) { return _mm512_unpacklo_epi64(a, b); }
-static inline reg high_u64(reg a, reg b) { return _mm512_unpackhi_epi64(a, b); }
+static inline reg turned_i64(reg v, const int bits) { return _mm512_rolv_epi64(v, all_i64(bits)); }
+static inline reg turned_24_i64(reg v) { return turned_i64(v, 24); }
+static inline reg shifted_i64(reg v, const int bits) { return _mm512_slli_epi64(v, (unsigned)bits); }
+static inline reg lane_numbers_i64(void) { return _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7); }
 static inline reg widen_u16(const void *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 static inline reg over_65536_i32(reg v) { return _mm512_srai_epi32(v, 16); }
 /* Upper halves of 32 bits, in the order of packs_i32; whether a number has none of the bits. */
@@ -200,7 +205,6 @@ static inline reg upper_u16(reg a, reg b)
 }
 static inline int any_without_i32(reg v, int bits) { return _mm512_testn_epi32_mask(v, _mm512_set1_epi32(bits)) != 0; }
 static inline void store_low_bytes(void *p, reg v) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(v)); }
-static inline reg unpacked_lanes(void) { return _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7); }
 
 /* avx512vbmi.c, where qk_has_vbmi: take_table, the sum of uint32 weights that lie in four planes of 256 bytes, and
  * pq_pass_rows. */
