@@ -900,32 +900,44 @@ static void multiply_by(const qk_kernels *table, const qk_matrix *matrix, const 
 
 static void test_weights(weights *w, size_t rows, qk_matrix m)
 {
-    m.b = w->codes, m.block += m.block_scale ? -m.block % 4 : 0;
+    m.b = w->codes;
     clear(w->y, rows * m.n * sizeof *w->y), clear(w->want, rows * m.n * sizeof *w->y);
     multiply_by(simde, &m, w->x, rows, w->y), multiply_by(scalar, &m, w->x, rows, w->want);
     check(w->y, w->want, rows * m.n * sizeof *w->y, rows * m.n);
+}
+
+enum { INT4, FOLDED, LEVELS, INT2, INT8, KINDS };
+
+/* Codes below `most`, and all that may belong to them. */
+static void random_weights(weights *w, uint32_t most)
+{
+    for (size_t j = 0; j < K * N; j++) {
+        w->codes[j] = (uint8_t)(random32() % most), w->zero_point[j] = (int32_t)(random32() % most);
+        w->scale[j] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
+        w->block_scale[j] = 1 + random32() % 15, w->block_shift[j] = (int8_t)(random32() % 8 - 4);
+    }
 }
 
 static void test_all_weights(void)
 {
     static weights w;
     static const size_t blocks[] = {4, 20, 32, 48, 64, 128, 300, K};
+    static const qk_dtype types[] = {QK_U4, QK_U4, QK_U8, QK_U2, QK_U8};
+    static char *const names[] = {"uint4", "uint4 with integer scales", "a codebook", "uint2", "uint8"};
     random_floats(w.x, M * K, 0.25f, 0), random_floats(w.levels, N * QK_LEVELS, 1, 0);
-    for (int i = 0; i < 160; i++) {
-        const size_t rows = random32() % 3 ? 1 + random32() % M : 1 + random32() % 20, k = 1 + random32() % K;
-        qk_matrix m = {.k = k, .n = 1 + random32() % N, .kind = QK_PER_BLOCK, .block = blocks[i % 8], .scale = w.scale};
-        const int small = i / 8 % 5 == 3 ? 3 : 15; /* codes of 2 bits or of 4 */
-        for (size_t j = 0; j < K * N; j++) {
-            w.codes[j] = random32() & (i / 8 % 5 == 4 ? 255 : small), w.zero_point[j] = (int32_t)random32() & small;
-            w.scale[j] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
-            w.block_scale[j] = 1 + random32() % 15, w.block_shift[j] = (int8_t)(random32() % 8 - 4);
-        }
-        m.type = (qk_dtype[]){QK_U4, QK_U4, QK_U8, QK_U2, QK_U8}[i / 8 % 5];
-        if (i / 8 % 5 == 1) m.block_scale = w.block_scale, m.block_shift = w.block_shift;
-        if (i / 8 % 5 == 2) m.levels = w.levels, m.level_count = QK_LEVELS;
-        if (i / 8 % 5 == 2 && i / 40 % 2) m.kind = QK_PER_AXIS, m.scale = NULL;
-        if (i / 8 % 5 != 2 && i / 40 % 2 && !m.block_scale) m.zero_point = w.zero_point;
-        what = (char *[]){"uint4", "uint4 with integer scales", "a codebook", "uint2", "uint8"}[i / 8 % 5];
+    for (int i = 0; i < 6 * KINDS * 8; i++) {
+        const int kind = i / 8 % KINDS, turn = i / 8 / KINDS;
+        const size_t rows = 1 + random32() % (turn % 3 ? M : 20), levels = QK_LEVELS >> turn % 3;
+        qk_matrix m = {.k = 1 + random32() % K, .n = 1 + random32() % N, .kind = QK_PER_BLOCK, .block = blocks[i % 8]};
+        random_weights(&w, kind == LEVELS ? (uint32_t)levels : kind == INT2 ? 4 : kind == INT8 ? 256 : 16);
+        m.type = types[kind], m.scale = w.scale, what = names[kind];
+        if (kind == FOLDED)
+            m.block_scale = w.block_scale, m.block_shift = w.block_shift;
+        else if (kind == LEVELS)
+            m.levels = w.levels, m.level_count = levels;
+        else if (turn % 2)
+            m.zero_point = w.zero_point;
+        if (kind == LEVELS && turn / 3) m.kind = QK_PER_AXIS, m.scale = NULL;
         test_weights(&w, rows, m);
     }
 }

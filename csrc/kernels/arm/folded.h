@@ -169,14 +169,6 @@ static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
 
 /* ---- panels of int8 ---- */
 
-/* Each byte of 16 four times. */
-static QK_INLINE row_codes each_four_times(uint8x16_t v)
-{
-    const uint16x8_t low = vreinterpretq_u16_u8(vzip1q_u8(v, v)), high = vreinterpretq_u16_u8(vzip2q_u8(v, v));
-    return (row_codes){vreinterpretq_u8_u16(vzip1q_u16(low, low)), vreinterpretq_u8_u16(vzip2q_u16(low, low)),
-                       vreinterpretq_u8_u16(vzip1q_u16(high, high)), vreinterpretq_u8_u16(vzip2q_u16(high, high))};
-}
-
 static QK_INLINE void store_step(uint8_t *to, row_codes w)
 {
     vst1q_u8(to, w.b0), vst1q_u8(to + 16, w.b1), vst1q_u8(to + 32, w.b2), vst1q_u8(to + 48, w.b3);

@@ -29,6 +29,7 @@ static int available(void) { return 1; }
 #define UNFOLD_ROWS 8
 #define UNFOLD_PANEL unfold_panel
 #define DEPTHWISE_CODES depthwise_codes
+#define HAVE_LOW_TO_BYTES
 #include "kernels/arm/codebook.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/stochastic.h"
@@ -109,6 +110,7 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 }
 
 #include "kernels/arm/gemm4.h"
+#include "kernels/arm/low_bits.h"
 #include "kernels/arm/folded.h"
 #include "kernels/generic/depthwise.h"
 

@@ -33,6 +33,7 @@ QK_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #define UNFOLD_PANEL unfold_panel
 #define DEPTHWISE_TAPS 4
 #define DEPTHWISE_CODES depthwise_codes
+#define HAVE_LOW_TO_BYTES
 #define GEMM4_MR 6
 #include "kernels/arm/row_shifts.h"
 #include "kernels/generic/gemm8.h"
@@ -93,6 +94,7 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 }
 
 #include "kernels/arm/gemm4.h"
+#include "kernels/arm/low_bits.h"
 #include "kernels/arm/folded.h"
 #include "kernels/generic/depthwise.h"
 

@@ -38,7 +38,14 @@ static inline reg max_u8(reg a, reg b) { return vmaxq_u8(a, b); }
 static inline reg add_i16(reg a, reg b) { return OF_I16(vaddq_s16(AS_I16(a), AS_I16(b))); }
 static inline reg adds_i16(reg a, reg b) { return OF_I16(vqaddq_s16(AS_I16(a), AS_I16(b))); }
 static inline reg add_i32(reg a, reg b) { return OF_I32(vaddq_s32(AS_I32(a), AS_I32(b))); }
-static inline reg add_to_i32(reg c, reg v) { return add_i32(c, v); }
+
+/* The asm pins the sum to its register, as those of products below do: gcc 12 would copy it before or after. */
+static inline reg add_to_i32(reg c, reg v)
+{
+    __asm__("add %0.4s, %0.4s, %1.4s" : "+w"(c) : "w"(v));
+    return c;
+}
+
 static inline reg low_u8(reg a, reg b) { return vzip1q_u8(a, b); }
 static inline reg high_u8(reg a, reg b) { return vzip2q_u8(a, b); }
 static inline reg low_u16(reg a, reg b) { return OF_U16(vzip1q_u16(AS_U16(a), AS_U16(b))); }
@@ -97,7 +104,7 @@ static inline void store_parts(uint8_t *const *p, size_t at, reg v, const int pa
     store_some(*p + at, v, some);
 }
 
-/* Four products are added to each lane. Of the intrinsics gcc 12 would copy sums before and after. */
+/* Four products are added to each lane. */
 #if WITH_I8MM
 static inline reg multiply_add(reg sum, reg codes, reg weights)
 {
