@@ -923,14 +923,14 @@ static void test_all_weights(void)
     static weights w;
     static const size_t blocks[] = {4, 20, 32, 48, 64, 128, 300, K};
     static const qk_dtype types[] = {QK_U4, QK_U4, QK_U8, QK_U2, QK_U8};
-    static char *const names[] = {"uint4", "uint4 with integer scales", "a codebook", "uint2", "uint8"};
+    static char *const names[] = {"uint4", "uint4 with integer scales", "a codebook", "uint2", "8 bits"};
     random_floats(w.x, M * K, 0.25f, 0), random_floats(w.levels, N * QK_LEVELS, 1, 0);
     for (int i = 0; i < 6 * KINDS * 8; i++) {
         const int kind = i / 8 % KINDS, turn = i / 8 / KINDS;
         const size_t rows = 1 + random32() % (turn % 3 ? M : 20), levels = QK_LEVELS >> turn % 3;
         qk_matrix m = {.k = 1 + random32() % K, .n = 1 + random32() % N, .kind = QK_PER_BLOCK, .block = blocks[i % 8]};
         random_weights(&w, kind == LEVELS ? (uint32_t)levels : kind == INT2 ? 4 : kind == INT8 ? 256 : 16);
-        m.type = types[kind], m.scale = w.scale, what = names[kind];
+        m.type = kind == INT8 && turn % 2 == 0 ? QK_I8 : types[kind], m.scale = w.scale, what = names[kind];
         if (kind == FOLDED)
             m.block_scale = w.block_scale, m.block_shift = w.block_shift;
         else if (kind == LEVELS)
@@ -940,6 +940,22 @@ static void test_all_weights(void)
         if (kind == LEVELS && turn / 3) m.kind = QK_PER_AXIS, m.scale = NULL;
         test_weights(&w, rows, m);
     }
+}
+
+/* So many blocks that signals are looked for between tiles. */
+static void test_long_weights(void)
+{
+    enum { LONG = 140 * 1000, COLS = 3, BLOCK = 28, TILE = 17 };
+    static uint8_t codes[LONG * COLS];
+    static float scale[LONG / BLOCK * COLS], x[TILE * LONG], got[TILE * COLS + MARGIN / 4], want[sizeof got / 4];
+    random_bytes(codes, sizeof codes), random_floats(x, TILE * LONG, 0.25f, 0);
+    for (size_t i = 0; i < sizeof scale / 4; i++) scale[i] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
+    const qk_matrix m = {
+        .b = codes, .type = QK_I8, .k = LONG, .n = COLS, .kind = QK_PER_BLOCK, .block = BLOCK, .scale = scale};
+    what = "8 bits in many blocks";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof got - MARGIN);
+    multiply_by(simde, &m, x, TILE, got), multiply_by(scalar, &m, x, TILE, want);
+    check(got, want, sizeof got - MARGIN, TILE * COLS);
 }
 
 static void begin_table(const qk_kernels *table)
@@ -971,7 +987,7 @@ static void test_table(const qk_kernels *table)
     test_gemm8_small(table->gemm8);
     test_epilogues(table->gemm8);
     if (table != &qk_kernels_neon_i8mm) test_gemm4s(), test_blocks(); /* which borrows them, as both others loops */
-    test_all_weights();
+    test_all_weights(), test_long_weights();
     if (table == &qk_kernels_neon) test_all_words(), test_loops();
     end_table();
 }
@@ -1000,7 +1016,7 @@ static void test_table(const qk_kernels *table)
     const int borrows = table == &qk_kernels_amx;
     if (table->gemm4 != &qk_gemm4_avx2 && !borrows) test_gemm4s();
     if (table->blocks8 != &qk_blocks8_avx2) test_blocks();
-    test_all_weights();
+    test_all_weights(), test_long_weights();
     if (table->gemm16 != &qk_gemm16_avx2 && !borrows) test_all_words();
     if (table == &qk_kernels_avx512) test_loops();
     end_table();
@@ -1021,6 +1037,7 @@ static const qk_kernels *const tables[] = {
 /* Of all tables, or of those that are named. */
 int main(int count, char **names)
 {
+    qk_set_num_threads(1); /* of emulated tiles frames are larger than the stacks of the pool */
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         int wanted = count == 1;
         for (int j = 1; j < count; j++) wanted |= strcmp(names[j], tables[i]->name) == 0;

@@ -302,8 +302,8 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
 /* ---- blocks of bytes (numerics 12) ---- */
 
 /* A block has sums of its own, which become floats: to store a tile of them takes 16 cycles, as long as its 64 codes of
- * k do, and so do the conversions and multiply-adds of its 256 sums. So y of 16 rows x 16 columns stays in 16
- * registers from block to block, and the sums of one block are added to it while those of the next are made.
+ * k do, and its 256 sums take 24 cycles of additions, conversions and multiply-adds. So y of 16 rows x 16 columns stays
+ * in 16 registers from block to block, and the sums of one block are added to it while those of the next are made.
  *
  *     tiles 0, 1   sums of even and of odd blocks
  *     tiles 2, 3   a and b of 64 codes
@@ -424,6 +424,16 @@ static QK_INLINE void ask_for_blocks(const some_blocks *t, size_t row, asked *ne
     next->end = next->write + HALF * ahead->row_stride;
 }
 
+/* The lines that a tile asks for, some with each block that it adds to 16 rows and columns, `parts` times 16 rows. */
+static asked asked_by_blocks(const qk_gemm4_panel *p, size_t parts)
+{
+    if (!p->ahead) return (asked){0};
+    const size_t steps = (p->blocks - 1) * p->steps + p->last_steps;
+    return (asked){.read = p->ahead->read,
+                   .lines = ceil_div(p->ahead->step * steps, 64 * 2 * parts * p->blocks),
+                   .row_stride = p->ahead->row_stride};
+}
+
 /* As many blocks at a time as their part of b stays in the L1 cache while rows pass. The last rows, if they fill no 16,
  * are those of 16 that end with them, whose y is elsewhere meanwhile. */
 static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *codes, size_t lda, const int32_t *start,
@@ -439,12 +449,7 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *codes, s
     const size_t block_codes = p->steps * QK_GEMM4_KR, step = block_codes * NR + p->params_bytes;
     const size_t most = STRETCH * KR / block_codes + 1;
     float *end = y + (rows - HALF) * NR;
-    asked next = {.read = (const int8_t *)p->records};
-    if (p->ahead) {
-        const size_t steps = (p->blocks - 1) * p->steps + p->last_steps;
-        next.read = p->ahead->read, next.row_stride = p->ahead->row_stride;
-        next.lines = ceil_div(p->ahead->step * steps, 64 * 2 * parts * p->blocks);
-    }
+    asked next = asked_by_blocks(p, parts);
     if (!p->more) memset(y, 0, (size_t)rows * NR * sizeof *y);
     memcpy(last, end, sizeof last);
     for (size_t first = 0; first < p->blocks; first += most)
