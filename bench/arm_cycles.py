@@ -1,5 +1,5 @@
 """Cycles of the inner loops of ARM's 8-bit products, as llvm-mca estimates them: `python bench/arm_cycles.py` prints
-the table of docs/platforms.md.
+the tables of docs/platforms.md.
 
 No clock has measured these: they are what LLVM's models of the cores make of the code that gcc compiles, with all of it
 in the L1 cache. apt-get install gcc-aarch64-linux-gnu llvm-19; LLVM_MCA names another llvm-mca. LLVM has no model of
@@ -50,15 +50,37 @@ def assembly(name):
         return target.read_text()
 
 
-def loops(text):
-    """Yield the innermost loops: lines from a label to a branch back to it, without a label between."""
-    lines = text.splitlines()
+def lines_of(text):
+    """The lines, without those that say where inline assembly begins and ends."""
+    return [line for line in text.splitlines() if not line.startswith(("#", "//"))]
+
+
+def spans(lines):
+    """Yield the label and the branch back to it of each loop."""
     places = {line[:-1]: i for i, line in enumerate(lines) if re.match(r"\.L\d+:$", line)}
     for i, line in enumerate(lines):
         branch = re.match(r"\t(?:b\S*|cbn?z|tbn?z)\t.*?(\.L\d+)$", line)
-        body = lines[places.get(branch[1], i) + 1 : i + 1] if branch else []
-        if body and not any(line.startswith(".L") for line in body):
+        if branch and places.get(branch[1], i) < i:
+            yield places[branch[1]], i
+
+
+def loops(text):
+    """Yield the innermost loops: lines from a label to a branch back to it, without a label between."""
+    lines = lines_of(text)
+    for first, last in spans(lines):
+        body = lines[first + 1 : last + 1]
+        if not any(line.startswith(".L") for line in body):
             yield body
+
+
+def around(text, body):
+    """What the loop around this one has beside its inner loops."""
+    lines = lines_of(text)
+    found = list(spans(lines))
+    first, last = next(span for span in found if lines[span[0] + 1 : span[1] + 1] == body)
+    begin, end = min((span for span in found if span[0] < first and last < span[1]), key=lambda span: span[1] - span[0])
+    inner = {i for a, b in found if begin < a and b < end for i in range(a, b + 1)}
+    return [lines[i] for i in range(begin, end + 1) if re.match(r"\t[a-z]", lines[i]) and i not in inner]
 
 
 def function(text, name):
@@ -66,12 +88,13 @@ def function(text, name):
 
 
 def count(body, instruction):
-    return sum(line.split("\t")[1] == instruction for line in body)
+    return sum(line.split()[0] == instruction for line in body)
 
 
 def multiply_loop(text, table):
     """The loop of a whole tile."""
-    body = max(loops(text), key=lambda body: (count(body, table.instruction), count(body, "ldr")))
+    where = function(text, "gemm8_tile")
+    body = max(loops(where), key=lambda body: (count(body, table.instruction), count(body, "ldr")))
     assert count(body, table.instruction) * table.products == table.k * table.rows * table.columns
     return body
 
@@ -111,6 +134,22 @@ def estimate(name, core):
     return products / step, products / (step + sums), table.products * table.issued[core]
 
 
+def estimate_folded(name, core):
+    """Products a cycle of three rows and 4-bit weights with integer scales: eight turns a block, and its end."""
+    text, instruction = function(assembly(name), "folded_tile"), "umlal" if name == "neon" else "udot"
+    body = max(loops(text), key=lambda body: count(body, instruction))
+    assert count(body, instruction) == 12
+    return 3 * 16 * 32 / (8 * cycles(body, core) + cycles(around(text, body), core))
+
+
+def estimate_depthwise(name, core):
+    """Products a cycle of two pixels, 16 channels and the rows of a kernel that a step has."""
+    instruction, taps = {"neon": ("smull", 2), "neon_dotprod": ("sdot", 4), "neon_i8mm": ("usdot", 4)}[name]
+    body = max(loops(function(assembly(name), "depthwise_codes")), key=lambda body: count(body, instruction))
+    assert count(body, instruction) == 8
+    return 2 * 16 * taps / cycles(body, core)
+
+
 def main():
     print("| instruction set | core | products a cycle | with the sums of rows | peak |\n|---|---|---|---|---|")
     for name, table in TABLES.items():
@@ -118,6 +157,11 @@ def main():
             loop, whole, peak = estimate(name, core)
             shares = f"{loop:.1f}, {loop / peak:.0%} | {whole:.1f}, {whole / peak:.0%}"
             print(f"| {name} | {CORES[core]} | {shares} | {peak} |", flush=True)
+    print("\n| instruction set | core | integer scales, 3 rows | depthwise |\n|---|---|---|---|")
+    for name, table in TABLES.items():
+        for core in table.issued:
+            both = estimate_folded(name, core), estimate_depthwise(name, core)
+            print(f"| {name} | {CORES[core]} | {both[0]:.1f} | {both[1]:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,38 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* ---- peaks: `steps` rounds of 12 multiply-accumulates of a register ---- */
+
+#if defined(__aarch64__)
+#define REGISTER "w"
+#else
+#define REGISTER "x"
+#endif
+
+/* Define `peak_<name>`. `a` passes through the asm too: else one product of a and b would serve all accumulators. */
+#define PEAK(name, TARGET, vector, step)                                                                               \
+    TARGET INLINE vector name(vector c, vector *a, vector b)                                                           \
+    {                                                                                                                  \
+        __asm__("" : "+" REGISTER(*a));                                                                                \
+        c = step;                                                                                                      \
+        __asm__("" : "+" REGISTER(c));                                                                                 \
+        return c;                                                                                                      \
+    }                                                                                                                  \
+    TARGET void peak_##name(size_t steps, vector *sink)                                                                \
+    {                                                                                                                  \
+        vector a, b, c0 = {0}, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0;        \
+        vector c10 = c0, c11 = c0;                                                                                     \
+        __builtin_memset(&a, 0x3c, sizeof a); /* bytes of 60, floats of 0.01 */                                        \
+        b = a;                                                                                                         \
+        __asm__("" : "+" REGISTER(b));                                                                                 \
+        for (size_t i = 0; i < steps; i++) {                                                                           \
+            c0 = name(c0, &a, b), c1 = name(c1, &a, b), c2 = name(c2, &a, b), c3 = name(c3, &a, b);                    \
+            c4 = name(c4, &a, b), c5 = name(c5, &a, b), c6 = name(c6, &a, b), c7 = name(c7, &a, b);                    \
+            c8 = name(c8, &a, b), c9 = name(c9, &a, b), c10 = name(c10, &a, b), c11 = name(c11, &a, b);                \
+        }                                                                                                              \
+        *sink = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;                                           \
+    }
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -59,32 +91,6 @@ int has_amx(void) { return 0; }
 #define AVX512 __attribute__((target("avx512bw")))
 #define AVX2 __attribute__((target("avx2,fma")))
 
-/* ---- peaks: `steps` rounds of 12 multiply-accumulates of a register ---- */
-
-/* Define `peak_<name>`. `a` passes through the asm too: else one product of a and b would serve all accumulators. */
-#define PEAK(name, TARGET, vector, step)                                                                               \
-    TARGET INLINE vector name(vector c, vector *a, vector b)                                                           \
-    {                                                                                                                  \
-        __asm__("" : "+x"(*a));                                                                                        \
-        c = step;                                                                                                      \
-        __asm__("" : "+x"(c));                                                                                         \
-        return c;                                                                                                      \
-    }                                                                                                                  \
-    TARGET void peak_##name(size_t steps, vector *sink)                                                                \
-    {                                                                                                                  \
-        vector a, b, c0 = {0}, c1 = c0, c2 = c0, c3 = c0, c4 = c0, c5 = c0, c6 = c0, c7 = c0, c8 = c0, c9 = c0;        \
-        vector c10 = c0, c11 = c0;                                                                                     \
-        __builtin_memset(&a, 0x3c, sizeof a); /* bytes of 60, floats of 0.01 */                                        \
-        b = a;                                                                                                         \
-        __asm__("" : "+x"(b));                                                                                         \
-        for (size_t i = 0; i < steps; i++) {                                                                           \
-            c0 = name(c0, &a, b), c1 = name(c1, &a, b), c2 = name(c2, &a, b), c3 = name(c3, &a, b);                    \
-            c4 = name(c4, &a, b), c5 = name(c5, &a, b), c6 = name(c6, &a, b), c7 = name(c7, &a, b);                    \
-            c8 = name(c8, &a, b), c9 = name(c9, &a, b), c10 = name(c10, &a, b), c11 = name(c11, &a, b);                \
-        }                                                                                                              \
-        *sink = c0 + c1 + c2 + c3 + c4 + c5 + c6 + c7 + c8 + c9 + c10 + c11;                                           \
-    }
-
 PEAK(vpdpbusd, AVX512VNNI, __m512i, _mm512_dpbusd_epi32(c, *a, b))
 PEAK(vpdpwssd, AVX512VNNI, __m512i, _mm512_dpwssd_epi32(c, *a, b))
 PEAK(vpdpbusd_256, AVXVNNI, __m256i, _mm256_dpbusd_avx_epi32(c, *a, b))
@@ -106,6 +112,46 @@ int has_avxvnni(void) { return 0; }
 int has_avx512(void) { return 0; }
 int has_avx2(void) { return 0; }
 int has_amx(void) { return 0; }
+#endif
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+
+int has_dotprod(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+int has_i8mm(void) { return getauxval(AT_HWCAP2) >> 13 & 1; }
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+
+static int has(const char *name)
+{
+    int found = 0;
+    size_t size = sizeof found;
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found;
+}
+int has_dotprod(void) { return has("hw.optional.arm.FEAT_DotProd"); }
+int has_i8mm(void) { return has("hw.optional.arm.FEAT_I8MM"); }
+#else
+int has_dotprod(void) { return 0; }
+int has_i8mm(void) { return 0; }
+#endif
+int has_neon(void) { return 1; }
+
+#define NEON
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
+PEAK(umull, NEON, uint32x4_t,
+     vpadalq_u16(c, vmull_u8(vreinterpret_u8_u32(vget_low_u32(*a)), vreinterpret_u8_u32(vget_low_u32(b)))))
+PEAK(udot, DOTPROD, uint32x4_t, vdotq_u32(c, vreinterpretq_u8_u32(*a), vreinterpretq_u8_u32(b)))
+PEAK(usmmla, I8MM, int32x4_t, vusmmlaq_s32(c, vreinterpretq_u8_s32(*a), vreinterpretq_s8_s32(b)))
+PEAK(smlal, NEON, int32x4_t,
+     vmlal_s16(c, vreinterpret_s16_s32(vget_low_s32(*a)), vreinterpret_s16_s32(vget_low_s32(b))))
+PEAK(fmla, NEON, float32x4_t, vfmaq_f32(c, *a, b))
+#else
+int has_neon(void) { return 0; }
+int has_dotprod(void) { return 0; }
+int has_i8mm(void) { return 0; }
 #endif
 
 /* ---- streams: cache lines, by two 256-bit registers each; 512-bit ones are no faster beyond the L1 cache ---- */

@@ -25,6 +25,11 @@ PEAKS = {
     "peak_vpmaddwd": ("vpmaddwd + vpaddd, 256 bits", 12 * 16, "has_avx2"),
     "peak_fma_512": ("float32 FMA, 512 bits", 12 * 16, "has_avx512"),
     "peak_fma_256": ("float32 FMA, 256 bits", 12 * 8, "has_avx2"),
+    "peak_usmmla": ("usmmla", 12 * 32, "has_i8mm"),
+    "peak_udot": ("udot", 12 * 16, "has_dotprod"),
+    "peak_umull": ("umull + uadalp", 12 * 8, "has_neon"),
+    "peak_smlal": ("smlal", 12 * 4, "has_neon"),
+    "peak_fmla": ("fmla", 12 * 4, "has_neon"),
 }
 PEAK_OF_ISA = {
     "amx": "peak_tdpbusd",
@@ -32,9 +37,15 @@ PEAK_OF_ISA = {
     "avx512": "peak_vpmaddwd_512",
     "avxvnni": "peak_vpdpbusd_256",
     "avx2": "peak_vpmaddwd",
+    "neon_i8mm": "peak_usmmla",
+    "neon_dotprod": "peak_udot",
+    "neon": "peak_umull",
 }
+ARM = [isa for isa in PEAK_OF_ISA if isa.startswith("neon")]
 FLOAT_PEAK_OF_ISA = {isa: "peak_fma_512" if "512" in isa or isa == "amx" else "peak_fma_256" for isa in PEAK_OF_ISA}
+FLOAT_PEAK_OF_ISA |= dict.fromkeys(ARM, "peak_fmla")
 INT16_PEAK_OF_ISA = PEAK_OF_ISA | {"amx": "peak_vpdpwssd", "avx512vnni": "peak_vpdpwssd", "avxvnni": "peak_vpmaddwd"}
+INT16_PEAK_OF_ISA |= dict.fromkeys(ARM, "peak_smlal")
 LINE = 64
 MOST_STEPS = 26_000  # of a call: more tell no more
 
@@ -109,7 +120,7 @@ def multiplying(isa, macs, threads, peak_of_isa=PEAK_OF_ISA):
 
 def gauge(isa):
     """Return the peak as a contender whose work is 1e9 products: each race has it, to see what the machine gives it."""
-    peak = next(filter(runs, [PEAK_OF_ISA.get(isa), "peak_fma_256"]), None)
+    peak = next(filter(runs, [PEAK_OF_ISA.get(isa), "peak_fma_256", "peak_fmla"]), None)
     if peak is None:
         return None
     call, done = multiply_adds(peak, MOST_STEPS * PEAKS[peak][1])

@@ -15,6 +15,7 @@
 #include "drivers/drivers.h"
 #include "kernels/kernels.h"
 #include "runtime/compiler.h"
+#include "runtime/dispatch.h"
 
 #ifdef __AVX512F__
 #error "compile without AVX-512, so that SIMDe's portable code runs"
@@ -443,7 +444,7 @@ static void test_gemm4(int rows, size_t blocks, size_t steps, size_t last_steps,
 static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps, int half_scales, int own_zeros,
                        int long_sums)
 {
-    enum { BLOCKS = 4, STEPS = 9, STEP = 4 * WIDE, RECORD = STEP * STEPS + WIDE * 9 };
+    enum { BLOCKS = 6, STEPS = 40, STEP = 4 * WIDE, RECORD = STEP * STEPS + WIDE * 9 };
     static uint8_t records[BLOCKS * RECORD];
     static int8_t a[TALL * (4 * BLOCKS * STEPS + 4)], flipped[sizeof a];
     static float got[TALL * WIDE + MARGIN / 4], want[TALL * WIDE + MARGIN / 4];
@@ -452,7 +453,7 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
     const size_t params_bytes = WIDE * (size_t)((half_scales ? 2 : 4) + (own_zeros ? 1 : 0) + (long_sums ? 4 : 2));
     random_bytes(records, sizeof records), random_bytes(a, sizeof a);
     for (size_t i = 0; i < sizeof a; i++) a[i] = a[i] < -127 ? -127 : a[i]; /* symmetric codes */
-    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->gemm4->blocks8_flip);
+    for (size_t i = 0; i < sizeof a; i++) flipped[i] = (int8_t)(a[i] ^ simde->blocks8->flip);
     for (size_t i = 0; i < sizeof start / 4; i++)
         start[i] = (int32_t)((random32() % 256 - 128) << 16 | random32() % 256);
     const uint8_t *codes = records;
@@ -484,8 +485,10 @@ static void test_bytes(int rows, size_t blocks, size_t steps, size_t last_steps,
                               .params_bytes = params_bytes};
     what = "blocks8_tile";
     clear(got, sizeof got - MARGIN), clear(want, sizeof want - MARGIN);
-    simde->gemm4->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
-    scalar->gemm4->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
+    if (simde->blocks8->blocks8_begin) simde->blocks8->blocks8_begin((size_t)rows, &p);
+    simde->blocks8->blocks8_tile(rows, &p, flipped, lda, start, ld_start, got);
+    if (simde->blocks8->blocks8_end) simde->blocks8->blocks8_end((size_t)rows);
+    scalar->blocks8->blocks8_tile(rows, &p, a, lda, start, ld_start, want);
     check(got, want, sizeof got - MARGIN, (size_t)rows * WIDE);
 }
 
@@ -858,13 +861,101 @@ static void test_gemm4s(void)
             for (int i = 0; i < 6; i++)
                 for (size_t steps = 1; steps <= 9; steps++)
                     test_gemm4(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
-    for (int rows = 1; rows <= simde->gemm4->blocks8_mr; rows++)
-        for (size_t blocks = 0; blocks <= 4; blocks++)
-            for (size_t steps = 1; steps <= 9; steps += 4)
-                for (int i = 0; i < 8; i++)
-                    test_bytes(rows, blocks, steps, 1 + random32() % steps, i & 1, i >> 1 & 1, i >> 2);
     for (int rows = 1; rows <= simde->gemm4->mr; rows++)
         for (size_t steps = 0; steps <= 9; steps++) test_column_levels(rows, steps);
+}
+
+static void test_blocks(void)
+{
+    static const size_t steps[] = {1, 5, 9, 16, 23, 40};
+    for (int rows = 1; rows <= simde->blocks8->mr; rows++)
+        for (size_t blocks = 0; blocks <= 6; blocks += 1 + blocks / 3)
+            for (int i = 0; i < 8; i++)
+                for (int j = 0; j < (rows > 17 ? 1 : 6); j++) {
+                    const size_t n = steps[rows > 17 ? random32() % 6 : j];
+                    test_bytes(rows, blocks, n, 1 + random32() % n, i & 1, i >> 1 & 1, i >> 2);
+                }
+}
+
+/* ---- weights of few bits as drivers multiply them: few rows and many, blocks that fill steps of tiles or do not ----
+ */
+
+enum { M = 100, K = 700, N = 70 };
+
+/* Codes of a matrix, its scales, zero points and levels; and rows of floats. */
+typedef struct {
+    uint8_t codes[K * N], block_scale[K * N];
+    int8_t block_shift[K * N];
+    int32_t zero_point[K * N];
+    float scale[K * N], levels[N * QK_LEVELS], x[M * K], y[M * N + MARGIN / 4], want[M * N + MARGIN / 4];
+} weights;
+
+static void multiply_by(const qk_kernels *table, const qk_matrix *matrix, const float *x, size_t rows, float *y)
+{
+    qk_weights *w = NULL;
+    qk_activate(table);
+    if (qk_weights_new(matrix, &w) || qk_linear(w, x, rows, NULL, y)) printf("%s is refused\n", what), exit(1);
+    qk_weights_free(w);
+}
+
+static void test_weights(weights *w, size_t rows, qk_matrix m)
+{
+    m.b = w->codes;
+    clear(w->y, rows * m.n * sizeof *w->y), clear(w->want, rows * m.n * sizeof *w->y);
+    multiply_by(simde, &m, w->x, rows, w->y), multiply_by(scalar, &m, w->x, rows, w->want);
+    check(w->y, w->want, rows * m.n * sizeof *w->y, rows * m.n);
+}
+
+enum { INT4, FOLDED, LEVELS, INT2, INT8, KINDS };
+
+/* Codes below `most`, and all that may belong to them. */
+static void random_weights(weights *w, uint32_t most)
+{
+    for (size_t j = 0; j < K * N; j++) {
+        w->codes[j] = (uint8_t)(random32() % most), w->zero_point[j] = (int32_t)(random32() % most);
+        w->scale[j] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
+        w->block_scale[j] = 1 + random32() % 15, w->block_shift[j] = (int8_t)(random32() % 8 - 4);
+    }
+}
+
+static void test_all_weights(void)
+{
+    static weights w;
+    static const size_t blocks[] = {4, 20, 32, 48, 64, 128, 300, K};
+    static const qk_dtype types[] = {QK_U4, QK_U4, QK_U8, QK_U2, QK_U8};
+    static char *const names[] = {"uint4", "uint4 with integer scales", "a codebook", "uint2", "8 bits"};
+    random_floats(w.x, M * K, 0.25f, 0), random_floats(w.levels, N * QK_LEVELS, 1, 0);
+    for (int i = 0; i < 6 * KINDS * 8; i++) {
+        const int kind = i / 8 % KINDS, turn = i / 8 / KINDS;
+        const size_t rows = 1 + random32() % (turn % 3 ? M : 20), levels = QK_LEVELS >> turn % 3;
+        qk_matrix m = {.k = 1 + random32() % K, .n = 1 + random32() % N, .kind = QK_PER_BLOCK, .block = blocks[i % 8]};
+        random_weights(&w, kind == LEVELS ? (uint32_t)levels : kind == INT2 ? 4 : kind == INT8 ? 256 : 16);
+        m.type = kind == INT8 && turn % 2 == 0 ? QK_I8 : types[kind], m.scale = w.scale, what = names[kind];
+        if (kind == FOLDED)
+            m.block_scale = w.block_scale, m.block_shift = w.block_shift;
+        else if (kind == LEVELS)
+            m.levels = w.levels, m.level_count = levels;
+        else if (turn % 2)
+            m.zero_point = w.zero_point;
+        if (kind == LEVELS && turn / 3) m.kind = QK_PER_AXIS, m.scale = NULL;
+        test_weights(&w, rows, m);
+    }
+}
+
+/* So many blocks that signals are looked for between tiles. */
+static void test_long_weights(void)
+{
+    enum { LONG = 140 * 1000, COLS = 3, BLOCK = 28, TILE = 17 };
+    static uint8_t codes[LONG * COLS];
+    static float scale[LONG / BLOCK * COLS], x[TILE * LONG], got[TILE * COLS + MARGIN / 4], want[sizeof got / 4];
+    random_bytes(codes, sizeof codes), random_floats(x, TILE * LONG, 0.25f, 0);
+    for (size_t i = 0; i < sizeof scale / 4; i++) scale[i] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
+    const qk_matrix m = {
+        .b = codes, .type = QK_I8, .k = LONG, .n = COLS, .kind = QK_PER_BLOCK, .block = BLOCK, .scale = scale};
+    what = "8 bits in many blocks";
+    clear(got, sizeof got - MARGIN), clear(want, sizeof got - MARGIN);
+    multiply_by(simde, &m, x, TILE, got), multiply_by(scalar, &m, x, TILE, want);
+    check(got, want, sizeof got - MARGIN, TILE * COLS);
 }
 
 static void begin_table(const qk_kernels *table)
@@ -895,7 +986,8 @@ static void test_table(const qk_kernels *table)
             test_small(table->gemm8, rows, k, 1 + k % (size_t)table->gemm8->nr, 128);
     test_gemm8_small(table->gemm8);
     test_epilogues(table->gemm8);
-    if (table != &qk_kernels_neon_i8mm) test_gemm4s(); /* which borrows them, as both others borrow loops */
+    if (table != &qk_kernels_neon_i8mm) test_gemm4s(), test_blocks(); /* which borrows them, as both others loops */
+    test_all_weights(), test_long_weights();
     if (table == &qk_kernels_neon) test_all_words(), test_loops();
     end_table();
 }
@@ -923,6 +1015,8 @@ static void test_table(const qk_kernels *table)
     if (table->gemm8_small) test_gemm8_small(table->gemm8_small);
     const int borrows = table == &qk_kernels_amx;
     if (table->gemm4 != &qk_gemm4_avx2 && !borrows) test_gemm4s();
+    if (table->blocks8 != &qk_blocks8_avx2) test_blocks();
+    test_all_weights(), test_long_weights();
     if (table->gemm16 != &qk_gemm16_avx2 && !borrows) test_all_words();
     if (table == &qk_kernels_avx512) test_loops();
     end_table();
@@ -943,6 +1037,7 @@ static const qk_kernels *const tables[] = {
 /* Of all tables, or of those that are named. */
 int main(int count, char **names)
 {
+    qk_set_num_threads(1); /* of emulated tiles frames are larger than the stacks of the pool */
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         int wanted = count == 1;
         for (int j = 1; j < count; j++) wanted |= strcmp(names[j], tables[i]->name) == 0;

@@ -67,6 +67,26 @@ def test_tables_give_the_bits_of_scalar_at_all_tails(cpu, asked, there, programs
     assert list(compared) == there and min(compared.values()) > 1_000_000
 
 
+def test_peaks_of_the_benches_do_what_they_count(tmp_path):
+    """Twelve sums, each of the products of a register: of bytes of 60, of pairs of them, of floats of four."""
+    products = {"usmmla": 8, "udot": 4, "umull": 2, "smlal": 1, "fmla": 1}
+    calls = "".join(f"peak_{name}(10, &sink); show();" for name in products)
+    source, program = tmp_path / "main.c", tmp_path / "limits"
+    source.write_text(
+        f'#include <stdio.h>\n#include "{ROOT}/bench/limits.c"\n'
+        "static union { uint32_t i[4]; float f[4]; } sink;\n"
+        'static void show(void) { printf("%u %.9g\\n", sink.i[3], sink.f[3]); }\n'
+        f"int main(void) {{ {calls} return !(has_neon() && has_dotprod() && has_i8mm()); }}\n"
+    )
+    run(CC, "-O3", "-w", source, "-o", program)
+    *integers, last = (line.split() for line in emulated("max", program).splitlines())
+    squares = [60 * 60] * 3 + [(60 * 257) ** 2]
+    assert [int(i) for i, _ in integers] == [
+        120 * n * square % 2**32 for n, square in zip(products.values(), squares, strict=False)
+    ]
+    assert float(last[1]) == pytest.approx(120 * 0.01148897**2, rel=1e-5)
+
+
 @pytest.mark.parametrize("isa", TABLES)
 def test_the_c_interface(isa, programs):
     assert emulated("max", programs / "c_api_test", isa=isa).endswith(" 0 failures\n")

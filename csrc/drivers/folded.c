@@ -252,9 +252,10 @@ static qk_folded_panel panel_of(const qk_gemm8_weights *p, size_t col)
 
 const int8_t *qk_unfold(const product *g, void *memory, size_t panel)
 {
-    const qk_folded_panel p = panel_of(g->b, panel * NC);
+    const size_t col = panel * (size_t)g->b->gemm8->nr;
+    const qk_folded_panel p = panel_of(g->b, col);
     int8_t *to = (int8_t *)memory + g->unfold_at;
-    g->b->kernels->folded->unfold_panel(&p, to);
+    g->b->kernels->folded->unfold_panel(&p, col % NC >= 16, to);
     return to;
 }
 
@@ -267,7 +268,8 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
     int32_t *sums = (int32_t *)((char *)memory + g->sums_at);
     if (!qk_take_rows(g, memory, first, rows)) return 0;
     for (size_t i = 0; i < rows && !qk_stopped_at_long(g->b->k); i++)
-        k->folded_sums((const uint8_t *)block->a + i * g->lda, g->b->k_pad, g->b->folded.block, sums + i * g->ld_sums);
+        k->folded_sums((const uint8_t *)block->a + i * g->lda, round_up(g->b->k, KR), g->b->folded.block,
+                       sums + i * g->ld_sums);
     return 1;
 }
 

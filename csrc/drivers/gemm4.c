@@ -20,7 +20,6 @@ enum {
     NR = QK_GEMM4_NR,
     KR = QK_GEMM4_KR,
     OWN_STEP_BYTES = QK_COLUMN_LEVELS_NR * QK_COLUMN_LEVELS_KR / 2,
-    MOST_TILE_ROWS = 32,
     SHARED_ROWS = 12,           /* tasks take multiples of at most as many: taller tiles are made of parts */
     DECODED_BYTES = 512 * 1024, /* rows of a block, if panels are decoded for each */
     LEAST_BYTE = 8,             /* of scales that are bytes: of a normal number */
@@ -482,8 +481,8 @@ static void finish_row(const product *g, row_block *rows, size_t i)
     for (size_t j = 0; b->own_zeros && j < b->blocks; j++)
         start[j] = (int32_t)((uint32_t)(start[j] >> 8) << 16 | (start[j] & 255));
     if (rows->prepared)
-        k->gemm4->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
-    if (k->gemm4->blocks8_flip) flip_codes(codes, g->k_pad, k->gemm4->blocks8_flip);
+        k->blocks8->blocks8_prepare_row(codes, g->k_pad, g->block_pad, rows->prepared + i * g->ld_prepared);
+    if (k->blocks8->flip) flip_codes(codes, g->k_pad, k->blocks8->flip);
 }
 
 /* Quantizes rows of x by their largest magnitude. */
@@ -566,7 +565,7 @@ static void wide_sums(const qk_gemm4_weights *b, const qk_gemm4_panel *p, const 
             if (is_low(b))
                 add_low_step(b, a, record + s * step_bytes(b), own_levels, sum);
             else if (b->bits == 8)
-                add_bytes(a, (uint8_t)b->kernels->gemm4->blocks8_flip, record + s * step_bytes(b), sum);
+                add_bytes(a, (uint8_t)b->kernels->blocks8->flip, record + s * step_bytes(b), sum);
             else
                 add_step(a, record + s * step_bytes(b), p->levels, sum);
         read_scales(b, params, scale);
@@ -621,7 +620,22 @@ static QK_NOINLINE void store_rows_apart(const product *g, const qk_gemm4_panel 
 /* Rows that a tile takes. */
 static size_t tile_rows(const qk_gemm4_weights *b)
 {
-    return (size_t)(b->bits == 8 ? b->kernels->gemm4->blocks8_mr : b->kernels->gemm4->mr);
+    return (size_t)(b->bits == 8 ? b->kernels->blocks8->mr : b->kernels->gemm4->mr);
+}
+
+/* Blocks of a panel that are multiplied between two looks for signals. */
+static size_t blocks_at_once(const product *g) { return QK_STRETCH / (g->block_pad + 1) + 1; }
+static int is_long(const product *g) { return g->b->blocks > blocks_at_once(g); }
+
+/* A tile of bytes; a long one begins by itself. */
+static void bytes_tile(const product *g, int rows, const qk_gemm4_panel *p, const void *a, size_t lda,
+                       const int32_t *start, float *y)
+{
+    const qk_blocks8_kernels *k = g->b->kernels->blocks8;
+    const int begins = k->blocks8_begin && is_long(g);
+    if (begins) k->blocks8_begin((size_t)rows, p);
+    k->blocks8_tile(rows, p, a, lda, start, g->ld_start, y);
+    if (begins) k->blocks8_end((size_t)rows);
 }
 
 /* y = rows of the block from `row` on, times a panel: some blocks after the other, if they are so many that a signal
@@ -633,7 +647,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
     const int8_t *a = block->prepared ? block->prepared + row * g->ld_prepared : block->codes + row * g->lda;
     const size_t lda = block->prepared ? g->ld_prepared : g->lda;
     const size_t a_block = block->prepared ? 2 * g->block_pad + 8 : g->block_pad;
-    const size_t most = QK_STRETCH / (g->block_pad + 1) + 1;
+    const size_t most = blocks_at_once(g);
     const int32_t *start = block->start + row * g->ld_start;
     qk_gemm4_panel p = *panel;
     if (g->b->column_levels && !is_low(g->b)) {
@@ -644,7 +658,7 @@ static void multiply_tile(const product *g, const row_block *block, size_t row, 
         p.blocks = min_size(left, most);
         p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
         if (g->b->bits == 8)
-            k->blocks8_tile(rows, &p, a, lda, start, g->ld_start, y);
+            bytes_tile(g, rows, &p, a, lda, start, y);
         else if (is_low(g->b) && k->low_tile)
             k->low_tile(rows, &p, a, lda, start, g->ld_start, y);
         else
@@ -716,11 +730,13 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     const qk_gemm4_weights *b = g->b;
     const qk_kernels *k = b->kernels;
     const size_t tiles = ceil_div(rows, tile_rows(b));
-    float y[MOST_TILE_ROWS * NR] __attribute__((aligned(64)));
+    float y[MAX_MR * NR] __attribute__((aligned(64)));
     qk_gemm4_panel p = panel_of(b);
     qk_ahead ahead = {.row_stride = g->epilogue->row_stride};
     const size_t packed_bytes = g->packed ? panel_bytes(g->packed) : 0, steps = ceil_div(b->k, KR);
     if (g->packed) p.ahead = &ahead, ahead.step = ceil_div(packed_bytes, steps * tiles);
+    const int begins = b->bits == 8 && k->blocks8->blocks8_begin && !is_long(g);
+    if (begins) k->blocks8->blocks8_begin(rows, &p);
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));
@@ -740,12 +756,13 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
                 k->elementwise->finish_floats(y, &t);
         }
     }
+    if (begins) k->blocks8->blocks8_end(rows);
 }
 
 /* Divides the rows, and says where things lie in the memory of a task. */
 static void lay_out(product *g)
 {
-    if (g->b->bits == 8 && g->b->kernels->gemm4->blocks8_prepare_row)
+    if (g->b->bits == 8 && g->b->kernels->blocks8->blocks8_prepare_row)
         g->ld_prepared = round_up(qk_plus(qk_times(g->k_pad, 2), qk_times(g->b->blocks, 8)), 64);
     if (g->packed) g->walk.block_bytes = DECODED_BYTES;
     qk_share(&g->walk, g->ld_prepared ? g->ld_prepared : g->lda, (int)min_size(tile_rows(g->b), SHARED_ROWS));

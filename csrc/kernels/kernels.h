@@ -295,6 +295,7 @@ struct qk_kernels {
     size_t (*peak)(size_t rounds);               /* products from registers alone (generic/peak.h), or NULL */
     const qk_gemm8_kernels *gemm8, *gemm8_small; /* of small weights, faster on those (numerics 6), or NULL */
     const qk_gemm4_kernels *gemm4;
+    const qk_blocks8_kernels *blocks8;
     const qk_folded_kernels *folded;
     const qk_gemm8_kernels *gemm8_folded; /* which reads rows, and finishes tiles, as folded has them */
     const qk_gemm16_kernels *gemm16;
@@ -317,6 +318,7 @@ extern const qk_gemm8_kernels qk_gemm8_scalar;
 extern const qk_folded_kernels qk_folded_scalar;
 extern const qk_conv_kernels qk_conv_scalar;
 extern const qk_gemm4_kernels qk_gemm4_neon_dotprod;
+extern const qk_blocks8_kernels qk_blocks8_neon_dotprod;
 extern const qk_gemm16_kernels qk_gemm16_neon;
 extern const qk_gemmf16_kernels qk_gemmf16_neon;
 extern const qk_elementwise_kernels qk_elementwise_neon;
@@ -327,6 +329,7 @@ extern const qk_pq_kernels qk_pq_neon;
 extern const qk_histogram_kernels qk_histogram_neon;
 extern const qk_gemm8_kernels qk_gemm8_avx512vnni;
 extern const qk_gemm4_kernels qk_gemm4_avx2, qk_gemm4_avx512vnni;
+extern const qk_blocks8_kernels qk_blocks8_avx2, qk_blocks8_avx512vnni;
 extern const qk_gemm8_kernels qk_gemm8_small_avx2;
 extern const qk_folded_kernels qk_folded_avx2, qk_folded_avx512vnni;
 extern const qk_gemm16_kernels qk_gemm16_avx2, qk_gemm16_avx512vnni;

@@ -27,8 +27,10 @@
 #define QK_HAVE_AVXVNNI 0
 #endif
 
-/* Calls f(rows, ...) for rows up to 4, 6, 8 or 12 (or bits up to 8), with a constant for them: f is inlined for each.
+/* Calls f(rows, ...) for rows up to 3, 4, 6, 8 or 12 (or bits up to 8), with a constant for them: f is inlined for
+ * each.
  */
+#define ROWS_3(rows, f, ...) ROWS_CASES(rows, 3, ROWS_1_2, f, __VA_ARGS__)
 #define ROWS_4(rows, f, ...) ROWS_CASES(rows, 4, ROWS_1_3, f, __VA_ARGS__)
 #define ROWS_6(rows, f, ...) ROWS_CASES(rows, 6, ROWS_1_5, f, __VA_ARGS__)
 #define ROWS_8(rows, f, ...) ROWS_CASES(rows, 8, ROWS_1_7, f, __VA_ARGS__)
@@ -39,7 +41,8 @@
     }
 #define ROWS_CASE(n, f, ...)                                                                                           \
     case n: f(n, __VA_ARGS__); break;
-#define ROWS_1_3(f, ...) ROWS_CASE(1, f, __VA_ARGS__) ROWS_CASE(2, f, __VA_ARGS__) ROWS_CASE(3, f, __VA_ARGS__)
+#define ROWS_1_2(f, ...) ROWS_CASE(1, f, __VA_ARGS__) ROWS_CASE(2, f, __VA_ARGS__)
+#define ROWS_1_3(f, ...) ROWS_1_2(f, __VA_ARGS__) ROWS_CASE(3, f, __VA_ARGS__)
 #define ROWS_1_5(f, ...) ROWS_1_3(f, __VA_ARGS__) ROWS_CASE(4, f, __VA_ARGS__) ROWS_CASE(5, f, __VA_ARGS__)
 #define ROWS_1_7(f, ...) ROWS_1_5(f, __VA_ARGS__) ROWS_CASE(6, f, __VA_ARGS__) ROWS_CASE(7, f, __VA_ARGS__)
 #define ROWS_1_9(f, ...) ROWS_1_7(f, __VA_ARGS__) ROWS_CASE(8, f, __VA_ARGS__) ROWS_CASE(9, f, __VA_ARGS__)

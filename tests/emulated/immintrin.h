@@ -168,7 +168,9 @@ static inline void load_shapes(const void *p)
     memset(tiles, 0, sizeof tiles);
     if (tile_shape.palette != 1) abort();
     for (int i = 0; i < 16; i++)
-        if (tile_shape.rows[i] > (i < 8 ? 16 : 0) || tile_shape.bytes[i] > (i < 8 ? 64 : 0)) abort();
+        if (tile_shape.rows[i] > (i < 8 ? 16 : 0) || tile_shape.bytes[i] > (i < 8 ? 64 : 0) ||
+            !tile_shape.rows[i] != !tile_shape.bytes[i])
+            abort();
 }
 
 static inline void clear_tile(int tile)

@@ -18,14 +18,14 @@
 #define ROWS_OF_BLOCKS ROWS_6
 typedef int8x8_t four;
 
-static QK_INLINE four load_four(const int8_t *a) { return vreinterpret_s8_u8(load4(a)); }
+static QK_INLINE four broadcast_four(const int8_t *a) { return vreinterpret_s8_u8(load4(a)); }
 static QK_INLINE int32x4_t dot(int32x4_t c, int8x16_t b, four a) { return vdotq_lane_s32(c, b, a, 0); }
 static QK_INLINE int32x4_t dot16(int32x4_t c, int8x16_t b, int8x16_t a) { return vdotq_s32(c, b, a); }
 #else
 #define ROWS_OF_BLOCKS ROWS_4
 typedef int8x16_t four;
 
-static QK_INLINE four load_four(const int8_t *a)
+static QK_INLINE four broadcast_four(const int8_t *a)
 {
     int32_t codes;
     memcpy(&codes, a, sizeof codes);
@@ -73,7 +73,7 @@ static QK_INLINE block_codes decode(const uint8_t *b, const int kind, int8x16_t 
 
 static QK_INLINE block_sums multiply_four(block_sums c, block_codes b, const int8_t *a)
 {
-    const four v = load_four(a);
+    const four v = broadcast_four(a);
     return (block_sums){dot(c.c0, b.b0, v), dot(c.c1, b.b1, v), dot(c.c2, b.b2, v), dot(c.c3, b.b3, v)};
 }
 
@@ -175,31 +175,7 @@ static QK_INLINE void blocks_of(const int rows, const int kind, const int own_ze
     }
 }
 
-static QK_INLINE void tile_of_blocks(const int kind, const int own_zeros, int rows, const qk_gemm4_panel *p,
-                                     const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
-{
-    ROWS_OF_BLOCKS(rows, blocks_of, kind, own_zeros, p, a, lda, start, ld_start, y);
-}
-
-static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                       size_t ld_start, float *y)
-{
-    if (p->levels)
-        tile_of_blocks(LEVELS, 0, rows, p, a, lda, start, ld_start, y);
-    else if (p->own_zeros)
-        tile_of_blocks(CODES, 1, rows, p, a, lda, start, ld_start, y);
-    else
-        tile_of_blocks(CODES, 0, rows, p, a, lda, start, ld_start, y);
-}
-
-static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y)
-{
-    if (p->own_zeros)
-        tile_of_blocks(BYTES, 1, rows, p, a, lda, start, ld_start, y);
-    else
-        tile_of_blocks(BYTES, 0, rows, p, a, lda, start, ld_start, y);
-}
+#include "kernels/generic/blocks.h"
 
 /* ---- levels of each column ---- */
 

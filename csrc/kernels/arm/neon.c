@@ -25,6 +25,11 @@ static int available(void) { return 1; }
 #define NR 16
 #define KR 8
 #define PANEL_FLIP (-128)
+#define FOLDED_MR 3
+#define UNFOLD_ROWS 8
+#define UNFOLD_PANEL unfold_panel
+#define DEPTHWISE_CODES depthwise_codes
+#define HAVE_LOW_TO_BYTES
 #include "kernels/arm/codebook.h"
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/stochastic.h"
@@ -61,7 +66,7 @@ static QK_INLINE parts multiply_add(parts c, const uint8_t *a, uint8x8_t b0, uin
                    vpadalq_u16(c.c2, vmull_u8(v, b2)), vpadalq_u16(c.c3, vmull_u8(v, b3))};
 }
 
-static QK_INLINE void store_parts(int32_t *c, parts of, uint32x4_t init, uint32_t shift)
+static QK_INLINE void store_part_sums(int32_t *c, parts of, uint32x4_t init, uint32_t shift)
 {
     const uint32x4_t sums = vpaddq_u32(vpaddq_u32(of.c0, of.c1), vpaddq_u32(of.c2, of.c3));
     vst1q_u32((uint32_t *)c, vaddq_u32(sums, vsubq_u32(init, vdupq_n_u32(shift))));
@@ -83,10 +88,10 @@ static QK_INLINE void four_columns(const int rows, size_t steps, const uint8_t *
         if (rows > 3) c3 = multiply_add(c3, a3 + k, b0, b1, b2, b3);
     }
     const uint32x4_t start = vld1q_u32((const uint32_t *)init);
-    store_parts(c, c0, start, shift[0]);
-    if (rows > 1) store_parts(c + ldc, c1, start, shift[1]);
-    if (rows > 2) store_parts(c + 2 * ldc, c2, start, shift[2]);
-    if (rows > 3) store_parts(c + 3 * ldc, c3, start, shift[3]);
+    store_part_sums(c, c0, start, shift[0]);
+    if (rows > 1) store_part_sums(c + ldc, c1, start, shift[1]);
+    if (rows > 2) store_part_sums(c + 2 * ldc, c2, start, shift[2]);
+    if (rows > 3) store_part_sums(c + 3 * ldc, c3, start, shift[3]);
 }
 
 static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const int8_t *panel, const int32_t *init,
@@ -105,6 +110,9 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 }
 
 #include "kernels/arm/gemm4.h"
+#include "kernels/arm/low_bits.h"
+#include "kernels/arm/folded.h"
+#include "kernels/generic/depthwise.h"
 
 /* ---- int16 (numerics 17) ---- */
 
@@ -196,12 +204,12 @@ static QK_INLINE float_sums add_floats(float_sums c, float_sums b, const float *
                         vfmaq_lane_f32(c.c2, b.c2, v, 0), vfmaq_lane_f32(c.c3, b.c3, v, 0)};
 }
 
-static QK_INLINE float_sums load_floats(const float *y)
+static QK_INLINE float_sums load_float_sums(const float *y)
 {
     return (float_sums){vld1q_f32(y), vld1q_f32(y + 4), vld1q_f32(y + 16), vld1q_f32(y + 20)};
 }
 
-static QK_INLINE void store_floats(float *y, float_sums s)
+static QK_INLINE void store_float_sums(float *y, float_sums s)
 {
     vst1q_f32(y, s.c0), vst1q_f32(y + 4, s.c1), vst1q_f32(y + 16, s.c2), vst1q_f32(y + 20, s.c3);
 }
@@ -211,12 +219,12 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
 {
     enum { NC = QK_GEMMF16_NR };
     const float *a1 = a + lda, *a2 = a1 + lda, *a3 = a2 + lda, *a4 = a3 + lda, *a5 = a4 + lda;
-    float_sums c0 = load_floats(y), c1, c2, c3, c4, c5;
-    if (rows > 1) c1 = load_floats(y + NC);
-    if (rows > 2) c2 = load_floats(y + 2 * NC);
-    if (rows > 3) c3 = load_floats(y + 3 * NC);
-    if (rows > 4) c4 = load_floats(y + 4 * NC);
-    if (rows > 5) c5 = load_floats(y + 5 * NC);
+    float_sums c0 = load_float_sums(y), c1, c2, c3, c4, c5;
+    if (rows > 1) c1 = load_float_sums(y + NC);
+    if (rows > 2) c2 = load_float_sums(y + 2 * NC);
+    if (rows > 3) c3 = load_float_sums(y + 3 * NC);
+    if (rows > 4) c4 = load_float_sums(y + 4 * NC);
+    if (rows > 5) c5 = load_float_sums(y + 5 * NC);
     for (size_t i = 0; i < k; i++, panel += type == QK_F32 ? 2 * NC : NC) {
         const float_sums b = row_of_floats(panel, col, type);
         c0 = add_floats(c0, b, a + i);
@@ -227,12 +235,12 @@ static QK_INLINE void gemmf16_rows(const int rows, const qk_dtype type, size_t k
         if (rows > 4) c4 = add_floats(c4, b, a4 + i);
         if (rows > 5) c5 = add_floats(c5, b, a5 + i);
     }
-    store_floats(y, c0);
-    if (rows > 1) store_floats(y + NC, c1);
-    if (rows > 2) store_floats(y + 2 * NC, c2);
-    if (rows > 3) store_floats(y + 3 * NC, c3);
-    if (rows > 4) store_floats(y + 4 * NC, c4);
-    if (rows > 5) store_floats(y + 5 * NC, c5);
+    store_float_sums(y, c0);
+    if (rows > 1) store_float_sums(y + NC, c1);
+    if (rows > 2) store_float_sums(y + 2 * NC, c2);
+    if (rows > 3) store_float_sums(y + 3 * NC, c3);
+    if (rows > 4) store_float_sums(y + 4 * NC, c4);
+    if (rows > 5) store_float_sums(y + 5 * NC, c5);
 }
 
 static QK_INLINE void gemmf16_tile_of(const qk_dtype type, int rows, size_t k, const float *a, size_t lda,
@@ -263,8 +271,17 @@ static void gemmf16_row(int panels, size_t k, const float *a, const uint16_t *pa
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
+static const qk_folded_kernels folded = {
+#include "kernels/families/folded.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
+};
 static const qk_gemm4_kernels gemm4 = {
 #include "kernels/families/gemm4.def"
+};
+static const qk_blocks8_kernels blocks8 = {
+#include "kernels/families/blocks8.def"
 };
 const qk_gemm16_kernels qk_gemm16_neon = {
 #include "kernels/families/gemm16.def"
@@ -306,8 +323,9 @@ const qk_kernels qk_kernels_neon = {
     .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &gemm4,
-    .folded = &qk_folded_scalar,
-    .gemm8_folded = &qk_gemm8_scalar,
+    .blocks8 = &blocks8,
+    .folded = &folded,
+    .gemm8_folded = &gemm8,
     .gemm16 = &qk_gemm16_neon,
     .gemmf16 = &qk_gemmf16_neon,
     .elementwise = &qk_elementwise_neon,
@@ -316,6 +334,6 @@ const qk_kernels qk_kernels_neon = {
     .kmeans = &qk_kmeans_neon,
     .pq = &qk_pq_neon,
     .histogram = &qk_histogram_neon,
-    .conv = &qk_conv_scalar,
+    .conv = &conv,
 };
 #endif

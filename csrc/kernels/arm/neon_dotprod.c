@@ -28,6 +28,12 @@ QK_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #define NR 16
 #define KR 4
 #define PANEL_FLIP (-128)
+#define FOLDED_MR 3
+#define UNFOLD_ROWS 4
+#define UNFOLD_PANEL unfold_panel
+#define DEPTHWISE_TAPS 4
+#define DEPTHWISE_CODES depthwise_codes
+#define HAVE_LOW_TO_BYTES
 #define GEMM4_MR 6
 #include "kernels/arm/row_shifts.h"
 #include "kernels/generic/gemm8.h"
@@ -37,7 +43,7 @@ QK_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 /* Panels may come from the L3 cache or from memory. */
 enum { AHEAD = 64 * NR * KR };
 
-static QK_INLINE row_sums multiply_add(row_sums c, const row_codes b, const void *a)
+static QK_INLINE row_sums add_products(row_sums c, const row_codes b, const void *a)
 {
     const uint8x8_t v = load4(a);
     return (row_sums){vdotq_lane_u32(c.c0, b.b0, v, 0), vdotq_lane_u32(c.c1, b.b1, v, 0),
@@ -59,12 +65,12 @@ static QK_INLINE void tile(const int rows, size_t steps, const uint8_t *a, size_
     for (size_t k = 0; k < steps * KR; k += KR, panel += NR * KR) {
         const row_codes b = load_codes(panel);
         if (rows > 3) __builtin_prefetch(panel + AHEAD);
-        c0 = multiply_add(c0, b, a + k);
-        if (rows > 1) c1 = multiply_add(c1, b, a1 + k);
-        if (rows > 2) c2 = multiply_add(c2, b, a2 + k);
-        if (rows > 3) c3 = multiply_add(c3, b, a3 + k);
-        if (rows > 4) c4 = multiply_add(c4, b, a4 + k);
-        if (rows > 5) c5 = multiply_add(c5, b, a5 + k);
+        c0 = add_products(c0, b, a + k);
+        if (rows > 1) c1 = add_products(c1, b, a1 + k);
+        if (rows > 2) c2 = add_products(c2, b, a2 + k);
+        if (rows > 3) c3 = add_products(c3, b, a3 + k);
+        if (rows > 4) c4 = add_products(c4, b, a4 + k);
+        if (rows > 5) c5 = add_products(c5, b, a5 + k);
     }
     store_sums(c, c0);
     if (rows > 1) store_sums(c + ldc, c1);
@@ -88,13 +94,25 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
 }
 
 #include "kernels/arm/gemm4.h"
+#include "kernels/arm/low_bits.h"
+#include "kernels/arm/folded.h"
+#include "kernels/generic/depthwise.h"
 
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
+static const qk_folded_kernels folded = {
+#include "kernels/families/folded.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
+};
 const qk_gemm4_kernels qk_gemm4_neon_dotprod = {
 #include "kernels/families/gemm4.def"
+};
+const qk_blocks8_kernels qk_blocks8_neon_dotprod = {
+#include "kernels/families/blocks8.def"
 };
 
 #define PEAK_VECTOR uint32x4_t
@@ -111,8 +129,9 @@ const qk_kernels qk_kernels_neon_dotprod = {
     .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_neon_dotprod,
-    .folded = &qk_folded_scalar,
-    .gemm8_folded = &qk_gemm8_scalar,
+    .blocks8 = &qk_blocks8_neon_dotprod,
+    .folded = &folded,
+    .gemm8_folded = &gemm8,
     .gemm16 = &qk_gemm16_neon,
     .gemmf16 = &qk_gemmf16_neon,
     .elementwise = &qk_elementwise_neon,
@@ -121,7 +140,7 @@ const qk_kernels qk_kernels_neon_dotprod = {
     .kmeans = &qk_kmeans_neon,
     .pq = &qk_pq_neon,
     .histogram = &qk_histogram_neon,
-    .conv = &qk_conv_scalar,
+    .conv = &conv,
 };
 
 QK_TARGET_END

@@ -22,9 +22,16 @@ static int available(void) { return qk_has_dotprod() && qk_has_i8mm(); }
 
 QK_TARGET_BEGIN("arch=armv8.2-a+dotprod+i8mm")
 
+#define WITH_DOTPROD 1
+#define WITH_I8MM 1
 #define MR 6
 #define NR 16
 #define KR 8
+#define FOLDED_MR 3
+#define UNFOLD_ROWS 4
+#define UNFOLD_PANEL unfold_panel
+#define DEPTHWISE_TAPS 4
+#define DEPTHWISE_CODES depthwise_codes
 #include "kernels/generic/gemm8.h"
 
 /* Panels may come from the L3 cache or from memory. */
@@ -125,9 +132,18 @@ static void gemm8_pack_row(const uint8_t *a, size_t n, size_t n_pad, uint8_t fli
     pack_row_bytes(a, n, n_pad, flip, to);
 }
 
+#include "kernels/arm/folded.h"
+#include "kernels/generic/depthwise.h"
+
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
+};
+static const qk_folded_kernels folded = {
+#include "kernels/families/folded.def"
+};
+static const qk_conv_kernels conv = {
+#include "kernels/families/conv.def"
 };
 
 #define PEAK_VECTOR int32x4_t
@@ -144,8 +160,9 @@ const qk_kernels qk_kernels_neon_i8mm = {
     .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_neon_dotprod,
-    .folded = &qk_folded_scalar,
-    .gemm8_folded = &qk_gemm8_scalar,
+    .blocks8 = &qk_blocks8_neon_dotprod,
+    .folded = &folded,
+    .gemm8_folded = &gemm8,
     .gemm16 = &qk_gemm16_neon,
     .gemmf16 = &qk_gemmf16_neon,
     .elementwise = &qk_elementwise_neon,
@@ -154,7 +171,7 @@ const qk_kernels qk_kernels_neon_i8mm = {
     .kmeans = &qk_kmeans_neon,
     .pq = &qk_pq_neon,
     .histogram = &qk_histogram_neon,
-    .conv = &qk_conv_scalar,
+    .conv = &conv,
 };
 
 QK_TARGET_END

@@ -21,7 +21,7 @@ static QK_INLINE uint32x4_t add_codes(uint32x4_t sum, uint8x16_t codes)
 }
 
 /* 16 codes, or fewer and zeros. */
-static QK_INLINE uint8x16_t some_codes(const uint8_t *a, const size_t n)
+static QK_INLINE uint8x16_t codes_and_zeros(const uint8_t *a, const size_t n)
 {
     if (n == 16) return vld1q_u8(a);
     return vcombine_u8(n == 8 ? vld1_u8(a) : load4(a), vdup_n_u8(0));
@@ -35,12 +35,12 @@ typedef struct {
 /* n codes of each row; `rows` and n are constants where this is inlined. */
 static QK_INLINE six_sums add_to_rows(const int rows, six_sums s, const uint8_t *a, size_t lda, const size_t n)
 {
-    s.s0 = add_codes(s.s0, some_codes(a, n));
-    if (rows > 1) s.s1 = add_codes(s.s1, some_codes(a + lda, n));
-    if (rows > 2) s.s2 = add_codes(s.s2, some_codes(a + 2 * lda, n));
-    if (rows > 3) s.s3 = add_codes(s.s3, some_codes(a + 3 * lda, n));
-    if (rows > 4) s.s4 = add_codes(s.s4, some_codes(a + 4 * lda, n));
-    if (rows > 5) s.s5 = add_codes(s.s5, some_codes(a + 5 * lda, n));
+    s.s0 = add_codes(s.s0, codes_and_zeros(a, n));
+    if (rows > 1) s.s1 = add_codes(s.s1, codes_and_zeros(a + lda, n));
+    if (rows > 2) s.s2 = add_codes(s.s2, codes_and_zeros(a + 2 * lda, n));
+    if (rows > 3) s.s3 = add_codes(s.s3, codes_and_zeros(a + 3 * lda, n));
+    if (rows > 4) s.s4 = add_codes(s.s4, codes_and_zeros(a + 4 * lda, n));
+    if (rows > 5) s.s5 = add_codes(s.s5, codes_and_zeros(a + 5 * lda, n));
     return s;
 }
 

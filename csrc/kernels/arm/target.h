@@ -37,6 +37,14 @@ static QK_INLINE row_codes load_codes(const void *panel)
     return (row_codes){vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
 }
 
+/* Each byte of 16 four times. */
+static QK_INLINE row_codes each_four_times(uint8x16_t v)
+{
+    const uint16x8_t low = vreinterpretq_u16_u8(vzip1q_u8(v, v)), high = vreinterpretq_u16_u8(vzip2q_u8(v, v));
+    return (row_codes){vreinterpretq_u8_u16(vzip1q_u16(low, low)), vreinterpretq_u8_u16(vzip2q_u16(low, low)),
+                       vreinterpretq_u8_u16(vzip1q_u16(high, high)), vreinterpretq_u8_u16(vzip2q_u16(high, high))};
+}
+
 /* Sums of 16 columns of a row. */
 typedef struct {
     uint32x4_t c0, c1, c2, c3;

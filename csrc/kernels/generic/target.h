@@ -81,6 +81,10 @@
 #define GEMM8_BEGIN NULL
 #define GEMM8_END NULL
 #endif
+#ifndef BLOCKS8_BEGIN
+#define BLOCKS8_BEGIN NULL
+#define BLOCKS8_END NULL
+#endif
 #ifndef GEMM8_WHOLE_TILE
 #define GEMM8_WHOLE_TILE NULL
 #endif
@@ -149,8 +153,11 @@
  *     GROUP16             elements that these see at a time
  *     HAVE_NONZERO_GROUP  nonzero_group: GROUP16 values, of which those that are not 0 are stored; room for all of them
  *                         (histogram.h)
+ *     ROWS_OF_BLOCKS      ROWS_4 or ROWS_6: for so many rows there is blocks_of (blocks.h)
  *     HAVE_GELU_RUN       gelu_run (gemm8.h)
  *     HAVE_COLUMN_SUMS    column_sums (gemm8.h)
+ *     HAVE_TAP_STARTS     tap_starts: what sums of four taps start from, where multiply_add lacks something
+ *                         (depthwise.h)
  *     HAVE_LOW_TO_BYTES   low_to_bytes (low_bits.h)
  *     HAVE_ABSMAX         absmax_f32 (layers.h)
  *     HAVE_SYMMETRIC_CODES  symmetric_codes_f32 (layers.h)

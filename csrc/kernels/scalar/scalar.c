@@ -253,6 +253,7 @@ const qk_kernels qk_kernels_scalar = {
     .available = available,
     .gemm8 = &qk_gemm8_scalar,
     .gemm4 = &qk_gemm4_scalar,
+    .blocks8 = &qk_blocks8_scalar,
     .folded = &qk_folded_scalar,
     .gemm8_folded = &qk_gemm8_scalar,
     .gemm16 = &qk_gemm16_scalar,

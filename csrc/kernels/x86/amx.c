@@ -1,4 +1,5 @@
-/* AMX (Sapphire Rapids and later): tiles of 16 rows x 64 bytes; all but products of bytes as AVX-512 VNNI has it.
+/* AMX (Sapphire Rapids and later): tiles of 16 rows x 64 bytes; products of bytes, in blocks or not, which weights of 2
+ * to 4 bits become once for many rows; all else as AVX-512 VNNI has it.
  *
  * tdpbusd: 16 x 16 sums += 16 rows x 64 unsigned bytes by 64 x 16 signed ones, modulo 2^32, in 16 cycles: 1024 products
  * a cycle, eight times what two vpdpbusd do; its sums are there after 52. A tile is loaded in 8 cycles from the L1
@@ -37,7 +38,15 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define GEMM8_BLOCK_BYTES (1024 * 1024)
 #define GEMM8_BEGIN begin_tiles
 #define GEMM8_END end_tiles
+#define BLOCKS8_MR MR
+#define BLOCKS8_FLIP 128
+#define BLOCKS8_BEGIN blocks8_begin
+#define BLOCKS8_END end_tiles
+#define FOLDED_MR 12
+#define UNFOLD_ROWS 16
+#define UNFOLD_PANEL unfold_panel
 #include "kernels/generic/table.h"
+#include "kernels/x86/avx512_gemm4.h"
 
 enum {
     FOURS = KR / 4, /* of a step: steps of vpdpbusd */
@@ -47,18 +56,22 @@ enum {
 };
 
 static const qk_gemm8_kernels *const few = &qk_gemm8_avx512vnni;
+static const qk_blocks8_kernels *const few_blocks = &qk_blocks8_avx512vnni;
+static const qk_folded_kernels *const few_folded = &qk_folded_avx512vnni;
 
-/* All eight tiles have 16 rows of 64 bytes. */
-static const struct {
+/* Bytes and rows of the eight tiles. */
+typedef struct {
     uint8_t palette, start, reserved[14];
     uint16_t bytes[16];
     uint8_t rows[16];
-} shape __attribute__((aligned(64))) = {
+} shapes;
+
+static const shapes whole_tiles __attribute__((aligned(64))) = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {HALF, HALF, HALF, HALF, HALF, HALF, HALF, HALF}};
 
 static void begin_tiles(size_t rows)
 {
-    if (rows >= HALF) _tile_loadconfig(&shape);
+    if (rows >= HALF) _tile_loadconfig(&whole_tiles);
 }
 
 static void end_tiles(size_t rows)
@@ -286,6 +299,196 @@ static void gemm8_tile(int rows, size_t steps, const void *a, size_t lda, const 
     gemm8_whole_tile(rows, steps, a, lda, panel, init, c, ldc, NULL);
 }
 
+/* ---- blocks of bytes (numerics 12) ---- */
+
+/* A block has sums of its own, which become floats: to store a tile of them takes 16 cycles, as long as its 64 codes of
+ * k do, and its 256 sums take 24 cycles of additions, conversions and multiply-adds. So y of 16 rows x 16 columns stays
+ * in 16 registers from block to block, and the sums of one block are added to it while those of the next are made.
+ *
+ *     tiles 0, 1   sums of even and of odd blocks
+ *     tiles 2, 3   a and b of 64 codes
+ *     tiles 4, 5   the same of the last codes of a block, 64 at most
+ *     tiles 6, 7   and of the last block */
+
+/* Codes of the last step of a block. */
+static inline size_t last_codes(size_t steps) { return (steps * QK_GEMM4_KR + KR - 1) % KR + 1; }
+
+static void blocks8_begin(size_t rows, const qk_gemm4_panel *p)
+{
+    const size_t n = last_codes(p->steps), last = last_codes(p->last_steps);
+    const shapes of = {1,
+                       0,
+                       {0},
+                       {64, 64, KR, 64, (uint16_t)n, 64, (uint16_t)last, 64},
+                       {HALF, HALF, HALF, FOURS, HALF, (uint8_t)(n / 4), HALF, (uint8_t)(last / 4)}};
+    if (rows >= HALF) _tile_loadconfig(&of);
+}
+
+/* 16 columns of a panel, and blocks that 16 rows meet. */
+typedef struct {
+    const qk_gemm4_panel *p;
+    size_t first, end;
+    const int8_t *b; /* codes of the first */
+    const char *a;
+    size_t lda;
+    int half; /* which columns of the panel */
+} some_blocks;
+
+#define ADD_STEP(sums, of_a, of_b)                                                                                     \
+    _tile_loadd(of_a, a, t->lda);                                                                                      \
+    _tile_loadd(of_b, b, 4 * NR);                                                                                      \
+    _tile_dpbusd(sums, of_a, of_b)
+#define SUM_BLOCK(sums)                                                                                                \
+    _tile_zero(sums);                                                                                                  \
+    for (; n > KR; n -= KR, a += KR, b += STEP_BYTES) { ADD_STEP(sums, 2, 3); }                                        \
+    if (block + 1 < t->p->blocks) {                                                                                    \
+        ADD_STEP(sums, 4, 5);                                                                                          \
+    } else {                                                                                                           \
+        ADD_STEP(sums, 6, 7);                                                                                          \
+    }
+
+static QK_INLINE size_t codes_in(const qk_gemm4_panel *p, size_t block)
+{
+    return (block + 1 < p->blocks ? p->steps : p->last_steps) * QK_GEMM4_KR;
+}
+
+/* Where block `block` begins. */
+static QK_INLINE const int8_t *block_at(const some_blocks *t, size_t block)
+{
+    return t->b + (block - t->first) * (t->p->steps * QK_GEMM4_KR * NR + t->p->params_bytes);
+}
+
+/* Leaves the sums of a block in tile 0 or 1. */
+static QK_INLINE void sum_block(const some_blocks *t, size_t block)
+{
+    const char *a = t->a + (block - t->first) * t->p->steps * QK_GEMM4_KR;
+    const int8_t *b = block_at(t, block) + t->half * 4 * HALF;
+    size_t n = codes_in(t->p, block);
+    if (block % 2) {
+        SUM_BLOCK(1);
+    } else {
+        SUM_BLOCK(0);
+    }
+}
+
+#define EACH_ROW(of)                                                                                                   \
+    of(0) of(1) of(2) of(3) of(4) of(5) of(6) of(7) of(8) of(9) of(10) of(11) of(12) of(13) of(14) of(15)
+#define LOAD_ROW(i) __m512 y##i = _mm512_loadu_ps(y + (i) * NR);
+#define STORE_ROW(i) _mm512_storeu_ps(y + (i) * NR, y##i);
+#define ADD_ROW(i)                                                                                                     \
+    v = _mm512_add_epi32(_mm512_load_si512(sums + (i) * HALF), start);                                                 \
+    y##i = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v), scale, y##i);
+
+/* Adds blocks to 16 rows of y. */
+static QK_NOINLINE void add_blocks(const some_blocks *t, float *y, asked *next)
+{
+    _Alignas(64) int32_t sums[HALF * HALF];
+    __m512i v;
+    EACH_ROW(LOAD_ROW)
+    sum_block(t, t->first);
+    for (size_t block = t->first; block < t->end; block++) {
+        const uint8_t *scales = (const uint8_t *)block_at(t, block) + codes_in(t->p, block) * NR;
+        const uint8_t *column_sums = scales + t->p->params_bytes - (t->p->long_sums ? 4 : 2) * NR;
+        const __m512 scale = scales16(scales, t->p, t->half);
+        const __m512i start = column_starts16(column_sums, t->p->long_sums, t->half);
+        if (block + 1 < t->end) sum_block(t, block + 1);
+        if (block % 2)
+            _tile_stored(1, sums, sizeof *sums * HALF);
+        else
+            _tile_stored(0, sums, sizeof *sums * HALF);
+        ask(next);
+        EACH_ROW(ADD_ROW)
+    }
+    EACH_ROW(STORE_ROW)
+}
+
+/* Rows by vpdpbusd. */
+static QK_NOINLINE void few_rows_of_blocks(int rows, const qk_gemm4_panel *panel, const char *a, size_t lda,
+                                           const int32_t *start, size_t ld_start, float *y)
+{
+    qk_gemm4_panel p = *panel;
+    p.ahead = NULL;
+    for (int i = 0; i < rows; i += few_blocks->mr)
+        few_blocks->blocks8_tile(rows - i < few_blocks->mr ? rows - i : few_blocks->mr, &p, a + (size_t)i * lda, lda,
+                                 start + (size_t)i * ld_start, ld_start, y + i * NR);
+}
+
+/* What the tile asks for while it adds blocks t->first and on to 16 rows from row `row` on. */
+static QK_INLINE void ask_for_blocks(const some_blocks *t, size_t row, asked *next)
+{
+    const qk_ahead *ahead = t->p->ahead;
+    next->rows = 0;
+    if (!ahead || t->half || t->end < t->p->blocks) return;
+    next->rows = (HALF + t->end - t->first - 1) / (t->end - t->first);
+    next->write = ahead->write + row * ahead->row_stride;
+    next->end = next->write + HALF * ahead->row_stride;
+}
+
+/* The lines that a tile asks for, some with each block that it adds to 16 rows and columns, `parts` times 16 rows. */
+static asked asked_by_blocks(const qk_gemm4_panel *p, size_t parts)
+{
+    if (!p->ahead) return (asked){0};
+    const size_t steps = (p->blocks - 1) * p->steps + p->last_steps;
+    return (asked){.read = p->ahead->read,
+                   .lines = ceil_div(p->ahead->step * steps, 64 * 2 * parts * p->blocks),
+                   .row_stride = p->ahead->row_stride};
+}
+
+/* As many blocks at a time as their part of b stays in the L1 cache while rows pass. The last rows, if they fill no 16,
+ * are those of 16 that end with them, whose y is elsewhere meanwhile. */
+static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *codes, size_t lda, const int32_t *start,
+                         size_t ld_start, float *y)
+{
+    const char *a = codes;
+    if (rows < HALF || p->own_zeros || p->blocks == 0) {
+        few_rows_of_blocks(rows, p, a, lda, start, ld_start, y);
+        return;
+    }
+    _Alignas(64) float last[HALF * NR];
+    const size_t whole = (size_t)rows / HALF, left = (size_t)rows % HALF, parts = whole + (left > 0);
+    const size_t block_codes = p->steps * QK_GEMM4_KR, step = block_codes * NR + p->params_bytes;
+    const size_t most = STRETCH * KR / block_codes + 1;
+    float *end = y + (rows - HALF) * NR;
+    asked next = asked_by_blocks(p, parts);
+    if (!p->more) memset(y, 0, (size_t)rows * NR * sizeof *y);
+    memcpy(last, end, sizeof last);
+    for (size_t first = 0; first < p->blocks; first += most)
+        for (size_t i = 0; i < 2 * parts; i++) {
+            const size_t row = i / 2 < whole ? i / 2 * HALF : (size_t)rows - HALF;
+            const some_blocks t = {p,
+                                   first,
+                                   min_size(first + most, p->blocks),
+                                   (const int8_t *)p->records + first * step,
+                                   a + row * lda + first * block_codes,
+                                   lda,
+                                   (int)(i % 2)};
+            ask_for_blocks(&t, row, &next);
+            add_blocks(&t, (i / 2 < whole ? y + row * NR : last) + i % 2 * HALF, &next);
+        }
+    memcpy(end + (HALF - left) * NR, last + (HALF - left) * NR, left * NR * sizeof *y);
+}
+
+/* ---- weights that fold to int8 (numerics 33) ---- */
+
+/* The panel of AVX-512 VNNI, and zeros up to whole steps. */
+static void unfold_panel(const qk_folded_panel *p, int half, int8_t *to)
+{
+    const size_t bytes = ((p->blocks - 1) * p->steps + p->last_steps) * QK_GEMM4_KR * NR;
+    few_folded->unfold_panel(p, half, to);
+    memset(to + bytes, 0, round_up(bytes, STEP_BYTES) - bytes);
+}
+
+static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+                        size_t ld_sums, int32_t *c)
+{
+    few_folded->folded_tile(rows, half, p, a, lda, sums, ld_sums, c);
+}
+
+static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
+{
+    few_folded->folded_sums(a, k, block, sums);
+}
+
 /* ---- what AVX-512 VNNI has ---- */
 
 static size_t gemm8_panel_bytes(size_t steps) { return qk_times(steps, STEP_BYTES); }
@@ -348,6 +551,12 @@ static void tile_to_codes(int32_t *acc, const qk_tile *t) { in_parts(few->tile_t
 static const qk_gemm8_kernels gemm8 = {
 #include "kernels/families/gemm8.def"
 };
+static const qk_blocks8_kernels blocks8 = {
+#include "kernels/families/blocks8.def"
+};
+static const qk_folded_kernels folded = {
+#include "kernels/families/folded.def"
+};
 
 /* Four tiles of sums, as the tile of the product has them. See generic/peak.h. */
 static size_t peak(size_t rounds)
@@ -369,8 +578,9 @@ const qk_kernels qk_kernels_amx = {
     .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &qk_gemm4_avx512vnni,
-    .folded = &qk_folded_avx512vnni,
-    .gemm8_folded = &qk_gemm8_avx512vnni,
+    .blocks8 = &blocks8,
+    .folded = &folded,
+    .gemm8_folded = &gemm8,
     .gemm16 = &qk_gemm16_avx512vnni,
     .gemmf16 = &qk_gemmf16_avx512,
     .elementwise = &qk_elementwise_avx512,

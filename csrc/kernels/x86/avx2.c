@@ -66,7 +66,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/low_bits.h"
 #include "kernels/generic/gemm16.h"
-#include "kernels/x86/depthwise.h"
+#include "kernels/generic/depthwise.h"
 
 static inline __m256i broadcast2(const int16_t *p)
 {
@@ -735,6 +735,7 @@ const qk_kernels qk_kernels_avx2 = {
     .gemm8 = &qk_gemm8_avx2,
     .gemm8_small = &qk_gemm8_small_avx2,
     .gemm4 = &qk_gemm4_avx2,
+    .blocks8 = &qk_blocks8_avx2,
     .folded = &qk_folded_avx2,
     .gemm8_folded = &qk_gemm8_small_avx2,
     .gemm16 = &qk_gemm16_avx2,

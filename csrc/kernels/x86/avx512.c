@@ -77,7 +77,7 @@ static size_t weight_groups(const uint8_t *q, size_t n, const qk_softmax *p, uin
 #include "kernels/generic/gemm8.h"
 #include "kernels/generic/gemm4.h"
 #include "kernels/generic/gemm16.h"
-#include "kernels/x86/depthwise.h"
+#include "kernels/generic/depthwise.h"
 
 #include "kernels/x86/avx512_int16.h"
 
@@ -427,6 +427,7 @@ const qk_kernels qk_kernels_avx512 = {
     .gemm8 = &gemm8,
     .gemm8_small = &gemm8_small,
     .gemm4 = &qk_gemm4_avx2,
+    .blocks8 = &qk_blocks8_avx2,
     .folded = &qk_folded_avx2,
     .gemm8_folded = &qk_gemm8_small_avx2,
     .gemm16 = &gemm16,

@@ -122,6 +122,14 @@ static inline __m512i bytes_of_codes(const qk_gemm4_panel *p, int32_t zero)
                                             : _mm_sub_epi8(codes, _mm_set1_epi8((char)zero)));
 }
 
+/* What all rows start from: -128 times the sums of 16 columns. */
+static inline __m512i column_starts16(const uint8_t *sums, const int wide, int i)
+{
+    const __m512i sum = wide ? _mm512_loadu_si512((const __m512i *)sums + i)
+                             : _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)sums + i));
+    return _mm512_slli_epi32(sum, 7);
+}
+
 /* Of plain stores of zeros gcc makes `rep stos`, which waits for the stores of the tile before. */
 static QK_INLINE void clear_rows(float *y, const int rows)
 {

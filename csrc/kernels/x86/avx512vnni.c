@@ -545,14 +545,6 @@ static inline step_bytes load_step(const uint8_t *b)
     return (step_bytes){_mm512_loadu_si512(b), _mm512_loadu_si512(b + 64)};
 }
 
-/* What all rows start from: -128 times the sums of 16 columns. */
-static inline __m512i column_starts16(const uint8_t *sums, const int wide, int i)
-{
-    const __m512i sum = wide ? _mm512_loadu_si512((const __m512i *)sums + i)
-                             : _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)sums + i));
-    return _mm512_slli_epi32(sum, 7);
-}
-
 /* Zero points z of 16 columns, as int16 (z, 256 z). */
 static inline __m512i zero_pairs16(const uint8_t *zeros)
 {
@@ -831,8 +823,9 @@ static QK_INLINE step_bytes fold_step(const uint8_t *b, const fold *f)
     return (step_bytes){fold_codes(low, f->scale0, f->more0), fold_codes(high, f->scale1, f->more1)};
 }
 
-static void unfold_panel(const qk_folded_panel *p, int8_t *to)
+static void unfold_panel(const qk_folded_panel *p, int half, int8_t *to)
 {
+    (void)half; /* a panel has all columns */
     const uint8_t *b = p->codes, *params = p->params;
     for (size_t block = 0; block < p->blocks; block++, params += QK_GEMM4_NR) {
         const fold f = fold_of(params);
@@ -1025,7 +1018,7 @@ static void gemm16_tile(int rows, size_t steps, const int16_t *a, size_t lda, co
 
 /* ---- depthwise (numerics 22) ---- */
 
-#include "kernels/x86/depthwise.h"
+#include "kernels/generic/depthwise.h"
 
 #include "kernels/generic/table.h"
 const qk_gemm8_kernels qk_gemm8_avx512vnni = {
@@ -1033,6 +1026,9 @@ const qk_gemm8_kernels qk_gemm8_avx512vnni = {
 };
 const qk_gemm4_kernels qk_gemm4_avx512vnni = {
 #include "kernels/families/gemm4.def"
+};
+const qk_blocks8_kernels qk_blocks8_avx512vnni = {
+#include "kernels/families/blocks8.def"
 };
 const qk_folded_kernels qk_folded_avx512vnni = {
 #include "kernels/families/folded.def"
@@ -1055,6 +1051,7 @@ const qk_kernels qk_kernels_avx512vnni = {
     .peak = peak,
     .gemm8 = &qk_gemm8_avx512vnni,
     .gemm4 = &qk_gemm4_avx512vnni,
+    .blocks8 = &qk_blocks8_avx512vnni,
     .folded = &qk_folded_avx512vnni,
     .gemm8_folded = &qk_gemm8_avx512vnni,
     .gemm16 = &qk_gemm16_avx512vnni,

@@ -304,33 +304,10 @@ static QK_INLINE void blocks_of(const int rows, const int kind, const int own_ze
     }
 }
 
-static QK_INLINE void tile_of_blocks(const int kind, const int own_zeros, int rows, const qk_gemm4_panel *p,
-                                     const int8_t *a, size_t lda, const int32_t *start, size_t ld_start, float *y)
-{
-    ROWS_6(rows, blocks_of, kind, own_zeros, p, a, lda, start, ld_start, y);
-}
+#define ROWS_OF_BLOCKS ROWS_6
+#include "kernels/generic/blocks.h"
 
-static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_t lda, const int32_t *start,
-                       size_t ld_start, float *y)
-{
-    if (p->levels)
-        tile_of_blocks(LEVELS, 0, rows, p, a, lda, start, ld_start, y);
-    else if (p->own_zeros)
-        tile_of_blocks(CODES, 1, rows, p, a, lda, start, ld_start, y);
-    else
-        tile_of_blocks(CODES, 0, rows, p, a, lda, start, ld_start, y);
-}
-
-static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
-                         size_t ld_start, float *y)
-{
-    if (p->own_zeros)
-        tile_of_blocks(BYTES, 1, rows, p, a, lda, start, ld_start, y);
-    else
-        tile_of_blocks(BYTES, 0, rows, p, a, lda, start, ld_start, y);
-}
-
-#include "kernels/x86/depthwise.h"
+#include "kernels/generic/depthwise.h"
 
 #include "kernels/generic/table.h"
 static const qk_gemm8_kernels gemm8 = {
@@ -338,6 +315,9 @@ static const qk_gemm8_kernels gemm8 = {
 };
 static const qk_gemm4_kernels gemm4 = {
 #include "kernels/families/gemm4.def"
+};
+static const qk_blocks8_kernels blocks8 = {
+#include "kernels/families/blocks8.def"
 };
 static const qk_conv_kernels conv = {
 #include "kernels/families/conv.def"
@@ -354,6 +334,7 @@ const qk_kernels qk_kernels_avxvnni = {
     .peak = peak,
     .gemm8 = &gemm8,
     .gemm4 = &gemm4,
+    .blocks8 = &blocks8,
     .folded = &qk_folded_avx2,
     .gemm8_folded = &qk_gemm8_small_avx2,
     .gemm16 = &qk_gemm16_avx2,

@@ -1,21 +1,21 @@
-/* Depthwise convolutions and pools (numerics 22), in registers of AVX2 or of AVX-512; after avx2.h or avx512.h, MR and
- * NR.
+/* Depthwise convolutions and pools (numerics 22), in registers of AVX2, of AVX-512 or of NEON; after MR and NR.
  *
  * Codes of a channel from four rows of the image become neighbours, 32 bits, so that one instruction multiplies four
- * taps of each lane's channel: vpdpbusd, or vpmaddwd if two of the rows are zeros, which makes pairs of int16 of the
- * other two. A pixel and a register of codes are four registers of those. They stay in the L1 cache, where all columns
- * of the kernel, and rows of the result that need the same four, find them.
+ * taps of each lane's channel: vpdpbusd, usdot or sdot; or vpmaddwd if two of the rows are zeros, which makes pairs of
+ * int16 of the other two. A pixel and a register of codes are four registers of those. They stay in the L1 cache, where
+ * all columns of the kernel, and rows of the result that need the same four, find them.
  *
  * Tile: a few pixels x a register's bytes, in four registers of sums each, which are packed into one of codes: in the
  * order of the image, since packing undoes what interleaving does. */
-#ifndef QK_DEPTHWISE_H
-#define QK_DEPTHWISE_H
+#ifndef QK_GENERIC_DEPTHWISE_H
+#define QK_GENERIC_DEPTHWISE_H
 
-#include "kernels/x86/elementwise.h"
+#include "kernels/registers.h"
 #include "kernels/generic/conv.h"
+#include "kernels/generic/target.h"
 #include "runtime/compiler.h"
 
-enum { DEPTHWISE_TILE = GEMM8_MR * NR, DEPTHWISE_PIXELS = REG / 16 };
+enum { DEPTHWISE_TILE = GEMM8_MR * NR, DEPTHWISE_PIXELS = REG == 64 ? 4 : 2 };
 
 /* `parts` is a constant where this is inlined; 0: registers are whole. */
 static QK_INLINE reg load_pixel(const uint8_t *const *p, const int parts, some_codes some, reg flips)
@@ -75,6 +75,15 @@ static void interleave_taps(const qk_seen_rows *rows, size_t columns, uint8_t fl
         interleave_parts(rows, 4, columns, flip, to, ld);
 }
 
+#ifndef HAVE_TAP_STARTS
+static QK_INLINE const int32_t *tap_starts(const int wide, size_t steps, const char *weights, const int32_t *init,
+                                           int32_t *own)
+{
+    (void)wide, (void)steps, (void)weights, (void)own;
+    return init;
+}
+#endif
+
 static QK_INLINE reg multiply_taps(reg sum, const char *codes, reg weights, const int wide)
 {
     const reg a = load_reg(codes);
@@ -129,6 +138,8 @@ static QK_INLINE void spread_sums(reg v, int first, int32_t *c)
 static QK_INLINE void tile_of_pixels(const int wide, int rows, const qk_steps *steps, const char *a,
                                      const char *weights, const int32_t *init, int32_t *c)
 {
+    int32_t own[REG];
+    init = tap_starts(wide, steps->count, weights, init, own);
     for (int row = 0; row < rows; row++, a += steps->pixel, c += NR) {
         pixel_sums sums;
         sum_pixels(1, wide, steps, a, weights, init, &sums);
@@ -217,9 +228,26 @@ static QK_INLINE void code_parts(const int wide, size_t pixels, const qk_steps *
         code_line(wide, 4, pixels, steps, a, weights, line);
 }
 
+/* A line whose sums start from what tap_starts says. */
+typedef struct {
+    qk_coded_line line;
+    int32_t init[REG];
+} started_line;
+
+static QK_INLINE const qk_coded_line *start_line(const qk_steps *steps, const char *weights, const qk_coded_line *line,
+                                                 started_line *own)
+{
+    const int32_t *init = tap_starts(steps->wide, steps->count, weights, line->init, own->init);
+    if (init == line->init) return line;
+    own->line = *line, own->line.init = init;
+    return &own->line;
+}
+
 static void depthwise_codes(size_t pixels, const qk_steps *steps, const char *a, const char *weights,
                             const qk_coded_line *line)
 {
+    started_line own;
+    line = start_line(steps, weights, line, &own);
     if (DEPTHWISE_TAPS == 4 && !steps->wide)
         code_parts(0, pixels, steps, a, weights, line);
     else
