@@ -23,7 +23,7 @@ static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap b
 static const int64_t RETRY = 1000000000; /* after a thread could not be had */
 static const int64_t FIRST_RETREAT = 5000000, LAST_RETREAT = 100000000;
 static const int64_t SOON = 20000000; /* after a retreat: some of the slices in which systems share out CPUs */
-enum { LATE = 8 };                    /* loops in a row that a worker does not come to: some are too short to wake it */
+enum { LATE = 5 };                    /* loops in a row that a worker does not come to: some are too short to wake it */
 enum { FEWEST_MOST = 8 };             /* threads that may be asked for on any machine */
 enum { STACK_BYTES = 1 << 20 };       /* kernels use up to 170 KB of it, sanitizers more */
 
@@ -155,11 +155,11 @@ static int allowed_for(double work)
     return fewer;
 }
 
-/* After a loop, that its first worker did not come to. Workers stay awake from one loop to the next: one that is away
- * again and again does not get a CPU when it is woken. */
+/* After a loop. Workers stay awake where the next one is near: one that is absent again and again does not get a CPU
+ * when it is woken. */
 static void look_at_absent(const loop *l, int absent)
 {
-    pool.late = absent && seen(&pool.gap) < SPIN ? pool.late + 1 : 0;
+    pool.late = absent ? pool.late + (seen(&pool.gap) < SPIN) : 0;
     if (pool.late >= LATE) fall_back((int)l->threads / 2, l->work);
 }
 
@@ -415,6 +415,7 @@ static void after_fork_in_child(void)
     pool.started = 0, pool.refused = 0, pool.caller_asleep = 0;
     pool.lock = (qk_lock)QK_LOCK, pool.bell = (qk_bell)QK_BELL;
     pool.busy = 0, pool.generation++;
+    pool.late = 0, retreat.until = 0; /* others were the parent's threads */
 }
 
 __attribute__((constructor)) static void at_birth(void)
