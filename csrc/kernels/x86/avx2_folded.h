@@ -16,7 +16,8 @@ enum {
     CHUNK_STEPS = QK_FOLDED_CHUNK / QK_GEMM4_KR,
     CHUNKS = 8,                 /* that are decoded at a time */
     HALF_STEP = QK_FOLDED_STEP, /* bytes of a step of 16 columns */
-    DIRECT_ROWS = 2
+    DIRECT_ROWS = 2,
+    CODES_AHEAD = 4096 /* bytes: few rows use codes as fast as they arrive */
 };
 
 /* What folded_sums makes of two chunks: what sums of codes start from, -8 times a's codes that a lane of 16 bits meets,
@@ -70,7 +71,7 @@ static inline void decode_chunk(decoded *to, size_t steps, const uint8_t *b, con
     int8_t *left = to->codes[0] + to->count * CHUNK_STEPS * HALF_STEP;
     int8_t *right = to->codes[1] + to->count * CHUNK_STEPS * HALF_STEP;
     for (const uint8_t *end = b + steps * QK_FOLDED_STEP; b != end; b += 32, left += 32, right += 32) {
-        _mm_prefetch((const char *)(b + 4096), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b + CODES_AHEAD), _MM_HINT_T0);
         const __m256i two = load_codes(b), high = _mm256_xor_si256(high_halves(two), eight);
         _mm256_storeu_si256((__m256i *)left, _mm256_sub_epi8(low_halves(two), eight));
         _mm256_storeu_si256((__m256i *)right, _mm256_sub_epi8(high, eight));
@@ -234,7 +235,7 @@ static QK_INLINE void wide_block(const int rows, size_t steps, const uint8_t *b,
 #pragma GCC unroll 8
     for (size_t s = 0; s < steps; s++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR) {
         const __m256i two0 = load_codes(b), two1 = load_codes(b + 32);
-        _mm_prefetch((const char *)(b + 4096), _MM_HINT_T0);
+        _mm_prefetch((const char *)(b + CODES_AHEAD), _MM_HINT_T0);
         const wide_sums codes = {low_halves(two0), low_halves(two1), _mm256_xor_si256(high_halves(two0), eight),
                                  _mm256_xor_si256(high_halves(two1), eight)};
         c0 = multiply_wide(c0, a, codes);
