@@ -2,7 +2,7 @@
  *
  * vpmaddubsw of a's codes and of code - 8 cannot saturate, and int16 holds its sums of 32 rows: 2 * 255 * 8 * 8 < 2^15.
  * Then vpmaddwd by the scale, twice, widens them; another one adds the shifts of two chunks, times the sums of a's
- * codes: 36 instructions for 512 products. From 3 rows on, some chunks of a panel become code - 8 once for up to 32
+ * codes: 36 instructions for 512 products. From 3 rows on, some chunks of a panel become code - 8 once for up to 64
  * rows. Tile: 4 rows x 16 columns, 8 accumulators of 16 bits; int32 sums are in the L1 cache. */
 #ifndef QK_AVX2_FOLDED_H
 #define QK_AVX2_FOLDED_H
