@@ -73,6 +73,27 @@ def test_wide_rows_are_those_of_int8(isas, x):
         assert_array_equal(qk.linear(x, qk.pack(codes, params)), expected)
 
 
+@pytest.mark.parametrize("k, block_size", [(9001, 32), (4500, 4), (4400, 256), (1030, 264), (131_072 + 2100, 32)])
+def test_long_columns(isas, k, block_size):
+    """More rows than kernels sum up at a time, and codes of x, all but one 255, times the largest weights."""
+    blocks = -(-k // block_size)
+    rng = np.random.default_rng(5)
+    shift = rng.integers(-8, 8, (blocks, 3))
+    scale = np.minimum((128 + 2 * shift) // 8, (127 - 2 * shift) // 7).clip(1, 16)
+    codes = np.where(rng.random((k, 3)) < [0.01, 0.5, 0.99], 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
+    if k > 100_000:
+        codes[:] = 8  # so that sums of magnitudes are within int32
+        scale, shift = np.ones_like(scale), shift // 8
+    params = qk.QParams(np.ones(3), dtype="uint4", axis=0, block_size=block_size, block_scale=scale, block_shift=shift)
+    int8 = folded(codes, params).astype(np.int8)
+    x = np.ones((3, k), np.float32)
+    x[:, 0] = 0
+    for _ in isas():
+        packed, of_int8 = qk.pack(codes, params), qk.pack(int8, qk.QParams(params.scale, axis=1))
+        for m in (1, 2, 3):
+            assert_array_equal(qk.linear(x[:m], packed), qk.linear(x[:m], of_int8))
+
+
 def test_extreme_codes_and_inputs(isas):
     """All sums of a chunk at their largest magnitudes: 255 and every code 0 or 15, all scales."""
     for code, block_size, shift in itertools.product((0, 15), (32, 64, 256), (0, 7)):

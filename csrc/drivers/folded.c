@@ -274,39 +274,47 @@ static int take_rows(const void *context, void *memory, size_t first, size_t row
 }
 
 /* c += rows * a panel: some blocks after the other, if they are so many that a signal would wait for all of them. */
-static void add_tile(const product *g, int rows, int half, const qk_folded_panel *panel, const uint8_t *a,
-                     const int32_t *sums, int32_t *c)
+static void add_tile(const product *g, int rows, const qk_folded_panel *panel, const uint8_t *a, const int32_t *sums,
+                     int32_t *c)
 {
     const qk_folded *f = &g->b->folded;
-    const size_t most = QK_STRETCH / f->block + 1;
+    const size_t most = round_up(QK_STRETCH / f->block + 1, QK_FOLDED_SUMMED);
     qk_folded_panel p = *panel;
     for (size_t left = panel->blocks; left && !qk_stopped(); left -= p.blocks) {
         p.blocks = min_size(left, most);
         p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
-        g->b->kernels->folded->folded_tile(rows, half, &p, a, g->lda, sums, g->ld_sums, c);
-        a += p.blocks * f->block, sums += p.blocks * qk_chunks_of(p.steps);
+        g->b->kernels->folded->folded_tile(rows, &p, a, g->lda, sums, g->ld_sums, c);
+        a += p.blocks * f->block, sums += qk_sums_of(p.blocks, p.steps);
         p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * NC;
     }
 }
 
+/* Of a panel, the columns that tiles of gemm8 have are one part after the other; the last panel may lack some. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
     const int32_t *sums = (const int32_t *)((const char *)memory + g->sums_at);
-    const size_t nr = (size_t)g->b->gemm8->nr, tiles = ceil_div(rows, (size_t)g->b->kernels->folded->mr);
+    const size_t nr = (size_t)g->b->gemm8->nr, mr = (size_t)g->b->gemm8->mr; /* of tiles that are stored */
+    const size_t tiles = ceil_div(rows, (size_t)g->b->kernels->folded->mr);
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
     qk_tile t = qk_tile_of_product(g);
-    for (size_t panel = begin; panel < end; panel++) {
-        const size_t col = panel * nr;
+    for (size_t col = begin * NC; col < end * NC; col += NC) {
         const qk_folded_panel p = panel_of(g->b, col);
-        qk_move_to_panel(g, col, &t);
+        const size_t after = min_size(col + NC, g->b->n);
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            for (size_t i = 0; i < count; i++) memcpy(acc + i * nr, g->init + col, nr * sizeof *acc);
-            add_tile(g, (int)count, col % NC >= 16, &p, (const uint8_t *)block->a + row * g->lda,
-                     sums + row * g->ld_sums, acc);
-            qk_store_tile(g, block, first + row, row, count, col, acc, &t);
+            int32_t *c = acc;
+            for (size_t at = col; at < col + NC; at += nr)
+                for (size_t i = 0; i < count; i++, c += nr)
+                    memcpy(c, g->init + (at < after ? at : col), nr * sizeof *c);
+            add_tile(g, (int)count, &p, (const uint8_t *)block->a + row * g->lda, sums + row * g->ld_sums, acc);
+            for (size_t at = col; at < after; at += nr) {
+                qk_move_to_panel(g, at, &t);
+                for (size_t i = 0; i < count; i += mr)
+                    qk_store_tile(g, block, first + row + i, row + i, min_size(count - i, mr), at,
+                                  acc + (at - col) * count + i * nr, &t);
+            }
         }
     }
 }
@@ -315,6 +323,17 @@ int qk_unfolds(const product *g)
 {
     const size_t least = (size_t)g->b->kernels->folded->unfold_rows;
     return least && g->walk.m >= least && g->b->k && UNFOLDED_BYTES / g->b->k >= least;
+}
+
+void qk_share_folded(product *g, size_t row_bytes)
+{
+    if (qk_unfolds(g)) {
+        g->walk.block_bytes = UNFOLDED_BYTES;
+        qk_share(&g->walk, row_bytes, g->b->gemm8->mr);
+    } else {
+        g->walk.panels = ceil_div(g->b->n, NC);
+        qk_share(&g->walk, row_bytes, g->b->kernels->folded->mr);
+    }
 }
 
 void qk_lay_out_folded(product *g)
@@ -326,7 +345,7 @@ void qk_lay_out_folded(product *g)
         return;
     }
     g->walk.take_rows = take_rows, g->walk.multiply = multiply;
-    if (b->folded.blocks) g->ld_sums = qk_times(b->folded.blocks, qk_chunks_of(steps_of(b, 0)));
+    if (b->folded.blocks) g->ld_sums = qk_sums_of(round_up(b->folded.blocks, QK_FOLDED_SUMMED), steps_of(b, 0));
     g->sums_at = g->walk.bytes;
     g->walk.bytes = qk_plus(g->sums_at, round_up(qk_times(g->walk.block_rows, g->ld_sums * sizeof(int32_t)), 64));
 }

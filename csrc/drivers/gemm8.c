@@ -776,8 +776,10 @@ static void lay_out(product *g)
     const size_t lda = g->source->m < MANY_ROWS ? whole : qk_apart(whole);
     const size_t patches = b->count * b->panel_bytes > BIG_WEIGHTS ? MANY_PATCH_BYTES : PATCH_BYTES;
     g->walk.block_bytes = g->source->patches ? patches : (size_t)k->block_bytes;
-    if (b->folded.block && qk_unfolds(g)) g->walk.block_bytes = UNFOLDED_BYTES;
-    qk_share(&g->walk, row_bytes, k->mr);
+    if (b->folded.block)
+        qk_share_folded(g, row_bytes);
+    else
+        qk_share(&g->walk, row_bytes, k->mr);
     g->lda = g->in_place ? (size_t)g->source->row_stride : lda;
     g->walk.bytes = sizeof(row_block);
     if (!g->in_place) {

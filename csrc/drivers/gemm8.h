@@ -56,8 +56,10 @@ void qk_move_to_panel(const product *g, size_t col, qk_tile *t);
 void qk_store_tile(const product *g, const row_block *block, size_t row, size_t row_in_block, size_t rows, size_t col,
                    int32_t *acc, qk_tile *t);
 
-/* Of folded weights: whether a product makes panels of int8; its layout, the rest of which is known; such a panel. */
+/* Of folded weights: whether a product makes panels of int8; how its rows are divided; its layout, the rest of which is
+ * known; such a panel. */
 int qk_unfolds(const product *g);
+void qk_share_folded(product *g, size_t row_bytes);
 void qk_lay_out_folded(product *g);
 const int8_t *qk_unfold(const product *g, void *memory, size_t panel);
 

@@ -168,6 +168,7 @@ static inline size_t qk_scales_bytes(const qk_gemm4_panel *p)
 /* Whole blocks of a panel of weights that fold to int8 (numerics 33): see qk_folded. */
 enum {
     QK_FOLDED_CHUNK = 32, /* rows of a block whose codes of a are summed up together */
+    QK_FOLDED_SUMMED = 4, /* blocks whose sums are used together */
     QK_FOLDED_STEP = QK_GEMM4_NR * QK_GEMM4_KR / 2
 };
 typedef struct {
@@ -179,8 +180,11 @@ typedef struct {
 static inline int qk_block_scale(uint8_t params) { return (params & 15) + 1; }
 static inline int qk_block_shift(uint8_t params) { return ((params >> 4) ^ 8) - 8; }
 
-/* Sums of a row's codes that a block has. */
-static inline size_t qk_chunks_of(size_t steps) { return ceil_div(steps * QK_GEMM4_KR, QK_FOLDED_CHUNK); }
+/* What folded_sums makes of a row: two numbers for each chunk of whole fours of blocks. */
+static inline size_t qk_sums_of(size_t blocks, size_t steps)
+{
+    return 2 * blocks * ceil_div(steps * QK_GEMM4_KR, QK_FOLDED_CHUNK);
+}
 
 enum { QK_CODEBOOK_COLUMNS = 256 };
 enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time: those of a chunk of random.h */

@@ -118,7 +118,9 @@ static QK_INLINE void add_folded(int32_t *c, chunk_sums chunk, const factors *by
     store_sums(c, s);
 }
 
-/* The codes of a in so many of its chunks. */
+/* Chunks of so many steps, whose codes of a are summed up; and these sums together. */
+static QK_INLINE size_t chunks_of(size_t steps) { return qk_sums_of(1, steps) / 2; }
+
 static QK_INLINE uint32_t codes_in(const int32_t *sums, size_t chunks)
 {
     uint32_t sum = (uint32_t)*sums;
@@ -133,7 +135,8 @@ static QK_INLINE void folded_rows(const int rows, const int half, const qk_folde
     const qk_folded_panel p = *panel;
     const chunk_sums none = {0};
     const uint8_t *b = p.codes;
-    for (size_t block = 0; block < p.blocks; block++) {
+    for (size_t block = 0; block < p.blocks; block++, sums += qk_sums_of(1, p.steps)) {
+        const int32_t *of_chunks = sums;
         factors by;
         factors_of(p.params + block * QK_GEMM4_NR + 16 * half, &by);
         for (size_t left = steps_in(&p, block), n; left; left -= n) {
@@ -146,26 +149,36 @@ static QK_INLINE void folded_rows(const int rows, const int half, const qk_folde
                 if (rows > 1) c1 = multiply_codes(c1, of, a + lda);
                 if (rows > 2) c2 = multiply_codes(c2, of, a + 2 * lda);
             }
-            const size_t chunks = qk_chunks_of(n);
-            add_folded(c, c0, &by, codes_in(sums, chunks));
-            if (rows > 1) add_folded(c + 16, c1, &by, codes_in(sums + ld_sums, chunks));
-            if (rows > 2) add_folded(c + 32, c2, &by, codes_in(sums + 2 * ld_sums, chunks));
-            sums += chunks;
+            const size_t chunks = chunks_of(n);
+            add_folded(c, c0, &by, codes_in(of_chunks, chunks));
+            if (rows > 1) add_folded(c + 16, c1, &by, codes_in(of_chunks + ld_sums, chunks));
+            if (rows > 2) add_folded(c + 32, c2, &by, codes_in(of_chunks + 2 * ld_sums, chunks));
+            of_chunks += chunks;
         }
     }
 }
 
-static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
                         size_t ld_sums, int32_t *c)
 {
-    if (half) {
-        ROWS_3(rows, folded_rows, 1, p, a, lda, sums, ld_sums, c);
-    } else {
-        ROWS_3(rows, folded_rows, 0, p, a, lda, sums, ld_sums, c);
-    }
+    ROWS_3(rows, folded_rows, 0, p, a, lda, sums, ld_sums, c);
+    c += rows * NR;
+    ROWS_3(rows, folded_rows, 1, p, a, lda, sums, ld_sums, c);
 }
 
-static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums) { sum_chunks(a, k, block, sums); }
+/* A number for each chunk, those of a block in the first half of its room. */
+static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
+{
+    for (size_t i = 0; i < k; i += block, sums += qk_sums_of(1, block / QK_GEMM4_KR)) {
+        const size_t end = min_size(i + block, k);
+        int32_t *to = sums;
+        for (size_t j = i; j < end; j += QK_FOLDED_CHUNK) {
+            int32_t sum = 0;
+            for (size_t l = j; l < min_size(j + QK_FOLDED_CHUNK, end); l++) sum += a[l];
+            *to++ = sum;
+        }
+    }
+}
 
 /* ---- panels of int8 ---- */
 

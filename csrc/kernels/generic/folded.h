@@ -16,15 +16,4 @@ static inline size_t steps_in(const qk_folded_panel *p, size_t block)
     return block + 1 < p->blocks ? p->steps : p->last_steps;
 }
 
-/* The sums of rows' codes, one after the other, as plain numbers. */
-static QK_INLINE void sum_chunks(const uint8_t *a, size_t k, size_t block, int32_t *sums)
-{
-    for (size_t i = 0; i < k; i += block)
-        for (size_t j = i; j < min_size(i + block, k); j += QK_FOLDED_CHUNK) {
-            int32_t sum = 0;
-            for (size_t l = j; l < min_size(j + QK_FOLDED_CHUNK, min_size(i + block, k)); l++) sum += a[l];
-            *sums++ = sum;
-        }
-}
-
 #endif

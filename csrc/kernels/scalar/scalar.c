@@ -87,25 +87,29 @@ static void gemm4_tile(int rows, const qk_gemm4_panel *p, const int8_t *a, size_
         }
 }
 
-static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
                         size_t ld_sums, int32_t *c)
 {
     (void)sums, (void)ld_sums; /* of tiles that multiply codes before they are scaled */
-    for (int row = 0; row < rows; row++, a += lda, c += NR)
-        for (int j = 0; j < NR; j++) {
-            const uint8_t *b = p->codes + 4 * j, *params = p->params + 16 * half + j, *ar = a;
-            for (size_t block = 0; block < p->blocks; block++, params += QK_GEMM4_NR) {
-                const int scale = qk_block_scale(*params), shift = qk_block_shift(*params);
-                for (size_t s = 0; s < steps_in(p, block); s++, b += QK_FOLDED_STEP)
-                    for (int i = 0; i < QK_GEMM4_KR; i++) {
-                        const int code = half ? ((b[i] >> 4) ^ 8) - 8 : (b[i] & 15) - 8;
-                        c[j] += *ar++ * (scale * code + 2 * shift);
-                    }
+    for (int half = 0; half < QK_GEMM4_NR / NR; half++)
+        for (int row = 0; row < rows; row++, c += NR)
+            for (int j = 0; j < NR; j++) {
+                const uint8_t *b = p->codes + 4 * j, *params = p->params + NR * half + j, *ar = a + (size_t)row * lda;
+                for (size_t block = 0; block < p->blocks; block++, params += QK_GEMM4_NR) {
+                    const int scale = qk_block_scale(*params), shift = qk_block_shift(*params);
+                    for (size_t s = 0; s < steps_in(p, block); s++, b += QK_FOLDED_STEP)
+                        for (int i = 0; i < QK_GEMM4_KR; i++) {
+                            const int code = half ? ((b[i] >> 4) ^ 8) - 8 : (b[i] & 15) - 8;
+                            c[j] += *ar++ * (scale * code + 2 * shift);
+                        }
+                }
             }
-        }
 }
 
-static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums) { sum_chunks(a, k, block, sums); }
+static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
+{
+    (void)a, (void)k, (void)block, (void)sums;
+}
 
 static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_t lda, const int32_t *start,
                          size_t ld_start, float *y)

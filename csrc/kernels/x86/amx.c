@@ -478,10 +478,10 @@ static void unfold_panel(const qk_folded_panel *p, int half, int8_t *to)
     memset(to + bytes, 0, round_up(bytes, STEP_BYTES) - bytes);
 }
 
-static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
                         size_t ld_sums, int32_t *c)
 {
-    few_folded->folded_tile(rows, half, p, a, lda, sums, ld_sums, c);
+    few_folded->folded_tile(rows, p, a, lda, sums, ld_sums, c);
 }
 
 static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)

@@ -29,6 +29,7 @@ QK_TARGET_BEGIN("avx2,fma,f16c")
 #define GEMM16_MR 6
 #define GEMMF16_MR 6
 #define BLOCKS8_MR 32
+#define FOLDED_MR 64
 #define GEMM4_LEVELS_ROWS 24
 #define GEMM4_TO_BYTES gemm4_to_bytes
 #define HAVE_LOW_TO_BYTES

@@ -886,127 +886,171 @@ static QK_INLINE void folded_rows(const int rows, const qk_folded_panel *panel, 
     if (rows > 11) add_row(c + 352, cb.low, cb.high);
 }
 
-/* Scales and shifts of 16 columns, each as two int16. */
+/* What folded_sums makes of four blocks of at most SCALED_ROWS rows: -8 times the sum of a's codes in each, and the low
+ * and the high bytes of these sums, of blocks 0, 2, 1 and 3. */
 typedef struct {
-    __m512i scale, shift;
-} pairs16;
+    int32_t start[QK_FOLDED_SUMMED];
+    uint8_t low[QK_FOLDED_SUMMED], high[QK_FOLDED_SUMMED];
+    int32_t unused[2];
+} four_sums;
+enum { SCALED_ROWS = 256 };
 
-static QK_INLINE pairs16 pairs_of(const uint8_t *params, __m512i order)
-{
-    const __m512i raw = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)params)), order);
-    const __m512i scale = _mm512_add_epi16(_mm512_and_si512(raw, _mm512_set1_epi16(15)), _mm512_set1_epi16(1));
-    return (pairs16){scale, _mm512_srai_epi16(_mm512_slli_epi16(raw, 8), 12)};
-}
+/* Sums so far of a row and 32 columns: of scaled blocks, those of the high halves of bytes 16 times; and 16 times the
+ * shifts, times the low and the high bytes of sums of a's codes, of columns in the order of shifts_of_four. */
+typedef struct {
+    two_sums scaled, low, high;
+} scaled_sums;
 
 /* Loaded once: gcc would have the `and` read memory again, and a load of 64 bytes takes a cycle. */
-static QK_INLINE two_sums multiply_both(two_sums c, const uint8_t *b, const uint8_t *a)
+static QK_INLINE step_bytes load_both(const uint8_t *b)
 {
     __builtin_prefetch(b + AHEAD);
     __m512i two = _mm512_loadu_si512(b);
     QK_KEEP(two);
-    const __m512i v = broadcast4(a), high = _mm512_and_si512(two, _mm512_set1_epi8((char)240));
-    return (two_sums){_mm512_dpbusd_epi32(c.low, v, two), _mm512_dpbusd_epi32(c.high, v, high)};
+    return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
 }
 
-/* The low halves of c's lanes, and the low halves of d's as high ones. */
-static QK_INLINE __m512i pair_up(__m512i c, __m512i high_d) { return _mm512_mask_mov_epi16(c, 0xaaaaaaaau, high_d); }
-
-/* Adds the sums of a chunk, of even steps (c) and of odd ones (d), to those so far. Each less 8 times its codes of a
- * fits int16, 255 * 8 * 16 < 2^15, and so vpdpwssd scales and adds the two. */
-static QK_INLINE two_sums add_scaled(two_sums so_far, two_sums c, two_sums d, pairs16 by0, pairs16 by1,
-                                     const int32_t *sum)
+/* As t is the signed operand, low has the sums of the low halves and those of the high ones. */
+static QK_INLINE void add_scaled(two_sums *y, two_sums c, __m512i scale0, __m512i scale1)
 {
-    const __m512i twice = broadcast4(sum); /* the codes of a, of even and odd steps */
-    __m512i low = pair_up(_mm512_sub_epi32(c.low, c.high), _mm512_slli_epi32(_mm512_sub_epi32(d.low, d.high), 16));
-    const __m512i high = pair_up(_mm512_srli_epi32(c.high, 4), _mm512_slli_epi32(d.high, 12));
-    low = _mm512_sub_epi16(low, _mm512_slli_epi16(twice, 2));
-    so_far.low = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(so_far.low, low, by0.scale), twice, by0.shift);
-    so_far.high = _mm512_dpwssd_epi32(_mm512_dpwssd_epi32(so_far.high, high, by1.scale), twice, by1.shift);
-    return so_far;
+    y->low = _mm512_add_epi32(y->low, _mm512_mullo_epi32(_mm512_sub_epi32(c.low, c.high), scale0));
+    y->high = _mm512_add_epi32(y->high, _mm512_mullo_epi32(c.high, scale1));
 }
 
-/* Sums of a chunk of one row: of even and of odd steps. */
-typedef struct {
-    two_sums c, d;
-} chunk_sums;
-
-/* `steps` is a constant where this is inlined for a whole chunk. */
-static QK_INLINE chunk_sums multiply_chunk(size_t steps, const uint8_t *b, const uint8_t *a)
+/* The same of a block whose parameters these are. vpermd ignores shifts, which are above the four bits of an index. */
+static QK_INLINE void add_folded(two_sums *y, two_sums c, const uint8_t *params)
 {
-    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    chunk_sums s = {none, none};
+    const __m512i scales = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+    add_scaled(y, c, _mm512_permutexvar_epi32(widen16(params), scales),
+               _mm512_permutexvar_epi32(widen16(params + 16), scales));
+}
+
+/* A block of one or two rows; `steps` is a constant where this is inlined for 32 rows. Of one row, even and odd steps
+ * have sums of their own, for vpdpbusd takes 4 cycles. */
+static QK_INLINE void scaled_block(const int rows, size_t steps, const uint8_t *b, const uint8_t *params,
+                                   const uint8_t *given, size_t lda, const int32_t *start, size_t ld_sums, two_sums *y0,
+                                   two_sums *y1)
+{
+    const int8_t *a = (const int8_t *)given;
+    const __m512i none = _mm512_setzero_si512();
+    two_sums c = {_mm512_set1_epi32(*start), none}, d = {rows > 1 ? _mm512_set1_epi32(start[ld_sums]) : none, none};
 #pragma GCC unroll 8
-    for (size_t i = 0; i < steps; i++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR)
-        if (i % 2)
-            s.d = multiply_both(s.d, b, a);
-        else
-            s.c = multiply_both(s.c, b, a);
-    return s;
-}
-
-/* What scaled_rows has of a panel while it goes through it. */
-typedef struct {
-    const uint8_t *b, *a;
-    const int32_t *sums;
-    two_sums y0, y1;
-} scaled_sums;
-
-static QK_INLINE void add_scaled_chunk(const int rows, size_t steps, scaled_sums *s, pairs16 by0, pairs16 by1,
-                                       size_t lda, size_t ld_sums)
-{
-    const chunk_sums of = multiply_chunk(steps, s->b, s->a);
-    s->y0 = add_scaled(s->y0, of.c, of.d, by0, by1, s->sums);
-    if (rows > 1) {
-        const chunk_sums other = multiply_chunk(steps, s->b, s->a + lda);
-        s->y1 = add_scaled(s->y1, other.c, other.d, by0, by1, s->sums + ld_sums);
+    for (size_t i = 0; i < steps; i++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR) {
+        const step_bytes of = load_both(b);
+        if (rows > 1 || i % 2 == 0) c = multiply_bytes(c, of, a);
+        if (rows > 1 || i % 2) d = multiply_bytes(d, of, rows > 1 ? a + lda : a);
     }
-    s->b += steps * QK_FOLDED_STEP, s->a += steps * QK_GEMM4_KR, s->sums++;
+    if (rows > 1) {
+        add_folded(y0, c, params), add_folded(y1, d, params);
+        return;
+    }
+    c = (two_sums){_mm512_add_epi32(c.low, d.low), _mm512_add_epi32(c.high, d.high)};
+    add_folded(y0, c, params);
 }
 
-/* One or two rows, chunk by chunk. */
+/* 16 times the shifts of `blocks` of four blocks: a lane has those of blocks 0, 2, 1 and 3 and of a column, low of 0 ..
+ * 7 and 16 .. 23, high of the others. */
+static QK_INLINE two_sums shifts_of_four(const uint8_t *params, size_t blocks)
+{
+    const __m512i turn =
+        _mm512_add_epi16(_mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                            _mm512_set1_epi32(0x00010001)),
+                         _mm512_set1_epi32(16 << 16));
+    const __mmask64 bytes = blocks > 1 ? ~0ull : 0xffffffffull;
+    const __mmask64 more = blocks > 3 ? ~0ull : blocks > 2 ? 0xffffffffull : 0;
+    const __m512i mask = _mm512_set1_epi8((char)240);
+    const __m512i first = _mm512_and_si512(_mm512_maskz_loadu_epi8(bytes, params), mask);
+    const __m512i second = _mm512_and_si512(_mm512_maskz_loadu_epi8(more, params + 64), mask);
+    return (two_sums){_mm512_permutexvar_epi16(turn, _mm512_unpacklo_epi8(first, second)),
+                      _mm512_permutexvar_epi16(turn, _mm512_unpackhi_epi8(first, second))};
+}
+
+static QK_INLINE void add_shifts(scaled_sums *y, two_sums shifts, const int32_t *sums)
+{
+    const four_sums *of = (const four_sums *)sums;
+    const __m512i low = broadcast4(of->low), high = broadcast4(of->high);
+    y->low = (two_sums){_mm512_dpbusd_epi32(y->low.low, low, shifts.low),
+                        _mm512_dpbusd_epi32(y->low.high, low, shifts.high)};
+    y->high = (two_sums){_mm512_dpbusd_epi32(y->high.low, high, shifts.low),
+                         _mm512_dpbusd_epi32(y->high.high, high, shifts.high)};
+}
+
+static QK_INLINE void add_scaled_row(int32_t *c, scaled_sums y)
+{
+    const __m512i low = _mm512_add_epi32(y.low.low, _mm512_slli_epi32(y.high.low, 8));
+    const __m512i high = _mm512_add_epi32(y.low.high, _mm512_slli_epi32(y.high.high, 8));
+    const __m512i shifts0 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0x44), 3);
+    const __m512i shifts1 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0xee), 3);
+    add_row(c, _mm512_add_epi32(y.scaled.low, shifts0), _mm512_add_epi32(_mm512_srai_epi32(y.scaled.high, 4), shifts1));
+}
+
+/* One or two rows, of so few blocks that 16 times their sums are int32. */
+static QK_INLINE void scaled_blocks(const int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda,
+                                    const int32_t *sums, size_t ld_sums, int32_t *c)
+{
+    enum { STEPS = QK_FOLDED_CHUNK / QK_GEMM4_KR, PARAMS_AHEAD = 1024 };
+    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    scaled_sums y0 = {none, none, none}, y1 = y0;
+    const uint8_t *b = p->codes, *params = p->params;
+    for (size_t i = 0; i < PARAMS_AHEAD; i += 64) __builtin_prefetch(params + i);
+    for (size_t block = 0; block < p->blocks; block += QK_FOLDED_SUMMED) {
+        for (size_t i = 0; i < 128; i += 64) __builtin_prefetch(params + PARAMS_AHEAD + i);
+        const size_t count = min_size(p->blocks - block, QK_FOLDED_SUMMED);
+        const two_sums shifts = shifts_of_four(params, count);
+        add_shifts(&y0, shifts, sums);
+        if (rows > 1) add_shifts(&y1, shifts, sums + ld_sums);
+        for (size_t i = 0; i < count; i++, params += QK_GEMM4_NR) {
+            const size_t steps = steps_in(p, block + i);
+            if (steps == STEPS)
+                scaled_block(rows, STEPS, b, params, a, lda, sums + i, ld_sums, &y0.scaled, &y1.scaled);
+            else
+                scaled_block(rows, steps, b, params, a, lda, sums + i, ld_sums, &y0.scaled, &y1.scaled);
+            b += steps * QK_FOLDED_STEP, a += steps * QK_GEMM4_KR;
+        }
+        sums += qk_sums_of(QK_FOLDED_SUMMED, p->steps);
+    }
+    add_scaled_row(c, y0);
+    if (rows > 1) add_scaled_row(c + 32, y1);
+}
+
 static QK_INLINE void scaled_rows(const int rows, const qk_folded_panel *panel, const uint8_t *a, size_t lda,
                                   const int32_t *sums, size_t ld_sums, int32_t *c)
 {
-    enum { STEPS = QK_FOLDED_CHUNK / QK_GEMM4_KR };
-    const qk_folded_panel p = *panel;
-    const __m512i columns = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i order = _mm512_or_si512(_mm512_mullo_epi32(columns, _mm512_set1_epi32(0x00010001)),
-                                          _mm512_set1_epi32((int)0x80008000)); /* bit 7: 0 */
-    const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-    scaled_sums s = {p.codes, a, sums, none, none};
-    const uint8_t *params = p.params;
-    for (size_t block = 0; block < p.blocks; block++, params += QK_GEMM4_NR) {
-        size_t steps = steps_in(&p, block);
-        const pairs16 by0 = pairs_of(params, order), by1 = pairs_of(params + 16, order);
-        for (; steps >= STEPS; steps -= STEPS) add_scaled_chunk(rows, STEPS, &s, by0, by1, lda, ld_sums);
-        if (steps) add_scaled_chunk(rows, steps, &s, by0, by1, lda, ld_sums);
+    enum { MOST_STEPS = 1024 }; /* 16 * 255 * 128 * 4096 < 2^31 */
+    const size_t most = MOST_STEPS / panel->steps / QK_FOLDED_SUMMED * QK_FOLDED_SUMMED;
+    qk_folded_panel p = *panel;
+    for (size_t left = panel->blocks; left; left -= p.blocks) {
+        p.blocks = min_size(left, most), p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
+        scaled_blocks(rows, &p, a, lda, sums, ld_sums, c);
+        p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * QK_GEMM4_NR;
+        a += p.blocks * p.steps * QK_GEMM4_KR, sums += qk_sums_of(p.blocks, p.steps);
     }
-    add_row(c, s.y0.low, s.y0.high);
-    if (rows > 1) add_row(c + 32, s.y1.low, s.y1.high);
 }
 
-static void folded_tile(int rows, int half, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
+static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda, const int32_t *sums,
                         size_t ld_sums, int32_t *c)
 {
-    (void)half; /* a tile has all columns of a panel */
-    if (rows == 1)
+    const int scaled = p->steps <= SCALED_ROWS / QK_GEMM4_KR;
+    if (rows == 1 && scaled)
         scaled_rows(1, p, a, lda, sums, ld_sums, c);
-    else if (rows == 2)
+    else if (rows == 2 && scaled)
         scaled_rows(2, p, a, lda, sums, ld_sums, c);
     else
         ROWS_12(rows, folded_rows, p, a, lda, c);
 }
 
-/* Of a chunk two int16: twice the codes of even steps of four rows, and of odd ones. */
 static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
 {
-    for (size_t i = 0; i < k; i += block)
-        for (size_t j = i; j < min_size(i + block, k); j += QK_FOLDED_CHUNK) {
-            int32_t sum[2] = {0, 0};
-            for (size_t l = j; l < min_size(j + QK_FOLDED_CHUNK, min_size(i + block, k)); l++)
-                sum[(l - j) / 4 % 2] += a[l];
-            *sums++ = 2 * (sum[0] | sum[1] << 16);
-        }
+    static const uint8_t place[] = {0, 2, 1, 3};
+    if (block > SCALED_ROWS) return;
+    for (size_t i = 0; i * block < k; i++) {
+        const size_t in_four = i % QK_FOLDED_SUMMED;
+        four_sums *of = (four_sums *)(sums + qk_sums_of(i - in_four, block / QK_GEMM4_KR));
+        int32_t sum = 0;
+        for (size_t j = i * block; j < min_size(i * block + block, k); j++) sum += a[j];
+        of->start[in_four] = -8 * sum;
+        of->low[place[in_four]] = (uint8_t)sum, of->high[place[in_four]] = (uint8_t)(sum >> 8);
+    }
 }
 
 /* ---- int16 (numerics 17) ---- */
