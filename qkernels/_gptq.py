@@ -194,7 +194,7 @@ class _Grid:
     `scale` is that of weights in units of a power of two.
     """
 
-    def __init__(self, grid, w, unit):
+    def __init__(self, grid, w, unit=0):
         scales = None
         if is_a(grid, tuple) and len(grid) == 2:
             grid, scales = grid

@@ -346,7 +346,7 @@ def test_damping_grows_until_there_is_a_factor():
     x, seen, w = layer(50, 8, rows=7)
     found = qk.gptq(w, seen, qk.QParams(0.5, dtype="int4"), damp=0, center=False)
     assert 0 < found.report["damp"] < 1e-2 and np.isfinite(found.report["errors"]).all()
-    opposite = dict(seen.to_arrays(), moments=2 * np.eye(50) - 1)  # which needs 48 times its diagonal
+    opposite = dict(seen.to_arrays(), sum=np.zeros(50), moments=2 * np.eye(50) - 1)  # which needs 48 times its diagonal
     assert qk.gptq(w, qk.Hessian.from_arrays(opposite), qk.QParams(0.5), center=False).report["damp"] > 40
 
 
@@ -388,7 +388,7 @@ gptq(np.ones((3, 2)), H, Codebook([[1, 2]], vector=True))   # ValueError: grid m
 gptq(np.ones((3, 2)), H, Codebook([1, 2], block_size=2))    # ValueError: grid must have blocks along axis 0
 gptq(np.ones((3, 2)), H, Codebook([[1, 2]], axis=1))        # ValueError: grid must have levels for 2 columns, got 1
 gptq(np.ones((3, 2)), H, (Codebook([1, 2]), np.ones(2)))    # ValueError: scales are for a codebook with a block size
-gptq(np.ones((3, 2)), H, (Codebook([1, 2], axis=0, block_size=3), [[1, -2]]))  # ValueError: scales must not be negative
+gptq(np.ones((3, 2)), H, (Codebook([1, 2], axis=0, block_size=3), [[1.0, -2]]))  # ValueError: scales must not be neg
 gptq(np.ones((3, 2)), INDEFINITE, QParams(1))               # ValueError: hessian has moments that no data have
 """)
 def test_refusals(refusal):

@@ -221,7 +221,7 @@ def test_empty_layers():
 
 GPTQ = gptq_layer(np.random.default_rng(0), 4, 1, 32, True)[2]
 AWQ = {"qweight": np.zeros((32, 1), np.int32), "qzeros": np.zeros((2, 1), np.int32), "scales": np.ones((2, 8), F32)}
-BNB = bitsandbytes_layer(np.random.default_rng(0), "nf4", True)[2]
+BNB, PLAIN = (bitsandbytes_layer(np.random.default_rng(0), "nf4", nested)[2] for nested in (True, False))
 FEW, BOOK = np.zeros((64, 2), np.uint8), qk.Codebook(qk.NF4.levels, axis=0, block_size=64)
 THREE = np.zeros((3, 8), np.int32)
 STATE = "weight.quant_state.bitsandbytes__nf4"
@@ -289,6 +289,8 @@ layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=BNB)  # ValueError: n
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("dtype"))  # ValueError: nested must hold a double
 layouts.to_bitsandbytes(FEW, BOOK, np.ones((1, 2)), nested=forged("nested_dtype"))  # ValueError: nested must hold a do
 layouts.from_bitsandbytes(BNB | {"weight.nested_absmax": BNB["weight.nested_absmax"] * F32(np.nan)})
+    # ValueError: scales must be finite in float32, got nan
+layouts.from_bitsandbytes(PLAIN | {"weight.absmax": PLAIN["weight.absmax"] * F32(np.nan)})
     # ValueError: weight.absmax has .* NaN
 layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.inf))  # ValueError: scales has 2 NaN or infinite values
 layouts.to_bitsandbytes(FEW, BOOK, np.full((1, 2), np.nan), nested=True)  # ValueError: scales has 2 NaN or infinite va
