@@ -102,15 +102,22 @@ def test_fake_quantize_and_back(race, axis, shape):
 
 
 @AXES
-def test_stochastic(race, axis):
+@pytest.mark.parametrize("shape", [SHAPE, LARGE[0]], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("operation", ["quantize", "fake_quantize"])
+def test_stochastic(race, operation, shape, axis):
     """No peer rounds by numbers of a counter: against our own rounding to the nearest."""
-    x, (scale, zero_point, name) = random_floats(*SHAPE), layout(axis)
-    params, out = qk.QParams(scale, zero_point, "uint8", axis=axis), aligned_empty(SHAPE, "uint8")
-    nearest, by_chance = aligned_empty(SHAPE, "uint8"), dict(rounding="stochastic", seed=1)
-    check = within(exact_codes(x, scale, zero_point, axis), step=1, most=1)
-    ours = our_own(lambda: qk.quantize(x, params, **by_chance, out=out), out, check)
-    other = peers.contender("half_even", lambda: qk.quantize(x, params, out=nearest), lambda: nearest)
-    race(f"quantize, stochastic{name}", ours, [other], check, COUNT * (FLOAT + 1), "GB/s", [])
+    x, (scale, zero_point, name) = random_floats(*shape), layout(axis, shape)
+    params, function = qk.QParams(scale, zero_point, "uint8", axis=axis), getattr(qk, operation)
+    dtype, codes = "uint8" if operation == "quantize" else "float32", exact_codes(x, scale, zero_point, axis)
+    out, nearest = aligned_empty(shape, dtype), aligned_empty(shape, dtype)
+    if operation == "quantize":
+        check = within(codes, step=1, most=1)
+    else:
+        check = within(exact_values(codes, scale, zero_point, axis), step=1.01 * np.max(scale), most=1)
+    ours = our_own(lambda: function(x, params, rounding="stochastic", seed=1, out=out), out, check)
+    other = peers.contender("half_even", lambda: function(x, params, out=nearest), lambda: nearest)
+    case = f"{operation}, stochastic{name}, {shape[0]}x{shape[1]}"
+    race(case, ours, [other], check, x.nbytes + out.nbytes, "GB/s", [])
 
 
 FORMATS = {"MXFP8": ("float8_e4m3fn", "mx"), "MXFP4": ("float4_e2m1fn", "mx"), "NVFP4": ("float4_e2m1fn", "nvfp4")}

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from ._bind import elementwise
-from ._bind.arrays import FLOATS, holds_as_half, named_dtype
+from ._bind.arrays import FLOATS, cuts, holds_as_half, named_dtype
 from ._checks import (
     SMALLEST_SCALE,
     array_named,
@@ -338,11 +338,14 @@ def _checked_small(values, name, least, most, shape):
         raise ValueError(
             f"scale must have shape {given.shape[1:]} to match blocks {given.shape} of {name}, got {shape[1:]}"
         )
-    given = given.astype(np.int32) if given.dtype in SUB_BYTE_CODES else given
-    bad = ~((given >= least) & (given <= most))
-    if np.count_nonzero(bad):
-        raise ValueError(f"{name} must be within [{least}, {most}], got {given[bad].flat[0]}")
-    return given.astype(np.int8 if least < 0 else np.uint8, order="C")
+    kept = np.empty(given.shape, np.int8 if least < 0 else np.uint8)
+    for part in cuts(given.shape):
+        some = given[part].astype(np.int32) if given.dtype in SUB_BYTE_CODES else given[part]
+        bad = ~((some >= least) & (some <= most))
+        if np.count_nonzero(bad):
+            raise ValueError(f"{name} must be within [{least}, {most}], got {some[bad].flat[0]}")
+        kept[part] = some
+    return kept
 
 
 def _brief(value):

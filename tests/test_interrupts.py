@@ -168,6 +168,16 @@ CALLS = {
     "choose_qparams, integer scales": """
         x = np.repeat(floats(4096), 2048).reshape(4096, 2048)
         call = lambda: qk.choose_qparams(x, 'uint4', axis=0, block_size=32, method='mse', scale_bits=4)""",
+    "QParams, integer scales": """
+        scale, shift = np.ones((2**14, 2**14), np.uint8), np.zeros((2**14, 2**14), np.int8)
+        blocks = dict(axis=0, block_size=32, block_scale=scale, block_shift=shift)
+        call = lambda: qk.QParams(np.ones(2**14), None, 'int4', **blocks)""",
+    "params, integer scales": """
+        scale, shift = np.ones((2**18, 2**9), np.uint8), np.zeros((2**18, 2**9), np.int8)
+        blocks = dict(axis=0, block_size=4, block_scale=scale, block_shift=shift)
+        params = qk.QParams(np.ones(2**9), None, 'int4', **blocks)
+        p = qk.pack(np.zeros((2**20, 2**9), ml_dtypes.int4), params)
+        call = lambda: [p.params for _ in range(9)]""",
     "choose_qparams, microscaling": """
         x = floats(2**14, 2**14)
         call = lambda: [qk.choose_qparams(x, 'float4_e2m1fn', axis=0, method='mx') for _ in range(9)]""",

@@ -72,7 +72,7 @@ size_t qk_folded_bytes(const qk_gemm8_weights *p);
 int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m);
 int qk_folded_unpack(const qk_gemm8_weights *p, void *b);
 /* Scales and shifts of blocks (blocks, n). */
-void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift);
+int qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift);
 
 /* Integer scales of weights (k, n) in blocks of rows, and the codes that these have, QK_I4 or QK_U4. */
 typedef struct {
@@ -84,7 +84,7 @@ typedef struct {
     int qmin, qmax;
 } qk_integer_scales;
 
-/* Whether all of them are such: scales as everywhere, those of blocks 1 .. 16, shifts -8 .. 7, weights int8. */
+/* Whether all are such (1 or 0): scales as everywhere, those of blocks 1 .. 16, shifts -8 .. 7, weights int8. */
 int qk_fold_fits(const qk_integer_scales *p);
 /* The int8 that codes fold to; codes of x, QK_F32 or QK_F64, half to even or away. */
 int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p);

@@ -19,19 +19,37 @@ static inline int middle_of(qk_dtype codes) { return codes == QK_U4 ? 8 : 0; }
 
 static inline int fits_int8(int weight) { return weight >= -128 && weight <= 127; }
 
+typedef struct {
+    const qk_integer_scales *p;
+    size_t blocks; /* of all columns */
+    int32_t unfit;
+} scales_job;
+
+static int block_fits(const qk_integer_scales *p, int scale, int shift)
+{
+    const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
+    return scale >= 1 && scale <= 16 && shift >= -8 && shift <= 7 && fits_int8(scale * lo + 2 * shift) &&
+        fits_int8(scale * hi + 2 * shift);
+}
+
+static void look_at_scales(void *context, size_t begin, size_t end)
+{
+    scales_job *j = context;
+    const qk_integer_scales *p = j->p;
+    int fit = 1;
+    for (size_t i = begin; i < min_size(end, p->n) && fit; i++) fit = p->scale[i] >= FLT_MIN && p->scale[i] <= FLT_MAX;
+    for (size_t i = begin; i < min_size(end, j->blocks) && fit; i++)
+        fit = block_fits(p, p->block_scale[i], p->block_shift[i]);
+    qk_keep_most(&j->unfit, !fit);
+}
+
 int qk_fold_fits(const qk_integer_scales *p)
 {
     QK_DEFAULT_MODE;
-    const size_t count = qk_times(ceil_div(p->k, p->block), p->n);
-    const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
-    for (size_t i = 0; i < p->n; i++)
-        if (!(p->scale[i] >= FLT_MIN && p->scale[i] <= FLT_MAX)) return 0;
-    for (size_t i = 0; i < count; i++) {
-        const int scale = p->block_scale[i], shift = p->block_shift[i];
-        if (scale < 1 || scale > 16 || shift < -8 || shift > 7) return 0;
-        if (!fits_int8(scale * lo + 2 * shift) || !fits_int8(scale * hi + 2 * shift)) return 0;
-    }
-    return 1;
+    scales_job j = {p, qk_times(ceil_div(p->k, p->block), p->n), 0};
+    const size_t items = j.blocks < p->n ? p->n : j.blocks;
+    const int status = qk_parallel_for(items, 2.0 * (double)items, look_at_scales, &j);
+    return status ? status : !j.unfit;
 }
 
 typedef struct {
@@ -229,14 +247,30 @@ int qk_folded_unpack(const qk_gemm8_weights *p, void *b)
     return qk_parallel_for(p->k, 5.0 * (double)p->k * (double)p->n, unpack_rows, &job);
 }
 
-void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
+typedef struct {
+    const qk_gemm8_weights *p;
+    uint8_t *scale;
+    int8_t *shift;
+} params_job;
+
+static void unpack_params(void *context, size_t begin, size_t end)
+{
+    const params_job *j = context;
+    const qk_gemm8_weights *p = j->p;
+    for (size_t block = begin; block < end; block++)
+        for (size_t col = 0; col < p->n && !qk_stopped_at(col); col++) {
+            const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
+            j->scale[block * p->n + col] = (uint8_t)qk_block_scale(params);
+            j->shift[block * p->n + col] = (int8_t)qk_block_shift(params);
+        }
+}
+
+int qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
 {
     QK_DEFAULT_MODE;
-    for (size_t block = 0; block < p->folded.blocks; block++)
-        for (size_t col = 0; col < p->n; col++) {
-            const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
-            *block_scale++ = (uint8_t)qk_block_scale(params), *block_shift++ = (int8_t)qk_block_shift(params);
-        }
+    params_job j = {p, block_scale, block_shift};
+    const size_t blocks = p->folded.blocks;
+    return qk_parallel_for(blocks, 5.0 * (double)blocks * (double)p->n, unpack_params, &j);
 }
 
 /* ---- the product ---- */

@@ -171,7 +171,7 @@ cdef extern from "drivers/drivers.h" nogil:
         size_t blocks
     ctypedef struct qk_gemm8_weights:
         qk_folded folded
-    void qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift)
+    int qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift) except -3
 
     ctypedef struct qk_integer_search:
         size_t k, block
@@ -186,7 +186,7 @@ cdef extern from "drivers/drivers.h" nogil:
         const int8_t *block_shift
         qk_dtype codes
         int qmin, qmax
-    int qk_fold_fits(const qk_integer_scales *p)
+    int qk_fold_fits(const qk_integer_scales *p) except -3
     int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p) except -3
     int qk_quantize_folded(const void *x, qk_dtype from_, uint8_t *codes, const qk_integer_scales *p,
                            qk_rounding rounding) except -3

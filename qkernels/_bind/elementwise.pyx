@@ -142,7 +142,10 @@ def folds(Params p):
     s.k, s.n, s.block, s.codes, s.qmin, s.qmax = blocks, n, 1, p.storage, p.qmin, p.qmax
     s.scale = floats(p.scale)
     s.block_scale, s.block_shift = <const uint8_t *>data_of(p.block_scale), <const int8_t *>data_of(p.block_shift)
-    return bool(qk_fold_fits(&s))
+    cdef int fits
+    with nogil:
+        fits = qk_fold_fits(&s)
+    return bool(fits)
 
 
 def fold(cnp.ndarray q, Params params, name="q"):

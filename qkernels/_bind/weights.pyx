@@ -144,8 +144,11 @@ cdef class Packed:
         """Return the scales and shifts of blocks (blocks, N), uint8 and int8."""
         cdef tuple shape = (self.c.gemm8.folded.blocks, self.c.n)
         cdef cnp.ndarray scale = np.empty(shape, np.uint8), shift = np.empty(shape, np.int8)
+        cdef uint8_t *scales = <uint8_t *>data_of(scale)
+        cdef int8_t *shifts = <int8_t *>data_of(shift)
         if scale.size:
-            qk_folded_params(&self.c.gemm8, <uint8_t *>data_of(scale), <int8_t *>data_of(shift))
+            with nogil:
+                qk_folded_params(&self.c.gemm8, scales, shifts)
         return scale, shift
 
     def unpack(self):
