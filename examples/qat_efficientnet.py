@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from efficientnet_data import load_images, load_weights, resize
-from efficientnet_float import Float32, fold, run, train
+from efficientnet_float import fold, sum_of, train
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -23,8 +23,9 @@ from torch.nn import functional
 import qkernels as qk
 from qkernels.torch import FakeQuantize, fake_quantize
 
-SIZE, AT_ONCE, BATCH = 64, 32, 128  # pixels of a side; images that NumPy takes at a time, and a step of training
+SIZE, AT_ONCE, BATCH = 64, 100, 64  # pixels of a side; images that are run at a time, and a step of training
 KEPT = 2  # blocks that are trained: the last one, and the head
+HEAD = 4000  # images on whose features the logistic layer begins
 
 
 class ThreeBits(FakeQuantize):
@@ -47,39 +48,53 @@ class ThreeBits(FakeQuantize):
 BITS = {"2 bits": FakeQuantize, "3 bits": ThreeBits}
 
 
-class Tail(torch.nn.Module):
-    """The last blocks and the logistic layer; in the end convolutions of 1 x 1 and that layer have few bits."""
+class Part(torch.nn.Module):
+    """Blocks in a row and, where it is given, the logistic layer: of images or values (N, C, H, W) their logits."""
 
-    def __init__(self, blocks, dense):
+    def __init__(self, blocks, dense=None):
         super().__init__()
-        self.plan = [layer._replace(w=None, bias=None) for layer in sum(blocks, [])]
-        weights = [layer.w for layer in sum(blocks, [])] + [dense[0][None, None]]
-        biases = [layer.bias for layer in sum(blocks, [])] + [dense[1]]
-        self.w, self.bias = (torch.nn.ParameterList(map(torch.tensor, arrays)) for arrays in (weights, biases))
-        self.quantizers = torch.nn.ModuleList(torch.nn.Identity() for _ in weights)
+        layers = sum(blocks, [])
+        self.plan = [[layer._replace(w=None, bias=None) for layer in block] for block in blocks]
+        arrays = [(layer.w, layer.bias) for layer in layers]
+        arrays += [] if dense is None else [(dense[0][None, None], dense[1])]
+        self.w, self.bias = (torch.nn.ParameterList(map(torch.tensor, kind)) for kind in zip(*arrays))
+        self.quantizers = torch.nn.ModuleList(torch.nn.Identity() for _ in arrays)
 
     def quantize(self, kind):
-        """Begin with the scales of least squares."""
+        """Give convolutions of 1 x 1 and the logistic layer few bits; begin with the scales of least squares."""
         for i, w in enumerate(self.w):
             if w.shape[0] == 1:
                 self.quantizers[i] = kind.of(w.detach(), dtype="int2", axis=3, narrow_range=False)
 
-    def weight(self, i):
-        return self.quantizers[i](self.w[i])
-
     def forward(self, x):
-        """Return logits of values (N, C, H, W)."""
-        for i, layer in enumerate(self.plan):
-            padding = self.w[i].shape[0] // 2
-            x = functional.conv2d(x, self.weight(i).permute(3, 2, 0, 1), self.bias[i], 1, padding, 1, layer.groups)
-            x = x.clamp(0, 6) if layer.relu6 else x
-        return x.mean((2, 3)) @ self.weight(-1)[0, 0] + self.bias[-1]
+        i = 0
+        for block in self.plan:
+            y = x
+            for layer in block:
+                y, i = self.convolve(y, layer, i), i + 1
+            x = x + y if sum_of(block) else y
+        return x.mean((2, 3)) @ self.quantizers[i](self.w[i])[0, 0] + self.bias[i] if i < len(self.w) else x
+
+    def convolve(self, x, layer, i):
+        before = (
+            len(self.w[i]) - layer.stride
+        ) // 2  # of images of even sizes, or strides of 1; and one more at the end
+        after = len(self.w[i]) - layer.stride - before
+        w = self.quantizers[i](self.w[i]).permute(3, 2, 0, 1)
+        x = functional.pad(x, (before, after) * 2) if len(self.w[i]) > 1 else x
+        x = functional.conv2d(x, w, self.bias[i], layer.stride, groups=layer.groups)
+        return x.clamp(0, 6) if layer.relu6 else x
+
+
+def in_parts(function, x, what=None):
+    """Return what a function makes of rows, a part at a time."""
+    parts = x.split(AT_ONCE)
+    with torch.no_grad():
+        return torch.cat([function(part) for part in (track(parts, what) if what else parts)])
 
 
 def accuracy(tail, x, labels):
-    with torch.no_grad():
-        found = torch.cat([tail(part).argmax(1) for part in x.split(1000)])
-    return float((found == labels).float().mean())
+    return float((in_parts(tail, x).argmax(1) == labels).float().mean())
 
 
 def learn(tail, x, labels, teacher, what, epochs, test, rate=1e-3):
@@ -103,36 +118,34 @@ def learn(tail, x, labels, teacher, what, epochs, test, rate=1e-3):
     return told
 
 
-def values_before(blocks, images, what):
-    """Return what the frozen blocks make of images (N, C, H, W), and the features of the whole network."""
-    kept, found = blocks[-KEPT][0].source, []
+def values(part, images, what):
+    """Return what a part of the network makes of images (N, H, W)."""
 
-    def see(name, values):
-        if name in (kept, "features"):
-            found.append(values)
+    def enter(images):
+        pixels = (resize(images.numpy(), SIZE).astype(np.float32) - 127) / 128
+        return part(torch.tensor(pixels).permute(0, 3, 1, 2))  # in the order of channels last, which is the faster one
 
-    for i in track(range(0, len(images), AT_ONCE), what):
-        run(blocks, resize(images[i : i + AT_ONCE], SIZE), Float32(see=see))
-    x, features = np.concatenate(found[::2]), np.concatenate(found[1::2])
-    return torch.tensor(x.transpose(0, 3, 1, 2).copy()), features
+    return in_parts(enter, torch.tensor(images), what).contiguous()
 
 
 def compare(count, epochs, distill=False):
     """Yield the name of each network, its accuracy before and after training, and the curve."""
     blocks, data = fold(load_weights()), load_images()
-    images, labels = (part[: 2 * count] for part in data["train"])
-    test, answers = (part[:count] for part in data["t10k"])
-    x, features = values_before(blocks, images, "features")
-    test_x, _ = values_before(blocks, test, "features of the test")
+    frozen, last = Part(blocks[:-KEPT]), blocks[-KEPT:]
+    (images, labels), (test, answers) = (
+        [part[:most] for part in data[kind]] for kind, most in (("train", 2 * count), ("t10k", count))
+    )
+    x, test_x = values(frozen, images, "features"), values(frozen, test, "features of the test")
+    features = in_parts(Part(last), x[:HEAD]).mean((2, 3))
+    dense = train(features.numpy(), labels[:HEAD])
     labels, test = torch.tensor(labels).long(), (test_x, torch.tensor(answers).long())
-    exact = Tail(blocks[-KEPT:], train(features, labels.numpy()))
+    exact = Part(last, dense)
     first = accuracy(exact, *test)
     curve = learn(exact, x, labels, None, "float32", epochs, test, 1e-4)
     yield "float32", first, curve[-1], curve
-    with torch.no_grad():
-        teacher = torch.cat([exact(part) for part in x.split(1000)]) if distill else None
+    teacher = in_parts(exact, x) if distill else None
     for levels, kind in BITS.items():
-        tail = Tail(blocks[-KEPT:], train(features, labels.numpy()))
+        tail = Part(last, dense)
         tail.load_state_dict(exact.state_dict())
         tail.quantize(kind)
         before = accuracy(tail, *test)
@@ -142,8 +155,8 @@ def compare(count, epochs, distill=False):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=2000, metavar="N", help="test on N images, learn from 2 N")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--images", type=int, default=4000, metavar="N", help="test on N images, learn from 2 N")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--distill", action="store_true", help="learn from the float network's probabilities, too")
     parser.add_argument("--plot", help="write the curves to this PNG")
     options = parser.parse_args()

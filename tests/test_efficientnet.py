@@ -202,3 +202,25 @@ def test_enlarged_images_are_bilinear():
     np.testing.assert_array_equal(found[0, ..., 0], found[0, ..., 2])
     np.testing.assert_array_equal(found[0, 0, :, 1], [0, 25, 75, 100])
     assert found[0, 1, 1, 0] == np.rint(0.75 * (0.25 * 100) + 0.25 * (0.75 * 200 + 0.25 * 40))
+
+
+def test_the_network_in_torch_gives_the_same_and_learns_in_two_bits(network):
+    """Of labels that the float network gives."""
+    pytest.importorskip("torch")
+    import qat_efficientnet as qat
+
+    blocks, head, _ = network
+    images = np.random.default_rng(1).integers(0, 256, (256, 7, 7), np.uint8)
+    x = qat.values(qat.Part(blocks[:-2]), images, "features")
+    exact = qat.Part(blocks[-2:], head)
+    logits = qat.in_parts(exact, x)
+    np.testing.assert_allclose(logits, run(blocks, data.resize(images, qat.SIZE), Float32(head)), atol=1e-4)
+    for kind in qat.BITS.values():
+        tail, labels = qat.Part(blocks[-2:], head), logits.argmax(1)
+        tail.quantize(kind)
+        before = qat.accuracy(tail, x, labels)
+        few = [len(w.unique()) for w in (q(w)[..., 0] for q, w in zip(tail.quantizers, tail.w) if len(w) == 1)]
+        assert max(few) <= (4 if kind is qat.BITS["2 bits"] else 8)
+        told = qat.learn(tail, x, labels, logits, "few bits", 10, (x, labels))
+        assert len(told) == 10 and before + 0.8 * (1 - before) <= told[-1] == qat.accuracy(tail, x, labels)
+        assert all((q.scale > 0).all() for q in tail.quantizers if hasattr(q, "scale"))
