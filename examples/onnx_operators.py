@@ -53,9 +53,24 @@ def dynamic_quantize_linear(x):
 # ---- layers of codes: functions of the parameters that the result shall have ----
 
 
+def need_codes(x, *others):
+    if not all(isinstance(operand, Codes) for operand in (x, *others)):
+        raise NotImplementedError("a layer of floats: its operands must come from DequantizeLinear")
+    if x.params.axis is not None:
+        raise NotImplementedError("an input with more than one scale")
+
+
+def need_images(x):
+    need_codes(x)
+    if x.codes.ndim != 4:
+        raise NotImplementedError(f"an input with {x.codes.ndim} axes: only images, which have 4, are run")
+
+
 def packed(memory, pack, w, layout, **options):
     """Return weights, their last axis the outputs; a node keeps in `memory` those of constant ones."""
     if not memory:
+        if w.params.block_size or w.params.axis not in (None, layout[-1], layout[-1] - w.codes.ndim):
+            raise NotImplementedError("weights whose scales are not one, or one for each output")
         p = qparams(w.params.scale, w.params.zero_point, w.codes.dtype, axis=w.codes.ndim - 1)
         memory.append(pack(w.codes.transpose(layout), p, **options))
     return memory[0]
@@ -65,12 +80,17 @@ def bias_of(bias):
     return bias.codes if isinstance(bias, Sums) else bias
 
 
-def conv(x, w, bias=None, *, memory, group=1, auto_pad=b"NOTSET", pads=(0, 0, 0, 0), strides=1, dilations=1, **_):
-    """Convolve images (N, C, H, W) by weights (F, C / group, height, width)."""
-    weights = packed(memory, qk.pack_conv, w, (2, 3, 1, 0), groups=group)
+def window_of(*, auto_pad=b"NOTSET", pads=(0, 0, 0, 0), strides=1, dilations=1):
     same = {b"SAME_UPPER": "same_upper", b"SAME_LOWER": "same_lower"}
-    where = dict(strides=strides, padding=same.get(auto_pad, tuple(pads)), dilations=dilations)
-    images, bias = x.codes.transpose(0, 2, 3, 1), bias_of(bias)
+    return dict(strides=strides, padding=same.get(auto_pad, tuple(pads)), dilations=dilations)
+
+
+def conv(x, w, bias=None, *, memory, group=1, kernel_shape=None, **window):
+    """Convolve images (N, C, H, W) by weights (F, C / group, height, width), whose shape has the kernel's."""
+    need_codes(x, w)
+    need_images(x)
+    weights = packed(memory, qk.pack_conv, w, (2, 3, 1, 0), groups=group)
+    images, bias, where = x.codes.transpose(0, 2, 3, 1), bias_of(bias), window_of(**window)
 
     def finish(to):
         if to is None or not is_at_the_end(bias):
@@ -92,9 +112,12 @@ def requantized(sums, x, w, to):
 
 def gemm(a, b, bias=None, *, memory, transA=0, transB=0, alpha=1.0, beta=1.0):  # noqa: N803 (ONNX's names)
     if (transA, alpha, beta) != (0, 1, 1):
-        raise NotImplementedError(f"Gemm of transA={transA}, alpha={alpha}, beta={beta}")
+        raise NotImplementedError(f"transA={transA}, alpha={alpha}, beta={beta}")
+    need_codes(a, b)
     weights = packed(memory, qk.pack, b, (1, 0) if transB else (0, 1))
     bias = bias_of(bias)
+    if bias is not None and np.shape(bias) != weights.shape[1:]:
+        raise NotImplementedError(f"a bias of shape {np.shape(bias)} for {weights.shape[1]} columns")
 
     def finish(to):
         if not is_at_the_end(bias):
@@ -107,8 +130,11 @@ def gemm(a, b, bias=None, *, memory, transA=0, transB=0, alpha=1.0, beta=1.0):  
 
 
 def matmul(a, b, *, memory):
+    need_codes(a, b)
     if b.codes.ndim == 2:
         return gemm(a, b, memory=memory)
+    if min(a.codes.ndim, b.codes.ndim) < 2 or b.params.axis is not None:
+        raise NotImplementedError(f"shapes {a.codes.shape} and {b.codes.shape}, with {b.params.scale.size} scales")
     batch = np.broadcast_shapes(a.codes.shape[:-2], b.codes.shape[:-2])
     lefts, rights = (np.broadcast_to(x.codes, batch + x.codes.shape[-2:]) for x in (a, b))
 
@@ -136,8 +162,21 @@ add, multiply = both(qk.qadd, np.add), both(qk.qmultiply, np.multiply)
 
 
 def global_average_pool(x, channels_last=0):
-    images = x.codes.transpose(0, 2, 3, 1)
-    return lambda to: qk.qglobal_average_pool(images, x.params, to).transpose(0, 3, 1, 2)
+    need_images(x)
+    to_last, back = [(0, 1, 2, 3)] * 2 if channels_last else [(0, 2, 3, 1), (0, 3, 1, 2)]
+    return lambda to: qk.qglobal_average_pool(x.codes.transpose(to_last), x.params, to).transpose(back)
+
+
+def clip(x, low=None, high=None):
+    """Clip a value; of a layer of codes, its codes by those of the bounds, as rounding keeps order."""
+    if callable(x):
+        return lambda to: clip(x(to), *(b if b is None else qk.quantize(real(b), to) for b in (low, high)))
+    x = x if low is None else np.maximum(real(x), real(low))
+    return x if high is None else np.minimum(real(x), real(high))
+
+
+def relu(x):
+    return clip(x, np.zeros((), np.float32 if callable(x) else real(x).dtype))
 
 
 def whole_shape(function):
@@ -164,6 +203,10 @@ def qlinear(layer, operands, result, axis=1):
         return quantize_linear(layer(*reals, *bias, **attributes), *inputs[result : result + 2])
 
     return run
+
+
+def qgemm(*inputs, transB=0, **attributes):  # noqa: N803
+    return qlinear(gemm, 2, 7, axis=1 - transB)(*inputs, transB=transB, **attributes)
 
 
 def matmul_integer(a, b, a_zero_point=0, b_zero_point=0):

@@ -22,13 +22,13 @@ LAYERS = {  # those with weights, which a node packs once
     "ConvInteger": do.conv_integer,
     "Gemm": do.gemm,
     "MatMul": do.matmul,
-    "QGemm": qlinear(do.gemm, 2, 7),
+    "QGemm": do.qgemm,
     "QLinearConv": qlinear(do.conv, 2, 6, axis=0),
     "QLinearMatMul": qlinear(do.matmul, 2, 6),
 }
 OPERATORS = LAYERS | {
     "Add": do.add,
-    "Clip": lambda x, low=None, high=None: np.clip(do.real(x), low, high),
+    "Clip": do.clip,
     "DequantizeLinear": do.dequantize_linear,
     "DynamicQuantizeLinear": do.dynamic_quantize_linear,
     "Flatten": whole_shape(lambda x, axis=1: x.reshape(int(np.prod(x.shape[:axis])), -1)),
@@ -39,13 +39,15 @@ OPERATORS = LAYERS | {
     "QLinearGlobalAveragePool": qlinear(do.global_average_pool, 1, 3),
     "QLinearMul": qlinear(do.multiply, 2, 6),
     "QuantizeLinear": do.quantize_linear,
-    "Relu": lambda x: np.maximum(do.real(x), 0),
+    "Relu": do.relu,
     "Reshape": whole_shape(lambda x, shape: x.reshape([n or x.shape[i] for i, n in enumerate(shape)])),
     "Transpose": whole_shape(lambda x, perm=None: x.transpose(perm)),
 }
 
 
-DEFAULTS = dict(allowzero=[0], output_dtype=[0], precision=[0, onnx.TensorProto.FLOAT], saturate=[1])  # as computed
+DEFAULTS = dict(  # as computed
+    allowzero=[0], channels_last=[0], output_dtype=[0], precision=[0, onnx.TensorProto.FLOAT], saturate=[1]
+)
 
 
 def attributes_of(node):
@@ -61,6 +63,8 @@ class Graph:
         self.constants = {"": None} | {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
         self.outputs, self.nodes = [output.name for output in model.graph.output], []
         for node in model.graph.node:
+            if node.op_type not in OPERATORS:
+                raise NotImplementedError(f"{node.op_type} {node.name!r}: there is no such operator here")
             attributes = attributes_of(node)
             if all(name in self.constants for name in node.input):
                 self.compute(node, attributes, self.constants)
@@ -74,7 +78,7 @@ class Graph:
             attributes = {"memory": []} | attributes
         try:
             found = OPERATORS[node.op_type](*(values[name] for name in node.input), **attributes)
-        except TypeError as error:  # its text has the name of an attribute that a function does not take
+        except (NotImplementedError, TypeError) as error:  # its text names an attribute that a function does not take
             raise NotImplementedError(f"{node.op_type} {node.name!r}: {error}") from error
         values.update(zip(node.output, found if type(found) is tuple else (found,), strict=True))
 

@@ -21,13 +21,15 @@ def main():
     parser.add_argument(
         "--compile", action="store_true", help="compile ahead what first calls would (nothing: all of it is built in)"
     )
-    parser.add_argument("--seconds", type=float, default=30, help="to measure for (30; 0: neither check nor measure)")
+    parser.add_argument(
+        "--seconds", type=selftest.seconds, default=30, help="to measure for (30; 0: neither check nor measure)"
+    )
     options = parser.parse_args()
     if options.compile:
         print("nothing to compile: all loops are built into the extension")
         return 0
     show_config()
-    if options.seconds <= 0:
+    if options.seconds == 0:
         return 0
     print("\nSelf-check (python -m qkernels.selftest --seconds 3600 is a longer one):")
     if selftest.main(["--seconds", str(min(CHECK, options.seconds))]):

@@ -132,6 +132,13 @@ def run(seconds, seed=0):
 # ---- the command ----
 
 
+def seconds(word):
+    """Return an option as a time: finite, and at least 0."""
+    if not 0 <= (value := float(word)) < float("inf"):
+        raise ValueError
+    return value
+
+
 def _seed(word):
     if (seed := int(word)) < 0:
         raise ValueError
@@ -149,7 +156,7 @@ def report(counts, calls):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m qkernels.selftest", description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10, help="how long to go on (10)")
+    parser.add_argument("--seconds", type=seconds, default=10, help="how long to go on (10)")
     parser.add_argument("--seed", type=_seed, help="make one call only, that of this seed")
     options = parser.parse_args(arguments)
     try:

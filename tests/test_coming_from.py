@@ -22,19 +22,20 @@ def run_node(op, feeds, weights, result, **attributes):
     return session.run(None, feeds)[0]
 
 
+@pytest.mark.parametrize("k", [128, 40, 70])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_weights_of_matmulnbits(zeros):
-    rng, (n, k, block) = np.random.default_rng(0), (16, 128, 32)
-    b = rng.integers(0, 256, (n, k // block, block // 2), np.uint8)
-    scales = rng.uniform(0.01, 0.02, (n, k // block)).astype(np.float32)
-    packed_zeros = rng.integers(0, 256, (n, k // block // 2), np.uint8)
-    weights = {"b": b, "scales": scales.ravel()} | ({"zeros": packed_zeros.ravel()} if zeros else {})
+def test_weights_of_matmulnbits(zeros, k):
+    rng, n, block, blocks = np.random.default_rng(0), 16, 32, -(-k // 32)
+    b = rng.integers(0, 256, (n, blocks, block // 2), np.uint8)
+    scales = rng.uniform(0.01, 0.02, (n, blocks)).astype(np.float32)
+    z = rng.integers(0, 256, (n, -(-blocks // 2)), np.uint8)
+    weights = {"b": b, "scales": scales.ravel()} | ({"zeros": z.ravel()} if zeros else {})
     got = run_node(
         "MatMulNBits", {"x": np.eye(k, dtype=np.float32)}, weights, (k, n), K=k, N=n, bits=4, block_size=block
     )
 
-    codes = qk.unpack_bits(b.ravel(), 4, (n, k), dtype="uint4").T
-    zero_point = qk.unpack_bits(packed_zeros.ravel(), 4, scales.shape).T if zeros else 8
+    codes = qk.unpack_bits(b.ravel(), 4, (n, blocks * block), dtype="uint4")[:, :k].T
+    zero_point = qk.unpack_bits(z.ravel(), 4, (n, 2 * z.shape[1]))[:, :blocks].T if zeros else 8
     params = qk.QParams(scales.T, zero_point, "uint4", axis=0, block_size=block)
     assert_array_equal(qk.dequantize(codes, params), got)
     assert qk.pack(codes, params).shape == (k, n)

@@ -273,6 +273,18 @@ def test_residual_and_clamp(variants, layer, layout, activation, data):
         assert_array_equal(got, want, err_msg=variant, strict=True)
 
 
+@every_kind
+def test_an_input_has_to_be_finite_where_there_are_no_columns(kind, dtype, shared, isas):
+    packed = kind.make(np.random.default_rng(0), 64, 0, dtype, shared).pack()
+    x = np.ones((2, 64), np.float32)
+    assert qk.linear(x, packed).shape == (2, 0)
+    x[1, 5] = np.nan
+    for _ in isas():
+        for options in {}, {"out": np.empty((2, 0), np.float32)}:
+            with pytest.raises(ValueError, match=r"x has 1 NaN or infinite values, the first at \(1, 5\)"):
+                qk.linear(x, packed, **options)
+
+
 def test_linear_leaves_out_alone_where_the_last_of_many_rows_is_not_finite(variants):
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (1500, 257)).astype(np.float32)

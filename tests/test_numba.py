@@ -21,6 +21,7 @@ from test_fpmode import FLUSH, UP, helper  # noqa: E402
 
 import qkernels as qk  # noqa: E402
 from qkernels import numba as qn  # noqa: E402
+from qkernels._bind import jit  # noqa: E402
 from qkernels.numba import PackedMatrixType  # noqa: E402
 
 RNG = np.random.default_rng(15)
@@ -41,6 +42,19 @@ def same(got, want):
 def check(variants, compiled, call, *arguments):
     for variant in variants():
         assert same(compiled(*arguments), call(*arguments)), variant
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """Note the names of functions that calls are handed to, which need the GIL: only what docs/embedding.md lists."""
+    found = set()
+
+    def noted(name, function):
+        return lambda *args, **options: found.add(name) or function(*args, **options)
+
+    for name, function in jit.public.items():
+        monkeypatch.setitem(jit.public, name, noted(name, function))
+    return found
 
 
 # ---- values ----
@@ -71,7 +85,7 @@ BIASED = njit(lambda x, w, bias: qk.linear(x, w, bias))
 
 @pytest.mark.parametrize("kind", ["tensor", "axis", "blocks"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_codes_are_those_of_quantize(variants, dtype, kind):
+def test_codes_are_those_of_quantize(variants, handed, dtype, kind):
     params = params_of(dtype, kind)
     for x in X, X.astype(float), X.T.copy().T:
         check(variants, QUANTIZE, qk.quantize, x, params)
@@ -81,6 +95,7 @@ def test_codes_are_those_of_quantize(variants, dtype, kind):
         assert same(TO_FLOAT64(codes, params), qk.dequantize(q, params, dtype=np.float64)), variant
     if not dtype.startswith("float"):
         check(variants, TO_FLOAT64, TO_FLOAT64.py_func, SUMS, params)
+    assert not handed
 
 
 @njit
@@ -89,23 +104,25 @@ def both(x, params, q, y):
 
 
 @pytest.mark.parametrize("kind", ["tensor", "axis", "blocks"])
-def test_results_go_to_out(kind):
+def test_results_go_to_out(handed, kind):
     params = params_of("int8", kind)
 
     q, y = np.empty(SHAPE, np.int8), np.empty(SHAPE, np.float32)
     found = both(X, params, q, y)
     assert found[0].ctypes.data == q.ctypes.data and same(q, qk.quantize(X, params, rounding="half_away"))
     assert found[1].ctypes.data == y.ctypes.data and same(y, qk.dequantize(q, params))
+    assert not handed
 
 
-def test_integer_scales_are_left_to_python():
+def test_integer_scales_are_left_to_python(handed):
     scales = dict(block_scale=RNG.integers(1, 9, (2, 32)), axis=0, block_size=4)
     params = qk.QParams(ROW / 50, dtype="int4", **scales)
     assert same(QUANTIZE(X, params), qk.quantize(X, params))
+    assert handed == {"quantize"}
 
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_away", "gemmlowp", "tflite"])
-def test_sums_are_requantized(variants, rounding):
+def test_sums_are_requantized(variants, handed, rounding):
     source = f"lambda acc, m, params, bias: qk.requantize(acc, m, params, bias=bias, rounding={rounding!r})"
     call = eval(source, {"qk": qk})
     compiled = njit(call)
@@ -116,11 +133,14 @@ def test_sums_are_requantized(variants, rounding):
             check(variants, compiled, call, SUMS[0], m, params, None)
     wide = RNG.integers(-(2**20), 2**20, (2, 600), np.int32)
     check(variants, compiled, call, wide, RNG.uniform(1e-5, 1e-3, 600), params, None)
+    assert not handed
+    check(variants, compiled, call, SUMS[:0], ROW, params, None)
+    assert handed == {"requantize"}
 
 
 @pytest.mark.parametrize("right", ["int8", "uint8", "int16", "packed int8", "packed uint8", "packed int16"])
 @pytest.mark.parametrize("left", ["int8", "uint8", "int16"])
-def test_products_are_exact(variants, left, right):
+def test_products_are_exact(variants, handed, left, right):
     a, b = random_codes(RNG, (2, 3, 40), left), random_codes(RNG, (40, 17), right.split()[-1])
     if right.startswith("packed"):
         if (left == "int16") != (right == "packed int16"):
@@ -134,6 +154,14 @@ def test_products_are_exact(variants, left, right):
     check(variants, MATMUL, qk.matmul, a, b)
     check(variants, MATMUL, qk.matmul, a[0, 0], b)
     check(variants, MATMUL, qk.matmul, a[:, :, ::-1][:, ::2], b)
+    for az, bz in (np.uint8(3), 5), (0, np.uint64(5)):
+        for variant in variants():
+            assert same(SHIFTED(a, b, az, bz), qk.matmul(a, b, a_zero_point=az, b_zero_point=bz)), variant
+    check(variants, MATMUL, qk.matmul, a[:, :0], b)
+    if right.startswith("packed") or "int16" not in (left, right):
+        assert handed == ({"matmul"} if left == "int16" else set())
+        check(variants, SHIFTED, SHIFTED.py_func, a[0, :0], b, 3, 5)
+    assert handed == {"matmul"}
 
 
 def packed_weights():
@@ -147,14 +175,12 @@ def packed_weights():
 
 
 @pytest.mark.parametrize("packed", list(packed_weights()), ids=lambda packed: str(packed.dtype))
-def test_layers_are_those_of_linear(variants, packed):
+def test_layers_are_those_of_linear(variants, handed, packed):
     bias, residual = ROW[:20].astype(np.float32), RNG.normal(size=(6, 20)).astype(np.float32)
     check(variants, LINEAR, qk.linear, X, packed)
     check(variants, LINEAR, qk.linear, X[0], packed)
     check(variants, LINEAR, qk.linear, X.astype(np.float64)[::2], packed)
     check(variants, BIASED, qk.linear, X, packed, bias)
-    check(variants, BIASED, qk.linear, X, packed, bias.astype(np.float64))
-
     check(variants, full, full.py_func, X, packed, bias, residual)
     check(variants, bounded, bounded.py_func, X, packed, -1)
     for variant in variants():
@@ -162,6 +188,9 @@ def test_layers_are_those_of_linear(variants, packed):
         in_place(X, packed, y)
         assert same(y, qk.linear(X, packed, residual=residual)), variant
     assert njit(lambda p: p.shape)(packed) == packed.shape
+    assert not handed
+    check(variants, BIASED, qk.linear, X, packed, bias.astype(np.float64))
+    assert handed == {"linear"}
 
 
 @njit
@@ -189,12 +218,17 @@ BOOKS = {
 
 
 @pytest.mark.parametrize("book", BOOKS.values(), ids=BOOKS)
-def test_codebooks_encode_and_decode(variants, book):
-    for x in X, X.astype(np.float64), X[::-1, ::2].repeat(2, axis=1), X[:0]:
+def test_codebooks_encode_and_decode(variants, handed, book):
+    for x in X, X[::-1, ::2].repeat(2, axis=1), X[:0], X.astype(np.float64):
         check(variants, ENCODE, qk.encode, x, book)
+        assert handed == ({"encode"} if x.dtype == np.float64 and not book.block_size else set())
         found = qk.encode(x, book)
         codes, scales = found if isinstance(found, tuple) else (found, None)
         check(variants, DECODE, qk.decode, codes, book, scales)
+    assert "decode" not in handed
+    if book.block_size:
+        check(variants, DECODE, qk.decode, codes, book, scales.astype(np.float64))
+        assert handed == {"decode"}
     assert njit(lambda book: book)(book) == book
 
 
@@ -204,7 +238,8 @@ PER_TENSOR, PER_AXIS, UNSIGNED = qk.QParams(0.5), qk.QParams(np.ones(3), axis=1)
 WEIGHTS = qk.pack(np.int8(np.arange(12).reshape(4, 3)), PER_TENSOR)
 UNSAFE = qk.pack(np.full((70000, 1), 127, np.int8), PER_TENSOR)
 Q, NAN, ROWS = np.int8([[1, 2, 3, 4]]), np.float32([[1, np.nan, 3, 4]]), np.float32([[1, 2, 3, 4]])
-BLOCKS = BOOKS["blocks of an axis"]
+BLOCKS, CUBE = BOOKS["blocks of an axis"], np.ones((2, 2, 4), np.int8)
+EMPTY = qk.pack(np.empty((4, 0), np.int8), PER_TENSOR)
 WRONG = [
     (lambda x, p: qk.quantize(x, p), (ROWS, PER_AXIS)),
     (lambda x, p: qk.quantize(x, p), (np.array(3, np.float32), PER_AXIS)),
@@ -230,6 +265,26 @@ WRONG = [
         lambda a, b, z: qk.matmul(a, b, a_zero_point=z[0, :1].reshape(())),
         (Q.view(np.uint8), WEIGHTS, np.int8([[-1] + [0] * 7])),
     ),
+    (
+        lambda a, b, z, c: qk.matmul(a, b, a_zero_point=z, out=c),
+        (CUBE, WEIGHTS, np.int32([1, 2, 3, 4]), np.ones((2, 2, 3), np.int32)),
+    ),
+    (
+        lambda a, b, z, c: qk.matmul(a, b, a_zero_point=z, out=c),
+        (CUBE, Q.T, np.int32([1, 2, 3, 4]), np.ones((2, 2, 1), np.int32)),
+    ),
+    (
+        lambda a, b, z, c: qk.matmul(a, b, b_zero_point=z, out=c),
+        (CUBE, Q.T, np.int32([1, 2]), np.ones((2, 2, 1), np.int32)),
+    ),
+    (lambda a, b: qk.matmul(a, b, b_zero_point=300), (Q, Q.T[:, :0])),
+    (lambda a, b: qk.matmul(a, b, a_zero_point=300), (Q, Q.T[:, :0])),
+    (lambda a, b: qk.matmul(a, b, a_zero_point=300), (Q[:0], WEIGHTS)),
+    (lambda a, b, z: qk.matmul(a, b, a_zero_point=z), (Q, Q.T[:, :0], np.int32([]))),
+    (lambda a, b, z: qk.matmul(a, b, a_zero_point=z), (Q[:0], WEIGHTS, np.int32([1]).repeat(2))),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.ones((33, 0), np.int32), np.nan, PER_TENSOR)),
+    (lambda acc, m, p: qk.requantize(acc, m, p), (np.ones((0, 2), np.int32), np.float64([1, np.nan]), PER_TENSOR)),
+    (lambda x, w: qk.linear(x, w), (NAN, EMPTY)),
     (lambda a, b: qk.matmul(a, b), (Q, UNSAFE)),
     (lambda a, b: qk.matmul(a, b), (Q.astype(np.int16), WEIGHTS)),
     (lambda x, w: qk.linear(x, w), (NAN, WEIGHTS)),
@@ -508,16 +563,25 @@ def test_calls_in_prange_have_a_thread_each(layer):
     assert output(LOOP, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == "0 1"
 
 
-def test_calls_do_not_hold_the_gil():
-    packed = qk.pack(np.ones((2048, 2048), np.int8), qk.QParams(0.5))
-    x, stop, counted = np.ones((64, 2048), np.float32), threading.Event(), []
+ONES = np.ones((2048, 2048), np.int8)
+
+
+@pytest.mark.parametrize(
+    "function, dtype, b",
+    [("linear", np.float32, PER_TENSOR), ("matmul", np.int8, PER_TENSOR), ("matmul", np.uint8, None)],
+    ids=["linear", "matmul", "matmul, not packed"],
+)
+def test_calls_do_not_hold_the_gil(handed, function, dtype, b):
+    b = ONES if b is None else qk.pack(ONES, b)
+    x, stop, counted = np.ones((64, 2048), dtype), threading.Event(), []
+    call = MATMUL if function == "matmul" else LINEAR
 
     @njit(nogil=True)
-    def work(x, packed, times):
+    def work(x, b, times):
         for _ in range(times):
-            qk.linear(x, packed)
+            call(x, b)
 
-    work(x, packed, 1)
+    work(x, b, 1)
 
     def count():
         while not stop.is_set():
@@ -526,11 +590,11 @@ def test_calls_do_not_hold_the_gil():
 
     other = threading.Thread(target=count)
     other.start()
-    work(x, packed, 100)
+    work(x, b, 100)
     seen = len(counted)
     stop.set()
     other.join()
-    assert seen > 5
+    assert seen > 5 and not handed
 
 
 def test_errors_in_prange_leave_the_process_well():

@@ -158,9 +158,116 @@ def test_what_it_does_not_run_is_named():
     nodes.append(helper.make_node("MatMul", ["x_r", "w_r"], ["y"]))
     with pytest.raises(NotImplementedError, match="followed by QuantizeLinear"):
         onnx_run.Graph(model_of(nodes, constants, (5, 8))).run({"x": np.ones((5, 8), np.float32)})
-    model = model_of([helper.make_node("Erf", ["x"], ["y"])], {}, (5, 8))
-    with pytest.raises(KeyError, match="Erf"):
-        onnx_run.Graph(model).run({"x": np.ones((5, 8), np.float32)})
+
+
+FLOATS, SCALES = RNG.standard_normal((8, 8), np.float32), np.full(8, 0.1, np.float32)
+UNSUPPORTED = [  # a node, how the shape of x begins, the shape of its weights, what is said
+    ("Erf", {}, (5, 8), None, "there is no such operator"),
+    ("Gemm", {}, (5, 8), "floats", "a layer of floats"),
+    ("MatMul", {}, (5, 8), "floats", "a layer of floats"),
+    ("Conv", {}, (1, 8, 9, 9), "floats", "a layer of floats"),
+    ("Conv", {}, (1, 8, 9), (8, 8, 3), "an input with 3 axes"),
+    ("Conv", {}, (1, 8, 9, 9, 9), (8, 8, 3, 3, 3), "an input with 5 axes"),
+    ("Conv", {"channels_last": 1}, (1, 8, 9, 9), (8, 8, 3, 3), "channels_last"),
+    ("Gemm", {"alpha": 2.0}, (5, 8), (8, 8), "alpha=2.0"),
+    ("Gemm", {"axis": 0}, (5, 8), (8, 8), "weights whose scales are not one"),
+    ("Gemm", {"axis": 1, "transB": 1}, (5, 8), (8, 8), "weights whose scales are not one"),
+    ("MatMul", {"axis": 0}, (5, 8), (8, 8), "weights whose scales are not one"),
+    ("MatMul", {"axis": 2}, (2, 5, 8), (2, 8, 8), "with 8 scales"),
+    ("MatMul", {}, (5, 8), (8,), "shapes"),
+    ("GlobalAveragePool", {}, (1, 8, 9), None, "an input with 3 axes"),
+]
+
+
+@pytest.mark.parametrize("op, attributes, of_x, of_w, words", UNSUPPORTED, ids=range(len(UNSUPPORTED)))
+def test_a_node_that_is_not_run_is_named(op, attributes, of_x, of_w, words):
+    (nodes, constants), attributes = qdq("x", 0.05), dict(attributes)
+    if of_w is not None:
+        floats = of_w == "floats"
+        w = np.ones(8, np.int8) if floats else RNG.integers(-127, 128, of_w, np.int8)
+        axis = attributes.pop("axis", None)
+        scale, where = (SCALES, {"axis": axis}) if axis is not None else (SCALES[0], {})
+        constants |= {"w": w, "w_scale": scale, "w_zero": np.zeros(scale.shape, np.int8), "w_f": FLOATS}
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"], **where))
+    more = [] if of_w is None else ["w_f"] if floats else ["w_r"]
+    nodes.append(helper.make_node(op, ["x_r", *more], ["y"], "a node", **attributes))
+    after, given = qdq("y", 0.1)
+    with pytest.raises(NotImplementedError, match=f"{op} 'a node': .*{words}"):
+        onnx_run.Graph(model_of(nodes + after, constants | given, of_x)).run({"x": np.ones(of_x, np.float32)})
+
+
+def test_several_scales_of_an_input_are_refused():
+    constants = {"a_s": SCALES, "a_z": np.zeros(8, np.int8), "b": W.T.copy(), "b_s": SCALES[0], "b_z": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "a_s", "a_z"], ["a"]),
+        helper.make_node("DequantizeLinear", ["a", "a_s", "a_z"], ["a_r"]),
+        helper.make_node("DequantizeLinear", ["b", "b_s", "b_z"], ["b_r"]),
+        helper.make_node("MatMul", ["a_r", "b_r"], ["y"], "rows"),
+    ]
+    with pytest.raises(NotImplementedError, match="MatMul 'rows': an input with more than one scale"):
+        onnx_run.Graph(model_of(nodes, constants, (5, 8))).run({"x": np.ones((5, 8), np.float32)})
+
+
+def layer_and(op, of_y, more=()):
+    """Return a model of a convolution and what follows it, up to codes with parameters of_y, and an x."""
+    nodes, constants = qdq("x", 0.05)
+    constants |= {"w": RNG.integers(-127, 128, (4, 3, 3, 3), np.int8), "w_scale": RNG.uniform(0.01, 0.02, 4)}
+    constants |= {"w_scale": np.float32(constants["w_scale"]), "w_zero": np.zeros(4, np.int8)}
+    constants |= {f"more_{i}": value for i, value in enumerate(more)} | dict(zip(("y_scale", "y_zero"), of_y))
+    constants |= {"bias": np.int32([300, -300, 5, 0]), "bias_scale": np.float32(0.05) * constants["w_scale"]}
+    nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_r"], axis=0))
+    nodes.append(helper.make_node("DequantizeLinear", ["bias", "bias_scale"], ["bias_r"], axis=0))
+    nodes.append(helper.make_node("Conv", ["x_r", "w_r", "bias_r"], ["c"], pads=[1, 1, 1, 1], kernel_shape=[3, 3]))
+    nodes.append(helper.make_node(op, ["c", *(f"more_{i}" for i in range(len(more)))], ["r"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["r", "y_scale", "y_zero"], ["q"]))
+    nodes.append(helper.make_node("DequantizeLinear", ["q", "y_scale", "y_zero"], ["z"]))
+    return model_of(nodes, constants, (2, 3, 6, 6)), RNG.normal(scale=3, size=(2, 3, 6, 6)).astype(np.float32)
+
+
+BOUNDS = {"Relu": (), "Clip": (np.float32(0), np.float32(6))}
+
+
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
+@pytest.mark.parametrize("zero", [np.uint8(0), np.int8(-128)])
+def test_an_activation_between_a_layer_and_codes_is_that_of_onnxruntime(op, zero):
+    """These codes begin at 0, and end at 6, so that it leaves the activation out."""
+    model, x = layer_and(op, (np.float32(6 / 255), zero), BOUNDS[op])
+    (ours,), (theirs,) = onnx_run.Graph(model).run({"x": x}), session_of(model).run(None, {"x": x})
+    np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert (ours == 0).any() and (ours > 5.9).any()
+
+
+@pytest.mark.parametrize("op, more", [("Relu", ()), ("Clip", (np.float32(-1), np.float32(2))), ("Clip", ())])
+def test_an_activation_clamps_codes(op, more):
+    """What onnxruntime computes in floats here, from whose roundings ours is a code apart at most."""
+    model, x = layer_and(op, (np.float32(0.05), np.uint8(100)), more)
+    (ours,), (theirs,) = onnx_run.Graph(model).run({"x": x}), session_of(model).run(None, {"x": x})
+    low, high = (0, np.inf) if op == "Relu" else more or (-np.inf, np.inf)
+    assert low <= ours.min() and ours.max() <= high
+    assert np.abs(ours - theirs).max() < 0.051 and np.mean(ours != theirs) < 0.01
+    assert ours.min() == low if more or op == "Relu" else ours.min() < 0
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_pool_may_have_channels_last(last):
+    node = helper.make_node(
+        "QLinearGlobalAveragePool", ["x", "s", "z", "t", "u"], ["y"], domain="com.microsoft", channels_last=last
+    )
+    constants = {"s": np.float32(0.1), "z": np.uint8(3), "t": np.float32(0.05), "u": np.uint8(100)}
+    x = RNG.integers(0, 256, (2, 5, 6, 7), np.uint8)
+    ours, theirs = both_results(node, constants, {"x": x}, np.uint8)
+    np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert ours.shape == ((2, 1, 1, 7) if last else (2, 5, 1, 1))
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_a_product_of_codes_may_have_a_scale_for_each_column(transposed):
+    names = ["a", "a_s", "a_z", "b", "b_s", "b_z", "c", "y_s", "y_z"]
+    node = helper.make_node("QGemm", names, ["y"], domain="com.microsoft", transB=transposed)
+    constants = {"a_s": np.float32(0.1), "a_z": np.uint8(3), "b": W if transposed else W.T.copy(), "c": BIAS}
+    constants |= {"b_s": GEMM["w_scale"], "b_z": np.zeros(6, np.int8), "y_s": np.float32(9), "y_z": np.uint8(128)}
+    inputs = {"a": RNG.integers(0, 256, (5, 8), np.uint8)}
+    np.testing.assert_array_equal(*both_results(node, constants, inputs, np.uint8), strict=True)
 
 
 TYPES = {np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.int32): 6}
@@ -177,7 +284,8 @@ def both_results(node, constants, inputs, of_result, opset=21):
         [info("y", TYPES[np.dtype(of_result)], None)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     return onnx_run.Graph(model).run(named)[0], session_of(model).run(None, named)[0]
 
 

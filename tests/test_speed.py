@@ -1,5 +1,6 @@
 """`python -m qkernels`: what it prints, with and without a terminal, and that it is about the same work."""
 
+import importlib
 import io
 import os
 import sys
@@ -81,6 +82,19 @@ def test_the_command_prints_what_it_is_checks_and_measures():
         assert part in done.stdout
     assert "\x1b" not in done.stdout
     assert "GB/s" not in python("-m", "qkernels", "--seconds", "0").stdout
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e999", "soon"])
+@pytest.mark.parametrize("module", ["qkernels", "qkernels.selftest"])
+def test_a_time_is_finite(module, seconds, monkeypatch, capsys):
+    main = importlib.import_module(module if module.endswith("selftest") else "qkernels.__main__").main
+    monkeypatch.setattr(sys, "argv", [module, "--seconds", seconds])
+    monkeypatch.setattr(_speed, "show", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert f"argument --seconds: invalid seconds value: '{seconds}'" in said.err and not said.out
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")

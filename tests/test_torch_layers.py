@@ -725,3 +725,42 @@ def test_other_devices_are_refused():
     elsewhere.__class__ = type("Elsewhere", (torch.Tensor,), {"device": torch.device("cuda", 0)})
     with pytest.raises(TypeError, match="x must be in the CPU's memory, got a tensor on cuda:0"):
         layer(elsewhere)
+
+
+def on_meta(made):
+    """Return a layer whose weights have come, but not its bias, as load_state_dict without assign=True leaves it."""
+    made.bias = nn.Parameter(made.bias.to("meta"), requires_grad=False)
+    return made
+
+
+LACKING = {
+    "linear": lambda: on_meta(Linear.from_float(dense()))(torch.ones(2, 96)),
+    "linear, activation": lambda: on_meta(Linear.from_float(dense(), activation="relu"))(torch.ones(2, 96)),
+    "linear, float64": lambda: on_meta(Linear.from_float(dense()))(torch.ones(2, 96, dtype=torch.float64)),
+    "linear, gradients": lambda: on_meta(Linear.from_float(dense()))(torch.ones(2, 96, requires_grad=True)),
+    "conv2d": lambda: on_meta(Conv2d.from_float(conv("3 x 3")))(images(1, 3, 8, 8)),
+    "moved": lambda: quantize_module(network()).to("meta")(images(2, 3, 8, 8)),
+    "k": lambda: attention(X, X.to("meta"), X, 4),
+    "v": lambda: attention(X, X, X.to("meta"), 4),
+    "starts": lambda: attention(X, X, X, 4, starts=torch.tensor([0, 2]).to("meta")),
+    "scale": lambda: fake_quantize(X, torch.ones((), device="meta")),
+    "zero_point": lambda: fake_quantize(X, torch.ones(()), torch.zeros((), dtype=torch.int32, device="meta")),
+}
+
+
+@pytest.mark.parametrize("call", LACKING.values(), ids=LACKING)
+def test_what_has_no_memory_is_refused(call):
+    with pytest.raises(TypeError, match="must have memory where the input has, .* assign=True"):
+        call()
+
+
+def test_a_state_dict_that_was_not_assigned_is_refused():
+    layer, x = Linear.from_float(dense()), torch.ones(2, 96)
+    with torch.device("meta"):
+        other = Linear(96, 40)
+    with pytest.warns(UserWarning, match="no-op"):
+        other.load_state_dict(layer.state_dict())
+    with pytest.raises(TypeError, match="bias must have memory"):
+        other(x)
+    other.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(other(x), layer(x))

@@ -7,7 +7,7 @@ which is called with the same arguments as arrays: what it raises comes through.
 
 from libc.float cimport FLT_MAX
 from libc.math cimport INFINITY
-from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint64_t, uint8_t, uintptr_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -249,20 +249,24 @@ cdef int requantize(Params p, const View *acc, const View *multiplier, const Vie
                     Py_ssize_t rounding) except -1 nogil:
     cdef Py_ssize_t n = acc.shape[acc.ndim - 1] if acc.ndim else 1
     cdef size_t cols = <size_t>n, rows = <size_t>(size_of(acc) // n) if n else 0
-    cdef int32_t[512] own
-    cdef int32_t *memory = &own[0] if cols <= 256 else <int32_t *>malloc(8 * cols)
+    cdef int32_t[768] own   # two of a multiplier, and a bias
+    cdef int32_t *memory = &own[0] if cols <= 256 else <int32_t *>malloc(12 * cols)
+    cdef const int32_t *added
     cdef int status = -1
     cdef qk_requant r
     memset(&r, 0, sizeof(r))
     r.rounding = <qk_rounding>rounding
     r.zero_point, r.qmin, r.qmax = p.one_zero_point, p.c.qmin, p.c.qmax
     try:
-        if memory != NULL and p.c.kind == QK_PER_TENSOR and not p.codes_are_floats and are_alike(acc, q, acc.ndim) \
+        if memory != NULL and size_of(acc) > 0 and p.c.kind == QK_PER_TENSOR and not p.codes_are_floats \
+                and are_alike(acc, q, acc.ndim) \
                 and (bias == NULL or (bias.num == cnp.NPY_INT32 and bias.ndim == 1 and bias.shape[0] == n)) \
                 and are_apart(q, acc) and are_apart(q, bias) and are_apart(q, multiplier) \
                 and fill_multipliers(multiplier, cols, memory, &r):
-            status = qk_requantize(<int32_t *>acc.data, NULL if bias == NULL else <int32_t *>bias.data, q.data,
-                                   p.storage, rows, cols, &r)
+            added = memory + 2 * cols if bias == NULL else <int32_t *>bias.data
+            if bias == NULL:
+                memset(memory + 2 * cols, 0, 4 * cols)
+            status = qk_requantize(<int32_t *>acc.data, added, q.data, p.storage, rows, cols, &r)
     finally:
         if memory != &own[0]:
             free(memory)
@@ -286,6 +290,8 @@ cdef int32_t *fill_zero_points(const View *zero, size_t n, bint is_signed, int32
     for i in range(n):
         if zero.ndim == 0 and zero.num == cnp.NPY_INT64:
             value = (<int64_t *>zero.data)[0]
+        elif zero.ndim == 0 and zero.num == cnp.NPY_UINT64:
+            value = <int64_t>min((<uint64_t *>zero.data)[0], <uint64_t>256)   # which is no byte
         elif zero.ndim and zero.num == cnp.NPY_INT32:
             value = (<int32_t *>zero.data)[i]
         else:
@@ -308,7 +314,8 @@ cdef int multiply_plain(const View *a, const View *b, const int32_t *a_zero, con
     p.source.zero_point, p.source.zero_point_per_row = a_zero, a_zero != NULL
     p.b, p.b_row_stride, p.b_col_stride = b.data, b.shape[1], 1
     p.b_unsigned, p.b_zero, p.out = b.num == cnp.NPY_UINT8, b_zero, <int32_t *>out.data
-    return qk_gemm8_batch(&p)
+    cdef int status = qk_gemm8_batch(&p)
+    return 0 if status == 1 else status
 
 
 cdef bint is_byte(Py_ssize_t num) noexcept nogil:
@@ -332,11 +339,13 @@ cdef int matmul(Packed packed, const View *a, const View *b, const View *a_zero,
     cdef bint bytes = is_byte(a.num), is_signed = packed.c.type == QK_I8 if b == NULL else b.num == cnp.NPY_INT8
     cdef bint fits = (packed.c.family == QK_GEMM8 if bytes else packed.c.family == QK_GEMM16) if b == NULL \
         else bytes and b.ndim == 2 and is_byte(b.num)
+    cdef bint shifted = not (is_zero(a_zero) and is_zero(b_zero))
+    if shifted:   # zero points have to be right even if no sum has them, and are flat below
+        fits = fits and size_of(out) > 0 and (a_zero.ndim == 0 or a.ndim == 2)
     if not fits or not have_rows(a, k, out, n) or not are_apart(out, a) or not are_apart(out, b) \
             or not are_apart(out, a_zero) or not are_apart(out, b_zero):
         return matmul_slowly(<void *>packed, a, b, a_zero, b_zero, out)
     cdef size_t rows = <size_t>(size_of(out) // n) if n else 0
-    cdef bint shifted = not (is_zero(a_zero) and is_zero(b_zero))
     cdef int32_t *az = NULL
     cdef int32_t *bz = NULL
     cdef int32_t *memory = NULL

@@ -391,7 +391,7 @@ def linear(cnp.ndarray x, Packed b, bias, activation, residual, clamp, params, o
                          f"{qk_most_rows(&b.c.gemm4)} are possible")
     if params is None:
         source.type = QK_FLOATS
-        if out is not None and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
+        if (out is not None or b.c.n == 0) and not rows_are_finite(source.a, source.m, b.c.k, source.row_stride):
             raise_not_finite(x)
     epilogue.b_zero, epilogue.col_scale = b.c.zero_point, b.c.scale
     epilogue.least_scale, epilogue.most_scale = b.c.least_scale, b.c.most_scale

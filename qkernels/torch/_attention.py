@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from .._layers import attention as _attention
-from ._operators import floats_of, library, refuse_second
+from ._operators import floats_of, library, refuse_meta, refuse_second
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? starts, int heads, float? scale"
 library.define(f"attention({_INPUTS}) -> Tensor")
@@ -57,6 +57,7 @@ def _(q, k, v, starts, heads, scale):
 
 @torch.library.register_fake("qkernels::attention", lib=library)
 def _(q, k, v, starts, heads, scale):
+    refuse_meta(q, k=k, v=v, starts=starts)
     return q.new_empty(q.shape)
 
 

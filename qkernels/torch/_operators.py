@@ -30,6 +30,16 @@ def refuse_tangents():
         raise RuntimeError("operators of qkernels have no gradients in forward mode")
 
 
+def refuse_meta(x, **others):
+    """Raise, in a meta kernel, if x has memory and another tensor has not: the result would never be computed."""
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device.type == "meta" and x.device.type != "meta":
+            raise TypeError(
+                f"{name} must have memory where the input has, got a tensor on meta: of a model made there, "
+                "load_state_dict fills tensors with assign=True"
+            )
+
+
 def floats_of(x, name="x"):
     """Return float32 memory of a tensor on the CPU."""
     refuse_tangents()
@@ -52,6 +62,7 @@ def _(x, weight, bias, activation, out_features):
 
 @torch.library.register_fake("qkernels::linear", lib=library)
 def _(x, weight, bias, activation, out_features):
+    refuse_meta(x, bias=bias)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -160,6 +171,7 @@ def _(x, weight, bias, out_channels, *window):
 
 @torch.library.register_fake("qkernels::conv2d", lib=library)
 def _(x, weight, bias, out_channels, *window):
+    refuse_meta(x, bias=bias)
     y = _empty(_batch_of(x), out_channels, x.dtype, *window)
     return y if x.dim() == 4 else y[0]
 

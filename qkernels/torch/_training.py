@@ -13,7 +13,7 @@ from .._choose import choose_qparams
 from .._qparams import QParams, code_dtype, code_range
 from .._quantize import fake_quantize as _fake_quantize
 from .._quantize import fake_quantize_grad as _fake_quantize_grad
-from ._operators import refuse_tangents
+from ._operators import refuse_meta, refuse_tangents
 
 __all__ = ["FakeQuantize", "fake_quantize"]
 
@@ -166,7 +166,8 @@ def _backward(grad, x, scale, zero_point, dtype, axis, block_size, narrow_range,
 
 
 @_forward.register_fake
-def _(x, *_):
+def _(x, scale, zero_point, *_):
+    refuse_meta(x, scale=scale, zero_point=zero_point)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
