@@ -21,6 +21,7 @@ from ._value import restored
 ROWS = 4096  # that a product sums; fewer wait
 LEAST, MOST = 2.0**-100, 2.0**127  # float32 sums of squares, of an input and of all, that may stand in float32
 SLACK = 1 + 2.0**-10  # more than rounding of sums in float32
+PART = 2**22  # entries of a matrix that are looked at together
 FIRST = 64  # rows in which nearly all inputs show that they are not small
 
 
@@ -189,20 +190,30 @@ class Hessian:
     def _matrix(self, center):
         """Return the mean product of each two inputs, or their covariance; the mean of each, and of its square."""
         count, sums, moments = self._totals()
-        moments /= count
-        mean, squares = sums / count, np.diagonal(moments).copy()
-        if center:
-            moments -= np.multiply.outer(mean, mean)
+        mean, squares = sums / count, np.diagonal(moments) / count
+        for part in _parts(self.k):
+            moments[part] /= count
+            if center:
+                moments[part] -= np.multiply.outer(mean[part], mean)
         return moments, mean, squares
 
     @default_mode
     def _totals(self):
         """Return count, sum and moments of all rows, those that wait too, as they are between two updates."""
         with self._lock:
-            count, sums, moments = self._count, self._sum.copy(), self._moments.copy()
+            count, sums, moments = self._count, self._sum.copy(), np.empty((self.k, self.k))
+            for part in _parts(self.k):
+                moments[part] = self._moments[part]
             if self._waiting:
                 _add(sums, moments, self._buffer[: self._waiting])
         return count, sums, mirror(moments)
+
+
+def _parts(k):
+    """Yield rows of a matrix (k, k), some at a time: signals are heard in between."""
+    step = -(-PART // k)
+    for first in range(0, k, step):
+        yield slice(first, first + step)
 
 
 def _counted(rows):

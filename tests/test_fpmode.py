@@ -308,7 +308,7 @@ def codebooks():
         yield (
             name,
             lambda name=name: (
-                getattr(qk._codebook, f"_{name.lower()}").__wrapped__(),
+                getattr(qk._codebook, f"_{name.lower()}")(),
                 qk.encode(WIDE, getattr(qk, name)),
             ),
         )
