@@ -6,9 +6,10 @@
 
 - Each dense layer is rounded to each form, with feedback (`gptq`), and `sensitivity` tells the error of its outputs.
 - What 4, 3 and 2 bits of it cost embeddings is tried, layer by layer; above, the cost falls as the error does.
-- `allocate_bits` finds the forms of least cost within the budget.
+- `allocate_bits` finds the forms of least cost within the budget: by these costs, and by rough ones, those of 2 bits
+  alone, of which chance is a smaller part, and from which the cost then falls as the error does.
 - Layers are rounded anew, each to its form, on what the rounded ones before them give. So are all to the widest form
-  that fits, and what keeps more stays: costs are added up as if layers did not know of one another.
+  that fits, and what keeps most stays: costs are added up as if layers did not know of one another.
 
 `python -m bench.minilm.budget` compares it with the same bits for all layers, and draws the curve of cost against size.
 """
@@ -78,8 +79,8 @@ class Layers:
 class Budget:
     """What each layer of a network loses in each form, and what that costs; the network is in float32.
 
-    Attributes: dense, weight and bias of each layer; sizes and costs (layers, forms), in bits and in 1 - cosine;
-    weights, the number of all.
+    Attributes: dense, weight and bias of each layer; sizes and costs (layers, forms), in bits and in 1 - cosine, the
+    latter also as `rough_costs`; weights, the number of all.
     """
 
     def __init__(self, network, batches, progress=lambda steps, name: steps):
@@ -95,7 +96,7 @@ class Budget:
             errors.append(qk.sensitivity(weight, seen, [made.weight for made in self.made[-1].values()], center=True))
         self.sizes = np.array([[weight.size * bits_of(form, len(weight)) for form in FORMS] for weight, _ in dense])
         self.few = max(1, len(batches) * TRIED // sum(map(len, self.exact)))
-        self.costs = self.lost(np.array(errors), progress)
+        self.costs, self.rough_costs = self.lost(np.array(errors), progress)
 
     def embeddings(self, batch, run):
         self.network.functions = Layers(self.count, run)
@@ -116,7 +117,10 @@ class Budget:
         return np.concatenate(lost).mean()
 
     def lost(self, errors, progress):
-        """Return what each layer in each form costs (layers, forms); the others are in int8, which is faster."""
+        """Return what each layer in each form costs (layers, forms), told in two ways.
+
+        The other layers are in int8, which is faster.
+        """
 
         def distance(low, form):
             return self.distance(lambda number: self.made[number][form if number == low else 8][:2])
@@ -125,7 +129,8 @@ class Budget:
         lost = np.array([[distance(number, form) - whole for form in FEW] for number in layers])
         lost = np.maximum.accumulate(np.maximum(lost, 0), axis=1)  # where chance is more than the cost
         first = len(FORMS) - len(FEW)
-        return np.hstack([errors[:, :first] / errors[:, [first]] * lost[:, :1], lost])
+        tried = np.hstack([errors[:, :first] / errors[:, [first]] * lost[:, :1], lost])
+        return tried, errors / errors[:, -1:] * lost[:, -1:]
 
     def round(self, forms):
         """Round the layers, one after another, by these functions; return the network's layers, packed."""
@@ -143,16 +148,16 @@ class Budget:
         self.embeddings((np.concatenate(ids), np.concatenate(positions), starts), run)
         return [(done[4 * i : 4 * i + 4], norms) for i, (_, norms) in enumerate(self.network.layers)]
 
-    def share(self, bits):
+    def share(self, bits, costs=None):
         """Return the bits of each layer that are best for so many a weight, scales included, on the whole."""
-        return np.array(list(FORMS))[qk.allocate_bits(self.costs, self.sizes, bits * self.weights).choice]
+        costs = self.costs if costs is None else costs
+        return np.array(list(FORMS))[qk.allocate_bits(costs, self.sizes, bits * self.weights).choice]
 
     def best(self, bits):
         """Return the bits of each layer and the network's layers: as shared out, or alike where that keeps more."""
-        shares = [self.share(bits)]
         alike = [form for form, size in zip(FORMS, self.sizes.sum(axis=0)) if size <= bits * self.weights]
-        if set(shares[0]) != set(alike[:1]):
-            shares += [np.full(self.count, form) for form in alike[:1]]
+        alike = [np.full(self.count, form) for form in alike[:1]]
+        shares = np.unique([self.share(bits), self.share(bits, self.rough_costs), *alike], axis=0)
         made = [self.round([FORMS[form] for form in share]) for share in shares]
         lost = [self.distance(lambda number: layers[number // 4][0][number % 4]) for layers in made]
         return shares[np.argmin(lost)], made[np.argmin(lost)]
