@@ -59,6 +59,28 @@ def test_decode_blocks(race, case):
     race(f"decode {case}", ours, others, exactly(expected), COUNT * (FLOAT + 1), "GB/s", [copy(x)])
 
 
+BOOKS = {
+    "16 levels, block 64": qk.NF4,
+    "16 levels": qk.Codebook(np.linspace(-2, 2, 16) ** 3),
+    "256 levels": qk.Codebook(np.linspace(-2, 2, 256) ** 3),
+}
+
+
+@pytest.mark.parametrize("case", BOOKS)
+def test_encode_stochastic(race, case):
+    """No peer does: against the nearest levels."""
+    book, x = BOOKS[case], random_floats(COUNT // 16)
+
+    def codes(**options):
+        found = qk.encode(x, book, **options)
+        return found if book.block_size is None else found[0]
+
+    check = within(codes(), step=1, most=1)
+    ours = our_own(lambda: codes(rounding="stochastic", seed=1), check=check)
+    others = [peers.contender("nearest", codes, codes)]
+    race(f"encode, stochastic, {case}", ours, others, check, x.size * (FLOAT + 1), "GB/s", [])
+
+
 @pytest.mark.parametrize("k", [16, 256])
 def test_encode_levels(race, k):
     x, levels = random_floats(COUNT), np.sort(random_floats(k, seed=5))

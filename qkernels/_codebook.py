@@ -23,7 +23,7 @@ from ._checks import (
     stochastic_seed,
 )
 from ._codebook_fit import fit_levels, fit_vectors
-from ._codebook_tables import tables_of, thresholds_of, vector_tables_of
+from ._codebook_tables import moves_of, tables_of, thresholds_of, vector_tables_of
 from ._mode import default_mode
 from ._qparams import AXES, axes_named, axes_of
 from ._value import Value
@@ -75,7 +75,7 @@ class Codebook(Value):
     Codebook(<16 levels>, block_size=64)
     """
 
-    __slots__ = ("levels", "axis", "block_size", "vector", "k", "_tables")
+    __slots__ = ("levels", "axis", "block_size", "vector", "k", "_tables", "_beside")
 
     @staticmethod
     @default_mode
@@ -87,7 +87,7 @@ class Codebook(Value):
         levels = _checked_levels(levels, axis, block_size, vector)
         self = super().__new__(cls)
         values = (frozen(levels), axis, block_size, vector, levels.shape[-2 if vector else -1])
-        for name, value in zip(Codebook.__slots__[:-1], values, strict=True):
+        for name, value in zip(Codebook.__slots__[:-2], values, strict=True):
             object.__setattr__(self, name, value)
         return self
 
@@ -203,7 +203,7 @@ class Codebook(Value):
     def _without_tables(self):
         """Return an equal one, which shares the levels, and makes tables of its own when it needs them."""
         other = object.__new__(Codebook)
-        for name in Codebook.__slots__[:-1]:
+        for name in Codebook.__slots__[:-2]:
             object.__setattr__(other, name, getattr(self, name))
         return other
 
@@ -217,6 +217,17 @@ class Codebook(Value):
     @default_mode
     def _made_tables(self):
         return vector_tables_of(self.levels) if self.vector else tables_of(self.levels.reshape(-1, self.k))
+
+    @property
+    def _moves(self):
+        """Return what tells C which levels lie beside others, made on first use."""
+        if not hasattr(self, "_beside"):
+            object.__setattr__(self, "_beside", self._made_moves())
+        return self._beside
+
+    @default_mode
+    def _made_moves(self):
+        return moves_of(self.levels.reshape(-1, self.k))
 
     def _key(self):
         return self.levels.shape, self.levels.tobytes(), self.axis, self.block_size, self.vector
@@ -337,13 +348,7 @@ def _move_codes(x, nearest, codebook, axis, seed):
     """Make codes stochastic, in place (numerics 27); in blocks they come with their scales."""
     codes, scales = nearest if codebook.block_size is not None else (nearest, None)
     x = contiguous_float32(x) if scales is not None or x.dtype.itemsize < 8 else contiguous_as(x, np.float64)
-    levels = np.ascontiguousarray(codebook.levels.reshape(-1, codebook.k))
-    below, above = np.empty((2, *levels.shape), np.uint8)
-    for line, lower, higher in zip(levels, below, above, strict=True):
-        distinct, first, rank = np.unique(line, return_index=True, return_inverse=True)
-        lower[:] = np.where(rank > 0, first[rank - 1], np.arange(line.size))
-        higher[:] = np.where(rank + 1 < distinct.size, first[(rank + 1) % distinct.size], np.arange(line.size))
-    codebooks.move_codes(x, codes, (levels, below, above), axis, codebook.block_size or 1, scales, seed)
+    codebooks.move_codes(x, codes, codebook._moves, axis, codebook.block_size or 1, scales, seed)
 
 
 def _encode_blocks(x, codebook, axis):

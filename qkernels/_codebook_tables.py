@@ -33,6 +33,38 @@ def tables_of(levels):
     return codebooks.Levels(levels, buckets)
 
 
+def moves_of(levels):
+    """Return what stochastic codes ask of levels (channels, k), in tables of 16 entries, or k if that is more.
+
+    Of each code: its level; on each side, below first, 2**16 over the difference to the next level, 0 if there is none
+    and NaN if it is no ordinary number, as float32 (channels, 2, entries); and the lowest code of that level, or the
+    same.
+    """
+    channels, k = levels.shape
+    ranks = np.arange(k)
+    order = np.argsort(levels, axis=1, kind="stable")
+    ranked = np.take_along_axis(levels, order, axis=1).astype(np.float64)
+    rises = ranked[:, 1:] > ranked[:, :-1]
+    first, after = np.zeros_like(order), np.full_like(order, k)  # ranks of the first equal level, of the next one
+    first[:, 1:] = np.maximum.accumulate(np.where(rises, ranks[1:], 0), axis=1)
+    after[:, :-1] = np.minimum.accumulate(np.where(rises, ranks[1:], k)[:, ::-1], axis=1)[:, ::-1]
+    lower = np.take_along_axis(first, np.maximum(first - 1, 0), axis=1)
+    beside = np.stack([np.where(first > 0, lower, ranks), np.where(after < k, after, ranks)], axis=1)
+    difference = np.take_along_axis(ranked[:, None], beside, axis=2) - ranked[:, None]
+    ordinary = (np.abs(difference) >= 2.0**-100) & (np.abs(difference) <= 2.0**127)
+    factor = np.where(ordinary, 2.0**16 / np.where(ordinary, difference, 1), np.where(difference != 0, np.nan, 0))
+    shape, at = (channels, 2, max(k, 16)), order[:, None].repeat(2, axis=1)
+    level, per_distance, codes = (
+        np.zeros(shape[::2], np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.uint8),
+    )
+    level[:, :k] = levels
+    np.put_along_axis(per_distance, at, factor.astype(np.float32), axis=2)
+    np.put_along_axis(codes, at, np.take_along_axis(at, beside, axis=2).astype(np.uint8), axis=2)
+    return level, per_distance, codes
+
+
 def exponents_of(levels):
     """Return the exponents of the powers of two by which the levels of each group are divided.
 

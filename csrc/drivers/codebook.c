@@ -183,34 +183,63 @@ int qk_largest_code(const uint8_t *q, size_t n)
 
 /* ---- stochastic codes (numerics 27) ---- */
 
-/* Whether x leaves the level that is nearest to it for one beside it. */
-static uint8_t moved_code(const qk_moved_codes *m, double x, uint8_t code, size_t channel, uint16_t u)
+static qk_moves moves_of(const qk_moved_codes *m, size_t channel, size_t step)
 {
-    const float *level = m->level + channel * m->k;
-    const double rest = x - level[code];
-    const uint8_t to = (rest > 0 ? m->above : m->below)[channel * m->k + code];
-    if (to == code || rest == 0) return code;
-    return u < 65536 * (rest / ((double)level[to] - level[code])) - 0.5 ? to : code;
+    const size_t at = channel * m->k;
+    return (qk_moves){m->k, step, m->level + at, m->per_distance + 2 * at, m->next + 2 * at};
+}
+
+static void take_factors(void *context, size_t begin, size_t end)
+{
+    qk_moved_codes *m = context;
+    for (size_t i = begin * PIECE; i < min_size(end * PIECE, m->scales); i++)
+        m->factor[i] = 1.0f / (m->scale[i] > FLT_MIN ? m->scale[i] : FLT_MIN);
+}
+
+/* Values of float32 in the units of their blocks. */
+static void take_units(const qk_moved_codes *m, size_t first, float *v, size_t n)
+{
+    const qk_elementwise_kernels *k = qk_active()->elementwise;
+    const float *x = (const float *)m->x + first;
+    const size_t blocks = ceil_div(m->length, m->block);
+    for (size_t i = 0, count; i < n; i += count) {
+        const size_t inner = (first + i) % m->inner, line = (first + i) / m->inner, at = line % m->length;
+        const float *factor = m->factor + (line / m->length * blocks + at / m->block) * m->inner + inner;
+        count = min_size(n - i, m->inner > 1 ? m->inner - inner : m->length - at);
+        if (m->inner > 1)
+            k->units_of_blocks_f32(x + i, factor, v + i, count, 0, 1);
+        else
+            k->units_of_blocks_f32(x + i, factor, v + i, count, at % m->block, m->block);
+    }
+}
+
+static void move_f64(const qk_moved_codes *m, size_t first, const uint16_t *u, size_t n, const qk_moves *moves)
+{
+    const double *x = (const double *)m->x + first;
+    uint8_t *codes = m->codes + first;
+    for (size_t i = 0; i < n; i++) codes[i] = qk_moved_code(moves, i, x[i], codes[i], u[i]);
 }
 
 static void move_items(void *context, size_t begin, size_t end)
 {
     const qk_moved_codes *m = context;
-    const size_t blocks = m->scale ? ceil_div(m->length, m->block) : 0;
+    const qk_elementwise_kernels *k = qk_active()->elementwise;
+    const int each = m->channels > 1 && m->inner == 1; /* has tables of its own */
     uint16_t u[QK_RANDOM];
+    float v[QK_RANDOM];
     for (size_t first = begin * QK_RANDOM; begin < end; begin++, first += QK_RANDOM) {
         const size_t n = min_size(m->total - first, QK_RANDOM);
-        size_t inner = first % m->inner, at = first / m->inner % m->length, outer = first / m->inner / m->length;
-        qk_active()->elementwise->random_16(first, m->seed, u, n);
-        for (size_t i = 0; i < n; i++) {
-            double x = m->dtype == QK_F64 ? ((const double *)m->x)[first + i] : ((const float *)m->x)[first + i];
-            if (m->scale) {
-                const float scale = m->scale[(outer * blocks + at / m->block) * m->inner + inner];
-                x = (float)x * (1.0f / (scale > FLT_MIN ? scale : FLT_MIN));
-            }
-            m->codes[first + i] = moved_code(m, x, m->codes[first + i], m->channels > 1 ? at : 0, u[i]);
-            if (++inner == m->inner) inner = 0, at++;
-            if (at == m->length) at = 0, outer++;
+        k->random_16(first, m->seed, u, n);
+        if (m->scale) take_units(m, first, v, n);
+        for (size_t i = 0, count; i < n; i += count) {
+            const size_t at = first + i, channel = m->channels > 1 ? at / m->inner % m->length : 0;
+            const qk_moves moves = moves_of(m, channel, each);
+            count = each ? m->length - channel : m->channels > 1 ? m->inner - at % m->inner : n;
+            count = min_size(count, n - i);
+            if (m->dtype == QK_F64)
+                move_f64(m, at, u + i, count, &moves);
+            else
+                k->move_codes_f32(m->scale ? v + i : (const float *)m->x + at, u + i, m->codes + at, count, &moves);
         }
     }
 }
@@ -218,5 +247,6 @@ static void move_items(void *context, size_t begin, size_t end)
 int qk_move_codes(qk_moved_codes *m)
 {
     QK_DEFAULT_MODE;
-    return qk_parallel_for(ceil_div(m->total, QK_RANDOM), 4.0 * (double)m->total, move_items, m);
+    const int status = qk_parallel_for(ceil_div(m->scales, PIECE), (double)m->scales, take_factors, m);
+    return status ? status : qk_parallel_for(ceil_div(m->total, QK_RANDOM), 0.5 * (double)m->total, move_items, m);
 }

@@ -300,16 +300,17 @@ int qk_decode(const uint8_t *q, float *y, const qk_codebook *c, size_t outer, si
               const float *scale);
 int qk_largest_code(const uint8_t *q, size_t n);
 
-/* Codes of the nearest levels, of `total` values around an axis, which become stochastic ones (numerics 27). Of each
- * code: its level, and the codes of the next lower and higher levels, itself where there is none. */
+/* Codes of the nearest levels, of `total` values around an axis, which become stochastic ones (numerics 27). Tables of
+ * channels are one after the other, as qk_moves has them. */
 typedef struct {
     const void *x;
     qk_dtype dtype; /* QK_F32 or QK_F64 */
     uint8_t *codes;
-    const float *level;
-    const uint8_t *below, *above;
-    size_t k, channels, total, length, inner, block;
+    const float *level, *per_distance;
+    const uint8_t *next;
+    size_t k, channels, total, length, inner, block, scales;
     const float *scale; /* of the blocks, or NULL */
+    float *factor;      /* memory for as many */
     uint64_t seed;
 } qk_moved_codes;
 

@@ -189,6 +189,25 @@ static inline size_t qk_sums_of(size_t blocks, size_t steps)
 enum { QK_CODEBOOK_COLUMNS = 256 };
 enum { QK_RANDOM = 1024 }; /* elements that are rounded stochastically at a time: those of a chunk of random.h */
 
+/* Levels, k, 16 at least; and those beside them (numerics 27), k below, then k above: 2^16 over the difference to the
+ * next one, 0 if there is none, NaN if it is no ordinary number; and its lowest code, or the same code. The next
+ * element has the tables of `step` channels further on. */
+typedef struct {
+    size_t k, step;
+    const float *level, *per_distance;
+    const uint8_t *next;
+} qk_moves;
+
+/* The code of element i, or by chance that of the level on the other side of x. */
+static inline uint8_t qk_moved_code(const qk_moves *m, size_t i, double x, uint8_t code, uint16_t u)
+{
+    const float *level = m->level + i * m->step * m->k;
+    const double rest = x - level[code];
+    const uint8_t to = m->next[2 * i * m->step * m->k + (rest > 0 ? m->k : 0) + code];
+    if (to == code || rest == 0) return code;
+    return u < 65536 * (rest / ((double)level[to] - level[code])) - 0.5 ? to : code;
+}
+
 /* Points of k-means that are seen at a time, and bins by which they are sorted; what a thread needs for a chunk. */
 enum { QK_UNPACK_ROWS = 1024 };
 enum {

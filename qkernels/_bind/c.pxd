@@ -244,10 +244,11 @@ cdef extern from "drivers/drivers.h" nogil:
         qk_dtype dtype
         uint8_t *codes
         const float *level
-        const uint8_t *below
-        const uint8_t *above
-        size_t k, channels, total, length, inner, block
+        const float *per_distance
+        const uint8_t *next
+        size_t k, channels, total, length, inner, block, scales
         const float *scale
+        float *factor
         uint64_t seed
 
     int qk_move_codes(qk_moved_codes *m) except -3

@@ -71,15 +71,17 @@ def encode(cnp.ndarray x, Levels levels not None, axis, size_t block, cnp.ndarra
 def move_codes(cnp.ndarray x, cnp.ndarray codes, tuple tables, axis, size_t block, cnp.ndarray scales, uint64_t seed):
     """Make stochastic codes of those of the nearest levels, in place.
 
-    x is contiguous float32 or float64; the tables, (channels, k), are levels (float32) and the codes of the next lower
-    and higher ones (uint8); scales are those of the blocks, or None.
+    x is contiguous float32 or float64; the tables are those of `moves_of` (_codebook_tables.py); scales, of the blocks,
+    may be None.
     """
     cdef qk_moved_codes m
     cdef size_t outer
-    level, below, above = tables
+    level, per_distance, after = tables
     m.x, m.codes, m.seed, m.block, m.scale = data_of(x), uint8s(codes), seed, block, floats(scales)
     m.dtype = QK_F64 if x.dtype.itemsize == 8 else QK_F32
-    m.level, m.below, m.above = floats(level), uint8s(below), uint8s(above)
+    cdef cnp.ndarray factors = None if scales is None else np.empty_like(scales)
+    m.factor, m.scales = floats(factors), 0 if scales is None else scales.size
+    m.level, m.per_distance, m.next = floats(level), floats(per_distance), uint8s(after)
     m.channels, m.k = level.shape
     m.total = <size_t>cnp.PyArray_SIZE(x)
     split_shape(x, axis, &outer, &m.length, &m.inner)

@@ -15,6 +15,8 @@ enum {
     TURN_1 = 37 /* of xoroshiro128+ */
 };
 
+static const float NEAR_NUMBER = 0x1p-6f; /* of floats that stand for 16 bits: what float32 does not decide */
+
 static const uint32_t PHILOX_FACTOR0 = 0xd2511f53, PHILOX_FACTOR1 = 0xcd9e8d57;
 static const uint32_t PHILOX_BUMP0 = 0x9e3779b9, PHILOX_BUMP1 = 0xbb67ae85;
 

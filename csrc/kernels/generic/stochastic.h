@@ -125,4 +125,38 @@ static void round_randomly_f32(const float *x, const uint16_t *u, void *to, size
         round_by(AND_BACK, x, u, to, n, p);
 }
 
+static void units_of_blocks_f32(const float *x, const float *factor, float *v, size_t n, size_t skip, size_t block)
+{
+    if (block == 1) {
+        QK_NO_DEPENDENCE
+        for (size_t i = 0; i < n; i++) v[i] = x[i] * factor[i];
+        return;
+    }
+    for (size_t i = 0, end; i < n; i = end, skip = 0, factor++) {
+        end = n - i < block - skip ? n : i + block - skip;
+        QK_NO_DEPENDENCE
+        for (size_t j = i; j < end; j++) v[j] = x[j] * *factor;
+    }
+}
+
+/* In float32 but for those in doubt, whose part of the distance is so near to the number that its error matters: 2^15
+ * at most, it is off by 3 roundings, 2^-7. NaN is in doubt too. */
+static void move_codes_f32(const float *x, const uint16_t *u, uint8_t *q, size_t n, const qk_moves *m)
+{
+    size_t i = 0;
+#ifdef HAVE_RANDOM_VECTORS
+    if (m->k == TABLE_16 && m->step == 0) i = move_vectors(x, u, q, n, m);
+#endif
+    for (; i < n; i++) {
+        const size_t at = i * m->step * m->k;
+        const uint8_t code = q[i];
+        const float rest = x[i] - m->level[at + code], drawn = (float)u[i] + 0.5f;
+        const size_t beside = 2 * at + (m->k & -(size_t)(rest > 0)) + code;
+        const float part = rest * m->per_distance[beside];
+        const int not_at_most = !(part <= drawn + NEAR_NUMBER), above = part > drawn - NEAR_NUMBER;
+        q[i] = (uint8_t)(code ^ ((code ^ m->next[beside]) & -above)); /* no branch: half of them would be wrong */
+        if (not_at_most != above) q[i] = qk_moved_code(m, i, x[i], code, u[i]);
+    }
+}
+
 #endif

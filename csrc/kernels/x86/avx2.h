@@ -181,7 +181,42 @@ static inline choice below(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP
 static inline choice both_chosen(choice a, choice b) { return _mm256_and_ps(a, b); }
 static inline choice chosen_but_not(choice a, choice b) { return _mm256_andnot_ps(b, a); }
 static inline floats chosen(choice some, floats v) { return _mm256_and_ps(some, v); }
+static inline choice not_at_most_floats(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
+static inline choice differently_chosen(choice a, choice b) { return _mm256_xor_ps(a, b); }
+static inline choice one_chosen(choice a, choice b) { return _mm256_or_ps(a, b); }
+static inline int any_chosen(choice some) { return _mm256_movemask_ps(some) != 0; }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_and_ps(some, v)); }
+
+/* Tables of 16 entries, in which floats are found by lanes of numbers: vpermps reads the low 3 bits of these; the
+ * fourth, moved to the sign, chooses between the halves. Of two such tables the second serves the chosen ones. */
+typedef struct {
+    __m256 low, high;
+} table16;
+typedef struct {
+    table16 first, second;
+} table32;
+static inline table16 load_table16(const float *p) { return (table16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+static inline table32 load_table32(const float *p) { return (table32){load_table16(p), load_table16(p + 16)}; }
+static inline floats look_up16(table16 t, reg i)
+{
+    const __m256 low = _mm256_permutevar8x32_ps(t.low, i), high = _mm256_permutevar8x32_ps(t.high, i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+}
+static inline floats look_up32(table32 t, reg i, choice second)
+{
+    return _mm256_blendv_ps(look_up16(t.first, i), look_up16(t.second, i), second);
+}
+
+/* Tables of 16 bytes; bytes chosen as the lanes of 4 registers are, and one or the other by that. */
+typedef __m256i byte_choice;
+static inline reg all_16_bytes(const void *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128(p)); }
+static inline reg look_up_bytes(reg table, reg i) { return _mm256_shuffle_epi8(table, i); }
+static inline byte_choice chosen_bytes(choice a, choice b, choice c, choice d)
+{
+    const reg ab = _mm256_packs_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b));
+    return in_order(_mm256_packs_epi16(ab, _mm256_packs_epi32(_mm256_castps_si256(c), _mm256_castps_si256(d))));
+}
+static inline reg either_bytes(byte_choice some, reg a, reg b) { return _mm256_blendv_epi8(b, a, some); }
 
 /* Lanes of 64 bits, for random.h: products of their lower halves; their upper halves; halves swapped; of the lower
  * half alone, exclusive3; turned by some bits; shifted to the left; 0, 1, 2 and so on. */

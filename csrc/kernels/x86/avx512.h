@@ -180,7 +180,35 @@ static inline choice below(floats a, floats b) { return _mm512_cmp_ps_mask(a, b,
 static inline choice both_chosen(choice a, choice b) { return (choice)(a & b); }
 static inline choice chosen_but_not(choice a, choice b) { return (choice)(a & ~b); }
 static inline floats chosen(choice some, floats v) { return _mm512_maskz_mov_ps(some, v); }
+static inline choice not_at_most_floats(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+static inline choice differently_chosen(choice a, choice b) { return (choice)(a ^ b); }
+static inline choice one_chosen(choice a, choice b) { return (choice)(a | b); }
+static inline int any_chosen(choice some) { return some != 0; }
 static inline floats add_chosen(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, some, c, v); }
+
+/* Tables of 16 entries, in which floats are found by lanes of numbers. Of two such tables the second serves the chosen
+ * ones. */
+typedef __m512 table16;
+typedef struct {
+    __m512 first, second;
+} table32;
+static inline table16 load_table16(const float *p) { return _mm512_loadu_ps(p); }
+static inline table32 load_table32(const float *p) { return (table32){load_table16(p), load_table16(p + 16)}; }
+static inline floats look_up16(table16 t, reg i) { return _mm512_permutexvar_ps(i, t); }
+static inline floats look_up32(table32 t, reg i, choice second)
+{
+    return _mm512_permutex2var_ps(t.first, _mm512_mask_or_epi32(i, second, i, _mm512_set1_epi32(16)), t.second);
+}
+
+/* Tables of 16 bytes; bytes chosen as the lanes of 4 registers are, and one or the other by that. */
+typedef __mmask64 byte_choice;
+static inline reg all_16_bytes(const void *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128(p)); }
+static inline reg look_up_bytes(reg table, reg i) { return _mm512_shuffle_epi8(table, i); }
+static inline byte_choice chosen_bytes(choice a, choice b, choice c, choice d)
+{
+    return (uint64_t)((uint32_t)a | (uint32_t)b << 16) | (uint64_t)((uint32_t)c | (uint32_t)d << 16) << 32;
+}
+static inline reg either_bytes(byte_choice some, reg a, reg b) { return _mm512_mask_blend_epi8(some, b, a); }
 
 /* Lanes of 64 bits, for random.h: products of their lower halves; their upper halves; halves swapped; of the lower
  * half alone, exclusive3; turned by some bits; shifted to the left; 0, 1, 2 and so on. */

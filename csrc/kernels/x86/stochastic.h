@@ -14,7 +14,7 @@
 
 #define HAVE_RANDOM_LINES
 #define HAVE_RANDOM_VECTORS
-enum { LANES_64 = REG / 8, STATE_REGS = STATES / LANES_64, RANDOM_VECTOR = FLOATS };
+enum { LANES_64 = REG / 8, STATE_REGS = STATES / LANES_64, RANDOM_VECTOR = FLOATS, TABLE_16 = 16 };
 
 /* States of xoroshiro128+, one a lane. */
 typedef struct {
@@ -165,6 +165,53 @@ static QK_INLINE void random_vectors(const int what, const float *x, const uint1
             for (size_t j = i; j < i + 4 * FLOATS; j += FLOATS) random_vector(what, x, u, to, j, p, step);
     }
     for (; i + FLOATS <= n; i += FLOATS) random_vector(what, x, u, to, i, p, step);
+}
+
+/* Tables of qk_moves in registers. */
+typedef struct {
+    table16 level;
+    table32 per_distance;
+    reg below, above; /* next codes */
+} move_tables;
+
+/* Which of a vector move, and which of them up; those in doubt too. */
+typedef struct {
+    choice up, move, doubt;
+} moves;
+
+static QK_INLINE moves moves_of(const float *x, const uint16_t *u, const uint8_t *q, const move_tables *t)
+{
+    const reg codes = widen_u8(q);
+    const floats rest = difference_of(load_floats(x), look_up16(t->level, codes)), drawn = to_floats(widen_u16(u));
+    const choice up = below(all_floats(0), rest);
+    const floats part = product_of(rest, look_up32(t->per_distance, codes, up));
+    const choice not_at_most = not_at_most_floats(part, sum_of(drawn, all_floats(0.5f + NEAR_NUMBER)));
+    const choice move = below(sum_of(drawn, all_floats(0.5f - NEAR_NUMBER)), part);
+    return (moves){up, move, differently_chosen(not_at_most, move)};
+}
+
+/* Codes of tables of 16 entries, whole groups of 4 vectors; returns how many elements these are. */
+static QK_INLINE size_t move_vectors(const float *x, const uint16_t *u, uint8_t *q, size_t n, const qk_moves *m)
+{
+    enum { FOUR = 4 * FLOATS };
+    const move_tables t = {load_table16(m->level), load_table32(m->per_distance), all_16_bytes(m->next),
+                           all_16_bytes(m->next + TABLE_16)};
+    size_t i = 0;
+    for (; i + FOUR <= n; i += FOUR) {
+        const moves a = moves_of(x + i, u + i, q + i, &t);
+        const moves b = moves_of(x + i + FLOATS, u + i + FLOATS, q + i + FLOATS, &t);
+        const moves c = moves_of(x + i + 2 * FLOATS, u + i + 2 * FLOATS, q + i + 2 * FLOATS, &t);
+        const moves d = moves_of(x + i + 3 * FLOATS, u + i + 3 * FLOATS, q + i + 3 * FLOATS, &t);
+        if (any_chosen(one_chosen(one_chosen(a.doubt, b.doubt), one_chosen(c.doubt, d.doubt)))) {
+            for (size_t j = i; j < i + FOUR; j++) q[j] = qk_moved_code(m, j, x[j], q[j], u[j]);
+            continue;
+        }
+        const byte_choice up = chosen_bytes(a.up, b.up, c.up, d.up);
+        const reg codes = load_reg(q + i);
+        const reg to = either_bytes(up, look_up_bytes(t.above, codes), look_up_bytes(t.below, codes));
+        store_reg(q + i, either_bytes(chosen_bytes(a.move, b.move, c.move, d.move), to, codes));
+    }
+    return i;
 }
 
 #endif
