@@ -132,13 +132,14 @@ class Loop:
         self.w, self.grid = padded(w[self.order], self.columns), grid
         self.mask = None if mask is None else padded(mask[self.order].view(np.uint8), self.columns)
         self.errors = np.zeros((self.columns // COLUMNS, k, COLUMNS), np.float32)
+        self.unit = 0  # exponents of two of columns, or of all: what errors are told without
         self.sums = None  # or what is kept from pass to pass, laid out as errors are
 
     def run(self, feedback):
         """Give each weight its value; return the error, or by how much it grows if values are given anew."""
         loss = np.zeros(self.columns)
         codebooks.round_rows(self.w, feedback, self.mask, self.grid, self.errors, loss, self.sums)
-        return loss[: self.n].sum()
+        return np.sum(loss[: self.n] * 4.0**self.unit)
 
     def panels(self, values):
         """Return values (k, n), in the order of rounding, as errors are laid out."""

@@ -115,13 +115,13 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     """
     w = finite_float32(float_array(w, "w"), "w")
     checked_hessian(hessian, w)
-    unit = max(_exponent(w) - LARGEST, 0)
-    grid = _Grid(grid, w, unit)
+    grid = _Grid(grid, w)
     order, damp, refine = word(order), checked_damp(damp), integer(refine, "refine", 0)
     if not is_a(order, str) or order not in ORDERS:
         raise ValueError(f"order must be {' or '.join(map(repr, ORDERS))}, got {shown(order)}")
     center, refit = boolean(center, "center"), boolean(refit, "refit") and w.shape[1] > 0
     problem = Problem(hessian, order, damp, center)
+    unit = grid.take_units(w, refit)
     rounding = _Rounding(np.ldexp(w, -unit), problem, grid)
     if refine and not refit:
         rounding.sums = np.empty_like(rounding.errors)
@@ -134,8 +134,7 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
         if not errors[-1] < errors[-2]:
             break
     bias = times_power(rounding.mean_error(problem.mean), unit) if center else None
-    errors = np.array(errors) * problem.unit * 4.0**unit
-    report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": errors}
+    report = {"damp": problem.damp, "dead": np.flatnonzero(problem.dead), "errors": np.array(errors) * problem.unit}
     return GPTQResult(grid.codes(rounding.codes_in_order()), grid.params, grid.scales, bias, report)
 
 
@@ -146,6 +145,7 @@ class _Rounding(Loop):
         zeros = (w == 0) & grid.has_zero()
         grid.keep_zero = bool(zeros.any())
         super().__init__(w, problem, zeros if grid.keep_zero else None)
+        self.unit = grid.unit
         self.codes, self.chosen = np.empty(self.w.shape, np.int16), grid
         self.group = np.ascontiguousarray(grid.blocks[self.order], np.int32)
         self._lay_out()
@@ -175,10 +175,10 @@ class _Rounding(Loop):
         errors = w - units * grid.scale[grid.group]
         self._lay_out()
         self.errors = self.panels(errors[self.order])
-        exponent = _exponent(errors)
+        exponent = np.frexp(np.abs(errors).max(axis=0, initial=0))[1]
         errors = np.ldexp(errors, -exponent)  # whose squares float32 holds
         sums = product(h, errors)
-        loss = np.sum(errors * sums, dtype=np.float64) * 4.0**exponent
+        loss = np.sum(np.sum(errors * sums, axis=0, dtype=np.float64) * 4.0 ** (exponent + self.unit))
         self.sums = self.panels(np.ldexp(sums - np.diagonal(h)[:, None] * errors, exponent)[self.order])
         return loss
 
@@ -191,10 +191,10 @@ class _Rounding(Loop):
 class _Grid:
     """Hold a grid for weights w (k, n): params and scales for the result, and the group of scales of each row.
 
-    `scale` is that of weights in units of a power of two.
+    `scale` is that of weights in the units of `take_units`.
     """
 
-    def __init__(self, grid, w, unit=0):
+    def __init__(self, grid, w):
         scales = None
         if is_a(grid, tuple) and len(grid) == 2:
             grid, scales = grid
@@ -211,13 +211,21 @@ class _Grid:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
         with np.errstate(over="ignore", under="ignore"):
             self.kept = np.float16 if np.array_equal(self.scale, np.float16(self.scale)) else np.float32
-        self.unit, self.ends = unit, np.float32([np.finfo(self.kept).tiny, np.finfo(self.kept).max])
-        if unit:
-            self.scale = np.maximum(np.ldexp(self.scale, -unit), np.finfo(np.float32).tiny)
+        self.unit, self.ends = 0, np.float32([np.finfo(self.kept).tiny, np.finfo(self.kept).max])
         size = self.params.block_size
         self.blocks = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
         self.group = self.blocks if len(self.scale) > 1 else np.zeros(len(w), np.int64)
         self.keep_zero = False
+
+    def take_units(self, w, refit):
+        """Take weights in units of powers of two, of each column, or of all where they share what is fitted."""
+        exponents = np.frexp(np.abs(w).max(axis=0, initial=0))[1]
+        if refit and (self.params.axis is None or is_a(self.params, Codebook) and self.params.levels.ndim == 1):
+            exponents[:] = exponents.max(initial=0)
+        self.unit = np.maximum(exponents - LARGEST, 0)
+        least = np.finfo(np.float32).tiny
+        self.scale = np.where(self.unit, np.maximum(np.ldexp(self.scale, -self.unit), least), self.scale)
+        return self.unit
 
     def has_zero(self):
         """Tell of all columns, or of each, whether 0 is a point of the grid."""

@@ -159,6 +159,17 @@ def test_the_largest_weights(options):
     np.testing.assert_allclose(found.report["errors"], again.report["errors"] * 4.0**100, rtol=1e-6)
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_columns_do_not_know_of_larger_ones(refit):
+    _, seen, w = layer(16, 2)
+    one, other = (
+        qk.gptq(each, seen, qk.choose_qparams(each, "int8", axis=1), refit=refit)
+        for each in (w * np.float32([1e37, 1e-33]), w * np.float32([1, 1e-33]))
+    )
+    assert np.array_equal(one.codes[:, 1], other.codes[:, 1]) and np.abs(one.codes).max() > 90
+    assert one.params.scale[1] == other.params.scale[1]
+
+
 def test_layers_without_outputs():
     _, seen, w = layer(16, 0)
     book = qk.Codebook([0, 1.0], axis=0, block_size=4)

@@ -23,6 +23,7 @@ static const int64_t SPIN = 100000;      /* what a thread waits awake: the gap b
 static const int64_t RETRY = 1000000000; /* after a thread could not be had */
 static const int64_t FIRST_RETREAT = 5000000, LAST_RETREAT = 100000000;
 static const int64_t SOON = 20000000; /* after a retreat: some of the slices in which systems share out CPUs */
+static const double CLOCKED = 200e3;  /* ns of a loop, as estimated, from which on its workers' CPU time is asked for */
 enum { LATE = 5 };                    /* loops in a row that a worker does not come to: some are too short to wake it */
 enum { FEWEST_MOST = 8 };             /* threads that may be asked for on any machine */
 enum { STACK_BYTES = 1 << 20 };       /* kernels use up to 170 KB of it, sanitizers more */
@@ -53,6 +54,7 @@ typedef struct {
 typedef struct {
     _Alignas(64) loop *job; /* posted by the caller, who may take it back until it is `busy`; then NULL again */
     int asleep;
+    int64_t lost; /* ns of its last loop in which it had no CPU; of a short one all */
     size_t index;
     qk_thread thread;
     qk_lock lock;
@@ -155,18 +157,21 @@ static int allowed_for(double work)
     return fewer;
 }
 
-/* After a loop. Workers stay awake where the next one is near: one that is absent again and again does not get a CPU
- * when it is woken. */
+/* After a loop that had all threads: one of few items tells nothing of them. Workers stay awake where the next one is
+ * near: one that is absent again and again does not get a CPU when it is woken. Each attempt is told by as many loops:
+ * the first after a retreat finds workers asleep, and may be over before they wake up. */
 static void look_at_absent(const loop *l, int absent)
 {
     pool.late = absent ? pool.late + (seen(&pool.gap) < SPIN) : 0;
-    if (pool.late >= LATE) fall_back((int)l->threads / 2, l->work);
+    if (pool.late < LATE) return;
+    fall_back((int)l->threads / 2, l->work);
+    pool.late = 0;
 }
 
-/* After it: a worker that needs several times as long as the caller has lost its CPU on the way. */
-static void look_at_laggards(const loop *l, int64_t own, int64_t waited)
+/* After such a loop: whether one was waited for several times as long as the caller worked, since it had no CPU. */
+static void look_at_laggards(const loop *l, int64_t own, int64_t waited, int64_t lost)
 {
-    if (!l->timed && waited > 2 * own + SPIN) fall_back((int)l->threads / 2, l->work);
+    if (!l->timed && waited > 2 * own + SPIN && lost > waited / 2) fall_back((int)l->threads / 2, l->work);
 }
 
 int qk_threads_for(size_t items, double work)
@@ -277,8 +282,11 @@ static void serve(void *argument)
         loop *job = wait_for_job(w);
         if (job == &quit) return;
         if (!__atomic_compare_exchange_n(&w->job, &job, &busy, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
+        const int clocked = !job->timed && job->work >= CLOCKED;
+        const int64_t start = qk_now(), used = clocked ? qk_cpu_time() : 0;
         if (qk_hold(here, job->call) || !job->timed) work_on(job, w->index);
         qk_hold(here, NULL);
+        w->lost = qk_now() - start - (clocked ? qk_cpu_time() - used : 0);
         __atomic_store_n(&w->job, NULL, __ATOMIC_SEQ_CST);
         if (__atomic_load_n(&pool.caller_asleep, __ATOMIC_SEQ_CST)) ring(&pool.lock, &pool.bell);
     }
@@ -373,11 +381,19 @@ static void run_together(loop *l, size_t items, size_t threads)
         for (size_t i = 0; i < workers; i++) post(&pool.workers[i], l);
         work_on(l, 0);
         const int64_t own = qk_now();
-        const int absent = !finish(&pool.workers[0], l);
-        for (size_t i = 1; i < workers; i++) finish(&pool.workers[i], l);
+        int64_t lost = 0;
+        int absent = 0;
+        for (size_t i = 0; i < workers; i++) {
+            worker *w = &pool.workers[i];
+            const int came = finish(w, l);
+            if (came && w->lost > lost) lost = w->lost;
+            if (i == 0) absent = !came;
+        }
         pool.ended = qk_now();
-        look_at_absent(l, absent);
-        look_at_laggards(l, own - start, pool.ended - own);
+        if (l->threads == (size_t)qk_get_num_threads()) {
+            look_at_absent(l, absent);
+            look_at_laggards(l, own - start, pool.ended - own, lost);
+        }
     }
     __atomic_store_n(&pool.busy, 0, __ATOMIC_RELEASE);
 }

@@ -97,6 +97,13 @@ static inline int64_t qk_now(void) /* in nanoseconds */
     return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
 }
 
+static inline int64_t qk_cpu_time(void) /* of this thread; on Windows 0, where it is told in steps of many loops */
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return t.tv_sec * (int64_t)1000000000 + t.tv_nsec;
+}
+
 #ifdef __linux__
 static cpu_set_t qk_cpus_at_load; /* that this process may use, before any OpenMP runtime binds its threads */
 static int qk_bound;              /* whether one is going to */
@@ -208,6 +215,8 @@ static inline int64_t qk_now(void)
     const int64_t t = ticks.QuadPart, f = each_second.QuadPart;
     return t / f * 1000000000 + t % f * 1000000000 / f;
 }
+
+static inline int64_t qk_cpu_time(void) { return 0; }
 
 static inline void qk_look_at_platform(void) {}
 

@@ -11,7 +11,7 @@
 #include "runtime/compiler.h"
 
 #ifndef PEAK_VECTOR
-#define PEAK_VECTOR int
+#define PEAK_VECTOR unsigned
 #define PEAK_PRODUCTS 1
 #define peak_step(sums, a, b) ((sums) + (a) * (b))
 #endif
