@@ -91,7 +91,7 @@ def rotate(x, seed=0, *, inverse=False, out=None):
     --------
     >>> x, w = np.float32([[100, 1, -1, 2]]), np.float32([[1], [2], [3], [4]])
     >>> qk.rotate(x)
-    array([[-51., -50., -48., -51.]], dtype=float32)
+    array([[48., 51., 51., 50.]], dtype=float32)
     >>> qk.rotate(x) @ qk.rotate(w.T).T, x @ w
     (array([[107.]], dtype=float32), array([[107.]], dtype=float32))
     """
