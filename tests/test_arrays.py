@@ -336,7 +336,17 @@ def test_half_floats_are_taken_as_scales_multipliers_and_levels(dtype, kind):
         (on_device(ByArray, 2, None)(np.ones(2)), r"it lies on DLPack's device \(2, None\), CUDA, not in"),
         (OfCUDA(), "it lies on a CUDA device, as its __cuda_array_interface__ says, not in the CPU's memory"),
     ],
-    ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "tensor nowhere", "DLPack", "jax", "no number", "CUDA"],
+    ids=[
+        "mask",
+        "masked",
+        "mask by __array__",
+        "tensor elsewhere",
+        "tensor nowhere",
+        "DLPack",
+        "jax",
+        "no number",
+        "CUDA",
+    ],
 )
 @pytest.mark.parametrize(("name", "i", "argument"), ARRAYS)
 def test_masks_and_other_memory_are_refused_everywhere(name, i, argument, value, reason):
