@@ -52,9 +52,10 @@ def linked_by_zig(machine, gcc):
 
 
 def source_distribution(folder):
-    """Return the archive that wheels are built of: what it lacks, they lack."""
-    run(sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT, stdout=subprocess.DEVNULL)
-    return next(folder.glob("*.tar.gz"))
+    """Return the archive that wheels are built of: what it lacks, they lack. In the folder there may be older ones."""
+    with tempfile.TemporaryDirectory() as name:
+        run(sys.executable, "-m", "build", "--sdist", "--outdir", name, ROOT, stdout=subprocess.DEVNULL)
+        return shutil.copy(next(Path(name).glob("*.tar.gz")), folder)
 
 
 def build(python, source, machine, gcc, folder):

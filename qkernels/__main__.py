@@ -6,6 +6,7 @@ none is kept in a cache.
 """
 
 import argparse
+import signal
 import sys
 
 from . import _speed, selftest
@@ -40,4 +41,6 @@ def main():
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what reads all of it may be a `head`
     sys.exit(main())

@@ -44,7 +44,7 @@ def save(path, arrays):
     """Save arrays, packed weights, parameters, codebooks and observers in a safetensors file.
 
     A file of that name is replaced once the new one is whole, which gets its permissions; arrays that were loaded from
-    it stay as they are.
+    it stay as they are. What is no file, such as a pipe, is written to.
 
     Parameters
     ----------
@@ -222,21 +222,36 @@ def _bytes_of(array):
 
 def _replace(path, parts):
     """Write a file beside it, which then takes its place; so there is always a whole one. A link stays one."""
-    path = os.fsencode(os.path.realpath(path))
-    if os.path.exists(path) and not os.path.isfile(path):
+    path = os.fsencode(path)
+    target = os.path.realpath(path)
+    if _is_no_place(path, target):
         with open(path, "wb") as device:
             return device.writelines(parts)
-    beside = path + b".%s.part" % os.urandom(4).hex().encode()
+    beside = os.path.join(os.path.dirname(target), b".%s.part" % os.urandom(8).hex().encode())  # not too long a name
     try:
         with open(beside, "xb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(beside, os.stat(path).st_mode & 0o777)
+            with contextlib.suppress(OSError):  # there is none, or a file system without permissions
+                os.chmod(beside, os.stat(target).st_mode & 0o777)
             file.writelines(parts)
-        os.replace(beside, path)
+        os.replace(beside, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
+
+
+def _is_no_place(path, target):
+    """Tell whether a path can only be opened: it is a folder's, or of what has no name, such as a pipe's."""
+    if os.path.basename(path) in (b"", b".", b".."):
+        return True
+    return os.path.exists(path) and not (os.path.isfile(path) and _is_one_file(path, target))
+
+
+def _is_one_file(path, target):
+    try:
+        return os.path.samefile(path, target)
+    except OSError:  # a file that was unlinked while it is open: /proc names it nevertheless
+        return False
 
 
 # ---- what is loaded ----
@@ -274,7 +289,8 @@ def _tensor(data, begin, entry, name, path):
     """Return the array that an entry of the header tells of, as it lies in the file."""
     try:
         dtype, shape, (first, last) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        well = all(type(number) is int and 0 <= number < 2**62 for number in (*shape, first, last))
+        well = type(shape) is type(entry["data_offsets"]) is list
+        well = well and all(type(number) is int and 0 <= number < 2**62 for number in (*shape, first, last))
     except (KeyError, TypeError, ValueError):
         well = False
     if not well or last - first != math.prod(shape) * dtype.itemsize:

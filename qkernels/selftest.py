@@ -8,6 +8,7 @@ It needs nothing but an installed qkernels: where that runs, this does. docs/rel
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections import Counter
@@ -171,4 +172,6 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # what reads all of it may be a `head`
     sys.exit(main())

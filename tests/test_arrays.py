@@ -333,9 +333,20 @@ def test_half_floats_are_taken_as_scales_multipliers_and_levels(dtype, kind):
         (Tensor(np.ones(2), device="meta"), "it lies on the meta device, where tensors have no values"),
         (on_device(DLPack, 2, 0)(np.ones(2)), r"it lies on DLPack's device \(2, 0\), CUDA, not in the CPU's memory"),
         (on_device(ByArray, 10, 1)(np.ones(2)), r"it lies on DLPack's device \(10, 1\), ROCm, not in"),
+        (on_device(ByArray, 2, None)(np.ones(2)), r"it lies on DLPack's device \(2, None\), CUDA, not in"),
         (OfCUDA(), "it lies on a CUDA device, as its __cuda_array_interface__ says, not in the CPU's memory"),
     ],
-    ids=["mask", "masked", "mask by __array__", "tensor elsewhere", "tensor nowhere", "DLPack", "jax", "CUDA"],
+    ids=[
+        "mask",
+        "masked",
+        "mask by __array__",
+        "tensor elsewhere",
+        "tensor nowhere",
+        "DLPack",
+        "jax",
+        "no number",
+        "CUDA",
+    ],
 )
 @pytest.mark.parametrize(("name", "i", "argument"), ARRAYS)
 def test_masks_and_other_memory_are_refused_everywhere(name, i, argument, value, reason):
@@ -343,6 +354,34 @@ def test_masks_and_other_memory_are_refused_everywhere(name, i, argument, value,
         return
     with pytest.raises(TypeError, match=rf"^{argument} must be an array, got a \w+: {reason}"):
         call(name, {key: v() if key == "out" else v for key, v in CALLS[name][i].items()} | {argument: value})
+
+
+def test_only_an_object_knows_whether_it_is_on_a_device():
+    """Its class may have a property for it, which the CPU's lack."""
+
+    class Either(ByArray):
+        @property
+        def __cuda_array_interface__(self):
+            if self.array is not None:
+                raise AttributeError
+            return OfCUDA.__cuda_array_interface__
+
+    np.testing.assert_array_equal(arrays.as_array(Either(np.arange(3)), "x"), np.arange(3))
+    with pytest.raises(TypeError, match="x must be an array, got a Either: it lies on a CUDA device"):
+        arrays.as_array(Either(None), "x")
+
+
+def test_that_a_device_is_not_known_is_no_matter_but_that_memory_ends_is():
+    class Asked(ByArray):
+        def __dlpack_device__(self):
+            raise self.error
+
+    x = Asked(np.arange(3))
+    x.error = RuntimeError("on several")
+    np.testing.assert_array_equal(arrays.as_array(x, "x"), np.arange(3))
+    x.error = MemoryError("none left")
+    with pytest.raises(MemoryError, match="none left"):
+        arrays.as_array(x, "x")
 
 
 def test_a_mask_is_refused_in_out():

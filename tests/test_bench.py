@@ -2,10 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import qkernels as qk
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -196,3 +199,25 @@ def test_the_chart_is_drawn(tmp_path):
 
     glance.draw(tmp_path / "glance.png")
     assert (tmp_path / "glance.png").stat().st_size > 50_000
+
+
+def test_a_turn_that_begins_late_is_repeated(monkeypatch):
+    """Further ahead each time, and given up where it stays late."""
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    import oversubscription as bench
+
+    with qk.num_threads(1):
+        late, early = (bench.turn("mixed", 1, start, 0) for start in (0, time.monotonic() + 10 * bench.AHEAD))
+    assert late is None and early >= 0
+    starts = []
+
+    def take(name, threads, start, seconds):
+        starts.append(start)
+        return [threads, None if len(starts) % 3 else threads]
+
+    monkeypatch.setattr(bench, "AHEAD", 10)
+    assert bench.compare(take, "mixed", 2, 0.01) == (2, [2, 2]) and len(starts) == 12
+    assert 9 < starts[1] - starts[0] < 11 and 19 < starts[2] - starts[1] < 21
+    with pytest.raises(RuntimeError, match="a worker was late, 5 times"):
+        bench.rate(lambda *_: [None, 1], "mixed", 1, 0.01)

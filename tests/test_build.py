@@ -1,5 +1,6 @@
 """What the extension's C says, as Cython writes it, since wrong directives are ignored in silence; and clang's view."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -67,3 +68,19 @@ def test_clang_builds_an_extension_that_gives_the_same_bits(tmp_path):
     here, there = results(Path(qk.__file__).parents[1]), results(tmp_path)
     assert len(here) > 1000
     assert [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]] == []
+
+
+def test_wheels_are_built_of_the_source_that_is_here(tmp_path, monkeypatch):
+    """And not of one that an earlier version left."""
+    spec = importlib.util.spec_from_file_location("wheels", Path(__file__).parents[1] / ".ci/wheels.py")
+    wheels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wheels)
+    for version in "0.0.1", "99.0":
+        (tmp_path / f"qkernels-{version}.tar.gz").write_text("old")
+
+    def builds(*command, **_):
+        (Path(command[command.index("--outdir") + 1]) / "qkernels-9.0.tar.gz").write_text("new")
+
+    monkeypatch.setattr(wheels, "run", builds)
+    source = Path(wheels.source_distribution(tmp_path))
+    assert source == tmp_path / "qkernels-9.0.tar.gz" and source.read_text() == "new"

@@ -163,6 +163,8 @@ FORGED = {
     "a huge shape": (lambda h: h["a"].update(shape=[0, 2**70], data_offsets=[0, 0]), "'a' has no dtype"),
     "too many dimensions": (lambda h: h["a"].update(shape=[1] * 99), "'a' has a shape that no array has"),
     "too long a shape": (lambda h: h["a"].update(shape=[0, 2**61], data_offsets=[0, 0]), "'a' has a shape that no"),
+    "a shape that is a dict": (lambda h: h["a"].update(dtype="U8", shape={}, data_offsets=[0, 1]), "'a' has no dtype"),
+    "a shape that is a str": (lambda h: h["a"].update(dtype="U8", shape="", data_offsets=[0, 1]), "'a' has no dtype"),
     "a float": (lambda h: h["a"].update(shape=[1.0]), "'a' has no dtype"),
     "True": (lambda h: h["a"].update(shape=[True]), "'a' has no dtype"),
     "offsets backwards": (lambda h: h["a"].update(data_offsets=[8, 0]), "'a' has no dtype"),
@@ -304,7 +306,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs links and permissions of POSIX")
 def test_a_file_keeps_what_it_is(tmp_path):
-    """Its permissions; a link stays one; a device is written to; other files beside it stay as they are."""
+    """Its permissions; a link stays one; other files beside it stay as they are."""
     path, link = tmp_path / "x", tmp_path / "link"
     io.save(path, {"a": X})
     path.chmod(0o600)
@@ -313,9 +315,48 @@ def test_a_file_keeps_what_it_is(tmp_path):
     io.save(link, {"a": X + 1})
     assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
     assert_array_equal(io.load(path)["a"], X + 1)
-    io.save(os.devnull, {"a": X})
-    assert not os.path.isfile(os.devnull)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["link", "x", "x.part"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="needs names of what is open")
+def test_what_has_no_name_is_written_to(tmp_path):
+    """A pipe, and a file that was unlinked: nothing appears where the system says that they are."""
+    io.save(tmp_path / "x", {"a": X})
+    reader, writer = os.pipe()
+    with open(reader, "rb") as taken:
+        io.save(f"/dev/fd/{writer}", {"a": X})  # which fits the buffer of a pipe
+        os.close(writer)
+        assert taken.read() == (tmp_path / "x").read_bytes()
+    with open(tmp_path / "y", "w+b") as file:
+        os.unlink(tmp_path / "y")
+        io.save(f"/dev/fd/{file.fileno()}", {"a": X})
+        assert file.read() == (tmp_path / "x").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_name_of_a_folder_is_no_file(tmp_path):
+    (tmp_path / "f").write_text("mine")
+    for path in "f/", "f/.", "new/", "new/.", ".", "":
+        with pytest.raises(OSError):
+            io.save(os.path.join(tmp_path, path) if path else path, {"a": X})
+    assert [path.name for path in tmp_path.iterdir()] == ["f"] and (tmp_path / "f").read_text() == "mine"
+
+
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path):
+    path = tmp_path / ("x" * os.pathconf(tmp_path, "PC_NAME_MAX") if hasattr(os, "pathconf") else "x")
+    for _ in range(2):
+        io.save(path, {"a": X})
+        assert_array_equal(io.load(path)["a"], X)
+
+
+def test_a_file_system_may_have_no_permissions(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no")
+
+    io.save(tmp_path / "x", {"a": X})
+    monkeypatch.setattr(os, "chmod", refused)
+    io.save(tmp_path / "x", {"a": X + 1})
+    assert_array_equal(io.load(tmp_path / "x")["a"], X + 1)
 
 
 def test_files_are_those_of_any_process(tmp_path):

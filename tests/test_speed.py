@@ -3,6 +3,8 @@
 import importlib
 import io
 import os
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -84,6 +86,18 @@ def test_the_command_prints_what_it_is_checks_and_measures():
     assert "GB/s" not in python("-m", "qkernels", "--seconds", "0").stdout
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs signals of pipes")
+@pytest.mark.parametrize("module", ["qkernels", "qkernels.selftest"])
+def test_what_reads_it_may_have_enough(module):
+    """As `head` has, or who looks for a word: it ends quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", module, "--seconds", "0"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), timeout=100)
+    os.close(writer)
+    assert done.returncode == -signal.SIGPIPE and not done.stderr
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e999", "soon"])
 @pytest.mark.parametrize("module", ["qkernels", "qkernels.selftest"])
 def test_a_time_is_finite(module, seconds, monkeypatch, capsys):
@@ -101,7 +115,6 @@ def test_a_time_is_finite(module, seconds, monkeypatch, capsys):
 def test_it_is_in_colour_on_a_terminal():
     pytest.importorskip("rich")
     import pty
-    import subprocess
 
     master, slave = pty.openpty()
     command = [sys.executable, "-c", "from qkernels import _speed; _speed.show(0.1)"]

@@ -408,6 +408,18 @@ def test_a_bias_in_the_same_memory_is_another():
         layer(x)
 
 
+def test_a_bias_of_another_dtype_is_refused():
+    """Before a call on floats and after, when their array is kept."""
+    for dtype in torch.int32, torch.bool, torch.complex64:
+        layer, x = Linear.from_float(dense()), torch.randn(2, 96)
+        for _ in range(2):
+            floats, layer.bias.data = layer.bias.data, layer.bias.data.to(dtype)
+            with pytest.raises(TypeError, match=f"bias must be float32, float64, float16 or bfloat16, got {dtype}"):
+                layer(x)
+            layer.bias.data = floats
+            layer(x)
+
+
 def test_a_bias_may_be_computed():
     x = torch.randn(2, 96)
     pruned, twice = Linear.from_float(dense()), Linear.from_float(dense())

@@ -102,17 +102,20 @@ class DLPackBits:
         return capsule
 
 
-def refuse_devices(x, kind):
+def refuse_devices(x):
     """Raise TypeError if x says that its memory is a device's: what it has for NumPy would copy all of it unasked."""
-    if hasattr(kind, "__dlpack_device__"):
+    if hasattr(x, "__dlpack_device__"):
         try:
-            device = tuple(map(int, x.__dlpack_device__()))
+            kind, *number = x.__dlpack_device__()
+            kind = int(kind)
+        except MemoryError:
+            raise
         except Exception:   # it is on several, or is no array after all: NumPy may know, or say why not
             return
-        if device[0] not in CPU_DEVICES:
-            name = DEVICES.get(device[0], "which is none of the CPU's")
-            raise TypeError(f"it lies on DLPack's device {device}, {name}, not in the CPU's memory")
-    elif hasattr(kind, "__cuda_array_interface__"):
+        if kind not in CPU_DEVICES:
+            name = DEVICES.get(kind, "which is none of the CPU's")
+            raise TypeError(f"it lies on DLPack's device {shown((kind, *number))}, {name}, not in the CPU's memory")
+    elif hasattr(x, "__cuda_array_interface__"):
         raise TypeError("it lies on a CUDA device, as its __cuda_array_interface__ says, not in the CPU's memory")
 
 
@@ -159,7 +162,7 @@ def read_array(x):
         return base_array(np.asanyarray(x))
     if is_tensor(x):
         return array_of_tensor(x)
-    refuse_devices(x, kind)
+    refuse_devices(x)
     if hasattr(kind, "__dlpack__") and not any(hasattr(kind, name) for name in
                                                ("__array__", "__array_interface__", "__array_struct__")):
         return array_of_dlpack(x)

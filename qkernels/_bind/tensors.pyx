@@ -115,6 +115,8 @@ cdef class PlainLinear:
         if kept is not None and not bias.is_neg() and look(bias, &v) and v.data == cnp.PyArray_DATA(kept) \
                 and v.ndim == 1 and v.shape[0] == cnp.PyArray_DIM(kept, 0) and (v.strides[0] == 1 or v.shape[0] <= 1):
             return kept
+        if bias.dtype not in floats:
+            raise TypeError("of integers or complex numbers, whose refusal says so")
         array = bias.resolve_neg().float().numpy()
         if bias.dtype is float32 and bias.is_contiguous() and array.ndim == 1:  # else it may be a copy
             self.kept = array
