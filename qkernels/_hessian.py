@@ -1,6 +1,6 @@
 """Look at the inputs of a layer: `Hessian`. Formulas: docs/numerics.md, section 29."""
 
-import threading
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ._checks import (
     within_64_bits,
 )
 from ._mode import default_mode
-from ._value import restored
+from ._value import Lockable, restored
 
 ROWS = 4096  # that a product sums; fewer wait
 LEAST, MOST = 2.0**-100, 2.0**127  # float32 sums of squares, of an input and of all, that may stand in float32
@@ -25,7 +25,7 @@ PART = 2**22  # entries of a matrix that are looked at together
 FIRST = 64  # rows in which nearly all inputs show that they are not small
 
 
-class Hessian:
+class Hessian(Lockable):
     """Sum up the inputs of a layer, and their products with one another, in constant memory.
 
     What `gptq` and `sensitivity` ask of data: of rows x of inputs, their number, ``sum(x)`` and ``sum(outer(x, x))``,
@@ -53,10 +53,11 @@ class Hessian:
         k = integer(k, "k", 1)
         if k > 1 << 20:
             raise ValueError(f"k must be at most 2**20, got {k}")
+        super().__init__()
         self._count, self._sum = 0, np.zeros(k)
         self._moments = np.zeros((k, k))  # as add_gram fills it
         self._waiting, self._buffer = 0, None
-        self._lock = threading.Lock()
+        self._broken = False  # while sums are not all of the same rows, and after what fails in between
 
     @property
     def k(self):
@@ -66,7 +67,8 @@ class Hessian:
     @property
     def count(self):
         """How many rows have been seen."""
-        return self._count
+        with self._whole():
+            return self._count
 
     @property
     def sum(self):
@@ -95,27 +97,32 @@ class Hessian:
         ------
         TypeError, ValueError
             If x is no float array, does not have k columns, or holds NaN or infinity. Nothing of x has been taken into
-            account then; if Ctrl-C interrupts, part of it may have been.
+            account then.
+        RuntimeError
+            If Ctrl-C, or a lack of memory, ended an earlier update or merge while it summed rows: sums do not belong
+            together then, and all that would use the object raises this.
         """
         x = float_array(x)
         if x.ndim < 1 or x.shape[-1] != self.k:
             raise ValueError(f"x must have k = {self.k} columns, got shape {x.shape}")
         rows = finite_float32(x).reshape(-1, self.k)
-        with self._lock:
-            self._count = _counted(self._count + len(rows))
+        with self._whole():
+            count = _counted(self._count + len(rows))
+            if self._buffer is None and len(rows) % ROWS:
+                self._buffer = np.empty((ROWS, self.k), np.float32)
+            self._broken = True
             while len(rows):
                 if not self._waiting and len(rows) >= ROWS:
                     _add(self._sum, self._moments, rows[:ROWS])
                     rows = rows[ROWS:]
                     continue
-                if self._buffer is None:
-                    self._buffer = np.empty((ROWS, self.k), np.float32)
                 taken = min(ROWS - self._waiting, len(rows))
                 self._buffer[self._waiting : self._waiting + taken] = rows[:taken]
                 self._waiting, rows = self._waiting + taken, rows[taken:]
                 if self._waiting == ROWS:
                     _add(self._sum, self._moments, self._buffer)
                     self._waiting = 0
+            self._count, self._broken = count, False
         return self
 
     @default_mode
@@ -135,19 +142,23 @@ class Hessian:
         ------
         TypeError, ValueError
             If `other` is no Hessian, or of another k.
+        RuntimeError
+            As for `update`, of either.
         """
         if type(other) is not type(self):
             raise TypeError(f"other must be a Hessian, got {shown(other)}")
         if other.k != self.k:
             raise ValueError(f"other must have k {self.k}, got {other.k}")
         count, sums, moments = other._totals()
-        with self._lock:
-            self._count = _counted(self._count + count)
+        with self._whole():
+            count = _counted(self._count + count)
+            self._broken = True
             if self._waiting:
                 _add(self._sum, self._moments, self._buffer[: self._waiting])
                 self._waiting = 0
             self._sum += sums
             self._moments += moments
+            self._count, self._broken = count, False
         return self
 
     def to_arrays(self):
@@ -177,6 +188,8 @@ class Hessian:
         count = _counted(number_named(arrays, "count", 0))
         if np.any(np.abs(sums) > SLACK * np.sqrt(float(count)) * np.sqrt(np.diagonal(moments))):
             raise ValueError(f"sum must be such as {count} rows of these moments have, at most sqrt(count * moments)")
+        if not count and moments.any():
+            raise ValueError(f"moments of no rows must be 0, got {moments.max()}")
         made = cls(len(sums))
         made._count, made._sum[:], made._moments[:] = count, sums, moments
         return made
@@ -197,10 +210,18 @@ class Hessian:
                 moments[part] -= np.multiply.outer(mean[part], mean)
         return moments, mean, squares
 
+    @contextmanager
+    def _whole(self):
+        """Lock the object, or raise if its sums do not belong together."""
+        with self._locked():
+            if self._broken:
+                raise RuntimeError("this Hessian was interrupted while it summed rows: make a new one")
+            yield
+
     @default_mode
     def _totals(self):
         """Return count, sum and moments of all rows, those that wait too, as they are between two updates."""
-        with self._lock:
+        with self._whole():
             count, sums, moments = self._count, self._sum.copy(), np.empty((self.k, self.k))
             for part in _parts(self.k):
                 moments[part] = self._moments[part]

@@ -1,13 +1,34 @@
 """Give objects what they have in common: parameters and codebooks are frozen values, observers lock what changes."""
 
 from contextlib import contextmanager, nullcontext
+from threading import RLock
+
+
+class Lockable:
+    """Serve as a base of objects that threads share."""
+
+    def __init__(self):
+        self._lock, self._in_use = RLock(), False
+
+    @contextmanager
+    def _locked(self):
+        """Lock the object, or raise if this thread has it: a signal handler must not wait for what it interrupts."""
+        with self._lock:
+            if self._in_use:
+                name = type(self).__name__
+                raise RuntimeError(f"this thread is using this {name}: a signal handler cannot until it returns")
+            self._in_use = True
+            try:
+                yield
+            finally:
+                self._in_use = False
 
 
 @contextmanager
 def both_locked(one, other):
     """Lock two objects, in an order that does not depend on who asks: no two threads wait for each other's."""
     first, second = sorted((one, other), key=id)
-    with first._lock, nullcontext() if first is second else second._lock:
+    with first._locked(), nullcontext() if first is second else second._locked():
         yield
 
 

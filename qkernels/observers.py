@@ -4,8 +4,6 @@ Every observer has `update`, `merge` (but for `MovingAverage`), `qparams`, `to_a
 pickled. Formulas: docs/numerics.md, section 24.
 """
 
-import threading
-
 import numpy as np
 
 from ._bind import histograms
@@ -25,20 +23,20 @@ from ._choose import PERCENTILE, bounds_of, check_codes, choose_scheme, outward,
 from ._histogram import COARSE, FINE, LARGEST, count, new_histogram, percentile_within
 from ._mode import default_mode
 from ._qparams import QParams, code_dtype
-from ._value import both_locked, restored
+from ._value import Lockable, both_locked, restored
 
 __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
 
 
-class _Observer:
+class _Observer(Lockable):
     """Hold what all observers have in common."""
 
     _settings: tuple[str, ...] = ()  # names of numbers besides the axis
 
     def __init__(self, axis):
+        super().__init__()
         self._axis = checked_blocks(axis, None)[0]
         self._count, self._lines = 0, None
-        self._lock = threading.Lock()
 
     @property
     def axis(self):
@@ -72,7 +70,7 @@ class _Observer:
         x = float_array(x)
         check_axis(self._axis, x)
         if x.size:
-            with self._lock:
+            with self._locked():
                 lines = 1 if self._axis is None else x.shape[self._axis]
                 if self._lines not in (None, lines):
                     raise ValueError(f"x must have length {self._lines} along axis {self._axis}, got shape {x.shape}")
@@ -138,7 +136,7 @@ class _Observer:
         scheme = choose_scheme(dtype, symmetric, narrow_range)
         if not self._count:
             raise ValueError(f"observers.{type(self).__name__} has seen no values: update it with some first")
-        with self._lock:
+        with self._locked():
             return self._params(dtype, scheme)
 
     def empty(self):
@@ -147,7 +145,7 @@ class _Observer:
 
     def to_arrays(self):
         """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
-        with self._lock:
+        with self._locked():
             arrays = {"count": np.array(self._count, np.int64)} | self._state()
         if self._axis is not None:
             arrays["axis"] = np.array(self._axis, np.int64)

@@ -3,6 +3,7 @@
 QKERNELS_TESTS_SECONDS makes the tests that repeat themselves last longer, for a run that looks for races.
 """
 
+import copy
 import gc
 import os
 import random
@@ -270,6 +271,30 @@ def test_two_that_are_merged_into_each_other(make):
     at_once(*[lambda: [a.merge(b) for _ in range(4)], lambda: [b.merge(a) for _ in range(4)]] * 2)
     seen = a.count
     assert a.merge(a).count == 2 * seen
+
+
+@pytest.mark.parametrize("make", [observers.MSE, observers.MinMax, lambda: qk.Hessian(4)])
+def test_a_signal_handler_that_uses_what_it_interrupts_is_refused(make, monkeypatch):
+    """Rather than that it waits for ever. It may use others, of which copies are some; later this one, too."""
+    seen, other, found = make().update(calls.X), make().update(calls.X), []
+
+    def handle(count, *_):
+        monkeypatch.undo()
+        other.update(calls.X)
+        for use in (lambda: seen.update(calls.X), seen.to_arrays, lambda: seen.merge(other), lambda: other.merge(seen)):
+            try:
+                use()
+            except RuntimeError as error:
+                found.append(str(error))
+        return count
+
+    for module in (observers, qk._hessian):
+        monkeypatch.setattr(module, "within_64_bits", handle)  # which an update calls
+    thread = threading.Thread(target=seen.update, args=(calls.X,), daemon=True)
+    thread.start(), thread.join(20)
+    assert found == [f"this thread is using this {type(seen).__name__}: a signal handler cannot until it returns"] * 4
+    counts = [each.update(calls.X).count for each in (copy.deepcopy(seen), seen, other)]
+    assert len(set(counts)) == 1
 
 
 # ---- settings ----

@@ -93,6 +93,53 @@ def test_nothing_of_a_refused_update_counts():
     assert same(seen, before)
 
 
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("change", [lambda h, _: h.update(X[:100]), lambda h, other: h.merge(other)])
+def test_what_was_interrupted_is_not_used(failure, change, monkeypatch):
+    """After half of the sums: no read, update, merge or pickle of it, and the other one of a merge stays as it is."""
+
+    def fail(*_):
+        raise failure
+
+    seen, other, whole = (qk.Hessian(12).update(X[:rows]) for rows in (70, 128, 700))
+    with monkeypatch.context() as patch, pytest.raises(failure):
+        patch.setattr(_hessian, "add_gram", fail)
+        change(seen, other)
+    before = whole.to_arrays()
+    for use in (
+        lambda: seen.count,
+        lambda: seen.sum,
+        lambda: seen.moments,
+        lambda: seen.update(X),
+        lambda: seen.merge(whole),
+        lambda: whole.merge(seen),
+        lambda: pickle.dumps(seen),
+        lambda: qk.sensitivity(np.ones((12, 2)), seen, []),
+    ):
+        with pytest.raises(RuntimeError, match="this Hessian was interrupted while it summed rows: make a new one"):
+            use()
+    assert same(whole, qk.Hessian.from_arrays(before)) and repr(seen) == "<Hessian(12): 70 rows>"
+
+
+def test_a_failure_before_the_sums_changes_nothing(monkeypatch):
+    """Of what is asked for, which adds what waits to a copy; and of room for what waits."""
+
+    def fail(*_):
+        raise MemoryError
+
+    seen, fresh = qk.Hessian(12).update(X[:70]), qk.Hessian(12)
+    before = seen.to_arrays()
+    with monkeypatch.context() as patch:
+        patch.setattr(_hessian, "add_gram", fail)
+        for use in (seen.to_arrays, lambda: fresh.merge(seen)):
+            with pytest.raises(MemoryError):
+                use()
+        patch.setattr(np, "empty", fail)
+        with pytest.raises(MemoryError):
+            fresh.update(X[:70])
+    assert fresh.count == 0 and same(seen, qk.Hessian.from_arrays(before)) and same(fresh.update(X[:70]), seen)
+
+
 @refusals("""
 Hessian(0)                                                 # ValueError: k must be at least 1, got 0
 Hessian(2**40)                                             # ValueError: k must be at most 2\\*\\*20, got 1099511627776
@@ -111,6 +158,7 @@ Hessian.from_arrays(dict(Hessian(2).to_arrays(), moments=-np.eye(2)))           
 Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=np.uint64(2**64 - 1)))   # ValueError: ^a Hessian sees at most
 Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=2**63 - 1)).update([1.0])  # ValueError: ^a Hessian sees at most
 Hessian.from_arrays(dict(Hessian(1).to_arrays(), count=4, sum=[5.0], moments=[[4.0]]))  # ValueError: sum must be such
+Hessian.from_arrays(dict(Hessian(1).to_arrays(), moments=[[9.0]]))       # ValueError: of no rows must be 0, got 9.0
 sensitivity(np.ones((3, 2)), Hessian(3), [])               # ValueError: hessian has seen no rows
 sensitivity(np.ones((3, 2)), Hessian(2).update([1.0, 2]), [])            # ValueError: w must have shape .k, n., k = 2
 sensitivity(np.ones((2, 2)), Hessian(2).update([1.0, 2]), QParams(1))    # TypeError: candidates must be a list

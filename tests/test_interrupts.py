@@ -138,7 +138,7 @@ CALLS = {
     "kmeans1d, two lines": "x = distinct.reshape(2, -1); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, lines": "x = distinct.reshape(1000, 3000); call = lambda: qk.kmeans1d(x, 16, axis=1)",
     "kmeans1d, float16": "x = floats(10**8).astype(np.float16); call = lambda: qk.kmeans1d(x, 16)",
-    "Hessian": "x, seen = floats(8192, 3000), qk.Hessian(3000); call = lambda: seen.update(x)",
+    "Hessian": "x = floats(8192, 3000); call = lambda: qk.Hessian(3000).update(x)",
     "sensitivity": """
         w, seen = floats(3000, 3000), qk.Hessian(3000).update(floats(4, 3000))
         call = lambda: qk.sensitivity(w, seen, [rate])""",
