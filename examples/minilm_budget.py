@@ -63,6 +63,11 @@ def bits_of(form, k):
     return form + {16: 0, 8: 64 / k}.get(form, 16 / BLOCK)  # a column of int8 has a sum, too
 
 
+def ratios(errors, of):
+    """Return ``errors / of``, and 0 where a layer has no error."""
+    return np.divide(errors, of, out=np.zeros_like(errors), where=of > 0)
+
+
 class Layers:
     """The functions of the network, of whose dense layers one after another `run(number, x, weight, bias)` is asked."""
 
@@ -129,8 +134,8 @@ class Budget:
         lost = np.array([[distance(number, form) - whole for form in FEW] for number in layers])
         lost = np.maximum.accumulate(np.maximum(lost, 0), axis=1)  # where chance is more than the cost
         first = len(FORMS) - len(FEW)
-        tried = np.hstack([errors[:, :first] / errors[:, [first]] * lost[:, :1], lost])
-        return tried, errors / errors[:, -1:] * lost[:, -1:]
+        tried = np.hstack([ratios(errors[:, :first], errors[:, [first]]) * lost[:, :1], lost])
+        return tried, ratios(errors, errors[:, -1:]) * lost[:, -1:]
 
     def round(self, forms):
         """Round the layers, one after another, by these functions; return the network's layers, packed."""

@@ -280,6 +280,19 @@ def test_sharing_out_leaves_a_packed_network(shared_out, weights, tokens):
     assert all(isinstance(packed, qk.PackedMatrix) for layers, _ in network.layers for packed, _ in layers)
 
 
+def test_layers_without_error_cost_nothing(shared_out):
+    """As of weights that are 0, which each form holds."""
+    made, _ = shared_out
+    errors = np.ones((8, 5)) * [1e-6, 1e-5, 0.1, 0.2, 0.4]
+    errors[2], errors[3, :3] = 0, 0
+    with np.errstate(all="raise"):
+        costs, rough = made.lost(errors, lambda steps, name: steps)
+    assert np.isfinite(costs).all() and not costs[2:4, :2].any() and not rough[2].any() and not rough[3, :3].any()
+    assert (rough[:2] > 0).all()
+    np.testing.assert_allclose(costs[:2, 0], costs[:2, 2] * 1e-5)
+    np.testing.assert_allclose(rough[:2, 1], rough[:2, 4] * (1e-5 / 0.4))
+
+
 def test_costs_are_what_embeddings_lose(shared_out, weights, tokens):
     """Of the last layer in 3 bits, with all others in int8: measured here by hand."""
     made, _ = shared_out
