@@ -41,7 +41,18 @@ ROWS = {  # heading: suites, and how their cases begin
     "k-means": (["kmeans"], ""),
     "nearest neighbours": (["pq"], ""),
 }
-OURS = {"packed", "int32", "8-bit", "4-bit", "float scales", "one scale a column", "uniform", "half_even", "nearest", "qlinear"}
+OURS = {
+    "packed",
+    "int32",
+    "8-bit",
+    "4-bit",
+    "float scales",
+    "one scale a column",
+    "uniform",
+    "half_even",
+    "nearest",
+    "qlinear",
+}
 
 
 def main():
