@@ -36,10 +36,14 @@ ROWS = {  # heading: suites, and how their cases begin
     "quantize": (["quantize"], "quantize|dynamic"),
     "dequantize": (["quantize"], "dequantize"),
     "fake_quantize": (["quantize"], "fake_quantize"),
+    "MX formats, NVFP4": (["quantize"], "MX|NVFP"),
     "calibration": (["observers"], ""),
     "codebooks, GGUF": (["codebook"], ""),
     "k-means": (["kmeans"], ""),
     "nearest neighbours": (["pq"], ""),
+    "gptq, Hessian": (["gptq"], "gptq|Hessian"),
+    "rotations": (["gptq"], "rotate"),
+    "PyTorch layers": (["torch"], ""),
 }
 OURS = {
     "packed",
@@ -52,6 +56,7 @@ OURS = {
     "half_even",
     "nearest",
     "qlinear",
+    "qkernels.linear",
 }
 
 
@@ -62,7 +67,7 @@ def main():
 def draw(path=CHART):
     plt, model = pyplot(), json.loads((RESULTS / "minilm.json").read_text())
     results = {name: load(*sorted(RESULTS.glob(f"{name}*.json"))) for name in SETS}
-    figure = plt.figure(figsize=(8.6, 5.2), facecolor="white")
+    figure = plt.figure(figsize=(8.6, 5.6), facecolor="white")
     left = figure.add_gridspec(len(PANELS), 1, left=0.075, right=0.33, top=0.8, bottom=0.05, hspace=0.75)
     for place, (heading, how) in zip(left, PANELS.items()):
         draw_bars(figure.add_subplot(place), model, heading, *how)
@@ -108,9 +113,9 @@ def draw_rows(axis, results):
                 mark = dict(marker="D", s=22, color=color, zorder=3, label=label if i == 0 else None)
                 axis.scatter(geometric_mean(ratios), i + shift, **mark)
     axis.axvline(1, color=INK, linewidth=1.2, zorder=1)
-    axis.hlines([i + 0.5 for i in range(len(ROWS) - 1)], 0.2, 150, color=PALE, linewidth=0.5, zorder=0)
-    axis.set(xscale="log", xlim=(0.25, 150), ylim=(len(ROWS) - 0.5, -0.5))
-    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    axis.hlines([i + 0.5 for i in range(len(ROWS) - 1)], 0.2, 600, color=PALE, linewidth=0.5, zorder=0)
+    axis.set(xscale="log", xlim=(0.25, 600), ylim=(len(ROWS) - 0.5, -0.5))
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100, 500]
     axis.set_xticks(ticks, labels=[f"{tick:g}x" for tick in ticks], fontsize=9)
     axis.set_yticks(range(len(ROWS)), labels=ROWS, fontsize=9.5)
     axis.minorticks_off()
