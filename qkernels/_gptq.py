@@ -223,8 +223,9 @@ class _Grid:
         if refit and (self.params.axis is None or is_a(self.params, Codebook) and self.params.levels.ndim == 1):
             exponents[:] = exponents.max(initial=0)
         self.unit = np.maximum(exponents - LARGEST, 0)
-        least = np.finfo(np.float32).tiny
-        self.scale = np.where(self.unit, np.maximum(np.ldexp(self.scale, -self.unit), least), self.scale)
+        scale = np.ldexp(self.scale, -self.unit)
+        least = np.copysign(np.finfo(np.float32).tiny, scale)
+        self.scale = np.where(self.unit, np.where(np.abs(scale) > np.abs(least), scale, least), self.scale)
         return self.unit
 
     def has_zero(self):
@@ -280,7 +281,8 @@ class _Grid:
             gain, weight = (np.full_like(a, a.sum()) if shared else a for a in (gain, weight))
             found = old + np.divide(gain, weight, out=np.zeros_like(gain), where=weight > 0)
             least, most = (np.ldexp(end, -self.unit) for end in self.ends)
-            new = np.where((found >= least) & (found <= most), found, old)
+            size = found if self.scales is None else np.abs(found)
+            new = np.where((size >= least) & (size <= most), found, old)
             new = np.ldexp(np.ldexp(new, self.unit).astype(self.kept).astype(np.float32), -self.unit)
             errors[rows] -= own * (new - old)
             scale[group] = new
@@ -344,10 +346,7 @@ def _book_scales(book, scales, w):
         raise ValueError(f"grid must have blocks along axis 0, got {book!r}")
     if scales is None:
         return encode(w, book)[1]
-    scales = checked_scales(real_array(scales, "scales"), book, w.shape, 0)
-    if np.any(scales < 0):
-        raise ValueError(f"scales must not be negative, got {scales.min()}")
-    return scales
+    return checked_scales(real_array(scales, "scales"), book, w.shape, 0)
 
 
 def _spread(values, params, w):

@@ -32,6 +32,7 @@ def grids(w, size=5):
         "levels of columns": columns,
         "levels of blocks": book,
         "with scales": (book, qk.encode(w, book)[1] * np.float32(0.8)),
+        "with scales of either sign": (book, qk.encode(w, book)[1] * np.float32([0.8, -0.9])[np.arange(n) % 2]),
     }
 
 
@@ -145,6 +146,19 @@ def test_any_unit_of_weights(refit, exponent):
     assert np.array_equal(one.codes, other.codes)
     assert np.array_equal(np.ldexp(one.params.scale, exponent), other.params.scale)
     np.testing.assert_allclose(other.report["errors"], one.report["errors"] * 4.0**exponent, rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0, 120])
+@pytest.mark.parametrize("refit", [False, True])
+def test_negative_scales_are_those_of_negative_levels(refit, exponent):
+    x, seen, w = layer(40, 33)
+    levels = np.float32([-1, -0.3, 0.1, 0.35, 1.2])
+    book, mirrored = (qk.Codebook(each, axis=0, block_size=16) for each in (levels, -levels))
+    scales = np.ldexp(qk.encode(w, book)[1], exponent)
+    w = np.ldexp(w, exponent)
+    one, other = qk.gptq(w, seen, (book, scales), refit=refit), qk.gptq(w, seen, (mirrored, -scales), refit=refit)
+    assert np.array_equal(one.codes, other.codes) and np.array_equal(one.scales, -other.scales)
+    assert np.array_equal(wide(one), wide(other)) and (one.scales > 0).all()
 
 
 @pytest.mark.parametrize("options", [dict(axis=1), dict(axis=0, block_size=8, scale_bits=4)])
@@ -399,7 +413,6 @@ gptq(np.ones((3, 2)), H, Codebook([[1, 2]], vector=True))   # ValueError: grid m
 gptq(np.ones((3, 2)), H, Codebook([1, 2], block_size=2))    # ValueError: grid must have blocks along axis 0
 gptq(np.ones((3, 2)), H, Codebook([[1, 2]], axis=1))        # ValueError: grid must have levels for 2 columns, got 1
 gptq(np.ones((3, 2)), H, (Codebook([1, 2]), np.ones(2)))    # ValueError: scales are for a codebook with a block size
-gptq(np.ones((3, 2)), H, (Codebook([1, 2], axis=0, block_size=3), [[1.0, -2]]))  # ValueError: scales must not be neg
 gptq(np.ones((3, 2)), INDEFINITE, QParams(1))               # ValueError: hessian has moments that no data have
 """)
 def test_refusals(refusal):

@@ -36,7 +36,8 @@ static inline void round_to_levels(const qk_round_rows *p, size_t row, const flo
     float v[ROUND_NR];
     int32_t rank[ROUND_NR] = {0};
     for (int j = 0; j < ROUND_NR; j++) {
-        v[j] = value[j] * (1 / (scale[j] > 0x1p-126f ? scale[j] : 0x1p-126f));
+        const float divisor = __builtin_fmaxf(__builtin_fabsf(scale[j]), 0x1p-126f);
+        v[j] = value[j] * (1 / __builtin_copysignf(divisor, scale[j]));
         rounded[j] = level[j];
     }
     for (size_t i = 1; i < of->levels; i++, threshold += of->n) {
