@@ -11,35 +11,37 @@ import time
 
 import numpy as np
 import onnx
-import onnx_operators as do
+import onnx_layers as layers
+import onnx_values as values
 from onnx import helper, numpy_helper
-from onnx_operators import qlinear, whole_shape
+from onnx_layers import qlinear
+from onnx_values import whole_shape
 
 import qkernels as qk
 
 LAYERS = {  # those with weights, which a node packs once
-    "Conv": do.conv,
-    "ConvInteger": do.conv_integer,
-    "Gemm": do.gemm,
-    "MatMul": do.matmul,
-    "QGemm": do.qgemm,
-    "QLinearConv": qlinear(do.conv, 2, 6, axis=0),
-    "QLinearMatMul": qlinear(do.matmul, 2, 6),
+    "Conv": layers.conv,
+    "ConvInteger": layers.conv_integer,
+    "Gemm": layers.gemm,
+    "MatMul": layers.matmul,
+    "QGemm": layers.qgemm,
+    "QLinearConv": qlinear(layers.conv, 2, 6, axis=0),
+    "QLinearMatMul": qlinear(layers.matmul, 2, 6),
 }
 OPERATORS = LAYERS | {
-    "Add": do.add,
-    "Clip": do.clip,
-    "DequantizeLinear": do.dequantize_linear,
-    "DynamicQuantizeLinear": do.dynamic_quantize_linear,
+    "Add": layers.add,
+    "Clip": values.clip,
+    "DequantizeLinear": values.dequantize_linear,
+    "DynamicQuantizeLinear": values.dynamic_quantize_linear,
     "Flatten": whole_shape(lambda x, axis=1: x.reshape(int(np.prod(x.shape[:axis])), -1)),
-    "GlobalAveragePool": do.global_average_pool,
-    "MatMulInteger": do.matmul_integer,
-    "Mul": do.multiply,
-    "QLinearAdd": qlinear(do.add, 2, 6),
-    "QLinearGlobalAveragePool": qlinear(do.global_average_pool, 1, 3),
-    "QLinearMul": qlinear(do.multiply, 2, 6),
-    "QuantizeLinear": do.quantize_linear,
-    "Relu": do.relu,
+    "GlobalAveragePool": layers.global_average_pool,
+    "MatMulInteger": layers.matmul_integer,
+    "Mul": layers.multiply,
+    "QLinearAdd": qlinear(layers.add, 2, 6),
+    "QLinearGlobalAveragePool": qlinear(layers.global_average_pool, 1, 3),
+    "QLinearMul": qlinear(layers.multiply, 2, 6),
+    "QuantizeLinear": values.quantize_linear,
+    "Relu": values.relu,
     "Reshape": whole_shape(lambda x, shape: x.reshape([n or x.shape[i] for i, n in enumerate(shape)])),
     "Transpose": whole_shape(lambda x, perm=None: x.transpose(perm)),
 }
@@ -73,20 +75,20 @@ class Graph:
                 attributes["memory"] = []  # which stays
             self.nodes.append((node, attributes))
 
-    def compute(self, node, attributes, values):
+    def compute(self, node, attributes, known):
         if node.op_type in LAYERS:
             attributes = {"memory": []} | attributes
         try:
-            found = OPERATORS[node.op_type](*(values[name] for name in node.input), **attributes)
+            found = OPERATORS[node.op_type](*(known[name] for name in node.input), **attributes)
         except (NotImplementedError, TypeError) as error:  # its text names an attribute that a function does not take
             raise NotImplementedError(f"{node.op_type} {node.name!r}: {error}") from error
-        values.update(zip(node.output, found if type(found) is tuple else (found,), strict=True))
+        known.update(zip(node.output, found if type(found) is tuple else (found,), strict=True))
 
     def run(self, inputs):
-        values = self.constants | inputs
+        known = self.constants | inputs
         for node, attributes in self.nodes:
-            self.compute(node, attributes, values)
-        return [do.real(values[name]) for name in self.outputs]
+            self.compute(node, attributes, known)
+        return [values.real(known[name]) for name in self.outputs]
 
 
 def random_inputs(model, rng):

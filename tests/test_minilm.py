@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from minilm import budget, corpus, example, measure, methods, model, static
 from minilm.variants import VARIANTS
+from minilm_forms import FORMS
 from numpy.testing import assert_array_equal
 
 import qkernels as qk
@@ -251,7 +252,7 @@ def shared_out(weights, tokens):
     made = minilm_budget.Budget(network, [example.make_batch(tokens)])
     found = {}
     for bits in (2.4, 4.4, 12):
-        layers = made.round([minilm_budget.FORMS[form] for form in made.share(bits)])
+        layers = made.round([FORMS[form] for form in made.share(bits)])
         found[bits] = np.sum(budget.embedded(network, layers, tokens) * exact, axis=1).mean()
     return made, found
 
@@ -260,7 +261,7 @@ def test_shares_fit_their_budgets_and_more_bits_are_better(shared_out):
     made, found = shared_out
     assert made.costs.shape == made.sizes.shape == (8, 5) and found[2.4] < found[4.4] < found[12]
     assert found[2.4] > 0.7 and found[12] > 0.995
-    sizes, forms = dict(zip(minilm_budget.FORMS, made.sizes.T)), []
+    sizes, forms = dict(zip(FORMS, made.sizes.T)), []
     for bits in (2.25, 2.4, 4.4, 12, 16):
         forms.append(made.share(bits))
         assert sum(sizes[form][i] for i, form in enumerate(forms[-1])) <= bits * made.weights * (1 + 1e-12)
@@ -324,7 +325,7 @@ def test_no_share_is_kept_that_is_worse_than_one_width(shared_out, weights, toke
     assert share.tolist() == [4] * 8 and np.array_equal(made.sizes, sizes)
     lost, more = (
         made.distance(lambda number: given[number // 4][0][number % 4])
-        for given in (layers, made.round([minilm_budget.FORMS[form] for form in wrong]))
+        for given in (layers, made.round([FORMS[form] for form in wrong]))
     )
     assert lost < more
 

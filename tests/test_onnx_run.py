@@ -65,7 +65,7 @@ def test_weights_are_packed_once(quantized, network, monkeypatch):
     graph, inputs = onnx_run.Graph(quantized), {"pixels": network[2][0]}
     first = graph.run(inputs)
     for name in "pack", "pack_conv":
-        monkeypatch.setattr(onnx_run.do.qk, name, None)
+        monkeypatch.setattr(onnx_run.layers.qk, name, None)
     np.testing.assert_array_equal(graph.run(inputs), first)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import minilm_budget
 import numpy as np
+from minilm_forms import FORMS, bits_of, levels
 from report import pyplot
 
 import qkernels as qk
@@ -25,10 +26,9 @@ from .static import CALIBRATION, tokenize
 ROOT = Path(__file__).parents[2]
 RESULTS, CHART = ROOT / "bench" / "results" / "budget.json", ROOT / "docs" / "budget.png"
 JUDGED = 600
-FORMS = minilm_budget.FORMS
 WIDTHS = {  # of all layers: name, function, bits of codes, weights of a scale
     "4 bits, blocks of 64": (FORMS[4], 4, 64),
-    "4 bits, blocks of 384": (partial(minilm_budget.levels, bits=4, block=384), 4, 384),
+    "4 bits, blocks of 384": (partial(levels, bits=4, block=384), 4, 384),
     "3 bits, blocks of 64": (FORMS[3], 3, 64),
     "2 bits, blocks of 64": (FORMS[2], 2, 64),
 }
@@ -94,7 +94,7 @@ def measure():
         with step(f"a budget of {bits} bits"):
             share, layers = budget.best(bits)
             found = embedded(network, layers, tokens)
-        of_layers = [minilm_budget.bits_of(form, len(weight)) for form, (weight, _) in zip(share, budget.dense)]
+        of_layers = [bits_of(form, len(weight)) for form, (weight, _) in zip(share, budget.dense)]
         each = np.dot(of_layers, sizes) / sum(sizes)
         rows.append(row(f"a budget of {bits}", each, found, exact) | {"beside": beside, "share": share.tolist()})
     curve = qk.pareto(budget.costs, budget.sizes)

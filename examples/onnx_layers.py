@@ -1,56 +1,13 @@
-"""The operators of quantized ONNX graphs, by qkernels, for onnx_run.py.
+"""The layers of quantized ONNX graphs, by qkernels, for onnx_run.py.
 
-A real value that comes from DequantizeLinear stays what it is there, codes and parameters. A layer of codes waits for
-the parameters of its result, which QuantizeLinear has: then it is one function of integers.
+One of codes is a function of the parameters that its result shall have. QLinear operators are the same layers between
+DequantizeLinear and QuantizeLinear.
 """
 
-from collections import namedtuple
-
 import numpy as np
-from onnx import TensorProto, helper
+from onnx_values import Codes, bias_of, dequantize_linear, qparams, quantize_linear, real
 
 import qkernels as qk
-
-Codes = namedtuple("Codes", "codes params dtype")  # what stands for real numbers of a dtype
-Sums = namedtuple("Sums", "codes scale")  # likewise a bias, int32; the scale broadcasts
-
-
-def real(x):
-    if isinstance(x, Codes):
-        return qk.dequantize(x.codes, x.params, dtype=x.dtype)
-    if callable(x):
-        raise NotImplementedError("a layer of codes must be followed by QuantizeLinear")
-    return x.codes.astype(x.scale.dtype) * x.scale if isinstance(x, Sums) else x
-
-
-def qparams(scale, zero_point, dtype, axis=1, block_size=0):
-    """Return parameters as a graph has them; an axis counts for nothing beside a single scale."""
-    axis = axis if np.size(scale) > 1 else None
-    return qk.QParams(scale, zero_point, dtype, axis=axis, block_size=block_size or None)
-
-
-def quantize_linear(x, scale, zero_point=None, *, output_dtype=TensorProto.UINT8, **where):
-    dtype = helper.tensor_dtype_to_np_dtype(output_dtype) if zero_point is None else zero_point.dtype
-    params = qparams(scale, zero_point, dtype, **where)
-    return x(params) if callable(x) else qk.quantize(real(x), params)
-
-
-def dequantize_linear(q, scale, zero_point=None, *, axis=1, block_size=0):
-    if q.dtype != np.int32:
-        return Codes(q, qparams(scale, zero_point, q.dtype, axis, block_size), scale.dtype)
-    if block_size:
-        scale = np.repeat(scale, block_size, axis).take(range(q.shape[axis]), axis)
-    elif scale.size > 1:
-        scale = np.expand_dims(scale, [i for i in range(q.ndim) if i != axis % q.ndim])
-    return Sums(q, scale)
-
-
-def dynamic_quantize_linear(x):
-    q, params = qk.dynamic_quantize(real(x))
-    return q, params.scale, np.asarray(params.zero_point, np.uint8)
-
-
-# ---- layers of codes: functions of the parameters that the result shall have ----
 
 
 def need_codes(x, *others):
@@ -74,10 +31,6 @@ def packed(memory, pack, w, layout, **options):
         p = qparams(w.params.scale, w.params.zero_point, w.codes.dtype, axis=w.codes.ndim - 1)
         memory.append(pack(w.codes.transpose(layout), p, **options))
     return memory[0]
-
-
-def bias_of(bias):
-    return bias.codes if isinstance(bias, Sums) else bias
 
 
 def window_of(*, auto_pad=b"NOTSET", pads=(0, 0, 0, 0), strides=1, dilations=1):
@@ -165,29 +118,6 @@ def global_average_pool(x, channels_last=0):
     need_images(x)
     to_last, back = [(0, 1, 2, 3)] * 2 if channels_last else [(0, 2, 3, 1), (0, 3, 1, 2)]
     return lambda to: qk.qglobal_average_pool(x.codes.transpose(to_last), x.params, to).transpose(back)
-
-
-def clip(x, low=None, high=None):
-    """Clip a value; of a layer of codes, its codes by those of the bounds, as rounding keeps order."""
-    if callable(x):
-        return lambda to: clip(x(to), *(b if b is None else qk.quantize(real(b), to) for b in (low, high)))
-    x = x if low is None else np.maximum(real(x), real(low))
-    return x if high is None else np.minimum(real(x), real(high))
-
-
-def relu(x):
-    return clip(x, np.zeros((), np.float32 if callable(x) else real(x).dtype))
-
-
-def whole_shape(function):
-    """Return a function that gives values another shape, be they codes or reals."""
-
-    def run(x, *given, **attributes):
-        if isinstance(x, Codes) and x.params.axis is None:
-            return x._replace(codes=function(x.codes, *given, **attributes))
-        return function(real(x), *given, **attributes)
-
-    return run
 
 
 # ---- QLinear operators: those above between DequantizeLinear and QuantizeLinear ----
