@@ -15,7 +15,7 @@ from ._mode import default_mode
 from ._qparams import FLOAT_CODES, QParams
 
 ORDERS = ("activation", "natural")
-SAMPLE = 96  # columns on which levels are fitted
+SAMPLE = 96  # columns that tell how levels should move
 LARGEST = 96  # exponent of two that magnitudes are below in the loop
 
 
@@ -129,8 +129,13 @@ def gptq(w, hessian, grid, *, order="activation", damp=0.01, center=True, refine
     if refine and not refit:
         problem.start(rounding.errors, rounding.sums)
     for _ in range(refine):
+        kept = rounding.kept() if refit else None
         fitted = rounding.refit(problem) if refit else errors[-1]
         errors.append(fitted + rounding.run(problem.corrections()))
+        if refit and errors[-1] > errors[-2]:  # as scales in float16 may bring about
+            rounding.restore(kept)
+            errors.pop()
+            break
         if not errors[-1] < errors[-2]:
             break
     bias = times_power(rounding.mean_error(problem.mean), unit) if center else None
@@ -169,18 +174,38 @@ class _Rounding(Loop):
         codes = self.codes_in_order()
         units = grid.units(codes)
         grid.fit_scales(h, units, w - units * grid.scale[grid.group])
-        if is_a(grid.params, Codebook) and grid.params.levels.ndim == 1:
-            grid.fit_levels(h, codes, w)
-            units = grid.units(codes)
         errors = w - units * grid.scale[grid.group]
+        exponent = np.frexp(np.abs(errors).max(axis=0, initial=0))[1]  # in units of which float32 holds squares
+        sums = product(h, np.ldexp(errors, -exponent))
+        if is_a(grid.params, Codebook) and grid.params.levels.ndim == 1:
+            sums -= self._move_levels(h, codes, w, sums, exponent)
+            errors = w - grid.units(codes) * grid.scale[grid.group]
         self._lay_out()
         self.errors = self.panels(errors[self.order])
-        exponent = np.frexp(np.abs(errors).max(axis=0, initial=0))[1]
-        errors = np.ldexp(errors, -exponent)  # whose squares float32 holds
-        sums = product(h, errors)
+        errors = np.ldexp(errors, -exponent)
         loss = np.sum(np.sum(errors * sums, axis=0, dtype=np.float64) * 4.0 ** (exponent + self.unit))
         self.sums = self.panels(np.ldexp(sums - np.diagonal(h)[:, None] * errors, exponent)[self.order])
         return loss
+
+    def _move_levels(self, h, codes, w, sums, exponent):
+        """Fit levels that all weights share, as far as that gains over all columns; return what it takes from sums."""
+        grid = self.chosen
+        moves = grid.moves_of_levels(h, codes, w)
+        moved = np.ldexp(moves.astype(np.float32)[codes] * grid.scale[grid.group], -exponent)
+        by = product(h, moved)
+        step = _best_step(moved, sums, by, 4.0**exponent)
+        grid.move_levels(step * moves)
+        by *= np.float32(step)
+        return by
+
+    def kept(self):
+        """Return the result as it stands now, for `restore`."""
+        grid = self.chosen
+        return self.codes.copy(), self.errors.copy(), grid.params, grid.scales, grid.ranks
+
+    def restore(self, kept):
+        grid = self.chosen
+        self.codes, self.errors, grid.params, grid.scales, grid.ranks = kept
 
     def codes_in_order(self):
         codes = np.empty((len(self.w), self.n), np.int16)
@@ -215,7 +240,7 @@ class _Grid:
         size = self.params.block_size
         self.blocks = np.zeros(len(w), np.int64) if size is None else np.arange(len(w)) // size
         self.group = self.blocks if len(self.scale) > 1 else np.zeros(len(w), np.int64)
-        self.keep_zero = False
+        self.keep_zero, self.ranks = False, None
 
     def take_units(self, w, refit):
         """Take weights in units of powers of two, of each column, or of all where they share what is fitted."""
@@ -296,27 +321,31 @@ class _Grid:
             options |= dict(block_scale=p.block_scale, block_shift=p.block_shift)
             self.params = QParams(fitted, p.zero_point, p.dtype, **options)
 
-    def fit_levels(self, h, codes, w):
-        """Fit levels that all weights share, on some of the columns."""
+    def moves_of_levels(self, h, codes, w):
+        """Return what takes levels that all weights share to those of least error, as some of the columns tell it."""
         book = self.params
         scale_unit = _exponent(self.scale)  # float32 holds the sums in these units
         level_unit = _exponent(w) - scale_unit
         scale, w = np.ldexp(self.scale, -scale_unit), np.ldexp(w, -scale_unit - level_unit)
         unknown, known, each = np.zeros((book.k, book.k)), np.zeros(book.k), np.arange(len(w))
-        for column in np.linspace(0, w.shape[1] - 1, min(w.shape[1], SAMPLE)).astype(int):
+        for column, weight in _sample(w):
             chosen = np.zeros((len(w), book.k), np.float32)
             chosen[each, codes[:, column]] = scale[self.group, column]
             products = h @ chosen
-            unknown += chosen.T @ products
-            known += products.T @ w[:, column]
-        order = self.ranks[0]
-        levels = np.ldexp(book.levels[order].astype(np.float64), -level_unit)
+            unknown += weight * (chosen.T @ products)
+            known += weight * (products.T @ w[:, column])
+        levels = np.ldexp(book.levels[self.ranks[0]].astype(np.float64), -level_unit)
         free = levels != 0 if self.keep_zero else np.full(book.k, True)
-        gain = known - unknown @ levels
-        levels[free] += np.linalg.lstsq(unknown[np.ix_(free, free)], gain[free], rcond=None)[0]
-        fitted = np.array(book.levels)
-        fitted[order[::-1]] = np.ldexp(levels[::-1], level_unit)
-        self.params = Codebook(fitted, axis=book.axis, block_size=book.block_size)
+        gain, moves = known - unknown @ levels, np.zeros(book.k)
+        moves[free] = np.linalg.lstsq(unknown[np.ix_(free, free)], gain[free], rcond=None)[0]
+        return np.ldexp(moves, level_unit)
+
+    def move_levels(self, moves):
+        """Add to levels, in the order of ranks; those that several ranks have stay those of the first of them."""
+        book, order = self.params, self.ranks[0]
+        levels = np.array(book.levels)
+        levels[order[::-1]] = (book.levels[order].astype(np.float64) + moves)[::-1]
+        self.params = Codebook(levels, axis=book.axis, block_size=book.block_size)
 
     def codes(self, codes):
         """Return codes as `pack` takes them."""
@@ -324,6 +353,23 @@ class _Grid:
             return codes.astype(np.int32).astype(self.params.dtype)
         ranks = np.broadcast_to(self.ranks, (codes.shape[1], self.params.k))
         return ranks[np.arange(codes.shape[1]), codes]
+
+
+def _best_step(moved, sums, by, weights):
+    """Return how much of a move gains most: its products with what errors and it itself make, over columns."""
+    gain, size = (np.einsum("kn,kn,n->", moved, of, weights, dtype=np.float64) for of in (sums, by))
+    return gain / size if size > 0 else 0.0
+
+
+def _sample(w):
+    """Return at most SAMPLE columns, those of large weights more often, and how much each counts."""
+    n = w.shape[1]
+    if n <= SAMPLE:
+        return [(column, 1.0) for column in range(n)]
+    size = np.einsum("kn,kn->n", w, w, dtype=np.float64)
+    total = np.cumsum(size)
+    found = np.searchsorted(total, total[-1] * (np.arange(SAMPLE) + 0.5) / SAMPLE)
+    return [(column, total[-1] / (SAMPLE * size[column])) for column in found if size[column]]
 
 
 def _exponent(x):

@@ -290,10 +290,36 @@ def test_refitted_scales_and_levels_are_those_of_least_squares():
     book = qk.Codebook.fit(w, 3)
     codes, grid = qk.encode(w, book), _gptq._Grid(book, w)
     grid.laid_out(64)
-    grid.fit_levels(problem.matrix, codes, w)
+    grid.move_levels(grid.moves_of_levels(problem.matrix, codes, w))
     made = np.stack([outputs @ (codes == i) for i in range(3)], axis=-1).reshape(-1, 3)
     expected = np.linalg.lstsq(made, (outputs @ w).reshape(-1), rcond=None)[0]
     np.testing.assert_allclose(grid.params.levels, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("block_size", [None, 16])
+@pytest.mark.parametrize("tails", ["normal", "sizes of columns", "few large columns", "values"])
+def test_refitting_is_no_loss_where_some_columns_tell_of_all(tails, block_size):
+    rng, n = np.random.default_rng(7), 700
+    x, seen, w = layer(48, n)
+    w *= {
+        "normal": np.float32(1),
+        "sizes of columns": np.exp(1.5 * rng.normal(size=n)).astype(np.float32),
+        "few large columns": np.where(np.arange(n) % 7 == 3, np.float32(20), np.float32(1)),
+        "values": rng.standard_t(3, size=w.shape).astype(np.float32),
+    }[tails]
+    book = qk.Codebook.fit(w, 8, **(dict(axis=0, block_size=block_size) if block_size else {}))
+    plain, fitted = (qk.gptq(w, seen, book, refine=4, refit=refit).report["errors"] for refit in (False, True))
+    assert fitted[0] == plain[0] and (np.diff(fitted) <= 0).all() and fitted[-1] < 1.02 * plain[-1]
+
+
+def test_a_pass_that_loses_is_undone(monkeypatch):
+    x, seen, w = layer(40, 33)
+    book = qk.Codebook.fit(w, 5)
+    first = qk.gptq(w, seen, book, refine=0)
+    monkeypatch.setattr(_gptq, "_best_step", lambda *args: -50.0)
+    found = qk.gptq(w, seen, book, refit=True)
+    assert np.array_equal(found.codes, first.codes) and np.array_equal(found.params.levels, book.levels)
+    assert np.array_equal(found.bias, first.bias) and np.array_equal(found.report["errors"], first.report["errors"])
 
 
 def test_refitted_scales_keep_their_precision_and_codes_fit_them():
