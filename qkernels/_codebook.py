@@ -107,7 +107,8 @@ class Codebook(Value):
             `block_size` one for the values of all blocks, normalised as `encode` does. (A block then counts the same
             whatever its scale. Weights that hold the squared scales give the optimum for x itself.)
         weights : array, optional
-            Importance, such as the diagonal of a Hessian: not negative, broadcast to the shape of x.
+            Importance, such as the diagonal of a Hessian: not negative, broadcast to the shape of x. A channel whose
+            weights are all 0 is fitted without.
         zero : bool
             One level is exactly 0, the others the best beside it.
         vector : int, optional

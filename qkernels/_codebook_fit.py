@@ -35,6 +35,8 @@ def fit_levels(x, k, axis, block_size, weights, zero):
         return fit(values.reshape(-1), None if weights is None else weights.reshape(-1), k)
     channels = x.shape[axis]
     lines, line_weights = (None if a is None else np.moveaxis(a, axis, 0).reshape(channels, -1) for a in (x, weights))
+    if weights is not None:  # a channel without any, of a dead output, has levels nevertheless
+        line_weights = np.where(line_weights.any(axis=1, keepdims=True), line_weights, 1)
     if not zero:
         return kmeans1d(lines, k, weights=line_weights, axis=1).centroids
     return np.stack([fit(line, None if weights is None else line_weights[i], k) for i, line in enumerate(lines)])

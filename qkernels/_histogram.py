@@ -25,6 +25,8 @@ def new_histogram(x, axis):
 
 def count(histogram, x, axis):
     """Count the values of x, a line for each index of `axis`, or one of all; or raise and count nothing."""
+    if not x.size:
+        return
     axis = None if axis is None else axis % x.ndim
     if axis is None and x.dtype == FLOAT32 and x.size <= MOST and x.flags.c_contiguous:
         if not histogram.count(contiguous_as(x, FLOAT32).reshape(1, -1), 0):

@@ -21,7 +21,7 @@ from ._codebook import Codebook
 from ._conv import PackedConv
 from ._hessian import Hessian
 from ._pq import PackedCodes
-from ._qparams import QParams
+from ._qparams import FLOAT_CODES, QParams
 from ._quantize import pack_bits, unpack_bits
 from ._weights import PackedMatrix
 from .observers import MSE, Entropy, MinMax, MovingAverage, Percentile
@@ -33,6 +33,7 @@ DEEPEST = 50  # dicts in one another
 PACKED = Codebook, Hessian, PackedCodes, PackedConv, PackedMatrix, QParams
 CLASSES = {cls.__name__: cls for cls in (*PACKED, Entropy, MSE, MinMax, MovingAverage, Percentile)}
 BITS = {np.dtype(getattr(ml_dtypes, name)): int(name[-1]) for name in ("int2", "int4", "uint2", "uint4")}
+BITS |= {dtype: 4 if "float4" in dtype.name else 6 for dtype in FLOAT_CODES if dtype.name[:6] in ("float4", "float6")}
 NATIVE = {"U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4", "U64": "u8", "I64": "i8"}
 NATIVE |= {"BOOL": "?", "F16": "f2", "F32": "f4", "F64": "f8", "C64": "c8", "BF16": ml_dtypes.bfloat16}
 NATIVE |= {"F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
@@ -50,9 +51,9 @@ def save(path, arrays):
     ----------
     path : str or path-like
     arrays : mapping of str to what is saved
-        Arrays (bool, integers, floats, complex64, those of `ml_dtypes` with 8 or 16 bits, and 2- and 4-bit integers,
-        which are kept dense), anything that has `to_arrays`, or mappings of these in turn. In the file an array has the
-        keys that lead to it as its name, joined by points.
+        Arrays (bool, integers, floats, complex64, bfloat16, float8_e4m3fn, float8_e5m2 and float8_e8m0fnu, and codes of
+        2, 4 and 6 bits, which are kept dense), anything that has `to_arrays`, or mappings of these in turn. In the file
+        an array has the keys that lead to it as its name, joined by points.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def load(path):
     Returns
     -------
     dict
-        As it was saved, with the types of `save`. Arrays are read-only; but for those of 2- and 4-bit integers they are
+        As it was saved, with the types of `save`. Arrays are read-only; but for codes of 2, 4 and 6 bits they are
         views of the file, which is mapped to memory: what is not looked at is not read. Weights are packed for this
         machine straight from there.
 
@@ -120,7 +121,8 @@ def load(path):
         size = os.fstat(file.fileno()).st_size
         header, begin = _header(file, size, path)
         data = _mapped(file)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError(f"{path}: metadata must be an object of strings, got {shown(metadata)}")
     tensors = {name: _tensor(data, begin, entry, name, path) for name, entry in header.items()}
@@ -173,7 +175,8 @@ def _contents(value, name, tensors, deepest):
         return [kind, *arrays]
     array = as_array(value, _key(name))
     if array.dtype in BITS:
-        _put(tensors, _joined(name, "codes"), pack_bits(array, BITS[array.dtype]))
+        integers = contiguous_as(array, array.dtype).view(np.uint8) if array.dtype in FLOAT_CODES else array
+        _put(tensors, _joined(name, "codes"), pack_bits(integers, BITS[array.dtype]))
         _put(tensors, _joined(name, "shape"), np.array(array.shape, np.int64))
         return [array.dtype.name, "codes", "shape"]
     _put(tensors, name, array)
@@ -347,6 +350,7 @@ def _made(content, name, tensors, path, deepest):
 def _codes(arrays, dtype):
     arrays = arrays_named(arrays, ("codes", "shape"))
     codes, shape = array_named(arrays, "codes", np.uint8), array_named(arrays, "shape")
-    made = unpack_bits(codes, BITS[dtype], tuple(shape.reshape(-1).tolist()), dtype=dtype)
+    made, shape = np.uint8 if dtype in FLOAT_CODES else dtype, tuple(shape.reshape(-1).tolist())
+    made = unpack_bits(codes, BITS[dtype], shape, dtype=made).view(dtype)
     made.flags.writeable = False
     return made

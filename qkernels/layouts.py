@@ -32,6 +32,7 @@ WORD = np.dtype("<i4")
 BITS = 2, 3, 4, 8
 UINT4, INT4 = np.dtype(ml_dtypes.uint4), np.dtype(ml_dtypes.int4)
 WIDEST = {UINT4: 4, INT4: 4, np.dtype(np.uint8): 8, np.dtype(np.int8): 8}
+WIDEST |= {np.dtype(ml_dtypes.uint2): 2, np.dtype(ml_dtypes.int2): 2}
 AWQ_COLUMNS = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # of eight neighbours, from the lowest bits of a word on
 
 
@@ -105,14 +106,14 @@ def to_gptq(codes, params, order=None, *, bits=None, version=1):
 
     Parameters
     ----------
-    codes : uint4, uint8, int4 or int8 array of shape (K, N)
-        K and N whole words of 32 bits. Signed codes are written with 8 or 128 added, as are their zero points.
+    codes : uint2, uint4, uint8, int2, int4 or int8 array of shape (K, N)
+        K and N whole words of 32 bits. Signed codes are written with 2, 8 or 128 added, as are their zero points.
     params : QParams
         Those of codes, per column (``axis=1``) or per block of rows (``axis=0``, `block_size`).
     order : int array of shape (K,), optional
         Which input each row of codes is for; a permutation.
     bits : {2, 3, 4, 8}, optional
-        None: 4 or 8, as the dtype says. Unsigned codes may have fewer.
+        None: 2, 4 or 8, as the dtype says. Unsigned codes may have fewer.
     version : {1, 2}
 
     Returns
@@ -323,7 +324,9 @@ def _unsigned(codes, params):
     if params.block_scale is not None:
         raise ValueError(f"params must not have integer scales, which this layout does not know, got {params!r}")
     if codes.dtype not in WIDEST or codes.dtype != params.dtype:
-        expected = f"{params.dtype} (as params)" if params.dtype in WIDEST else "uint4, uint8, int4 or int8"
+        expected = (
+            f"{params.dtype} (as params)" if params.dtype in WIDEST else "uint2, uint4, uint8, int2, int4 or int8"
+        )
         raise TypeError(f"codes must be {expected}, got {codes.dtype}")
     if codes.ndim != 2:
         raise ValueError(f"codes must have shape (K, N), got {codes.shape}")

@@ -470,6 +470,16 @@ def test_fit_of_channels_and_blocks():
     assert_array_equal(qk.Codebook.fit(x.astype(np.float64), 4).levels, qk.Codebook.fit(x, 4).levels)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_channels_whose_weights_are_all_0_are_fitted_without(zero):
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((40, 3)).astype(np.float32), rng.uniform(size=(40, 3))
+    weights[:, 1] = 0
+    found = qk.Codebook.fit(x, 4, axis=1, weights=weights, zero=zero)
+    assert_array_equal(found.levels[1], qk.Codebook.fit(x[:, 1], 4, zero=zero).levels)
+    assert_array_equal(found.levels[2], qk.Codebook.fit(x[:, 2], 4, weights=weights[:, 2], zero=zero).levels)
+
+
 def test_fit_beats_nf4_on_its_own_ground():
     x = np.random.default_rng(0).standard_normal(64 * 500).astype(np.float32)
     fitted = qk.Codebook.fit(x, 16, block_size=64, zero=True)

@@ -24,6 +24,7 @@ def everything():
     """One of each kind, by a name, in dicts of dicts."""
     plain = {np.dtype(t).name: np.arange(6).reshape(2, 3).astype(t) for t in io.NATIVE.values()}
     plain |= {name: np.arange(5).astype(name) % 2 for name in ("int4", "uint4", "int2", "uint2")}
+    plain |= {name: np.arange(5).astype(name)[::-1] for name in ("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn")}
     plain |= {"nothing": np.empty((0, 3), np.float32), "number": np.array(7), "turned": np.arange(6.0).reshape(2, 3).T}
     params = {
         str(i): qk.QParams(np.ones(2, np.float32) / 3, 1 if "u" in name else 0, name, axis=i, narrow_range=i == 1)
@@ -178,7 +179,7 @@ FORGED = {
     "a number of metadata": (lambda h: h.update(__metadata__={"qkernels": 3}), "metadata must be an object of strings"),
     "a list of metadata": (lambda h: h.update(__metadata__={"qkernels": "[]"}), "its metadata is no object of JSON"),
     "metadata that is a list": (lambda h: h.update(__metadata__=[1]), "metadata must be an object of strings, got"),
-    "metadata that is null": (lambda h: h.update(__metadata__=None), "metadata must be an object of strings, got"),
+    "metadata that is empty": (lambda h: h.update(__metadata__=[]), "metadata must be an object of strings, got"),
     "too deep metadata": (lambda h: told(h, nested(600)), "its metadata has more than 50 dicts in one another"),
     "no version": (lambda h: h.update(__metadata__={"qkernels": "{}"}), "the metadata of qkernels is corrupt"),
     "a new version": (lambda h: told(h, {}, 2), "has version 2 of the format, of which this qkernels reads up to 1"),
@@ -211,6 +212,12 @@ def test_forged_headers(name, tmp_path):
     with pytest.raises(ValueError, match=r"x\b") as raised:
         io.load(tmp_path / "x")
     assert words in str(raised.value) and str(tmp_path / "x") in str(raised.value)
+
+
+def test_metadata_may_be_null(tmp_path):
+    forged(tmp_path / "x", lambda header: header.update(__metadata__=None))
+    theirs = safetensors.load_file(tmp_path / "x")
+    assert theirs.keys() == io.load(tmp_path / "x").keys() == {"a"}
 
 
 def test_files_that_are_no_safetensors(tmp_path):

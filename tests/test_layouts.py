@@ -86,7 +86,7 @@ def test_gptq_without_groups_of_rows():
     same(layouts.to_gptq(codes, params), tensors)
 
 
-@pytest.mark.parametrize("dtype", ["int4", "int8", "uint4", "uint8"])
+@pytest.mark.parametrize("dtype", ["int2", "int4", "int8", "uint2", "uint4", "uint8"])
 def test_codes_of_weights_are_written(dtype):
     """What quantize made: signed codes, too, are the same weights when they are read; and keep scales in float32."""
     w = np.random.default_rng(0).normal(size=(64, 32)).astype(F32)

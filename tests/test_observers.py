@@ -338,6 +338,14 @@ def test_the_moving_average_is_that_of_its_formula():
 # ---- state ----
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
+def test_lines_without_values_have_a_scale_of_1(method, shape):
+    for axis in (0, 1):
+        params = qk.choose_qparams(np.zeros(shape, np.float32), "int8", axis=axis, method=method)
+        assert np.array_equal(params.scale, np.ones(shape[axis]))
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("axis", [None, 1])
 @pytest.mark.parametrize("empty", [True, False])

@@ -147,6 +147,8 @@ def test_what_the_layer_cannot_learn_is_refused():
     w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)
     with pytest.raises(ValueError, match="params must not have integer scales"):
         FakeQuantize(qk.choose_qparams(w, "uint4", axis=0, block_size=32, scale_bits=4))
+    with pytest.raises(TypeError, match="params must have an integer dtype, whose scales are learned, got float4"):
+        FakeQuantize.of(torch.tensor(w), "float4_e2m1fn", axis=0, block_size=32, method="mx")
     with pytest.raises(TypeError, match="params must be QParams, got NoneType"):
         FakeQuantize(None)
 

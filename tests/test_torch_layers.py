@@ -420,6 +420,12 @@ def test_a_bias_of_another_dtype_is_refused():
             layer(x)
 
 
+def test_a_bias_that_is_an_array_is_refused():
+    packed = qk.pack(np.eye(4, dtype=np.int8), qk.QParams(1))
+    with pytest.raises(TypeError, match="bias must be a tensor or None, got ndarray"):
+        Linear.from_packed(packed, np.zeros(4, np.float32))
+
+
 def test_a_bias_may_be_computed():
     x = torch.randn(2, 96)
     pruned, twice = Linear.from_float(dense()), Linear.from_float(dense())

@@ -38,6 +38,8 @@ class Layer(torch.nn.Module):
         """Hold packed weights and a copy of the bias, a tensor or None."""
         self.weight.hold(packed)
         if bias is not None:
+            if not isinstance(bias, torch.Tensor):
+                raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
             if bias.dtype not in _operators.FLOATS:
                 raise TypeError(f"bias must be float32, float64, float16 or bfloat16, got {bias.dtype}")
             self.bias = torch.nn.Parameter(bias.detach().clone(), requires_grad=False)  # on its device

@@ -10,7 +10,7 @@ import torch
 
 from .._checks import is_a
 from .._choose import choose_qparams
-from .._qparams import QParams, code_dtype, code_range
+from .._qparams import FLOAT_CODES, QParams, code_dtype, code_range
 from .._quantize import fake_quantize as _fake_quantize
 from .._quantize import fake_quantize_grad as _fake_quantize_grad
 from ._operators import refuse_meta, refuse_tangents
@@ -106,6 +106,8 @@ class FakeQuantize(torch.nn.Module):
         super().__init__()
         if not is_a(params, QParams):
             raise TypeError(f"params must be QParams, got {type(params).__name__}")
+        if params.dtype in FLOAT_CODES:
+            raise TypeError(f"params must have an integer dtype, whose scales are learned, got {params.dtype}")
         if params.block_scale is not None:
             raise ValueError(f"params must not have integer scales, which are not learned, got {params!r}")
         self.scale = torch.nn.Parameter(torch.tensor(np.array(params.scale)))
