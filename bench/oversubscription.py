@@ -173,7 +173,7 @@ def print_table(every):
     with Console().status("taking turns ..."):
         for *cells, kept in every:
             table.add_row(*cells, style=None if kept else "red")
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=max(120, Console().width)).print(table)
 
 
 if __name__ == "__main__":
