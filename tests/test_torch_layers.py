@@ -182,6 +182,7 @@ def test_operators_keep_the_rules_of_torch(grad):
     x = torch.randn(3, 96, requires_grad=grad)
     torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, None, 40))
     torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, "gelu", 40))
+    torch.library.opcheck(ops.linear_plain.default, (x.detach(), made.weight.number, made.bias.detach(), None, 40))
     torch.library.opcheck(ops.linear_grad.default, (torch.randn(3, 40), made.weight.number, 96))
     for layer in windows, with_bias:
         x = images(2, layer.in_channels, 9, 9).requires_grad_(grad)
@@ -384,7 +385,16 @@ def test_layers_share_a_graph_and_new_weights_need_none():
 @pytest.mark.filterwarnings("default")
 def test_a_model_is_exported():
     model, x = quantize_module(network()), images(2, 3, 8, 8)
-    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+    exported = torch.export.export(model, (x,))
+    assert torch.equal(exported.module()(x), model(x))
+    inference = exported.run_decompositions().module()
+    assert torch.equal(inference(x), model(x))
+    x.requires_grad_()
+    assert torch.equal(*(torch.autograd.grad(net(x).sum(), x)[0] for net in (exported.module(), model)))
+    with pytest.raises(RuntimeError, match="lack gradients"):
+        inference(x)
+    with torch.no_grad():
+        assert torch.equal(inference(x), model(x))
 
 
 @pytest.mark.filterwarnings("default")

@@ -69,9 +69,16 @@ def refuse_meta(x, **others):
             )
 
 
+def refuse_gradients(x):
+    """Raise, in a kernel without gradients, if one is wanted: it would be lost."""
+    refuse_tangents()
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("operators of qkernels that end in _plain, as in graphs for inference, lack gradients")
+
+
 def floats_of(x, name="x"):
     """Return float32 memory of a tensor on the CPU."""
-    refuse_tangents()
+    refuse_gradients(x)
     if x.dtype is not torch.float32:
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
@@ -144,8 +151,10 @@ def conv2d(x, packed, bias, window):
     """Return the layer of images (N, C, H, W) in the dtype of x, with channels last; bias is a tensor."""
     images = floats_of(x)
     y = _empty(x, packed.shape[3], torch.float32, *window)
-    if bias is not None and bias.shape != packed.shape[3:]:
-        raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
+    if bias is not None:
+        refuse_gradients(bias)
+        if bias.shape != packed.shape[3:]:
+            raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
     if not len(images):
         _sums(np.empty((0, *images.shape[2:], images.shape[1]), np.uint8), QParams(1, dtype="uint8"), packed, window)
         return y.to(x.dtype)
