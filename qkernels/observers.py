@@ -29,14 +29,16 @@ __all__ = ["Entropy", "MSE", "MinMax", "MovingAverage", "Percentile"]
 
 
 class _Observer(Lockable):
-    """Hold what all observers have in common."""
+    """Hold what all observers have in common.
+
+    What has been seen is one object, which changes at once: Ctrl-C finds it before or after an update.
+    """
 
     _settings: tuple[str, ...] = ()  # names of numbers besides the axis
 
     def __init__(self, axis):
         super().__init__()
         self._axis = checked_blocks(axis, None)[0]
-        self._count, self._lines = 0, None
 
     @property
     def axis(self):
@@ -46,7 +48,7 @@ class _Observer(Lockable):
     @property
     def count(self):
         """How many values have been seen."""
-        return self._count
+        return self._held()[0]
 
     @default_mode
     def update(self, x):
@@ -65,18 +67,17 @@ class _Observer(Lockable):
         ------
         TypeError, ValueError
             If x is no float array, holds NaN or infinity, reaches beyond the range of float32, or does not have the
-            axis or its length. Nothing of x has been taken into account then, nor if Ctrl-C interrupts.
+            axis or its length. Nothing of x has been taken into account then; if Ctrl-C interrupts, nothing or all.
         """
         x = float_array(x)
         check_axis(self._axis, x)
         if x.size:
             with self._locked():
-                lines = 1 if self._axis is None else x.shape[self._axis]
-                if self._lines not in (None, lines):
-                    raise ValueError(f"x must have length {self._lines} along axis {self._axis}, got shape {x.shape}")
-                count = within_64_bits(self._count + x.size)
+                seen, lines = self._held()
+                if seen and lines != (1 if self._axis is None else x.shape[self._axis]):
+                    raise ValueError(f"x must have length {lines} along axis {self._axis}, got shape {x.shape}")
+                within_64_bits(seen + x.size)
                 self._add(x)
-                self._lines, self._count = lines, count
         return self
 
     @default_mode
@@ -103,14 +104,13 @@ class _Observer(Lockable):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(f"other must have {name} {getattr(self, name)}, got {getattr(other, name)}")
         with both_locked(self, other):
-            if not other._count:
+            (seen, lines), (more, others) = self._held(), other._held()
+            if not more:
                 return self
-            if self._lines not in (None, other._lines):
-                along = f"of length {self._lines} along axis {self._axis}"
-                raise ValueError(f"other must have seen arrays {along}, got {other._lines}")
-            count = within_64_bits(self._count + other._count)
+            if seen and lines != others:
+                raise ValueError(f"other must have seen arrays of length {lines} along axis {self._axis}, got {others}")
+            within_64_bits(seen + more)
             self._join(other)
-            self._lines, self._count = other._lines, count
         return self
 
     @default_mode
@@ -134,7 +134,7 @@ class _Observer(Lockable):
         """
         dtype = code_dtype(dtype)
         scheme = choose_scheme(dtype, symmetric, narrow_range)
-        if not self._count:
+        if not self.count:
             raise ValueError(f"observers.{type(self).__name__} has seen no values: update it with some first")
         with self._locked():
             return self._params(dtype, scheme)
@@ -146,7 +146,7 @@ class _Observer(Lockable):
     def to_arrays(self):
         """Return plain arrays that hold all of its state, for safetensors, npz and the like, as a dict by name."""
         with self._locked():
-            arrays = {"count": np.array(self._count, np.int64)} | self._state()
+            arrays = {"count": np.array(self.count, np.int64)} | self._state()
         if self._axis is not None:
             arrays["axis"] = np.array(self._axis, np.int64)
         return arrays | {name: np.array(getattr(self, name), np.float64) for name in self._settings}
@@ -165,9 +165,7 @@ class _Observer(Lockable):
         arrays = arrays_named(arrays, names, ("axis",))
         settings = {name: real(array_named(arrays, name, np.float64), name) for name in cls._settings}
         made = cls(axis=number_named(arrays, "axis") if "axis" in arrays else None, **settings)
-        count = within_64_bits(number_named(arrays, "count", 0))
-        made._restore(arrays, count)
-        made._count = count
+        made._restore(arrays, within_64_bits(number_named(arrays, "count", 0)))
         return made
 
     def __reduce__(self):
@@ -177,7 +175,7 @@ class _Observer(Lockable):
     def __repr__(self):
         names = [name for name in ("axis", *self._settings) if getattr(self, name) is not None]
         options = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-        return f"<observers.{type(self).__name__}({options}): {self._count} values>"
+        return f"<observers.{type(self).__name__}({options}): {self.count} values>"
 
 
 # ---- ranges ----
@@ -191,21 +189,30 @@ class _Range(_Observer):
 
     def __init__(self, axis):
         super().__init__(axis)
-        self._bounds = np.zeros((2, 0), self._dtype)
+        self._seen = 0, np.zeros((2, 0), self._dtype)  # count, and bounds
+
+    def _held(self):
+        """Return how many values have been seen, and of how many lines."""
+        count, bounds = self._seen
+        return count, bounds.shape[1]
 
     def _params(self, dtype, scheme):
-        lo, hi = (outward(bound, end) for bound, end in zip(self._bounds, (-np.inf, np.inf), strict=True))
+        lo, hi = (outward(bound, end) for bound, end in zip(self._seen[1], (-np.inf, np.inf), strict=True))
         if self._axis is None:
             lo, hi = lo[0], hi[0]
         scale, zero_point = params_of_range(lo, hi, dtype, scheme)
         return QParams(scale, zero_point, dtype, axis=self._axis, narrow_range=scheme[1])
 
-    def _seen(self, x):
-        """Return the bounds of x and 0, (2, lines)."""
-        return np.array(bounds_of(x, self._axis, None)).reshape(2, -1)
+    def _add(self, x):
+        self._take(x.size, np.array(bounds_of(x, self._axis, None), self._dtype).reshape(2, -1))
+
+    def _take(self, more, bounds):
+        """Take over the bounds, with 0, of so many more values, (2, lines)."""
+        count, before = self._seen
+        self._seen = count + more, self._joined(before, bounds) if count else bounds
 
     def _state(self):
-        return dict(zip(self._arrays, self._bounds.copy(), strict=True))
+        return dict(zip(self._arrays, self._seen[1].copy(), strict=True))
 
     def _restore(self, arrays, count):
         lo, hi = (array_named(arrays, name, self._dtype) for name in self._arrays)
@@ -213,7 +220,7 @@ class _Range(_Observer):
             raise ValueError(f"lo and hi must have one shape, (lines,), got {lo.shape}, {hi.shape} and count {count}")
         if not np.all((lo <= 0) & (hi >= 0) & (lo >= -LARGEST) & (hi <= LARGEST)):
             raise ValueError("lo must not be above 0 and hi not below, both finite in float32")
-        self._bounds, self._lines = np.array([lo, hi], self._dtype), len(lo) or None
+        self._seen = count, np.array([lo, hi], self._dtype)
 
 
 class MinMax(_Range):
@@ -234,16 +241,11 @@ class MinMax(_Range):
     def __init__(self, *, axis=None):
         super().__init__(axis)
 
-    def _add(self, x):
-        self._widen(self._seen(x))
-
     def _join(self, other):
-        self._widen(other._bounds)
+        self._take(*other._seen)
 
-    def _widen(self, bounds):
-        if self._lines is not None:
-            bounds = np.minimum(self._bounds[0], bounds[0]), np.maximum(self._bounds[1], bounds[1])
-        self._bounds = np.array(bounds)
+    def _joined(self, one, other):
+        return np.array([np.minimum(one[0], other[0]), np.maximum(one[1], other[1])])
 
 
 class MovingAverage(_Range):
@@ -281,9 +283,8 @@ class MovingAverage(_Range):
         """How much of a difference each update takes over."""
         return self._rate
 
-    def _add(self, x):
-        seen = self._seen(x).astype(np.float64)
-        self._bounds = seen if self._lines is None else self._bounds + self._rate * (seen - self._bounds)
+    def _joined(self, before, bounds):
+        return before + self._rate * (bounds - before)
 
     def merge(self, other):
         """Raise TypeError: an average that depends on the order of its updates cannot be merged."""
@@ -308,15 +309,21 @@ class _Counted(_Observer):
         super().__init__(axis)
         self._histogram = None
 
+    def _held(self):
+        histogram = self._histogram
+        return (0, 0) if histogram is None else (histogram.total, histogram.lines)
+
     def _add(self, x):
         histogram = new_histogram(x, self._axis) if self._histogram is None else self._histogram
         count(histogram, x, self._axis)
         self._histogram = histogram
 
     def _join(self, other):
-        if self._histogram is None:
-            self._histogram = histograms.Histogram(other._histogram.lines, other._histogram.bits)
-        self._histogram.merge(other._histogram)
+        histogram, more = self._histogram, other._histogram
+        if histogram is None:
+            histogram = histograms.Histogram(more.lines, more.bits)
+        histogram.merge(more)
+        self._histogram = histogram
 
     def _params(self, dtype, scheme):
         check_codes(self._method, dtype)
@@ -345,7 +352,7 @@ class _Counted(_Observer):
         if self._axis is None and lines > 1 or not all(_sums_to(count, line, lines) for line in counts):
             raise ValueError(f"counts must not be negative, and those of each line sum to count / {lines}, {count}")
         if lines:
-            self._histogram, self._lines = histograms.Histogram(lines, bits), lines
+            self._histogram = histograms.Histogram(lines, bits)
             self._histogram.write(blocks, np.ascontiguousarray(counts, np.int64), np.ascontiguousarray(ranks, np.int32))
         elif count:
             raise ValueError(f"counts must hold {count} values, got none")

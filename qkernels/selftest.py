@@ -4,7 +4,8 @@ Public functions are called with random arguments, on every instruction set that
 threads, and compared with references by NumPy in int64 and float64. It prints how many values were compared for each
 instruction set, and stops at the first that differs, with the seed that repeats the call: ``--seed 1234``.
 
-It needs nothing but an installed qkernels: where that runs, this does. docs/reliability.md has the counts of long runs.
+It needs nothing but an installed qkernels: where that runs, this does. Where PyTorch or Dask are installed, what is for
+them is called, too. docs/reliability.md has the counts of long runs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections import Counter
 
 import numpy as np
 
+from . import _selftest_frameworks  # noqa: F401  it enters its cases
 from ._bind import runtime
 from ._selftest_cases import CASES, RARE, Near
 from .config import get_num_threads, set_num_threads

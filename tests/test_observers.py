@@ -4,6 +4,7 @@ whatever outliers, zeros or subnormal numbers there are. Formulas: docs/numerics
 import copy
 import math
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
@@ -459,6 +460,49 @@ def test_threads_may_share_an_observer():
         list(pool.map(lambda _: seen.update(part), range(8)))
     want = observers.Percentile().update(np.tile(part, 8))
     assert state(seen) == state(want)
+
+
+@pytest.mark.parametrize("how", ["update", "first update", "merge", "first merge"])
+@pytest.mark.parametrize("name", ALL)
+def test_an_interrupted_call_has_taken_all_or_nothing(name, how):
+    """Whichever line of the observer Ctrl-C comes before."""
+    if "merge" in how and name not in MERGED:
+        return
+    seen, part = ALL[name](), cast(NORMAL[:500], F32)
+    if "first" not in how:
+        seen.update(NORMAL[500:1500])
+    given = part if "update" in how else ALL[name]().update(part)
+
+    def call(observer):
+        return observer.update(given) if "update" in how else observer.merge(given)
+
+    before, after = state(seen), state(call(copy.deepcopy(seen)))
+    found, left = set(), 0
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != observers.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+        return trace
+
+    for lines in range(100):
+        one, left, traced = copy.deepcopy(seen), lines, sys.gettrace()
+        sys.settrace(trace)
+        try:
+            call(one)
+            ended = True
+        except KeyboardInterrupt:
+            ended = False
+        finally:
+            sys.settrace(traced)
+        found.add("nothing" if (now := state(one)) == before else "all" if now == after else "a part")
+        if ended:
+            break
+    assert ended and lines > 5 and found == {"nothing", "all"}
 
 
 def test_memory_does_not_grow_with_the_data():

@@ -26,6 +26,7 @@ STOREYS = [  # from the bottom; a module may import those of the storeys below i
     {"torch._convert"},
     {"torch.__init__"},
     {"__init__", "_selftest_cases", "_speed"},
+    {"_selftest_frameworks"},
     {"selftest"},
     {"__main__"},
 ]

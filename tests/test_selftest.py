@@ -2,6 +2,8 @@
 
 import sys
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import qkernels as qk
 from qkernels import _selftest_cases, io, layouts, observers, selftest
 from qkernels._bind import runtime
 
-# What computes nothing: settings, and what they tell. (Functions for Dask and torch, which may be absent, call these.)
+# What computes nothing: settings, and what they tell.
 SETTINGS = {"get_include", "get_num_threads", "num_threads", "set_num_threads", "show_config"}
 
 
@@ -19,6 +21,9 @@ def test_no_public_function_is_forgotten():
     public = set(qk.__all__) - SETTINGS
     for module in io, layouts, observers:
         public |= {f"{module.__name__.removeprefix('qkernels.')}.{name}" for name in module.__all__}
+    for name in "torch", "dask":
+        if find_spec(name):
+            public |= {f"{name}.{function}" for function in import_module(f"qkernels.{name}").__all__}
     covered = set(_selftest_cases.COVERED)
     assert public <= covered and covered - public <= {"Codebook.fit"}
 

@@ -12,6 +12,8 @@ from numpy.testing import assert_array_equal
 
 torch = pytest.importorskip("torch")
 
+from functorch.compile import make_boxed_func  # noqa: E402
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch.nn.utils import parametrize, prune  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
@@ -180,6 +182,7 @@ def test_operators_keep_the_rules_of_torch(grad):
     x = torch.randn(3, 96, requires_grad=grad)
     torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, None, 40))
     torch.library.opcheck(ops.linear.default, (x, made.weight.number, made.bias, "gelu", 40))
+    torch.library.opcheck(ops.linear_plain.default, (x.detach(), made.weight.number, made.bias.detach(), None, 40))
     torch.library.opcheck(ops.linear_grad.default, (torch.randn(3, 40), made.weight.number, 96))
     for layer in windows, with_bias:
         x = images(2, layer.in_channels, 9, 9).requires_grad_(grad)
@@ -292,6 +295,37 @@ def test_gradients_in_forward_mode_are_refused(name):
         call(torch.autograd.forward_ad.make_dual(x, x))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ["Linear", "Conv2d", "attention"])
+def test_gradients_by_torch_func_are_refused_and_of_vmap_are_there(name):
+    call, x = FORWARD[name]
+    with pytest.raises(RuntimeError, match="gradients by torch.autograd, not by torch.func"):
+        torch.func.grad(lambda x: call(x).sum())(x)
+    batch = torch.stack([x, 2 * x]).requires_grad_()
+    found, want = torch.func.vmap(call)(batch), torch.stack([call(item) for item in batch])
+    assert torch.equal(found, want)
+    grad = torch.randn(found.shape)
+    torch.testing.assert_close(*(torch.autograd.grad(y, batch, grad)[0] for y in (found, want)))
+
+
+def test_graphs_hold_operators_without_gradients():
+    """torch.library's gradients would cost each call; a graph with gradients has them in its backward part."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes if node.op == "call_function"})
+        return make_boxed_func(graph.forward)
+
+    model, x = quantize_module(network()), images(2, 3, 8, 8)
+    for grad in False, True:
+        graphs.clear()
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend=aot_autograd(fw_compiler=backend))
+        assert torch.equal(compiled(x.requires_grad_(grad)), model(x))
+        plain = {"qkernels.linear_plain.default", "qkernels.conv2d_plain.default"}
+        assert plain <= graphs[0] and not {"qkernels.linear.default", "qkernels.conv2d.default"} & graphs[0]
+
+
 def test_other_layers_learn_through_a_packed_one():
     """As an adapter does beside frozen weights."""
     torch.manual_seed(0)
@@ -351,7 +385,16 @@ def test_layers_share_a_graph_and_new_weights_need_none():
 @pytest.mark.filterwarnings("default")
 def test_a_model_is_exported():
     model, x = quantize_module(network()), images(2, 3, 8, 8)
-    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
+    exported = torch.export.export(model, (x,))
+    assert torch.equal(exported.module()(x), model(x))
+    inference = exported.run_decompositions().module()
+    assert torch.equal(inference(x), model(x))
+    x.requires_grad_()
+    assert torch.equal(*(torch.autograd.grad(net(x).sum(), x)[0] for net in (exported.module(), model)))
+    with pytest.raises(RuntimeError, match="lack gradients"):
+        inference(x)
+    with torch.no_grad():
+        assert torch.equal(inference(x), model(x))
 
 
 @pytest.mark.filterwarnings("default")

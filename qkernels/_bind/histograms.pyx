@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True, freethreading_compatible=True
 """Bind histograms of floats: counts of lines on a grid that never moves, and what a range loses of a distribution."""
 
-from libc.stdint cimport int32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memcpy
 
 import numpy as np
@@ -19,10 +19,14 @@ cnp.import_array()
 
 
 cdef class Histogram:
-    """Hold the counts of lines of values in 2**bits bins for each sign and power of two, and their extremes."""
+    """Hold the counts of lines of values in 2**bits bins for each sign and power of two, and their extremes.
+
+    `total` changes with them: no signal handler, which may raise, runs in between.
+    """
 
     cdef qk_histogram *c
     cdef readonly Py_ssize_t lines
+    cdef readonly int64_t total
     cdef readonly int bits
 
     def __cinit__(self, Py_ssize_t lines, int bits):
@@ -45,6 +49,8 @@ cdef class Histogram:
                                         <size_t>cnp.PyArray_DIM(x, 1))
         if status < 0:
             raise MemoryError("no memory for the counts of x")
+        if status == 1:
+            self.total += <int64_t>cnp.PyArray_SIZE(x)
         return status == 1
 
     def merge(self, Histogram other):
@@ -54,6 +60,7 @@ cdef class Histogram:
             done = qk_histogram_merge(self.c, other.c)
         if not done:
             raise MemoryError(f"no memory for the histograms of {self.lines} lines")
+        self.total += other.total
 
     def read(self, Py_ssize_t begin, Py_ssize_t end):
         """Return (blocks, counts, ranks): blocks with counts (b,), int64 (lines, b, bins), int32 (2, lines)."""
@@ -99,6 +106,7 @@ cdef class Histogram:
                 memcpy(to, data_of(counts[line, i]), <size_t>size * sizeof(uint64_t))
         memcpy(qk_histogram_least(self.c), data_of(ranks[0]), <size_t>self.lines * sizeof(int32_t))
         memcpy(qk_histogram_most(self.c), data_of(ranks[1]), <size_t>self.lines * sizeof(int32_t))
+        self.total = counts.sum()
 
 
 def divergences(cnp.ndarray begin, cnp.ndarray end, cnp.ndarray count, size_t cells, cnp.ndarray lo, cnp.ndarray hi):

@@ -123,12 +123,16 @@ cdef class PlainLinear:
         return array
 
     def __call__(self, x, packed, bias, activation):
-        """Return the layer of x in its dtype; or None if it is no plain tensor, or `packed` is None."""
-        if type(x) is not Tensor or dispatch_modes() or interpreter() is not None or tracing_state() is not None \
-                or forward_ad._current_level >= 0:
+        """Return what `below` does; or None if x is no plain tensor, or `packed` is None."""
+        if packed is None or type(x) is not Tensor or dispatch_modes() or interpreter() is not None \
+                or tracing_state() is not None:
             return None
+        return self.below(x, packed, bias, activation)
+
+    cpdef below(self, x, packed, bias, activation):
+        """Return the layer of x in its dtype, below torch's dispatcher; or None if more than that is wanted of it."""
         dtype = x.dtype
-        if packed is None or dtype is not float32 and dtype not in floats:
+        if forward_ad._current_level >= 0 or dtype is not float32 and dtype not in floats:
             return None
         try:
             rows = array_of(x) if dtype is float32 else x.float().numpy()

@@ -6,10 +6,10 @@ from itertools import pairwise
 import torch
 
 from .._layers import attention as _attention
-from ._operators import floats_of, library, refuse_meta, refuse_second
+from ._operators import define, differentiate, floats_of, library, refuse_meta, refuse_second
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? starts, int heads, float? scale"
-library.define(f"attention({_INPUTS}) -> Tensor")
+define("attention", _INPUTS)
 library.define(f"attention_grad(Tensor grad, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
 
 
@@ -48,14 +48,14 @@ def attention(q, k, v, heads, *, starts=None, scale=None):
     return torch.ops.qkernels.attention(q, k, v, starts, heads, None if scale is None else float(scale))
 
 
-@torch.library.impl("qkernels::attention", "cpu", lib=library)
+@torch.library.impl("qkernels::attention_plain", "cpu", lib=library)
 def _(q, k, v, starts, heads, scale):
     rows = floats_of(q, "q"), floats_of(k, "k"), floats_of(v, "v")
     y = _attention(*rows, heads, starts=None if starts is None else starts.numpy(), scale=scale)
     return torch.from_numpy(y).to(q.dtype)
 
 
-@torch.library.register_fake("qkernels::attention", lib=library)
+@torch.library.register_fake("qkernels::attention_plain", lib=library)
 def _(q, k, v, starts, heads, scale):
     refuse_meta(q, k=k, v=v, starts=starts)
     return q.new_empty(q.shape)
@@ -94,5 +94,5 @@ def _gradients(ctx, grad):
     return *torch.ops.qkernels.attention_grad(grad, *ctx.saved_tensors, ctx.heads, ctx.scale), None, None, None
 
 
-torch.library.register_autograd("qkernels::attention", _gradients, setup_context=_keep, lib=library)
+differentiate("attention", _gradients, _keep)
 torch.library.register_autograd("qkernels::attention_grad", refuse_second, lib=library)

@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import torch
 
+from .._bind.tensors import PlainLinear
 from .._codebook import Codebook, decode
 from .._quantize import dequantize
 from .._value import Frozen
@@ -33,21 +34,23 @@ class Handle(Frozen):
 
 
 class _Held:
-    __slots__ = "__weakref__", "packed"
+    """Hold packed weights, and what calls a dense layer of them."""
+
+    __slots__ = "__weakref__", "packed", "plain"
 
     def __init__(self, packed):
-        self.packed = packed
+        self.packed, self.plain = packed, PlainLinear()
 
 
 def find(number):
-    """Return the packed weights that a number stands for."""
-    held = _held.get(number.item())
+    """Return what holds the packed weights that a number stands for: its tensor, unless that is a copy."""
+    held = getattr(number, "held", None) or _held.get(number.item())
     if held is None:
         raise ValueError(
             "weight must stand for packed weights that a module of this process holds, got the number of none: "
             "weights are saved by state_dict, not with a graph"
         )
-    return held.packed
+    return held
 
 
 def dequantized(packed):

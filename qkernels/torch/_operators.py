@@ -18,10 +18,39 @@ FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
 FLOAT32 = np.finfo(np.float32)
 
 library = torch.library.Library("qkernels", "FRAGMENT")
-library.define("linear(Tensor x, Tensor weight, Tensor? bias, str? activation, int out_features) -> Tensor")
-library.define("linear_grad(Tensor grad, Tensor weight, int in_features) -> Tensor")
+
+
+def define(name, arguments):
+    """Define an operator that has gradients, and `name`_plain, which has none: what the first becomes, in graphs too.
+
+    torch.library.register_autograd would cost each call 4 us, even where no gradient is wanted.
+    """
+    for full in name, f"{name}_plain":
+        library.define(f"{full}({arguments}) -> Tensor")
+    library.impl(f"{name}_plain", torch.library.fallthrough_kernel, "Autograd")
+
+
+def differentiate(name, gradients, keep):
+    """Give an operator gradients, by functions as torch.library.register_autograd takes them."""
+    plain = getattr(torch.ops.qkernels, f"{name}_plain").default
+
+    class Function(torch.autograd.Function):
+        forward, setup_context, backward = map(staticmethod, (plain, keep, gradients))
+
+    def call(*args):
+        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError("operators of qkernels have gradients by torch.autograd, not by torch.func")
+            return Function.apply(*args)
+        return plain(*args)
+
+    library.impl(name, call, "CompositeImplicitAutograd")
+
+
 WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation"
-library.define(f"conv2d(Tensor x, Tensor weight, Tensor? bias, int out_channels, {WINDOW}) -> Tensor")
+define("linear", "Tensor x, Tensor weight, Tensor? bias, str? activation, int out_features")
+define("conv2d", f"Tensor x, Tensor weight, Tensor? bias, int out_channels, {WINDOW}")
+library.define("linear_grad(Tensor grad, Tensor weight, int in_features) -> Tensor")
 library.define(f"conv2d_grad(Tensor grad, Tensor weight, SymInt[] shape, {WINDOW}) -> Tensor")
 
 
@@ -40,9 +69,16 @@ def refuse_meta(x, **others):
             )
 
 
+def refuse_gradients(x):
+    """Raise, in a kernel without gradients, if one is wanted: it would be lost."""
+    refuse_tangents()
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("operators of qkernels that end in _plain, as in graphs for inference, lack gradients")
+
+
 def floats_of(x, name="x"):
     """Return float32 memory of a tensor on the CPU."""
-    refuse_tangents()
+    refuse_gradients(x)
     if x.dtype is not torch.float32:
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
@@ -53,14 +89,18 @@ def floats_of(x, name="x"):
 # ---- dense ----
 
 
-@torch.library.impl("qkernels::linear", "cpu", lib=library)
+@torch.library.impl("qkernels::linear_plain", "cpu", lib=library)
 def _(x, weight, bias, activation, out_features):
+    held = find(weight)
+    y = held.plain.below(x, held.packed, bias, activation)
+    if y is not None:
+        return y
     bias = None if bias is None else floats_of(bias, "bias")
-    y = torch.from_numpy(linear(floats_of(x), find(weight), bias, activation=activation))
+    y = torch.from_numpy(linear(floats_of(x), held.packed, bias, activation=activation))
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
-@torch.library.register_fake("qkernels::linear", lib=library)
+@torch.library.register_fake("qkernels::linear_plain", lib=library)
 def _(x, weight, bias, activation, out_features):
     refuse_meta(x, bias=bias)
     return x.new_empty((*x.shape[:-1], out_features))
@@ -68,7 +108,7 @@ def _(x, weight, bias, activation, out_features):
 
 @torch.library.impl("qkernels::linear_grad", "cpu", lib=library)
 def _(grad, weight, in_features):
-    return (grad.float() @ torch.from_numpy(dequantized(find(weight)).T)).to(grad.dtype)
+    return (grad.float() @ torch.from_numpy(dequantized(find(weight).packed).T)).to(grad.dtype)
 
 
 @torch.library.register_fake("qkernels::linear_grad", lib=library)
@@ -101,7 +141,7 @@ DERIVATIVES = {
     "silu": torch.ops.aten.silu_backward,
 }
 
-torch.library.register_autograd("qkernels::linear", _gradients_of_linear, setup_context=_keep_of_linear, lib=library)
+differentiate("linear", _gradients_of_linear, _keep_of_linear)
 
 
 # ---- convolution ----
@@ -111,8 +151,10 @@ def conv2d(x, packed, bias, window):
     """Return the layer of images (N, C, H, W) in the dtype of x, with channels last; bias is a tensor."""
     images = floats_of(x)
     y = _empty(x, packed.shape[3], torch.float32, *window)
-    if bias is not None and bias.shape != packed.shape[3:]:
-        raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
+    if bias is not None:
+        refuse_gradients(bias)
+        if bias.shape != packed.shape[3:]:
+            raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
     if not len(images):
         _sums(np.empty((0, *images.shape[2:], images.shape[1]), np.uint8), QParams(1, dtype="uint8"), packed, window)
         return y.to(x.dtype)
@@ -163,13 +205,13 @@ def _batch_of(x):
     return x if x.dim() == 4 else x[None]
 
 
-@torch.library.impl("qkernels::conv2d", "cpu", lib=library)
+@torch.library.impl("qkernels::conv2d_plain", "cpu", lib=library)
 def _(x, weight, bias, out_channels, *window):
-    y = conv2d(_batch_of(x), find(weight), bias, window)
+    y = conv2d(_batch_of(x), find(weight).packed, bias, window)
     return y if x.dim() == 4 else y[0]
 
 
-@torch.library.register_fake("qkernels::conv2d", lib=library)
+@torch.library.register_fake("qkernels::conv2d_plain", lib=library)
 def _(x, weight, bias, out_channels, *window):
     refuse_meta(x, bias=bias)
     y = _empty(_batch_of(x), out_channels, x.dtype, *window)
@@ -178,7 +220,7 @@ def _(x, weight, bias, out_channels, *window):
 
 @torch.library.impl("qkernels::conv2d_grad", "cpu", lib=library)
 def _(grad, weight, shape, kernel_size, stride, padding, dilation):
-    packed, (top, left, bottom, right) = find(weight), padding
+    packed, (top, left, bottom, right) = find(weight).packed, padding
     w = torch.from_numpy(dequantized(packed).transpose(3, 2, 0, 1))
     padded = shape[0], shape[1], shape[2] + top + bottom, shape[3] + left + right
     found = torch.nn.grad.conv2d_input(padded, w, grad.float(), stride, 0, dilation, packed.groups)
@@ -206,7 +248,7 @@ def _gradients_of_conv2d(ctx, grad):
     return grad_x, None, grad_bias, None, None, None, None, None
 
 
-torch.library.register_autograd("qkernels::conv2d", _gradients_of_conv2d, setup_context=_keep_of_conv2d, lib=library)
+differentiate("conv2d", _gradients_of_conv2d, _keep_of_conv2d)
 
 
 # ---- second gradients ----

@@ -43,12 +43,13 @@ fetch_wheels() {
     local tags=() tag
     for tag in manylinux2014 manylinux_2_17 manylinux_2_27 manylinux_2_28; do tags+=(--platform "${tag}_aarch64"); done
     python3 -m pip download -q "${tags[@]}" --python-version "$version" --only-binary=:all: -d "$work/wheels" \
-        numpy ml_dtypes scipy "pytest>=8" hypothesis safetensors threadpoolctl
+        numpy ml_dtypes scipy "pytest>=8" hypothesis mpmath safetensors threadpoolctl
     for wheel in "$work"/wheels/*.whl; do python3 -m zipfile -e "$wheel" "$site"; done
 }
 
 # Extension modules of the target are made of its own headers; Cython and setuptools are this machine's.
 build() {
+    rm -rf "$tree"
     mkdir -p "$tree"
     cp -r "$here"/{qkernels,csrc,tests,setup.py,pyproject.toml,README.md,LICENSE,conftest.py} "$tree"
     find "$tree/qkernels" -name '*.so' -delete
@@ -65,11 +66,10 @@ emulated=(qemu-aarch64 -cpu "$cpu" -L "$root" "$root/usr/bin/python$version")
 printf '#!/bin/sh\nexec %s "$@"\n' "${emulated[*]@Q}" > "$work/python"
 chmod +x "$work/python"
 echo "import sys; sys.executable = '$work/python'" > "$site/sitecustomize.py"
-core=(matmul linear linear4 linear16 gemm4 gemm16 blocks8 folded low_bits pack quantize qparams scales codebook kmeans
-    kmeans1d pq layers integer_layers qlinear conv rounding observers hessian microscaling prune gptq checksums)
-tests=()
-for name in "${core[@]}"; do [ ! -e "$tree/tests/test_$name.py" ] || tests+=("tests/test_$name.py"); done
-[ $# -gt 0 ] || set -- -q "${tests[@]}"
+core=(matmul linear gemm4 gemm16 blocks8 folded low_bits products pack quantize qparams scales codebook kmeans kmeans1d
+    pq layers integer_layers qlinear conv rounding observers hessian microscaling prune gptq checksums)
+core=("${core[@]/#/tests/test_}")
+[ $# -gt 0 ] || set -- -q "${core[@]/%/.py}"
 cd "$tree"
 export PYTHONPATH=$tree:$site PYTHONDONTWRITEBYTECODE=1
 export OPENBLAS_CORETYPE=NEOVERSEN1 # NumPy's BLAS for SME, which qemu's max has, raises stray flags of floats

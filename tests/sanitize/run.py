@@ -3,7 +3,8 @@
 
 Builds the extension, whose C has them, in a temporary folder, and runs the Python tests that concern C against it;
 `address` runs the tests in C before. Arguments after the name go to pytest instead; `--chosen` is the part that
-test_sanitize.py runs, `--hostile` hostile.py, with the arguments that follow. Needs gcc with the sanitizers' libraries.
+test_sanitize.py runs, `--hostile` hostile.py, with the arguments that follow, `--teams` teams.py, which is in the part
+of `thread`, too. Needs gcc with the sanitizers' libraries.
 """
 
 import os
@@ -42,6 +43,7 @@ TESTS = {
 # library end well in a process whose other threads compute.
 LEFT = "memory", "costs", "process_ends", "leave_to_start", "large_work", "environment", "fill_the_cpus"
 MEANT = " and ".join(f"not {name}" for name in LEFT)
+SCRIPTS = "results.py", "sanitize/teams.py", "sanitize/hostile.py"
 CHOSEN = ["test_threads.py", "test_config.py", "-k", f"(thread or fork) and {MEANT}"]  # of `thread`; else, results.py
 
 
@@ -95,9 +97,9 @@ def c_tests(folder, objects):
     subprocess.run([folder / "stray_codes_test"], env=os.environ | OPTIONS, check=True)
 
 
-def run(name, command):
-    """The exit status of Python with the arguments `command`, which imports a build in a temporary folder; `address`
-    runs the tests in C before."""
+def run(name, *commands):
+    """The first exit status but 0 of Python with the arguments of each command, which imports a build in a temporary
+    folder; `address` runs the tests in C before."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         objects = build(name, folder)
@@ -107,7 +109,9 @@ def run(name, command):
         settings |= {"OPENBLAS_NUM_THREADS": "1", **OPTIONS}
         if name == "thread":  # drivers share work among threads, and are the same on each instruction set
             settings["BEST_ISA_ALONE"] = "1"
-        return subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | settings).returncode
+        every = ([sys.executable, *command] for command in commands)
+        states = (subprocess.run(command, cwd=folder, env=os.environ | settings).returncode for command in every)
+        return next(filter(None, states), 0)
 
 
 def pytest(words):
@@ -118,10 +122,13 @@ def pytest(words):
 
 
 def main(name, *arguments):
+    results, teams, hostile = ([str(ROOT / "tests" / script)] for script in SCRIPTS)
     if arguments == ("--chosen",):
-        sys.exit(run(name, pytest(CHOSEN) if name == "thread" else [str(ROOT / "tests" / "results.py")]))
+        sys.exit(run(name, *((pytest(CHOSEN), teams) if name == "thread" else (results,))))
+    if arguments == ("--teams",):
+        sys.exit(run(name, teams))
     if arguments[:1] == ("--hostile",):
-        sys.exit(run(name, [str(ROOT / "tests" / "sanitize" / "hostile.py"), *arguments[1:]]))
+        sys.exit(run(name, [*hostile, *arguments[1:]]))
     sys.exit(run(name, pytest(arguments or [*(f"test_{test}.py" for test in TESTS[name].split()), "-k", MEANT])))
 
 
