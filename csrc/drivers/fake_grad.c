@@ -155,7 +155,7 @@ static void widen(const gradient *g, const void *x, size_t at, size_t n, float *
 /* A run's piece, or as many rows at a time as terms of float32 are added of. */
 static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_grad_sums sums)
 {
-    float grad[RUN], x[RUN];
+    float grad[RUN], x[RUN], to[RUN];
     place part = *all;
     for (size_t row = 0; row < all->rows; row += part.rows) {
         part.rows = min_size(all->rows - row, QK_GRAD_ROWS), part.stride = all->n;
@@ -164,11 +164,11 @@ static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_gr
             widen(g, g->given->grad, at, all->n, grad + i * all->n);
             widen(g, g->given->x, at, all->n, x + i * all->n);
         }
-        add_floats(g, grad, x, grad, &part, p, sums);
+        add_floats(g, grad, x, to, &part, p, sums);
         for (size_t i = 0; i < part.rows; i++) {
-            uint16_t *to = (uint16_t *)g->given->grad_x + all->at + (row + i) * all->stride;
-            g->given->dtype == QK_F16 ? g->k->f32_to_f16(grad + i * all->n, to, all->n)
-                                      : g->k->f32_to_bf16(grad + i * all->n, to, all->n);
+            uint16_t *y = (uint16_t *)g->given->grad_x + all->at + (row + i) * all->stride;
+            g->given->dtype == QK_F16 ? g->k->f32_to_f16(to + i * all->n, y, all->n)
+                                      : g->k->f32_to_bf16(to + i * all->n, y, all->n);
         }
     }
 }

@@ -52,11 +52,7 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
                                 const size_t step, const int how, const int clipped, grad_terms *t)
 {
     const grad_parameter same = grad_parameter_at(p, 0, how);
-    size_t first = 0;
-#ifdef HAVE_GRAD_VECTORS
-    if (how == MULTIPLY) first = grad_vectors(s, rows, n, p, step, clipped, t);
-#endif
-    for (size_t i = first; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         const grad_parameter here = step ? grad_parameter_at(p, i, how) : same;
         float scale = t->scale[i], zero = t->zero[i];
         for (size_t row = 0; row < rows; row++) {
@@ -67,9 +63,14 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
     }
 }
 
+static QK_INLINE grad_stretch grad_part(grad_stretch s, size_t at)
+{
+    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
+}
+
 /* Up to QK_GRAD_ROWS rows, whose terms are added in float32, and their sums to those in double. */
-static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
-                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
+static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
+                                const size_t step, const int how, const int clipped, qk_grad_sums to)
 {
     grad_terms t __attribute__((aligned(64)));
     for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
@@ -84,9 +85,28 @@ static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, co
     for (size_t i = 0; i < n; i++) to.scale[i] += (double)t.scale[i], to.zero[i] += (double)t.zero[i];
 }
 
-static QK_INLINE grad_stretch grad_part(grad_stretch s, size_t at)
+#ifdef GRAD_VECTOR
+/* What grad_vector refuses. */
+static QK_NOINLINE void add_vector_slowly(grad_stretch s, size_t rows, const grad_parameters *p, size_t step,
+                                          int clipped, qk_grad_sums to)
 {
-    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
+    clipped ? add_group(s, rows, GRAD_VECTOR, p, step, MULTIPLY, 1, to)
+            : add_group(s, rows, GRAD_VECTOR, p, step, MULTIPLY, 0, to);
+}
+#endif
+
+static QK_INLINE void grad_group(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, const size_t step,
+                                 const int how, const int clipped, qk_grad_sums to)
+{
+#ifdef GRAD_VECTOR
+    for (; how == MULTIPLY && n >= GRAD_VECTOR; n -= GRAD_VECTOR) {
+        if (!grad_vector(s, rows, p, step, clipped, to)) add_vector_slowly(s, rows, p, step, clipped, to);
+        s = grad_part(s, GRAD_VECTOR), p = (const grad_parameters *)(p->scale + step * GRAD_VECTOR);
+        to.scale += GRAD_VECTOR, to.zero += GRAD_VECTOR;
+    }
+    if (n == 0) return;
+#endif
+    add_group(s, rows, n, p, step, how, clipped, to);
 }
 
 static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int how, const int clipped,
