@@ -63,11 +63,6 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
     }
 }
 
-static QK_INLINE grad_stretch grad_part(grad_stretch s, size_t at)
-{
-    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
-}
-
 /* Up to QK_GRAD_ROWS rows, whose terms are added in float32, and their sums to those in double. */
 static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
@@ -86,27 +81,40 @@ static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, con
 }
 
 #ifdef GRAD_VECTOR
-/* What grad_vector refuses. */
-static QK_NOINLINE void add_vector_slowly(grad_stretch s, size_t rows, const grad_parameters *p, size_t step,
-                                          int clipped, qk_grad_sums to)
+/* What vectors refuse. */
+static QK_NOINLINE void add_slowly(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, size_t step,
+                                   int clipped, qk_grad_sums to)
 {
-    clipped ? add_group(s, rows, GRAD_VECTOR, p, step, MULTIPLY, 1, to)
-            : add_group(s, rows, GRAD_VECTOR, p, step, MULTIPLY, 0, to);
+    clipped ? add_group(s, rows, n, p, step, MULTIPLY, 1, to) : add_group(s, rows, n, p, step, MULTIPLY, 0, to);
+}
+
+/* Whole vectors of columns, which have the parameters from number 0 on, or that one (step 0). */
+static QK_INLINE void add_vectors(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, const size_t step,
+                                  const int clipped, qk_grad_sums to)
+{
+    if (step) {
+        if (!grad_whole_columns(s, rows, n, p, clipped, to)) add_slowly(s, rows, n, p, 1, clipped, to);
+        return;
+    }
+    for (size_t i = 0; i < n; i += GRAD_VECTOR) {
+        const qk_grad_sums sums = {to.scale + i, to.zero + i};
+        if (!grad_lanes(grad_part(s, i), rows, p, clipped, sums))
+            add_slowly(grad_part(s, i), rows, GRAD_VECTOR, p, 0, clipped, sums);
+    }
 }
 #endif
 
-static QK_INLINE void grad_group(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, const size_t step,
-                                 const int how, const int clipped, qk_grad_sums to)
+static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
+                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
 {
+    size_t whole = 0;
 #ifdef GRAD_VECTOR
-    for (; how == MULTIPLY && n >= GRAD_VECTOR; n -= GRAD_VECTOR) {
-        if (!grad_vector(s, rows, p, step, clipped, to)) add_vector_slowly(s, rows, p, step, clipped, to);
-        s = grad_part(s, GRAD_VECTOR), p = (const grad_parameters *)(p->scale + step * GRAD_VECTOR);
-        to.scale += GRAD_VECTOR, to.zero += GRAD_VECTOR;
-    }
-    if (n == 0) return;
+    if (how == MULTIPLY) whole = n / GRAD_VECTOR * GRAD_VECTOR;
+    if (whole) add_vectors(s, rows, whole, p, step, clipped, to);
 #endif
-    add_group(s, rows, n, p, step, how, clipped, to);
+    if (whole < n)
+        add_group(grad_part(s, whole), rows, n - whole, grad_parameters_from(p, step * whole), step, how, clipped,
+                  (qk_grad_sums){to.scale + whole, to.zero + whole});
 }
 
 static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int how, const int clipped,

@@ -55,19 +55,49 @@ static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats 
     }
 }
 
-/* Up to QK_GRAD_ROWS rows of GRAD_VECTOR columns. Returns 0, and adds nothing, where a sum is NaN. */
-static QK_INLINE int grad_vector(grad_stretch s, size_t rows, const grad_parameters *p, const size_t step,
-                                 const int clipped, qk_grad_sums to)
+/* Up to QK_GRAD_ROWS rows of GRAD_VECTOR columns of a run. Returns 0, and adds nothing, where a sum is NaN. */
+static QK_INLINE int grad_lanes(grad_stretch s, size_t rows, const grad_parameters *p, const int clipped,
+                                qk_grad_sums to)
 {
-    const grad_floats here = load_grad_floats(p, step);
+    const grad_floats here = load_grad_floats(p, 0);
     const size_t next = ROWS_AT_ONCE * s.stride;
     floats scale = all_floats(0), zero = all_floats(0);
-    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s.grad += next, s.x += next, s.grad_x += next)
+    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
         add_some_rows(s, ROWS_AT_ONCE, here, clipped, &scale, &zero);
-    for (; rows > 0; rows--, s.grad += s.stride, s.x += s.stride, s.grad_x += s.stride)
-        add_some_rows(s, 1, here, clipped, &scale, &zero);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) add_some_rows(s, 1, here, clipped, &scale, &zero);
     if (any_nan(scale)) return 0;
     add_to_doubles(to.scale, scale), add_to_doubles(to.zero, zero);
+    return 1;
+}
+
+/* Some rows of n columns, so few that their lines do not meet in the same sets of the L1 cache. */
+static QK_INLINE void grad_some_rows(grad_stretch s, const int rows, size_t n, const grad_parameters *p,
+                                     const int clipped, grad_terms *t)
+{
+    for (size_t i = 0; i < n; i += FLOATS) {
+        floats scale = load_floats(t->scale + i), zero = load_floats(t->zero + i);
+        add_some_rows(grad_part(s, i), rows, load_grad_floats(grad_parameters_from(p, i), 1), clipped, &scale, &zero);
+        write_floats(t->scale + i, scale), write_floats(t->zero + i, zero);
+    }
+}
+
+/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, where a sum is NaN. */
+static QK_INLINE int grad_whole_columns(grad_stretch s, size_t rows, size_t n, const grad_parameters *p,
+                                        const int clipped, qk_grad_sums to)
+{
+    const size_t next = ROWS_AT_ONCE * s.stride;
+    grad_terms t __attribute__((aligned(64)));
+    for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
+    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
+        grad_some_rows(s, ROWS_AT_ONCE, n, p, clipped, &t);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) grad_some_rows(s, 1, n, p, clipped, &t);
+    floats sum = all_floats(0);
+    for (size_t i = 0; i < n; i += FLOATS) sum = sum_of(sum, product_of(load_floats(t.scale + i), all_floats(0)));
+    if (any_nan(sum)) return 0;
+    for (size_t i = 0; i < n; i += FLOATS) {
+        add_to_doubles(to.scale + i, load_floats(t.scale + i));
+        add_to_doubles(to.zero + i, load_floats(t.zero + i));
+    }
     return 1;
 }
 
