@@ -123,6 +123,21 @@ def test_values_without_a_quotient_change_no_others(axis, edge, isas):
             assert_same_bits(np.asarray(a), np.asarray(b), isa)
 
 
+@pytest.mark.parametrize("where", [{}, {"axis": 0}], ids=str)
+def test_gradients_beyond_the_caches(where, variants):
+    """More than 24 MB are stored past the caches."""
+    rng, shape = np.random.default_rng(3), (3, 800_009)
+    x, grad = (rng.normal(size=shape).astype(F32) for _ in range(2))
+    params = params_for(rng, shape, **where)
+    want = terms_of(grad, x, params, "rounded")[0]
+    first = qk.fake_quantize_grad(grad, x, params)
+    for variant in variants():
+        got = qk.fake_quantize_grad(grad, x, params)
+        assert_same_bits(got[0], want, variant)
+        for a, b in zip(got[1:], first[1:]):
+            assert_same_bits(np.asarray(a), np.asarray(b), variant)
+
+
 def in_order(terms):
     """Add a run's terms, float32, in the order that numerics 26 states."""
     total = 0.0

@@ -14,7 +14,9 @@
 enum {
     RUN = 4096, /* elements of a piece of a run */
     ROWS = 128, /* rows of a piece of columns */
-    HALF_COLUMNS = RUN / QK_GRAD_ROWS
+    HALF_COLUMNS = RUN / QK_GRAD_ROWS,
+    PAST =
+        2 * QK_GRAD_ROWS * QK_GRAD_LANES /* elements that are stored past the caches at a time: seldom, or loads wait */
 };
 
 /* The array as runs of n elements that share parameters, the last of every `among` having `last`; or as matrices of so
@@ -32,6 +34,7 @@ typedef struct {
     qk_grad_sums sums;
     size_t cols, col_items; /* columns of an item, items of a row */
     int wide;               /* terms are of double */
+    int past;               /* gradients of x are stored past the caches */
 } gradient;
 
 /* Where an item lies: rows of n elements. */
@@ -173,10 +176,25 @@ static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_gr
     }
 }
 
+/* A piece of a run, whose result goes past the caches. */
+static void add_past(const gradient *g, const place *at, qk_affines *p, qk_grad_sums sums)
+{
+    float to[PAST];
+    place part = *at;
+    for (size_t i = 0; i < at->n; i += PAST) {
+        part.n = min_size(at->n - i, PAST), part.at = at->at + i;
+        add_floats(g, (const float *)g->given->grad + part.at, (const float *)g->given->x + part.at, to, &part, p,
+                   sums);
+        g->k->copy_past_caches(to, (float *)g->given->grad_x + part.at, part.n * sizeof *to);
+    }
+}
+
 static void add_rows(const gradient *g, const place *at, qk_affines *p, qk_grad_sums sums)
 {
     const qk_fake_grad *given = g->given;
-    if (given->dtype == QK_F16 || given->dtype == QK_BF16) {
+    if (g->past) {
+        add_past(g, at, p, sums);
+    } else if (given->dtype == QK_F16 || given->dtype == QK_BF16) {
         add_halves(g, at, p, sums);
     } else if (given->dtype == QK_F64) {
         const wide_arrays a = {(const double *)given->grad + at->at, (const double *)given->x + at->at,
@@ -236,6 +254,7 @@ static void add_items(void *context, size_t begin, size_t end)
         memset(sums.scale, 0, at.n * sizeof(double)), memset(sums.zero, 0, at.n * sizeof(double));
         add_rows(g, &at, &by, sums);
     }
+    if (g->past) qk_settle_stores();
 }
 
 /* ---- all of it ---- */
@@ -286,6 +305,7 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
     g.l = grad_layout_of(p);
     g.sums = (qk_grad_sums){sums, sums + qk_fake_grad_sums(p)};
     g.cols = min_size(g.l.n, given->dtype == QK_F32 ? QK_GRAD_COLUMNS : HALF_COLUMNS);
+    g.past = !g.l.columns && given->dtype == QK_F32 && total > BEYOND_CACHES / (3 * sizeof(float));
     g.col_items = g.l.columns ? ceil_div(g.l.n, g.cols) : 1;
     const size_t items = g.l.count * g.l.pieces * g.col_items;
     int status = qk_parallel_for(items, (g.wide ? 2.0 : 0.3) * (double)total, add_items, &g);

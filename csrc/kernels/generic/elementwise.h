@@ -527,6 +527,10 @@ static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
 }
 #endif
 
+#ifndef HAVE_COPY_PAST_CACHES
+static void copy_past_caches(const void *from, void *to, size_t bytes) { memcpy(to, from, bytes); }
+#endif
+
 /* ---- bounds (numerics 2) ---- */
 
 /* The bits of floats of one sign are in the order of their magnitudes, NaN beyond infinity. As int32 all negative

@@ -20,6 +20,7 @@ enum { REG = 32 }; /* bytes */
 
 static inline reg load_reg(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline void store_reg(void *p, reg v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline void store_past_caches(void *p, reg v) { _mm256_stream_si256((__m256i *)p, v); } /* p at half a line */
 static inline reg zero_reg(void) { return _mm256_setzero_si256(); }
 static inline reg all_i8(int v) { return _mm256_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }

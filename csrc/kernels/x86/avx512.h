@@ -20,6 +20,7 @@ enum { REG = 64 }; /* bytes */
 
 static inline reg load_reg(const void *p) { return _mm512_loadu_si512(p); }
 static inline void store_reg(void *p, reg v) { _mm512_storeu_si512(p, v); }
+static inline void store_past_caches(void *p, reg v) { _mm512_stream_si512((__m512i *)p, v); } /* p at a cache line */
 static inline reg zero_reg(void) { return _mm512_setzero_si512(); }
 static inline reg all_i8(int v) { return _mm512_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
