@@ -14,9 +14,7 @@
 enum {
     RUN = 4096, /* elements of a piece of a run */
     ROWS = 128, /* rows of a piece of columns */
-    HALF_COLUMNS = RUN / QK_GRAD_ROWS,
-    PAST =
-        2 * QK_GRAD_ROWS * QK_GRAD_LANES /* elements that are stored past the caches at a time: seldom, or loads wait */
+    HALF_COLUMNS = RUN / QK_GRAD_ROWS
 };
 
 /* The array as runs of n elements that share parameters, the last of every `among` having `last`; or as matrices of so
@@ -74,11 +72,12 @@ size_t qk_fake_grad_sums(const qk_params *p)
 static place place_of(const gradient *g, size_t item)
 {
     const grad_layout *l = &g->l;
-    const size_t col = item % g->col_items * g->cols, piece = item / g->col_items % l->pieces;
-    const size_t which = item / g->col_items / l->pieces, in_group = which % l->among;
+    const size_t all_pieces = qk_over(item, g->col_items), col = (item - all_pieces * g->col_items) * g->cols;
+    const size_t which = qk_over(all_pieces, l->pieces), piece = all_pieces - which * l->pieces;
+    const size_t groups = qk_over(which, l->among), in_group = which - groups * l->among;
     const size_t group = ((l->among - 1) * (l->columns ? l->rows : l->n) + l->last) * (l->columns ? l->n : 1);
     const size_t length = in_group == l->among - 1 ? l->last : l->columns ? l->rows : l->n;
-    const size_t begin = which / l->among * group;
+    const size_t begin = groups * group;
     if (!l->columns) {
         const size_t skip = piece * RUN, n = skip < length ? min_size(length - skip, RUN) : 0;
         const size_t first = g->p->kind == QK_PER_AXIS ? which % g->p->length : which;
@@ -146,7 +145,7 @@ static void add_floats(const gradient *g, const float *grad, const float *x, flo
     else if (g->l.columns)
         g->k->fake_grad_columns_f32(grad, x, grad_x, at->n, p, g->given->clipped, sums);
     else
-        g->k->fake_grad_run_f32(grad, x, grad_x, at->n, p, g->given->clipped, sums);
+        g->k->fake_grad_run_f32(grad, x, grad_x, at->n, p, g->given->clipped, g->past, sums);
 }
 
 static void widen(const gradient *g, const void *x, size_t at, size_t n, float *y)
@@ -176,25 +175,10 @@ static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_gr
     }
 }
 
-/* A piece of a run, whose result goes past the caches. */
-static void add_past(const gradient *g, const place *at, qk_affines *p, qk_grad_sums sums)
-{
-    float to[PAST];
-    place part = *at;
-    for (size_t i = 0; i < at->n; i += PAST) {
-        part.n = min_size(at->n - i, PAST), part.at = at->at + i;
-        add_floats(g, (const float *)g->given->grad + part.at, (const float *)g->given->x + part.at, to, &part, p,
-                   sums);
-        g->k->copy_past_caches(to, (float *)g->given->grad_x + part.at, part.n * sizeof *to);
-    }
-}
-
 static void add_rows(const gradient *g, const place *at, qk_affines *p, qk_grad_sums sums)
 {
     const qk_fake_grad *given = g->given;
-    if (g->past) {
-        add_past(g, at, p, sums);
-    } else if (given->dtype == QK_F16 || given->dtype == QK_BF16) {
+    if (given->dtype == QK_F16 || given->dtype == QK_BF16) {
         add_halves(g, at, p, sums);
     } else if (given->dtype == QK_F64) {
         const wide_arrays a = {(const double *)given->grad + at->at, (const double *)given->x + at->at,

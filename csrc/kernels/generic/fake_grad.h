@@ -104,6 +104,8 @@ static QK_INLINE void add_vectors(grad_stretch s, size_t rows, size_t n, const g
 }
 #endif
 
+enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES }; /* of a run */
+
 static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
                                  const size_t step, const int how, const int clipped, qk_grad_sums to)
 {
@@ -128,14 +130,28 @@ static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, cons
     }
 }
 
+/* Whole pairs of groups, whose results go past the caches: seldom, or loads wait for them. Returns where these end. */
+static QK_INLINE size_t grad_pairs(grad_stretch s, const grad_parameters *p, const int how, const int clipped,
+                                   qk_grad_sums to)
+{
+    float result[2 * GROUP_SIZE] __attribute__((aligned(64)));
+    size_t at = 0;
+    for (; s.n - at >= 2 * GROUP_SIZE; at += 2 * GROUP_SIZE) {
+        grad_stretch part = grad_part(s, at);
+        for (part.grad_x = result; part.grad_x < result + 2 * GROUP_SIZE; part = grad_part(part, GROUP_SIZE))
+            grad_group(part, QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, how, clipped, to);
+        copy_past_caches(result, s.grad_x + at, sizeof result);
+    }
+    return at;
+}
+
 /* A run is rows of QK_GRAD_LANES columns that share parameters. */
 static QK_INLINE void grad_run(grad_stretch s, const qk_affines *given, const int how, const int clipped,
-                               qk_grad_sums to)
+                               const int past, qk_grad_sums to)
 {
-    enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES };
     grad_parameters p;
     take_grad_parameters(given, 1, &p, how);
-    size_t at = 0;
+    size_t at = past ? grad_pairs(s, &p, how, clipped, to) : 0;
     for (; s.n - at >= GROUP_SIZE; at += GROUP_SIZE)
         grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, &p, 0, how, clipped, to);
     const size_t rows = (s.n - at) / QK_GRAD_LANES, rest = (s.n - at) % QK_GRAD_LANES;
@@ -155,14 +171,15 @@ static void fake_grad_columns_f32(const float *grad, const float *x, float *grad
 }
 
 static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
-                              int clipped, qk_grad_sums to)
+                              int clipped, int past, qk_grad_sums to)
 {
     const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
-    const int divide = !HAVE_FMA || !p->reciprocal;
-    if (divide)
-        clipped ? grad_run(s, p, DIVIDE, 1, to) : grad_run(s, p, DIVIDE, 0, to);
+    if (!HAVE_FMA || !p->reciprocal)
+        clipped ? grad_run(s, p, DIVIDE, 1, past, to) : grad_run(s, p, DIVIDE, 0, past, to);
+    else if (past)
+        clipped ? grad_run(s, p, MULTIPLY, 1, 1, to) : grad_run(s, p, MULTIPLY, 0, 1, to);
     else
-        clipped ? grad_run(s, p, MULTIPLY, 1, to) : grad_run(s, p, MULTIPLY, 0, to);
+        clipped ? grad_run(s, p, MULTIPLY, 1, 0, to) : grad_run(s, p, MULTIPLY, 0, 0, to);
 }
 
 #endif
