@@ -122,9 +122,9 @@ static void apply_chunks(const operation *op, const char *in, char *out, size_t 
     const size_t run = min_size(given->run, n), chunk = op->past ? PAST : CHUNK;
     const size_t most = run == 1 ? FEW_COLUMNS : run < chunk ? chunk / run * run : chunk;
     qk_affines p = *given;
-    p.apart = 0;
     for (size_t at = 0, count; at < n; at += count) {
         count = min_size(min_size(n - at, most), run < chunk ? most : run - at % run);
+        p.apart = op->past && count > 1 ? 2 : 0; /* of runs from memory the CPU itself asks for what comes next */
         p.scale = given->scale + at / run, p.zero_point = given->zero_point + at / run;
         if (p.reciprocal) p.reciprocal = given->reciprocal + at / run;
         for (size_t row = 0; row < given->rows; row += p.rows) {
