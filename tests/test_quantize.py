@@ -240,6 +240,29 @@ def test_rows_far_apart(shape, isas):
                 assert_same_bits(back[rows], qk.dequantize(q[rows], part), isa)
 
 
+@pytest.mark.parametrize("shape", [(6_400_003,), (8, 800_001), (16000, 400), (500, 13, 1025)], ids=str)
+def test_results_beyond_the_caches(shape, variants):
+    """More than 24 MB are stored past the caches, wherever their lines begin: bits of smaller arrays, and not a byte
+    beside them."""
+    rng, few = np.random.default_rng(6), shape[-2] if len(shape) > 1 else 1
+    scale, zero = rng.uniform(0.01, 0.1, few).astype(np.float32), rng.integers(0, 255, few)
+    where = {} if few == 1 else {"axis": len(shape) - 2}
+    params = qk.QParams(scale[0], zero[0], "uint8") if few == 1 else qk.QParams(scale, zero, "uint8", **where)
+    x = rng.normal(size=shape).astype(np.float32)
+    x.flat[::3970] = np.nan
+    half = shape[-1] // 2
+    values = np.concatenate([qk.fake_quantize(x[..., part], params) for part in (slice(half), slice(half, None))], -1)
+    codes = qk.quantize(x, params)
+    for variant, start in zip(variants(), itertools.cycle([1, 4, 15])):
+        around = np.full(x.size + 32, 7, np.float32)
+        out = around[start : start + x.size].reshape(shape)
+        for call, of in (qk.fake_quantize, x), (qk.dequantize, codes):
+            out[...] = 3
+            call(of, params, out=out)
+            assert_same_bits(out, values, variant)
+            assert np.all(around[:start] == 7) and np.all(around[start + x.size :] == 7), variant
+
+
 # ---- all values of 16 bits ----
 
 ALL_16_BITS = np.arange(65536, dtype=np.uint16)

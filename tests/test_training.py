@@ -105,6 +105,39 @@ def test_gradients_have_equal_bits_everywhere(where, of, variants):
                 assert_same_bits(np.asarray(a), np.asarray(b), variant)
 
 
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_values_without_a_quotient_change_no_others(axis, edge, isas):
+    """NaN, infinities and what overflows when it is divided, of x and of grad, one in thirty."""
+    rng, shape = np.random.default_rng(4), (70, 330)
+    x, grad = (rng.normal(size=shape).astype(F32) for _ in range(2))
+    params = qk.QParams(*(np.full([] if axis is None else [shape[axis]], v) for v in (0.0123, 7)), "uint8", axis=axis)
+    odd = rng.random(shape) < 1 / 30
+    x[odd] = rng.choice(F32([np.nan, np.inf, -np.inf, 3.4e38, -3e38, 1e7, -1e9]), odd.sum())
+    want = None
+    for isa in isas():
+        got = qk.fake_quantize_grad(grad, x, params, edge=edge)
+        assert_gradients(got, grad, x, params, edge)
+        want = want or got
+        for a, b in zip(got, want):
+            assert_same_bits(np.asarray(a), np.asarray(b), isa)
+
+
+@pytest.mark.parametrize("where", [{}, {"axis": 0}], ids=str)
+def test_gradients_beyond_the_caches(where, variants):
+    """More than 24 MB are stored past the caches."""
+    rng, shape = np.random.default_rng(3), (3, 800_009)
+    x, grad = (rng.normal(size=shape).astype(F32) for _ in range(2))
+    params = params_for(rng, shape, **where)
+    want = terms_of(grad, x, params, "rounded")[0]
+    first = qk.fake_quantize_grad(grad, x, params)
+    for variant in variants():
+        got = qk.fake_quantize_grad(grad, x, params)
+        assert_same_bits(got[0], want, variant)
+        for a, b in zip(got[1:], first[1:]):
+            assert_same_bits(np.asarray(a), np.asarray(b), variant)
+
+
 def in_order(terms):
     """Add a run's terms, float32, in the order that numerics 26 states."""
     total = 0.0

@@ -13,6 +13,7 @@
 
 enum {
     CHUNK = 2048,       /* elements that are converted at a time: they fit the L1 cache */
+    PAST = 1024,        /* that are stored past the caches at a time: seldom enough, and loads do not wait for them */
     FEW_COLUMNS = 256,  /* that have parameters of their own, of such chunks: eight rows share them */
     COLUMNS = 1024,     /* parameters that are used at a time: so do they */
     FAR = 1 << 22,      /* bytes of arrays, above which rows that are seen together lie far apart: four streams */
@@ -72,6 +73,7 @@ struct operation {
     layout l;
     size_t stretch, piece, rows; /* elements of a row that whole runs make, of a part of these; rows of an item */
     int far;                     /* rows that are seen together lie far apart */
+    int past;                    /* results are stored past the caches */
     size_t row_items, pieces, col_items; /* of a block, of a stretch, of a row */
 };
 
@@ -93,28 +95,40 @@ static void from_f32(const operation *op, const float *buffer, uint16_t *y, size
         op->to == QK_F16 ? op->k->f32_to_f16(buffer, y, n) : op->k->f32_to_bf16(buffer, y, n);
 }
 
+static void copy_past_caches(const operation *op, const void *buffer, char *out, size_t stride, size_t rows, size_t n)
+{
+    const size_t bytes = n * size_of(op->to);
+    for (size_t row = 0; row < rows; row++)
+        op->k->copy_past_caches((const char *)buffer + row * bytes, out + row * stride * size_of(op->to), bytes);
+}
+
 /* A part of rows, which fits the buffer. */
 static void apply_converted(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
     float buffer[CHUNK];
     qk_affines p = *given;
+    const int after = is_half(op->to) || op->past;
     if (is_half(op->from)) to_f32(op, (const uint16_t *)in, p.in_stride, buffer, p.rows, n), p.in_stride = n;
-    if (is_half(op->to)) p.out_stride = n;
-    op->f32(op, is_half(op->from) ? (const void *)buffer : in, is_half(op->to) ? (void *)buffer : out, n, &p);
-    if (is_half(op->to)) from_f32(op, buffer, (uint16_t *)out, given->out_stride, p.rows, n);
+    if (after) p.out_stride = n;
+    op->f32(op, is_half(op->from) ? (const void *)buffer : in, after ? (void *)buffer : out, n, &p);
+    if (op->past)
+        copy_past_caches(op, buffer, out, given->out_stride, p.rows, n);
+    else if (is_half(op->to))
+        from_f32(op, buffer, (uint16_t *)out, given->out_stride, p.rows, n);
 }
 
-static void apply_halves(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
+static void apply_chunks(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
-    const size_t run = min_size(given->run, n), most = run == 1 ? FEW_COLUMNS : run < CHUNK ? CHUNK / run * run : CHUNK;
+    const size_t run = min_size(given->run, n), chunk = op->past ? PAST : CHUNK;
+    const size_t most = run == 1 ? FEW_COLUMNS : run < chunk ? chunk / run * run : chunk;
     qk_affines p = *given;
-    p.apart = 0;
     for (size_t at = 0, count; at < n; at += count) {
-        count = min_size(min_size(n - at, most), run < CHUNK ? most : run - at % run);
+        count = min_size(min_size(n - at, most), run < chunk ? most : run - at % run);
+        p.apart = op->past && count > 1 ? 2 : 0; /* of runs from memory the CPU itself asks for what comes next */
         p.scale = given->scale + at / run, p.zero_point = given->zero_point + at / run;
         if (p.reciprocal) p.reciprocal = given->reciprocal + at / run;
         for (size_t row = 0; row < given->rows; row += p.rows) {
-            p.rows = min_size(given->rows - row, CHUNK / count);
+            p.rows = min_size(given->rows - row, chunk / count);
             apply_converted(op, in + (row * p.in_stride + at) * size_of(op->from),
                             out + (row * p.out_stride + at) * size_of(op->to), count, &p);
         }
@@ -131,8 +145,8 @@ static void apply_rows(const operation *op, const char *in, char *out, size_t n,
     }
     const size_t in_step = p->in_stride * size_of(op->from), out_step = p->out_stride * size_of(op->to);
     const int by_row = op->from == QK_F64 || op->to == QK_F64;
-    if (!by_row && (is_half(op->from) || is_half(op->to) || op->floats))
-        apply_halves(op, in, out, n, p);
+    if (!by_row && (is_half(op->from) || is_half(op->to) || op->floats || op->past))
+        apply_chunks(op, in, out, n, p);
     else if (!by_row)
         op->f32(op, in, out, n, p);
     for (size_t row = 0; row < p->rows; row++, in += in_step, out += out_step) {
@@ -202,20 +216,23 @@ static void apply_items(void *context, size_t begin, size_t end)
         if (op->far && p.rows > 4 && p.rows % 4 == 0) p.apart = p.rows / 4;
         apply_rows(op, op->in + at * size_of(op->from), op->out + at * size_of(op->to), n, &p);
     }
+    if (op->past) qk_settle_stores();
 }
 
 /* Whether an array does not fit the cache, and is not converted in parts. */
-static int is_far(const operation *op)
+static int is_far(const operation *op, size_t bytes)
 {
     const size_t from = size_of(op->from), to = size_of(op->to);
-    const int whole = from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats;
-    return whole && first_element(&op->l, op->l.blocks) * (from + to) > FAR;
+    return bytes > FAR && from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats;
 }
 
 static int apply_layout(operation *op)
 {
     const layout *l = &op->l;
-    op->far = l->run == 1 && is_far(op);
+    const size_t bytes = first_element(l, l->blocks) * (size_of(op->from) + size_of(op->to));
+    const int whole = is_far(op, bytes);
+    op->past = whole && l->run > 1 && !op->seed && size_of(op->to) == 4 && bytes > BEYOND_CACHES;
+    op->far = whole && l->run == 1;
     const size_t most = op->far ? FAR_COLUMNS : l->run == 1 ? COLUMNS : PIECE;
     op->stretch = min_size(l->length, l->run < most ? most / l->run * l->run : l->run);
     op->piece = min_size(op->stretch, most);

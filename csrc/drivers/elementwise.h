@@ -45,6 +45,13 @@ static inline size_t before_line(const void *p, size_t size, size_t n)
     return n < 1024 ? 0 : (-(uintptr_t)p & 63) / size;
 }
 
+/* Bytes that an operation reads and writes, above which its results are stored past the caches, which would hardly keep
+ * them for who reads them: so lines need not be read before they are written. */
+enum { BEYOND_CACHES = 3 << 23 };
+
+/* After results were so stored, and before another thread is told of them. */
+static inline void qk_settle_stores(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
 /* qk_quantize where the mode is the default one already. */
 int qk_quantize_inside(const void *x, qk_dtype from, void *q, qk_dtype to, const qk_params *p, qk_rounding rounding);
 

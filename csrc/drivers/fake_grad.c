@@ -32,6 +32,7 @@ typedef struct {
     qk_grad_sums sums;
     size_t cols, col_items; /* columns of an item, items of a row */
     int wide;               /* terms are of double */
+    int past;               /* gradients of x are stored past the caches */
 } gradient;
 
 /* Where an item lies: rows of n elements. */
@@ -71,11 +72,12 @@ size_t qk_fake_grad_sums(const qk_params *p)
 static place place_of(const gradient *g, size_t item)
 {
     const grad_layout *l = &g->l;
-    const size_t col = item % g->col_items * g->cols, piece = item / g->col_items % l->pieces;
-    const size_t which = item / g->col_items / l->pieces, in_group = which % l->among;
+    const size_t all_pieces = qk_over(item, g->col_items), col = (item - all_pieces * g->col_items) * g->cols;
+    const size_t which = qk_over(all_pieces, l->pieces), piece = all_pieces - which * l->pieces;
+    const size_t groups = qk_over(which, l->among), in_group = which - groups * l->among;
     const size_t group = ((l->among - 1) * (l->columns ? l->rows : l->n) + l->last) * (l->columns ? l->n : 1);
     const size_t length = in_group == l->among - 1 ? l->last : l->columns ? l->rows : l->n;
-    const size_t begin = which / l->among * group;
+    const size_t begin = groups * group;
     if (!l->columns) {
         const size_t skip = piece * RUN, n = skip < length ? min_size(length - skip, RUN) : 0;
         const size_t first = g->p->kind == QK_PER_AXIS ? which % g->p->length : which;
@@ -143,7 +145,7 @@ static void add_floats(const gradient *g, const float *grad, const float *x, flo
     else if (g->l.columns)
         g->k->fake_grad_columns_f32(grad, x, grad_x, at->n, p, g->given->clipped, sums);
     else
-        g->k->fake_grad_run_f32(grad, x, grad_x, at->n, p, g->given->clipped, sums);
+        g->k->fake_grad_run_f32(grad, x, grad_x, at->n, p, g->given->clipped, g->past, sums);
 }
 
 static void widen(const gradient *g, const void *x, size_t at, size_t n, float *y)
@@ -155,7 +157,7 @@ static void widen(const gradient *g, const void *x, size_t at, size_t n, float *
 /* A run's piece, or as many rows at a time as terms of float32 are added of. */
 static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_grad_sums sums)
 {
-    float grad[RUN], x[RUN];
+    float grad[RUN], x[RUN], to[RUN];
     place part = *all;
     for (size_t row = 0; row < all->rows; row += part.rows) {
         part.rows = min_size(all->rows - row, QK_GRAD_ROWS), part.stride = all->n;
@@ -164,11 +166,11 @@ static void add_halves(const gradient *g, const place *all, qk_affines *p, qk_gr
             widen(g, g->given->grad, at, all->n, grad + i * all->n);
             widen(g, g->given->x, at, all->n, x + i * all->n);
         }
-        add_floats(g, grad, x, grad, &part, p, sums);
+        add_floats(g, grad, x, to, &part, p, sums);
         for (size_t i = 0; i < part.rows; i++) {
-            uint16_t *to = (uint16_t *)g->given->grad_x + all->at + (row + i) * all->stride;
-            g->given->dtype == QK_F16 ? g->k->f32_to_f16(grad + i * all->n, to, all->n)
-                                      : g->k->f32_to_bf16(grad + i * all->n, to, all->n);
+            uint16_t *y = (uint16_t *)g->given->grad_x + all->at + (row + i) * all->stride;
+            g->given->dtype == QK_F16 ? g->k->f32_to_f16(to + i * all->n, y, all->n)
+                                      : g->k->f32_to_bf16(to + i * all->n, y, all->n);
         }
     }
 }
@@ -236,6 +238,7 @@ static void add_items(void *context, size_t begin, size_t end)
         memset(sums.scale, 0, at.n * sizeof(double)), memset(sums.zero, 0, at.n * sizeof(double));
         add_rows(g, &at, &by, sums);
     }
+    if (g->past) qk_settle_stores();
 }
 
 /* ---- all of it ---- */
@@ -286,6 +289,7 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
     g.l = grad_layout_of(p);
     g.sums = (qk_grad_sums){sums, sums + qk_fake_grad_sums(p)};
     g.cols = min_size(g.l.n, given->dtype == QK_F32 ? QK_GRAD_COLUMNS : HALF_COLUMNS);
+    g.past = !g.l.columns && given->dtype == QK_F32 && total > BEYOND_CACHES / (3 * sizeof(float));
     g.col_items = g.l.columns ? ceil_div(g.l.n, g.cols) : 1;
     const size_t items = g.l.count * g.l.pieces * g.col_items;
     int status = qk_parallel_for(items, (g.wide ? 2.0 : 0.3) * (double)total, add_items, &g);

@@ -28,7 +28,8 @@ typedef struct {
     int32_t qmin, qmax;
     int half_away;
     size_t run, rows, in_stride, out_stride; /* strides from row to row, in elements */
-    size_t apart; /* of rows that are seen together: 0, neighbours, or a quarter of `rows`, for arrays from memory */
+    size_t apart; /* of rows that are seen together: 0, neighbours, or a quarter of `rows`, for arrays from memory,
+                   * whose runs have 2 */
 } qk_affines;
 
 /* A format of codes that are floats (numerics 3): bits of a float32's mantissa that it lacks, the bits of its least

@@ -95,6 +95,14 @@ static inline __m512 of_halves(__m256i a)
     return simde__m512_from_private(v);
 }
 
+static inline __m512d widened_floats(__m256 a)
+{
+    simde__m256_private a_ = simde__m256_to_private(a);
+    simde__m512d_private v;
+    for (int i = 0; i < 8; i++) v.f64[i] = a_.f32[i];
+    return simde__m512d_from_private(v);
+}
+
 static inline __m512d fused_doubles(__m512d a, __m512d b, __m512d c)
 {
     simde__m512d_private a_ = simde__m512d_to_private(a), b_ = simde__m512d_to_private(b),
@@ -244,6 +252,7 @@ static inline void multiply_tiles(int sums, int a, int b)
 #define _mm512_cvtepi8_epi32(a) sign_widened(a)
 #define _mm512_cvtepi32_epi8(a) emulated_low_bytes(a)
 #define _mm512_cvtph_ps(a) of_halves(a)
+#define _mm512_cvtps_pd(a) widened_floats(a)
 #undef _mm256_fmadd_ps
 #undef _mm256_cvtph_ps
 #undef _mm256_fnmadd_ps

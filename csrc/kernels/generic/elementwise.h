@@ -107,7 +107,7 @@ static QK_INLINE stretch stretch_of(const void *in, void *out, size_t row, size_
 /* How many rows are seen together from this one on, if neighbours at most so many; and the row that follows. */
 static inline size_t rows_together(size_t row, const qk_affines *p, size_t most)
 {
-    if (p->apart) return TOGETHER;
+    if (p->apart && p->rows > 1) return TOGETHER;
     return p->rows - row < most ? p->rows - row : most;
 }
 
@@ -119,7 +119,7 @@ static inline size_t next_row(size_t row, size_t rows, const qk_affines *p)
 
 static QK_INLINE stretch part_of(stretch s, size_t i, size_t n, const int what)
 {
-    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, n, n, 0};
+    return (stretch){s.in + i * bytes_in(what), s.out + i * bytes_out(what), n, n, n, s.far};
 }
 
 /* Where the span after the one at i begins. `head` elements lie before a cache line: a vector that straddles two costs
@@ -525,6 +525,10 @@ static int bracketed_codes(const float *x, uint8_t *q, size_t n, qk_bracket p)
     (void)x, (void)q, (void)n, (void)p;
     return 0;
 }
+#endif
+
+#ifndef HAVE_COPY_PAST_CACHES
+static void copy_past_caches(const void *from, void *to, size_t bytes) { memcpy(to, from, bytes); }
 #endif
 
 /* ---- bounds (numerics 2) ---- */

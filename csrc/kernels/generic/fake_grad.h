@@ -52,11 +52,7 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
                                 const size_t step, const int how, const int clipped, grad_terms *t)
 {
     const grad_parameter same = grad_parameter_at(p, 0, how);
-    size_t first = 0;
-#ifdef HAVE_GRAD_VECTORS
-    if (how == MULTIPLY) first = grad_vectors(s, rows, n, p, step, clipped, t);
-#endif
-    for (size_t i = first; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         const grad_parameter here = step ? grad_parameter_at(p, i, how) : same;
         float scale = t->scale[i], zero = t->zero[i];
         for (size_t row = 0; row < rows; row++) {
@@ -68,8 +64,8 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
 }
 
 /* Up to QK_GRAD_ROWS rows, whose terms are added in float32, and their sums to those in double. */
-static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
-                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
+static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
+                                const size_t step, const int how, const int clipped, qk_grad_sums to)
 {
     grad_terms t __attribute__((aligned(64)));
     for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
@@ -84,9 +80,43 @@ static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, co
     for (size_t i = 0; i < n; i++) to.scale[i] += (double)t.scale[i], to.zero[i] += (double)t.zero[i];
 }
 
-static QK_INLINE grad_stretch grad_part(grad_stretch s, size_t at)
+#ifdef GRAD_VECTOR
+/* What vectors refuse. */
+static QK_NOINLINE void add_slowly(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, size_t step,
+                                   int clipped, qk_grad_sums to)
 {
-    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
+    clipped ? add_group(s, rows, n, p, step, MULTIPLY, 1, to) : add_group(s, rows, n, p, step, MULTIPLY, 0, to);
+}
+
+/* Whole vectors of columns, which have the parameters from number 0 on, or that one (step 0). */
+static QK_INLINE void add_vectors(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, const size_t step,
+                                  const int clipped, qk_grad_sums to)
+{
+    if (step) {
+        if (!grad_whole_columns(s, rows, n, p, clipped, to)) add_slowly(s, rows, n, p, 1, clipped, to);
+        return;
+    }
+    for (size_t i = 0; i < n; i += GRAD_VECTOR) {
+        const qk_grad_sums sums = {to.scale + i, to.zero + i};
+        if (!grad_lanes(grad_part(s, i), rows, p, clipped, sums))
+            add_slowly(grad_part(s, i), rows, GRAD_VECTOR, p, 0, clipped, sums);
+    }
+}
+#endif
+
+enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES }; /* of a run */
+
+static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
+                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
+{
+    size_t whole = 0;
+#ifdef GRAD_VECTOR
+    if (how == MULTIPLY) whole = n / GRAD_VECTOR * GRAD_VECTOR;
+    if (whole) add_vectors(s, rows, whole, p, step, clipped, to);
+#endif
+    if (whole < n)
+        add_group(grad_part(s, whole), rows, n - whole, grad_parameters_from(p, step * whole), step, how, clipped,
+                  (qk_grad_sums){to.scale + whole, to.zero + whole});
 }
 
 static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int how, const int clipped,
@@ -100,14 +130,28 @@ static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, cons
     }
 }
 
+/* Whole pairs of groups, whose results go past the caches: seldom, or loads wait for them. Returns where these end. */
+static QK_INLINE size_t grad_pairs(grad_stretch s, const grad_parameters *p, const int how, const int clipped,
+                                   qk_grad_sums to)
+{
+    float result[2 * GROUP_SIZE] __attribute__((aligned(64)));
+    size_t at = 0;
+    for (; s.n - at >= 2 * GROUP_SIZE; at += 2 * GROUP_SIZE) {
+        grad_stretch part = grad_part(s, at);
+        for (part.grad_x = result; part.grad_x < result + 2 * GROUP_SIZE; part = grad_part(part, GROUP_SIZE))
+            grad_group(part, QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, how, clipped, to);
+        copy_past_caches(result, s.grad_x + at, sizeof result);
+    }
+    return at;
+}
+
 /* A run is rows of QK_GRAD_LANES columns that share parameters. */
 static QK_INLINE void grad_run(grad_stretch s, const qk_affines *given, const int how, const int clipped,
-                               qk_grad_sums to)
+                               const int past, qk_grad_sums to)
 {
-    enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES };
     grad_parameters p;
     take_grad_parameters(given, 1, &p, how);
-    size_t at = 0;
+    size_t at = past ? grad_pairs(s, &p, how, clipped, to) : 0;
     for (; s.n - at >= GROUP_SIZE; at += GROUP_SIZE)
         grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, &p, 0, how, clipped, to);
     const size_t rows = (s.n - at) / QK_GRAD_LANES, rest = (s.n - at) % QK_GRAD_LANES;
@@ -127,14 +171,15 @@ static void fake_grad_columns_f32(const float *grad, const float *x, float *grad
 }
 
 static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
-                              int clipped, qk_grad_sums to)
+                              int clipped, int past, qk_grad_sums to)
 {
     const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
-    const int divide = !HAVE_FMA || !p->reciprocal;
-    if (divide)
-        clipped ? grad_run(s, p, DIVIDE, 1, to) : grad_run(s, p, DIVIDE, 0, to);
+    if (!HAVE_FMA || !p->reciprocal)
+        clipped ? grad_run(s, p, DIVIDE, 1, past, to) : grad_run(s, p, DIVIDE, 0, past, to);
+    else if (past)
+        clipped ? grad_run(s, p, MULTIPLY, 1, 1, to) : grad_run(s, p, MULTIPLY, 0, 1, to);
     else
-        clipped ? grad_run(s, p, MULTIPLY, 1, to) : grad_run(s, p, MULTIPLY, 0, to);
+        clipped ? grad_run(s, p, MULTIPLY, 1, 0, to) : grad_run(s, p, MULTIPLY, 0, 0, to);
 }
 
 #endif

@@ -27,4 +27,15 @@ typedef struct {
     size_t n, stride;
 } grad_stretch;
 
+static inline grad_stretch grad_part(grad_stretch s, size_t at)
+{
+    return (grad_stretch){s.grad + at, s.x + at, s.grad_x + at, s.n, s.stride};
+}
+
+/* Returns those from number i on: all arrays are reached from one address. */
+static inline const grad_parameters *grad_parameters_from(const grad_parameters *p, size_t i)
+{
+    return (const grad_parameters *)(p->scale + i);
+}
+
 #endif

@@ -20,6 +20,7 @@ enum { REG = 32 }; /* bytes */
 
 static inline reg load_reg(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline void store_reg(void *p, reg v) { _mm256_storeu_si256((__m256i *)p, v); }
+static inline void store_past_caches(void *p, reg v) { _mm256_stream_si256((__m256i *)p, v); } /* p at half a line */
 static inline reg zero_reg(void) { return _mm256_setzero_si256(); }
 static inline reg all_i8(int v) { return _mm256_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm256_set1_epi16((short)v); }
@@ -173,8 +174,8 @@ static inline uint64_t words_below(reg a, reg b, reg limit)
 
 static inline void write_floats(float *p, floats v) { _mm256_storeu_ps(p, v); }
 
-/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; c with them added.
- */
+/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; the others added
+ * to c, or they subtracted. */
 typedef __m256 choice;
 static inline choice equal_floats(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static inline choice below(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -184,8 +185,20 @@ static inline floats chosen(choice some, floats v) { return _mm256_and_ps(some, 
 static inline choice not_at_most_floats(floats a, floats b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
 static inline choice differently_chosen(choice a, choice b) { return _mm256_xor_ps(a, b); }
 static inline choice one_chosen(choice a, choice b) { return _mm256_or_ps(a, b); }
+static inline int any_nan(floats v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
 static inline int any_chosen(choice some) { return _mm256_movemask_ps(some) != 0; }
-static inline floats add_chosen(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_and_ps(some, v)); }
+static inline floats add_unless(floats c, choice some, floats v) { return _mm256_add_ps(c, _mm256_andnot_ps(some, v)); }
+static inline floats subtract_chosen(floats c, choice some, floats v)
+{
+    return _mm256_sub_ps(c, _mm256_and_ps(some, v));
+}
+
+/* Adds them to as many doubles. */
+static inline void add_to_doubles(double *to, floats v)
+{
+    _mm256_storeu_pd(to, _mm256_add_pd(_mm256_loadu_pd(to), _mm256_cvtps_pd(_mm256_castps256_ps128(v))));
+    _mm256_storeu_pd(to + 4, _mm256_add_pd(_mm256_loadu_pd(to + 4), _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))));
+}
 
 /* Tables of 16 entries, in which floats are found by lanes of numbers: vpermps reads the low 3 bits of these; the
  * fourth, moved to the sign, chooses between the halves. Of two such tables the second serves the chosen ones. */

@@ -20,6 +20,7 @@ enum { REG = 64 }; /* bytes */
 
 static inline reg load_reg(const void *p) { return _mm512_loadu_si512(p); }
 static inline void store_reg(void *p, reg v) { _mm512_storeu_si512(p, v); }
+static inline void store_past_caches(void *p, reg v) { _mm512_stream_si512((__m512i *)p, v); } /* p at a cache line */
 static inline reg zero_reg(void) { return _mm512_setzero_si512(); }
 static inline reg all_i8(int v) { return _mm512_set1_epi8((char)v); }
 static inline reg all_i16(int v) { return _mm512_set1_epi16((short)v); }
@@ -172,8 +173,8 @@ static inline uint64_t words_below(reg a, reg b, reg limit)
 
 static inline void write_floats(float *p, floats v) { _mm512_storeu_ps(p, v); }
 
-/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; c with them added.
- */
+/* Some of the floats: those that are equal, or below others (of NaN none); they, and 0 for the rest; the others added
+ * to c, or they subtracted. */
 typedef __mmask16 choice;
 static inline choice equal_floats(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static inline choice below(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -183,8 +184,17 @@ static inline floats chosen(choice some, floats v) { return _mm512_maskz_mov_ps(
 static inline choice not_at_most_floats(floats a, floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
 static inline choice differently_chosen(choice a, choice b) { return (choice)(a ^ b); }
 static inline choice one_chosen(choice a, choice b) { return (choice)(a | b); }
+static inline int any_nan(floats v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
 static inline int any_chosen(choice some) { return some != 0; }
-static inline floats add_chosen(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, some, c, v); }
+static inline floats add_unless(floats c, choice some, floats v) { return _mm512_mask_add_ps(c, (choice)~some, c, v); }
+static inline floats subtract_chosen(floats c, choice some, floats v) { return _mm512_mask_sub_ps(c, some, c, v); }
+
+/* Adds them to as many doubles. */
+static inline void add_to_doubles(double *to, floats v)
+{
+    _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), _mm512_cvtps_pd(_mm512_castps512_ps256(v))));
+    _mm512_storeu_pd(to + 8, _mm512_add_pd(_mm512_loadu_pd(to + 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1))));
+}
 
 /* Tables of 16 entries, in which floats are found by lanes of numbers. Of two such tables the second serves the chosen
  * ones. */

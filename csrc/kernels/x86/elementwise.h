@@ -215,6 +215,19 @@ static void symmetric_codes_f32(const float *x, size_t stride, size_t rows, size
     }
 }
 
+/* Lines that are not whole go through the cache. */
+#define HAVE_COPY_PAST_CACHES
+static void copy_past_caches(const void *from, void *to, size_t bytes)
+{
+    const char *source = from;
+    char *target = to;
+    const size_t head = -(uintptr_t)to & 63, whole = bytes > head ? (bytes - head) / 64 * 64 : 0;
+    size_t i = whole ? head : 0;
+    memcpy(target, source, i);
+    for (const size_t end = i + whole; i < end; i += VECTOR) store_past_caches(target + i, load_reg(source + i));
+    memcpy(target + i, source + i, bytes - i);
+}
+
 /* 8-bit codes: gcc widens them by chains of shuffles, the loads do it at once. */
 static inline void widen_span(const uint8_t *q, int is_signed, int32_t *to)
 {

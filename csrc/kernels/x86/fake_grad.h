@@ -9,53 +9,96 @@
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/fake_grad_types.h"
 
-#define HAVE_GRAD_VECTORS
+#define GRAD_VECTOR FLOATS
 
 typedef struct {
-    floats scale, reciprocal, lo, hi, least, most;
+    floats scale, reciprocal, lo, hi;
 } grad_floats;
 
-static QK_INLINE grad_floats grad_floats_at(const grad_parameters *p, size_t i, const size_t step)
+static QK_INLINE grad_floats load_grad_floats(const grad_parameters *p, const size_t step)
 {
-    return (grad_floats){some_floats(p->scale + i, step), some_floats(p->reciprocal + i, step),
-                         some_floats(p->lo + i, step),    some_floats(p->hi + i, step),
-                         some_floats(p->least + i, step), some_floats(p->most + i, step)};
+    return (grad_floats){some_floats(p->scale, step), some_floats(p->reciprocal, step), some_floats(p->lo, step),
+                         some_floats(p->hi, step)};
 }
 
-/* add_terms of generic/fake_grad.h. */
-static QK_INLINE floats add_vector(floats g, floats x, grad_floats p, const int clipped, floats *scale, floats *zero)
+/* Rows that are seen step by step, as each step waits for the one before. */
+enum { ROWS_AT_ONCE = VECTOR / 16 };
+
+/* add_terms of generic/fake_grad.h for a vector of columns of some rows, of x that is not clamped: where that is NaN,
+ * or its quotient not finite, so is the sum of terms. */
+static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats p, const int clipped, floats *scale,
+                                    floats *zero)
 {
-    const floats rounder = all_floats(0x1.8p23f), kept = smaller_of(p.most, larger_of(p.least, x));
-    const floats q = product_of(kept, p.reciprocal);
-    const floats v = add_product(q, subtract_product(kept, q, p.scale), p.reciprocal);
-    const floats r = difference_of(sum_of(v, rounder), rounder), c = smaller_of(p.hi, larger_of(p.lo, r));
-    const choice number = equal_floats(v, v);
-    const choice inside = clipped ? both_chosen(below(p.lo, v), below(v, p.hi)) : equal_floats(c, r);
-    const floats distance = chosen(number, difference_of(c, chosen(inside, v)));
-    *scale = sum_of(*scale, product_of(g, distance));
-    *zero = add_chosen(*zero, chosen_but_not(number, inside), g);
-    return chosen(inside, g);
+    const floats rounder = all_floats(ROUNDER);
+    floats g[ROWS_AT_ONCE], v[ROWS_AT_ONCE], c[ROWS_AT_ONCE];
+    choice inside[ROWS_AT_ONCE];
+    for (int row = 0; row < rows; row++) {
+        g[row] = load_floats(s.grad + (size_t)row * s.stride), v[row] = load_floats(s.x + (size_t)row * s.stride);
+        QK_KEEP(g[row]);
+        QK_KEEP(v[row]);
+        c[row] = product_of(v[row], p.reciprocal);
+    }
+    for (int row = 0; row < rows; row++) v[row] = subtract_product(v[row], c[row], p.scale);
+    for (int row = 0; row < rows; row++) v[row] = add_product(c[row], v[row], p.reciprocal);
+    for (int row = 0; row < rows; row++) c[row] = sum_of(v[row], rounder);
+    for (int row = 0; row < rows; row++) c[row] = difference_of(c[row], rounder);
+    for (int row = 0; row < rows; row++) {
+        const floats r = c[row];
+        c[row] = smaller_of(p.hi, larger_of(p.lo, r));
+        inside[row] = clipped ? both_chosen(below(p.lo, v[row]), below(v[row], p.hi)) : equal_floats(c[row], r);
+    }
+    for (int row = 0; row < rows; row++) c[row] = subtract_chosen(c[row], inside[row], v[row]);
+    for (int row = 0; row < rows; row++) {
+        *scale = sum_of(*scale, product_of(g[row], c[row]));
+        *zero = add_unless(*zero, inside[row], g[row]);
+        write_floats(s.grad_x + (size_t)row * s.stride, chosen(inside[row], g[row]));
+    }
 }
 
-/* Whole vectors of n columns; returns how many columns these are. */
-static QK_INLINE size_t grad_vectors(grad_stretch s, const size_t rows, const size_t n, const grad_parameters *p,
-                                     const size_t step, const int clipped, grad_terms *t)
+/* Up to QK_GRAD_ROWS rows of GRAD_VECTOR columns of a run. Returns 0, and adds nothing, where a sum is NaN. */
+static QK_INLINE int grad_lanes(grad_stretch s, size_t rows, const grad_parameters *p, const int clipped,
+                                qk_grad_sums to)
 {
-    const grad_floats same = grad_floats_at(p, 0, 0);
-    size_t i = 0;
-    for (; i + FLOATS <= n; i += FLOATS) {
-        const grad_floats here = step ? grad_floats_at(p, i, 1) : same;
+    const grad_floats here = load_grad_floats(p, 0);
+    const size_t next = ROWS_AT_ONCE * s.stride;
+    floats scale = all_floats(0), zero = all_floats(0);
+    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
+        add_some_rows(s, ROWS_AT_ONCE, here, clipped, &scale, &zero);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) add_some_rows(s, 1, here, clipped, &scale, &zero);
+    if (any_nan(scale)) return 0;
+    add_to_doubles(to.scale, scale), add_to_doubles(to.zero, zero);
+    return 1;
+}
+
+/* Some rows of n columns, so few that their lines do not meet in the same sets of the L1 cache. */
+static QK_INLINE void grad_some_rows(grad_stretch s, const int rows, size_t n, const grad_parameters *p,
+                                     const int clipped, grad_terms *t)
+{
+    for (size_t i = 0; i < n; i += FLOATS) {
         floats scale = load_floats(t->scale + i), zero = load_floats(t->zero + i);
-        for (size_t row = 0; row < rows; row++) {
-            const size_t at = row * s.stride + i, soon = at + LOOK_AHEAD;
-            fetch((const char *)(s.grad + soon), VECTOR), fetch((const char *)(s.x + soon), VECTOR);
-            fetch((const char *)(s.grad_x + soon), VECTOR);
-            const floats to = add_vector(load_floats(s.grad + at), load_floats(s.x + at), here, clipped, &scale, &zero);
-            write_floats(s.grad_x + at, to);
-        }
+        add_some_rows(grad_part(s, i), rows, load_grad_floats(grad_parameters_from(p, i), 1), clipped, &scale, &zero);
         write_floats(t->scale + i, scale), write_floats(t->zero + i, zero);
     }
-    return i;
+}
+
+/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, where a sum is NaN. */
+static QK_INLINE int grad_whole_columns(grad_stretch s, size_t rows, size_t n, const grad_parameters *p,
+                                        const int clipped, qk_grad_sums to)
+{
+    const size_t next = ROWS_AT_ONCE * s.stride;
+    grad_terms t __attribute__((aligned(64)));
+    for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
+    for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
+        grad_some_rows(s, ROWS_AT_ONCE, n, p, clipped, &t);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) grad_some_rows(s, 1, n, p, clipped, &t);
+    floats sum = all_floats(0);
+    for (size_t i = 0; i < n; i += FLOATS) sum = sum_of(sum, product_of(load_floats(t.scale + i), all_floats(0)));
+    if (any_nan(sum)) return 0;
+    for (size_t i = 0; i < n; i += FLOATS) {
+        add_to_doubles(to.scale + i, load_floats(t.scale + i));
+        add_to_doubles(to.zero + i, load_floats(t.zero + i));
+    }
+    return 1;
 }
 
 #endif
