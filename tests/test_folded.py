@@ -28,7 +28,7 @@ def random_params(k, n, block_size, dtype, seed=0):
     rng = np.random.default_rng(seed)
     shape = -(-k // block_size), n
     scale, shift = rng.integers(1, 17, shape), rng.integers(-8, 8, shape)
-    shift[(scale * -8 + 2 * shift < -128) | (scale * 7 + 2 * shift > 127)] = 0
+    shift[(scale * -8 + 3 * shift < -128) | (scale * 7 + 3 * shift > 127)] = 0
     columns = rng.uniform(0.001, 0.002, n).astype(np.float32)
     return qk.QParams(columns, dtype=dtype, axis=0, block_size=block_size, block_scale=scale, block_shift=shift)
 
@@ -42,7 +42,7 @@ def folded(codes, params):
     """The int8 of the formula, in int64."""
     rows = np.arange(len(codes)) // params.block_size
     scale, shift = params.block_scale.astype(int)[rows], params.block_shift.astype(int)[rows]
-    return scale * (codes.astype(int) - MIDDLE[params.dtype.name]) + 2 * shift
+    return scale * (codes.astype(int) - MIDDLE[params.dtype.name]) + 3 * shift
 
 
 @pytest.mark.parametrize("dtype", MIDDLE)
@@ -79,7 +79,7 @@ def test_long_columns(isas, k, block_size):
     blocks = -(-k // block_size)
     rng = np.random.default_rng(5)
     shift = rng.integers(-8, 8, (blocks, 3))
-    scale = np.minimum((128 + 2 * shift) // 8, (127 - 2 * shift) // 7).clip(1, 16)
+    scale = np.minimum((128 + 3 * shift) // 8, (127 - 3 * shift) // 7).clip(1, 16)
     codes = np.where(rng.random((k, 3)) < [0.01, 0.5, 0.99], 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
     if k > 100_000:
         codes[:] = 8  # so that sums of magnitudes are within int32
@@ -187,9 +187,9 @@ def least_loss(y, unit):
     """The least loss of a block with the scale `unit`, by brute force."""
     found = np.inf
     for scale, shift in itertools.product(range(1, 17), range(-8, 8)):
-        if scale * -8 + 2 * shift < -128 or scale * 7 + 2 * shift > 127:
+        if scale * -8 + 3 * shift < -128 or scale * 7 + 3 * shift > 127:
             continue
-        levels = unit * (scale * np.arange(-8, 8) + 2 * shift)
+        levels = unit * (scale * np.arange(-8, 8) + 3 * shift)
         found = min(found, np.sum(np.min(np.abs(y[:, None] - levels), axis=1) ** 2))
     return found
 

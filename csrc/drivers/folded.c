@@ -28,8 +28,8 @@ typedef struct {
 static int block_fits(const qk_integer_scales *p, int scale, int shift)
 {
     const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
-    return scale >= 1 && scale <= 16 && shift >= -8 && shift <= 7 && fits_int8(scale * lo + 2 * shift) &&
-        fits_int8(scale * hi + 2 * shift);
+    return scale >= 1 && scale <= 16 && shift >= -8 && shift <= 7 && fits_int8(scale * lo + 3 * shift) &&
+        fits_int8(scale * hi + 3 * shift);
 }
 
 static void look_at_scales(void *context, size_t begin, size_t end)
@@ -71,7 +71,7 @@ static void fold_rows(void *context, size_t begin, size_t end)
         const int8_t *shift = p->block_shift + row / p->block * p->n;
         int8_t *to = (int8_t *)e->to + row * p->n;
         for (size_t j = 0; j < p->n; j++)
-            to[j] = (int8_t)(scale[j] * (qk_code_at(codes, p->codes, j) - middle) + 2 * shift[j]);
+            to[j] = (int8_t)(scale[j] * (qk_code_at(codes, p->codes, j) - middle) + 3 * shift[j]);
     }
 }
 
@@ -85,7 +85,7 @@ int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p)
 /* The nearest code to x / s, less the middle: NaN is 0. */
 static inline int nearest_code(double x, double s, int scale, int shift, const qk_integer_scales *p, int half_away)
 {
-    const double units = x == x ? x / s : 0, code = (units - 2 * shift) / scale;
+    const double units = x == x ? x / s : 0, code = (units - 3 * shift) / scale;
     const double lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
     const double within = code < lo ? lo : code > hi ? hi : code;
     return (int)(half_away ? round(within) : rint(within));
@@ -163,7 +163,7 @@ static void sum_block(const pack_job *job, size_t block, size_t rows, size_t col
             (ptrdiff_t)(col + j) * m->col_stride;
         const size_t at = block * m->n + col + j;
         for (size_t i = 0; i < rows; i++, b += m->row_stride) {
-            const int code = ((*b & 15) ^ f->flip) - 8, weight = m->block_scale[at] * code + 2 * m->block_shift[at];
+            const int code = ((*b & 15) ^ f->flip) - 8, weight = m->block_scale[at] * code + 3 * m->block_shift[at];
             sum[j] = (int32_t)((uint32_t)sum[j] + (uint32_t)weight), size[j] += weight < 0 ? -weight : weight;
         }
     }

@@ -790,12 +790,12 @@ static inline __m256i scales_of(__m256i params)
     return _mm256_add_epi8(_mm256_and_si256(params, _mm256_set1_epi8(15)), _mm256_set1_epi8(1));
 }
 
-/* 2 shift, of -16 .. 14. */
+/* 3 shift, of -24 .. 21. */
 static inline __m256i shifts_of(__m256i params)
 {
-    const __m256i sign = _mm256_set1_epi8(16),
-                  twice = _mm256_and_si256(_mm256_srli_epi16(params, 3), _mm256_set1_epi8(30));
-    return _mm256_sub_epi8(_mm256_xor_si256(twice, sign), sign);
+    const __m256i thrice = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, -24, -21, -18, -15, -12, -9, -6, -3));
+    return _mm256_shuffle_epi8(thrice, _mm256_and_si256(_mm256_srli_epi16(params, 4), _mm256_set1_epi8(15)));
 }
 
 static QK_INLINE fold fold_of(const uint8_t *params)
@@ -975,12 +975,14 @@ static QK_INLINE void add_shifts(scaled_sums *y, two_sums shifts, const int32_t 
                          _mm512_dpbusd_epi32(y->high.high, high, shifts.high)};
 }
 
+static inline __m512i thrice(__m512i v) { return _mm512_add_epi32(v, _mm512_slli_epi32(v, 1)); }
+
 static QK_INLINE void add_scaled_row(int32_t *c, scaled_sums y)
 {
     const __m512i low = _mm512_add_epi32(y.low.low, _mm512_slli_epi32(y.high.low, 8));
     const __m512i high = _mm512_add_epi32(y.low.high, _mm512_slli_epi32(y.high.high, 8));
-    const __m512i shifts0 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0x44), 3);
-    const __m512i shifts1 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0xee), 3);
+    const __m512i shifts0 = thrice(_mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0x44), 4));
+    const __m512i shifts1 = thrice(_mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0xee), 4));
     add_row(c, _mm512_add_epi32(y.scaled.low, shifts0), _mm512_add_epi32(_mm512_srai_epi32(y.scaled.high, 4), shifts1));
 }
 
