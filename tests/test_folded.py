@@ -131,9 +131,14 @@ def test_packed_come_back(isas, k, n, block_size, dtype):
 
 
 def test_nbytes_are_what_is_held():
-    """Half a byte a code, one for each block and column; of columns a scale and a sum."""
-    packed = qk.pack(random_codes(1024, 256, "uint4"), random_params(1024, 256, 32, "uint4"))
-    assert 0 <= packed.nbytes - (1024 * 256 // 2 + 32 * 256 + 8 * 256) < 128
+    """Half a byte a code, one for each block and column; of columns a scale and a sum of weights, of three bytes."""
+    codes, params = random_codes(1044, 256, "uint4"), random_params(1044, 256, 36, "uint4")
+    for scale, size in (params.scale, 4), (np.float16(params.scale), 2):
+        blocks = dict(axis=0, block_size=36, block_scale=params.block_scale, block_shift=params.block_shift)
+        of = qk.QParams(scale, dtype="uint4", **blocks)
+        packed = qk.pack(codes, of)
+        assert packed.nbytes == 1044 * 256 // 2 + 29 * 256 + (size + 3) * 256
+        assert packed.params == of
 
 
 def test_files(tmp_path):

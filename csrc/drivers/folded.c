@@ -127,8 +127,11 @@ static size_t codes_at(const qk_gemm8_weights *p, size_t block)
     return ((block - (last > 0)) * steps_of(p, 0) + last) * QK_FOLDED_STEP;
 }
 
-/* And scales and shifts. */
-static size_t params_at(const qk_gemm8_weights *p, size_t block) { return codes_at(p, p->folded.blocks) + block * NC; }
+/* Scales and shifts of a panel's blocks, which stand behind the codes of all panels. */
+static uint8_t *params_of(const qk_gemm8_weights *p, size_t panel)
+{
+    return p->folded.panels + ceil_div(p->n, NC) * p->folded.panel_bytes + panel * p->folded.blocks * NC;
+}
 
 void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
 {
@@ -141,10 +144,68 @@ void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
     if (m->k > SIZE_MAX / MOST - MOST)
         p->folded.panel_bytes = SIZE_MAX;
     else if (p->folded.blocks)
-        p->folded.panel_bytes = round_up(params_at(p, p->folded.blocks), 64);
+        p->folded.panel_bytes = codes_at(p, p->folded.blocks);
+    p->folded.half_scales = qk_holds_as_half(m->scale, m->n);
+    p->folded.high_bytes = m->k < 1 << 16 ? 1 : 2; /* a weight's magnitude is at most 128 */
 }
 
-size_t qk_folded_bytes(const qk_gemm8_weights *p) { return qk_times(ceil_div(p->n, NC), p->folded.panel_bytes); }
+size_t qk_folded_bytes(const qk_gemm8_weights *p)
+{
+    return qk_times(ceil_div(p->n, NC), qk_plus(p->folded.panel_bytes, p->folded.blocks * NC));
+}
+
+static size_t scale_bytes(const qk_gemm8_weights *p) { return p->folded.half_scales ? 2 : 4; }
+
+size_t qk_folded_column_bytes(const qk_gemm8_weights *p)
+{
+    return scale_bytes(p) + sizeof(uint16_t) + (size_t)p->folded.high_bytes;
+}
+
+/* Of the sums of columns: their lower halves, and what is above. */
+static uint16_t *low_sums(const qk_gemm8_weights *p)
+{
+    return (uint16_t *)(p->folded.columns + p->n_pad * scale_bytes(p));
+}
+
+static int8_t *high_sums(const qk_gemm8_weights *p) { return (int8_t *)(low_sums(p) + p->n_pad); }
+
+static void keep_sums(const qk_gemm8_weights *p, size_t col, size_t cols, const int32_t *sum)
+{
+    for (size_t j = 0; j < cols; j++) {
+        const int16_t high = (int16_t)(sum[j] >> 16);
+        low_sums(p)[col + j] = (uint16_t)sum[j];
+        if (p->folded.high_bytes == 1)
+            high_sums(p)[col + j] = (int8_t)high;
+        else
+            ((int16_t *)high_sums(p))[col + j] = high;
+    }
+}
+
+static void read_sums(const qk_gemm8_weights *p, int32_t *restrict sum)
+{
+    const uint16_t *low = low_sums(p);
+    const int8_t *high = high_sums(p);
+    if (p->folded.high_bytes == 1)
+        p->kernels->folded->folded_columns(low, high, p->n_pad, sum);
+    else
+        for (size_t j = 0; j < p->n_pad; j++) sum[j] = (int32_t)((uint32_t)((const int16_t *)high)[j] << 16 | low[j]);
+}
+
+static void keep_scales(const qk_gemm8_weights *p, const float *scale)
+{
+    if (p->folded.half_scales)
+        p->kernels->elementwise->f32_to_f16(scale, (uint16_t *)p->folded.columns, p->n);
+    else
+        memcpy(p->folded.columns, scale, p->n * sizeof *scale);
+}
+
+void qk_folded_scales(const qk_gemm8_weights *p, float *scale, size_t count)
+{
+    if (p->folded.half_scales)
+        p->kernels->elementwise->f16_to_f32((const uint16_t *)p->folded.columns, scale, count);
+    else
+        memcpy(scale, p->folded.columns, count * sizeof *scale);
+}
 
 typedef struct {
     const qk_gemm8_weights *p;
@@ -170,13 +231,14 @@ static void sum_block(const pack_job *job, size_t block, size_t rows, size_t col
 }
 
 /* Codes of a block, and its scales and shifts; those of absent columns are any that are valid. */
-static void pack_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, uint8_t *panel)
+static void pack_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, uint8_t *to)
 {
     const qk_matrix *m = job->m;
     const qk_gemm8_weights *p = job->p;
     const uint8_t *b =
         (const uint8_t *)m->b + (ptrdiff_t)(block * p->folded.block) * m->row_stride + (ptrdiff_t)col * m->col_stride;
-    uint8_t *to = panel + codes_at(p, block), *params = panel + params_at(p, block);
+    uint8_t *params = params_of(p, col / NC) + block * NC;
+    to += codes_at(p, block);
     for (size_t row = 0; row < rows && !(row && qk_stopped_at(row));
          row += KR, b += KR * m->row_stride, to += QK_FOLDED_STEP) {
         p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
@@ -202,7 +264,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
             pack_block(job, block, rows, col, cols, to);
             sum_block(job, block, rows, col, cols, sum, size);
         }
-        memcpy(p->colsum + col, sum, cols * sizeof *sum);
+        keep_sums(p, col, cols, sum);
         for (size_t j = 0; j < cols; j++) largest = size[j] > largest ? size[j] : largest;
         int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
         while (largest > seen &&
@@ -214,7 +276,8 @@ int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, m, 0};
-    memset(p->colsum, 0, p->n_pad * sizeof *p->colsum);
+    memset(p->folded.columns, 0, p->n_pad * qk_folded_column_bytes(p));
+    keep_scales(p, m->scale);
     if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(ceil_div(p->n, NC), (double)p->k * (double)p->n, pack_panels, &job);
     return status ? status : job.bound;
@@ -259,7 +322,7 @@ static void unpack_params(void *context, size_t begin, size_t end)
     const qk_gemm8_weights *p = j->p;
     for (size_t block = begin; block < end; block++)
         for (size_t col = 0; col < p->n && !qk_stopped_at(col); col++) {
-            const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
+            const uint8_t params = params_of(p, col / NC)[block * NC + col % NC];
             j->scale[block * p->n + col] = (uint8_t)qk_block_scale(params);
             j->shift[block * p->n + col] = (int8_t)qk_block_shift(params);
         }
@@ -280,8 +343,7 @@ static qk_folded_panel panel_of(const qk_gemm8_weights *p, size_t col)
 {
     const size_t blocks = p->folded.blocks;
     if (!blocks) return (qk_folded_panel){0};
-    const uint8_t *panel = panel_at(p, col);
-    return (qk_folded_panel){panel, panel + params_at(p, 0), blocks, steps_of(p, 0), steps_of(p, blocks - 1)};
+    return (qk_folded_panel){panel_at(p, col), params_of(p, col / NC), blocks, steps_of(p, 0), steps_of(p, blocks - 1)};
 }
 
 const int8_t *qk_unfold(const product *g, void *memory, size_t panel)
@@ -368,6 +430,22 @@ void qk_share_folded(product *g, size_t row_bytes)
         g->walk.panels = ceil_div(g->b->n, NC);
         qk_share(&g->walk, row_bytes, g->b->kernels->folded->mr);
     }
+}
+
+int qk_folded_linear(const qk_rows *source, const qk_gemm8_weights *given, const qk_epilogue *epilogue)
+{
+    int32_t small[2 * SMALL_COLUMNS];
+    const int few = given->n_pad <= SMALL_COLUMNS;
+    int32_t *columns = few ? small : qk_obtain(qk_times(given->n_pad, 2 * sizeof *columns));
+    if (!columns) return -1;
+    qk_gemm8_weights b = *given;
+    qk_epilogue e = *epilogue;
+    float *scale = (float *)(columns + b.n_pad);
+    read_sums(&b, columns), qk_folded_scales(&b, scale, b.n_pad);
+    b.colsum = columns, e.col_scale = scale;
+    const int status = qk_gemm8(source, &b, &e);
+    if (!few) qk_release(columns);
+    return status;
 }
 
 void qk_lay_out_folded(product *g)

@@ -105,8 +105,7 @@ static int any_but(int32_t zero, const int32_t *zero_point, size_t count)
     return any;
 }
 
-/* Whether float16 has each of the values, which are not negative. */
-static int holds_as_half(const float *values, size_t count)
+int qk_holds_as_half(const float *values, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         int32_t bits;
@@ -189,7 +188,7 @@ void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
                             .n = m->n,
                             .n_pad = round_up(m->n, NR),
                             .block = most ? most : 1,
-                            .half_scales = !own_levels && holds_as_half(m->scale, count),
+                            .half_scales = !own_levels && qk_holds_as_half(m->scale, count),
                             .column_levels = own_levels,
                             .level_scale = 1};
     p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;

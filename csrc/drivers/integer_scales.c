@@ -17,8 +17,8 @@ enum {
     LAST_SHIFT = 7,
     SHIFTS = LAST_SHIFT - FIRST_SHIFT + 1,
     MOST_WEIGHT = 127,
-    STARTS = 16,       /* scales of a column from which descent begins: */
-    LEAST_START = 56,  /* those that make its largest weight an integer of this .. that, */
+    STARTS = 16,      /* scales of a column from which descent begins: */
+    LEAST_START = 56, /* those that make its largest weight an integer of this .. that, */
     LAST_START = 140,
     LONG_BLOCK = 4096, /* rows, of which a look for signals is to come between two scales */
     MOST_DESCENTS = 8, /* each of which improves the loss */
@@ -201,8 +201,8 @@ static void search_column(search *q, const double *x, const double *importance, 
     /* what all blocks can have on either side, by the largest scale and a shift of its middle */
     const double sure = p->shifts ? MOST_SCALE * (p->qmax - p->qmin) / 2.0 : fmin(MOST_SCALE * narrow, MOST_WEIGHT);
     const double least = fmax(ldexp(largest, exponent) / sure, 0x1p-126);
-    *scale = (float)least;
-    if (*scale < least) *scale = nextafterf(*scale, INFINITY);
+    *scale = rounded(least);
+    if (*scale < least) *scale = rounded(least * (1 + 0x1p-10));
     cover_blocks(q, ldexp(*scale, -exponent));
     q->loss = INFINITY;
     if (!p->least_squares) return;

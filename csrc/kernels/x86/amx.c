@@ -489,6 +489,11 @@ static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
     few_folded->folded_sums(a, k, block, sums);
 }
 
+static void folded_columns(const uint16_t *low, const int8_t *high, size_t n, int32_t *sums)
+{
+    few_folded->folded_columns(low, high, n, sums);
+}
+
 /* ---- what AVX-512 VNNI has ---- */
 
 static size_t gemm8_panel_bytes(size_t steps) { return qk_times(steps, STEP_BYTES); }

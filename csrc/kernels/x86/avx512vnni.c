@@ -793,8 +793,8 @@ static inline __m256i scales_of(__m256i params)
 /* 3 shift, of -24 .. 21. */
 static inline __m256i shifts_of(__m256i params)
 {
-    const __m256i thrice = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, -24, -21, -18, -15, -12, -9, -6, -3));
+    const __m256i thrice =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, -24, -21, -18, -15, -12, -9, -6, -3));
     return _mm256_shuffle_epi8(thrice, _mm256_and_si256(_mm256_srli_epi16(params, 4), _mm256_set1_epi8(15)));
 }
 
