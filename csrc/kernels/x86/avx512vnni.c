@@ -773,7 +773,7 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
  * of their column, and one addition. One or two rows multiply codes instead, and scale the sums of a chunk; as in
  * gemm4, t = 16 h + l has codes of two columns, and one `and` decodes both. */
 
-/* What 32 columns of a block are multiplied with, and then have added: scales in pairs of bytes, 2 shift - 8 scale. */
+/* What 32 columns of a block are multiplied with, and then have added: scales in pairs of bytes, 3 shift - 8 scale. */
 typedef struct {
     __m512i scale0, scale1, more0, more1;
 } fold;
@@ -904,7 +904,6 @@ typedef struct {
 /* Loaded once: gcc would have the `and` read memory again, and a load of 64 bytes takes a cycle. */
 static QK_INLINE step_bytes load_both(const uint8_t *b)
 {
-    __builtin_prefetch(b + AHEAD);
     __m512i two = _mm512_loadu_si512(b);
     QK_KEEP(two);
     return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
@@ -994,7 +993,6 @@ static QK_INLINE void scaled_blocks(const int rows, const qk_folded_panel *p, co
     const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     scaled_sums y0 = {none, none, none}, y1 = y0;
     const uint8_t *b = p->codes, *params = p->params;
-    for (size_t i = 0; i < PARAMS_AHEAD; i += 64) __builtin_prefetch(params + i);
     for (size_t block = 0; block < p->blocks; block += QK_FOLDED_SUMMED) {
         for (size_t i = 0; i < 128; i += 64) __builtin_prefetch(params + PARAMS_AHEAD + i);
         const size_t count = min_size(p->blocks - block, QK_FOLDED_SUMMED);
