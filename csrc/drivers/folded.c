@@ -10,7 +10,7 @@
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 
-enum { NC = QK_GEMM4_NR, KR = QK_GEMM4_KR };
+enum { NC = QK_GEMM4_NR, KR = QK_GEMM4_KR, FEW_SUMS = 1024 };
 
 /* ---- codes ---- */
 
@@ -385,34 +385,49 @@ static void add_tile(const product *g, int rows, const qk_folded_panel *panel, c
     }
 }
 
-/* Of a panel, the columns that tiles of gemm8 have are one part after the other; the last panel may lack some. */
+/* The sums of a tile, in the layout of tiles that are stored: of a panel, the columns that these have are one part
+ * after the other; the last panel may lack some. */
+static void sum_tile(const product *g, const row_block *block, size_t row, size_t count, size_t col, int32_t *c)
+{
+    const qk_folded_panel p = panel_of(g->b, col);
+    const int32_t *sums = (const int32_t *)((const char *)block + g->sums_at) + row * g->ld_sums;
+    const size_t nr = (size_t)g->b->gemm8->nr, after = min_size(col + NC, g->b->n);
+    int32_t *to = c;
+    for (size_t at = col; at < col + NC; at += nr)
+        for (size_t i = 0; i < count; i++, to += nr) memcpy(to, g->init + (at < after ? at : col), nr * sizeof *to);
+    add_tile(g, (int)count, &p, (const uint8_t *)block->a + row * g->lda, sums, c);
+}
+
+static void store_tile(const product *g, const row_block *block, size_t first, size_t row, size_t count, size_t col,
+                       int32_t *c, qk_tile *t)
+{
+    const size_t nr = (size_t)g->b->gemm8->nr, mr = (size_t)g->b->gemm8->mr;
+    for (size_t at = col; at < min_size(col + NC, g->b->n); at += nr) {
+        qk_move_to_panel(g, at, t);
+        for (size_t i = 0; i < count; i += mr)
+            qk_store_tile(g, block, first + row + i, row + i, min_size(count - i, mr), at,
+                          c + (at - col) * count + i * nr, t);
+    }
+}
+
+/* Of rows that are a single tile, sums of some panels become results together: what these read and write in between
+ * would stop the stream of codes, and cost few rows up to a fifth of their time. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
-    const int32_t *sums = (const int32_t *)((const char *)memory + g->sums_at);
-    const size_t nr = (size_t)g->b->gemm8->nr, mr = (size_t)g->b->gemm8->mr; /* of tiles that are stored */
     const size_t tiles = ceil_div(rows, (size_t)g->b->kernels->folded->mr);
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    const size_t together = rows * NC < FEW_SUMS ? FEW_SUMS / (rows * NC) : 1;
     qk_tile t = qk_tile_of_product(g);
-    for (size_t col = begin * NC; col < end * NC; col += NC) {
-        const qk_folded_panel p = panel_of(g->b, col);
-        const size_t after = min_size(col + NC, g->b->n);
+    for (size_t panel = begin; panel < end; panel += together)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            int32_t *c = acc;
-            for (size_t at = col; at < col + NC; at += nr)
-                for (size_t i = 0; i < count; i++, c += nr)
-                    memcpy(c, g->init + (at < after ? at : col), nr * sizeof *c);
-            add_tile(g, (int)count, &p, (const uint8_t *)block->a + row * g->lda, sums + row * g->ld_sums, acc);
-            for (size_t at = col; at < after; at += nr) {
-                qk_move_to_panel(g, at, &t);
-                for (size_t i = 0; i < count; i += mr)
-                    qk_store_tile(g, block, first + row + i, row + i, min_size(count - i, mr), at,
-                                  acc + (at - col) * count + i * nr, &t);
-            }
+            const size_t some = min_size(end - panel, together);
+            for (size_t i = 0; i < some; i++) sum_tile(g, block, row, count, (panel + i) * NC, acc + i * count * NC);
+            for (size_t i = 0; i < some; i++)
+                store_tile(g, block, first, row, count, (panel + i) * NC, acc + i * count * NC, &t);
         }
-    }
 }
 
 int qk_unfolds(const product *g)
