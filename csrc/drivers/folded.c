@@ -343,7 +343,8 @@ static qk_folded_panel panel_of(const qk_gemm8_weights *p, size_t col)
 {
     const size_t blocks = p->folded.blocks;
     if (!blocks) return (qk_folded_panel){0};
-    return (qk_folded_panel){panel_at(p, col), params_of(p, col / NC), blocks, steps_of(p, 0), steps_of(p, blocks - 1)};
+    return (qk_folded_panel){
+        panel_at(p, col), params_of(p, col / NC), blocks, steps_of(p, 0), steps_of(p, blocks - 1), NULL, NULL};
 }
 
 const int8_t *qk_unfold(const product *g, void *memory, size_t panel)
@@ -381,21 +382,36 @@ static void add_tile(const product *g, int rows, const qk_folded_panel *panel, c
         p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
         g->b->kernels->folded->folded_tile(rows, &p, a, g->lda, sums, g->ld_sums, c);
         a += p.blocks * f->block, sums += qk_sums_of(p.blocks, p.steps);
-        p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * NC;
+        const size_t codes = p.blocks * p.steps * QK_FOLDED_STEP, params = p.blocks * NC;
+        p.codes += codes, p.params += params;
+        if (p.next_codes) p.next_codes += codes, p.next_params += params;
     }
 }
 
-/* The sums of a tile, in the layout of tiles that are stored: of a panel, the columns that these have are one part
- * after the other; the last panel may lack some. */
-static void sum_tile(const product *g, const row_block *block, size_t row, size_t count, size_t col, int32_t *c)
+/* What the sums of a tile start from, in the layout of tiles that are stored: of a panel, the columns that these have
+ * are one part after the other; the last panel may lack some. */
+static void start_tile(const product *g, size_t rows, size_t col, int32_t *c)
 {
-    const qk_folded_panel p = panel_of(g->b, col);
-    const int32_t *sums = (const int32_t *)((const char *)block + g->sums_at) + row * g->ld_sums;
     const size_t nr = (size_t)g->b->gemm8->nr, after = min_size(col + NC, g->b->n);
-    int32_t *to = c;
     for (size_t at = col; at < col + NC; at += nr)
-        for (size_t i = 0; i < count; i++, to += nr) memcpy(to, g->init + (at < after ? at : col), nr * sizeof *to);
-    add_tile(g, (int)count, &p, (const uint8_t *)block->a + row * g->lda, sums, c);
+        for (size_t i = 0; i < rows; i++, c += nr) memcpy(c, g->init + (at < after ? at : col), nr * sizeof *c);
+}
+
+/* The sums of a tile of each of some panels from column `col` on. */
+static void sum_tiles(const product *g, const row_block *block, size_t row, size_t rows, size_t col, size_t panels,
+                      int32_t *c)
+{
+    const int32_t *sums = (const int32_t *)((const char *)block + g->sums_at) + row * g->ld_sums;
+    const size_t most = rows == 1 && g->b->kernels->folded->pairs ? 2 : 1;
+    for (size_t i = 0; i < panels; i++) start_tile(g, rows, col + i * NC, c + i * rows * NC);
+    for (size_t i = 0; i < panels; i += most) {
+        qk_folded_panel p = panel_of(g->b, col + i * NC);
+        if (most > 1 && i + 1 < panels) {
+            const qk_folded_panel next = panel_of(g->b, col + (i + 1) * NC);
+            p.next_codes = next.codes, p.next_params = next.params;
+        }
+        add_tile(g, (int)rows, &p, (const uint8_t *)block->a + row * g->lda, sums, c + i * rows * NC);
+    }
 }
 
 static void store_tile(const product *g, const row_block *block, size_t first, size_t row, size_t count, size_t col,
@@ -424,7 +440,7 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
             const size_t some = min_size(end - panel, together);
-            for (size_t i = 0; i < some; i++) sum_tile(g, block, row, count, (panel + i) * NC, acc + i * count * NC);
+            sum_tiles(g, block, row, count, panel * NC, some, acc);
             for (size_t i = 0; i < some; i++)
                 store_tile(g, block, first, row, count, (panel + i) * NC, acc + i * count * NC, &t);
         }

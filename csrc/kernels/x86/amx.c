@@ -43,6 +43,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define BLOCKS8_BEGIN blocks8_begin
 #define BLOCKS8_END end_tiles
 #define FOLDED_MR 12
+#define FOLDED_PAIRS 1
 #define UNFOLD_ROWS 16
 #define UNFOLD_PANEL unfold_panel
 #include "kernels/generic/table.h"
