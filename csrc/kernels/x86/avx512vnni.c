@@ -940,6 +940,7 @@ static QK_INLINE void scaled_block(const int rows, const int panels, size_t step
 #pragma GCC unroll 8
     for (size_t i = 0; i < steps; i++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR) {
         const step_bytes of = load_both(b);
+        if (rows > 1) __builtin_prefetch(b + AHEAD);
         if (rows * panels > 1 || i % 2 == 0) c = multiply_bytes(c, of, a);
         if (panels > 1)
             d = multiply_bytes(d, load_both(next + i * QK_FOLDED_STEP), a);
