@@ -231,7 +231,7 @@ class _Grid:
             self.scale, self.zero = (_spread(a, grid, w) for a in (grid.scale, grid.zero_point))
             self.integers = None
             if grid.block_scale is not None:
-                self.integers = grid.block_scale.astype(np.float32), 2 * grid.block_shift.astype(np.float32)
+                self.integers = grid.block_scale.astype(np.float32), 3 * grid.block_shift.astype(np.float32)
         else:
             raise TypeError(f"grid must be QParams, a Codebook or a tuple (Codebook, scales), got {shown(grid)}")
         with np.errstate(over="ignore", under="ignore"):

@@ -55,7 +55,7 @@ class QParams(elementwise.Params, Value):
     block_scale, block_shift : arrays of ints of shape (blocks, n), optional
         Integer scales, 1 to 16, and shifts, -8 to 7 (None: 0), of the blocks of a matrix (k, n) of int4 or uint4 codes,
         with ``axis=0`` and a `block_size` that is a multiple of 4; `scale` has shape (n,) then. A code stands for
-        ``scale * (block_scale * (code - zero_point) + 2 * block_shift)``, the zero point being 0 of int4 and 8 of
+        ``scale * (block_scale * (code - zero_point) + 3 * block_shift)``, the zero point being 0 of int4 and 8 of
         uint4. The factor of the scale must be an int8, so that products are those of int8 with one scale a column.
 
     Attributes
@@ -143,7 +143,7 @@ class QParams(elementwise.Params, Value):
         zero_point = np.full(scale.shape, MIDDLES[dtype], np.int32)
         made = super().__new__(cls, scale, zero_point, dtype, *codes, 0, block_size, block_scale, block_shift)
         if not elementwise.folds(made):
-            raise ValueError("block_scale * code + 2 * block_shift must be within [-128, 127] for each code")
+            raise ValueError("block_scale * code + 3 * block_shift must be within [-128, 127] for each code")
         return made
 
     @default_mode

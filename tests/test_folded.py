@@ -16,7 +16,7 @@ SHAPES = [
     (130, 17, 32),
     (1024, 40, 128),
     (7, 3, 4),
-    (300, 32, 260),
+    (300, 70, 260),
     (64, 1, 32),
 ]
 ROWS = [1, 2, 3, 5, 7, 12, 13, 23, 24, 25, 61]
@@ -28,7 +28,7 @@ def random_params(k, n, block_size, dtype, seed=0):
     rng = np.random.default_rng(seed)
     shape = -(-k // block_size), n
     scale, shift = rng.integers(1, 17, shape), rng.integers(-8, 8, shape)
-    shift[(scale * -8 + 2 * shift < -128) | (scale * 7 + 2 * shift > 127)] = 0
+    shift[(scale * -8 + 3 * shift < -128) | (scale * 7 + 3 * shift > 127)] = 0
     columns = rng.uniform(0.001, 0.002, n).astype(np.float32)
     return qk.QParams(columns, dtype=dtype, axis=0, block_size=block_size, block_scale=scale, block_shift=shift)
 
@@ -42,7 +42,7 @@ def folded(codes, params):
     """The int8 of the formula, in int64."""
     rows = np.arange(len(codes)) // params.block_size
     scale, shift = params.block_scale.astype(int)[rows], params.block_shift.astype(int)[rows]
-    return scale * (codes.astype(int) - MIDDLE[params.dtype.name]) + 2 * shift
+    return scale * (codes.astype(int) - MIDDLE[params.dtype.name]) + 3 * shift
 
 
 @pytest.mark.parametrize("dtype", MIDDLE)
@@ -76,15 +76,15 @@ def test_wide_rows_are_those_of_int8(isas, x):
 @pytest.mark.parametrize("k, block_size", [(9001, 32), (4500, 4), (4400, 256), (1030, 264), (131_072 + 2100, 32)])
 def test_long_columns(isas, k, block_size):
     """More rows than kernels sum up at a time, and codes of x, all but one 255, times the largest weights."""
-    blocks = -(-k // block_size)
+    blocks, n = -(-k // block_size), 67 if k < 100_000 else 3
     rng = np.random.default_rng(5)
-    shift = rng.integers(-8, 8, (blocks, 3))
-    scale = np.minimum((128 + 2 * shift) // 8, (127 - 2 * shift) // 7).clip(1, 16)
-    codes = np.where(rng.random((k, 3)) < [0.01, 0.5, 0.99], 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
+    shift = rng.integers(-8, 8, (blocks, n))
+    scale = np.minimum((128 + 3 * shift) // 8, (127 - 3 * shift) // 7).clip(1, 16)
+    codes = np.where(rng.random((k, n)) < np.resize([0.01, 0.5, 0.99], n), 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
     if k > 100_000:
         codes[:] = 8  # so that sums of magnitudes are within int32
         scale, shift = np.ones_like(scale), shift // 8
-    params = qk.QParams(np.ones(3), dtype="uint4", axis=0, block_size=block_size, block_scale=scale, block_shift=shift)
+    params = qk.QParams(np.ones(n), dtype="uint4", axis=0, block_size=block_size, block_scale=scale, block_shift=shift)
     int8 = folded(codes, params).astype(np.int8)
     x = np.ones((3, k), np.float32)
     x[:, 0] = 0
@@ -131,9 +131,14 @@ def test_packed_come_back(isas, k, n, block_size, dtype):
 
 
 def test_nbytes_are_what_is_held():
-    """Half a byte a code, one for each block and column; of columns a scale and a sum."""
-    packed = qk.pack(random_codes(1024, 256, "uint4"), random_params(1024, 256, 32, "uint4"))
-    assert 0 <= packed.nbytes - (1024 * 256 // 2 + 32 * 256 + 8 * 256) < 128
+    """Half a byte a code, one for each block and column; of columns a scale and a sum of weights, of three bytes."""
+    codes, params = random_codes(1044, 256, "uint4"), random_params(1044, 256, 36, "uint4")
+    for scale, size in (params.scale, 4), (np.float16(params.scale), 2):
+        blocks = dict(axis=0, block_size=36, block_scale=params.block_scale, block_shift=params.block_shift)
+        of = qk.QParams(scale, dtype="uint4", **blocks)
+        packed = qk.pack(codes, of)
+        assert packed.nbytes == 1044 * 256 // 2 + 29 * 256 + (size + 3) * 256
+        assert packed.params == of
 
 
 def test_files(tmp_path):
@@ -187,9 +192,9 @@ def least_loss(y, unit):
     """The least loss of a block with the scale `unit`, by brute force."""
     found = np.inf
     for scale, shift in itertools.product(range(1, 17), range(-8, 8)):
-        if scale * -8 + 2 * shift < -128 or scale * 7 + 2 * shift > 127:
+        if scale * -8 + 3 * shift < -128 or scale * 7 + 3 * shift > 127:
             continue
-        levels = unit * (scale * np.arange(-8, 8) + 2 * shift)
+        levels = unit * (scale * np.arange(-8, 8) + 3 * shift)
         found = min(found, np.sum(np.min(np.abs(y[:, None] - levels), axis=1) ** 2))
     return found
 

@@ -46,11 +46,16 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
 /* ---- integer products ---- */
 
 /* What weights of 4 bits that fold to int8 have in place of panels of int8 (folded.c): the same for every instruction
- * set. Panels of 32 columns; of a panel a record each block (generic/folded.h). */
+ * set. Panels of 32 columns; behind them, in the same order, what their blocks have (generic/folded.h). */
 typedef struct {
-    size_t block, blocks, panel_bytes; /* rows of a block, a multiple of 4; 0: weights are no such */
-    int flip;                          /* code ^ flip is what is stored */
-    uint8_t *panels;                   /* aligned to 64 */
+    size_t block, blocks,
+        panel_bytes; /* rows of a block, a multiple of 4, 0: weights are no such; of a panel's codes */
+    int flip;        /* code ^ flip is what is stored */
+    uint8_t *panels; /* aligned to 64 */
+    /* Of columns, n_pad of each: scales, float16 if that holds them all, and sums of weights, whose upper bytes are one
+     * where k is such that 24 bits hold them, else two. */
+    int half_scales, high_bytes;
+    uint8_t *columns;
 } qk_folded;
 
 /* Weights b (k, n) in the panels that an instruction set reads. Column arrays have n_pad entries. */
@@ -65,14 +70,18 @@ typedef struct {
     qk_folded folded;
 } qk_gemm8_weights;
 
-/* 4-bit weights with integer scales (numerics 33): a matrix as qk_weights_init has it; bytes of the panels; then panels
- * and colsum, where it returns max over columns of sum |b'|, or QK_INTERRUPTED. */
+/* 4-bit weights with integer scales (numerics 33): a matrix as qk_weights_init has it; bytes of the panels, and what a
+ * column takes beside them; then all of it is filled, where it returns max over columns of sum |b'|, or QK_INTERRUPTED.
+ */
 void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m);
 size_t qk_folded_bytes(const qk_gemm8_weights *p);
+size_t qk_folded_column_bytes(const qk_gemm8_weights *p);
 int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m);
 int qk_folded_unpack(const qk_gemm8_weights *p, void *b);
 /* Scales and shifts of blocks (blocks, n). */
 int qk_folded_params(const qk_gemm8_weights *p, uint8_t *block_scale, int8_t *block_shift);
+/* Scales of the first columns. */
+void qk_folded_scales(const qk_gemm8_weights *p, float *scale, size_t count);
 
 /* Integer scales of weights (k, n) in blocks of rows, and the codes that these have, QK_I4 or QK_U4. */
 typedef struct {
@@ -131,6 +140,8 @@ void qk_wide_columns(const qk_unit_columns *p, const float *multiplier, double *
 
 /* Returns 0 where memory ran out or (floats) a value is NaN or infinite: -1 and -2. */
 int qk_gemm8(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue);
+/* The same of folded weights and floats: scales of columns are those of the weights. */
+int qk_folded_linear(const qk_rows *source, const qk_gemm8_weights *b, const qk_epilogue *epilogue);
 
 /* Many products of codes, each with its own b, which is packed on the way. The matrices are counted through `shape`, C
  * order; each operand has a step for each of those axes, 0 where all matrices share it: in bytes, of zero points in
@@ -269,6 +280,8 @@ int qk_gemm4_pack(qk_gemm4_weights *p, const qk_matrix *m);
 int qk_gemm4_unpack(const qk_gemm4_weights *p, void *b);
 /* Scales and zero points of b, both (blocks, n), as they were packed; the latter are not those of levels. */
 void qk_gemm4_params(const qk_gemm4_weights *p, float *scale, int32_t *zero_point);
+/* Whether float16 has each of the values, which are not negative. */
+int qk_holds_as_half(const float *values, size_t count);
 /* x (m, k), whose row_stride is in bytes, times b; of `epilogue` what concerns floats, but for col_scale. Returns as
  * qk_gemm8. */
 int qk_gemm4_linear(const float *x, ptrdiff_t row_stride, size_t m, const qk_gemm4_weights *b,

@@ -10,7 +10,7 @@
 #include "runtime/fpmode.h"
 #include "runtime/parallel.h"
 
-enum { NC = QK_GEMM4_NR, KR = QK_GEMM4_KR };
+enum { NC = QK_GEMM4_NR, KR = QK_GEMM4_KR, FEW_SUMS = 1024 };
 
 /* ---- codes ---- */
 
@@ -28,8 +28,8 @@ typedef struct {
 static int block_fits(const qk_integer_scales *p, int scale, int shift)
 {
     const int lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
-    return scale >= 1 && scale <= 16 && shift >= -8 && shift <= 7 && fits_int8(scale * lo + 2 * shift) &&
-        fits_int8(scale * hi + 2 * shift);
+    return scale >= 1 && scale <= 16 && shift >= -8 && shift <= 7 && fits_int8(scale * lo + 3 * shift) &&
+        fits_int8(scale * hi + 3 * shift);
 }
 
 static void look_at_scales(void *context, size_t begin, size_t end)
@@ -71,7 +71,7 @@ static void fold_rows(void *context, size_t begin, size_t end)
         const int8_t *shift = p->block_shift + row / p->block * p->n;
         int8_t *to = (int8_t *)e->to + row * p->n;
         for (size_t j = 0; j < p->n; j++)
-            to[j] = (int8_t)(scale[j] * (qk_code_at(codes, p->codes, j) - middle) + 2 * shift[j]);
+            to[j] = (int8_t)(scale[j] * (qk_code_at(codes, p->codes, j) - middle) + 3 * shift[j]);
     }
 }
 
@@ -85,7 +85,7 @@ int qk_fold(const uint8_t *codes, int8_t *folded, const qk_integer_scales *p)
 /* The nearest code to x / s, less the middle: NaN is 0. */
 static inline int nearest_code(double x, double s, int scale, int shift, const qk_integer_scales *p, int half_away)
 {
-    const double units = x == x ? x / s : 0, code = (units - 2 * shift) / scale;
+    const double units = x == x ? x / s : 0, code = (units - 3 * shift) / scale;
     const double lo = p->qmin - middle_of(p->codes), hi = p->qmax - middle_of(p->codes);
     const double within = code < lo ? lo : code > hi ? hi : code;
     return (int)(half_away ? round(within) : rint(within));
@@ -127,8 +127,11 @@ static size_t codes_at(const qk_gemm8_weights *p, size_t block)
     return ((block - (last > 0)) * steps_of(p, 0) + last) * QK_FOLDED_STEP;
 }
 
-/* And scales and shifts. */
-static size_t params_at(const qk_gemm8_weights *p, size_t block) { return codes_at(p, p->folded.blocks) + block * NC; }
+/* Scales and shifts of a panel's blocks, which stand behind the codes of all panels. */
+static uint8_t *params_of(const qk_gemm8_weights *p, size_t panel)
+{
+    return p->folded.panels + ceil_div(p->n, NC) * p->folded.panel_bytes + panel * p->folded.blocks * NC;
+}
 
 void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
 {
@@ -141,10 +144,68 @@ void qk_folded_init(qk_gemm8_weights *p, const qk_matrix *m)
     if (m->k > SIZE_MAX / MOST - MOST)
         p->folded.panel_bytes = SIZE_MAX;
     else if (p->folded.blocks)
-        p->folded.panel_bytes = round_up(params_at(p, p->folded.blocks), 64);
+        p->folded.panel_bytes = codes_at(p, p->folded.blocks);
+    p->folded.half_scales = qk_holds_as_half(m->scale, m->n);
+    p->folded.high_bytes = m->k < 1 << 16 ? 1 : 2; /* a weight's magnitude is at most 128 */
 }
 
-size_t qk_folded_bytes(const qk_gemm8_weights *p) { return qk_times(ceil_div(p->n, NC), p->folded.panel_bytes); }
+size_t qk_folded_bytes(const qk_gemm8_weights *p)
+{
+    return qk_times(ceil_div(p->n, NC), qk_plus(p->folded.panel_bytes, p->folded.blocks * NC));
+}
+
+static size_t scale_bytes(const qk_gemm8_weights *p) { return p->folded.half_scales ? 2 : 4; }
+
+size_t qk_folded_column_bytes(const qk_gemm8_weights *p)
+{
+    return scale_bytes(p) + sizeof(uint16_t) + (size_t)p->folded.high_bytes;
+}
+
+/* Of the sums of columns: their lower halves, and what is above. */
+static uint16_t *low_sums(const qk_gemm8_weights *p)
+{
+    return (uint16_t *)(p->folded.columns + p->n_pad * scale_bytes(p));
+}
+
+static int8_t *high_sums(const qk_gemm8_weights *p) { return (int8_t *)(low_sums(p) + p->n_pad); }
+
+static void keep_sums(const qk_gemm8_weights *p, size_t col, size_t cols, const int32_t *sum)
+{
+    for (size_t j = 0; j < cols; j++) {
+        const int16_t high = (int16_t)(sum[j] >> 16);
+        low_sums(p)[col + j] = (uint16_t)sum[j];
+        if (p->folded.high_bytes == 1)
+            high_sums(p)[col + j] = (int8_t)high;
+        else
+            ((int16_t *)high_sums(p))[col + j] = high;
+    }
+}
+
+static void read_sums(const qk_gemm8_weights *p, int32_t *restrict sum)
+{
+    const uint16_t *low = low_sums(p);
+    const int8_t *high = high_sums(p);
+    if (p->folded.high_bytes == 1)
+        p->kernels->folded->folded_columns(low, high, p->n_pad, sum);
+    else
+        for (size_t j = 0; j < p->n_pad; j++) sum[j] = (int32_t)((uint32_t)((const int16_t *)high)[j] << 16 | low[j]);
+}
+
+static void keep_scales(const qk_gemm8_weights *p, const float *scale)
+{
+    if (p->folded.half_scales)
+        p->kernels->elementwise->f32_to_f16(scale, (uint16_t *)p->folded.columns, p->n);
+    else
+        memcpy(p->folded.columns, scale, p->n * sizeof *scale);
+}
+
+void qk_folded_scales(const qk_gemm8_weights *p, float *scale, size_t count)
+{
+    if (p->folded.half_scales)
+        p->kernels->elementwise->f16_to_f32((const uint16_t *)p->folded.columns, scale, count);
+    else
+        memcpy(scale, p->folded.columns, count * sizeof *scale);
+}
 
 typedef struct {
     const qk_gemm8_weights *p;
@@ -163,20 +224,21 @@ static void sum_block(const pack_job *job, size_t block, size_t rows, size_t col
             (ptrdiff_t)(col + j) * m->col_stride;
         const size_t at = block * m->n + col + j;
         for (size_t i = 0; i < rows; i++, b += m->row_stride) {
-            const int code = ((*b & 15) ^ f->flip) - 8, weight = m->block_scale[at] * code + 2 * m->block_shift[at];
+            const int code = ((*b & 15) ^ f->flip) - 8, weight = m->block_scale[at] * code + 3 * m->block_shift[at];
             sum[j] = (int32_t)((uint32_t)sum[j] + (uint32_t)weight), size[j] += weight < 0 ? -weight : weight;
         }
     }
 }
 
 /* Codes of a block, and its scales and shifts; those of absent columns are any that are valid. */
-static void pack_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, uint8_t *panel)
+static void pack_block(const pack_job *job, size_t block, size_t rows, size_t col, size_t cols, uint8_t *to)
 {
     const qk_matrix *m = job->m;
     const qk_gemm8_weights *p = job->p;
     const uint8_t *b =
         (const uint8_t *)m->b + (ptrdiff_t)(block * p->folded.block) * m->row_stride + (ptrdiff_t)col * m->col_stride;
-    uint8_t *to = panel + codes_at(p, block), *params = panel + params_at(p, block);
+    uint8_t *params = params_of(p, col / NC) + block * NC;
+    to += codes_at(p, block);
     for (size_t row = 0; row < rows && !(row && qk_stopped_at(row));
          row += KR, b += KR * m->row_stride, to += QK_FOLDED_STEP) {
         p->kernels->gemm4->gemm4_pack_step(b, m->row_stride, m->col_stride, min_size(rows - row, KR), cols,
@@ -202,7 +264,7 @@ static void pack_panels(void *context, size_t begin, size_t end)
             pack_block(job, block, rows, col, cols, to);
             sum_block(job, block, rows, col, cols, sum, size);
         }
-        memcpy(p->colsum + col, sum, cols * sizeof *sum);
+        keep_sums(p, col, cols, sum);
         for (size_t j = 0; j < cols; j++) largest = size[j] > largest ? size[j] : largest;
         int64_t seen = __atomic_load_n(&job->bound, __ATOMIC_RELAXED);
         while (largest > seen &&
@@ -214,7 +276,8 @@ int64_t qk_folded_pack(qk_gemm8_weights *p, const qk_matrix *m)
 {
     QK_DEFAULT_MODE;
     pack_job job = {p, m, 0};
-    memset(p->colsum, 0, p->n_pad * sizeof *p->colsum);
+    memset(p->folded.columns, 0, p->n_pad * qk_folded_column_bytes(p));
+    keep_scales(p, m->scale);
     if (p->k == 0) return 0; /* without bytes, panels may be more than a loop can count */
     const int status = qk_parallel_for(ceil_div(p->n, NC), (double)p->k * (double)p->n, pack_panels, &job);
     return status ? status : job.bound;
@@ -259,7 +322,7 @@ static void unpack_params(void *context, size_t begin, size_t end)
     const qk_gemm8_weights *p = j->p;
     for (size_t block = begin; block < end; block++)
         for (size_t col = 0; col < p->n && !qk_stopped_at(col); col++) {
-            const uint8_t params = panel_at(p, col)[params_at(p, block) + col % NC];
+            const uint8_t params = params_of(p, col / NC)[block * NC + col % NC];
             j->scale[block * p->n + col] = (uint8_t)qk_block_scale(params);
             j->shift[block * p->n + col] = (int8_t)qk_block_shift(params);
         }
@@ -280,8 +343,8 @@ static qk_folded_panel panel_of(const qk_gemm8_weights *p, size_t col)
 {
     const size_t blocks = p->folded.blocks;
     if (!blocks) return (qk_folded_panel){0};
-    const uint8_t *panel = panel_at(p, col);
-    return (qk_folded_panel){panel, panel + params_at(p, 0), blocks, steps_of(p, 0), steps_of(p, blocks - 1)};
+    return (qk_folded_panel){
+        panel_at(p, col), params_of(p, col / NC), blocks, steps_of(p, 0), steps_of(p, blocks - 1), NULL, NULL};
 }
 
 const int8_t *qk_unfold(const product *g, void *memory, size_t panel)
@@ -319,38 +382,68 @@ static void add_tile(const product *g, int rows, const qk_folded_panel *panel, c
         p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
         g->b->kernels->folded->folded_tile(rows, &p, a, g->lda, sums, g->ld_sums, c);
         a += p.blocks * f->block, sums += qk_sums_of(p.blocks, p.steps);
-        p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * NC;
+        const size_t codes = p.blocks * p.steps * QK_FOLDED_STEP, params = p.blocks * NC;
+        p.codes += codes, p.params += params;
+        if (p.next_codes) p.next_codes += codes, p.next_params += params;
     }
 }
 
-/* Of a panel, the columns that tiles of gemm8 have are one part after the other; the last panel may lack some. */
+/* What the sums of a tile start from, in the layout of tiles that are stored: of a panel, the columns that these have
+ * are one part after the other; the last panel may lack some. */
+static void start_tile(const product *g, size_t rows, size_t col, int32_t *c)
+{
+    const size_t nr = (size_t)g->b->gemm8->nr, after = min_size(col + NC, g->b->n);
+    for (size_t at = col; at < col + NC; at += nr)
+        for (size_t i = 0; i < rows; i++, c += nr) memcpy(c, g->init + (at < after ? at : col), nr * sizeof *c);
+}
+
+/* The sums of a tile of each of some panels from column `col` on. */
+static void sum_tiles(const product *g, const row_block *block, size_t row, size_t rows, size_t col, size_t panels,
+                      int32_t *c)
+{
+    const int32_t *sums = (const int32_t *)((const char *)block + g->sums_at) + row * g->ld_sums;
+    const size_t most = rows == 1 && g->b->kernels->folded->pairs ? 2 : 1;
+    for (size_t i = 0; i < panels; i++) start_tile(g, rows, col + i * NC, c + i * rows * NC);
+    for (size_t i = 0; i < panels; i += most) {
+        qk_folded_panel p = panel_of(g->b, col + i * NC);
+        if (most > 1 && i + 1 < panels) {
+            const qk_folded_panel next = panel_of(g->b, col + (i + 1) * NC);
+            p.next_codes = next.codes, p.next_params = next.params;
+        }
+        add_tile(g, (int)rows, &p, (const uint8_t *)block->a + row * g->lda, sums, c + i * rows * NC);
+    }
+}
+
+static void store_tile(const product *g, const row_block *block, size_t first, size_t row, size_t count, size_t col,
+                       int32_t *c, qk_tile *t)
+{
+    const size_t nr = (size_t)g->b->gemm8->nr, mr = (size_t)g->b->gemm8->mr;
+    for (size_t at = col; at < min_size(col + NC, g->b->n); at += nr) {
+        qk_move_to_panel(g, at, t);
+        for (size_t i = 0; i < count; i += mr)
+            qk_store_tile(g, block, first + row + i, row + i, min_size(count - i, mr), at,
+                          c + (at - col) * count + i * nr, t);
+    }
+}
+
+/* Of rows that are a single tile, sums of some panels become results together: what these read and write in between
+ * would stop the stream of codes, and cost few rows up to a fifth of their time. */
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
     const row_block *block = memory;
-    const int32_t *sums = (const int32_t *)((const char *)memory + g->sums_at);
-    const size_t nr = (size_t)g->b->gemm8->nr, mr = (size_t)g->b->gemm8->mr; /* of tiles that are stored */
     const size_t tiles = ceil_div(rows, (size_t)g->b->kernels->folded->mr);
     int32_t acc[MAX_MR * MAX_NR] __attribute__((aligned(64)));
+    const size_t together = rows * NC < FEW_SUMS ? FEW_SUMS / (rows * NC) : 1;
     qk_tile t = qk_tile_of_product(g);
-    for (size_t col = begin * NC; col < end * NC; col += NC) {
-        const qk_folded_panel p = panel_of(g->b, col);
-        const size_t after = min_size(col + NC, g->b->n);
+    for (size_t panel = begin; panel < end; panel += together)
         for (size_t tile = 0; tile < tiles; tile++) { /* of even height */
             const size_t row = rows * tile / tiles, count = rows * (tile + 1) / tiles - row;
-            int32_t *c = acc;
-            for (size_t at = col; at < col + NC; at += nr)
-                for (size_t i = 0; i < count; i++, c += nr)
-                    memcpy(c, g->init + (at < after ? at : col), nr * sizeof *c);
-            add_tile(g, (int)count, &p, (const uint8_t *)block->a + row * g->lda, sums + row * g->ld_sums, acc);
-            for (size_t at = col; at < after; at += nr) {
-                qk_move_to_panel(g, at, &t);
-                for (size_t i = 0; i < count; i += mr)
-                    qk_store_tile(g, block, first + row + i, row + i, min_size(count - i, mr), at,
-                                  acc + (at - col) * count + i * nr, &t);
-            }
+            const size_t some = min_size(end - panel, together);
+            sum_tiles(g, block, row, count, panel * NC, some, acc);
+            for (size_t i = 0; i < some; i++)
+                store_tile(g, block, first, row, count, (panel + i) * NC, acc + i * count * NC, &t);
         }
-    }
 }
 
 int qk_unfolds(const product *g)
@@ -368,6 +461,22 @@ void qk_share_folded(product *g, size_t row_bytes)
         g->walk.panels = ceil_div(g->b->n, NC);
         qk_share(&g->walk, row_bytes, g->b->kernels->folded->mr);
     }
+}
+
+int qk_folded_linear(const qk_rows *source, const qk_gemm8_weights *given, const qk_epilogue *epilogue)
+{
+    int32_t small[2 * SMALL_COLUMNS];
+    const int few = given->n_pad <= SMALL_COLUMNS;
+    int32_t *columns = few ? small : qk_obtain(qk_times(given->n_pad, 2 * sizeof *columns));
+    if (!columns) return -1;
+    qk_gemm8_weights b = *given;
+    qk_epilogue e = *epilogue;
+    float *scale = (float *)(columns + b.n_pad);
+    read_sums(&b, columns), qk_folded_scales(&b, scale, b.n_pad);
+    b.colsum = columns, e.col_scale = scale;
+    const int status = qk_gemm8(source, &b, &e);
+    if (!few) qk_release(columns);
+    return status;
 }
 
 void qk_lay_out_folded(product *g)

@@ -105,8 +105,7 @@ static int any_but(int32_t zero, const int32_t *zero_point, size_t count)
     return any;
 }
 
-/* Whether float16 has each of the values, which are not negative. */
-static int holds_as_half(const float *values, size_t count)
+int qk_holds_as_half(const float *values, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         int32_t bits;
@@ -189,7 +188,7 @@ void qk_gemm4_init(qk_gemm4_weights *p, const qk_matrix *m, int8_t *levels)
                             .n = m->n,
                             .n_pad = round_up(m->n, NR),
                             .block = most ? most : 1,
-                            .half_scales = !own_levels && holds_as_half(m->scale, count),
+                            .half_scales = !own_levels && qk_holds_as_half(m->scale, count),
                             .column_levels = own_levels,
                             .level_scale = 1};
     p->blocks = ceil_div(m->k, p->block), p->long_sums = p->block > QK_SHORT_BLOCK;
@@ -723,6 +722,30 @@ static const uint8_t *decode_panel(const product *g, void *memory, size_t panel)
     return to;
 }
 
+/* Rows that are a single tile: sums of some panels become results together. What these read and write in between would
+ * stop a stream of codes from memory. */
+static void multiply_some(const product *g, const row_block *block, size_t first, size_t rows, size_t begin, size_t end,
+                          const qk_gemm4_panel *of)
+{
+    enum { FEW_SUMS = 512 };
+    float y[MAX_MR * NR] __attribute__((aligned(64)));
+    qk_gemm4_panel p = *of;
+    const size_t together = rows * NR < FEW_SUMS ? FEW_SUMS / (rows * NR) : 1, bytes = panel_bytes(g->b);
+    for (size_t panel = begin; panel < end; panel += together) {
+        const size_t some = min_size(end - panel, together);
+        for (size_t i = 0; i < some; i++) {
+            p.records = g->b->panels + (panel + i) * bytes;
+            multiply_tile(g, block, 0, (int)rows, &p, y + i * rows * NR);
+        }
+        for (size_t i = 0; i < some; i++) {
+            const size_t col = (panel + i) * NR;
+            qk_tile t = qk_float_tile(g->epilogue, col, min_size(g->b->n - col, NR));
+            qk_set_rows(&t, g->epilogue, first, rows, col, block->scale);
+            g->b->kernels->elementwise->finish_floats(y + i * rows * NR, &t);
+        }
+    }
+}
+
 static void multiply(const void *context, void *memory, size_t first, size_t rows, size_t begin, size_t end)
 {
     const product *g = context;
@@ -737,6 +760,10 @@ static void multiply(const void *context, void *memory, size_t first, size_t row
     if (g->packed) p.ahead = &ahead, ahead.step = ceil_div(packed_bytes, steps * tiles);
     const int begins = b->bits == 8 && k->blocks8->blocks8_begin && !is_long(g);
     if (begins) k->blocks8->blocks8_begin(rows, &p);
+    if (tiles == 1 && !g->packed && !block->any_wide) {
+        multiply_some(g, block, first, rows, begin, end, &p);
+        begin = end;
+    }
     for (size_t panel = begin; panel < end; panel++) {
         const size_t col = panel * NR;
         qk_tile t = qk_float_tile(g->epilogue, col, min_size(b->n - col, NR));

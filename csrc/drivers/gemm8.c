@@ -23,7 +23,6 @@ enum {
     MANY_PANELS = 4,               /* for as many it pays to copy rows apart */
     LONG = 128,                    /* codes of k: in fewer there is no time to ask for what comes next */
     LONG_LINE = 20,                /* pixels: a tile of a shorter one has too few rows */
-    SMALL_COLUMNS = 2048,          /* whose arrays stay on the stack */
     GROUP_BYTES = 16 * 1024,       /* of floats that are seen twice */
     PATCH_BYTES = 96 * 1024,       /* of rows that are gathered from an image, which shares the L2 cache with them */
     MANY_PATCH_BYTES = 384 * 1024, /* the same, for weights of */

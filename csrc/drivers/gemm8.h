@@ -16,7 +16,10 @@ typedef struct qk_row_block {
     _Alignas(64) char rows[]; /* of a', unless they stay in place */
 } row_block;
 
-enum { UNFOLDED_BYTES = 512 * 1024 }; /* rows of a block, for each of which a panel of folded weights is unfolded */
+enum {
+    UNFOLDED_BYTES = 512 * 1024, /* rows of a block, for each of which a panel of folded weights is unfolded */
+    SMALL_COLUMNS = 2048         /* whose arrays stay on the stack */
+};
 
 typedef struct {
     walk walk;

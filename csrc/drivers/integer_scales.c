@@ -17,8 +17,9 @@ enum {
     LAST_SHIFT = 7,
     SHIFTS = LAST_SHIFT - FIRST_SHIFT + 1,
     MOST_WEIGHT = 127,
-    STARTS = 12,       /* scales of a column from which descent begins: */
-    LEAST_START = 64,  /* those that make its largest weight an integer of this or more, */
+    STARTS = 16,      /* scales of a column from which descent begins: */
+    LEAST_START = 56, /* those that make its largest weight an integer of this .. that, */
+    LAST_START = 140,
     LONG_BLOCK = 4096, /* rows, of which a look for signals is to come between two scales */
     MOST_DESCENTS = 8, /* each of which improves the loss */
     LANES = QK_ROUNDED_LANES
@@ -47,7 +48,7 @@ static double loss_of(search *q, const double *w, int scale, int shift, double *
     const int middle = q->args->middle;
     const double above = q->args->qmax - middle, below = middle - q->args->qmin;
     for (size_t i = 0; i < q->lanes; i++) {
-        const double y = q->units[i] - 2 * shift;
+        const double y = q->units[i] - 3 * shift;
         q->size[i] = fabs(y), q->limits[i] = y < 0 ? below : above;
     }
     q->kernels->rounded_sums(q->size, w, q->limits, q->lanes, scale, sums);
@@ -57,7 +58,7 @@ static double loss_of(search *q, const double *w, int scale, int shift, double *
 static int fits(const search *q, int scale, int shift)
 {
     const int lo = q->args->qmin - q->args->middle, hi = q->args->qmax - q->args->middle;
-    return scale * lo + 2 * shift >= -MOST_WEIGHT - 1 && scale * hi + 2 * shift <= MOST_WEIGHT;
+    return scale * lo + 3 * shift >= -MOST_WEIGHT - 1 && scale * hi + 3 * shift <= MOST_WEIGHT;
 }
 
 /* What the extremes of a block cost, where they are clipped. */
@@ -67,8 +68,8 @@ typedef struct {
 
 static double clipped(const search *q, const extremes *e, int scale, int shift)
 {
-    const double bottom = scale * (q->args->qmin - q->args->middle) + 2 * shift;
-    const double top = scale * (q->args->qmax - q->args->middle) + 2 * shift;
+    const double bottom = scale * (q->args->qmin - q->args->middle) + 3 * shift;
+    const double top = scale * (q->args->qmax - q->args->middle) + 3 * shift;
     const double under = e->lo < bottom ? bottom - e->lo : 0, over = e->hi > top ? e->hi - top : 0;
     return e->w_lo * under * under + e->w_hi * over * over;
 }
@@ -108,7 +109,7 @@ static double search_blocks(search *q, double unit, double *next)
         const double *y = q->y + b * q->lanes, *w = q->w + b * q->lanes;
         loss += search_block(q, y, w, unit, q->now.scale + b, q->now.shift + b);
         for (size_t i = 0; i < q->lanes; i++) {
-            const double shift = 2 * q->now.shift[b], scale = q->now.scale[b];
+            const double shift = 3 * q->now.shift[b], scale = q->now.scale[b];
             double code = rint((q->units[i] - shift) / scale);
             const double lo = q->args->qmin - q->args->middle, hi = q->args->qmax - q->args->middle;
             code = code < lo ? lo : code > hi ? hi : code;
@@ -200,13 +201,13 @@ static void search_column(search *q, const double *x, const double *importance, 
     /* what all blocks can have on either side, by the largest scale and a shift of its middle */
     const double sure = p->shifts ? MOST_SCALE * (p->qmax - p->qmin) / 2.0 : fmin(MOST_SCALE * narrow, MOST_WEIGHT);
     const double least = fmax(ldexp(largest, exponent) / sure, 0x1p-126);
-    *scale = (float)least;
-    if (*scale < least) *scale = nextafterf(*scale, INFINITY);
+    *scale = rounded(least);
+    if (*scale < least) *scale = rounded(least * (1 + 0x1p-10));
     cover_blocks(q, ldexp(*scale, -exponent));
     q->loss = INFINITY;
     if (!p->least_squares) return;
     for (int i = 0; i < STARTS && !q->stopped; i++)
-        descend(q, largest / (LEAST_START + (MOST_WEIGHT - LEAST_START) * i / (STARTS - 1.0)), exponent, scale, 2);
+        descend(q, largest / (LEAST_START + (LAST_START - LEAST_START) * i / (STARTS - 1.0)), exponent, scale, 2);
     if (!q->stopped && q->loss < INFINITY) descend(q, ldexp(*scale, -exponent), exponent, scale, MOST_DESCENTS);
 }
 

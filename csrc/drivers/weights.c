@@ -124,8 +124,8 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
     case QK_FOLDED:
         qk_folded_init(&w->gemm8, m);
         w->n_pad = w->gemm8.n_pad, w->panel_bytes = qk_folded_bytes(&w->gemm8);
-        column_bytes = sizeof *w->gemm8.colsum;
-        break;
+        w->bytes = qk_plus(w->panel_bytes, qk_times(w->n_pad, qk_folded_column_bytes(&w->gemm8)));
+        return;
     case QK_GEMM4:
         qk_gemm4_init(&w->gemm4, m, w->levels);
         w->n_pad = w->gemm4.n_pad, w->panel_bytes = qk_gemm4_bytes(&w->gemm4);
@@ -154,6 +154,15 @@ void qk_weights_init(qk_weights *w, const qk_matrix *m, size_t height)
 
 /* ---- packing ---- */
 
+static void bound_scales(qk_weights *w, const float *scale, size_t count)
+{
+    w->least_scale = FLT_MAX;
+    for (size_t i = 0; i < count; i++) {
+        if (scale[i] < w->least_scale) w->least_scale = scale[i];
+        if (scale[i] > w->most_scale) w->most_scale = scale[i];
+    }
+}
+
 /* Keeps scales and zero points of columns, padded to whole panels, in memory for them. */
 static void keep_columns(qk_weights *w, const qk_matrix *m, void *memory)
 {
@@ -162,11 +171,7 @@ static void keep_columns(qk_weights *w, const qk_matrix *m, void *memory)
     w->scale = memory, w->zero_point = w->has_zeros ? (int32_t *)(w->scale + w->n_pad) : NULL;
     for (size_t i = 0; i < w->n_pad; i++) w->scale[i] = i < w->n ? m->scale[i * step] : 0;
     for (size_t i = 0; w->has_zeros && i < w->n_pad; i++) w->zero_point[i] = i < w->n ? m->zero_point[i * step] : 0;
-    w->least_scale = FLT_MAX;
-    for (size_t i = 0; i < count; i++) {
-        if (m->scale[i] < w->least_scale) w->least_scale = m->scale[i];
-        if (m->scale[i] > w->most_scale) w->most_scale = m->scale[i];
-    }
+    bound_scales(w, m->scale, count);
 }
 
 static qk_status fill_gemm8(qk_weights *w, const qk_matrix *m)
@@ -182,8 +187,8 @@ static qk_status fill_gemm8(qk_weights *w, const qk_matrix *m)
 
 static qk_status fill_folded(qk_weights *w, const qk_matrix *m)
 {
-    w->gemm8.folded.panels = w->memory, w->gemm8.colsum = (int32_t *)((char *)w->memory + w->panel_bytes);
-    keep_columns(w, m, w->gemm8.colsum + w->n_pad);
+    w->gemm8.folded.panels = w->memory, w->gemm8.folded.columns = (uint8_t *)w->memory + w->panel_bytes;
+    bound_scales(w, m->scale, w->n);
     w->bound = qk_folded_pack(&w->gemm8, m);
     return w->bound < 0 ? (qk_status)w->bound : QK_OK;
 }
@@ -243,7 +248,10 @@ void qk_weights_params(const qk_weights *w, float *scale, int32_t *zero_point)
         qk_gemm4_params(&w->gemm4, scale, zero_point);
         return;
     }
-    memcpy(scale, w->scale, w->n * sizeof *scale);
+    if (w->family == QK_FOLDED)
+        qk_folded_scales(&w->gemm8, scale, w->n);
+    else
+        memcpy(scale, w->scale, w->n * sizeof *scale);
     for (size_t i = 0; i < w->n; i++) zero_point[i] = w->zero_point ? w->zero_point[i] : 0;
 }
 
@@ -319,8 +327,8 @@ static int could_overflow(const qk_weights *w, int64_t largest, int64_t bias)
 int qk_multiply(const qk_rows *rows, const qk_weights *w, const qk_epilogue *epilogue)
 {
     switch (w->family) {
-    case QK_GEMM8:
-    case QK_FOLDED: return qk_gemm8(rows, &w->gemm8, epilogue);
+    case QK_GEMM8: return qk_gemm8(rows, &w->gemm8, epilogue);
+    case QK_FOLDED: return qk_folded_linear(rows, &w->gemm8, epilogue);
     case QK_GEMM4: return qk_gemm4_linear(rows->a, rows->row_stride, rows->m, &w->gemm4, epilogue);
     case QK_GEMMF16: return qk_gemmf16_linear(rows->a, rows->row_stride, rows->m, &w->gemmf16, epilogue);
     default: return qk_gemm16(rows, &w->gemm16, epilogue);

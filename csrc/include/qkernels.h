@@ -182,7 +182,7 @@ typedef struct {
     const int32_t *zero_point; /* of the same shape; NULL: 0 */
     const float *levels;       /* (level_count,), or with QK_PER_AXIS (n, level_count): of each column */
     size_t level_count;
-    /* Of QK_I4 and QK_U4 per block, or NULL: w = scale * (block_scale * c + 2 * block_shift), where c is the code, or
+    /* Of QK_I4 and QK_U4 per block, or NULL: w = scale * (block_scale * c + 3 * block_shift), where c is the code, or
      * the code - 8 of QK_U4, and the factor of scale is an int8. Then scale has shape (n,), these have (ceil(k /
      * block), n), 1 .. 16 and -8 .. 7; blocks are multiples of 4 rows; there are no zero points. */
     const uint8_t *block_scale;

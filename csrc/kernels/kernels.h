@@ -174,7 +174,8 @@ enum {
 };
 typedef struct {
     const uint8_t *codes, *params;
-    size_t blocks, steps, last_steps; /* steps of a block, and of the last */
+    size_t blocks, steps, last_steps;        /* steps of a block, and of the last */
+    const uint8_t *next_codes, *next_params; /* of another panel, which one row meets at the same time; or NULL */
 } qk_folded_panel;
 
 /* The scale and the shift of a column, in a byte of a record (generic/folded.h). */

@@ -1,9 +1,9 @@
 /* 4-bit weights that fold to int8 (numerics 33), for the tiles of gemm8. A file whose target has dot products sets
  * WITH_DOTPROD to 1.
  *
- * Up to three rows multiply the codes u = c + 8 and scale the sums, sum q W = i sum q u + (2 d - 8 i) sum q: dot
+ * Up to three rows multiply the codes u = c + 8 and scale the sums, sum q W = i sum q u + (3 d - 8 i) sum q: dot
  * products those of a block; umlal, which adds 8 products to 16 bits, those of 32 rows, 8 * 255 * 15 each and two of
- * them added, below 2^16. For more rows a panel becomes int8 first, W = i u + (2 d - 8 i) by one instruction for 16. */
+ * them added, below 2^16. For more rows a panel becomes int8 first, W = i u + (3 d - 8 i) by one instruction for 16. */
 #ifndef QK_ARM_FOLDED_H
 #define QK_ARM_FOLDED_H
 
@@ -96,8 +96,8 @@ static QK_INLINE void factors_of(const uint8_t *params, factors *to)
     const int16x8_t s0 = vmovl_s8(vget_low_s8(scale)), s1 = vmovl_high_s8(scale);
     const int16x8_t d0 = vmovl_s8(vget_low_s8(shift)), d1 = vmovl_high_s8(shift);
     widen(s0, to->scale), widen(s1, to->scale + 8);
-    widen(vsubq_s16(vaddq_s16(d0, d0), vshlq_n_s16(s0, 3)), to->more);
-    widen(vsubq_s16(vaddq_s16(d1, d1), vshlq_n_s16(s1, 3)), to->more + 8);
+    widen(vsubq_s16(vmulq_n_s16(d0, 3), vshlq_n_s16(s0, 3)), to->more);
+    widen(vsubq_s16(vmulq_n_s16(d1, 3), vshlq_n_s16(s1, 3)), to->more + 8);
 }
 
 static QK_INLINE uint32x4_t scale_sums(uint32x4_t c, uint32x4_t sums, const uint32_t *scale, const uint32_t *more,
@@ -209,7 +209,7 @@ static QK_INLINE void unfold(const qk_folded_panel *p, const int half, uint8_t *
     for (size_t block = 0; block < p->blocks; block++) {
         const uint8x16_t params = vld1q_u8(p->params + block * QK_GEMM4_NR + 16 * half), scale = block_scales(params);
         const uint8x16_t shift = vreinterpretq_u8_s8(block_shifts(params));
-        const uint8x16_t flipped = vaddq_u8(vaddq_u8(shift, shift), vdupq_n_u8((uint8_t)PANEL_FLIP));
+        const uint8x16_t flipped = vmlaq_u8(vdupq_n_u8((uint8_t)PANEL_FLIP), shift, vdupq_n_u8(3));
         const row_codes by = each_four_times(scale), more = each_four_times(vsubq_u8(flipped, vshlq_n_u8(scale, 3)));
         for (size_t s = steps_in(p, block); s > 0; s--, b += QK_FOLDED_STEP) {
             const row_codes u = folded_codes(b, half);

@@ -36,6 +36,9 @@
 #define GEMMF16_MR MR
 #endif
 
+#ifndef FOLDED_PAIRS
+#define FOLDED_PAIRS 0
+#endif
 #ifndef FOLDED_MR
 #define FOLDED_MR 4
 #endif

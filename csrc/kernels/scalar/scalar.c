@@ -100,7 +100,7 @@ static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, si
                     for (size_t s = 0; s < steps_in(p, block); s++, b += QK_FOLDED_STEP)
                         for (int i = 0; i < QK_GEMM4_KR; i++) {
                             const int code = half ? ((b[i] >> 4) ^ 8) - 8 : (b[i] & 15) - 8;
-                            c[j] += *ar++ * (scale * code + 2 * shift);
+                            c[j] += *ar++ * (scale * code + 3 * shift);
                         }
                 }
             }

@@ -43,6 +43,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8
 #define BLOCKS8_BEGIN blocks8_begin
 #define BLOCKS8_END end_tiles
 #define FOLDED_MR 12
+#define FOLDED_PAIRS 1
 #define UNFOLD_ROWS 16
 #define UNFOLD_PANEL unfold_panel
 #include "kernels/generic/table.h"
@@ -487,6 +488,11 @@ static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, si
 static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
 {
     few_folded->folded_sums(a, k, block, sums);
+}
+
+static void folded_columns(const uint16_t *low, const int8_t *high, size_t n, int32_t *sums)
+{
+    few_folded->folded_columns(low, high, n, sums);
 }
 
 /* ---- what AVX-512 VNNI has ---- */

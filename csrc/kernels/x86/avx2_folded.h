@@ -21,9 +21,9 @@ enum {
 };
 
 /* What folded_sums makes of two chunks: what sums of codes start from, -8 times a's codes that a lane of 16 bits meets,
- * and twice the sum of all of them. */
+ * and three times the sum of all of them. */
 typedef struct {
-    int32_t start[2], twice, unused;
+    int32_t start[2], thrice, unused;
 } chunk_pair;
 _Static_assert(sizeof(chunk_pair) == 4 * sizeof(int32_t), "two numbers a chunk");
 
@@ -97,9 +97,9 @@ static QK_INLINE void add_row(int32_t *c, short_sums sums, const int first, cons
 {
     __m256i c0 = _mm256_madd_epi16(sums.c0, scale[0]), c1 = _mm256_madd_epi16(sums.c1, scale[1]);
     if (first) {
-        const __m256i twice = broadcast4(&((const chunk_pair *)of)->twice);
-        c0 = _mm256_add_epi32(c0, _mm256_madd_epi16(twice, shift[0]));
-        c1 = _mm256_add_epi32(c1, _mm256_madd_epi16(twice, shift[1]));
+        const __m256i thrice = broadcast4(&((const chunk_pair *)of)->thrice);
+        c0 = _mm256_add_epi32(c0, _mm256_madd_epi16(thrice, shift[0]));
+        c1 = _mm256_add_epi32(c1, _mm256_madd_epi16(thrice, shift[1]));
     }
     add_to_sums(c, c0), add_to_sums(c + 8, c1);
 }
@@ -258,8 +258,8 @@ static QK_INLINE void wide_shifts(const int rows, const uint8_t *params, const u
     by.c2 = _mm256_unpacklo_epi8(raw2, raw3), by.c3 = _mm256_unpackhi_epi8(raw2, raw3);
     by = (wide_sums){shifts_of(by.c0), shifts_of(by.c1), shifts_of(by.c2), shifts_of(by.c3)};
     for (int row = 0; row < rows; row++) {
-        const __m256i twice = broadcast4(&((const chunk_pair *)(sums + (size_t)row * ld_sums))->twice);
-        add_wide(c + 16 * row, c + 16 * (rows + row), (wide_sums){twice, twice, twice, twice}, by);
+        const __m256i thrice = broadcast4(&((const chunk_pair *)(sums + (size_t)row * ld_sums))->thrice);
+        add_wide(c + 16 * row, c + 16 * (rows + row), (wide_sums){thrice, thrice, thrice, thrice}, by);
     }
 }
 
@@ -310,9 +310,9 @@ static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
         for (size_t j = i; j < end; j += QK_FOLDED_CHUNK, chunk++) {
             chunk_pair *pair = pair_at(sums, chunk - chunk % 2);
             const uint32_t both = (uint32_t)_mm_cvtsi128_si32(sum_chunk(a + j, min_size(end - j, QK_FOLDED_CHUNK)));
-            const uint32_t first = both & 0xffff, last = both >> 16, twice = 2 * (first + last);
+            const uint32_t first = both & 0xffff, last = both >> 16, thrice = 3 * (first + last);
             pair->start[chunk % 2] = (int32_t)((-8 * first & 0xffff) | -8 * last << 16);
-            pair->twice = (int32_t)(chunk % 2 ? (uint32_t)pair->twice | twice << 16 : twice);
+            pair->thrice = (int32_t)(chunk % 2 ? (uint32_t)pair->thrice | thrice << 16 : thrice);
         }
     }
 }

@@ -40,6 +40,7 @@ QK_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,prf
 #define LOW_LEVELS_ROWS 24
 #define HAVE_LOW_TO_BYTES
 #define FOLDED_MR 12
+#define FOLDED_PAIRS 1
 #define UNFOLD_ROWS 24
 #define UNFOLD_PANEL unfold_panel
 #define BLOCKS8_FLIP 128
@@ -773,7 +774,7 @@ static void blocks8_tile(int rows, const qk_gemm4_panel *p, const void *a, size_
  * of their column, and one addition. One or two rows multiply codes instead, and scale the sums of a chunk; as in
  * gemm4, t = 16 h + l has codes of two columns, and one `and` decodes both. */
 
-/* What 32 columns of a block are multiplied with, and then have added: scales in pairs of bytes, 2 shift - 8 scale. */
+/* What 32 columns of a block are multiplied with, and then have added: scales in pairs of bytes, 3 shift - 8 scale. */
 typedef struct {
     __m512i scale0, scale1, more0, more1;
 } fold;
@@ -790,12 +791,12 @@ static inline __m256i scales_of(__m256i params)
     return _mm256_add_epi8(_mm256_and_si256(params, _mm256_set1_epi8(15)), _mm256_set1_epi8(1));
 }
 
-/* 2 shift, of -16 .. 14. */
+/* 3 shift, of -24 .. 21. */
 static inline __m256i shifts_of(__m256i params)
 {
-    const __m256i sign = _mm256_set1_epi8(16),
-                  twice = _mm256_and_si256(_mm256_srli_epi16(params, 3), _mm256_set1_epi8(30));
-    return _mm256_sub_epi8(_mm256_xor_si256(twice, sign), sign);
+    const __m256i thrice =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 3, 6, 9, 12, 15, 18, 21, -24, -21, -18, -15, -12, -9, -6, -3));
+    return _mm256_shuffle_epi8(thrice, _mm256_and_si256(_mm256_srli_epi16(params, 4), _mm256_set1_epi8(15)));
 }
 
 static QK_INLINE fold fold_of(const uint8_t *params)
@@ -904,7 +905,6 @@ typedef struct {
 /* Loaded once: gcc would have the `and` read memory again, and a load of 64 bytes takes a cycle. */
 static QK_INLINE step_bytes load_both(const uint8_t *b)
 {
-    __builtin_prefetch(b + AHEAD);
     __m512i two = _mm512_loadu_si512(b);
     QK_KEEP(two);
     return (step_bytes){two, _mm512_and_si512(two, _mm512_set1_epi8((char)240))};
@@ -925,23 +925,30 @@ static QK_INLINE void add_folded(two_sums *y, two_sums c, const uint8_t *params)
                _mm512_permutexvar_epi32(widen16(params + 16), scales));
 }
 
-/* A block of one or two rows; `steps` is a constant where this is inlined for 32 rows. Of one row, even and odd steps
- * have sums of their own, for vpdpbusd takes 4 cycles. */
-static QK_INLINE void scaled_block(const int rows, size_t steps, const uint8_t *b, const uint8_t *params,
+/* A block of one or two rows, or of one and two panels; `steps` is a constant where this is inlined for 32 rows. Of one
+ * row and panel, even and odd steps have sums of their own, for vpdpbusd takes 4 cycles. Two panels spare their sum,
+ * and share loads of a, of which there is one a cycle. */
+static QK_INLINE void scaled_block(const int rows, const int panels, size_t steps, const uint8_t *b,
+                                   const uint8_t *params, const uint8_t *next, const uint8_t *next_params,
                                    const uint8_t *given, size_t lda, const int32_t *start, size_t ld_sums, two_sums *y0,
                                    two_sums *y1)
 {
     const int8_t *a = (const int8_t *)given;
     const __m512i none = _mm512_setzero_si512();
-    two_sums c = {_mm512_set1_epi32(*start), none}, d = {rows > 1 ? _mm512_set1_epi32(start[ld_sums]) : none, none};
+    two_sums c = {_mm512_set1_epi32(*start), none}, d = panels > 1 ? c : (two_sums){none, none};
+    if (rows > 1) d.low = _mm512_set1_epi32(start[ld_sums]);
 #pragma GCC unroll 8
     for (size_t i = 0; i < steps; i++, b += QK_FOLDED_STEP, a += QK_GEMM4_KR) {
         const step_bytes of = load_both(b);
-        if (rows > 1 || i % 2 == 0) c = multiply_bytes(c, of, a);
-        if (rows > 1 || i % 2) d = multiply_bytes(d, of, rows > 1 ? a + lda : a);
+        if (rows > 1) __builtin_prefetch(b + AHEAD);
+        if (rows * panels > 1 || i % 2 == 0) c = multiply_bytes(c, of, a);
+        if (panels > 1)
+            d = multiply_bytes(d, load_both(next + i * QK_FOLDED_STEP), a);
+        else if (rows > 1 || i % 2)
+            d = multiply_bytes(d, of, rows > 1 ? a + lda : a);
     }
-    if (rows > 1) {
-        add_folded(y0, c, params), add_folded(y1, d, params);
+    if (rows * panels > 1) {
+        add_folded(y0, c, params), add_folded(y1, d, panels > 1 ? next_params : params);
         return;
     }
     c = (two_sums){_mm512_add_epi32(c.low, d.low), _mm512_add_epi32(c.high, d.high)};
@@ -975,54 +982,62 @@ static QK_INLINE void add_shifts(scaled_sums *y, two_sums shifts, const int32_t 
                          _mm512_dpbusd_epi32(y->high.high, high, shifts.high)};
 }
 
+static inline __m512i thrice(__m512i v) { return _mm512_add_epi32(v, _mm512_slli_epi32(v, 1)); }
+
 static QK_INLINE void add_scaled_row(int32_t *c, scaled_sums y)
 {
     const __m512i low = _mm512_add_epi32(y.low.low, _mm512_slli_epi32(y.high.low, 8));
     const __m512i high = _mm512_add_epi32(y.low.high, _mm512_slli_epi32(y.high.high, 8));
-    const __m512i shifts0 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0x44), 3);
-    const __m512i shifts1 = _mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0xee), 3);
+    const __m512i shifts0 = thrice(_mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0x44), 4));
+    const __m512i shifts1 = thrice(_mm512_srai_epi32(_mm512_shuffle_i64x2(low, high, 0xee), 4));
     add_row(c, _mm512_add_epi32(y.scaled.low, shifts0), _mm512_add_epi32(_mm512_srai_epi32(y.scaled.high, 4), shifts1));
 }
 
-/* One or two rows, of so few blocks that 16 times their sums are int32. */
-static QK_INLINE void scaled_blocks(const int rows, const qk_folded_panel *p, const uint8_t *a, size_t lda,
-                                    const int32_t *sums, size_t ld_sums, int32_t *c)
+/* One or two rows, or one and two panels, of so few blocks that 16 times their sums are int32. */
+static QK_INLINE void scaled_blocks(const int rows, const int panels, const qk_folded_panel *p, const uint8_t *a,
+                                    size_t lda, const int32_t *sums, size_t ld_sums, int32_t *c)
 {
     enum { STEPS = QK_FOLDED_CHUNK / QK_GEMM4_KR, PARAMS_AHEAD = 1024 };
     const two_sums none = {_mm512_setzero_si512(), _mm512_setzero_si512()};
     scaled_sums y0 = {none, none, none}, y1 = y0;
-    const uint8_t *b = p->codes, *params = p->params;
-    for (size_t i = 0; i < PARAMS_AHEAD; i += 64) __builtin_prefetch(params + i);
+    const uint8_t *b = p->codes, *params = p->params, *next = p->next_codes, *next_params = p->next_params;
     for (size_t block = 0; block < p->blocks; block += QK_FOLDED_SUMMED) {
         for (size_t i = 0; i < 128; i += 64) __builtin_prefetch(params + PARAMS_AHEAD + i);
+        for (size_t i = 0; i < 128 && panels > 1; i += 64) __builtin_prefetch(next_params + PARAMS_AHEAD + i);
         const size_t count = min_size(p->blocks - block, QK_FOLDED_SUMMED);
         const two_sums shifts = shifts_of_four(params, count);
         add_shifts(&y0, shifts, sums);
         if (rows > 1) add_shifts(&y1, shifts, sums + ld_sums);
+        if (panels > 1) add_shifts(&y1, shifts_of_four(next_params, count), sums);
         for (size_t i = 0; i < count; i++, params += QK_GEMM4_NR) {
             const size_t steps = steps_in(p, block + i);
             if (steps == STEPS)
-                scaled_block(rows, STEPS, b, params, a, lda, sums + i, ld_sums, &y0.scaled, &y1.scaled);
+                scaled_block(rows, panels, STEPS, b, params, next, next_params, a, lda, sums + i, ld_sums, &y0.scaled,
+                             &y1.scaled);
             else
-                scaled_block(rows, steps, b, params, a, lda, sums + i, ld_sums, &y0.scaled, &y1.scaled);
+                scaled_block(rows, panels, steps, b, params, next, next_params, a, lda, sums + i, ld_sums, &y0.scaled,
+                             &y1.scaled);
             b += steps * QK_FOLDED_STEP, a += steps * QK_GEMM4_KR;
+            if (panels > 1) next += steps * QK_FOLDED_STEP, next_params += QK_GEMM4_NR;
         }
         sums += qk_sums_of(QK_FOLDED_SUMMED, p->steps);
     }
     add_scaled_row(c, y0);
-    if (rows > 1) add_scaled_row(c + 32, y1);
+    if (rows * panels > 1) add_scaled_row(c + 32, y1);
 }
 
-static QK_INLINE void scaled_rows(const int rows, const qk_folded_panel *panel, const uint8_t *a, size_t lda,
-                                  const int32_t *sums, size_t ld_sums, int32_t *c)
+static QK_INLINE void scaled_rows(const int rows, const int panels, const qk_folded_panel *panel, const uint8_t *a,
+                                  size_t lda, const int32_t *sums, size_t ld_sums, int32_t *c)
 {
     enum { MOST_STEPS = 1024 }; /* 16 * 255 * 128 * 4096 < 2^31 */
     const size_t most = MOST_STEPS / panel->steps / QK_FOLDED_SUMMED * QK_FOLDED_SUMMED;
     qk_folded_panel p = *panel;
     for (size_t left = panel->blocks; left; left -= p.blocks) {
         p.blocks = min_size(left, most), p.last_steps = p.blocks < left ? p.steps : panel->last_steps;
-        scaled_blocks(rows, &p, a, lda, sums, ld_sums, c);
-        p.codes += p.blocks * p.steps * QK_FOLDED_STEP, p.params += p.blocks * QK_GEMM4_NR;
+        scaled_blocks(rows, panels, &p, a, lda, sums, ld_sums, c);
+        const size_t codes = p.blocks * p.steps * QK_FOLDED_STEP, params = p.blocks * QK_GEMM4_NR;
+        p.codes += codes, p.params += params;
+        if (panels > 1) p.next_codes += codes, p.next_params += params;
         a += p.blocks * p.steps * QK_GEMM4_KR, sums += qk_sums_of(p.blocks, p.steps);
     }
 }
@@ -1031,12 +1046,29 @@ static void folded_tile(int rows, const qk_folded_panel *p, const uint8_t *a, si
                         size_t ld_sums, int32_t *c)
 {
     const int scaled = p->steps <= SCALED_ROWS / QK_GEMM4_KR;
-    if (rows == 1 && scaled)
-        scaled_rows(1, p, a, lda, sums, ld_sums, c);
-    else if (rows == 2 && scaled)
-        scaled_rows(2, p, a, lda, sums, ld_sums, c);
-    else
+    if (p->next_codes && scaled) {
+        scaled_rows(1, 2, p, a, lda, sums, ld_sums, c);
+    } else if (p->next_codes) {
+        const qk_folded_panel next = {p->next_codes, p->next_params, p->blocks, p->steps, p->last_steps, NULL, NULL};
+        folded_rows(1, p, a, lda, c), folded_rows(1, &next, a, lda, c + 32);
+    } else if (rows == 1 && scaled) {
+        scaled_rows(1, 1, p, a, lda, sums, ld_sums, c);
+    } else if (rows == 2 && scaled) {
+        scaled_rows(2, 1, p, a, lda, sums, ld_sums, c);
+    } else
         ROWS_12(rows, folded_rows, p, a, lda, c);
+}
+
+/* n is a multiple of 4, at most SCALED_ROWS. */
+static inline int32_t sum_of_codes(const uint8_t *a, size_t n)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i sums = zero;
+    for (; n >= 32; n -= 32, a += 32)
+        sums = _mm256_add_epi64(sums, _mm256_sad_epu8(_mm256_loadu_si256((const __m256i *)a), zero));
+    if (n) sums = _mm256_add_epi64(sums, _mm256_sad_epu8(_mm256_maskz_loadu_epi8((1u << n) - 1, a), zero));
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two)));
 }
 
 static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
@@ -1046,8 +1078,7 @@ static void folded_sums(const uint8_t *a, size_t k, size_t block, int32_t *sums)
     for (size_t i = 0; i * block < k; i++) {
         const size_t in_four = i % QK_FOLDED_SUMMED;
         four_sums *of = (four_sums *)(sums + qk_sums_of(i - in_four, block / QK_GEMM4_KR));
-        int32_t sum = 0;
-        for (size_t j = i * block; j < min_size(i * block + block, k); j++) sum += a[j];
+        const int32_t sum = sum_of_codes(a + i * block, min_size(block, k - i * block));
         of->start[in_four] = -8 * sum;
         of->low[place[in_four]] = (uint8_t)sum, of->high[place[in_four]] = (uint8_t)(sum >> 8);
     }
