@@ -60,7 +60,8 @@ def upward(module, node):
     """What a module imports although it does not stand below; a circle has at least one such import."""
     storey = {name: i for i, names in enumerate(STOREYS) for name in names}
     folder = module[: module.rfind(".") + 1]
-    inside = [name for name in imports(node, folder) if name not in EXTENSION]
+    packages = {name.removesuffix(".__init__"): name for name in storey}
+    inside = [packages.get(name, name) for name in imports(node, folder) if name not in EXTENSION]
     return [name for name in inside if not storey.get(name, len(STOREYS)) < storey[module]]
 
 

@@ -6,6 +6,7 @@
 # FOLDER keeps what is fetched and built, for the next run. CPU is one of qemu's: cortex-a57 has NEON alone,
 # neoverse-n1 and cortex-a76 dot products, max products of matrices too (the default). Without arguments the core of
 # the suite runs: what computes, without what starts processes, whose programs would need emulation of their own.
+# That is a matter of hours; BEST_ISA_ALONE=1 leaves the best instruction set of the CPU.
 #
 # It takes Debian 12 or its like: apt-get install gcc-aarch64-linux-gnu qemu-user, and a Python with Cython, NumPy and
 # setuptools. Nothing is installed: packages of Debian and wheels of PyPI are unpacked in FOLDER. SUITE=trixie
