@@ -184,9 +184,9 @@ static QK_INLINE moves moves_of(const float *x, const uint16_t *u, const uint8_t
     const reg codes = widen_u8(q);
     const floats rest = difference_of(load_floats(x), look_up16(t->level, codes)), drawn = to_floats(widen_u16(u));
     const choice up = below(all_floats(0), rest);
-    const floats part = product_of(rest, look_up32(t->per_distance, codes, up));
-    const choice not_at_most = not_at_most_floats(part, sum_of(drawn, all_floats(0.5f + NEAR_NUMBER)));
-    const choice move = below(sum_of(drawn, all_floats(0.5f - NEAR_NUMBER)), part);
+    const floats left = subtract_product(drawn, rest, look_up32(t->per_distance, codes, up));
+    const choice not_at_most = not_at_most_floats(all_floats(-0.5f - NEAR_NUMBER), left);
+    const choice move = below(left, all_floats(NEAR_NUMBER - 0.5f));
     return (moves){up, move, differently_chosen(not_at_most, move)};
 }
 
