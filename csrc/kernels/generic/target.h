@@ -149,7 +149,7 @@
  *     HAVE_BRACKETED_CODES  bracketed_codes (elementwise.h)
  *     HAVE_COPY_PAST_CACHES  copy_past_caches: by stores that the caches do not see (elementwise.h)
  *     HAVE_FINITE_BOUNDS  finite_bounds: the same as minmax_f32, or 0 if a value may not be finite (elementwise.h)
- *     GRAD_VECTOR         columns of a vector: grad_lanes and grad_whole_columns, gradients by reciprocals (fake_grad.h)
+ *     GRAD_VECTOR         columns of a vector, for grad_lanes and grad_whole_columns: by reciprocals (fake_grad.h)
  *     HAVE_RANDOM_VECTORS random_vectors: stochastic rounding of whole vectors, to 8 bits or floats (stochastic.h)
  *     HAVE_RANDOM_LINES   random_lines: random numbers of RANDOM_LINE elements at a time (stochastic.h)
  *     HAVE_WIDEN          widen_span: SPAN 8-bit codes to int32 (elementwise.h)

@@ -79,6 +79,10 @@ static inline floats difference_of(floats a, floats b) { return _mm256_sub_ps(a,
 static inline floats product_of(floats a, floats b) { return _mm256_mul_ps(a, b); }
 static inline floats add_product(floats c, floats a, floats b) { return _mm256_fmadd_ps(a, b, c); }
 static inline floats subtract_product(floats c, floats a, floats b) { return _mm256_fnmadd_ps(a, b, c); }
+static inline floats rounded_floats(floats v)
+{
+    return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline reg to_i32(floats v) { return _mm256_cvtps_epi32(v); }
 static inline reg packs_i32(reg a, reg b) { return _mm256_packs_epi32(a, b); } /* in some order, as these: */
 static inline reg packs_i16(reg a, reg b) { return _mm256_packs_epi16(a, b); }

@@ -79,6 +79,13 @@ static inline floats difference_of(floats a, floats b) { return _mm512_sub_ps(a,
 static inline floats product_of(floats a, floats b) { return _mm512_mul_ps(a, b); }
 static inline floats add_product(floats c, floats a, floats b) { return _mm512_fmadd_ps(a, b, c); }
 static inline floats subtract_product(floats c, floats a, floats b) { return _mm512_fnmadd_ps(a, b, c); }
+/* Half to even, of magnitudes below 2^22; of others some number beyond: two additions are on pipes that products leave
+ * free. */
+static inline floats rounded_floats(floats v)
+{
+    const __m512 rounder = _mm512_set1_ps(0x1.8p23f);
+    return _mm512_sub_ps(_mm512_add_ps(v, rounder), rounder);
+}
 static inline reg to_i32(floats v) { return _mm512_cvtps_epi32(v); }
 static inline reg packs_i32(reg a, reg b) { return _mm512_packs_epi32(a, b); } /* in some order, as these: */
 static inline reg packs_i16(reg a, reg b) { return _mm512_packs_epi16(a, b); }

@@ -29,7 +29,6 @@ enum { ROWS_AT_ONCE = VECTOR / 16 };
 static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats p, const int clipped, floats *scale,
                                     floats *zero)
 {
-    const floats rounder = all_floats(ROUNDER);
     floats g[ROWS_AT_ONCE], v[ROWS_AT_ONCE], c[ROWS_AT_ONCE];
     choice inside[ROWS_AT_ONCE];
     for (int row = 0; row < rows; row++) {
@@ -40,8 +39,7 @@ static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats 
     }
     for (int row = 0; row < rows; row++) v[row] = subtract_product(v[row], c[row], p.scale);
     for (int row = 0; row < rows; row++) v[row] = add_product(c[row], v[row], p.reciprocal);
-    for (int row = 0; row < rows; row++) c[row] = sum_of(v[row], rounder);
-    for (int row = 0; row < rows; row++) c[row] = difference_of(c[row], rounder);
+    for (int row = 0; row < rows; row++) c[row] = rounded_floats(v[row]);
     for (int row = 0; row < rows; row++) {
         const floats r = c[row];
         c[row] = smaller_of(p.hi, larger_of(p.lo, r));

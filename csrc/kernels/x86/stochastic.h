@@ -174,20 +174,28 @@ typedef struct {
     reg below, above; /* next codes */
 } move_tables;
 
-/* Which of a vector move, and which of them up; those in doubt too. */
+/* Which of four vectors lie above their level, which move, and which are in doubt: step by step, as each step waits for
+ * the one before. */
 typedef struct {
-    choice up, move, doubt;
+    choice up[4], move[4], doubt[4];
 } moves;
 
 static QK_INLINE moves moves_of(const float *x, const uint16_t *u, const uint8_t *q, const move_tables *t)
 {
-    const reg codes = widen_u8(q);
-    const floats rest = difference_of(load_floats(x), look_up16(t->level, codes)), drawn = to_floats(widen_u16(u));
-    const choice up = below(all_floats(0), rest);
-    const floats part = product_of(rest, look_up32(t->per_distance, codes, up));
-    const choice not_at_most = not_at_most_floats(part, sum_of(drawn, all_floats(0.5f + NEAR_NUMBER)));
-    const choice move = below(sum_of(drawn, all_floats(0.5f - NEAR_NUMBER)), part);
-    return (moves){up, move, differently_chosen(not_at_most, move)};
+    moves m;
+    reg codes[4];
+    floats rest[4], drawn[4];
+    for (int v = 0; v < 4; v++) codes[v] = widen_u8(q + v * FLOATS);
+    for (int v = 0; v < 4; v++) rest[v] = look_up16(t->level, codes[v]);
+    for (int v = 0; v < 4; v++) rest[v] = difference_of(load_floats(x + v * FLOATS), rest[v]);
+    for (int v = 0; v < 4; v++) m.up[v] = below(all_floats(0), rest[v]);
+    for (int v = 0; v < 4; v++) drawn[v] = to_floats(widen_u16(u + v * FLOATS));
+    for (int v = 0; v < 4; v++) {
+        const floats left = subtract_product(drawn[v], rest[v], look_up32(t->per_distance, codes[v], m.up[v]));
+        m.move[v] = below(left, all_floats(NEAR_NUMBER - 0.5f));
+        m.doubt[v] = differently_chosen(not_at_most_floats(all_floats(-0.5f - NEAR_NUMBER), left), m.move[v]);
+    }
+    return m;
 }
 
 /* Codes of tables of 16 entries, whole groups of 4 vectors; returns how many elements these are. */
@@ -199,17 +207,14 @@ static QK_INLINE size_t move_vectors(const float *x, const uint16_t *u, uint8_t 
     size_t i = 0;
     for (; i + FOUR <= n; i += FOUR) {
         const moves a = moves_of(x + i, u + i, q + i, &t);
-        const moves b = moves_of(x + i + FLOATS, u + i + FLOATS, q + i + FLOATS, &t);
-        const moves c = moves_of(x + i + 2 * FLOATS, u + i + 2 * FLOATS, q + i + 2 * FLOATS, &t);
-        const moves d = moves_of(x + i + 3 * FLOATS, u + i + 3 * FLOATS, q + i + 3 * FLOATS, &t);
-        if (any_chosen(one_chosen(one_chosen(a.doubt, b.doubt), one_chosen(c.doubt, d.doubt)))) {
+        if (any_chosen(one_chosen(one_chosen(a.doubt[0], a.doubt[1]), one_chosen(a.doubt[2], a.doubt[3])))) {
             for (size_t j = i; j < i + FOUR; j++) q[j] = qk_moved_code(m, j, x[j], q[j], u[j]);
             continue;
         }
-        const byte_choice up = chosen_bytes(a.up, b.up, c.up, d.up);
+        const byte_choice up = chosen_bytes(a.up[0], a.up[1], a.up[2], a.up[3]);
         const reg codes = load_reg(q + i);
         const reg to = either_bytes(up, look_up_bytes(t.above, codes), look_up_bytes(t.below, codes));
-        store_reg(q + i, either_bytes(chosen_bytes(a.move, b.move, c.move, d.move), to, codes));
+        store_reg(q + i, either_bytes(chosen_bytes(a.move[0], a.move[1], a.move[2], a.move[3]), to, codes));
     }
     return i;
 }
