@@ -914,7 +914,7 @@ static void random_weights(weights *w, uint32_t most)
     for (size_t j = 0; j < K * N; j++) {
         w->codes[j] = (uint8_t)(random32() % most), w->zero_point[j] = (int32_t)(random32() % most);
         w->scale[j] = of_bits((96 + random32() % 32) << 23 | random32() >> 9);
-        w->block_scale[j] = 1 + random32() % 15, w->block_shift[j] = (int8_t)(random32() % 8 - 4);
+        w->block_scale[j] = 1 + random32() % 14, w->block_shift[j] = (int8_t)(random32() % 8 - 4);
     }
 }
 

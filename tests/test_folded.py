@@ -80,7 +80,8 @@ def test_long_columns(isas, k, block_size):
     rng = np.random.default_rng(5)
     shift = rng.integers(-8, 8, (blocks, n))
     scale = np.minimum((128 + 3 * shift) // 8, (127 - 3 * shift) // 7).clip(1, 16)
-    codes = np.where(rng.random((k, n)) < np.resize([0.01, 0.5, 0.99], n), 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
+    most = rng.random((k, n)) < np.resize([0.01, 0.5, 0.99], n)
+    codes = np.where(most, 15, 0).astype(qk.QParams(1, dtype="uint4").dtype)
     if k > 100_000:
         codes[:] = 8  # so that sums of magnitudes are within int32
         scale, shift = np.ones_like(scale), shift // 8
