@@ -175,13 +175,13 @@ class QParams(elementwise.Params, Value):
         dict of str to array
             ``scale`` and ``zero_point`` (their shape; () if all zero points are equal), ``qmin`` () and ``qmax`` (), of
             which no two dtypes have the same, and, if it has them, ``axis`` () and ``block_size`` (). Scales are
-            float16 if that holds them all exactly. Integer scales add ``blocks``, of their shape: bytes that have
+            float16 if that holds them all exactly. Integer scales add ``integer_scales``, of their shape: bytes with
             ``block_scale - 1`` in their low halves, and ``block_shift`` in the others.
         """
         scale, zero_point = (np.asarray(a) for a in smallest(self.scale, self.zero_point))
         arrays = {"scale": scale, "zero_point": zero_point, "qmin": np.array(self.qmin), "qmax": np.array(self.qmax)}
         if self.block_scale is not None:
-            arrays["blocks"] = dense_blocks(self)
+            arrays["integer_scales"] = dense_blocks(self)
         return arrays | axes_of(self)
 
     @classmethod
@@ -194,7 +194,7 @@ class QParams(elementwise.Params, Value):
         TypeError, ValueError
             If an array is missing, or is not as `to_arrays` makes it.
         """
-        arrays = arrays_named(arrays, ("scale", "zero_point", "qmin", "qmax"), (*AXES, "blocks"))
+        arrays = arrays_named(arrays, ("scale", "zero_point", "qmin", "qmax"), (*AXES, "integer_scales"), only=True)
         codes = tuple(real(array_named(arrays, name, np.int64, np.float64), name) for name in ("qmin", "qmax"))
         found = [(t, n) for t, (lo, hi) in _RANGES.items() for n in (False, True) if codes == (lo + n, hi)]
         if not found or (found[0][1] and found[0][0] in FLOAT_CODES):
@@ -255,11 +255,11 @@ def dense_blocks(params):
 
 def blocks_named(arrays):
     """Return those of arrays by name, if they are among them, as keyword arguments."""
-    if "blocks" not in arrays:
+    if "integer_scales" not in arrays:
         return {}
-    blocks = array_named(arrays, "blocks", np.uint8)
+    blocks = array_named(arrays, "integer_scales", np.uint8)
     if blocks.ndim != 2:
-        raise ValueError(f"blocks must have shape (blocks, n), got {blocks.shape}")
+        raise ValueError(f"integer_scales must have shape (blocks, n), got {blocks.shape}")
     return {"block_scale": (blocks & 15) + np.uint8(1), "block_shift": blocks.view(np.int8) >> 4}
 
 

@@ -200,7 +200,7 @@ class PackedMatrix(Packed, Frozen):
             and ``qmin`` (). Weights of 8 bits in blocks also have ``block_size`` (). Weights of 4 and 2 bits have
             ``codes`` of one dimension, as `pack_bits` makes them, and ``shape`` (2,), ``signed`` () and ``block_size``
             () (0 for none) tell the rest, ``bits`` () unless it is 4, ``floats`` (), which float4_e2m1fn has, and
-            ``blocks``, the integer scales as `QParams.to_arrays` has them. A codebook has such ``codes``, ``shape``,
+            ``integer_scales`` as `QParams.to_arrays` has them. A codebook has such ``codes``, ``shape``,
             ``bits`` (2 or 3, unless it is 4), ``levels``, and, if it has blocks, ``block_size`` and ``scales``. Floats
             are ``weights`` (K, N) alone: float16, or uint16 that holds the bits of bfloat16.
 
@@ -222,7 +222,7 @@ class PackedMatrix(Packed, Frozen):
             return {"codes": self.unpack()} | arrays | ({"block_size": np.array(p.block_size)} if p.block_size else {})
         signed, floats = p.dtype in (INTEGERS[2, True], INTEGERS[4, True], FLOAT4), p.dtype == FLOAT4
         if p.block_scale is not None:
-            arrays["blocks"] = dense_blocks(p)
+            arrays["integer_scales"] = dense_blocks(p)
         kinds = {"signed": np.array(signed), "block_size": np.array(p.block_size or 0)}
         return self._dense(BITS[p.dtype]) | kinds | arrays | ({"floats": np.array(True)} if floats else {})
 
@@ -256,8 +256,8 @@ class PackedMatrix(Packed, Frozen):
         if codes.ndim != 2:
             raise ValueError(f"codes must have shape (K, N), got {codes.shape}")
         block_size = (number_named(arrays, "block_size", 0) or None) if "block_size" in arrays else None
-        if "blocks" in arrays and block_size is None:
-            raise ValueError("block_size must be at least 4 where there are blocks, integer scales, got none")
+        if "integer_scales" in arrays and block_size is None:
+            raise ValueError("block_size must be at least 4 where there are integer_scales, got none")
         scale, qmin = array_named(arrays, "scale", *FLOATS), number_named(arrays, "qmin")
         lowest = code_range(codes.dtype)[0]
         if qmin not in (lowest, lowest + (codes.dtype != FLOAT4)):
@@ -295,7 +295,7 @@ OPTIONAL = {
     "weights": (),
     "levels": ("bits", "block_size", "scales"),
     "codes": ("block_size",),
-    "shape": ("bits", "floats", "blocks"),
+    "shape": ("bits", "floats", "integer_scales"),
 }
 
 

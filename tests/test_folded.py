@@ -149,7 +149,16 @@ def test_files(tmp_path):
     found = qk.io.load(tmp_path / "w")
     assert found["params"] == params == found["packed"].params
     assert_array_equal(found["packed"].unpack(), codes)
-    assert packed.to_arrays()["blocks"].nbytes == 2 * 33  # a byte each
+    assert packed.to_arrays()["integer_scales"].nbytes == 2 * 33  # a byte each
+
+
+def test_integer_scales_of_snapshots_whose_shifts_counted_2_are_refused():
+    params, codes = random_params(96, 33, 48, "int4"), random_codes(96, 33, "int4")
+    for value in params, qk.pack(codes, params):
+        arrays = value.to_arrays()
+        arrays["blocks"] = arrays.pop("integer_scales")
+        with pytest.raises(ValueError, match="arrays must hold no others than .* got 'blocks'"):
+            type(value).from_arrays(arrays)
 
 
 @pytest.mark.parametrize("dtype", MIDDLE)
@@ -221,7 +230,7 @@ def test_error_for_the_bits():
     def error(dtype, block_size, bits, **options):
         params = qk.choose_qparams(w, dtype, axis=0, block_size=block_size, method="mse", scale_bits=4, **options)
         arrays = params.to_arrays()
-        assert 4 + (8 * arrays["blocks"].nbytes + 8 * arrays["scale"].nbytes) / w.size <= bits
+        assert 4 + (8 * arrays["integer_scales"].nbytes + 8 * arrays["scale"].nbytes) / w.size <= bits
         return relative_rms(w, params)
 
     assert error("uint4", 24, 4.375) <= 0.0705

@@ -390,11 +390,33 @@ def test_a_model_is_exported():
     inference = exported.run_decompositions().module()
     assert torch.equal(inference(x), model(x))
     x.requires_grad_()
-    assert torch.equal(*(torch.autograd.grad(net(x).sum(), x)[0] for net in (exported.module(), model)))
-    with pytest.raises(RuntimeError, match="lack gradients"):
-        inference(x)
+    wanted = torch.autograd.grad(model(x).sum(), x)[0]
+    for net in exported.module(), inference:
+        assert torch.equal(torch.autograd.grad(net(x).sum(), x)[0], wanted)
     with torch.no_grad():
         assert torch.equal(inference(x), model(x))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "attention"])
+def test_a_graph_for_inference_has_gradients_after_all(kind):
+    x = torch.randn(2, 3, 8, 8) if kind == "conv2d" else torch.randn(6, 96)
+    bias = torch.randn(4, requires_grad=True)
+    window = [3, 3], [1, 1], [1, 1, 1, 1], [1, 1]
+    if kind == "linear":
+        made = Linear.from_float(dense(), activation="gelu")
+        args = made.weight.number, made.bias, "gelu", 40
+    elif kind == "conv2d":
+        made = Conv2d.from_float(torch.nn.Conv2d(3, 4, 3, padding=1))
+        args = made.weight.number, bias, 4, *window
+    else:
+        args = x, x, None, 4, None
+    found = []
+    for name in kind, f"{kind}_plain":
+        tensor = x.clone().requires_grad_()
+        y = getattr(torch.ops.qkernels, name)(tensor, *args)
+        found.append((y, *torch.autograd.grad(y.square().sum(), [tensor, bias] if kind == "conv2d" else [tensor])))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.filterwarnings("default")

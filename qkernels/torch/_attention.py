@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from .._layers import attention as _attention
-from ._operators import define, differentiate, floats_of, library, refuse_meta, refuse_second
+from ._operators import define, differentiate, floats_of, implement, library, refuse_meta, refuse_second
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? starts, int heads, float? scale"
 define("attention", _INPUTS)
@@ -48,7 +48,7 @@ def attention(q, k, v, heads, *, starts=None, scale=None):
     return torch.ops.qkernels.attention(q, k, v, starts, heads, None if scale is None else float(scale))
 
 
-@torch.library.impl("qkernels::attention_plain", "cpu", lib=library)
+@implement("attention")
 def _(q, k, v, starts, heads, scale):
     rows = floats_of(q, "q"), floats_of(k, "k"), floats_of(v, "v")
     y = _attention(*rows, heads, starts=None if starts is None else starts.numpy(), scale=scale)

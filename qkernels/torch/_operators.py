@@ -18,6 +18,7 @@ FLOATS = torch.float32, torch.float64, torch.float16, torch.bfloat16
 FLOAT32 = np.finfo(np.float32)
 
 library = torch.library.Library("qkernels", "FRAGMENT")
+FUNCTIONS = {}  # by the operator's name: the torch.autograd.Function that has its gradients
 
 
 def define(name, arguments):
@@ -37,8 +38,10 @@ def differentiate(name, gradients, keep):
     class Function(torch.autograd.Function):
         forward, setup_context, backward = map(staticmethod, (plain, keep, gradients))
 
+    FUNCTIONS[name] = Function
+
     def call(*args):
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args):
+        if wants_gradients(*args):
             if torch._C._are_functorch_transforms_active():
                 raise RuntimeError("operators of qkernels have gradients by torch.autograd, not by torch.func")
             return Function.apply(*args)
@@ -52,6 +55,22 @@ define("linear", "Tensor x, Tensor weight, Tensor? bias, str? activation, int ou
 define("conv2d", f"Tensor x, Tensor weight, Tensor? bias, int out_channels, {WINDOW}")
 library.define("linear_grad(Tensor grad, Tensor weight, int in_features) -> Tensor")
 library.define(f"conv2d_grad(Tensor grad, Tensor weight, SymInt[] shape, {WINDOW}) -> Tensor")
+
+
+def wants_gradients(*args):
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args)
+
+
+def implement(name):
+    """Register the kernel of `name`_plain; graphs that were made for inference may be asked for gradients after all."""
+
+    def register(kernel):
+        def run(*args):
+            return FUNCTIONS[name].apply(*args) if wants_gradients(*args) else kernel(*args)
+
+        library.impl(f"{name}_plain", run, "CPU")
+
+    return register
 
 
 def refuse_tangents():
@@ -69,16 +88,9 @@ def refuse_meta(x, **others):
             )
 
 
-def refuse_gradients(x):
-    """Raise, in a kernel without gradients, if one is wanted: it would be lost."""
-    refuse_tangents()
-    if x.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("operators of qkernels that end in _plain, as in graphs for inference, lack gradients")
-
-
 def floats_of(x, name="x"):
     """Return float32 memory of a tensor on the CPU."""
-    refuse_gradients(x)
+    refuse_tangents()
     if x.dtype is not torch.float32:
         if x.dtype not in FLOATS:
             raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
@@ -95,6 +107,8 @@ def _(x, weight, bias, activation, out_features):
     y = held.plain.below(x, held.packed, bias, activation)
     if y is not None:
         return y
+    if wants_gradients(x, bias):
+        return FUNCTIONS["linear"].apply(x, weight, bias, activation, out_features)
     bias = None if bias is None else floats_of(bias, "bias")
     y = torch.from_numpy(linear(floats_of(x), held.packed, bias, activation=activation))
     return y if x.dtype is torch.float32 else y.to(x.dtype)
@@ -152,7 +166,7 @@ def conv2d(x, packed, bias, window):
     images = floats_of(x)
     y = _empty(x, packed.shape[3], torch.float32, *window)
     if bias is not None:
-        refuse_gradients(bias)
+        refuse_tangents()
         if bias.shape != packed.shape[3:]:
             raise ValueError(f"bias must have shape {packed.shape[3:]}, got {tuple(bias.shape)}")
     if not len(images):
@@ -205,7 +219,7 @@ def _batch_of(x):
     return x if x.dim() == 4 else x[None]
 
 
-@torch.library.impl("qkernels::conv2d_plain", "cpu", lib=library)
+@implement("conv2d")
 def _(x, weight, bias, out_channels, *window):
     y = conv2d(_batch_of(x), find(weight).packed, bias, window)
     return y if x.dim() == 4 else y[0]
