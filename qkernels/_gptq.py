@@ -16,7 +16,7 @@ from ._qparams import FLOAT_CODES, QParams
 
 ORDERS = ("activation", "natural")
 SAMPLE = 96  # columns that tell how levels should move
-LARGEST = 96  # exponent of two that magnitudes are below in the loop
+LARGEST = 96  # exponent of two that bounds, from above and below, the largest magnitude of a column in the loop
 
 
 class GPTQResult(NamedTuple):
@@ -247,7 +247,7 @@ class _Grid:
         exponents = np.frexp(np.abs(w).max(axis=0, initial=0))[1]
         if refit and (self.params.axis is None or is_a(self.params, Codebook) and self.params.levels.ndim == 1):
             exponents[:] = exponents.max(initial=0)
-        self.unit = np.maximum(exponents - LARGEST, 0)
+        self.unit = exponents - np.clip(exponents, -LARGEST, LARGEST)
         scale = np.ldexp(self.scale, -self.unit)
         least = np.copysign(np.finfo(np.float32).tiny, scale)
         self.scale = np.where(self.unit, np.where(np.abs(scale) > np.abs(least), scale, least), self.scale)

@@ -173,6 +173,14 @@ def test_the_largest_weights(options):
     np.testing.assert_allclose(found.report["errors"], again.report["errors"] * 4.0**100, rtol=1e-6)
 
 
+def test_passes_over_the_smallest_weights_lose_nothing():
+    _, seen, w = layer(64, 9)
+    book = qk.Codebook(qk.NF4.levels, axis=0, block_size=16)
+    for exponent in (-95, -100, -108):
+        errors = qk.gptq(np.ldexp(w, exponent), seen, book, refine=4).report["errors"]
+        assert (np.diff(errors) <= 0).all() and errors[0] > 0
+
+
 @pytest.mark.parametrize("refit", [False, True])
 def test_columns_do_not_know_of_larger_ones(refit):
     _, seen, w = layer(16, 2)
