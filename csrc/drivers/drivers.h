@@ -48,10 +48,11 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
 /* What weights of 4 bits that fold to int8 have in place of panels of int8 (folded.c): the same for every instruction
  * set. Panels of 32 columns; behind them, in the same order, what their blocks have (generic/folded.h). */
 typedef struct {
-    size_t block, blocks,
-        panel_bytes; /* rows of a block, a multiple of 4, 0: weights are no such; of a panel's codes */
-    int flip;        /* code ^ flip is what is stored */
-    uint8_t *panels; /* aligned to 64 */
+    size_t block;       /* rows of a block, a multiple of 4; 0: weights are no such */
+    size_t blocks;      /* of a column */
+    size_t panel_bytes; /* of a panel's codes */
+    int flip;           /* code ^ flip is what is stored */
+    uint8_t *panels;    /* aligned to 64 */
     /* Of columns, n_pad of each: scales, float16 if that holds them all, and sums of weights, whose upper bytes are one
      * where k is such that 24 bits hold them, else two. */
     int half_scales, high_bytes;

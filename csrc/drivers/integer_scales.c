@@ -17,9 +17,9 @@ enum {
     LAST_SHIFT = 7,
     SHIFTS = LAST_SHIFT - FIRST_SHIFT + 1,
     MOST_WEIGHT = 127,
-    STARTS = 16,      /* scales of a column from which descent begins: */
-    LEAST_START = 56, /* those that make its largest weight an integer of this .. that, */
-    LAST_START = 140,
+    STARTS = 16,       /* scales of a column from which descent begins: those that make its largest weight .. */
+    LEAST_START = 56,  /* .. an integer of this .. */
+    LAST_START = 140,  /* .. to that */
     LONG_BLOCK = 4096, /* rows, of which a look for signals is to come between two scales */
     MOST_DESCENTS = 8, /* each of which improves the loss */
     LANES = QK_ROUNDED_LANES
