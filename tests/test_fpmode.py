@@ -629,7 +629,7 @@ WITHOUT_FLOATS = re.compile(
     r"qk_(active|find|name|built|activate|version|status_text|(set|get)_isa|(set|get)_num_threads|most_threads|"
     r"set_interrupt|gemm8_kernels_for|\w+_init|\w+_bytes|\w+_free|weights_(rows|cols)|"
     r"scale_count|most_rows|multiply|book_tables|histogram_(new|block|least|most)|group_columns|"
-    r"order_channels|fake_grad_sums|set_alone)"
+    r"order_channels|fake_grad_sums|set_alone|holds_as_half)"
 )
 
 

@@ -201,6 +201,7 @@ static void keep_scales(const qk_gemm8_weights *p, const float *scale)
 
 void qk_folded_scales(const qk_gemm8_weights *p, float *scale, size_t count)
 {
+    QK_DEFAULT_MODE;
     if (p->folded.half_scales)
         p->kernels->elementwise->f16_to_f32((const uint16_t *)p->folded.columns, scale, count);
     else
@@ -465,6 +466,7 @@ void qk_share_folded(product *g, size_t row_bytes)
 
 int qk_folded_linear(const qk_rows *source, const qk_gemm8_weights *given, const qk_epilogue *epilogue)
 {
+    QK_DEFAULT_MODE;
     int32_t small[2 * SMALL_COLUMNS];
     const int few = given->n_pad <= SMALL_COLUMNS;
     int32_t *columns = few ? small : qk_obtain(qk_times(given->n_pad, 2 * sizeof *columns));
