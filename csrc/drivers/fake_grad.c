@@ -202,8 +202,6 @@ static double folded(double *lane)
 static void add_run(const gradient *g, const place *at, qk_affines *p)
 {
     double scale[QK_GRAD_LANES] = {0}, zero[QK_GRAD_LANES] = {0};
-    const float reciprocal = qk_affine_of(*p->scale, *p->zero_point, p->qmin, p->qmax, QK_HALF_EVEN).reciprocal;
-    p->reciprocal = reciprocal != 0 ? &reciprocal : NULL;
     add_rows(g, at, p, (qk_grad_sums){scale, zero});
     g->sums.scale[at->sum] = folded(scale), g->sums.zero[at->sum] = folded(zero);
 }
@@ -225,7 +223,6 @@ static void add_items(void *context, size_t begin, size_t end)
         if (g->wide && g->given->dtype != QK_F64 && !any_unfinished(g, &at)) continue;
         const qk_params *p = g->p;
         qk_affines by = {.scale = p->scale + at.first,
-                         .reciprocal = p->reciprocal ? p->reciprocal + at.first : NULL,
                          .zero_point = p->zero_point + at.first,
                          .qmin = p->qmin,
                          .qmax = p->qmax,
