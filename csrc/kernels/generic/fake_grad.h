@@ -14,7 +14,7 @@ static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, gra
         p->scale[i] = scale;
         p->lo[i] = (float)(from->qmin - from->zero_point[i]), p->hi[i] = (float)(from->qmax - from->zero_point[i]);
 #ifdef GRAD_VECTOR
-        p->reciprocal[i] = (scale >= 0x1p-64f) & (scale <= 0x1p30f) ? 1.0f / scale : NAN;
+        p->reciprocal[i] = (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? 1.0f / scale : NAN;
 #endif
     }
 }
@@ -128,17 +128,15 @@ static QK_INLINE size_t grad_pairs(grad_stretch s, const grad_parameters *p, con
 }
 
 /* A run is rows of QK_GRAD_LANES columns that share parameters. */
-static QK_INLINE void grad_run(grad_stretch s, const qk_affines *given, const int clipped, const int past,
+static QK_INLINE void grad_run(grad_stretch s, const grad_parameters *p, const int clipped, const int past,
                                qk_grad_sums to)
 {
-    grad_parameters p;
-    take_grad_parameters(given, 1, &p);
-    size_t at = past ? grad_pairs(s, &p, clipped, to) : 0;
+    size_t at = past ? grad_pairs(s, p, clipped, to) : 0;
     for (; s.n - at >= GROUP_SIZE; at += GROUP_SIZE)
-        grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, &p, 0, clipped, to);
+        grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, clipped, to);
     const size_t rows = (s.n - at) / QK_GRAD_LANES, rest = (s.n - at) % QK_GRAD_LANES;
-    if (rows) grad_group(grad_part(s, at), rows, QK_GRAD_LANES, &p, 0, clipped, to);
-    if (rest) grad_group(grad_part(s, at + rows * QK_GRAD_LANES), 1, rest, &p, 0, clipped, to);
+    if (rows) grad_group(grad_part(s, at), rows, QK_GRAD_LANES, p, 0, clipped, to);
+    if (rest) grad_group(grad_part(s, at + rows * QK_GRAD_LANES), 1, rest, p, 0, clipped, to);
 }
 
 static void fake_grad_columns_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
@@ -148,14 +146,37 @@ static void fake_grad_columns_f32(const float *grad, const float *x, float *grad
     clipped ? grad_columns(s, p, 1, to) : grad_columns(s, p, 0, to);
 }
 
-static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
-                              int clipped, int past, qk_grad_sums to)
+static QK_INLINE void grad_run_by(grad_stretch s, const grad_parameters *p, int clipped, int past, qk_grad_sums to)
 {
-    const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
     if (past)
         clipped ? grad_run(s, p, 1, 1, to) : grad_run(s, p, 0, 1, to);
     else
         clipped ? grad_run(s, p, 1, 0, to) : grad_run(s, p, 0, 0, to);
+}
+
+#ifdef GRAD_VECTOR
+static QK_NOINLINE void grad_run_slowly(grad_stretch s, const qk_affines *given, int clipped, int past, qk_grad_sums to)
+{
+    grad_parameters p;
+    take_grad_parameters(given, 1, &p), p.reciprocal[0] = NAN; /* vectors refuse */
+    for (size_t i = 0; i < QK_GRAD_LANES; i++) to.scale[i] = to.zero[i] = 0;
+    grad_run_by(s, &p, clipped, past, to);
+}
+#endif
+
+static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *given,
+                              int clipped, int past, qk_grad_sums to)
+{
+    const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
+    grad_parameters p;
+    take_grad_parameters(given, 1, &p);
+#ifdef GRAD_VECTOR
+    qk_forget_underflow();
+#endif
+    grad_run_by(s, &p, clipped, past, to);
+#ifdef GRAD_VECTOR
+    if (qk_underflown()) grad_run_slowly(s, given, clipped, past, to);
+#endif
 }
 
 #endif

@@ -6,8 +6,8 @@
 
 enum { GRAD_ROWS = 4 /* that are seen at once, so that sums stay in registers */ };
 
-/* Of each column: what quotients need, and their bounds. The reciprocal is for vectors: NaN has them refuse scales that
- * leave quotients subnormal, or products with it inexact. */
+/* Of each column: what quotients need, and their bounds. The reciprocal is for vectors: NaN has them refuse scales of
+ * which it is none. */
 typedef struct {
     float scale[QK_GRAD_COLUMNS], reciprocal[QK_GRAD_COLUMNS], lo[QK_GRAD_COLUMNS], hi[QK_GRAD_COLUMNS];
 } grad_parameters;

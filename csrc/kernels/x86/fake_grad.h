@@ -8,6 +8,7 @@
 
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/fake_grad_types.h"
+#include "runtime/fpmode.h"
 
 #define GRAD_VECTOR FLOATS
 
@@ -24,26 +25,10 @@ static QK_INLINE grad_floats load_grad_floats(const grad_parameters *p, const si
 /* Rows that are seen step by step, as each step waits for the one before. */
 enum { ROWS_AT_ONCE = VECTOR / 16 };
 
-/* Sums of terms; and a number for each lane that has none of the bits LARGE if an x was so small that its quotient may
- * be off. */
-typedef struct {
-    floats scale, zero;
-    reg large;
-} grad_vectors;
-
-enum { LARGE = 0x70000000 /* of the bits of x less 1: one of these is set where |x| > 2^-95, or x = 0 */ };
-
-static QK_INLINE reg large_bits(reg so_far, floats x)
-{
-    return min_i32(so_far, both(add_i32(bits_of_floats(x), all_i32(-1)), all_i32(LARGE)));
-}
-
-/* Whether sums are those of quotients that are right. */
-static QK_INLINE int all_right(floats scale, reg large) { return !any_nan(scale) && !any_without_i32(large, LARGE); }
-
 /* add_terms of generic/fake_grad.h for a vector of columns of some rows, by multiplication with the reciprocal: where x
- * or that is NaN, or its quotient not finite, so is the sum of terms. */
-static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats p, const int clipped, grad_vectors *t)
+ * or that is NaN, or its quotient not finite, so is the sum of terms; where it may be off, a result underflows. */
+static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats p, const int clipped, floats *scale,
+                                    floats *zero)
 {
     floats g[ROWS_AT_ONCE], v[ROWS_AT_ONCE], c[ROWS_AT_ONCE];
     choice inside[ROWS_AT_ONCE];
@@ -51,7 +36,6 @@ static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats 
         g[row] = load_floats(s.grad + (size_t)row * s.stride), v[row] = load_floats(s.x + (size_t)row * s.stride);
         QK_KEEP(g[row]);
         QK_KEEP(v[row]);
-        t->large = large_bits(t->large, v[row]);
         c[row] = product_of(v[row], p.reciprocal);
     }
     for (int row = 0; row < rows; row++) v[row] = subtract_product(v[row], c[row], p.scale);
@@ -64,52 +48,54 @@ static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats 
     }
     for (int row = 0; row < rows; row++) c[row] = subtract_chosen(c[row], inside[row], v[row]);
     for (int row = 0; row < rows; row++) {
-        t->scale = sum_of(t->scale, product_of(g[row], c[row]));
-        t->zero = add_unless(t->zero, inside[row], g[row]);
+        *scale = sum_of(*scale, product_of(g[row], c[row]));
+        *zero = add_unless(*zero, inside[row], g[row]);
         write_floats(s.grad_x + (size_t)row * s.stride, chosen(inside[row], g[row]));
     }
 }
 
-/* Up to QK_GRAD_ROWS rows of GRAD_VECTOR columns of a run. Returns 0, and adds nothing, if quotients may be off. */
+/* Up to QK_GRAD_ROWS rows of GRAD_VECTOR columns of a run. Returns 0, and adds nothing, where a sum is NaN. */
 static QK_INLINE int grad_lanes(grad_stretch s, size_t rows, const grad_parameters *p, const int clipped,
                                 qk_grad_sums to)
 {
     const grad_floats here = load_grad_floats(p, 0);
     const size_t next = ROWS_AT_ONCE * s.stride;
-    grad_vectors t = {all_floats(0), all_floats(0), all_i32(LARGE)};
+    floats scale = all_floats(0), zero = all_floats(0);
     for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
-        add_some_rows(s, ROWS_AT_ONCE, here, clipped, &t);
-    for (; rows > 0; rows--, s = grad_part(s, s.stride)) add_some_rows(s, 1, here, clipped, &t);
-    if (!all_right(t.scale, t.large)) return 0;
-    add_to_doubles(to.scale, t.scale), add_to_doubles(to.zero, t.zero);
+        add_some_rows(s, ROWS_AT_ONCE, here, clipped, &scale, &zero);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) add_some_rows(s, 1, here, clipped, &scale, &zero);
+    if (any_nan(scale)) return 0;
+    add_to_doubles(to.scale, scale), add_to_doubles(to.zero, zero);
     return 1;
 }
 
 /* Some rows of n columns, so few that their lines do not meet in the same sets of the L1 cache. */
 static QK_INLINE void grad_some_rows(grad_stretch s, const int rows, size_t n, const grad_parameters *p,
-                                     const int clipped, grad_terms *t, reg *large)
+                                     const int clipped, grad_terms *t)
 {
     for (size_t i = 0; i < n; i += FLOATS) {
-        grad_vectors sums = {load_floats(t->scale + i), load_floats(t->zero + i), *large};
-        add_some_rows(grad_part(s, i), rows, load_grad_floats(grad_parameters_from(p, i), 1), clipped, &sums);
-        write_floats(t->scale + i, sums.scale), write_floats(t->zero + i, sums.zero), *large = sums.large;
+        floats scale = load_floats(t->scale + i), zero = load_floats(t->zero + i);
+        add_some_rows(grad_part(s, i), rows, load_grad_floats(grad_parameters_from(p, i), 1), clipped, &scale, &zero);
+        write_floats(t->scale + i, scale), write_floats(t->zero + i, zero);
     }
 }
 
-/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, if quotients may be off. */
+/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, where a sum is NaN or a result has
+ * underflown. */
 static QK_INLINE int grad_whole_columns(grad_stretch s, size_t rows, size_t n, const grad_parameters *p,
                                         const int clipped, qk_grad_sums to)
 {
     const size_t next = ROWS_AT_ONCE * s.stride;
     grad_terms t __attribute__((aligned(64)));
-    reg large = all_i32(LARGE);
+    qk_forget_underflow();
     for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
     for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
-        grad_some_rows(s, ROWS_AT_ONCE, n, p, clipped, &t, &large);
-    for (; rows > 0; rows--, s = grad_part(s, s.stride)) grad_some_rows(s, 1, n, p, clipped, &t, &large);
+        grad_some_rows(s, ROWS_AT_ONCE, n, p, clipped, &t);
+    for (; rows > 0; rows--, s = grad_part(s, s.stride)) grad_some_rows(s, 1, n, p, clipped, &t);
     floats sum = all_floats(0);
+    if (qk_underflown()) return 0;
     for (size_t i = 0; i < n; i += FLOATS) sum = sum_of(sum, product_of(load_floats(t.scale + i), all_floats(0)));
-    if (!all_right(sum, large)) return 0;
+    if (any_nan(sum)) return 0;
     for (size_t i = 0; i < n; i += FLOATS) {
         add_to_doubles(to.scale + i, load_floats(t.scale + i));
         add_to_doubles(to.zero + i, load_floats(t.zero + i));
