@@ -25,8 +25,10 @@ BELOW = {
     "kernels": ["include", "kernels", "runtime/sizes.h", "runtime/compiler.h"],
     "drivers": ["include", "runtime", "drivers", *(f"kernels/{name}.h" for name in SEEN)],
 }
-# Dispatch lists the tables; lines beyond the range of double are searched by the same loops, in software.
+# Dispatch lists the tables; lines beyond the range of double are searched by the same loops, in software; quotients by
+# multiplication are right unless the mode's flags tell of an underflow.
 BESIDES = {
+    "kernels/x86/fake_grad.h": ["runtime/fpmode.h"],
     "runtime/dispatch.c": ["kernels/kernels.h"],
     "drivers/kmeans1d.c": ["kernels/generic/kmeans1d_template.h"],
 }

@@ -123,6 +123,39 @@ def test_values_without_a_quotient_change_no_others(axis, edge, isas):
             assert_same_bits(np.asarray(a), np.asarray(b), isa)
 
 
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("end", ["qmin", "qmax"])
+@pytest.mark.parametrize("where", LAYOUTS, ids=str)
+def test_small_values_have_equal_bits_everywhere(where, end, edge, isas):
+    """Quotients whose remainder is not exact, or that are subnormal, beside others: large gradients show them."""
+    rng, shape = np.random.default_rng(6), (35, 3, 53)
+    one = qk.QParams(1, dtype="uint8")
+    for of in FLOATS:
+        for size, unit in ((s, u) for s in 10.0 ** np.arange(-45, -29, 3) for u in (1e-19, 1e-3, 1e15)):
+            params = params_for(rng, shape, "uint8", **where)
+            params = qk.QParams(
+                unit * params.scale, np.full_like(params.zero_point, getattr(one, end)), "uint8", **where
+            )
+            few = rng.random(shape) < 0.1
+            with np.errstate(under="ignore", over="ignore"):
+                x = np.where(few, rng.normal(0, unit, shape), rng.normal(0, size, shape)).astype(of)
+                grad = rng.normal(0, 1e30 if of != np.float16 else 1, shape).astype(of)
+            want = None
+            for isa in isas():
+                got = qk.fake_quantize_grad(grad, x, params, edge=edge)
+                want = want or got
+                for a, b in zip(got, want):
+                    assert_same_bits(np.asarray(a), np.asarray(b), (isa, size, unit))
+            assert_same_bits(want[0], terms_of(grad, x, params, edge)[0].astype(of))
+
+
+def test_quotients_that_underflow_are_on_one_side(isas):
+    """The one of the smallest float32 is rounded away from 0, so it is within the bounds, whatever the reciprocal."""
+    x, one = F32([-1.3, -1.4e-45]), np.ones(2, F32)
+    for isa in isas():
+        assert_array_equal(qk.fake_quantize_grad(one, x, qk.QParams(1.545, 255, "uint8"), edge="clipped")[0], one, isa)
+
+
 @pytest.mark.parametrize("where", [{}, {"axis": 0}], ids=str)
 def test_gradients_beyond_the_caches(where, variants):
     """More than 24 MB are stored past the caches."""

@@ -117,6 +117,9 @@ static void apply_converted(const operation *op, const char *in, char *out, size
         from_f32(op, buffer, (uint16_t *)out, given->out_stride, p.rows, n);
 }
 
+/* How many floats of its cache line lie before p. Parts that end with a line make the next begin with one. */
+static size_t in_line(const void *p) { return (uintptr_t)p % 64 / sizeof(float); }
+
 static void apply_chunks(const operation *op, const char *in, char *out, size_t n, const qk_affines *given)
 {
     const size_t run = min_size(given->run, n), chunk = op->past ? PAST : CHUNK;
@@ -124,6 +127,7 @@ static void apply_chunks(const operation *op, const char *in, char *out, size_t 
     qk_affines p = *given;
     for (size_t at = 0, count; at < n; at += count) {
         count = min_size(min_size(n - at, most), run < chunk ? most : run - at % run);
+        if (op->past && run >= chunk) count = min_size(count, most - in_line(out + at * size_of(op->to)));
         p.apart = op->past && count > 1 ? 2 : 0; /* of runs from memory the CPU itself asks for what comes next */
         p.scale = given->scale + at / run, p.zero_point = given->zero_point + at / run;
         if (p.reciprocal) p.reciprocal = given->reciprocal + at / run;
@@ -226,12 +230,17 @@ static int is_far(const operation *op, size_t bytes)
     return bytes > FAR && from != 8 && to != 8 && !is_half(op->from) && !is_half(op->to) && !op->floats;
 }
 
+/* Whether floats are whole cache lines, or so many that it matters little if two runs share one: that is stored in two
+ * parts, through the caches, and stores past them wait for it. */
+static int fills_lines(size_t n) { return n % 16 == 0 || n >= PAST; }
+
 static int apply_layout(operation *op)
 {
     const layout *l = &op->l;
     const size_t bytes = first_element(l, l->blocks) * (size_of(op->from) + size_of(op->to));
     const int whole = is_far(op, bytes);
-    op->past = whole && l->run > 1 && !op->seed && size_of(op->to) == 4 && bytes > BEYOND_CACHES;
+    op->past = whole && l->run > 1 && fills_lines(l->run) && fills_lines(l->length) && !op->seed &&
+        size_of(op->to) == 4 && bytes > BEYOND_CACHES;
     op->far = whole && l->run == 1;
     const size_t most = op->far ? FAR_COLUMNS : l->run == 1 ? COLUMNS : PIECE;
     op->stretch = min_size(l->length, l->run < most ? most / l->run * l->run : l->run);

@@ -12,8 +12,9 @@
 #include "runtime/sizes.h"
 
 enum {
-    RUN = 4096, /* elements of a piece of a run */
-    ROWS = 128, /* rows of a piece of columns */
+    RUN = 4096,     /* elements of a piece of a run */
+    LONG = 4 * RUN, /* a run, whose ends, which share pairs of groups or cache lines with others, are few */
+    ROWS = 128,     /* rows of a piece of columns */
     HALF_COLUMNS = RUN / QK_GRAD_ROWS
 };
 
@@ -202,8 +203,6 @@ static double folded(double *lane)
 static void add_run(const gradient *g, const place *at, qk_affines *p)
 {
     double scale[QK_GRAD_LANES] = {0}, zero[QK_GRAD_LANES] = {0};
-    const float reciprocal = qk_affine_of(*p->scale, *p->zero_point, p->qmin, p->qmax, QK_HALF_EVEN).reciprocal;
-    p->reciprocal = reciprocal != 0 ? &reciprocal : NULL;
     add_rows(g, at, p, (qk_grad_sums){scale, zero});
     g->sums.scale[at->sum] = folded(scale), g->sums.zero[at->sum] = folded(zero);
 }
@@ -225,7 +224,6 @@ static void add_items(void *context, size_t begin, size_t end)
         if (g->wide && g->given->dtype != QK_F64 && !any_unfinished(g, &at)) continue;
         const qk_params *p = g->p;
         qk_affines by = {.scale = p->scale + at.first,
-                         .reciprocal = p->reciprocal ? p->reciprocal + at.first : NULL,
                          .zero_point = p->zero_point + at.first,
                          .qmin = p->qmin,
                          .qmax = p->qmax,
@@ -289,7 +287,7 @@ int qk_fake_quantize_grad(const qk_fake_grad *given, const qk_params *p, double 
     g.l = grad_layout_of(p);
     g.sums = (qk_grad_sums){sums, sums + qk_fake_grad_sums(p)};
     g.cols = min_size(g.l.n, given->dtype == QK_F32 ? QK_GRAD_COLUMNS : HALF_COLUMNS);
-    g.past = !g.l.columns && given->dtype == QK_F32 && total > BEYOND_CACHES / (3 * sizeof(float));
+    g.past = !g.l.columns && g.l.n >= LONG && given->dtype == QK_F32 && total > BEYOND_CACHES / (3 * sizeof(float));
     g.col_items = g.l.columns ? ceil_div(g.l.n, g.cols) : 1;
     const size_t items = g.l.count * g.l.pieces * g.col_items;
     int status = qk_parallel_for(items, (g.wide ? 2.0 : 0.3) * (double)total, add_items, &g);

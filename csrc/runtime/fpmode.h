@@ -40,6 +40,19 @@ static inline void qk_leave_mode(qk_mode was)
     if (__builtin_expect(was.x87_word != QK_X87_WORD, 0)) __asm__ volatile("fnclex\n\tfldcw %0" : : "m"(was.x87_word));
 }
 
+/* Whether a result of this thread was less than the smallest normal number, and inexact, since that was forgotten. */
+static inline int qk_underflown(void)
+{
+    __asm__ volatile("" : : : "memory"); /* what is stored before was computed before */
+    return (_mm_getcsr() & _MM_EXCEPT_UNDERFLOW) != 0;
+}
+
+static inline void qk_forget_underflow(void)
+{
+    if (qk_underflown()) _mm_setcsr(_mm_getcsr() & ~(uint32_t)_MM_EXCEPT_UNDERFLOW);
+    __asm__ volatile("" : : : "memory");
+}
+
 #elif defined(__aarch64__)
 
 typedef struct {

@@ -6,39 +6,23 @@
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/fake_grad_types.h"
 
-static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, grad_parameters *p, const int how)
+static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, grad_parameters *p)
 {
     QK_NO_DEPENDENCE
     for (size_t i = 0; i < n; i++) {
-        const float scale = from->scale[i], lo = (float)(from->qmin - from->zero_point[i]);
-        const float hi = (float)(from->qmax - from->zero_point[i]);
-        p->scale[i] = scale, p->lo[i] = lo, p->hi[i] = hi;
-        if (how == MULTIPLY) p->reciprocal[i] = from->reciprocal[i];
-        if (how == MULTIPLY) p->least[i] = (lo - 1.0f) * scale, p->most[i] = (hi + 1.0f) * scale;
+        const float scale = from->scale[i];
+        p->scale[i] = scale;
+        p->lo[i] = (float)(from->qmin - from->zero_point[i]), p->hi[i] = (float)(from->qmax - from->zero_point[i]);
+#ifdef GRAD_VECTOR
+        p->reciprocal[i] = (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? 1.0f / scale : NAN;
+#endif
     }
 }
 
-static QK_INLINE grad_parameter grad_parameter_at(const grad_parameters *p, size_t i, const int how)
-{
-    const int multiply = how == MULTIPLY;
-    return (grad_parameter){p->scale[i], multiply ? p->reciprocal[i] : 0, p->lo[i],
-                            p->hi[i],    multiply ? p->least[i] : 0,      multiply ? p->most[i] : 0};
-}
-
-/* x / scale; where it lies more than a step beyond the bounds it may be any number that does; NaN stays NaN. */
-static QK_INLINE float steps_of(float x, grad_parameter p, const int how)
-{
-    if (how != MULTIPLY) return x / p.scale;
-    x = clamp(x, p.least, p.most);
-    const float q = x * p.reciprocal;
-    return __builtin_fmaf(__builtin_fmaf(-q, p.scale, x), p.reciprocal, q);
-}
-
 /* Adds the terms of an element; returns the gradient of x. */
-static QK_INLINE float add_terms(float g, float x, grad_parameter p, const int how, const int clipped, float *scale,
-                                 float *zero)
+static QK_INLINE float add_terms(float g, float x, grad_parameter p, const int clipped, float *scale, float *zero)
 {
-    const float v = steps_of(x, p, how), r = v + ROUNDER - ROUNDER, c = clamp(r, p.lo, p.hi);
+    const float v = x / p.scale, r = v + ROUNDER - ROUNDER, c = clamp(r, p.lo, p.hi);
     const int number = v == v, inside = clipped ? (v > p.lo) & (v < p.hi) : c == r;
     const int outside = number & !inside;
     const float distance = inside ? c - v : outside ? c : 0.0f;
@@ -49,15 +33,15 @@ static QK_INLINE float add_terms(float g, float x, grad_parameter p, const int h
 
 /* Some rows of n columns, which have the parameters from number 0 on, or that one (step 0). */
 static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t n, const grad_parameters *p,
-                                const size_t step, const int how, const int clipped, grad_terms *t)
+                                const size_t step, const int clipped, grad_terms *t)
 {
-    const grad_parameter same = grad_parameter_at(p, 0, how);
+    const grad_parameter same = {p->scale[0], p->lo[0], p->hi[0]};
     for (size_t i = 0; i < n; i++) {
-        const grad_parameter here = step ? grad_parameter_at(p, i, how) : same;
+        const grad_parameter here = step ? (grad_parameter){p->scale[i], p->lo[i], p->hi[i]} : same;
         float scale = t->scale[i], zero = t->zero[i];
         for (size_t row = 0; row < rows; row++) {
             const size_t at = row * s.stride + i;
-            s.grad_x[at] = add_terms(s.grad[at], s.x[at], here, how, clipped, &scale, &zero);
+            s.grad_x[at] = add_terms(s.grad[at], s.x[at], here, clipped, &scale, &zero);
         }
         t->scale[i] = scale, t->zero[i] = zero;
     }
@@ -65,16 +49,16 @@ static QK_INLINE void grad_rows(grad_stretch s, const size_t rows, const size_t 
 
 /* Up to QK_GRAD_ROWS rows, whose terms are added in float32, and their sums to those in double. */
 static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
-                                const size_t step, const int how, const int clipped, qk_grad_sums to)
+                                const size_t step, const int clipped, qk_grad_sums to)
 {
     grad_terms t __attribute__((aligned(64)));
     for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
     for (; rows >= GRAD_ROWS; rows -= GRAD_ROWS) {
-        grad_rows(s, GRAD_ROWS, n, p, step, how, clipped, &t);
+        grad_rows(s, GRAD_ROWS, n, p, step, clipped, &t);
         s.grad += GRAD_ROWS * s.stride, s.x += GRAD_ROWS * s.stride, s.grad_x += GRAD_ROWS * s.stride;
     }
     for (; rows > 0; rows--) {
-        grad_rows(s, 1, n, p, step, how, clipped, &t);
+        grad_rows(s, 1, n, p, step, clipped, &t);
         s.grad += s.stride, s.x += s.stride, s.grad_x += s.stride;
     }
     for (size_t i = 0; i < n; i++) to.scale[i] += (double)t.scale[i], to.zero[i] += (double)t.zero[i];
@@ -85,7 +69,7 @@ static QK_INLINE void add_group(grad_stretch s, size_t rows, const size_t n, con
 static QK_NOINLINE void add_slowly(grad_stretch s, size_t rows, size_t n, const grad_parameters *p, size_t step,
                                    int clipped, qk_grad_sums to)
 {
-    clipped ? add_group(s, rows, n, p, step, MULTIPLY, 1, to) : add_group(s, rows, n, p, step, MULTIPLY, 0, to);
+    clipped ? add_group(s, rows, n, p, step, 1, to) : add_group(s, rows, n, p, step, 0, to);
 }
 
 /* Whole vectors of columns, which have the parameters from number 0 on, or that one (step 0). */
@@ -107,79 +91,92 @@ static QK_INLINE void add_vectors(grad_stretch s, size_t rows, size_t n, const g
 enum { GROUP_SIZE = QK_GRAD_ROWS * QK_GRAD_LANES }; /* of a run */
 
 static QK_INLINE void grad_group(grad_stretch s, size_t rows, const size_t n, const grad_parameters *p,
-                                 const size_t step, const int how, const int clipped, qk_grad_sums to)
+                                 const size_t step, const int clipped, qk_grad_sums to)
 {
     size_t whole = 0;
 #ifdef GRAD_VECTOR
-    if (how == MULTIPLY) whole = n / GRAD_VECTOR * GRAD_VECTOR;
+    whole = n / GRAD_VECTOR * GRAD_VECTOR;
     if (whole) add_vectors(s, rows, whole, p, step, clipped, to);
 #endif
     if (whole < n)
-        add_group(grad_part(s, whole), rows, n - whole, grad_parameters_from(p, step * whole), step, how, clipped,
+        add_group(grad_part(s, whole), rows, n - whole, grad_parameters_from(p, step * whole), step, clipped,
                   (qk_grad_sums){to.scale + whole, to.zero + whole});
 }
 
-static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int how, const int clipped,
-                                   qk_grad_sums to)
+static QK_INLINE void grad_columns(grad_stretch s, const qk_affines *given, const int clipped, qk_grad_sums to)
 {
     grad_parameters p __attribute__((aligned(64)));
-    take_grad_parameters(given, s.n, &p, how);
+    take_grad_parameters(given, s.n, &p);
     for (size_t row = 0; row < given->rows; row += QK_GRAD_ROWS) {
         const size_t rows = given->rows - row < QK_GRAD_ROWS ? given->rows - row : QK_GRAD_ROWS;
-        grad_group(grad_part(s, row * s.stride), rows, s.n, &p, 1, how, clipped, to);
+        grad_group(grad_part(s, row * s.stride), rows, s.n, &p, 1, clipped, to);
     }
 }
 
 /* Whole pairs of groups, whose results go past the caches: seldom, or loads wait for them. Returns where these end. */
-static QK_INLINE size_t grad_pairs(grad_stretch s, const grad_parameters *p, const int how, const int clipped,
-                                   qk_grad_sums to)
+static QK_INLINE size_t grad_pairs(grad_stretch s, const grad_parameters *p, const int clipped, qk_grad_sums to)
 {
     float result[2 * GROUP_SIZE] __attribute__((aligned(64)));
     size_t at = 0;
     for (; s.n - at >= 2 * GROUP_SIZE; at += 2 * GROUP_SIZE) {
         grad_stretch part = grad_part(s, at);
         for (part.grad_x = result; part.grad_x < result + 2 * GROUP_SIZE; part = grad_part(part, GROUP_SIZE))
-            grad_group(part, QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, how, clipped, to);
+            grad_group(part, QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, clipped, to);
         copy_past_caches(result, s.grad_x + at, sizeof result);
     }
     return at;
 }
 
 /* A run is rows of QK_GRAD_LANES columns that share parameters. */
-static QK_INLINE void grad_run(grad_stretch s, const qk_affines *given, const int how, const int clipped,
-                               const int past, qk_grad_sums to)
+static QK_INLINE void grad_run(grad_stretch s, const grad_parameters *p, const int clipped, const int past,
+                               qk_grad_sums to)
 {
-    grad_parameters p;
-    take_grad_parameters(given, 1, &p, how);
-    size_t at = past ? grad_pairs(s, &p, how, clipped, to) : 0;
+    size_t at = past ? grad_pairs(s, p, clipped, to) : 0;
     for (; s.n - at >= GROUP_SIZE; at += GROUP_SIZE)
-        grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, &p, 0, how, clipped, to);
+        grad_group(grad_part(s, at), QK_GRAD_ROWS, QK_GRAD_LANES, p, 0, clipped, to);
     const size_t rows = (s.n - at) / QK_GRAD_LANES, rest = (s.n - at) % QK_GRAD_LANES;
-    if (rows) grad_group(grad_part(s, at), rows, QK_GRAD_LANES, &p, 0, how, clipped, to);
-    if (rest) grad_group(grad_part(s, at + rows * QK_GRAD_LANES), 1, rest, &p, 0, how, clipped, to);
+    if (rows) grad_group(grad_part(s, at), rows, QK_GRAD_LANES, p, 0, clipped, to);
+    if (rest) grad_group(grad_part(s, at + rows * QK_GRAD_LANES), 1, rest, p, 0, clipped, to);
 }
 
 static void fake_grad_columns_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
                                   int clipped, qk_grad_sums to)
 {
     const grad_stretch s = {grad, x, grad_x, n, p->in_stride};
-    const int divide = !HAVE_FMA || !p->reciprocal;
-    if (divide)
-        clipped ? grad_columns(s, p, DIVIDE, 1, to) : grad_columns(s, p, DIVIDE, 0, to);
-    else
-        clipped ? grad_columns(s, p, MULTIPLY, 1, to) : grad_columns(s, p, MULTIPLY, 0, to);
+    clipped ? grad_columns(s, p, 1, to) : grad_columns(s, p, 0, to);
 }
 
-static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *p,
+static QK_INLINE void grad_run_by(grad_stretch s, const grad_parameters *p, int clipped, int past, qk_grad_sums to)
+{
+    if (past)
+        clipped ? grad_run(s, p, 1, 1, to) : grad_run(s, p, 0, 1, to);
+    else
+        clipped ? grad_run(s, p, 1, 0, to) : grad_run(s, p, 0, 0, to);
+}
+
+#ifdef GRAD_VECTOR
+static QK_NOINLINE void grad_run_slowly(grad_stretch s, const qk_affines *given, int clipped, int past, qk_grad_sums to)
+{
+    grad_parameters p;
+    take_grad_parameters(given, 1, &p), p.reciprocal[0] = NAN; /* vectors refuse */
+    for (size_t i = 0; i < QK_GRAD_LANES; i++) to.scale[i] = to.zero[i] = 0;
+    grad_run_by(s, &p, clipped, past, to);
+}
+#endif
+
+static void fake_grad_run_f32(const float *grad, const float *x, float *grad_x, size_t n, const qk_affines *given,
                               int clipped, int past, qk_grad_sums to)
 {
     const grad_stretch s = {grad, x, grad_x, n, QK_GRAD_LANES};
-    if (!HAVE_FMA || !p->reciprocal)
-        clipped ? grad_run(s, p, DIVIDE, 1, past, to) : grad_run(s, p, DIVIDE, 0, past, to);
-    else if (past)
-        clipped ? grad_run(s, p, MULTIPLY, 1, 1, to) : grad_run(s, p, MULTIPLY, 0, 1, to);
-    else
-        clipped ? grad_run(s, p, MULTIPLY, 1, 0, to) : grad_run(s, p, MULTIPLY, 0, 0, to);
+    grad_parameters p;
+    take_grad_parameters(given, 1, &p);
+#ifdef GRAD_VECTOR
+    qk_forget_underflow();
+#endif
+    grad_run_by(s, &p, clipped, past, to);
+#ifdef GRAD_VECTOR
+    if (qk_underflown()) grad_run_slowly(s, given, clipped, past, to);
+#endif
 }
 
 #endif

@@ -6,14 +6,14 @@
 
 enum { GRAD_ROWS = 4 /* that are seen at once, so that sums stay in registers */ };
 
-/* Of each column: what quotients need, the bounds in steps, and the bounds of x, a step beyond these. */
+/* Of each column: what quotients need, and their bounds. The reciprocal is for vectors: NaN has them refuse scales of
+ * which it is none. */
 typedef struct {
     float scale[QK_GRAD_COLUMNS], reciprocal[QK_GRAD_COLUMNS], lo[QK_GRAD_COLUMNS], hi[QK_GRAD_COLUMNS];
-    float least[QK_GRAD_COLUMNS], most[QK_GRAD_COLUMNS];
 } grad_parameters;
 
 typedef struct {
-    float scale, reciprocal, lo, hi, least, most;
+    float scale, lo, hi;
 } grad_parameter;
 
 /* Terms of up to QK_GRAD_ROWS rows. */

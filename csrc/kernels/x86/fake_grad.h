@@ -8,6 +8,7 @@
 
 #include "kernels/generic/elementwise.h"
 #include "kernels/generic/fake_grad_types.h"
+#include "runtime/fpmode.h"
 
 #define GRAD_VECTOR FLOATS
 
@@ -24,8 +25,8 @@ static QK_INLINE grad_floats load_grad_floats(const grad_parameters *p, const si
 /* Rows that are seen step by step, as each step waits for the one before. */
 enum { ROWS_AT_ONCE = VECTOR / 16 };
 
-/* add_terms of generic/fake_grad.h for a vector of columns of some rows, of x that is not clamped: where that is NaN,
- * or its quotient not finite, so is the sum of terms. */
+/* add_terms of generic/fake_grad.h for a vector of columns of some rows, by multiplication with the reciprocal: where x
+ * or that is NaN, or its quotient not finite, so is the sum of terms; where it may be off, a result underflows. */
 static QK_INLINE void add_some_rows(grad_stretch s, const int rows, grad_floats p, const int clipped, floats *scale,
                                     floats *zero)
 {
@@ -79,17 +80,20 @@ static QK_INLINE void grad_some_rows(grad_stretch s, const int rows, size_t n, c
     }
 }
 
-/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, where a sum is NaN. */
+/* As many rows of n columns, a multiple of GRAD_VECTOR. Returns 0, and adds nothing, where a sum is NaN or a result has
+ * underflown. */
 static QK_INLINE int grad_whole_columns(grad_stretch s, size_t rows, size_t n, const grad_parameters *p,
                                         const int clipped, qk_grad_sums to)
 {
     const size_t next = ROWS_AT_ONCE * s.stride;
     grad_terms t __attribute__((aligned(64)));
+    qk_forget_underflow();
     for (size_t i = 0; i < n; i++) t.scale[i] = 0, t.zero[i] = 0;
     for (; rows >= ROWS_AT_ONCE; rows -= ROWS_AT_ONCE, s = grad_part(s, next))
         grad_some_rows(s, ROWS_AT_ONCE, n, p, clipped, &t);
     for (; rows > 0; rows--, s = grad_part(s, s.stride)) grad_some_rows(s, 1, n, p, clipped, &t);
     floats sum = all_floats(0);
+    if (qk_underflown()) return 0;
     for (size_t i = 0; i < n; i += FLOATS) sum = sum_of(sum, product_of(load_floats(t.scale + i), all_floats(0)));
     if (any_nan(sum)) return 0;
     for (size_t i = 0; i < n; i += FLOATS) {
