@@ -15,6 +15,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define _MM_FROUND_TO_NEAREST_INT SIMDE_MM_FROUND_TO_NEAREST_INT
+#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
+#define _mm512_stream_si512(place, a) _mm512_store_si512(place, a)
+
 static inline __m512 fused(__m512 a, __m512 b, __m512 c, float sign)
 {
     simde__m512_private a_ = simde__m512_to_private(a), b_ = simde__m512_to_private(b), c_ = simde__m512_to_private(c);

@@ -14,7 +14,8 @@ static QK_INLINE void take_grad_parameters(const qk_affines *from, size_t n, gra
         p->scale[i] = scale;
         p->lo[i] = (float)(from->qmin - from->zero_point[i]), p->hi[i] = (float)(from->qmax - from->zero_point[i]);
 #ifdef GRAD_VECTOR
-        p->reciprocal[i] = (scale >= 0x1p-64f) & (scale <= 0x1p64f) ? 1.0f / scale : NAN;
+        const int divides = (scale >= 0x1p-64f) & (scale <= 0x1p64f);
+        p->reciprocal[i] = divides ? 1.0f / scale : NAN;
 #endif
     }
 }
