@@ -75,18 +75,24 @@ def test_gradients_of_other_byte_orders(of):
                 assert_same_bits(np.asarray(made), np.asarray(right))
 
 
+def gradients_of_equal_bits(isas, grad, x, params, edge, what=""):
+    """Gradients, which have the same bits on every instruction set."""
+    want = None
+    for isa in isas():
+        got = qk.fake_quantize_grad(grad, x, params, edge=edge)
+        want = want or got
+        for a, b in zip(got, want):
+            assert_same_bits(np.asarray(a), np.asarray(b), (isa, what))
+    return want
+
+
 @settings(max_examples=200)
 @given(case=cases(), edge=st.sampled_from(EDGES), seed=st.integers(0, 2**32))
 def test_gradients_are_those_of_the_formulas(case, edge, seed, isas):
     x, params = case
-    grad = np.asarray(np.random.default_rng(seed).normal(size=x.shape)).astype(x.dtype)
-    first = None
-    for isa in isas():
-        got = qk.fake_quantize_grad(grad, x, params, edge=edge)
-        assert_gradients(got, grad, x, params, edge)
-        first = first or got
-        for a, b in zip(got, first):
-            assert_same_bits(np.asarray(a), np.asarray(b), isa)
+    with np.errstate(under="ignore"):
+        grad = np.asarray(np.random.default_rng(seed).normal(size=x.shape)).astype(x.dtype)
+    assert_gradients(gradients_of_equal_bits(isas, grad, x, params, edge), grad, x, params, edge)
 
 
 @pytest.mark.parametrize("of", FLOATS)
@@ -114,13 +120,7 @@ def test_values_without_a_quotient_change_no_others(axis, edge, isas):
     params = qk.QParams(*(np.full([] if axis is None else [shape[axis]], v) for v in (0.0123, 7)), "uint8", axis=axis)
     odd = rng.random(shape) < 1 / 30
     x[odd] = rng.choice(F32([np.nan, np.inf, -np.inf, 3.4e38, -3e38, 1e7, -1e9]), odd.sum())
-    want = None
-    for isa in isas():
-        got = qk.fake_quantize_grad(grad, x, params, edge=edge)
-        assert_gradients(got, grad, x, params, edge)
-        want = want or got
-        for a, b in zip(got, want):
-            assert_same_bits(np.asarray(a), np.asarray(b), isa)
+    assert_gradients(gradients_of_equal_bits(isas, grad, x, params, edge), grad, x, params, edge)
 
 
 @pytest.mark.parametrize("edge", EDGES)
@@ -140,13 +140,8 @@ def test_small_values_have_equal_bits_everywhere(where, end, edge, isas):
             with np.errstate(under="ignore", over="ignore"):
                 x = np.where(few, rng.normal(0, unit, shape), rng.normal(0, size, shape)).astype(of)
                 grad = rng.normal(0, 1e30 if of != np.float16 else 1, shape).astype(of)
-            want = None
-            for isa in isas():
-                got = qk.fake_quantize_grad(grad, x, params, edge=edge)
-                want = want or got
-                for a, b in zip(got, want):
-                    assert_same_bits(np.asarray(a), np.asarray(b), (isa, size, unit))
-            assert_same_bits(want[0], terms_of(grad, x, params, edge)[0].astype(of))
+            found = gradients_of_equal_bits(isas, grad, x, params, edge, (size, unit))
+            assert_same_bits(found[0], terms_of(grad, x, params, edge)[0].astype(of))
 
 
 def test_quotients_that_underflow_are_on_one_side(isas):
